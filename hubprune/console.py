@@ -1,0 +1,144 @@
+"""What a person sees: stdout is the result, stderr is the talk.
+
+The library never prints; stages get a `Reporter` and tell it what they are doing.  On a terminal it draws bars, in a
+log it writes a line now and then, so that a CI job stays readable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Unit = Literal["B", "documents", "layers", "requests", "prompts", "files"]
+LOG_INTERVAL_SECONDS = 10.0
+
+
+class Advance(Protocol):
+    """Tell a progress bar that so many units more are done."""
+
+    def __call__(self, amount: int = 1, /) -> None:
+        """Add `amount` units."""
+
+
+class Reporter:
+    """Talks on stderr; the silent form, `Reporter(quiet=...)`, still shows warnings."""
+
+    def __init__(self, *, quiet: Literal["no", "yes"] = "no") -> None:
+        self._quiet = quiet == "yes"
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The stderr console, made on first use since rich costs time to import."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        return self._console
+
+    def stage(self, number: int, total: int, title: str) -> None:
+        """Announce a stage."""
+        if not self._quiet:
+            self.console.print(f"[bold cyan][{number}/{total}][/] [bold]{_plain(title)}[/]")
+
+    def note(self, text: str) -> None:
+        """Say something that is good to know."""
+        if not self._quiet:
+            self.console.print(f"      {_plain(text)}")
+
+    def warn(self, text: str) -> None:
+        """Say something that the user should look at."""
+        self.console.print(f"[yellow]warning:[/] {_plain(text)}")
+
+    def error(self, message: str, hint: str | None) -> None:
+        """Show an error in red, and below it what to do next."""
+        self.console.print(f"[bold red]error:[/] {_plain(message)}")
+        if hint:
+            self.console.print(f"[bold]hint:[/]  {_plain(hint)}")
+
+    @contextmanager
+    def progress(self, description: str, *, total: int, unit: Unit) -> Iterator[Advance]:
+        """Show the progress of `total` units with rate and remaining time while the block runs."""
+        if self._quiet:
+            yield _ignore
+        elif self.console.is_terminal:
+            with _bar(self.console, description, total=total, unit=unit) as advance:
+                yield advance
+        else:
+            yield _LogProgress(self.note, description, total=total, unit=unit)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _ignore(amount: int = 1, /) -> None:
+    """Stands in for a bar that nobody looks at."""
+
+
+@contextmanager
+def _bar(console: Console, description: str, *, total: int, unit: Unit) -> Iterator[Advance]:
+    from rich import progress as rich
+
+    done = (
+        [rich.DownloadColumn(), rich.TransferSpeedColumn()]
+        if unit == "B"
+        else [rich.MofNCompleteColumn(), rich.TextColumn(unit)]
+    )
+    columns = [rich.TextColumn("      {task.description}"), rich.BarColumn(), *done, rich.TimeRemainingColumn()]
+    with rich.Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(_plain(description), total=total)
+        start = time.monotonic()
+        yield lambda amount=1, /: bars.advance(task, amount)
+    console.print(f"      {_plain(description)}: {_amount(total, unit)} in {duration(time.monotonic() - start)}")
+
+
+class _LogProgress:
+    """Progress as lines of a log: one every ten seconds, with rate and remaining time."""
+
+    def __init__(self, write: Callable[[str], None], description: str, *, total: int, unit: Unit) -> None:
+        self._write, self._description, self._total, self._unit = write, description, total, unit
+        self._done, self._start = 0, time.monotonic()
+        self._next = self._start + LOG_INTERVAL_SECONDS
+
+    def __call__(self, amount: int = 1, /) -> None:
+        self._done += amount
+        now = time.monotonic()
+        elapsed = now - self._start
+        if self._done >= self._total > self._done - amount:
+            self._write(f"{self._description}: {_amount(self._total, self._unit)} in {duration(elapsed)}")
+        elif now >= self._next and self._done:
+            self._next = now + LOG_INTERVAL_SECONDS
+            remaining = elapsed * (self._total / self._done - 1)
+            share = f"{_amount(self._done, self._unit)} of {_amount(self._total, self._unit)}"
+            self._write(f"{self._description}: {share}, {duration(remaining)} left")
+
+
+def _amount(number: int, unit: Unit) -> str:
+    return size(number) if unit == "B" else f"{number:,} {unit}"
+
+
+def size(number: float) -> str:
+    """Write bytes with a decimal unit: 1.50 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.2f} {unit}"
+        number /= 1000
+    return f"{number:.2f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

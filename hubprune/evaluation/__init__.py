@@ -1,0 +1,1 @@
+"""The evaluation room: benchmarks and free text on the base and on the reloaded pruned checkpoint."""

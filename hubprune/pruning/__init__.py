@@ -1,0 +1,1 @@
+"""The pruning room: calibration, importance, selection, the checkpoint writer and its verification."""

@@ -1,0 +1,1 @@
+"""The publishing room: the model card, the manifest, and the one commit that carries them."""

@@ -1,0 +1,250 @@
+"""The recipe: everything that decides a publish, as frozen values that go to YAML and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hubprune.artifacts import Aggregation
+from hubprune.errors import RecipeError
+
+REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+DEFAULT_TASKS = ("arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande")
+PACKAGE_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.txt"
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Settings(BaseModel):
+    """A frozen part of the recipe that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+class BaseModelSpec(Settings):
+    """Which base."""
+
+    repo_id: str
+    """Repo id on the Hub, or a local folder (not for publishing)."""
+    revision: str = "main"
+    """Branch, tag or commit of the base; resolved to a commit before anything else happens."""
+
+
+class CalibrationSubset(Settings):
+    """One weighted part of a calibration mix."""
+
+    dataset: str
+    """Data set id on the Hub, or the path of a local .jsonl, .parquet or .txt file."""
+    config: str | None = None
+    split: str = "train"
+    column: str = "text"
+    """Column that holds the document."""
+    weight: float = Field(gt=0)
+    """Relative weight; weights need not add to 1."""
+
+    @property
+    def label(self) -> str:
+        """Short name: the config where there is one, else the data set."""
+        return self.config or self.dataset
+
+
+class CalibrationMix(Settings):
+    """A weighted mix of documents."""
+
+    name: str
+    subsets: tuple[CalibrationSubset, ...] = Field(min_length=1)
+    num_samples: int = Field(default=400, ge=1)
+    """Documents in all."""
+    max_tokens: int = Field(default=512, ge=2)
+    """Tokens after which a document is cut off."""
+    shuffle_buffer: int = Field(default=1000, ge=1)
+    """Documents that the streaming shuffle holds at a time; the choice of documents depends on it."""
+
+    def counts(self) -> tuple[int, ...]:
+        """Documents per subset: largest-remainder rounding of the weights, so that they add up to `num_samples`."""
+        total = sum(s.weight for s in self.subsets)
+        shares = [self.num_samples * s.weight / total for s in self.subsets]
+        # The epsilon keeps 0.15 * 400 = 59.99999999999999 from losing a document to floating point.
+        counts = [int(share + 1e-9) for share in shares]
+        by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+        for i in by_remainder[: self.num_samples - sum(counts)]:
+            counts[i] += 1
+        return tuple(counts)
+
+
+class DropSpec(Settings):
+    """What is to be dropped: a number of attention sublayers by score, or exactly the given ones."""
+
+    attn_drop: int | None = Field(default=None, ge=1)
+    """Number of attention sublayers to drop, lowest score first."""
+    drop_attn: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Layers whose attention is dropped, whatever the scores say."""
+    protect: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Layers that are never dropped."""
+
+    @field_validator("drop_attn", "protect")
+    @classmethod
+    def _sorted_and_unique(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if value is None else tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _one_request(self) -> DropSpec:
+        if (self.attn_drop is None) == (self.drop_attn is None):
+            raise ValueError("say what to drop: either --attn-drop N or --drop-attn 18,21,22")
+        if self.drop_attn is not None and not self.drop_attn:
+            raise ValueError("--drop-attn names no layer")
+        if both := set(self.drop_attn or ()) & set(self.protect):
+            raise ValueError(f"layers {sorted(both)} are both in --drop-attn and in --protect")
+        return self
+
+    @property
+    def count(self) -> int:
+        """Number of attention sublayers that go."""
+        return len(self.drop_attn) if self.drop_attn is not None else int(self.attn_drop or 0)
+
+
+class EvaluationSpec(Settings):
+    """Which benchmarks and which free text."""
+
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    """lm-eval task names."""
+    limit: int | None = Field(default=None, ge=1)
+    """Documents per task at most."""
+    include_path: str | None = None
+    """Folder with task YAMLs of one's own."""
+    batch_size: int = Field(default=8, ge=1)
+    prompts: tuple[str, ...] | None = None
+    """Prompts for the free text; None for the shipped ones."""
+    max_new_tokens: int = Field(default=128, ge=1)
+
+    @field_validator("tasks")
+    @classmethod
+    def _unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(value))
+
+    def prompt_texts(self) -> tuple[str, ...]:
+        """The prompts in their order."""
+        return self.prompts if self.prompts is not None else read_prompts(PACKAGE_PROMPTS)
+
+
+class TargetSpec(Settings):
+    """Where the result goes."""
+
+    repo_id: str | None = None
+    """None for `<your namespace>/<base>-attn-drop-<N>`."""
+    revision: str = "main"
+    """Branch that the commit goes to."""
+    private: bool = False
+    create_pr: bool = False
+    """Open a pull request instead of committing to the branch."""
+
+    @field_validator("repo_id")
+    @classmethod
+    def _valid_repo_id(cls, value: str | None) -> str | None:
+        if value is not None and not (REPO_ID.fullmatch(value) and len(value) <= 96):
+            raise ValueError(f"{value!r} is no repo id; it looks like namespace/name")
+        return value
+
+
+class Recipe(Settings):
+    """Everything that decides a publish.  Where and when it runs is not part of it."""
+
+    schema_version: Literal[1] = 1
+    base: BaseModelSpec
+    drop: DropSpec
+    calibration: CalibrationMix
+    aggregation: Aggregation = "document"
+    score_batch_size: int = Field(default=8, ge=1)
+    """Documents per batch while scoring; it changes speed, not scores."""
+    evaluation: EvaluationSpec = EvaluationSpec()
+    target: TargetSpec = TargetSpec()
+    seed: int = Field(default=0, ge=0)
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    """dtype that scoring and benchmarks compute in; `auto` is the checkpoint's own.  Files are never cast."""
+
+    @property
+    def default_name(self) -> str:
+        """Name of the result where none is given: the base's own, then what was dropped."""
+        return f"{self.base.repo_id.rstrip('/').split('/')[-1]}-attn-drop-{self.drop.count}"
+
+    def to_yaml(self) -> str:
+        """Write the recipe as YAML, in the order of its fields and without fields that hold nothing."""
+        return str(yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))
+
+
+def parse(kind: type[AnySettings], values: dict[str, Any]) -> AnySettings:
+    """Validate values into a part of the recipe.
+
+    Raises:
+        RecipeError: the first thing that is wrong, with the place it was found at.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_first_problem(error)) from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(p) for p in problem["loc"])
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{place}: {text}." if place else f"{text[0].upper()}{text[1:]}."
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        RecipeError: the file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"Cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} holds no mapping of settings.")
+    return values
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file; a relative `include_path` is taken from the file's own folder.
+
+    Raises:
+        RecipeError: the file cannot be read or has a value that cannot be used.
+    """
+    values = read_yaml(path)
+    evaluation = values.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(folder := evaluation.get("include_path"), str):
+        values["evaluation"] = {**evaluation, "include_path": str(path.resolve().parent / folder)}
+    return parse(Recipe, values)
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """Read prompts, one per line; empty lines are passed over.
+
+    Raises:
+        RecipeError: the file cannot be read or holds no prompt.
+    """
+    try:
+        prompts = tuple(_prompt_lines(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Cannot read the prompts in {path}: {error}") from error
+    if not prompts:
+        raise RecipeError(f"{path} holds no prompt.")
+    return prompts
+
+
+def _prompt_lines(path: Path) -> Iterator[str]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if text := line.strip():
+            yield text
