@@ -1,0 +1,64 @@
+"""Which Hub a process talks to.
+
+`HF_ENDPOINT` is read when huggingface_hub is imported, and again by datasets: set afterwards it moves only one of them,
+and a run would read from one Hub and publish to another.  So it is set here, before either is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from hubprune.errors import RecipeError
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+
+
+def use_endpoint(endpoint: str | None) -> str:
+    """Make every Hub client of this process use one endpoint, and return it.
+
+    Args:
+        endpoint: root address of the Hub; None for `HF_ENDPOINT`, else the public Hub.
+
+    Raises:
+        RecipeError: it is no http address, or a client was imported for another endpoint before.
+    """
+    # datasets fails with a misleading message where the address ends in a slash.
+    chosen = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    parts = urlsplit(chosen)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise RecipeError(f"{chosen!r} is no address of a Hub.", hint="It looks like https://huggingface.co.")
+    os.environ["HF_ENDPOINT"] = chosen
+    check_endpoint(chosen)
+    return chosen
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raise RecipeError where a client that is imported already talks to another endpoint."""
+    for module, name in (("huggingface_hub.constants", "ENDPOINT"), ("datasets.config", "HF_ENDPOINT")):
+        used = getattr(sys.modules.get(module), name, endpoint)
+        if used != endpoint:
+            raise RecipeError(
+                f"This process talks to {used} already and cannot change to {endpoint}.",
+                hint=f"Set HF_ENDPOINT={endpoint} before Python starts.",
+            )
+
+
+@contextmanager
+def no_calls_elsewhere() -> Iterator[None]:
+    """Keep datasets from calling hosts other than the endpoint while the block runs.
+
+    It would count downloads at S3, and ask datasets-server for an export, the latter with the user's token.  Where such
+    a host does not answer, each call costs seconds.
+    """
+    import datasets.config as config
+
+    before = config.HF_UPDATE_DOWNLOAD_COUNTS, config.USE_PARQUET_EXPORT
+    config.HF_UPDATE_DOWNLOAD_COUNTS = config.USE_PARQUET_EXPORT = False
+    try:
+        yield
+    finally:
+        config.HF_UPDATE_DOWNLOAD_COUNTS, config.USE_PARQUET_EXPORT = before

@@ -1,0 +1,208 @@
+"""Write a pruned checkpoint by copying byte ranges; no model is built and no tensor is loaded.
+
+A dropped sublayer is a set of tensors that are not copied.  Shard names, tensor order and metadata stay the base's,
+since the first chunk of a file decides how much of an upload the Hub can deduplicate.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from hubprune.architectures import Architecture, architecture_of
+from hubprune.artifacts import BaseCheckpoint, DropPlan, SublayerKind
+from hubprune.errors import CheckpointError
+from hubprune.pruning import config as config_json
+from hubprune.pruning import modeling
+from hubprune.pruning.weights import INDEX_NAME, LENGTH_BYTES, Shard, TensorEntry, Weights, open_weights
+
+NUMBERED_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
+COPY_BYTES = 8 * 2**20
+NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+CARRIED_FILES = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.tiktoken", "spiece.model",
+    "sentencepiece.bpe.model", "tekken.json", "generation_config.json", "chat_template*", "chat_templates/*",
+    "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+"""Files of the base that a published repo carries unchanged, as glob patterns."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """What of one base shard is copied, and under which names."""
+
+    source: Shard
+    name: str
+    kept: tuple[tuple[TensorEntry, str], ...]
+    """Tensors that stay, in file order, each with its new name."""
+
+
+def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, advance: Callable[[int], None]) -> None:
+    """Write the pruned checkpoint into an existing empty folder: weights, config, tokenizer files, modeling file.
+
+    Args:
+        base: the base, downloaded.
+        plan: what goes.
+        folder: where to write; the caller makes it appear atomically.
+        advance: told the number of weight bytes after each copied piece.
+
+    Raises:
+        CheckpointError: a base file is broken or hostile, or does not hold what the plan drops.
+    """
+    source = Path(base.folder or "")
+    architecture = architecture_of(base.config, name=base.name)
+    weights = open_weights(source)
+    write_weights(weights, plan, architecture, folder, advance=advance)
+    carry_files(source, folder)
+    config_json.write_config(base, plan, architecture, folder)
+    if config_json.needs_modeling_file(plan):
+        (folder / architecture.modeling_file).write_text(modeling.render(architecture), encoding="utf-8")
+
+
+def write_weights(
+    weights: Weights, plan: DropPlan, architecture: Architecture, folder: Path, *, advance: Callable[[int], None]
+) -> None:
+    """Write the safetensors files of a plan, and the index where the base has one."""
+    shards = shard_plans(weights, plan, architecture)
+    for shard in shards:
+        _write_shard(shard, folder / shard.name, advance)
+    if weights.index_metadata is not None:
+        _write_index(weights.index_metadata, shards, folder / INDEX_NAME)
+
+
+def shard_plans(weights: Weights, plan: DropPlan, architecture: Architecture) -> list[ShardPlan]:
+    """Decide for every shard which tensors stay and what they are called.
+
+    Raises:
+        CheckpointError: a sublayer that the plan drops has no tensors.
+    """
+    renamed = new_names(weights, plan, architecture)
+    plans = []
+    for shard in weights.shards:
+        kept = tuple((t, name) for t in shard.tensors if (name := renamed[t.name]) is not None)
+        if kept:
+            plans.append(ShardPlan(shard, shard.path.name, kept))
+    return plans if len(plans) == len(weights.shards) else _renumbered(plans)
+
+
+def _renumbered(plans: Sequence[ShardPlan]) -> list[ShardPlan]:
+    total = len(plans)
+    return [
+        replace(plan, name=f"{found['stem']}-{number:05d}-of-{total:05d}.safetensors")
+        if (found := NUMBERED_SHARD.fullmatch(plan.name))
+        else plan
+        for number, plan in enumerate(plans, start=1)
+    ]
+
+
+def new_names(weights: Weights, plan: DropPlan, architecture: Architecture) -> dict[str, str | None]:
+    """Map every tensor name of the base to its name in the pruned checkpoint, or to None where it goes.
+
+    Raises:
+        CheckpointError: a sublayer that the plan drops has no tensors.
+    """
+    layer_name = re.compile(rf"{re.escape(architecture.layers_prefix)}(\d+)\.((\w+)\..+)")
+    dropped_parts = _dropped_parts(plan, architecture)
+    numbers, met, names = plan.published_numbers, set[tuple[int, str]](), dict[str, str | None]()
+    for _, tensor in weights:
+        names[tensor.name] = tensor.name
+        if found := layer_name.fullmatch(tensor.name):
+            layer, rest, part = int(found[1]), found[2], found[3]
+            met.add((layer, part))
+            gone = layer not in numbers or (layer, part) in dropped_parts
+            names[tensor.name] = None if gone else f"{architecture.layers_prefix}{numbers[layer]}.{rest}"
+    if absent := dropped_parts - met:
+        layer, part = min(absent)
+        raise CheckpointError(f"{weights.folder} has no {architecture.layers_prefix}{layer}.{part} to drop.")
+    return names
+
+
+def _dropped_parts(plan: DropPlan, architecture: Architecture) -> set[tuple[int, str]]:
+    parts: Mapping[SublayerKind, tuple[str, ...]] = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
+    return {(layer, part) for kind, names in parts.items() for layer in plan.layers(kind) for part in names}
+
+
+def _write_shard(plan: ShardPlan, path: Path, advance: Callable[[int], None]) -> None:
+    header = _header(plan)
+    with plan.source.path.open("rb") as source, path.open("wb") as target:
+        target.write(struct.pack("<Q", len(header)) + header)
+        target.flush()
+        for begin, end in _ranges(plan):
+            _copy_range(source, target, begin, end, advance)
+
+
+def _header(plan: ShardPlan) -> bytes:
+    header: dict[str, object] = {}
+    if plan.source.metadata is not None:
+        header["__metadata__"] = dict(plan.source.metadata)
+    offset = 0
+    for tensor, name in plan.kept:
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, offset + tensor.size]}
+        offset += tensor.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return text + b" " * (-(LENGTH_BYTES + len(text)) % 8)  # the format aligns the data to 8 bytes
+
+
+def _ranges(plan: ShardPlan) -> Iterator[tuple[int, int]]:
+    """Yield the byte ranges to copy; neighbours are joined."""
+    begin = end = plan.kept[0][0].begin
+    for tensor, _ in plan.kept:
+        if tensor.begin != end:
+            yield begin, end
+            begin = tensor.begin
+        end = tensor.end
+    yield begin, end
+
+
+def _copy_range(source: BinaryIO, target: BinaryIO, begin: int, end: int, advance: Callable[[int], None]) -> None:
+    copy = _kernel_copy if hasattr(os, "copy_file_range") else _buffered_copy
+    while begin < end:
+        try:
+            copied = copy(source, target, begin, min(COPY_BYTES, end - begin))
+        except OSError as error:
+            if copy is _buffered_copy or error.errno not in NO_KERNEL_COPY:
+                raise
+            copy = _buffered_copy
+            continue
+        if not copied:
+            raise CheckpointError(f"{source.name} became shorter while it was read.")
+        begin += copied
+        advance(copied)
+
+
+def _kernel_copy(source: BinaryIO, target: BinaryIO, begin: int, count: int) -> int:
+    return os.copy_file_range(source.fileno(), target.fileno(), count, offset_src=begin)
+
+
+def _buffered_copy(source: BinaryIO, target: BinaryIO, begin: int, count: int) -> int:
+    return os.write(target.fileno(), os.pread(source.fileno(), count, begin))
+
+
+def _write_index(metadata: Mapping[str, object], shards: Sequence[ShardPlan], path: Path) -> None:
+    kept = [(name, tensor, shard.name) for shard in shards for tensor, name in shard.kept]
+    totals: dict[str, object] = {"total_size": sum(tensor.size for _, tensor, _ in kept)}
+    if "total_parameters" in metadata:
+        totals["total_parameters"] = sum(tensor.parameters for _, tensor, _ in kept)
+    index = {
+        "metadata": {**metadata, **totals},
+        "weight_map": {name: shard for name, _, shard in sorted(kept, key=lambda row: row[0])},
+    }
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def carry_files(source: Path, folder: Path) -> None:
+    """Copy tokenizer, generation, chat template and licence files byte for byte."""
+    for pattern in CARRIED_FILES:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file():
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)

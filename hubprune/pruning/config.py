@@ -1,0 +1,135 @@
+"""The published config.json: the base's own JSON with a few keys changed.
+
+It never goes through a transformers config: version 5 writes only `rope_parameters`, and a 4.x that reads it back runs
+silently with the default rope base.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hubprune import __version__
+from hubprune.architectures import Architecture
+from hubprune.artifacts import BaseCheckpoint, DropPlan
+from hubprune.errors import CheckpointError
+from hubprune.pruning.weights import parse_json
+
+CONFIG_NAME = "config.json"
+
+
+def needs_modeling_file(plan: DropPlan) -> bool:
+    """Tell whether some layer stays with one sublayer only, which no stock class can load."""
+    return bool(plan.published_layers("attn") or plan.published_layers("mlp"))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a folder's config.json.
+
+    Raises:
+        CheckpointError: it is missing, no JSON object, or has no usable number of layers.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config = parse_json(path.read_bytes(), where=str(path))
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
+    check_config(config, where=str(path))
+    return config
+
+
+def check_config(config: Mapping[str, Any], *, where: str) -> None:
+    """Raise CheckpointError unless the numbers that everything else relies on are there and plausible."""
+    for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
+        value = config.get(key)
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{where} has {key}={value!r}, which is no positive number.")
+
+
+def write_config(base: BaseCheckpoint, plan: DropPlan, architecture: Architecture, folder: Path) -> None:
+    """Write config.json; the tokenizer files must be in the folder already."""
+    config = pruned_config(base, plan, architecture, tokenizer_class=_tokenizer_class(folder))
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def pruned_config(
+    base: BaseCheckpoint, plan: DropPlan, architecture: Architecture, *, tokenizer_class: str | None = None
+) -> dict[str, Any]:
+    """Return the published config.json of a plan.
+
+    Args:
+        base: the base with its parsed config.json.
+        plan: what goes.
+        architecture: the base's family.
+        tokenizer_class: class named by the tokenizer's own config; older `pipeline()`s look for it here.
+    """
+    config = {k: v for k, v in base.config.items() if k != "_name_or_path"}
+    config.update(_both_spellings(config))
+    config.update(_fewer_layers(config, plan, architecture))
+    if tokenizer_class:
+        config.setdefault("tokenizer_class", tokenizer_class)
+    if needs_modeling_file(plan):
+        config.update(_pruned_classes(architecture))
+        config["dropped_attn_layers"] = list(plan.published_layers("attn"))
+        config["dropped_mlp_layers"] = list(plan.published_layers("mlp"))
+    config["hubprune"] = _provenance(base, plan)
+    return config
+
+
+def _both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the keys that transformers 4.x reads where the base has only those of 5.x."""
+    added: dict[str, Any] = {}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope and "rope_theta" not in config:
+        added["rope_theta"] = rope["rope_theta"]
+        scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+        added["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+    if "dtype" in config and "torch_dtype" not in config:
+        added["torch_dtype"] = config["dtype"]
+    return added
+
+
+def _fewer_layers(config: Mapping[str, Any], plan: DropPlan, architecture: Architecture) -> dict[str, Any]:
+    kept = sorted(plan.published_numbers)
+    if len(kept) == plan.num_hidden_layers:
+        return {}
+    lists = {
+        key: [values[i] for i in kept]
+        for key in architecture.per_layer_config_lists
+        if isinstance(values := config.get(key), list) and len(values) == plan.num_hidden_layers
+    }
+    return {"num_hidden_layers": len(kept), **lists}
+
+
+def _pruned_classes(architecture: Architecture) -> dict[str, Any]:
+    module, prefix = Path(architecture.modeling_file).stem, f"Pruned{architecture.class_prefix}"
+    return {
+        "model_type": architecture.pruned_model_type,
+        "architectures": [architecture.pruned_class],
+        "auto_map": {
+            "AutoConfig": f"{module}.{prefix}Config",
+            "AutoModel": f"{module}.{prefix}Model",
+            "AutoModelForCausalLM": f"{module}.{prefix}ForCausalLM",
+        },
+    }
+
+
+def _provenance(base: BaseCheckpoint, plan: DropPlan) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "base_model": base.name,
+        "base_commit": base.commit,
+        "base_num_hidden_layers": plan.num_hidden_layers,
+        "dropped_attn_layers_of_base": list(plan.layers("attn")),
+        "dropped_mlp_layers_of_base": list(plan.layers("mlp")),
+    }
+
+
+def _tokenizer_class(folder: Path) -> str | None:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return None
+    found = parse_json(path.read_bytes(), where=str(path)).get("tokenizer_class")
+    return found if isinstance(found, str) else None
