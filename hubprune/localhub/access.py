@@ -1,0 +1,121 @@
+"""Who may do what: accounts, their tokens, and the stamps on short-lived addresses."""
+
+import hashlib
+import hmac
+import json
+import secrets
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hubprune.localhub import disk
+from hubprune.localhub.refusal import RefusedError
+
+Role = Literal["write", "read", "fineGrained"]
+
+ADMIN = "local"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """One access token's owner and rights."""
+
+    name: str
+    """User name, which is also a namespace."""
+    role: Role = "write"
+    """What the token may do. A `fineGrained` one writes to the repositories in `writable` and nowhere else."""
+    orgs: tuple[str, ...] = ()
+    """Organizations, whose namespaces the user shares."""
+    granted: tuple[str, ...] = ()
+    """Gated repositories, as `namespace/name`, that have accepted the user."""
+    writable: tuple[str, ...] = ()
+    """Repositories, as `namespace/name`, that a `fineGrained` token may write to."""
+    expired: bool = False
+    """An expired token is turned down everywhere, even where no token would do."""
+    admin: bool = False
+    """The admin belongs to every namespace."""
+
+    def belongs_to(self, namespace: str) -> bool:
+        """Tell whether the user sees what is private in the namespace."""
+        return self.admin or namespace == self.name or namespace in self.orgs
+
+    def may_create_in(self, namespace: str) -> bool:
+        """Tell whether the token may create and delete repositories in the namespace."""
+        return self.role == "write" and self.belongs_to(namespace)
+
+    def may_write(self, repo_id: str) -> bool:
+        """Tell whether the token may change the repository."""
+        return self.may_create_in(repo_id.split("/")[0]) or (self.role == "fineGrained" and repo_id in self.writable)
+
+    def may_propose(self) -> bool:
+        """Tell whether the token may open pull requests on repositories of others."""
+        return self.role == "write"
+
+
+class Accounts:
+    """The tokens of one hub, kept in a file that only its owner can read."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        state: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
+        self._tokens = {token: _account(stored) for token, stored in state.get("tokens", {}).items()}
+        self._key: str = state.get("signing_key") or secrets.token_hex(32)
+        self.admin_token = next((token for token, account in self._tokens.items() if account.admin), None) or self.add(
+            Account(name=ADMIN, admin=True)
+        )
+        self.signer = Signer(self._key)
+
+    def add(self, account: Account) -> str:
+        """Make a token for the account and keep it."""
+        token = "hf_" + secrets.token_hex(17)
+        with self._lock:
+            self._tokens[token] = account
+            tokens = {known: asdict(owner) for known, owner in self._tokens.items()}
+            state = {"signing_key": self._key, "tokens": tokens}
+            disk.write_bytes(self._file, json.dumps(state, indent=1, sort_keys=True).encode())
+        return token
+
+    def identify(self, authorization: str | None) -> Account | None:
+        """Return the account behind an Authorization header, None where there is none.
+
+        Like the Hub, it turns a bad token down even if the request would have done without one.
+        """
+        token = (authorization or "").removeprefix("Bearer ").strip()
+        if not token:
+            return None
+        account = self._tokens.get(token)
+        if account is None or account.expired:
+            raise RefusedError(401, "Invalid credentials in Authorization header")
+        return account
+
+
+def _account(stored: dict[str, Any]) -> Account:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    return Account(**fields)
+
+
+class Signer:
+    """Makes and checks stamps: a permission that carries its own proof and its own end.
+
+    They take the place of the signed addresses of a content delivery network and of the tokens of the Xet store.
+    Nothing about a stamp is stored, so it outlives a restart.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key.encode()
+
+    def stamp(self, permission: str, *, expires: int) -> str:
+        """Return a stamp for the permission that holds until `expires`, in seconds since the epoch."""
+        proof = hmac.new(self._key, f"{permission}\n{expires}".encode(), hashlib.sha256).hexdigest()
+        return f"{expires}-{proof[:40]}"
+
+    def holds(self, permission: str, stamp: str) -> bool:
+        """Tell whether the stamp is genuine, is for this permission and has not run out."""
+        expires, _, _ = stamp.partition("-")
+        if not (expires.isascii() and expires.isdigit() and len(expires) <= 12 and stamp.isascii()):
+            return False
+        genuine = self.stamp(permission, expires=int(expires))
+        return hmac.compare_digest(genuine, stamp) and int(expires) > time.time()

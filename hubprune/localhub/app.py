@@ -1,0 +1,69 @@
+"""The web application: all routes, and what becomes of errors."""
+
+import logging
+from typing import cast
+
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from hubprune.localhub import names
+from hubprune.localhub.hub import Hub
+from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.routes_commits import CommitRoutes
+from hubprune.localhub.routes_files import FileRoutes
+from hubprune.localhub.routes_repos import RepoRoutes
+from hubprune.localhub.routes_storage import StorageRoutes
+from hubprune.localhub.web import refusal_response
+
+_log = logging.getLogger(__name__)
+
+
+class _Kind(Convertor[str]):
+    """Matches the plural of a repository type."""
+
+    regex = "|".join(names.KINDS)
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+def build_app(hub: Hub) -> Starlette:
+    """Return the application that serves the hub.
+
+    It answers only to this machine's own names: a web page elsewhere that gets a browser to resolve its own name to
+    127.0.0.1 is turned away.
+    """
+    register_url_convertor("kind", _Kind())
+    parts = (RepoRoutes(hub), CommitRoutes(hub), FileRoutes(hub), StorageRoutes(hub))
+    routes: list[BaseRoute] = [route for part in parts for route in part.routes()]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
+        exception_handlers={RefusedError: _on_refusal, HTTPException: _on_http_error, Exception: _on_bug},
+    )
+
+
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    return refusal_response(cast(RefusedError, error))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Answer in the Hub's own form when no route takes the request."""
+    error = cast(HTTPException, error)
+    # Names without a namespace, such as `gpt2`, are repositories that this hub does not have.
+    code = "RepoNotFound" if error.status_code == 404 and request.url.path.startswith("/api/models/") else None
+    return refusal_response(RefusedError(error.status_code, error.detail, code=code, headers=error.headers))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse({"error": "Internal Server Error"}, 500)

@@ -1,0 +1,84 @@
+"""The YAML at the top of a README.md, checked the way the Hub checks it before a commit."""
+
+import re
+from typing import Any
+
+import yaml
+
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+_STRINGS = ("library_name", "pipeline_tag", "license_name", "license_link")
+_STRINGS_OR_LISTS = ("license", "language", "base_model", "datasets", "metrics", "tags")
+
+
+class MetadataError(ValueError):
+    """The metadata cannot be accepted; the text says why."""
+
+
+def read_metadata(readme: str) -> dict[str, Any]:
+    """Return the metadata of a card, empty when it has none.
+
+    Raises MetadataError when it is not YAML, not a mapping, or has a value that the Hub would not take.
+    """
+    match = _FRONT_MATTER.search(readme.removeprefix("\ufeff"))
+    try:
+        metadata = yaml.safe_load(match[1]) if match else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-45
+        raise MetadataError(str(error)) from error
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict):
+        raise MetadataError("YAML metadata has to be a mapping")
+    _check(metadata)
+    return metadata
+
+
+def tags(metadata: dict[str, Any]) -> list[str]:
+    """Return the tags that the Hub derives from a card: its own, and one for each licence, language and origin."""
+    found = [str(metadata["library_name"])] if metadata.get("library_name") else []
+    found += [*_listed(metadata, "tags"), *_listed(metadata, "language")]
+    found += [f"dataset:{name}" for name in _listed(metadata, "datasets")]
+    found += [f"base_model:{name}" for name in _listed(metadata, "base_model")]
+    found += [f"license:{name}" for name in _listed(metadata, "license")]
+    return list(dict.fromkeys(found))
+
+
+def _listed(metadata: dict[str, Any], key: str) -> list[str]:
+    value = metadata.get(key) or []
+    return [str(item) for item in (value if isinstance(value, list) else [value])]
+
+
+def _check(metadata: dict[str, Any]) -> None:
+    for key in _STRINGS:
+        if not isinstance(metadata.get(key, ""), str):
+            raise MetadataError(f'"{key}" must be a string')
+    for key in _STRINGS_OR_LISTS:
+        value = metadata.get(key, "")
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) for item in values):
+            raise MetadataError(f'"{key}" must be a string or a list of strings')
+    index = metadata.get("model-index", [])
+    if not isinstance(index, list):
+        raise MetadataError('"model-index" must be a list')
+    for number, model in enumerate(index):
+        _check_model(model, f"model-index[{number}]")
+
+
+def _check_model(model: Any, where: str) -> None:
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise MetadataError(f'"{where}.name" is required')
+    if not isinstance(results := model.get("results"), list):
+        raise MetadataError(f'"{where}.results" must be a list')
+    for number, result in enumerate(results):
+        for key, needed in (("task", "type"), ("dataset", "name"), ("dataset", "type")):
+            part = result.get(key) if isinstance(result, dict) else None
+            if not isinstance(part, dict) or not part.get(needed):
+                raise MetadataError(f'"{where}.results[{number}].{key}.{needed}" is required')
+        _check_metrics(result.get("metrics"), f"{where}.results[{number}].metrics")
+
+
+def _check_metrics(metrics: Any, where: str) -> None:
+    if not isinstance(metrics, list):
+        raise MetadataError(f'"{where}" must be a list')
+    for number, metric in enumerate(metrics):
+        if not isinstance(metric, dict) or not metric.get("type") or metric.get("value") is None:
+            raise MetadataError(f'"{where}[{number}]" needs a type and a value')

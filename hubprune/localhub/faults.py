@@ -1,0 +1,230 @@
+"""What goes over the wire: a log of the requests, and faults put in their way.
+
+Both sit outside of the application, so that a fault looks to the client like a broken network or an overloaded Hub.
+"""
+
+import asyncio
+import json
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import parse_qsl, unquote, urlencode
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hubprune.localhub.routes_storage import STAMP
+
+_LOG_LENGTH = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that goes wrong with the requests that match.
+
+    status: answer with that status instead of doing the work · reset: break the connection while the request comes in
+    · lose: do the work, then break the connection instead of answering · truncate: answer, but stop after some bytes of
+    the body · slow: wait before doing anything.
+    """
+
+    match: str
+    """Regular expression, searched in `METHOD /path`."""
+    do: Literal["status", "reset", "lose", "truncate", "slow"]
+    times: int = 1
+    """How many matching requests are hit."""
+    skip: int = 0
+    """How many matching requests are let through first."""
+    status: int = 503
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers of the answer that `status` gives, such as Retry-After."""
+    bytes: int = 1000
+    """Bytes of the body that `truncate` lets through."""
+    seconds: float = 1.0
+    """How long `slow` waits."""
+
+
+@dataclass
+class RequestRecord:
+    """One request as the server saw it. Its headers are not kept, so the log holds no token."""
+
+    method: str
+    path: str
+    query: str
+    host: str
+    """The name by which the client addressed the server, with the port."""
+    range: str
+    authorized: bool
+    """Whether an Authorization header came along; a client must not send one to the content network."""
+    status: int | None = None
+    """None when no answer began."""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    fault: str | None = None
+
+    @property
+    def line(self) -> str:
+        """`METHOD /path`, which is what faults match."""
+        return f"{self.method} {self.path}"
+
+
+@dataclass
+class _Armed:
+    """A fault and how much of it is left."""
+
+    fault: Fault
+    skip: int
+    times: int
+
+    def fires(self, line: str) -> bool:
+        if not re.search(self.fault.match, line):
+            return False
+        if self.skip > 0:
+            self.skip -= 1
+            return False
+        self.times -= 1
+        return self.times >= 0
+
+
+class Wire:
+    """ASGI middleware that logs every request and spoils some."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._armed: list[_Armed] = []
+        self.log: deque[RequestRecord] = deque(maxlen=_LOG_LENGTH)
+
+    def set_faults(self, faults: Iterable[Fault]) -> None:
+        """Replace the faults that are set."""
+        self._armed = [_Armed(fault, fault.skip, fault.times) for fault in faults]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = _record(scope)
+        self.log.append(record)
+        # The routes are matched against the path as it was sent: a decoded %2F would split a parameter in two.
+        scope = {**scope, "path": scope["raw_path"].decode("latin-1")}
+        counted_receive, counted_send = _counting(record, receive, send)
+        fault = next((armed.fault for armed in self._armed if armed.fires(record.line)), None)
+        if fault is None:
+            await self._app(scope, counted_receive, counted_send)
+            return
+        record.fault = fault.do
+        connection = _Connection(receive)
+        await _SPOILERS[fault.do](fault, connection, self._app, scope, counted_receive, counted_send)
+
+
+def _record(scope: Scope) -> RequestRecord:
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    query = [(name, value) for name, value in parse_qsl(scope["query_string"].decode("latin-1")) if name != STAMP]
+    return RequestRecord(
+        method=scope["method"],
+        path=unquote(scope["path"]),
+        query=urlencode(query),
+        host=headers.get(b"host", ""),
+        range=headers.get(b"range", ""),
+        authorized=b"authorization" in headers,
+    )
+
+
+def _counting(record: RequestRecord, receive: Receive, send: Send) -> tuple[Receive, Send]:
+    async def counted_receive() -> Message:
+        message = await receive()
+        record.bytes_in += len(message.get("body", b""))
+        return message
+
+    async def counted_send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            record.status = message["status"]
+        record.bytes_out += len(message.get("body", b""))
+        await send(message)
+
+    return counted_receive, counted_send
+
+
+class _Connection:
+    """The connection under a request, which ASGI keeps out of sight; uvicorn's `receive` is bound to its owner."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._transport: Any = getattr(receive, "__self__").transport  # noqa: B009 - not part of the type
+
+    async def break_off(self) -> None:
+        """Drop the connection at once; the client sees a reset."""
+        self._transport.abort()
+        await self._gone()
+
+    async def close(self) -> None:
+        """Send what has been written, then close."""
+        self._transport.close()
+        await self._gone()
+
+    async def _gone(self) -> None:
+        # To return before the server has noticed would make it report an application that forgot to answer.
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+_Spoiler = Callable[[Fault, _Connection, ASGIApp, Scope, Receive, Send], Awaitable[None]]
+
+
+async def _refuse(
+    fault: Fault, connection: _Connection, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    headers = {"Content-Type": "application/json", **fault.headers}
+    await Response(json.dumps({"error": "injected fault"}), fault.status, headers=headers)(scope, receive, send)
+
+
+async def _reset(
+    fault: Fault, connection: _Connection, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> None:
+    await receive()
+    await connection.break_off()
+
+
+async def _lose(
+    fault: Fault, connection: _Connection, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> None:
+    async def swallow(message: Message) -> None:
+        pass
+
+    await app(scope, receive, swallow)
+    await connection.break_off()
+
+
+async def _truncate(
+    fault: Fault, connection: _Connection, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> None:
+    left = fault.bytes
+
+    async def cut(message: Message) -> None:
+        nonlocal left
+        if message["type"] == "http.response.body":
+            message = {**message, "body": message.get("body", b"")[:left], "more_body": True}
+            left -= len(message["body"])
+        await send(message)
+
+    await app(scope, receive, cut)
+    await connection.close()
+
+
+async def _slow(
+    fault: Fault, connection: _Connection, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> None:
+    await asyncio.sleep(fault.seconds)
+    await app(scope, receive, send)
+
+
+_SPOILERS: dict[str, _Spoiler] = {
+    "status": _refuse,
+    "reset": _reset,
+    "lose": _lose,
+    "truncate": _truncate,
+    "slow": _slow,
+}

@@ -1,0 +1,253 @@
+"""A bare git repository, driven through git's own plumbing commands.
+
+Trees, blobs and commits are git's; a branch moves only by `git update-ref REF NEW OLD`, which does nothing when the
+branch is no longer at OLD. That compare-and-swap is what makes one commit atomic, between threads and processes alike.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubprune.errors import MissingDependencyError
+from hubprune.localhub import names
+from hubprune.localhub.refusal import RefusedError, entry_not_found, revision_not_found
+
+_NOWHERE = "0" * 40
+_REF_KINDS = ("refs/heads/", "refs/tags/", "refs/pr/")
+# Nothing of the user's own git configuration may change what is stored.
+_ENVIRONMENT = {
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_COMMITTER_NAME": "hub",
+    "GIT_COMMITTER_EMAIL": "hub@localhost",
+    "TZ": "UTC",
+    "LC_ALL": "C",
+}
+
+
+class GitError(RuntimeError):
+    """git ended with an error; the text is what it said."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name in a tree."""
+
+    path: str
+    kind: str
+    """`file` or `directory`."""
+    oid: str
+    """Hash of git's object."""
+    size: int
+    """Bytes of git's object: those of the pointer when the file is a large one. 0 for a directory."""
+
+
+@dataclass(frozen=True)
+class LoggedCommit:
+    """One line of a repository's history."""
+
+    sha: str
+    date: str
+    """As the Hub writes it: 2026-01-31T12:00:00.000Z."""
+    author: str
+    title: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One step of a commit: put `content` at `path`, or remove the file or folder there when it is None."""
+
+    path: str
+    content: bytes | None
+
+
+def require_git() -> None:
+    """Raise unless the git program can be found."""
+    if shutil.which("git") is None:
+        raise MissingDependencyError(
+            "The local Hub keeps its repositories with git, and no git program was found.",
+            hint="install git (https://git-scm.com), then try again",
+        )
+
+
+class GitRepo:
+    """One bare repository on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def init(self) -> None:
+        """Create the repository, empty, with `main` as its branch."""
+        self.path.mkdir(parents=True)
+        self._git("init", "--quiet", "--bare", "--initial-branch=main", "--template=")
+
+    # Reading
+
+    def resolve(self, revision: str) -> str:
+        """Return the full hash of the commit that a branch, tag, `refs/...` name or (short) hash stands for."""
+        if revision.startswith("refs/"):
+            candidates = [revision] if revision.startswith(_REF_KINDS) else []
+        else:
+            candidates = [f"refs/heads/{revision}", f"refs/tags/{revision}"]
+            candidates += [revision] if names.is_commit(revision) else []
+        query = "".join(f"{names.ref_name(candidate)}^{{commit}}\n" for candidate in candidates)
+        answers = self._git("cat-file", "--batch-check", stdin=query.encode()).decode().splitlines()
+        for answer in answers:
+            if match := re.fullmatch(r"([0-9a-f]{40}) commit \d+", answer):
+                return match[1]
+        raise revision_not_found(revision)
+
+    def tree(self, sha: str, folder: str = "", *, recursive: bool = False) -> list[Entry]:
+        """List a folder of a commit; the folders below it too, when recursive."""
+        options = ["-r", "-t"] if recursive else []
+        listing = self._try_git("ls-tree", "-z", "-l", *options, f"{sha}:{folder}")
+        if listing is None:
+            raise entry_not_found(folder, sha)
+        prefix = f"{folder}/" if folder else ""
+        return [_tree_entry(row, prefix) for row in listing.decode().split("\0") if row]
+
+    def entries(self, sha: str, paths: Iterable[str]) -> dict[str, Entry]:
+        """Look paths up in a commit; those that it does not hold are left out."""
+        wanted = list(paths)
+        query = "".join(f"{sha}:{path}\n" for path in wanted)
+        answers = self._git("cat-file", "--batch-check", stdin=query.encode()).decode().split("\n")
+        found = {}
+        for path, answer in zip(wanted, answers, strict=False):
+            if match := re.fullmatch(r"([0-9a-f]{40}) (blob|tree) (\d+)", answer):
+                oid, kind, size = match.groups()
+                found[path] = _entry(path, kind, oid, size)
+        return found
+
+    def file(self, sha: str, path: str) -> Entry:
+        """Look up one file, which has to be there."""
+        entry = self.entries(sha, [path]).get(path)
+        if entry is None or entry.kind != "file":
+            raise entry_not_found(path, sha)
+        return entry
+
+    def blob(self, oid: str) -> bytes:
+        """Return the content of one blob."""
+        return self._git("cat-file", "blob", oid)
+
+    def blobs(self, oids: Iterable[str]) -> dict[str, bytes]:
+        """Return the content of several small blobs, read in one go."""
+        wanted = dict.fromkeys(oids)
+        if not wanted:
+            return {}
+        stream = self._git("cat-file", "--batch", stdin="".join(f"{oid}\n" for oid in wanted).encode())
+        contents, at = {}, 0
+        for oid in wanted:
+            end_of_header = stream.index(b"\n", at)
+            size = int(stream[at:end_of_header].split()[2])
+            contents[oid] = stream[end_of_header + 1 : end_of_header + 1 + size]
+            at = end_of_header + size + 2
+        return contents
+
+    def refs(self) -> dict[str, str]:
+        """Map the name of every branch, tag and pull request to its commit."""
+        listing = self._git("for-each-ref", "--format=%(refname) %(objectname)", *_REF_KINDS).decode()
+        return dict(line.split(" ") for line in listing.splitlines())
+
+    def log(self, sha: str, *, limit: int | None = None, skip: int = 0) -> list[LoggedCommit]:
+        """List a commit and its ancestors, newest first."""
+        window = [f"--skip={skip}", *([f"--max-count={limit}"] if limit is not None else [])]
+        form = ["--date=format-local:%Y-%m-%dT%H:%M:%S.000Z", "--format=%H%x00%cd%x00%an%x00%s%x00%b%x00"]
+        fields = self._git("log", *window, *form, sha).decode(errors="replace").split("\0")[:-1]
+        rows = [fields[at : at + 5] for at in range(0, len(fields), 5)]
+        return [LoggedCommit(row[0].strip(), row[1], row[2], row[3], row[4].strip("\n")) for row in rows]
+
+    # Writing
+
+    def write_commit(self, parent: str | None, changes: Sequence[Change], *, message: str, author: str) -> str:
+        """Store a commit on top of `parent` without moving any branch, and return its hash.
+
+        The changes apply in their order. One that the tree cannot take, such as a file where a folder is, is refused.
+        """
+        with tempfile.TemporaryDirectory(dir=self.path, prefix="incoming-") as folder:
+            index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+            self._git("read-tree", parent or "--empty", env=index)
+            try:
+                self._git(
+                    "update-index", "-z", "--index-info", stdin=self._index_rows(parent, changes, folder), env=index
+                )
+            except GitError as error:
+                raise RefusedError(400, f"These changes do not fit together: {error}") from error
+            tree = self._git("write-tree", env=index).decode().strip()
+        identity = {"GIT_AUTHOR_NAME": author, "GIT_AUTHOR_EMAIL": f"{author}@localhost"}
+        parents = ["-p", parent] if parent else []
+        return self._git("commit-tree", tree, *parents, stdin=message.encode(), env=identity).decode().strip()
+
+    def move_ref(self, name: str, new: str, *, old: str | None) -> bool:
+        """Point a reference at `new` if it is still at `old` (None: if it does not exist); say whether it was."""
+        return self._try_git("update-ref", name, new, old or _NOWHERE) is not None
+
+    def delete_ref(self, name: str) -> None:
+        """Remove a branch or tag, which has to be there."""
+        old = self.refs().get(name)
+        if old is None or self._try_git("update-ref", "-d", name, old) is None:
+            raise revision_not_found(name.split("/", 2)[2])
+
+    def _index_rows(self, parent: str | None, changes: Sequence[Change], folder: str) -> bytes:
+        """Turn changes into what `git update-index --index-info` reads, storing new content on the way."""
+        oids = iter(self._store([change.content for change in changes if change.content is not None], folder))
+        rows = []
+        for change in changes:
+            if change.content is not None:
+                rows.append(f"100644 {next(oids)}\t{change.path}")
+            else:
+                rows += [f"0 {_NOWHERE}\t{path}" for path in self._files_at(parent, change.path)]
+        return "".join(row + "\0" for row in rows).encode()
+
+    def _files_at(self, sha: str | None, path: str) -> list[str]:
+        """Name the files that go when `path` is removed: itself, or all those below it."""
+        entry = self.entries(sha, [path]).get(path) if sha else None
+        if sha is None or entry is None:
+            raise RefusedError(404, "A file with this name doesn't exist", code="EntryNotFound")
+        if entry.kind == "file":
+            return [path]
+        return [below.path for below in self.tree(sha, path, recursive=True) if below.kind == "file"]
+
+    def _store(self, contents: Sequence[bytes], folder: str) -> list[str]:
+        """Store blobs through files, so that one process hashes any number of them."""
+        if not contents:
+            return []
+        paths = [Path(folder, str(number)) for number in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        listing = "".join(f"{path}\n" for path in paths).encode()
+        return self._git("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=listing).decode().split()
+
+    # Running git
+
+    def _try_git(self, *args: str) -> bytes | None:
+        try:
+            return self._git(*args)
+        except GitError:
+            return None
+
+    def _git(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
+        # A GIT_DIR or GIT_INDEX_FILE of the caller, who may be a git hook, must not lead the command elsewhere.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        environment = {**inherited, **_ENVIRONMENT, "GIT_DIR": str(self.path.absolute()), **(env or {})}
+        # A branch that another commit is just moving is waited for: to fail then means that it has moved.
+        command = ["git", "-c", "core.filesRefLockTimeout=5000", *args]
+        done = subprocess.run(command, input=stdin, capture_output=True, env=environment, cwd=self.path, check=False)
+        if done.returncode:
+            raise GitError(f"git {args[0]}: {done.stderr.decode(errors='replace').strip()}")
+        return done.stdout
+
+
+def _tree_entry(row: str, prefix: str) -> Entry:
+    attributes, name = row.split("\t", 1)
+    _, kind, oid, size = attributes.split()
+    return _entry(prefix + name, kind, oid, size)
+
+
+def _entry(path: str, kind: str, oid: str, size: str) -> Entry:
+    return Entry(path, "directory", oid, 0) if kind == "tree" else Entry(path, "file", oid, int(size))

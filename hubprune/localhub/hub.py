@@ -1,0 +1,167 @@
+"""The hub itself: its repositories, its stores, and who may open what."""
+
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hubprune.localhub import disk, names
+from hubprune.localhub.access import Account, Accounts
+from hubprune.localhub.git import Change, Entry, GitRepo, require_git
+from hubprune.localhub.lfs import GITATTRIBUTES, POINTER_BYTES, LfsStore, Pointer, parse_pointer
+from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.xet import XetStore
+
+Need = Literal["see", "read", "propose", "write"]
+"""see: know that it exists, its settings and file names · read: have its content · propose: upload, open a pull
+request · write: commit, tag, change settings."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the Hub knows about a repository beside its history."""
+
+    private: bool = False
+    gated: Literal["auto", "manual", False] = False
+    created: float = 0.0
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a repository, seen through its pointer when it has one."""
+
+    entry: Entry
+    pointer: Pointer | None
+    xet_hash: str | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+        return self.pointer.size if self.pointer else self.entry.size
+
+
+@dataclass(frozen=True)
+class Repo:
+    """One repository of the hub: a git repository with a name and settings."""
+
+    kind: str
+    """`models` or `datasets`."""
+    repo_id: str
+    git: GitRepo
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as they are now."""
+        return Settings(**json.loads((self.git.path / "hub.json").read_bytes()))
+
+    def change_settings(self, **changes: Any) -> None:
+        """Replace some of the settings."""
+        disk.write_bytes(self.git.path / "hub.json", _encode(replace(self.settings, **changes)))
+
+    def web_path(self) -> str:
+        """Return the repository's path in addresses."""
+        return f"/{self.repo_id}" if self.kind == "models" else f"/{self.kind}/{self.repo_id}"
+
+
+def _encode(settings: Settings) -> bytes:
+    return json.dumps(asdict(settings), sort_keys=True).encode()
+
+
+class Hub:
+    """Everything below one directory.
+
+    With `xet` off, files are announced as plain large files, so that downloads take the LFS path. Uploads are not
+    affected: a client that has hf-xet never asks.
+    """
+
+    def __init__(self, directory: Path, *, xet: bool = True) -> None:
+        require_git()
+        directory.mkdir(parents=True, exist_ok=True)
+        self._repos = directory / "repos"
+        self.announces_xet = xet
+        self.accounts = Accounts(directory / "accounts.json")
+        self.lfs = LfsStore(directory / "lfs")
+        self.xet = XetStore(directory / "xet")
+
+    def create_repo(self, kind: str, repo_id: str, *, private: bool) -> Repo:
+        """Make a repository with its first commit; it appears complete or not at all."""
+        path = self._path(kind, repo_id)
+        if path.exists():
+            raise FileExistsError(repo_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._repos, prefix=".new-") as scratch:
+            git = GitRepo(Path(scratch, "git"))
+            git.init()
+            disk.write_bytes(git.path / "hub.json", _encode(Settings(private=private, created=time.time())))
+            author = repo_id.split("/")[0]
+            first = git.write_commit(
+                None, [Change(".gitattributes", GITATTRIBUTES)], message="initial commit\n", author=author
+            )
+            git.move_ref("refs/heads/main", first, old=None)
+            try:
+                git.path.rename(path)
+            except OSError as error:  # somebody else has just created it
+                raise FileExistsError(repo_id) from error
+        return Repo(kind, repo_id, GitRepo(path))
+
+    def delete_repo(self, repo: Repo) -> None:
+        """Remove a repository; large files stay, as others may hold them too."""
+        with tempfile.TemporaryDirectory(dir=self._repos, prefix=".old-") as scratch:
+            repo.git.path.rename(Path(scratch, "git"))
+            shutil.rmtree(Path(scratch, "git"))
+
+    def find_repo(self, kind: str, repo_id: str) -> Repo | None:
+        """Return a repository by name, whoever asks."""
+        path = self._path(kind, repo_id)
+        return Repo(kind, repo_id, GitRepo(path)) if path.exists() else None
+
+    def open(self, account: Account | None, kind: str, repo_id: str, need: Need) -> Repo:
+        """Return a repository if the account may do with it what it needs to."""
+        repo = self.find_repo(kind, repo_id)
+        member = account is not None and account.belongs_to(repo_id.split("/")[0])
+        if account is None and need in ("propose", "write"):
+            raise RefusedError(401, "Invalid username or password.")
+        if repo is None or (repo.settings.private and not member):
+            raise RefusedError(404 if account else 401, "Repository not found", code="RepoNotFound")
+        if need == "write" and not (account and account.may_write(repo_id)):
+            raise RefusedError(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
+        if need == "propose" and not (account and (account.may_propose() or account.may_write(repo_id))):
+            raise RefusedError(403, "This token has no write permission")
+        if need == "read" and repo.settings.gated and not (member or (account and repo_id in account.granted)):
+            message = f"Access to {kind[:-1]} {repo_id} is restricted and you are not in the authorized list."
+            raise RefusedError(403 if account else 401, message, code="GatedRepo")
+        return repo
+
+    def stored_size(self, sha256: str) -> int | None:
+        """Return the size of a large file, None when it was never uploaded."""
+        recipe = self.xet.by_sha256(sha256)
+        return recipe.size if recipe else self.lfs.size(sha256)
+
+    def large_file(self, sha256: str) -> Path:
+        """Return a large file as one file on disk, put together from chunks first if it has to be."""
+        if self.lfs.size(sha256) is None:
+            recipe = self.xet.by_sha256(sha256)
+            if recipe is None:
+                raise RefusedError(404, "No such object")
+            self.lfs.write(sha256, self.xet.content(recipe))
+        return self.lfs.path(sha256)
+
+    def files(self, repo: Repo, entries: list[Entry]) -> list[StoredFile]:
+        """Look through the pointers among some entries of a tree; folders come back as they are."""
+        small = [entry.oid for entry in entries if entry.kind == "file" and entry.size < POINTER_BYTES]
+        blobs = repo.git.blobs(small)
+        pointers = {oid: parse_pointer(blob) for oid, blob in blobs.items()}
+        return [self._stored_file(entry, pointers.get(entry.oid)) for entry in entries]
+
+    def _stored_file(self, entry: Entry, pointer: Pointer | None) -> StoredFile:
+        recipe = self.xet.by_sha256(pointer.sha256) if pointer else None
+        return StoredFile(entry, pointer, recipe.file_hash if recipe else None)
+
+    def _path(self, kind: str, repo_id: str) -> Path:
+        namespace, name = repo_id.split("/")
+        # The suffix keeps a name apart from the scratch folders beside it.
+        return self._repos / kind / names.repo_name(namespace) / f"{names.repo_name(name)}.git"

@@ -1,0 +1,171 @@
+"""The storage behind the Hub: what would be a content delivery network, and the Xet service.
+
+Neither knows accounts. The Hub hands out stamped addresses and short-lived Xet tokens to those who may have them.
+"""
+
+import re
+import time
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from hubprune.localhub import names
+from hubprune.localhub.hub import Hub
+from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.routes_repos import REPO
+from hubprune.localhub.web import Call, byte_range, field, read_call, route
+
+STAMP = "stamp"
+"""Query parameter that carries a stamp; request logs leave it out."""
+_LINK_SECONDS = 3600
+_XET_TOKEN_SECONDS = 900
+
+
+def cdn_url(hub: Hub, call: Call, sha256: str, *, action: str = "object", part: int | None = None) -> str:
+    """Return the stamped address at which a large file can be fetched or uploaded.
+
+    With `part`, only that part of it is uploaded there. The action `complete`, at the Hub's own address, joins the
+    parts.
+    """
+    stamp = hub.accounts.signer.stamp(f"{action} {sha256}", expires=int(time.time()) + _LINK_SECONDS)
+    suffix = f"&part={part}" if part is not None else ""
+    origin = call.cdn_origin if action == "object" else call.origin
+    return f"{origin}/_lfs/{action}/{sha256}?{STAMP}={stamp}{suffix}"
+
+
+class StorageRoutes:
+    """Handlers for large files and for Xet's content-addressed store."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def routes(self) -> list[Route]:
+        """Return the routes of this part."""
+        return [
+            route("/_lfs/object/{sha256}", self.download),
+            Route("/_lfs/object/{sha256}", self.upload, methods=["PUT"]),
+            route("/_lfs/complete/{sha256}", self.complete, method="POST"),
+            route("/_lfs/verify", self.verify, method="POST"),
+            route(f"{REPO}/xet-read-token/{{revision}}", self.xet_read_token),
+            route(f"{REPO}/xet-write-token/{{revision}}", self.xet_write_token),
+            route("/_xet/v1/xorbs/{prefix}/{hash}", self.put_xorb, method="POST"),
+            route("/_xet/v1/shards", self.put_shard, method="POST"),
+            route("/_xet/v1/chunks/{prefix}/{hash}", self.find_chunk),
+            route("/_xet/v1/reconstructions/{hash}", self.reconstruct),
+            route("/_xet/xorb/{hash}", self.xorb_bytes),
+        ]
+
+    # Large files
+
+    def download(self, call: Call) -> Response:
+        """Send a large file or a range of it."""
+        sha256 = self._stamped(call, "object")
+        path = self._hub.large_file(sha256)
+        return FileResponse(path, headers={"ETag": f'"{sha256}"'}, media_type="application/octet-stream")
+
+    async def upload(self, request: Request) -> Response:
+        """Take a large file, or one part of it, as it comes in."""
+        call = await read_call(request, with_body=False)
+        sha256, part = self._stamped(call, "object"), call.query.get("part")
+        if part is not None and not re.fullmatch("[0-9]{1,5}", part):
+            raise RefusedError(400, "Invalid part number")
+        etag = await self._hub.lfs.receive(sha256, request.stream(), part=int(part) if part else None)
+        return Response(status_code=200, headers={"ETag": etag})
+
+    def complete(self, call: Call) -> Response:
+        """Join the uploaded parts of a large file."""
+        sha256 = self._stamped(call, "complete")
+        numbers = [
+            field(part, "partNumber", int) for part in field(call.json(), "parts", list) if isinstance(part, dict)
+        ]
+        self._hub.lfs.join(sha256, numbers)
+        return JSONResponse({})
+
+    def verify(self, call: Call) -> Response:
+        """Confirm that a large file has arrived with the size that the client expects."""
+        body = call.json()
+        if self._hub.stored_size(names.digest(field(body, "oid", str))) != field(body, "size", int):
+            raise RefusedError(404, "No such object, or not of that size")
+        return JSONResponse({})
+
+    # Xet
+
+    def xet_read_token(self, call: Call) -> Response:
+        """Let the caller read from the Xet store if it may read the repository."""
+        account = self._hub.accounts.identify(call.headers.get("authorization"))
+        self._hub.open(account, call.kind, call.repo_id, "read")
+        return self._xet_token(call, "xet-read")
+
+    def xet_write_token(self, call: Call) -> Response:
+        """Let the caller add to the Xet store if it may commit, or open a pull request."""
+        account = self._hub.accounts.identify(call.headers.get("authorization"))
+        self._hub.open(account, call.kind, call.repo_id, "propose" if call.flag("create_pr") else "write")
+        return self._xet_token(call, "xet-write")
+
+    def put_xorb(self, call: Call) -> Response:
+        """Store a xorb."""
+        self._xet_caller(call, "xet-write")
+        return JSONResponse({"was_inserted": self._hub.xet.put_xorb(names.digest(call.params["hash"]), call.body)})
+
+    def put_shard(self, call: Call) -> Response:
+        """Store a shard, which makes its files known."""
+        self._xet_caller(call, "xet-write")
+        self._hub.xet.put_shard(call.body)
+        return JSONResponse({"result": 1})
+
+    def find_chunk(self, call: Call) -> Response:
+        """Say which xorb holds a chunk, so that the client need not upload it again."""
+        self._xet_caller(call, "xet-write")
+        answer = self._hub.xet.dedup_answer(names.digest(call.params["hash"]))
+        return Response(answer, media_type="application/octet-stream")
+
+    def reconstruct(self, call: Call) -> Response:
+        """Say which chunks make up a file, or a range of it, and where to fetch them."""
+        self._xet_caller(call, "xet-read")
+        recipe = self._hub.xet.by_hash(names.digest(call.params["hash"]))
+        start, end = byte_range(call.headers.get("range"), recipe.size) or (0, recipe.size)
+        skip, spans = self._hub.xet.spans(recipe, start, end)
+        fetches: dict[str, list[dict[str, object]]] = {}
+        for span in spans:
+            fetches.setdefault(span.xorb, []).append(span.locate(self._xorb_url(call, span.xorb)))
+        terms = [span.describe() for span in spans]
+        return JSONResponse({"offset_into_first_range": skip, "terms": terms, "fetch_info": fetches})
+
+    def xorb_bytes(self, call: Call) -> Response:
+        """Send a range of a xorb, as it was packed."""
+        xorb = names.digest(call.params["hash"])
+        self._check(call, f"xorb {xorb}")
+        path = self._hub.xet.xorb_path(xorb)
+        if not path.exists():
+            raise RefusedError(404, "No xorb of this hash")
+        return FileResponse(path, media_type="application/octet-stream")
+
+    def _xorb_url(self, call: Call, xorb: str) -> str:
+        stamp = self._hub.accounts.signer.stamp(f"xorb {xorb}", expires=int(time.time()) + _LINK_SECONDS)
+        return f"{call.origin}/_xet/xorb/{xorb}?{STAMP}={stamp}"
+
+    def _xet_token(self, call: Call, permission: str) -> Response:
+        expires = int(time.time()) + _XET_TOKEN_SECONDS
+        token = f"{permission}:{self._hub.accounts.signer.stamp(permission, expires=expires)}"
+        url = f"{call.origin}/_xet"
+        headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
+        return JSONResponse({"casUrl": url, "exp": expires, "accessToken": token}, headers=headers)
+
+    def _xet_caller(self, call: Call, permission: str) -> None:
+        token = call.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        granted, _, stamp = token.partition(":")
+        sufficient = granted == permission or granted == "xet-write"
+        if not sufficient or not self._hub.accounts.signer.holds(granted, stamp):
+            raise RefusedError(401, "This Xet token does not allow that, or has run out")
+
+    # Stamps
+
+    def _stamped(self, call: Call, action: str) -> str:
+        sha256 = names.digest(call.params["sha256"])
+        self._check(call, f"{action} {sha256}")
+        return sha256
+
+    def _check(self, call: Call, permission: str) -> None:
+        if not self._hub.accounts.signer.holds(permission, call.query.get(STAMP, "")):
+            raise RefusedError(403, "This address has no valid stamp")

@@ -1,0 +1,187 @@
+"""Run the hub: in the foreground for people, in a thread for tests and the demo."""
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from hubprune.errors import HubpruneError
+from hubprune.localhub.access import Account, Role
+from hubprune.localhub.app import build_app
+from hubprune.localhub.faults import Fault, RequestRecord, Wire
+from hubprune.localhub.hub import Hub
+
+_HOST = "127.0.0.1"
+_BACKLOG = 256
+
+
+def serve(directory: Path, *, port: int = 0, xet: bool = True, announce: Callable[[str], None] = print) -> None:
+    """Serve the hub that lives in `directory` until Ctrl-C or SIGTERM.
+
+    It listens on 127.0.0.1 only, on a free port when `port` is 0. As soon as it accepts connections it announces two
+    lines that a shell can take over: HF_ENDPOINT, and HF_TOKEN with a token that may write to every namespace. With
+    `xet` off, downloads take the LFS path.
+
+    Raises:
+        MissingDependencyError: there is no git program.
+        HubpruneError: the port is in use.
+    """
+    hub = Hub(Path(directory), xet=xet)
+    with contextlib.closing(_listen(port)) as listener:
+
+        def say_where() -> None:
+            announce(f"HF_ENDPOINT={_endpoint(listener)}")
+            announce(f"HF_TOKEN={hub.accounts.admin_token}")
+
+        with _quiet_signals():
+            _Server(Wire(build_app(hub)), on_ready=say_where).run(sockets=[listener])
+
+
+@dataclass(frozen=True)
+class RunningHub:
+    """A hub that serves from a thread of this process."""
+
+    endpoint: str
+    """Its address, for HF_ENDPOINT or `HfApi(endpoint=...)`."""
+    token: str
+    """A token that may write to every namespace."""
+    _hub: Hub
+    _wire: Wire
+
+    def add_user(
+        self,
+        name: str,
+        *,
+        role: Role = "write",
+        orgs: Sequence[str] = (),
+        expired: bool = False,
+        granted: Sequence[str] = (),
+        writable: Sequence[str] = (),
+    ) -> str:
+        """Make a token for a user, who shares the namespaces of `orgs`, and return it.
+
+        `granted` names the gated repositories that have accepted the user, `writable` those that a token of the role
+        `fineGrained` may write to; both as `namespace/name`.
+        """
+        account = Account(
+            name=name,
+            role=role,
+            orgs=tuple(orgs),
+            expired=expired,
+            granted=tuple(granted),
+            writable=tuple(writable),
+        )
+        return self._hub.accounts.add(account)
+
+    @property
+    def log(self) -> list[RequestRecord]:
+        """The requests so far, oldest first; the last 20,000 are kept."""
+        return list(self._wire.log)
+
+    def clear_log(self) -> None:
+        """Forget the requests so far."""
+        self._wire.log.clear()
+
+    def set_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
+        """Replace the faults that are set; each is a `Fault`, or the fields of one. An empty list removes them."""
+        self._wire.set_faults([fault if isinstance(fault, Fault) else Fault(**fault) for fault in faults])
+
+
+@contextlib.contextmanager
+def running_hub(directory: Path, *, port: int = 0, xet: bool = True) -> Iterator[RunningHub]:
+    """Serve the hub that lives in `directory` from a thread until the block ends.
+
+    Arguments and errors are those of `serve`.
+    """
+    hub = Hub(Path(directory), xet=xet)
+    wire = Wire(build_app(hub))
+    ready = threading.Event()
+    server = _Server(wire, on_ready=ready.set)
+    with contextlib.closing(_listen(port)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="localhub", daemon=True)
+        thread.start()
+        try:
+            while not ready.wait(timeout=0.1):
+                if not thread.is_alive():
+                    raise RuntimeError("the local Hub did not start")
+            yield RunningHub(_endpoint(listener), hub.accounts.admin_token, hub, wire)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling when it is ready, and without a word of its own."""
+
+    def __init__(self, app: Wire, *, on_ready: Callable[[], None]) -> None:
+        # h11 and asyncio whatever else is installed: faults reach through to the transport.
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=3,
+        )
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to serve, then say so."""
+        await super().startup(sockets=sockets)
+        self._on_ready()
+
+
+def _listen(port: int) -> socket.socket:
+    """Return a socket that listens on the loopback interface."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if os.name == "posix":  # elsewhere the option would let two servers share a port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((_HOST, port))
+        listener.listen(_BACKLOG)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "it is already in use" if in_use else str(error)
+        raise HubpruneError(
+            f"Cannot serve on {_HOST}, port {port}: {reason}.", hint="choose another port, or 0 for a free one"
+        ) from error
+    return listener
+
+
+def _endpoint(listener: socket.socket) -> str:
+    return f"http://{_HOST}:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the server and nothing more.
+
+    uvicorn raises a signal that it has handled once again when it is done, which would end the process as if nobody
+    had been there to handle it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing; unlike SIG_IGN it is not inherited by git."""

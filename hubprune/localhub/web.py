@@ -1,0 +1,159 @@
+"""What the handlers share: a request that has been read, answers, and routes."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlencode
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, QueryParams
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from hubprune.localhub import names
+from hubprune.localhub.refusal import RefusedError
+
+MAX_BODY_BYTES = 512 << 20
+"""No single request is held in memory beyond this; large files are streamed to disk instead."""
+
+_LOOPBACK_NAMES = ("127.0.0.1", "localhost")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, read to its end, its path parameters decoded."""
+
+    method: str
+    path: str
+    params: Mapping[str, str]
+    query: QueryParams
+    headers: Headers
+    body: bytes
+
+    @property
+    def origin(self) -> str:
+        """The address by which the client knows this server."""
+        return f"http://{self.headers['host']}"
+
+    @property
+    def cdn_origin(self) -> str:
+        """The same server by its other name.
+
+        A client drops its token where a redirect leads to another host. Under the same name it would send it along,
+        and nobody would notice a client that does so with the Hub's real content network.
+        """
+        host, _, port = self.headers["host"].partition(":")
+        other = _LOOPBACK_NAMES[1 - _LOOPBACK_NAMES.index(host)]
+        return f"http://{other}:{port}" if port else f"http://{other}"
+
+    @property
+    def repo_id(self) -> str:
+        """The repository that the path names."""
+        return f"{self.params['namespace']}/{self.params['name']}"
+
+    @property
+    def kind(self) -> str:
+        """`models` or `datasets`; addresses of files leave `models` out."""
+        return self.params.get("kind", "models")
+
+    def json(self) -> dict[str, Any]:
+        """Return the body as a JSON object."""
+        return json_object(self.body or b"{}")
+
+    def flag(self, name: str) -> bool:
+        """Tell whether the query switches something on."""
+        return self.query.get(name, "").lower() in ("1", "true")
+
+
+Handler = Callable[[Call], Response]
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """Parse a JSON object, refusing anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, "The body is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise RefusedError(400, "The body is not a JSON object")
+    return value
+
+
+def field(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+    """Return a field of a JSON object if it is of the kind; without a default it has to be there."""
+    value = record.get(name, default)
+    if value is ...:
+        raise RefusedError(400, f"The field {name!r} is missing")
+    if value is not default and not isinstance(value, kind):
+        raise RefusedError(400, f"The field {name!r} has the wrong type")
+    return value
+
+
+def route(path: str, handler: Handler, *, method: str = "GET") -> Route:
+    """Make a route whose handler runs in a worker thread, so that git and disk do not hold up other requests."""
+
+    async def endpoint(request: Request) -> Response:
+        return await run_in_threadpool(handler, await read_call(request))
+
+    return Route(path, endpoint, methods=[method])
+
+
+async def read_call(request: Request, *, with_body: bool = True) -> Call:
+    """Read a request; the body is left alone when the handler wants to stream it."""
+    # The path was matched still quoted, so that an encoded slash stays inside its parameter.
+    params = {name: unquote(value) for name, value in request.path_params.items()}
+    if not all(names.is_clean(value) for value in params.values()):
+        raise RefusedError(400, "The address holds control characters")
+    body = await _read_body(request) if with_body else b""
+    return Call(request.method, request.url.path, params, request.query_params, request.headers, body)
+
+
+async def _read_body(request: Request) -> bytes:
+    body = bytearray()
+    async for block in request.stream():
+        body += block
+        if len(body) > MAX_BODY_BYTES:
+            raise RefusedError(413, f"The body exceeds {MAX_BODY_BYTES} bytes")
+    return bytes(body)
+
+
+def page(call: Call, rows: Sequence[Any] | Iterable[Any], *, size: int) -> JSONResponse:
+    """Answer with one page of the rows, and with a link to the next if there is one."""
+    listed = list(rows)
+    cursor = call.query.get("cursor", "0")
+    if not re.fullmatch(r"[0-9]{1,9}", cursor):
+        raise RefusedError(400, "Invalid cursor")
+    start, headers = int(cursor), {}
+    if start + size < len(listed):
+        query = {**dict(call.query), "cursor": str(start + size)}
+        headers["Link"] = f'<{call.origin}{call.path}?{urlencode(query)}>; rel="next"'
+    return JSONResponse(listed[start : start + size], headers=headers)
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return the wanted bytes as start and end (excluded), None for all of them.
+
+    Only a single range is understood; anything else asks for all, as the standard allows. Raises a 416 refusal when
+    the range begins behind the end.
+    """
+    match = re.fullmatch(r"bytes=([0-9]{0,15})-([0-9]{0,15})", header or "")
+    if match is None or match.group(1, 2) == ("", ""):
+        return None
+    first, last = match.groups()
+    start = int(first) if first else max(0, size - int(last))
+    end = min(int(last) + 1, size) if first and last else size
+    if start >= size or start >= end:
+        raise RefusedError(416, "Range not satisfiable", headers={"Content-Range": f"bytes */{size}"})
+    return start, end
+
+
+def refusal_response(refusal: RefusedError) -> JSONResponse:
+    """Turn a refusal into the answer that clients understand: a JSON body, and headers for those that look there."""
+    line = " ".join(refusal.message.encode("ascii", "replace").decode().split())
+    headers = {"X-Error-Message": line, **refusal.headers}
+    if refusal.code:
+        headers["X-Error-Code"] = refusal.code
+    return JSONResponse({"error": line}, refusal.status, headers=headers)

@@ -1,0 +1,168 @@
+"""The Xet store: xorbs and shards on disk, and the questions that clients ask about them."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubprune.localhub import disk
+from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.xet_format import (
+    Chunk,
+    FileRecipe,
+    Shard,
+    Term,
+    XetFormatError,
+    check_recipe,
+    dedup_shard,
+    parse_shard,
+    parse_xorb,
+    unpack_chunk,
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The chunks of one term that hold some of the wanted bytes."""
+
+    xorb: str
+    start: int
+    end: int
+    """One past the last chunk."""
+    chunks: tuple[Chunk, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the term of a reconstruction."""
+        unpacked = sum(chunk.unpacked_bytes for chunk in self.chunks)
+        return {"hash": self.xorb, "unpacked_length": unpacked, "range": {"start": self.start, "end": self.end}}
+
+    def locate(self, url: str) -> dict[str, Any]:
+        """Return where the packed bytes of the span can be fetched, both ends included."""
+        first, last = self.chunks[0], self.chunks[-1]
+        packed = {"start": first.offset, "end": last.offset + last.packed_bytes - 1}
+        return {"range": {"start": self.start, "end": self.end}, "url": url, "url_range": packed}
+
+
+class XetStore:
+    """Xorbs and shards in a folder, with an index of the shards in memory.
+
+    The index is read from the shards at the start. Another server on the same folder may add to it, so the folder is
+    looked at again before anything is said to be missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._xorbs = folder / "xorbs"
+        self._shards = folder / "shards"
+        for each in (self._xorbs, self._shards):
+            each.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._known: set[str] = set()
+        self._files: dict[str, FileRecipe] = {}
+        self._by_sha256: dict[str, FileRecipe] = {}
+        self._dedup: dict[str, str] = {}  # chunk -> name of the shard that describes it
+        self._chunks: dict[str, tuple[Chunk, ...]] = {}
+        self._load_new_shards()
+
+    def put_xorb(self, xorb: str, data: bytes) -> bool:
+        """Store a xorb and say whether it was new."""
+        path = self.xorb_path(xorb)
+        if path.exists():
+            return False
+        try:
+            self._chunks[xorb] = parse_xorb(data)
+        except XetFormatError as error:
+            raise RefusedError(400, f"Not a xorb: {error}") from error
+        disk.write_bytes(path, data)
+        return True
+
+    def put_shard(self, data: bytes) -> None:
+        """Store a shard whose files are made of chunks that are all here."""
+        try:
+            shard = parse_shard(data)
+            for file in shard.files:
+                check_recipe(file, [self._chunks_of(term.xorb) for term in file.terms])
+        except XetFormatError as error:
+            raise RefusedError(400, f"Not a valid shard: {error}") from error
+        name = f"{hashlib.sha256(data).hexdigest()}.mdb"
+        disk.write_bytes(self._shards / name, data)
+        self._register(name, shard)
+
+    def by_sha256(self, sha256: str) -> FileRecipe | None:
+        """Return the recipe of the file with this SHA-256, None when it did not come through Xet."""
+        if sha256 not in self._by_sha256:
+            self._load_new_shards()
+        return self._by_sha256.get(sha256)
+
+    def by_hash(self, file_hash: str) -> FileRecipe:
+        """Return the recipe of the file with this Xet hash."""
+        if file_hash not in self._files:
+            self._load_new_shards()
+        if file_hash not in self._files:
+            raise RefusedError(404, "No file of this hash")
+        return self._files[file_hash]
+
+    def dedup_answer(self, chunk: str) -> bytes:
+        """Return a shard that says which xorb holds the chunk, and what else that xorb holds."""
+        name = self._dedup.get(chunk)
+        if name is None:
+            raise RefusedError(404, "No chunk of this hash is shared")
+        return dedup_shard(parse_shard((self._shards / name).read_bytes()).xorb_section)
+
+    def xorb_path(self, xorb: str) -> Path:
+        """Return where the xorb is, or would be."""
+        return self._xorbs / xorb
+
+    def spans(self, recipe: FileRecipe, start: int, end: int) -> tuple[int, list[Span]]:
+        """Find the chunks that hold the bytes from `start` to before `end`.
+
+        Also returns how many bytes of the first chunk come before `start`.
+        """
+        skip, at = 0, 0
+        spans: list[Span] = []
+        for term in recipe.terms:
+            wanted: list[tuple[int, Chunk]] = []
+            for number, chunk in enumerate(self._chunks_of(term.xorb)[term.start : term.end], term.start):
+                if at < end and at + chunk.unpacked_bytes > start:
+                    skip = start - at if not spans and not wanted else skip
+                    wanted.append((number, chunk))
+                at += chunk.unpacked_bytes
+            if wanted:
+                first, last = wanted[0][0], wanted[-1][0]
+                spans.append(Span(term.xorb, first, last + 1, tuple(chunk for _, chunk in wanted)))
+        return skip, spans
+
+    def content(self, recipe: FileRecipe) -> Iterator[bytes]:
+        """Yield the file's content, term by term."""
+        for term in recipe.terms:
+            yield self._unpack(term)
+
+    def _unpack(self, term: Term) -> bytes:
+        chunks = self._chunks_of(term.xorb)[term.start : term.end]
+        with self.xorb_path(term.xorb).open("rb") as file:
+            file.seek(chunks[0].offset)
+            return b"".join(unpack_chunk(file.read(chunk.packed_bytes), chunk) for chunk in chunks)
+
+    def _chunks_of(self, xorb: str) -> tuple[Chunk, ...]:
+        if xorb not in self._chunks:
+            try:
+                self._chunks[xorb] = parse_xorb(self.xorb_path(xorb).read_bytes())
+            except FileNotFoundError as error:
+                raise XetFormatError(f"xorb {xorb} is unknown") from error
+        return self._chunks[xorb]
+
+    def _load_new_shards(self) -> None:
+        for path in sorted(self._shards.glob("*.mdb")):
+            if path.name not in self._known:
+                self._register(path.name, parse_shard(path.read_bytes()))
+
+    def _register(self, name: str, shard: Shard) -> None:
+        with self._lock:
+            self._known.add(name)
+            for file in shard.files:
+                self._files[file.file_hash] = file
+                if file.sha256 is not None:
+                    self._by_sha256[file.sha256] = file
+            for chunk in shard.dedup_keys():
+                self._dedup.setdefault(chunk, name)
