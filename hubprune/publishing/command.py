@@ -1,0 +1,58 @@
+"""Rebuild the command line of a publish from its recipe: never from argv, which may hold a token or a local path."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from hubprune.recipe import Recipe
+
+__all__ = ["publish_command"]
+
+
+def publish_command(recipe: Recipe) -> str:
+    """Write the command that gives the same result, one option per line.
+
+    Args:
+        recipe: as it is published (`privacy.public_recipe`).  A mix or prompts of one's own are in recipe.yaml only.
+    """
+    words = ["hubprune publish " + shlex.quote(recipe.base.repo_id), *_options(recipe)]
+    return " \\\n    ".join(words)
+
+
+def _options(recipe: Recipe) -> Iterator[str]:
+    yield f"--revision {shlex.quote(recipe.base.revision)}"
+    yield from _drop_options(recipe)
+    yield f"--calibration {shlex.quote(recipe.calibration.name)}"
+    yield f"--num-samples {recipe.calibration.num_samples}"
+    yield f"--max-tokens {recipe.calibration.max_tokens}"
+    if recipe.aggregation != "document":
+        yield f"--aggregation {recipe.aggregation}"
+    yield from _evaluation_options(recipe)
+    yield f"--seed {recipe.seed}"
+    if recipe.dtype != "auto":
+        yield f"--dtype {recipe.dtype}"
+
+
+def _drop_options(recipe: Recipe) -> Iterator[str]:
+    drop = recipe.drop
+    if drop.drop_attn is not None:
+        yield f"--drop-attn {_numbers(drop.drop_attn)}"
+    else:
+        yield f"--attn-drop {drop.attn_drop}"
+    if drop.protect:
+        yield f"--protect {_numbers(drop.protect)}"
+
+
+def _evaluation_options(recipe: Recipe) -> Iterator[str]:
+    evaluation = recipe.evaluation
+    if evaluation.tasks:
+        yield f"--tasks {shlex.quote(','.join(evaluation.tasks))}"
+    if evaluation.include_path:
+        yield f"--include-path {shlex.quote(evaluation.include_path)}"
+    if evaluation.limit is not None:
+        yield f"--limit {evaluation.limit}"
+
+
+def _numbers(numbers: tuple[int, ...]) -> str:
+    return ",".join(str(n) for n in numbers)

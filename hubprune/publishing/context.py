@@ -1,0 +1,168 @@
+"""What a card template sees: one frozen object in which every number is formatted already.
+
+Text is raw here.  Templates escape it with the filter that fits the place, so that nothing is escaped twice or never.
+A section that has no data is None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "Benchmarks",
+    "Calibration",
+    "CardContext",
+    "CustomCode",
+    "FreeText",
+    "Licence",
+    "Link",
+    "Pair",
+    "Removal",
+    "Reproduction",
+    "Table",
+    "Usage",
+    "VerificationSummary",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of raw text cells; every row has as many cells as there are columns."""
+
+    columns: tuple[str, ...]
+    align: str
+    """One letter per column: l for text, r for numbers."""
+    rows: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        widths = {len(self.columns), len(self.align), *map(len, self.rows)}
+        if len(widths) != 1:
+            raise ValueError(f"the table under {self.columns} is not rectangular: {sorted(widths)}")
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The cells of the line below the header."""
+        return tuple("---:" if a == "r" else "---" for a in self.align)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A name and where it leads."""
+
+    name: str
+    url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomCode:
+    """The modeling file that ships with the model."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Values of the snippet."""
+
+    repo_id: str
+    tag: str | None
+    """Tag of exactly this checkpoint; None where no tag will exist, as in a pull request."""
+    prompt: str
+    code: CustomCode | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationSummary:
+    """What a fresh process saw."""
+
+    sentence: str
+    checks: Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What was removed and why."""
+
+    sentences: tuple[str, ...]
+    scores: Table | None
+    score_notes: tuple[str, ...]
+    verification: VerificationSummary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The texts that the scores were computed on."""
+
+    sentence: str
+    table: Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmarks:
+    """Base and pruned on the same documents."""
+
+    sentences: tuple[str, ...]
+    table: Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One prompt and what both models made of it."""
+
+    number: int
+    reason: str
+    prompt: str
+    base: str
+    pruned: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeText:
+    """Free text of both models."""
+
+    sentences: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """How to get the same files again."""
+
+    command: str
+    environment: Table
+    seconds: Table | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licence:
+    """Whose terms apply."""
+
+    name: str | None
+    """None where the base's card names no licence."""
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardContext:
+    """Everything that a card says."""
+
+    front_matter: str
+    """YAML without its markers."""
+    title: str
+    base: Link
+    summary: str
+    """The sentence after "This is <base> with "."""
+    attribution: str | None
+    glance: Table
+    usage: Usage
+    removal: Removal
+    calibration: Calibration | None
+    benchmarks: Benchmarks | None
+    free_text: FreeText | None
+    limits: tuple[str, ...]
+    reproduction: Reproduction
+    licence: Licence
+    citations: tuple[str, ...]
+    """BibTeX entries."""
+    footer: str

@@ -1,0 +1,167 @@
+"""`hubprune.json`, the record of a published repo that a program can read, and `recipe.yaml` beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hubprune.artifacts import PublishReport, RepoFile, WrittenCheckpoint
+from hubprune.publishing.privacy import public_name, public_recipe, scrub, scrub_all
+from hubprune.recipe import Recipe, parse
+
+__all__ = [
+    "CARD",
+    "MANIFEST",
+    "RECIPE",
+    "RemoteManifest",
+    "checkpoint_tag",
+    "files_digest",
+    "local_files",
+    "read_manifest",
+    "write_manifest",
+    "write_recipe",
+]
+
+CARD = "README.md"
+MANIFEST = "hubprune.json"
+RECIPE = "recipe.yaml"
+SCHEMA_VERSION = 1
+CHUNK_BYTES = 1 << 20
+
+
+# ---- files and digests -------------------------------------------------------------------------------------------
+
+
+def local_files(folder: Path) -> tuple[RepoFile, ...]:
+    """Hash every file of a folder, sorted by path: SHA-256, and the id that git would give the bytes."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return tuple(_hashed(path, name=path.relative_to(folder).as_posix()) for path in paths)
+
+
+def _hashed(path: Path, *, name: str) -> RepoFile:
+    size = path.stat().st_size
+    sha256, git_oid = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha256.update(chunk)
+            git_oid.update(chunk)
+    return RepoFile(path=name, size=size, sha256=sha256.hexdigest(), git_oid=git_oid.hexdigest())
+
+
+def files_digest(files: Iterable[RepoFile]) -> str:
+    """Compute the SHA-256 over (path, sha256) of all files in the order of their paths, in 64 hex digits."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda f: f.path):
+        digest.update(f"{file.path}\0{file.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def checkpoint_tag(checkpoint: WrittenCheckpoint) -> str:
+    """Return the tag that names exactly this checkpoint: `hubprune-` and 8 hex digits of its files' digest.
+
+    The card names the tag, so the card's own bytes cannot be part of it.
+    """
+    return f"hubprune-{files_digest(checkpoint.files)[:8]}"
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def write_recipe(folder: Path, *, recipe: Recipe, report: PublishReport) -> Path:
+    """Write recipe.yaml: the base pinned to its commit, no local path."""
+    path = folder / RECIPE
+    _write(path, scrub(public_recipe(recipe, base=report.base).to_yaml()))
+    return path
+
+
+def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -> Path:
+    """Write hubprune.json over everything else in the folder; it has to be the last file that is written.
+
+    Args:
+        folder: the checkpoint with README.md and recipe.yaml.
+        report: what the run did and saw; `published` and `seconds` stay out, as does whatever a clock measured.
+        template_hash: of the card templates, so that a card by other templates is another card.
+    """
+    files = {f.path: {"sha256": f.sha256, "size": f.size} for f in local_files(folder) if f.path != MANIFEST}
+    content = scrub_all(_content(report)) | {"card_templates": template_hash}
+    compared = {"content": content, "files": {path: row for path, row in files.items() if path != CARD}}
+    values = content | {
+        "schema_version": SCHEMA_VERSION,
+        "content_sha256": hashlib.sha256(_json(compared).encode()).hexdigest(),
+        "files": files,
+    }
+    path = folder / MANIFEST
+    _write(path, _json(values))
+    return path
+
+
+def _content(report: PublishReport) -> dict[str, Any]:
+    dump = report.model_dump(mode="json", exclude={"scores": {"per_document"}})
+    recipe = public_recipe(parse(Recipe, report.recipe), base=report.base)
+    return {
+        "hubprune": report.environment.hubprune,
+        "versions": report.environment.versions,
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "base": {"repo_id": report.base.name, "commit": report.base.commit},
+        "scores": _scores(dump["scores"]),
+        "plan": dump["plan"],
+        "checkpoint": {k: v for k, v in dump["checkpoint"].items() if k != "files"},
+        "verification": dump["verification"],
+        "benchmarks": _without(dump["benchmarks"], names=("base_seconds", "pruned_seconds")),
+        "generation": dump["generation"],
+    }
+
+
+def _scores(scores: dict[str, Any] | None) -> dict[str, Any] | None:
+    for source in scores["calibration"]["sources"] if scores else ():
+        source["dataset"] = public_name(source["dataset"])
+    return scores
+
+
+def _without(values: dict[str, Any] | None, *, names: tuple[str, ...]) -> dict[str, Any] | None:
+    return {k: v for k, v in values.items() if k not in names} if values is not None else None
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, sort_keys=True, indent=2, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        staged.write_text(text, encoding="utf-8", newline="\n")
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+class RemoteManifest:
+    """What an earlier publish says it left in a repo.  Anybody may have edited it: all of it is read tolerantly."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        files = values.get("files")
+        self.files: dict[str, str] = {
+            str(path): str(row["sha256"])
+            for path, row in (files.items() if isinstance(files, dict) else ())
+            if isinstance(row, dict) and isinstance(row.get("sha256"), str)
+        }
+        """Path -> SHA-256."""
+        digest = values.get("content_sha256")
+        self.content_sha256 = digest if isinstance(digest, str) else None
+        """Digest of everything that the publish decided, without the card and without what a clock measured."""
+
+
+def read_manifest(data: bytes) -> RemoteManifest:
+    """Read the bytes of a hubprune.json; what cannot be understood counts as absent."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        values = {}
+    return RemoteManifest(values if isinstance(values, dict) else {})

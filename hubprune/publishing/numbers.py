@@ -1,0 +1,60 @@
+"""Write numbers the way the card shows them; templates only place the results."""
+
+from __future__ import annotations
+
+from hubprune.console import size
+
+__all__ = ["change_percent", "count", "listing", "percent_change", "plain", "signed", "size_change", "with_error"]
+
+MINUS = "−"
+NONE = "–"
+"""What a table shows where a number does not exist."""
+
+
+def count(number: int) -> str:
+    """Write an integer with thousands separators."""
+    return f"{number:,}"
+
+
+def plain(value: float, *, digits: int) -> str:
+    """Write a number with a fixed number of digits and a real minus sign, and never a negative zero."""
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("-")
+    return text.replace("-", MINUS)
+
+
+def signed(value: float | None, *, digits: int = 2, unit: str = "") -> str:
+    """Write a change with its sign: +0.40, −7.80; a dash where there is none."""
+    if value is None:
+        return NONE
+    text = plain(value, digits=digits)
+    sign = "" if text.startswith(MINUS) or float(text) == 0 else "+"
+    return f"{sign}{text}{unit}"
+
+
+def percent_change(base: float, now: float) -> float | None:
+    """Compute the relative change in percent; None where the base is 0."""
+    return 100 * (now / base - 1) if base else None
+
+
+def change_percent(base: float, now: float) -> str:
+    """Write the relative change from base to now in percent."""
+    return signed(percent_change(base, now), unit=" %")
+
+
+def size_change(base: int, now: int) -> str:
+    """Write a change in bytes with its percentage."""
+    sign = MINUS if now < base else "+" if now > base else ""
+    return f"{sign}{size(abs(now - base))} ({change_percent(base, now)})"
+
+
+def with_error(value: float, error: float | None, *, digits: int = 4) -> str:
+    """Write a value with its standard error, where there is one."""
+    return plain(value, digits=digits) + (f" ± {plain(error, digits=digits)}" if error is not None else "")
+
+
+def listing(numbers: tuple[int, ...]) -> str:
+    """Write numbers as a list in words: 18, 21 and 22."""
+    words = [str(n) for n in numbers]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,138 @@
+"""The top of the card: the sentence with the numbers, the table at a glance, how to use the model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hubprune.artifacts import (
+    BaseCheckpoint,
+    BenchmarkComparison,
+    DropPlan,
+    GenerationComparison,
+    TaskComparison,
+    WrittenCheckpoint,
+)
+from hubprune.console import size
+from hubprune.publishing.context import CustomCode, Link, Table, Usage
+from hubprune.publishing.numbers import NONE, change_percent, count, listing, plain, signed, size_change
+
+__all__ = ["base_link", "glance", "summary", "usage", "worst_task"]
+
+HUB = "https://huggingface.co"
+DEFAULT_PROMPT = "Paris is the capital of"
+
+
+def base_link(base: BaseCheckpoint) -> Link:
+    """Name the base, with its page at the pinned commit where it is on the Hub."""
+    return Link(name=base.name, url=f"{HUB}/{base.name}/tree/{base.commit}" if base.commit else None)
+
+
+def summary(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: BenchmarkComparison | None) -> str:
+    """Say in one sentence what was done, with its numbers; it follows "This is <base> with"."""
+    parts = [
+        f"{count(checkpoint.parameters)} parameters instead of {count(checkpoint.base_parameters)}"
+        f" ({change_percent(checkpoint.base_parameters, checkpoint.parameters)})",
+        f"a KV cache of {count(checkpoint.kv_bytes_per_token)} instead of"
+        f" {count(checkpoint.base_kv_bytes_per_token)} bytes per token"
+        f" ({change_percent(checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token)})",
+    ]
+    if benchmarks and (mean := benchmarks.mean_change_points) is not None:
+        parts.append(f"{signed(mean)} points on average over {_task_count(benchmarks)}")
+    return f"{_removed(plan)}: {', '.join(parts)}."
+
+
+def _removed(plan: DropPlan) -> str:
+    kinds = [(name, layers) for kind, name in NAMES if (layers := plan.layers(kind))]
+    parts = [
+        f"{len(layers)} of its {plan.num_hidden_layers} {name} sublayers removed"
+        f" ({'layer' if len(layers) == 1 else 'layers'} {listing(layers)}, counted from 0)"
+        for name, layers in kinds
+    ]
+    return " and ".join(parts)
+
+
+NAMES: tuple[tuple[Literal["attn"], str], tuple[Literal["mlp"], str]] = (("attn", "attention"), ("mlp", "MLP"))
+"""Kind of sublayer -> what the card calls it."""
+
+
+def _task_count(benchmarks: BenchmarkComparison) -> str:
+    tasks = [t for t in benchmarks.main_metrics() if t.is_share]
+    return "1 benchmark" if len(tasks) == 1 else f"{len(tasks)} benchmarks"
+
+
+def glance(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: BenchmarkComparison | None) -> Table:
+    """Compare base and result in the figures that a reader asks for first."""
+    rows = [
+        _count_row("Parameters", base=checkpoint.base_parameters, now=checkpoint.parameters),
+        *_sublayer_rows(plan),
+        _size_row(checkpoint),
+        _kv_row(checkpoint),
+        *_benchmark_rows(benchmarks),
+    ]
+    return Table(columns=("", "Base", "This model", "Change"), align="lrrr", rows=tuple(rows))
+
+
+def _count_row(label: str, *, base: int, now: int) -> tuple[str, ...]:
+    return label, count(base), count(now), change_percent(base, now)
+
+
+def _sublayer_rows(plan: DropPlan) -> list[tuple[str, ...]]:
+    total = plan.num_hidden_layers
+    dropped = [(name, len(plan.layers(kind))) for kind, name in NAMES if kind == "attn" or plan.layers(kind)]
+    return [
+        (f"{name[0].upper()}{name[1:]} sublayers", str(total), str(total - n), signed(-n, digits=0))
+        for name, n in dropped
+    ]
+
+
+def _size_row(checkpoint: WrittenCheckpoint) -> tuple[str, ...]:
+    label = f"Weights on disk ({', '.join(checkpoint.dtypes)})"
+    change = size_change(checkpoint.base_weight_bytes, checkpoint.weight_bytes)
+    return label, size(checkpoint.base_weight_bytes), size(checkpoint.weight_bytes), change
+
+
+def _kv_row(checkpoint: WrittenCheckpoint) -> tuple[str, ...]:
+    base, now = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
+    return _count_row("KV cache, bytes per token", base=base, now=now)
+
+
+def _benchmark_rows(benchmarks: BenchmarkComparison | None) -> list[tuple[str, ...]]:
+    if not benchmarks or (mean := benchmarks.mean_change_points) is None:
+        return []
+    label = f"Mean of {_task_count(benchmarks)}, %"
+    tasks = [t for t in benchmarks.main_metrics() if t.is_share]
+    means = [sum(values) / len(values) for values in zip(*((t.base.value, t.pruned.value) for t in tasks), strict=True)]
+    rows: list[tuple[str, ...]] = [(label, *_percentages(means), signed(mean, unit=" points"))]
+    if len(tasks) > 1 and (worst := worst_task(benchmarks)):
+        values = _percentages([worst.base.value, worst.pruned.value])
+        label = f"Largest loss: {worst.task}, {worst.metric}, %"
+        rows.append((label, *values, signed(worst.change_points, unit=" points")))
+    return rows
+
+
+def _percentages(shares: list[float]) -> tuple[str, ...]:
+    return tuple(plain(100 * share, digits=2) for share in shares)
+
+
+def worst_task(benchmarks: BenchmarkComparison) -> TaskComparison | None:
+    """Return the main metric that lost most points, or None where none lost any."""
+    changes = [(t.change_points or 0.0, i, t) for i, t in enumerate(benchmarks.main_metrics())]
+    change, _, task = min(changes, default=(0.0, 0, None))
+    return task if change < 0 else None
+
+
+def usage(
+    repo_id: str, *, tag: str | None, checkpoint: WrittenCheckpoint, generation: GenerationComparison | None
+) -> Usage:
+    """Collect the values of the snippet; its prompt is the first one of the free text."""
+    prompts = [c.prompt for c in generation.continuations] if generation else []
+    return Usage(
+        repo_id=repo_id, tag=tag, prompt=prompts[0] if prompts else DEFAULT_PROMPT, code=_custom_code(checkpoint)
+    )
+
+
+def _custom_code(checkpoint: WrittenCheckpoint) -> CustomCode | None:
+    for file in checkpoint.files:
+        if file.path.startswith("modeling_") and file.path.endswith(".py"):
+            return CustomCode(file=file.path, sha256=file.sha256 or NONE)
+    return None

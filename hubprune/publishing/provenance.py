@@ -1,0 +1,107 @@
+"""The end of the card: how to reproduce it, whose terms apply, what to cite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hubprune.artifacts import BaseCheckpoint, Environment
+from hubprune.console import duration
+from hubprune.publishing.command import publish_command
+from hubprune.publishing.context import Licence, Reproduction, Table
+from hubprune.publishing.license import attribution_line, license_name
+from hubprune.publishing.overview import HUB
+from hubprune.recipe import Recipe
+
+__all__ = ["citations", "licence", "reproduction"]
+
+
+def reproduction(
+    recipe: Recipe, *, base: BaseCheckpoint, environment: Environment, seconds: Mapping[str, float]
+) -> Reproduction:
+    """Collect command, versions, hardware and times.
+
+    Args:
+        recipe: as it is published (`privacy.public_recipe`).
+        base: its commit is named.
+        environment: where the run took place.
+        seconds: wall-clock seconds per stage.
+    """
+    return Reproduction(
+        command=publish_command(recipe),
+        environment=_environment_table(base, environment=environment),
+        seconds=_seconds_table(seconds),
+    )
+
+
+def _environment_table(base: BaseCheckpoint, *, environment: Environment) -> Table:
+    versions = {"hubprune": environment.hubprune, "Python": environment.python, **environment.versions}
+    rows = [
+        ("Base", base.name),
+        *([("Base commit", base.commit)] if base.commit else []),
+        ("Hardware", f"{environment.machine}, {environment.threads} threads"),
+        ("Platform", environment.platform),
+        *versions.items(),
+    ]
+    return Table(columns=("", "Value"), align="ll", rows=tuple(rows))
+
+
+def _seconds_table(seconds: Mapping[str, float]) -> Table | None:
+    rows = tuple((stage, duration(value)) for stage, value in seconds.items())
+    return Table(columns=("Stage", "Time"), align="lr", rows=rows) if rows else None
+
+
+def licence(base: BaseCheckpoint) -> Licence:
+    """Say whose terms apply; a base without a licence gets no guess."""
+    name = license_name(base.card)
+    changed = f"The files of {base.name} were changed: sublayers were removed as described above."
+    line = attribution_line(base.card)
+    return Licence(name=name, sentences=(*([f"{line}."] if line else []), changed))
+
+
+def citations(base: BaseCheckpoint, *, has_benchmarks: bool) -> tuple[str, ...]:
+    """Return BibTeX entries for the base, the method, the benchmarks where some were run, and hubprune."""
+    return (_cite_base(base), PAPER, *([LM_EVAL] if has_benchmarks else []), HUBPRUNE)
+
+
+def _cite_base(base: BaseCheckpoint) -> str:
+    owner, _, name = base.name.rpartition("/")
+    fields = {
+        "title": _bibtex(name),
+        "author": f"{{{_bibtex(owner)}}}" if owner else "",
+        "howpublished": f"\\url{{{HUB}/{base.name}}}" if base.commit else "",
+        "note": f"Commit {base.commit}" if base.commit else "",
+    }
+    lines = [f"  {key} = {{{value}}}" for key, value in fields.items() if value]
+    return "@misc{base,\n" + ",\n".join(lines) + "\n}"
+
+
+def _bibtex(text: str) -> str:
+    return text.replace("_", r"\_")
+
+
+PAPER = """\
+@article{he2024matters,
+  title = {What Matters in Transformers? Not All Attention is Needed},
+  author = {He, Shwai and Sun, Guoheng and Shen, Zheyu and Li, Ang},
+  journal = {arXiv preprint arXiv:2406.15786},
+  year = {2024}
+}"""
+
+LM_EVAL = """\
+@misc{eval-harness,
+  title = {The Language Model Evaluation Harness},
+  author = {Gao, Leo and Tow, Jonathan and Abbasi, Baber and Biderman, Stella and Black, Sid and DiPofi, Anthony and
+            Foster, Charles and Golding, Laurence and Hsu, Jeffrey and Le Noac'h, Alain and Li, Haonan and
+            McDonell, Kyle and Muennighoff, Niklas and Ociepa, Chris and Phang, Jason and Reynolds, Laria and
+            Schoelkopf, Hailey and Skowron, Aviya and Sutawika, Lintang and Tang, Eric and Thite, Anish and
+            Wang, Ben and Wang, Kevin and Zou, Andy},
+  publisher = {Zenodo},
+  year = {2024},
+  doi = {10.5281/zenodo.12608602}
+}"""
+
+HUBPRUNE = """\
+@software{hubprune,
+  title = {hubprune: prune a language model, measure what it cost, publish the result},
+  author = {{The hubprune authors}}
+}"""
