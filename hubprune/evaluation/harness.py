@@ -1,0 +1,219 @@
+"""Benchmarks: lm-eval on the base and on the reloaded pruned checkpoint, with the same documents and seeds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hubprune.artifacts import BenchmarkComparison
+from hubprune.console import Advance, Reporter
+from hubprune.errors import EvaluationError
+from hubprune.evaluation.libraries import endpoint_only, log_level, quiet
+from hubprune.evaluation.results import compare_results, refuse_different_documents
+from hubprune.evaluation.sources import check_reachable, commit_of
+from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
+from hubprune.recipe import EvaluationSpec
+
+__all__ = ["check_tasks", "run"]
+
+# lm-eval's own 100,000 take 46 s per model for lambada's perplexity alone; 0 would switch off every standard error.
+BOOTSTRAP_ITERATIONS = 1000
+_UNFIT_FOR_FILES = re.compile(r"[^\w.-]+")
+
+
+def check_tasks(spec: EvaluationSpec) -> tuple[str, ...]:
+    """Find out in seconds, before any compute, whether the benchmarks of a spec can be run.
+
+    Returns the data sets that they read, each once: ids on the Hub, or the format of local files.
+
+    Raises:
+        EvaluationError: a task is unknown (with near matches) or unfit, or its data set cannot be reached.
+    """
+    if not spec.tasks:
+        return ()
+    sources = data_sources(find_tasks(spec), spec.tasks)
+    for source in sources:
+        check_reachable(source)
+    return tuple(dict.fromkeys(source.dataset for source in sources))
+
+
+def run(
+    base_folder: Path,
+    pruned_folder: Path,
+    *,
+    spec: EvaluationSpec,
+    seed: int,
+    device: str,
+    dtype: str,
+    reporter: Reporter,
+    samples_folder: Path | None = None,
+) -> BenchmarkComparison:
+    """Benchmark two model folders one after the other with lm-eval's Hugging Face backend, and compare them.
+
+    Code in a folder is run for the pruned one alone, whose modeling file this package rendered.  `device` and `dtype`
+    may be `auto`.  Each answer goes to `samples_folder/{base,pruned}/samples_<task>.jsonl`.  Seconds are wall-clock
+    time from loading a model to its last metric.
+
+    Raises:
+        EvaluationError: a task or its data set cannot be loaded, the device is not there or its memory is too small,
+            or the models answered different documents.
+    """
+    if not spec.tasks:
+        raise EvaluationError("There is no benchmark to run.", hint="Pass --tasks, or leave benchmarks out.")
+    with quiet(), endpoint_only():
+        plan = _Plan(load_tasks(spec), spec=spec, seed=seed, device=device, dtype=dtype, reporter=reporter)
+        base = _measure(plan, base_folder, name="base", trust_remote_code=False)
+        pruned = _measure(plan, pruned_folder, name="pruned", trust_remote_code=True)
+    refuse_different_documents(base.results, pruned.results)
+    if samples_folder is not None:
+        _write_samples(base.results["samples"], samples_folder / "base")
+        _write_samples(pruned.results["samples"], samples_folder / "pruned")
+    return _comparison(plan, base, pruned)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What both models are measured with."""
+
+    suite: Suite
+    spec: EvaluationSpec
+    seed: int
+    device: str
+    dtype: str
+    reporter: Reporter
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one model answered."""
+
+    results: Mapping[str, Any]
+    """lm-eval's own results, samples included."""
+    device: str
+    dtype: str
+    seconds: float
+
+
+def _measure(plan: _Plan, folder: Path, *, name: str, trust_remote_code: bool) -> _Measured:
+    from hubprune.evaluation import models
+
+    start = time.monotonic()
+    model = models.load_model(folder, device=plan.device, dtype=plan.dtype, trust_remote_code=trust_remote_code)
+    device, dtype = model.device, model.dtype
+    results = _evaluate(plan, model, name=name)
+    del model
+    models.release_memory()
+    return _Measured(results, device, dtype, time.monotonic() - start)
+
+
+def _evaluate(plan: _Plan, model: Any, *, name: str) -> Mapping[str, Any]:
+    import torch
+    from lm_eval import evaluate
+
+    language_model = _language_model(model, batch_size=plan.spec.batch_size)
+    _set_seeds(plan)
+    try:
+        with _counted(language_model, plan, description=f"Benchmarks, {name}"):
+            results: Mapping[str, Any] = evaluate(
+                lm=language_model,
+                task_dict=plan.suite.task_dict(),
+                limit=plan.spec.limit,
+                bootstrap_iters=BOOTSTRAP_ITERATIONS,
+                log_samples=True,
+            )
+            return results
+    except torch.cuda.OutOfMemoryError as error:
+        message = f"The device ran out of memory at batch size {plan.spec.batch_size}."
+        raise EvaluationError(message, hint="Pass a smaller --batch-size.") from error
+
+
+def _language_model(model: Any, *, batch_size: int) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    # It warns that a model which is already loaded goes without its own loading options.
+    with log_level("lm_eval.models.huggingface", logging.ERROR):
+        return HFLM(
+            pretrained=model.model,
+            tokenizer=model.tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+            # In bfloat16, log-likelihoods around -100 come in steps of 0.5.
+            softmax_dtype="float32",
+        )
+
+
+def _set_seeds(plan: _Plan) -> None:
+    import numpy
+    import torch
+
+    random.seed(plan.seed)
+    numpy.random.seed(plan.seed)
+    torch.manual_seed(plan.seed)
+    for task in plan.suite.tasks.values():
+        task.set_fewshot_seed(seed=plan.seed)
+
+
+@contextmanager
+def _counted(language_model: Any, plan: _Plan, *, description: str) -> Iterator[None]:
+    """Report each answered request while the block runs; rolling perplexities report when the last one is done."""
+    with ExitStack() as stack:
+
+        def start() -> Advance:
+            total = sum(request.repeats for task in plan.suite.tasks.values() for request in task.instances)
+            return stack.enter_context(plan.reporter.progress(description, total=total, unit="requests"))
+
+        language_model.set_cache_hook(_RequestCounter(start))
+        yield
+
+
+class _RequestCounter:
+    """Stands in for lm-eval's cache of answers, which is told of each one.
+
+    The bar starts with the first answer: only then has lm-eval built all requests, so that their number is known.
+    """
+
+    def __init__(self, start: Callable[[], Advance]) -> None:
+        self._start = start
+        self._advance: Advance | None = None
+
+    def add_partial(self, attr: str, request: Any, answer: Any) -> None:
+        """Count one answer."""
+        if self._advance is None:
+            self._advance = self._start()
+        self._advance(1)
+
+
+def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path) -> None:
+    from lm_eval.utils import handle_non_serializable
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, rows in samples.items():
+        path = folder / f"samples_{_UNFIT_FOR_FILES.sub('_', task)}.jsonl"
+        unfinished = path.with_suffix(".tmp")
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(r, default=handle_non_serializable, sort_keys=True) + "\n" for r in rows)
+        unfinished.replace(path)
+
+
+def _comparison(plan: _Plan, base: _Measured, pruned: _Measured) -> BenchmarkComparison:
+    commits = {name: commit_of(task.dataset) for name, task in plan.suite.tasks.items()}
+    return BenchmarkComparison(
+        tasks=compare_results(base.results, pruned.results, requested=plan.suite.requested, commits=commits),
+        limit=plan.spec.limit,
+        batch_size=plan.spec.batch_size,
+        dtype=base.dtype,
+        device=base.device,
+        seed=plan.seed,
+        lm_eval=version("lm_eval"),
+        base_seconds=base.seconds,
+        pruned_seconds=pruned.seconds,
+    )

@@ -1,0 +1,78 @@
+"""Load a model folder for measuring, and let go of it again."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hubprune.errors import EvaluationError
+
+__all__ = ["LoadedModel", "load_model", "release_memory", "resolve_device"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    device: str
+    """Where the weights are: `cpu`, `cuda:0`, ..."""
+    dtype: str
+    """dtype of the weights by its short name: `bfloat16`."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that the model has positions for, or None where its config gives no limit."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+
+def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool) -> LoadedModel:
+    """Load the causal language model and the tokenizer of a folder.
+
+    `device` is `auto` or a torch device; `dtype` is `auto` for the checkpoint's own, or a torch dtype by name.
+    `trust_remote_code` runs the modeling file in the folder: for folders that this package wrote.
+
+    Raises:
+        EvaluationError: the device does not exist here.
+    """
+    place = resolve_device(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        # A name would be looked up among transformers' own dtypes only; "auto" has to stay a name.
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        device_map={"": place},
+        trust_remote_code=trust_remote_code,
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return LoadedModel(model, tokenizer, str(model.device), str(model.dtype).removeprefix("torch."))
+
+
+def resolve_device(device: str) -> str:
+    """Name the device to use: the given one, or for `auto` the first of cuda, mps and cpu that is there.
+
+    Raises:
+        EvaluationError: the given device is not there.
+    """
+    available = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()] + ["cpu"]
+    if device == "auto":
+        return available[0]
+    if device.partition(":")[0] not in available:
+        hint = f"Pass --device {available[0]} or --device auto."
+        raise EvaluationError(f"Cannot measure on {device}: this machine has {', '.join(available)}.", hint=hint)
+    return device
+
+
+def release_memory() -> None:
+    """Give the memory of models that nobody refers to any more back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.mps.is_available():
+        torch.mps.empty_cache()

@@ -1,0 +1,148 @@
+"""From lm-eval's results of two models to rows that compare them.  Pure: no model, no network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from hubprune.artifacts import MetricValue, TaskComparison
+from hubprune.errors import EvaluationError
+from hubprune.evaluation.sources import hub_id
+
+__all__ = ["compare_results", "refuse_different_documents"]
+
+Results = Mapping[str, Any]
+MAIN_METRICS = ("acc_norm", "acc", "exact_match")
+"""Metrics that come first where a task has them, best first; all others keep the task's own order."""
+
+
+def refuse_different_documents(base: Results, pruned: Results) -> None:
+    """Make sure that both models answered the same documents, since their numbers are compared in pairs.
+
+    Raises:
+        EvaluationError: a task's documents differ in id or content.
+    """
+    for task, samples in base["samples"].items():
+        if (ours := _documents(samples)) != (theirs := _documents(pruned["samples"].get(task, ()))):
+            raise EvaluationError(
+                f"Base and pruned answered different documents of {task}: {len(ours - theirs)} only by the base, "
+                f"{len(theirs - ours)} only by the pruned model.",
+                hint="Does the task draw its documents at random?",
+            )
+
+
+def _documents(samples: Iterable[Mapping[str, Any]]) -> set[tuple[int, str]]:
+    return {(sample["doc_id"], sample["doc_hash"]) for sample in samples}
+
+
+def compare_results(
+    base: Results, pruned: Results, *, requested: Mapping[str, tuple[str, ...]], commits: Mapping[str, str | None]
+) -> tuple[TaskComparison, ...]:
+    """Make the rows of a comparison, in the order of the requested names; a task's main metric comes first.
+
+    A group that lm-eval has an aggregate for (`mmlu`) is one row per metric, so that its 57 subjects do not outweigh
+    the other benchmarks in a mean.  A group without an aggregate or with mixed few-shot counts stands for its members,
+    and so does a tag.
+
+    `requested` maps each requested name to its tasks, `commits` each task to the commit of its data set.
+
+    Raises:
+        EvaluationError: a task has no metric with a finite value for both models.
+    """
+    names = dict.fromkeys(n for name, tasks in requested.items() for n in _reported(base, name, tasks))
+    return tuple(row for name in names for row in _rows(base, pruned, name, commits))
+
+
+def _reported(results: Results, name: str, tasks: tuple[str, ...]) -> Iterator[str]:
+    """Yield the entries of the results that a requested name is reported by."""
+    if name in results["configs"] or _has_aggregate(results, name):
+        yield name
+    elif name in results["group_subtasks"]:
+        for child in results["group_subtasks"][name]:
+            yield from _reported(results, child, (child,))
+    else:
+        yield from tasks
+
+
+def _has_aggregate(results: Results, name: str) -> bool:
+    return bool(_metric_keys(results, name) and _common(_leaves(results, name), results["n-shot"]))
+
+
+def _rows(base: Results, pruned: Results, name: str, commits: Mapping[str, str | None]) -> list[TaskComparison]:
+    leaves = _leaves(base, name)
+    shared = _facts(base, name, leaves) | {"dataset_commit": _value(_common(leaves, commits))}
+    rows = []
+    for metric, key in sorted(_metric_keys(base, name).items(), key=lambda item: _place(item[0])):
+        values = [_metric(results["results"][name], key) for results in (base, pruned)]
+        if values[0] is not None and values[1] is not None:
+            better = base["higher_is_better"].get(leaves[0], {}).get(metric)
+            pair = {"base": values[0], "pruned": values[1]}
+            rows.append(TaskComparison(metric=metric, higher_is_better=better is not False, **shared, **pair))
+    if not rows:
+        raise EvaluationError(f"The benchmark {name} has no metric with a finite value for both models.")
+    return rows
+
+
+def _facts(results: Results, name: str, leaves: tuple[str, ...]) -> dict[str, Any]:
+    """What is the same in all rows of a task or group; where its tasks differ in something, that is None."""
+    configs = {leaf: results["configs"][leaf] for leaf in leaves}
+    counts = [results["n-samples"][leaf] for leaf in leaves]
+    splits = {leaf: c.get("test_split") or c.get("validation_split") for leaf, c in configs.items()}
+    return {
+        "task": name,
+        "documents": sum(count["effective"] for count in counts),
+        "documents_available": sum(count["original"] for count in counts),
+        "num_fewshot": int(results["n-shot"][leaves[0]]),
+        "version": str(results["versions"].get(name, "N/A")),
+        "dataset": _value(_common(leaves, {leaf: hub_id(c.get("dataset_path")) for leaf, c in configs.items()})),
+        "dataset_config": _value(_common(leaves, {leaf: c.get("dataset_name") for leaf, c in configs.items()})),
+        "split": _value(_common(leaves, splits)),
+    }
+
+
+def _leaves(results: Results, name: str) -> tuple[str, ...]:
+    """List the tasks below an entry of the results."""
+    if name not in results["group_subtasks"]:
+        return (name,)
+    return tuple(leaf for child in results["group_subtasks"][name] for leaf in _leaves(results, child))
+
+
+def _common(leaves: tuple[str, ...], values: Mapping[str, Any]) -> tuple[Any] | None:
+    """Take the value that all tasks share, in a tuple since it may be None or 0; None where they differ."""
+    different = {values.get(leaf) for leaf in leaves}
+    return (different.pop(),) if len(different) == 1 else None
+
+
+def _value(common: tuple[Any] | None) -> str | None:
+    return None if common is None or common[0] is None else str(common[0])
+
+
+def _metric_keys(results: Results, name: str) -> dict[str, str]:
+    """Map each metric to its key in the results, `acc,none`; of several filters the first one counts."""
+    keys: dict[str, str] = {}
+    for key in results["results"].get(name, {}):
+        metric, comma, _ = key.partition(",")
+        if comma and not metric.endswith("_stderr"):
+            keys.setdefault(metric, key)
+    return keys
+
+
+def _place(metric: str) -> int:
+    # `sorted` is stable, so all metrics that are not named here keep the task's own order.
+    return MAIN_METRICS.index(metric) if metric in MAIN_METRICS else len(MAIN_METRICS)
+
+
+def _metric(result: Mapping[str, Any], key: str) -> MetricValue | None:
+    metric, _, filter_name = key.partition(",")
+    value, error = _finite(result.get(key)), _finite(result.get(f"{metric}_stderr,{filter_name}"))
+    return None if value is None else MetricValue(value=value, standard_error=error)
+
+
+def _finite(value: Any) -> float | None:
+    """Take a number as it is; None for "N/A", NaN, infinity, and whatever else lm-eval puts in the place of one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,123 @@
+"""The data sets behind benchmarks: whether they can be had, and at which commit they were read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubprune.errors import EvaluationError
+
+__all__ = ["DataSource", "check_reachable", "commit_of", "hub_id"]
+
+FILE_FORMATS = frozenset({"arrow", "csv", "hdf5", "json", "pandas", "parquet", "text", "webdataset", "xml"})
+"""Names that `load_dataset` takes for the format of files instead of for a repo."""
+TIMEOUT_SECONDS = 10.0
+_COMMIT_FOLDER = re.compile(r"[\\/]([0-9a-f]{40})[\\/][^\\/]+$")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a task's documents come from, as its YAML says it."""
+
+    task: str
+    dataset: str
+    """Id on the Hub, local folder, or file format."""
+    files: tuple[str, ...] = ()
+    """Data files that the YAML names: local paths or addresses."""
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> DataSource | None:
+        """Read the source from a task's config; None where code makes the documents."""
+        dataset = config.get("dataset_path")
+        if not isinstance(dataset, str) or not dataset:
+            return None
+        kwargs = config.get("dataset_kwargs") or {}
+        folder = Path(kwargs.get("data_dir") or "")
+        files = (f if "://" in f else str(folder / f) for f in _strings(kwargs.get("data_files")))
+        return cls(str(config.get("task")), dataset, tuple(files))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(item)
+
+
+def hub_id(dataset: str | None) -> str | None:
+    """Name the Hub repo that lm-eval's `dataset_path` stands for; None for local folders and files."""
+    return None if not dataset or dataset in FILE_FORMATS or Path(dataset).is_dir() else dataset
+
+
+def commit_of(dataset: Any) -> str | None:
+    """Name the commit at which a loaded Hub data set was read: 40 hex digits, or None for local files.
+
+    `datasets` keeps the rows of each commit in a folder of that name, so this is what was read, offline as well.
+    """
+    splits = dataset.values() if isinstance(dataset, Mapping) else [dataset]
+    files = [file["filename"] for split in splits for file in getattr(split, "cache_files", [])]
+    return next((found[1] for file in files if (found := _COMMIT_FOLDER.search(file))), None)
+
+
+def check_reachable(source: DataSource) -> None:
+    """Find out without downloading anything whether a task's data set can be had.
+
+    Raises:
+        EvaluationError: a local file is missing, or the Hub does not have the data set, does not give it to this token,
+            or does not answer while nothing is cached.
+    """
+    if dataset := hub_id(source.dataset):
+        _check_hub(source.task, dataset)
+        return
+    for file in source.files:
+        if not any(mark in file for mark in ("://", "*", "?", "[")) and not Path(file).exists():
+            hint = f"It was looked for at {Path(file).absolute()}; relative paths start at the working directory."
+            raise EvaluationError(f"The data file {file} of the benchmark {source.task} does not exist.", hint=hint)
+
+
+def _check_hub(task: str, dataset: str) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    api = HfApi()
+    try:
+        if api.dataset_info(dataset, timeout=TIMEOUT_SECONDS).gated:
+            api.auth_check(dataset, repo_type="dataset")
+    except GatedRepoError as error:
+        hint = f"Ask for access on the data set's page, https://hf.co/datasets/{dataset}, or leave {task} out."
+        raise EvaluationError(f"{_data_set(dataset, task)} is gated: this token has no access.", hint=hint) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise EvaluationError(f"{_data_set(dataset, task)} does not exist, or this token may not see it.") from error
+    except _no_answer() as error:
+        if not _is_cached(dataset):
+            reason = f"{_data_set(dataset, task)} cannot be reached and is not in the cache: {first_line(error)}"
+            raise EvaluationError(reason, hint="Go online once, or leave this benchmark out.") from error
+
+
+def _data_set(dataset: str, task: str) -> str:
+    return f"The data set {dataset} of the benchmark {task}"
+
+
+def _no_answer() -> tuple[type[Exception], ...]:
+    import httpx2  # what huggingface_hub talks with
+
+    return (OSError, httpx2.HTTPError)
+
+
+def _is_cached(dataset: str) -> bool:
+    """Tell whether `datasets` holds any configuration of a Hub data set: it then goes on without the Hub."""
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    *namespace, name = dataset.split("/")
+    folder = "___".join([*namespace, camelcase_to_snakecase(name)])
+    return any(Path(config.HF_DATASETS_CACHE, folder).glob("*/*/*/dataset_info.json"))
+
+
+def first_line(error: Exception) -> str:
+    """Shorten an error to its first line, or to its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
