@@ -38,6 +38,8 @@ class Architecture:
     """Prefix of the tensor names of decoder layers."""
     embedding: str = "model.embed_tokens.weight"
     """Name of the input embedding tensor."""
+    head: str = "lm_head.weight"
+    """Name of the output head tensor; absent where it is tied to the embedding."""
     per_layer_config_lists: tuple[str, ...] = ("layer_types",)
     """Keys of config.json that hold one value per layer and are cut when whole layers go."""
 

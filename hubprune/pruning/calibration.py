@@ -99,20 +99,21 @@ def draw(
         CalibrationError: a subset is missing, too small for its share, or has no such text column.
     """
     max_tokens = min(mix.max_tokens, context_length or mix.max_tokens)
+    # With very few samples a small subset's share rounds to no document at all: it is not part of what was drawn.
+    parts = [part for part in zip(mix.subsets, mix.counts(), commits, strict=True) if part[1]]
     documents: list[Document] = []
-    with no_calls_elsewhere(), reporter.progress("documents", total=mix.num_samples, unit="documents") as advance:
-        for source, (subset, count, commit) in enumerate(zip(mix.subsets, mix.counts(), commits, strict=True)):
+    with no_calls_elsewhere(), reporter.progress("drawing", total=mix.num_samples, unit="documents") as advance:
+        for source, (subset, count, commit) in enumerate(parts):
             texts = _texts(subset, count, commit=commit, seed=seed, buffer=mix.shuffle_buffer, advance=advance)
             documents += [Document(source, ids) for ids in _tokenize(tokenizer, texts, max_tokens)]
-    return CalibrationSet(tuple(documents), _record(mix, documents, commits=commits, seed=seed, max_tokens=max_tokens))
+    drawn = [(subset, commit) for subset, _, commit in parts]
+    return CalibrationSet(tuple(documents), _record(mix, documents, drawn, seed=seed, max_tokens=max_tokens))
 
 
 def _texts(
     subset: CalibrationSubset, count: int, *, commit: str | None, seed: int, buffer: int, advance: Callable[[int], None]
 ) -> list[str]:
     texts: list[str] = []
-    if not count:
-        return texts
     for text in _stream(subset, commit=commit, seed=seed, buffer=buffer):
         texts.append(text)
         advance(1)
@@ -153,8 +154,6 @@ def _open_stream(subset: CalibrationSubset, commit: str | None) -> Any:
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:
-    if not texts:
-        return []
     rows = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
     if not all(rows):
         raise CalibrationError("The base's tokenizer makes no tokens of a document.")
@@ -162,24 +161,28 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_toke
 
 
 def _record(
-    mix: CalibrationMix, documents: Sequence[Document], *, commits: Sequence[str | None], seed: int, max_tokens: int
+    mix: CalibrationMix,
+    documents: Sequence[Document],
+    drawn: Sequence[tuple[CalibrationSubset, str | None]],
+    *,
+    seed: int,
+    max_tokens: int,
 ) -> CalibrationRecord:
-    total = sum(subset.weight for subset in mix.subsets)
-    sources = []
-    for index, (subset, commit) in enumerate(zip(mix.subsets, commits, strict=True)):
-        mine = [d for d in documents if d.source == index]
-        sources.append(
-            CalibrationSource(
-                # A local path says nothing to anybody else, and a card must not tell where its author keeps files.
-                dataset=Path(subset.dataset).name if _is_file(subset.dataset) else subset.dataset,
-                config=subset.config,
-                split=subset.split,
-                commit=commit,
-                weight=subset.weight / total,
-                documents=len(mine),
-                tokens=sum(len(d.ids) for d in mine),
-            )
+    total = sum(subset.weight for subset, _ in drawn)
+    lengths = [[len(d.ids) for d in documents if d.source == source] for source in range(len(drawn))]
+    sources = (
+        CalibrationSource(
+            # A local path says nothing to anybody else, and a card must not tell where its author keeps files.
+            dataset=Path(subset.dataset).name if _is_file(subset.dataset) else subset.dataset,
+            config=subset.config,
+            split=subset.split,
+            commit=commit,
+            weight=subset.weight / total,
+            documents=len(tokens),
+            tokens=sum(tokens),
         )
+        for (subset, commit), tokens in zip(drawn, lengths, strict=True)
+    )
     return CalibrationRecord(
         mix=mix.name,
         sources=tuple(sources),

@@ -1,4 +1,4 @@
-"""Write a folder so that it exists completely or not at all."""
+"""Write folders and files so that they exist completely or not at all."""
 
 from __future__ import annotations
 

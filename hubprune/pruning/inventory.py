@@ -1,0 +1,84 @@
+"""Say what a checkpoint folder holds: files with their hashes, parameters, bytes, and how fast its KV cache grows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hubprune.architectures import Architecture
+from hubprune.artifacts import DropPlan, RepoFile, WrittenCheckpoint
+from hubprune.devices import resolve_dtype
+from hubprune.pruning.weights import DTYPE_BITS, Weights, open_weights
+
+READ_BYTES = 2**22
+COMPUTE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+
+
+def take_inventory(
+    base_folder: Path,
+    folder: Path,
+    *,
+    plan: DropPlan,
+    config: Mapping[str, Any],
+    architecture: Architecture,
+    advance: Callable[[int], None],
+) -> WrittenCheckpoint:
+    """Describe a written checkpoint beside its base.
+
+    Args:
+        base_folder: the base's files.
+        folder: the written checkpoint.
+        plan: what was dropped.
+        config: the base's config.json.
+        architecture: the base's family.
+        advance: told the number of bytes after each piece that was hashed.
+    """
+    base, pruned = open_weights(base_folder), open_weights(folder)
+    per_layer = kv_bytes_per_layer(config)
+    layers = plan.num_hidden_layers
+    return WrittenCheckpoint(
+        files=list_files(folder, advance=advance),
+        parameters=count_parameters(pruned, config, architecture),
+        base_parameters=count_parameters(base, config, architecture),
+        weight_bytes=pruned.size(),
+        base_weight_bytes=base.size(),
+        dtypes=tuple(sorted({tensor.dtype for _, tensor in pruned}, key=lambda d: (-DTYPE_BITS[d], d))),
+        kv_bytes_per_token=per_layer * (layers - len(plan.layers("attn"))),
+        base_kv_bytes_per_token=per_layer * layers,
+    )
+
+
+def count_parameters(weights: Weights, config: Mapping[str, Any], architecture: Architecture) -> int:
+    """Count a model's parameters as transformers does: a tied head that the files hold as well counts once."""
+    stored = {tensor.name: tensor.parameters for _, tensor in weights}
+    if config.get("tie_word_embeddings") and architecture.embedding in stored:
+        stored.pop(architecture.head, None)
+    return sum(stored.values())
+
+
+def kv_bytes_per_layer(config: Mapping[str, Any]) -> int:
+    """Return the bytes that one attention's keys and values take per token: 2 x KV heads x head size x dtype bytes."""
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+    return 2 * kv_heads * head_dim * COMPUTE_BITS[resolve_dtype("auto", config)] // 8
+
+
+def list_files(folder: Path, *, advance: Callable[[int], None] = lambda _: None) -> tuple[RepoFile, ...]:
+    """List all files below a folder with size and SHA-256, sorted by path."""
+    paths = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix())
+    return tuple(
+        RepoFile(path=p.relative_to(folder).as_posix(), size=p.stat().st_size, sha256=_sha256(p, advance))
+        for p in paths
+    )
+
+
+def _sha256(path: Path, advance: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()

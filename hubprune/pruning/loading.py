@@ -1,0 +1,251 @@
+"""What the fresh process of a verification does; `python -m hubprune.pruning.loading ACTION`, JSON in and out.
+
+It loads as a reader would: `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` where the checkpoint
+ships a modeling file, which is one that hubprune rendered; a base is always loaded without.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+TIE = 1e-3
+"""Logits closer than this count as equal."""
+
+
+class CompareRequest(BaseModel):
+    """Compare a checkpoint with its base."""
+
+    base_folder: str
+    folder: str
+    zeroed: tuple[str, ...]
+    """Weights of the base that are set to zero first."""
+    prompts: tuple[str, ...]
+    new_tokens: int
+    custom_code: bool
+
+
+class Comparison(BaseModel):
+    """What the comparison saw."""
+
+    missing_keys: tuple[str, ...]
+    unexpected_keys: tuple[str, ...]
+    parameters: int
+    dtype: str
+    max_logit_difference: float
+    argmax_equal: bool
+    positions: int
+    cached_equal: bool
+    padded_equal: bool
+    generated: int
+    refused_without_trust: bool | None
+    cache_bytes: int
+    cache_tokens: int
+    transformers: str
+
+
+class LoadRequest(BaseModel):
+    """Load a commit from a Hub and let it write."""
+
+    repo_id: str
+    commit: str
+    prompt: str
+    new_tokens: int
+    custom_code: bool
+
+
+class Loaded(BaseModel):
+    """What a model that was loaded from a Hub wrote."""
+
+    text: str
+    parameters: int
+
+
+def compare(request: CompareRequest) -> Comparison:
+    """Run both models on the prompts, one after the other, so that only one is in memory."""
+    import torch
+    import transformers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(request.folder, trust_remote_code=False)
+    rows = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in request.prompts]
+    dtype = _comparison_dtype(request.base_folder)
+    with torch.inference_mode():
+        reference = _reference_logits(request, rows, dtype)
+        model, info = _load(
+            request.folder, dtype=dtype, trust_remote_code=request.custom_code, output_loading_info=True
+        )
+        logits = [model(ids).logits for ids in rows]
+        pairs = list(zip(logits, reference, strict=True))
+        alone = [_greedy(model, ids, request.new_tokens) for ids in rows]
+        cache = model(rows[0], use_cache=True).past_key_values
+        return Comparison(
+            missing_keys=tuple(sorted(map(str, info["missing_keys"]))),
+            unexpected_keys=tuple(sorted(map(str, info["unexpected_keys"]))),
+            parameters=model.num_parameters(),
+            dtype=str(dtype).removeprefix("torch."),
+            max_logit_difference=max(float((one - other).abs().max()) for one, other in pairs),
+            argmax_equal=all(torch.equal(one.argmax(-1), other.argmax(-1)) for one, other in pairs),
+            positions=sum(ids.numel() for ids in rows),
+            cached_equal=_same_texts(model, rows, alone, [_uncached(model, ids, request.new_tokens) for ids in rows]),
+            padded_equal=_same_texts(model, rows, alone, _padded(model, rows, request.new_tokens)),
+            generated=sum(map(len, alone)),
+            refused_without_trust=_refused(request.folder) if request.custom_code else None,
+            cache_bytes=_cache_bytes(cache),
+            cache_tokens=rows[0].shape[1],
+            transformers=transformers.__version__,
+        )
+
+
+def load(request: LoadRequest) -> Loaded:
+    """Load a published commit and write a greedy continuation."""
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(request.repo_id, revision=request.commit, trust_remote_code=False)
+    model = _load(request.repo_id, dtype="auto", trust_remote_code=request.custom_code, revision=request.commit)
+    ids = tokenizer(request.prompt, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        new = _greedy(model, ids, request.new_tokens)
+    return Loaded(text=tokenizer.decode(new, skip_special_tokens=True), parameters=model.num_parameters())
+
+
+def _load(name: str, *, dtype: Any, trust_remote_code: bool, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+    (loaded[0] if isinstance(loaded, tuple) else loaded).eval()
+    return loaded
+
+
+def _comparison_dtype(folder: str) -> Any:
+    """Compare in float32 where that fits into memory; else in the checkpoint's own dtype.
+
+    A removed sublayer adds exactly zero in either, so the tolerance is the same.
+    """
+    from pathlib import Path
+
+    import psutil
+    import torch
+    from transformers import AutoConfig
+
+    from hubprune.pruning.weights import open_weights
+
+    needed = 4 * open_weights(Path(folder)).parameters()
+    if needed < 0.8 * psutil.virtual_memory().available:
+        return torch.float32
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False).dtype or torch.float32
+
+
+def _reference_logits(request: CompareRequest, rows: Sequence[Any], dtype: Any) -> list[Any]:
+    import torch
+
+    model = _load(request.base_folder, dtype=dtype, trust_remote_code=False)
+    for name in request.zeroed:
+        weight = model.get_parameter(name)
+        weight.zero_()
+        bias = getattr(model.get_submodule(name.removesuffix(".weight")), "bias", None)
+        if isinstance(bias, torch.Tensor):
+            bias.zero_()
+    logits = [model(ids).logits for ids in rows]
+    del model
+    gc.collect()
+    return logits
+
+
+_PLAIN_GREEDY: Mapping[str, Any] = {
+    "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "temperature": None, "top_p": None, "top_k": None,
+}  # fmt: skip
+
+
+def _greedy(model: Any, ids: Any, new_tokens: int) -> list[int]:
+    return _generate(model, ids, new_tokens, use_cache=True)[0]
+
+
+def _uncached(model: Any, ids: Any, new_tokens: int) -> list[int]:
+    return _generate(model, ids, new_tokens, use_cache=False)[0]
+
+
+def _padded(model: Any, rows: Sequence[Any], new_tokens: int) -> list[list[int]]:
+    import torch
+
+    width = max(ids.shape[1] for ids in rows)
+    batch = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask = torch.zeros_like(batch)
+    for row, ids in enumerate(rows):
+        batch[row, width - ids.shape[1] :] = ids
+        mask[row, width - ids.shape[1] :] = 1
+    return _generate(model, batch, new_tokens, use_cache=True, attention_mask=mask)
+
+
+def _same_texts(model: Any, rows: Sequence[Any], ones: list[list[int]], others: list[list[int]]) -> bool:
+    """Tell whether all texts are equal, or part only where the model has no preference.
+
+    Two ways to compute the same logits differ in their last bits; where two tokens are that close, either is right.
+    """
+    return all(_same_text(model, *texts) for texts in zip(rows, ones, others, strict=True))
+
+
+def _same_text(model: Any, ids: Any, one: list[int], other: list[int]) -> bool:
+    import torch
+
+    if one == other:
+        return True
+    split = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+    logits = model(torch.cat([ids, torch.tensor([one[:split]], dtype=ids.dtype)], dim=1)).logits[0, -1]
+    return bool((logits[one[split]] - logits[other[split]]).abs() < TIE)
+
+
+def _generate(model: Any, ids: Any, new_tokens: int, *, use_cache: bool, attention_mask: Any = None) -> list[list[int]]:
+    """Decode exactly `new_tokens` tokens greedily: without an end token, every row says as much as it can."""
+    import torch
+
+    mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+    new = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        use_cache=use_cache,
+        pad_token_id=0,
+        **_PLAIN_GREEDY,
+    )
+    rows: list[list[int]] = new[:, ids.shape[1] :].tolist()
+    return rows
+
+
+def _refused(folder: str) -> bool:
+    """Tell whether the Auto class refuses the folder when remote code is not trusted."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError):
+        return True
+    return False
+
+
+def _cache_bytes(cache: Any) -> int:
+    """Sum the bytes of the keys and values that a cache object holds."""
+    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+    return sum(int(t.numel() * t.element_size()) for t in tensors)
+
+
+_ACTIONS: Mapping[str, tuple[type[BaseModel], Callable[[Any], BaseModel]]] = {
+    "compare": (CompareRequest, compare),
+    "load": (LoadRequest, load),
+}
+
+
+def main() -> None:
+    """Read a request from stdin, write the answer as the last line of stdout."""
+    kind, act = _ACTIONS[sys.argv[1]]
+    print(act(kind.model_validate_json(sys.stdin.read())).model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Run a base layer by layer: each layer's weights are read once, used on all batches, and let go.
+
+Scoring needs no KV cache, no head and no whole model.  What is in memory is one layer, the next one that a thread is
+reading, and the hidden states of the calibration set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hubprune.architectures import Architecture
+from hubprune.errors import CheckpointError
+from hubprune.pruning.weights import TensorEntry, open_weights
+
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+READ_BYTES = 2**30
+
+
+class WeightReader:
+    """Reads tensors of a checkpoint into memory, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._where = {tensor.name: (shard.path, tensor) for shard, tensor in open_weights(folder)}
+        self._folder = folder
+
+    def entry(self, name: str) -> tuple[Path, TensorEntry]:
+        """Return the file and the place of a tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its dtype is not one that models compute in.
+        """
+        if name not in self._where:
+            raise CheckpointError(f"{self._folder} has no tensor {name!r}.")
+        path, entry = self._where[name]
+        if entry.dtype not in TORCH_DTYPES:
+            raise CheckpointError(f"{path}: tensor {name!r} has dtype {entry.dtype}, which cannot be scored.")
+        return path, entry
+
+    def layer(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Read all tensors below a prefix; the names that come back are without it."""
+        return {name.removeprefix(prefix): self.tensor(name) for name in self._where if name.startswith(prefix)}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor."""
+        path, entry = self.entry(name)
+        data = torch.empty(entry.size, dtype=torch.uint8)
+        with path.open("rb", buffering=0) as file:
+            _read_into(file.fileno(), data, entry.begin)
+        return data.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
+
+    def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
+        """Read some rows of a matrix, in the given order, as [len(numbers), columns].
+
+        Raises:
+            CheckpointError: a row that does not exist.
+        """
+        path, entry = self.entry(name)
+        if len(entry.shape) != 2 or max(numbers) >= entry.shape[0]:
+            raise CheckpointError(f"{path}: {name!r} of shape {list(entry.shape)} has no row {max(numbers)}.")
+        row_bytes = entry.size // entry.shape[0]
+        data = torch.empty(len(numbers), row_bytes, dtype=torch.uint8)
+        with path.open("rb", buffering=0) as file:
+            for target, number in zip(data, numbers, strict=True):
+                _read_into(file.fileno(), target, entry.begin + number * row_bytes)
+        return data.view(TORCH_DTYPES[entry.dtype])
+
+
+def _read_into(descriptor: int, target: torch.Tensor, offset: int) -> None:
+    view, done = memoryview(target.numpy()), 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done : done + READ_BYTES]], offset + done)
+        if not count:
+            raise CheckpointError("A weight file became shorter while it was read.")
+        done += count
+
+
+class _Recorder(nn.Module):
+    """Stands where a layer was and notes what the model hands it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, Any] = {}
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self.calls = kwargs
+        return hidden_states
+
+
+class StreamedModel:
+    """A base whose decoder layers exist one at a time."""
+
+    def __init__(self, folder: Path, *, architecture: Architecture, dtype: str, device: str) -> None:
+        from transformers import AutoConfig, AutoModel
+
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self._architecture, self._reader = architecture, WeightReader(folder)
+        self._dtype, self._device = getattr(torch, dtype), torch.device(device)
+        with torch.device("meta"):
+            self._model = AutoModel.from_config(config, dtype=self._dtype).eval().requires_grad_(False)
+        self._layers = self._model.layers
+        # Buffers that are computed when a module is built do not exist on the meta device.
+        self._model.rotary_emb = type(self._model.rotary_emb)(config=config).to(self._device)
+        self._model.norm = nn.Identity()
+        self._recorders = nn.ModuleList(_Recorder() for _ in self._layers)
+        self._model.layers = self._recorders
+        self._arguments: dict[int, list[dict[str, Any]]] = {}
+
+    def embed(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Turn token ids into the hidden states that enter layer 0.
+
+        Args:
+            batches: int64 tensors of shape [documents, tokens].
+
+        Returns:
+            One tensor of shape [documents, tokens, hidden_size] per batch.
+        """
+        used = torch.unique(torch.cat([ids.flatten() for ids in batches]))
+        table = self._reader.rows(self._architecture.embedding, used.tolist()).to(self._device, self._dtype)
+        return [table[torch.searchsorted(used, ids).to(self._device)] for ids in batches]
+
+    def layers(self) -> Iterator[nn.Module]:
+        """Yield the decoder layers in order; each loses its weights when the next is asked for."""
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            following: Future[dict[str, torch.Tensor]] = reader.submit(self._read, 0)
+            for number, layer in enumerate(self._layers):
+                tensors = following.result()
+                if number + 1 < len(self._layers):
+                    following = reader.submit(self._read, number + 1)
+                self._fill(layer, tensors, number)
+                del tensors
+                yield layer
+                layer.to("meta")
+
+    def arguments(self, layer: int, tokens: int) -> dict[str, Any]:
+        """Return what the model hands to a layer besides the hidden states: masks, positions, rotary embeddings.
+
+        They are what transformers itself computes for one unpadded row of that length, and fit any number of rows.
+        Padding on the right needs no mask: a causal attention never looks there.
+        """
+        if tokens not in self._arguments:
+            row = torch.zeros(1, tokens, self._model.config.hidden_size, dtype=self._dtype, device=self._device)
+            self._model(inputs_embeds=row, use_cache=False)
+            self._arguments[tokens] = [recorder.calls for recorder in self._recorders]
+        return self._arguments[tokens][layer]
+
+    def __len__(self) -> int:
+        """Number of decoder layers."""
+        return len(self._layers)
+
+    def _read(self, number: int) -> dict[str, torch.Tensor]:
+        return self._reader.layer(f"{self._architecture.layers_prefix}{number}.")
+
+    def _fill(self, layer: nn.Module, tensors: dict[str, torch.Tensor], number: int) -> None:
+        ready = {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}
+        try:
+            layer.load_state_dict(ready, strict=True, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"Layer {number} does not have the tensors that its config says: {error}") from error
+        layer.requires_grad_(requires_grad=False)

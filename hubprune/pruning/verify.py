@@ -1,0 +1,218 @@
+"""Check a written checkpoint: load it in a fresh process as a reader would, and compare it with its base.
+
+The reference is the base itself with the dropped sublayers made to add zero to the residual stream, which is what their
+removal must amount to.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hubprune.architectures import Architecture, architecture_of
+from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Verification
+from hubprune.errors import CheckpointError, VerificationError
+from hubprune.pruning import modeling
+from hubprune.pruning.config import needs_modeling_file
+from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
+from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest
+from hubprune.pruning.weights import open_weights
+
+TOLERANCE = 1e-4
+"""Largest allowed difference of a logit, in float32."""
+PROMPTS = ("Paris is the capital of", "One day", "The river was high, and the bridge", "To make bread you need")
+NEW_TOKENS = 24
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+def verify(
+    base_folder: Path, folder: Path, *, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
+) -> Verification:
+    """Load the written folder in a fresh process and compare it with the base without the dropped sublayers.
+
+    Args:
+        base_folder: the base's files.
+        folder: the written checkpoint.
+        plan: what was dropped.
+        config: the base's config.json.
+        architecture: the base's family.
+
+    Raises:
+        VerificationError: the fresh process could not load one of the two.
+    """
+    request = CompareRequest(
+        base_folder=str(base_folder.resolve()),
+        folder=str(folder.resolve()),
+        zeroed=_zeroed(plan, architecture),
+        prompts=PROMPTS,
+        new_tokens=NEW_TOKENS,
+        custom_code=needs_modeling_file(plan),
+    )
+    seen = _in_fresh_process("compare", request, Comparison)
+    planned = _planned_parameters(base_folder, plan, config, architecture)
+    planned_cache = _planned_cache_bytes(plan, config, tokens=seen.cache_tokens, dtype=seen.dtype)
+    return Verification(
+        checks=(_files_check(folder, plan, architecture), *_checks(seen, planned, planned_cache)),
+        max_logit_difference=seen.max_logit_difference,
+        parameters=seen.parameters,
+        cache_bytes=seen.cache_bytes,
+        cache_tokens=seen.cache_tokens,
+        transformers=seen.transformers,
+    )
+
+
+def require_passed(verification: Verification) -> None:
+    """Raise VerificationError that names the checks that failed, if any."""
+    if failed := [check for check in verification.checks if not check.passed]:
+        raise VerificationError(
+            "The written checkpoint is not what was planned: "
+            + "; ".join(f"{check.name} ({check.detail})" for check in failed)
+            + ".",
+            hint="Nothing was published. This is a bug worth reporting, with the name of the base.",
+        )
+
+
+def load_from_hub(repo_id: str, *, commit: str, prompt: str, new_tokens: int, custom_code: bool) -> Loaded:
+    """Load a published commit over HTTP in a fresh process with an empty cache, and let it write a greedy text.
+
+    Raises:
+        VerificationError: it does not load.
+    """
+    with tempfile.TemporaryDirectory(prefix="hubprune-load-") as cache:
+        request = LoadRequest(
+            repo_id=repo_id, commit=commit, prompt=prompt, new_tokens=new_tokens, custom_code=custom_code
+        )
+        return _in_fresh_process("load", request, Loaded, environment={"HF_HUB_CACHE": cache})
+
+
+def trusted_modeling_file(folder: Path, architecture: Architecture) -> bool:
+    """Tell whether the folder's modeling file is byte for byte the one that this version of hubprune writes."""
+    path = folder / architecture.modeling_file
+    return path.is_file() and path.read_text(encoding="utf-8") == modeling.render(architecture)
+
+
+def plan_of(config: Mapping[str, Any]) -> DropPlan:
+    """Rebuild the plan of a pruned checkpoint from its config.json.
+
+    Raises:
+        CheckpointError: the config was not written by hubprune.
+    """
+    try:
+        origin = config["hubprune"]
+        dropped = [DroppedSublayer(kind="attn", layer=i) for i in origin["dropped_attn_layers_of_base"]]
+        dropped += [DroppedSublayer(kind="mlp", layer=i) for i in origin["dropped_mlp_layers_of_base"]]
+        layers = origin["base_num_hidden_layers"]
+        return DropPlan(selected_by="hand", num_hidden_layers=layers, dropped=tuple(dropped))
+    except (KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(
+            "config.json does not say what was dropped from which base.",
+            hint="Only checkpoints that hubprune wrote can be verified.",
+        ) from error
+
+
+def family_of_pruned(config: Mapping[str, Any]) -> Architecture:
+    """Return the family of a pruned checkpoint from its config.json.
+
+    Raises:
+        UnsupportedArchitectureError: hubprune does not know the family.
+    """
+    model_type = str(config.get("model_type")).removeprefix("pruned_")
+    return architecture_of({"model_type": model_type}, name="the checkpoint")
+
+
+def _zeroed(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
+    """Name the projections of the base that are set to zero so that a dropped sublayer adds nothing."""
+    outputs = {"attn": architecture.attn_output, "mlp": architecture.mlp_output}
+    return tuple(f"{architecture.layers_prefix}{d.layer}.{outputs[d.kind]}" for d in plan.dropped)
+
+
+def _planned_parameters(
+    base_folder: Path, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
+) -> int:
+    base = open_weights(base_folder)
+    gone = _dropped_prefixes(plan, architecture)
+    lost = sum(tensor.parameters for _, tensor in base if tensor.name.startswith(gone))
+    return count_parameters(base, config, architecture) - lost
+
+
+def _dropped_prefixes(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
+    parts = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
+    return tuple(f"{architecture.layers_prefix}{d.layer}.{part}." for d in plan.dropped for part in parts[d.kind])
+
+
+def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
+    parts = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
+    forbidden = tuple(
+        f"{architecture.layers_prefix}{layer}.{part}."
+        for kind, names in parts.items()
+        for layer in plan.published_layers("attn" if kind == "attn" else "mlp")
+        for part in names
+    )
+    names = [tensor.name for _, tensor in open_weights(folder)]
+    left = [name for name in names if forbidden and name.startswith(forbidden)]
+    detail = f"{left[0]} is still there" if left else f"none of {len(names)} tensors belongs to a dropped sublayer"
+    return Check(name="dropped tensors are in no file", passed=not left, detail=detail)
+
+
+def _planned_cache_bytes(plan: DropPlan, config: Mapping[str, Any], *, tokens: int, dtype: str) -> int:
+    attentions = plan.num_hidden_layers - len(plan.layers("attn"))
+    return attentions * tokens * kv_bytes_per_layer({**config, "dtype": dtype})
+
+
+def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int) -> list[Check]:
+    keys = [*seen.missing_keys, *seen.unexpected_keys]
+    rows: list[tuple[str, bool, str]] = [
+        ("loads without missing or unexpected keys", not keys, ", ".join(keys[:3]) or "all tensors used"),
+        (
+            "parameters as planned",
+            seen.parameters == planned_parameters,
+            f"{seen.parameters:,} of {planned_parameters:,} planned",
+        ),
+        (
+            "KV cache as planned",
+            seen.cache_bytes == planned_cache_bytes,
+            f"{seen.cache_bytes:,} of {planned_cache_bytes:,} bytes planned for {seen.cache_tokens} tokens",
+        ),
+        (
+            "logits equal the base without the dropped sublayers",
+            seen.max_logit_difference <= TOLERANCE,
+            f"largest difference {seen.max_logit_difference:.2e} in {seen.dtype}",
+        ),
+        ("next tokens equal", seen.argmax_equal, f"{seen.positions} positions"),
+        ("greedy text with KV cache equals without", seen.cached_equal, f"{seen.generated} tokens"),
+        ("greedy text in a left-padded batch equals alone", seen.padded_equal, f"{len(PROMPTS)} prompts"),
+    ]
+    if seen.refused_without_trust is not None:
+        text = "refused" if seen.refused_without_trust else "it loaded another class"
+        rows.append(("does not load without trust_remote_code", seen.refused_without_trust, text))
+    return [Check(name=name, passed=passed, detail=detail) for name, passed, detail in rows]
+
+
+def _in_fresh_process(
+    action: str, request: BaseModel, answer: type[Answer], *, environment: Mapping[str, str] | None = None
+) -> Answer:
+    with tempfile.TemporaryDirectory(prefix="hubprune-modules-") as modules:
+        # transformers copies remote code into a cache of modules before it imports it; ours is thrown away.
+        variables = {**os.environ, "HF_MODULES_CACHE": modules, **(environment or {})}
+        done = _run([sys.executable, "-m", "hubprune.pruning.loading", action], request.model_dump_json(), variables)
+    try:
+        return answer.model_validate_json(done.stdout.splitlines()[-1])
+    except (IndexError, ValidationError) as error:
+        raise VerificationError(f"A fresh process could not load the checkpoint: {_last_line(done.stderr)}") from error
+
+
+def _run(command: Sequence[str], text: str, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=text, capture_output=True, text=True, env=dict(variables), check=False)
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "it ended without a word."

@@ -1,0 +1,76 @@
+"""Remember what a stage found, so that a run that was stopped goes on where it was.
+
+A stage's result is kept as JSON under a key of everything it depends on.  Whatever changes gives another key, so nothing
+has to be thrown away by hand, and two runs that share a stage share its result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hubprune import __version__
+from hubprune.files import write_atomically
+
+Value = TypeVar("Value", bound=BaseModel)
+
+
+def work_folder() -> Path:
+    """Return the folder that unfinished work is kept in: `HUBPRUNE_HOME`, else the user's cache folder."""
+    import platformdirs
+
+    home = os.environ.get("HUBPRUNE_HOME")
+    return Path(home) if home else Path(platformdirs.user_cache_dir("hubprune"))
+
+
+def key_of(*inputs: Any) -> str:
+    """Return 16 hex digits that stand for some inputs and for this version of hubprune."""
+    plain = [i.model_dump(mode="json") if isinstance(i, BaseModel) else i for i in inputs]
+    text = json.dumps([__version__, *plain], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class StageStore:
+    """Results of stages on disk, and the seconds each stage took."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seconds: dict[str, float] = {}
+
+    def run(self, stage: str, key: str, kind: type[Value], compute: Callable[[], Value]) -> Value:
+        """Return a stage's result: the one kept under this key, or a new one, which is then kept."""
+        path = self.folder / "stages" / f"{stage}-{key}.json"
+        kept = self._read(path, kind)
+        if kept is not None:
+            value, self.seconds[stage] = kept
+            return value
+        start = time.monotonic()
+        value = compute()
+        self.seconds[stage] = round(time.monotonic() - start, 2)
+        self._write(path, value, self.seconds[stage])
+        return value
+
+    def has(self, stage: str, key: str) -> bool:
+        """Tell whether a result is kept."""
+        return (self.folder / "stages" / f"{stage}-{key}.json").is_file()
+
+    @staticmethod
+    def _read(path: Path, kind: type[Value]) -> tuple[Value, float] | None:
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return kind.model_validate(kept["value"]), float(kept["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+            return None  # absent, or of another shape: it is computed again
+
+    @staticmethod
+    def _write(path: Path, value: BaseModel, seconds: float) -> None:
+
+        kept = {"seconds": seconds, "value": value.model_dump(mode="json")}
+        write_atomically(path, json.dumps(kept, sort_keys=True) + "\n")
