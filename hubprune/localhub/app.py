@@ -1,6 +1,5 @@
 """The web application: all routes, and what becomes of errors."""
 
-import logging
 from typing import cast
 
 from starlette.applications import Starlette
@@ -20,8 +19,6 @@ from hubprune.localhub.routes_files import FileRoutes
 from hubprune.localhub.routes_repos import RepoRoutes
 from hubprune.localhub.routes_storage import StorageRoutes
 from hubprune.localhub.web import refusal_response
-
-_log = logging.getLogger(__name__)
 
 
 class _Kind(Convertor[str]):
@@ -65,5 +62,5 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    # Starlette raises the error again after this answer, and the server logs its traceback.
     return JSONResponse({"error": "Internal Server Error"}, 500)

@@ -167,7 +167,7 @@ class GitRepo:
     def write_commit(self, parent: str | None, changes: Sequence[Change], *, message: str, author: str) -> str:
         """Store a commit on top of `parent` without moving any branch, and return its hash.
 
-        The changes apply in their order. One that the tree cannot take, such as a file where a folder is, is refused.
+        The changes apply in their order; a file takes the place of a folder of its name, and the other way round.
         """
         with tempfile.TemporaryDirectory(dir=self.path, prefix="incoming-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
@@ -177,7 +177,7 @@ class GitRepo:
                     "update-index", "-z", "--index-info", stdin=self._index_rows(parent, changes, folder), env=index
                 )
             except GitError as error:
-                raise RefusedError(400, f"These changes do not fit together: {error}") from error
+                raise RefusedError(400, f"git does not take these changes: {error}") from error
             tree = self._git("write-tree", env=index).decode().strip()
         identity = {"GIT_AUTHOR_NAME": author, "GIT_AUTHOR_EMAIL": f"{author}@localhost"}
         parents = ["-p", parent] if parent else []

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hubprune.localhub import disk, names
+from hubprune.localhub import disk
 from hubprune.localhub.access import Account, Accounts
 from hubprune.localhub.git import Change, Entry, GitRepo, require_git
 from hubprune.localhub.lfs import GITATTRIBUTES, POINTER_BYTES, LfsStore, Pointer, parse_pointer
@@ -162,6 +162,4 @@ class Hub:
         return StoredFile(entry, pointer, recipe.file_hash if recipe else None)
 
     def _path(self, kind: str, repo_id: str) -> Path:
-        namespace, name = repo_id.split("/")
-        # The suffix keeps a name apart from the scratch folders beside it.
-        return self._repos / kind / names.repo_name(namespace) / f"{names.repo_name(name)}.git"
+        return self._repos / kind / f"{repo_id}.git"

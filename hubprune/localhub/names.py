@@ -17,11 +17,12 @@ _COMMIT = re.compile(r"[0-9a-f]{5,40}")
 _MAX_PATH_BYTES = 1024
 
 
-def repo_name(text: str) -> str:
-    """Return `text` if it can be a namespace or the name of a repository in one."""
-    if not _REPO_NAME.fullmatch(text) or ".." in text or "--" in text or text.endswith(".git"):
-        raise RefusedError(400, f"Invalid repository name: {text}")
-    return text
+def repo_id(namespace: str, name: str) -> str:
+    """Return `namespace/name` if both can be what they are."""
+    for text in (namespace, name):
+        if not _REPO_NAME.fullmatch(text) or ".." in text or "--" in text or text.endswith(".git"):
+            raise RefusedError(400, f"Invalid repository name: {text}")
+    return f"{namespace}/{name}"
 
 
 def kind_of(repo_type: str) -> str:

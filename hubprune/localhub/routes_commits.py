@@ -106,8 +106,10 @@ class CommitRoutes:
         self._repo(call, "read")
         done, failed = [], []
         for file in field(call.json(), "files", list):
-            sha256 = names.digest(field(file, "sha256", str)) if isinstance(file, dict) else ""
-            if sha256 and self._hub.stored_size(sha256) is not None:
+            if not isinstance(file, dict):
+                raise RefusedError(400, "A file is not a JSON object")
+            sha256 = names.digest(field(file, "sha256", str))
+            if self._hub.stored_size(sha256) is not None:
                 done.append(sha256)
             else:
                 failed.append({"sha256": sha256, "error": "not found"})

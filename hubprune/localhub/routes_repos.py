@@ -55,7 +55,7 @@ class RepoRoutes:
         account, body = self._someone(call), call.json()
         kind = names.kind_of(field(body, "type", str, None) or "model")
         namespace = field(body, "organization", str, None) or account.name
-        repo_id = f"{names.repo_name(namespace)}/{names.repo_name(field(body, 'name', str))}"
+        repo_id = names.repo_id(namespace, field(body, "name", str))
         if not account.may_create_in(namespace):
             message = f'You don\'t have the rights to create a {kind[:-1]} under the namespace "{namespace}"'
             raise RefusedError(403, message)
@@ -73,7 +73,7 @@ class RepoRoutes:
         account, body = self._someone(call), call.json()
         kind = names.kind_of(field(body, "type", str, None) or "model")
         namespace = field(body, "organization", str, None) or account.name
-        repo_id = f"{names.repo_name(namespace)}/{names.repo_name(field(body, 'name', str))}"
+        repo_id = names.repo_id(namespace, field(body, "name", str))
         repo = self._hub.open(account, kind, repo_id, "write")
         if not account.may_create_in(namespace):
             raise RefusedError(403, f"You don't have the rights to delete {repo_id}")

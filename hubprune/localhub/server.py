@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ def serve(directory: Path, *, port: int = 0, xet: bool = True, announce: Callabl
         def say_where() -> None:
             announce(f"HF_ENDPOINT={_endpoint(listener)}")
             announce(f"HF_TOKEN={hub.accounts.admin_token}")
+            sys.stdout.flush()  # whoever reads from a pipe is waiting for these lines
 
         with _quiet_signals():
             _Server(Wire(build_app(hub)), on_ready=say_where).run(sockets=[listener])

@@ -52,7 +52,7 @@ class Call:
     @property
     def repo_id(self) -> str:
         """The repository that the path names."""
-        return f"{self.params['namespace']}/{self.params['name']}"
+        return names.repo_id(self.params["namespace"], self.params["name"])
 
     @property
     def kind(self) -> str:
@@ -152,7 +152,8 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
 
 def refusal_response(refusal: RefusedError) -> JSONResponse:
     """Turn a refusal into the answer that clients understand: a JSON body, and headers for those that look there."""
-    line = " ".join(refusal.message.encode("ascii", "replace").decode().split())
+    # The message may quote what the client sent, and a header takes only plain ASCII without spaces at its ends.
+    line = "".join(char if " " <= char <= "~" else "?" for char in refusal.message).strip()
     headers = {"X-Error-Message": line, **refusal.headers}
     if refusal.code:
         headers["X-Error-Code"] = refusal.code

@@ -1,0 +1,76 @@
+import http.client
+import io
+
+import pytest
+from huggingface_hub import CommitOperationAdd
+from huggingface_hub.errors import HfHubHTTPError
+
+from hubprune.localhub import Fault
+
+
+def test_an_injected_status_hits_the_requests_that_it_is_meant_for(local_hub, api, repo):
+    local_hub.set_faults([Fault(match=r"^GET /api/models/", do="status", status=503, skip=1, times=2)])
+    assert api.whoami()["name"] == "local"
+    assert api.model_info(repo).id == repo
+    for _ in range(2):
+        with pytest.raises(HfHubHTTPError) as error:
+            api.model_info(repo)
+        assert error.value.response.status_code == 503
+    assert api.model_info(repo).id == repo
+    assert [record.fault for record in local_hub.log[-4:]] == [None, "status", "status", None]
+
+
+def test_a_fault_can_be_given_as_its_fields(local_hub, api, repo):
+    local_hub.set_faults([{"match": "model", "do": "status", "status": 429, "headers": {"Retry-After": "7"}}])
+    with pytest.raises(HfHubHTTPError) as error:
+        api.model_info(repo)
+    assert error.value.response.headers["Retry-After"] == "7"
+
+
+def test_an_upload_survives_a_hub_that_is_busy_for_a_moment(local_hub, api, repo):
+    content = b"\0" * 5000
+    busy = Fault(match="^PUT /_lfs/object/", do="status", status=503, headers={"Retry-After": "0"})
+    local_hub.set_faults([busy])
+    api.upload_file(repo_id=repo, path_or_fileobj=io.BytesIO(content), path_in_repo="w.bin")
+    assert api.get_paths_info(repo, "w.bin")[0].size == len(content)
+    assert [record.status for record in local_hub.log if record.method == "PUT"][-2:] == [503, 200]
+
+
+def test_a_lost_answer_leaves_the_work_done(local_hub, api, repo):
+    head = api.model_info(repo).sha
+    local_hub.set_faults([Fault(match="^POST .*/commit/main", do="lose")])
+    operations = [CommitOperationAdd("a.txt", b"x")]
+    with pytest.raises(Exception, match=r"(?i)disconnect|reset|closed"):
+        api.create_commit(repo, operations, commit_message="Lost", parent_commit=head)
+    assert [commit.title for commit in api.list_repo_commits(repo)] == ["Lost", "initial commit"]
+
+
+def test_a_reset_connection_leaves_nothing_done(local_hub, api, repo):
+    local_hub.set_faults([Fault(match="^POST .*/commit/main", do="reset")])
+    with pytest.raises(Exception, match=r"(?i)disconnect|reset|closed"):
+        api.create_commit(repo, [CommitOperationAdd("a.txt", b"x")], commit_message="Never arrives")
+    assert api.list_repo_files(repo) == [".gitattributes"]
+
+
+def test_a_truncated_answer_ends_early(local_hub, api, repo, raw):
+    api.upload_file(repo_id=repo, path_or_fileobj=b"0123456789", path_in_repo="a.txt")
+    local_hub.set_faults([Fault(match="resolve/main/a.txt", do="truncate", bytes=4)])
+    with pytest.raises(http.client.IncompleteRead) as error:
+        raw("GET", f"/{repo}/resolve/main/a.txt")
+    assert error.value.partial == b"0123"
+    assert local_hub.log[-1].bytes_out == 4
+
+
+def test_a_slow_answer_is_an_answer(local_hub, api, repo):
+    local_hub.set_faults([Fault(match="model", do="slow", seconds=0.01)])
+    assert api.model_info(repo).id == repo
+    assert local_hub.log[-1].fault == "slow"
+
+
+def test_the_log_knows_what_was_asked_and_answered(local_hub, api, repo, raw):
+    local_hub.clear_log()
+    raw("POST", f"/api/models/{repo}/paths-info/main?a=b", body=b'{"paths": []}', Range="bytes=0-1")
+    (record,) = local_hub.log
+    assert (record.line, record.query) == (f"POST /api/models/{repo}/paths-info/main", "a=b")
+    assert (record.status, record.bytes_in, record.bytes_out, record.range) == (200, 13, 2, "bytes=0-1")
+    assert not record.authorized

@@ -1,0 +1,176 @@
+"""Requests that no honest client sends: each gets an answer of the 4xx kind, and nothing outside is touched."""
+
+import base64
+import contextlib
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hubprune.localhub import names
+from hubprune.localhub.refusal import RefusedError
+
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+OUTSIDE = [
+    "../escape",
+    "a/../../escape",
+    "/etc/passwd",
+    "a//b",
+    ".",
+    "..",
+    "",
+    "a/.git/config",
+    ".GIT/x",
+    "a\nb",
+    "a\0b",
+]
+
+
+@pytest.fixture(scope="module")
+def repo(api):
+    """One repository for all: nothing here is meant to change it."""
+    api.create_repo("acme/besieged")
+    return "acme/besieged"
+
+
+def commit_body(path: str, key: str = "file", **value) -> bytes:
+    content = {"content": base64.b64encode(b"x").decode(), "path": path, "encoding": "base64", **value}
+    header = {"key": "header", "value": {"summary": "s", "description": ""}}
+    return "\n".join(json.dumps(line) for line in (header, {"key": key, "value": content})).encode()
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+@pytest.mark.parametrize("key", ["file", "lfsFile", "deletedFile", "deletedFolder"])
+def test_no_path_leads_out_of_a_repository(api, repo, raw, path, key):
+    body = commit_body(path, key, oid="0" * 64)
+    assert raw("POST", f"/api/models/{repo}/commit/main", token=api.token, body=body).status == 400
+    assert api.list_repo_files(repo) == [".gitattributes"]
+
+
+@pytest.mark.parametrize(
+    "path", ["%2e%2e/%2e%2e/config", "..%2f..%2fconfig", "../../config", "%00", ".git/HEAD", "a%0ab"]
+)
+def test_no_address_leads_out_of_a_repository(api, repo, raw, path):
+    for address in (f"/{repo}/resolve/main/{path}", f"/api/models/{repo}/tree/main/{path}"):
+        assert 400 <= raw("GET", address, token=api.token).status < 500
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "a/../../b", "%2e%2e", "..%2f..", "-x", ".x", "x.git", "a--b", "a" * 97, "ä"]
+)
+def test_no_repository_name_leads_out_of_the_hub(api, raw, name):
+    body = json.dumps({"name": name, "organization": "acme"}).encode()
+    assert raw("POST", "/api/repos/create", token=api.token, body=body).status == 400
+    body = json.dumps({"name": "x", "organization": name}).encode()
+    assert raw("POST", "/api/repos/create", token=api.token, body=body).status == 400
+    quoted = name.encode("ascii", "ignore").decode() or ".."
+    assert 400 <= raw("GET", f"/api/models/acme/{quoted}", token=api.token).status < 500
+
+
+@pytest.mark.parametrize(
+    "name", ["--force", "a..b", "a b", "a/", "/a", "a.lock", "@{1}", "a^{}", "HEAD:x", "x~1", "a\\b"]
+)
+def test_no_revision_is_more_than_a_name(api, repo, raw, name):
+    from urllib.parse import quote
+
+    quoted = quote(name, safe="")
+    assert 400 <= raw("GET", f"/api/models/{repo}/revision/{quoted}", token=api.token).status < 500
+    assert 400 <= raw("POST", f"/api/models/{repo}/branch/{quoted}", token=api.token, body=b"{}").status < 500
+    tag = json.dumps({"tag": name}).encode()
+    assert 400 <= raw("POST", f"/api/models/{repo}/tag/main", token=api.token, body=tag).status < 500
+    assert len(api.list_repo_refs(repo).branches) == 1
+
+
+@pytest.mark.parametrize("digest", ["..%2f..%2faccounts.json", "0" * 63, "0" * 65, "G" * 64, "%2e%2e"])
+def test_no_hash_is_more_than_a_hash(raw, digest):
+    for method, address in (
+        ("GET", f"/_lfs/object/{digest}"),
+        ("PUT", f"/_lfs/object/{digest}"),
+        ("POST", f"/_lfs/complete/{digest}"),
+        ("GET", f"/_xet/xorb/{digest}"),
+        ("GET", f"/_xet/v1/reconstructions/{digest}"),
+        ("GET", f"/_xet/v1/chunks/default/{digest}"),
+        ("POST", f"/_xet/v1/xorbs/default/{digest}"),
+    ):
+        assert 400 <= raw(method, address, body=b"x" if method != "GET" else None).status < 500
+
+
+def test_storage_wants_a_stamp_that_is_genuine_and_for_this_very_thing(api, repo, raw):
+    answer = raw("GET", f"/api/models/{repo}/xet-write-token/main", token=api.token).json()
+    xet, digest = answer["accessToken"], "0" * 64
+    assert raw("POST", f"/_xet/v1/xorbs/default/{digest}", token=xet, body=b"junk").status == 400
+    permission, _, stamp = xet.partition(":")
+    expires, _, proof = stamp.partition("-")
+    forged = (
+        f"xet-read:{stamp}",
+        f"{permission}:{int(expires) + 1}-{proof}",
+        f"{permission}:1-{proof}",
+        "xet-write:",
+        "",
+    )
+    for token in forged:
+        assert raw("POST", f"/_xet/v1/xorbs/default/{digest}", token=token, body=b"junk").status == 401
+    assert raw("GET", f"/_lfs/object/{digest}?stamp={stamp}").status == 403
+
+
+def test_a_read_token_for_xet_does_not_write(api, repo, raw):
+    token = raw("GET", f"/api/models/{repo}/xet-read-token/main").json()["accessToken"]
+    assert raw("POST", "/_xet/v1/shards", token=token, body=b"").status == 401
+    assert raw("GET", "/_xet/v1/reconstructions/" + "0" * 64, token=token).status == 404
+
+
+JUNK = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'"x"',
+    b"\xff\xfe",
+    b'{"key": 1}',
+    b'{"files": [1]}',
+    b"[" * 100_000,
+    b'{"files": {}}',
+]
+
+
+@pytest.mark.parametrize("body", JUNK, ids=lambda body: repr(body[:12]))
+def test_junk_in_a_body_is_the_senders_mistake(api, repo, raw, body):
+    model = f"/api/models/{repo}"
+    for address in (
+        "/api/repos/create",
+        "/api/validate-yaml",
+        f"{model}/commit/main",
+        f"{model}/preupload/main",
+        f"{model}/lfs-files/duplicate",
+        f"{model}/tag/main",
+        f"/{repo}.git/info/lfs/objects/batch",
+        "/_lfs/verify",
+    ):
+        assert 400 <= raw("POST", address, token=api.token, body=body).status < 500, address
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(
+    ["key", "value", "files", "objects", "paths", "path", "size", "oid", "name", "type", "content", "summary", "tag"]
+)
+
+
+@FEW
+@given(body=st.dictionaries(FIELDS, VALUES, max_size=4))
+def test_no_json_brings_a_handler_down(api, repo, raw, body):
+    for address in ("commit/main", "preupload/main", "paths-info/main", "tag/nowhere", "lfs-files/duplicate"):
+        sent = json.dumps(body).encode()
+        assert raw("POST", f"/api/models/{repo}/{address}", token=api.token, body=sent).status < 500
+
+
+@given(st.text(alphabet=st.sampled_from("ab./\\-_ \n\0.git~%é\ud800"), max_size=20))
+def test_a_path_that_is_let_in_stays_inside(text):
+    with contextlib.suppress(RefusedError):
+        path = names.file_path(text)
+        assert path.encode()
+        assert not {"", ".", "..", ".git"} & set(path.split("/"))
