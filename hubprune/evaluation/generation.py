@@ -39,7 +39,8 @@ def compare(
     says so; the result holds the number used.
 
     Raises:
-        EvaluationError: a prompt leaves no room for a single new token, or the device is not there.
+        EvaluationError: a prompt leaves no room for a single new token.
+        RecipeError: this machine has no such device.
     """
     with quiet():
         request = _Request(prompts, max_new_tokens, device, dtype, reporter)

@@ -64,8 +64,9 @@ def run(
     time from loading a model to its last metric.
 
     Raises:
-        EvaluationError: a task or its data set cannot be loaded, the device is not there or its memory is too small,
-            or the models answered different documents.
+        EvaluationError: a task or its data set cannot be loaded, the device's memory is too small, or the models
+            answered different documents.
+        RecipeError: this machine has no such device.
     """
     if not spec.tasks:
         raise EvaluationError("There is no benchmark to run.", hint="Pass --tasks, or leave benchmarks out.")

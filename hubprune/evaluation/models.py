@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hubprune.errors import EvaluationError
+from hubprune.devices import resolve_device
 
-__all__ = ["LoadedModel", "load_model", "release_memory", "resolve_device"]
+__all__ = ["LoadedModel", "load_model", "release_memory"]
 
 
 @dataclass(frozen=True)
@@ -40,33 +40,16 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     `trust_remote_code` runs the modeling file in the folder: for folders that this package wrote.
 
     Raises:
-        EvaluationError: the device does not exist here.
+        RecipeError: this machine has no such device.
     """
-    place = resolve_device(device)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        # A name would be looked up among transformers' own dtypes only; "auto" has to stay a name.
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        device_map={"": place},
+        device_map={"": resolve_device(device)},
         trust_remote_code=trust_remote_code,
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     return LoadedModel(model, tokenizer, str(model.device), str(model.dtype).removeprefix("torch."))
-
-
-def resolve_device(device: str) -> str:
-    """Name the device to use: the given one, or for `auto` the first of cuda, mps and cpu that is there.
-
-    Raises:
-        EvaluationError: the given device is not there.
-    """
-    available = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()] + ["cpu"]
-    if device == "auto":
-        return available[0]
-    if device.partition(":")[0] not in available:
-        hint = f"Pass --device {available[0]} or --device auto."
-        raise EvaluationError(f"Cannot measure on {device}: this machine has {', '.join(available)}.", hint=hint)
-    return device
 
 
 def release_memory() -> None:

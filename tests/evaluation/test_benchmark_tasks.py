@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.hf_api import DatasetInfo
+
+from hubprune.errors import EvaluationError
+from hubprune.evaluation import harness, tasks
+from hubprune.evaluation.sources import commit_of
+from hubprune.recipe import DEFAULT_TASKS, EvaluationSpec
+
+
+def spec(*names, include=None) -> EvaluationSpec:
+    return EvaluationSpec(tasks=names, include_path=str(include) if include else None)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Let the Hub answer with a data set, or with an error."""
+
+    def answer(outcome):
+        def dataset_info(self, repo_id, **kwargs):
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+
+    return answer
+
+
+def refused(kind: type[Exception], status: int) -> Exception:
+    return kind("refused", response=httpx2.Response(status, request=httpx2.Request("GET", "http://hub/api")))
+
+
+# ---- names -------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_folders_of_the_asked_tasks_are_indexed():
+    manager = tasks.find_tasks(spec(*DEFAULT_TASKS))
+    assert set(DEFAULT_TASKS) < set(manager.all_tasks)
+    assert len(manager.all_tasks) < 50
+
+
+def test_a_group_is_indexed_with_members_in_other_folders():
+    manager = tasks.find_tasks(spec("t0_eval"))
+    assert {"anli_r1", "anli_r2", "anli_r3"} <= set(manager.all_tasks)
+
+
+def test_a_group_of_groups_is_followed_through_its_tags():
+    manager = tasks.find_tasks(spec("mmlu"))
+    assert len({s.task for s in tasks.data_sources(manager, ["mmlu"])}) == 1
+    assert "mmlu_anatomy" in manager.all_subtasks
+
+
+def test_a_typo_names_the_task_that_was_meant():
+    with pytest.raises(EvaluationError) as caught:
+        harness.check_tasks(spec("arc_easi"))
+    assert "no benchmark arc_easi" in caught.value.message
+    assert "arc_easy" in caught.value.hint
+    assert "--include-path" in caught.value.hint
+
+
+def test_a_typo_in_a_task_of_ones_own_names_the_folder(task_folder):
+    with pytest.raises(EvaluationError) as caught:
+        harness.check_tasks(spec("pets", "wrods", include=task_folder))
+    assert str(task_folder) in caught.value.message
+    assert "words" in caught.value.hint
+
+
+def test_a_typo_does_not_index_everything_but_a_tag_does(monkeypatch):
+    indexed = []
+
+    def full_index(spec):
+        indexed.append(spec.tasks)
+        return SimpleNamespace(task_index={})
+
+    monkeypatch.setattr(tasks, "_full_index", full_index)
+    for name in ("hellaswagg", "ai2_arc"):
+        with pytest.raises(EvaluationError):
+            tasks.find_tasks(spec(name))
+    assert indexed == [("ai2_arc",)]
+
+
+def test_a_task_of_ones_own_comes_before_a_stock_one(task_folder, tmp_path, write_task):
+    write_task(tmp_path, "piqa", [{"question": "?", "choices": ["a", "b"], "answer": 0}])
+    assert harness.check_tasks(spec("piqa", include=tmp_path)) == ("json",)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(EvaluationError, match="no folder .*nowhere"):
+        harness.check_tasks(spec("pets", include=tmp_path / "nowhere"))
+
+
+def test_a_task_that_runs_generated_code_is_refused():
+    with pytest.raises(EvaluationError, match="humaneval runs code that the model wrote"):
+        harness.check_tasks(spec("humaneval"))
+
+
+# ---- data sets ---------------------------------------------------------------------------------------------------
+
+
+def test_data_sets_are_listed_once(task_folder, hub):
+    hub(DatasetInfo(id="any"))
+    assert harness.check_tasks(spec("pets", "words", include=task_folder)) == ("json",)
+    assert harness.check_tasks(spec("arc_easy", "arc_challenge", "piqa")) == ("allenai/ai2_arc", "baber/piqa")
+
+
+def test_a_missing_local_file_is_named(tmp_path, write_task):
+    write_task(tmp_path, "lost", [])
+    (tmp_path / "lost.jsonl").unlink()
+    with pytest.raises(EvaluationError, match=r"lost\.jsonl of the benchmark lost does not exist"):
+        harness.check_tasks(spec("lost", include=tmp_path))
+
+
+def test_a_data_set_that_is_not_there_is_named(hub):
+    hub(refused(RepositoryNotFoundError, 404))
+    with pytest.raises(EvaluationError, match="data set baber/piqa of the benchmark piqa does not exist"):
+        harness.check_tasks(spec("piqa"))
+
+
+def test_a_gated_data_set_is_named(hub, monkeypatch):
+    def no_access(self, repo_id, **kwargs):
+        raise refused(GatedRepoError, 403)
+
+    monkeypatch.setattr(HfApi, "auth_check", no_access)
+    hub(DatasetInfo(id="baber/piqa", gated="manual"))
+    with pytest.raises(EvaluationError, match="data set baber/piqa of the benchmark piqa is gated"):
+        harness.check_tasks(spec("piqa"))
+
+
+@pytest.mark.parametrize("outcome", [OfflineModeIsEnabled("offline"), httpx2.ConnectError("no route")])
+def test_an_unreachable_data_set_is_named_unless_it_is_cached(outcome, hub, monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    hub(outcome)
+    with pytest.raises(EvaluationError, match="data set baber/piqa of the benchmark piqa cannot be reached"):
+        harness.check_tasks(spec("piqa"))
+    cached = tmp_path / "baber___piqa" / "default" / "0.0.0" / ("c" * 40)
+    cached.mkdir(parents=True)
+    (cached / "dataset_info.json").write_text("{}")
+    assert harness.check_tasks(spec("piqa")) == ("baber/piqa",)
+
+
+def test_loading_offline_names_the_data_set(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(EvaluationError, match=r"benchmark piqa \(data set: baber/piqa\)"):
+        tasks.load_tasks(spec("piqa"))
+
+
+def test_loading_a_task_with_a_wrong_split_is_an_error_of_the_user(tmp_path, write_task):
+    write_task(tmp_path, "split", [{"question": "?", "choices": ["a", "b"], "answer": 0}], test_split="tset")
+    with pytest.raises(EvaluationError, match="Cannot load the benchmark split"):
+        tasks.load_tasks(spec("split", include=tmp_path))
+
+
+def test_the_commit_is_that_of_the_rows_which_were_read():
+    class Rows:
+        def __init__(self, path):
+            self.cache_files = [{"filename": str(path)}]
+
+    sha = "0123456789abcdef" * 2 + "01234567"
+    on_hub = Rows(Path("/cache/owner___rows/default/0.0.0", sha, "rows-test.arrow"))
+    local = Rows(Path("/cache/json/default-1/0.0.0", "f" * 64, "json-test.arrow"))
+    assert commit_of({"test": on_hub}) == sha
+    assert commit_of({"test": local}) is None
+
+
+def test_a_group_may_be_written_in_place(task_folder, tmp_path, write_task, write_yaml):
+    write_task(tmp_path, "leaf", [{"question": "?", "choices": ["a", "b"], "answer": 0}])
+    write_yaml(tmp_path, "outer", {"group": "outer", "task": [{"group": "inner", "task": ["leaf"]}, {"task": "leaf"}]})
+    assert harness.check_tasks(spec("outer", include=tmp_path)) == ("json",)
