@@ -31,7 +31,7 @@ AMBIGUOUS = re.compile(
     r"|true|false|yes|no|y|n|on|off|null|~",
     re.IGNORECASE,
 )
-"""Strings that some YAML reader takes for a number, a truth value or nothing; 1e10 may be a short sha or ten billion."""
+"""Strings that some YAML reader takes for a number, a truth value or nothing: 1e10 may be a short sha."""
 
 
 class _Dumper(yaml.SafeDumper):

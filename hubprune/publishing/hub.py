@@ -1,0 +1,220 @@
+"""The base on the Hub: which commit, which files, and how to get just those that are needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubprune.architectures import architecture_of
+from hubprune.artifacts import BaseCard, BaseCheckpoint, RepoFile
+from hubprune.console import Reporter
+from hubprune.errors import BaseNotFoundError, CheckpointError, GatedBaseError, UnsupportedFormatError
+from hubprune.publishing.license import LICENSE_FILES
+from hubprune.publishing.retry import REQUEST_SECONDS
+from hubprune.publishing.session import HubSession
+from hubprune.publishing.transfer import download
+from hubprune.recipe import REPO_ID, BaseModelSpec
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
+__all__ = ["download_base", "needed_files", "resolve_base"]
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SUPPORT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*",
+    *LICENSE_FILES,
+)
+"""What a result is made of besides the weights, at the top of the repo unless a folder is named."""
+
+
+# ---- resolve -----------------------------------------------------------------------------------------------------
+
+
+def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
+    """Find a base and read its config.json; no weights are touched.
+
+    Args:
+        spec: a repo id and a revision, or a local folder.  A folder is one that is written like a path, or that
+            holds a config.json.
+        session: which Hub.
+
+    Raises:
+        BaseNotFoundError: no such repo, revision or folder, or no config.json in it.
+        GatedBaseError: access has to be asked for.
+        UnsupportedArchitectureError: a family without an entry.
+        UnsupportedFormatError: no safetensors.
+        HubError: the Hub refused or did not answer.
+    """
+    folder = Path(spec.repo_id).expanduser()
+    looks_local = spec.repo_id.startswith(("/", "~", ".")) or not REPO_ID.fullmatch(spec.repo_id)
+    found = (
+        _local_base(folder) if looks_local or (folder / "config.json").is_file() else _hub_base(spec, session=session)
+    )
+    architecture_of(found.config, name=found.name)
+    _check_format(found)
+    return found
+
+
+def _local_base(folder: Path) -> BaseCheckpoint:
+    if not folder.is_dir():
+        raise BaseNotFoundError(f"{folder} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
+    if not (folder / "config.json").is_file():
+        raise BaseNotFoundError(f"{folder} has no config.json, so it holds no transformers model.")
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    files = tuple(RepoFile(path=p.relative_to(folder).as_posix(), size=p.stat().st_size) for p in paths)
+    config = _read_config(folder / "config.json", name=str(folder))
+    folder = folder.resolve()
+    return BaseCheckpoint(name=folder.name, commit=None, folder=str(folder), config=config, files=files)
+
+
+def _hub_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
+    info = _model_info(spec, session=session)
+    files = tuple(
+        RepoFile(path=s.rfilename, size=s.size or 0, sha256=s.lfs.sha256 if s.lfs else None, git_oid=s.blob_id)
+        for s in info.siblings or ()
+    )
+    if not any(f.path == "config.json" for f in files):
+        raise BaseNotFoundError(
+            f"{spec.repo_id} at {spec.revision} has no config.json, so it is no transformers model."
+        )
+    _check_access(spec.repo_id, session=session)
+    commit = str(info.sha)
+    path = session.ask(
+        lambda api: api.hf_hub_download(spec.repo_id, "config.json", revision=commit),
+        doing=f"read config.json of {spec.repo_id}",
+    )
+    config = _read_config(Path(path), name=spec.repo_id)
+    return BaseCheckpoint(name=spec.repo_id, commit=commit, config=config, files=files, card=_card(info))
+
+
+def _model_info(spec: BaseModelSpec, *, session: HubSession) -> ModelInfo:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return session.ask(
+            lambda api: api.model_info(
+                spec.repo_id, revision=spec.revision, files_metadata=True, timeout=REQUEST_SECONDS
+            ),
+            doing=f"look up {spec.repo_id}",
+            passing=(RepositoryNotFoundError, RevisionNotFoundError),
+        )
+    except GatedRepoError as error:  # a subclass of RepositoryNotFoundError: it has to come first
+        raise _gated(spec.repo_id, session=session) from error
+    except RepositoryNotFoundError as error:
+        raise _not_found(spec.repo_id, session=session) from error
+    except RevisionNotFoundError as error:
+        raise BaseNotFoundError(
+            f"{spec.repo_id} has no revision {spec.revision!r}.", hint="Pass a branch, a tag or a full commit id."
+        ) from error
+
+
+def _not_found(repo_id: str, *, session: HubSession) -> BaseNotFoundError:
+    hint = (
+        "Check the spelling." if session.token else "Check the spelling; for a private base run `hf auth login` first."
+    )
+    seen = "this token may not see it" if session.token else "it is private: no token is set"
+    return BaseNotFoundError(f"{session.endpoint} has no model {repo_id}, or {seen}.", hint=hint)
+
+
+def _gated(repo_id: str, *, session: HubSession) -> GatedBaseError:
+    who = "this token was not granted access" if session.token else "no token is set"
+    then = "" if session.token else ", then run `hf auth login`"
+    return GatedBaseError(
+        f"{repo_id} is gated and {who}.", hint=f"Ask for access at {session.endpoint}/{repo_id}{then}."
+    )
+
+
+def _check_access(repo_id: str, *, session: HubSession) -> None:
+    """A gated repo tells everybody what it holds; only this tells whether its files may be read."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        session.ask(lambda api: api.auth_check(repo_id), doing=f"read {repo_id}", passing=(RepositoryNotFoundError,))
+    except GatedRepoError as error:
+        raise _gated(repo_id, session=session) from error
+    except RepositoryNotFoundError as error:
+        raise _not_found(repo_id, session=session) from error
+
+
+def _card(info: ModelInfo) -> BaseCard:
+    values: dict[str, Any] = dict(vars(info.card_data)) if info.card_data else {}
+    language = values.get("language") or ()
+    languages = (language,) if isinstance(language, str) else tuple(str(item) for item in language)
+    texts = {key: str(values[key]) for key in ("license", "license_name", "license_link") if values.get(key)}
+    return BaseCard(language=languages, **texts)
+
+
+def _read_config(path: Path, *, name: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"config.json of {name} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"config.json of {name} is no JSON object.")
+    return config
+
+
+def _check_format(base: BaseCheckpoint) -> None:
+    if weight_files(base.files):
+        return
+    others = [f.path for f in base.files if f.path.endswith((".bin", ".pth", ".pt", ".gguf"))]
+    if not others:
+        raise UnsupportedFormatError(f"{base.name} has no model*.safetensors at its top level.")
+    raise UnsupportedFormatError(
+        f"{base.name} has no safetensors, only {others[0]}; files that can run code are never opened.",
+        hint=f"Convert it where you trust it: {_conversion(base)}",
+    )
+
+
+def _conversion(base: BaseCheckpoint) -> str:
+    source = base.name if base.commit else "FOLDER"
+    load = f"AutoModelForCausalLM.from_pretrained('{source}')"
+    return f"python -c \"from transformers import AutoModelForCausalLM; {load}.save_pretrained('converted')\""
+
+
+# ---- which files -------------------------------------------------------------------------------------------------
+
+
+def weight_files(files: Iterable[RepoFile]) -> tuple[RepoFile, ...]:
+    """Return the safetensors that transformers would load: never a `consolidated.safetensors` beside them."""
+    top = [f for f in files if "/" not in f.path and f.path.endswith(".safetensors")]
+    single = tuple(f for f in top if f.path == SINGLE)
+    return single or tuple(f for f in top if fnmatch(f.path, "model-*-of-*.safetensors"))
+
+
+def needed_files(base: BaseCheckpoint) -> tuple[RepoFile, ...]:
+    """Return what a result is made of: weights and their index, config, tokenizer, templates, licence files."""
+    weights = weight_files(base.files)
+    index = INDEX if weights and weights[0].path != SINGLE else None
+    keep = {f.path for f in weights} | {index}
+    return tuple(f for f in base.files if f.path in keep or _is_support(f.path))
+
+
+def _is_support(path: str) -> bool:
+    return any(fnmatch(path, pattern) and path.count("/") == pattern.count("/") for pattern in SUPPORT_FILES)
+
+
+def download_base(base: BaseCheckpoint, *, session: HubSession, reporter: Reporter) -> BaseCheckpoint:
+    """Fetch the needed files of a base at its commit, unless they are here, and return the base with its folder.
+
+    Raises:
+        HubError: the Hub refused or did not answer.
+    """
+    if base.folder is not None or base.commit is None:
+        return base
+    folder = download(needed_files(base), repo_id=base.name, commit=base.commit, session=session, reporter=reporter)
+    return base.model_copy(update={"folder": str(folder)})

@@ -1,0 +1,287 @@
+"""Everything that can refuse a publish is asked before the first second of compute."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hubprune.artifacts import Artifact, BaseCheckpoint, RepoFile
+from hubprune.console import size
+from hubprune.errors import (
+    AuthenticationError,
+    DiskSpaceError,
+    HubError,
+    HubpruneError,
+    PermissionDeniedError,
+    RecipeError,
+)
+from hubprune.publishing.card import skeleton
+from hubprune.publishing.hub import needed_files, weight_files
+from hubprune.publishing.remote import check_card_is_ours, head_of, read_remote
+from hubprune.publishing.retry import LOGIN, translate
+from hubprune.publishing.session import HubSession
+from hubprune.recipe import Recipe
+
+__all__ = ["Target", "check_disk", "check_endpoints", "preflight"]
+
+LONGEST_REPO_ID = 96
+LIBRARY_ENDPOINT = "https://huggingface.co"
+READ_ONLY = ("read",)
+CREATES = frozenset({"repo.write"})
+
+
+class Target(Artifact):
+    """Where the result goes, as it was before any compute."""
+
+    repo_id: str
+    revision: str
+    """Branch that the commit goes to."""
+    exists: bool
+    branch_exists: bool
+    parent: str | None
+    """Commit that the new one goes on top of; None where the repo does not exist yet."""
+    private: bool
+    create_pr: bool
+    user: str
+    """Whose token it is."""
+
+
+def preflight(
+    recipe: Recipe,
+    *,
+    base: BaseCheckpoint,
+    session: HubSession,
+    folder: Path | None = None,
+    overwrite_card: bool = False,
+) -> Target:
+    """Check that nothing will stop the publish at its end; takes seconds and writes nothing.
+
+    Args:
+        recipe: what is asked for.
+        base: from `resolve_base`.
+        session: which Hub, and as whom.
+        folder: where the result will be written, for the check of free space.
+        overwrite_card: whether a card that was edited by hand may be replaced.
+
+    Raises:
+        AuthenticationError: no token, or one that is not valid.
+        PermissionDeniedError: the token may not write there.
+        ConflictError: the card there was edited by hand.
+        DiskSpaceError: not enough room.
+        RecipeError: a local base, a name that is no repo id, or metadata that the Hub refuses.
+        HubError: the Hub refused or did not answer, or the libraries talk to different Hubs.
+    """
+    check_endpoints(session)
+    _check_base(base)
+    identity = _whoami(session)
+    repo_id = _target_id(recipe, user=str(identity["name"]))
+    target = _look_at(repo_id, recipe=recipe, identity=identity, session=session)
+    if target.parent:
+        remote = read_remote(repo_id, commit=target.parent, session=session)
+        check_card_is_ours(remote, overwrite_card=overwrite_card)
+    check_disk(base, folder=folder)
+    _check_metadata(skeleton(recipe, base=base, name=repo_id.split("/")[-1]), session=session)
+    return target
+
+
+def check_endpoints(session: HubSession) -> None:
+    """Refuse a run whose libraries would talk to different Hubs, as happens when HF_ENDPOINT is set too late.
+
+    Raises:
+        HubError: naming the addresses.
+    """
+    from huggingface_hub import constants
+
+    loaded = sys.modules.get("datasets.config")
+    data = getattr(loaded, "HF_ENDPOINT", None) or os.environ.get("HF_ENDPOINT", LIBRARY_ENDPOINT)
+    seen = {"this run": session.endpoint, "huggingface_hub": str(constants.ENDPOINT), "datasets": str(data)}
+    if len({address.rstrip("/") for address in seen.values()}) > 1:
+        told = ", ".join(f"{who} {address}" for who, address in seen.items())
+        raise HubError(
+            f"The libraries would talk to different Hubs: {told}.",
+            hint=f"Set HF_ENDPOINT={session.endpoint} before the program starts.",
+        )
+    if str(data).endswith("/"):
+        raise HubError(f"HF_ENDPOINT ends with a slash, which datasets cannot read: {data}.", hint="Leave it out.")
+
+
+def _check_base(base: BaseCheckpoint) -> None:
+    if base.commit is None:
+        raise RecipeError(
+            f"Cannot publish from the local folder {base.name!r}: a card names its base on the Hub, and the commit.",
+            hint="Give the base's repo id, or keep the result local.",
+        )
+
+
+# ---- who ---------------------------------------------------------------------------------------------------------
+
+
+def _whoami(session: HubSession) -> dict[str, Any]:
+    if session.token is None:
+        raise AuthenticationError(f"Publishing on {session.endpoint} needs a token, and there is none.", hint=LOGIN)
+    identity: dict[str, Any] = session.ask(lambda api: api.whoami(), doing="look up whose token this is")
+    return identity
+
+
+def _target_id(recipe: Recipe, *, user: str) -> str:
+    wanted = recipe.target.repo_id or recipe.default_name
+    repo_id = wanted if "/" in wanted else f"{user}/{wanted}"
+    if len(repo_id) > LONGEST_REPO_ID:
+        raise RecipeError(f"{repo_id} is longer than {LONGEST_REPO_ID} characters.", hint="Pass a shorter repo id.")
+    return repo_id
+
+
+def _look_at(repo_id: str, *, recipe: Recipe, identity: Mapping[str, Any], session: HubSession) -> Target:
+    wanted = recipe.target
+    exists = session.ask(lambda api: api.repo_exists(repo_id), doing=f"look up {repo_id}")
+    if not exists:
+        _check_can_create(repo_id, identity=identity, create_pr=wanted.create_pr)
+    else:
+        _check_can_write(repo_id, identity=identity, create_pr=wanted.create_pr, session=session)
+    head = head_of(repo_id, revision=wanted.revision, session=session) if exists else None
+    if exists and head is None and wanted.create_pr:
+        raise RecipeError(f"{repo_id} has no branch {wanted.revision!r} to open a pull request on.")
+    parent = head or (head_of(repo_id, revision="main", session=session) if exists else None)
+    return Target(
+        repo_id=repo_id, revision=wanted.revision, exists=exists, branch_exists=head is not None, parent=parent,
+        private=wanted.private, create_pr=wanted.create_pr, user=str(identity["name"]),
+    )  # fmt: skip
+
+
+def _check_can_write(repo_id: str, *, identity: Mapping[str, Any], create_pr: bool, session: HubSession) -> None:
+    """Ask for the right to write: creating a repo that exists "succeeds" with any token, so it proves nothing."""
+    if create_pr:
+        _check_role(identity)
+        return
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        session.ask(
+            lambda api: api.auth_check(repo_id, write=True), doing=f"write to {repo_id}", passing=(HfHubHTTPError,)
+        )
+    except HfHubHTTPError as error:
+        raise _no_write(repo_id, identity=identity, error=error, session=session) from error
+
+
+def _no_write(repo_id: str, *, identity: Mapping[str, Any], error: Exception, session: HubSession) -> HubpruneError:
+    if getattr(getattr(error, "response", None), "status_code", None) not in (403, 404):
+        return translate(error, doing=f"write to {repo_id}", endpoint=session.endpoint)
+    return PermissionDeniedError(
+        f"The token of {identity['name']} ({_role(identity) or 'unknown role'}) may not write to {repo_id}.",
+        hint="Use a token with write permission, publish under a name of your own, or propose it with --create-pr.",
+    )
+
+
+def _check_can_create(repo_id: str, *, identity: Mapping[str, Any], create_pr: bool) -> None:
+    if create_pr:
+        raise PermissionDeniedError(f"There is no {repo_id} to open a pull request on.", hint="Leave out --create-pr.")
+    _check_role(identity)
+    namespace, user = repo_id.split("/")[0], identity["name"]
+    orgs = {str(o.get("name")): o.get("roleInOrg") for o in identity.get("orgs") or () if isinstance(o, Mapping)}
+    if namespace != user and namespace not in orgs:
+        known = ", ".join([str(user), *orgs])
+        raise PermissionDeniedError(
+            f"The token of {user} may not create {repo_id}: {namespace} is not one of its namespaces ({known}).",
+            hint=f"Publish as {user}/{repo_id.split('/')[1]}.",
+        )
+    if orgs.get(namespace) in READ_ONLY:
+        raise PermissionDeniedError(f"{user} may only read in {namespace}.", hint="Ask its admins for write access.")
+    _check_scopes(repo_id, identity=identity)
+
+
+def _token(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    token = (identity.get("auth") or {}).get("accessToken")
+    return token if isinstance(token, Mapping) else {}
+
+
+def _role(identity: Mapping[str, Any]) -> str | None:
+    role = _token(identity).get("role")
+    return str(role) if role else None
+
+
+def _check_role(identity: Mapping[str, Any]) -> None:
+    if _role(identity) in READ_ONLY:
+        raise PermissionDeniedError(
+            f"The token of {identity['name']} is read-only.",
+            hint="Make one with write permission in the Hub's settings.",
+        )
+
+
+def _check_scopes(repo_id: str, *, identity: Mapping[str, Any]) -> None:
+    """A fine-grained token lists what it may do; one without a list is left to the Hub."""
+    scopes = _token(identity).get("fineGrained")
+    scoped = scopes.get("scoped") if isinstance(scopes, Mapping) else None
+    if not isinstance(scoped, list):
+        return
+    namespace = repo_id.split("/")[0]
+    may = {
+        str(permission)
+        for scope in scoped
+        if (scope.get("entity") or {}).get("name") == namespace
+        for permission in scope.get("permissions") or ()
+    }
+    if not may & CREATES:
+        raise PermissionDeniedError(
+            f"The fine-grained token of {identity['name']} may not create repos in {namespace}.",
+            hint=f"Create {repo_id} on the Hub and give the token write access to it, or use a write token.",
+        )
+
+
+# ---- room and metadata -------------------------------------------------------------------------------------------
+
+
+def check_disk(base: BaseCheckpoint, *, folder: Path | None = None) -> None:
+    """Check the room for what is yet to be downloaded, and for a result as large as the base.
+
+    Raises:
+        DiskSpaceError: with both figures.
+    """
+    from huggingface_hub import constants
+
+    need: dict[int, tuple[Path, int]] = {}
+    places = [(Path(constants.HF_HUB_CACHE), _download_bytes(base)), (folder or Path.cwd(), _output_bytes(base))]
+    for place, amount in places:
+        there = _existing(place)
+        disk = there.stat().st_dev
+        need[disk] = (there, amount + (need[disk][1] if disk in need else 0))
+    for there, amount in need.values():
+        if (free := shutil.disk_usage(there).free) < amount:
+            raise DiskSpaceError(
+                f"The run needs {size(amount)} on the disk of {there}, which has {size(free)} free.",
+                hint="Free some space, or move the cache with HF_HOME.",
+            )
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def _download_bytes(base: BaseCheckpoint) -> int:
+    return 0 if base.folder else sum(f.size for f in needed_files(base) if not _is_cached(f, base=base))
+
+
+def _is_cached(file: RepoFile, *, base: BaseCheckpoint) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(base.name, file.path, revision=base.commit), str)
+
+
+def _output_bytes(base: BaseCheckpoint) -> int:
+    return sum(f.size for f in weight_files(base.files))
+
+
+def _check_metadata(card: str, *, session: HubSession) -> None:
+    """Let the Hub read the front matter that the card will have."""
+    answer = session.post(
+        "/api/validate-yaml",
+        body={"content": card, "repoType": "model"},
+        doing="check the card's metadata",
+        accepted=(400,),
+    )
+    errors = [str(e.get("message")) for e in answer.body.get("errors") or () if isinstance(e, Mapping)]
+    if errors:
+        raise RecipeError(f"The Hub refuses the card's metadata: {'; '.join(errors)}")

@@ -1,0 +1,147 @@
+"""What is in a repo at a commit, and whether it is what was sent there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubprune.artifacts import RepoFile
+from hubprune.errors import ConflictError, RemoteMismatchError
+from hubprune.publishing.manifest import CARD, MANIFEST, RemoteManifest, read_manifest
+from hubprune.publishing.retry import REQUEST_SECONDS
+from hubprune.publishing.session import HubSession
+
+__all__ = ["RemoteState", "check_card_is_ours", "check_remote", "head_of", "is_same", "read_remote", "remote_files"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteState:
+    """A repo at one commit."""
+
+    repo_id: str
+    commit: str
+    files: Mapping[str, RepoFile]
+    """By path; SHA-256 for large files, git blob id for all."""
+    manifest: RemoteManifest | None
+    card_sha256: str | None
+
+
+def head_of(repo_id: str, *, revision: str, session: HubSession) -> str | None:
+    """Return the commit that a branch points to, or None where there is no such branch."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        info = session.ask(
+            lambda api: api.model_info(repo_id, revision=revision, timeout=REQUEST_SECONDS),
+            doing=f"look up {repo_id}",
+            passing=(RevisionNotFoundError,),
+        )
+    except RevisionNotFoundError:
+        return None
+    return info.sha
+
+
+def remote_files(repo_id: str, *, commit: str, session: HubSession) -> dict[str, RepoFile]:
+    """List all files of a repo at a commit, by path."""
+    from huggingface_hub.hf_api import RepoFile as Listed
+
+    entries = session.ask(
+        lambda api: list(api.list_repo_tree(repo_id, recursive=True, revision=commit)), doing=f"list {repo_id}"
+    )
+    return {
+        e.path: RepoFile(
+            path=e.path, size=e.lfs.size if e.lfs else e.size, sha256=e.lfs.sha256 if e.lfs else None, git_oid=e.blob_id
+        )
+        for e in entries
+        if isinstance(e, Listed)
+    }
+
+
+def read_remote(repo_id: str, *, commit: str, session: HubSession) -> RemoteState:
+    """Read a repo's file list, the manifest of the publish before, and the card's hash."""
+    files = remote_files(repo_id, commit=commit, session=session)
+    manifest = _read(MANIFEST, files=files, repo_id=repo_id, commit=commit, session=session)
+    card = _read(CARD, files=files, repo_id=repo_id, commit=commit, session=session)
+    return RemoteState(
+        repo_id=repo_id,
+        commit=commit,
+        files=files,
+        manifest=read_manifest(manifest) if manifest is not None else None,
+        card_sha256=hashlib.sha256(card).hexdigest() if card is not None else None,
+    )
+
+
+def _read(path: str, *, files: Mapping[str, RepoFile], repo_id: str, commit: str, session: HubSession) -> bytes | None:
+    if path not in files:
+        return None
+    found = session.ask(
+        lambda api: api.hf_hub_download(repo_id, path, revision=commit), doing=f"read {path} of {repo_id}"
+    )
+    return Path(found).read_bytes()
+
+
+def check_card_is_ours(remote: RemoteState, *, overwrite_card: bool, new_sha256: str | None = None) -> None:
+    """Refuse to replace a card that somebody wrote or edited by hand.
+
+    Args:
+        remote: the repo as it is.
+        overwrite_card: True to replace it all the same.
+        new_sha256: of the card to come; the same card is no conflict.
+
+    Raises:
+        ConflictError: naming the repo and the commit.
+    """
+    if overwrite_card or remote.card_sha256 in (None, new_sha256):
+        return
+    written = remote.manifest.files.get(CARD) if remote.manifest else None
+    if written == remote.card_sha256:
+        return
+    what = "was edited by hand since the last publish" if written else "was not written by hubprune"
+    raise ConflictError(
+        f"README.md of {remote.repo_id} at {remote.commit[:8]} {what}.",
+        hint="Pass --overwrite-card to replace it; the old one stays in the history.",
+    )
+
+
+def is_same(local: RepoFile, remote: RepoFile | None) -> bool:
+    """Return whether a remote file has the bytes of a local one: by SHA-256 where the Hub tells it, else by blob id."""
+    if remote is None or remote.size != local.size:
+        return False
+    return remote.sha256 == local.sha256 if remote.sha256 else remote.git_oid == local.git_oid
+
+
+def check_remote(
+    files: Iterable[RepoFile], *, gone: Iterable[str], repo_id: str, commit: str, session: HubSession
+) -> tuple[RepoFile, ...]:
+    """Compare every file of a commit with what was sent, and return the remote files with their SHA-256.
+
+    Args:
+        files: the local files, hashed.
+        gone: paths that the commit deleted.
+        repo_id: the repo.
+        commit: 40 hex digits.
+        session: which Hub.
+
+    Raises:
+        RemoteMismatchError: naming the files that differ.
+    """
+    remote = remote_files(repo_id, commit=commit, session=session)
+    files = tuple(files)
+    wrong = [_difference(f, remote=remote.get(f.path)) for f in files if not is_same(f, remote.get(f.path))]
+    wrong += [f"{path} is still there" for path in gone if path in remote]
+    if wrong:
+        raise RemoteMismatchError(
+            f"{repo_id} at {commit[:8]} is not what was uploaded: {'; '.join(wrong)}.",
+            hint="Run the command again; what is right already is not uploaded twice.",
+        )
+    return tuple(remote[f.path].model_copy(update={"sha256": f.sha256}) for f in files)
+
+
+def _difference(local: RepoFile, *, remote: RepoFile | None) -> str:
+    if remote is None:
+        return f"{local.path} is missing"
+    if remote.size != local.size:
+        return f"{local.path} has {remote.size} bytes instead of {local.size}"
+    return f"{local.path} has other bytes"

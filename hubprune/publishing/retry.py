@@ -1,0 +1,223 @@
+"""Try again where that can help, and say in one's own words what went wrong.
+
+The client retries uploads and downloads by itself.  It does not retry questions, nor the creation of repos and tags:
+`repeat` does.  One table turns its many exceptions into the package's few.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from hubprune.errors import (
+    AuthenticationError,
+    ConflictError,
+    DiskSpaceError,
+    HubError,
+    HubpruneError,
+    HubUnreachableError,
+    PermissionDeniedError,
+)
+from hubprune.publishing.privacy import scrub
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+__all__ = ["BUSY", "LOGIN", "REQUEST_SECONDS", "is_transient", "repeat", "translate", "wait_seconds"]
+
+ATTEMPTS = 4
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 60.0
+REQUEST_SECONDS = 10.0
+"""How long one question may take where the client lets us say so."""
+
+TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+STORAGE_TROUBLE = re.compile(r"connect|timed? ?out|timeout|reset|broken pipe|50[0-4]|429|unavailable", re.IGNORECASE)
+"""What the storage client's errors say when another try may help; it names no status."""
+
+BUSY = "another conflicting operation is in progress"
+"""The Hub creates one repo at a time for a user, and says this with a 409 until it is done."""
+
+Result = TypeVar("Result")
+
+
+# ---- again -------------------------------------------------------------------------------------------------------
+
+
+def repeat(
+    action: Callable[[], Result], *, doing: str, endpoint: str, passing: tuple[type[Exception], ...] = ()
+) -> Result:
+    """Run an action that may run twice, a bounded number of times.
+
+    Args:
+        action: one request.
+        doing: what it is for, as in "Cannot <doing>".
+        endpoint: named where it does not answer.
+        passing: exceptions that go to the caller as they are, without another try.
+
+    Raises:
+        HubError: translated from the last failure.
+    """
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt
+
+    retrying = Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        retry=retry_if_exception(lambda error: not isinstance(error, passing) and is_transient(error)),
+        wait=_wait,
+        reraise=True,
+    )
+    try:
+        return retrying(action)
+    except passing:
+        raise
+    except _client_errors() as error:
+        raise translate(error, doing=doing, endpoint=endpoint) from error
+
+
+def _wait(state: RetryCallState) -> float:
+    return wait_seconds(state.outcome.exception() if state.outcome else None, attempt=state.attempt_number)
+
+
+def wait_seconds(error: BaseException | None, *, attempt: int) -> float:
+    """Compute the wait after an attempt (from 1): what the server asks for, else doubling from half a second."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "")
+    seconds = float(asked) if asked.isdecimal() else FIRST_WAIT_SECONDS * 2 ** (attempt - 1)
+    return min(seconds, LONGEST_WAIT_SECONDS)
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Return whether another try may help: the network, an overloaded server, a storage hiccup."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    if error is None or isinstance(error, OfflineModeIsEnabled):
+        return False
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in TRANSIENT_STATUS or _is_busy(error)
+    if isinstance(error, (httpx2.TransportError, ConnectionError, LocalEntryNotFoundError)):
+        return True
+    return isinstance(error, RuntimeError) and (
+        is_transient(error.__cause__) or bool(STORAGE_TROUBLE.search(str(error)))
+    )
+
+
+def _is_busy(error: Exception) -> bool:
+    return _status(error) == 409 and BUSY in str(error)
+
+
+# ---- in one's own words ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """One row of the table: which exceptions, and what they become."""
+
+    matches: Callable[[Exception], bool]
+    error: type[HubpruneError]
+    message: str
+    """May use {doing}, {endpoint} and {said}, the server's own words."""
+    hint: str | None = None
+
+
+LOGIN = "Run `hf auth login`, or set HF_TOKEN to a token from the Hub's settings."
+
+
+def translate(error: Exception, *, doing: str, endpoint: str) -> HubpruneError:
+    """Turn an exception of the client into the package's own, by the first row of the table that fits."""
+    rule = next(rule for rule in _rules() if rule.matches(error))
+    message = rule.message.format(doing=doing, endpoint=endpoint, said=_said(error))
+    return rule.error(scrub(message), hint=rule.hint)
+
+
+@functools.cache
+def _rules() -> tuple[_Rule, ...]:
+    """The table; subclasses come before their parents."""
+    import httpx2
+    from huggingface_hub import errors as hub
+
+    return (
+        _Rule(_is_full_disk, DiskSpaceError, "Cannot {doing}: the disk is full.", "Free some space and try again."),
+        _Rule(_is(hub.LocalTokenNotFoundError), AuthenticationError, "There is no token for {endpoint}.", LOGIN),
+        _Rule(
+            _is(hub.OfflineModeIsEnabled), HubUnreachableError, "Cannot {doing}: HF_HUB_OFFLINE is set.",
+            "Unset HF_HUB_OFFLINE.",
+        ),
+        _Rule(
+            _is(hub.GatedRepoError), PermissionDeniedError,
+            "Cannot {doing}: the repo is gated and this token was not granted access.", "Ask for access on its page.",
+        ),
+        _Rule(_is(hub.DisabledRepoError), PermissionDeniedError, "Cannot {doing}: the repo was disabled by the Hub."),
+        _Rule(
+            _is(hub.RepositoryNotFoundError), HubError,
+            "Cannot {doing}: {endpoint} has no such repo, or this token may not see it.",
+        ),
+        _Rule(
+            _has_status(401), AuthenticationError,
+            "{endpoint} does not accept the token: it is unknown there or has expired. Even public repos cannot be"
+            " read with it, though they can without any token.",
+            "Run `hf auth login --force`, or set HF_TOKEN to a valid token, or unset it.",
+        ),
+        _Rule(
+            _has_status(403), PermissionDeniedError, "Cannot {doing}: the token may not do that. {said}",
+            "Use a token with write permission for that namespace.",
+        ),
+        _Rule(_has_status(409, 412), ConflictError, "Cannot {doing}: somebody else was faster. {said}"),
+        _Rule(
+            _has_status(429), HubError, "Cannot {doing}: too many requests to {endpoint}. {said}",
+            "Wait some minutes and run the command again.",
+        ),
+        _Rule(
+            _has_status(500, 502, 503, 504), HubError, "Cannot {doing}: {endpoint} has trouble. {said}",
+            "Run the command again later.",
+        ),
+        _Rule(_is(hub.HfHubHTTPError), HubError, "Cannot {doing}: {said}"),
+        _Rule(
+            _is(httpx2.TransportError, ConnectionError, hub.LocalEntryNotFoundError), HubUnreachableError,
+            "Cannot {doing}: no connection to {endpoint}. {said}", "Check the network, and HF_ENDPOINT if it is set.",
+        ),
+        _Rule(lambda error: is_transient(error), HubUnreachableError, "Cannot {doing}: the transfer broke off. {said}"),
+        _Rule(lambda error: True, HubError, "Cannot {doing}: {said}"),
+    )  # fmt: skip
+
+
+@functools.cache
+def _client_errors() -> tuple[type[Exception], ...]:
+    """What the client raises when the Hub or the way to it is at fault; anything else is a bug and shows itself."""
+    import httpx2
+    from huggingface_hub import errors as hub
+
+    storage = (OSError, RuntimeError)
+    return (httpx2.HTTPError, hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, *storage)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _is(*classes: type[Exception]) -> Callable[[Exception], bool]:
+    return lambda error: isinstance(error, classes)
+
+
+def _has_status(*statuses: int) -> Callable[[Exception], bool]:
+    return lambda error: _status(error) in statuses
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    return response.status_code if response is not None else None
+
+
+def _said(error: Exception) -> str:
+    """The server's words, or those of the network, in one line that ends with a full stop."""
+    text = getattr(error, "server_message", None) or _status_line(error) or str(error.__cause__ or error)
+    line = " ".join(text.split()) or type(error).__name__
+    return line if line.endswith((".", "!", "?")) else f"{line}."
+
+
+def _status_line(error: Exception) -> str | None:
+    status = _status(error)
+    return f"It answered {status}" if status else None

@@ -1,0 +1,109 @@
+"""One Hub and one token for a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hubprune.publishing.retry import repeat
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["Answer", "HubSession"]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a request of one's own came back with."""
+
+    status: int
+    body: Mapping[str, Any]
+    """Empty where the answer was no JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSession:
+    """Which Hub, and as whom.  No request is made before the first question.
+
+    Make one with `HubSession.open()`.
+    """
+
+    endpoint: str
+    """Address of the Hub, without a trailing slash."""
+    given_token: str | None = field(default=None, repr=False)
+    """Token that the caller passed; None to use the one that the machine is logged in with."""
+
+    @classmethod
+    def open(cls, *, endpoint: str | None = None, token: str | None = None) -> HubSession:
+        """Make a session; what is not given comes from HF_ENDPOINT and from the login of this machine."""
+        from huggingface_hub import constants
+
+        return cls(endpoint=(endpoint or str(constants.ENDPOINT)).rstrip("/"), given_token=token)
+
+    @property
+    def token(self) -> str | None:
+        """The token in use, or None; looked up each time, since some logins hand out short-lived ones."""
+        from huggingface_hub import get_token
+
+        return self.given_token or get_token()
+
+    @property
+    def api(self) -> HfApi:
+        """A client that sends this session's token, and none where there is none."""
+        from huggingface_hub import HfApi
+
+        from hubprune import __version__
+
+        return HfApi(
+            endpoint=self.endpoint, token=self.token or False, library_name="hubprune", library_version=__version__
+        )
+
+    def ask(
+        self, question: Callable[[HfApi], Result], *, doing: str, passing: tuple[type[Exception], ...] = ()
+    ) -> Result:
+        """Ask the Hub something that may be asked twice, again after a passing failure.
+
+        Args:
+            question: one call of the client.
+            doing: what the call is for, as in "Cannot <doing>".
+            passing: exceptions of the client that the caller deals with itself.
+
+        Raises:
+            HubError: the Hub refused, or did not answer in several tries.
+        """
+        return repeat(lambda: question(self.api), doing=doing, endpoint=self.endpoint, passing=passing)
+
+    def post(
+        self, path: str, *, body: Mapping[str, Any], doing: str, accepted: tuple[int, ...] = (), busy: str | None = None
+    ) -> Answer:
+        """Send a request that may be sent twice and that the client has no fitting call for.
+
+        Args:
+            path: below the endpoint.
+            body: sent as JSON.
+            doing: what the request is for, as in "Cannot <doing>".
+            accepted: statuses that are answers although they look like errors.
+            busy: text of an answer that is to be asked for again whatever its status.
+
+        Raises:
+            HubError: the Hub refused, or did not answer in several tries.
+        """
+        return self.ask(lambda _: self._post(path, body=body, accepted=accepted, busy=busy), doing=doing)
+
+    def _post(self, path: str, *, body: Mapping[str, Any], accepted: tuple[int, ...], busy: str | None) -> Answer:
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            get_session,
+            hf_raise_for_status,
+        )
+
+        headers = build_hf_headers(token=self.token or False, library_name="hubprune")
+        response = get_session().post(f"{self.endpoint}{path}", json=dict(body), headers=headers)
+        if response.status_code not in accepted or (busy and busy in response.text):
+            hf_raise_for_status(response)
+        values = response.json() if response.content else {}
+        return Answer(status=response.status_code, body=values if isinstance(values, dict) else {})
