@@ -262,6 +262,13 @@ class Verification(Artifact):
         return all(c.passed for c in self.checks)
 
 
+class PrunedCheckpoint(Artifact):
+    """A checkpoint that was written and verified."""
+
+    written: WrittenCheckpoint
+    verification: Verification
+
+
 # ---- evaluation --------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +384,15 @@ class PublishedCommit(Artifact):
     """The remote files, each compared with what was uploaded."""
 
 
+class LoadedBack(Artifact):
+    """What the published model wrote after a fresh process had loaded it from the Hub."""
+
+    prompt: str
+    text: str
+    """Greedy continuation."""
+    parameters: int
+
+
 class Environment(Artifact):
     """Where a run took place."""
 
@@ -404,6 +420,7 @@ class PublishReport(Artifact):
     generation: GenerationComparison | None
     published: PublishedCommit | None
     """None for a dry run."""
+    loaded_back: LoadedBack | None = None
     environment: Environment
     seconds: dict[str, float] = Field(default_factory=dict)
     """Wall-clock seconds per stage; a stage that was taken from the work folder keeps those of the run that did it."""

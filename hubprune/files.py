@@ -1,17 +1,20 @@
-"""Write folders and files so that they exist completely or not at all."""
+"""Files and folders: written completely or not at all, and listed with their hashes."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hubprune.artifacts import RepoFile
 from hubprune.errors import DiskSpaceError, RecipeError
 
+READ_BYTES = 2**22
 PARTIAL = ".partial-"
 
 
@@ -73,6 +76,25 @@ def _umask() -> int:
     return mask
 
 
+def move_folder(source: Path, target: Path) -> None:
+    """Move a folder to where nothing is yet, across file systems too; readers see all of it or nothing.
+
+    Raises:
+        RecipeError: `target` exists and is no empty folder.
+        DiskSpaceError: the disk filled up.
+    """
+    check_new_folder(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with staged_folder(target) as staged:
+            shutil.copytree(source, staged, dirs_exist_ok=True)
+        shutil.rmtree(source)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file under a temporary name and rename it, so that readers see the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,3 +104,25 @@ def write_atomically(path: Path, text: str) -> None:
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def list_files(folder: Path, *, advance: Callable[[int], None] = lambda _: None) -> tuple[RepoFile, ...]:
+    """List all files below a folder, sorted by path, each with its size, its SHA-256 and the id git would give it.
+
+    Args:
+        folder: where to look.
+        advance: told the number of bytes after each piece that was read.
+    """
+    named = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return tuple(_hashed(named[name], name=name, advance=advance) for name in sorted(named))
+
+
+def _hashed(path: Path, *, name: str, advance: Callable[[int], None]) -> RepoFile:
+    size = path.stat().st_size
+    sha256, git_oid = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            sha256.update(piece)
+            git_oid.update(piece)
+            advance(len(piece))
+    return RepoFile(path=name, size=size, sha256=sha256.hexdigest(), git_oid=git_oid.hexdigest())

@@ -1,7 +1,7 @@
 """Remember what a stage found, so that a run that was stopped goes on where it was.
 
-A stage's result is kept as JSON under a key of everything it depends on.  Whatever changes gives another key, so nothing
-has to be thrown away by hand, and two runs that share a stage share its result.
+A stage's result is kept as JSON under a key of everything it depends on.  Whatever changes gives another key, so
+nothing has to be thrown away by hand, and two runs that share a stage share its result.
 """
 
 from __future__ import annotations
@@ -43,23 +43,37 @@ class StageStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.seconds: dict[str, float] = {}
+        self.reused: set[str] = set()
+        """Stages whose result an earlier run had left."""
 
-    def run(self, stage: str, key: str, kind: type[Value], compute: Callable[[], Value]) -> Value:
-        """Return a stage's result: the one kept under this key, or a new one, which is then kept."""
+    def run(
+        self,
+        stage: str,
+        key: str,
+        kind: type[Value],
+        compute: Callable[[], Value],
+        *,
+        valid: Callable[[Value], bool] = lambda _: True,
+    ) -> Value:
+        """Return a stage's result: the one kept under this key, or a new one, which is then kept.
+
+        Args:
+            stage: name of the stage.
+            key: from `key_of` everything that the result depends on.
+            kind: type of the result.
+            compute: makes the result.
+            valid: tells whether a kept result can still be used, where it speaks of files that may be gone.
+        """
         path = self.folder / "stages" / f"{stage}-{key}.json"
-        kept = self._read(path, kind)
-        if kept is not None:
+        if (kept := self._read(path, kind)) and valid(kept[0]):
             value, self.seconds[stage] = kept
+            self.reused.add(stage)
             return value
         start = time.monotonic()
         value = compute()
         self.seconds[stage] = round(time.monotonic() - start, 2)
         self._write(path, value, self.seconds[stage])
         return value
-
-    def has(self, stage: str, key: str) -> bool:
-        """Tell whether a result is kept."""
-        return (self.folder / "stages" / f"{stage}-{key}.json").is_file()
 
     @staticmethod
     def _read(path: Path, kind: type[Value]) -> tuple[Value, float] | None:

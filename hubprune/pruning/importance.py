@@ -21,7 +21,7 @@ from torch import nn
 
 from hubprune.architectures import Architecture
 from hubprune.artifacts import Aggregation, DocumentScores, ImportanceScores, LayerScores
-from hubprune.console import Reporter
+from hubprune.console import Advance, Reporter
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.streaming import StreamedModel
@@ -39,7 +39,6 @@ class Batch:
     """bool, [documents, tokens]; True where a document has a token."""
 
 
-@torch.inference_mode()
 def score(
     folder: Path,
     calibration: CalibrationSet,
@@ -71,18 +70,33 @@ def score(
     """
     batches = make_batches(calibration.documents, batch_size)
     model = StreamedModel(folder, architecture=architecture, dtype=dtype, device=device)
-    states = model.embed([batch.ids for batch in batches])
-    rows: list[list[torch.Tensor]] = [[] for _ in calibration.documents]
-    with reporter.progress("scoring", total=len(model) * len(batches), unit="batches") as advance:
-        for number, layer in enumerate(model.layers()):
-            for place, batch in enumerate(batches):
-                arguments = model.arguments(number, batch.ids.shape[1])
-                states[place], values = _score_layer(layer, states[place], batch.mask, arguments, architecture)
-                for document, value in zip(batch.documents, values, strict=True):
-                    rows[document].append(value)
-                advance(1)
+    with (
+        torch.inference_mode(),
+        reporter.progress("scoring", total=len(model) * len(batches), unit="batches") as advance,
+    ):
+        rows = _score_layers(model, batches, architecture, advance)
     scored = [_document_scores(d, values) for d, values in zip(calibration.documents, rows, strict=True)]
     return aggregate(scored, calibration.record, aggregation=aggregation, dtype=dtype, device=device)
+
+
+def _score_layers(
+    model: StreamedModel, batches: Sequence[Batch], architecture: Architecture, advance: Advance
+) -> list[list[torch.Tensor]]:
+    """Run all batches through one layer after the other.
+
+    Returns:
+        For each document, one float64 tensor per layer: attention, MLP and block.
+    """
+    states = model.embed([batch.ids for batch in batches])
+    rows: list[list[torch.Tensor]] = [[] for batch in batches for _ in batch.documents]
+    for number, layer in enumerate(model.layers()):
+        for place, batch in enumerate(batches):
+            arguments = model.arguments(number, batch.ids.shape[1])
+            states[place], values = _score_layer(layer, states[place], batch.mask, arguments, architecture)
+            for document, value in zip(batch.documents, values, strict=True):
+                rows[document].append(value)
+            advance(1)
+    return rows
 
 
 def make_batches(documents: Sequence[Document], batch_size: int) -> list[Batch]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hubprune.architectures import Architecture
-from hubprune.artifacts import DropPlan, RepoFile, WrittenCheckpoint
+from hubprune.artifacts import DropPlan, WrittenCheckpoint
 from hubprune.devices import resolve_dtype
+from hubprune.files import list_files
 from hubprune.pruning.weights import DTYPE_BITS, Weights, open_weights
 
-READ_BYTES = 2**22
 COMPUTE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 
 
@@ -64,21 +63,3 @@ def kv_bytes_per_layer(config: Mapping[str, Any]) -> int:
     kv_heads = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
     return 2 * kv_heads * head_dim * COMPUTE_BITS[resolve_dtype("auto", config)] // 8
-
-
-def list_files(folder: Path, *, advance: Callable[[int], None] = lambda _: None) -> tuple[RepoFile, ...]:
-    """List all files below a folder with size and SHA-256, sorted by path."""
-    paths = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix())
-    return tuple(
-        RepoFile(path=p.relative_to(folder).as_posix(), size=p.stat().st_size, sha256=_sha256(p, advance))
-        for p in paths
-    )
-
-
-def _sha256(path: Path, advance: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
-            advance(len(piece))
-    return digest.hexdigest()

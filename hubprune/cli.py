@@ -1,0 +1,261 @@
+"""The command line: options become a recipe, the pipeline runs it, the result is printed.
+
+Only this module and `options` know about typer.  Nothing heavy is imported before a command needs it, so that `--help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from hubprune import options
+from hubprune.console import Reporter
+from hubprune.errors import DiskSpaceError, HubpruneError
+from hubprune.files import write_atomically
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from hubprune.pipeline import Run
+    from hubprune.publishing.session import HubSession
+    from hubprune.recipe import Recipe
+
+INTERRUPTED = 130
+RESUME = "Nothing half-done was kept. The same command goes on after the last finished stage."
+app = typer.Typer(
+    name="hubprune",
+    help="Prune a language model from the Hugging Face Hub, measure what it cost, publish the result.",
+    epilog="Start with: hubprune demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+    sys.exit(0)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Let a polite kill clean up like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def errors_shown() -> Iterator[Reporter]:
+    """Turn what the user can do something about into two lines and an exit code; bugs keep their traceback."""
+    reporter = Reporter()
+    try:
+        yield reporter
+    except HubpruneError as error:
+        reporter.error(error.message, error.hint)
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reporter.error("The disk is full; nothing half-written was kept.", "Free some space and run it again.")
+        raise typer.Exit(DiskSpaceError.exit_code) from None
+    except KeyboardInterrupt:
+        reporter.error("Interrupted.", RESUME)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.callback()
+def _hubprune(version: options.Version = False) -> None:
+    """Prune a language model from the Hugging Face Hub, measure what it cost, publish the result."""
+
+
+@app.command(
+    epilog="Examples:  hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3"
+    "  |  hubprune publish mistralai/Mistral-7B-v0.1 --drop-attn 18,21,22 --limit 200 --dry-run"
+)
+def publish(
+    base: options.Base = None,
+    attn_drop: options.AttnDrop = None,
+    drop_attn: options.DropAttn = None,
+    protect: options.Protect = None,
+    base_revision: options.BaseRevision = None,
+    calibration: options.Calibration = None,
+    num_samples: options.NumSamples = None,
+    max_tokens: options.MaxTokens = None,
+    aggregation: options.Aggregation = None,
+    score_batch_size: options.ScoreBatchSize = None,
+    tasks: options.Tasks = None,
+    limit: options.Limit = None,
+    include_path: options.IncludePath = None,
+    batch_size: options.BatchSize = None,
+    prompts: options.Prompts = None,
+    repo_id: options.RepoId = None,
+    revision: options.Revision = None,
+    private: options.Private = None,
+    create_pr: options.CreatePr = None,
+    overwrite_card: options.OverwriteCard = False,
+    dry_run: options.DryRun = False,
+    out: options.Out = None,
+    recipe: options.RecipeFile = None,
+    report: options.ReportFile = None,
+    endpoint: options.Endpoint = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score, prune, verify, benchmark and publish a base in one commit, then load it back."""
+    given = locals()
+    with errors_shown() as reporter:
+        run = _open_run(options.make_recipe(given), endpoint, reporter)
+        from hubprune import pipeline, summary
+
+        chosen = pipeline.PublishOptions(out=out, dry_run=dry_run, overwrite_card=overwrite_card)
+        done = pipeline.publish(run, chosen)
+        if report:
+            write_atomically(report, _json(done))
+        typer.echo(_json(done) if as_json else summary.publish_summary(done))
+
+
+@app.command(epilog="Example:  hubprune score meta-llama/Llama-3.2-3B --attn-drop 3 --num-samples 128")
+def score(
+    base: options.BaseOrFolder,
+    attn_drop: options.Marked = 1,
+    protect: options.Protect = None,
+    base_revision: options.BaseRevision = None,
+    calibration: options.Calibration = None,
+    num_samples: options.NumSamples = None,
+    max_tokens: options.MaxTokens = None,
+    aggregation: options.Aggregation = None,
+    score_batch_size: options.ScoreBatchSize = None,
+    endpoint: options.Endpoint = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score attention, MLP and block importance of every layer; write nothing."""
+    given = locals()
+    with errors_shown() as reporter:
+        run = _open_run(options.make_recipe(given), endpoint, reporter)
+        from hubprune import pipeline, summary
+
+        scores = pipeline.score(run)
+        plan = pipeline.make_plan(run, scores)
+        typer.echo(_json(scores) if as_json else summary.scores_table(scores, plan=plan))
+
+
+@app.command(epilog="Example:  hubprune prune meta-llama/Llama-3.2-3B --drop-attn 18,21,22 --out pruned")
+def prune(
+    base: options.BaseOrFolder,
+    out: options.NewFolder,
+    attn_drop: options.AttnDrop = None,
+    drop_attn: options.DropAttn = None,
+    protect: options.Protect = None,
+    base_revision: options.BaseRevision = None,
+    calibration: options.Calibration = None,
+    num_samples: options.NumSamples = None,
+    max_tokens: options.MaxTokens = None,
+    aggregation: options.Aggregation = None,
+    score_batch_size: options.ScoreBatchSize = None,
+    endpoint: options.Endpoint = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write a pruned and verified checkpoint into a folder; publish nothing."""
+    given = locals()
+    with errors_shown() as reporter:
+        run = _open_run(options.make_recipe(given), endpoint, reporter)
+        from hubprune import pipeline, summary
+
+        _, made = pipeline.prune(run, out)
+        typer.echo(_json(made) if as_json else summary.checkpoint_lines(made.written))
+
+
+@app.command(epilog="Examples:  hubprune verify ./pruned --base ./base  |  hubprune verify me/Llama-3.2-3B-attn-drop-3")
+def verify(
+    checkpoint: options.Checkpoint,
+    base: options.VerifyBase = None,
+    revision: options.VerifyRevision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    endpoint: options.Endpoint = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check a pruned folder or repo against its base: files, loading, logits, KV cache."""
+    with errors_shown() as reporter:
+        session = _open_session(endpoint)
+        from hubprune import checkup, summary
+
+        seen = checkup.check(
+            checkpoint,
+            base=base,
+            revision=revision,
+            trust="any" if trust_remote_code else "own",
+            session=session,
+            reporter=reporter,
+        )
+        typer.echo(_json(seen) if as_json else summary.verification_table(seen))
+        checkup.require_passed(seen)
+
+
+@app.command(epilog="Example:  hubprune hub --dir ./hub --port 8080")
+def hub(
+    directory: options.HubDirectory,
+    port: options.HubPort = 0,
+    no_xet: options.NoXet = False,
+) -> None:
+    """Serve a local Hub on loopback; the first two lines on stdout are HF_ENDPOINT=... and HF_TOKEN=..."""
+    with errors_shown():
+        from hubprune.localhub import serve
+
+        serve(directory, port=port, xet=not no_xet, announce=lambda line: print(line, flush=True))
+
+
+@app.command(epilog="Example:  hubprune demo --base tiny-mistral")
+def demo(base: options.DemoBase = "tiny-llama", directory: options.DemoDirectory = None) -> None:
+    """Publish an embedded tiny model on a local Hub, with every stage and nothing to download."""
+    with errors_shown() as reporter:
+        from hubprune import demonstration
+
+        raise typer.Exit(demonstration.run(base, directory=directory, reporter=reporter))
+
+
+@app.command()
+def env(as_json: options.Json = False) -> None:
+    """Print versions, machine, and where unfinished work is kept."""
+    from hubprune import summary
+    from hubprune.environment import describe_environment
+    from hubprune.stages import work_folder
+
+    found = describe_environment()
+    typer.echo(_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {work_folder()}")
+
+
+def _open_session(endpoint: str | None) -> HubSession:
+    from hubprune.endpoint import use_endpoint
+    from hubprune.publishing.session import HubSession
+
+    return HubSession.open(endpoint=use_endpoint(endpoint))
+
+
+def _open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
+    session = _open_session(endpoint)
+    from hubprune.pipeline import Run
+    from hubprune.stages import StageStore, work_folder
+
+    return Run(recipe, session, reporter, StageStore(work_folder()))
+
+
+def _json(value: BaseModel) -> str:
+    # Per-document scores are for statistics in the work folder and would bury everything else.
+    hidden: Any = {"per_document": True, "scores": {"per_document"}}
+    return value.model_dump_json(indent=2, exclude=hidden)

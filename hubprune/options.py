@@ -1,0 +1,203 @@
+"""Options that several commands share, and how they become a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hubprune import __version__
+from hubprune.errors import RecipeError
+
+if TYPE_CHECKING:
+    from hubprune.recipe import Recipe
+
+DROPPING, SCORING, MEASURING, TARGET, RUNNING = "What to drop", "Scoring", "Measuring", "Where it goes", "How it runs"
+
+Base = Annotated[str | None, typer.Argument(help="Repo id of the base, as in meta-llama/Llama-3.2-3B.")]
+BaseOrFolder = Annotated[str, typer.Argument(help="Repo id of the base, or a local folder.")]
+BaseRevision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of the base. Default: main.", rich_help_panel=DROPPING)
+]
+AttnDrop = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Drop the N attention sublayers with the lowest score.", rich_help_panel=DROPPING),
+]
+DropAttn = Annotated[
+    str | None,
+    typer.Option(metavar="18,21,22", help="Drop the attention of exactly these layers.", rich_help_panel=DROPPING),
+]
+Protect = Annotated[
+    str | None, typer.Option(metavar="0,1", help="Layers that are never dropped.", rich_help_panel=DROPPING)
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(help="Mix by name, a .yaml with a mix, or a file of documents.", rich_help_panel=SCORING),
+]
+NumSamples = Annotated[int | None, typer.Option(help="Calibration documents in all.", rich_help_panel=SCORING)]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Tokens after which a document is cut off.", rich_help_panel=SCORING)
+]
+Aggregation = Annotated[
+    str | None, typer.Option(metavar="document|token", help="What the scores average over.", rich_help_panel=SCORING)
+]
+ScoreBatchSize = Annotated[int | None, typer.Option(help="Documents per batch while scoring.", rich_help_panel=SCORING)]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="a,b,c",
+        help="lm-eval tasks, or none. Default: arc_easy, hellaswag, lambada_openai, piqa, winogrande.",
+        rich_help_panel=MEASURING,
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Documents per task at most.", rich_help_panel=MEASURING)]
+IncludePath = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="Task YAMLs of your own; they are published too.", rich_help_panel=MEASURING),
+]
+BatchSize = Annotated[int | None, typer.Option(help="Benchmark requests per batch.", rich_help_panel=MEASURING)]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Prompts for the free text, one per line.", rich_help_panel=MEASURING),
+]
+RepoId = Annotated[
+    str | None,
+    typer.Option(help="Target. Default: <your namespace>/<base>-attn-drop-<N>.", rich_help_panel=TARGET),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch of the target. Default: main.", rich_help_panel=TARGET)]
+Private = Annotated[
+    bool | None, typer.Option("--private", help="Create the target as a private repo.", rich_help_panel=TARGET)
+]
+CreatePr = Annotated[
+    bool | None,
+    typer.Option("--create-pr", help="Open a pull request instead of committing.", rich_help_panel=TARGET),
+]
+OverwriteCard = Annotated[
+    bool,
+    typer.Option("--overwrite-card", help="Replace a README.md that was edited on the Hub.", rich_help_panel=TARGET),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but write to the Hub.", rich_help_panel=TARGET)]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="New folder that keeps the published files.", rich_help_panel=TARGET),
+]
+RecipeFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML with all of this; options win over it.")]
+ReportFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole report as JSON.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the calibration draw and of the benchmarks. Default: 0.")]
+Device = Annotated[str | None, typer.Option(metavar="auto|cpu|mps|cuda[:N]", help="Where to compute.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="auto|float32|bfloat16|float16", help="dtype to compute in; files are never cast."),
+]
+Endpoint = Annotated[
+    str | None, typer.Option(help="Address of the Hub. Default: HF_ENDPOINT, else https://huggingface.co.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Marked = Annotated[
+    int, typer.Option(metavar="N", help="Mark the N attention sublayers that would go.", rich_help_panel=DROPPING)
+]
+NewFolder = Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the checkpoint.")]
+Checkpoint = Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="A folder or repo that hubprune wrote.")]
+VerifyBase = Annotated[str | None, typer.Option(help="Repo id or folder of the base. Default: the one it names.")]
+VerifyRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repo. Default: main.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run its modeling file even if this version of hubprune writes another."),
+]
+HubDirectory = Annotated[
+    Path, typer.Option("--dir", metavar="FOLDER", help="Where repos, objects and tokens are kept.")
+]
+HubPort = Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
+NoXet = Annotated[bool, typer.Option("--no-xet", help="Serve large files over LFS only.")]
+DemoBase = Annotated[str, typer.Option(metavar="tiny-llama|tiny-mistral", help="Which embedded model.")]
+DemoDirectory = Annotated[
+    Path | None, typer.Option("--dir", metavar="FOLDER", help="Where the demo keeps its Hub. Default: the work folder.")
+]
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001
+    if wanted:
+        typer.echo(f"hubprune {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+]
+
+
+def make_recipe(given: Mapping[str, Any]) -> Recipe:
+    """Make a recipe of the options of a command; an option that was given wins over the recipe file.
+
+    Args:
+        given: options by the names of their parameters, None where not given; others are passed over.
+
+    Raises:
+        RecipeError: no base, nothing to drop, or a value that cannot be used.
+    """
+    from hubprune.recipe import Recipe, parse, read_recipe
+
+    file = given.get("recipe")
+    values = read_recipe(file).model_dump(exclude_none=True) if file else {}
+    if given.get("attn_drop") is not None or given.get("drop_attn") is not None:
+        # What the file says to drop is replaced, not added to.
+        values["drop"] = {k: v for k, v in values.get("drop", {}).items() if k == "protect"}
+    for part, fields in _parts(given).items():
+        values[part] = {**values.get(part, {}), **fields}
+    values |= _given(given, "seed", "device", "dtype", "aggregation", "score_batch_size")
+    values["calibration"] = _mix(given, values.get("calibration"))
+    if not values["base"].get("repo_id"):
+        raise RecipeError("Which base?", hint="Name one, as in hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3.")
+    return parse(Recipe, values)
+
+
+def _parts(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read the options of each part of a recipe."""
+    from hubprune.recipe import read_prompts
+
+    base = {"repo_id": given.get("base"), "revision": given.get("base_revision")}
+    drop = {
+        "attn_drop": given.get("attn_drop"),
+        "drop_attn": _numbers(given.get("drop_attn"), option="--drop-attn"),
+        "protect": _numbers(given.get("protect"), option="--protect"),
+    }
+    evaluation = {
+        **_given(given, "limit", "include_path", "batch_size"),
+        "tasks": _names(given.get("tasks")),
+        "prompts": read_prompts(file) if (file := given.get("prompts")) else None,
+    }
+    target = _given(given, "repo_id", "revision", "private", "create_pr")
+    parts = {"base": base, "drop": drop, "evaluation": evaluation, "target": target}
+    return {part: {k: v for k, v in fields.items() if v is not None} for part, fields in parts.items()}
+
+
+def _given(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: given[name] for name in names if given.get(name) is not None}
+
+
+def _mix(given: Mapping[str, Any], from_file: dict[str, Any] | None) -> dict[str, Any]:
+    from hubprune.pruning.mixes import COSMOPEDIA, find_mix
+
+    sizes = _given(given, "num_samples", "max_tokens")
+    if name := given.get("calibration"):
+        return find_mix(name, **sizes).model_dump()
+    return {**(from_file or COSMOPEDIA.model_dump()), **sizes}
+
+
+def _numbers(text: str | None, *, option: str) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise RecipeError(
+            f"{option} {text!r} is no list of layers.", hint=f"Write it like {option} 18,21,22."
+        ) from None
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return () if text.strip().lower() == "none" else tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,115 @@
+"""Write results for people: the tables that commands print on stdout.  JSON for machines comes from the artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from hubprune.artifacts import (
+    BenchmarkComparison,
+    DropPlan,
+    Environment,
+    LayerScores,
+    PublishReport,
+    TaskComparison,
+    Verification,
+    WrittenCheckpoint,
+)
+from hubprune.console import size
+from hubprune.pruning.selection import ascending
+
+
+def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Align columns; the first `left` ones to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = (
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
+    """Write all layers, the lowest attention score first, with what a plan drops."""
+    dropped = plan.layers("attn") if plan else ()
+    rows = [["layer", "attention", "± se", "MLP", "block", ""]]
+    for layer in ascending(scores.mean.attn):
+        values = scores.mean.attn, scores.standard_error.attn, scores.mean.mlp, scores.mean.block
+        rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), "dropped" if layer in dropped else ""])
+    record = scores.calibration
+    head = (
+        f"Importance S = 1 - cos(X, Y), {scores.aggregation} mean, "
+        f"{record.documents} documents, {record.tokens:,} tokens of {record.mix}\n"
+    )
+    return head + table(rows, left=0)
+
+
+def verification_table(verification: Verification) -> str:
+    """Write every check with what it saw."""
+    rows = [["passed" if c.passed else "FAILED", c.name, c.detail] for c in verification.checks]
+    return table(rows, left=3)
+
+
+def checkpoint_lines(written: WrittenCheckpoint) -> str:
+    """Write what became smaller, and by how much."""
+    rows = [
+        ["", "base", "pruned", "change"],
+        ["parameters", f"{written.base_parameters:,}", f"{written.parameters:,}"],
+        ["weights", size(written.base_weight_bytes), size(written.weight_bytes)],
+        ["KV cache per token", f"{written.base_kv_bytes_per_token:,} B", f"{written.kv_bytes_per_token:,} B"],
+    ]
+    pairs = (
+        (written.base_parameters, written.parameters),
+        (written.base_weight_bytes, written.weight_bytes),
+        (written.base_kv_bytes_per_token, written.kv_bytes_per_token),
+    )
+    for row, (base, pruned) in zip(rows[1:], pairs, strict=True):
+        row.append(f"{100 * (pruned / base - 1):+.2f} %")
+    return table(rows)
+
+
+def benchmarks_table(benchmarks: BenchmarkComparison) -> str:
+    """Write every metric of base and pruned with its change in points and in relative percent."""
+    rows = [["task", "metric", "n", "base", "pruned", "Δ points", "Δ relative"]]
+    rows += [_benchmark_row(task) for task in benchmarks.tasks]
+    return table(rows, left=2)
+
+
+def _benchmark_row(task: TaskComparison) -> list[str]:
+    points = "" if task.change_points is None else f"{task.change_points:+.2f}"
+    relative = "" if task.change_relative is None else f"{task.change_relative:+.2f} %"
+    values = (f"{v.value:.4f}" for v in (task.base, task.pruned))
+    return [task.task, task.metric, str(task.documents), *values, points, relative]
+
+
+def publish_summary(report: PublishReport) -> str:
+    """Write what a publish did: where the result is, what became smaller, what it cost, what it writes now."""
+    return "\n\n".join(_publish_parts(report))
+
+
+def _publish_parts(report: PublishReport) -> Iterator[str]:
+    yield checkpoint_lines(report.checkpoint)
+    if report.benchmarks:
+        yield benchmarks_table(report.benchmarks)
+    if loaded := report.loaded_back:
+        yield f"Loaded back from the Hub, it writes:\n{loaded.prompt}{loaded.text}"
+    if published := report.published:
+        what = "published" if published.created else "up to date"
+        rows = [[what, published.repo_id], ["commit", published.commit], ["url", published.url]]
+        rows += [["tag", published.tag]] if published.tag else []
+        rows += [["pull request", published.pull_request_url]] if published.pull_request_url else []
+        yield table(rows, left=2)
+    else:
+        yield "dry run: nothing was published"
+
+
+def environment_table(environment: Environment) -> str:
+    """Write versions and machine."""
+    rows = [
+        ["hubprune", environment.hubprune],
+        ["python", environment.python],
+        ["platform", environment.platform],
+        ["machine", environment.machine],
+        ["threads", str(environment.threads)],
+        *([name, version] for name, version in environment.versions.items()),
+    ]
+    return table(rows, left=2)
