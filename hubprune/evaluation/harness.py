@@ -70,6 +70,7 @@ def run(
     """
     if not spec.tasks:
         raise EvaluationError("There is no benchmark to run.", hint="Pass --tasks, or leave benchmarks out.")
+    reporter.note(f"Reading the documents of {', '.join(spec.tasks)}")
     with quiet(), endpoint_only():
         plan = _Plan(load_tasks(spec), spec=spec, seed=seed, device=device, dtype=dtype, reporter=reporter)
         base = _measure(plan, base_folder, name="base", trust_remote_code=False)
@@ -206,7 +207,7 @@ def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path)
 
 
 def _comparison(plan: _Plan, base: _Measured, pruned: _Measured) -> BenchmarkComparison:
-    commits = {name: commit_of(task.dataset) for name, task in plan.suite.tasks.items()}
+    commits = {name: commit_of(getattr(task, "dataset", None)) for name, task in plan.suite.tasks.items()}
     return BenchmarkComparison(
         tasks=compare_results(base.results, pruned.results, requested=plan.suite.requested, commits=commits),
         limit=plan.spec.limit,

@@ -45,6 +45,8 @@ def compare_results(
     the other benchmarks in a mean.  A group without an aggregate or with mixed few-shot counts stands for its members,
     and so does a tag.
 
+    A metric without a finite value for both models is left out.
+
     `requested` maps each requested name to its tasks, `commits` each task to the commit of its data set.
 
     Raises:

@@ -120,6 +120,14 @@ def pruned_folder(base_folder, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def trapped_folder(pruned_folder, tmp_path) -> Path:
+    """A folder whose code must not be run."""
+    folder = Path(shutil.copytree(pruned_folder, tmp_path / "trapped"))
+    (folder / "modeling_pruned_llama.py").write_text("raise SystemExit('code of the base was run')")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def task_folder(tmp_path_factory) -> Path:
     """Task files of every kind that matters, over local JSON lines."""

@@ -63,6 +63,10 @@ def test_a_pruned_model_writes_something_else(pruned_folder, compare):
     assert any(text.base != text.pruned for text in compare(pruned_folder).continuations)
 
 
+def test_code_in_the_base_folder_is_not_run(trapped_folder, pruned_folder, compare):
+    assert compare(pruned_folder, base=trapped_folder).continuations
+
+
 def test_the_result_says_how_it_was_made(copy_folder, compare):
     comparison = compare(copy_folder)
     assert [text.prompt for text in comparison.continuations] == list(PROMPTS)

@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import os
 
+import datasets
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hubprune.console import Reporter
-from hubprune.errors import EvaluationError
-from hubprune.evaluation import harness, models
+from hubprune.errors import EvaluationError, RecipeError
+from hubprune.evaluation import harness
 from hubprune.recipe import EvaluationSpec
 
 
@@ -20,7 +21,7 @@ def run(base_folder, task_folder, reporter):
             tasks=tasks, include_path=str(task_folder), batch_size=3, limit=changes.pop("limit", None)
         )
         settings = {"seed": 0, "device": "cpu", "dtype": "auto", "reporter": reporter, "samples_folder": None}
-        return harness.run(base_folder, pruned, spec=spec, **(settings | changes))
+        return harness.run(changes.pop("base", base_folder), pruned, spec=spec, **(settings | changes))
 
     return run_tasks
 
@@ -77,9 +78,33 @@ def test_a_pruned_folder_is_measured_with_its_own_code(pruned_folder, run, tmp_p
     assert all(b["filtered_resps"] != p["filtered_resps"] for b, p in zip(base, pruned, strict=True))
 
 
-def test_code_in_the_base_folder_is_not_run(pruned_folder):
-    model = models.load_model(pruned_folder, device="cpu", dtype="auto", trust_remote_code=False).model
-    assert type(model) is LlamaForCausalLM
+def test_code_in_the_base_folder_is_not_run(trapped_folder, pruned_folder, run):
+    assert run(pruned_folder, "pets", base=trapped_folder).tasks
+
+
+def test_a_missing_device_is_refused(copy_folder, run):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(RecipeError, match="cuda"):
+        run(copy_folder, "pets", device="cuda")
+
+
+def test_half_precision_is_used_where_asked_for(copy_folder, run):
+    assert run(copy_folder, "pets", dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_data_sets_are_loaded_without_calls_outside_the_endpoint(copy_folder, run, monkeypatch):
+    seen = []
+    original = datasets.load_dataset
+
+    def load_dataset(*args, **kwargs):
+        seen.append((datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, datasets.config.USE_PARQUET_EXPORT))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    run(copy_folder, "pets")
+    assert seen == [(False, False)]
+    assert datasets.config.USE_PARQUET_EXPORT is True
 
 
 def test_a_row_says_what_was_measured(copy_folder, run):
