@@ -122,6 +122,11 @@ class ImportanceScores(Artifact):
     mlp: tuple[float, ...]
     block: tuple[float, ...]
 
+    def ascending(self, kind: Literal["attn", "mlp", "block"]) -> list[int]:
+        """Order the layers by one kind of score, lowest first; of two equal ones the deeper comes first."""
+        scores: tuple[float, ...] = getattr(self, kind)
+        return sorted(range(len(scores)), key=lambda layer: (scores[layer], -layer))
+
 
 class DocumentScores(Artifact):
     """Mean scores over one document's tokens."""
@@ -197,6 +202,11 @@ class DropPlan(Artifact):
     def layers(self, kind: SublayerKind) -> tuple[int, ...]:
         """Original numbers of the layers that lose their sublayer of this kind, ascending."""
         return tuple(sorted(d.layer for d in self.dropped if d.kind == kind))
+
+    @property
+    def sublayers(self) -> tuple[tuple[SublayerKind, int], ...]:
+        """Kind and original number of everything that goes, in a fixed order: what a checkpoint depends on."""
+        return tuple(sorted((d.kind, d.layer) for d in self.dropped))
 
     @property
     def removed_layers(self) -> tuple[int, ...]:
@@ -389,7 +399,7 @@ class LoadedBack(Artifact):
 
     prompt: str
     text: str
-    """Greedy continuation."""
+    """The prompt with its greedy continuation."""
     parameters: int
 
 

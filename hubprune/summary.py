@@ -15,7 +15,6 @@ from hubprune.artifacts import (
     WrittenCheckpoint,
 )
 from hubprune.console import size
-from hubprune.pruning.selection import ascending
 
 
 def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -32,7 +31,7 @@ def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
     """Write all layers, the lowest attention score first, with what a plan drops."""
     dropped = plan.layers("attn") if plan else ()
     rows = [["layer", "attention", "± se", "MLP", "block", ""]]
-    for layer in ascending(scores.mean.attn):
+    for layer in scores.mean.ascending("attn"):
         values = scores.mean.attn, scores.standard_error.attn, scores.mean.mlp, scores.mean.block
         rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), "dropped" if layer in dropped else ""])
     record = scores.calibration
@@ -91,7 +90,7 @@ def _publish_parts(report: PublishReport) -> Iterator[str]:
     if report.benchmarks:
         yield benchmarks_table(report.benchmarks)
     if loaded := report.loaded_back:
-        yield f"Loaded back from the Hub, it writes:\n{loaded.prompt}{loaded.text}"
+        yield f"Loaded back from the Hub, it writes:\n{loaded.text.strip()}"
     if published := report.published:
         what = "published" if published.created else "up to date"
         rows = [[what, published.repo_id], ["commit", published.commit], ["url", published.url]]

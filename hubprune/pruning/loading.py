@@ -62,6 +62,7 @@ class Loaded(BaseModel):
     """What a model that was loaded from a Hub wrote."""
 
     text: str
+    """The prompt and its continuation."""
     parameters: int
 
 
@@ -111,7 +112,9 @@ def load(request: LoadRequest) -> Loaded:
     ids = tokenizer(request.prompt, return_tensors="pt").input_ids
     with torch.inference_mode():
         new = _greedy(model, ids, request.new_tokens)
-    return Loaded(text=tokenizer.decode(new, skip_special_tokens=True), parameters=model.num_parameters())
+    # Decoded together: alone, a first token loses the space before it in some tokenizers.
+    text = tokenizer.decode([*ids[0].tolist(), *new], skip_special_tokens=True)
+    return Loaded(text=text, parameters=model.num_parameters())
 
 
 def _load(name: str, *, dtype: Any, trust_remote_code: bool, **options: Any) -> Any:

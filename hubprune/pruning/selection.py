@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hubprune.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin
 from hubprune.errors import PlanError
 from hubprune.pruning.aggregation import stratified_standard_error
@@ -44,7 +42,7 @@ def make_plan(drop: DropSpec, scores: LayerScores | None, *, num_hidden_layers: 
         ValueError: layers are to be selected by score and there are no scores.
     """
     check_request(drop, num_hidden_layers=num_hidden_layers, name=name)
-    order = ascending(scores.mean.attn) if scores else []
+    order = scores.mean.ascending("attn") if scores else []
     if drop.drop_attn is not None:
         chosen, margin = list(drop.drop_attn), None
     elif scores is None:
@@ -69,11 +67,6 @@ def make_plan(drop: DropSpec, scores: LayerScores | None, *, num_hidden_layers: 
         protected=drop.protect,
         margin=margin,
     )
-
-
-def ascending(scores: Sequence[float]) -> list[int]:
-    """Order layers by score, lowest first; of two equal ones the deeper comes first."""
-    return sorted(range(len(scores)), key=lambda layer: (scores[layer], -layer))
 
 
 def _margin(scores: LayerScores, last_dropped: int, first_kept: int) -> Margin:
