@@ -7,7 +7,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
@@ -45,7 +45,12 @@ def build_app(hub: Hub) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
-        exception_handlers={RefusedError: _on_refusal, HTTPException: _on_http_error, Exception: _on_bug},
+        exception_handlers={
+            RefusedError: _on_refusal,
+            HTTPException: _on_http_error,
+            ClientDisconnect: _on_hang_up,
+            Exception: _on_bug,
+        },
     )
 
 
@@ -59,6 +64,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     # Names without a namespace, such as `gpt2`, are repositories that this hub does not have.
     code = "RepoNotFound" if error.status_code == 404 and request.url.path.startswith("/api/models/") else None
     return refusal_response(RefusedError(error.status_code, error.detail, code=code, headers=error.headers))
+
+
+async def _on_hang_up(request: Request, error: Exception) -> Response:
+    """End a request whose client has gone in the middle of it; nobody reads the answer."""
+    return Response(status_code=400)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """The YAML at the top of a README.md, checked the way the Hub checks it before a commit."""
 
+import json
 import re
 from typing import Any
 
@@ -15,7 +16,7 @@ class MetadataError(ValueError):
 
 
 def read_metadata(readme: str) -> dict[str, Any]:
-    """Return the metadata of a card, empty when it has none.
+    """Return the metadata of a card as JSON values, empty when it has none.
 
     Raises MetadataError when it is not YAML, not a mapping, or has a value that the Hub would not take.
     """
@@ -28,8 +29,9 @@ def read_metadata(readme: str) -> dict[str, Any]:
         return {}
     if not isinstance(metadata, dict):
         raise MetadataError("YAML metadata has to be a mapping")
-    _check(metadata)
-    return metadata
+    plain = _as_json(metadata)
+    _check(plain)
+    return plain
 
 
 def tags(metadata: dict[str, Any]) -> list[str]:
@@ -40,6 +42,16 @@ def tags(metadata: dict[str, Any]) -> list[str]:
     found += [f"base_model:{name}" for name in _listed(metadata, "base_model")]
     found += [f"license:{name}" for name in _listed(metadata, "license")]
     return list(dict.fromkeys(found))
+
+
+def _as_json(metadata: dict[Any, Any]) -> dict[str, Any]:
+    """Write as text what YAML has and JSON lacks: dates, infinities, halves of surrogate pairs."""
+    try:
+        text = json.dumps(metadata, default=str, ensure_ascii=False).encode(errors="replace")
+        plain: dict[str, Any] = json.loads(text, parse_constant=str)
+    except (TypeError, ValueError, RecursionError) as error:  # a date as a key, or a list that contains itself
+        raise MetadataError(f"YAML metadata cannot be written as JSON: {error}") from error
+    return plain
 
 
 def _listed(metadata: dict[str, Any], key: str) -> list[str]:

@@ -7,15 +7,17 @@ import asyncio
 import json
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl, unquote, urlencode
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hubprune.localhub.routes_storage import STAMP
+
+Mishap = Literal["status", "reset", "lose", "truncate", "slow"]
 
 _LOG_LENGTH = 20_000
 
@@ -31,7 +33,7 @@ class Fault:
 
     match: str
     """Regular expression, searched in `METHOD /path`."""
-    do: Literal["status", "reset", "lose", "truncate", "slow"]
+    do: Mishap
     times: int = 1
     """How many matching requests are hit."""
     skip: int = 0
@@ -43,6 +45,12 @@ class Fault:
     """Bytes of the body that `truncate` lets through."""
     seconds: float = 1.0
     """How long `slow` waits."""
+
+    def __post_init__(self) -> None:
+        """Raise for a fault that could not happen, here and not in the middle of a request."""
+        if self.do not in get_args(Mishap):
+            raise ValueError(f"Unknown fault {self.do!r}: use one of {', '.join(get_args(Mishap))}")
+        re.compile(self.match)
 
 
 @dataclass
@@ -114,8 +122,7 @@ class Wire:
             await self._app(scope, counted_receive, counted_send)
             return
         record.fault = fault.do
-        connection = _Connection(receive)
-        await _SPOILERS[fault.do](fault, connection, self._app, scope, counted_receive, counted_send)
+        await _Spoiler(fault, self._app, scope, counted_receive, counted_send, _Connection(receive)).run()
 
 
 def _record(scope: Scope) -> RequestRecord:
@@ -169,62 +176,58 @@ class _Connection:
             pass
 
 
-_Spoiler = Callable[[Fault, _Connection, ASGIApp, Scope, Receive, Send], Awaitable[None]]
+@dataclass(frozen=True)
+class _Spoiler:
+    """One request that a fault has hit."""
 
+    fault: Fault
+    app: ASGIApp
+    scope: Scope
+    receive: Receive
+    send: Send
+    connection: _Connection
 
-async def _refuse(
-    fault: Fault, connection: _Connection, app: ASGIApp, scope: Scope, receive: Receive, send: Send
-) -> None:
-    while (await receive()).get("more_body"):
-        pass
-    headers = {"Content-Type": "application/json", **fault.headers}
-    await Response(json.dumps({"error": "injected fault"}), fault.status, headers=headers)(scope, receive, send)
+    async def run(self) -> None:
+        ways = {
+            "status": self._refuse,
+            "reset": self._reset,
+            "lose": self._lose,
+            "truncate": self._truncate,
+            "slow": self._slow,
+        }
+        await ways[self.fault.do]()
 
+    async def _refuse(self) -> None:
+        while (await self.receive()).get("more_body"):
+            pass
+        headers = {"Content-Type": "application/json", **self.fault.headers}
+        answer = Response(json.dumps({"error": "injected fault"}), self.fault.status, headers=headers)
+        await answer(self.scope, self.receive, self.send)
 
-async def _reset(
-    fault: Fault, connection: _Connection, app: ASGIApp, scope: Scope, receive: Receive, send: Send
-) -> None:
-    await receive()
-    await connection.break_off()
+    async def _reset(self) -> None:
+        await self.receive()
+        await self.connection.break_off()
 
+    async def _lose(self) -> None:
+        async def swallow(message: Message) -> None:
+            pass
 
-async def _lose(
-    fault: Fault, connection: _Connection, app: ASGIApp, scope: Scope, receive: Receive, send: Send
-) -> None:
-    async def swallow(message: Message) -> None:
-        pass
+        await self.app(self.scope, self.receive, swallow)
+        await self.connection.break_off()
 
-    await app(scope, receive, swallow)
-    await connection.break_off()
+    async def _truncate(self) -> None:
+        left = self.fault.bytes
 
+        async def cut(message: Message) -> None:
+            nonlocal left
+            if message["type"] == "http.response.body":
+                message = {**message, "body": message.get("body", b"")[:left], "more_body": True}
+                left -= len(message["body"])
+            await self.send(message)
 
-async def _truncate(
-    fault: Fault, connection: _Connection, app: ASGIApp, scope: Scope, receive: Receive, send: Send
-) -> None:
-    left = fault.bytes
+        await self.app(self.scope, self.receive, cut)
+        await self.connection.close()
 
-    async def cut(message: Message) -> None:
-        nonlocal left
-        if message["type"] == "http.response.body":
-            message = {**message, "body": message.get("body", b"")[:left], "more_body": True}
-            left -= len(message["body"])
-        await send(message)
-
-    await app(scope, receive, cut)
-    await connection.close()
-
-
-async def _slow(
-    fault: Fault, connection: _Connection, app: ASGIApp, scope: Scope, receive: Receive, send: Send
-) -> None:
-    await asyncio.sleep(fault.seconds)
-    await app(scope, receive, send)
-
-
-_SPOILERS: dict[str, _Spoiler] = {
-    "status": _refuse,
-    "reset": _reset,
-    "lose": _lose,
-    "truncate": _truncate,
-    "slow": _slow,
-}
+    async def _slow(self) -> None:
+        await asyncio.sleep(self.fault.seconds)
+        await self.app(self.scope, self.receive, self.send)

@@ -96,7 +96,7 @@ class GitRepo:
         else:
             candidates = [f"refs/heads/{revision}", f"refs/tags/{revision}"]
             candidates += [revision] if names.is_commit(revision) else []
-        query = "".join(f"{names.ref_name(candidate)}^{{commit}}\n" for candidate in candidates)
+        query = "".join(f"{name}^{{commit}}\n" for name in candidates if names.is_ref_name(name))
         answers = self._git("cat-file", "--batch-check", stdin=query.encode()).decode().splitlines()
         for answer in answers:
             if match := re.fullmatch(r"([0-9a-f]{40}) commit \d+", answer):
@@ -116,9 +116,10 @@ class GitRepo:
         """Look paths up in a commit; those that it does not hold are left out."""
         wanted = list(paths)
         query = "".join(f"{sha}:{path}\n" for path in wanted)
+        # Not splitlines(), which knows more line ends than git does. The last line is followed by an empty one.
         answers = self._git("cat-file", "--batch-check", stdin=query.encode()).decode().split("\n")
         found = {}
-        for path, answer in zip(wanted, answers, strict=False):
+        for path, answer in zip(wanted, answers[:-1], strict=True):
             if match := re.fullmatch(r"([0-9a-f]{40}) (blob|tree) (\d+)", answer):
                 oid, kind, size = match.groups()
                 found[path] = _entry(path, kind, oid, size)

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -150,7 +151,7 @@ class Hub:
             self.lfs.write(sha256, self.xet.content(recipe))
         return self.lfs.path(sha256)
 
-    def files(self, repo: Repo, entries: list[Entry]) -> list[StoredFile]:
+    def files(self, repo: Repo, entries: Sequence[Entry]) -> list[StoredFile]:
         """Look through the pointers among some entries of a tree; folders come back as they are."""
         small = [entry.oid for entry in entries if entry.kind == "file" and entry.size < POINTER_BYTES]
         blobs = repo.git.blobs(small)

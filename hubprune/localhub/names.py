@@ -48,11 +48,16 @@ def is_clean(text: str) -> bool:
 
 
 def ref_name(text: str) -> str:
-    """Return `text` if git takes it as the name of a branch or tag."""
-    bad = any(part in text for part in ("..", "//", "/.", ".lock/", "./"))
-    if bad or not _REF_NAME.fullmatch(text) or text.endswith((".", "/", ".lock")):
+    """Return `text` if git takes it as the name of a new branch or tag."""
+    if not is_ref_name(text):
         raise RefusedError(400, f"Invalid reference name: {text}")
     return text
+
+
+def is_ref_name(text: str) -> bool:
+    """Tell whether `text` is the name of a reference and nothing that git would work out, such as `main~1`."""
+    bad = any(part in text for part in ("..", "//", "/.", "./", ".lock/"))
+    return not bad and _REF_NAME.fullmatch(text) is not None and not text.endswith((".", "/", ".lock"))
 
 
 def is_commit(text: str) -> bool:

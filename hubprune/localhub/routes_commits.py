@@ -9,10 +9,10 @@ from starlette.routing import Route
 
 from hubprune.localhub import cards, lfs, names
 from hubprune.localhub.commits import CommitOrder, parse_order
-from hubprune.localhub.hub import Hub, Need, Repo
+from hubprune.localhub.hub import Repo
 from hubprune.localhub.lfs import is_large
-from hubprune.localhub.refusal import RefusedError, conflict
-from hubprune.localhub.routes_repos import REPO
+from hubprune.localhub.refusal import RefusedError, conflict, revision_not_found
+from hubprune.localhub.routes import REPO, HubRoutes
 from hubprune.localhub.routes_storage import cdn_url
 from hubprune.localhub.web import Call, field, route
 
@@ -21,11 +21,8 @@ _MAX_ATTEMPTS = 100
 _MAX_FILE_BYTES = 1 << 40
 
 
-class CommitRoutes:
+class CommitRoutes(HubRoutes):
     """Handlers that write to a repository."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
 
     def routes(self) -> list[Route]:
         """Return the routes of this part."""
@@ -44,17 +41,18 @@ class CommitRoutes:
         try:
             metadata = cards.read_metadata(field(call.json(), "content", str))
         except cards.MetadataError as error:
-            return JSONResponse({"errors": [{"message": str(error)}], "warnings": []}, 400)
+            message = str(error).encode(errors="replace").decode()
+            return JSONResponse({"errors": [{"message": message}], "warnings": []}, 400)
         warnings = [] if metadata else [{"message": "empty or missing yaml metadata in repo card"}]
         return JSONResponse({"errors": [], "warnings": warnings})
 
     def preupload(self, call: Call) -> Response:
         """Say for each file whether it goes into git or into the large file store, and what is there now."""
-        repo = self._repo(call, "propose" if call.flag("create_pr") else "write")
+        repo = self.repo(call, "propose" if call.flag("create_pr") else "write")
         sha = repo.git.resolve(call.params["revision"])
         wanted = [_described(file) for file in field(call.json(), "files", list)]
         entries = repo.git.entries(sha, [path for path, _, _ in wanted])
-        present = {file.entry.path: file for file in self._hub.files(repo, list(entries.values()))}
+        present = {file.entry.path: file for file in self.hub.files(repo, list(entries.values()))}
         answer = []
         for path, size, sample in wanted:
             mode = "lfs" if is_large(path, size, sample) else "regular"
@@ -67,10 +65,8 @@ class CommitRoutes:
     def commit(self, call: Call) -> Response:
         """Make one commit on a branch, or a pull request of one commit."""
         proposes = call.flag("create_pr")
-        repo = self._repo(call, "propose" if proposes else "write")
-        author = self._hub.accounts.identify(call.headers.get("authorization"))
-        if author is None:  # `_repo` has refused such a call
-            raise RefusedError(401, "Invalid username or password.")
+        repo = self.repo(call, "propose" if proposes else "write")
+        author = self.known_caller(call)
         order = parse_order(call.body)
         web = call.origin + repo.web_path()
         if proposes:
@@ -83,33 +79,21 @@ class CommitRoutes:
 
     def lfs_batch(self, call: Call) -> Response:
         """Say where each large file is to be uploaded; those that are here already need no upload."""
-        self._repo(call, "propose")
+        self.repo(call, "propose")
         body = call.json()
         multipart = "multipart" in field(body, "transfers", list, ["basic"])
-        objects = []
-        for item in field(body, "objects", list):
-            if not isinstance(item, dict):
-                raise RefusedError(400, "An object is not a JSON object")
-            sha256, size = names.digest(field(item, "oid", str)), field(item, "size", int)
-            if not 0 <= size <= _MAX_FILE_BYTES:
-                raise RefusedError(400, f"A file cannot have {size} bytes")
-            row: dict[str, Any] = {"oid": sha256, "size": size}
-            if self._hub.stored_size(sha256) is None:
-                upload = self._in_parts(call, sha256, size) if multipart and size > lfs.PART_BYTES else None
-                upload = upload or {"href": cdn_url(self._hub, call, sha256), "header": {}}
-                row["actions"] = {"upload": upload, "verify": {"href": f"{call.origin}/_lfs/verify", "header": {}}}
-            objects.append(row)
+        objects = [self._lfs_object(call, item, multipart=multipart) for item in field(body, "objects", list)]
         return JSONResponse({"transfer": "multipart" if multipart else "basic", "objects": objects})
 
     def duplicate(self, call: Call) -> Response:
         """Copy large files into another repository, which takes nothing but leave: the store is one for all."""
-        self._repo(call, "read")
+        self.repo(call, "read")
         done, failed = [], []
         for file in field(call.json(), "files", list):
             if not isinstance(file, dict):
                 raise RefusedError(400, "A file is not a JSON object")
             sha256 = names.digest(field(file, "sha256", str))
-            if self._hub.stored_size(sha256) is not None:
+            if self.hub.stored_size(sha256) is not None:
                 done.append(sha256)
             else:
                 failed.append({"sha256": sha256, "error": "not found"})
@@ -121,12 +105,12 @@ class CommitRoutes:
         With a parent in the order, the branch has to be there still. Without one, a commit that came in between is
         built upon, so that of two writers both succeed.
         """
-        ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
-        changes = order.changes(self._hub.stored_size)
+        ref = revision if revision.startswith(("refs/heads/", "refs/pr/")) else f"refs/heads/{revision}"
+        changes = order.changes(self.hub.stored_size)
         for _ in range(_MAX_ATTEMPTS):
             head = repo.git.refs().get(ref)
             if head is None:
-                raise RefusedError(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
+                raise revision_not_found(revision)
             if order.parent is not None and not head.startswith(order.parent):
                 raise conflict()
             sha = repo.git.write_commit(head, changes, message=order.message, author=author)
@@ -137,7 +121,7 @@ class CommitRoutes:
     def _open_pull_request(self, repo: Repo, revision: str, order: CommitOrder, author: str) -> tuple[str, int]:
         """Store a commit under the first free number, which is taken the moment the reference is made."""
         base = repo.git.resolve(order.parent or revision)
-        changes = order.changes(self._hub.stored_size)
+        changes = order.changes(self.hub.stored_size)
         sha = repo.git.write_commit(base, changes, message=order.message, author=author)
         taken = sum(name.startswith("refs/pr/") for name in repo.git.refs())
         for number in range(taken + 1, _MAX_PULL_REQUESTS):
@@ -145,19 +129,29 @@ class CommitRoutes:
                 return sha, number
         raise RefusedError(409, "There are too many pull requests")
 
+    def _lfs_object(self, call: Call, item: Any, *, multipart: bool) -> dict[str, Any]:
+        if not isinstance(item, dict):
+            raise RefusedError(400, "An object is not a JSON object")
+        sha256, size = names.digest(field(item, "oid", str)), field(item, "size", int)
+        if not 0 <= size <= _MAX_FILE_BYTES:
+            raise RefusedError(400, f"A file cannot have {size} bytes")
+        row: dict[str, Any] = {"oid": sha256, "size": size}
+        if self.hub.stored_size(sha256) is None:
+            in_parts = multipart and size > lfs.PART_BYTES
+            whole = {"href": cdn_url(self.hub, call, sha256), "header": {}}
+            upload = self._in_parts(call, sha256, size) if in_parts else whole
+            row["actions"] = {"upload": upload, "verify": {"href": f"{call.origin}/_lfs/verify", "header": {}}}
+        return row
+
     def _in_parts(self, call: Call, sha256: str, size: int) -> dict[str, Any]:
         parts = {
-            str(number): cdn_url(self._hub, call, sha256, part=number)
+            str(number): cdn_url(self.hub, call, sha256, part=number)
             for number in range(1, -(-size // lfs.PART_BYTES) + 1)
         }
         return {
-            "href": cdn_url(self._hub, call, sha256, action="complete"),
+            "href": cdn_url(self.hub, call, sha256, action="complete"),
             "header": {"chunk_size": str(lfs.PART_BYTES), **parts},
         }
-
-    def _repo(self, call: Call, need: Need) -> Repo:
-        account = self._hub.accounts.identify(call.headers.get("authorization"))
-        return self._hub.open(account, call.kind, call.repo_id, need)
 
 
 def _described(file: Any) -> tuple[str, int, bytes]:

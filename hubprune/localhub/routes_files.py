@@ -1,6 +1,8 @@
 """Reading a repository: what it holds, and the content."""
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -8,20 +10,18 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from hubprune.localhub import cards, names
-from hubprune.localhub.hub import Hub, Need, Repo, StoredFile
+from hubprune.localhub.git import Entry
+from hubprune.localhub.hub import Repo, StoredFile
 from hubprune.localhub.refusal import RefusedError
-from hubprune.localhub.routes_repos import REPO
+from hubprune.localhub.routes import REPO, HubRoutes
 from hubprune.localhub.routes_storage import cdn_url
 from hubprune.localhub.web import Call, byte_range, field, page, route
 
 _ENTRIES_PER_PAGE = 1000
 
 
-class FileRoutes:
+class FileRoutes(HubRoutes):
     """Handlers that read a repository at a revision."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
 
     def routes(self) -> list[Route]:
         """Return the routes of this part."""
@@ -38,10 +38,10 @@ class FileRoutes:
 
     def info(self, call: Call) -> Response:
         """Describe the repository: its card, its files, its commit."""
-        repo = self._repo(call, "see")
+        repo = self.repo(call, "see")
         sha = repo.git.resolve(call.params.get("revision", "main"))
         entries = [entry for entry in repo.git.tree(sha, recursive=True) if entry.kind == "file"]
-        files, settings = self._hub.files(repo, entries), repo.settings
+        files, settings = self.hub.files(repo, entries), repo.settings
         described = {
             "_id": repo.repo_id,
             "id": repo.repo_id,
@@ -61,28 +61,28 @@ class FileRoutes:
 
     def tree(self, call: Call) -> Response:
         """List a folder."""
-        repo = self._repo(call, "see")
+        repo = self.repo(call, "see")
         path = call.params.get("path", "").strip("/")
         sha = repo.git.resolve(call.params["revision"])
         entries = repo.git.tree(sha, names.file_path(path) if path else "", recursive=call.flag("recursive"))
-        return page(call, map(_row, self._hub.files(repo, entries)), size=_ENTRIES_PER_PAGE)
+        return page(call, entries, size=_ENTRIES_PER_PAGE, describe=partial(self._rows, repo))
 
     def paths_info(self, call: Call) -> Response:
         """Describe some paths; those that do not exist are left out."""
-        repo = self._repo(call, "see")
+        repo = self.repo(call, "see")
         sha = repo.git.resolve(call.params["revision"])
         paths = [path for path in map(_valid_path, _wanted_paths(call)) if path]
-        return JSONResponse(list(map(_row, self._hub.files(repo, list(repo.git.entries(sha, paths).values())))))
+        return JSONResponse(self._rows(repo, list(repo.git.entries(sha, paths).values())))
 
     def resolve(self, call: Call) -> Response:
         """Send a file's content, or the client to where it is when it is a large one."""
-        repo = self._repo(call, "read")
+        repo = self.repo(call, "read")
         sha, path = repo.git.resolve(call.params["revision"]), names.file_path(call.params["path"])
-        (file,) = self._hub.files(repo, [repo.git.file(sha, path)])
+        (file,) = self.hub.files(repo, [repo.git.file(sha, path)])
         headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         if file.pointer is not None:
             headers |= self._large_file_headers(call, repo, file)
-            target = cdn_url(self._hub, call, file.pointer.sha256)
+            target = cdn_url(self.hub, call, file.pointer.sha256)
             return RedirectResponse(target, 302, headers=headers)
         headers["ETag"] = f'"{file.entry.oid}"'
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(path.rsplit('/', 1)[-1])}"
@@ -93,12 +93,15 @@ class FileRoutes:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         return Response(content[start:end], 206, headers=headers, media_type="text/plain")
 
+    def _rows(self, repo: Repo, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+        return [_row(file) for file in self.hub.files(repo, entries)]
+
     def _large_file_headers(self, call: Call, repo: Repo, file: StoredFile) -> dict[str, str]:
         if file.pointer is None:
             return {}
         etag = f'"{file.pointer.sha256}"'
         headers = {"X-Linked-Size": str(file.pointer.size), "X-Linked-ETag": etag, "ETag": etag}
-        if self._hub.announces_xet and file.xet_hash:
+        if self.hub.announces_xet and file.xet_hash:
             revision = quote(call.params["revision"], safe="")
             token_url = f"{call.origin}/api/{repo.kind}/{repo.repo_id}/xet-read-token/{revision}"
             headers["X-Xet-Hash"] = file.xet_hash
@@ -111,31 +114,13 @@ class FileRoutes:
         try:
             text = repo.git.blob(entry.oid).decode(errors="replace") if entry and entry.kind == "file" else ""
             metadata = cards.read_metadata(text)
-        except cards.MetadataError:  # it was refused as a README.md and has become one by a pointer or a merge
+        except cards.MetadataError:  # the rules were laxer when it was committed
             metadata = {}
-        described: dict[str, Any] = {"cardData": _jsonable(metadata), "tags": cards.tags(metadata)}
+        described: dict[str, Any] = {"cardData": metadata, "tags": cards.tags(metadata)}
         if repo.kind == "models":
             optional = ("library_name", "pipeline_tag")
             described |= {key: metadata[key] for key in optional if key in metadata} | {"modelId": repo.repo_id}
         return described
-
-    def _repo(self, call: Call, need: Need) -> Repo:
-        account = self._hub.accounts.identify(call.headers.get("authorization"))
-        return self._hub.open(account, call.kind, call.repo_id, need)
-
-
-def _jsonable(value: Any) -> Any:
-    """Write dates and other YAML values that JSON lacks as text."""
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_jsonable(item) for item in value]
-    return value if value is None or isinstance(value, str | int | bool) else _number_or_text(value)
-
-
-def _number_or_text(value: Any) -> float | str:
-    finite = isinstance(value, float) and abs(value) != float("inf") and value == value
-    return float(value) if finite else str(value)
 
 
 def _timestamp(seconds: float) -> str:

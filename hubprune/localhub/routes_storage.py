@@ -13,7 +13,7 @@ from starlette.routing import Route
 from hubprune.localhub import names
 from hubprune.localhub.hub import Hub
 from hubprune.localhub.refusal import RefusedError
-from hubprune.localhub.routes_repos import REPO
+from hubprune.localhub.routes import REPO, HubRoutes
 from hubprune.localhub.web import Call, byte_range, field, read_call, route
 
 STAMP = "stamp"
@@ -34,11 +34,8 @@ def cdn_url(hub: Hub, call: Call, sha256: str, *, action: str = "object", part: 
     return f"{origin}/_lfs/{action}/{sha256}?{STAMP}={stamp}{suffix}"
 
 
-class StorageRoutes:
+class StorageRoutes(HubRoutes):
     """Handlers for large files and for Xet's content-addressed store."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
 
     def routes(self) -> list[Route]:
         """Return the routes of this part."""
@@ -61,7 +58,7 @@ class StorageRoutes:
     def download(self, call: Call) -> Response:
         """Send a large file or a range of it."""
         sha256 = self._stamped(call, "object")
-        path = self._hub.large_file(sha256)
+        path = self.hub.large_file(sha256)
         return FileResponse(path, headers={"ETag": f'"{sha256}"'}, media_type="application/octet-stream")
 
     async def upload(self, request: Request) -> Response:
@@ -70,7 +67,7 @@ class StorageRoutes:
         sha256, part = self._stamped(call, "object"), call.query.get("part")
         if part is not None and not re.fullmatch("[0-9]{1,5}", part):
             raise RefusedError(400, "Invalid part number")
-        etag = await self._hub.lfs.receive(sha256, request.stream(), part=int(part) if part else None)
+        etag = await self.hub.lfs.receive(sha256, request.stream(), part=int(part) if part else None)
         return Response(status_code=200, headers={"ETag": etag})
 
     def complete(self, call: Call) -> Response:
@@ -79,13 +76,13 @@ class StorageRoutes:
         numbers = [
             field(part, "partNumber", int) for part in field(call.json(), "parts", list) if isinstance(part, dict)
         ]
-        self._hub.lfs.join(sha256, numbers)
+        self.hub.lfs.join(sha256, numbers)
         return JSONResponse({})
 
     def verify(self, call: Call) -> Response:
         """Confirm that a large file has arrived with the size that the client expects."""
         body = call.json()
-        if self._hub.stored_size(names.digest(field(body, "oid", str))) != field(body, "size", int):
+        if self.hub.stored_size(names.digest(field(body, "oid", str))) != field(body, "size", int):
             raise RefusedError(404, "No such object, or not of that size")
         return JSONResponse({})
 
@@ -93,39 +90,37 @@ class StorageRoutes:
 
     def xet_read_token(self, call: Call) -> Response:
         """Let the caller read from the Xet store if it may read the repository."""
-        account = self._hub.accounts.identify(call.headers.get("authorization"))
-        self._hub.open(account, call.kind, call.repo_id, "read")
+        self.repo(call, "read")
         return self._xet_token(call, "xet-read")
 
     def xet_write_token(self, call: Call) -> Response:
         """Let the caller add to the Xet store if it may commit, or open a pull request."""
-        account = self._hub.accounts.identify(call.headers.get("authorization"))
-        self._hub.open(account, call.kind, call.repo_id, "propose" if call.flag("create_pr") else "write")
+        self.repo(call, "propose" if call.flag("create_pr") else "write")
         return self._xet_token(call, "xet-write")
 
     def put_xorb(self, call: Call) -> Response:
         """Store a xorb."""
         self._xet_caller(call, "xet-write")
-        return JSONResponse({"was_inserted": self._hub.xet.put_xorb(names.digest(call.params["hash"]), call.body)})
+        return JSONResponse({"was_inserted": self.hub.xet.put_xorb(names.digest(call.params["hash"]), call.body)})
 
     def put_shard(self, call: Call) -> Response:
         """Store a shard, which makes its files known."""
         self._xet_caller(call, "xet-write")
-        self._hub.xet.put_shard(call.body)
+        self.hub.xet.put_shard(call.body)
         return JSONResponse({"result": 1})
 
     def find_chunk(self, call: Call) -> Response:
         """Say which xorb holds a chunk, so that the client need not upload it again."""
         self._xet_caller(call, "xet-write")
-        answer = self._hub.xet.dedup_answer(names.digest(call.params["hash"]))
+        answer = self.hub.xet.dedup_answer(names.digest(call.params["hash"]))
         return Response(answer, media_type="application/octet-stream")
 
     def reconstruct(self, call: Call) -> Response:
         """Say which chunks make up a file, or a range of it, and where to fetch them."""
         self._xet_caller(call, "xet-read")
-        recipe = self._hub.xet.by_hash(names.digest(call.params["hash"]))
+        recipe = self.hub.xet.by_hash(names.digest(call.params["hash"]))
         start, end = byte_range(call.headers.get("range"), recipe.size) or (0, recipe.size)
-        skip, spans = self._hub.xet.spans(recipe, start, end)
+        skip, spans = self.hub.xet.spans(recipe, start, end)
         fetches: dict[str, list[dict[str, object]]] = {}
         for span in spans:
             fetches.setdefault(span.xorb, []).append(span.locate(self._xorb_url(call, span.xorb)))
@@ -136,18 +131,18 @@ class StorageRoutes:
         """Send a range of a xorb, as it was packed."""
         xorb = names.digest(call.params["hash"])
         self._check(call, f"xorb {xorb}")
-        path = self._hub.xet.xorb_path(xorb)
+        path = self.hub.xet.xorb_path(xorb)
         if not path.exists():
             raise RefusedError(404, "No xorb of this hash")
         return FileResponse(path, media_type="application/octet-stream")
 
     def _xorb_url(self, call: Call, xorb: str) -> str:
-        stamp = self._hub.accounts.signer.stamp(f"xorb {xorb}", expires=int(time.time()) + _LINK_SECONDS)
+        stamp = self.hub.accounts.signer.stamp(f"xorb {xorb}", expires=int(time.time()) + _LINK_SECONDS)
         return f"{call.origin}/_xet/xorb/{xorb}?{STAMP}={stamp}"
 
     def _xet_token(self, call: Call, permission: str) -> Response:
         expires = int(time.time()) + _XET_TOKEN_SECONDS
-        token = f"{permission}:{self._hub.accounts.signer.stamp(permission, expires=expires)}"
+        token = f"{permission}:{self.hub.accounts.signer.stamp(permission, expires=expires)}"
         url = f"{call.origin}/_xet"
         headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
         return JSONResponse({"casUrl": url, "exp": expires, "accessToken": token}, headers=headers)
@@ -156,7 +151,7 @@ class StorageRoutes:
         token = call.headers.get("authorization", "").removeprefix("Bearer ").strip()
         granted, _, stamp = token.partition(":")
         sufficient = granted == permission or granted == "xet-write"
-        if not sufficient or not self._hub.accounts.signer.holds(granted, stamp):
+        if not sufficient or not self.hub.accounts.signer.holds(granted, stamp):
             raise RefusedError(401, "This Xet token does not allow that, or has run out")
 
     # Stamps
@@ -167,5 +162,5 @@ class StorageRoutes:
         return sha256
 
     def _check(self, call: Call, permission: str) -> None:
-        if not self._hub.accounts.signer.holds(permission, call.query.get(STAMP, "")):
+        if not self.hub.accounts.signer.holds(permission, call.query.get(STAMP, "")):
             raise RefusedError(403, "This address has no valid stamp")

@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlencode
 
 from starlette.concurrency import run_in_threadpool
@@ -120,17 +120,21 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def page(call: Call, rows: Sequence[Any] | Iterable[Any], *, size: int) -> JSONResponse:
+Row = TypeVar("Row")
+
+
+def page(
+    call: Call, rows: Sequence[Row], *, size: int, describe: Callable[[Sequence[Row]], list[dict[str, Any]]]
+) -> JSONResponse:
     """Answer with one page of the rows, and with a link to the next if there is one."""
-    listed = list(rows)
     cursor = call.query.get("cursor", "0")
     if not re.fullmatch(r"[0-9]{1,9}", cursor):
         raise RefusedError(400, "Invalid cursor")
     start, headers = int(cursor), {}
-    if start + size < len(listed):
+    if start + size < len(rows):
         query = {**dict(call.query), "cursor": str(start + size)}
         headers["Link"] = f'<{call.origin}{call.path}?{urlencode(query)}>; rel="next"'
-    return JSONResponse(listed[start : start + size], headers=headers)
+    return JSONResponse(describe(rows[start : start + size]), headers=headers)
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:

@@ -59,6 +59,7 @@ class XetStore:
             each.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._known: set[str] = set()
+        self._seen_at = -1  # when the folder of shards had last changed, in nanoseconds
         self._files: dict[str, FileRecipe] = {}
         self._by_sha256: dict[str, FileRecipe] = {}
         self._dedup: dict[str, str] = {}  # chunk -> name of the shard that describes it
@@ -153,9 +154,13 @@ class XetStore:
         return self._chunks[xorb]
 
     def _load_new_shards(self) -> None:
+        changed_at = self._shards.stat().st_mtime_ns
+        if changed_at == self._seen_at:
+            return
         for path in sorted(self._shards.glob("*.mdb")):
             if path.name not in self._known:
                 self._register(path.name, parse_shard(path.read_bytes()))
+        self._seen_at = changed_at
 
     def _register(self, name: str, shard: Shard) -> None:
         with self._lock:

@@ -1,5 +1,6 @@
 import http.client
 import io
+import re
 
 import pytest
 from huggingface_hub import CommitOperationAdd
@@ -25,6 +26,12 @@ def test_a_fault_can_be_given_as_its_fields(local_hub, api, repo):
     with pytest.raises(HfHubHTTPError) as error:
         api.model_info(repo)
     assert error.value.response.headers["Retry-After"] == "7"
+
+
+@pytest.mark.parametrize("fields", [{"match": "x", "do": "explode"}, {"match": "(", "do": "slow"}, {"do": "slow"}])
+def test_a_fault_that_cannot_happen_is_refused_at_once(local_hub, fields):
+    with pytest.raises((ValueError, TypeError, re.error)):
+        local_hub.set_faults([fields])
 
 
 def test_an_upload_survives_a_hub_that_is_busy_for_a_moment(local_hub, api, repo):

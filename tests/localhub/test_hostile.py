@@ -3,6 +3,8 @@
 import base64
 import contextlib
 import json
+import socket
+from urllib.parse import quote, urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -72,8 +74,6 @@ def test_no_repository_name_leads_out_of_the_hub(api, raw, name):
     "name", ["--force", "a..b", "a b", "a/", "/a", "a.lock", "@{1}", "a^{}", "HEAD:x", "x~1", "a\\b"]
 )
 def test_no_revision_is_more_than_a_name(api, repo, raw, name):
-    from urllib.parse import quote
-
     quoted = quote(name, safe="")
     assert 400 <= raw("GET", f"/api/models/{repo}/revision/{quoted}", token=api.token).status < 500
     assert 400 <= raw("POST", f"/api/models/{repo}/branch/{quoted}", token=api.token, body=b"{}").status < 500
@@ -166,6 +166,34 @@ def test_no_json_brings_a_handler_down(api, repo, raw, body):
     for address in ("commit/main", "preupload/main", "paths-info/main", "tag/nowhere", "lfs-files/duplicate"):
         sent = json.dumps(body).encode()
         assert raw("POST", f"/api/models/{repo}/{address}", token=api.token, body=sent).status < 500
+
+
+HEADERS = st.text(alphabet=st.sampled_from("ab:-[]{}&*!|>'\"# \n\t0.\ud800é"), max_size=40)
+
+
+@FEW
+@given(metadata=HEADERS)
+def test_no_card_brings_the_validator_down(api, raw, metadata):
+    body = json.dumps({"content": f"---\n{metadata}\n---\n", "repoType": "model"}).encode()
+    assert raw("POST", "/api/validate-yaml", token=api.token, body=body).status in (200, 400)
+
+
+@pytest.mark.parametrize("metadata", ["a: &a [*a]", "2026-01-31: x", "? [1]\n: x", "a: !!python/name:os.system ''"])
+def test_metadata_that_json_cannot_hold_is_refused(raw, metadata):
+    body = json.dumps({"content": f"---\n{metadata}\n---\n"}).encode()
+    assert raw("POST", "/api/validate-yaml", body=body).status == 400
+
+
+def test_a_client_that_hangs_up_is_no_error(local_hub, api, repo, caplog):
+    address = urlsplit(local_hub.endpoint)
+    request = (
+        f"POST /api/models/{repo}/commit/main HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 99\r\n\r\nhalf"
+    )
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(request.encode())
+    # The next request comes after the hub has noticed: both go through one event loop.
+    assert api.whoami()
+    assert not caplog.records
 
 
 @given(st.text(alphabet=st.sampled_from("ab./\\-_ \n\0.git~%é\ud800"), max_size=20))

@@ -1,0 +1,31 @@
+"""What the groups of routes have in common."""
+
+from hubprune.localhub.access import Account
+from hubprune.localhub.hub import Hub, Need, Repo
+from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.web import Call
+
+REPO = "/api/{kind:kind}/{namespace}/{name}"
+"""Where the Hub's interface keeps what concerns one repository."""
+
+
+class HubRoutes:
+    """A group of handlers for one hub."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+
+    def caller(self, call: Call) -> Account | None:
+        """Return whose token came with the request, None without one."""
+        return self.hub.accounts.identify(call.headers.get("authorization"))
+
+    def known_caller(self, call: Call) -> Account:
+        """Return whose token came with the request, which needs one."""
+        account = self.caller(call)
+        if account is None:
+            raise RefusedError(401, "Invalid username or password.")
+        return account
+
+    def repo(self, call: Call, need: Need) -> Repo:
+        """Return the repository that the address names, if the caller may do with it what it needs to."""
+        return self.hub.open(self.caller(call), call.kind, call.repo_id, need)
