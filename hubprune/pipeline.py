@@ -92,7 +92,7 @@ class Run:
         return architecture_of(self.base.config, name=self.base.name)
 
     @cached_property
-    def task_sources(self) -> tuple[str, ...]:
+    def task_sources(self) -> dict[str, str | None]:
         """Data sets of the benchmarks, found to be within reach, each with its commit."""
         from hubprune.evaluation.harness import check_tasks
 
@@ -166,7 +166,8 @@ def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
     plan = selection.make_plan(
         run.recipe.drop, scores, num_hidden_layers=run.base.num_hidden_layers, name=run.base.name
     )
-    run.reporter.note(f"dropping the attention of layers {', '.join(map(str, plan.layers('attn')))}")
+    layers = plan.layers("attn")
+    run.reporter.note(f"dropping the attention of layer{'s'[: len(layers) - 1]} {', '.join(map(str, layers))}")
     if plan.margin and plan.margin.near_tie:
         kept, last = plan.margin.first_kept, plan.margin.last_dropped
         run.reporter.note(f"near tie: layers {last} and {kept} are within two standard errors of each other")
@@ -216,7 +217,7 @@ def _write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
 
 def _kept_checkpoint(run: Run, plan: DropPlan) -> tuple[Path, PrunedCheckpoint]:
     """Return the checkpoint of a plan in the work folder: that of an earlier run where all its files are there."""
-    key = key_of(run.base_identity, plan.dropped)
+    key = key_of(run.base_identity, plan.sublayers)
     folder = run.store.folder / "checkpoints" / f"{run.recipe.default_name}-{key}"
 
     def write() -> PrunedCheckpoint:
@@ -255,7 +256,7 @@ def _benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | 
         run.reporter.note("no tasks asked for")
         return None
     key = key_of(
-        run.base_identity, plan.dropped, spec.tasks, spec.limit, spec.batch_size, _yaml_texts(spec.include_path),
+        run.base_identity, plan.sublayers, spec.tasks, spec.limit, spec.batch_size, _yaml_texts(spec.include_path),
         run.task_sources, recipe.seed, recipe.device, recipe.dtype,
     )  # fmt: skip
     return run.kept(
@@ -297,7 +298,7 @@ def _free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison |
             reporter=run.reporter,
         )
 
-    key = key_of(run.base_identity, plan.dropped, prompts, spec.max_new_tokens, recipe.device, recipe.dtype)
+    key = key_of(run.base_identity, plan.sublayers, prompts, spec.max_new_tokens, recipe.device, recipe.dtype)
     return run.kept("generation", key, GenerationComparison, compute)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from hubprune import __version__
 from hubprune.files import write_atomically
@@ -32,8 +33,7 @@ def work_folder() -> Path:
 
 def key_of(*inputs: Any) -> str:
     """Return 16 hex digits that stand for some inputs and for this version of hubprune."""
-    plain = [i.model_dump(mode="json") if isinstance(i, BaseModel) else i for i in inputs]
-    text = json.dumps([__version__, *plain], sort_keys=True)
+    text = json.dumps([__version__, *inputs], sort_keys=True, default=to_jsonable_python)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from hubprune.artifacts import BenchmarkComparison
 from hubprune.console import Advance, Reporter
+from hubprune.endpoint import no_calls_elsewhere
 from hubprune.errors import EvaluationError
-from hubprune.evaluation.libraries import endpoint_only, log_level, quiet
+from hubprune.evaluation.libraries import log_level, quiet
 from hubprune.evaluation.results import compare_results, refuse_different_documents
-from hubprune.evaluation.sources import check_reachable, commit_of
+from hubprune.evaluation.sources import commit_of, state_of
 from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
 from hubprune.recipe import EvaluationSpec
 
@@ -30,20 +31,19 @@ BOOTSTRAP_ITERATIONS = 1000
 _UNFIT_FOR_FILES = re.compile(r"[^\w.-]+")
 
 
-def check_tasks(spec: EvaluationSpec) -> tuple[str, ...]:
+def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
     """Find out in seconds, before any compute, whether the benchmarks of a spec can be run.
 
-    Returns the data sets that they read, each once: ids on the Hub, or the format of local files.
+    Returns the data sets that they read, ids on the Hub or the format of local files, each with what tells its present
+    state from another: a commit, or sizes and times of local files; None where the Hub does not answer and the cache
+    has to do.
 
     Raises:
         EvaluationError: a task is unknown (with near matches) or unfit, or its data set cannot be reached.
     """
     if not spec.tasks:
-        return ()
-    sources = data_sources(find_tasks(spec), spec.tasks)
-    for source in sources:
-        check_reachable(source)
-    return tuple(dict.fromkeys(source.dataset for source in sources))
+        return {}
+    return {source.dataset: state_of(source) for source in data_sources(find_tasks(spec), spec.tasks)}
 
 
 def run(
@@ -71,7 +71,7 @@ def run(
     if not spec.tasks:
         raise EvaluationError("There is no benchmark to run.", hint="Pass --tasks, or leave benchmarks out.")
     reporter.note(f"Reading the documents of {', '.join(spec.tasks)}")
-    with quiet(), endpoint_only():
+    with quiet(), no_calls_elsewhere():
         plan = _Plan(load_tasks(spec), spec=spec, seed=seed, device=device, dtype=dtype, reporter=reporter)
         base = _measure(plan, base_folder, name="base", trust_remote_code=False)
         pruned = _measure(plan, pruned_folder, name="pruned", trust_remote_code=True)

@@ -1,4 +1,4 @@
-"""Hold the libraries to the manners of the house: no bars beside ours, no chatter, no calls outside the endpoint."""
+"""Hold the libraries to the manners of the house: no bars beside ours, no chatter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
-__all__ = ["endpoint_only", "log_level", "quiet"]
+__all__ = ["log_level", "quiet"]
 
 
 @contextmanager
@@ -65,19 +65,3 @@ def _environment(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-@contextmanager
-def endpoint_only() -> Iterator[None]:
-    """Keep `load_dataset` from calling hosts other than the Hub's endpoint while the block runs.
-
-    It counts downloads at an S3 bucket, and asks `datasets-server` about each data set with the user's token.
-    """
-    from datasets import config
-
-    before = config.HF_UPDATE_DOWNLOAD_COUNTS, config.USE_PARQUET_EXPORT
-    config.HF_UPDATE_DOWNLOAD_COUNTS = config.USE_PARQUET_EXPORT = False
-    try:
-        yield
-    finally:
-        config.HF_UPDATE_DOWNLOAD_COUNTS, config.USE_PARQUET_EXPORT = before

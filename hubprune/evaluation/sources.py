@@ -10,7 +10,7 @@ from typing import Any
 
 from hubprune.errors import EvaluationError
 
-__all__ = ["DataSource", "check_reachable", "commit_of", "hub_id"]
+__all__ = ["DataSource", "commit_of", "hub_id", "state_of"]
 
 FILE_FORMATS = frozenset({"arrow", "csv", "hdf5", "json", "pandas", "parquet", "text", "webdataset", "xml"})
 """Names that `load_dataset` takes for the format of files instead of for a repo."""
@@ -63,29 +63,39 @@ def commit_of(dataset: Any) -> str | None:
     return next((found[1] for file in files if (found := _COMMIT_FOLDER.search(file))), None)
 
 
-def check_reachable(source: DataSource) -> None:
-    """Find out without downloading anything whether a task's data set can be had.
+def state_of(source: DataSource) -> str | None:
+    """Find out without downloading anything whether a task's data set can be had, and in which state it is.
+
+    Returns the commit on the Hub, None where the Hub does not answer and the data set is cached, or for local files
+    their sizes and times.
 
     Raises:
         EvaluationError: a local file is missing, or the Hub does not have the data set, does not give it to this token,
             or does not answer while nothing is cached.
     """
     if dataset := hub_id(source.dataset):
-        _check_hub(source.task, dataset)
-        return
-    for file in source.files:
-        if not any(mark in file for mark in ("://", "*", "?", "[")) and not Path(file).exists():
-            hint = f"It was looked for at {Path(file).absolute()}; relative paths start at the working directory."
-            raise EvaluationError(f"The data file {file} of the benchmark {source.task} does not exist.", hint=hint)
+        return _state_on_hub(source.task, dataset)
+    return " ".join(_state_of_file(file, task=source.task) for file in source.files)
 
 
-def _check_hub(task: str, dataset: str) -> None:
+def _state_of_file(file: str, *, task: str) -> str:
+    if any(mark in file for mark in ("://", "*", "?", "[")):
+        return file
+    path = Path(file)
+    if not path.exists():
+        hint = f"It was looked for at {path.absolute()}; relative paths start at the working directory."
+        raise EvaluationError(f"The data file {file} of the benchmark {task} does not exist.", hint=hint)
+    return f"{file}:{path.stat().st_size}:{path.stat().st_mtime_ns}"
+
+
+def _state_on_hub(task: str, dataset: str) -> str | None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     api = HfApi()
     try:
-        if api.dataset_info(dataset, timeout=TIMEOUT_SECONDS).gated:
+        info = api.dataset_info(dataset, timeout=TIMEOUT_SECONDS)
+        if info.gated:
             api.auth_check(dataset, repo_type="dataset")
     except GatedRepoError as error:
         hint = f"Ask for access on the data set's page, https://hf.co/datasets/{dataset}, or leave {task} out."
@@ -96,6 +106,8 @@ def _check_hub(task: str, dataset: str) -> None:
         if not _is_cached(dataset):
             reason = f"{_data_set(dataset, task)} cannot be reached and is not in the cache: {first_line(error)}"
             raise EvaluationError(reason, hint="Go online once, or leave this benchmark out.") from error
+        return None
+    return info.sha
 
 
 def _data_set(dataset: str, task: str) -> str:
@@ -103,7 +115,7 @@ def _data_set(dataset: str, task: str) -> str:
 
 
 def _no_answer() -> tuple[type[Exception], ...]:
-    import httpx2  # what huggingface_hub talks with
+    import httpx2  # what huggingface_hub talks with, and installs
 
     return (OSError, httpx2.HTTPError)
 

@@ -89,7 +89,7 @@ def test_a_typo_does_not_index_everything_but_a_tag_does(monkeypatch):
 
 def test_a_task_of_ones_own_comes_before_a_stock_one(task_folder, tmp_path, write_task):
     write_task(tmp_path, "piqa", [{"question": "?", "choices": ["a", "b"], "answer": 0}])
-    assert harness.check_tasks(spec("piqa", include=tmp_path)) == ("json",)
+    assert list(harness.check_tasks(spec("piqa", include=tmp_path))) == ["json"]
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -107,8 +107,8 @@ def test_a_task_that_runs_generated_code_is_refused():
 
 def test_data_sets_are_listed_once(task_folder, hub):
     hub(DatasetInfo(id="any"))
-    assert harness.check_tasks(spec("pets", "words", include=task_folder)) == ("json",)
-    assert harness.check_tasks(spec("arc_easy", "arc_challenge", "piqa")) == ("allenai/ai2_arc", "baber/piqa")
+    assert list(harness.check_tasks(spec("pets", "words", include=task_folder))) == ["json"]
+    assert list(harness.check_tasks(spec("arc_easy", "arc_challenge", "piqa"))) == ["allenai/ai2_arc", "baber/piqa"]
 
 
 def test_a_missing_local_file_is_named(tmp_path, write_task):
@@ -143,7 +143,7 @@ def test_an_unreachable_data_set_is_named_unless_it_is_cached(outcome, hub, monk
     cached = tmp_path / "baber___piqa" / "default" / "0.0.0" / ("c" * 40)
     cached.mkdir(parents=True)
     (cached / "dataset_info.json").write_text("{}")
-    assert harness.check_tasks(spec("piqa")) == ("baber/piqa",)
+    assert list(harness.check_tasks(spec("piqa"))) == ["baber/piqa"]
 
 
 def test_loading_offline_names_the_data_set(monkeypatch, tmp_path):
@@ -175,4 +175,4 @@ def test_the_commit_is_that_of_the_rows_which_were_read():
 def test_a_group_may_be_written_in_place(task_folder, tmp_path, write_task, write_yaml):
     write_task(tmp_path, "leaf", [{"question": "?", "choices": ["a", "b"], "answer": 0}])
     write_yaml(tmp_path, "outer", {"group": "outer", "task": [{"group": "inner", "task": ["leaf"]}, {"task": "leaf"}]})
-    assert harness.check_tasks(spec("outer", include=tmp_path)) == ("json",)
+    assert list(harness.check_tasks(spec("outer", include=tmp_path))) == ["json"]
