@@ -1,5 +1,6 @@
 """The web application: all routes, and what becomes of errors."""
 
+import re
 from typing import cast
 
 from starlette.applications import Starlette
@@ -19,6 +20,9 @@ from hubprune.localhub.routes_files import FileRoutes
 from hubprune.localhub.routes_repos import RepoRoutes
 from hubprune.localhub.routes_storage import StorageRoutes
 from hubprune.localhub.web import refusal_response
+
+# The address of a repository without a namespace, such as `gpt2`. This hub has none of these.
+_BARE_NAME = re.compile(r"/api/models/[^/]+(/revision/[^/]+)?|/[^/]+/resolve/.*")
 
 
 class _Kind(Convertor[str]):
@@ -61,9 +65,10 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """Answer in the Hub's own form when no route takes the request."""
     error = cast(HTTPException, error)
-    # Names without a namespace, such as `gpt2`, are repositories that this hub does not have.
-    code = "RepoNotFound" if error.status_code == 404 and request.url.path.startswith("/api/models/") else None
-    return refusal_response(RefusedError(error.status_code, error.detail, code=code, headers=error.headers))
+    if error.status_code == 404 and _BARE_NAME.fullmatch(request.url.path):
+        return refusal_response(RefusedError(404, "Repository not found", code="RepoNotFound"))
+    message = f"The local Hub does not answer to {request.method} {request.url.path}"
+    return refusal_response(RefusedError(error.status_code, message, headers=error.headers))
 
 
 async def _on_hang_up(request: Request, error: Exception) -> Response:

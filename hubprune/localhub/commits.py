@@ -66,14 +66,15 @@ def parse_order(body: bytes) -> CommitOrder:
     parent = field(header, "parentCommit", str, None)
     if parent is not None and not names.is_commit(parent):
         raise RefusedError(400, f"Invalid parentCommit: {parent}")
-    return CommitOrder(_text(header, "summary"), _text(header, "description", ""), parent, tuple(steps))
+    summary, description = field(header, "summary", str), field(header, "description", str, "")
+    if not summary.strip() or "\0" in summary + description:
+        raise RefusedError(400, "The commit's message cannot be used")
+    return CommitOrder(_valid_utf8(summary), _valid_utf8(description), parent, tuple(steps))
 
 
-def _text(header: Mapping[str, Any], name: str, default: Any = ...) -> str:
-    text = str(field(header, name, str, default))
-    if "\0" in text or not (text.strip() or default is not ...):
-        raise RefusedError(400, f"The commit's {name} cannot be used")
-    return text.encode(errors="replace").decode()  # a lone surrogate is valid JSON and not valid UTF-8
+def _valid_utf8(text: str) -> str:
+    """Replace halves of surrogate pairs, which JSON can hold and git cannot."""
+    return text.encode(errors="replace").decode()
 
 
 def _step(key: str, value: Mapping[str, Any]) -> Change | LargeFile:

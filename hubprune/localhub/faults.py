@@ -86,6 +86,7 @@ class _Armed:
     times: int
 
     def fires(self, line: str) -> bool:
+        """Tell whether the fault hits a request, and count it."""
         if not re.search(self.fault.match, line):
             return False
         if self.skip > 0:
@@ -188,6 +189,7 @@ class _Spoiler:
     connection: _Connection
 
     async def run(self) -> None:
+        """Let happen what the fault says."""
         ways = {
             "status": self._refuse,
             "reset": self._reset,
@@ -218,14 +220,15 @@ class _Spoiler:
     async def _truncate(self) -> None:
         left = self.fault.bytes
 
-        async def cut(message: Message) -> None:
+        async def send_a_part(message: Message) -> None:
+            """Pass the answer on until its share of the body is used up, and leave it open."""
             nonlocal left
             if message["type"] == "http.response.body":
                 message = {**message, "body": message.get("body", b"")[:left], "more_body": True}
                 left -= len(message["body"])
             await self.send(message)
 
-        await self.app(self.scope, self.receive, cut)
+        await self.app(self.scope, self.receive, send_a_part)
         await self.connection.close()
 
     async def _slow(self) -> None:

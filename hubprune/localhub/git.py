@@ -155,9 +155,9 @@ class GitRepo:
         listing = self._git("for-each-ref", "--format=%(refname) %(objectname)", *_REF_KINDS).decode()
         return dict(line.split(" ") for line in listing.splitlines())
 
-    def log(self, sha: str, *, limit: int | None = None, skip: int = 0) -> list[LoggedCommit]:
+    def log(self, sha: str, *, limit: int | None = None) -> list[LoggedCommit]:
         """List a commit and its ancestors, newest first."""
-        window = [f"--skip={skip}", *([f"--max-count={limit}"] if limit is not None else [])]
+        window = [f"--max-count={limit}"] if limit is not None else []
         form = ["--date=format-local:%Y-%m-%dT%H:%M:%S.000Z", "--format=%H%x00%cd%x00%an%x00%s%x00%b%x00"]
         fields = self._git("log", *window, *form, sha).decode(errors="replace").split("\0")[:-1]
         rows = [fields[at : at + 5] for at in range(0, len(fields), 5)]
@@ -173,10 +173,9 @@ class GitRepo:
         with tempfile.TemporaryDirectory(dir=self.path, prefix="incoming-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
             self._git("read-tree", parent or "--empty", env=index)
+            rows = self._index_rows(parent, changes, folder)
             try:
-                self._git(
-                    "update-index", "-z", "--index-info", stdin=self._index_rows(parent, changes, folder), env=index
-                )
+                self._git("update-index", "-z", "--index-info", stdin=rows, env=index)
             except GitError as error:
                 raise RefusedError(400, f"git does not take these changes: {error}") from error
             tree = self._git("write-tree", env=index).decode().strip()
@@ -197,22 +196,22 @@ class GitRepo:
     def _index_rows(self, parent: str | None, changes: Sequence[Change], folder: str) -> bytes:
         """Turn changes into what `git update-index --index-info` reads, storing new content on the way."""
         oids = iter(self._store([change.content for change in changes if change.content is not None], folder))
+        removed = [change.path for change in changes if change.content is None]
+        present = self.entries(parent, removed) if parent and removed else {}
         rows = []
         for change in changes:
             if change.content is not None:
                 rows.append(f"100644 {next(oids)}\t{change.path}")
+            elif parent and (entry := present.get(change.path)):
+                rows += [f"0 {_NOWHERE}\t{path}" for path in self._files_of(parent, entry)]
             else:
-                rows += [f"0 {_NOWHERE}\t{path}" for path in self._files_at(parent, change.path)]
+                raise RefusedError(404, "A file with this name doesn't exist", code="EntryNotFound")
         return "".join(row + "\0" for row in rows).encode()
 
-    def _files_at(self, sha: str | None, path: str) -> list[str]:
-        """Name the files that go when `path` is removed: itself, or all those below it."""
-        entry = self.entries(sha, [path]).get(path) if sha else None
-        if sha is None or entry is None:
-            raise RefusedError(404, "A file with this name doesn't exist", code="EntryNotFound")
-        if entry.kind == "file":
-            return [path]
-        return [below.path for below in self.tree(sha, path, recursive=True) if below.kind == "file"]
+    def _files_of(self, sha: str, entry: Entry) -> list[str]:
+        """Name the files that go with an entry: itself, or all those below it."""
+        below = self.tree(sha, entry.path, recursive=True) if entry.kind == "directory" else [entry]
+        return [file.path for file in below if file.kind == "file"]
 
     def _store(self, contents: Sequence[bytes], folder: str) -> list[str]:
         """Store blobs through files, so that one process hashes any number of them."""

@@ -81,6 +81,7 @@ class Hub:
 
     def __init__(self, directory: Path, *, xet: bool = True) -> None:
         require_git()
+        directory = directory.absolute()  # git runs in the folders of its repositories
         directory.mkdir(parents=True, exist_ok=True)
         self._repos = directory / "repos"
         self.announces_xet = xet

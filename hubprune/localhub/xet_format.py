@@ -104,6 +104,7 @@ class _Records:
         self.offset = offset
 
     def next(self) -> bytes:
+        """Return one record."""
         record = self._data[self.offset : self.offset + _RECORD_BYTES]
         if len(record) < _RECORD_BYTES:
             raise XetFormatError(f"the shard ends inside the record at byte {self.offset}")
@@ -111,6 +112,7 @@ class _Records:
         return record
 
     def take(self, count: int) -> list[bytes]:
+        """Return the next `count` records."""
         # Checked first, so that a made-up count cannot ask for gigabytes.
         if count * _RECORD_BYTES > len(self._data) - self.offset:
             raise XetFormatError(f"the shard has no room for {count} records at byte {self.offset}")

@@ -16,8 +16,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("starlette")
-
 from hubprune.localhub import RunningHub, running_hub
 
 _numbers = itertools.count(1)

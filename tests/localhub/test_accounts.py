@@ -116,5 +116,7 @@ def test_a_model_and_a_data_set_may_share_a_name(api, repo):
     assert api.list_repo_files(repo) == [".gitattributes"]
 
 
-def test_a_name_without_a_namespace_is_a_repository_that_does_not_exist(api):
+def test_a_name_without_a_namespace_is_a_repository_that_does_not_exist(api, tmp_path):
     assert not api.repo_exists("gpt2")
+    with pytest.raises(RepositoryNotFoundError):
+        api.hf_hub_download("gpt2", "config.json", cache_dir=tmp_path)

@@ -174,7 +174,7 @@ def test_files_are_copied_within_a_repository_and_between_two(api, repo):
     assert read(api, f"{repo}-copy", "w.bin") == weights
 
 
-def test_large_trees_and_long_histories_come_in_pages(local_hub, api, repo):
+def test_large_trees_come_in_pages(local_hub, api, repo):
     commit(api, repo, *[add(f"folder/{n:04d}.txt") for n in range(1005)])
     local_hub.clear_log()
     assert len(list(api.list_repo_tree(repo, recursive=True))) == 1007
@@ -182,3 +182,11 @@ def test_large_trees_and_long_histories_come_in_pages(local_hub, api, repo):
     assert len(list(api.list_repo_tree(repo))) == 2
     folder, file = api.get_paths_info(repo, ["folder", "folder/0007.txt", "missing", "../.."])
     assert (folder.path, file.size) == ("folder", 1)
+
+
+def test_a_long_history_comes_in_pages(local_hub, api, repo, monkeypatch):
+    monkeypatch.setattr("hubprune.localhub.routes_repos._COMMITS_PER_PAGE", 2)
+    made = [commit(api, repo, add(f"{number}.txt")).oid for number in range(4)]
+    local_hub.clear_log()
+    assert [listed.commit_id for listed in api.list_repo_commits(repo)][:4] == made[::-1]
+    assert [record.query for record in local_hub.log] == ["", "cursor=2", "cursor=4"]

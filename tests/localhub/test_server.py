@@ -89,6 +89,13 @@ def test_two_hubs_in_one_process_are_apart(local_hub, api, repo, tmp_path):
         assert len(other.log) == 1
 
 
+def test_the_directory_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with running_hub(Path("here")) as hub:
+        assert HfApi(endpoint=hub.endpoint, token=hub.token).create_repo("me/model").repo_id == "me/model"
+    assert (tmp_path / "here").is_dir()
+
+
 def test_the_package_is_light_until_it_is_used():
     source = (
         "import sys, hubprune.localhub; print([n for n in ('starlette', 'uvicorn', 'yaml', 'lz4') if n in sys.modules])"
