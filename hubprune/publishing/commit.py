@@ -122,9 +122,9 @@ def _without_restated(
     theirs = remote.manifest.content_sha256 if remote.manifest else None
     if overwrite_card or ours is None or ours != theirs:
         return files
-    rest = tuple(f for f in files if f.path not in (CARD, MANIFEST))
-    has_both = CARD in remote.files and MANIFEST in remote.files
-    return rest if has_both and all(is_same(f, remote.files.get(f.path)) for f in rest) else files
+    same = tuple(f for f in files if is_same(f, remote.files.get(f.path)))
+    restated = {f.path for f in files} - {f.path for f in same}
+    return same if restated <= {CARD, MANIFEST} & set(remote.files) else files
 
 
 def _stale(files: tuple[RepoFile, ...], *, remote: RemoteState) -> tuple[str, ...]:

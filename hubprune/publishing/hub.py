@@ -21,7 +21,7 @@ from hubprune.recipe import REPO_ID, BaseModelSpec
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
-__all__ = ["download_base", "needed_files", "resolve_base"]
+__all__ = ["download_base", "needed_files", "resolve_base", "resolve_repo"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -62,7 +62,7 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
     folder = Path(spec.repo_id).expanduser()
     looks_local = spec.repo_id.startswith(("/", "~", ".")) or not REPO_ID.fullmatch(spec.repo_id)
     found = (
-        _local_base(folder) if looks_local or (folder / "config.json").is_file() else _hub_base(spec, session=session)
+        _local_base(folder) if looks_local or (folder / "config.json").is_file() else resolve_repo(spec, session=session)
     )
     architecture_of(found.config, name=found.name)
     _check_format(found)
@@ -81,7 +81,14 @@ def _local_base(folder: Path) -> BaseCheckpoint:
     return BaseCheckpoint(name=folder.name, commit=None, folder=str(folder), config=config, files=files)
 
 
-def _hub_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
+def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
+    """Find a model repo, supported or not, and read its config.json.
+
+    Raises:
+        BaseNotFoundError: no such repo or revision, or no config.json in it.
+        GatedBaseError: access has to be asked for.
+        HubError: the Hub refused or did not answer.
+    """
     info = _model_info(spec, session=session)
     files = tuple(
         RepoFile(path=s.rfilename, size=s.size or 0, sha256=s.lfs.sha256 if s.lfs else None, git_oid=s.blob_id)

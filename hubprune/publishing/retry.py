@@ -94,11 +94,12 @@ def is_transient(error: BaseException | None) -> bool:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    if error is None or isinstance(error, OfflineModeIsEnabled):
+    # A download that found no connection was tried several times by the client already.
+    if error is None or isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
         return False
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in TRANSIENT_STATUS or _is_busy(error)
-    if isinstance(error, (httpx2.TransportError, ConnectionError, LocalEntryNotFoundError)):
+    if isinstance(error, (httpx2.TransportError, ConnectionError)):
         return True
     return isinstance(error, RuntimeError) and (
         is_transient(error.__cause__) or bool(STORAGE_TROUBLE.search(str(error)))

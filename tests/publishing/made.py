@@ -1,0 +1,183 @@
+"""Fixed artifacts of a small publish: every figure in the golden cards comes from here."""
+
+from __future__ import annotations
+
+from hubprune.artifacts import (
+    BaseCard,
+    BaseCheckpoint,
+    BenchmarkComparison,
+    CalibrationRecord,
+    CalibrationSource,
+    Check,
+    Continuation,
+    DroppedSublayer,
+    DropPlan,
+    Environment,
+    GenerationComparison,
+    ImportanceScores,
+    LayerScores,
+    Margin,
+    MetricValue,
+    PublishReport,
+    RepoFile,
+    TaskComparison,
+    Verification,
+    WrittenCheckpoint,
+)
+from hubprune.recipe import BaseModelSpec, CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, Recipe
+
+BASE_COMMIT = "13afe5124825b4f3751f836b40dafda64c1ed062"
+DATA_COMMIT = "1234567890123456789012345678901234567890"
+ATTN = (0.278848, 0.110186, 0.007285, 0.021, 0.006152, 0.007109, 0.006841, 0.052)
+
+
+def recipe(**changes):
+    values = {
+        "base": BaseModelSpec(repo_id="meta-llama/Llama-3.2-3B"),
+        "drop": DropSpec(attn_drop=3, protect=(0, 1)),
+        "calibration": CalibrationMix(
+            name="cosmopedia",
+            subsets=(
+                CalibrationSubset(dataset="HuggingFaceTB/cosmopedia", config="stories", weight=0.3),
+                CalibrationSubset(dataset="HuggingFaceTB/cosmopedia", config="wikihow", weight=0.7),
+            ),
+        ),
+        "evaluation": EvaluationSpec(tasks=("arc_easy", "lambada_openai"), limit=500),
+    }
+    return Recipe(**{**values, **changes})
+
+
+def base(**changes):
+    values = {
+        "name": "meta-llama/Llama-3.2-3B",
+        "commit": BASE_COMMIT,
+        "config": {"model_type": "llama", "num_hidden_layers": 8},
+        "files": (RepoFile(path="config.json", size=2, git_oid="0" * 40),),
+        "card": BaseCard(language=("en", "no"), license="llama3.2"),
+    }
+    return BaseCheckpoint(**{**values, **changes})
+
+
+def scores():
+    block = tuple(round(2 * v, 6) for v in ATTN)
+    record = CalibrationRecord(
+        mix="cosmopedia",
+        sources=(
+            CalibrationSource(
+                dataset="HuggingFaceTB/cosmopedia", config="stories", split="train", commit=DATA_COMMIT,
+                weight=0.3, documents=120, tokens=51_234,
+            ),
+            CalibrationSource(
+                dataset="HuggingFaceTB/cosmopedia", config="wikihow", split="train", commit=DATA_COMMIT,
+                weight=0.7, documents=280, tokens=120_000,
+            ),
+        ),
+        max_tokens=512, seed=0, shuffle_buffer=1000, token_sha256="ab" * 32,
+    )  # fmt: skip
+    mean = ImportanceScores(attn=ATTN, mlp=tuple(reversed(ATTN)), block=block)
+    error = ImportanceScores(attn=(0.0001,) * 8, mlp=(0.0002,) * 8, block=(0.0003,) * 8)
+    return LayerScores(
+        aggregation="document", dtype="bfloat16", device="cpu", mean=mean, standard_error=error,
+        by_source=(mean, mean), calibration=record,
+    )  # fmt: skip
+
+
+def plan(**changes):
+    dropped = tuple(DroppedSublayer(kind="attn", layer=n, score=ATTN[n], rank=r) for r, n in enumerate((4, 6, 5), 1))
+    margin = Margin(last_dropped=5, first_kept=2, difference=0.000176, standard_error=0.0001)
+    values = {"selected_by": "score", "num_hidden_layers": 8, "dropped": dropped, "protected": (0, 1), "margin": margin}
+    return DropPlan(**{**values, **changes})
+
+
+def plan_by_hand():
+    dropped = (DroppedSublayer(kind="attn", layer=3), DroppedSublayer(kind="attn", layer=5))
+    return plan(selected_by="hand", dropped=dropped, protected=(), margin=None)
+
+
+def checkpoint(**changes):
+    values = {
+        "files": (
+            RepoFile(path="config.json", size=900, sha256="c" * 64),
+            RepoFile(path="model.safetensors", size=6_276_321_104, sha256="d" * 64),
+            RepoFile(path="modeling_pruned_llama.py", size=5000, sha256="e" * 64),
+        ),
+        "parameters": 3_137_000_000,
+        "base_parameters": 3_212_749_824,
+        "weight_bytes": 6_274_000_000,
+        "base_weight_bytes": 6_425_499_648,
+        "dtypes": ("BF16",),
+        "kv_bytes_per_token": 20_480,
+        "base_kv_bytes_per_token": 32_768,
+    }
+    return WrittenCheckpoint(**{**values, **changes})
+
+
+def verification():
+    checks = (
+        Check(name="logits", passed=True, detail="largest difference 1.2e-06 (at most 1e-04)"),
+        Check(name="cache", passed=True, detail="greedy text with cache = without cache"),
+    )
+    return Verification(
+        checks=checks, max_logit_difference=1.2e-6, parameters=3_137_000_000, cache_bytes=20_480 * 16,
+        cache_tokens=16, transformers="5.23.0",
+    )  # fmt: skip
+
+
+def task(name, metric, base, pruned, *, better="higher", dataset="allenai/ai2_arc", config="ARC-Easy"):
+    return TaskComparison(
+        task=name, metric=metric, higher_is_better=better == "higher", documents=500, documents_available=2376,
+        num_fewshot=0, version="1.0", dataset=dataset, dataset_config=config, dataset_commit=DATA_COMMIT, split="test",
+        base=MetricValue(value=base[0], standard_error=base[1]),
+        pruned=MetricValue(value=pruned[0], standard_error=pruned[1]),
+    )  # fmt: skip
+
+
+def benchmarks(**changes):
+    lambada = {"dataset": "EleutherAI/lambada_openai", "config": "default"}
+    tasks = (
+        task("arc_easy", "acc_norm", (0.7180, 0.0092), (0.7104, 0.0093)),
+        task("lambada_openai", "acc", (0.6969, 0.0064), (0.6189, 0.0068), **lambada),
+        task("lambada_openai", "perplexity", (3.93, 0.08), (5.11, 0.12), better="lower", **lambada),
+    )
+    values = {
+        "tasks": tasks, "limit": 500, "batch_size": 8, "dtype": "bfloat16", "device": "cpu", "seed": 0,
+        "lm_eval": "0.4.13", "base_seconds": 120.5, "pruned_seconds": 110.25,
+    }  # fmt: skip
+    return BenchmarkComparison(**{**values, **changes})
+
+
+def generation():
+    loop = "France. " + "It is the most visited city in the world. " * 4
+    texts = (
+        ("Paris is the capital of", " France and its largest city.", " France, on the Seine."),
+        ("The recipe needs ```flour``` and", " | butter | {{ 7 * 7 }}", loop),
+        ("Once upon a time", " there was a king.", " there was a queen."),
+    )
+    continuations = tuple(Continuation(prompt=p, base=b, pruned=n, base_tokens=8, pruned_tokens=8) for p, b, n in texts)
+    return GenerationComparison(continuations=continuations, max_new_tokens=64, dtype="bfloat16", device="cpu")
+
+
+def environment():
+    return Environment(
+        hubprune="0.1.0", python="3.11.9", platform="Linux x86_64", machine="Two-Core CPU", threads=2,
+        versions={"torch": "2.13.0", "transformers": "5.23.0"},
+    )  # fmt: skip
+
+
+SECONDS = {"score": 81.2, "write": 0.4, "benchmarks": 4210.0}
+REPO_ID = "oopere/Llama-3.2-3B-attn-drop-3"
+
+
+def card_parts(**changes):
+    values = {
+        "recipe": recipe(), "base": base(), "scores": scores(), "plan": plan(), "checkpoint": checkpoint(),
+        "verification": verification(), "benchmarks": benchmarks(), "generation": generation(),
+        "environment": environment(), "seconds": SECONDS, "repo_id": REPO_ID,
+    }  # fmt: skip
+    return {**values, **changes}
+
+
+def report(**changes):
+    values = {key: value for key, value in card_parts().items() if key not in ("recipe", "repo_id")}
+    used = {**values, "recipe": recipe().model_dump(mode="json"), "published": None, **changes}
+    return PublishReport(**used)

@@ -1,0 +1,162 @@
+"""Finding a base and fetching what is needed of it, against a Hub over HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import BASE_ID, CONFIG, commit_files, safetensors
+
+from hubprune.artifacts import RepoFile
+from hubprune.errors import (
+    AuthenticationError,
+    BaseNotFoundError,
+    CheckpointError,
+    GatedBaseError,
+    HubError,
+    HubUnreachableError,
+    UnsupportedArchitectureError,
+    UnsupportedFormatError,
+)
+from hubprune.publishing.hub import download_base, needed_files, resolve_base, weight_files
+from hubprune.publishing.session import HubSession
+from hubprune.recipe import BaseModelSpec
+
+MODEL = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": safetensors(10)}
+
+
+def spec(repo_id=BASE_ID, revision="main"):
+    return BaseModelSpec(repo_id=repo_id, revision=revision)
+
+
+def test_a_base_is_pinned_to_its_commit_and_only_its_config_is_read(hub, base_repo, session):
+    hub.clear_log()
+    base = resolve_base(spec(), session=session)
+    assert (base.commit, base.config, base.folder) == (base_repo, CONFIG, None)
+    assert (base.card.language, base.card.license) == (("en",), "llama3.2")
+    assert not [r for r in hub.log if "safetensors" in r.path or "README" in r.path]
+    weights = next(f for f in base.files if f.path == "model.safetensors")
+    assert weights.size == len(safetensors(70_000))
+    assert re.fullmatch("[0-9a-f]{64}", weights.sha256 or "")
+
+
+def test_only_what_a_result_is_made_of_is_downloaded(hub, base_repo, session, reporter):
+    base = resolve_base(spec(), session=session)
+    hub.clear_log()
+    folder = Path(download_base(base, session=session, reporter=reporter).folder)
+    fetched = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    assert fetched == [
+        "LICENSE.txt", "USE_POLICY.md", "config.json", "generation_config.json", "model.safetensors",
+        "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    assert (folder / "model.safetensors").read_bytes() == safetensors(70_000)
+    assert not [r for r in hub.log if "original" in r.path or ".bin" in r.path or "consolidated" in r.path]
+
+
+def test_downloads_report_every_byte_once(base_repo, session):
+    from conftest import Ticks
+
+    base = resolve_base(spec(), session=session)
+    ticks = Ticks()
+    download_base(base, session=session, reporter=ticks)
+    assert ticks.total == ticks.done == sum(f.size for f in needed_files(base))
+
+
+def test_shards_are_those_that_the_index_names():
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "consolidated.safetensors",
+             "original/model.safetensors", "model.safetensors.index.json"]  # fmt: skip
+    files = tuple(RepoFile(path=n, size=1) for n in names)
+    assert [f.path for f in weight_files(files)] == names[:2]
+
+
+def test_a_missing_base_is_named_with_the_place_it_was_looked_for(hub, session):
+    with pytest.raises(BaseNotFoundError, match=f"{hub.endpoint} has no model nobody/nothing"):
+        resolve_base(spec("nobody/nothing"), session=session)
+
+
+def test_a_private_base_is_not_told_from_a_missing_one(hub, new_repo, session):
+    repo_id = new_repo(MODEL, private=True)
+    with pytest.raises(BaseNotFoundError, match="this token may not see it"):
+        resolve_base(spec(repo_id), session=session)
+    with pytest.raises(BaseNotFoundError, match=r"no token is set.*hf auth login"):
+        resolve_base(spec(repo_id), session=HubSession.open(endpoint=hub.endpoint))
+
+
+def test_a_missing_revision_is_named(base_repo, session):
+    with pytest.raises(BaseNotFoundError, match=r"has no revision 'v9'"):
+        resolve_base(spec(revision="v9"), session=session)
+
+
+def test_a_gated_base_says_where_to_ask(hub, new_repo, session):
+    repo_id = new_repo(MODEL, gated="manual")
+    with pytest.raises(GatedBaseError, match=f"Ask for access at {hub.endpoint}/{repo_id}"):
+        resolve_base(spec(repo_id), session=session)
+    granted = hub.add_user("granted", granted=[repo_id])
+    assert resolve_base(spec(repo_id), session=HubSession.open(endpoint=hub.endpoint, token=granted)).config == CONFIG
+
+
+def test_an_expired_token_is_told_from_a_missing_repo(hub, base_repo):
+    token = hub.add_user("late", expired=True)
+    with pytest.raises(AuthenticationError, match=r"has expired\. Even public repos") as caught:
+        resolve_base(spec(), session=HubSession.open(endpoint=hub.endpoint, token=token))
+    assert token not in str(caught.value)
+    assert "unset" in caught.value.hint
+    assert resolve_base(spec(), session=HubSession.open(endpoint=hub.endpoint)).commit == base_repo
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "said"),
+    [
+        ({"model.safetensors": safetensors(1)}, BaseNotFoundError, "has no config.json"),
+        ({**MODEL, "config.json": b'{"model_type": "bloom"}'}, UnsupportedArchitectureError, "'bloom'"),
+        ({**MODEL, "config.json": b"[" * 100_000}, CheckpointError, "cannot be read"),
+        ({"config.json": MODEL["config.json"], "pytorch_model.bin": b"x"}, UnsupportedFormatError, "save_pretrained"),
+        ({"config.json": MODEL["config.json"]}, UnsupportedFormatError, "no model\\*.safetensors"),
+    ],
+)
+def test_a_base_that_cannot_be_used_says_why(new_repo, session, files, error, said):
+    with pytest.raises(error, match=said):
+        resolve_base(spec(new_repo(files)), session=session)
+
+
+def test_a_hub_that_does_not_answer_is_named(session):
+    dead = HubSession.open(endpoint="http://127.0.0.1:9", token="hf_x")
+    with pytest.raises(HubUnreachableError, match=r"no connection to http://127.0.0.1:9"):
+        resolve_base(spec(), session=dead)
+
+
+def test_passing_trouble_is_waited_out(hub, base_repo, session):
+    hub.set_faults([{"match": "GET /api/models/meta-llama", "do": "status", "status": 503, "times": 2}])
+    assert resolve_base(spec(), session=session).commit == base_repo
+
+
+def test_lasting_trouble_ends_after_a_few_tries(hub, base_repo, session):
+    hub.set_faults([{"match": "GET /api/models/meta-llama", "do": "status", "status": 503, "times": 99}])
+    hub.clear_log()
+    with pytest.raises(HubError, match=f"{hub.endpoint} has trouble"):
+        resolve_base(spec(), session=session)
+    assert len(hub.log) == 4
+
+
+def test_a_local_folder_needs_no_hub(tmp_path):
+    for path, data in MODEL.items():
+        (tmp_path / path).write_bytes(data)
+    base = resolve_base(spec(str(tmp_path)), session=HubSession.open(endpoint="http://127.0.0.1:9"))
+    assert (base.name, base.commit, base.folder) == (tmp_path.name, None, str(tmp_path.resolve()))
+    with pytest.raises(BaseNotFoundError, match="neither a folder nor a repo id"):
+        resolve_base(spec(str(tmp_path / "none")), session=HubSession.open(endpoint="http://127.0.0.1:9"))
+
+
+def test_a_session_never_shows_its_token():
+    assert "hf_secret" not in repr(HubSession.open(endpoint="http://x/", token="hf_secret"))
+    assert HubSession.open(endpoint="http://x/").endpoint == "http://x"
+
+
+def test_the_base_moves_while_the_pinned_commit_stays(admin, new_repo, session, reporter):
+    repo_id = new_repo(MODEL)
+    base = resolve_base(spec(repo_id), session=session)
+    commit_files(admin, repo_id, {"model.safetensors": safetensors(20)})
+    folder = Path(download_base(base, session=session, reporter=reporter).folder)
+    assert (folder / "model.safetensors").read_bytes() == safetensors(10)

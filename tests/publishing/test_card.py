@@ -1,0 +1,284 @@
+"""The card says what the artifacts say, in Markdown that every reader parses the same way."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import made
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from test_markdown import HOSTILE
+
+from hubprune.artifacts import BaseCard, Continuation, TaskComparison
+from hubprune.publishing.card import build_context, render, skeleton
+from hubprune.publishing.manifest import checkpoint_tag
+from hubprune.publishing.samples import repeated_share, shown_pairs
+from hubprune.recipe import CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, TargetSpec
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def context(**changes):
+    parts = made.card_parts(**changes)
+    return build_context(parts.pop("recipe"), **parts)
+
+
+def card(**changes):
+    return render(context(**changes))
+
+
+def split(text):
+    _, matter, body = text.split("---\n", 2)
+    return yaml.safe_load(matter), body
+
+
+def matter(**changes):
+    return split(card(**changes))[0]
+
+
+def parse(text):
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(split(text)[1])
+
+
+def headings(text):
+    tokens = parse(text)
+    return [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open" and t.tag == "h2"]
+
+
+def fences(text):
+    return [t for t in parse(text) if t.type == "fence"]
+
+
+def check_structure(text):
+    """Every table is rectangular, every fence closed, and no line looks like a table row without being one."""
+    widths, rows = [], 0
+    for token in parse(text):
+        if token.type == "tr_open":
+            widths.append(0)
+        elif token.type in ("th_open", "td_open"):
+            widths[-1] += 1
+        elif token.type == "table_close":
+            assert len(set(widths)) == 1, widths
+            rows, widths = rows + len(widths), []
+        elif token.type == "inline":
+            assert not token.content.startswith("|"), token.content
+    outside = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", split(text)[1])
+    assert rows == len([line for line in outside.splitlines() if re.match(r"\|(?! ---)", line)])
+
+
+HAND = {
+    "scores": None,
+    "plan": made.plan_by_hand(),
+    "recipe": made.recipe(drop=DropSpec(drop_attn=(3, 5))),
+    "benchmarks": None,
+    "generation": None,
+    "base": made.base(card=BaseCard()),
+}
+
+
+@pytest.mark.parametrize(("name", "changes"), [("scored", {}), ("by_hand", HAND)])
+def test_the_card_is_the_golden_one(name, changes):
+    text, path = card(**changes), GOLDEN / f"{name}.md"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    hashless = [re.sub(r"card template [0-9a-f]{8}", "card template", t) for t in (text, path.read_text("utf-8"))]
+    assert hashless[0] == hashless[1], "UPDATE_GOLDEN=1 writes the golden cards anew: read the difference"
+    check_structure(text)
+
+
+def test_sections_come_in_their_order():
+    assert headings(card()) == [
+        "At a glance", "Use it", "What was removed", "Calibration", "Benchmarks", "Free text", "Limits", "Reproduce",
+        "Licence and attribution", "Citation",
+    ]  # fmt: skip
+
+
+def test_a_section_without_data_is_absent():
+    assert headings(card(**HAND)) == [
+        "At a glance", "Use it", "What was removed", "Limits", "Reproduce", "Licence and attribution", "Citation"
+    ]  # fmt: skip
+    assert "EleutherAI" not in card(**HAND)
+    assert "eval-harness" not in card(**HAND)
+
+
+def test_metadata_is_a_whitelist_in_a_fixed_order():
+    base = made.base(card=BaseCard(language=("en",), license="other", license_name="llama3.2", license_link="LICENSE"))
+    assert list(matter(base=base)) == [
+        "language", "license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model",
+        "base_model_relation", "datasets", "tags", "metrics", "model-index",
+    ]  # fmt: skip
+
+
+def test_metadata_names_what_the_model_is():
+    values = matter()
+    assert values["base_model"] == "meta-llama/Llama-3.2-3B"
+    assert values["base_model_relation"] == "finetune"
+    assert values["tags"] == ["hubprune", "pruned", "attention-drop", "reproducible", "custom_code"]
+    assert values["language"] == ["en", "no"]
+    assert values["datasets"] == ["HuggingFaceTB/cosmopedia"]
+
+
+def test_custom_code_is_said_only_where_code_ships():
+    plain = made.checkpoint(files=made.checkpoint().files[:2])
+    assert "custom_code" not in matter(checkpoint=plain)["tags"]
+    assert "trust_remote_code" not in card(checkpoint=plain)
+    assert "trust_remote_code=True" in card()
+    assert "e" * 64 in card()
+
+
+def test_model_index_has_this_models_values_only():
+    (model,) = matter()["model-index"]
+    found = [(r["dataset"]["type"], m["type"], m["value"]) for r in model["results"] for m in r["metrics"]]
+    assert found == [
+        ("allenai/ai2_arc", "accuracy", 0.7104), ("EleutherAI/lambada_openai", "accuracy", 0.6189),
+        ("EleutherAI/lambada_openai", "perplexity", 5.11),
+    ]  # fmt: skip
+    assert model["results"][0]["dataset"]["revision"] == made.DATA_COMMIT
+    assert "500 of 2376 documents" in model["results"][0]["metrics"][0]["name"]
+
+
+def test_points_and_relative_change_have_columns_of_their_own():
+    rows = [line for line in card().splitlines() if line.startswith("| lambada") or line.startswith("| arc")]
+    cells = [[c.strip() for c in row.strip("|").split("|")] for row in rows]
+    assert [c[-2:] for c in cells] == [["−0.76", "−1.06"], ["−7.80", "−11.19"], ["–", "+30.03"]]
+    assert "| Δ points | Δ relative, % |" in card()
+
+
+def test_the_score_table_has_all_layers_ascending_with_the_dropped_marked():
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) .* \| ([a-z, ]+) \|$", card(), re.M)
+    assert [int(layer) for _, layer, _, _ in rows] == sorted(range(8), key=lambda i: made.ATTN[i])
+    assert [int(layer) for _, layer, _, outcome in rows if outcome == "dropped"] == [4, 6, 5]
+    assert [outcome for _, _, _, outcome in rows][-2:] == ["kept, protected"] * 2
+
+
+def test_a_near_tie_is_told_and_a_clear_margin_is_not_called_one():
+    clear = made.plan().margin.model_copy(update={"standard_error": 0.00001})
+    assert "near tie" in card()
+    assert "near tie" not in card(plan=made.plan(margin=clear))
+    assert "more than two standard errors" in card(plan=made.plan(margin=clear))
+
+
+def test_scores_beside_layers_chosen_by_hand_are_said_not_to_have_decided():
+    text = card(plan=made.plan_by_hand())
+    assert "did not decide" in text
+    assert "chosen by hand" in text
+
+
+def test_a_base_without_a_licence_is_a_visible_warning():
+    text = card(base=made.base(card=BaseCard()))
+    assert "**Warning:** the card of the base names no licence" in text
+    assert "license" not in split(text)[0]
+
+
+@pytest.mark.parametrize(
+    ("licence", "line"),
+    [("llama3.2", "Built with Llama"), ("llama3", "Built with Meta Llama 3"), ("apache-2.0", None)],
+)
+def test_the_licence_decides_the_attribution_line(licence, line):
+    text = card(base=made.base(card=BaseCard(license=licence)))
+    assert (f"**{line}**" in text) if line else "Built with" not in text
+
+
+def test_the_snippet_names_the_tag_of_the_checkpoint_and_compiles():
+    snippet = next(f.content for f in fences(card()) if f.info == "python")
+    compile(snippet, "snippet", "exec")
+    assert f'revision = "{checkpoint_tag(made.checkpoint())}"' in snippet
+    assert 'dtype="auto"' in snippet
+    assert 'device_map="auto"' in snippet
+    proposed = card(recipe=made.recipe(target=TargetSpec(create_pr=True)))
+    snippet = next(f.content for f in fences(proposed) if f.info == "python")
+    compile(snippet, "snippet", "exec")
+    assert "revision" not in snippet
+
+
+def test_text_of_models_is_shown_verbatim_and_never_run():
+    shown = [f.content for f in fences(card()) if f.info == "text"]
+    assert " | butter | {{ 7 * 7 }}\n" in shown
+    assert "The recipe needs ```flour``` and\n" in shown
+    assert "49" not in "".join(shown)
+
+
+def test_the_pairs_are_chosen_by_rule():
+    generation = made.generation()
+    assert [number for number, _ in shown_pairs(generation)] == [1, 2]
+    first = generation.model_copy(update={"continuations": generation.continuations[:1]})
+    assert [number for number, _ in shown_pairs(first)] == [1]
+    assert repeated_share("a b c d") == 0
+    assert repeated_share("") == 0
+    assert repeated_share("a b c d a b c d") == pytest.approx(1 / 5)
+
+
+def test_limits_follow_from_numbers():
+    text = card()
+    assert "lambada_openai (acc) got worse by more than twice the combined standard error: −7.80 points" in text
+    assert "arc_easy (acc_norm) got worse" not in text
+    assert "No benchmark was run" in card(benchmarks=None)
+    assert "No free text" in card(generation=None)
+    assert "nothing was scored" in card(scores=None, plan=made.plan_by_hand())
+
+
+def test_no_token_home_folder_or_local_path_gets_in():
+    home, token = Path.home(), "hf_" + "a1B2" * 8
+    subset = CalibrationSubset(dataset=f"{home}/secret/mine.jsonl", weight=1)
+    recipe = made.recipe(
+        calibration=CalibrationMix(name="mine", subsets=(subset,)),
+        evaluation=EvaluationSpec(tasks=("own",), include_path=f"{home}/secret"),
+    )
+    scores = made.scores()
+    source = scores.calibration.sources[0].model_copy(update={"dataset": f"{home}/secret/mine.jsonl", "commit": None})
+    record = scores.calibration.model_copy(update={"sources": (source,)})
+    check = made.verification().checks[0].model_copy(update={"detail": f"{home}/x {token}"})
+    text = card(
+        recipe=recipe,
+        scores=scores.model_copy(update={"calibration": record}),
+        verification=made.verification().model_copy(update={"checks": (check,)}),
+    )
+    assert "secret" not in text
+    assert f"{home}/" not in text
+    assert token not in text
+    assert "--include-path tasks" in text
+    assert "datasets" not in split(text)[0]
+
+
+def test_a_whole_benchmark_is_not_called_limited():
+    tasks = tuple(TaskComparison(**{**t.model_dump(), "documents": 2376}) for t in made.benchmarks().tasks)
+    text = card(benchmarks=made.benchmarks(tasks=tasks, limit=None))
+    assert "Limited to" not in text
+    assert "at most" not in text.split("## Limits")[1].split("##")[0]
+
+
+hostile = st.lists(st.sampled_from(HOSTILE), max_size=5).map("".join)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(hostile, hostile, hostile, hostile)
+def test_hostile_text_anywhere_leaves_the_card_whole(prompt, written, name, detail):
+    pair = Continuation(prompt=prompt, base=written, pruned=prompt + written, base_tokens=1, pruned_tokens=1)
+    base = made.base(card=BaseCard(license=name or None, language=(detail,)))
+    task = made.benchmarks().tasks[0].model_copy(update={"task": name, "dataset": detail or None})
+    check = made.verification().checks[0].model_copy(update={"name": name, "detail": detail})
+    text = card(
+        base=base,
+        benchmarks=made.benchmarks(tasks=(task,)),
+        generation=made.generation().model_copy(update={"continuations": (pair,)}),
+        verification=made.verification().model_copy(update={"checks": (check,)}),
+    )
+    check_structure(text)
+    assert len(headings(text)) == 10
+    text.encode("utf-8")
+
+
+def test_the_skeleton_has_the_same_kind_of_metadata():
+    values = split(skeleton(made.recipe(), base=made.base(), name="x"))[0]
+    assert values["base_model"] == "meta-llama/Llama-3.2-3B"
+    assert "model-index" not in values
+
+
+def test_a_template_of_the_users_own_wins(tmp_path):
+    (tmp_path / "provenance.md.jinja").write_text("## Mine\n")
+    assert headings(render(context(), overrides=tmp_path))[-1] == "Mine"

@@ -1,0 +1,144 @@
+"""The record of a publish lists every file, holds nothing private, and is the same for the same result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import made
+import pytest
+from conftest import finish, make_folder
+
+from hubprune.artifacts import RepoFile
+from hubprune.publishing.command import publish_command
+from hubprune.publishing.manifest import checkpoint_tag, files_digest, local_files, read_manifest, write_recipe
+from hubprune.publishing.privacy import public_recipe, scrub
+from hubprune.recipe import CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, Recipe, parse, read_recipe
+
+
+def manifest(folder):
+    return json.loads((folder / "hubprune.json").read_text())
+
+
+@pytest.fixture
+def private_recipe():
+    """A recipe with local paths in all places that may hold one."""
+    subset = CalibrationSubset(dataset=f"{Path.home()}/secret/mine.jsonl", weight=1)
+    return made.recipe(
+        calibration=CalibrationMix(name="mine", subsets=(subset,)),
+        evaluation=EvaluationSpec(tasks=("own",), include_path=f"{Path.home()}/secret/tasks"),
+    )
+
+
+def test_every_file_but_the_manifest_itself_is_listed_with_its_hash(tmp_path):
+    folder = make_folder(tmp_path / "a")
+    on_disk = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    del on_disk["hubprune.json"]
+    listed = manifest(folder)["files"]
+    assert listed == {
+        path: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for path, data in on_disk.items()
+    }
+    assert {"README.md", "recipe.yaml", "tasks/own.yaml"} <= set(listed)
+
+
+def test_the_same_result_gives_the_same_bytes(tmp_path):
+    slower = made.report(benchmarks=made.benchmarks(base_seconds=1.0), seconds={"score": 9.0})
+    a, b = make_folder(tmp_path / "a"), make_folder(tmp_path / "b")
+    finish(b, card="# Card\n", report=slower)
+    assert (a / "hubprune.json").read_bytes() == (b / "hubprune.json").read_bytes()
+
+
+def test_another_card_leaves_the_digest_of_the_content(tmp_path):
+    a, b = make_folder(tmp_path / "a"), make_folder(tmp_path / "b", card="# Other\n")
+    assert manifest(a)["content_sha256"] == manifest(b)["content_sha256"]
+    assert manifest(a)["files"]["README.md"] != manifest(b)["files"]["README.md"]
+    c = make_folder(tmp_path / "c", plan=made.plan(protected=()))
+    assert manifest(a)["content_sha256"] != manifest(c)["content_sha256"]
+
+
+def test_it_holds_what_the_run_saw_but_no_single_documents(tmp_path):
+    values = manifest(make_folder(tmp_path / "a"))
+    assert values["base"] == {"repo_id": "meta-llama/Llama-3.2-3B", "commit": made.BASE_COMMIT}
+    assert values["recipe"]["base"]["revision"] == made.BASE_COMMIT
+    assert values["scores"]["mean"]["attn"] == list(made.ATTN)
+    assert "per_document" not in values["scores"]
+    assert values["scores"]["calibration"]["sources"][0]["commit"] == made.DATA_COMMIT
+    assert len(values["generation"]["continuations"]) == 3
+    assert {"plan", "verification", "benchmarks", "versions", "checkpoint"} <= set(values)
+    assert "base_seconds" not in values["benchmarks"]
+
+
+def test_a_recipe_is_published_without_local_paths(tmp_path, private_recipe):
+    base = made.base(name="owner/base")
+    public = public_recipe(private_recipe, base=base)
+    assert str(Path.home()) not in public.to_yaml()
+    assert public.calibration.subsets[0].dataset == "mine.jsonl"
+    assert public.evaluation.include_path == "tasks"
+    assert (public.base.repo_id, public.base.revision) == ("owner/base", made.BASE_COMMIT)
+
+
+def test_the_published_recipe_is_read_back_as_the_same_recipe(tmp_path):
+    write_recipe(tmp_path, recipe=made.recipe(), report=made.report())
+    assert read_recipe(tmp_path / "recipe.yaml") == public_recipe(made.recipe(), base=made.base())
+
+
+def test_local_paths_and_tokens_are_scrubbed_wherever_they_hide(tmp_path, private_recipe):
+    token = "hf_" + "a1B2" * 8
+    check = made.verification().checks[0].model_copy(update={"detail": f"{Path.home()}/x with {token}"})
+    folder = make_folder(
+        tmp_path / "a",
+        verification=made.verification().model_copy(update={"checks": (check,)}),
+        recipe=private_recipe.model_dump(mode="json"),
+    )
+    text = (folder / "hubprune.json").read_text()
+    assert token not in text
+    assert f"{Path.home()}/" not in text
+    assert scrub(f"see {Path.home()}/a") == "see ~/a"
+
+
+def test_the_tag_depends_on_the_checkpoint_alone():
+    files = made.checkpoint().files
+    assert checkpoint_tag(made.checkpoint()) == f"hubprune-{files_digest(files)[:8]}"
+    assert checkpoint_tag(made.checkpoint(files=tuple(reversed(files)))) == checkpoint_tag(made.checkpoint())
+    other = (*files[:1], files[1].model_copy(update={"sha256": "f" * 64}), *files[2:])
+    assert checkpoint_tag(made.checkpoint(files=other)) != checkpoint_tag(made.checkpoint())
+
+
+def test_a_name_that_looks_like_two_files_is_another_digest():
+    a = [RepoFile(path="a", size=1, sha256="b")]
+    b = [RepoFile(path="a\0b", size=1, sha256="")]
+    assert files_digest(a) != files_digest(b)
+
+
+def test_hashes_are_those_of_sha256_and_of_git(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"hello\n")
+    (file,) = local_files(tmp_path)
+    assert file.git_oid == "ce013625030ba8dba906f756967f9e9ca394464a"
+    assert file.sha256 == hashlib.sha256(b"hello\n").hexdigest()
+    assert file.size == 6
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"\xff", b'{"files": 3}', b'{"files": {"a": 1}}', b"[" * 100_000])
+def test_a_manifest_that_makes_no_sense_counts_as_empty(data):
+    read = read_manifest(data)
+    assert read.files == {}
+    assert read.content_sha256 is None
+
+
+def test_the_command_is_rebuilt_from_the_recipe():
+    recipe = made.recipe(
+        drop=DropSpec(drop_attn=(21, 18)),
+        aggregation="token",
+        evaluation=EvaluationSpec(tasks=("a b", "c"), include_path="tasks"),
+        dtype="float32",
+    )
+    assert publish_command(recipe).split(" \\\n    ") == [
+        "hubprune publish meta-llama/Llama-3.2-3B", "--revision main", "--drop-attn 18,21", "--calibration cosmopedia",
+        "--num-samples 400", "--max-tokens 512", "--aggregation token", "--tasks 'a b,c'", "--include-path tasks",
+        "--seed 0", "--dtype float32",
+    ]  # fmt: skip
+
+
+def test_the_recipe_of_a_report_is_the_recipe():
+    assert parse(Recipe, made.report().recipe) == made.recipe()

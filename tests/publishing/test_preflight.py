@@ -1,0 +1,159 @@
+"""What can refuse a publish refuses it before any compute."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import made
+import pytest
+from conftest import BASE_ID, commit_files
+
+from hubprune.errors import (
+    AuthenticationError,
+    ConflictError,
+    DiskSpaceError,
+    HubError,
+    PermissionDeniedError,
+    RecipeError,
+)
+from hubprune.publishing import preflight as module
+from hubprune.publishing.hub import resolve_base
+from hubprune.publishing.preflight import check_disk, check_endpoints, preflight
+from hubprune.publishing.session import HubSession
+from hubprune.recipe import BaseModelSpec, TargetSpec
+
+pytestmark = pytest.mark.usefixtures("base_repo")
+
+
+@pytest.fixture
+def base(session):
+    return resolve_base(BaseModelSpec(repo_id=BASE_ID), session=session)
+
+
+@pytest.fixture
+def to(recipe):
+    """The recipe with another target."""
+    return lambda **target: recipe.model_copy(update={"target": TargetSpec(**target)})
+
+
+def writes(hub):
+    harmless = ("/api/validate-yaml", "/paths-info/")
+    return [r.line for r in hub.log if r.method not in ("GET", "HEAD") and not any(h in r.path for h in harmless)]
+
+
+def test_a_new_target_gets_the_default_name_in_the_users_namespace(hub, user, session, base, recipe):
+    hub.clear_log()
+    target = preflight(recipe, base=base, session=session)
+    assert (target.repo_id, target.exists, target.parent) == (f"{user[0]}/Llama-Tiny-attn-drop-3", False, None)
+    assert writes(hub) == []
+
+
+def test_a_bare_name_goes_to_the_users_namespace(user, session, base, to):
+    assert preflight(to(repo_id="tiny"), base=base, session=session).repo_id == f"{user[0]}/tiny"
+
+
+def test_an_existing_target_is_seen_with_its_head(admin, session, base, to):
+    admin.create_repo("acme/seen")
+    head = commit_files(admin, "acme/seen", {"a.txt": b"a"})
+    target = preflight(to(repo_id="acme/seen"), base=base, session=session)
+    assert (target.exists, target.parent, target.branch_exists) == (True, head, True)
+    other = preflight(to(repo_id="acme/seen", revision="next"), base=base, session=session)
+    assert (other.parent, other.branch_exists) == (head, False)
+
+
+def test_no_token_is_refused_with_the_way_to_get_one(hub, base, recipe):
+    with pytest.raises(AuthenticationError, match=r"hf auth login.*HF_TOKEN"):
+        preflight(recipe, base=base, session=HubSession.open(endpoint=hub.endpoint))
+
+
+def test_an_expired_token_is_refused(hub, base, recipe):
+    token = hub.add_user("expired", expired=True)
+    with pytest.raises(AuthenticationError, match="expired"):
+        preflight(recipe, base=base, session=HubSession.open(endpoint=hub.endpoint, token=token))
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_read_only_token_is_refused_whether_the_repo_exists_or_not(hub, admin, base, to, exists):
+    name = f"reader-{exists}".lower()
+    token = hub.add_user(name, role="read")
+    if exists:
+        admin.create_repo(f"{name}/model")
+    with pytest.raises(PermissionDeniedError, match=f"token of {name}"):
+        preflight(to(repo_id=f"{name}/model"), base=base, session=HubSession.open(endpoint=hub.endpoint, token=token))
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_foreign_namespace_is_refused_whether_the_repo_exists_or_not(admin, session, base, to, exists):
+    if exists:
+        admin.create_repo("strangers/model")
+    repo_id = "strangers/model" if exists else "strangers/nothing"
+    with pytest.raises(PermissionDeniedError, match=repo_id):
+        preflight(to(repo_id=repo_id), base=base, session=session)
+
+
+def test_a_fine_grained_token_may_write_only_where_it_says(hub, admin, base, to):
+    admin.create_repo("fine/model")
+    token = hub.add_user("fine", role="fineGrained", writable=["fine/model"])
+    fine = HubSession.open(endpoint=hub.endpoint, token=token)
+    assert preflight(to(repo_id="fine/model"), base=base, session=fine).exists
+    with pytest.raises(PermissionDeniedError, match="may not create repos in fine"):
+        preflight(to(repo_id="fine/other"), base=base, session=fine)
+
+
+def test_a_pull_request_needs_no_write_access_but_a_repo(admin, session, base, to):
+    admin.create_repo("strangers/open")
+    assert preflight(to(repo_id="strangers/open", create_pr=True), base=base, session=session).create_pr
+    with pytest.raises(PermissionDeniedError, match="to open a pull request on"):
+        preflight(to(repo_id="strangers/none", create_pr=True), base=base, session=session)
+
+
+def test_a_card_that_was_written_by_hand_stops_before_compute(admin, session, base, to):
+    admin.create_repo("acme/handmade")
+    commit_files(admin, "acme/handmade", {"README.md": b"# Mine"})
+    with pytest.raises(ConflictError, match=r"not written by hubprune.*--overwrite-card"):
+        preflight(to(repo_id="acme/handmade"), base=base, session=session)
+    assert preflight(to(repo_id="acme/handmade"), base=base, session=session, overwrite_card=True).exists
+
+
+def test_a_local_base_cannot_be_published(session, base, recipe):
+    with pytest.raises(RecipeError, match="names its base on the Hub"):
+        preflight(recipe, base=base.model_copy(update={"commit": None}), session=session)
+
+
+def test_a_full_disk_is_seen_with_both_figures(monkeypatch, base, tmp_path):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(free=1000))
+    uncached = base.model_copy(update={"name": "nobody/fetched-this"})
+    with pytest.raises(DiskSpaceError, match=r"needs 560\.\d\d kB .* has 1\.00 kB free"):
+        check_disk(uncached, folder=tmp_path / "not" / "yet")
+    with pytest.raises(DiskSpaceError, match=r"needs 280\.\d\d kB"):
+        check_disk(uncached.model_copy(update={"folder": str(tmp_path)}), folder=tmp_path)
+
+
+def test_metadata_that_the_hub_refuses_is_refused_early(hub, monkeypatch, session, base, recipe):
+    monkeypatch.setattr(module, "skeleton", lambda *a, **k: "---\nlicense: [\n---\n")
+    with pytest.raises(RecipeError, match="refuses the card's metadata"):
+        preflight(recipe, base=base, session=session)
+
+
+def test_the_skeleton_is_metadata_that_the_hub_accepts(hub, session, base, recipe):
+    hub.clear_log()
+    preflight(recipe, base=base, session=session)
+    assert [r.status for r in hub.log if "validate-yaml" in r.path] == [200]
+
+
+def test_libraries_that_talk_to_different_hubs_are_refused(monkeypatch, session):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "https://elsewhere.example")
+    with pytest.raises(HubError, match=r"different Hubs.*https://elsewhere\.example.*before the program starts"):
+        check_endpoints(session)
+
+
+def test_a_name_that_is_too_long_is_refused(user, session, base, to):
+    with pytest.raises(RecipeError, match="longer than 96"):
+        preflight(to(repo_id="x" * 95), base=base, session=session)
+
+
+def test_no_name_of_the_fixed_artifacts_is_longer_than_the_hub_allows():
+    assert len(made.REPO_ID) <= 96
