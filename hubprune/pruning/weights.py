@@ -242,7 +242,8 @@ def parse_json(text: bytes, *, where: str) -> dict[str, Any]:
         return made
 
     try:
-        value = json.loads(text, object_pairs_hook=unique)
+        # Decoded here, since json would guess UTF-16 and UTF-32 too, which no other reader of these files does.
+        value = json.loads(text.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is no valid JSON: {error}.") from error
     if not isinstance(value, dict):

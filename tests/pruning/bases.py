@@ -1,0 +1,124 @@
+"""Small bases that look like published ones: random weights, a hand-written config.json, a tokenizer of bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from hubprune.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "initializer_range": 0.02,
+    "intermediate_size": 48,
+    "max_position_embeddings": 512,
+    "model_type": "llama",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 5,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "vocab_size": 256,
+}
+MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8}
+
+
+def plan(layers, *, attn=(), mlp=()):
+    """A plan that was made by hand."""
+    dropped = [*(DroppedSublayer(kind="attn", layer=i) for i in attn)]
+    dropped += [DroppedSublayer(kind="mlp", layer=i) for i in mlp]
+    return DropPlan(selected_by="hand", num_hidden_layers=layers, dropped=tuple(dropped))
+
+
+def shapes(config):
+    """Name and shape of every tensor of a Llama or Mistral."""
+    size, heads = config["hidden_size"], config["num_attention_heads"]
+    kv, wide = config["num_key_value_heads"] * size // heads, config["intermediate_size"]
+    found = {"model.embed_tokens.weight": (config["vocab_size"], size)}
+    for i in range(config["num_hidden_layers"]):
+        found |= {
+            f"model.layers.{i}.input_layernorm.weight": (size,),
+            f"model.layers.{i}.mlp.down_proj.weight": (size, wide),
+            f"model.layers.{i}.mlp.gate_proj.weight": (wide, size),
+            f"model.layers.{i}.mlp.up_proj.weight": (wide, size),
+            f"model.layers.{i}.post_attention_layernorm.weight": (size,),
+            f"model.layers.{i}.self_attn.k_proj.weight": (kv, size),
+            f"model.layers.{i}.self_attn.o_proj.weight": (size, size),
+            f"model.layers.{i}.self_attn.q_proj.weight": (size, size),
+            f"model.layers.{i}.self_attn.v_proj.weight": (kv, size),
+        }
+    return found | {"model.norm.weight": (size,), "lm_head.weight": (config["vocab_size"], size)}
+
+
+def random_tensors(config, *, seed=0, dtype=torch.float32):
+    """Weights with which every sublayer says something: the unscaled ones of an untrained model hardly do."""
+    made = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in shapes(config).items():
+        noise = torch.randn(shape, generator=made)
+        tensors[name] = (1 + noise / 10 if len(shape) == 1 else noise / math.sqrt(shape[1])).to(dtype)
+    if config["tie_word_embeddings"]:
+        del tensors["lm_head.weight"]
+    return tensors
+
+
+def write_base(folder, config, tensors=None, *, shards=1):
+    """Write a base into a new folder."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    write_tensors(folder, tensors or random_tensors(config), shards=shards)
+    write_tokenizer(folder)
+    return BaseCheckpoint(name="tiny", commit=None, folder=str(folder), config=config, files=())
+
+
+def write_tensors(folder, tensors, *, shards=1, metadata=None):
+    """Write weights as one file, or as shards of consecutive tensors with an index."""
+    metadata = metadata or {"format": "pt"}
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata=metadata)
+        return
+    names, weight_map = list(tensors), {}
+    for number in range(shards):
+        part = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file, metadata=metadata)
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_tokenizer(folder):
+    """Write a tokenizer whose tokens are the 256 bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocab = {char: number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+
+
+def raw_file(header, data=b""):
+    """Bytes of a safetensors file with any header: text, or a mapping that becomes JSON."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def parts(path):
+    """Header and data of a safetensors file."""
+    content = Path(path).read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
