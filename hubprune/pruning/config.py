@@ -82,13 +82,13 @@ def _both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Add the keys that transformers 4.x reads where the base has only those of 5.x."""
     added: dict[str, Any] = {}
     rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope and "rope_theta" not in config:
+    if isinstance(rope, dict) and "rope_theta" in rope:
         added["rope_theta"] = rope["rope_theta"]
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
         added["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
-    if "dtype" in config and "torch_dtype" not in config:
+    if "dtype" in config:
         added["torch_dtype"] = config["dtype"]
-    return added
+    return {key: value for key, value in added.items() if key not in config}
 
 
 def _fewer_layers(config: Mapping[str, Any], plan: DropPlan, architecture: Architecture) -> dict[str, Any]:

@@ -1,0 +1,218 @@
+"""The published modeling file: the same for every repo of a family, free of surprises, and strict with its config."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bases import LLAMA, MISTRAL
+
+from hubprune.architectures import ARCHITECTURES
+from hubprune.pruning import modeling
+
+GOLDEN = Path(__file__).parent / "golden"
+FAMILIES = sorted(ARCHITECTURES)
+SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 8}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_modeling_file_is_the_golden_one(family):
+    text = modeling.render(ARCHITECTURES[family], version="1.2.3")
+    path = GOLDEN / f"modeling_pruned_{family}.py.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text(), "UPDATE_GOLDEN=1 writes the golden files anew: read the difference"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_modeling_file_imports_little_and_runs_nothing_at_large(family):
+    tree = ast.parse(modeling.render(ARCHITECTURES[family]))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add(node.module.split(".")[0])
+    assert imported == {"copy", "functools", "torch", "transformers"}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not names & {"eval", "exec", "open", "compile", "__import__", "system", "load", "globals", "__builtins__"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_does_not_take_a_stand_in_for_an_attention(family):
+    assert not re.search(r"class \w*Attention\w*\(nn\.Module\)", modeling.render(ARCHITECTURES[family]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_modeling_file_overrides_no_forward_of_transformers(family):
+    tree = ast.parse(modeling.render(ARCHITECTURES[family]))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.startswith("Pruned")]
+    assert len(classes) == 3
+    assert {method.name for c in classes for method in c.body if isinstance(method, ast.FunctionDef)} == {"__init__"}
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["check", "format"])
+def test_the_modeling_file_is_clean_for_ruff(tmp_path, command):
+    for family in FAMILIES:
+        path = tmp_path / ARCHITECTURES[family].modeling_file
+        path.write_text(modeling.render(ARCHITECTURES[family]))
+    ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "--line-length", "120", str(tmp_path)]
+    done = subprocess.run(ruff, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- what gets into the template ---------------------------------------------------------------------------------
+
+NO_IDENTIFIERS = ["", "a b", "a.b", "a\nimport os", "a\n", "class", "é", "1a", "a;b", "a)", 5, None, True, b"a"]
+
+
+@pytest.mark.parametrize("value", NO_IDENTIFIERS)
+def test_only_identifiers_become_identifiers(value):
+    with pytest.raises(ValueError, match="is no identifier"):
+        modeling.ident(value)
+
+
+@pytest.mark.parametrize(
+    "value", ['a"b', "a\\", "a b", "a\nb", True, None, 1.5, [1], {"a": 1}, ("a", 1.5), (("a b",),)]
+)
+def test_only_harmless_values_become_literals(value):
+    with pytest.raises(ValueError):
+        modeling.py(value)
+
+
+def test_literals_read_back_as_the_same_values():
+    for value in (4, -1, "self_attn", (), ("a",), ("a", "b"), (4, 48), ("a", ("b",))):
+        assert ast.literal_eval(modeling.py(value)) == value
+
+
+@pytest.mark.parametrize("version", ["1.0\nimport os", "1.0; x", "", "one", '1"""'])
+def test_a_version_that_might_be_code_is_refused(version):
+    with pytest.raises(ValueError):
+        modeling.render(ARCHITECTURES["llama"], version=version)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_prefix": "Llama):\n    pass\nimport os\nclass X("},
+        {"model_type": "llama.x import y; import"},
+        {"attn_module": 'self_attn"; import os; "'},
+        {"mlp_module": "mlp\n"},
+        {"attn_norms": ("a", 'b"')},
+        {"mlp_norms": ("a b",)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_table_entry_that_might_be_code_is_refused(change):
+    with pytest.raises(ValueError):
+        modeling.render(replace(ARCHITECTURES["llama"], **change))
+
+
+# ---- what its classes refuse -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """The modeling files as modules, by family."""
+    modules = {}
+    for family in FAMILIES:
+        path = tmp_path_factory.mktemp("code") / ARCHITECTURES[family].modeling_file
+        path.write_text(modeling.render(ARCHITECTURES[family]))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        modules[family] = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = modules[family]
+        spec.loader.exec_module(modules[family])
+    yield modules
+    for module in modules.values():
+        del sys.modules[module.__name__]
+
+
+def build(rendered, family="llama", **keys):
+    """A pruned model with a few keys in its config."""
+    prefix = ARCHITECTURES[family].class_prefix
+    config = {**(LLAMA if family == "llama" else MISTRAL), **SMALL, **keys}
+    made = getattr(rendered[family], f"Pruned{prefix}Config")(**{k: v for k, v in config.items() if k != "model_type"})
+    return getattr(rendered[family], f"Pruned{prefix}ForCausalLM")(made)
+
+
+BAD_KEYS = {
+    "out of range": ({"dropped_attn_layers": [5]}, r"dropped_attn_layers=\[5\] does not fit num_hidden_layers=5"),
+    "negative": ({"dropped_attn_layers": [-1]}, r"dropped_attn_layers=\[-1\] does not fit"),
+    "bool": ({"dropped_mlp_layers": [True]}, r"dropped_mlp_layers=\[True\] does not fit"),
+    "strings": ({"dropped_mlp_layers": ["1"]}, r"dropped_mlp_layers=\['1'\] does not fit"),
+    "float": ({"dropped_attn_layers": [1.0]}, r"dropped_attn_layers=\[1.0\] does not fit"),
+    "text": ({"dropped_attn_layers": "13"}, "dropped_attn_layers='13' does not fit"),
+    "number": ({"dropped_attn_layers": 3}, "dropped_attn_layers=3 does not fit"),
+    "zero": ({"dropped_attn_layers": 0}, "dropped_attn_layers=0 does not fit"),
+    "mapping": ({"dropped_attn_layers": {"1": 2}}, "dropped_attn_layers=.* does not fit"),
+    "all attentions": ({"dropped_attn_layers": [0, 1, 2, 3, 4]}, "leaves no attention of some kind"),
+    "too few widths": ({"mlp_intermediate_sizes": [8, 8]}, r"mlp_intermediate_sizes=\[8, 8\] does not fit"),
+    "widths and drops": (
+        {"mlp_intermediate_sizes": [8] * 5, "dropped_mlp_layers": [1]},
+        "mlp_intermediate_sizes=.* does not fit the layers and their drops",
+    ),
+    "width 0 of a kept MLP": ({"mlp_intermediate_sizes": [0, 8, 8, 8, 8]}, "mlp_intermediate_sizes=.* does not fit"),
+    "negative width": ({"mlp_intermediate_sizes": [-8, 8, 8, 8, 8]}, "mlp_intermediate_sizes=.* does not fit"),
+    "one width": ({"mlp_intermediate_sizes": 8}, "mlp_intermediate_sizes=8 does not fit"),
+}
+
+
+@pytest.mark.parametrize(("keys", "message"), BAD_KEYS.values(), ids=BAD_KEYS)
+def test_keys_that_do_not_fit_are_refused_with_their_value(rendered, keys, message):
+    with pytest.raises(ValueError, match=message):
+        build(rendered, **keys)
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"dropped_attn_layers": None}, {"dropped_attn_layers": [], "dropped_mlp_layers": []}]
+)
+def test_without_drops_it_is_the_stock_model(rendered, keys):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    stock = LlamaForCausalLM(LlamaConfig(**{**LLAMA, **SMALL}))
+    assert build(rendered, **keys).state_dict().keys() == stock.state_dict().keys()
+
+
+def test_dropped_sublayers_have_no_parameters_and_widths_follow_the_config(rendered):
+    model = build(rendered, dropped_attn_layers=[0], dropped_mlp_layers=[1], mlp_intermediate_sizes=[8, 0, 3, 8, 8])
+    names = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert not [n for n in names if n.startswith(("model.layers.0.self_attn", "model.layers.0.input_layernorm"))]
+    assert not [n for n in names if n.startswith(("model.layers.1.mlp", "model.layers.1.post_attention_layernorm"))]
+    assert names["model.layers.2.mlp.down_proj.weight"] == (8, 3)
+    assert names["model.layers.3.mlp.down_proj.weight"] == (8, 8)
+
+
+def test_a_kind_of_attention_must_not_vanish(rendered):
+    kinds = ["full_attention"] * 2 + ["sliding_attention"] * 3
+    model = build(rendered, "mistral", dropped_attn_layers=[0])
+    layers = model.model.layers
+    for layer, kind in zip(layers, kinds, strict=True):
+        layer.self_attn.sliding_window = 8 if kind == "sliding_attention" else None
+    with pytest.raises(ValueError, match="leaves no attention of some kind"):
+        rendered["mistral"].cache_slots(layers, {0, 1})
+    # Each kind fills the first slots of its own kind.
+    assert rendered["mistral"].cache_slots(layers, {0, 2}) == {1: 0, 3: 2, 4: 3}
+
+
+def test_an_old_transformers_is_refused_with_the_version_it_takes(tmp_path, monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "4.47.1")
+    with pytest.raises(ImportError, match=r"needs transformers>=4.48, found 4.47.1"):
+        exec(compile(modeling.render(ARCHITECTURES["llama"]), "modeling_pruned_llama.py", "exec"), {"__name__": "m"})
+
+
+def test_the_file_does_not_depend_on_any_base():
+    texts = {modeling.render(ARCHITECTURES["llama"]) for _ in range(2)}
+    assert len(texts) == 1
+    assert json.dumps(LLAMA["vocab_size"]) not in texts.pop().split("FLOOR")[1]
