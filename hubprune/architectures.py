@@ -40,6 +40,8 @@ class Architecture:
     """Name of the input embedding tensor."""
     head: str = "lm_head.weight"
     """Name of the output head tensor; absent where it is tied to the embedding."""
+    computed: tuple[str, ...] = ("self_attn.rotary_emb.inv_freq",)
+    """Tensors inside a decoder layer that old checkpoints store and transformers computes: no parameters."""
     per_layer_config_lists: tuple[str, ...] = ("layer_types",)
     """Keys of config.json that hold one value per layer and are cut when whole layers go."""
 
@@ -57,6 +59,10 @@ class Architecture:
     def modeling_file(self) -> str:
         """File name of the published modeling file."""
         return f"modeling_pruned_{self.model_type}.py"
+
+    def is_parameter(self, tensor: str) -> bool:
+        """Tell whether a tensor of a checkpoint is a parameter of the model."""
+        return not (tensor.startswith(self.layers_prefix) and tensor.endswith(self.computed))
 
     def attn_parts(self) -> tuple[str, ...]:
         """Names, inside a decoder layer, of everything that goes with its attention."""

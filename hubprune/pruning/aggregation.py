@@ -22,7 +22,7 @@ def aggregate(
         device: where they ran, for the record.
 
     Raises:
-        ScoringError: a score is no finite number, or a subset has no document.
+        ScoringError: a subset has no document.
     """
     _check(rows, calibration)
     weights = [source.weight for source in calibration.sources]
@@ -51,11 +51,6 @@ def _check(rows: Sequence[DocumentScores], calibration: CalibrationRecord) -> No
     for source, described in enumerate(calibration.sources):
         if not any(row.source == source for row in rows):
             raise ScoringError(f"No document of {described.label} was scored.")
-    for row in rows:
-        for kind, values in row.scores.model_dump().items():
-            if not all(math.isfinite(v) for v in values):
-                layer = next(i for i, v in enumerate(values) if not math.isfinite(v))
-                raise ScoringError(f"The {kind} score of layer {layer} is not a finite number.")
 
 
 def _combine(rows: Sequence[DocumentScores], average: Callable[[list[float]], float]) -> ImportanceScores:

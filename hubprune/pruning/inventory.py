@@ -51,7 +51,7 @@ def take_inventory(
 
 def count_parameters(weights: Weights, config: Mapping[str, Any], architecture: Architecture) -> int:
     """Count a model's parameters as transformers does: a tied head that the files hold as well counts once."""
-    stored = {tensor.name: tensor.parameters for _, tensor in weights}
+    stored = {tensor.name: tensor.parameters for _, tensor in weights if architecture.is_parameter(tensor.name)}
     if config.get("tie_word_embeddings") and architecture.embedding in stored:
         stored.pop(architecture.head, None)
     return sum(stored.values())

@@ -96,7 +96,7 @@ def load_from_hub(repo_id: str, *, commit: str, prompt: str, new_tokens: int, cu
 def trusted_modeling_file(folder: Path, architecture: Architecture) -> bool:
     """Tell whether the folder's modeling file is byte for byte the one that this version of hubprune writes."""
     path = folder / architecture.modeling_file
-    return path.is_file() and path.read_text(encoding="utf-8") == modeling.render(architecture)
+    return path.is_file() and path.read_bytes() == modeling.render(architecture).encode()
 
 
 def plan_of(config: Mapping[str, Any]) -> DropPlan:
@@ -139,8 +139,8 @@ def _planned_parameters(
 ) -> int:
     base = open_weights(base_folder)
     gone = _dropped_prefixes(plan, architecture)
-    lost = sum(tensor.parameters for _, tensor in base if tensor.name.startswith(gone))
-    return count_parameters(base, config, architecture) - lost
+    dropped = [t for _, t in base if t.name.startswith(gone) and architecture.is_parameter(t.name)]
+    return count_parameters(base, config, architecture) - sum(tensor.parameters for tensor in dropped)
 
 
 def _dropped_prefixes(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
@@ -164,6 +164,8 @@ def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Ch
 
 def _planned_cache_bytes(plan: DropPlan, config: Mapping[str, Any], *, tokens: int, dtype: str) -> int:
     attentions = plan.num_hidden_layers - len(plan.layers("attn"))
+    if window := config.get("sliding_window"):
+        tokens = min(tokens, window - 1)  # a sliding cache forgets what the next token will not look at
     return attentions * tokens * kv_bytes_per_layer({**config, "dtype": dtype})
 
 
