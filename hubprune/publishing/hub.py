@@ -61,9 +61,8 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
     """
     folder = Path(spec.repo_id).expanduser()
     looks_local = spec.repo_id.startswith(("/", "~", ".")) or not REPO_ID.fullmatch(spec.repo_id)
-    found = (
-        _local_base(folder) if looks_local or (folder / "config.json").is_file() else resolve_repo(spec, session=session)
-    )
+    is_local = looks_local or (folder / "config.json").is_file()
+    found = _local_base(folder) if is_local else resolve_repo(spec, session=session)
     architecture_of(found.config, name=found.name)
     _check_format(found)
     return found

@@ -1,0 +1,138 @@
+"""One publish from the first request to the loaded result, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import leftovers
+
+TARGET = "local/tiny-attn-drop-2"
+READER = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(type(model).__name__, model.config.dropped_attn_layers, model.num_parameters())
+print(tokenizer.decode(model.generate(**tokenizer("The birds", return_tensors="pt"), max_new_tokens=5)[0]))
+try:
+    AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)
+except ValueError as error:
+    print("refused:", "trust_remote_code" in str(error))
+"""
+
+
+def read_as_a_stranger(hubprune, repo_id, home):
+    """A process that knows nothing but transformers, with a cache of its own."""
+    environment = hubprune.environment({"HF_HOME": str(home), "PYTHONPATH": ""})
+    command = [sys.executable, "-c", READER, repo_id]
+    done = subprocess.run(command, env=environment, cwd=home.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publish, hubprune, api, files, hub):
+    first = publish("--attn-drop", 2, "--report", "report.json", "--out", "kept")
+
+    assert first.code == 0, first.err
+    assert [line[:5] for line in first.err.splitlines() if line.startswith("[")] == [f"[{n}/6]" for n in range(1, 7)]
+    assert "published  " + TARGET in first.out
+    report = json.loads((files / "report.json").read_text())
+    assert report["plan"]["dropped"][0]["rank"] == 1
+    assert hub.token not in first.out + first.err + (files / "report.json").read_text()
+
+    info = api.model_info(TARGET, files_metadata=True)
+    assert info.sha == report["published"]["commit"]
+    names = {s.rfilename for s in info.siblings}
+    assert {"README.md", "LICENSE", "config.json", "hubprune.json", "recipe.yaml", "tasks/little.yaml"} <= names
+    assert len(api.list_repo_commits(TARGET)) == 2  # the Hub's own first one, and ours
+    assert [tag.target_commit for tag in api.list_repo_refs(TARGET).tags] == [info.sha]
+    assert {p.relative_to(files / "kept").as_posix() for p in (files / "kept").rglob("*") if p.is_file()} == (
+        names - {".gitattributes"}
+    )
+
+    kind, *rest = read_as_a_stranger(hubprune, TARGET, files / "reader")
+    dropped = sorted(d["layer"] for d in report["plan"]["dropped"])
+    assert kind == f"PrunedLlamaForCausalLM {dropped} {report['checkpoint']['parameters']}"
+    assert rest[-1] == "refused: True"
+
+    second = publish("--attn-drop", 2)
+    assert second.code == 0, second.err
+    assert "up to date" in second.out
+    assert "benchmarks: taken from an earlier run" in second.err
+    assert api.model_info(TARGET).sha == info.sha
+    assert leftovers(files) == []
+
+    verified = hubprune("verify", TARGET)
+    assert verified.code == 0, verified.err
+    assert "files as in the manifest" in verified.out
+    assert "FAILED" not in verified.out
+
+
+def test_a_dry_run_writes_nothing_to_the_hub(publish, api):
+    ended = publish("--drop-attn", "1", "--tasks", "none", "--repo-id", "local/dry", "--dry-run")
+    assert ended.code == 0, ended.err
+    assert "nothing was published" in ended.out
+    assert not api.repo_exists("local/dry")
+
+
+def test_prune_writes_a_folder_that_verifies_and_a_changed_byte_is_found(hubprune, base_folder, files):
+    ended = hubprune("prune", base_folder, "--drop-attn", "0,3", "--out", "pruned", "--json")
+    assert ended.code == 0, ended.err
+    assert all(check["passed"] for check in json.loads(ended.out)["verification"]["checks"])
+    assert oct((files / "pruned").stat().st_mode & 0o777) == oct(0o777 & ~umask())
+
+    weights = files / "pruned" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 0x40
+    weights.write_bytes(data)
+    verified = hubprune("verify", "pruned", "--base", base_folder)
+    assert verified.code == 1
+    assert "FAILED  logits equal the base without the dropped sublayers" in verified.out
+    assert "checks failed" in verified.err
+
+    (files / "pruned" / "modeling_pruned_llama.py").write_text("raise SystemExit('must not run')\n")
+    refused = hubprune("verify", "pruned", "--base", base_folder)
+    assert refused.code == 1
+    assert "must not run" not in refused.err
+    assert "--trust-remote-code" in refused.err
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_score_prints_every_layer_in_the_order_of_its_score(hubprune, base_folder, files):
+    ended = hubprune("score", base_folder, "--calibration", "mix.yaml", "--attn-drop", 2, "--json")
+    assert ended.code == 0, ended.err
+    scores = json.loads(ended.out)
+    assert "per_document" not in scores
+    order = sorted(range(4), key=scores["mean"]["attn"].__getitem__)
+
+    table = hubprune("score", base_folder, "--calibration", "mix.yaml", "--attn-drop", 2)
+    rows = [line.split() for line in table.out.splitlines()[2:]]
+    assert [int(row[0]) for row in rows] == order
+    assert [row[-1] == "dropped" for row in rows] == [True, True, False, False]
+
+
+def test_a_recipe_file_and_an_option_that_wins_over_it(hubprune, files):
+    ended = hubprune("publish", "meta/tiny", "--drop-attn", "2", "--calibration", "mix.yaml", "--include-path", "tasks",
+                     "--tasks", "little", "--prompts", "prompts.txt", "--repo-id", "local/a", "--out", "a")  # fmt: skip
+    assert ended.code == 0, ended.err
+    again = hubprune("publish", "--recipe", files / "a" / "recipe.yaml", "--repo-id", "local/b", "--tasks", "none",
+                     "--out", "b")  # fmt: skip
+    assert again.code == 0, again.err
+    weights = [(files / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+    assert "Benchmarks" not in Path(files / "b" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("command", ["publish", "score", "prune", "verify", "hub", "demo", "env"])
+def test_every_command_explains_itself_with_an_example(command, hubprune):
+    ended = hubprune(command, "--help")
+    assert ended.code == 0
+    assert "hubprune " + command in " ".join(ended.out.replace("python -m hubprune", "").split()) or command == "env"
