@@ -379,6 +379,7 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
         overwrite_card=options.overwrite_card,
     )
     run.data_commits, run.task_sources  # noqa: B018
+    resolve_device(run.recipe.device)
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
     return target
 

@@ -99,7 +99,9 @@ class DropSpec(Settings):
     @model_validator(mode="after")
     def _one_request(self) -> DropSpec:
         if (self.attn_drop is None) == (self.drop_attn is None):
-            raise ValueError("say what to drop: either --attn-drop N or --drop-attn 18,21,22")
+            raise ValueError(
+                "nothing to drop was asked for, or two things: pass either --attn-drop N or --drop-attn 18,21,22"
+            )
         if self.drop_attn is not None and not self.drop_attn:
             raise ValueError("--drop-attn names no layer")
         if both := set(self.drop_attn or ()) & set(self.protect):
@@ -196,9 +198,10 @@ def parse(kind: type[AnySettings], values: dict[str, Any]) -> AnySettings:
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    place = ".".join(str(p) for p in problem["loc"])
-    text = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{place}: {text}." if place else f"{text[0].upper()}{text[1:]}."
+    if problem["type"] == "value_error":  # one of our own sentences, which says itself what it is about
+        text = str(problem["msg"]).removeprefix("Value error, ")
+        return f"{text[0].upper()}{text[1:]}."
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}."
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -89,15 +89,16 @@ def test_an_out_folder_that_holds_something(publish, files):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "say what to drop"),
+        ((), "pass either --attn-drop N or --drop-attn"),
         (("--attn-drop", "0"), "greater than or equal to 1"),
-        (("--attn-drop", "1", "--drop-attn", "2"), "either --attn-drop N or --drop-attn"),
+        (("--attn-drop", "1", "--drop-attn", "2"), "pass either --attn-drop N or --drop-attn"),
         (("--drop-attn", "2,x"), "no list of layers"),
         (("--drop-attn", "7"), "0 to 3"),
         (("--drop-attn", "2", "--protect", "2"), "both in --drop-attn and in --protect"),
         (("--attn-drop", "1", "--calibration", "cosmopedla"), "no calibration mix"),
         (("--attn-drop", "1", "--repo-id", "a/b/c"), "no repo id"),
         (("--attn-drop", "1", "--device", "tpu"), "device"),
+        (("--attn-drop", "1", "--device", "cuda:9"), "no device 'cuda:9'"),
     ],
 )
 def test_options_that_cannot_be_used(publish, files, options, said):
