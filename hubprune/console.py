@@ -128,7 +128,7 @@ def _amount(number: int, unit: Unit) -> str:
 def size(number: float) -> str:
     """Write bytes with a decimal unit: 1.50 GB."""
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(number) < 1000:
+        if abs(round(number, 2)) < 1000:
             return f"{number:.0f} B" if unit == "B" else f"{number:.2f} {unit}"
         number /= 1000
     return f"{number:.2f} TB"
@@ -136,9 +136,9 @@ def size(number: float) -> str:
 
 def duration(seconds: float) -> str:
     """Write a time span: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

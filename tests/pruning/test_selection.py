@@ -1,0 +1,158 @@
+"""Which attentions go: the lowest scores, by rules that can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from hubprune.artifacts import CalibrationRecord, CalibrationSource, DocumentScores, ImportanceScores
+from hubprune.errors import PlanError
+from hubprune.pruning.aggregation import aggregate
+from hubprune.pruning.selection import check_request, make_plan
+from hubprune.recipe import DropSpec
+
+
+def scores(*documents, aggregation="document", tokens=(4, 4, 4, 4)):
+    """Scores of documents of one subset; each is a row of attention scores."""
+    source = CalibrationSource(
+        dataset="d", config=None, split="train", commit=None, weight=1.0, documents=len(documents), tokens=4
+    )
+    record = CalibrationRecord(
+        mix="m", sources=(source,), max_tokens=4, seed=0, shuffle_buffer=1, token_sha256="0" * 64
+    )
+    rows = [
+        DocumentScores(source=0, tokens=size, scores=ImportanceScores(attn=attn, mlp=attn, block=attn))
+        for attn, size in zip(documents, tokens, strict=False)
+    ]
+    return aggregate(rows, record, aggregation=aggregation, dtype="float32", device="cpu")
+
+
+def planned(drop, found):
+    layers = len(found.mean.attn) if found else 6
+    return make_plan(drop, found, num_hidden_layers=layers, name="acme/base")
+
+
+FIVE = scores((0.5, 0.1, 0.4, 0.2, 0.3))
+
+
+@pytest.mark.parametrize(("number", "layers"), [(1, (1,)), (2, (1, 3)), (3, (1, 3, 4)), (4, (1, 2, 3, 4))])
+def test_the_lowest_scores_go(number, layers):
+    plan = planned(DropSpec(attn_drop=number), FIVE)
+    assert plan.layers("attn") == layers
+    assert plan.layers("mlp") == ()
+    assert plan.selected_by == "score"
+
+
+def test_the_order_of_selection_ranks_and_scores_are_kept():
+    rows = planned(DropSpec(attn_drop=3), FIVE).dropped
+    assert [(row.layer, row.score, row.rank) for row in rows] == [(1, 0.1, 1), (3, 0.2, 2), (4, 0.3, 3)]
+
+
+def test_of_equal_scores_the_deeper_layer_goes():
+    plan = planned(DropSpec(attn_drop=2), scores((0.1, 0.5, 0.1, 0.1)))
+    assert [row.layer for row in plan.dropped] == [3, 2]
+
+
+def test_protected_layers_stay_and_keep_their_rank():
+    plan = planned(DropSpec(attn_drop=2, protect=(1, 4)), FIVE)
+    assert [(row.layer, row.rank) for row in plan.dropped] == [(3, 2), (2, 4)]
+    assert plan.protected == (1, 4)
+    assert (plan.margin.last_dropped, plan.margin.first_kept) == (2, 0)
+
+
+def test_given_layers_go_whatever_they_score():
+    plan = planned(DropSpec(drop_attn=(2, 0)), FIVE)
+    assert [(row.layer, row.score, row.rank) for row in plan.dropped] == [(0, 0.5, 5), (2, 0.4, 4)]
+    assert (plan.selected_by, plan.margin) == ("hand", None)
+
+
+def test_given_layers_need_no_scores():
+    plan = planned(DropSpec(drop_attn=(3, 5)), None)
+    assert [(row.layer, row.score, row.rank) for row in plan.dropped] == [(3, None, None), (5, None, None)]
+    with pytest.raises(ValueError, match="needs scores"):
+        planned(DropSpec(attn_drop=1), None)
+
+
+# ---- margin ------------------------------------------------------------------------------------------------------
+
+
+def test_the_margin_is_the_mean_difference_with_its_paired_standard_error():
+    # Layer 1 minus layer 0, document by document: 0.1, 0.3, 0.2 and 0.2, so mean 0.2 and squares 0.01 + 0.01 = 0.02.
+    found = scores((0.1, 0.2, 9), (0.2, 0.5, 9), (0.1, 0.3, 9), (0.3, 0.5, 9))
+    margin = planned(DropSpec(attn_drop=1), found).margin
+    assert (margin.last_dropped, margin.first_kept) == (0, 1)
+    assert margin.difference == pytest.approx(0.2)
+    assert margin.standard_error == pytest.approx(math.sqrt(0.02 / 3 / 4))
+    assert not margin.near_tie
+
+
+def test_a_margin_within_two_standard_errors_is_a_near_tie():
+    # Differences 0.1, -0.1, 0.1 and 0.1: mean 0.05, squares 3 * 0.0025 + 0.0225 = 0.03, standard error 0.05.
+    found = scores((0.2, 0.3), (0.3, 0.2), (0.2, 0.3), (0.2, 0.3))
+    margin = planned(DropSpec(attn_drop=1), found).margin
+    assert margin.difference == pytest.approx(0.05)
+    assert margin.standard_error == pytest.approx(0.05)
+    assert margin.near_tie
+
+
+def test_by_token_the_margin_weighs_documents_by_their_length():
+    # Lengths 1 and 3, differences 0.1 and 0.3: mean 1/4 * 0.1 + 3/4 * 0.3 = 0.25; residuals weighted: -0.15 and 0.15.
+    found = scores((0.1, 0.2), (0.1, 0.4), aggregation="token", tokens=(1, 3))
+    margin = planned(DropSpec(attn_drop=1), found).margin
+    assert margin.difference == pytest.approx(0.25)
+    assert margin.standard_error == pytest.approx(math.sqrt(2 * 0.15**2 * 2 / 16))
+
+
+def test_where_no_candidate_is_left_there_is_no_margin():
+    assert planned(DropSpec(attn_drop=2, protect=(0, 1, 2)), FIVE).margin is None
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "too many": (
+        DropSpec(attn_drop=99),
+        "Cannot drop 99 attention sublayers: acme/base has 28 layers. Pass --attn-drop 27 or less.",
+    ),
+    "all": (
+        DropSpec(attn_drop=28),
+        "Cannot drop 28 attention sublayers: acme/base has 28 layers. Pass --attn-drop 27 or less.",
+    ),
+    "more than are unprotected": (
+        DropSpec(attn_drop=27, protect=(0, 1)),
+        "Cannot drop 27 attention sublayers: acme/base has 28 layers, 2 of them protected. "
+        "Pass --attn-drop 26 or less.",
+    ),
+    "everything protected": (
+        DropSpec(attn_drop=1, protect=tuple(range(28))),
+        "Cannot drop 1 attention sublayers: acme/base has 28 layers, 28 of them protected. Nothing is left to drop.",
+    ),
+    "all by hand": (
+        DropSpec(drop_attn=tuple(range(28))),
+        "Cannot drop 28 attention sublayers: acme/base has 28 layers. Pass --attn-drop 27 or less.",
+    ),
+    "a layer that is not there": (
+        DropSpec(drop_attn=(3, 28, 40)),
+        "--drop-attn names layer 28: acme/base has 28 layers, 0 to 27. Pass layers between 0 and 27.",
+    ),
+    "protecting a layer that is not there": (
+        DropSpec(attn_drop=1, protect=(28,)),
+        "--protect names layer 28: acme/base has 28 layers, 0 to 27. Pass layers between 0 and 27.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("drop", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_request_that_does_not_fit_is_refused_with_what_would(drop, message):
+    with pytest.raises(PlanError) as caught:
+        check_request(drop, num_hidden_layers=28, name="acme/base")
+    assert str(caught.value) == message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "drop", [DropSpec(attn_drop=27), DropSpec(attn_drop=26, protect=(0, 27)), DropSpec(drop_attn=(27,))]
+)
+def test_a_request_that_just_fits_is_accepted(drop):
+    check_request(drop, num_hidden_layers=28, name="acme/base")

@@ -1,0 +1,213 @@
+"""Files and folders appear completely or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hubprune import files
+from hubprune.errors import DiskSpaceError, RecipeError
+from hubprune.files import list_files, move_folder, staged_folder, write_atomically
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- staged folders ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path):
+    target = tmp_path / "new" / "out"
+    with staged_folder(target) as staged:
+        (staged / "a").write_text("1")
+        assert not target.exists()
+        assert staged.parent == target.parent
+    assert names(target) == ["a"]
+    assert names(target.parent) == ["out"]
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "out").mkdir()
+    with staged_folder(tmp_path / "out") as staged:
+        (staged / "a").touch()
+    assert names(tmp_path / "out") == ["a"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_whatever_ends_the_block_leaves_nothing(tmp_path, error):
+    def fail(folder):
+        (folder / "a").write_text("1")
+        raise error
+
+    with pytest.raises(error), staged_folder(tmp_path / "out") as staged:
+        fail(staged)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told(tmp_path, number):
+    with (
+        pytest.raises(DiskSpaceError, match=r"The disk is full: .*out was not written"),
+        staged_folder(tmp_path / "out"),
+    ):
+        raise OSError(number, "full")
+    assert names(tmp_path) == []
+
+
+def test_other_failures_of_the_disk_keep_their_traceback(tmp_path):
+    with pytest.raises(OSError, match="broken"), staged_folder(tmp_path / "out"):
+        raise OSError(errno.EIO, "broken")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_exists_is_never_overwritten(tmp_path, kind):
+    target = tmp_path / "out"
+    inside = target if kind == "file" else target / "a"
+    inside.parent.mkdir(exist_ok=True)
+    inside.write_text("mine")
+    with pytest.raises(RecipeError, match="exists already") as caught, staged_folder(target):
+        pytest.fail("the block must not run")
+    assert "--out" in caught.value.hint
+    assert inside.read_text() == "mine"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match="Cannot write to"), staged_folder(tmp_path / "file" / "sub" / "out"):
+        pytest.fail("the block must not run")
+
+
+def test_what_a_killed_process_left_is_swept_up_and_what_a_running_one_writes_is_not(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = [tmp_path / f".out.partial-{pid}-x" for pid in (dead.stdout.strip(), os.getpid())]
+    other = [
+        tmp_path / name for name in (f".other.partial-{dead.stdout.strip()}-x", ".out.partial-notes", "out.partial-9")
+    ]
+    for folder in (*left, *other):
+        folder.mkdir()
+        (folder / "a").touch()
+    with staged_folder(tmp_path / "out"):
+        pass
+    assert [folder.exists() for folder in (*left, *other)] == [False, True, True, True, True]
+
+
+def test_a_published_folder_is_an_ordinary_one(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with staged_folder(tmp_path / "out"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
+
+
+# ---- moving ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "source" / "sub").mkdir(parents=True)
+    (tmp_path / "source" / "sub" / "a").write_text("1")
+    return tmp_path / "source"
+
+
+@pytest.fixture(params=["same", "other"])
+def file_system(request, monkeypatch, source):
+    """Moving within one file system, and to another one."""
+    if request.param == "other":
+        rename = Path.replace
+
+        def replace(self, target):
+            if self == source:
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+    return request.param
+
+
+def test_a_folder_is_moved(tmp_path, source, file_system):
+    move_folder(source, tmp_path / "new" / "out")
+    assert (tmp_path / "new" / "out" / "sub" / "a").read_text() == "1"
+    assert names(tmp_path) == ["new"]
+    assert names(tmp_path / "new") == ["out"]
+
+
+def test_a_move_never_overwrites(tmp_path, source, file_system):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(RecipeError, match="exists already"):
+        move_folder(source, tmp_path / "out")
+    assert (source / "sub" / "a").exists()
+
+
+def test_a_move_to_a_full_disk_keeps_the_source(tmp_path, source, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def elsewhere(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(files.shutil, "copytree", full)
+    monkeypatch.setattr(Path, "replace", elsewhere)
+    with pytest.raises(DiskSpaceError):
+        move_folder(source, tmp_path / "out")
+    assert names(tmp_path) == ["source"]
+    assert (source / "sub" / "a").exists()
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_replaces_the_old_one_at_once(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    write_atomically(path, "old")
+    write_atomically(path, "Ä")
+    assert path.read_bytes() == "Ä".encode()
+    assert names(path.parent) == ["a.json"]
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+
+    def fail(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_files_are_listed_with_the_hashes_of_the_hub_and_of_git(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b").write_bytes(b"hello\n")
+    (tmp_path / "a").write_bytes(b"")
+    seen = []
+    first, second = list_files(tmp_path, advance=seen.append)
+    assert (first.path, first.size, second.path, second.size) == ("a", 0, "sub/b", 6)
+    # What `git hash-object` prints for these contents.
+    assert first.git_oid == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+    assert second.git_oid == "ce013625030ba8dba906f756967f9e9ca394464a"
+    assert second.sha256 == hashlib.sha256(b"hello\n").hexdigest()
+    assert sum(seen) == 6
+
+
+def test_large_files_are_hashed_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "READ_BYTES", 10)
+    (tmp_path / "a").write_bytes(bytes(range(35)))
+    seen = []
+    assert list_files(tmp_path, advance=seen.append)[0].sha256 == hashlib.sha256(bytes(range(35))).hexdigest()
+    assert seen == [10, 10, 10, 5]

@@ -1,0 +1,236 @@
+"""The recipe: frozen values that go to YAML and back, and refuse what cannot be meant."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubprune.errors import RecipeError
+from hubprune.recipe import (
+    BaseModelSpec,
+    CalibrationMix,
+    CalibrationSubset,
+    DropSpec,
+    EvaluationSpec,
+    Recipe,
+    TargetSpec,
+    parse,
+    read_prompts,
+    read_recipe,
+)
+
+MINIMAL = {
+    "base": {"repo_id": "acme/base"},
+    "drop": {"attn_drop": 3},
+    "calibration": {"name": "own", "subsets": [{"dataset": "acme/data", "weight": 1}]},
+}
+
+
+def written(path, values):
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def refusal(**changes):
+    """The message that a recipe with some changed parts is refused with."""
+    with pytest.raises(RecipeError) as caught:
+        parse(Recipe, {**MINIMAL, **changes})
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+# ---- to YAML and back --------------------------------------------------------------------------------------------
+
+# Words that YAML would take for something else are among them.
+words = st.text(min_size=1, max_size=12) | st.sampled_from(["no", "null", "1e3", "~", "a: b", "# c", "2024-01-01", "Ä"])
+numbers = st.integers(1, 10_000)
+layers = st.lists(st.integers(0, 60), max_size=4).map(tuple)
+subsets = st.builds(
+    CalibrationSubset,
+    dataset=words,
+    config=st.none() | words,
+    split=words,
+    column=words,
+    weight=st.floats(1e-6, 1e6),
+)
+recipes = st.builds(
+    Recipe,
+    base=st.builds(BaseModelSpec, repo_id=words, revision=words),
+    drop=st.builds(DropSpec, attn_drop=numbers, protect=layers)
+    | st.builds(DropSpec, drop_attn=layers.filter(bool), protect=st.just(())),
+    calibration=st.builds(
+        CalibrationMix,
+        name=words,
+        subsets=st.lists(subsets, min_size=1, max_size=3).map(tuple),
+        num_samples=numbers,
+        max_tokens=st.integers(2, 10_000),
+        shuffle_buffer=numbers,
+    ),
+    aggregation=st.sampled_from(["document", "token"]),
+    score_batch_size=numbers,
+    evaluation=st.builds(
+        EvaluationSpec,
+        tasks=st.lists(words, max_size=3).map(tuple),
+        limit=st.none() | numbers,
+        prompts=st.none() | st.lists(words, max_size=2).map(tuple),
+        max_new_tokens=numbers,
+    ),
+    target=st.builds(
+        TargetSpec,
+        repo_id=st.none() | st.just("acme/result"),
+        revision=words,
+        private=st.booleans(),
+        create_pr=st.booleans(),
+    ),
+    seed=st.integers(0, 2**63),
+    device=st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:1"]),
+    dtype=st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
+)
+
+
+@given(recipes)
+def test_a_recipe_goes_to_yaml_and_back_unchanged(recipe):
+    assert parse(Recipe, yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_yaml_is_in_the_order_of_the_fields_and_leaves_out_what_holds_nothing():
+    text = parse(Recipe, MINIMAL).to_yaml()
+    assert list(yaml.safe_load(text)) == [
+        "schema_version", "base", "drop", "calibration", "aggregation", "score_batch_size", "evaluation", "target",
+        "seed", "device", "dtype",
+    ]  # fmt: skip
+    assert "null" not in text
+    assert yaml.safe_load(text)["drop"] == {"attn_drop": 3, "protect": []}
+
+
+def test_a_recipe_file_is_read(tmp_path):
+    recipe = parse(Recipe, MINIMAL)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert read_recipe(path) == recipe
+
+
+def test_task_folders_are_taken_from_the_folder_of_the_recipe(tmp_path):
+    path = written(tmp_path / "recipe.yaml", {**MINIMAL, "evaluation": {"include_path": "tasks"}})
+    assert read_recipe(path).evaluation.include_path == str(tmp_path / "tasks")
+    elsewhere = written(tmp_path / "other.yaml", {**MINIMAL, "evaluation": {"include_path": "/data/tasks"}})
+    assert read_recipe(elsewhere).evaluation.include_path == "/data/tasks"
+
+
+def test_a_recipe_cannot_be_changed():
+    recipe = parse(Recipe, MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3
+
+
+def test_yaml_never_makes_objects(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("base: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(RecipeError, match="could not determine a constructor"):
+        read_recipe(path)
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+SUBSET = MINIMAL["calibration"]["subsets"][0]
+REFUSED = {
+    "unknown key": ({"sead": 1}, r"^sead: Extra inputs are not permitted\."),
+    "unknown key inside": ({"drop": {"attn_drop": 1, "mlp_drop": 2}}, r"^drop\.mlp_drop: Extra inputs"),
+    "newer schema": ({"schema_version": 2}, r"^schema_version: "),
+    "nothing to drop": ({"drop": {}}, r"say what to drop: either --attn-drop N or --drop-attn"),
+    "two ways to drop": ({"drop": {"attn_drop": 1, "drop_attn": [1]}}, "say what to drop: either"),
+    "no layer given": ({"drop": {"drop_attn": []}}, "--drop-attn names no layer"),
+    "zero layers": ({"drop": {"attn_drop": 0}}, r"^drop\.attn_drop: .*greater than or equal to 1"),
+    "negative layer": ({"drop": {"drop_attn": [-1]}}, r"^drop\.drop_attn\.0: .*greater than or equal to 0"),
+    "protected and dropped": (
+        {"drop": {"drop_attn": [1, 2], "protect": [2, 3]}},
+        r"layers \[2\] are both in --drop-attn and in --protect",
+    ),
+    "no subsets": ({"calibration": {"name": "m", "subsets": []}}, r"^calibration\.subsets: "),
+    "weight of nothing": (
+        {"calibration": {"name": "m", "subsets": [{**SUBSET, "weight": 0}]}},
+        r"^calibration\.subsets\.0\.weight: .*greater than 0",
+    ),
+    "infinite weight": (
+        {"calibration": {"name": "m", "subsets": [{**SUBSET, "weight": float("inf")}]}},
+        r"^calibration\.subsets\.0\.weight: .*finite",
+    ),
+    "unknown aggregation": ({"aggregation": "median"}, r"^aggregation: .*'document' or 'token'"),
+    "unknown device": ({"device": "tpu"}, r"^device: "),
+    "device with more behind it": ({"device": "cuda:0\n"}, r"^device: "),
+    "unknown dtype": ({"dtype": "int8"}, r"^dtype: "),
+    "negative seed": ({"seed": -1}, r"^seed: "),
+    "target that is no repo id": ({"target": {"repo_id": "a/b/c"}}, r"^target\.repo_id: 'a/b/c' is no repo id"),
+    "target with two dots": ({"target": {"repo_id": "a/b..c"}}, "is no repo id; it looks like namespace/name"),
+    "target that climbs": ({"target": {"repo_id": "../c"}}, "is no repo id"),
+    "target too long": ({"target": {"repo_id": "a/" + "b" * 95}}, "is no repo id"),
+    "target with a newline": ({"target": {"repo_id": "a/b\n"}}, "is no repo id"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_meant_is_refused_with_its_place(changes, message):
+    assert re.search(message, refusal(**changes))
+
+
+def test_only_the_first_problem_is_told_in_one_line():
+    message = refusal(seed=-1, device="tpu")
+    assert "\n" not in message
+    assert "device" not in message
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "Cannot read"), ("- 1", "holds no mapping"), ("", "holds no")])
+def test_a_file_that_is_no_recipe_is_refused_with_its_name(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message) as caught:
+        read_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path, content):
+    path = tmp_path / "recipe.yaml"
+    if content:
+        path.write_bytes(content)
+    for read in (read_recipe, read_prompts):
+        with pytest.raises(RecipeError, match="Cannot read") as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+
+
+# ---- small rules -------------------------------------------------------------------------------------------------
+
+
+def test_layers_are_sorted_and_named_once():
+    drop = DropSpec(drop_attn=(5, 1, 5), protect=(9, 0, 9))
+    assert (drop.drop_attn, drop.protect, drop.count) == ((1, 5), (0, 9), 2)
+
+
+def test_a_task_is_run_once():
+    assert EvaluationSpec(tasks=("piqa", "arc_easy", "piqa")).tasks == ("piqa", "arc_easy")
+
+
+def test_the_result_is_named_after_the_base_and_the_number_of_drops():
+    assert parse(Recipe, MINIMAL).default_name == "base-attn-drop-3"
+    local = {**MINIMAL, "base": {"repo_id": "./models/tiny/"}, "drop": {"drop_attn": [1, 2]}}
+    assert parse(Recipe, local).default_name == "tiny-attn-drop-2"
+
+
+def test_prompts_are_lines_without_the_empty_ones(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("  One day \n\n\nÄ second\n")
+    assert read_prompts(path) == ("One day", "Ä second")
+    path.write_text("\n \n")
+    with pytest.raises(RecipeError, match="holds no prompt"):
+        read_prompts(path)
+
+
+def test_shipped_prompts_are_found():
+    prompts = EvaluationSpec().prompt_texts()
+    assert len(prompts) >= 3
+    assert EvaluationSpec(prompts=("own",)).prompt_texts() == ("own",)

@@ -1,0 +1,135 @@
+"""A run that was stopped goes on where it was, and never with a result that belongs to something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hubprune import stages
+from hubprune.artifacts import Check, Margin
+from hubprune.recipe import DropSpec
+from hubprune.stages import StageStore, key_of, work_folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a stage in a store of its own, as another process would; tell how often it was computed."""
+    computed = []
+
+    def once(key="k", *, stage="scores", name="first", kind=Check, **options):
+        store = StageStore(tmp_path)
+
+        def compute():
+            computed.append(name)
+            return Check(name=name, passed=True, detail="")
+
+        value = store.run(stage, key, kind, compute, **options)
+        return value, store
+
+    once.computed = computed
+    return once
+
+
+def test_a_result_is_kept_for_the_next_run(run):
+    first, store = run(name="first")
+    assert store.reused == set()
+    again, store = run(name="second")
+    assert again == first
+    assert store.reused == {"scores"}
+    assert run.computed == ["first"]
+
+
+def test_the_seconds_of_the_run_that_computed_it_are_kept(run, monkeypatch):
+    times = iter([10.0, 13.5])
+    monkeypatch.setattr(stages.time, "monotonic", lambda: next(times))
+    assert run()[1].seconds == {"scores": 3.5}
+    assert run()[1].seconds == {"scores": 3.5}
+
+
+@pytest.mark.parametrize("other", [{"key": "other"}, {"stage": "benchmarks"}])
+def test_another_key_or_stage_is_computed_anew(run, other):
+    run(name="first")
+    assert run(name="second", **other)[0].name == "second"
+    assert run(name="third")[0].name == "first"
+
+
+BROKEN = {
+    "cut off": lambda text: text[:20],
+    "empty": lambda text: "",
+    "list": lambda text: "[]",
+    "no value": lambda text: json.dumps({"seconds": 1}),
+    "no seconds": lambda text: json.dumps({"value": json.loads(text)["value"]}),
+    "seconds are text": lambda text: text.replace('"seconds": 0.0', '"seconds": "soon"'),
+    "unknown field": lambda text: text.replace('"detail"', '"details"'),
+    "other type": lambda text: text.replace("true", "[1]"),
+    "null": lambda text: "null",
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN)
+def test_a_result_that_cannot_be_read_is_computed_anew_and_replaced(run, tmp_path, damage):
+    run(name="first")
+    (path,) = (tmp_path / "stages").iterdir()
+    before = path.read_text()
+    path.write_text(damage(before))
+    assert path.read_text() != before
+    assert run(name="second")[0].name == "second"
+    assert run(name="third")[0].name == "second"
+
+
+def test_a_result_that_is_no_text_is_computed_anew(run, tmp_path):
+    run(name="first")
+    (path,) = (tmp_path / "stages").iterdir()
+    path.write_bytes(b"\xff\xfe\x00")
+    assert run(name="second")[0].name == "second"
+
+
+def test_a_result_of_another_shape_is_computed_anew(run):
+    run(name="first")
+    assert run(name="second", kind=Margin)[0].name == "second"
+
+
+def test_a_result_whose_files_are_gone_is_computed_anew(run):
+    run(name="first")
+    assert run(name="second", valid=lambda value: value.name == "first")[0].name == "first"
+    value, store = run(name="third", valid=lambda value: False)
+    assert value.name == "third"
+    assert store.reused == set()
+
+
+def test_a_stage_that_fails_keeps_nothing(tmp_path):
+    def fail():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        StageStore(tmp_path).run("scores", "k", Check, fail)
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_a_key_depends_on_every_input_and_on_the_version_and_on_nothing_else(monkeypatch):
+    drop = DropSpec(attn_drop=3)
+    inputs = ["acme/base", "a" * 40, drop, (1, None), {"b": 1, "a": Path("x")}]
+    key = key_of(*inputs)
+    assert key == key_of("acme/base", "a" * 40, DropSpec(attn_drop=3), [1, None], {"a": Path("x"), "b": 1})
+    others = [
+        ["acme/base2", *inputs[1:]],
+        [*inputs[:2], DropSpec(attn_drop=3, protect=(0,)), *inputs[3:]],
+        [*inputs[:3], (1, 0), inputs[4]],
+        [*inputs[:4], {"b": 1, "a": Path("y")}],
+        inputs[:4],
+        inputs[::-1],
+    ]
+    assert len({key, *(key_of(*other) for other in others)}) == 7
+    assert len(key) == 16
+    monkeypatch.setattr(stages, "__version__", "99")
+    assert key_of(*inputs) != key
+
+
+def test_the_work_folder_can_be_chosen(monkeypatch, tmp_path):
+    monkeypatch.setenv("HUBPRUNE_HOME", str(tmp_path))
+    assert work_folder() == tmp_path
+    monkeypatch.delenv("HUBPRUNE_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert work_folder().name == "hubprune"
