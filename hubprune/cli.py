@@ -23,9 +23,9 @@ from hubprune.files import write_atomically
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from hubprune.pipeline import Run
     from hubprune.publishing.session import HubSession
     from hubprune.recipe import Recipe
+    from hubprune.run import Run
 
 INTERRUPTED = 130
 RESUME = "Nothing half-done was kept. The same command goes on after the last finished stage."
@@ -144,11 +144,12 @@ def score(
     """Score attention, MLP and block importance of every layer; write nothing."""
     given = locals()
     with errors_shown() as reporter:
-        run = _open_run(options.make_recipe(given), endpoint, reporter)
-        from hubprune import pipeline, summary
+        made = _open_run(options.make_recipe(given), endpoint, reporter)
+        from hubprune import run as stages
+        from hubprune import summary
 
-        scores = pipeline.score(run)
-        plan = pipeline.make_plan(run, scores)
+        scores = stages.score(made)
+        plan = stages.make_plan(made, scores)
         typer.echo(_json(scores) if as_json else summary.scores_table(scores, plan=plan))
 
 
@@ -174,11 +175,12 @@ def prune(
     """Write a pruned and verified checkpoint into a folder; publish nothing."""
     given = locals()
     with errors_shown() as reporter:
-        run = _open_run(options.make_recipe(given), endpoint, reporter)
-        from hubprune import pipeline, summary
+        made = _open_run(options.make_recipe(given), endpoint, reporter)
+        from hubprune import run as stages
+        from hubprune import summary
 
-        _, made = pipeline.prune(run, out)
-        typer.echo(_json(made) if as_json else summary.checkpoint_lines(made.written))
+        _, pruned = stages.prune(made, out)
+        typer.echo(_json(pruned) if as_json else summary.checkpoint_lines(pruned.written))
 
 
 @app.command(epilog="Examples:  hubprune verify ./pruned --base ./base  |  hubprune verify me/Llama-3.2-3B-attn-drop-3")
@@ -249,7 +251,7 @@ def _open_session(endpoint: str | None) -> HubSession:
 
 def _open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
     session = _open_session(endpoint)
-    from hubprune.pipeline import Run
+    from hubprune.run import Run
     from hubprune.stages import StageStore, work_folder
 
     return Run(recipe, session, reporter, StageStore(work_folder()))

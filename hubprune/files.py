@@ -10,9 +10,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hubprune.artifacts import RepoFile
 from hubprune.errors import DiskSpaceError, RecipeError
+
+if TYPE_CHECKING:
+    from hubprune.artifacts import RepoFile
 
 READ_BYTES = 2**22
 PARTIAL = ".partial-"
@@ -118,6 +121,8 @@ def list_files(folder: Path, *, advance: Callable[[int], None] = lambda _: None)
 
 
 def _hashed(path: Path, *, name: str, advance: Callable[[int], None]) -> RepoFile:
+    from hubprune.artifacts import RepoFile  # pydantic costs time that `hubprune --help` would spend too
+
     size = path.stat().st_size
     sha256, git_oid = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:

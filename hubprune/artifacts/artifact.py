@@ -1,0 +1,16 @@
+"""The type that all artifacts share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SublayerKind = Literal["attn", "mlp"]
+Aggregation = Literal["document", "token"]
+
+
+class Artifact(BaseModel):
+    """A frozen value whose JSON form is stable: unknown keys are refused, NaN never gets in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,0 +1,223 @@
+"""One run of a recipe, and its pruning half: resolve, score, select, write, verify.
+
+Each stage goes on from what an earlier run of it found.  Heavy libraries are imported by the stages that need them:
+what fails fast must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from hubprune.architectures import Architecture, architecture_of
+from hubprune.artifacts import (
+    BaseCheckpoint,
+    DropPlan,
+    LayerScores,
+    PrunedCheckpoint,
+)
+from hubprune.console import Reporter
+from hubprune.devices import resolve_device, resolve_dtype
+from hubprune.files import check_new_folder, staged_folder
+from hubprune.pruning import calibration, checkpoint, selection, verify
+from hubprune.pruning.config import check_config
+from hubprune.pruning.inventory import take_inventory
+from hubprune.publishing import hub
+from hubprune.publishing.session import HubSession
+from hubprune.recipe import Recipe
+from hubprune.stages import StageStore, Value, key_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a recipe: what all stages share."""
+
+    recipe: Recipe
+    session: HubSession
+    reporter: Reporter
+    store: StageStore
+
+    @cached_property
+    def base(self) -> BaseCheckpoint:
+        """The base, resolved to a commit and found fit for the request; nothing but its config was read."""
+        base = hub.resolve_base(self.recipe.base, session=self.session)
+        architecture_of(base.config, name=base.name)
+        check_config(base.config, where=f"config.json of {base.name}")
+        selection.check_request(self.recipe.drop, num_hidden_layers=base.num_hidden_layers, name=base.name)
+        return base
+
+    @cached_property
+    def data_commits(self) -> tuple[str | None, ...]:
+        """Commits of the calibration data sets, one per subset of the mix."""
+        return calibration.resolve_commits(self.recipe.calibration)
+
+    @cached_property
+    def downloaded(self) -> BaseCheckpoint:
+        """The base with its files on disk."""
+        return hub.download_base(self.base, session=self.session, reporter=self.reporter)
+
+    @property
+    def base_folder(self) -> Path:
+        """Where the base's files are."""
+        return Path(self.downloaded.folder or "")
+
+    @property
+    def architecture(self) -> Architecture:
+        """The base's family."""
+        return architecture_of(self.base.config, name=self.base.name)
+
+    @cached_property
+    def task_sources(self) -> dict[str, str | None]:
+        """Data sets of the benchmarks, found to be within reach, each with its commit."""
+        from hubprune.evaluation.harness import check_tasks
+
+        return check_tasks(self.recipe.evaluation)
+
+    @property
+    def base_identity(self) -> object:
+        """What stands for the base in keys: its commit, or the sizes and times of a local folder's files."""
+        if self.base.commit:
+            return [self.base.name, self.base.commit]
+        folder = Path(self.base.folder or "").resolve()
+        return [str(folder), [[f.path, f.size, (folder / f.path).stat().st_mtime_ns] for f in self.base.files]]
+
+    def kept(
+        self,
+        stage: str,
+        key: str,
+        kind: type[Value],
+        compute: Callable[[], Value],
+        *,
+        valid: Callable[[Value], bool] = lambda _: True,
+    ) -> Value:
+        """Return a stage's result from the work folder, or compute it; say which."""
+        value = self.store.run(stage, key, kind, compute, valid=valid)
+        if stage in self.store.reused:
+            self.reporter.note(f"{stage}: taken from an earlier run")
+        return value
+
+
+# ---- scoring -----------------------------------------------------------------------------------------------------
+
+
+def score(run: Run) -> LayerScores:
+    """Score the base of a run, or take the scores of an earlier run on the same base and mix."""
+    recipe = run.recipe
+    device = resolve_device(recipe.device)
+    dtype = resolve_dtype(recipe.dtype, run.base.config)
+    key = key_of(
+        run.base_identity, recipe.calibration, run.data_commits, recipe.seed, recipe.aggregation, dtype, device
+    )
+    return run.kept("scores", key, LayerScores, lambda: _score(run, dtype=dtype, device=device))
+
+
+def _score(run: Run, *, dtype: str, device: str) -> LayerScores:
+    from transformers import AutoTokenizer
+
+    from hubprune.pruning import importance
+
+    documents = calibration.draw(
+        run.recipe.calibration,
+        commits=run.data_commits,
+        seed=run.recipe.seed,
+        tokenizer=AutoTokenizer.from_pretrained(run.base_folder, trust_remote_code=False),
+        context_length=run.base.config.get("max_position_embeddings"),
+        reporter=run.reporter,
+    )
+    return importance.score(
+        run.base_folder,
+        documents,
+        architecture=run.architecture,
+        aggregation=run.recipe.aggregation,
+        batch_size=run.recipe.score_batch_size,
+        dtype=dtype,
+        device=device,
+        reporter=run.reporter,
+    )
+
+
+def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
+    """Select what goes, and say so."""
+    plan = selection.make_plan(
+        run.recipe.drop, scores, num_hidden_layers=run.base.num_hidden_layers, name=run.base.name
+    )
+    layers = plan.layers("attn")
+    run.reporter.note(f"dropping the attention of layer{'s'[: len(layers) - 1]} {', '.join(map(str, layers))}")
+    if plan.margin and plan.margin.near_tie:
+        kept, last = plan.margin.first_kept, plan.margin.last_dropped
+        run.reporter.note(f"near tie: layers {last} and {kept} are within two standard errors of each other")
+    return plan
+
+
+def scores_if_needed(run: Run) -> LayerScores | None:
+    """Score, unless the recipe names the layers itself."""
+    if run.recipe.drop.drop_attn is None:
+        return score(run)
+    run.reporter.note("not needed: the layers are given")
+    return None
+
+
+# ---- pruning -----------------------------------------------------------------------------------------------------
+
+
+def prune(run: Run, out: Path) -> tuple[DropPlan, PrunedCheckpoint]:
+    """Write the pruned checkpoint of a recipe into a new folder; nothing appears there unless it was verified."""
+    check_new_folder(out)
+    plan = make_plan(run, scores_if_needed(run))
+    return plan, _write_verified(run, plan, out)
+
+
+def _write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
+    base = run.downloaded
+    total = sum(f.size for f in base.files if f.path.endswith(".safetensors"))
+    with staged_folder(folder) as staged:
+        with run.reporter.progress("writing", total=total, unit="B") as advance:
+            checkpoint.write_checkpoint(base, plan, staged, advance=advance)
+        verification = verify.verify(
+            run.base_folder, staged, plan=plan, config=base.config, architecture=run.architecture
+        )
+        verify.require_passed(verification)
+        run.reporter.note(f"verified in a fresh process: {len(verification.checks)} checks passed")
+        with run.reporter.progress("hashing", total=total, unit="B") as advance:
+            written = take_inventory(
+                run.base_folder,
+                staged,
+                plan=plan,
+                config=base.config,
+                architecture=run.architecture,
+                advance=advance,
+            )
+    return PrunedCheckpoint(written=written, verification=verification)
+
+
+def kept_checkpoint(run: Run, plan: DropPlan) -> tuple[Path, PrunedCheckpoint]:
+    """Return the checkpoint of a plan in the work folder: that of an earlier run where all its files are there."""
+    key = key_of(run.base_identity, plan.sublayers)
+    folder = run.store.folder / "checkpoints" / f"{run.recipe.default_name}-{key}"
+
+    def write() -> PrunedCheckpoint:
+        shutil.rmtree(folder, ignore_errors=True)
+        return _write_verified(run, plan, folder)
+
+    def complete(kept: PrunedCheckpoint) -> bool:
+        return all(_same_size(folder / f.path, f.size) for f in kept.written.files)
+
+    made = run.kept("checkpoint", key, PrunedCheckpoint, write, valid=complete)
+    _remove_all_but(folder, {f.path for f in made.written.files})
+    return folder, made
+
+
+def _same_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _remove_all_but(folder: Path, paths: set[str]) -> None:
+    """Remove what an earlier run added to a checkpoint: its card, its manifest, its tasks."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file() and path.relative_to(folder).as_posix() not in paths:
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
