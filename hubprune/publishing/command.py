@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from hubprune.publishing.manifest import RECIPE
 from hubprune.recipe import Recipe
 
 __all__ = ["publish_command"]
@@ -13,19 +14,19 @@ __all__ = ["publish_command"]
 def publish_command(recipe: Recipe) -> str:
     """Write the command that gives the same result, one option per line.
 
+    It reads recipe.yaml, which alone can hold a mix or prompts of one's own; the options repeat what decides most.
+
     Args:
-        recipe: as it is published (`privacy.public_recipe`).  A mix or prompts of one's own are in recipe.yaml only.
+        recipe: as it is published (`privacy.public_recipe`).
     """
     words = ["hubprune publish " + shlex.quote(recipe.base.repo_id), *_options(recipe)]
     return " \\\n    ".join(words)
 
 
 def _options(recipe: Recipe) -> Iterator[str]:
-    yield f"--revision {shlex.quote(recipe.base.revision)}"
+    yield f"--recipe {RECIPE}"
+    yield f"--base-revision {shlex.quote(recipe.base.revision)}"
     yield from _drop_options(recipe)
-    yield f"--calibration {shlex.quote(recipe.calibration.name)}"
-    yield f"--num-samples {recipe.calibration.num_samples}"
-    yield f"--max-tokens {recipe.calibration.max_tokens}"
     if recipe.aggregation != "document":
         yield f"--aggregation {recipe.aggregation}"
     yield from _evaluation_options(recipe)
@@ -46,8 +47,7 @@ def _drop_options(recipe: Recipe) -> Iterator[str]:
 
 def _evaluation_options(recipe: Recipe) -> Iterator[str]:
     evaluation = recipe.evaluation
-    if evaluation.tasks:
-        yield f"--tasks {shlex.quote(','.join(evaluation.tasks))}"
+    yield f"--tasks {shlex.quote(','.join(evaluation.tasks) or 'none')}"
     if evaluation.include_path:
         yield f"--include-path {shlex.quote(evaluation.include_path)}"
     if evaluation.limit is not None:

@@ -130,6 +130,8 @@ class Reproduction:
     """How to get the same files again."""
 
     command: str
+    needs_tasks: bool
+    """Whether the command reads task files that are published with the model."""
     environment: Table
     seconds: Table | None
 

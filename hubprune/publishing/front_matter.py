@@ -91,11 +91,19 @@ def metadata(
         "base_model": base.name,
         "base_model_relation": "finetune",
         "datasets": _datasets(scores),
-        "tags": ["hubprune", "pruned", METHOD_TAGS[method], "reproducible", *([CUSTOM_CODE] if has_code else [])],
+        "tags": _tags(method, has_code=has_code, scores=scores),
         "metrics": _metrics(benchmarks),
         "model-index": model_index(benchmarks, name=name),
     }
     return {key: value for key, value in values.items() if value}
+
+
+def _tags(method: str, *, has_code: bool, scores: LayerScores | None) -> list[str]:
+    """Scores over a file that nobody else has cannot be reproduced."""
+    sources = scores.calibration.sources if scores else ()
+    public = not any(is_local_data(s.dataset) for s in sources)
+    last = [*(["reproducible"] if public else []), *([CUSTOM_CODE] if has_code else [])]
+    return ["hubprune", "pruned", METHOD_TAGS[method], *last]
 
 
 def _datasets(scores: LayerScores | None) -> list[str]:

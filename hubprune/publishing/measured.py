@@ -15,6 +15,7 @@ from hubprune.artifacts import (
 )
 from hubprune.publishing.context import Benchmarks, FreeText, Pair, Table
 from hubprune.publishing.numbers import count, plain, signed, with_error
+from hubprune.publishing.privacy import is_local_data, public_name
 from hubprune.publishing.samples import mean_repetition, repeated_share, shown_pairs
 
 __all__ = ["benchmarks", "free_text", "limits"]
@@ -143,5 +144,8 @@ def _text_limits(generation: GenerationComparison | None) -> Iterator[str]:
 def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str]:
     if scores is None:
         yield "The layers were given by hand and nothing was scored: no calibration supports the choice."
-    elif plan.margin and plan.margin.near_tie:
+        return
+    if local := [public_name(s.dataset) for s in scores.calibration.sources if is_local_data(s.dataset)]:
+        yield f"The scores come from files that are not published ({', '.join(local)}): they cannot be reproduced."
+    if plan.margin and plan.margin.near_tie:
         yield f"Whether layer {plan.margin.last_dropped} or layer {plan.margin.first_kept} goes is a near tie."

@@ -46,15 +46,20 @@ def public_name(dataset: str) -> str:
 
 
 def public_recipe(recipe: Recipe, *, base: BaseCheckpoint) -> Recipe:
-    """Return the recipe as it is published: the base pinned to its commit, and names instead of local paths."""
+    """Return the recipe as it is published: the base pinned to its commit, and names instead of local paths.
+
+    The target keeps its name and loses its namespace, so that whoever runs the recipe publishes as themselves.
+    """
     calibration = recipe.calibration
     subsets = tuple(s.model_copy(update={"dataset": public_name(s.dataset)}) for s in calibration.subsets)
     tasks = TASK_FOLDER if recipe.evaluation.include_path else None
+    target = {"repo_id": (recipe.target.repo_id or "").rsplit("/", 1)[-1] or None, "create_pr": False}
     pinned = {"repo_id": base.name, "revision": base.commit or recipe.base.revision}
     return recipe.model_copy(
         update={
             "base": recipe.base.model_copy(update=pinned),
             "calibration": calibration.model_copy(update={"subsets": subsets}),
             "evaluation": recipe.evaluation.model_copy(update={"include_path": tasks}),
+            "target": recipe.target.model_copy(update=target),
         }
     )

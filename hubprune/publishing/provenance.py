@@ -28,6 +28,7 @@ def reproduction(
     """
     return Reproduction(
         command=publish_command(recipe),
+        needs_tasks=recipe.evaluation.include_path is not None,
         environment=_environment_table(base, environment=environment),
         seconds=_seconds_table(seconds),
     )

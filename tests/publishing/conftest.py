@@ -1,12 +1,9 @@
-"""A local Hub for the module, with a base on it, and a session whose libraries all talk to it."""
+"""A local Hub for this folder, with a base on it, and a session whose libraries all talk to it."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import struct
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,42 +14,12 @@ from hubprune.publishing.session import HubSession
 sys.path.insert(0, str(Path(__file__).parent))
 
 import made
+from on_hub import BASE_FILES, BASE_ID, commit_files, make_folder
 
 numbers = itertools.count(1)
-BASE_ID = "meta-llama/Llama-Tiny"
-CONFIG = {"model_type": "llama", "num_hidden_layers": 8, "architectures": ["LlamaForCausalLM"]}
-BASE_CARD = "---\nlanguage: en\nlicense: llama3.2\ngated_prompt: no\n---\n# Base\n"
 
 
-def safetensors(size):
-    header = json.dumps({"w": {"dtype": "F32", "shape": [size], "data_offsets": [0, 4 * size]}}).encode()
-    return struct.pack("<Q", len(header)) + header + b"\x01\x02\x03\x04" * size
-
-
-BASE_FILES = {
-    "README.md": BASE_CARD.encode(),
-    "config.json": json.dumps(CONFIG).encode(),
-    "generation_config.json": b"{}",
-    "tokenizer.json": b"{}",
-    "tokenizer_config.json": b"{}",
-    "LICENSE.txt": b"terms",
-    "USE_POLICY.md": b"policy",
-    "model.safetensors": safetensors(70_000),
-    "consolidated.safetensors": safetensors(70_000),
-    "pytorch_model.bin": b"\x80",
-    "original/consolidated.00.pth": b"\x80" * 100,
-    "original/params.json": b"{}",
-}
-
-
-def commit_files(api, repo_id, files, **options):
-    from huggingface_hub import CommitOperationAdd
-
-    adds = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in files.items()]
-    return api.create_commit(repo_id, adds, commit_message="files", **options).oid
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def hub(tmp_path_factory):
     """A Hub for all tests of this folder, and libraries that know no other one and no login of this machine."""
     pytest.importorskip("starlette")
@@ -105,14 +72,14 @@ def reporter():
     return Reporter(quiet="yes")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def admin(hub):
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=hub.endpoint, token=hub.token)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def base_repo(admin):
     """A base on the Hub, with files that no publish needs."""
     admin.create_repo(BASE_ID)
@@ -145,43 +112,3 @@ def recipe():
 def checkpoint_folder(tmp_path):
     """A small checkpoint with a card and a manifest, ready to be published."""
     return make_folder(tmp_path / "result")
-
-
-def make_folder(folder, *, card="# Card\n", **report):
-    from hubprune.publishing.manifest import write_recipe
-
-    folder.mkdir()
-    (folder / "config.json").write_text('{"dropped": [1]}')
-    (folder / "model.safetensors").write_bytes(safetensors(50_000))
-    (folder / "modeling_pruned_llama.py").write_text("code = 1\n")
-    (folder / "tasks").mkdir()
-    (folder / "tasks" / "own.yaml").write_text("task: own\n")
-    written = made.report(**report)
-    write_recipe(folder, recipe=made.recipe(), report=written)
-    finish(folder, card=card, report=written)
-    return folder
-
-
-def finish(folder, *, card, report):
-    from hubprune.publishing.manifest import write_manifest
-
-    (folder / "README.md").write_text(f"---\nlicense: llama3.2\n---\n{card}")
-    write_manifest(folder, report=report, template_hash="0" * 64)
-
-
-class Ticks(Reporter):
-    """Counts what a progress bar is told."""
-
-    def __init__(self):
-        super().__init__(quiet="yes")
-        self.total = self.done = self.calls = 0
-
-    @contextmanager
-    def progress(self, description, *, total, unit):
-        self.total += total
-
-        def advance(amount=1, /):
-            self.done += amount
-            self.calls += 1
-
-        yield advance

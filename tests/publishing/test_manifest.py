@@ -8,13 +8,22 @@ from pathlib import Path
 
 import made
 import pytest
-from conftest import finish, make_folder
+from on_hub import finish, make_folder
 
 from hubprune.artifacts import RepoFile
 from hubprune.publishing.command import publish_command
 from hubprune.publishing.manifest import checkpoint_tag, files_digest, local_files, read_manifest, write_recipe
 from hubprune.publishing.privacy import public_recipe, scrub
-from hubprune.recipe import CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, Recipe, parse, read_recipe
+from hubprune.recipe import (
+    CalibrationMix,
+    CalibrationSubset,
+    DropSpec,
+    EvaluationSpec,
+    Recipe,
+    TargetSpec,
+    parse,
+    read_recipe,
+)
 
 
 def manifest(folder):
@@ -43,7 +52,7 @@ def test_every_file_but_the_manifest_itself_is_listed_with_its_hash(tmp_path):
 
 
 def test_the_same_result_gives_the_same_bytes(tmp_path):
-    slower = made.report(benchmarks=made.benchmarks(base_seconds=1.0), seconds={"score": 9.0})
+    slower = made.report(benchmarks=made.benchmarks(base_seconds=1.0, pruned_seconds=2.0), seconds={"score": 9.0})
     a, b = make_folder(tmp_path / "a"), make_folder(tmp_path / "b")
     finish(b, card="# Card\n", report=slower)
     assert (a / "hubprune.json").read_bytes() == (b / "hubprune.json").read_bytes()
@@ -76,6 +85,13 @@ def test_a_recipe_is_published_without_local_paths(tmp_path, private_recipe):
     assert public.calibration.subsets[0].dataset == "mine.jsonl"
     assert public.evaluation.include_path == "tasks"
     assert (public.base.repo_id, public.base.revision) == ("owner/base", made.BASE_COMMIT)
+
+
+def test_whoever_runs_the_published_recipe_publishes_as_themselves():
+    public = public_recipe(
+        made.recipe(target=TargetSpec(repo_id="author/name", private=True, create_pr=True)), base=made.base()
+    )
+    assert public.target == TargetSpec(repo_id="name", private=True)
 
 
 def test_the_published_recipe_is_read_back_as_the_same_recipe(tmp_path):
@@ -134,9 +150,8 @@ def test_the_command_is_rebuilt_from_the_recipe():
         dtype="float32",
     )
     assert publish_command(recipe).split(" \\\n    ") == [
-        "hubprune publish meta-llama/Llama-3.2-3B", "--revision main", "--drop-attn 18,21", "--calibration cosmopedia",
-        "--num-samples 400", "--max-tokens 512", "--aggregation token", "--tasks 'a b,c'", "--include-path tasks",
-        "--seed 0", "--dtype float32",
+        "hubprune publish meta-llama/Llama-3.2-3B", "--recipe recipe.yaml", "--base-revision main", "--drop-attn 18,21",
+        "--aggregation token", "--tasks 'a b,c'", "--include-path tasks", "--seed 0", "--dtype float32",
     ]  # fmt: skip
 
 

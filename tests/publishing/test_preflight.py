@@ -6,7 +6,7 @@ from collections import namedtuple
 
 import made
 import pytest
-from conftest import BASE_ID, commit_files
+from on_hub import BASE_ID, commit_files
 
 from hubprune.errors import (
     AuthenticationError,
@@ -18,7 +18,7 @@ from hubprune.errors import (
 )
 from hubprune.publishing import preflight as module
 from hubprune.publishing.hub import resolve_base
-from hubprune.publishing.preflight import check_disk, check_endpoints, preflight
+from hubprune.publishing.preflight import check_disk, preflight
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import BaseModelSpec, TargetSpec
 
@@ -109,7 +109,7 @@ def test_a_pull_request_needs_no_write_access_but_a_repo(admin, session, base, t
 
 def test_a_card_that_was_written_by_hand_stops_before_compute(admin, session, base, to):
     admin.create_repo("acme/handmade")
-    commit_files(admin, "acme/handmade", {"README.md": b"# Mine"})
+    commit_files(admin, "acme/handmade", {"README.md": b"---\nlicense: mit\n---\n# Mine"})
     with pytest.raises(ConflictError, match=r"not written by hubprune.*--overwrite-card"):
         preflight(to(repo_id="acme/handmade"), base=base, session=session)
     assert preflight(to(repo_id="acme/handmade"), base=base, session=session, overwrite_card=True).exists
@@ -142,12 +142,12 @@ def test_the_skeleton_is_metadata_that_the_hub_accepts(hub, session, base, recip
     assert [r.status for r in hub.log if "validate-yaml" in r.path] == [200]
 
 
-def test_libraries_that_talk_to_different_hubs_are_refused(monkeypatch, session):
+def test_libraries_that_talk_to_different_hubs_are_refused(monkeypatch, session, base, recipe):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "https://elsewhere.example")
     with pytest.raises(HubError, match=r"different Hubs.*https://elsewhere\.example.*before the program starts"):
-        check_endpoints(session)
+        preflight(recipe, base=base, session=session)
 
 
 def test_a_name_that_is_too_long_is_refused(user, session, base, to):

@@ -7,7 +7,7 @@ import json
 
 import made
 import pytest
-from conftest import BASE_ID, Ticks, commit_files, finish, make_folder, safetensors
+from on_hub import BASE_ID, Ticks, commit_files, finish, make_folder, safetensors
 
 from hubprune.errors import ConflictError, HubError, HubpruneError, PermissionDeniedError, RemoteMismatchError
 from hubprune.publishing import commit as module
@@ -363,12 +363,12 @@ def test_without_xet_the_upload_is_counted_too(monkeypatch, send, repo_id, check
 
 
 def test_upload_trouble_is_waited_out(hub, send, repo_id, checkpoint_folder):
-    hub.set_faults([{"match": "xet-write-token|/shards|/xorbs", "do": "status", "status": 503, "times": 2}])
+    hub.set_faults([{"match": "xet-write-token|/shards|/xorbs", "do": "status", "status": 503}])
     assert send(checkpoint_folder, repo_id).created
 
 
 def test_no_error_shows_the_token(hub, user, send, repo_id, checkpoint_folder):
-    for status in (400, 401, 403, 404, 409, 412, 429, 500):
+    for status in (400, 403, 409, 500):
         hub.set_faults([{"match": COMMIT, "do": "status", "status": status, "times": 99}])
         with pytest.raises(HubpruneError) as caught:
             send(checkpoint_folder, repo_id)

@@ -1,0 +1,83 @@
+"""What lies on the Hub of these tests, folders to publish, and a progress bar that counts."""
+
+from __future__ import annotations
+
+import json
+import struct
+from contextlib import contextmanager
+
+import made
+
+from hubprune.console import Reporter
+
+BASE_ID = "meta-llama/Llama-Tiny"
+CONFIG = {"model_type": "llama", "num_hidden_layers": 8, "architectures": ["LlamaForCausalLM"]}
+BASE_CARD = "---\nlanguage: en\nlicense: llama3.2\ngated_prompt: no\n---\n# Base\n"
+
+
+def safetensors(size):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [size], "data_offsets": [0, 4 * size]}}).encode()
+    return struct.pack("<Q", len(header)) + header + b"\x01\x02\x03\x04" * size
+
+
+BASE_FILES = {
+    "README.md": BASE_CARD.encode(),
+    "config.json": json.dumps(CONFIG).encode(),
+    "generation_config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "tokenizer_config.json": b"{}",
+    "LICENSE.txt": b"terms",
+    "USE_POLICY.md": b"policy",
+    "model.safetensors": safetensors(70_000),
+    "consolidated.safetensors": safetensors(70_000),
+    "pytorch_model.bin": b"\x80",
+    "original/consolidated.00.pth": b"\x80" * 100,
+    "original/params.json": b"{}",
+}
+
+
+def commit_files(api, repo_id, files, **options):
+    from huggingface_hub import CommitOperationAdd
+
+    adds = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in files.items()]
+    return api.create_commit(repo_id, adds, commit_message="files", **options).oid
+
+
+def make_folder(folder, *, card="# Card\n", **report):
+    from hubprune.publishing.manifest import write_recipe
+
+    folder.mkdir()
+    (folder / "config.json").write_text('{"dropped": [1]}')
+    (folder / "model.safetensors").write_bytes(safetensors(50_000))
+    (folder / "modeling_pruned_llama.py").write_text("code = 1\n")
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "own.yaml").write_text("task: own\n")
+    written = made.report(**report)
+    write_recipe(folder, recipe=made.recipe(), report=written)
+    finish(folder, card=card, report=written)
+    return folder
+
+
+def finish(folder, *, card, report):
+    from hubprune.publishing.manifest import write_manifest
+
+    (folder / "README.md").write_text(f"---\nlicense: llama3.2\n---\n{card}")
+    write_manifest(folder, report=report, template_hash="0" * 64)
+
+
+class Ticks(Reporter):
+    """Counts what a progress bar is told."""
+
+    def __init__(self):
+        super().__init__(quiet="yes")
+        self.total = self.done = self.calls = 0
+
+    @contextmanager
+    def progress(self, description, *, total, unit):
+        self.total += total
+
+        def advance(amount=1, /):
+            self.done += amount
+            self.calls += 1
+
+        yield advance
