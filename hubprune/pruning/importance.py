@@ -22,6 +22,7 @@ from torch import nn
 from hubprune.architectures import Architecture
 from hubprune.artifacts import Aggregation, DocumentScores, ImportanceScores, LayerScores
 from hubprune.console import Advance, Reporter
+from hubprune.errors import ScoringError
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.streaming import StreamedModel
@@ -93,6 +94,7 @@ def _score_layers(
         for place, batch in enumerate(batches):
             arguments = model.arguments(number, batch.ids.shape[1])
             states[place], values = _score_layer(layer, states[place], batch.mask, arguments, architecture)
+            _require_finite(values, layer=number)
             for document, value in zip(batch.documents, values, strict=True):
                 rows[document].append(value)
             advance(1)
@@ -134,6 +136,15 @@ def _score_layer(
     inside = mask.to(tokens.device)[..., None]
     sums = torch.where(inside, tokens, 0).sum(dim=1, dtype=torch.float64)
     return leaving, (sums / inside.sum(dim=1)).cpu()
+
+
+def _require_finite(values: torch.Tensor, *, layer: int) -> None:
+    for kind, means in zip(("attn", "mlp", "block"), values.T, strict=True):
+        if not means.isfinite().all():
+            raise ScoringError(
+                f"The {kind} score of layer {layer} is not a finite number.",
+                hint="Its weights are broken, or overflow: try --dtype float32.",
+            )
 
 
 def _unit(states: torch.Tensor) -> torch.Tensor:

@@ -165,7 +165,8 @@ class StreamedModel:
         return self._reader.layer(f"{self._architecture.layers_prefix}{number}.")
 
     def _fill(self, layer: nn.Module, tensors: dict[str, torch.Tensor], number: int) -> None:
-        ready = {name: tensor.to(self._device, self._dtype) for name, tensor in tensors.items()}
+        computed = self._architecture.computed
+        ready = {name: t.to(self._device, self._dtype) for name, t in tensors.items() if name not in computed}
         try:
             layer.load_state_dict(ready, strict=True, assign=True)
         except RuntimeError as error:
