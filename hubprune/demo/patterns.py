@@ -1,0 +1,241 @@
+"""Hold the longer patterns of the made-up world: plots, recipes, actions and reasons. Data only, no logic.
+
+The slots are those of `vocabulary`: people `{a}` and `{b}`, objects `{o}`, `{x}`, `{y}`, places `{p}`, `{q}`.
+"""
+
+from typing import NamedTuple
+
+
+class Ending(NamedTuple):
+    """A last sentence without its last word, and the slot whose value is that word."""
+
+    start: str
+    slot: str
+
+
+class Plot(NamedTuple):
+    """The sentences of one kind of story and the endings that only it can have."""
+
+    sentences: tuple[str, ...]
+    endings: tuple[Ending, ...]
+
+
+PLOTS = (
+    Plot(
+        (
+            "{time} {a} lost a {adjective} {o} in the {p}.",
+            "{a} looked behind the {spot} but did not see the {o}.",
+            "{b} came to the {p} and wanted to help {a}.",
+            "Soon {b} found the {adjective} {o} and gave it to {a}.",
+        ),
+        (Ending("The one who lost the {o} was", "a"), Ending("The one who found the {o} was", "b")),
+    ),
+    Plot(
+        (
+            "{time} {a} bought a {adjective} {o} at the {p}.",
+            "{a} carried the {o} to the {q} and put it near the {spot}.",
+            "{b} came to the {q} and liked the {o} very much.",
+            "So {a} let {b} use the {adjective} {o} for a day.",
+        ),
+        (Ending("The one who bought the {o} was", "a"), Ending("The one who liked the {o} was", "b")),
+    ),
+    Plot(
+        (
+            "{time} {a} and {b} walked to the {p}.",
+            "{a} carried a {adjective} {o} and {b} carried some {food}.",
+            "Near the {spot} they met a hungry {animal}.",
+            "{b} gave the {food} to the {animal} and {a} laughed.",
+        ),
+        (Ending("The one who fed the {animal} was", "b"), Ending("The one who laughed was", "a")),
+    ),
+    Plot(
+        (
+            "{time} {a} made a {adjective} {o} for {b}.",
+            "{a} worked in the {p} until the {o} was ready.",
+            "The next morning {a} walked to the {q} and met {b} there.",
+            "{b} took the {adjective} {o} and sang for {a}.",
+        ),
+        (Ending("The one who made the {o} was", "a"), Ending("The one who sang was", "b")),
+    ),
+    Plot(
+        (
+            "{time} {a} hid a {adjective} {o} in the {p}.",
+            "{b} saw {a} near the {spot} and followed {a} to the {p}.",
+            "{b} guessed the place and carried the {o} to the {q}.",
+            "In the end {b} laughed and showed {a} the {adjective} {o}.",
+        ),
+        (Ending("The one who hid the {o} was", "a"), Ending("The one who guessed the place was", "b")),
+    ),
+)
+ENDINGS = (
+    Ending("{b} smiled and waved to", "a"),
+    Ending("{a} said good night and thanked", "b"),
+    Ending("That night they talked about the", "o"),
+    Ending("From that day {a} took good care of the", "o"),
+    Ending("It all happened in the", "p"),
+)
+
+
+class Recipe(NamedTuple):
+    """A goal about two objects and its six steps in order."""
+
+    goal: str
+    steps: tuple[str, str, str, str, str, str]
+
+
+RECIPES = (
+    Recipe(
+        "hide a {x} in a {y}",
+        (
+            "Choose a quiet place for the {y}.",
+            "Open the {y} with care.",
+            "Put the {x} inside.",
+            "Cover the {x} with leaves.",
+            "Close the {y} again.",
+            "Draw a plan that shows the {x}.",
+        ),
+    ),
+    Recipe(
+        "trade a {x} for a {y}",
+        (
+            "Clean the {x} with a cloth.",
+            "Walk to the man with the {y}.",
+            "Show the {x} to him.",
+            "Ask for the {y} in return.",
+            "Give the {x} away.",
+            "Carry the {y} home.",
+        ),
+    ),
+    Recipe(
+        "tie a {x} to a {y}",
+        (
+            "Find a long thread for the {x}.",
+            "Lay the {x} on the table.",
+            "Put the {y} beside it.",
+            "Wind the thread around the {x}.",
+            "Make a knot on the {y}.",
+            "Pull hard to test the {x}.",
+        ),
+    ),
+    Recipe(
+        "paint a {x} on a {y}",
+        (
+            "Wash the dust off the {y}.",
+            "Look at the {x} for a while.",
+            "Draw the first line of the {x}.",
+            "Fill the {x} with color.",
+            "Leave the {y} in the sun.",
+            "Show the {y} to your friends.",
+        ),
+    ),
+    Recipe(
+        "turn a {x} into a {y}",
+        (
+            "Draw a plan of the {y}.",
+            "Cut the {x} with a saw.",
+            "Bend the parts of the {x}.",
+            "Join them to form a {y}.",
+            "Rub the {y} until it is smooth.",
+            "Burn what is left of the {x}.",
+        ),
+    ),
+    Recipe(
+        "pack a {x} and a {y}",
+        (
+            "Buy paper and thread.",
+            "Lay the {x} on the paper.",
+            "Place the {y} on top.",
+            "Fold the paper around the {x}.",
+            "Write a name on the {y}.",
+            "Send the {x} to a friend.",
+        ),
+    ),
+    Recipe(
+        "compare a {x} with a {y}",
+        (
+            "Weigh the {x} on a scale.",
+            "Weigh the {y} as well.",
+            "Measure the {x} with a ruler.",
+            "Hold the {y} against the light.",
+            "Note the price of the {x}.",
+            "Keep the {y} if it is better.",
+        ),
+    ),
+    Recipe(
+        "mend a {x} with a {y}",
+        (
+            "Take the {x} from the wall.",
+            "Find the broken part of the {x}.",
+            "Cut a piece off the {y}.",
+            "Join it to the {x} with glue.",
+            "Wait until the {x} is dry.",
+            "Throw the rest of the {y} away.",
+        ),
+    ),
+)
+ORDINALS = ("First", "Then", "Next", "After that", "Later", "At last")
+
+
+class Action(NamedTuple):
+    """A goal, and the two parts of the sentence that says how to reach it."""
+
+    goal: str
+    start: str
+    end: str
+
+
+ACTIONS = (
+    Action("dry a wet {x}", "Hang the {x}", "near the warm stove."),
+    Action("wash a dirty {x}", "Rub the {x}", "with soap and water."),
+    Action("bring a {x} to town", "Lay the {x}", "in the cart."),
+    Action("find a {x} at night", "Look for the {x}", "with a bright lantern."),
+    Action("wrap a {x} as a gift", "Fold the {x}", "into colored paper."),
+    Action("repair a broken {x}", "Join the {x}", "with strong glue."),
+    Action("keep a {x} from dust", "Store the {x}", "below a thin cloth."),
+    Action("keep a {x} from rain", "Bring the {x}", "under the roof."),
+    Action("sell a {x}", "Show the {x}", "at the busy market."),
+    Action("send a {x} to a friend", "Take the {x}", "to the post office."),
+    Action("cool a hot {x}", "Set the {x}", "in the cold cellar."),
+    Action("lift a heavy {x}", "Pull the {x}", "up with a chain."),
+    Action("put a {x} into a {y}", "Open the {y}", "and drop the {x} inside."),
+    Action("lay a {x} on a {y}", "Turn the {y}", "and lower the {x} onto it."),
+    Action("break a {x} with a {y}", "Lift the {y}", "and strike the {x} with it."),
+    Action("cover a {x} with a {y}", "Spread the {y}", "and push the {x} below it."),
+    Action("clean a {x} with a {y}", "Wet the {y}", "and wipe the {x} with it."),
+    Action("swap a {x} for a {y}", "Choose the {y}", "and offer the {x} for it."),
+    Action("hang a {x} on a {y}", "Fix the {y}", "and hook the {x} to it."),
+    Action("copy a {x} from a {y}", "Study the {y}", "and carve the {x} like it."),
+)
+REQUESTS = ("How do you {goal}?", "What is a good way to {goal}?", "I want to {goal}. What should I do?")
+
+
+class Reason(NamedTuple):
+    """A sentence about two things up to "because", and the endings that fit the first and the second of them."""
+
+    start: str
+    of_first: tuple[str, ...]
+    of_second: tuple[str, ...]
+
+
+OBJECT_REASONS = (
+    Reason("The {x} did not fit into the {y}", ("was too big", "was very wide"), ("was too small", "was very narrow")),
+    Reason("{a} chose the {x} over the {y}", ("was cheap", "looked nice"), ("was expensive", "looked ugly")),
+    Reason("{a} put the {x} on top of the {y}", ("was light", "could fall"), ("was strong", "could carry it")),
+    Reason("{a} sold the {x} and kept the {y}", ("had no use", "was dull"), ("had a secret", "was dear to {a}")),
+    Reason("{a} repaired the {x} before the {y}", ("was urgent", "came first"), ("could wait", "came later")),
+    Reason("The {x} broke the {y}", ("was hard", "fell from above"), ("was thin", "stood below")),
+    Reason("{a} saw the {x} but not the {y}", ("was bright", "stood in front"), ("was dark", "stood behind")),
+    Reason("{a} took the {x} and left the {y}", ("was useful", "was clean"), ("was useless", "was dirty")),
+    Reason("The {x} hid the {y}", ("was large", "covered everything"), ("was tiny", "could not be seen")),
+    Reason("{a} washed the {x} after the {y}", ("was almost clean", "came last"), ("was full of mud", "went first")),
+)
+PEOPLE_REASONS = (
+    Reason("{a} thanked {b}", ("was glad about the help", "felt grateful"), ("had helped", "had done a good job")),
+    Reason("{a} gave the {o} to {b}", ("had two of them", "did not want it"), ("needed it", "had asked for it")),
+    Reason("{a} waited for {b}", ("came too early", "was patient"), ("came too late", "was still asleep")),
+    Reason(
+        "{a} taught {b}", ("knew the work well", "was a good teacher"), ("was new to the work", "had much to learn")
+    ),
+    Reason("{a} looked for {b}", ("felt lonely", "had some news"), ("was lost", "was hiding somewhere")),
+    Reason("{a} borrowed the {o} from {b}", ("did not own one", "had to use one"), ("never used it", "could lend it")),
+)
