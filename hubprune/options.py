@@ -110,7 +110,7 @@ HubDirectory = Annotated[
     Path, typer.Option("--dir", metavar="FOLDER", help="Where repos, objects and tokens are kept.")
 ]
 HubPort = Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
-NoXet = Annotated[bool, typer.Option("--no-xet", help="Serve large files over LFS only.")]
+NoXet = Annotated[bool, typer.Option("--no-xet", help="Announce no Xet, so that downloads take the LFS path.")]
 DemoBase = Annotated[str, typer.Option(metavar="tiny-llama|tiny-mistral", help="Which embedded model.")]
 DemoDirectory = Annotated[
     Path | None, typer.Option("--dir", metavar="FOLDER", help="Where the demo keeps its Hub. Default: the work folder.")

@@ -121,6 +121,10 @@ class Hub:
         path = self._path(kind, repo_id)
         return Repo(kind, repo_id, GitRepo(path)) if path.exists() else None
 
+    def namespaces(self) -> list[str]:
+        """List the namespaces that hold a repository, sorted."""
+        return sorted({folder.name for folder in self._repos.glob("*/*") if folder.is_dir()})
+
     def open(self, account: Account | None, kind: str, repo_id: str, need: Need) -> Repo:
         """Return a repository if the account may do with it what it needs to."""
         repo = self.find_repo(kind, repo_id)

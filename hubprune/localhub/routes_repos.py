@@ -40,7 +40,9 @@ class RepoRoutes(HubRoutes):
     def whoami(self, call: Call) -> Response:
         """Say whose token this is and what it may do."""
         account = self.known_caller(call)
-        orgs = [{"type": "org", "name": org, "fullname": org, "roleInOrg": "write"} for org in account.orgs]
+        # Clients look here before they create a repository, so the admin has to be a member wherever there is one.
+        names = self.hub.namespaces() if account.admin else account.orgs
+        orgs = [{"type": "org", "name": org, "fullname": org, "roleInOrg": "write"} for org in names]
         token: dict[str, object] = {"displayName": account.role, "role": account.role}
         if account.role == "fineGrained":
             scopes = [

@@ -20,6 +20,10 @@ def test_whoami_names_the_user_the_organizations_and_the_role(local_hub, role):
     assert who["auth"]["accessToken"]["role"] == role
 
 
+def test_the_admin_is_a_member_of_every_namespace_that_holds_something(local_hub, api, repo):
+    assert repo.split("/")[0] in {org["name"] for org in api.whoami()["orgs"]}
+
+
 @pytest.mark.parametrize("expired", [True, False])
 def test_a_bad_token_is_turned_down_even_where_none_is_needed(local_hub, repo, expired):
     token = local_hub.add_user("alice", expired=True) if expired else "hf_unknown"
