@@ -43,7 +43,10 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # in the moment before or after a command
+        sys.exit(INTERRUPTED)
     sys.exit(0)
 
 

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from hubprune.architectures import Architecture, architecture_of
 from hubprune.artifacts import BaseCheckpoint, DropPlan, SublayerKind
+from hubprune.carried import is_carried
 from hubprune.errors import CheckpointError
 from hubprune.pruning import config as config_json
 from hubprune.pruning import modeling
@@ -27,12 +28,6 @@ from hubprune.pruning.weights import INDEX_NAME, LENGTH_BYTES, Shard, TensorEntr
 NUMBERED_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
 COPY_BYTES = 8 * 2**20
 NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
-CARRIED_FILES = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.tiktoken", "spiece.model",
-    "sentencepiece.bpe.model", "tekken.json", "generation_config.json", "chat_template*", "chat_templates/*",
-    "LICENSE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
-"""Files of the base that a published repo carries unchanged, as glob patterns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +195,8 @@ def _write_index(metadata: Mapping[str, object], shards: Sequence[ShardPlan], pa
 
 def carry_files(source: Path, folder: Path) -> None:
     """Copy tokenizer, generation, chat template and licence files byte for byte."""
-    for pattern in CARRIED_FILES:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file():
-                target = folder / path.relative_to(source)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, target)
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if is_carried(name.as_posix()) and path.is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)

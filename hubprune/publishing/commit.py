@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from hubprune.artifacts import PublishedCommit, RepoFile
 from hubprune.console import Reporter
 from hubprune.errors import ConflictError, HubError
-from hubprune.publishing.manifest import CARD, MANIFEST, files_digest, local_files, read_manifest
+from hubprune.files import list_files
+from hubprune.publishing.manifest import CARD, MANIFEST, files_digest, read_manifest
 from hubprune.publishing.preflight import Target
 from hubprune.publishing.remote import RemoteState, check_card_is_ours, check_remote, head_of, is_same, read_remote
 from hubprune.publishing.retry import BUSY, is_transient, translate, wait_seconds
@@ -83,7 +84,7 @@ def publish(
         RemoteMismatchError: what arrived is not what was sent.
         HubError: the Hub refused or did not answer.
     """
-    files = local_files(folder)
+    files = list_files(folder)
     digest = files_digest(files)
     with _repo(target, session=session) as found:
         parent = _check_head(found, target=target, digest=digest, session=session)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from hubprune.architectures import architecture_of
 from hubprune.artifacts import BaseCard, BaseCheckpoint, RepoFile
+from hubprune.carried import is_carried
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, CheckpointError, GatedBaseError, UnsupportedFormatError
-from hubprune.publishing.license import LICENSE_FILES
 from hubprune.publishing.retry import REQUEST_SECONDS
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.transfer import download
@@ -25,20 +25,6 @@ __all__ = ["download_base", "needed_files", "resolve_base", "resolve_repo"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-SUPPORT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates/*",
-    *LICENSE_FILES,
-)
-"""What a result is made of besides the weights, at the top of the repo unless a folder is named."""
 
 
 # ---- resolve -----------------------------------------------------------------------------------------------------
@@ -206,12 +192,8 @@ def needed_files(base: BaseCheckpoint) -> tuple[RepoFile, ...]:
     """Return what a result is made of: weights and their index, config, tokenizer, templates, licence files."""
     weights = weight_files(base.files)
     index = INDEX if weights and weights[0].path != SINGLE else None
-    keep = {f.path for f in weights} | {index}
-    return tuple(f for f in base.files if f.path in keep or _is_support(f.path))
-
-
-def _is_support(path: str) -> bool:
-    return any(fnmatch(path, pattern) and path.count("/") == pattern.count("/") for pattern in SUPPORT_FILES)
+    keep = {f.path for f in weights} | {index, "config.json"}
+    return tuple(f for f in base.files if f.path in keep or is_carried(f.path))
 
 
 def download_base(base: BaseCheckpoint, *, session: HubSession, reporter: Reporter) -> BaseCheckpoint:

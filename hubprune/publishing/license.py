@@ -6,10 +6,7 @@ from collections.abc import Mapping
 
 from hubprune.artifacts import BaseCard
 
-__all__ = ["LICENSE_FILES", "attribution_line", "license_name"]
-
-LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
-"""File name patterns that travel from the base into every result."""
+__all__ = ["attribution_line", "license_name"]
 
 ATTRIBUTION: Mapping[str, str] = {
     "llama3": "Built with Meta Llama 3",

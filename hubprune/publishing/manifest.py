@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hubprune.artifacts import PublishReport, RepoFile, WrittenCheckpoint
+from hubprune.files import list_files, write_atomically
 from hubprune.publishing.privacy import public_name, public_recipe, scrub, scrub_all
 from hubprune.recipe import Recipe, parse
 
@@ -20,7 +20,6 @@ __all__ = [
     "RemoteManifest",
     "checkpoint_tag",
     "files_digest",
-    "local_files",
     "read_manifest",
     "write_manifest",
     "write_recipe",
@@ -30,26 +29,9 @@ CARD = "README.md"
 MANIFEST = "hubprune.json"
 RECIPE = "recipe.yaml"
 SCHEMA_VERSION = 1
-CHUNK_BYTES = 1 << 20
 
 
 # ---- files and digests -------------------------------------------------------------------------------------------
-
-
-def local_files(folder: Path) -> tuple[RepoFile, ...]:
-    """Hash every file of a folder, sorted by path: SHA-256, and the id that git would give the bytes."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file())
-    return tuple(_hashed(path, name=path.relative_to(folder).as_posix()) for path in paths)
-
-
-def _hashed(path: Path, *, name: str) -> RepoFile:
-    size = path.stat().st_size
-    sha256, git_oid = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha256.update(chunk)
-            git_oid.update(chunk)
-    return RepoFile(path=name, size=size, sha256=sha256.hexdigest(), git_oid=git_oid.hexdigest())
 
 
 def files_digest(files: Iterable[RepoFile]) -> str:
@@ -74,7 +56,7 @@ def checkpoint_tag(checkpoint: WrittenCheckpoint) -> str:
 def write_recipe(folder: Path, *, recipe: Recipe, report: PublishReport) -> Path:
     """Write recipe.yaml: the base pinned to its commit, no local path."""
     path = folder / RECIPE
-    _write(path, scrub(public_recipe(recipe, base=report.base).to_yaml()))
+    write_atomically(path, scrub(public_recipe(recipe, base=report.base).to_yaml()))
     return path
 
 
@@ -86,7 +68,7 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
         report: what the run did and saw; `published` and `seconds` stay out, as does whatever a clock measured.
         template_hash: of the card templates, so that a card by other templates is another card.
     """
-    files = {f.path: {"sha256": f.sha256, "size": f.size} for f in local_files(folder) if f.path != MANIFEST}
+    files = {f.path: {"sha256": f.sha256, "size": f.size} for f in list_files(folder) if f.path != MANIFEST}
     content = scrub_all(_content(report)) | {"card_templates": template_hash}
     compared = {"content": content, "files": {path: row for path, row in files.items() if path != CARD}}
     values = content | {
@@ -95,7 +77,7 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
         "files": files,
     }
     path = folder / MANIFEST
-    _write(path, _json(values))
+    write_atomically(path, _json(values))
     return path
 
 
@@ -128,15 +110,6 @@ def _without(values: dict[str, Any] | None, *, names: tuple[str, ...]) -> dict[s
 
 def _json(values: Any) -> str:
     return json.dumps(values, sort_keys=True, indent=2, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        staged.write_text(text, encoding="utf-8", newline="\n")
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------

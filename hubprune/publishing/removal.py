@@ -16,7 +16,7 @@ SCORE_DIGITS = 6
 
 AGGREGATIONS: Mapping[str, str] = {
     "document": "Averaged over a document's tokens, then over a subset's documents, then by the weights of the mix.",
-    "token": "Averaged over all tokens of the mix, by the weights of its subsets.",
+    "token": "Averaged over all tokens of a subset, then by the weights of the mix.",
 }
 
 
@@ -32,7 +32,7 @@ def removal(plan: DropPlan, *, scores: LayerScores | None, verification: Verific
 
 def _sentences(plan: DropPlan) -> list[str]:
     said = [
-        f"{name[0].upper()}{name[1:]} sublayers removed: {listing(layers)}, counted from 0 in the base."
+        f"Removed: the {name} of layer{'s'[: len(layers) - 1]} {listing(layers)}, counted from 0 in the base."
         for kind, name in NAMES
         if (layers := plan.layers(kind))
     ]
@@ -47,7 +47,7 @@ def _sentences(plan: DropPlan) -> list[str]:
 
 def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:
     """All layers ascending by the score of their attention."""
-    order = sorted(range(len(scores.mean.attn)), key=lambda i: (scores.mean.attn[i], i))
+    order = scores.mean.ascending("attn")
     columns = ("Rank", "Layer", "Attention S", "± SE", "MLP S", "Block S", "Attention")
     rows = [_score_row(plan, scores=scores, layer=layer, rank=rank) for rank, layer in enumerate(order, start=1)]
     return Table(columns=columns, align="rrrrrrl", rows=tuple(rows))

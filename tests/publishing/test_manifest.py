@@ -11,8 +11,9 @@ import pytest
 from on_hub import finish, make_folder
 
 from hubprune.artifacts import RepoFile
+from hubprune.files import list_files
 from hubprune.publishing.command import publish_command
-from hubprune.publishing.manifest import checkpoint_tag, files_digest, local_files, read_manifest, write_recipe
+from hubprune.publishing.manifest import checkpoint_tag, files_digest, read_manifest, write_recipe
 from hubprune.publishing.privacy import public_recipe, scrub
 from hubprune.recipe import (
     CalibrationMix,
@@ -129,7 +130,7 @@ def test_a_name_that_looks_like_two_files_is_another_digest():
 
 def test_hashes_are_those_of_sha256_and_of_git(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"hello\n")
-    (file,) = local_files(tmp_path)
+    (file,) = list_files(tmp_path)
     assert file.git_oid == "ce013625030ba8dba906f756967f9e9ca394464a"
     assert file.sha256 == hashlib.sha256(b"hello\n").hexdigest()
     assert file.size == 6

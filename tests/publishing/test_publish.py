@@ -10,10 +10,11 @@ import pytest
 from on_hub import BASE_ID, Ticks, commit_files, finish, make_folder, safetensors
 
 from hubprune.errors import ConflictError, HubError, HubpruneError, PermissionDeniedError, RemoteMismatchError
+from hubprune.files import list_files
 from hubprune.publishing import commit as module
 from hubprune.publishing.commit import RUN_LINE, publish
 from hubprune.publishing.hub import resolve_base
-from hubprune.publishing.manifest import files_digest, local_files
+from hubprune.publishing.manifest import files_digest
 from hubprune.publishing.preflight import preflight
 from hubprune.publishing.remote import check_remote, remote_files
 from hubprune.recipe import BaseModelSpec, TargetSpec
@@ -63,7 +64,7 @@ def test_all_files_arrive_in_one_commit_and_are_compared(admin, send, repo_id, c
     assert done.created
     assert done.commit == admin.model_info(repo_id).sha
     assert done.parent == admin.list_repo_commits(repo_id)[1].commit_id
-    local = {f.path: (f.size, f.sha256) for f in local_files(checkpoint_folder)}
+    local = {f.path: (f.size, f.sha256) for f in list_files(checkpoint_folder)}
     assert {f.path: (f.size, f.sha256) for f in done.files} == local
     assert admin.model_info(repo_id, revision="hubprune-12345678").sha == done.commit
     assert done.url.endswith(f"{repo_id}/commit/{done.commit}")
@@ -71,7 +72,7 @@ def test_all_files_arrive_in_one_commit_and_are_compared(admin, send, repo_id, c
 
 def test_the_commit_tells_the_digest_of_its_files(admin, send, repo_id, checkpoint_folder):
     send(checkpoint_folder, repo_id)
-    digest = files_digest(local_files(checkpoint_folder))
+    digest = files_digest(list_files(checkpoint_folder))
     assert admin.list_repo_commits(repo_id)[0].message.strip() == RUN_LINE + digest
 
 
@@ -83,7 +84,7 @@ def test_a_private_target_is_created_private(admin, send, repo_id, checkpoint_fo
 def test_uploads_report_every_byte_once(send, repo_id, checkpoint_folder):
     ticks = Ticks()
     send(checkpoint_folder, repo_id, reporter=ticks)
-    assert ticks.done == ticks.total == sum(f.size for f in local_files(checkpoint_folder))
+    assert ticks.done == ticks.total == sum(f.size for f in list_files(checkpoint_folder))
     assert ticks.calls > 1
 
 
@@ -113,9 +114,7 @@ def test_only_what_changed_is_uploaded(hub, send, repo_id, checkpoint_folder):
     ticks = Ticks()
     hub.clear_log()
     assert send(checkpoint_folder, repo_id, reporter=ticks).created
-    assert ticks.total == sum(
-        f.size for f in local_files(checkpoint_folder) if f.path in ("README.md", "hubprune.json")
-    )
+    assert ticks.total == sum(f.size for f in list_files(checkpoint_folder) if f.path in ("README.md", "hubprune.json"))
     assert not [r for r in hub.log if "xet-write-token" in r.path or "lfs/objects" in r.path]
 
 
@@ -306,7 +305,7 @@ def test_a_tag_that_exists_stays_where_it_is(send, admin, repo_id, checkpoint_fo
 
 def test_what_arrived_otherwise_is_seen(session, send, repo_id, checkpoint_folder):
     done = send(checkpoint_folder, repo_id)
-    local = {f.path: f for f in local_files(checkpoint_folder)}
+    local = {f.path: f for f in list_files(checkpoint_folder)}
 
     def check(changed, /, **change):
         files = [f if f.path != changed else f.model_copy(update=change) for f in local.values()]
@@ -345,7 +344,7 @@ def test_a_hub_that_stored_something_else_fails_the_publish(monkeypatch, admin, 
 def test_large_files_are_known_by_their_sha256_and_small_ones_by_their_blob(session, send, repo_id, checkpoint_folder):
     done = send(checkpoint_folder, repo_id)
     remote = remote_files(repo_id, commit=done.commit, session=session)
-    local = {f.path: f for f in local_files(checkpoint_folder)}
+    local = {f.path: f for f in list_files(checkpoint_folder)}
     assert remote["model.safetensors"].sha256 == local["model.safetensors"].sha256
     assert remote["config.json"].sha256 is None
     assert remote["config.json"].git_oid == local["config.json"].git_oid
