@@ -20,8 +20,8 @@ PACKAGE = Path(hubprune.__file__).parent
 LAYERS = {
     0: {"errors"},
     1: {
-        "architectures", "artifacts", "console", "devices", "endpoint", "environment", "files", "recipe", "stages",
-        "templates",
+        "architectures", "artifacts", "carried", "console", "devices", "endpoint", "environment", "files", "recipe",
+        "stages", "templates",
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo"},
     3: {"run", "pipeline", "run", "checkup", "demonstration", "summary"},

@@ -21,15 +21,16 @@ def uploads() -> Iterator[tuple[str, str, Path]]:
 
 def main() -> None:
     """Create each repo where it is missing and upload its folder in one commit."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     api = HfApi()
     for repo_type, repo, folder in uploads():
         api.create_repo(repo, repo_type=repo_type, exist_ok=True)
-        message = "Upload the embedded demo"
-        api.upload_folder(repo_id=repo, repo_type=repo_type, folder_path=folder, commit_message=message)
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        operations = [CommitOperationAdd(path.name, path) for path in files]
+        api.create_commit(repo, operations, repo_type=repo_type, commit_message="Fill the demo")
 
 
 if __name__ == "__main__":
