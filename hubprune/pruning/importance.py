@@ -68,6 +68,7 @@ def score(
     Raises:
         ScoringError: a score is not finite.
         CheckpointError: the weights do not fit the config.
+        DiskSpaceError: the hidden states fit neither into memory nor into the temporary folder.
     """
     batches = make_batches(calibration.documents, batch_size)
     model = StreamedModel(folder, architecture=architecture, dtype=dtype, device=device)
@@ -93,7 +94,9 @@ def _score_layers(
     for number, layer in enumerate(model.layers()):
         for place, batch in enumerate(batches):
             arguments = model.arguments(number, batch.ids.shape[1])
-            states[place], values = _score_layer(layer, states[place], batch.mask, arguments, architecture)
+            entering = states[place].to(model.device)
+            leaving, values = _score_layer(layer, entering, batch.mask, arguments, architecture)
+            states[place].copy_(leaving)
             _require_finite(values, layer=number)
             for document, value in zip(batch.documents, values, strict=True):
                 rows[document].append(value)

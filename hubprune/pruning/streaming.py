@@ -1,12 +1,15 @@
 """Run a base layer by layer: each layer's weights are read once, used on all batches, and let go.
 
 Scoring needs no KV cache, no head and no whole model.  What is in memory is one layer, the next one that a thread is
-reading, and the hidden states of the calibration set.
+reading, and the hidden states of the calibration set; where those are too many, they are in a mapped file.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +19,9 @@ import torch
 from torch import nn
 
 from hubprune.architectures import Architecture
-from hubprune.errors import CheckpointError
+from hubprune.console import size
+from hubprune.errors import CheckpointError, DiskSpaceError
+from hubprune.pruning.memory import available_bytes
 from hubprune.pruning.weights import TensorEntry, open_weights
 
 TORCH_DTYPES = {
@@ -28,6 +33,9 @@ TORCH_DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 READ_BYTES = 2**30
+ALIGNMENT = 64
+STATES_SHARE = 0.5
+"""Share of the free memory that hidden states may take; the rest is for two layers and what they compute."""
 
 
 class WeightReader:
@@ -50,14 +58,33 @@ class WeightReader:
             raise CheckpointError(f"{path}: tensor {name!r} has dtype {entry.dtype}, which cannot be scored.")
         return path, entry
 
-    def layer(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Read all tensors below a prefix; the names that come back are without it."""
-        return {name.removeprefix(prefix): self.tensor(name) for name in self._where if name.startswith(prefix)}
+    def layer(self, prefix: str, buffer: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Read all tensors below a prefix; the names that come back are without it.
+
+        Args:
+            prefix: how the names begin.
+            buffer: where the tensors come to lie, uint8, at least `layer_bytes` long; a new one where it is None.
+        """
+        names = [name for name in self._where if name.startswith(prefix)]
+        rest = torch.empty(self.layer_bytes(prefix), dtype=torch.uint8) if buffer is None else buffer
+        tensors = {}
+        for name in names:
+            tensors[name.removeprefix(prefix)] = self._read(name, rest)
+            rest = rest[_aligned(self.entry(name)[1].size) :]
+        return tensors
+
+    def layer_bytes(self, prefix: str) -> int:
+        """Return how long a buffer has to be that holds all tensors below a prefix."""
+        return sum(_aligned(self.entry(name)[1].size) for name in self._where if name.startswith(prefix))
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor."""
+        return self._read(name, torch.empty(self.entry(name)[1].size, dtype=torch.uint8))
+
+    def _read(self, name: str, buffer: torch.Tensor) -> torch.Tensor:
+        """Read one tensor into the beginning of a buffer, and return that as a tensor."""
         path, entry = self.entry(name)
-        data = torch.empty(entry.size, dtype=torch.uint8)
+        data = buffer[: entry.size]
         with path.open("rb", buffering=0) as file:
             _read_into(file.fileno(), data, entry.begin)
         return data.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
@@ -79,6 +106,11 @@ class WeightReader:
         return data.view(TORCH_DTYPES[entry.dtype])
 
 
+def _aligned(size: int) -> int:
+    """Round up to whole cache lines."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 def _read_into(descriptor: int, target: torch.Tensor, offset: int) -> None:
     view, done = memoryview(target.numpy()), 0
     while done < len(view):
@@ -86,6 +118,37 @@ def _read_into(descriptor: int, target: torch.Tensor, offset: int) -> None:
         if not count:
             raise CheckpointError("A weight file became shorter while it was read.")
         done += count
+
+
+def empty_states(shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    """Make room for hidden states: on the device, or where it has too little memory in the machine's, or in a file.
+
+    Raises:
+        DiskSpaceError: none of them has room.
+    """
+    counts = [math.prod(shape) for shape in shapes]
+    needed_bytes = sum(counts) * dtype.itemsize
+    for place in dict.fromkeys((device, torch.device("cpu"))):
+        if needed_bytes <= STATES_SHARE * _free_bytes(place):
+            return [torch.empty(shape, dtype=dtype, device=place) for shape in shapes]
+    _require_disk(needed_bytes)
+    with tempfile.NamedTemporaryFile(prefix="hubprune-states-") as file:  # once mapped, it needs no name any more
+        mapped = torch.from_file(file.name, shared=True, size=sum(counts), dtype=dtype)
+    return [part.view(shape) for part, shape in zip(mapped.split(counts), shapes, strict=True)]
+
+
+def _free_bytes(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
+
+
+def _require_disk(needed_bytes: int) -> None:
+    # A mapped file on a full disk ends the process with a signal, so the room has to be there before.
+    folder = tempfile.gettempdir()
+    if needed_bytes > shutil.disk_usage(folder).free:
+        raise DiskSpaceError(
+            f"The hidden states take {size(needed_bytes)}, which neither memory nor {folder} has free.",
+            hint="Set TMPDIR to a folder with more room, or lower --num-samples or --max-tokens.",
+        )
 
 
 class _Recorder(nn.Module):
@@ -108,12 +171,12 @@ class StreamedModel:
 
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         self._architecture, self._reader = architecture, WeightReader(folder)
-        self._dtype, self._device = getattr(torch, dtype), torch.device(device)
+        self._dtype, self.device = getattr(torch, dtype), torch.device(device)
         with torch.device("meta"):
             self._model = AutoModel.from_config(config, dtype=self._dtype).eval().requires_grad_(False)
         self._layers = self._model.layers
         # Buffers that are computed when a module is built do not exist on the meta device.
-        self._model.rotary_emb = type(self._model.rotary_emb)(config=config).to(self._device)
+        self._model.rotary_emb = type(self._model.rotary_emb)(config=config).to(self.device)
         self._model.norm = nn.Identity()
         self._recorders = nn.ModuleList(_Recorder() for _ in self._layers)
         self._model.layers = self._recorders
@@ -126,20 +189,29 @@ class StreamedModel:
             batches: int64 tensors of shape [documents, tokens].
 
         Returns:
-            One tensor of shape [documents, tokens, hidden_size] per batch.
+            One tensor of shape [documents, tokens, hidden_size] per batch; not on the device where they do not fit.
+
+        Raises:
+            DiskSpaceError: they fit neither into memory nor into the temporary folder.
         """
         used = torch.unique(torch.cat([ids.flatten() for ids in batches]))
-        table = self._reader.rows(self._architecture.embedding, used.tolist()).to(self._device, self._dtype)
-        return [table[torch.searchsorted(used, ids).to(self._device)] for ids in batches]
+        table = self._reader.rows(self._architecture.embedding, used.tolist()).to(self._dtype)
+        states = empty_states([(*ids.shape, table.shape[1]) for ids in batches], self._dtype, self.device)
+        for target, ids in zip(states, batches, strict=True):
+            target.copy_(table[torch.searchsorted(used, ids)])
+        return states
 
     def layers(self) -> Iterator[nn.Module]:
         """Yield the decoder layers in order; each loses its weights when the next is asked for."""
         with ThreadPoolExecutor(max_workers=1) as reader:
-            following: Future[dict[str, torch.Tensor]] = reader.submit(self._read, 0)
+            # One buffer is read into while the layer in the other runs; fresh memory for every layer would cost as
+            # much time as the reading.
+            buffers = self._buffers(2)
+            following: Future[dict[str, torch.Tensor]] = reader.submit(self._read, 0, buffers[0])
             for number, layer in enumerate(self._layers):
                 tensors = following.result()
                 if number + 1 < len(self._layers):
-                    following = reader.submit(self._read, number + 1)
+                    following = reader.submit(self._read, number + 1, buffers[(number + 1) % 2])
                 self._fill(layer, tensors, number)
                 del tensors
                 yield layer
@@ -152,7 +224,7 @@ class StreamedModel:
         Padding on the right needs no mask: a causal attention never looks there.
         """
         if tokens not in self._arguments:
-            row = torch.zeros(1, tokens, self._model.config.hidden_size, dtype=self._dtype, device=self._device)
+            row = torch.zeros(1, tokens, self._model.config.hidden_size, dtype=self._dtype, device=self.device)
             self._model(inputs_embeds=row, use_cache=False)
             self._arguments[tokens] = [recorder.calls for recorder in self._recorders]
         return self._arguments[tokens][layer]
@@ -161,12 +233,19 @@ class StreamedModel:
         """Number of decoder layers."""
         return len(self._layers)
 
-    def _read(self, number: int) -> dict[str, torch.Tensor]:
-        return self._reader.layer(f"{self._architecture.layers_prefix}{number}.")
+    def _buffers(self, count: int) -> list[torch.Tensor]:
+        largest = max(self._reader.layer_bytes(self._prefix(number)) for number in range(len(self)))
+        return [torch.empty(largest, dtype=torch.uint8) for _ in range(count)]
+
+    def _read(self, number: int, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self._reader.layer(self._prefix(number), buffer)
+
+    def _prefix(self, number: int) -> str:
+        return f"{self._architecture.layers_prefix}{number}."
 
     def _fill(self, layer: nn.Module, tensors: dict[str, torch.Tensor], number: int) -> None:
         computed = self._architecture.computed
-        ready = {name: t.to(self._device, self._dtype) for name, t in tensors.items() if name not in computed}
+        ready = {name: t.to(self.device, self._dtype) for name, t in tensors.items() if name not in computed}
         try:
             layer.load_state_dict(ready, strict=True, assign=True)
         except RuntimeError as error:
