@@ -181,7 +181,10 @@ class Recipe(Settings):
 
     def to_yaml(self) -> str:
         """Write the recipe as YAML, in the order of its fields and without fields that hold nothing."""
-        return str(yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))
+        values = self.model_dump(mode="json", exclude_none=True)
+        text = str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        # PyYAML writes this line break as it is and reads it back as another one; escaped it survives.
+        return text if "\x85" not in text else str(yaml.safe_dump(values, sort_keys=False))
 
 
 def parse(kind: type[AnySettings], values: dict[str, Any]) -> AnySettings:

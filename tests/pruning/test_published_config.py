@@ -88,6 +88,12 @@ def test_keys_of_transformers_4_stay_as_they_are():
     assert published(old) == {**old, **PRUNED_LLAMA}
 
 
+def test_no_key_that_the_base_has_is_overwritten_by_its_other_spelling():
+    rope = {"rope_theta": 500000.0, **LLAMA3}
+    odd = {**LLAMA, "dtype": "bfloat16", "rope_scaling": None, "rope_parameters": rope}
+    assert published(odd) == {**odd, **PRUNED_LLAMA}
+
+
 def test_per_layer_lists_are_cut_with_the_layers():
     config = {**LLAMA, "layer_types": ["a", "b", "c", "d", "e"], "unrelated": [1, 2, 3, 4, 5]}
     drop = plan(5, attn=[0, 1, 3], mlp=[1, 2, 3])

@@ -190,6 +190,17 @@ def test_every_way_to_decode_greedily_writes_the_same(folder, llama):
     assert generated(stock, assistant_model=model) == generated(stock)
 
 
+def test_a_cache_has_a_slot_for_every_attention_that_is_left_and_no_other(folder):
+    from transformers import DynamicCache, StaticCache
+
+    model, ids = load(folder), torch.arange(30, 50)[None]
+    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=32)):
+        assert len(cache.layers) == 5
+        with torch.no_grad():
+            model(ids, past_key_values=cache)
+        assert [int(layer.get_seq_length()) for layer in cache.layers] == [20] * 3
+
+
 def test_beams_and_a_cache_that_is_taken_up_again_agree_with_running_at_once(folder):
     model = load(folder)
     assert generated(model, num_beams=3) == generated(model, num_beams=3, use_cache=False)
