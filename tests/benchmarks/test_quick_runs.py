@@ -1,0 +1,20 @@
+"""The benchmarks run, and what they compare is equal; their times are for `make bench`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("script", ["write_checkpoint.py", "score.py"])
+def test_a_quick_run_compares_equal_results(script, tmp_path):
+    command = [sys.executable, BENCHMARKS / script, "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, env={"TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MISSED" not in done.stdout
+    assert list(tmp_path.glob("hubprune-*")) == []
