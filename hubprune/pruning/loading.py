@@ -132,14 +132,14 @@ def _comparison_dtype(folder: str) -> Any:
     """
     from pathlib import Path
 
-    import psutil
     import torch
     from transformers import AutoConfig
 
+    from hubprune.pruning.memory import available_bytes
     from hubprune.pruning.weights import open_weights
 
     needed = 4 * open_weights(Path(folder)).parameters()
-    if needed < 0.8 * psutil.virtual_memory().available:
+    if needed < 0.8 * available_bytes():
         return torch.float32
     return AutoConfig.from_pretrained(folder, trust_remote_code=False).dtype or torch.float32
 
