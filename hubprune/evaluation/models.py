@@ -37,7 +37,8 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     """Load the causal language model and the tokenizer of a folder.
 
     `device` is `auto` or a torch device; `dtype` is `auto` for the checkpoint's own, or a torch dtype by name.
-    `trust_remote_code` runs the modeling file in the folder: for folders that this package wrote.
+    `trust_remote_code` runs the modeling file in the folder: for folders that this package wrote.  Code that comes with
+    a tokenizer is never run, since a pruned folder has its tokenizer files from the base, and neither are pickles read.
 
     Raises:
         RecipeError: this machine has no such device.
@@ -47,8 +48,9 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         device_map={"": resolve_device(device)},
         trust_remote_code=trust_remote_code,
+        use_safetensors=True,
     ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return LoadedModel(model, tokenizer, str(model.device), str(model.dtype).removeprefix("torch."))
 
 
