@@ -34,16 +34,16 @@ _UNFIT_FOR_FILES = re.compile(r"[^\w.-]+")
 def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
     """Find out in seconds, before any compute, whether the benchmarks of a spec can be run.
 
-    Returns the data sets that they read, ids on the Hub or the format of local files, each with what tells its present
-    state from another: a commit, or sizes and times of local files; None where the Hub does not answer and the cache
-    has to do.
+    Returns what they read, each with what tells its present state from another: a commit, or sizes and times of local
+    files; None where the Hub does not answer and the cache has to do.  A key is an id on the Hub, a local folder, or
+    the format of files, and then the files that a task names: `json: rows/a.jsonl`.
 
     Raises:
         EvaluationError: a task is unknown (with near matches) or unfit, or its data set cannot be reached.
     """
     if not spec.tasks:
         return {}
-    return {source.dataset: state_of(source) for source in data_sources(find_tasks(spec), spec.tasks)}
+    return {source.name: state_of(source) for source in data_sources(find_tasks(spec), spec.tasks)}
 
 
 def run(

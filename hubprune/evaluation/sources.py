@@ -26,7 +26,12 @@ class DataSource:
     dataset: str
     """Id on the Hub, local folder, or file format."""
     files: tuple[str, ...] = ()
-    """Data files that the YAML names: local paths or addresses."""
+    """Data files that the YAML names: local paths, patterns or addresses; of a folder alone, the folder."""
+
+    @property
+    def name(self) -> str:
+        """What tells it from every other source: the data set, and the files where the YAML names some."""
+        return f"{self.dataset}: {', '.join(self.files)}" if self.files else self.dataset
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> DataSource | None:
@@ -35,9 +40,9 @@ class DataSource:
         if not isinstance(dataset, str) or not dataset:
             return None
         kwargs = config.get("dataset_kwargs") or {}
-        folder = Path(kwargs.get("data_dir") or "")
-        files = (f if "://" in f else str(folder / f) for f in _strings(kwargs.get("data_files")))
-        return cls(str(config.get("task")), dataset, tuple(files))
+        folder, named = kwargs.get("data_dir"), tuple(_strings(kwargs.get("data_files")))
+        files = (f if "://" in f else str(Path(folder or "", f)) for f in named)
+        return cls(str(config.get("task")), dataset, tuple(files) or tuple(_strings(folder)))
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -66,8 +71,8 @@ def commit_of(dataset: Any) -> str | None:
 def state_of(source: DataSource) -> str | None:
     """Find out without downloading anything whether a task's data set can be had, and in which state it is.
 
-    Returns the commit on the Hub, None where the Hub does not answer and the data set is cached, or for local files
-    their sizes and times.
+    Returns the commit on the Hub, None where the Hub does not answer and the data set is cached, or the sizes and times
+    of local files, those below a folder included.
 
     Raises:
         EvaluationError: a local file is missing, or the Hub does not have the data set, does not give it to this token,
@@ -75,17 +80,26 @@ def state_of(source: DataSource) -> str | None:
     """
     if dataset := hub_id(source.dataset):
         return _state_on_hub(source.task, dataset)
-    return " ".join(_state_of_file(file, task=source.task) for file in source.files)
+    # The files that the YAML names in a folder are relative to it, and are among all of its files.
+    places = source.files if source.dataset in FILE_FORMATS else (source.dataset,)
+    return " ".join(_state_of_place(place, task=source.task) for place in places)
 
 
-def _state_of_file(file: str, *, task: str) -> str:
-    if any(mark in file for mark in ("://", "*", "?", "[")):
-        return file
-    path = Path(file)
-    if not path.exists():
-        hint = f"It was looked for at {path.absolute()}; relative paths start at the working directory."
-        raise EvaluationError(f"The data file {file} of the benchmark {task} does not exist.", hint=hint)
-    return f"{file}:{path.stat().st_size}:{path.stat().st_mtime_ns}"
+def _state_of_place(place: str, *, task: str) -> str:
+    if "://" in place:
+        return place
+    if not (paths := list(_files_at(place))):
+        hint = f"It was looked for at {Path(place).absolute()}; relative paths start at the working directory."
+        raise EvaluationError(f"The data file {place} of the benchmark {task} does not exist.", hint=hint)
+    return " ".join(f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in paths)
+
+
+def _files_at(place: str) -> Iterator[Path]:
+    """Yield a file, or those below a folder, or those that a pattern fits."""
+    path = Path(place)
+    root = Path(path.anchor)
+    below = path.rglob("*") if path.is_dir() else root.glob(str(path.relative_to(root)))
+    yield from [path] if path.is_file() else sorted(p for p in below if p.is_file())
 
 
 def _state_on_hub(task: str, dataset: str) -> str | None:

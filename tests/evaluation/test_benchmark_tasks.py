@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,7 +90,7 @@ def test_a_typo_does_not_index_everything_but_a_tag_does(monkeypatch):
 
 def test_a_task_of_ones_own_comes_before_a_stock_one(task_folder, tmp_path, write_task):
     write_task(tmp_path, "piqa", [{"question": "?", "choices": ["a", "b"], "answer": 0}])
-    assert list(harness.check_tasks(spec("piqa", include=tmp_path))) == ["json"]
+    assert list(harness.check_tasks(spec("piqa", include=tmp_path))) == [f"json: {tmp_path / 'piqa.jsonl'}"]
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -105,10 +106,41 @@ def test_a_task_that_runs_generated_code_is_refused():
 # ---- data sets ---------------------------------------------------------------------------------------------------
 
 
-def test_data_sets_are_listed_once(task_folder, hub):
+def test_data_sets_are_listed_once(hub):
     hub(DatasetInfo(id="any"))
-    assert list(harness.check_tasks(spec("pets", "words", include=task_folder))) == ["json"]
     assert list(harness.check_tasks(spec("arc_easy", "arc_challenge", "piqa"))) == ["allenai/ai2_arc", "baber/piqa"]
+
+
+def test_tasks_over_local_files_are_listed_apart(task_folder):
+    asked = spec("pets", "words", include=task_folder)
+    before = harness.check_tasks(asked)
+    assert list(before) == [f"json: {task_folder / name}.jsonl" for name in ("pets", "words")]
+    os.utime(task_folder / "pets.jsonl", ns=(0, 0))
+    after = harness.check_tasks(asked)
+    assert [before[name] == after[name] for name in before] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"dataset_path": "rows"},
+        {"dataset_path": "rows", "dataset_kwargs": {"data_files": "deep/test.jsonl"}},
+        {"dataset_path": "json", "dataset_kwargs": {"data_dir": "rows"}},
+        {"dataset_path": "json", "dataset_kwargs": {"data_files": "rows/**/*.jsonl"}},
+        {"dataset_path": "json", "dataset_kwargs": {"data_files": "../*/rows/**/*.jsonl"}},
+    ],
+)
+def test_the_state_of_a_folder_is_that_of_its_files(source, tmp_path, write_task, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "rows" / "deep" / "test.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("{}\n")
+    write_task(tmp_path, "own", [], **({"dataset_kwargs": None} | source))
+    before = harness.check_tasks(spec("own", include=tmp_path))
+    rows.write_text("{}\n{}\n")
+    after = harness.check_tasks(spec("own", include=tmp_path))
+    assert before.keys() == after.keys()
+    assert before != after
 
 
 def test_a_missing_local_file_is_named(tmp_path, write_task):
@@ -175,4 +207,4 @@ def test_the_commit_is_that_of_the_rows_which_were_read():
 def test_a_group_may_be_written_in_place(task_folder, tmp_path, write_task, write_yaml):
     write_task(tmp_path, "leaf", [{"question": "?", "choices": ["a", "b"], "answer": 0}])
     write_yaml(tmp_path, "outer", {"group": "outer", "task": [{"group": "inner", "task": ["leaf"]}, {"task": "leaf"}]})
-    assert list(harness.check_tasks(spec("outer", include=tmp_path))) == ["json"]
+    assert list(harness.check_tasks(spec("outer", include=tmp_path))) == [f"json: {tmp_path / 'leaf.jsonl'}"]
