@@ -21,10 +21,11 @@ from hubprune.errors import EvaluationError
 from hubprune.evaluation.libraries import log_level, quiet
 from hubprune.evaluation.results import compare_results, refuse_different_documents
 from hubprune.evaluation.sources import commit_of, state_of
+from hubprune.evaluation.task_files import task_files
 from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
 from hubprune.recipe import EvaluationSpec
 
-__all__ = ["check_tasks", "run"]
+__all__ = ["check_tasks", "run", "task_files"]
 
 # lm-eval's own 100,000 take 46 s per model for lambada's perplexity alone; 0 would switch off every standard error.
 BOOTSTRAP_ITERATIONS = 1000

@@ -21,7 +21,7 @@ from hubprune.evaluation.libraries import log_level
 from hubprune.evaluation.sources import DataSource, first_line
 from hubprune.recipe import EvaluationSpec
 
-__all__ = ["Suite", "data_sources", "find_tasks", "load_tasks"]
+__all__ = ["Suite", "data_sources", "find_tasks", "load_tasks", "task_paths"]
 
 _DEFINITION = re.compile(rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
 
@@ -167,6 +167,11 @@ def data_sources(manager: Any, names: Iterable[str]) -> tuple[DataSource, ...]:
     configs = (entry.cfg for _, entry in _walk(manager.task_index, names) if entry and entry.kind.name == "TASK")
     sources = (source for config in configs if (source := DataSource.of_config(config)))
     return tuple({(s.dataset, s.files): s for s in sources}.values())
+
+
+def task_paths(manager: Any, names: Iterable[str]) -> tuple[Path, ...]:
+    """List the YAML files of the given tasks and groups and of everything below them."""
+    return tuple(entry.yaml_path for _, entry in _walk(manager.task_index, names) if entry and entry.yaml_path)
 
 
 # ---- with documents ----------------------------------------------------------------------------------------------
