@@ -33,6 +33,9 @@ class TaskComparison(Artifact):
     split: str | None
     base: MetricValue
     pruned: MetricValue
+    chance: float | None = None
+    """Accuracy of guessing, 1 / number of choices averaged over the documents (more than 1 where several are right);
+    None where there is nothing to choose from."""
 
     @property
     def is_share(self) -> bool:

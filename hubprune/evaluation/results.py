@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from statistics import mean
 from typing import Any
 
 from hubprune.artifacts import MetricValue, TaskComparison
@@ -15,6 +16,8 @@ __all__ = ["compare_results", "refuse_different_documents"]
 Results = Mapping[str, Any]
 MAIN_METRICS = ("acc_norm", "acc", "exact_match")
 """Metrics that come first where a task has them, best first; all others keep the task's own order."""
+CHOICE_METRICS = frozenset({"acc", "acc_norm"})
+"""Metrics of multiple-choice tasks that tell how often the right choice was picked."""
 
 
 def refuse_different_documents(base: Results, pruned: Results) -> None:
@@ -79,8 +82,8 @@ def _rows(base: Results, pruned: Results, name: str, commits: Mapping[str, str |
         values = [_metric(results["results"][name], key) for results in (base, pruned)]
         if values[0] is not None and values[1] is not None:
             better = base["higher_is_better"].get(leaves[0], {}).get(metric)
-            pair = {"base": values[0], "pruned": values[1]}
-            rows.append(TaskComparison(metric=metric, higher_is_better=better is not False, **shared, **pair))
+            facts = shared | {"base": values[0], "pruned": values[1], "chance": _chance(base, metric, leaves)}
+            rows.append(TaskComparison(metric=metric, higher_is_better=better is not False, **facts))
     if not rows:
         raise EvaluationError(f"The benchmark {name} has no metric with a finite value for both models.")
     return rows
@@ -101,6 +104,25 @@ def _facts(results: Results, name: str, leaves: tuple[str, ...]) -> dict[str, An
         "dataset_config": _value(_common(leaves, {leaf: c.get("dataset_name") for leaf, c in configs.items()})),
         "split": _value(_common(leaves, splits)),
     }
+
+
+def _chance(results: Results, metric: str, leaves: tuple[str, ...]) -> float | None:
+    """Compute the accuracy of guessing over all documents, or None where answers are not picked from choices."""
+    configs = [results["configs"][leaf] for leaf in leaves]
+    # Code of a task's own may count anything and call it accuracy: truthfulqa_mc2 does.
+    if metric not in CHOICE_METRICS or any(
+        c.get("output_type") != "multiple_choice" or c.get("process_results") for c in configs
+    ):
+        return None
+    return mean(_share_of_right(sample) for leaf in leaves for sample in results["samples"][leaf])
+
+
+def _share_of_right(sample: Mapping[str, Any]) -> float:
+    """Divide a document's right choices, nearly always one, by all of them."""
+    right = len(set(sample["target"])) if isinstance(sample["target"], list) else 1
+    # For acc_mutual_info, each choice is asked for a second time, after nothing.
+    times = 2 if "acc_mutual_info" in sample["metrics"] else 1
+    return right * times / len(sample["arguments"])
 
 
 def _leaves(results: Results, name: str) -> tuple[str, ...]:

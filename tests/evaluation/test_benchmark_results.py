@@ -57,6 +57,33 @@ def test_the_data_set_comes_from_the_task_config():
     assert (row.split, row.num_fewshot, row.documents, row.documents_available) == ("validation", 5, 2, 9)
 
 
+def chosen(choices: list[int], *, target=0, metrics=("acc",), **config):
+    """A row for acc of a task whose documents have that many choices each."""
+    samples = [{"arguments": [("?", "!")] * n, "target": target, "metrics": list(metrics)} for n in choices]
+    config = {"dataset_path": "json", "output_type": "multiple_choice"} | config
+    one = results(**{f"{metric},none": 0.5 for metric in metrics})
+    return compare(*[one | {"configs": {"task": config}, "samples": {"task": samples}}] * 2)
+
+
+def test_chance_is_one_over_the_choices_averaged_over_the_documents():
+    rows = chosen([2, 4, 4], metrics=("acc", "acc_norm", "brier_score"))
+    by_metric = {row.metric: row.chance for row in rows}
+    assert by_metric == {"acc": pytest.approx(1 / 3), "acc_norm": pytest.approx(1 / 3), "brier_score": None}
+
+
+def test_chance_does_not_count_a_choice_twice_that_is_asked_for_twice():
+    assert {row.metric: row.chance for row in chosen([4, 4], metrics=("acc", "acc_mutual_info"))}["acc"] == 0.5
+
+
+def test_chance_grows_with_the_right_choices():
+    assert chosen([4, 4], target=[0, 2])[0].chance == 0.5
+
+
+@pytest.mark.parametrize("config", [{"output_type": "loglikelihood"}, {"process_results": "def mass(doc): ..."}])
+def test_there_is_no_chance_where_no_choice_is_counted(config):
+    assert chosen([4], **config)[0].chance is None
+
+
 @pytest.mark.parametrize("other", [[(0, "a"), (1, "changed")], [(0, "a")], [(0, "a"), (2, "b")]])
 def test_different_documents_are_refused(other):
     def samples(documents):

@@ -130,6 +130,22 @@ def test_the_main_metric_comes_first(copy_folder, run):
     assert by_metric(comparison)["words", "perplexity"].higher_is_better is False
 
 
+def test_chance_is_told_for_choices_alone(copy_folder, run, task_folder, write_task):
+    contexts = [{"question": "They _.", "choices": ["bark", "purr"], "answer": 1, "ending": " do so"}]
+    asked = {"doc_to_text": "answer", "doc_to_target": "ending", "doc_to_choice": "{{[choices[0], choices[1]]}}"}
+    write_task(task_folder, "contexts", contexts, **asked)
+    rows = by_metric(run(copy_folder, "pets", "contexts", "menagerie", "words"))
+    third = pytest.approx(1 / 3)
+    assert {key: row.chance for key, row in rows.items()} == {
+        ("pets", "acc_norm"): third,
+        ("pets", "acc"): third,
+        ("contexts", "acc"): 0.5,
+        ("menagerie", "acc"): third,
+        ("words", "acc"): None,
+        ("words", "perplexity"): None,
+    }
+
+
 def test_one_document_has_no_standard_error(copy_folder, run):
     comparison = run(copy_folder, "pets", limit=1)
     assert {row.base.standard_error for row in comparison.tasks} == {None}
