@@ -15,6 +15,8 @@ __all__ = ["DataSource", "commit_of", "hub_id", "state_of"]
 FILE_FORMATS = frozenset({"arrow", "csv", "hdf5", "json", "pandas", "parquet", "text", "webdataset", "xml"})
 """Names that `load_dataset` takes for the format of files instead of for a repo."""
 TIMEOUT_SECONDS = 10.0
+ATTEMPTS = 3
+LONGEST_WAIT_SECONDS = 4.0
 _COMMIT_FOLDER = re.compile(r"[\\/]([0-9a-f]{40})[\\/][^\\/]+$")
 
 
@@ -103,14 +105,10 @@ def _files_at(place: str) -> Iterator[Path]:
 
 
 def _state_on_hub(task: str, dataset: str) -> str | None:
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    api = HfApi()
     try:
-        info = api.dataset_info(dataset, timeout=TIMEOUT_SECONDS)
-        if info.gated:
-            api.auth_check(dataset, repo_type="dataset")
+        return _ask_hub(dataset)
     except GatedRepoError as error:
         hint = f"Ask for access on the data set's page, https://hf.co/datasets/{dataset}, or leave {task} out."
         raise EvaluationError(f"{_data_set(dataset, task)} is gated: this token has no access.", hint=hint) from error
@@ -121,7 +119,32 @@ def _state_on_hub(task: str, dataset: str) -> str | None:
             reason = f"{_data_set(dataset, task)} cannot be reached and is not in the cache: {first_line(error)}"
             raise EvaluationError(reason, hint="Go online once, or leave this benchmark out.") from error
         return None
+
+
+def _ask_hub(dataset: str) -> str | None:
+    """Read a data set's commit, and make sure that this token may read its files."""
+    from huggingface_hub import HfApi
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+    api = HfApi()
+    again = Retrying(
+        retry=retry_if_exception(_is_overloaded),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential(max=LONGEST_WAIT_SECONDS),
+        reraise=True,
+    )
+    info = again(api.dataset_info, dataset, timeout=TIMEOUT_SECONDS)
+    if info.gated:
+        again(api.auth_check, dataset, repo_type="dataset")
     return info.sha
+
+
+def _is_overloaded(error: BaseException) -> bool:
+    """Tell an answer that may be another one in a second; without any connection, waiting is of no use."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    return status == 429 or status >= 500
 
 
 def _data_set(dataset: str, task: str) -> str:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo
 
 from hubprune.errors import EvaluationError
@@ -25,14 +25,30 @@ def hub(monkeypatch):
     """Let the Hub answer with a data set, or with an error."""
 
     def answer(outcome):
-        def dataset_info(self, repo_id, **kwargs):
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
-
-        monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+        monkeypatch.setattr(HfApi, "dataset_info", answers(outcome))
 
     return answer
+
+
+def answers(*outcomes):
+    """A method of the Hub's client that returns or raises one outcome after the other, and then the last again."""
+    left = list(outcomes)
+
+    def method(self, repo_id, **kwargs):
+        outcome = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return method
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds that were waited, without waiting."""
+    waited = []
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waited.append))
+    return waited
 
 
 def refused(kind: type[Exception], status: int) -> Exception:
@@ -157,10 +173,7 @@ def test_a_data_set_that_is_not_there_is_named(hub):
 
 
 def test_a_gated_data_set_is_named(hub, monkeypatch):
-    def no_access(self, repo_id, **kwargs):
-        raise refused(GatedRepoError, 403)
-
-    monkeypatch.setattr(HfApi, "auth_check", no_access)
+    monkeypatch.setattr(HfApi, "auth_check", answers(refused(GatedRepoError, 403)))
     hub(DatasetInfo(id="baber/piqa", gated="manual"))
     with pytest.raises(EvaluationError, match="data set baber/piqa of the benchmark piqa is gated"):
         harness.check_tasks(spec("piqa"))
@@ -176,6 +189,24 @@ def test_an_unreachable_data_set_is_named_unless_it_is_cached(outcome, hub, monk
     cached.mkdir(parents=True)
     (cached / "dataset_info.json").write_text("{}")
     assert list(harness.check_tasks(spec("piqa"))) == ["baber/piqa"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_hub_is_asked_again(status, monkeypatch, waits):
+    busy, info = refused(HfHubHTTPError, status), DatasetInfo(id="baber/piqa", gated="auto", sha="c" * 40)
+    monkeypatch.setattr(HfApi, "dataset_info", answers(busy, busy, info))
+    monkeypatch.setattr(HfApi, "auth_check", answers(busy, None))
+    assert harness.check_tasks(spec("piqa")) == {"baber/piqa": "c" * 40}
+    assert waits == [1, 2, 1]
+
+
+@pytest.mark.parametrize(("status", "tries"), [(503, 3), (400, 1)])
+def test_asking_again_comes_to_an_end(status, tries, hub, waits, monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    hub(refused(HfHubHTTPError, status))
+    with pytest.raises(EvaluationError, match="cannot be reached"):
+        harness.check_tasks(spec("piqa"))
+    assert len(waits) == tries - 1
 
 
 def test_loading_offline_names_the_data_set(monkeypatch, tmp_path):
