@@ -14,12 +14,13 @@ from hubprune.artifacts import Continuation, GenerationComparison
 from hubprune.console import Reporter
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.libraries import quiet
-from hubprune.evaluation.models import LoadedModel, load_model, release_memory
+from hubprune.evaluation.models import LoadedModel, load_model, memory_errors, release_memory
 
 __all__ = ["compare"]
 
 BATCH_SIZE = 8
 """Prompts that are continued at once, the same ones for both models."""
+MEMORY_HINT = "Set fewer max_new_tokens or shorter prompts in the recipe, or pass --device cpu."
 
 
 def compare(
@@ -39,7 +40,7 @@ def compare(
     says so; the result holds the number used.
 
     Raises:
-        EvaluationError: a prompt leaves no room for a single new token.
+        EvaluationError: a prompt leaves no room for a single new token, or the device's memory is too small.
         RecipeError: this machine has no such device.
     """
     with quiet():
@@ -99,7 +100,8 @@ def _write(request: _Request, folder: Path, *, name: str, trust_remote_code: boo
     with request.reporter.progress(f"Free text, {name}", total=len(rows), unit="prompts") as advance:
         for start in range(0, len(rows), BATCH_SIZE):
             batch = rows[start : start + BATCH_SIZE]
-            texts += _continue(model, batch, config)
+            with memory_errors(f"while it continued {len(batch)} prompts at once", hint=MEMORY_HINT):
+                texts += _continue(model, batch, config)
             advance(len(batch))
     written = _Written(tuple(texts), config.max_new_tokens, model.device, model.dtype)
     del model

@@ -119,24 +119,25 @@ def _measure(plan: _Plan, folder: Path, *, name: str, trust_remote_code: bool) -
 
 
 def _evaluate(plan: _Plan, model: Any, *, name: str) -> Mapping[str, Any]:
-    import torch
     from lm_eval import evaluate
 
-    language_model = _language_model(model, batch_size=plan.spec.batch_size)
+    from hubprune.evaluation.models import memory_errors
+
+    batch_size = plan.spec.batch_size
+    language_model = _language_model(model, batch_size=batch_size)
     _set_seeds(plan)
-    try:
-        with _counted(language_model, plan, description=f"Benchmarks, {name}"):
-            results: Mapping[str, Any] = evaluate(
-                lm=language_model,
-                task_dict=plan.suite.task_dict(),
-                limit=plan.spec.limit,
-                bootstrap_iters=BOOTSTRAP_ITERATIONS,
-                log_samples=True,
-            )
-            return results
-    except torch.cuda.OutOfMemoryError as error:
-        message = f"The device ran out of memory at batch size {plan.spec.batch_size}."
-        raise EvaluationError(message, hint="Pass a smaller --batch-size.") from error
+    with (
+        memory_errors(f"at batch size {batch_size}", hint="Pass a smaller --batch-size."),
+        _counted(language_model, plan, description=f"Benchmarks, {name}"),
+    ):
+        results: Mapping[str, Any] = evaluate(
+            lm=language_model,
+            task_dict=plan.suite.task_dict(),
+            limit=plan.spec.limit,
+            bootstrap_iters=BOOTSTRAP_ITERATIONS,
+            log_samples=True,
+        )
+        return results
 
 
 def _language_model(model: Any, *, batch_size: int) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hubprune.devices import resolve_device
+from hubprune.errors import EvaluationError
 
-__all__ = ["LoadedModel", "load_model", "release_memory"]
+__all__ = ["LoadedModel", "load_model", "memory_errors", "release_memory"]
+
+NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
+"""What torch says in a plain RuntimeError where memory ran out."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +47,30 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     a tokenizer is never run, since a pruned folder has its tokenizer files from the base, and neither are pickles read.
 
     Raises:
+        EvaluationError: the device's memory is too small.
         RecipeError: this machine has no such device.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        device_map={"": resolve_device(device)},
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-    ).eval()
+    with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            device_map={"": resolve_device(device)},
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return LoadedModel(model, tokenizer, str(model.device), str(model.dtype).removeprefix("torch."))
+
+
+@contextmanager
+def memory_errors(when: str, *, hint: str) -> Iterator[None]:
+    """Raise EvaluationError, with a hint, where memory runs out while the block runs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in NO_MEMORY):
+            raise
+        raise EvaluationError(f"The device ran out of memory {when}.", hint=hint) from error
 
 
 def release_memory() -> None:

@@ -6,8 +6,17 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from hubprune.errors import EvaluationError
+from hubprune.evaluation import generation, harness
 from hubprune.evaluation.models import load_model
+from hubprune.recipe import EvaluationSpec
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+]
 
 
 @pytest.fixture
@@ -43,3 +52,64 @@ def test_weights_are_never_unpickled(folder):
     weights.unlink()
     with pytest.raises(OSError, match="safetensors"):
         load(folder)
+
+
+@pytest.fixture
+def fail(monkeypatch):
+    """Let a method of a model raise an error."""
+
+    def let(owner, name, error):
+        def raise_it(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(owner, name, raise_it)
+
+    return let
+
+
+@pytest.fixture
+def benchmark(base_folder, task_folder, reporter):
+    def run():
+        spec = EvaluationSpec(tasks=("pets",), include_path=str(task_folder), batch_size=3)
+        return harness.run(base_folder, base_folder, spec=spec, seed=0, device="cpu", dtype="auto", reporter=reporter)
+
+    return run
+
+
+@pytest.fixture
+def write(base_folder, reporter):
+    def run():
+        asked = {"prompts": ("Why?",), "max_new_tokens": 2}
+        return generation.compare(base_folder, base_folder, **asked, device="cpu", dtype="auto", reporter=reporter)
+
+    return run
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_benchmarks_without_memory_name_the_batch_size(error, fail, benchmark):
+    fail(LlamaForCausalLM, "forward", error)
+    with pytest.raises(EvaluationError, match="out of memory at batch size 3") as caught:
+        benchmark()
+    assert "--batch-size" in caught.value.hint
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_free_text_without_memory_says_what_to_ask_less_of(error, fail, write):
+    fail(LlamaForCausalLM, "forward", error)
+    with pytest.raises(EvaluationError, match="out of memory while it continued 1 prompts") as caught:
+        write()
+    assert "max_new_tokens" in caught.value.hint
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_a_model_too_large_to_load_is_named(error, fail, folder):
+    fail(AutoModelForCausalLM, "from_pretrained", error)
+    with pytest.raises(EvaluationError, match=r"out of memory while loading .*changed"):
+        load(folder)
+
+
+def test_other_errors_of_a_model_pass_through(fail, benchmark, write):
+    fail(LlamaForCausalLM, "forward", RuntimeError("shapes cannot be multiplied"))
+    for run in (benchmark, write):
+        with pytest.raises(RuntimeError, match="shapes"):
+            run()
