@@ -211,7 +211,13 @@ def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path)
 def _comparison(plan: _Plan, base: _Measured, pruned: _Measured) -> BenchmarkComparison:
     commits = {name: commit_of(getattr(task, "dataset", None)) for name, task in plan.suite.tasks.items()}
     return BenchmarkComparison(
-        tasks=compare_results(base.results, pruned.results, requested=plan.suite.requested, commits=commits),
+        tasks=compare_results(
+            base.results,
+            pruned.results,
+            requested=plan.suite.requested,
+            commits=commits,
+            warn=plan.reporter.warn,
+        ),
         limit=plan.spec.limit,
         batch_size=plan.spec.batch_size,
         dtype=base.dtype,

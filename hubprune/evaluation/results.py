@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import mean
 from typing import Any
 
@@ -40,7 +40,12 @@ def _documents(samples: Iterable[Mapping[str, Any]]) -> set[tuple[int, str]]:
 
 
 def compare_results(
-    base: Results, pruned: Results, *, requested: Mapping[str, tuple[str, ...]], commits: Mapping[str, str | None]
+    base: Results,
+    pruned: Results,
+    *,
+    requested: Mapping[str, tuple[str, ...]],
+    commits: Mapping[str, str | None],
+    warn: Callable[[str], None],
 ) -> tuple[TaskComparison, ...]:
     """Make the rows of a comparison, in the order of the requested names; a task's main metric comes first.
 
@@ -48,7 +53,7 @@ def compare_results(
     the other benchmarks in a mean.  A group without an aggregate or with mixed few-shot counts stands for its members,
     and so does a tag.
 
-    A metric without a finite value for both models is left out.
+    A metric without a finite value for both models is left out, and `warn` is told so.
 
     `requested` maps each requested name to its tasks, `commits` each task to the commit of its data set.
 
@@ -56,7 +61,7 @@ def compare_results(
         EvaluationError: a task has no metric with a finite value for both models.
     """
     names = dict.fromkeys(n for name, tasks in requested.items() for n in _reported(base, name, tasks))
-    return tuple(row for name in names for row in _rows(base, pruned, name, commits))
+    return tuple(row for name in names for row in _rows(base, pruned, name, commits, warn))
 
 
 def _reported(results: Results, name: str, tasks: tuple[str, ...]) -> Iterator[str]:
@@ -74,16 +79,21 @@ def _has_aggregate(results: Results, name: str) -> bool:
     return bool(_metric_keys(results, name) and _common(_leaves(results, name), results["n-shot"]))
 
 
-def _rows(base: Results, pruned: Results, name: str, commits: Mapping[str, str | None]) -> list[TaskComparison]:
+def _rows(
+    base: Results, pruned: Results, name: str, commits: Mapping[str, str | None], warn: Callable[[str], None]
+) -> list[TaskComparison]:
     leaves = _leaves(base, name)
     shared = _facts(base, name, leaves) | {"dataset_commit": _value(_common(leaves, commits))}
     rows = []
     for metric, key in sorted(_metric_keys(base, name).items(), key=lambda item: _place(item[0])):
-        values = [_metric(results["results"][name], key) for results in (base, pruned)]
-        if values[0] is not None and values[1] is not None:
-            better = base["higher_is_better"].get(leaves[0], {}).get(metric)
-            facts = shared | {"base": values[0], "pruned": values[1], "chance": _chance(base, metric, leaves)}
-            rows.append(TaskComparison(metric=metric, higher_is_better=better is not False, **facts))
+        results = {"base": base["results"][name], "pruned": pruned["results"][name]}
+        if unfit := [f"{r.get(key)} for {model}" for model, r in results.items() if _metric(r, key) is None]:
+            warn(f"{metric} of the benchmark {name} is left out, since it is no finite number: {', '.join(unfit)}.")
+            continue
+        better = base["higher_is_better"].get(leaves[0], {}).get(metric)
+        facts = shared | {model: _metric(r, key) for model, r in results.items()}
+        chance = _chance(base, metric, leaves)
+        rows.append(TaskComparison(metric=metric, higher_is_better=better is not False, chance=chance, **facts))
     if not rows:
         raise EvaluationError(f"The benchmark {name} has no metric with a finite value for both models.")
     return rows

@@ -21,14 +21,24 @@ def results(**metrics) -> dict:
     }
 
 
-def compare(base, pruned):
-    return compare_results(base, pruned, requested={"task": ("task",)}, commits={"task": "c" * 40})
+def compare(base, pruned, *, warn=pytest.fail):
+    return compare_results(base, pruned, requested={"task": ("task",)}, commits={"task": "c" * 40}, warn=warn)
 
 
-def test_values_that_are_no_numbers_leave_no_trace():
-    kept = {"acc,none": 0.5, "acc_stderr,none": "N/A"}
-    rows = compare(results(**kept, **{"perplexity,none": 9.0}), results(**kept, **{"perplexity,none": math.nan}))
+@pytest.mark.parametrize(
+    ("base", "pruned", "told"),
+    [
+        (9.0, math.nan, "nan for pruned"),
+        (math.inf, 9.0, "inf for base"),
+        ("N/A", None, "N/A for base, None for pruned"),
+    ],
+)
+def test_values_that_are_no_numbers_are_left_out_and_told(base, pruned, told):
+    kept, warnings = {"acc,none": 0.5, "acc_stderr,none": "N/A"}, []
+    both = [results(**kept, **{"perplexity,none": value}) for value in (base, pruned)]
+    rows = compare(*both, warn=warnings.append)
     assert [(row.metric, row.base.standard_error) for row in rows] == [("acc", None)]
+    assert warnings == [f"perplexity of the benchmark task is left out, since it is no finite number: {told}."]
 
 
 def test_a_standard_error_that_is_nan_is_none():
@@ -38,7 +48,7 @@ def test_a_standard_error_that_is_nan_is_none():
 
 def test_a_task_without_any_number_is_refused():
     with pytest.raises(EvaluationError, match="no metric with a finite value"):
-        compare(*[results(**{"acc,none": math.inf})] * 2)
+        compare(*[results(**{"acc,none": math.inf})] * 2, warn=[].append)
 
 
 def test_of_several_filters_the_first_counts():

@@ -4,6 +4,7 @@ import json
 import os
 
 import datasets
+import lm_eval
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -128,6 +129,19 @@ def test_the_main_metric_comes_first(copy_folder, run):
         ("pets", "acc"),
     ]
     assert by_metric(comparison)["words", "perplexity"].higher_is_better is False
+
+
+def test_a_metric_without_a_value_is_told(copy_folder, run, reporter, monkeypatch):
+    original = lm_eval.evaluate
+
+    def evaluate(**kwargs):
+        results = original(**kwargs)
+        results["results"]["words"]["perplexity,none"] = float("nan")
+        return results
+
+    monkeypatch.setattr(lm_eval, "evaluate", evaluate)
+    assert [row.metric for row in run(copy_folder, "words").tasks] == ["acc"]
+    assert [note for note in reporter.notes if note.startswith("perplexity of the benchmark words is left out")]
 
 
 def test_chance_is_told_for_choices_alone(copy_folder, run, task_folder, write_task):
