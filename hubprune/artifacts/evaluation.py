@@ -34,8 +34,8 @@ class TaskComparison(Artifact):
     base: MetricValue
     pruned: MetricValue
     chance: float | None = None
-    """Accuracy of guessing, 1 / number of choices averaged over the documents (more than 1 where several are right);
-    None where there is nothing to choose from."""
+    """Accuracy of guessing, 1 / number of choices (k / number where k are right) averaged over the documents; None
+    where there is nothing to choose from."""
 
     @property
     def is_share(self) -> bool:
