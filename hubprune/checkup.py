@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from hubprune.artifacts import BaseCheckpoint, Check, RepoFile, Verification
+from hubprune.architectures import Architecture
+from hubprune.artifacts import BaseCheckpoint, Check, DropPlan, RepoFile, Verification
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, VerificationError
 from hubprune.files import list_files
@@ -18,8 +19,10 @@ from hubprune.publishing.session import HubSession
 from hubprune.publishing.transfer import download
 from hubprune.recipe import BaseModelSpec
 
+NOT_OURS = (MANIFEST, ".gitattributes")
+"""Files that no manifest lists: itself, and what the Hub puts into every repo."""
 Trust = Literal["own", "any"]
-"""Which modeling files are run: only the one that this version of hubprune writes, or any."""
+"""Which code is run: only the modeling file that this version of hubprune writes, or any."""
 
 
 def check(
@@ -40,13 +43,12 @@ def check(
         VerificationError: it ships a modeling file that is not trusted, or does not load.
         BaseNotFoundError: it does not name a base that can be found.
     """
-    folder = Path(name) if Path(name).is_dir() else _downloaded(name, revision or "main", session, reporter)
-    config = read_config(folder)
+    folder, config = _found(name, revision or "main", session, reporter)
     plan, architecture = verify.plan_of(config), verify.family_of_pruned(config)
-    if needs_modeling_file(plan) and trust == "own" and not verify.trusted_modeling_file(folder, architecture):
+    if trust == "own" and not _runs_only_our_code(folder, config, plan, architecture):
         raise VerificationError(
-            f"{name} ships a {architecture.modeling_file} that this version of hubprune would not write.",
-            hint="Read it, then pass --trust-remote-code to run it all the same.",
+            f"{name} names or ships code that this version of hubprune would not write.",
+            hint="Read its auto_map and every .py file, then pass --trust-remote-code to run them all the same.",
         )
     found = _base(base, config, session, reporter)
     seen = verify.verify(Path(found.folder or ""), folder, plan=plan, config=found.config, architecture=architecture)
@@ -60,19 +62,27 @@ def require_passed(seen: Verification) -> None:
         raise VerificationError(f"{len(failed)} of {len(seen.checks)} checks failed: {', '.join(failed)}.")
 
 
-def _downloaded(repo_id: str, revision: str, session: HubSession, reporter: Reporter) -> Path:
-    spec = BaseModelSpec(repo_id=repo_id, revision=revision)
-    repo = hub.resolve_repo(spec, session=session)
-    return download(repo.files, repo_id=repo_id, commit=str(repo.commit), session=session, reporter=reporter)
+def _found(name: str, revision: str, session: HubSession, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a checkpoint and its config.json; a repo is downloaded once its config is one of ours."""
+    if Path(name).is_dir():
+        return Path(name), read_config(Path(name))
+    repo = hub.resolve_repo(BaseModelSpec(repo_id=name, revision=revision), session=session)
+    verify.plan_of(repo.config)
+    folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
+    return folder, repo.config
+
+
+def _runs_only_our_code(folder: Path, config: Mapping[str, Any], plan: DropPlan, architecture: Architecture) -> bool:
+    if needs_modeling_file(plan):
+        return verify.ships_only_our_code(folder, config, architecture)
+    return "auto_map" not in config and not any(folder.rglob("*.py"))
 
 
 def _base(given: str | None, config: Mapping[str, Any], session: HubSession, reporter: Reporter) -> BaseCheckpoint:
-    origin = config["hubprune"]
-    if given is None and origin["base_commit"] is None:
-        raise BaseNotFoundError(
-            f"Its base was the local folder {origin['base_model']!r}.", hint="Say where it is with --base FOLDER."
-        )
-    spec = BaseModelSpec(repo_id=given or origin["base_model"], revision="main" if given else origin["base_commit"])
+    name, commit = verify.base_of(config)
+    if given is None and commit is None:
+        raise BaseNotFoundError(f"Its base was the local folder {name!r}.", hint="Say where it is with --base FOLDER.")
+    spec = BaseModelSpec(repo_id=given or name, revision="main" if given else str(commit))
     return hub.download_base(hub.resolve_base(spec, session=session), session=session, reporter=reporter)
 
 
@@ -82,11 +92,13 @@ def _manifest_checks(folder: Path) -> list[Check]:
     if not path.is_file():
         return []
     named = read_manifest(path.read_bytes()).files
-    present = {file.path: file for file in list_files(folder)}
-    wrong = sorted(name for name, sha256 in named.items() if not _has(present.get(name), sha256))
-    detail = f"{wrong[0]} differs or is missing" if wrong else f"{len(named)} files have their SHA-256"
-    return [Check(name="files as in the manifest", passed=not wrong, detail=detail)]
+    present = {file.path: file for file in list_files(folder) if file.path not in NOT_OURS}
+    wrong = sorted(
+        name for name in named.keys() | present.keys() if not _has(present.get(name), named.get(name)) or not named
+    )
+    detail = f"{wrong[0]} differs, is missing or is not listed" if wrong else f"{len(named)} files have their SHA-256"
+    return [Check(name="files as in the manifest", passed=bool(named) and not wrong, detail=detail)]
 
 
-def _has(file: RepoFile | None, sha256: str) -> bool:
-    return file is not None and file.sha256 == sha256
+def _has(file: RepoFile | None, sha256: str | None) -> bool:
+    return file is not None and sha256 is not None and file.sha256 == sha256

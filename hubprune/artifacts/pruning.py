@@ -37,6 +37,8 @@ class BaseCheckpoint(Artifact):
     """Repo id on the Hub, or the name of a local folder."""
     commit: str | None
     """40 hex digits, or None for a local folder."""
+    private: bool = False
+    """Whether only some may see its repo."""
     folder: str | None = None
     """Local folder with the files: the given one, or the cache's snapshot once downloaded."""
     config: dict[str, Any]
@@ -242,7 +244,9 @@ class Verification(Artifact):
 
     checks: tuple[Check, ...]
     max_logit_difference: float
-    """Largest absolute difference to the base with the dropped sublayers bypassed, in float32."""
+    """Largest absolute difference to the base with the dropped sublayers bypassed."""
+    dtype: str = "float32"
+    """dtype that both ran in for the comparison."""
     parameters: int
     cache_bytes: int
     """Bytes in the KV cache after `cache_tokens` tokens."""

@@ -14,7 +14,7 @@ from typing import Any
 from hubprune import __version__
 from hubprune.architectures import Architecture
 from hubprune.artifacts import BaseCheckpoint, DropPlan
-from hubprune.errors import CheckpointError
+from hubprune.errors import CheckpointError, UnsupportedFormatError
 from hubprune.pruning.weights import parse_json
 
 CONFIG_NAME = "config.json"
@@ -41,11 +41,21 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], *, where: str) -> None:
-    """Raise CheckpointError unless the numbers that everything else relies on are there and plausible."""
+    """Check the numbers that everything else relies on.
+
+    Raises:
+        CheckpointError: one is missing or no positive number.
+        UnsupportedFormatError: the weights are quantized.
+    """
     for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
         value = config.get(key)
         if type(value) is not int or value < 1:
             raise CheckpointError(f"{where} has {key}={value!r}, which is no positive number.")
+    if isinstance(quantized := config.get("quantization_config"), Mapping):
+        raise UnsupportedFormatError(
+            f"{where} says that the weights are quantized ({quantized.get('quant_method', 'unknown method')}).",
+            hint="Prune the unquantized base; quantize the result afterwards.",
+        )
 
 
 def write_config(base: BaseCheckpoint, plan: DropPlan, architecture: Architecture, folder: Path) -> None:
@@ -71,7 +81,7 @@ def pruned_config(
     if tokenizer_class:
         config.setdefault("tokenizer_class", tokenizer_class)
     if needs_modeling_file(plan):
-        config.update(_pruned_classes(architecture))
+        config.update(pruned_classes(architecture))
         config["dropped_attn_layers"] = list(plan.published_layers("attn"))
         config["dropped_mlp_layers"] = list(plan.published_layers("mlp"))
     config["hubprune"] = _provenance(base, plan)
@@ -103,7 +113,8 @@ def _fewer_layers(config: Mapping[str, Any], plan: DropPlan, architecture: Archi
     return {"num_hidden_layers": len(kept), **lists}
 
 
-def _pruned_classes(architecture: Architecture) -> dict[str, Any]:
+def pruned_classes(architecture: Architecture) -> dict[str, Any]:
+    """Return the keys of config.json that name the classes of the modeling file."""
     module, prefix = Path(architecture.modeling_file).stem, f"Pruned{architecture.class_prefix}"
     return {
         "model_type": architecture.pruned_model_type,

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-TIE = 1e-3
-"""Logits closer than this count as equal."""
+TIE = 1e-4
+"""Two logits are a tie when they differ by less than this share, or than four units in the last place."""
 
 
 class CompareRequest(BaseModel):
@@ -120,7 +120,9 @@ def load(request: LoadRequest) -> Loaded:
 def _load(name: str, *, dtype: Any, trust_remote_code: bool, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options
+    )
     (loaded[0] if isinstance(loaded, tuple) else loaded).eval()
     return loaded
 
@@ -200,7 +202,9 @@ def _same_text(model: Any, ids: Any, one: list[int], other: list[int]) -> bool:
         return True
     split = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
     logits = model(torch.cat([ids, torch.tensor([one[:split]], dtype=ids.dtype)], dim=1)).logits[0, -1]
-    return bool((logits[one[split]] - logits[other[split]]).abs() < TIE)
+    pair = logits[[one[split], other[split]]]
+    share = max(TIE, 4 * torch.finfo(logits.dtype).eps)
+    return bool((pair[0] - pair[1]).abs() <= share * pair.abs().max())
 
 
 def _generate(model: Any, ids: Any, new_tokens: int, *, use_cache: bool, attention_mask: Any = None) -> list[list[int]]:

@@ -20,10 +20,10 @@ from hubprune.architectures import Architecture, architecture_of
 from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Verification
 from hubprune.errors import CheckpointError, VerificationError
 from hubprune.pruning import modeling
-from hubprune.pruning.config import needs_modeling_file
+from hubprune.pruning.config import needs_modeling_file, pruned_classes
 from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest
-from hubprune.pruning.weights import open_weights
+from hubprune.pruning.weights import open_weights, parse_json
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, in float32."""
@@ -62,6 +62,7 @@ def verify(
     return Verification(
         checks=(_files_check(folder, plan, architecture), *_checks(seen, planned, planned_cache)),
         max_logit_difference=seen.max_logit_difference,
+        dtype=seen.dtype,
         parameters=seen.parameters,
         cache_bytes=seen.cache_bytes,
         cache_tokens=seen.cache_tokens,
@@ -80,21 +81,49 @@ def require_passed(verification: Verification) -> None:
         )
 
 
-def load_from_hub(repo_id: str, *, commit: str, prompt: str, new_tokens: int, custom_code: bool) -> Loaded:
+def load_from_hub(
+    repo_id: str, *, commit: str, prompt: str, new_tokens: int, custom_code: bool, work_folder: Path
+) -> Loaded:
     """Load a published commit over HTTP in a fresh process with an empty cache, and let it write a greedy text.
+
+    Args:
+        repo_id: of the published repo.
+        commit: which one.
+        prompt: what the text starts with.
+        new_tokens: length of its continuation.
+        custom_code: whether it ships a modeling file.
+        work_folder: where the files are put for the moment.
 
     Raises:
         VerificationError: it does not load.
     """
-    with tempfile.TemporaryDirectory(prefix="hubprune-load-") as cache:
+    with tempfile.TemporaryDirectory(prefix=".load-", dir=work_folder) as cache:
         request = LoadRequest(
             repo_id=repo_id, commit=commit, prompt=prompt, new_tokens=new_tokens, custom_code=custom_code
         )
         return _in_fresh_process("load", request, Loaded, environment={"HF_HUB_CACHE": cache})
 
 
-def trusted_modeling_file(folder: Path, architecture: Architecture) -> bool:
-    """Tell whether the folder's modeling file is byte for byte the one that this version of hubprune writes."""
+def ships_only_our_code(folder: Path, config: Mapping[str, Any], architecture: Architecture) -> bool:
+    """Tell whether all code that loading a folder would run is what this version of hubprune writes.
+
+    transformers runs what `auto_map` names, in this folder or in another repo, and a `custom_generate/generate.py`.
+    """
+    named = {key: config.get(key) for key in pruned_classes(architecture)}
+    code = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
+    return (
+        named == pruned_classes(architecture)
+        and code == {architecture.modeling_file}
+        and _is_our_modeling_file(folder, architecture)
+        and "auto_map" not in _json(folder / "tokenizer_config.json")
+    )
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    return parse_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
+
+
+def _is_our_modeling_file(folder: Path, architecture: Architecture) -> bool:
     path = folder / architecture.modeling_file
     return path.is_file() and path.read_bytes() == modeling.render(architecture).encode()
 
@@ -105,13 +134,36 @@ def plan_of(config: Mapping[str, Any]) -> DropPlan:
     Raises:
         CheckpointError: the config was not written by hubprune.
     """
+    origin = _origin(config)
+    dropped = [DroppedSublayer(kind="attn", layer=i) for i in origin.dropped_attn_layers_of_base]
+    dropped += [DroppedSublayer(kind="mlp", layer=i) for i in origin.dropped_mlp_layers_of_base]
+    return DropPlan(selected_by="hand", num_hidden_layers=origin.base_num_hidden_layers, dropped=tuple(dropped))
+
+
+def base_of(config: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return name and commit of the base that a pruned checkpoint was made of; the commit of a folder is None.
+
+    Raises:
+        CheckpointError: the config was not written by hubprune.
+    """
+    origin = _origin(config)
+    return origin.base_model, origin.base_commit
+
+
+class _Origin(BaseModel):
+    """What config.json says of where the checkpoint comes from."""
+
+    base_model: str
+    base_commit: str | None
+    base_num_hidden_layers: int
+    dropped_attn_layers_of_base: tuple[int, ...]
+    dropped_mlp_layers_of_base: tuple[int, ...]
+
+
+def _origin(config: Mapping[str, Any]) -> _Origin:
     try:
-        origin = config["hubprune"]
-        dropped = [DroppedSublayer(kind="attn", layer=i) for i in origin["dropped_attn_layers_of_base"]]
-        dropped += [DroppedSublayer(kind="mlp", layer=i) for i in origin["dropped_mlp_layers_of_base"]]
-        layers = origin["base_num_hidden_layers"]
-        return DropPlan(selected_by="hand", num_hidden_layers=layers, dropped=tuple(dropped))
-    except (KeyError, TypeError, ValidationError) as error:
+        return _Origin.model_validate(config.get("hubprune"))
+    except ValidationError as error:
         raise CheckpointError(
             "config.json does not say what was dropped from which base.",
             hint="Only checkpoints that hubprune wrote can be verified.",
@@ -205,6 +257,11 @@ def _in_fresh_process(
         # transformers copies remote code into a cache of modules before it imports it; ours is thrown away.
         variables = {**os.environ, "HF_MODULES_CACHE": modules, **(environment or {})}
         done = _run([sys.executable, "-m", "hubprune.pruning.loading", action], request.model_dump_json(), variables)
+    if done.returncode < 0:
+        raise VerificationError(
+            f"The fresh process that loads the checkpoint was killed by signal {-done.returncode}.",
+            hint="Most likely the memory was too small: it has to hold the whole model, one after the other.",
+        )
     try:
         return answer.model_validate_json(done.stdout.splitlines()[-1])
     except (IndexError, ValidationError) as error:

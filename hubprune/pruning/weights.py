@@ -96,10 +96,10 @@ def open_weights(folder: Path) -> Weights:
         UnsupportedFormatError: the folder has weights, but no safetensors.
         CheckpointError: a file is missing, truncated, inconsistent or hostile.
     """
+    if (folder / SINGLE_NAME).is_file():  # where both are there, transformers takes this one
+        return Weights(folder, (read_shard(folder / SINGLE_NAME),), None)
     if (folder / INDEX_NAME).is_file():
         return _open_sharded(folder)
-    if (folder / SINGLE_NAME).is_file():
-        return Weights(folder, (read_shard(folder / SINGLE_NAME),), None)
     if pickles := sorted(p.name for p in folder.glob("*.bin")):
         raise pickled_weights(str(folder), pickles[0])
     raise CheckpointError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}.")

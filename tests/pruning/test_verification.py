@@ -12,10 +12,15 @@ from bases import LLAMA, MISTRAL, parts, plan, random_tensors, raw_file, write_b
 from safetensors.torch import load_file, save_file
 
 from hubprune.architectures import architecture_of
-from hubprune.errors import CheckpointError, UnsupportedArchitectureError, VerificationError
+from hubprune.errors import (
+    CheckpointError,
+    UnsupportedArchitectureError,
+    UnsupportedFormatError,
+    VerificationError,
+)
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.config import read_config
+from hubprune.pruning.config import check_config, read_config
 from hubprune.pruning.weights import SINGLE_NAME
 
 DROPS = {
@@ -316,14 +321,53 @@ def test_an_unknown_family_is_told():
         verify.family_of_pruned({"model_type": "pruned_bert"})
 
 
-def test_only_the_modeling_file_of_this_version_is_trusted(llama, tmp_path):
+def is_ours(folder):
+    config = json.loads((folder / "config.json").read_text())
+    return verify.ships_only_our_code(folder, config, architecture_of(LLAMA))
+
+
+def change_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "modeling_pruned_llama.py").write_bytes(b"\xff\xfe"),
+        lambda folder: (folder / "modeling_pruned_llama.py").unlink(),
+        lambda folder: (folder / "evil.py").write_text("print('here')"),
+        lambda folder: change_config(folder, auto_map={"AutoModelForCausalLM": "evil.Model"}),
+        lambda folder: change_config(folder, auto_map={"AutoModelForCausalLM": "other/repo--evil.Model"}),
+        lambda folder: change_config(folder, architectures=["LlamaForCausalLM"]),
+        lambda folder: (folder / "tokenizer_config.json").write_text(
+            '{"auto_map": {"AutoTokenizer": [null, "evil.T"]}}'
+        ),
+    ],
+)
+def test_only_code_that_this_version_writes_is_trusted(llama, tmp_path, spoil):
     folder = written(llama, plan(5, attn=[0]), tmp_path / "out")
-    family = architecture_of(LLAMA)
-    assert verify.trusted_modeling_file(folder, family)
-    path = folder / "modeling_pruned_llama.py"
-    path.write_text(path.read_text() + "\n")
-    assert not verify.trusted_modeling_file(folder, family)
-    path.write_bytes(b"\xff\xfe")
-    assert not verify.trusted_modeling_file(folder, family)
-    path.unlink()
-    assert not verify.trusted_modeling_file(folder, family)
+    assert is_ours(folder)
+    spoil(folder)
+    assert not is_ours(folder)
+
+
+def test_a_generation_script_of_a_repo_is_code_too(llama, tmp_path):
+    folder = written(llama, plan(5, attn=[0]), tmp_path / "out")
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text("print('here')")
+    assert not is_ours(folder)
+
+
+def test_code_of_the_base_is_never_carried(llama, tmp_path):
+    (Path(llama.folder) / "tokenizer_evil.py").write_text("print('here')")
+    try:
+        folder = written(llama, plan(5, attn=[0]), tmp_path / "out")
+        assert [p.name for p in folder.rglob("*.py")] == ["modeling_pruned_llama.py"]
+    finally:
+        (Path(llama.folder) / "tokenizer_evil.py").unlink()
+
+
+def test_a_quantized_base_is_refused():
+    with pytest.raises(UnsupportedFormatError, match="quantized \\(gptq\\)"):
+        check_config({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, where="config.json")
