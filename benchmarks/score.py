@@ -105,7 +105,7 @@ def score_with_hubprune(folder: Path, documents: CalibrationSet) -> list[list[fl
         batch_size=BATCH_SIZE,
         dtype="float32",
         device="cpu",
-        reporter=Reporter(quiet="yes"),
+        reporter=Reporter(quiet=True),
     )
     return [list(pair) for pair in zip(scores.mean.attn, scores.mean.mlp, strict=True)]
 

@@ -11,14 +11,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from hubprune import options
 from hubprune.console import Reporter
 from hubprune.errors import DiskSpaceError, HubpruneError
-from hubprune.files import write_atomically
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from hubprune.run import Run
 
 INTERRUPTED = 130
-RESUME = "Nothing half-done was kept. The same command goes on after the last finished stage."
+RESUME = "Run the same command again: it goes on after the last finished stage."
 app = typer.Typer(
     name="hubprune",
     help="Prune a language model from the Hugging Face Hub, measure what it cost, publish the result.",
@@ -120,11 +119,9 @@ def publish(
         run = _open_run(options.make_recipe(given), endpoint, reporter)
         from hubprune import pipeline, summary
 
-        chosen = pipeline.PublishOptions(out=out, dry_run=dry_run, overwrite_card=overwrite_card)
+        chosen = pipeline.PublishOptions(out=out, dry_run=dry_run, overwrite_card=overwrite_card, report=report)
         done = pipeline.publish(run, chosen)
-        if report:
-            write_atomically(report, _json(done))
-        typer.echo(_json(done) if as_json else summary.publish_summary(done))
+        typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))
 
 
 @app.command(epilog="Example:  hubprune score meta-llama/Llama-3.2-3B --attn-drop 3 --num-samples 128")
@@ -257,10 +254,12 @@ def _open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
     from hubprune.run import Run
     from hubprune.stages import StageStore, work_folder
 
-    return Run(recipe, session, reporter, StageStore(work_folder()))
+    def say_reused(stage: str) -> None:
+        reporter.note(f"{stage}: taken from an earlier run")
+
+    return Run(recipe, session, reporter, StageStore(work_folder(), on_reuse=say_reused))
 
 
 def _json(value: BaseModel) -> str:
-    # Per-document scores are for statistics in the work folder and would bury everything else.
-    hidden: Any = {"per_document": True, "scores": {"per_document"}}
-    return value.model_dump_json(indent=2, exclude=hidden)
+    # Scores per document are for statistics in the work folder and would bury everything else.
+    return value.model_dump_json(indent=2, exclude={"per_document"})

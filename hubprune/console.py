@@ -28,8 +28,8 @@ class Advance(Protocol):
 class Reporter:
     """Talks on stderr; the silent form, `Reporter(quiet=...)`, still shows warnings."""
 
-    def __init__(self, *, quiet: Literal["no", "yes"] = "no") -> None:
-        self._quiet = quiet == "yes"
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._console: Console | None = None
 
     @property

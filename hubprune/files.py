@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +38,8 @@ def staged_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
-        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}{PARTIAL}{os.getpid()}-", dir=target.parent))
+        prefix = f".{target.name}{PARTIAL}{_host()}-{os.getpid()}-"
+        staged = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     except OSError as error:
         raise RecipeError(f"Cannot write to {target.parent}: {error.strerror}.") from error
     try:
@@ -50,6 +54,20 @@ def staged_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def make_writable(folder: Path) -> None:
+    """Make a folder where it is missing.
+
+    Raises:
+        RecipeError: that is impossible, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RecipeError(f"Cannot write to {folder}: {error.strerror}.") from error
+
+
 def check_new_folder(target: Path) -> None:
     """Raise RecipeError unless `target` is free: absent, or an empty folder."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -57,10 +75,16 @@ def check_new_folder(target: Path) -> None:
 
 
 def _sweep(target: Path) -> None:
-    for left in target.parent.glob(f".{target.name}{PARTIAL}*"):
-        pid = left.name.rsplit(PARTIAL, 1)[1].split("-")[0]
+    # On a shared file system other hosts have processes of their own, of which this one knows nothing.
+    start = f".{target.name}{PARTIAL}{_host()}-"
+    for left in target.parent.glob(f"{glob.escape(start)}*"):
+        pid = left.name.removeprefix(start).split("-")[0]
         if pid.isdigit() and not _alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _host() -> str:
+    return re.sub(r"\W", "_", socket.gethostname())
 
 
 def _alive(pid: int) -> bool:

@@ -7,7 +7,6 @@ Heavy libraries are imported by the stages that need them: what fails fast must 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,17 @@ from hubprune.artifacts import (
     PublishedCommit,
     PublishReport,
 )
-from hubprune.console import Reporter
-from hubprune.devices import resolve_device
-from hubprune.environment import describe_environment
+from hubprune.console import Reporter, size
 from hubprune.errors import VerificationError
-from hubprune.files import check_new_folder, move_folder, write_atomically
+from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
+from hubprune.pruning.memory import available_bytes
+from hubprune.publishing import hub
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.manifest import checkpoint_tag
 from hubprune.publishing.preflight import Target, preflight
+from hubprune.publishing.privacy import scrub
 from hubprune.run import Run, kept_checkpoint, make_plan, scores_if_needed
 from hubprune.stages import key_of
 
@@ -56,10 +56,10 @@ def _benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | 
         run.reporter.note("no tasks asked for")
         return None
     key = key_of(
-        run.base_identity, plan.sublayers, spec.tasks, spec.limit, spec.batch_size, _yaml_texts(spec.include_path),
-        run.task_sources, recipe.seed, recipe.device, recipe.dtype,
+        run.circumstances, plan.sublayers, spec.tasks, spec.limit, spec.batch_size, run.task_texts, run.task_sources,
+        recipe.seed,
     )  # fmt: skip
-    return run.kept(
+    return run.store.run(
         "benchmarks",
         key,
         BenchmarkComparison,
@@ -76,16 +76,12 @@ def _benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | 
     )
 
 
-def _yaml_texts(folder: str | None) -> dict[str, str]:
-    paths = sorted(Path(folder).glob("**/*.yaml")) if folder else []
-    return {path.name: path.read_text(encoding="utf-8") for path in paths}
-
-
 def _free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison | None:
     recipe, spec = run.recipe, run.recipe.evaluation
     prompts = spec.prompt_texts()
 
-    def compute() -> GenerationComparison:
+    def compare() -> GenerationComparison:
+        """Let both models write."""
         from hubprune.evaluation import generation
 
         return generation.compare(
@@ -98,8 +94,8 @@ def _free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison |
             reporter=run.reporter,
         )
 
-    key = key_of(run.base_identity, plan.sublayers, prompts, spec.max_new_tokens, recipe.device, recipe.dtype)
-    return run.kept("generation", key, GenerationComparison, compute)
+    key = key_of(run.circumstances, plan.sublayers, prompts, spec.max_new_tokens)
+    return run.store.run("generation", key, GenerationComparison, compare)
 
 
 # ---- publishing --------------------------------------------------------------------------------------------------
@@ -115,6 +111,8 @@ class PublishOptions:
     """Do everything but write to the Hub."""
     overwrite_card: bool = False
     """Replace a README.md that somebody edited on the Hub."""
+    report: Path | None = None
+    """File for the report as JSON; written as soon as there is a commit, and again at the end."""
 
 
 def publish(run: Run, options: PublishOptions) -> PublishReport:
@@ -131,30 +129,27 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     scores = scores_if_needed(run)
     plan = make_plan(run, scores)
     stage()
-    folder, made = kept_checkpoint(run, plan)
-    stage()
-    benchmarks = _benchmark(run, plan, folder)
-    stage()
-    generation = _free_text(run, plan, folder)
-    report = PublishReport(
-        recipe=run.recipe.model_dump(mode="json", exclude_none=True),
-        base=run.base,
-        scores=scores,
-        plan=plan,
-        checkpoint=made.written,
-        verification=made.verification,
-        benchmarks=benchmarks,
-        generation=generation,
-        published=None,
-        environment=describe_environment(device=resolve_device(run.recipe.device)),
-        seconds=run.store.seconds,
-    )
-    assemble(run, folder, report, repo_id=target.repo_id)
-    stage()
-    report = _send(run, folder, target, report, options)
-    if options.out:
-        move_folder(folder, options.out)
-    return report
+    with kept_checkpoint(run, plan) as (folder, made):
+        stage()
+        benchmarks = _benchmark(run, plan, folder)
+        stage()
+        generation = _free_text(run, plan, folder)
+        report = PublishReport(
+            recipe=run.recipe.model_dump(mode="json", exclude_none=True),
+            base=run.base,
+            scores=scores,
+            plan=plan,
+            checkpoint=made.written,
+            verification=made.verification,
+            benchmarks=benchmarks,
+            generation=generation,
+            published=None,
+            environment=run.environment,
+            seconds=run.store.seconds,
+        )
+        assemble(run, folder, report, repo_id=target.repo_id)
+        stage()
+        return _send(run, folder, target, report, options)
 
 
 def _announcer(reporter: Reporter) -> Callable[[], None]:
@@ -171,6 +166,8 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
     """Check in seconds all that could fail hours later; nothing is downloaded or written before it is through."""
     if options.out:
         check_new_folder(options.out)
+    if options.report:
+        make_writable(options.report.absolute().parent)
     target = preflight(
         run.recipe,
         base=run.base,
@@ -178,18 +175,31 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
         folder=run.store.folder,
         overwrite_card=options.overwrite_card,
     )
-    run.data_commits, run.task_sources  # noqa: B018
-    resolve_device(run.recipe.device)
+    if run.recipe.drop.drop_attn is None:
+        run.data_commits  # noqa: B018
+    run.task_texts, run.task_sources, run.environment  # noqa: B018
+    _warn_of_memory(run)
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
     return target
+
+
+def _warn_of_memory(run: Run) -> None:
+    """Say beforehand that the machine will hardly hold what verification and benchmarks load: the whole model."""
+    needed = sum(file.size for file in hub.weight_files(run.base.files))
+    if needed > (available := available_bytes()):
+        run.reporter.warn(
+            f"verification loads the whole model, {size(needed)}, and {size(available)} of memory are available; "
+            "scoring and writing need far less"
+        )
 
 
 def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> None:
     """Add to a checkpoint what makes it a repo: the tasks it was measured with, card, recipe and manifest."""
     from hubprune.publishing import card, manifest
 
-    if run.recipe.evaluation.include_path:
-        _copy_tasks(Path(run.recipe.evaluation.include_path), folder / "tasks")
+    for name, text in run.task_texts.items():
+        (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "tasks" / name, scrub(text))
     context = card.build_context(
         run.recipe,
         base=report.base,
@@ -208,16 +218,10 @@ def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> 
     manifest.write_manifest(folder, report=report, template_hash=card.template_hash())
 
 
-def _copy_tasks(source: Path, target: Path) -> None:
-    target.mkdir()
-    for path in sorted(source.glob("*.yaml")):
-        shutil.copyfile(path, target / path.name)
-
-
 def _send(run: Run, folder: Path, target: Target, report: PublishReport, options: PublishOptions) -> PublishReport:
+    """Commit, then load back; what was committed is told and written down even if the rest fails."""
     if options.dry_run:
-        run.reporter.note(f"dry run: nothing was written to {target.repo_id}; the files are in {folder}")
-        return report
+        return _finish(run, folder, report, options)
     published = send(
         folder,
         target=target,
@@ -227,7 +231,30 @@ def _send(run: Run, folder: Path, target: Target, report: PublishReport, options
         reporter=run.reporter,
         overwrite_card=options.overwrite_card,
     )
-    return report.model_copy(update={"published": published, "loaded_back": _load_back(run, published, report)})
+    run.reporter.note(f"{'committed' if published.created else 'up to date'}: {published.url}")
+    report = report.model_copy(update={"published": published})
+    try:
+        report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
+    except VerificationError as error:
+        _finish(run, folder, report, options)
+        raise VerificationError(f"It is published at {published.url}, but: {error.message}", hint=error.hint) from error
+    return _finish(run, folder, report, options)
+
+
+def _finish(run: Run, folder: Path, report: PublishReport, options: PublishOptions) -> PublishReport:
+    """Write the report and put the files where they were asked for."""
+    if options.report:
+        write_atomically(options.report, to_json(report))
+    if options.out:
+        move_folder(folder, options.out)
+    if options.dry_run:
+        run.reporter.note(f"dry run: nothing was written to the Hub; the files are in {options.out or folder}")
+    return report
+
+
+def to_json(report: PublishReport) -> str:
+    """Write a report as JSON; scores per document are for statistics in the work folder and stay there."""
+    return report.model_dump_json(indent=2, exclude={"scores": {"per_document"}}) + "\n"
 
 
 def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> LoadedBack:
@@ -239,9 +266,10 @@ def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> L
         prompt=prompt,
         new_tokens=LOADED_TOKENS,
         custom_code=needs_modeling_file(report.plan),
+        work_folder=run.store.folder,
     )
     if loaded.parameters != report.checkpoint.parameters:
         raise VerificationError(
-            f"{published.repo_id} loads with {loaded.parameters:,} parameters, not {report.checkpoint.parameters:,}."
+            f"it loads with {loaded.parameters:,} parameters instead of {report.checkpoint.parameters:,}."
         )
     return LoadedBack(prompt=prompt, text=loaded.text, parameters=loaded.parameters)

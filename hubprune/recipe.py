@@ -45,6 +45,8 @@ class CalibrationSubset(Settings):
     dataset: str
     """Data set id on the Hub, or the path of a local .jsonl, .parquet or .txt file."""
     config: str | None = None
+    revision: str | None = None
+    """Branch, tag or commit of the data set; None for its main branch.  A published recipe names the commit."""
     split: str = "train"
     column: str = "text"
     """Column that holds the document."""
@@ -158,7 +160,7 @@ class TargetSpec(Settings):
 
 
 class Recipe(Settings):
-    """Everything that decides a publish.  Where and when it runs is not part of it."""
+    """Everything that decides a publish, and which kind of device it runs on."""
 
     schema_version: Literal[1] = 1
     base: BaseModelSpec

@@ -7,28 +7,36 @@ what fails fast must not wait for torch.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from hubprune.architectures import Architecture, architecture_of
 from hubprune.artifacts import (
     BaseCheckpoint,
     DropPlan,
+    Environment,
     LayerScores,
     PrunedCheckpoint,
 )
 from hubprune.console import Reporter
 from hubprune.devices import resolve_device, resolve_dtype
+from hubprune.environment import describe_environment
+from hubprune.errors import RecipeError, UnsupportedFormatError
 from hubprune.files import check_new_folder, staged_folder
 from hubprune.pruning import calibration, checkpoint, selection, verify
+from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.config import check_config
 from hubprune.pruning.inventory import take_inventory
+from hubprune.pruning.weights import parse_json
 from hubprune.publishing import hub
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import Recipe
-from hubprune.stages import StageStore, Value, key_of
+from hubprune.stages import StageStore, key_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,28 @@ class Run:
     @cached_property
     def downloaded(self) -> BaseCheckpoint:
         """The base with its files on disk."""
-        return hub.download_base(self.base, session=self.session, reporter=self.reporter)
+        base = hub.download_base(self.base, session=self.session, reporter=self.reporter)
+        refuse_tokenizer_code(Path(base.folder or ""), name=base.name)
+        return base
+
+    @cached_property
+    def environment(self) -> Environment:
+        """Where the run takes place."""
+        return describe_environment(device=resolve_device(self.recipe.device))
+
+    @cached_property
+    def task_texts(self) -> dict[str, str]:
+        """Task files of the user's own that the benchmarks need, by their path below the include folder."""
+        from hubprune.evaluation.harness import task_files
+
+        files = task_files(self.recipe.evaluation)
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+
+    @property
+    def circumstances(self) -> object:
+        """What stands for the base and the machine in keys: another library or device may find other numbers."""
+        device = resolve_device(self.recipe.device)
+        return [self._base_identity, self.environment.versions, self.environment.machine, device, self.recipe.dtype]
 
     @property
     def base_folder(self) -> Path:
@@ -77,27 +106,12 @@ class Run:
         return check_tasks(self.recipe.evaluation)
 
     @property
-    def base_identity(self) -> object:
-        """What stands for the base in keys: its commit, or the sizes and times of a local folder's files."""
+    def _base_identity(self) -> object:
+        """The base's commit, or the sizes and times of a local folder's files."""
         if self.base.commit:
             return [self.base.name, self.base.commit]
         folder = Path(self.base.folder or "").resolve()
         return [str(folder), [[f.path, f.size, (folder / f.path).stat().st_mtime_ns] for f in self.base.files]]
-
-    def kept(
-        self,
-        stage: str,
-        key: str,
-        kind: type[Value],
-        compute: Callable[[], Value],
-        *,
-        valid: Callable[[Value], bool] = lambda _: True,
-    ) -> Value:
-        """Return a stage's result from the work folder, or compute it; say which."""
-        value = self.store.run(stage, key, kind, compute, valid=valid)
-        if stage in self.store.reused:
-            self.reporter.note(f"{stage}: taken from an earlier run")
-        return value
 
 
 # ---- scoring -----------------------------------------------------------------------------------------------------
@@ -109,9 +123,10 @@ def score(run: Run) -> LayerScores:
     device = resolve_device(recipe.device)
     dtype = resolve_dtype(recipe.dtype, run.base.config)
     key = key_of(
-        run.base_identity, recipe.calibration, run.data_commits, recipe.seed, recipe.aggregation, dtype, device
-    )
-    return run.kept("scores", key, LayerScores, lambda: _score(run, dtype=dtype, device=device))
+        run.circumstances, recipe.calibration, run.data_commits, file_hashes(recipe.calibration), recipe.seed,
+        recipe.aggregation,
+    )  # fmt: skip
+    return run.store.run("scores", key, LayerScores, lambda: _score(run, dtype=dtype, device=device))
 
 
 def _score(run: Run, *, dtype: str, device: str) -> LayerScores:
@@ -145,11 +160,26 @@ def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
         run.recipe.drop, scores, num_hidden_layers=run.base.num_hidden_layers, name=run.base.name
     )
     layers = plan.layers("attn")
-    run.reporter.note(f"dropping the attention of layer{'s'[: len(layers) - 1]} {', '.join(map(str, layers))}")
+    word = "layer" if len(layers) == 1 else "layers"
+    run.reporter.note(f"dropping the attention of {word} {', '.join(map(str, layers))}")
     if plan.margin and plan.margin.near_tie:
         kept, last = plan.margin.first_kept, plan.margin.last_dropped
         run.reporter.note(f"near tie: layers {last} and {kept} are within two standard errors of each other")
     return plan
+
+
+def refuse_tokenizer_code(folder: Path, *, name: str) -> None:
+    """Refuse a base whose tokenizer is made by code of its own: it would run here, and for every reader of the result.
+
+    Raises:
+        UnsupportedFormatError: it is.
+    """
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and "auto_map" in parse_json(path.read_bytes(), where=str(path)):
+        raise UnsupportedFormatError(
+            f"The tokenizer of {name} needs code of its own, which hubprune never runs.",
+            hint="Only bases whose tokenizer is one of transformers' own classes can be pruned.",
+        )
 
 
 def scores_if_needed(run: Run) -> LayerScores | None:
@@ -193,11 +223,40 @@ def _write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
     return PrunedCheckpoint(written=written, verification=verification)
 
 
-def kept_checkpoint(run: Run, plan: DropPlan) -> tuple[Path, PrunedCheckpoint]:
-    """Return the checkpoint of a plan in the work folder: that of an earlier run where all its files are there."""
-    key = key_of(run.base_identity, plan.sublayers)
-    folder = run.store.folder / "checkpoints" / f"{run.recipe.default_name}-{key}"
+@contextmanager
+def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedCheckpoint]]:
+    """Yield the checkpoint of a plan in the work folder: that of an earlier run where all its files are there.
 
+    While the block runs, no other run can use the folder.
+
+    Raises:
+        RecipeError: another run uses it.
+    """
+    key = key_of(run.circumstances, plan.sublayers)
+    folder = run.store.folder / "checkpoints" / f"{run.recipe.default_name}-{key}"
+    folder.parent.mkdir(exist_ok=True)
+    with _alone(folder):
+        made = _written_before(run, plan, folder, key)
+        _remove_all_but(folder, {f.path for f in made.written.files})
+        yield folder, made
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RecipeError(
+            "Another run is working on the same base and drops.", hint="Wait for it, or set another HUBPRUNE_HOME."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _written_before(run: Run, plan: DropPlan, folder: Path, key: str) -> PrunedCheckpoint:
     def write() -> PrunedCheckpoint:
         shutil.rmtree(folder, ignore_errors=True)
         return _write_verified(run, plan, folder)
@@ -205,9 +264,7 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> tuple[Path, PrunedCheckpoint]:
     def complete(kept: PrunedCheckpoint) -> bool:
         return all(_same_size(folder / f.path, f.size) for f in kept.written.files)
 
-    made = run.kept("checkpoint", key, PrunedCheckpoint, write, valid=complete)
-    _remove_all_but(folder, {f.path for f in made.written.files})
-    return folder, made
+    return run.store.run("checkpoint", key, PrunedCheckpoint, write, valid=complete)
 
 
 def _same_size(path: Path, size: int) -> bool:

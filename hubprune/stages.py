@@ -18,13 +18,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from hubprune import __version__
-from hubprune.files import write_atomically
+from hubprune.files import make_writable, write_atomically
 
 Value = TypeVar("Value", bound=BaseModel)
 
 
 def work_folder() -> Path:
-    """Return the folder that unfinished work is kept in: `HUBPRUNE_HOME`, else the user's cache folder."""
+    """Return the folder that finished stages are kept in: `HUBPRUNE_HOME`, else the user's cache folder."""
     import platformdirs
 
     home = os.environ.get("HUBPRUNE_HOME")
@@ -38,13 +38,17 @@ def key_of(*inputs: Any) -> str:
 
 
 class StageStore:
-    """Results of stages on disk, and the seconds each stage took."""
+    """Results of stages on disk, and the seconds each stage took.
 
-    def __init__(self, folder: Path) -> None:
+    Raises:
+        RecipeError: nothing can be written there.
+    """
+
+    def __init__(self, folder: Path, *, on_reuse: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
+        make_writable(folder)
         self.seconds: dict[str, float] = {}
-        self.reused: set[str] = set()
-        """Stages whose result an earlier run had left."""
+        self._on_reuse = on_reuse
 
     def run(
         self,
@@ -67,7 +71,7 @@ class StageStore:
         path = self.folder / "stages" / f"{stage}-{key}.json"
         if (kept := self._read(path, kind)) and valid(kept[0]):
             value, self.seconds[stage] = kept
-            self.reused.add(stage)
+            self._on_reuse(stage)
             return value
         start = time.monotonic()
         value = compute()

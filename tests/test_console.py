@@ -120,7 +120,7 @@ def test_an_error_without_a_hint_is_one_line(capsys):
 
 
 def test_quiet_keeps_warnings_and_errors(capsys):
-    reporter = Reporter(quiet="yes")
+    reporter = Reporter(quiet=True)
     reporter.stage(1, 6, "Scores")
     reporter.note("note")
     with reporter.progress("scoring", total=1, unit="batches") as advance:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
+import socket
 import stat
 import subprocess
 import sys
@@ -89,10 +91,10 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 
 def test_what_a_killed_process_left_is_swept_up_and_what_a_running_one_writes_is_not(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left = [tmp_path / f".out.partial-{pid}-x" for pid in (dead.stdout.strip(), os.getpid())]
-    other = [
-        tmp_path / name for name in (f".other.partial-{dead.stdout.strip()}-x", ".out.partial-notes", "out.partial-9")
-    ]
+    gone, host = dead.stdout.strip(), re.sub(r"\W", "_", socket.gethostname())
+    left = [tmp_path / f".out.partial-{host}-{pid}-x" for pid in (gone, os.getpid())]
+    foreign = (f".other.partial-{host}-{gone}-x", f".out.partial-elsewhere-{gone}-x", ".out.partial-notes")
+    other = [tmp_path / name for name in foreign]
     for folder in (*left, *other):
         folder.mkdir()
         (folder / "a").touch()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
 from hubprune.artifacts import CalibrationRecord, CalibrationSource
 from hubprune.console import Reporter
 from hubprune.endpoint import no_calls_elsewhere
@@ -44,24 +46,39 @@ def resolve_commits(mix: CalibrationMix) -> tuple[str | None, ...]:
     Raises:
         CalibrationError: a data set does not exist, may not be read, or cannot be reached.
     """
-    commits: dict[str, str | None] = {}
-    for subset in mix.subsets:
-        if subset.dataset not in commits:
-            commits[subset.dataset] = _resolve_commit(subset.dataset)
-    return tuple(commits[subset.dataset] for subset in mix.subsets)
+    wanted = [(subset.dataset, subset.revision) for subset in mix.subsets]
+    commits = {pair: _resolve_commit(*pair) for pair in dict.fromkeys(wanted)}
+    return tuple(commits[pair] for pair in wanted)
 
 
-def _resolve_commit(dataset: str) -> str | None:
+def file_hashes(mix: CalibrationMix) -> dict[str, str]:
+    """Return the SHA-256 of every local file of a mix: what tells its present text from another."""
+    paths = sorted({subset.dataset for subset in mix.subsets if _is_file(subset.dataset)})
+    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+
+
+def _resolve_commit(dataset: str, revision: str | None) -> str | None:
     if _is_file(dataset):
         if not Path(dataset).is_file():
             raise CalibrationError(f"The calibration file {dataset} does not exist.")
         return None
-    from huggingface_hub import HfApi
-
     try:
-        return HfApi().dataset_info(dataset).sha
+        return _ask_commit(dataset, revision)
     except Exception as error:
         raise _unreachable(dataset, error) from error
+
+
+def _ask_commit(dataset: str, revision: str | None) -> str | None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def passing(error: BaseException) -> bool:
+        return isinstance(error, HfHubHTTPError) and error.response.status_code in (429, 500, 502, 503, 504)
+
+    tries = Retrying(
+        retry=retry_if_exception(passing), stop=stop_after_attempt(4), wait=wait_exponential(max=8), reraise=True
+    )
+    return tries(lambda: HfApi().dataset_info(dataset, revision=revision).sha)
 
 
 def _is_file(dataset: str) -> bool:

@@ -33,4 +33,4 @@ def own_modules(tmp_path_factory):
 
 @pytest.fixture
 def reporter():
-    return Reporter(quiet="yes")
+    return Reporter(quiet=True)

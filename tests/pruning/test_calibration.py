@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubprune.errors import CalibrationError, RecipeError
-from hubprune.pruning.calibration import draw, resolve_commits
+from hubprune.pruning.calibration import draw, file_hashes, resolve_commits
 from hubprune.pruning.mixes import COSMOPEDIA, find_mix
 from hubprune.recipe import CalibrationMix, CalibrationSubset
 
@@ -250,3 +250,11 @@ def test_a_yaml_that_is_no_mix_is_refused_with_the_place(tmp_path, text, message
 def test_sizes_that_make_no_sense_are_refused(sizes):
     with pytest.raises(RecipeError, match=next(iter(sizes))):
         find_mix("cosmopedia", **sizes)
+
+
+def test_another_text_in_a_local_file_is_another_state(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "one"}\n')
+    before = file_hashes(find_mix(str(path)))
+    path.write_text('{"text": "two"}\n')
+    assert file_hashes(find_mix(str(path))) != before

@@ -69,7 +69,7 @@ def session(hub, user):
 
 @pytest.fixture
 def reporter():
-    return Reporter(quiet="yes")
+    return Reporter(quiet=True)
 
 
 @pytest.fixture(scope="package")

@@ -12,7 +12,7 @@ from hubprune.console import Reporter
 
 BASE_ID = "meta-llama/Llama-Tiny"
 CONFIG = {"model_type": "llama", "num_hidden_layers": 8, "architectures": ["LlamaForCausalLM"]}
-BASE_CARD = "---\nlanguage: en\nlicense: llama3.2\ngated_prompt: no\n---\n# Base\n"
+BASE_CARD = "---\nlanguage: en\nlicense: apache-2.0\ngated_prompt: no\n---\n# Base\n"
 
 
 def safetensors(size):
@@ -59,17 +59,20 @@ def make_folder(folder, *, card="# Card\n", **report):
 
 
 def finish(folder, *, card, report):
+    from hubprune.files import list_files
     from hubprune.publishing.manifest import write_manifest
 
-    (folder / "README.md").write_text(f"---\nlicense: llama3.2\n---\n{card}")
-    write_manifest(folder, report=report, template_hash="0" * 64)
+    written = tuple(f for f in list_files(folder) if f.path not in ("README.md", "recipe.yaml", "hubprune.json"))
+    report = report.model_copy(update={"checkpoint": made.checkpoint(files=written)})
+    (folder / "README.md").write_text(f"---\nlicense: apache-2.0\n---\n{card}")
+    return write_manifest(folder, report=report, template_hash="0" * 64)
 
 
 class Ticks(Reporter):
     """Counts what a progress bar is told."""
 
     def __init__(self):
-        super().__init__(quiet="yes")
+        super().__init__(quiet=True)
         self.total = self.done = self.calls = 0
 
     @contextmanager
