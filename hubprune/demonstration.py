@@ -40,12 +40,12 @@ def run(base: str, *, directory: Path | None, reporter: Reporter) -> int:
         raise RecipeError(f"There is no embedded model {base!r}.", hint=f"Embedded: {', '.join(demo.MODELS)}.")
     place = (directory or work_folder() / "demo").resolve()
     with _local_hub(place / "hub") as address:
-        environment = {**os.environ, **address, **_own_caches(place), "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**_clean_environment(), **address, **_own_caches(place)}
         reporter.note(f"local Hub at {address['HF_ENDPOINT']}, kept in {place}")
         _run([sys.executable, "-m", "hubprune.demo.fill"], environment)
         command = publish_options(base)
         reporter.note(f"$ hubprune {shlex.join(command)}")
-        return _run([sys.executable, "-m", "hubprune", *command], environment, check="no")
+        return _run([sys.executable, "-m", "hubprune", *command], environment, strict=False)
 
 
 def publish_options(base: str) -> list[str]:
@@ -55,6 +55,14 @@ def publish_options(base: str) -> list[str]:
         *("--calibration", str(demo.MIX), "--include-path", str(demo.TASKS), "--tasks", ",".join(demo.TASK_NAMES)),
         *("--prompts", str(demo.PROMPTS), "--batch-size", "32", "--score-batch-size", "32"),
     ]
+
+
+def _clean_environment() -> Mapping[str, str]:
+    """Leave out what would send the clients offline, to other caches, or to loopback through a proxy."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
+    }
+    return {**kept, "NO_PROXY": "127.0.0.1,localhost", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _own_caches(place: Path) -> Mapping[str, str]:
@@ -85,8 +93,8 @@ def _wait(server: subprocess.Popen[str]) -> None:
         server.kill()
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], *, check: str = "yes") -> int:
+def _run(command: Sequence[str], environment: Mapping[str, str], *, strict: bool = True) -> int:
     code = subprocess.run(command, env=dict(environment), check=False).returncode
-    if code and check == "yes":
+    if code and strict:
         raise HubError("The local Hub could not be filled.", hint="The message above says why.")
     return code

@@ -135,8 +135,9 @@ def _score_layer(
         hook.remove()
     leaving = output if isinstance(output, torch.Tensor) else output[0]
     x, y, z = (_unit(states) for states in (entering, between[0], leaving))
-    tokens = torch.stack([_half_squared(x, y), _half_squared(y, z), _half_squared(x, z)], dim=-1)
-    inside = mask.to(tokens.device)[..., None]
+    # The few numbers that are left are summed on the CPU: not every device has float64.
+    tokens = torch.stack([_half_squared(x, y), _half_squared(y, z), _half_squared(x, z)], dim=-1).cpu()
+    inside = mask[..., None]
     sums = torch.where(inside, tokens, 0).sum(dim=1, dtype=torch.float64)
     return leaving, (sums / inside.sum(dim=1)).cpu()
 
