@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.artifacts import PublishReport, RepoFile, WrittenCheckpoint
+from hubprune.errors import VerificationError
 from hubprune.files import list_files, write_atomically
 from hubprune.publishing.privacy import public_name, public_recipe, scrub, scrub_all
 from hubprune.recipe import Recipe, parse
@@ -60,15 +61,20 @@ def write_recipe(folder: Path, *, recipe: Recipe, report: PublishReport) -> Path
     return path
 
 
-def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -> Path:
-    """Write hubprune.json over everything else in the folder; it has to be the last file that is written.
+def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -> tuple[RepoFile, ...]:
+    """Write hubprune.json over everything else in the folder, and return all files; it has to be the last one written.
 
     Args:
         folder: the checkpoint with README.md and recipe.yaml.
         report: what the run did and saw; `published` and `seconds` stay out, as does whatever a clock measured.
         template_hash: of the card templates, so that a card by other templates is another card.
+
+    Raises:
+        VerificationError: a file is not the one that was verified.
     """
-    files = {f.path: {"sha256": f.sha256, "size": f.size} for f in list_files(folder) if f.path != MANIFEST}
+    listed = tuple(f for f in list_files(folder) if f.path != MANIFEST)
+    _check_unchanged(report.checkpoint, files=listed, folder=folder)
+    files = {f.path: {"sha256": f.sha256, "size": f.size} for f in listed}
     content = scrub_all(_content(report)) | {"card_templates": template_hash}
     compared = {"content": content, "files": {path: row for path, row in files.items() if path != CARD}}
     values = content | {
@@ -76,9 +82,24 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
         "content_sha256": hashlib.sha256(_json(compared).encode()).hexdigest(),
         "files": files,
     }
-    path = folder / MANIFEST
-    write_atomically(path, _json(values))
-    return path
+    text = _json(values)
+    write_atomically(folder / MANIFEST, text)
+    return tuple(sorted((*listed, _manifest_file(text.encode())), key=lambda f: f.path))
+
+
+def _check_unchanged(checkpoint: WrittenCheckpoint, *, files: tuple[RepoFile, ...], folder: Path) -> None:
+    found = {f.path: f.sha256 for f in files}
+    for file in checkpoint.files:
+        if found.get(file.path) != file.sha256:
+            what = "was changed" if file.path in found else "has gone"
+            raise VerificationError(
+                f"{file.path} {what} since it was verified.", hint=f"Remove {folder} and run the command again."
+            )
+
+
+def _manifest_file(data: bytes) -> RepoFile:
+    git_oid = hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False).hexdigest()
+    return RepoFile(path=MANIFEST, size=len(data), sha256=hashlib.sha256(data).hexdigest(), git_oid=git_oid)
 
 
 def _content(report: PublishReport) -> dict[str, Any]:

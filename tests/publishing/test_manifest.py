@@ -11,9 +11,10 @@ import pytest
 from on_hub import finish, make_folder
 
 from hubprune.artifacts import RepoFile
+from hubprune.errors import VerificationError
 from hubprune.files import list_files
 from hubprune.publishing.command import publish_command
-from hubprune.publishing.manifest import checkpoint_tag, files_digest, read_manifest, write_recipe
+from hubprune.publishing.manifest import checkpoint_tag, files_digest, read_manifest, write_manifest, write_recipe
 from hubprune.publishing.privacy import public_recipe, scrub
 from hubprune.recipe import (
     CalibrationMix,
@@ -65,6 +66,22 @@ def test_another_card_leaves_the_digest_of_the_content(tmp_path):
     assert manifest(a)["files"]["README.md"] != manifest(b)["files"]["README.md"]
     c = make_folder(tmp_path / "c", plan=made.plan(protected=()))
     assert manifest(a)["content_sha256"] != manifest(c)["content_sha256"]
+
+
+def test_all_files_are_returned_as_they_lie_there(tmp_path):
+    folder = make_folder(tmp_path / "a")
+    assert finish(folder, card="# Card\n", report=made.report()) == list_files(folder)
+
+
+@pytest.mark.parametrize(("change", "said"), [("write_bytes", "was changed"), ("unlink", "has gone")])
+def test_a_file_that_was_changed_after_it_was_verified_is_named(tmp_path, change, said):
+    folder = make_folder(tmp_path / "a")
+    verified = tuple(f for f in list_files(folder) if f.path == "model.safetensors")
+    report = made.report(checkpoint=made.checkpoint(files=verified))
+    write_manifest(folder, report=report, template_hash="0" * 64)
+    getattr(folder / "model.safetensors", change)(*([b"other"] if change == "write_bytes" else []))
+    with pytest.raises(VerificationError, match=rf"model\.safetensors {said} since it was verified\. Remove "):
+        write_manifest(folder, report=report, template_hash="0" * 64)
 
 
 def test_it_holds_what_the_run_saw_but_no_single_documents(tmp_path):
