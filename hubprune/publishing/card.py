@@ -18,6 +18,7 @@ from hubprune.artifacts import (
     Verification,
     WrittenCheckpoint,
 )
+from hubprune.endpoint import DEFAULT_ENDPOINT
 from hubprune.publishing import front_matter, measured, overview, provenance
 from hubprune.publishing import removal as removed
 from hubprune.publishing.context import CardContext
@@ -47,6 +48,7 @@ def build_context(
     environment: Environment,
     seconds: Mapping[str, float],
     repo_id: str,
+    endpoint: str = DEFAULT_ENDPOINT,
 ) -> CardContext:
     """Build the one object that a card is rendered from.
 
@@ -62,6 +64,7 @@ def build_context(
         environment: where the run took place.
         seconds: wall-clock seconds per stage.
         repo_id: where the result goes.
+        endpoint: of the Hub that the base is on.
     """
     public = public_recipe(recipe, base=base)
     name = repo_id.rsplit("/", 1)[-1]
@@ -77,10 +80,10 @@ def build_context(
     return CardContext(
         front_matter=front_matter.dump(matter),
         title=name,
-        base=overview.base_link(base),
+        base=overview.base_link(base, endpoint=endpoint),
         summary=overview.summary(plan, checkpoint=checkpoint, benchmarks=benchmarks),
         attribution=attribution_line(base.card),
-        glance=overview.glance(plan, checkpoint=checkpoint, benchmarks=benchmarks),
+        glance=overview.glance(plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks),
         usage=usage,
         removal=removed.removal(plan, scores=scores, verification=verification),
         calibration=removed.calibration(scores),
@@ -89,7 +92,7 @@ def build_context(
         limits=measured.limits(plan, scores=scores, comparison=benchmarks, generation=generation),
         reproduction=provenance.reproduction(public, base=base, environment=environment, seconds=seconds),
         licence=provenance.licence(base),
-        citations=provenance.citations(base, has_benchmarks=benchmarks is not None),
+        citations=provenance.citations(base, has_benchmarks=benchmarks is not None, endpoint=endpoint),
         footer=f"Written by hubprune {environment.hubprune}, card template {template_hash()[:8]}.",
     )
 

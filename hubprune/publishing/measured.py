@@ -14,7 +14,7 @@ from hubprune.artifacts import (
     TaskComparison,
 )
 from hubprune.publishing.context import Benchmarks, FreeText, Pair, Table
-from hubprune.publishing.numbers import count, plain, signed, with_error
+from hubprune.publishing.numbers import NONE, count, plain, signed, with_error
 from hubprune.publishing.privacy import is_local_data, public_name
 from hubprune.publishing.samples import mean_repetition, repeated_share, shown_pairs
 
@@ -25,10 +25,10 @@ def benchmarks(comparison: BenchmarkComparison | None) -> Benchmarks | None:
     """Compare base and pruned task by task; None where nothing was run."""
     if comparison is None or not comparison.tasks:
         return None
-    columns = ("Task", "Metric", "n", "Shots", "Base", "This model", "Δ points", "Δ relative, %")
+    columns = ("Task", "Metric", "n", "Shots", "Chance", "Base", "This model", "Δ points", "Δ relative, %")
     rows = tuple(_task_row(task) for task in comparison.tasks)
     return Benchmarks(
-        sentences=tuple(_benchmark_sentences(comparison)), table=Table(columns=columns, align="llrrrrrr", rows=rows)
+        sentences=tuple(_benchmark_sentences(comparison)), table=Table(columns=columns, align="llrrrrrrr", rows=rows)
     )
 
 
@@ -38,8 +38,9 @@ def _task_row(task: TaskComparison) -> tuple[str, ...]:
     if task.documents != task.documents_available:
         n += f" of {count(task.documents_available)}"
     metric = f"{task.metric} {'↑' if task.higher_is_better else '↓'}"
+    chance = NONE if task.chance is None else plain(task.chance, digits=4)
     changes = signed(task.change_points), signed(task.change_relative)
-    return task.task, metric, n, str(task.num_fewshot), *values, *changes
+    return task.task, metric, n, str(task.num_fewshot), chance, *values, *changes
 
 
 def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
@@ -48,8 +49,9 @@ def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         f" ({comparison.dtype}, {comparison.device}, batch size {comparison.batch_size}, seed {comparison.seed})."
     )
     yield (
-        "± is one standard error. Δ points is 100 × (this − base) for metrics between 0 and 1 and does not exist for"
-        " others; Δ relative is this / base − 1. ↑: higher is better, ↓: lower is better."
+        "± is one standard error; that of the mean change is unpaired, as if the two had seen different documents."
+        " Chance is the accuracy of guessing. Δ points is 100 × (this − base) for metrics between 0 and 1 and does not"
+        " exist for others; Δ relative is this / base − 1. ↑: higher is better, ↓: lower is better."
     )
     if comparison.limit is not None:
         limit = count(comparison.limit)
@@ -120,6 +122,7 @@ def _benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
             change = signed(task.change_points, unit=" points")
             told = change if task.change_points is not None else signed(task.change_relative, unit=" %")
             yield f"{task.task} ({task.metric}) got worse by more than twice the combined standard error: {told}."
+    yield from filter(None, map(_at_chance, comparison.tasks))
     if comparison.limit is not None:
         yield f"The benchmarks saw at most {count(comparison.limit)} documents per task, so their errors are wide."
 
@@ -129,6 +132,15 @@ def _is_clear_loss(task: TaskComparison) -> bool:
     errors = (task.base.standard_error, task.pruned.standard_error)
     loss = task.base.value - task.pruned.value if task.higher_is_better else task.pruned.value - task.base.value
     return None not in errors and loss > 2 * math.hypot(*(e or 0.0 for e in errors))
+
+
+def _at_chance(task: TaskComparison) -> str | None:
+    """A base that does no better than guessing has nothing to lose: its task tells nothing of the removal."""
+    error = task.base.standard_error
+    if task.chance is None or error is None or abs(task.base.value - task.chance) > 2 * error:
+        return None
+    figures = f"{with_error(task.base.value, error, digits=3)}, chance {plain(task.chance, digits=3)}"
+    return f"{task.task} ({task.metric}): the base itself is at chance ({figures})."
 
 
 def _text_limits(generation: GenerationComparison | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from hubprune.artifacts import (
@@ -13,18 +14,18 @@ from hubprune.artifacts import (
     WrittenCheckpoint,
 )
 from hubprune.console import size
+from hubprune.devices import resolve_dtype
 from hubprune.publishing.context import CustomCode, Link, Table, Usage
 from hubprune.publishing.numbers import NONE, change_percent, count, listing, plain, signed, size_change
 
 __all__ = ["base_link", "glance", "summary", "usage", "worst_task"]
 
-HUB = "https://huggingface.co"
 DEFAULT_PROMPT = "Paris is the capital of"
 
 
-def base_link(base: BaseCheckpoint) -> Link:
-    """Name the base, with its page at the pinned commit where it is on the Hub."""
-    return Link(name=base.name, url=f"{HUB}/{base.name}/tree/{base.commit}" if base.commit else None)
+def base_link(base: BaseCheckpoint, *, endpoint: str) -> Link:
+    """Name the base, with its page at the pinned commit where it is on a Hub."""
+    return Link(name=base.name, url=f"{endpoint}/{base.name}/tree/{base.commit}" if base.commit else None)
 
 
 def summary(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: BenchmarkComparison | None) -> str:
@@ -60,13 +61,15 @@ def _task_count(benchmarks: BenchmarkComparison) -> str:
     return "1 benchmark" if len(tasks) == 1 else f"{len(tasks)} benchmarks"
 
 
-def glance(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: BenchmarkComparison | None) -> Table:
+def glance(
+    plan: DropPlan, *, base: BaseCheckpoint, checkpoint: WrittenCheckpoint, benchmarks: BenchmarkComparison | None
+) -> Table:
     """Compare base and result in the figures that a reader asks for first."""
     rows = [
         _count_row("Parameters", base=checkpoint.base_parameters, now=checkpoint.parameters),
         *_sublayer_rows(plan),
         _size_row(checkpoint),
-        _kv_row(checkpoint),
+        _kv_row(checkpoint, dtype=resolve_dtype("auto", base.config)),
         *_benchmark_rows(benchmarks),
     ]
     return Table(columns=("", "Base", "This model", "Change"), align="lrrr", rows=tuple(rows))
@@ -91,9 +94,9 @@ def _size_row(checkpoint: WrittenCheckpoint) -> tuple[str, ...]:
     return label, size(checkpoint.base_weight_bytes), size(checkpoint.weight_bytes), change
 
 
-def _kv_row(checkpoint: WrittenCheckpoint) -> tuple[str, ...]:
+def _kv_row(checkpoint: WrittenCheckpoint, *, dtype: str) -> tuple[str, ...]:
     base, now = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
-    return _count_row("KV cache, bytes per token", base=base, now=now)
+    return _count_row(f"KV cache, bytes per token at {dtype}", base=base, now=now)
 
 
 def _benchmark_rows(benchmarks: BenchmarkComparison | None) -> list[tuple[str, ...]]:
@@ -102,12 +105,21 @@ def _benchmark_rows(benchmarks: BenchmarkComparison | None) -> list[tuple[str, .
     label = f"Mean of {_task_count(benchmarks)}, %"
     tasks = [t for t in benchmarks.main_metrics() if t.is_share]
     means = [sum(values) / len(values) for values in zip(*((t.base.value, t.pruned.value) for t in tasks), strict=True)]
-    rows: list[tuple[str, ...]] = [(label, *_percentages(means), signed(mean, unit=" points"))]
+    rows: list[tuple[str, ...]] = [(label, *_percentages(means), f"{signed(mean, unit=' points')}{_mean_error(tasks)}")]
     if len(tasks) > 1 and (worst := worst_task(benchmarks)):
         values = _percentages([worst.base.value, worst.pruned.value])
         label = f"Largest loss: {worst.task}, {worst.metric}, %"
         rows.append((label, *values, signed(worst.change_points, unit=" points")))
     return rows
+
+
+def _mean_error(tasks: list[TaskComparison]) -> str:
+    """The standard error of the mean change in points, as if the two models had seen different documents."""
+    errors = [metric.standard_error for task in tasks for metric in (task.base, task.pruned)]
+    known = [error for error in errors if error is not None]
+    if len(known) < len(errors):
+        return ""
+    return f" (unpaired ± {plain(100 * math.hypot(*known) / len(tasks), digits=2)})"
 
 
 def _percentages(shares: list[float]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from hubprune.artifacts import BaseCheckpoint, Environment
@@ -9,10 +10,13 @@ from hubprune.console import duration
 from hubprune.publishing.command import publish_command
 from hubprune.publishing.context import Licence, Reproduction, Table
 from hubprune.publishing.license import attribution_line, license_name
-from hubprune.publishing.overview import HUB
 from hubprune.recipe import Recipe
 
-__all__ = ["citations", "licence", "reproduction"]
+__all__ = ["citations", "licence", "reproduction", "without_times"]
+
+TIMES = ("Stage", "Time")
+TIMES_TABLE = re.compile(rb"^\| Stage \| Time \|\n(?:\|.*\n?)*", re.MULTILINE)
+"""That table as the card has it."""
 
 
 def reproduction(
@@ -48,7 +52,12 @@ def _environment_table(base: BaseCheckpoint, *, environment: Environment) -> Tab
 
 def _seconds_table(seconds: Mapping[str, float]) -> Table | None:
     rows = tuple((stage, duration(value)) for stage, value in seconds.items())
-    return Table(columns=("Stage", "Time"), align="lr", rows=rows) if rows else None
+    return Table(columns=TIMES, align="lr", rows=rows) if rows else None
+
+
+def without_times(card: bytes) -> bytes:
+    """Leave the table of wall-clock times out of a card: two runs of the same never take the same seconds."""
+    return TIMES_TABLE.sub(b"", card)
 
 
 def licence(base: BaseCheckpoint) -> Licence:
@@ -59,17 +68,17 @@ def licence(base: BaseCheckpoint) -> Licence:
     return Licence(name=name, sentences=(*([f"{line}."] if line else []), changed))
 
 
-def citations(base: BaseCheckpoint, *, has_benchmarks: bool) -> tuple[str, ...]:
-    """Return BibTeX entries for the base, the method, the benchmarks where some were run, and hubprune."""
-    return (_cite_base(base), PAPER, *([LM_EVAL] if has_benchmarks else []), HUBPRUNE)
+def citations(base: BaseCheckpoint, *, has_benchmarks: bool, endpoint: str) -> tuple[str, ...]:
+    """Return BibTeX entries for the base at its endpoint, the method, the benchmarks if any were run, and hubprune."""
+    return (_cite_base(base, endpoint=endpoint), PAPER, *([LM_EVAL] if has_benchmarks else []), HUBPRUNE)
 
 
-def _cite_base(base: BaseCheckpoint) -> str:
+def _cite_base(base: BaseCheckpoint, *, endpoint: str) -> str:
     owner, _, name = base.name.rpartition("/")
     fields = {
         "title": _bibtex(name),
         "author": f"{{{_bibtex(owner)}}}" if owner else "",
-        "howpublished": f"\\url{{{HUB}/{base.name}}}" if base.commit else "",
+        "howpublished": f"\\url{{{endpoint}/{base.name}}}" if base.commit else "",
         "note": f"Commit {base.commit}" if base.commit else "",
     }
     lines = [f"  {key} = {{{value}}}" for key, value in fields.items() if value]

@@ -72,6 +72,8 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> list[str]:
         f"SE is the standard error over {count(scores.calibration.documents)} documents.",
         f"The layers ran in {scores.dtype}; cosines were taken in float32.",
     ]
+    if any(source.documents < 2 for source in scores.calibration.sources):
+        notes.append("Subsets with one document add nothing to the standard errors.")
     if plan.selected_by == "hand":
         notes.append("The scores did not decide here: the layers were given by hand.")
     return [*notes, _margin(plan.margin)] if plan.margin else notes
@@ -92,7 +94,7 @@ def _verification(verification: Verification) -> VerificationSummary:
     sentence = (
         f"A fresh process loaded the files with transformers {verification.transformers} and compared them with the"
         f" base whose removed sublayers are bypassed: {passed} of {len(verification.checks)} checks passed; the largest"
-        f" absolute difference of a logit is {verification.max_logit_difference:.2g} in float32."
+        f" absolute difference of a logit is {verification.max_logit_difference:.2g} in {verification.dtype}."
     )
     rows = tuple((c.name, "passed" if c.passed else "failed", c.detail) for c in verification.checks)
     return VerificationSummary(

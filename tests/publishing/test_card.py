@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 
 from hubprune.artifacts import BaseCard, Continuation, TaskComparison
 from hubprune.publishing.card import build_context, render, skeleton
+from hubprune.publishing.license import notice_text
 from hubprune.publishing.manifest import checkpoint_tag
 from hubprune.publishing.samples import repeated_share, shown_pairs
 from hubprune.recipe import CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, TargetSpec
@@ -149,6 +150,52 @@ def test_points_and_relative_change_have_columns_of_their_own():
     assert "| Δ points | Δ relative, % |" in card()
 
 
+def test_the_base_is_linked_and_cited_where_it_is():
+    text = card(endpoint="https://hub.example.org")
+    assert f"(https://hub.example.org/meta-llama/Llama-3.2-3B/tree/{made.BASE_COMMIT})" in text
+    assert "\\url{https://hub.example.org/meta-llama/Llama-3.2-3B}" in text
+    assert "huggingface.co" not in text
+    assert "https://huggingface.co/meta-llama/Llama-3.2-3B/tree" in card()
+
+
+def test_the_kv_cache_is_counted_at_the_dtype_of_the_base():
+    config = {"model_type": "llama", "torch_dtype": "float16"}
+    assert "| KV cache, bytes per token at float16 | 32,768 | 20,480 |" in card(base=made.base(config=config))
+
+
+def test_the_mean_change_has_an_error_where_all_tasks_have_one():
+    assert "| −4.28 points (unpaired ± 0.80) |" in card()
+    first, *others = made.benchmarks().tasks
+    unknown = first.model_copy(update={"pruned": first.pruned.model_copy(update={"standard_error": None})})
+    assert "| −4.28 points |" in card(benchmarks=made.benchmarks(tasks=(unknown, *others)))
+
+
+def test_a_task_that_the_base_only_guesses_is_named_in_the_limits():
+    guessed = made.task("winogrande", "acc", (0.495, 0.035), (0.49, 0.035), chance=0.5)
+    known = made.task("piqa", "acc", (0.75, 0.01), (0.74, 0.01), chance=0.5)
+    text = card(benchmarks=made.benchmarks(tasks=(guessed, known, *made.benchmarks().tasks)))
+    assert "winogrande (acc): the base itself is at chance (0.495 ± 0.035, chance 0.500)." in text
+    assert "piqa (acc): the base" not in text
+    assert "arc_easy (acc_norm): the base" not in text
+    rows = [row.split(" | ") for row in text.splitlines() if re.match(r"\| (wino|piqa|arc|lambada)", row)]
+    assert [row[4] for row in rows] == ["0.5000", "0.5000", "0.2500", "–", "–"]
+
+
+def test_a_subset_of_one_document_is_said_to_have_no_error():
+    scores = made.scores()
+    single = scores.calibration.sources[0].model_copy(update={"documents": 1})
+    record = scores.calibration.model_copy(update={"sources": (single, *scores.calibration.sources[1:])})
+    said = "Subsets with one document add nothing to the standard errors."
+    assert said in card(scores=scores.model_copy(update={"calibration": record}))
+    assert said not in card()
+
+
+def test_the_logits_are_said_to_differ_in_the_dtype_they_were_compared_in():
+    assert "a logit is 1.2e-06 in float32" in card()
+    narrow = made.verification().model_copy(update={"dtype": "bfloat16"})
+    assert "a logit is 1.2e-06 in bfloat16" in card(verification=narrow)
+
+
 def test_the_score_table_has_all_layers_ascending_with_the_dropped_marked():
     rows = re.findall(r"^\| (\d+) \| (\d+) \| ([\d.]+) .* \| ([a-z, ]+) \|$", card(), re.M)
     assert [int(layer) for _, layer, _, _ in rows] == sorted(range(8), key=lambda i: made.ATTN[i])
@@ -182,6 +229,14 @@ def test_a_base_without_a_licence_is_a_visible_warning():
 def test_the_licence_decides_the_attribution_line(licence, line):
     text = card(base=made.base(card=BaseCard(license=licence)))
     assert (f"**{line}**" in text) if line else "Built with" not in text
+
+
+@pytest.mark.parametrize(("licence", "version"), [("llama3.1", "3.1"), ("Llama3.3", "3.3"), ("llama4", "4")])
+def test_the_licence_decides_the_notice(licence, version):
+    line = f"Llama {version} is licensed under the Llama {version} Community License, Copyright © Meta Platforms, Inc."
+    assert notice_text(BaseCard(license="other", license_name=licence)) == f"{line} All Rights Reserved."
+    assert notice_text(BaseCard(license="apache-2.0")) is None
+    assert notice_text(BaseCard()) is None
 
 
 def test_the_snippet_names_the_tag_of_the_checkpoint_and_compiles():
