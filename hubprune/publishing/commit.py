@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubprune.artifacts import PublishedCommit, RepoFile
 from hubprune.console import Reporter
 from hubprune.errors import ConflictError, HubError
 from hubprune.files import list_files
+from hubprune.publishing.creation import branch_of
 from hubprune.publishing.manifest import CARD, MANIFEST, files_digest, read_manifest
-from hubprune.publishing.preflight import Target
-from hubprune.publishing.remote import RemoteState, check_card_is_ours, check_remote, head_of, is_same, read_remote
-from hubprune.publishing.retry import BUSY, is_transient, translate, wait_seconds
+from hubprune.publishing.provenance import without_times
+from hubprune.publishing.remote import (
+    RemoteState,
+    check_card_is_ours,
+    check_remote,
+    head_of,
+    is_same,
+    read_remote,
+    refs_of,
+)
+from hubprune.publishing.retry import is_transient, translate, wait_seconds
 from hubprune.publishing.session import HubSession
+from hubprune.publishing.target import Target
 from hubprune.publishing.transfer import ByteCounter, addition, observed_uploads
 
 if TYPE_CHECKING:
@@ -28,6 +37,8 @@ __all__ = ["RUN_LINE", "publish"]
 RUN_LINE = "hubprune-run: "
 """Line in a commit's description; the digest after it tells our commit from everybody else's."""
 COMMIT_ATTEMPTS = 4
+RECENT_PULL_REQUESTS = 20
+"""How many pull requests, newest first, are searched for an earlier proposal of the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +48,10 @@ class _Change:
     target: Target
     parent: str
     folder: Path
+    files: tuple[RepoFile, ...]
+    """What the repo is to hold of this publish; files that were only restated are left out."""
     upload: tuple[RepoFile, ...]
+    """Those of the files that are not there."""
     delete: tuple[str, ...]
     message: str
     digest: str
@@ -53,6 +67,8 @@ class _Landed:
 
     commit: str
     pull_request_url: str | None = None
+    is_new: bool = True
+    """False for one that an earlier run made."""
 
 
 def publish(
@@ -62,6 +78,7 @@ def publish(
     message: str,
     session: HubSession,
     reporter: Reporter,
+    files: tuple[RepoFile, ...] | None = None,
     tag: str | None = None,
     overwrite_card: bool = False,
 ) -> PublishedCommit:
@@ -76,33 +93,34 @@ def publish(
         message: first line of the commit.
         session: which Hub, and as whom.
         reporter: shows the upload.
+        files: from `write_manifest`, so that the folder is not hashed again; None to hash it.
         tag: name to give the commit, unless it is a pull request; a tag that exists stays where it is.
         overwrite_card: whether a card that was edited by hand may be replaced.
 
     Raises:
         ConflictError: somebody else committed meanwhile, or edited the card.
         RemoteMismatchError: what arrived is not what was sent.
+        RecipeError: the repo is public by now, and the result is to be private.
         HubError: the Hub refused or did not answer.
     """
-    files = list_files(folder)
+    files = list_files(folder) if files is None else files
     digest = files_digest(files)
-    with _repo(target, session=session) as found:
+    with branch_of(target, session=session) as found:
         parent = _check_head(found, target=target, digest=digest, session=session)
         remote = read_remote(target.repo_id, commit=parent, session=session)
         card = next((f.sha256 for f in files if f.path == CARD), None)
         check_card_is_ours(remote, overwrite_card=overwrite_card, new_sha256=card)
-        files = _without_restated(files, folder=folder, remote=remote, overwrite_card=overwrite_card)
+        files = files if overwrite_card else _without_restated(files, folder=folder, remote=remote)
         change = _Change(
-            target=target, parent=parent, folder=folder, message=message, digest=digest,
-            upload=tuple(f for f in files if not is_same(f, remote.files.get(f.path))),
-            delete=_stale(files, remote=remote),
+            target=target, parent=parent, folder=folder, message=message, digest=digest, files=files,
+            upload=_missing(files, remote=remote), delete=_stale(files, remote=remote),
         )  # fmt: skip
-        landed = _land(change, session=session, reporter=reporter)
-    commit = landed.commit if landed else parent
-    arrived = check_remote(files, gone=change.delete, repo_id=target.repo_id, commit=commit, session=session)
+        change, landed = _land(change, session=session, reporter=reporter)
+    commit, is_new = (landed.commit, landed.is_new) if landed else (parent, False)
+    arrived = check_remote(change.files, gone=change.delete, repo_id=target.repo_id, commit=commit, session=session)
     given = _tag(tag, target=target, commit=commit, session=session)
     return PublishedCommit(
-        repo_id=target.repo_id, commit=commit, parent=parent if landed else None, created=landed is not None, tag=given,
+        repo_id=target.repo_id, commit=commit, parent=parent if is_new else None, created=is_new, tag=given,
         url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", files=arrived,
         pull_request_url=landed.pull_request_url if landed else None,
     )  # fmt: skip
@@ -111,21 +129,27 @@ def publish(
 # ---- what changes ------------------------------------------------------------------------------------------------
 
 
-def _without_restated(
-    files: tuple[RepoFile, ...], *, folder: Path, remote: RemoteState, overwrite_card: bool
-) -> tuple[RepoFile, ...]:
+def _without_restated(files: tuple[RepoFile, ...], *, folder: Path, remote: RemoteState) -> tuple[RepoFile, ...]:
     """Leave out card and manifest where they only tell other wall-clock times than those on the Hub.
 
     A run that was done again gives the same checkpoint and the same figures, but never takes the same seconds.
     """
-    path = folder / MANIFEST
-    ours = read_manifest(path.read_bytes()).content_sha256 if path.is_file() else None
-    theirs = remote.manifest.content_sha256 if remote.manifest else None
-    if overwrite_card or ours is None or ours != theirs:
+    changed = {f.path for f in _missing(files, remote=remote)}
+    if not changed <= {CARD, MANIFEST} & set(remote.files) or not _says_the_same(folder, remote=remote):
         return files
-    same = tuple(f for f in files if is_same(f, remote.files.get(f.path)))
-    restated = {f.path for f in files} - {f.path for f in same}
-    return same if restated <= {CARD, MANIFEST} & set(remote.files) else files
+    return tuple(f for f in files if f.path not in changed)
+
+
+def _says_the_same(folder: Path, *, remote: RemoteState) -> bool:
+    card, manifest = folder / CARD, folder / MANIFEST
+    if remote.card is None or remote.manifest is None or not (card.is_file() and manifest.is_file()):
+        return False
+    ours, theirs = read_manifest(manifest.read_bytes()).content_sha256, remote.manifest.content_sha256
+    return ours is not None and ours == theirs and without_times(card.read_bytes()) == without_times(remote.card)
+
+
+def _missing(files: tuple[RepoFile, ...], *, remote: RemoteState) -> tuple[RepoFile, ...]:
+    return tuple(f for f in files if not is_same(f, remote.files.get(f.path)))
 
 
 def _stale(files: tuple[RepoFile, ...], *, remote: RemoteState) -> tuple[str, ...]:
@@ -134,65 +158,7 @@ def _stale(files: tuple[RepoFile, ...], *, remote: RemoteState) -> tuple[str, ..
     return tuple(sorted((owned & set(remote.files)) - kept))
 
 
-# ---- the repo ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _repo(target: Target, *, session: HubSession) -> Iterator[str]:
-    """Yield the head of the target, which is created where it is missing.
-
-    A repo that was created here is deleted again when the block fails and left no commit in it.
-    """
-    if target.exists:
-        yield _existing_head(target, session=session)
-        return
-    created = _create(target, session=session)
-    try:
-        if target.revision != "main":
-            _create_branch(target, session=session)
-        yield str(head_of(target.repo_id, revision=target.revision, session=session))
-    except BaseException:
-        # Ctrl-C and a lost answer end here too.  The commit may have landed after all: then the repo stays.
-        if created:
-            with suppress(Exception):
-                _delete_if_untouched(target, session=session)
-        raise
-
-
-def _existing_head(target: Target, *, session: HubSession) -> str:
-    if not target.branch_exists:
-        _create_branch(target, session=session)
-    head = head_of(target.repo_id, revision=target.revision, session=session)
-    if head is None:
-        raise ConflictError(f"The branch {target.revision} of {target.repo_id} was deleted during the run.")
-    return head
-
-
-def _create(target: Target, *, session: HubSession) -> bool:
-    """Create the repo, or find that it exists by now; return whether it is certainly ours.
-
-    This is the one request of `HfApi.create_repo`, which would repeat it for ever while the Hub is busy.
-    """
-    namespace, name = target.repo_id.split("/")
-    body: dict[str, Any] = {"name": name, "organization": namespace, "type": "model"}
-    if target.private:
-        body["visibility"] = "private"
-    answer = session.post("/api/repos/create", body=body, doing=f"create {target.repo_id}", accepted=(409,), busy=BUSY)
-    return answer.status != 409
-
-
-def _create_branch(target: Target, *, session: HubSession) -> None:
-    session.ask(
-        lambda api: api.create_branch(target.repo_id, branch=target.revision, revision=target.parent, exist_ok=True),
-        doing=f"create the branch {target.revision} of {target.repo_id}",
-    )
-
-
-def _delete_if_untouched(target: Target, *, session: HubSession) -> None:
-    api = session.api
-    branches = [branch.name for branch in api.list_repo_refs(target.repo_id).branches]
-    if all(len(api.list_repo_commits(target.repo_id, revision=branch)) <= 1 for branch in branches):
-        api.delete_repo(target.repo_id, missing_ok=True)
+# ---- what was there -------------------------------------------------------------------------------------------------
 
 
 def _check_head(head: str, *, target: Target, digest: str, session: HubSession) -> str:
@@ -217,10 +183,16 @@ def _conflict(target: Target, *, seen: str, now: str) -> ConflictError:
 # ---- the commit --------------------------------------------------------------------------------------------------
 
 
-def _land(change: _Change, *, session: HubSession, reporter: Reporter) -> _Landed | None:
-    """Make the commit, or none where nothing changes."""
+def _land(change: _Change, *, session: HubSession, reporter: Reporter) -> tuple[_Change, _Landed | None]:
+    """Make the commit, or none where nothing changes or an earlier run proposed the same; say what it holds."""
     if not (change.upload or change.delete):
-        return None
+        return change, None
+    if change.target.create_pr and (proposed := _proposed(change, session=session)):
+        return proposed
+    return change, _upload(change, session=session, reporter=reporter)
+
+
+def _upload(change: _Change, *, session: HubSession, reporter: Reporter) -> _Landed:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     label = f"upload to {change.target.repo_id}"
@@ -286,7 +258,7 @@ def _recover(change: _Change, *, known: frozenset[str], session: HubSession) -> 
     target = change.target
     if target.create_pr:
         return _recover_pull_request(change, known=known, session=session)
-    head = head_of(target.repo_id, revision=target.revision, session=session)
+    head = head_of(target.repo_id, branch=target.revision, session=session)
     if head == change.parent:
         return None
     if head and _is_ours(head, change=change, session=session):
@@ -308,30 +280,9 @@ def _history(target: Target, *, revision: str, session: HubSession) -> list[GitC
 
 
 def _says_ours(commits: Sequence[GitCommitInfo], *, digest: str, parent: str) -> bool:
-    """Return whether the newest commit is this publish's, and on top of the right one."""
+    """Return whether the newest commit is this publish's, and on top of the right one; "" is any publish's digest."""
     says = f"{commits[0].title}\n{commits[0].message}" if commits else ""
     return RUN_LINE + digest in says and len(commits) > 1 and commits[1].commit_id == parent
-
-
-def _pull_requests(change: _Change, *, session: HubSession) -> frozenset[str]:
-    return frozenset(_pull_request_heads(change, session=session)) if change.target.create_pr else frozenset()
-
-
-def _pull_request_heads(change: _Change, *, session: HubSession) -> dict[str, str]:
-    refs = session.ask(
-        lambda api: api.list_repo_refs(change.target.repo_id, include_pull_requests=True),
-        doing=f"list the pull requests of {change.target.repo_id}",
-    )
-    return {ref.ref: ref.target_commit for ref in refs.pull_requests or ()}
-
-
-def _recover_pull_request(change: _Change, *, known: frozenset[str], session: HubSession) -> _Landed | None:
-    heads = _pull_request_heads(change, session=session)
-    for ref, head in heads.items():
-        if ref not in known and _is_ours(head, change=change, session=session):
-            url = f"{session.endpoint}/{change.target.repo_id}/discussions/{ref.rsplit('/', 1)[-1]}"
-            return _Landed(commit=head, pull_request_url=url)
-    return None
 
 
 def _tag(tag: str | None, *, target: Target, commit: str, session: HubSession) -> str | None:
@@ -342,3 +293,64 @@ def _tag(tag: str | None, *, target: Target, commit: str, session: HubSession) -
         doing=f"tag {target.repo_id}",
     )
     return tag
+
+
+# ---- pull requests -----------------------------------------------------------------------------------------------
+
+
+def _pull_requests(change: _Change, *, session: HubSession) -> frozenset[str]:
+    return frozenset(_pull_request_heads(change, session=session)) if change.target.create_pr else frozenset()
+
+
+def _pull_request_heads(change: _Change, *, session: HubSession) -> dict[str, str]:
+    """Map `refs/pr/<number>` to its commit, newest first."""
+    refs = refs_of(change.target.repo_id, session=session).pull_requests or ()
+    return {ref.ref: ref.target_commit for ref in sorted(refs, key=lambda r: -_number(r.ref))}
+
+
+def _number(ref: str) -> int:
+    return int(ref.rsplit("/", 1)[-1])
+
+
+def _recover_pull_request(change: _Change, *, known: frozenset[str], session: HubSession) -> _Landed | None:
+    heads = _pull_request_heads(change, session=session)
+    for ref, head in heads.items():
+        if ref not in known and _is_ours(head, change=change, session=session):
+            return _Landed(commit=head, pull_request_url=_discussion(ref, change=change, session=session))
+    return None
+
+
+def _discussion(ref: str, *, change: _Change, session: HubSession) -> str:
+    return f"{session.endpoint}/{change.target.repo_id}/discussions/{_number(ref)}"
+
+
+def _proposed(change: _Change, *, session: HubSession) -> tuple[_Change, _Landed] | None:
+    """Find an open pull request of an earlier run that changes the same parent to the same files."""
+    heads = _pull_request_heads(change, session=session)
+    for ref, head in list(heads.items())[:RECENT_PULL_REQUESTS]:
+        commits = _history(change.target, revision=head, session=session)
+        if not _says_ours(commits, digest="", parent=change.parent):
+            continue
+        remote = read_remote(change.target.repo_id, commit=head, session=session)
+        files = _without_restated(change.files, folder=change.folder, remote=remote)
+        if _missing(files, remote=remote) or set(change.delete) & set(remote.files):
+            continue
+        if _is_open(ref, change=change, session=session):
+            url = _discussion(ref, change=change, session=session)
+            return replace(change, files=files), _Landed(commit=head, pull_request_url=url, is_new=False)
+    return None
+
+
+def _is_open(ref: str, *, change: _Change, session: HubSession) -> bool:
+    """Ask whether a pull request waits for an answer; it does where the Hub keeps no discussions."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        details = session.ask(
+            lambda api: api.get_discussion_details(change.target.repo_id, _number(ref)),
+            doing=f"look up {_discussion(ref, change=change, session=session)}",
+            passing=(HfHubHTTPError,),
+        )
+    except HfHubHTTPError:
+        return True
+    return details.status in ("open", "draft")

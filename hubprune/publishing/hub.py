@@ -90,7 +90,9 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         doing=f"read config.json of {spec.repo_id}",
     )
     config = _read_config(Path(path), name=spec.repo_id)
-    return BaseCheckpoint(name=spec.repo_id, commit=commit, config=config, files=files, card=_card(info))
+    return BaseCheckpoint(
+        name=spec.repo_id, commit=commit, private=bool(info.private), config=config, files=files, card=_card(info)
+    )
 
 
 def _model_info(spec: BaseModelSpec, *, session: HubSession) -> ModelInfo:

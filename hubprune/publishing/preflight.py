@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hubprune.artifacts import Artifact, BaseCheckpoint, RepoFile
+from hubprune.artifacts import BaseCheckpoint, RepoFile
 from hubprune.console import size
+from hubprune.endpoint import DEFAULT_ENDPOINT
 from hubprune.errors import (
     AuthenticationError,
     DiskSpaceError,
@@ -21,33 +22,18 @@ from hubprune.errors import (
 )
 from hubprune.publishing.card import skeleton
 from hubprune.publishing.hub import needed_files, weight_files
-from hubprune.publishing.remote import check_card_is_ours, head_of, read_remote
+from hubprune.publishing.license import check_name
+from hubprune.publishing.remote import branch_heads, check_card_is_ours, read_remote, refs_of
 from hubprune.publishing.retry import LOGIN, translate
 from hubprune.publishing.session import HubSession
+from hubprune.publishing.target import Target, check_branch, check_visibility, is_private
 from hubprune.recipe import Recipe
 
 __all__ = ["Target", "check_disk", "check_endpoints", "preflight"]
 
 LONGEST_REPO_ID = 96
-LIBRARY_ENDPOINT = "https://huggingface.co"
 READ_ONLY = ("read",)
 CREATES = frozenset({"repo.write"})
-
-
-class Target(Artifact):
-    """Where the result goes, as it was before any compute."""
-
-    repo_id: str
-    revision: str
-    """Branch that the commit goes to."""
-    exists: bool
-    branch_exists: bool
-    parent: str | None
-    """Commit that the new one goes on top of; None where the repo does not exist yet."""
-    private: bool
-    create_pr: bool
-    user: str
-    """Whose token it is."""
 
 
 def preflight(
@@ -56,6 +42,8 @@ def preflight(
     base: BaseCheckpoint,
     session: HubSession,
     folder: Path | None = None,
+    written: bool = False,
+    loads_back: bool = True,
     overwrite_card: bool = False,
 ) -> Target:
     """Check that nothing will stop the publish at its end; takes seconds and writes nothing.
@@ -65,6 +53,8 @@ def preflight(
         base: from `resolve_base`.
         session: which Hub, and as whom.
         folder: where the result will be written, for the check of free space.
+        written: whether an earlier run left the result there.
+        loads_back: whether the published model will be downloaded into that folder.
         overwrite_card: whether a card that was edited by hand may be replaced.
 
     Raises:
@@ -72,19 +62,22 @@ def preflight(
         PermissionDeniedError: the token may not write there.
         ConflictError: the card there was edited by hand.
         DiskSpaceError: not enough room.
-        RecipeError: a local base, a name that is no repo id, or metadata that the Hub refuses.
+        RecipeError: a local base, a name that is no repo id or that the licence does not allow, a revision that is no
+            branch, a public repo for what is private, or metadata that the Hub refuses.
         HubError: the Hub refused or did not answer, or the libraries talk to different Hubs.
     """
     check_endpoints(session)
     _check_base(base)
     identity = _whoami(session)
     repo_id = _target_id(recipe, user=str(identity["name"]))
-    target = _look_at(repo_id, recipe=recipe, identity=identity, session=session)
+    name = repo_id.split("/")[-1]
+    check_name(name, card=base.card)
+    target = _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session)
     if target.parent:
         remote = read_remote(repo_id, commit=target.parent, session=session)
         check_card_is_ours(remote, overwrite_card=overwrite_card)
-    check_disk(base, folder=folder)
-    _check_metadata(skeleton(recipe, base=base, name=repo_id.split("/")[-1]), session=session)
+    check_disk(base, folder=folder, written=written, loads_back=loads_back)
+    _check_metadata(skeleton(recipe, base=base, name=name), session=session)
     return target
 
 
@@ -97,7 +90,7 @@ def check_endpoints(session: HubSession) -> None:
     from huggingface_hub import constants
 
     loaded = sys.modules.get("datasets.config")
-    data = getattr(loaded, "HF_ENDPOINT", None) or os.environ.get("HF_ENDPOINT", LIBRARY_ENDPOINT)
+    data = getattr(loaded, "HF_ENDPOINT", None) or os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT)
     seen = {"this run": session.endpoint, "huggingface_hub": str(constants.ENDPOINT), "datasets": str(data)}
     if len({address.rstrip("/") for address in seen.values()}) > 1:
         told = ", ".join(f"{who} {address}" for who, address in seen.items())
@@ -135,20 +128,27 @@ def _target_id(recipe: Recipe, *, user: str) -> str:
     return repo_id
 
 
-def _look_at(repo_id: str, *, recipe: Recipe, identity: Mapping[str, Any], session: HubSession) -> Target:
+def _look_at(
+    repo_id: str, *, recipe: Recipe, base: BaseCheckpoint, identity: Mapping[str, Any], session: HubSession
+) -> Target:
     wanted = recipe.target
-    exists = session.ask(lambda api: api.repo_exists(repo_id), doing=f"look up {repo_id}")
+    private = is_private(repo_id, session=session)
+    exists = private is not None
     if not exists:
         _check_can_create(repo_id, identity=identity, create_pr=wanted.create_pr)
     else:
         _check_can_write(repo_id, identity=identity, create_pr=wanted.create_pr, session=session)
-    head = head_of(repo_id, revision=wanted.revision, session=session) if exists else None
+    check_visibility(recipe, base=base, repo_id=repo_id, private=private, endpoint=session.endpoint)
+    refs = refs_of(repo_id, session=session) if exists else None
+    check_branch(wanted.revision, refs=refs)
+    heads = branch_heads(refs) if refs else {}
+    head = heads.get(wanted.revision)
     if exists and head is None and wanted.create_pr:
         raise RecipeError(f"{repo_id} has no branch {wanted.revision!r} to open a pull request on.")
-    parent = head or (head_of(repo_id, revision="main", session=session) if exists else None)
     return Target(
-        repo_id=repo_id, revision=wanted.revision, exists=exists, branch_exists=head is not None, parent=parent,
-        private=wanted.private, create_pr=wanted.create_pr, user=str(identity["name"]),
+        repo_id=repo_id, revision=wanted.revision, exists=exists, branch_exists=head is not None,
+        parent=head or heads.get("main"), private=wanted.private or base.private, create_pr=wanted.create_pr,
+        user=str(identity["name"]),
     )  # fmt: skip
 
 
@@ -234,16 +234,26 @@ def _check_scopes(repo_id: str, *, identity: Mapping[str, Any]) -> None:
 # ---- room and metadata -------------------------------------------------------------------------------------------
 
 
-def check_disk(base: BaseCheckpoint, *, folder: Path | None = None) -> None:
-    """Check the room for what is yet to be downloaded, and for a result as large as the base.
+def check_disk(
+    base: BaseCheckpoint, *, folder: Path | None = None, written: bool = False, loads_back: bool = True
+) -> None:
+    """Check the room for what is yet to be downloaded and written; a result counts as large as the base.
+
+    Args:
+        base: what of it is in the cache already needs no room.
+        folder: where the result is written, and where it is downloaded to when it is loaded back.
+        written: whether the result is there already.
+        loads_back: whether it will be loaded back.
 
     Raises:
         DiskSpaceError: with both figures.
     """
     from huggingface_hub import constants
 
+    copies = (not written) + loads_back
     need: dict[int, tuple[Path, int]] = {}
-    places = [(Path(constants.HF_HUB_CACHE), _download_bytes(base)), (folder or Path.cwd(), _output_bytes(base))]
+    output = copies * _output_bytes(base)
+    places = [(Path(constants.HF_HUB_CACHE), _download_bytes(base)), (folder or Path.cwd(), output)]
     for place, amount in places:
         there = _existing(place)
         disk = there.stat().st_dev

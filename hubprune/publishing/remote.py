@@ -6,14 +6,27 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubprune.artifacts import RepoFile
 from hubprune.errors import ConflictError, RemoteMismatchError
 from hubprune.publishing.manifest import CARD, MANIFEST, RemoteManifest, read_manifest
-from hubprune.publishing.retry import REQUEST_SECONDS
 from hubprune.publishing.session import HubSession
 
-__all__ = ["RemoteState", "check_card_is_ours", "check_remote", "head_of", "is_same", "read_remote", "remote_files"]
+if TYPE_CHECKING:
+    from huggingface_hub import GitRefs
+
+__all__ = [
+    "RemoteState",
+    "branch_heads",
+    "check_card_is_ours",
+    "check_remote",
+    "head_of",
+    "is_same",
+    "read_remote",
+    "refs_of",
+    "remote_files",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +38,29 @@ class RemoteState:
     files: Mapping[str, RepoFile]
     """By path; SHA-256 for large files, git blob id for all."""
     manifest: RemoteManifest | None
-    card_sha256: str | None
+    card: bytes | None
+
+    @property
+    def card_sha256(self) -> str | None:
+        """SHA-256 of the card, or None where there is none."""
+        return hashlib.sha256(self.card).hexdigest() if self.card is not None else None
 
 
-def head_of(repo_id: str, *, revision: str, session: HubSession) -> str | None:
-    """Return the commit that a branch points to, or None where there is no such branch."""
-    from huggingface_hub.errors import RevisionNotFoundError
+def refs_of(repo_id: str, *, session: HubSession) -> GitRefs:
+    """List the branches, tags and pull requests of a repo."""
+    return session.ask(
+        lambda api: api.list_repo_refs(repo_id, include_pull_requests=True), doing=f"list the branches of {repo_id}"
+    )
 
-    try:
-        info = session.ask(
-            lambda api: api.model_info(repo_id, revision=revision, timeout=REQUEST_SECONDS),
-            doing=f"look up {repo_id}",
-            passing=(RevisionNotFoundError,),
-        )
-    except RevisionNotFoundError:
-        return None
-    return info.sha
+
+def branch_heads(refs: GitRefs) -> dict[str, str]:
+    """Map the name of every branch to its commit."""
+    return {ref.name: ref.target_commit for ref in refs.branches}
+
+
+def head_of(repo_id: str, *, branch: str, session: HubSession) -> str | None:
+    """Return the commit that a branch points to, or None where there is no such branch; a tag is none."""
+    return branch_heads(refs_of(repo_id, session=session)).get(branch)
 
 
 def remote_files(repo_id: str, *, commit: str, session: HubSession) -> dict[str, RepoFile]:
@@ -60,7 +80,7 @@ def remote_files(repo_id: str, *, commit: str, session: HubSession) -> dict[str,
 
 
 def read_remote(repo_id: str, *, commit: str, session: HubSession) -> RemoteState:
-    """Read a repo's file list, the manifest of the publish before, and the card's hash."""
+    """Read a repo's file list, the manifest of the publish before, and the card."""
     files = remote_files(repo_id, commit=commit, session=session)
     manifest = _read(MANIFEST, files=files, repo_id=repo_id, commit=commit, session=session)
     card = _read(CARD, files=files, repo_id=repo_id, commit=commit, session=session)
@@ -69,7 +89,7 @@ def read_remote(repo_id: str, *, commit: str, session: HubSession) -> RemoteStat
         commit=commit,
         files=files,
         manifest=read_manifest(manifest) if manifest is not None else None,
-        card_sha256=hashlib.sha256(card).hexdigest() if card is not None else None,
+        card=card,
     )
 
 

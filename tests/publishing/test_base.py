@@ -35,7 +35,7 @@ def test_a_base_is_pinned_to_its_commit_and_only_its_config_is_read(hub, base_re
     hub.clear_log()
     base = resolve_base(spec(), session=session)
     assert (base.commit, base.config, base.folder) == (base_repo, CONFIG, None)
-    assert (base.card.language, base.card.license) == (("en",), "llama3.2")
+    assert (base.card.language, base.card.license) == (("en",), "apache-2.0")
     assert {r.path for r in hub.log if "/resolve/" in r.path} == {f"/{BASE_ID}/resolve/{base_repo}/config.json"}
     weights = next(f for f in base.files if f.path == "model.safetensors")
     assert weights.size == len(safetensors(70_000))
@@ -80,6 +80,13 @@ def test_a_private_base_is_not_told_from_a_missing_one(hub, new_repo, session):
         resolve_base(spec(repo_id), session=session)
     with pytest.raises(BaseNotFoundError, match=r"no token is set.*hf auth login"):
         resolve_base(spec(repo_id), session=HubSession.open(endpoint=hub.endpoint))
+
+
+def test_a_base_says_whether_it_is_private(hub, new_repo, session):
+    repo_id = new_repo(MODEL, private=True)
+    member = HubSession.open(endpoint=hub.endpoint, token=hub.add_user("member", orgs=("somebody",)))
+    assert resolve_base(spec(repo_id), session=member).private
+    assert not resolve_base(spec(new_repo(MODEL)), session=session).private
 
 
 def test_a_missing_revision_is_named(base_repo, session):

@@ -6,8 +6,9 @@ from collections import namedtuple
 
 import made
 import pytest
-from on_hub import BASE_ID, commit_files
+from on_hub import BASE_FILES, BASE_ID, commit_files
 
+from hubprune.artifacts import BaseCard
 from hubprune.errors import (
     AuthenticationError,
     ConflictError,
@@ -124,10 +125,28 @@ def test_a_full_disk_is_seen_with_both_figures(monkeypatch, base, tmp_path):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(free=1000))
     uncached = base.model_copy(update={"name": "nobody/fetched-this"})
-    with pytest.raises(DiskSpaceError, match=r"needs 560\.\d\d kB .* has 1\.00 kB free"):
+    with pytest.raises(DiskSpaceError, match=r"needs 840\.\d\d kB .* has 1\.00 kB free"):
         check_disk(uncached, folder=tmp_path / "not" / "yet")
-    with pytest.raises(DiskSpaceError, match=r"needs 280\.\d\d kB"):
+    with pytest.raises(DiskSpaceError, match=r"needs 560\.\d\d kB"):
         check_disk(uncached.model_copy(update={"folder": str(tmp_path)}), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "copies"),
+    [({}, 2), ({"written": True}, 1), ({"loads_back": False}, 1), ({"written": True, "loads_back": False}, 0)],
+)
+def test_a_result_needs_room_to_be_written_and_to_be_loaded_back(
+    monkeypatch, session, base, to, tmp_path, options, copies
+):
+    downloaded = base.model_copy(update={"folder": str(tmp_path)})
+    free = copies * len(BASE_FILES["model.safetensors"])
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(free=free))
+    preflight(to(), base=downloaded, session=session, folder=tmp_path, **options)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(free=free - 1))
+    if copies:
+        with pytest.raises(DiskSpaceError):
+            preflight(to(), base=downloaded, session=session, folder=tmp_path, **options)
 
 
 def test_metadata_that_the_hub_refuses_is_refused_early(hub, monkeypatch, session, base, recipe):
@@ -157,3 +176,82 @@ def test_a_name_that_is_too_long_is_refused(user, session, base, to):
 
 def test_no_name_of_the_fixed_artifacts_is_longer_than_the_hub_allows():
     assert len(made.REPO_ID) <= 96
+
+
+# ---- who may see it ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_to_be_private_never_goes_to_a_public_repo(hub, admin, session, base, to):
+    admin.create_repo("acme/in-public")
+    with pytest.raises(RecipeError, match=rf"is public, and --private was .*{hub.endpoint}/acme/in-public/set"):
+        preflight(to(repo_id="acme/in-public", private=True), base=base, session=session)
+    with pytest.raises(RecipeError, match="is public"):
+        preflight(to(repo_id="acme/in-public", private=True, create_pr=True), base=base, session=session)
+    admin.create_repo("acme/hidden", private=True)
+    assert preflight(to(repo_id="acme/hidden", private=True), base=base, session=session).private
+
+
+def test_what_is_made_of_a_private_base_stays_private(admin, session, base, to):
+    hidden = base.model_copy(update={"private": True})
+    admin.create_repo("acme/shown")
+    admin.create_repo("acme/kept-back", private=True)
+    with pytest.raises(RecipeError, match=rf"would be public, and the base {BASE_ID} is private\. Pass --private"):
+        preflight(to(repo_id="acme/not-there"), base=hidden, session=session)
+    with pytest.raises(RecipeError, match=rf"is public, and the base {BASE_ID} is private"):
+        preflight(to(repo_id="acme/shown"), base=hidden, session=session)
+    assert preflight(to(repo_id="acme/not-there", private=True), base=hidden, session=session).private
+    assert preflight(to(repo_id="acme/kept-back"), base=hidden, session=session).private
+
+
+# ---- which branch ------------------------------------------------------------------------------------------------
+
+
+def test_a_tag_or_a_commit_is_no_place_for_a_result(admin, session, base, to):
+    admin.create_repo("acme/tagged")
+    head = commit_files(admin, "acme/tagged", {"a.txt": b"a"})
+    admin.create_tag("acme/tagged", tag="v1")
+    admin.create_branch("acme/tagged", branch="deadbeef")
+    for revision, why in (("v1", "is a tag"), (head, "id of a commit"), (head[:7], "id of a commit")):
+        with pytest.raises(RecipeError, match=rf"'{revision}' {'' if why[:2] == 'is' else '.*'}{why}.*--revision"):
+            preflight(to(repo_id="acme/tagged", revision=revision), base=base, session=session)
+    assert preflight(to(repo_id="acme/tagged", revision="deadbeef"), base=base, session=session).branch_exists
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a..b", "-a", "a.lock", "a/", "refs/pr/1", "a@{1}", "a~1", "é"])
+def test_what_git_takes_for_no_branch_is_refused_before_compute(session, base, to, name):
+    with pytest.raises(RecipeError, match="cannot be the name of one"):
+        preflight(to(repo_id="acme/not-there", revision=name), base=base, session=session)
+
+
+@pytest.mark.parametrize("name", ["next", "exp/attn-drop_3", "v1.0", "a"])
+def test_ordinary_names_of_branches_are_taken(session, base, to, name):
+    assert preflight(to(repo_id="acme/not-there", revision=name), base=base, session=session).revision == name
+
+
+# ---- the name that the licence asks for --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("tiny", "Llama-tiny"),
+        ("my-llama", "Llama-my-llama"),
+        ("Meta-Llama-3.1-8B-attn-drop-3", "Llama-3.1-8B-attn-drop-3"),
+    ],
+)
+def test_a_name_that_the_licence_does_not_allow_is_refused_with_one_that_it_does(session, base, to, name, allowed):
+    llama = base.model_copy(update={"card": BaseCard(license="other", license_name="llama3.1")})
+    with pytest.raises(RecipeError, match=rf"Under the licence llama3\.1, '{name}' .* Pass --repo-id {allowed}, for"):
+        preflight(to(repo_id=f"acme/{name}"), base=llama, session=session)
+    assert preflight(to(repo_id=f"acme/{allowed}"), base=llama, session=session).repo_id == f"acme/{allowed}"
+
+
+@pytest.mark.parametrize("licence", ["apache-2.0", "llama3", None])
+def test_other_licences_leave_the_name_free(session, base, to, licence):
+    free = base.model_copy(update={"card": BaseCard(license=licence)})
+    assert preflight(to(repo_id="acme/tiny"), base=free, session=session).repo_id == "acme/tiny"
+
+
+def test_upper_and_lower_case_of_the_name_count_as_the_same(session, base, to):
+    llama = base.model_copy(update={"card": BaseCard(license="llama3.2")})
+    assert preflight(to(repo_id="acme/llama-tiny"), base=llama, session=session).repo_id == "acme/llama-tiny"

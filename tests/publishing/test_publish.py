@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import made
 import pytest
 from on_hub import BASE_ID, Ticks, commit_files, finish, make_folder, safetensors
 
-from hubprune.errors import ConflictError, HubError, HubpruneError, PermissionDeniedError, RemoteMismatchError
+from hubprune.errors import (
+    ConflictError,
+    HubError,
+    HubpruneError,
+    PermissionDeniedError,
+    RecipeError,
+    RemoteMismatchError,
+)
 from hubprune.files import list_files
 from hubprune.publishing import commit as module
 from hubprune.publishing.commit import RUN_LINE, publish
@@ -76,6 +85,25 @@ def test_the_commit_tells_the_digest_of_its_files(admin, send, repo_id, checkpoi
     assert admin.list_repo_commits(repo_id)[0].message.strip() == RUN_LINE + digest
 
 
+def test_a_repo_that_became_public_meanwhile_gets_nothing_private(admin, send, look, repo_id, checkpoint_folder):
+    admin.create_repo(repo_id, private=True)
+    target = look(repo_id, private=True)
+    admin.update_repo_settings(repo_id, private=False)
+    with pytest.raises(RecipeError, match=f"{repo_id} is public, and the result is to be private"):
+        send(checkpoint_folder, repo_id, target=target)
+    assert history(admin, repo_id) == ["initial commit"]
+
+
+def test_a_public_repo_that_somebody_created_meanwhile_gets_nothing_private(
+    admin, send, look, repo_id, checkpoint_folder
+):
+    target = look(repo_id, private=True)
+    admin.create_repo(repo_id)
+    with pytest.raises(RecipeError, match=f"{repo_id} is public"):
+        send(checkpoint_folder, repo_id, target=target)
+    assert history(admin, repo_id) == ["initial commit"]
+
+
 def test_a_private_target_is_created_private(admin, send, repo_id, checkpoint_folder):
     send(checkpoint_folder, repo_id, private=True)
     assert admin.model_info(repo_id).private
@@ -99,13 +127,33 @@ def test_publishing_the_same_again_makes_no_commit(hub, admin, send, repo_id, ch
     assert admin.model_info(repo_id, revision="v1").sha == first.commit
 
 
+def times(seconds):
+    return f"# Card\n\n| Stage | Time |\n| --- | ---: |\n| score | {seconds} s |\n"
+
+
 def test_a_run_that_only_took_other_seconds_makes_no_commit(send, repo_id, tmp_path):
-    send(make_folder(tmp_path / "a", card="took 3 s\n"), repo_id)
+    send(make_folder(tmp_path / "a", card=times(3)), repo_id)
     slower = made.benchmarks(base_seconds=999.0)
-    again = send(make_folder(tmp_path / "b", card="took 4 s\n", benchmarks=slower, seconds={"score": 4.0}), repo_id)
+    again = send(make_folder(tmp_path / "b", card=times(4), benchmarks=slower, seconds={"score": 4.0}), repo_id)
     assert not again.created
     other = made.benchmarks(tasks=made.benchmarks().tasks[:1])
-    assert send(make_folder(tmp_path / "c", card="took 4 s\n", benchmarks=other), repo_id).created
+    assert send(make_folder(tmp_path / "c", card=times(4), benchmarks=other), repo_id).created
+
+
+def test_a_card_that_says_something_else_is_committed_though_the_results_are_the_same(admin, send, repo_id, tmp_path):
+    send(make_folder(tmp_path / "a", card=times(3)), repo_id)
+    folder = make_folder(tmp_path / "b", card=f"revision = x\n{times(4)}")
+    assert send(folder, repo_id).created
+    published = admin.hf_hub_download(repo_id, "README.md", local_dir=tmp_path / "c")
+    assert Path(published).read_bytes() == (folder / "README.md").read_bytes()
+
+
+def test_files_that_were_hashed_for_the_manifest_are_not_hashed_again(monkeypatch, send, repo_id, tmp_path):
+    folder = make_folder(tmp_path / "a")
+    files = finish(folder, card="# Card\n", report=made.report())
+    monkeypatch.setattr(module, "list_files", lambda folder: pytest.fail("the folder was hashed"))
+    done = send(folder, repo_id, files=files)
+    assert [f.path for f in done.files] == [f.path for f in files]
 
 
 def test_only_what_changed_is_uploaded(hub, send, repo_id, checkpoint_folder):
@@ -282,6 +330,42 @@ def test_a_branch_is_created_and_main_stays(admin, send, repo_id, checkpoint_fol
     assert admin.model_info(repo_id, revision="next").sha == done.commit
 
 
+def branches(admin, repo_id):
+    return sorted(branch.name for branch in admin.list_repo_refs(repo_id).branches)
+
+
+def test_a_publish_that_fails_leaves_no_new_branch(hub, admin, send, repo_id, checkpoint_folder):
+    admin.create_repo(repo_id)
+    hub.set_faults([{"match": COMMIT, "do": "status", "status": 403, "times": 99}])
+    with pytest.raises(PermissionDeniedError):
+        send(checkpoint_folder, repo_id, revision="next")
+    assert branches(admin, repo_id) == ["main"]
+
+
+def test_a_publish_that_fails_leaves_a_branch_that_was_there(hub, admin, send, look, repo_id, checkpoint_folder):
+    admin.create_repo(repo_id)
+    target = look(repo_id, revision="next")
+    admin.create_branch(repo_id, branch="next")
+    hub.set_faults([{"match": COMMIT, "do": "status", "status": 403, "times": 99}])
+    with pytest.raises(PermissionDeniedError):
+        send(checkpoint_folder, repo_id, target=target)
+    assert branches(admin, repo_id) == ["main", "next"]
+
+
+def test_ctrl_c_leaves_a_new_branch_that_the_commit_landed_on(monkeypatch, admin, send, repo_id, checkpoint_folder):
+    admin.create_repo(repo_id)
+    post = module._post
+
+    def interrupted(*args, **options):
+        post(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_post", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        send(checkpoint_folder, repo_id, revision="next")
+    assert history(admin, repo_id, "next") == ["Drop 3", "initial commit"]
+
+
 @pytest.mark.parametrize("faults", [[], [{"match": COMMIT, "do": "lose"}]])
 def test_a_pull_request_is_opened_once_and_main_stays(hub, admin, send, repo_id, checkpoint_folder, faults):
     admin.create_repo(repo_id)
@@ -293,6 +377,33 @@ def test_a_pull_request_is_opened_once_and_main_stays(hub, admin, send, repo_id,
     refs = admin.list_repo_refs(repo_id, include_pull_requests=True)
     assert [r.target_commit for r in refs.pull_requests] == [done.commit]
     assert not refs.tags
+
+
+def test_the_same_again_is_no_second_pull_request(hub, admin, send, repo_id, tmp_path):
+    admin.create_repo(repo_id)
+    first = send(make_folder(tmp_path / "a", card=times(3)), repo_id, create_pr=True)
+    hub.clear_log()
+    again = send(make_folder(tmp_path / "b", card=times(4)), repo_id, create_pr=True)
+    assert not again.created
+    assert (again.commit, again.pull_request_url) == (first.commit, first.pull_request_url)
+    assert not [r for r in hub.log if "/commit/" in r.path]
+    other = send(make_folder(tmp_path / "c", plan=made.plan(protected=())), repo_id, create_pr=True)
+    assert other.pull_request_url.endswith("/discussions/2")
+
+
+def test_a_pull_request_that_was_closed_or_is_outdated_is_opened_again(
+    monkeypatch, admin, send, repo_id, checkpoint_folder
+):
+    from huggingface_hub import HfApi
+
+    admin.create_repo(repo_id)
+    send(checkpoint_folder, repo_id, create_pr=True)
+    closed = SimpleNamespace(status="closed")
+    monkeypatch.setattr(HfApi, "get_discussion_details", lambda self, repo_id, num: closed)
+    assert send(checkpoint_folder, repo_id, create_pr=True).pull_request_url.endswith("/discussions/2")
+    monkeypatch.undo()
+    commit_files(admin, repo_id, {"notes.txt": b"somebody's"})
+    assert send(checkpoint_folder, repo_id, create_pr=True).pull_request_url.endswith("/discussions/3")
 
 
 def test_a_tag_that_exists_stays_where_it_is(send, admin, repo_id, checkpoint_folder):
