@@ -58,7 +58,8 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # With the config at hand, it does not look for one whose code it may not run, and complain.
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
     return LoadedModel(model, tokenizer, str(model.device), str(model.dtype).removeprefix("torch."))
 
 
