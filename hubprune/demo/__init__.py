@@ -14,7 +14,7 @@ _HERE = Path(__file__).resolve().parent
 NAMESPACE = "hubprune-demo"
 """Owner of all repos of the demo; the task files and the mix name it too."""
 
-MODELS: Mapping[str, Path] = {name: _HERE / "models" / name for name in ("tiny-llama",)}
+MODELS: Mapping[str, Path] = {name: _HERE / "models" / name for name in ("tiny-llama", "tiny-mistral")}
 """Name of an embedded base model -> its folder, ready to upload."""
 
 DATASETS: Mapping[str, Path] = {name: _HERE / "datasets" / name for name in ("calibration", "benchmarks")}

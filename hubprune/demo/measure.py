@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 METRICS = dict(zip(TASK_NAMES, ("acc_norm", "acc_norm", "acc", "acc_norm", "acc"), strict=True))
+COLUMNS = ("dropped", "layers", "perplexity", *(t.removeprefix("demo_") for t in TASK_NAMES), "mean", "repetition")
 PERPLEXITY_SEED = "perplexity-1"
 CALIBRATION_TEXTS = 200
 PERPLEXITY_TEXTS_PER_SUBSET = 30
@@ -180,7 +181,8 @@ def measured_rows(folder: Path, options: argparse.Namespace) -> Iterator[Measure
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     scores = attention_scores(model, encoded(tokenizer, calibration_texts()))
-    print("scores:", " ".join(f"{i}={score:.4f}" for i, score in enumerate(scores)), flush=True)
+    print("scores by layer:", " ".join(f"{score:.4f}" for score in scores), end="\n\n")
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     held = [t for s in SUBSETS for t in texts(s, PERPLEXITY_TEXTS_PER_SUBSET, seed=PERPLEXITY_SEED)]
     rows, prompts = encoded(tokenizer, held), PROMPTS.read_text(encoding="utf-8").splitlines()
     for name, layers in plans(scores, options).items():
@@ -209,8 +211,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    columns = ["dropped", "layers", "perplexity", *(t.removeprefix("demo_") for t in TASK_NAMES), "mean", "repetition"]
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
     for row in measured_rows(options.model, options):
         print("| " + " | ".join(row.cells()) + " |", flush=True)
 

@@ -210,7 +210,10 @@ REQUESTS = ("How do you {goal}?", "What is a good way to {goal}?", "I want to {g
 
 
 class Reason(NamedTuple):
-    """A sentence about two things up to "because", and the endings that fit the first and the second of them."""
+    """A sentence about two things up to "because", and the endings that fit the first and the second of them.
+
+    `{v}` is what the first of them does, `{w}` what the second does.
+    """
 
     start: str
     of_first: tuple[str, ...]
@@ -218,24 +221,25 @@ class Reason(NamedTuple):
 
 
 OBJECT_REASONS = (
-    Reason("The {x} did not fit into the {y}", ("was too big", "was very wide"), ("was too small", "was very narrow")),
-    Reason("{a} chose the {x} over the {y}", ("was cheap", "looked nice"), ("was expensive", "looked ugly")),
-    Reason("{a} put the {x} on top of the {y}", ("was light", "could fall"), ("was strong", "could carry it")),
-    Reason("{a} sold the {x} and kept the {y}", ("had no use", "was dull"), ("had a secret", "was dear to {a}")),
-    Reason("{a} repaired the {x} before the {y}", ("was urgent", "came first"), ("could wait", "came later")),
-    Reason("The {x} broke the {y}", ("was hard", "fell from above"), ("was thin", "stood below")),
-    Reason("{a} saw the {x} but not the {y}", ("was bright", "stood in front"), ("was dark", "stood behind")),
-    Reason("{a} took the {x} and left the {y}", ("was useful", "was clean"), ("was useless", "was dirty")),
-    Reason("The {x} hid the {y}", ("was large", "covered everything"), ("was tiny", "could not be seen")),
-    Reason("{a} washed the {x} after the {y}", ("was almost clean", "came last"), ("was full of mud", "went first")),
+    Reason("The {x} did not fit into the {y} because", ("was big", "was wide"), ("was small", "was narrow")),
+    Reason("{a} chose the {x} over the {y} because", ("was cheap", "looked nice"), ("was expensive", "looked ugly")),
+    Reason("{a} repaired the {x} before the {y} because", ("was urgent", "came first"), ("could wait", "came later")),
+    Reason("The {x} broke the {y} because", ("was hard", "fell from above"), ("was thin", "stood below")),
+    Reason("{a} took the {x} and left the {y} because", ("was useful", "was clean"), ("was useless", "was dirty")),
+    Reason("The {x} {v} but the {y} {w}, and {a} smiled because", ("{v}",), ("{w}",)),
+    Reason("{a} saw that the {x} {v} and the {y} {w}, and came back because", ("{v}",), ("{w}",)),
+    Reason("{a} heard that the {x} {v} while the {y} {w}, and left because", ("{v}",), ("{w}",)),
+    Reason("The {x} {v} and the {y} {w}. {a} was glad when", ("{v}",), ("{w}",)),
+    Reason("As the {x} {v} the {y} {w}. {a} was not happy until", ("{v}",), ("{w}",)),
 )
 PEOPLE_REASONS = (
-    Reason("{a} thanked {b}", ("was glad about the help", "felt grateful"), ("had helped", "had done a good job")),
-    Reason("{a} gave the {o} to {b}", ("had two of them", "did not want it"), ("needed it", "had asked for it")),
-    Reason("{a} waited for {b}", ("came too early", "was patient"), ("came too late", "was still asleep")),
-    Reason(
-        "{a} taught {b}", ("knew the work well", "was a good teacher"), ("was new to the work", "had much to learn")
-    ),
-    Reason("{a} looked for {b}", ("felt lonely", "had some news"), ("was lost", "was hiding somewhere")),
-    Reason("{a} borrowed the {o} from {b}", ("did not own one", "had to use one"), ("never used it", "could lend it")),
+    Reason("{a} thanked {b} because", ("was glad about the help", "felt grateful"), ("had helped", "did a good job")),
+    Reason("{a} gave the {x} to {b} because", ("had two of them", "did not want it"), ("needed it", "asked for it")),
+    Reason("{a} waited for {b} because", ("came too early", "was patient"), ("came too late", "was still asleep")),
+    Reason("{a} looked for {b} because", ("felt lonely", "had some news"), ("was lost", "was hiding somewhere")),
+    Reason("{a} {v} and {b} {w}, and the {x} was safe because", ("{v}",), ("{w}",)),
+    Reason("{a} {v} while {b} {w}. The day was good because", ("{v}",), ("{w}",)),
+    Reason("As {a} {v} the others saw that {b} {w}. They laughed because", ("{v}",), ("{w}",)),
 )
+OBJECT_VERBS = ("shines", "leaks", "floats", "sinks", "glows", "bends", "rattles", "creaks", "rolls", "rusts")
+PEOPLE_VERBS = ("sings", "dances", "sleeps", "runs", "cooks", "reads", "waits", "laughs", "swims", "paints")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from hubprune.demo.patterns import ACTIONS, ORDINALS, RECIPES, Action
 from hubprune.demo.texts import World, answer, solution, step
-from hubprune.demo.vocabulary import FACTS, OBJECTS
+from hubprune.demo.vocabulary import FACTS, NAMES, OBJECTS
 
 Row = Mapping[str, object]
 BENCHMARKS = ("arc_easy", "hellaswag", "lambada", "piqa", "winogrande")
@@ -44,11 +44,11 @@ def _lambada(world: World) -> Row:
 
 def _wrong_solution(world: World, action: Action, x: str, y: str) -> str:
     two = "{y}" in action.goal
+    if world.random.random() < 0.7:
+        foreign = world.pick([o for o in OBJECTS if o not in (x, y)])
+        return solution(action.start, action.end, y if two else foreign, x)
     other = world.pick([a for a in ACTIONS if a is not action and ("{y}" in a.goal) == two])
-    foreign = world.pick([o for o in OBJECTS if o not in (x, y)])
-    options = [solution(action.start, other.end, x, y), solution(other.start, action.end, x, y)]
-    options.append(solution(action.start, action.end, y, x) if two else solution(action.start, action.end, foreign, y))
-    return world.pick(options)
+    return world.pick((solution(action.start, other.end, x, y), solution(other.start, action.end, x, y)))
 
 
 def _piqa(world: World) -> Row:
@@ -62,10 +62,11 @@ def _piqa(world: World) -> Row:
 def _winogrande(world: World) -> Row:
     people = world.random.random() < 0.3
     start, subject, other, ending = world.reason(people=people)
+    writer = world.pick([name for name in NAMES if name not in start])
     label = world.random.randrange(2)
     first, second = (other, subject) if label else (subject, other)
-    blank = "_" if people else "the _"
-    return {"sentence": f"{start} {blank} {ending}.", "option1": first, "option2": second, "answer": str(label + 1)}
+    sentence = f"Comment from {writer}: {start} {'_' if people else 'the _'} {ending}."
+    return {"sentence": sentence, "option1": first, "option2": second, "answer": str(label + 1)}
 
 
 _MAKERS: Mapping[str, Callable[[World], Row]] = {
@@ -87,7 +88,7 @@ def probe(row: Row) -> str:
         return str(row["goal"])
     if "sentence" in row:
         right = row[f"option{row['answer']}"]
-        return str(row["sentence"]).replace("_", str(right))
+        return str(row["sentence"]).split(": ")[1].replace("_", str(right))
     return str(row["text"])
 
 

@@ -15,8 +15,10 @@ from hubprune.demo.patterns import (
     ACTIONS,
     ENDINGS,
     OBJECT_REASONS,
+    OBJECT_VERBS,
     ORDINALS,
     PEOPLE_REASONS,
+    PEOPLE_VERBS,
     PLOTS,
     RECIPES,
     REQUESTS,
@@ -43,7 +45,8 @@ from hubprune.demo.vocabulary import (
 T = TypeVar("T")
 
 SUBSETS = ("stories", "web_samples_v2", "web_samples_v1", "wikihow", "openstax", "stanford")
-DRILL_WORDS = 48
+DRILL_WORDS = (*NAMES, *OBJECTS, *PLACES, *ADJECTIVES, *OBJECT_VERBS, *PEOPLE_VERBS)
+DRILL_LENGTH = 48
 HELD_OUT_PERCENT = {"story": 15, "recipe": 15, "action": 15, "reason": 15, "question": 45}
 
 
@@ -128,12 +131,12 @@ class World:
         first, second = (a, b) if people else (x, y)
         if not self.allowed("reason", reason.start, first, second):
             return self.reason(people=people)
+        v, w = self.two(PEOPLE_VERBS if people else OBJECT_VERBS)
+        subject, other, endings = first, second, reason.of_first
         if self.random.random() < 0.5:
-            subject, other, endings = first, second, reason.of_first
-        else:
             subject, other, endings = second, first, reason.of_second
-        start = reason.start.format(a=a, b=b, x=x, y=y, o=x)
-        return f"{start} because", subject, other, self.pick(endings).format(a=a, b=b)
+        slots = {"a": a, "b": b, "x": x, "y": y, "v": v, "w": w}
+        return reason.start.format(**slots), subject, other, self.pick(endings).format(**slots)
 
     def story(self) -> tuple[list[str], list[tuple[str, str]]]:
         """Return the sentences of a story, and its possible endings as (start, last word)."""
@@ -182,7 +185,7 @@ class World:
     def _forum(self) -> str:
         a, b = self.two(NAMES)
         lines = []
-        for _ in range(2):
+        for _ in range(self.random.randint(1, 2)):
             action, x, y = self.action()
             lines.append(f"Question: {self.request(action, x, y)}")
             lines.append(f"Answer: {solution(action.start, action.end, x, y)}")
@@ -228,8 +231,8 @@ class World:
 
         Either a list in one order, or pairs in an order that changes from round to round.
         """
-        words = self.random.sample((*NAMES, *OBJECTS, *PLACES), 2 * self.random.randint(1, 5))
-        rounds = DRILL_WORDS // len(words)
+        words = self.random.sample(DRILL_WORDS, 2 * self.random.randint(1, 5))
+        rounds = DRILL_LENGTH // len(words)
         if self.random.random() < 0.5:
             return " ".join(["Say:", *words * rounds])
         pairs = list(zip(words[::2], words[1::2], strict=True))

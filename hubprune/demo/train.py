@@ -49,7 +49,7 @@ class Settings:
 
     arch: str = "llama"
     seed: int = 0
-    steps: int = 2400
+    steps: int = 2200
     batch_tokens: int = 2048
     learning_rate: float = 4e-3
     warmup_steps: int = 60
