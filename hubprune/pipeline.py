@@ -18,6 +18,7 @@ from hubprune.artifacts import (
     LoadedBack,
     PublishedCommit,
     PublishReport,
+    RepoFile,
 )
 from hubprune.console import Reporter, size
 from hubprune.errors import VerificationError
@@ -27,10 +28,11 @@ from hubprune.pruning.config import needs_modeling_file
 from hubprune.pruning.memory import available_bytes
 from hubprune.publishing import hub
 from hubprune.publishing.commit import publish as send
+from hubprune.publishing.license import notice_text
 from hubprune.publishing.manifest import checkpoint_tag
 from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.privacy import scrub
-from hubprune.run import Run, kept_checkpoint, make_plan, scores_if_needed
+from hubprune.run import Run, has_checkpoint, kept_checkpoint, make_plan, scores_if_needed
 from hubprune.stages import key_of
 
 STAGES = (
@@ -135,7 +137,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
         stage()
         generation = _free_text(run, plan, folder)
         report = PublishReport(
-            recipe=run.recipe.model_dump(mode="json", exclude_none=True),
+            recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
             base=run.base,
             scores=scores,
             plan=plan,
@@ -147,9 +149,20 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
             environment=run.environment,
             seconds=run.store.seconds,
         )
-        assemble(run, folder, report, repo_id=target.repo_id)
+        files = assemble(run, folder, report, repo_id=target.repo_id)
         stage()
-        return _send(run, folder, target, report, options)
+        return _send(run, Release(folder, files, target, report), options)
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is about to be committed."""
+
+    folder: Path
+    files: tuple[RepoFile, ...]
+    """All files of the folder with their hashes."""
+    target: Target
+    report: PublishReport
 
 
 def _announcer(reporter: Reporter) -> Callable[[], None]:
@@ -173,6 +186,8 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
         base=run.base,
         session=run.session,
         folder=run.store.folder,
+        written=has_checkpoint(run),
+        loads_back=not options.dry_run,
         overwrite_card=options.overwrite_card,
     )
     if run.recipe.drop.drop_attn is None:
@@ -193,15 +208,17 @@ def _warn_of_memory(run: Run) -> None:
         )
 
 
-def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> None:
-    """Add to a checkpoint what makes it a repo: the tasks it was measured with, card, recipe and manifest."""
+def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> tuple[RepoFile, ...]:
+    """Add to a checkpoint what makes it a repo: tasks, notice, card, recipe and manifest; return all files."""
     from hubprune.publishing import card, manifest
 
     for name, text in run.task_texts.items():
         (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tasks" / name, scrub(text))
+    if (notice := notice_text(run.base.card)) and not any(folder.glob("NOTICE*")):
+        write_atomically(folder / "NOTICE", notice)
     context = card.build_context(
-        run.recipe,
+        run.pinned_recipe,
         base=report.base,
         scores=report.scores,
         plan=report.plan,
@@ -212,19 +229,22 @@ def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> 
         environment=report.environment,
         seconds=report.seconds,
         repo_id=repo_id,
+        endpoint=run.session.endpoint,
     )
     write_atomically(folder / manifest.CARD, card.render(context))
-    manifest.write_recipe(folder, recipe=run.recipe, report=report)
-    manifest.write_manifest(folder, report=report, template_hash=card.template_hash())
+    manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
+    return manifest.write_manifest(folder, report=report, template_hash=card.template_hash())
 
 
-def _send(run: Run, folder: Path, target: Target, report: PublishReport, options: PublishOptions) -> PublishReport:
+def _send(run: Run, release: Release, options: PublishOptions) -> PublishReport:
     """Commit, then load back; what was committed is told and written down even if the rest fails."""
+    folder, report = release.folder, release.report
     if options.dry_run:
         return _finish(run, folder, report, options)
     published = send(
         folder,
-        target=target,
+        target=release.target,
+        files=release.files,
         message=f"Publish {run.recipe.default_name}",
         tag=checkpoint_tag(report.checkpoint),
         session=run.session,

@@ -6,6 +6,7 @@ what fails fast must not wait for torch.
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,11 +33,11 @@ from hubprune.pruning import calibration, checkpoint, selection, verify
 from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.config import check_config
 from hubprune.pruning.inventory import take_inventory
-from hubprune.pruning.weights import parse_json
 from hubprune.publishing import hub
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import Recipe
 from hubprune.stages import StageStore, key_of
+from hubprune.strict_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ class Run:
         base = hub.download_base(self.base, session=self.session, reporter=self.reporter)
         refuse_tokenizer_code(Path(base.folder or ""), name=base.name)
         return base
+
+    @property
+    def pinned_recipe(self) -> Recipe:
+        """The recipe with the commits of the data sets that the scores come from."""
+        mix = self.recipe.calibration
+        if self.recipe.drop.drop_attn is not None:
+            return self.recipe
+        pairs = zip(mix.subsets, self.data_commits, strict=True)
+        subsets = tuple(subset.model_copy(update={"revision": commit}) for subset, commit in pairs)
+        return self.recipe.model_copy(update={"calibration": mix.model_copy(update={"subsets": subsets})})
 
     @cached_property
     def environment(self) -> Environment:
@@ -122,8 +133,10 @@ def score(run: Run) -> LayerScores:
     recipe = run.recipe
     device = resolve_device(recipe.device)
     dtype = resolve_dtype(recipe.dtype, run.base.config)
+    # The commits say what the revisions stand for; how these were spelled changes nothing.
+    mix = recipe.calibration.model_dump(mode="json", exclude={"subsets": {"__all__": {"revision"}}})
     key = key_of(
-        run.circumstances, recipe.calibration, run.data_commits, file_hashes(recipe.calibration), recipe.seed,
+        run.circumstances, mix, run.data_commits, file_hashes(recipe.calibration), recipe.seed,
         recipe.aggregation,
     )  # fmt: skip
     return run.store.run("scores", key, LayerScores, lambda: _score(run, dtype=dtype, device=device))
@@ -239,6 +252,11 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedChec
         made = _written_before(run, plan, folder, key)
         _remove_all_but(folder, {f.path for f in made.written.files})
         yield folder, made
+
+
+def has_checkpoint(run: Run) -> bool:
+    """Tell whether an earlier run left a checkpoint of as many drops, so that little new room is needed on the disk."""
+    return any((run.store.folder / "checkpoints").glob(f"{glob.escape(run.recipe.default_name)}-*"))
 
 
 @contextmanager

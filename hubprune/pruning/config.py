@@ -15,7 +15,7 @@ from hubprune import __version__
 from hubprune.architectures import Architecture
 from hubprune.artifacts import BaseCheckpoint, DropPlan
 from hubprune.errors import CheckpointError, UnsupportedFormatError
-from hubprune.pruning.weights import parse_json
+from hubprune.strict_json import parse_json
 
 CONFIG_NAME = "config.json"
 

@@ -23,7 +23,8 @@ from hubprune.pruning import modeling
 from hubprune.pruning.config import needs_modeling_file, pruned_classes
 from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest
-from hubprune.pruning.weights import open_weights, parse_json
+from hubprune.pruning.weights import open_weights
+from hubprune.strict_json import parse_json
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, in float32."""

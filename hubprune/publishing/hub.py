@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +16,7 @@ from hubprune.publishing.retry import REQUEST_SECONDS
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.transfer import download
 from hubprune.recipe import REPO_ID, BaseModelSpec
+from hubprune.strict_json import parse_json
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -154,12 +154,9 @@ def _card(info: ModelInfo) -> BaseCard:
 
 def _read_config(path: Path, *, name: str) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"config.json of {name} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"config.json of {name} is no JSON object.")
-    return config
+        return parse_json(path.read_bytes(), where=f"config.json of {name}")
+    except OSError as error:
+        raise CheckpointError(f"config.json of {name} cannot be read: {error.strerror}.") from error
 
 
 def _check_format(base: BaseCheckpoint) -> None:

@@ -116,7 +116,7 @@ def test_an_expired_token_is_told_from_a_missing_repo(hub, base_repo):
     [
         ({"model.safetensors": safetensors(1)}, BaseNotFoundError, "has no config.json"),
         ({**MODEL, "config.json": b'{"model_type": "bloom"}'}, UnsupportedArchitectureError, "'bloom'"),
-        ({**MODEL, "config.json": b"[" * 100_000}, CheckpointError, "cannot be read"),
+        ({**MODEL, "config.json": b"[" * 100_000}, CheckpointError, "is no valid JSON"),
         ({"config.json": MODEL["config.json"], "pytorch_model.bin": b"x"}, UnsupportedFormatError, "save_pretrained"),
         ({"config.json": MODEL["config.json"]}, UnsupportedFormatError, "no model\\*.safetensors"),
     ],
