@@ -216,7 +216,7 @@ def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> 
         (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tasks" / name, scrub(text))
     if (notice := notice_text(run.base.card)) and not any(folder.glob("NOTICE*")):
-        write_atomically(folder / "NOTICE", notice)
+        write_atomically(folder / "NOTICE", f"{notice}\n")
     context = card.build_context(
         run.pinned_recipe,
         base=report.base,
