@@ -36,6 +36,16 @@ def use_endpoint(endpoint: str | None) -> str:
     return chosen
 
 
+def page(name: str, *, endpoint: str) -> str | None:
+    """Return the address of a repo's page, or None on loopback, where no reader could follow it.
+
+    A local Hub may answer on another port tomorrow, and a card must not change with it.
+    """
+    host = urlsplit(endpoint).hostname or ""
+    local = host == "localhost" or host.startswith("127.") or host == "::1"
+    return None if local else f"{endpoint}/{name}"
+
+
 def check_endpoint(endpoint: str) -> None:
     """Raise RecipeError where a client that is imported already talks to another endpoint."""
     for module, name in (("huggingface_hub.constants", "ENDPOINT"), ("datasets.config", "HF_ENDPOINT")):

@@ -1,7 +1,16 @@
 """Train a tiny base model from scratch, with its tokenizer, on text of the made-up world.
 
-python -m hubprune.demo.train --arch llama --out DIR
-python -m hubprune.demo.train --arch mistral --out DIR
+    python -m hubprune.demo.train --arch llama --out DIR
+    python -m hubprune.demo.train --arch mistral --out DIR
+
+made the two folders in `models`. Each took about 460 CPU seconds on one thread (torch 2.13, transformers 5.23), for
+2200 steps of 2048 tokens. Everything is seeded: on one machine a second run gives the same losses. Another machine or
+another version of torch sums in another order, so the weights will not be equal bit by bit, and the scores of such
+small models then differ by some points.
+
+What made copying appear within minutes: a first stage of drills (lists and shuffled pairs of words, said again and
+again), one token per word, tied embeddings without weight decay, and many short texts that repeat their names.
+Runs that lacked most of these learnt the facts and copied no name.
 """
 
 import argparse
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 
 BOS, EOS = "<s>", "</s>"
 BOS_ID, EOS_ID = 0, 1
+TOKENIZER_SEED = "tokenizer-0"
 SHARES = {"stories": 5, "web_samples_v2": 7, "web_samples_v1": 3, "wikihow": 3, "openstax": 1, "stanford": 3}
 """Documents per subset, in proportion: more of the texts that cannot be written without looking back."""
 LOG_EVERY = 50
@@ -300,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     settings, out = settings_from(arguments)
     torch.set_num_threads(1)
-    tokenizer = build_tokenizer(vocabulary(f"tokenizer-{settings.seed}"))
+    tokenizer = build_tokenizer(vocabulary(TOKENIZER_SEED))
     model = build_model(settings, vocab_size=tokenizer.get_vocab_size())
     print(f"{model.num_parameters():,} parameters, {tokenizer.get_vocab_size()} tokens", flush=True)
     train(model, batches(settings, tokenizer), settings)

@@ -15,6 +15,7 @@ from hubprune.artifacts import (
 )
 from hubprune.console import size
 from hubprune.devices import resolve_dtype
+from hubprune.endpoint import page
 from hubprune.publishing.context import CustomCode, Link, Table, Usage
 from hubprune.publishing.numbers import NONE, change_percent, count, listing, plain, signed, size_change
 
@@ -25,7 +26,8 @@ DEFAULT_PROMPT = "Paris is the capital of"
 
 def base_link(base: BaseCheckpoint, *, endpoint: str) -> Link:
     """Name the base, with its page at the pinned commit where it is on a Hub."""
-    return Link(name=base.name, url=f"{endpoint}/{base.name}/tree/{base.commit}" if base.commit else None)
+    url = page(base.name, endpoint=endpoint) if base.commit else None
+    return Link(name=base.name, url=f"{url}/tree/{base.commit}" if url else None)
 
 
 def summary(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: BenchmarkComparison | None) -> str:

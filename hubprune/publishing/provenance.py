@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from hubprune.artifacts import BaseCheckpoint, Environment
 from hubprune.console import duration
+from hubprune.endpoint import page
 from hubprune.publishing.command import publish_command
 from hubprune.publishing.context import Licence, Reproduction, Table
 from hubprune.publishing.license import attribution_line, license_name
@@ -78,7 +79,7 @@ def _cite_base(base: BaseCheckpoint, *, endpoint: str) -> str:
     fields = {
         "title": _bibtex(name),
         "author": f"{{{_bibtex(owner)}}}" if owner else "",
-        "howpublished": f"\\url{{{endpoint}/{base.name}}}" if base.commit else "",
+        "howpublished": f"\\url{{{url}}}" if base.commit and (url := page(base.name, endpoint=endpoint)) else "",
         "note": f"Commit {base.commit}" if base.commit else "",
     }
     lines = [f"  {key} = {{{value}}}" for key, value in fields.items() if value]

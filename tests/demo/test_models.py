@@ -20,7 +20,7 @@ from hubprune.demo.measure import (
 )
 from hubprune.demo.rows import BENCHMARKS, make, probe
 from hubprune.demo.texts import SUBSETS
-from hubprune.demo.train import Settings, build_tokenizer, learning_rate, model_config, vocabulary
+from hubprune.demo.train import TOKENIZER_SEED, Settings, build_tokenizer, learning_rate, model_config, vocabulary
 from hubprune.demo.world import texts
 
 NAMES = list(MODELS)
@@ -86,7 +86,7 @@ def test_a_model_card_says_what_the_model_is(name: str) -> None:
 
 
 def test_the_committed_tokenizers_are_what_the_script_builds() -> None:
-    built = json.loads(build_tokenizer(vocabulary(f"tokenizer-{Settings().seed}")).to_str())
+    built = json.loads(build_tokenizer(vocabulary(TOKENIZER_SEED)).to_str())
     for folder in MODELS.values():
         assert json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) == built
 

@@ -339,3 +339,10 @@ def test_the_skeleton_has_the_same_kind_of_metadata():
 def test_a_template_of_the_users_own_wins(tmp_path):
     (tmp_path / "provenance.md.jinja").write_text("## Mine\n")
     assert headings(render(context(), overrides=tmp_path))[-1] == "Mine"
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:8080", "http://localhost:1", "http://[::1]:9"])
+def test_a_card_from_a_loopback_hub_links_nowhere(endpoint):
+    text = card(endpoint=endpoint)
+    assert endpoint not in text
+    assert "This is [" not in text
