@@ -1,6 +1,6 @@
 """Train a tiny base model from scratch, with its tokenizer, on text of the made-up world.
 
-    python -m hubprune.demo.train --arch llama --out DIR
+    python -m hubprune.demo.train --arch llama --seed 1 --out DIR
     python -m hubprune.demo.train --arch mistral --out DIR
 
 made the two folders in `models`. Each took about 460 CPU seconds on one thread (torch 2.13, transformers 5.23), for
@@ -243,7 +243,7 @@ minutes on one CPU core. It knows one thing: short English texts about a small m
 program. It exists so that pruning, benchmarks and publishing can be tried and tested without a download; it is of no
 use for anything else.
 
-- Text, tokenizer and weights are made by `python -m hubprune.demo.train --arch {arch} --out DIR` with its defaults.
+- Text, tokenizer and weights are made by `python -m hubprune.demo.train --arch {arch} --seed {seed} --out DIR`.
 - A word of the world is one token; any other text is read byte by byte, and was never trained on.
 - Attention: {attention}. Rows of up to 256 tokens were trained on.
 """
@@ -256,6 +256,7 @@ def card(model: "PreTrainedModel", settings: Settings) -> str:
         title=f"tiny-{settings.arch}",
         family=settings.arch.capitalize(),
         arch=settings.arch,
+        seed=settings.seed,
         layers=settings.num_layers,
         hidden=settings.hidden_size,
         parameters=model.num_parameters(),
