@@ -1,9 +1,13 @@
 """Ctrl-C in any stage ends with one line and code 130, leaves nothing half-done, and the same command goes on."""
 
+import signal
+
 from conftest import leftovers
 
 STAGES = ("[1/6]", "[2/6]", "[3/6]", "[4/6]", "[5/6]", "[6/6]")
 TARGET = "local/stopped"
+# A shell reads both as 130.  CPython ends itself with the signal where Ctrl-C came in the middle of an exec().
+INTERRUPTED = (130, -signal.SIGINT)
 
 
 def test_a_run_that_is_stopped_in_every_stage_goes_on_each_time_and_arrives(publish, api, files):
@@ -14,7 +18,7 @@ def test_a_run_that_is_stopped_in_every_stage_goes_on_each_time_and_arrives(publ
         ended = run(stop_at=stage)
         if ended.code == 0 and stage == "[6/6]":
             return  # hf-xet swallows a Ctrl-C that comes while it calls back: the publish is then complete
-        assert ended.code == 130, (stage, ended.err)
+        assert ended.code in INTERRUPTED, (stage, ended.err)
         assert "Traceback" not in ended.err
         assert "Interrupted." in ended.err
         assert leftovers(files) == []
