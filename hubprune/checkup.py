@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hubprune.architectures import Architecture
-from hubprune.artifacts import BaseCheckpoint, Check, DropPlan, RepoFile, Verification
+from hubprune.artifacts import BaseCheckpoint, Check, DropPlan, Verification
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, VerificationError
 from hubprune.files import list_files
@@ -17,10 +17,10 @@ from hubprune.publishing import hub
 from hubprune.publishing.manifest import MANIFEST, read_manifest
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.transfer import download
-from hubprune.recipe import BaseModelSpec
+from hubprune.recipe import REPO_ID, BaseModelSpec
 
-NOT_OURS = (MANIFEST, ".gitattributes")
-"""Files that no manifest lists: itself, and what the Hub puts into every repo."""
+NOT_OURS = (MANIFEST, ".gitattributes", ".cache/huggingface/")
+"""Files that no manifest lists: itself, what the Hub puts into every repo, and what a download leaves beside it."""
 Trust = Literal["own", "any"]
 """Which code is run: only the modeling file that this version of hubprune writes, or any."""
 
@@ -66,6 +66,8 @@ def _found(name: str, revision: str, session: HubSession, reporter: Reporter) ->
     """Return the folder of a checkpoint and its config.json; a repo is downloaded once its config is one of ours."""
     if Path(name).is_dir():
         return Path(name), read_config(Path(name))
+    if not REPO_ID.fullmatch(name):
+        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
     repo = hub.resolve_repo(BaseModelSpec(repo_id=name, revision=revision), session=session)
     verify.plan_of(repo.config)
     folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
@@ -92,13 +94,12 @@ def _manifest_checks(folder: Path) -> list[Check]:
     if not path.is_file():
         return []
     named = read_manifest(path.read_bytes()).files
-    present = {file.path: file for file in list_files(folder) if file.path not in NOT_OURS}
-    wrong = sorted(
-        name for name in named.keys() | present.keys() if not _has(present.get(name), named.get(name)) or not named
-    )
-    detail = f"{wrong[0]} differs, is missing or is not listed" if wrong else f"{len(named)} files have their SHA-256"
-    return [Check(name="files as in the manifest", passed=bool(named) and not wrong, detail=detail)]
-
-
-def _has(file: RepoFile | None, sha256: str | None) -> bool:
-    return file is not None and sha256 is not None and file.sha256 == sha256
+    present = {f.path: f.sha256 for f in list_files(folder) if not f.path.startswith(NOT_OURS)}
+    wrong = {
+        "differs": sorted(name for name in named.keys() & present.keys() if named[name] != present[name]),
+        "is missing": sorted(named.keys() - present.keys()),
+        "is not listed": sorted(present.keys() - named.keys()),
+    }
+    found = [f"{', '.join(names)} {what}" for what, names in wrong.items() if names]
+    detail = "; ".join(found) or f"{len(named)} files have their SHA-256"
+    return [Check(name="files as in the manifest", passed=bool(named) and not found, detail=detail)]

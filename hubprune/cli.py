@@ -180,7 +180,7 @@ def prune(
         from hubprune import summary
 
         _, pruned = stages.prune(made, out)
-        typer.echo(_json(pruned) if as_json else summary.checkpoint_lines(pruned.written))
+        typer.echo(_json(pruned) if as_json else summary.pruned_lines(pruned.written, folder=out))
 
 
 @app.command(epilog="Examples:  hubprune verify ./pruned --base ./base  |  hubprune verify me/Llama-3.2-3B-attn-drop-3")

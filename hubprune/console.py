@@ -117,7 +117,8 @@ class _LogProgress:
         elif now >= self._next and self._done:
             self._next = now + LOG_INTERVAL_SECONDS
             remaining = elapsed * (self._total / self._done - 1)
-            share = f"{_amount(self._done, self._unit)} of {_amount(self._total, self._unit)}"
+            done = _amount(self._done, self._unit) if self._unit == "B" else f"{self._done:,}"
+            share = f"{done} of {_amount(self._total, self._unit)}"
             self._write(f"{self._description}: {share}, {duration(remaining)} left")
 
 

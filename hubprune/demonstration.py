@@ -17,6 +17,7 @@ from pathlib import Path
 from hubprune import demo
 from hubprune.console import Reporter
 from hubprune.errors import HubError, RecipeError
+from hubprune.files import make_writable
 from hubprune.stages import work_folder
 
 DROPPED = 3
@@ -39,13 +40,26 @@ def run(base: str, *, directory: Path | None, reporter: Reporter) -> int:
     if base not in demo.MODELS:
         raise RecipeError(f"There is no embedded model {base!r}.", hint=f"Embedded: {', '.join(demo.MODELS)}.")
     place = (directory or work_folder() / "demo").resolve()
+    make_writable(place)
     with _local_hub(place / "hub") as address:
         environment = {**_clean_environment(), **address, **_own_caches(place)}
         reporter.note(f"local Hub at {address['HF_ENDPOINT']}, kept in {place}")
         _run([sys.executable, "-m", "hubprune.demo.fill"], environment)
         command = publish_options(base)
         reporter.note(f"$ hubprune {shlex.join(command)}")
-        return _run([sys.executable, "-m", "hubprune", *command], environment, strict=False)
+        code = _run([sys.executable, "-m", "hubprune", *command], environment, strict=False)
+    if not code:
+        _say_what_next(place, reporter)
+    return code
+
+
+def _say_what_next(place: Path, reporter: Reporter) -> None:
+    cards = sorted((place / "work" / "checkpoints").glob("*/README.md"), key=lambda path: path.stat().st_mtime)
+    reporter.note("")
+    if cards:
+        reporter.note(f"The card and all published files: {cards[-1].parent}")
+    reporter.note(f"The demo's Hub has stopped; start it again with: hubprune hub --dir {place / 'hub'}")
+    reporter.note("On a real model: hf auth login && hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3")
 
 
 def publish_options(base: str) -> list[str]:

@@ -69,7 +69,10 @@ def make_writable(folder: Path) -> None:
 
 
 def check_new_folder(target: Path) -> None:
-    """Raise RecipeError unless `target` is free: absent, or an empty folder."""
+    """Raise RecipeError unless `target` is free, absent or an empty folder, in a place that can be written."""
+    there = next(p for p in target.absolute().parents if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise RecipeError(f"Cannot write to {there}.", hint="Choose another --out.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RecipeError(f"{target} exists already.", hint="Choose another --out, or remove it.")
 

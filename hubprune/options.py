@@ -34,16 +34,25 @@ Protect = Annotated[
 ]
 Calibration = Annotated[
     str | None,
-    typer.Option(help="Mix by name, a .yaml with a mix, or a file of documents.", rich_help_panel=SCORING),
+    typer.Option(
+        help="`cosmopedia` (the default), a .yaml with a mix, or a file of documents.", rich_help_panel=SCORING
+    ),
 ]
-NumSamples = Annotated[int | None, typer.Option(help="Calibration documents in all.", rich_help_panel=SCORING)]
+NumSamples = Annotated[
+    int | None, typer.Option(help="Calibration documents in all. Default: 400.", rich_help_panel=SCORING)
+]
 MaxTokens = Annotated[
-    int | None, typer.Option(help="Tokens after which a document is cut off.", rich_help_panel=SCORING)
+    int | None, typer.Option(help="Tokens after which a document is cut off. Default: 512.", rich_help_panel=SCORING)
 ]
 Aggregation = Annotated[
-    str | None, typer.Option(metavar="document|token", help="What the scores average over.", rich_help_panel=SCORING)
+    str | None,
+    typer.Option(
+        metavar="document|token", help="What the scores average over. Default: document.", rich_help_panel=SCORING
+    ),
 ]
-ScoreBatchSize = Annotated[int | None, typer.Option(help="Documents per batch while scoring.", rich_help_panel=SCORING)]
+ScoreBatchSize = Annotated[
+    int | None, typer.Option(help="Documents per batch while scoring. Default: 8.", rich_help_panel=SCORING)
+]
 Tasks = Annotated[
     str | None,
     typer.Option(
@@ -57,7 +66,9 @@ IncludePath = Annotated[
     str | None,
     typer.Option(metavar="FOLDER", help="Task YAMLs of your own; they are published too.", rich_help_panel=MEASURING),
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Benchmark requests per batch.", rich_help_panel=MEASURING)]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Benchmark requests per batch. Default: 8.", rich_help_panel=MEASURING)
+]
 Prompts = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Prompts for the free text, one per line.", rich_help_panel=MEASURING),
@@ -86,10 +97,18 @@ Out = Annotated[
 RecipeFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML with all of this; options win over it.")]
 ReportFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole report as JSON.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the calibration draw and of the benchmarks. Default: 0.")]
-Device = Annotated[str | None, typer.Option(metavar="auto|cpu|mps|cuda[:N]", help="Where to compute.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|cpu|mps|cuda[:N]", help="Where to compute. Default: auto, the first GPU or else the CPU."
+    ),
+]
 Dtype = Annotated[
     str | None,
-    typer.Option(metavar="auto|float32|bfloat16|float16", help="dtype to compute in; files are never cast."),
+    typer.Option(
+        metavar="auto|float32|bfloat16|float16",
+        help="dtype to compute in; files are never cast. Default: auto, the base's own.",
+    ),
 ]
 Endpoint = Annotated[
     str | None, typer.Option(help="Address of the Hub. Default: HF_ENDPOINT, else https://huggingface.co.")
@@ -182,7 +201,8 @@ def _mix(given: Mapping[str, Any], from_file: dict[str, Any] | None) -> dict[str
 
     sizes = _given(given, "num_samples", "max_tokens")
     if name := given.get("calibration"):
-        return find_mix(name, **sizes).model_dump()
+        kept = {key: from_file[key] for key in ("num_samples", "max_tokens")} if from_file else {}
+        return find_mix(name, **{**kept, **sizes}).model_dump()
     return {**(from_file or COSMOPEDIA.model_dump()), **sizes}
 
 
@@ -190,7 +210,7 @@ def _numbers(text: str | None, *, option: str) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise RecipeError(
             f"{option} {text!r} is no list of layers.", hint=f"Write it like {option} 18,21,22."

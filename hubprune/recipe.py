@@ -100,10 +100,10 @@ class DropSpec(Settings):
 
     @model_validator(mode="after")
     def _one_request(self) -> DropSpec:
-        if (self.attn_drop is None) == (self.drop_attn is None):
-            raise ValueError(
-                "nothing to drop was asked for, or two things: pass either --attn-drop N or --drop-attn 18,21,22"
-            )
+        if self.attn_drop is None and self.drop_attn is None:
+            raise ValueError("nothing to drop was asked for: pass --attn-drop N or --drop-attn 18,21,22")
+        if self.attn_drop is not None and self.drop_attn is not None:
+            raise ValueError("two things to drop were asked for: pass either --attn-drop N or --drop-attn 18,21,22")
         if self.drop_attn is not None and not self.drop_attn:
             raise ValueError("--drop-attn names no layer")
         if both := set(self.drop_attn or ()) & set(self.protect):
@@ -206,7 +206,12 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "value_error":  # one of our own sentences, which says itself what it is about
         text = str(problem["msg"]).removeprefix("Value error, ")
         return f"{text[0].upper()}{text[1:]}."
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}."
+    if problem["type"] == "string_pattern_mismatch" and problem["loc"][-1:] == ("device",):
+        return f"--device {problem['input']!r} is none of auto, cpu, mps, cuda and cuda:N."
+    place = ".".join(map(str, problem["loc"]))
+    known = problem["type"] != "extra_forbidden" and isinstance(problem["input"], (str, int, float))
+    got = f", not {problem['input']!r}" if known else ""
+    return f"{place}: {problem['msg']}{got}."
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

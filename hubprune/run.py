@@ -199,7 +199,7 @@ def scores_if_needed(run: Run) -> LayerScores | None:
     """Score, unless the recipe names the layers itself."""
     if run.recipe.drop.drop_attn is None:
         return score(run)
-    run.reporter.note("not needed: the layers are given")
+    run.reporter.note("no scores are needed: the layers are given")
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hubprune.artifacts import (
     BenchmarkComparison,
@@ -25,6 +26,11 @@ def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def pruned_lines(written: WrittenCheckpoint, *, folder: Path) -> str:
+    """Write what became smaller, and where the checkpoint is."""
+    return f"{checkpoint_lines(written)}\n\nwritten and verified: {folder}"
 
 
 def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
@@ -90,7 +96,7 @@ def _publish_parts(report: PublishReport) -> Iterator[str]:
     if report.benchmarks:
         yield benchmarks_table(report.benchmarks)
     if loaded := report.loaded_back:
-        yield f"Loaded back from the Hub, it writes:\n{loaded.text.strip()}"
+        yield f"Loaded back from the Hub, given the prompt {loaded.prompt!r} it writes:\n{loaded.text.strip()} …"
     if published := report.published:
         what = "published" if published.created else "up to date"
         rows = [[what, published.repo_id], ["commit", published.commit], ["url", published.url]]

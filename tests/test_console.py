@@ -41,15 +41,15 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_that_is_left(clock, capsys
             clock.now += 0.0625
             advance()
     assert progress_lines(capsys) == [
-        "scoring: 160 batches of 1,600 batches, 1 min 30 s left",
-        "scoring: 320 batches of 1,600 batches, 1 min 20 s left",
-        "scoring: 480 batches of 1,600 batches, 1 min 10 s left",
-        "scoring: 640 batches of 1,600 batches, 1 min 00 s left",
-        "scoring: 800 batches of 1,600 batches, 50 s left",
-        "scoring: 960 batches of 1,600 batches, 40 s left",
-        "scoring: 1,120 batches of 1,600 batches, 30 s left",
-        "scoring: 1,280 batches of 1,600 batches, 20 s left",
-        "scoring: 1,440 batches of 1,600 batches, 10 s left",
+        "scoring: 160 of 1,600 batches, 1 min 30 s left",
+        "scoring: 320 of 1,600 batches, 1 min 20 s left",
+        "scoring: 480 of 1,600 batches, 1 min 10 s left",
+        "scoring: 640 of 1,600 batches, 1 min 00 s left",
+        "scoring: 800 of 1,600 batches, 50 s left",
+        "scoring: 960 of 1,600 batches, 40 s left",
+        "scoring: 1,120 of 1,600 batches, 30 s left",
+        "scoring: 1,280 of 1,600 batches, 20 s left",
+        "scoring: 1,440 of 1,600 batches, 10 s left",
         "scoring: 1,600 batches in 1 min 40 s",
     ]
 

@@ -22,9 +22,11 @@ def uploads() -> Iterator[tuple[str, str, Path]]:
 def main() -> None:
     """Create each repo where it is missing and upload its folder in one commit."""
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils.logging import set_verbosity_error
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
+    set_verbosity_error()  # type: ignore[no-untyped-call]  # it would warn of every repo that is filled already
     api = HfApi()
     for repo_type, repo, folder in uploads():
         api.create_repo(repo, repo_type=repo_type, exist_ok=True)

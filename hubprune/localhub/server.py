@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from filelock import FileLock, Timeout
 
 from hubprune.errors import HubpruneError
 from hubprune.localhub.access import Account, Role
@@ -34,10 +35,10 @@ def serve(directory: Path, *, port: int = 0, xet: bool = True, announce: Callabl
 
     Raises:
         MissingDependencyError: there is no git program.
-        HubpruneError: the port is in use.
+        HubpruneError: the port is in use, or another process serves the directory.
     """
     hub = Hub(Path(directory), xet=xet)
-    with contextlib.closing(_listen(port)) as listener:
+    with _alone(Path(directory)), contextlib.closing(_listen(port)) as listener:
 
         def say_where() -> None:
             announce(f"HF_ENDPOINT={_endpoint(listener)}")
@@ -46,6 +47,22 @@ def serve(directory: Path, *, port: int = 0, xet: bool = True, announce: Callabl
 
         with _quiet_signals():
             _Server(Wire(build_app(hub)), on_ready=say_where).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold a directory for one serving process: two would not see each other's tokens and uploads."""
+    lock = FileLock(directory / "serving.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise HubpruneError(
+            f"Another process serves {directory} already.", hint="Use that Hub, or another --dir."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def _texts(
             return texts
     raise CalibrationError(
         f"{subset.dataset} ({subset.label}, {subset.split}) has {len(texts)} documents, the mix wants {count} of it.",
-        hint="Lower --num-samples, or change the weights of the mix.",
+        hint="Lower --num-samples, or change the weights of the mix." if texts else "Is it the right split?",
     )
 
 

@@ -48,7 +48,9 @@ def find_mix(name: str, *, num_samples: int | None = None, max_tokens: int | Non
 
 
 def _from_file(path: Path) -> CalibrationMix:
-    if not path.is_file():
+    if path.suffix in (*DOCUMENT_FILES, ".yaml", ".yml") and not path.is_file():
+        raise RecipeError(f"The calibration file {path} does not exist.")
+    if path.suffix not in (*DOCUMENT_FILES, ".yaml", ".yml"):
         raise RecipeError(
             f"There is no calibration mix {str(path)!r}.",
             hint=f"Shipped: {', '.join(MIXES)}. Or pass a .yaml with a mix, or a {', '.join(DOCUMENT_FILES)} file.",

@@ -20,16 +20,18 @@ from hubprune.architectures import Architecture, architecture_of
 from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Verification
 from hubprune.errors import CheckpointError, VerificationError
 from hubprune.pruning import modeling
+from hubprune.pruning.checkpoint import new_names
 from hubprune.pruning.config import needs_modeling_file, pruned_classes
 from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest
-from hubprune.pruning.weights import open_weights
+from hubprune.pruning.weights import Shard, TensorEntry, open_weights
 from hubprune.strict_json import parse_json
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, in float32."""
 PROMPTS = ("Paris is the capital of", "One day", "The river was high, and the bridge", "To make bread you need")
 NEW_TOKENS = 24
+COMPARE_BYTES = 4 * 2**20
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -61,7 +63,11 @@ def verify(
     planned = _planned_parameters(base_folder, plan, config, architecture)
     planned_cache = _planned_cache_bytes(plan, config, tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
-        checks=(_files_check(folder, plan, architecture), *_checks(seen, planned, planned_cache)),
+        checks=(
+            _files_check(folder, plan, architecture),
+            _bytes_check(base_folder, folder, plan, architecture),
+            *_checks(seen, planned, planned_cache),
+        ),
         max_logit_difference=seen.max_logit_difference,
         dtype=seen.dtype,
         parameters=seen.parameters,
@@ -213,6 +219,28 @@ def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Ch
     left = [name for name in names if forbidden and name.startswith(forbidden)]
     detail = f"{left[0]} is still there" if left else f"none of {len(names)} tensors belongs to a dropped sublayer"
     return Check(name="dropped tensors are in no file", passed=not left, detail=detail)
+
+
+def _bytes_check(base_folder: Path, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
+    base, written = open_weights(base_folder), {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
+    names = new_names(base, plan, architecture)
+    kept = [(shard, tensor, name) for shard, tensor in base if (name := names[tensor.name]) is not None]
+    differing = [name for shard, tensor, name in kept if not _same_bytes((shard, tensor), written.get(name))]
+    detail = ", ".join(differing[:3]) or f"{len(kept)} tensors compared"
+    return Check(name="kept tensors are the base's, byte for byte", passed=not differing, detail=detail)
+
+
+def _same_bytes(one: tuple[Shard, TensorEntry], other: tuple[Shard, TensorEntry] | None) -> bool:
+    if other is None or (one[1].dtype, one[1].shape) != (other[1].dtype, other[1].shape):
+        return False
+    with one[0].path.open("rb") as first, other[0].path.open("rb") as second:
+        first.seek(one[1].begin)
+        second.seek(other[1].begin)
+        pieces = range(0, one[1].size, COMPARE_BYTES)
+        return all(
+            first.read(min(COMPARE_BYTES, one[1].size - done)) == second.read(min(COMPARE_BYTES, one[1].size - done))
+            for done in pieces
+        )
 
 
 def _planned_cache_bytes(plan: DropPlan, config: Mapping[str, Any], *, tokens: int, dtype: str) -> int:

@@ -183,7 +183,7 @@ def _check_can_create(repo_id: str, *, identity: Mapping[str, Any], create_pr: b
     namespace, user = repo_id.split("/")[0], identity["name"]
     orgs = {str(o.get("name")): o.get("roleInOrg") for o in identity.get("orgs") or () if isinstance(o, Mapping)}
     if namespace != user and namespace not in orgs:
-        known = ", ".join([str(user), *orgs])
+        known = ", ".join(dict.fromkeys([str(user), *orgs]))
         raise PermissionDeniedError(
             f"The token of {user} may not create {repo_id}: {namespace} is not one of its namespaces ({known}).",
             hint=f"Publish as {user}/{repo_id.split('/')[1]}.",

@@ -89,7 +89,7 @@ def test_an_out_folder_that_holds_something(publish, files):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "pass either --attn-drop N or --drop-attn"),
+        ((), "Nothing to drop was asked for"),
         (("--attn-drop", "0"), "greater than or equal to 1"),
         (("--attn-drop", "1", "--drop-attn", "2"), "pass either --attn-drop N or --drop-attn"),
         (("--drop-attn", "2,x"), "no list of layers"),
@@ -97,7 +97,9 @@ def test_an_out_folder_that_holds_something(publish, files):
         (("--drop-attn", "2", "--protect", "2"), "both in --drop-attn and in --protect"),
         (("--attn-drop", "1", "--calibration", "cosmopedla"), "no calibration mix"),
         (("--attn-drop", "1", "--repo-id", "a/b/c"), "no repo id"),
-        (("--attn-drop", "1", "--device", "tpu"), "device"),
+        (("--attn-drop", "1", "--device", "tpu"), "none of auto, cpu, mps"),
+        (("--drop-attn", "1,,2"), "no list of layers"),
+        (("--attn-drop", "1", "--calibration", "none.jsonl"), "file none.jsonl does not exist"),
         (("--attn-drop", "1", "--device", "cuda:9"), "no device 'cuda:9'"),
     ],
 )
@@ -127,3 +129,7 @@ def test_an_index_that_points_outside_the_folder(hubprune, base_folder, files):
     assert leftovers(files) == []
     assert not (files / "out").exists()
     assert "Traceback" not in ended.err
+
+
+def test_verify_of_neither_a_folder_nor_a_repo_id(hubprune, files):
+    refused(hubprune("verify", "./nothing"), files, "neither a folder nor a repo id")
