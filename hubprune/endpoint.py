@@ -47,13 +47,19 @@ def page(name: str, *, endpoint: str) -> str | None:
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Raise RecipeError where a client that is imported already talks to another endpoint."""
+    """Refuse a process whose clients talk, or would talk once imported, to different Hubs.
+
+    Raises:
+        RecipeError: naming the addresses.
+    """
+    coming = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT)
     for module, name in (("huggingface_hub.constants", "ENDPOINT"), ("datasets.config", "HF_ENDPOINT")):
-        used = getattr(sys.modules.get(module), name, endpoint)
+        used = getattr(sys.modules.get(module), name, coming)
         if used != endpoint:
+            client = module.partition(".")[0]
             raise RecipeError(
-                f"This process talks to {used} already and cannot change to {endpoint}.",
-                hint=f"Set HF_ENDPOINT={endpoint} before Python starts.",
+                f"The libraries would talk to different Hubs: {client} to {used}, this run to {endpoint}.",
+                hint=f"Set HF_ENDPOINT={endpoint} before the program starts.",
             )
 
 

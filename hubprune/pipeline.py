@@ -26,10 +26,9 @@ from hubprune.files import check_new_folder, make_writable, move_folder, write_a
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
 from hubprune.pruning.memory import available_bytes
-from hubprune.publishing import hub
+from hubprune.publishing import card, hub, manifest
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.license import notice_text
-from hubprune.publishing.manifest import checkpoint_tag
 from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.privacy import scrub
 from hubprune.run import Run, has_checkpoint, kept_checkpoint, make_plan, scores_if_needed
@@ -210,8 +209,6 @@ def _warn_of_memory(run: Run) -> None:
 
 def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> tuple[RepoFile, ...]:
     """Add to a checkpoint what makes it a repo: tasks, notice, card, recipe and manifest; return all files."""
-    from hubprune.publishing import card, manifest
-
     for name, text in run.task_texts.items():
         (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tasks" / name, scrub(text))
@@ -246,13 +243,14 @@ def _send(run: Run, release: Release, options: PublishOptions) -> PublishReport:
         target=release.target,
         files=release.files,
         message=f"Publish {run.recipe.default_name}",
-        tag=checkpoint_tag(report.checkpoint),
+        tag=manifest.checkpoint_tag(report.checkpoint),
         session=run.session,
         reporter=run.reporter,
         overwrite_card=options.overwrite_card,
     )
     run.reporter.note(f"{'committed' if published.created else 'up to date'}: {published.url}")
     report = report.model_copy(update={"published": published})
+    _write_report(report, options)
     try:
         report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
     except VerificationError as error:
@@ -263,13 +261,17 @@ def _send(run: Run, release: Release, options: PublishOptions) -> PublishReport:
 
 def _finish(run: Run, folder: Path, report: PublishReport, options: PublishOptions) -> PublishReport:
     """Write the report and put the files where they were asked for."""
-    if options.report:
-        write_atomically(options.report, to_json(report))
+    _write_report(report, options)
     if options.out:
         move_folder(folder, options.out)
     if options.dry_run:
         run.reporter.note(f"dry run: nothing was written to the Hub; the files are in {options.out or folder}")
     return report
+
+
+def _write_report(report: PublishReport, options: PublishOptions) -> None:
+    if options.report:
+        write_atomically(options.report, to_json(report))
 
 
 def to_json(report: PublishReport) -> str:

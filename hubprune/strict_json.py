@@ -16,6 +16,7 @@ def parse_json(text: bytes, *, where: str) -> dict[str, Any]:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Make a dict of the pairs unless a key stands there twice."""
         made = dict(pairs)
         if len(made) != len(pairs):
             seen: set[str] = set()

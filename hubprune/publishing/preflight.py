@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hubprune.artifacts import BaseCheckpoint, RepoFile
 from hubprune.console import size
-from hubprune.endpoint import DEFAULT_ENDPOINT
+from hubprune.endpoint import check_endpoint
 from hubprune.errors import (
     AuthenticationError,
     DiskSpaceError,
-    HubError,
     HubpruneError,
     PermissionDeniedError,
     RecipeError,
@@ -29,7 +26,7 @@ from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target, check_branch, check_visibility, is_private
 from hubprune.recipe import Recipe
 
-__all__ = ["Target", "check_disk", "check_endpoints", "preflight"]
+__all__ = ["Target", "check_disk", "preflight"]
 
 LONGEST_REPO_ID = 96
 READ_ONLY = ("read",)
@@ -62,11 +59,12 @@ def preflight(
         PermissionDeniedError: the token may not write there.
         ConflictError: the card there was edited by hand.
         DiskSpaceError: not enough room.
-        RecipeError: a local base, a name that is no repo id or that the licence does not allow, a revision that is no
-            branch, a public repo for what is private, or metadata that the Hub refuses.
-        HubError: the Hub refused or did not answer, or the libraries talk to different Hubs.
+        RecipeError: libraries that talk to different Hubs, a local base, a name that is no repo id or that the
+            licence does not allow, a revision that is no branch, a public repo for what is private, or metadata
+            that the Hub refuses.
+        HubError: the Hub refused or did not answer.
     """
-    check_endpoints(session)
+    check_endpoint(session.endpoint)
     _check_base(base)
     identity = _whoami(session)
     repo_id = _target_id(recipe, user=str(identity["name"]))
@@ -79,27 +77,6 @@ def preflight(
     check_disk(base, folder=folder, written=written, loads_back=loads_back)
     _check_metadata(skeleton(recipe, base=base, name=name), session=session)
     return target
-
-
-def check_endpoints(session: HubSession) -> None:
-    """Refuse a run whose libraries would talk to different Hubs, as happens when HF_ENDPOINT is set too late.
-
-    Raises:
-        HubError: naming the addresses.
-    """
-    from huggingface_hub import constants
-
-    loaded = sys.modules.get("datasets.config")
-    data = getattr(loaded, "HF_ENDPOINT", None) or os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT)
-    seen = {"this run": session.endpoint, "huggingface_hub": str(constants.ENDPOINT), "datasets": str(data)}
-    if len({address.rstrip("/") for address in seen.values()}) > 1:
-        told = ", ".join(f"{who} {address}" for who, address in seen.items())
-        raise HubError(
-            f"The libraries would talk to different Hubs: {told}.",
-            hint=f"Set HF_ENDPOINT={session.endpoint} before the program starts.",
-        )
-    if str(data).endswith("/"):
-        raise HubError(f"HF_ENDPOINT ends with a slash, which datasets cannot read: {data}.", hint="Leave it out.")
 
 
 def _check_base(base: BaseCheckpoint) -> None:

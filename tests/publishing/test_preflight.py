@@ -13,7 +13,6 @@ from hubprune.errors import (
     AuthenticationError,
     ConflictError,
     DiskSpaceError,
-    HubError,
     PermissionDeniedError,
     RecipeError,
 )
@@ -165,7 +164,7 @@ def test_libraries_that_talk_to_different_hubs_are_refused(monkeypatch, session,
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "https://elsewhere.example")
-    with pytest.raises(HubError, match=r"different Hubs.*https://elsewhere\.example.*before the program starts"):
+    with pytest.raises(RecipeError, match=r"different Hubs.*https://elsewhere\.example.*before the program starts"):
         preflight(recipe, base=base, session=session)
 
 
