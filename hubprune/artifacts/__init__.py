@@ -7,7 +7,7 @@ Layers are numbered from 0.  "Original" numbers are the base's, "published" ones
 differ only where whole layers went.
 """
 
-from hubprune.artifacts.artifact import Aggregation, Artifact, SublayerKind
+from hubprune.artifacts.artifact import Aggregation, Artifact, Layout, SublayerKind
 from hubprune.artifacts.evaluation import (
     BenchmarkComparison,
     Continuation,
@@ -51,6 +51,7 @@ __all__ = [
     "GenerationComparison",
     "ImportanceScores",
     "LayerScores",
+    "Layout",
     "LoadedBack",
     "Margin",
     "MetricValue",

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 SublayerKind = Literal["attn", "mlp"]
 Aggregation = Literal["document", "token"]
+Layout = Literal["stock", "nemotron-nas", "pruned"]
+"""How a checkpoint says which sublayers it has: not at all, in `block_configs`, or in keys of our own."""
 
 
 class Artifact(BaseModel):

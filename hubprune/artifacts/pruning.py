@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from hubprune.artifacts.artifact import Aggregation, Artifact, SublayerKind
+from hubprune.artifacts.artifact import Aggregation, Artifact, Layout, SublayerKind
 
 # ---- the base ----------------------------------------------------------------------------------------------------
 
@@ -183,6 +183,8 @@ class DropPlan(Artifact):
     """In the order of selection."""
     protected: tuple[int, ...] = ()
     margin: Margin | None = None
+    layout: Layout = "pruned"
+    """How the checkpoint is written; `stock` only where every layer that stays has both sublayers."""
 
     def layers(self, kind: SublayerKind) -> tuple[int, ...]:
         """Original numbers of the layers that lose their sublayer of this kind, ascending."""
