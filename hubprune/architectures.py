@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hubprune.artifacts import Layout
 from hubprune.errors import UnsupportedArchitectureError
 
 __all__ = ["ARCHITECTURES", "Architecture", "architecture_of"]
@@ -44,6 +45,8 @@ class Architecture:
     """Tensors inside a decoder layer that old checkpoints store and transformers computes: no parameters."""
     per_layer_config_lists: tuple[str, ...] = ("layer_types",)
     """Keys of config.json that hold one value per layer and are cut when whole layers go."""
+    nemotron_nas: bool = False
+    """Whether the layers are Llama's, so that the nemotron-nas layout can describe a pruned one."""
 
     @property
     def pruned_model_type(self) -> str:
@@ -55,10 +58,9 @@ class Architecture:
         """Name of the class that the modeling file defines."""
         return f"Pruned{self.class_prefix}ForCausalLM"
 
-    @property
-    def modeling_file(self) -> str:
-        """File name of the published modeling file."""
-        return f"modeling_pruned_{self.model_type}.py"
+    def modeling_file(self, layout: Layout) -> str:
+        """File name of the published modeling file of a layout that needs one."""
+        return f"modeling_pruned_{self.model_type}{'_nas' if layout == 'nemotron-nas' else ''}.py"
 
     def is_parameter(self, tensor: str) -> bool:
         """Tell whether a tensor of a checkpoint is a parameter of the model."""
@@ -76,7 +78,7 @@ class Architecture:
 ARCHITECTURES: Mapping[str, Architecture] = {
     entry.model_type: entry
     for entry in (
-        Architecture(model_type="llama", class_prefix="Llama"),
+        Architecture(model_type="llama", class_prefix="Llama", nemotron_nas=True),
         Architecture(model_type="mistral", class_prefix="Mistral"),
     )
 }

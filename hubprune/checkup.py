@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import BaseCheckpoint, Check, DropPlan, Verification
+from hubprune.artifacts import BaseCheckpoint, Check, Verification
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, VerificationError
 from hubprune.files import list_files
 from hubprune.pruning import verify
-from hubprune.pruning.config import needs_modeling_file, read_config
+from hubprune.pruning.config import read_config
+from hubprune.pruning.structure import read_structure
 from hubprune.publishing import hub
 from hubprune.publishing.manifest import MANIFEST, read_manifest
 from hubprune.publishing.session import HubSession
@@ -44,14 +44,16 @@ def check(
         BaseNotFoundError: it does not name a base that can be found.
     """
     folder, config = _found(name, revision or "main", session, reporter)
-    plan, architecture = verify.plan_of(config), verify.family_of_pruned(config)
-    if trust == "own" and not _runs_only_our_code(folder, config, plan, architecture):
+    plan, structure = verify.plan_of(config), read_structure(config)
+    if trust == "own" and not verify.ships_only_our_code(folder, config, structure):
         raise VerificationError(
             f"{name} names or ships code that this version of hubprune would not write.",
             hint="Read its auto_map and every .py file, then pass --trust-remote-code to run them all the same.",
         )
     found = _base(base, config, session, reporter)
-    seen = verify.verify(Path(found.folder or ""), folder, plan=plan, config=found.config, architecture=architecture)
+    seen = verify.verify(
+        Path(found.folder or ""), folder, plan=plan, config=found.config, architecture=structure.architecture
+    )
     return seen.model_copy(update={"checks": (*_manifest_checks(folder), *seen.checks)})
 
 
@@ -72,12 +74,6 @@ def _found(name: str, revision: str, session: HubSession, reporter: Reporter) ->
     verify.plan_of(repo.config)
     folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
     return folder, repo.config
-
-
-def _runs_only_our_code(folder: Path, config: Mapping[str, Any], plan: DropPlan, architecture: Architecture) -> bool:
-    if needs_modeling_file(plan):
-        return verify.ships_only_our_code(folder, config, architecture)
-    return "auto_map" not in config and not any(folder.rglob("*.py"))
 
 
 def _base(given: str | None, config: Mapping[str, Any], session: HubSession, reporter: Reporter) -> BaseCheckpoint:

@@ -59,7 +59,8 @@ def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, adva
     carry_files(source, folder)
     config_json.write_config(base, plan, architecture, folder)
     if config_json.needs_modeling_file(plan):
-        (folder / architecture.modeling_file).write_text(modeling.render(architecture), encoding="utf-8")
+        code = modeling.render(architecture, layout=plan.layout)
+        (folder / architecture.modeling_file(plan.layout)).write_text(code, encoding="utf-8")
 
 
 def write_weights(

@@ -7,22 +7,23 @@ silently with the default rope base.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hubprune import __version__
 from hubprune.architectures import Architecture
-from hubprune.artifacts import BaseCheckpoint, DropPlan
+from hubprune.artifacts import BaseCheckpoint, DropPlan, Layout
 from hubprune.errors import CheckpointError, UnsupportedFormatError
+from hubprune.pruning.structure import NEMOTRON_NAS, NEMOTRON_NAS_CLASS, block_configs
 from hubprune.strict_json import parse_json
 
 CONFIG_NAME = "config.json"
 
 
 def needs_modeling_file(plan: DropPlan) -> bool:
-    """Tell whether some layer stays with one sublayer only, which no stock class can load."""
-    return bool(plan.published_layers("attn") or plan.published_layers("mlp"))
+    """Tell whether transformers needs code of ours to load what a plan leaves."""
+    return plan.layout != "stock"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -81,9 +82,8 @@ def pruned_config(
     if tokenizer_class:
         config.setdefault("tokenizer_class", tokenizer_class)
     if needs_modeling_file(plan):
-        config.update(pruned_classes(architecture))
-        config["dropped_attn_layers"] = list(plan.published_layers("attn"))
-        config["dropped_mlp_layers"] = list(plan.published_layers("mlp"))
+        config.update(pruned_classes(architecture, plan.layout))
+        config.update(_SUBLAYER_KEYS[plan.layout](plan, config))
     config["hubprune"] = _provenance(base, plan)
     return config
 
@@ -113,12 +113,33 @@ def _fewer_layers(config: Mapping[str, Any], plan: DropPlan, architecture: Archi
     return {"num_hidden_layers": len(kept), **lists}
 
 
-def pruned_classes(architecture: Architecture) -> dict[str, Any]:
-    """Return the keys of config.json that name the classes of the modeling file."""
-    module, prefix = Path(architecture.modeling_file).stem, f"Pruned{architecture.class_prefix}"
+def _own_keys(plan: DropPlan, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "model_type": architecture.pruned_model_type,
-        "architectures": [architecture.pruned_class],
+        "dropped_attn_layers": list(plan.published_layers("attn")),
+        "dropped_mlp_layers": list(plan.published_layers("mlp")),
+    }
+
+
+def _block_configs(plan: DropPlan, config: Mapping[str, Any]) -> dict[str, Any]:
+    no_mlp = plan.published_layers("mlp")
+    widths = [0 if i in no_mlp else config["intermediate_size"] for i in range(config["num_hidden_layers"])]
+    return {"block_configs": block_configs(widths, frozenset(plan.published_layers("attn")), config)}
+
+
+_SUBLAYER_KEYS: Mapping[Layout, Callable[[DropPlan, Mapping[str, Any]], dict[str, Any]]] = {
+    "pruned": _own_keys,
+    "nemotron-nas": _block_configs,
+}
+"""What says, in each layout, which sublayers are gone."""
+
+
+def pruned_classes(architecture: Architecture, layout: Layout) -> dict[str, Any]:
+    """Return the keys of config.json that name the classes of the modeling file."""
+    module, prefix = Path(architecture.modeling_file(layout)).stem, f"Pruned{architecture.class_prefix}"
+    served = layout == "nemotron-nas"
+    return {
+        "model_type": NEMOTRON_NAS if served else architecture.pruned_model_type,
+        "architectures": [NEMOTRON_NAS_CLASS if served else architecture.pruned_class],
         "auto_map": {
             "AutoConfig": f"{module}.{prefix}Config",
             "AutoModel": f"{module}.{prefix}Model",

@@ -14,17 +14,19 @@ from packaging.version import Version
 
 from hubprune import __version__
 from hubprune.architectures import Architecture
+from hubprune.artifacts import Layout
 from hubprune.templates import environment, template_folder
 
 TEMPLATE = "modeling_pruned.py.jinja"
+INCLUDED = "nemotron_nas_config.py.jinja"
 TRANSFORMERS_FLOOR = (4, 48)
 """Oldest transformers whose layers accept the stand-ins: 4.45 wants three values from an attention."""
 
 
-def render(architecture: Architecture, *, version: str = __version__) -> str:
+def render(architecture: Architecture, *, layout: Layout = "pruned", version: str = __version__) -> str:
     """Render the modeling file of a family.
 
-    The text depends on the family and the version of hubprune only, never on a repo or on a user's words.
+    The text depends on the family, the layout and the version of hubprune only, never on a repo or a user's words.
 
     Raises:
         ValueError: a value of the table or the version could not stand in Python source.
@@ -44,11 +46,14 @@ def render(architecture: Architecture, *, version: str = __version__) -> str:
         mlp_module=architecture.mlp_module,
         attn_norms=architecture.attn_norms,
         mlp_norms=architecture.mlp_norms,
+        nemotron_nas=layout == "nemotron-nas",
     )
 
 
 def _template_sha256() -> str:
-    return hashlib.sha256((template_folder("modeling") / TEMPLATE).read_bytes()).hexdigest()
+    """Hash the template with what it includes."""
+    folder = template_folder("modeling")
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in (TEMPLATE, INCLUDED))).hexdigest()
 
 
 def ident(value: Any) -> str:

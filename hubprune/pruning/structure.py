@@ -1,8 +1,8 @@
 """Which sublayers a checkpoint has, read from its config.json, whatever layout that is written in.
 
-    stock          `model_type` of the family: every layer has both sublayers, all MLPs are equally wide
-    pruned         `pruned_<family>`: `dropped_attn_layers`, `dropped_mlp_layers`, `mlp_intermediate_sizes`
-    nemotron-nas   `block_configs`, one entry per layer with what its attention and its MLP are
+stock          `model_type` of the family: every layer has both sublayers, all MLPs are equally wide
+pruned         `pruned_<family>`: `dropped_attn_layers`, `dropped_mlp_layers`, `mlp_intermediate_sizes`
+nemotron-nas   `block_configs`, one entry per layer with what its attention and its MLP are
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from hubprune.artifacts import Layout, SublayerKind
 from hubprune.errors import CheckpointError, UnsupportedArchitectureError
 
 NEMOTRON_NAS = "nemotron-nas"
+NEMOTRON_NAS_CLASS = "DeciLMForCausalLM"
+"""The class that vLLM, SGLang and llama.cpp look for; transformers loads ours, by `auto_map`."""
 PRUNED_PREFIX = "pruned_"
 
 

@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hubprune.architectures import Architecture, architecture_of
-from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Verification
+from hubprune.architectures import Architecture
+from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification
 from hubprune.errors import CheckpointError, VerificationError
 from hubprune.pruning import modeling
 from hubprune.pruning.checkpoint import new_names
 from hubprune.pruning.config import needs_modeling_file, pruned_classes
 from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest
+from hubprune.pruning.structure import Structure, read_structure
 from hubprune.pruning.weights import Shard, TensorEntry, open_weights
 from hubprune.strict_json import parse_json
 
@@ -111,17 +112,20 @@ def load_from_hub(
         return _in_fresh_process("load", request, Loaded, environment={"HF_HUB_CACHE": cache})
 
 
-def ships_only_our_code(folder: Path, config: Mapping[str, Any], architecture: Architecture) -> bool:
+def ships_only_our_code(folder: Path, config: Mapping[str, Any], structure: Structure) -> bool:
     """Tell whether all code that loading a folder would run is what this version of hubprune writes.
 
     transformers runs what `auto_map` names, in this folder or in another repo, and a `custom_generate/generate.py`.
     """
-    named = {key: config.get(key) for key in pruned_classes(architecture)}
+    architecture, layout = structure.architecture, structure.layout
     code = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
+    if layout == "stock":
+        return "auto_map" not in config and not code
+    classes = pruned_classes(architecture, layout)
     return (
-        named == pruned_classes(architecture)
-        and code == {architecture.modeling_file}
-        and _is_our_modeling_file(folder, architecture)
+        {key: config.get(key) for key in classes} == classes
+        and code == {architecture.modeling_file(layout)}
+        and _is_our_modeling_file(folder, architecture, layout)
         and "auto_map" not in _json(folder / "tokenizer_config.json")
     )
 
@@ -130,9 +134,9 @@ def _json(path: Path) -> Mapping[str, Any]:
     return parse_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
 
 
-def _is_our_modeling_file(folder: Path, architecture: Architecture) -> bool:
-    path = folder / architecture.modeling_file
-    return path.is_file() and path.read_bytes() == modeling.render(architecture).encode()
+def _is_our_modeling_file(folder: Path, architecture: Architecture, layout: Layout) -> bool:
+    path = folder / architecture.modeling_file(layout)
+    return path.is_file() and path.read_bytes() == modeling.render(architecture, layout=layout).encode()
 
 
 def plan_of(config: Mapping[str, Any]) -> DropPlan:
@@ -144,7 +148,12 @@ def plan_of(config: Mapping[str, Any]) -> DropPlan:
     origin = _origin(config)
     dropped = [DroppedSublayer(kind="attn", layer=i) for i in origin.dropped_attn_layers_of_base]
     dropped += [DroppedSublayer(kind="mlp", layer=i) for i in origin.dropped_mlp_layers_of_base]
-    return DropPlan(selected_by="hand", num_hidden_layers=origin.base_num_hidden_layers, dropped=tuple(dropped))
+    return DropPlan(
+        selected_by="hand",
+        num_hidden_layers=origin.base_num_hidden_layers,
+        dropped=tuple(dropped),
+        layout=read_structure(config).layout,
+    )
 
 
 def base_of(config: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -175,16 +184,6 @@ def _origin(config: Mapping[str, Any]) -> _Origin:
             "config.json does not say what was dropped from which base.",
             hint="Only checkpoints that hubprune wrote can be verified.",
         ) from error
-
-
-def family_of_pruned(config: Mapping[str, Any]) -> Architecture:
-    """Return the family of a pruned checkpoint from its config.json.
-
-    Raises:
-        UnsupportedArchitectureError: hubprune does not know the family.
-    """
-    model_type = str(config.get("model_type")).removeprefix("pruned_")
-    return architecture_of({"model_type": model_type}, name="the checkpoint")
 
 
 def _zeroed(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:

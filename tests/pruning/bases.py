@@ -34,11 +34,13 @@ LLAMA = {
 MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8}
 
 
-def plan(layers, *, attn=(), mlp=()):
+def plan(layers, *, attn=(), mlp=(), layout=None):
     """A plan that was made by hand."""
     dropped = [*(DroppedSublayer(kind="attn", layer=i) for i in attn)]
     dropped += [DroppedSublayer(kind="mlp", layer=i) for i in mlp]
-    return DropPlan(selected_by="hand", num_hidden_layers=layers, dropped=tuple(dropped))
+    made = DropPlan(selected_by="hand", num_hidden_layers=layers, dropped=tuple(dropped))
+    whole = not made.published_layers("attn") and not made.published_layers("mlp")
+    return made.model_copy(update={"layout": layout or ("stock" if whole else "pruned")})
 
 
 def shapes(config):

@@ -64,7 +64,7 @@ def test_the_modeling_file_overrides_no_forward_of_transformers(family):
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["check", "format"])
 def test_the_modeling_file_is_clean_for_ruff(tmp_path, command):
     for family in FAMILIES:
-        path = tmp_path / ARCHITECTURES[family].modeling_file
+        path = tmp_path / ARCHITECTURES[family].modeling_file("pruned")
         path.write_text(modeling.render(ARCHITECTURES[family]))
     ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "--line-length", "120", str(tmp_path)]
     done = subprocess.run(ruff, capture_output=True, text=True, check=False)
@@ -126,7 +126,7 @@ def rendered(tmp_path_factory):
     """The modeling files as modules, by family."""
     modules = {}
     for family in FAMILIES:
-        path = tmp_path_factory.mktemp("code") / ARCHITECTURES[family].modeling_file
+        path = tmp_path_factory.mktemp("code") / ARCHITECTURES[family].modeling_file("pruned")
         path.write_text(modeling.render(ARCHITECTURES[family]))
         spec = importlib.util.spec_from_file_location(path.stem, path)
         modules[family] = importlib.util.module_from_spec(spec)

@@ -21,6 +21,7 @@ from hubprune.errors import (
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.config import check_config, read_config
+from hubprune.pruning.structure import read_structure
 from hubprune.pruning.weights import SINGLE_NAME
 
 DROPS = {
@@ -316,7 +317,7 @@ def test_the_plan_is_read_back_from_the_published_config(llama, tmp_path):
     found = verify.plan_of(config)
     assert found.sublayers == drop.sublayers
     assert found.num_hidden_layers == 5
-    assert verify.family_of_pruned(config).model_type == "llama"
+    assert read_structure(config).architecture.model_type == "llama"
 
 
 @pytest.mark.parametrize(
@@ -328,13 +329,13 @@ def test_a_config_that_hubprune_did_not_write_is_told(config):
 
 
 def test_an_unknown_family_is_told():
-    with pytest.raises(UnsupportedArchitectureError, match=re.escape("the checkpoint has model_type 'bert'")):
-        verify.family_of_pruned({"model_type": "pruned_bert"})
+    with pytest.raises(UnsupportedArchitectureError, match=re.escape("the checkpoint has model_type 'pruned_bert'")):
+        read_structure({"model_type": "pruned_bert"})
 
 
 def is_ours(folder):
     config = json.loads((folder / "config.json").read_text())
-    return verify.ships_only_our_code(folder, config, architecture_of(LLAMA))
+    return verify.ships_only_our_code(folder, config, read_structure(config))
 
 
 def change_config(folder, **values):
