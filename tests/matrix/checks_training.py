@@ -1,0 +1,92 @@
+"""Checks of training: gradients, gradient checkpointing, LoRA."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+from cases import FEW, Case, MismatchError, check, close, prompt, same
+
+IDS = prompt()
+
+
+@check("training step lowers the loss", drops=FEW)
+def trained(case: Case) -> None:
+    model = case.load().train()
+    before = _gradients(model)
+    _step(model)
+    _lower(_loss(model), before)
+
+
+@check("gradient checkpointing, reentrant", drops=FEW)
+def reentrant(case: Case) -> None:
+    _checkpointed(case, use_reentrant=True)
+
+
+@check("gradient checkpointing, not reentrant", drops=FEW)
+def not_reentrant(case: Case) -> None:
+    _checkpointed(case, use_reentrant=False)
+
+
+def _checkpointed(case: Case, *, use_reentrant: bool) -> None:
+    plain, model = case.load().train(), case.load().train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    same(model.is_gradient_checkpointing, True, "checkpointing")
+    before = _gradients(model)
+    _gradients(plain)
+    for (name, mine), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        close(mine.grad, theirs.grad, f"gradient of {name}")
+    _step(model)
+    _lower(_loss(model), before)
+
+
+def _loss(model: Any) -> Any:
+    return model(IDS, labels=IDS).loss
+
+
+def _gradients(model: Any) -> float:
+    loss = _loss(model)
+    loss.backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    same(without, [], "parameters without a gradient")
+    return float(loss)
+
+
+def _step(model: Any) -> None:
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01).step()
+
+
+def _lower(after: Any, before: float) -> None:
+    if not float(after) < before:
+        raise MismatchError(f"loss {float(after):.4f} after a step, {before:.4f} before")
+
+
+@check("LoRA, all-linear", drops=FEW)
+def lora_everywhere(case: Case) -> None:
+    _lora(case, "all-linear")
+
+
+@check("LoRA, named modules", drops=FEW)
+def lora_named(case: Case) -> None:
+    _lora(case, ["o_proj", "down_proj"])
+
+
+def _lora(case: Case, target_modules: Any) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(0)
+    options = LoraConfig(target_modules=target_modules, task_type="CAUSAL_LM", r=4, lora_dropout=0.0)
+    model = get_peft_model(case.load(), options).train()
+    before = _gradients(model)
+    _step(model)
+    _lower(_loss(model), before)
+    model.eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        expected = model(IDS).logits
+        model.save_pretrained(folder)
+        again = PeftModel.from_pretrained(case.load(), folder).eval()
+        close(again(IDS).logits, expected, "logits after loading the adapter")
+        merged = again.merge_and_unload()
+        close(merged(IDS).logits, expected, "logits after merging", tolerance=1e-3)
+        same(any("lora" in name for name, _ in merged.named_parameters()), False, "adapters are left")

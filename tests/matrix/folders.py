@@ -1,0 +1,128 @@
+"""Make the bases, and of each the folders that hubprune publishes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from kinds import END, Drop, Kind
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hubprune.architectures import architecture_of
+from hubprune.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
+from hubprune.pruning.checkpoint import write_checkpoint
+
+WEIGHTS = "model.safetensors"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def make_folders(kinds: list[Kind], root: Path) -> Path:
+    """Write bases and published folders below a folder, and return the file that lists them for `inside.py`."""
+    cases = [case for kind in kinds for case in _cases(kind, root / kind.label)]
+    path = root / "cases.json"
+    path.write_text(json.dumps(cases, indent=1))
+    return path
+
+
+def _cases(kind: Kind, folder: Path) -> list[dict]:
+    base = write_base(kind, folder / f"{kind.label}-base")
+    return [_case(kind, base, name, drop, folder) for name, drop in kind.drops.items()]
+
+
+def _case(kind: Kind, base: BaseCheckpoint, name: str, drop: Drop, folder: Path) -> dict:
+    plan = plan_of(kind, drop)
+    # transformers names the copied code after the folder: each needs a name of its own.
+    published = folder / f"{kind.label}-{name.replace(' ', '-')}"
+    if drop == Drop():
+        published = Path(base.folder)
+    else:
+        published.mkdir()
+        write_checkpoint(base, plan, published, advance=lambda _: None)
+        narrow(published, plan, drop, width=kind.config["intermediate_size"])
+    layers = kind.config["num_hidden_layers"]
+    return {
+        "kind": kind.label, "drops": name, "folder": str(published), "base": base.folder,
+        "trust": "auto_map" in json.loads((published / "config.json").read_text()),
+        "zeroed": outputs(kind, drop), "narrowed": narrowed(kind, drop),
+        "attentions": [layers - len(drop.attn), layers], "floor": kind.floor,
+    }  # fmt: skip
+
+
+def plan_of(kind: Kind, drop: Drop) -> DropPlan:
+    """Return the plan that drops it by hand."""
+    dropped = [DroppedSublayer(kind="attn", layer=layer) for layer in drop.attn]
+    dropped += [DroppedSublayer(kind="mlp", layer=layer) for layer in drop.mlp]
+    return DropPlan(
+        selected_by="hand",
+        num_hidden_layers=kind.config["num_hidden_layers"],
+        dropped=tuple(dropped),
+        layout=kind.layout if dropped else "stock",
+    )
+
+
+def outputs(kind: Kind, drop: Drop) -> list[str]:
+    """Name the projections of the base that write what is dropped into the residual stream."""
+    family = architecture_of(kind.config)
+    attn = [f"{family.layers_prefix}{layer}.{family.attn_output}" for layer in drop.attn]
+    return attn + [f"{family.layers_prefix}{layer}.{family.mlp_output}" for layer in drop.mlp]
+
+
+def narrowed(kind: Kind, drop: Drop) -> list[tuple[str, int]]:
+    """Name the MLPs' output projections that lose neurons, with what they keep."""
+    family = architecture_of(kind.config)
+    return [(f"{family.layers_prefix}{layer}.{family.mlp_output}", width) for layer, width in drop.widths.items()]
+
+
+def write_base(kind: Kind, folder: Path) -> BaseCheckpoint:
+    """Write a base with a config.json as published ones have it, random weights, and a tokenizer of bytes."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(kind.config, indent=2))
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    save_file(random_weights(model), folder / WEIGHTS, metadata={"format": "pt"})
+    write_tokenizer(folder)
+    return BaseCheckpoint(name="tiny", commit=None, folder=str(folder), config=dict(kind.config), files=())
+
+
+def random_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return weights with which every sublayer says something: an untrained model's hardly do."""
+    made, weights = torch.Generator().manual_seed(0), {}
+    tied = HEAD if model.config.tie_word_embeddings else None
+    for name, tensor in model.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=made)
+        # Norms stay near what they start as, which is one or, in some families, zero.
+        weights[name] = tensor + noise / 10 if tensor.dim() == 1 else noise / math.sqrt(tensor.shape[-1])
+    # A logit of zero is never the largest: no row ends before it has said as much as it may.
+    weights[EMBEDDING if tied else HEAD][END] = 0
+    weights.pop(tied, None)
+    return weights
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer whose tokens are the 256 bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocab = {char: number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+
+
+def narrow(folder: Path, plan: DropPlan, drop: Drop, *, width: int) -> None:
+    """Keep the first neurons of some MLPs of a published folder, and say so in its config.json."""
+    if not drop.widths:
+        return
+    config, numbers = json.loads((folder / "config.json").read_text()), plan.published_numbers
+    widths = [0 if i in drop.mlp else drop.widths.get(i, width) for i in numbers]
+    tensors = load_file(folder / WEIGHTS)
+    for layer, kept in drop.widths.items():
+        prefix = f"model.layers.{numbers[layer]}.mlp"
+        for name in ("gate_proj", "up_proj"):
+            tensors[f"{prefix}.{name}.weight"] = tensors[f"{prefix}.{name}.weight"][:kept].clone()
+        tensors[f"{prefix}.down_proj.weight"] = tensors[f"{prefix}.down_proj.weight"][:, :kept].clone()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**config, "mlp_intermediate_sizes": widths}, indent=2))
