@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 IDS = prompt()
 TEXT = "Paris is the capital of"
+LAYER_KEYS = ("dropped_attn_layers", "dropped_mlp_layers", "mlp_intermediate_sizes", "block_configs")
 
 
 @check("load: no missing or unexpected keys")
