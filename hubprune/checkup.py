@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from hubprune.errors import BaseNotFoundError, VerificationError
 from hubprune.files import list_files
 from hubprune.pruning import verify
 from hubprune.pruning.config import read_config
+from hubprune.pruning.runnable import make_runnable
 from hubprune.pruning.structure import read_structure
 from hubprune.publishing import hub
 from hubprune.publishing.manifest import MANIFEST, read_manifest
@@ -51,9 +53,9 @@ def check(
             hint="Read its auto_map and every .py file, then pass --trust-remote-code to run them all the same.",
         )
     found = _base(base, config, session, reporter)
-    seen = verify.verify(
-        Path(found.folder or ""), folder, plan=plan, config=found.config, architecture=structure.architecture
-    )
+    with tempfile.TemporaryDirectory(prefix="hubprune-base-") as work:
+        runnable = make_runnable(found, Path(work) / "base")
+        seen = verify.verify(runnable, folder, plan=plan, config=found.config, architecture=structure.architecture)
     return seen.model_copy(update={"checks": (*_manifest_checks(folder), *seen.checks)})
 
 

@@ -32,6 +32,14 @@ DropAttn = Annotated[
 Protect = Annotated[
     str | None, typer.Option(metavar="0,1", help="Layers that are never dropped.", rich_help_panel=DROPPING)
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|stock|nemotron-nas|pruned",
+        help="How it is written. Default: auto, what most runtimes can load.",
+        rich_help_panel=DROPPING,
+    ),
+]
 Calibration = Annotated[
     str | None,
     typer.Option(
@@ -165,7 +173,7 @@ def make_recipe(given: Mapping[str, Any]) -> Recipe:
         values["drop"] = {k: v for k, v in values.get("drop", {}).items() if k == "protect"}
     for part, fields in _parts(given).items():
         values[part] = {**values.get(part, {}), **fields}
-    values |= _given(given, "seed", "device", "dtype", "aggregation", "score_batch_size")
+    values |= _given(given, "seed", "device", "dtype", "aggregation", "score_batch_size", "layout")
     values["calibration"] = _mix(given, values.get("calibration"))
     if not values["base"].get("repo_id"):
         raise RecipeError("Which base?", hint="Name one, as in hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3.")

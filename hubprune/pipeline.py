@@ -65,8 +65,9 @@ def _benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | 
         key,
         BenchmarkComparison,
         lambda: harness.run(
-            run.base_folder,
+            run.runnable.folder,
             folder,
+            base_code=run.runnable.own_code,
             spec=spec,
             seed=recipe.seed,
             device=recipe.device,
@@ -86,8 +87,9 @@ def _free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison |
         from hubprune.evaluation import generation
 
         return generation.compare(
-            run.base_folder,
+            run.runnable.folder,
             folder,
+            base_code=run.runnable.own_code,
             prompts=prompts,
             max_new_tokens=spec.max_new_tokens,
             device=recipe.device,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hubprune.artifacts import Aggregation
+from hubprune.artifacts import Aggregation, LayoutChoice
 from hubprune.errors import RecipeError
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -166,6 +166,8 @@ class Recipe(Settings):
     base: BaseModelSpec
     drop: DropSpec
     calibration: CalibrationMix
+    layout: LayoutChoice = "auto"
+    """How the result is written; `auto` takes what most runtimes can load."""
     aggregation: Aggregation = "document"
     score_batch_size: int = Field(default=8, ge=1)
     """Documents per batch while scoring; it changes speed, not scores."""

@@ -29,10 +29,13 @@ from hubprune.devices import resolve_device, resolve_dtype
 from hubprune.environment import describe_environment
 from hubprune.errors import RecipeError, UnsupportedFormatError
 from hubprune.files import check_new_folder, staged_folder
-from hubprune.pruning import calibration, checkpoint, selection, verify
+from hubprune.pruning import calibration, checkpoint, modeling, selection, verify
 from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.config import check_config
 from hubprune.pruning.inventory import take_inventory
+from hubprune.pruning.layouts import choose_layout
+from hubprune.pruning.runnable import Runnable, make_runnable
+from hubprune.pruning.structure import read_structure
 from hubprune.publishing import hub
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import Recipe
@@ -53,9 +56,13 @@ class Run:
     def base(self) -> BaseCheckpoint:
         """The base, resolved to a commit and found fit for the request; nothing but its config was read."""
         base = hub.resolve_base(self.recipe.base, session=self.session)
-        architecture_of(base.config, name=base.name)
         check_config(base.config, where=f"config.json of {base.name}")
-        selection.check_request(self.recipe.drop, num_hidden_layers=base.num_hidden_layers, name=base.name)
+        structure = read_structure(base.config, name=base.name)
+        selection.check_request(
+            self.recipe.drop, num_hidden_layers=base.num_hidden_layers, name=base.name, absent=structure.absences
+        )
+        if self.recipe.drop.drop_attn is not None:
+            _plan(self.recipe, None, base)
         return base
 
     @cached_property
@@ -99,10 +106,11 @@ class Run:
         device = resolve_device(self.recipe.device)
         return [self._base_identity, self.environment.versions, self.environment.machine, device, self.recipe.dtype]
 
-    @property
-    def base_folder(self) -> Path:
-        """Where the base's files are."""
-        return Path(self.downloaded.folder or "")
+    @cached_property
+    def runnable(self) -> Runnable:
+        """The base as transformers can load it; one that was pruned before gets its modeling file from here."""
+        key = key_of(self._base_identity, modeling.render(self.architecture))
+        return make_runnable(self.downloaded, self.store.folder / "bases" / f"{self.base.name.split('/')[-1]}-{key}")
 
     @property
     def architecture(self) -> Architecture:
@@ -151,13 +159,14 @@ def _score(run: Run, *, dtype: str, device: str) -> LayerScores:
         run.recipe.calibration,
         commits=run.data_commits,
         seed=run.recipe.seed,
-        tokenizer=AutoTokenizer.from_pretrained(run.base_folder, trust_remote_code=False),
+        tokenizer=AutoTokenizer.from_pretrained(run.runnable.folder, trust_remote_code=False),
         context_length=run.base.config.get("max_position_embeddings"),
         reporter=run.reporter,
     )
     return importance.score(
-        run.base_folder,
+        run.runnable.folder,
         documents,
+        own_code=run.runnable.own_code,
         architecture=run.architecture,
         aggregation=run.recipe.aggregation,
         batch_size=run.recipe.score_batch_size,
@@ -169,9 +178,7 @@ def _score(run: Run, *, dtype: str, device: str) -> LayerScores:
 
 def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
     """Select what goes, and say so."""
-    plan = selection.make_plan(
-        run.recipe.drop, scores, num_hidden_layers=run.base.num_hidden_layers, name=run.base.name
-    )
+    plan = _plan(run.recipe, scores, run.base)
     layers = plan.layers("attn")
     word = "layer" if len(layers) == 1 else "layers"
     run.reporter.note(f"dropping the attention of {word} {', '.join(map(str, layers))}")
@@ -179,6 +186,14 @@ def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
         kept, last = plan.margin.first_kept, plan.margin.last_dropped
         run.reporter.note(f"near tie: layers {last} and {kept} are within two standard errors of each other")
     return plan
+
+
+def _plan(recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint) -> DropPlan:
+    absent = read_structure(base.config, name=base.name).absences
+    plan = selection.make_plan(
+        recipe.drop, scores, num_hidden_layers=base.num_hidden_layers, name=base.name, absent=absent
+    )
+    return plan.model_copy(update={"layout": choose_layout(recipe.layout, plan, base.config)})
 
 
 def refuse_tokenizer_code(folder: Path, *, name: str) -> None:
@@ -219,14 +234,12 @@ def _write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
     with staged_folder(folder) as staged:
         with run.reporter.progress("writing", total=total, unit="B") as advance:
             checkpoint.write_checkpoint(base, plan, staged, advance=advance)
-        verification = verify.verify(
-            run.base_folder, staged, plan=plan, config=base.config, architecture=run.architecture
-        )
+        verification = verify.verify(run.runnable, staged, plan=plan, config=base.config, architecture=run.architecture)
         verify.require_passed(verification)
         run.reporter.note(f"verified in a fresh process: {len(verification.checks)} checks passed")
         with run.reporter.progress("hashing", total=total, unit="B") as advance:
             written = take_inventory(
-                run.base_folder,
+                run.runnable.folder,
                 staged,
                 plan=plan,
                 config=base.config,
@@ -245,7 +258,7 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedChec
     Raises:
         RecipeError: another run uses it.
     """
-    key = key_of(run.circumstances, plan.sublayers)
+    key = key_of(run.circumstances, plan.sublayers, plan.layout)
     folder = run.store.folder / "checkpoints" / f"{run.recipe.default_name}-{key}"
     folder.parent.mkdir(exist_ok=True)
     with _alone(folder):

@@ -7,7 +7,7 @@ Layers are numbered from 0.  "Original" numbers are the base's, "published" ones
 differ only where whole layers went.
 """
 
-from hubprune.artifacts.artifact import Aggregation, Artifact, Layout, SublayerKind
+from hubprune.artifacts.artifact import Aggregation, Artifact, Layout, LayoutChoice, SublayerKind
 from hubprune.artifacts.evaluation import (
     BenchmarkComparison,
     Continuation,
@@ -52,6 +52,7 @@ __all__ = [
     "ImportanceScores",
     "LayerScores",
     "Layout",
+    "LayoutChoice",
     "LoadedBack",
     "Margin",
     "MetricValue",

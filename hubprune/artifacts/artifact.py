@@ -10,6 +10,8 @@ SublayerKind = Literal["attn", "mlp"]
 Aggregation = Literal["document", "token"]
 Layout = Literal["stock", "nemotron-nas", "pruned"]
 """How a checkpoint says which sublayers it has: not at all, in `block_configs`, or in keys of our own."""
+LayoutChoice = Literal["auto", "stock", "nemotron-nas", "pruned"]
+"""A layout, or `auto` for the first of them that fits."""
 
 
 class Artifact(BaseModel):

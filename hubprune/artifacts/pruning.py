@@ -178,9 +178,11 @@ class DropPlan(Artifact):
     method: Literal["attn-drop", "mlp-drop", "block-drop", "joint-drop"] = "attn-drop"
     selected_by: Literal["score", "hand"]
     num_hidden_layers: int
-    """Decoder layers of the base."""
+    """Decoder layers of the base; all original numbers are the base's own."""
     dropped: tuple[DroppedSublayer, ...]
     """In the order of selection."""
+    absent: tuple[tuple[SublayerKind, int], ...] = ()
+    """Sublayers that a base which was pruned before lacks already: kind and number in the base."""
     protected: tuple[int, ...] = ()
     margin: Margin | None = None
     layout: Layout = "pruned"
@@ -196,9 +198,19 @@ class DropPlan(Artifact):
         return tuple(sorted((d.kind, d.layer) for d in self.dropped))
 
     @property
+    def absent_layers(self) -> dict[SublayerKind, tuple[int, ...]]:
+        """Numbers, in the base, of the layers that lack a sublayer already, ascending."""
+        kinds: tuple[SublayerKind, ...] = ("attn", "mlp")
+        return {kind: tuple(sorted(layer for k, layer in self.absent if k == kind)) for kind in kinds}
+
+    def gone(self, kind: SublayerKind) -> tuple[int, ...]:
+        """Original numbers of the layers without a sublayer of this kind, by this plan or before it, ascending."""
+        return tuple(sorted({*self.layers(kind), *self.absent_layers[kind]}))
+
+    @property
     def removed_layers(self) -> tuple[int, ...]:
         """Original numbers of the layers with neither sublayer left: they go altogether."""
-        return tuple(sorted(set(self.layers("attn")) & set(self.layers("mlp"))))
+        return tuple(sorted(set(self.gone("attn")) & set(self.gone("mlp"))))
 
     @property
     def published_numbers(self) -> dict[int, int]:
@@ -209,7 +221,7 @@ class DropPlan(Artifact):
     def published_layers(self, kind: SublayerKind) -> tuple[int, ...]:
         """Published numbers of the layers that stay without their sublayer of this kind, ascending."""
         numbers = self.published_numbers
-        return tuple(numbers[i] for i in self.layers(kind) if i in numbers)
+        return tuple(numbers[i] for i in self.gone(kind) if i in numbers)
 
 
 # ---- written checkpoint ------------------------------------------------------------------------------------------

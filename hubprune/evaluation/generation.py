@@ -27,6 +27,7 @@ def compare(
     base_folder: Path,
     pruned_folder: Path,
     *,
+    base_code: bool = False,
     prompts: tuple[str, ...],
     max_new_tokens: int,
     device: str,
@@ -35,8 +36,8 @@ def compare(
 ) -> GenerationComparison:
     """Let two model folders continue the same prompts, one model after the other.
 
-    Decoding is greedy whatever the folders' generation_config.json says.  Code in a folder is run for the pruned one
-    alone.  Where a prompt and `max_new_tokens` do not fit into the base's positions, all texts get shorter and a note
+    Decoding is greedy whatever the folders' generation_config.json says.  Code in a folder is run for the pruned one,
+    and for the base where `base_code` says that this package rendered it.  Where a prompt and `max_new_tokens` do not fit into the base's positions, all texts get shorter and a note
     says so; the result holds the number used.
 
     Raises:
@@ -45,7 +46,7 @@ def compare(
     """
     with quiet():
         request = _Request(prompts, max_new_tokens, device, dtype, reporter)
-        base = _write(request, base_folder, name="base", trust_remote_code=False)
+        base = _write(request, base_folder, name="base", trust_remote_code=base_code)
         # The limit that the base came to holds for both, so that the texts can be compared.
         request = replace(request, max_new_tokens=base.max_new_tokens)
         pruned = _write(request, pruned_folder, name="pruned", trust_remote_code=True)

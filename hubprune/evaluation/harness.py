@@ -51,6 +51,7 @@ def run(
     base_folder: Path,
     pruned_folder: Path,
     *,
+    base_code: bool = False,
     spec: EvaluationSpec,
     seed: int,
     device: str,
@@ -60,7 +61,8 @@ def run(
 ) -> BenchmarkComparison:
     """Benchmark two model folders one after the other with lm-eval's Hugging Face backend, and compare them.
 
-    Code in a folder is run for the pruned one alone, whose modeling file this package rendered.  `device` and `dtype`
+    Code in a folder is run for the pruned one, whose modeling file this package rendered, and for the base only where
+    `base_code` says the same of it.  `device` and `dtype`
     may be `auto`.  Each answer goes to `samples_folder/{base,pruned}/samples_<task>.jsonl`.  Seconds are wall-clock
     time from loading a model to its last metric.
 
@@ -74,7 +76,7 @@ def run(
     reporter.note(f"Reading the documents of {', '.join(spec.tasks)}")
     with quiet(), no_calls_elsewhere():
         plan = _Plan(load_tasks(spec), spec=spec, seed=seed, device=device, dtype=dtype, reporter=reporter)
-        base = _measure(plan, base_folder, name="base", trust_remote_code=False)
+        base = _measure(plan, base_folder, name="base", trust_remote_code=base_code)
         pruned = _measure(plan, pruned_folder, name="pruned", trust_remote_code=True)
     refuse_different_documents(base.results, pruned.results)
     if samples_folder is not None:

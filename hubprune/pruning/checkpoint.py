@@ -57,7 +57,7 @@ def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, adva
     weights = open_weights(source)
     write_weights(weights, plan, architecture, folder, advance=advance)
     carry_files(source, folder)
-    config_json.write_config(base, plan, architecture, folder)
+    config_json.write_config(base, plan, folder)
     if config_json.needs_modeling_file(plan):
         code = modeling.render(architecture, layout=plan.layout)
         (folder / architecture.modeling_file(plan.layout)).write_text(code, encoding="utf-8")

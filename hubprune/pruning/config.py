@@ -7,18 +7,28 @@ silently with the default rope base.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hubprune import __version__
-from hubprune.architectures import Architecture
+from hubprune.architectures import NEMOTRON_NAS, Architecture
 from hubprune.artifacts import BaseCheckpoint, DropPlan, Layout
 from hubprune.errors import CheckpointError, UnsupportedFormatError
-from hubprune.pruning.structure import NEMOTRON_NAS, NEMOTRON_NAS_CLASS, block_configs
+from hubprune.pruning.structure import (
+    NEMOTRON_NAS_CLASS,
+    Structure,
+    block_configs,
+    read_structure,
+)
 from hubprune.strict_json import parse_json
 
 CONFIG_NAME = "config.json"
+NOT_CARRIED = {
+    "_name_or_path", "auto_map", "block_configs", "dropped_attn_layers", "dropped_mlp_layers", "hubprune",
+    "mlp_intermediate_sizes",
+}  # fmt: skip
+"""Keys of a base's config.json that say nothing about the result: its path, its code, what was dropped before."""
 
 
 def needs_modeling_file(plan: DropPlan) -> bool:
@@ -59,33 +69,47 @@ def check_config(config: Mapping[str, Any], *, where: str) -> None:
         )
 
 
-def write_config(base: BaseCheckpoint, plan: DropPlan, architecture: Architecture, folder: Path) -> None:
+def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None:
     """Write config.json; the tokenizer files must be in the folder already."""
-    config = pruned_config(base, plan, architecture, tokenizer_class=_tokenizer_class(folder))
+    write_json(pruned_config(base, plan, tokenizer_class=_tokenizer_class(folder)), folder)
+
+
+def write_json(config: Mapping[str, Any], folder: Path) -> None:
+    """Write a config.json as it is."""
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def pruned_config(
-    base: BaseCheckpoint, plan: DropPlan, architecture: Architecture, *, tokenizer_class: str | None = None
-) -> dict[str, Any]:
+def pruned_config(base: BaseCheckpoint, plan: DropPlan, *, tokenizer_class: str | None = None) -> dict[str, Any]:
     """Return the published config.json of a plan.
 
     Args:
         base: the base with its parsed config.json.
         plan: what goes.
-        architecture: the base's family.
         tokenizer_class: class named by the tokenizer's own config; older `pipeline()`s look for it here.
     """
-    config = {k: v for k, v in base.config.items() if k != "_name_or_path"}
+    structure = read_structure(base.config, name=base.name)
+    config = stock_config(base.config, structure)
     config.update(_both_spellings(config))
-    config.update(_fewer_layers(config, plan, architecture))
+    config.update(_fewer_layers(config, plan, structure.architecture))
     if tokenizer_class:
         config.setdefault("tokenizer_class", tokenizer_class)
-    if needs_modeling_file(plan):
-        config.update(pruned_classes(architecture, plan.layout))
-        config.update(_SUBLAYER_KEYS[plan.layout](plan, config))
+    config.update(layout_keys(plan.layout, config, structure.without(plan)))
     config["hubprune"] = _provenance(base, plan)
     return config
+
+
+def stock_config(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """Return a base's config.json as that of its family, without what makes it a pruned one or names foreign code."""
+    kept = {key: value for key, value in config.items() if key not in NOT_CARRIED}
+    if structure.layout == "stock":
+        return kept
+    family = structure.architecture
+    return {
+        **kept,
+        "model_type": family.model_type,
+        "architectures": [family.causal_lm_class],
+        "intermediate_size": max(structure.mlp_widths),
+    }
 
 
 def _both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,45 +129,38 @@ def _fewer_layers(config: Mapping[str, Any], plan: DropPlan, architecture: Archi
     kept = sorted(plan.published_numbers)
     if len(kept) == plan.num_hidden_layers:
         return {}
-    lists = {
-        key: [values[i] for i in kept]
-        for key in architecture.per_layer_config_lists
-        if isinstance(values := config.get(key), list) and len(values) == plan.num_hidden_layers
+    return {"num_hidden_layers": len(kept), **architecture.cut_lists(config, kept)}
+
+
+def layout_keys(layout: Layout, config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """Return the keys of config.json that say, in a layout, which classes load it and which sublayers are there.
+
+    Without a single `intermediate_size`, a stock class that is called by its name fails instead of loading the
+    checkpoint with random numbers in its holes.
+    """
+    if layout == "stock":
+        return {}
+    own = {
+        "dropped_attn_layers": sorted(structure.no_attn),
+        "dropped_mlp_layers": sorted(structure.no_mlp),
+        "mlp_intermediate_sizes": list(structure.mlp_widths),
     }
-    return {"num_hidden_layers": len(kept), **lists}
-
-
-def _own_keys(plan: DropPlan, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "dropped_attn_layers": list(plan.published_layers("attn")),
-        "dropped_mlp_layers": list(plan.published_layers("mlp")),
-    }
-
-
-def _block_configs(plan: DropPlan, config: Mapping[str, Any]) -> dict[str, Any]:
-    no_mlp = plan.published_layers("mlp")
-    widths = [0 if i in no_mlp else config["intermediate_size"] for i in range(config["num_hidden_layers"])]
-    return {"block_configs": block_configs(widths, frozenset(plan.published_layers("attn")), config)}
-
-
-_SUBLAYER_KEYS: Mapping[Layout, Callable[[DropPlan, Mapping[str, Any]], dict[str, Any]]] = {
-    "pruned": _own_keys,
-    "nemotron-nas": _block_configs,
-}
-"""What says, in each layout, which sublayers are gone."""
+    served = {"block_configs": block_configs(structure.mlp_widths, structure.no_attn, config)}
+    keys = served if layout == "nemotron-nas" else own
+    return {**pruned_classes(structure.architecture, layout), **keys, "intermediate_size": None}
 
 
 def pruned_classes(architecture: Architecture, layout: Layout) -> dict[str, Any]:
     """Return the keys of config.json that name the classes of the modeling file."""
-    module, prefix = Path(architecture.modeling_file(layout)).stem, f"Pruned{architecture.class_prefix}"
+    module = Path(architecture.modeling_file(layout)).stem
     served = layout == "nemotron-nas"
     return {
         "model_type": NEMOTRON_NAS if served else architecture.pruned_model_type,
         "architectures": [NEMOTRON_NAS_CLASS if served else architecture.pruned_class],
         "auto_map": {
-            "AutoConfig": f"{module}.{prefix}Config",
-            "AutoModel": f"{module}.{prefix}Model",
-            "AutoModelForCausalLM": f"{module}.{prefix}ForCausalLM",
+            "AutoConfig": f"{module}.Pruned{architecture.config_class}",
+            "AutoModel": f"{module}.Pruned{architecture.model_class}",
+            "AutoModelForCausalLM": f"{module}.{architecture.pruned_class}",
         },
     }
 
@@ -156,6 +173,7 @@ def _provenance(base: BaseCheckpoint, plan: DropPlan) -> dict[str, Any]:
         "base_num_hidden_layers": plan.num_hidden_layers,
         "dropped_attn_layers_of_base": list(plan.layers("attn")),
         "dropped_mlp_layers_of_base": list(plan.layers("mlp")),
+        **{f"absent_{kind}_layers_of_base": list(layers) for kind, layers in plan.absent_layers.items() if layers},
     }
 
 

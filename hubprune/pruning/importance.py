@@ -44,6 +44,7 @@ def score(
     folder: Path,
     calibration: CalibrationSet,
     *,
+    own_code: bool = False,
     architecture: Architecture,
     aggregation: Aggregation,
     batch_size: int,
@@ -58,6 +59,7 @@ def score(
     Args:
         folder: the base's files.
         calibration: the documents.
+        own_code: whether the folder holds a modeling file of ours, which is then run.
         architecture: the base's family.
         aggregation: how documents are averaged.
         batch_size: documents per batch.
@@ -71,7 +73,7 @@ def score(
         DiskSpaceError: the hidden states fit neither into memory nor into the temporary folder.
     """
     batches = make_batches(calibration.documents, batch_size)
-    model = StreamedModel(folder, architecture=architecture, dtype=dtype, device=device)
+    model = StreamedModel(folder, architecture=architecture, dtype=dtype, device=device, own_code=own_code)
     with (
         torch.inference_mode(),
         reporter.progress("scoring", total=len(model) * len(batches), unit="batches") as advance,
@@ -127,8 +129,8 @@ def _score_layer(
         attention, MLP, block.
     """
     between: list[torch.Tensor] = []
-    norm = layer.get_submodule(architecture.mlp_norms[0])
-    hook = norm.register_forward_pre_hook(lambda _, inputs: between.append(inputs[0]))
+    entry = layer.get_submodule(architecture.mlp_entry)
+    hook = entry.register_forward_pre_hook(lambda _, inputs: between.append(inputs[0]))
     try:
         output = layer(entering, **arguments)
     finally:

@@ -44,8 +44,8 @@ def take_inventory(
         weight_bytes=pruned.size(),
         base_weight_bytes=base.size(),
         dtypes=tuple(sorted({tensor.dtype for _, tensor in pruned}, key=lambda d: (-DTYPE_BITS[d], d))),
-        kv_bytes_per_token=per_layer * (layers - len(plan.layers("attn"))),
-        base_kv_bytes_per_token=per_layer * layers,
+        kv_bytes_per_token=per_layer * (layers - len(plan.gone("attn"))),
+        base_kv_bytes_per_token=per_layer * (layers - len(plan.absent_layers["attn"])),
     )
 
 

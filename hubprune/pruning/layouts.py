@@ -7,67 +7,62 @@ pruned         transformers only, with the modeling file; fits everything
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import DropPlan, Layout
+from hubprune.artifacts import DropPlan, Layout, LayoutChoice
 from hubprune.errors import PlanError
+from hubprune.pruning.structure import Structure, read_structure
 
 WIDTH_MULTIPLE = 256
 """vLLM and llama.cpp compute an MLP's width from `ffn_mult` and round it up to a multiple of this."""
 
 
-def choose_layout(requested: str, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture) -> Layout:
+def choose_layout(requested: LayoutChoice, plan: DropPlan, config: Mapping[str, Any]) -> Layout:
     """Choose the layout of a plan: the requested one, or for `auto` the first that fits.
 
     Args:
         requested: `auto` or a layout.
         plan: what goes.
         config: the base's config.json.
-        architecture: the base's family.
 
     Raises:
         PlanError: the requested layout does not fit; the message gives the reason.
     """
-    reasons = {layout: obstacle(layout, plan, config, architecture) for layout in get_args(Layout)}
+    left = read_structure(config).without(plan)
+    reasons: dict[Layout, str | None] = {
+        "stock": _stock_obstacle(left),
+        "nemotron-nas": _nemotron_nas_obstacle(left, config),
+        "pruned": None,
+    }
+    fitting = [layout for layout, reason in reasons.items() if reason is None]
     if requested == "auto":
-        return next(layout for layout in get_args(Layout) if reasons[layout] is None)
-    chosen: Layout = next(layout for layout in get_args(Layout) if layout == requested)
-    if reason := reasons[chosen]:
-        fitting = [layout for layout in get_args(Layout) if reasons[layout] is None]
-        raise PlanError(f"--layout {chosen} does not fit: {reason}.", hint=f"Fitting: {', '.join(['auto', *fitting])}.")
-    return chosen
+        return fitting[0]
+    if reason := reasons[requested]:
+        raise PlanError(f"--layout {requested} does not fit: {reason}.", hint=f"Pass --layout {' or '.join(fitting)}.")
+    return requested
 
 
-def obstacle(layout: Layout, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture) -> str | None:
-    """Say why a plan cannot be written in a layout, or None where it can."""
-    if layout == "stock":
-        return _first(
-            (bool(plan.published_layers("attn")), "layers that stay lose their attention"),
-            (bool(plan.published_layers("mlp")), "layers that stay lose their MLP"),
-        )
-    if layout == "nemotron-nas":
-        return _nemotron_nas_obstacle(plan, config, architecture)
-    return None
-
-
-def _nemotron_nas_obstacle(plan: DropPlan, config: Mapping[str, Any], architecture: Architecture) -> str | None:
-    if not architecture.nemotron_nas:
-        return f"it describes layers like Llama's, not those of {architecture.class_prefix}"
-    width, heads, head_dim = config["intermediate_size"], config["num_attention_heads"], config.get("head_dim")
+def _stock_obstacle(left: Structure) -> str | None:
     return _first(
-        (head_dim is not None and head_dim * heads != config["hidden_size"], "head_dim is not hidden_size over heads"),
-        (width % WIDTH_MULTIPLE != 0, f"intermediate_size {width} is no multiple of {WIDTH_MULTIPLE}"),
-        (0 in plan.published_layers("attn"), "vLLM and llama.cpp need the attention of layer 0"),
-        (bool(config.get("attention_bias") or config.get("mlp_bias")), "its projections have biases"),
+        (bool(left.no_attn), "layers that stay have no attention"),
+        (bool(left.no_mlp), "layers that stay have no MLP"),
+        (len(set(left.mlp_widths)) > 1, "the MLPs differ in width"),
+    )
+
+
+def _nemotron_nas_obstacle(left: Structure, config: Mapping[str, Any]) -> str | None:
+    size, heads, window = config["hidden_size"], config["num_attention_heads"], config.get("sliding_window")
+    odd = [width for width in left.mlp_widths if width % WIDTH_MULTIPLE]
+    return _first(
+        (not left.architecture.nemotron_nas, f"it describes Llama's layers, not {left.architecture.class_prefix}'s"),
+        ((config.get("head_dim") or size // heads) * heads != size, "the heads' size is not hidden_size over heads"),
+        (bool(odd), f"an MLP has {max(odd, default=0)} neurons, which is no multiple of {WIDTH_MULTIPLE}"),
+        (0 in left.no_attn, "vLLM and llama.cpp need the attention of layer 0"),
+        (bool(config.get("attention_bias") or config.get("mlp_bias")), "it has no place for biases"),
+        (window is not None and window < config["max_position_embeddings"], "it has no place for a sliding window"),
     )
 
 
 def _first(*rows: tuple[bool, str]) -> str | None:
     return next((reason for applies, reason in rows if applies), None)
-
-
-def runtimes(layout: Layout) -> Sequence[str]:
-    """Name the runtimes that know a layout, whether or not they were run."""
-    return ("transformers",) if layout == "pruned" else ("transformers", "vLLM", "SGLang", "mlx-lm", "llama.cpp")

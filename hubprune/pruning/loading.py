@@ -1,7 +1,7 @@
 """What the fresh process of a verification does; `python -m hubprune.pruning.loading ACTION`, JSON in and out.
 
 It loads as a reader would: `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` where the checkpoint
-ships a modeling file, which is one that hubprune rendered; a base is always loaded without.
+ships a modeling file, which is one that hubprune rendered; so is that of a base that was pruned before.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class CompareRequest(BaseModel):
     """Compare a checkpoint with its base."""
 
     base_folder: str
+    base_custom_code: bool
+    """Whether the base was pruned before; its modeling file is then one that hubprune rendered, too."""
     folder: str
     zeroed: tuple[str, ...]
     """Weights of the base that are set to zero first."""
@@ -135,21 +137,22 @@ def _comparison_dtype(folder: str) -> Any:
     from pathlib import Path
 
     import torch
-    from transformers import AutoConfig
 
+    from hubprune.devices import resolve_dtype
+    from hubprune.pruning.config import read_config
     from hubprune.pruning.memory import available_bytes
     from hubprune.pruning.weights import open_weights
 
     needed = 4 * open_weights(Path(folder)).parameters()
     if needed < 0.8 * available_bytes():
         return torch.float32
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False).dtype or torch.float32
+    return getattr(torch, resolve_dtype("auto", read_config(Path(folder))))
 
 
 def _reference_logits(request: CompareRequest, rows: Sequence[Any], dtype: Any) -> list[Any]:
     import torch
 
-    model = _load(request.base_folder, dtype=dtype, trust_remote_code=False)
+    model = _load(request.base_folder, dtype=dtype, trust_remote_code=request.base_custom_code)
     for name in request.zeroed:
         weight = model.get_parameter(name)
         weight.zero_()

@@ -19,8 +19,6 @@ from hubprune.templates import environment, template_folder
 
 TEMPLATE = "modeling_pruned.py.jinja"
 INCLUDED = "nemotron_nas_config.py.jinja"
-TRANSFORMERS_FLOOR = (4, 48)
-"""Oldest transformers whose layers accept the stand-ins: 4.45 wants three values from an attention."""
 
 
 def render(architecture: Architecture, *, layout: Layout = "pruned", version: str = __version__) -> str:
@@ -31,17 +29,18 @@ def render(architecture: Architecture, *, layout: Layout = "pruned", version: st
     Raises:
         ValueError: a value of the table or the version could not stand in Python source.
     """
-    prefix = architecture.class_prefix
     template = environment("modeling", filters={"ident": ident, "py": py}).get_template(TEMPLATE)
     return template.render(
         version=str(Version(version)),
         template_sha256=_template_sha256(),
-        Base=prefix,
-        Config=f"{prefix}Config",
-        Model=f"{prefix}Model",
-        CausalLM=f"{prefix}ForCausalLM",
-        module=architecture.model_type,
-        floor=TRANSFORMERS_FLOOR,
+        Base=architecture.class_prefix,
+        Config=architecture.config_class,
+        Model=architecture.model_class,
+        CausalLM=architecture.causal_lm_class,
+        module=architecture.module,
+        model_type=architecture.model_type,
+        floor=architecture.floor,
+        lists_floor=architecture.lists_floor or architecture.floor,
         attn_module=architecture.attn_module,
         mlp_module=architecture.mlp_module,
         attn_norms=architecture.attn_norms,

@@ -12,8 +12,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -154,13 +156,29 @@ def _require_disk(needed_bytes: int) -> None:
 class _Recorder(nn.Module):
     """Stands where a layer was and notes what the model hands it."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
+        # Some models look at plain attributes of a layer, such as `attention_type`, to choose what they hand it.
+        self.__dict__.update({name: value for name, value in vars(layer).items() if not name.startswith("_")})
+        self.states = torch.empty(0)
         self.calls: dict[str, Any] = {}
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        self.calls = kwargs
+        self.states, self.calls = hidden_states, kwargs
         return hidden_states
+
+
+@contextmanager
+def _parameters_without_data() -> Iterator[None]:
+    """Build modules whose parameters have a shape and no data; buffers are computed as always."""
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        empty = None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, empty)
+
+    with patch.object(nn.Module, "register_parameter", register_empty):
+        yield
 
 
 class StreamedModel:
@@ -172,14 +190,14 @@ class StreamedModel:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         self._architecture, self._reader = architecture, WeightReader(folder)
         self._dtype, self.device = getattr(torch, dtype), torch.device(device)
-        with torch.device("meta"):
+        with _parameters_without_data():
             self._model = AutoModel.from_config(config, dtype=self._dtype).eval().requires_grad_(False)
         self._layers = self._model.layers
-        # Buffers that are computed when a module is built do not exist on the meta device.
-        self._model.rotary_emb = type(self._model.rotary_emb)(config=config).to(self.device)
         self._model.norm = nn.Identity()
-        self._recorders = nn.ModuleList(_Recorder() for _ in self._layers)
+        self._recorders = nn.ModuleList(_Recorder(layer) for layer in self._layers)
         self._model.layers = self._recorders
+        self._model.embed_tokens.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self._model.to(self.device)
         self._arguments: dict[int, list[dict[str, Any]]] = {}
 
     def embed(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -195,11 +213,30 @@ class StreamedModel:
             DiskSpaceError: they fit neither into memory nor into the temporary folder.
         """
         used = torch.unique(torch.cat([ids.flatten() for ids in batches]))
-        table = self._reader.rows(self._architecture.embedding, used.tolist()).to(self._dtype)
+        table = self._entering(used.tolist())
         states = empty_states([(*ids.shape, table.shape[1]) for ids in batches], self._dtype, self.device)
         for target, ids in zip(states, batches, strict=True):
             target.copy_(table[torch.searchsorted(used, ids)])
         return states
+
+    def _entering(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Return what enters layer 0 for each of some tokens, as [len(tokens), hidden_size].
+
+        The model itself looks the tokens up, since families scale what they find; every token is a row of its own,
+        which takes no mask worth mentioning.  No family here adds the position to it.
+        """
+        embedding = self._model.embed_tokens
+        rows = self._reader.rows(self._architecture.embedding, tokens).to(self.device, self._dtype)
+        embedding.weight = nn.Parameter(rows, requires_grad=False)
+        # Its number for padding is one of the whole table.
+        embedding.num_embeddings, embedding.padding_idx = len(rows), None
+        self._model(input_ids=torch.arange(len(rows), device=self.device)[:, None], use_cache=False)
+        embedding.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        first = self._recorders[0]
+        table: torch.Tensor = first.states[:, 0].cpu()
+        for recorder in self._recorders:
+            recorder.states, recorder.calls = torch.empty(0), {}
+        return table
 
     def layers(self) -> Iterator[nn.Module]:
         """Yield the decoder layers in order; each loses its weights when the next is asked for."""

@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hubprune.architectures import ARCHITECTURES, Architecture, architecture_of
-from hubprune.artifacts import Layout, SublayerKind
+from hubprune.architectures import NEMOTRON_NAS, Architecture, architecture_of
+from hubprune.artifacts import DropPlan, Layout, SublayerKind
 from hubprune.errors import CheckpointError, UnsupportedArchitectureError
 
-NEMOTRON_NAS = "nemotron-nas"
 NEMOTRON_NAS_CLASS = "DeciLMForCausalLM"
 """The class that vLLM, SGLang and llama.cpp look for; transformers loads ours, by `auto_map`."""
-PRUNED_PREFIX = "pruned_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,23 +33,23 @@ class Structure:
     mlp_widths: tuple[int, ...]
     """Neurons of every layer's MLP, 0 where it has none."""
 
-    def absent(self, kind: SublayerKind) -> frozenset[int]:
-        """Layers without their sublayer of a kind."""
-        return self.no_attn if kind == "attn" else self.no_mlp
+    @property
+    def absences(self) -> tuple[tuple[SublayerKind, int], ...]:
+        """Kind and layer of every sublayer that is not there, in a fixed order."""
+        return (*(("attn", i) for i in sorted(self.no_attn)), *(("mlp", i) for i in sorted(self.no_mlp)))
 
-
-def family_of(config: Mapping[str, Any], *, name: str = "the base") -> Architecture:
-    """Return the family of a checkpoint, pruned or not.
-
-    Raises:
-        UnsupportedArchitectureError: hubprune does not know the family.
-    """
-    model_type = config.get("model_type")
-    if model_type == NEMOTRON_NAS:
-        return ARCHITECTURES["llama"]
-    if isinstance(model_type, str) and (family := model_type.removeprefix(PRUNED_PREFIX)) in ARCHITECTURES:
-        return ARCHITECTURES[family]
-    return architecture_of(config, name=name)
+    def without(self, plan: DropPlan) -> Structure:
+        """The structure that a plan for this checkpoint leaves, in the layer numbers that it gives."""
+        kept = sorted(plan.published_numbers)
+        no_mlp = frozenset(plan.published_layers("mlp"))
+        return Structure(
+            architecture=self.architecture,
+            layout=plan.layout,
+            num_hidden_layers=len(kept),
+            no_attn=frozenset(plan.published_layers("attn")),
+            no_mlp=no_mlp,
+            mlp_widths=tuple(0 if new in no_mlp else self.mlp_widths[old] for new, old in enumerate(kept)),
+        )
 
 
 def read_structure(config: Mapping[str, Any], *, name: str = "the checkpoint") -> Structure:
@@ -66,7 +64,7 @@ def read_structure(config: Mapping[str, Any], *, name: str = "the checkpoint") -
             writes.
         CheckpointError: a key does not fit the others.
     """
-    architecture, model_type = family_of(config, name=name), config.get("model_type")
+    architecture, model_type = architecture_of(config, name=name), config.get("model_type")
     if model_type == NEMOTRON_NAS:
         return _of_block_configs(config, architecture, name)
     layers, width = config["num_hidden_layers"], config["intermediate_size"]

@@ -24,6 +24,7 @@ from hubprune.pruning.checkpoint import new_names
 from hubprune.pruning.config import needs_modeling_file, pruned_classes
 from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest
+from hubprune.pruning.runnable import Runnable
 from hubprune.pruning.structure import Structure, read_structure
 from hubprune.pruning.weights import Shard, TensorEntry, open_weights
 from hubprune.strict_json import parse_json
@@ -38,12 +39,12 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 
 def verify(
-    base_folder: Path, folder: Path, *, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
+    base: Runnable, folder: Path, *, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
 ) -> Verification:
     """Load the written folder in a fresh process and compare it with the base without the dropped sublayers.
 
     Args:
-        base_folder: the base's files.
+        base: the base, made loadable.
         folder: the written checkpoint.
         plan: what was dropped.
         config: the base's config.json.
@@ -53,7 +54,8 @@ def verify(
         VerificationError: the fresh process could not load one of the two.
     """
     request = CompareRequest(
-        base_folder=str(base_folder.resolve()),
+        base_folder=str(base.folder.resolve()),
+        base_custom_code=base.own_code,
         folder=str(folder.resolve()),
         zeroed=_zeroed(plan, architecture),
         prompts=PROMPTS,
@@ -61,12 +63,12 @@ def verify(
         custom_code=needs_modeling_file(plan),
     )
     seen = _in_fresh_process("compare", request, Comparison)
-    planned = _planned_parameters(base_folder, plan, config, architecture)
+    planned = _planned_parameters(base.folder, plan, config, architecture)
     planned_cache = _planned_cache_bytes(plan, config, tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
         checks=(
             _files_check(folder, plan, architecture),
-            _bytes_check(base_folder, folder, plan, architecture),
+            _bytes_check(base.folder, folder, plan, architecture),
             *_checks(seen, planned, planned_cache),
         ),
         max_logit_difference=seen.max_logit_difference,
@@ -152,6 +154,10 @@ def plan_of(config: Mapping[str, Any]) -> DropPlan:
         selected_by="hand",
         num_hidden_layers=origin.base_num_hidden_layers,
         dropped=tuple(dropped),
+        absent=(
+            *(("attn", layer) for layer in origin.absent_attn_layers_of_base),
+            *(("mlp", layer) for layer in origin.absent_mlp_layers_of_base),
+        ),
         layout=read_structure(config).layout,
     )
 
@@ -174,6 +180,8 @@ class _Origin(BaseModel):
     base_num_hidden_layers: int
     dropped_attn_layers_of_base: tuple[int, ...]
     dropped_mlp_layers_of_base: tuple[int, ...]
+    absent_attn_layers_of_base: tuple[int, ...] = ()
+    absent_mlp_layers_of_base: tuple[int, ...] = ()
 
 
 def _origin(config: Mapping[str, Any]) -> _Origin:
@@ -243,7 +251,7 @@ def _same_bytes(one: tuple[Shard, TensorEntry], other: tuple[Shard, TensorEntry]
 
 
 def _planned_cache_bytes(plan: DropPlan, config: Mapping[str, Any], *, tokens: int, dtype: str) -> int:
-    attentions = plan.num_hidden_layers - len(plan.layers("attn"))
+    attentions = plan.num_hidden_layers - len(plan.gone("attn"))
     if window := config.get("sliding_window"):
         tokens = min(tokens, window - 1)  # a sliding cache forgets what the next token will not look at
     return attentions * tokens * kv_bytes_per_layer({**config, "dtype": dtype})

@@ -32,6 +32,60 @@ LLAMA = {
     "vocab_size": 256,
 }
 MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8}
+PLAIN = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 5,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "torch_dtype": "float32",
+    "vocab_size": 256,
+}
+GEMMA = {
+    "attention_bias": False,
+    "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 8,
+    "tie_word_embeddings": True,
+}
+FAMILIES = {
+    "qwen2": {**PLAIN, "model_type": "qwen2", "max_window_layers": 2, "sliding_window": 8, "use_sliding_window": False},
+    "qwen2, sliding": {
+        **PLAIN, "model_type": "qwen2", "max_window_layers": 2, "sliding_window": 8, "use_sliding_window": True
+    },
+    "qwen3": {
+        **PLAIN, "model_type": "qwen3", "head_dim": 16, "max_window_layers": 3, "sliding_window": 8,
+        "tie_word_embeddings": True, "use_sliding_window": True,
+    },
+    "smollm3": {
+        **PLAIN, "model_type": "smollm3", "no_rope_layer_interval": 2, "sliding_window": 8,
+        "tie_word_embeddings": True, "use_sliding_window": True,
+    },
+    "granite": {
+        **PLAIN, "attention_multiplier": 0.2, "embedding_multiplier": 12.0, "logits_scaling": 8.0,
+        "model_type": "granite", "residual_multiplier": 0.22,
+    },
+    "phi3": {
+        **PLAIN, "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}, "model_type": "phi3",
+        "original_max_position_embeddings": 512, "sliding_window": 8, "tie_word_embeddings": False,
+    },
+    "olmo2": {**PLAIN, "model_type": "olmo2"},
+    "gemma2": {
+        **PLAIN, **GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "model_type": "gemma2"
+    },
+    "gemma3_text": {
+        **PLAIN, **GEMMA, "model_type": "gemma3_text", "num_hidden_layers": 6, "rope_local_base_freq": 100.0,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window_pattern": 3,
+    },
+}  # fmt: skip
+"""Configs of other families as their publishers write them; kinds of attention come from a pattern, never a list."""
 
 
 def plan(layers, *, attn=(), mlp=(), layout=None):
@@ -64,15 +118,32 @@ def shapes(config):
 
 
 def random_tensors(config, *, seed=0, dtype=torch.float32):
-    """Weights with which every sublayer says something: the unscaled ones of an untrained model hardly do."""
-    made = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, shape in shapes(config).items():
-        noise = torch.randn(shape, generator=made)
-        tensors[name] = (1 + noise / 10 if len(shape) == 1 else noise / math.sqrt(shape[1])).to(dtype)
+    """Random weights of a Llama or Mistral."""
+    tensors = noise(shapes(config), seed=seed, dtype=dtype)
     if config["tie_word_embeddings"]:
         del tensors["lm_head.weight"]
     return tensors
+
+
+def family_tensors(config):
+    """Random weights of any family, with the names and shapes that transformers gives them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kept = {k: v for k, v in config.items() if k not in ("auto_map", "model_type", "torch_dtype")}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **kept))
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    return noise({name: tuple(p.shape) for name, p in model.state_dict().items() if name not in tied})
+
+
+def noise(shapes, *, seed=0, dtype=torch.float32):
+    """Weights with which every sublayer says something: the unscaled ones of an untrained model hardly do."""
+    made = torch.Generator().manual_seed(seed)
+    rows = {name: (shape, torch.randn(shape, generator=made)) for name, shape in shapes.items()}
+    return {
+        name: (1 + row / 10 if len(shape) == 1 else row / math.sqrt(shape[1])).to(dtype)
+        for name, (shape, row) in rows.items()
+    }
 
 
 def write_base(folder, config, tensors=None, *, shards=1):

@@ -10,7 +10,6 @@ import torch
 from bases import LLAMA, MISTRAL, plan
 
 from hubprune import __version__
-from hubprune.architectures import ARCHITECTURES
 from hubprune.artifacts import BaseCheckpoint
 from hubprune.pruning.config import pruned_config, write_config
 
@@ -27,8 +26,7 @@ NO_ROPE = {k: v for k, v in LLAMA.items() if k not in ("rope_theta", "torch_dtyp
 def published(config, drop=None, **options):
     """The published config.json of a base."""
     base = BaseCheckpoint(name="acme/base", commit="a" * 40, config=config, files=())
-    architecture = ARCHITECTURES[config["model_type"]]
-    return pruned_config(base, drop or plan(5, attn=[1, 3]), architecture, **options)
+    return pruned_config(base, drop or plan(5, attn=[1, 3]), **options)
 
 
 def provenance(**changes):
@@ -53,6 +51,8 @@ PRUNED_LLAMA = {
     },
     "dropped_attn_layers": [1, 3],
     "dropped_mlp_layers": [],
+    "mlp_intermediate_sizes": [48] * 5,
+    "intermediate_size": None,
     "hubprune": provenance(),
 }
 
@@ -104,6 +104,7 @@ def test_per_layer_lists_are_cut_with_the_layers():
         "layer_types": ["a", "c", "e"],
         "dropped_attn_layers": [0],
         "dropped_mlp_layers": [1],
+        "mlp_intermediate_sizes": [48, 0, 48],
         "hubprune": origin,
     }
     assert published(config, drop) == {**config, **PRUNED_LLAMA, **changed}
@@ -125,7 +126,7 @@ def test_mistral_gets_its_own_class():
 def test_the_tokenizer_class_is_copied_for_older_pipelines_unless_the_base_names_one(tmp_path):
     base = BaseCheckpoint(name="acme/base", commit=None, config=LLAMA, files=())
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    write_config(base, plan(5, attn=[1]), ARCHITECTURES["llama"], tmp_path)
+    write_config(base, plan(5, attn=[1]), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["tokenizer_class"] == "LlamaTokenizer"
     named = published({**LLAMA, "tokenizer_class": "Own"}, tokenizer_class="LlamaTokenizer")
     assert named["tokenizer_class"] == "Own"
@@ -151,7 +152,8 @@ def test_the_written_config_gives_the_rope_of_the_base(tmp_path, rope):
 
     base = {**NO_ROPE, **rope}
     # The stock class stands in: what is compared is how transformers reads the keys.
-    written = {k: v for k, v in published(base).items() if k != "auto_map"} | {"model_type": "llama"}
+    stock = {"model_type": "llama", "intermediate_size": 48}
+    written = {k: v for k, v in published(base).items() if k != "auto_map"} | stock
     plain = frequencies(NO_ROPE, tmp_path / "plain")
     assert torch.equal(frequencies(base, tmp_path / "base"), frequencies(written, tmp_path / "written"))
     assert not torch.equal(frequencies(base, Path(tmp_path / "again")), plain)

@@ -21,6 +21,7 @@ from hubprune.errors import (
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.config import check_config, read_config
+from hubprune.pruning.runnable import Runnable
 from hubprune.pruning.structure import read_structure
 from hubprune.pruning.weights import SINGLE_NAME
 
@@ -48,7 +49,7 @@ def written(base, drop, folder):
 def checked(base, folder, drop):
     """Verify a folder."""
     family = architecture_of(base.config)
-    return verify.verify(Path(base.folder), folder, plan=drop, config=base.config, architecture=family)
+    return verify.verify(Runnable(Path(base.folder)), folder, plan=drop, config=base.config, architecture=family)
 
 
 def failed(seen):

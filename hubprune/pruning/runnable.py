@@ -1,0 +1,61 @@
+"""Make a base loadable: one that was pruned before needs a modeling file, and only our own is ever run.
+
+What a pruned repo ships is foreign code, whoever published it.  So its weights are taken as they are, and config.json
+and modeling file are written anew beside links to them, as this version of hubprune writes them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubprune.artifacts import BaseCheckpoint
+from hubprune.files import staged_folder
+from hubprune.pruning import modeling
+from hubprune.pruning.checkpoint import carry_files
+from hubprune.pruning.config import layout_keys, stock_config, write_json
+from hubprune.pruning.structure import Structure, read_structure
+from hubprune.pruning.weights import INDEX_NAME, open_weights
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model folder, and whether the code in it may be run."""
+
+    folder: Path
+    own_code: bool = False
+    """True where this version of hubprune wrote the folder's modeling file; False for folders without one."""
+
+
+def make_runnable(base: BaseCheckpoint, folder: Path) -> Runnable:
+    """Return a folder that transformers can load a base from without running code that is not ours.
+
+    Args:
+        base: the base, downloaded.
+        folder: where to write what a base that was pruned before needs; taken as it is where it exists.
+
+    Raises:
+        CheckpointError: its config.json does not say which sublayers it has, or its weights cannot be read.
+    """
+    source = Path(base.folder or "")
+    structure = read_structure(base.config, name=base.name)
+    if structure.layout == "stock":
+        return Runnable(source)
+    if not folder.is_dir() or not all(path.exists() for path in folder.rglob("*")):  # a link may have lost its target
+        shutil.rmtree(folder, ignore_errors=True)
+        with staged_folder(folder) as staged:
+            _write(base, structure, source, staged)
+    return Runnable(folder, own_code=True)
+
+
+def _write(base: BaseCheckpoint, structure: Structure, source: Path, folder: Path) -> None:
+    family = structure.architecture
+    for shard in open_weights(source).shards:
+        (folder / shard.path.name).symlink_to(shard.path.resolve())
+    if (source / INDEX_NAME).is_file():
+        shutil.copyfile(source / INDEX_NAME, folder / INDEX_NAME)
+    carry_files(source, folder)
+    config = stock_config(base.config, structure)
+    write_json({**config, **layout_keys("pruned", config, structure)}, folder)
+    (folder / family.modeling_file("pruned")).write_text(modeling.render(family), encoding="utf-8")
