@@ -192,9 +192,9 @@ def test_a_template_of_the_user_cannot_reach_into_python(tmp_path):
 # ---- families ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["bert", None, 3, ["llama"], "pruned_llama"])
+@pytest.mark.parametrize("model_type", ["bert", None, 3, ["llama"], "pruned_bert", "nemotron-nas"])
 def test_an_unsupported_family_is_refused_with_the_supported_ones(model_type):
     with pytest.raises(errors.UnsupportedArchitectureError, match="which hubprune does not support") as caught:
         architectures.architecture_of({"model_type": model_type}, name="acme/base")
-    assert caught.value.hint == "Supported: llama, mistral."
+    assert caught.value.hint == f"Supported: {', '.join(sorted(architectures.ARCHITECTURES))}."
     assert caught.value.message.startswith("acme/base has model_type ")

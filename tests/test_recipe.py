@@ -102,8 +102,8 @@ def test_a_recipe_goes_to_yaml_and_back_unchanged(recipe):
 def test_yaml_is_in_the_order_of_the_fields_and_leaves_out_what_holds_nothing():
     text = parse(Recipe, MINIMAL).to_yaml()
     assert list(yaml.safe_load(text)) == [
-        "schema_version", "base", "drop", "calibration", "aggregation", "score_batch_size", "evaluation", "target",
-        "seed", "device", "dtype",
+        "schema_version", "base", "drop", "calibration", "layout", "aggregation", "score_batch_size", "evaluation",
+        "target", "seed", "device", "dtype",
     ]  # fmt: skip
     assert "null" not in text
     assert yaml.safe_load(text)["drop"] == {"attn_drop": 3, "protect": []}

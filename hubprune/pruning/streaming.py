@@ -184,14 +184,20 @@ def _parameters_without_data() -> Iterator[None]:
 class StreamedModel:
     """A base whose decoder layers exist one at a time."""
 
-    def __init__(self, folder: Path, *, architecture: Architecture, dtype: str, device: str) -> None:
+    def __init__(
+        self, folder: Path, *, architecture: Architecture, dtype: str, device: str, own_code: bool = False
+    ) -> None:
         from transformers import AutoConfig, AutoModel
 
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
         self._architecture, self._reader = architecture, WeightReader(folder)
         self._dtype, self.device = getattr(torch, dtype), torch.device(device)
         with _parameters_without_data():
-            self._model = AutoModel.from_config(config, dtype=self._dtype).eval().requires_grad_(False)
+            self._model = (
+                AutoModel.from_config(config, dtype=self._dtype, trust_remote_code=own_code)
+                .eval()
+                .requires_grad_(False)
+            )
         self._layers = self._model.layers
         self._model.norm = nn.Identity()
         self._recorders = nn.ModuleList(_Recorder(layer) for layer in self._layers)
