@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hubprune.architectures import Architecture
+from hubprune.architectures import FULL, SLIDING, Architecture
 from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification
 from hubprune.errors import CheckpointError, VerificationError
 from hubprune.pruning import modeling
@@ -64,7 +64,7 @@ def verify(
     )
     seen = _in_fresh_process("compare", request, Comparison)
     planned = _planned_parameters(base.folder, plan, config, architecture)
-    planned_cache = _planned_cache_bytes(plan, config, tokens=seen.cache_tokens, dtype=seen.dtype)
+    planned_cache = _planned_cache_bytes(plan, config, architecture, tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
         checks=(
             _files_check(folder, plan, architecture),
@@ -250,11 +250,14 @@ def _same_bytes(one: tuple[Shard, TensorEntry], other: tuple[Shard, TensorEntry]
         )
 
 
-def _planned_cache_bytes(plan: DropPlan, config: Mapping[str, Any], *, tokens: int, dtype: str) -> int:
-    attentions = plan.num_hidden_layers - len(plan.gone("attn"))
-    if window := config.get("sliding_window"):
-        tokens = min(tokens, window - 1)  # a sliding cache forgets what the next token will not look at
-    return attentions * tokens * kv_bytes_per_layer({**config, "dtype": dtype})
+def _planned_cache_bytes(
+    plan: DropPlan, config: Mapping[str, Any], architecture: Architecture, *, tokens: int, dtype: str
+) -> int:
+    gone, kinds = plan.gone("attn"), architecture.attention_kinds(config)
+    # A sliding cache forgets what the next token will not look at.
+    held = {FULL: tokens, SLIDING: min(tokens, (config.get("sliding_window") or tokens + 1) - 1)}
+    slots = [held[kind] for layer, kind in enumerate(kinds) if layer not in gone]
+    return sum(slots) * kv_bytes_per_layer({**config, "dtype": dtype})
 
 
 def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int) -> list[Check]:

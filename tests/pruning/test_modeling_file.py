@@ -58,7 +58,10 @@ def test_the_modeling_file_overrides_no_forward_of_transformers(family):
     tree = ast.parse(modeling.render(ARCHITECTURES[family]))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.startswith("Pruned")]
     assert len(classes) == 3
-    assert {method.name for c in classes for method in c.body if isinstance(method, ast.FunctionDef)} <= {"__init__", "to_dict"}
+    assert {method.name for c in classes for method in c.body if isinstance(method, ast.FunctionDef)} <= {
+        "__init__",
+        "to_dict",
+    }
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["check", "format"])
