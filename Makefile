@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test lint fix bench clean
+.PHONY: help install demo test matrix lint fix bench clean
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -21,8 +21,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## Publish an embedded tiny model on a local Hub, all stages, nothing to download
 	$(BIN)/hubprune demo
 
-test: lint  ## Lint, then run all tests
+test: lint  ## Lint, then run all tests, and the matrix with the oldest and the newest transformers
 	$(BIN)/pytest --numprocesses 2
+	$(BIN)/python tests/matrix oldest newest --brief
+
+# Choose with VERSIONS="4.48.3 newest", FAMILIES="llama", CHECKS="padded cache"; JSON=FILE writes the results.
+matrix: install  ## Load published folders with every supported version of transformers
+	$(BIN)/python tests/matrix $(VERSIONS) $(if $(FAMILIES),--families $(FAMILIES)) \
+		$(if $(CHECKS),--checks $(CHECKS)) $(if $(JSON),--json $(JSON))
 
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -39,4 +45,4 @@ bench: install  ## Time the things that have to be fast, as ratios measured in o
 	$(BIN)/python benchmarks/score.py
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .matrix .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from environments import python_of
-from kinds import KINDS, Kind, all_versions
+from kinds import KINDS, NEWEST, VERSIONS, Kind, all_versions
 from rich.console import Console
 from table import Result, any_failed, show
 
@@ -27,12 +27,21 @@ DIED = "the process that runs the checks"
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
     found = argparse.ArgumentParser(prog="make matrix", description=__doc__)
-    found.add_argument("versions", nargs="*", default=list(all_versions()), metavar="VERSION")
+    found.add_argument(
+        "versions", nargs="*", type=version_of, default=list(all_versions()), metavar="VERSION",
+        help="versions of transformers, or oldest, or newest; all where none is named",
+    )  # fmt: skip
     found.add_argument("--families", nargs="+", choices=[kind.label for kind in KINDS], help="bases to prune")
     found.add_argument("--checks", nargs="+", metavar="CHECK", help="names of rows, or parts of names")
     found.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="versions at a time")
+    found.add_argument("--brief", action="store_true", help="leave out the tables of bases with which all is well")
     found.add_argument("--json", type=Path, metavar="FILE", help="write every result here too")
     return found
+
+
+def version_of(word: str) -> str:
+    """Return the version that a word on the command line means."""
+    return {"oldest": VERSIONS[0], "newest": NEWEST}.get(word, word)
 
 
 def selected(kinds: Sequence[Kind], version: str, families: Sequence[str] | None) -> list[str]:
@@ -54,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = [result for found in pool.map(run, options.versions) for result in found]
     if options.json:
         options.json.write_text(json.dumps([result.as_json() for result in results], indent=1) + "\n")
-    show(results, options.versions, console)
+    show(results, options.versions, console, brief=options.brief)
     failed = any_failed(results) or not results
     console.print(f"{len(results)} results, {sum(r.status == 'FAIL' for r in results)} failed.", highlight=False)
     return int(failed)

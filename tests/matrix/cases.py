@@ -53,7 +53,8 @@ class Case:
     def load(self, auto: Any = AutoModelForCausalLM, *, dtype: Any = torch.float32, **options: Any) -> Any:
         """Load the folder as a reader would."""
         options = {DTYPE: dtype, "trust_remote_code": self.trust, **options}
-        return auto.from_pretrained(self.folder, **options).eval()
+        model = auto.from_pretrained(self.folder, **options).eval()
+        return self._bypassed(model) if self.folder == self.base and auto is AutoModelForCausalLM else model
 
     def stock(self, *, dtype: Any = torch.float32, **options: Any) -> Any:
         """Load the base."""
@@ -61,19 +62,22 @@ class Case:
 
     def reference(self, **options: Any) -> Any:
         """Load the base and make the dropped sublayers add zero."""
-        model = self.stock(**options)
+        return self._bypassed(self.stock(**options))
+
+    def control(self) -> Case:
+        """Return the case of an unpruned model of the stock class that says the same: the reference.
+
+        The base as it is would not do: what assisted decoding raises depends on the drafts that the target rejects.
+        """
+        return replace(self, folder=self.base, trust=False, attentions=(1, 1))
+
+    def _bypassed(self, model: Any) -> Any:
         with torch.no_grad():
             for name in self.zeroed:
                 model.get_parameter(name).zero_()
             for name, width in self.narrowed:
                 model.get_parameter(name)[:, width:] = 0
         return model
-
-    def control(self) -> Case:
-        """The unpruned base, as a case of its own."""
-        return replace(
-            self, drops="none", folder=self.base, trust=False, zeroed=(), narrowed=(), attentions=(1, 1)
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

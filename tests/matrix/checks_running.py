@@ -125,13 +125,21 @@ def static_cache(case: Case) -> None:
 def cache_size(case: Case) -> None:
     model, stock, (left, of) = case.load(), case.stock(), case.attentions
     for options in ({}, {"cache_implementation": "static"}):
-        mine, theirs = (_cache_bytes(one, **options) for one in (model, stock))
-        same(mine * of, theirs * left, f"bytes of a cache {options or ''} of {left} attentions times {of}")
+        mine, theirs = (_cache(one, **options) for one in (model, stock))
+        same(_slots(mine) * of, _slots(theirs) * left, f"slots of a cache {options or ''}, times {of}")
+        same(_bytes(mine) * of, _bytes(theirs) * left, f"bytes of a cache {options or ''}, times {of}")
 
 
-def _cache_bytes(model: Any, **options: Any) -> int:
+def _cache(model: Any, **options: Any) -> Any:
     plain = {"attention_mask": torch.ones_like(IDS), "do_sample": False, "max_new_tokens": 2, "pad_token_id": 0}
-    cache = model.generate(IDS, return_dict_in_generate=True, **plain, **options).past_key_values
+    return model.generate(IDS, return_dict_in_generate=True, **plain, **options).past_key_values
+
+
+def _slots(cache: Any) -> int:
+    return len(cache if isinstance(cache, tuple) else getattr(cache, "layers", None) or cache.key_cache)
+
+
+def _bytes(cache: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(cache))
 
 

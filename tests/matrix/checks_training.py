@@ -13,8 +13,12 @@ IDS = prompt()
 
 @check("training step lowers the loss", drops=FEW)
 def trained(case: Case) -> None:
-    model = case.load().train()
+    model, reference = case.load().train(), case.reference().train()
     before = _gradients(model)
+    _gradients(reference)
+    # The way back to the embedding leads through every layer.
+    mine, theirs = (one.get_input_embeddings().weight.grad for one in (model, reference))
+    close(mine, theirs, "gradient of the embedding")
     _step(model)
     _lower(_loss(model), before)
 

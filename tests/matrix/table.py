@@ -39,10 +39,15 @@ def any_failed(results: Iterable[Result]) -> bool:
     return any(result.status == "FAIL" for result in results)
 
 
-def show(results: Sequence[Result], versions: Sequence[str], console: Console) -> None:
-    """Print one table per base, and below them what was refused and what failed."""
+def show(results: Sequence[Result], versions: Sequence[str], console: Console, *, brief: bool = False) -> None:
+    """Print one table per base, and below them what was refused and what failed.
+
+    A brief one leaves out the tables of bases with which nothing failed.
+    """
     for kind in dict.fromkeys(result.kind for result in results):
-        console.print(table([result for result in results if result.kind == kind], versions, title=kind))
+        mine = [result for result in results if result.kind == kind]
+        if any_failed(mine) or not brief:
+            console.print(table(mine, versions, title=kind))
     for status, title in (("refused", "Refused by transformers, unpruned base included"), ("FAIL", "Failed")):
         for line in notes(results, status, title):
             console.print(line, style=STYLES[status], markup=False, highlight=False, soft_wrap=True)
