@@ -37,6 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+export = typer.Typer(help="Write a checkpoint in the format of another runtime.", no_args_is_help=True)
+app.add_typer(export, name="export")
 
 
 def main() -> NoReturn:
@@ -209,6 +211,33 @@ def verify(
         )
         typer.echo(_json(seen) if as_json else summary.verification_table(seen))
         checkup.require_passed(seen)
+
+
+@export.command(epilog="Example:  hubprune export gguf me/Llama-3.2-3B-attn-drop-3 --outtype q8_0 --out pruned.gguf")
+def gguf(
+    checkpoint: options.Checkpoint,
+    out: options.ExportOut = None,
+    outtype: options.Outtype = "f16",
+    base: options.ControlBase = None,
+    revision: options.VerifyRevision = None,
+    no_verify: options.NoVerify = False,
+    endpoint: options.Endpoint = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write a GGUF file for llama.cpp, and compare it with the checkpoint in transformers."""
+    with errors_shown() as reporter:
+        session = _open_session(endpoint)
+        from hubprune.exporting import command, lines
+
+        chosen = command.ExportOptions(
+            out=out,
+            outtype=command.check_outtype(outtype),
+            base=base,
+            revision=revision or "main",
+            verify="skip" if no_verify else "compare",
+        )
+        made = command.export_gguf(checkpoint, chosen, session=session, reporter=reporter)
+        typer.echo(_json(made) if as_json else lines.export_lines(made))
 
 
 @app.command(epilog="Example:  hubprune hub --dir ./hub --port 8080")

@@ -126,6 +126,20 @@ Marked = Annotated[
     int, typer.Option(metavar="N", help="Mark the N attention sublayers that would go.", rich_help_panel=DROPPING)
 ]
 NewFolder = Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the checkpoint.")]
+ExportOut = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="New file. Default: <checkpoint>-<OUTTYPE>.gguf in this folder."),
+]
+Outtype = Annotated[
+    str, typer.Option(metavar="f32|f16|bf16|q8_0", help="Type of the matrices; norms and biases stay f32.")
+]
+ControlBase = Annotated[
+    str | None,
+    typer.Option(
+        "--base", help="Folder or repo of the unpruned base, compared as a control. Default: the one it names, if here."
+    ),
+]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the file with transformers.")]
 Checkpoint = Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="A folder or repo that hubprune wrote.")]
 VerifyBase = Annotated[str | None, typer.Option(help="Repo id or folder of the base. Default: the one it names.")]
 VerifyRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repo. Default: main.")]

@@ -24,7 +24,7 @@ LAYERS = {
         "stages", "strict_json", "templates",
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo"},
-    3: {"run", "pipeline", "checkup", "demonstration", "summary"},
+    3: {"run", "pipeline", "checkup", "demonstration", "summary", "exporting"},
     4: {"cli", "options", "__main__", "__init__"},
 }  # fmt: skip
 ROOMS = LAYERS[2]

@@ -1,0 +1,183 @@
+"""Which tensors a GGUF file holds, each with where its values come from; nothing is read yet but headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hubprune.architectures import Architecture
+from hubprune.errors import CheckpointError, UnsupportedArchitectureError, UnsupportedFormatError
+from hubprune.exporting.artifact import Outtype
+from hubprune.exporting.hyperparameters import Hyperparameters
+from hubprune.exporting.layers import ZERO_MLP_WIDTH, LayerSlot
+from hubprune.pruning.weights import Shard, TensorEntry, Weights
+
+Encoding = Literal["F32", "F16", "BF16", "Q8_0"]
+READABLE = ("F32", "F16", "BF16")
+Q8_0_BLOCK = 32
+"""Values that share a scale; a row of another length cannot be quantized and stays f16."""
+ENCODING: Mapping[Outtype, Encoding] = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
+ROW_BYTES = {"F32": (4, 1), "F16": (2, 1), "BF16": (2, 1), "Q8_0": (34, Q8_0_BLOCK)}
+"""Bytes per so many values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufTensor:
+    """One tensor of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Rows first, as in the checkpoint."""
+    encoding: Encoding
+    source: tuple[Shard, TensorEntry] | None = None
+    values: tuple[float, ...] | None = None
+    """Values where there is no source; None for zeros."""
+    head_dim: int | None = None
+    """Rows of one head where they change from transformers' order for RoPE to that of GGML."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        count, (size, block) = 1, ROW_BYTES[self.encoding]
+        for length in self.shape:
+            count *= length
+        return count * size // block
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A matrix of a layer: its names and shape, and whether RoPE applies to its rows."""
+
+    source: str
+    name: str
+    shape: tuple[int, int]
+    rotary: bool = False
+
+
+def plan_tensors(
+    weights: Weights, sizes: Hyperparameters, slots: Sequence[LayerSlot], *, family: Architecture, outtype: Outtype
+) -> tuple[GgufTensor, ...]:
+    """List the tensors of the file in its order, after a check that they are exactly those of the checkpoint.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape than config.json says.
+        UnsupportedArchitectureError: the checkpoint has tensors that llama.cpp's Llama does not know.
+        UnsupportedFormatError: a tensor is neither F32, F16 nor BF16.
+    """
+    planner = _Planner(weights, sizes, family, ENCODING[outtype])
+    planned = tuple(planner.plan(slots))
+    planner.check_all_used()
+    return planned
+
+
+class _Planner:
+    def __init__(self, weights: Weights, sizes: Hyperparameters, family: Architecture, encoding: Encoding) -> None:
+        self._folder, self._sizes, self._family, self._encoding = weights.folder, sizes, family, encoding
+        self._entries = {tensor.name: (shard, tensor) for shard, tensor in weights}
+        self._used: set[str] = set()
+
+    def plan(self, slots: Sequence[LayerSlot]) -> Iterator[GgufTensor]:
+        hidden, vocabulary = self._sizes.hidden_size, self._vocabulary_size()
+        yield self._matrix(self._family.embedding, "token_embd.weight", (vocabulary, hidden))
+        for number, slot in enumerate(slots):
+            yield from self._layer(slot, f"{self._family.layers_prefix}{slot.source}.", f"blk.{number}.")
+        yield self._vector("model.norm.weight", "output_norm.weight", hidden)
+        if self._sizes.tied:
+            self._used.add(self._family.head)  # transformers passes over a stored copy too
+        else:
+            yield self._matrix(self._family.head, "output.weight", (vocabulary, hidden))
+        if (divisors := self._sizes.rope.frequency_divisors) is not None:
+            yield GgufTensor(name="rope_freqs.weight", shape=(len(divisors),), encoding="F32", values=divisors)
+
+    def check_all_used(self) -> None:
+        left = sorted(name for name in self._entries.keys() - self._used if self._family.is_parameter(name))
+        if left:
+            raise UnsupportedArchitectureError(
+                f"{self._folder} has {len(left)} tensors that its config.json does not lead one to expect, the first "
+                f"is {left[0]!r}."
+            )
+
+    def _vocabulary_size(self) -> int:
+        shape = self._entry(self._family.embedding)[1].shape
+        if len(shape) != 2:
+            raise CheckpointError(f"{self._folder}: {self._family.embedding} is no matrix: {list(shape)}.")
+        return shape[0]
+
+    def _layer(self, slot: LayerSlot, source: str, name: str) -> Iterator[GgufTensor]:
+        if slot.attention == "full":
+            yield from self._attention(source, name)
+        elif slot.attention == "linear":
+            hidden = self._sizes.hidden_size
+            yield GgufTensor(name=f"{name}attn_norm.weight", shape=(hidden,), encoding="F32", values=(1.0,) * hidden)
+            yield self._zeros(f"{name}attn_output.weight", (hidden, hidden))
+        yield from self._mlp(slot, source, name) if slot.has_mlp else self._zero_mlp(name)
+
+    def _attention(self, source: str, name: str) -> Iterator[GgufTensor]:
+        hidden, head_dim = self._sizes.hidden_size, self._sizes.head_dim
+        rows, kv_rows = self._sizes.num_heads * head_dim, self._sizes.num_kv_heads * head_dim
+        yield self._vector(f"{source}input_layernorm.weight", f"{name}attn_norm.weight", hidden)
+        yield from self._linear(
+            _Part(source=f"{source}self_attn.q_proj", name=f"{name}attn_q", shape=(rows, hidden), rotary=True)
+        )
+        yield from self._linear(
+            _Part(source=f"{source}self_attn.k_proj", name=f"{name}attn_k", shape=(kv_rows, hidden), rotary=True)
+        )
+        yield from self._linear(
+            _Part(source=f"{source}self_attn.v_proj", name=f"{name}attn_v", shape=(kv_rows, hidden))
+        )
+        yield from self._linear(
+            _Part(source=f"{source}self_attn.o_proj", name=f"{name}attn_output", shape=(hidden, rows))
+        )
+
+    def _mlp(self, slot: LayerSlot, source: str, name: str) -> Iterator[GgufTensor]:
+        hidden, width = self._sizes.hidden_size, slot.mlp_width
+        yield self._vector(f"{source}post_attention_layernorm.weight", f"{name}ffn_norm.weight", hidden)
+        yield from self._linear(_Part(source=f"{source}mlp.gate_proj", name=f"{name}ffn_gate", shape=(width, hidden)))
+        yield from self._linear(_Part(source=f"{source}mlp.up_proj", name=f"{name}ffn_up", shape=(width, hidden)))
+        yield from self._linear(_Part(source=f"{source}mlp.down_proj", name=f"{name}ffn_down", shape=(hidden, width)))
+
+    def _zero_mlp(self, name: str) -> Iterator[GgufTensor]:
+        hidden = self._sizes.hidden_size
+        yield GgufTensor(name=f"{name}ffn_norm.weight", shape=(hidden,), encoding="F32", values=(1.0,) * hidden)
+        yield self._zeros(f"{name}ffn_gate.weight", (ZERO_MLP_WIDTH, hidden))
+        yield self._zeros(f"{name}ffn_up.weight", (ZERO_MLP_WIDTH, hidden))
+        yield self._zeros(f"{name}ffn_down.weight", (hidden, ZERO_MLP_WIDTH))
+
+    def _linear(self, part: _Part) -> Iterator[GgufTensor]:
+        yield self._matrix(f"{part.source}.weight", f"{part.name}.weight", part.shape, rotary=part.rotary)
+        if f"{part.source}.bias" in self._entries:
+            yield self._vector(f"{part.source}.bias", f"{part.name}.bias", part.shape[0], rotary=part.rotary)
+
+    def _matrix(self, source: str, name: str, shape: tuple[int, int], *, rotary: bool = False) -> GgufTensor:
+        return self._copied(source, name, shape, encoding=self._encoding_for(shape), rotary=rotary)
+
+    def _vector(self, source: str, name: str, length: int, *, rotary: bool = False) -> GgufTensor:
+        return self._copied(source, name, (length,), encoding="F32", rotary=rotary)
+
+    def _copied(
+        self, source: str, name: str, shape: tuple[int, ...], *, encoding: Encoding, rotary: bool
+    ) -> GgufTensor:
+        entry = self._entry(source)
+        if entry[1].shape != shape:
+            raise CheckpointError(
+                f"{self._folder}: {source} has the shape {list(entry[1].shape)}, config.json says {list(shape)}."
+            )
+        if entry[1].dtype not in READABLE:
+            raise UnsupportedFormatError(
+                f"{self._folder}: {source} is stored as {entry[1].dtype}.", hint=f"Export reads {', '.join(READABLE)}."
+            )
+        head_dim = self._sizes.head_dim if rotary else None
+        return GgufTensor(name=name, shape=shape, encoding=encoding, source=entry, head_dim=head_dim)
+
+    def _zeros(self, name: str, shape: tuple[int, int]) -> GgufTensor:
+        return GgufTensor(name=name, shape=shape, encoding=self._encoding_for(shape))
+
+    def _encoding_for(self, shape: tuple[int, int]) -> Encoding:
+        return "F16" if self._encoding == "Q8_0" and shape[1] % Q8_0_BLOCK else self._encoding
+
+    def _entry(self, name: str) -> tuple[Shard, TensorEntry]:
+        if name not in self._entries:
+            raise CheckpointError(f"{self._folder} has no tensor {name!r}, which config.json leads one to expect.")
+        self._used.add(name)
+        return self._entries[name]

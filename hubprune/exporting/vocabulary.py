@@ -1,0 +1,264 @@
+"""The tokenizer of a checkpoint, in the terms of llama.cpp.
+
+Read from tokenizer.json, which is what transformers runs; where there is only SentencePiece's tokenizer.model is read
+that.  A tokenizer that llama.cpp would run in another way is refused: it would be wrong without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from hubprune.errors import CheckpointError, UnsupportedFormatError
+from hubprune.strict_json import parse_json
+
+
+class TokenType(IntEnum):
+    """What a token is, as llama.cpp and SentencePiece number it."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Tokens and the rules that cut text into them."""
+
+    model: Literal["gpt2", "llama"]
+    """Byte-level BPE, or pieces in SentencePiece's manner."""
+    pre: str
+    """Name of the pre-tokenizer."""
+    tokens: tuple[str, ...]
+    types: tuple[TokenType, ...]
+    scores: tuple[float, ...] | None = None
+    """What pieces are merged by, the highest first; None for byte-level BPE."""
+    merges: tuple[str, ...] | None = None
+    """Pairs with a space between, the first to merge first; None for pieces."""
+    add_space_prefix: bool = False
+    special_ids: Mapping[str, int]
+    """Token ids of `bos`, `eos`, `unk` and `pad`, as far as there are any."""
+    add_bos: bool
+    add_eos: bool
+    chat_template: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """A token that is found in a text before anything else is."""
+
+    number: int
+    content: str
+    special: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """The parsed tokenizer files of a folder."""
+
+    folder: Path
+    tokenizer: Mapping[str, Any]
+    """tokenizer.json, empty where there is none."""
+    settings: Mapping[str, Any]
+    """tokenizer_config.json, empty where there is none."""
+    config: Mapping[str, Any]
+    """config.json of the model."""
+    size: int
+    """Rows of the embedding."""
+
+    def broken(self, what: str) -> CheckpointError:
+        """Make the error for a file that is no tokenizer."""
+        return CheckpointError(f"The tokenizer files of {self.folder} are broken: {what}.")
+
+    def foreign(self, what: str) -> UnsupportedFormatError:
+        """Make the error for a tokenizer that llama.cpp runs in another way, or not at all."""
+        return UnsupportedFormatError(
+            f"The tokenizer of {self.folder} cannot be exported: {what}.",
+            hint="Export writes byte-level BPE with a pattern that llama.cpp knows, and the BPE of SentencePiece.",
+        )
+
+
+def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vocabulary:
+    """Read the tokenizer of a checkpoint.
+
+    Args:
+        folder: where its files are.
+        config: the parsed config.json; special tokens may be named there.
+        size: rows of the embedding; tokens that the tokenizer lacks are filled in.
+
+    Raises:
+        CheckpointError: the files are broken or do not fit the embedding.
+        UnsupportedFormatError: llama.cpp would cut texts in another way.
+    """
+    from hubprune.exporting import byte_level, pieces, sentencepiece_model
+
+    files = TokenizerFiles(
+        folder=folder,
+        tokenizer=_json(folder / "tokenizer.json"),
+        settings=_json(folder / "tokenizer_config.json"),
+        config=config,
+        size=size,
+    )
+    if files.tokenizer:
+        return pieces.read(files) if pieces.fits(files) else byte_level.read(files)
+    if (folder / sentencepiece_model.FILE).is_file():
+        return sentencepiece_model.read(files)
+    raise UnsupportedFormatError(
+        f"{folder} has neither tokenizer.json nor tokenizer.model.", hint="A GGUF file holds the tokenizer too."
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return parse_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
+
+
+# ---- the parts that all kinds have -------------------------------------------------------------------------------
+
+
+def bpe_model(files: TokenizerFiles) -> Mapping[str, Any]:
+    """Return the `model` of tokenizer.json, which has to be a plain BPE."""
+    model = files.tokenizer.get("model")
+    if not isinstance(model, dict):
+        raise files.broken("tokenizer.json has no model")
+    if model.get("type", "BPE") != "BPE":
+        raise files.foreign(f"its model is {model.get('type')!r:.40}, not BPE")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise files.foreign(f"its BPE has a {key}")
+    return model
+
+
+def vocab_of(files: TokenizerFiles, model: Mapping[str, Any]) -> dict[str, int]:
+    """Return token -> id of a BPE, each id once and inside the embedding."""
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
+        raise files.broken("vocab is no map from tokens to numbers")
+    if len(set(vocab.values())) != len(vocab):
+        raise files.broken("two tokens have the same number")
+    for token, number in vocab.items():
+        check_number(files, token, number)
+    return vocab
+
+
+def check_number(files: TokenizerFiles, token: str, number: int) -> None:
+    """Raise CheckpointError unless the embedding has a row for a token."""
+    if not 0 <= number < files.size:
+        raise files.broken(f"token {token!r:.40} is number {number}, and the embedding has {files.size} rows")
+
+
+def merges_of(files: TokenizerFiles, model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the merges of a BPE, written as pairs or with a space between."""
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise files.broken("merges is no list")
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+            raise files.broken(f"the merge {pair!r:.60} is no pair")
+    return [(left, right) for left, right in pairs]
+
+
+def added_of(files: TokenizerFiles) -> tuple[Added, ...]:
+    """Return the added tokens of tokenizer.json."""
+    listed = files.tokenizer.get("added_tokens") or []
+    if not isinstance(listed, list):
+        raise files.broken("added_tokens is no list")
+    return tuple(added_token(files, entry, entry.get("id") if isinstance(entry, dict) else None) for entry in listed)
+
+
+def added_token(files: TokenizerFiles, entry: Any, number: Any) -> Added:
+    """Check an entry of a list of added tokens."""
+    content = entry.get("content") if isinstance(entry, dict) else None
+    if not isinstance(content, str) or not content or type(number) is not int:
+        raise files.broken(f"the added token {entry!r:.60} has no text or no number")
+    check_number(files, content, number)
+    return Added(number=number, content=content, special=entry.get("special") is True)
+
+
+def filled(
+    files: TokenizerFiles, known: Mapping[int, tuple[str, TokenType]]
+) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
+    """Return texts and types of all rows of the embedding; rows without a token are unused."""
+    rows = [known.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(files.size)]
+    texts = [text for text, _ in rows]
+    if len(set(texts)) != len(texts):
+        twice = next(text for text in texts if texts.count(text) > 1)
+        raise files.broken(f"two numbers have the text {twice!r:.40}")
+    return tuple(texts), tuple(kind for _, kind in rows)
+
+
+def special_ids(files: TokenizerFiles, texts: tuple[str, ...]) -> dict[str, int]:
+    """Return the ids of the special tokens: named in tokenizer_config.json, else numbered in config.json."""
+    numbers = {text: number for number, text in enumerate(texts)}
+    found = {}
+    for name in ("bos", "eos", "unk", "pad"):
+        named = files.settings.get(f"{name}_token")
+        named = named.get("content") if isinstance(named, dict) else named
+        number = numbers.get(named) if isinstance(named, str) else _first(files.config.get(f"{name}_token_id"))
+        if number is not None:
+            check_number(files, f"{name}_token", number)
+            found[name] = number
+    if "eos" not in found:  # llama.cpp would take a token of another model for it
+        raise files.foreign("neither tokenizer_config.json nor config.json names an end token (eos_token)")
+    return found
+
+
+def _first(value: Any) -> int | None:
+    value = value[0] if isinstance(value, list) and value else value
+    return value if type(value) is int else None
+
+
+def added_around(files: TokenizerFiles) -> tuple[list[int], list[int]]:
+    """Return the tokens that tokenizer.json puts before and behind every text."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(files.folder / "tokenizer.json"))
+        bare, dressed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    except Exception as error:
+        raise files.broken(f"tokenizer.json cannot be loaded: {error!s:.100}") from error
+    for start in range(len(dressed) - len(bare) + 1):
+        if dressed[start : start + len(bare)] == bare:
+            return dressed[:start], dressed[start + len(bare) :]
+    raise files.foreign("its post-processor changes texts")
+
+
+def ends(files: TokenizerFiles, ids: Mapping[str, int]) -> tuple[dict[str, int], bool, bool]:
+    """Return the special ids, and whether texts get a start token and an end token.
+
+    The start token is the one that is really put before texts.
+    """
+    before, behind = added_around(files)
+    if len(before) > 1 or behind not in ([], [ids["eos"]]):
+        raise files.foreign(f"it puts the tokens {before} before and {behind} behind every text")
+    known = {**ids, **({"bos": before[0]} if before else {})}
+    return known, bool(before), bool(behind)
+
+
+def chat_template(files: TokenizerFiles) -> str | None:
+    """Return the chat template: a file of its own, else the default one of tokenizer_config.json."""
+    path = files.folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_bytes().decode("utf-8", errors="replace")
+    given = files.settings.get("chat_template")
+    if isinstance(given, list):
+        named = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+        given = named.get("default")
+    return given if isinstance(given, str) else None
+
+
+def flattened(part: Any, *, key: str) -> list[Mapping[str, Any]]:
+    """Return the steps of a normalizer or pre-tokenizer, sequences taken apart."""
+    if not isinstance(part, dict):
+        return []
+    if part.get("type") != "Sequence":
+        return [part]
+    inner = part.get(key)
+    return [step for entry in inner for step in flattened(entry, key=key)] if isinstance(inner, list) else []

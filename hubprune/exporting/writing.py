@@ -1,0 +1,206 @@
+"""Write a GGUF file: metadata, the list of tensors, then their bytes, a few rows at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubprune.console import size
+from hubprune.errors import DiskSpaceError, MissingDependencyError, RecipeError
+from hubprune.exporting.artifact import GgufArchitecture, Outtype
+from hubprune.exporting.encoding import encoded_blocks
+from hubprune.exporting.hyperparameters import Hyperparameters
+from hubprune.exporting.layers import LayerSlot
+from hubprune.exporting.tensors import GgufTensor
+from hubprune.exporting.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf import GGUFWriter
+
+INSTALL = "pip install 'hubprune[gguf]'"
+OVERHEAD_BYTES = 64 * 2**20
+"""Room for metadata, which is mostly the tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufContent:
+    """Everything that a file will hold."""
+
+    name: str
+    architecture: GgufArchitecture
+    outtype: Outtype
+    sizes: Hyperparameters
+    slots: tuple[LayerSlot, ...]
+    vocabulary: Vocabulary
+    tensors: tuple[GgufTensor, ...]
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+def check_writer() -> None:
+    """Raise MissingDependencyError unless the package that writes the format is installed."""
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("Export needs the package gguf.", hint=f"Install it: {INSTALL}") from error
+
+
+def check_target(target: Path) -> None:
+    """Raise RecipeError unless a file can be made there and none is there yet."""
+    if target.exists() or target.is_symlink():
+        raise RecipeError(f"{target} exists already.", hint="Choose another --out, or remove it.")
+    there = next(p for p in target.absolute().parents if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise RecipeError(f"Cannot write to {there}.", hint="Choose another --out.")
+
+
+def check_space(folder: Path, *, needed: int) -> None:
+    """Raise DiskSpaceError unless so many bytes, and some for metadata, are free."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if (free := shutil.disk_usage(there).free) < needed + OVERHEAD_BYTES:
+        raise DiskSpaceError(f"The export takes {size(needed)}; {there} has {size(free)} free.")
+
+
+@contextmanager
+def staged_file(target: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file beside `target` that becomes `target` when the block ends well.
+
+    Raises:
+        RecipeError: something came to be at `target` in the meantime, or its folder cannot be written.
+        DiskSpaceError: the disk filled up.
+    """
+    check_target(target)
+    staged = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield staged
+        check_target(target)
+        staged.replace(target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskSpaceError(f"The disk is full: {target} was not written.") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENAMETOOLONG):
+            raise RecipeError(f"Cannot write {target}: {error.strerror}.", hint="Choose another --out.") from error
+        raise
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def write_gguf(content: GgufContent, path: Path, *, advance: Callable[[int], object]) -> None:
+    """Write a GGUF file.
+
+    Args:
+        content: what it holds.
+        path: where to write; the caller makes it appear atomically.
+        advance: told the number of tensor bytes after each written piece.
+
+    Raises:
+        CheckpointError: a source file holds NaN, or became shorter.
+        UnsupportedFormatError: a value does not fit the type.
+    """
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    writer = GGUFWriter(path, content.architecture)
+    try:
+        _add_metadata(writer, content)
+        _add_tokenizer(writer, content.vocabulary)
+        for tensor in content.tensors:
+            kind = GGMLQuantizationType[tensor.encoding]
+            writer.add_tensor_info(tensor.name, tensor.shape, _float32(), tensor.size, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        _write_data(writer, content.tensors, advance)
+    finally:
+        writer.close()
+
+
+def _float32() -> np.dtype[np.float32]:
+    import numpy as np
+
+    return np.dtype(np.float32)
+
+
+def _write_data(writer: GGUFWriter, tensors: Sequence[GgufTensor], advance: Callable[[int], object]) -> None:
+    # The package's own method wants each tensor whole; an embedding of float32 values can be gigabytes.
+    assert writer.fout is not None
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
+    for tensor in tensors:
+        written = 0
+        for block in encoded_blocks(tensor):
+            file.write(block)
+            written += len(block)
+            advance(len(block))
+        assert written == tensor.size, tensor.name
+        writer.write_padding(file, written)
+
+
+# ---- metadata ----------------------------------------------------------------------------------------------------
+
+
+def _add_metadata(writer: GGUFWriter, content: GgufContent) -> None:
+    """Write the sizes; where layers differ, as one number per layer."""
+    from gguf import LlamaFileType, RopeScalingType
+
+    sizes, slots = content.sizes, content.slots
+    writer.add_name(content.name)
+    writer.add_file_type(LlamaFileType[_FILE_TYPES[content.outtype]])
+    writer.add_quantization_version(2)
+    writer.add_context_length(sizes.context_length)
+    writer.add_embedding_length(sizes.hidden_size)
+    writer.add_block_count(len(slots))
+    writer.add_layer_norm_rms_eps(sizes.rms_norm_eps)
+    writer.add_key_length(sizes.head_dim)
+    writer.add_value_length(sizes.head_dim)
+    writer.add_rope_dimension_count(sizes.head_dim)
+    writer.add_rope_freq_base(sizes.rope.theta)
+    writer.add_vocab_size(len(content.vocabulary.tokens))
+    if sizes.rope.linear_factor is not None:
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(sizes.rope.linear_factor)
+    if content.architecture == "llama":
+        writer.add_head_count(sizes.num_heads)
+        writer.add_head_count_kv(sizes.num_kv_heads)
+        writer.add_feed_forward_length(slots[0].mlp_width)
+    else:
+        writer.add_head_count([0 if slot.attention == "none" else sizes.num_heads for slot in slots])
+        writer.add_head_count_kv([sizes.num_kv_heads if slot.attention == "full" else 0 for slot in slots])
+        writer.add_feed_forward_length([slot.mlp_width for slot in slots])
+
+
+_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+
+
+def _add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(list(vocabulary.tokens))
+    writer.add_token_types([int(kind) for kind in vocabulary.types])
+    if vocabulary.scores is not None:
+        writer.add_token_scores(list(vocabulary.scores))
+        writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if vocabulary.merges is not None:
+        writer.add_token_merges(list(vocabulary.merges))
+    add_id = {
+        "bos": writer.add_bos_token_id,
+        "eos": writer.add_eos_token_id,
+        "unk": writer.add_unk_token_id,
+        "pad": writer.add_pad_token_id,
+    }
+    for name, number in vocabulary.special_ids.items():
+        add_id[name](number)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
