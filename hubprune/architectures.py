@@ -109,6 +109,8 @@ class Architecture:
     """Keys of config.json that hold one value per layer, each with what transformers takes where the key is absent."""
     lists_floor: tuple[int, int] | None = None
     """Oldest transformers that reads `layer_types`, where older ones know the family and go by the layer's number."""
+    local_rope_base: str | None = None
+    """Key of config.json that gives transformers 4 the rope base of sliding attentions, where that is their own."""
     fused_gate_up: str | None = None
     """Tensor, inside a decoder layer, that holds the MLP's gate above its up projection, where they are one."""
     nemotron_nas: bool = False
@@ -181,6 +183,12 @@ class Architecture:
         """Return the kind of every layer's attention: one of "full_attention" and "sliding_attention" per layer."""
         return self.lists_of(config)[LIST_OF_KINDS]
 
+    def mixes_up_kinds(self, config: Mapping[str, Any], kept: Sequence[int]) -> bool:
+        """Tell whether a transformers older than `lists_floor` would mix up the kinds of the layers that are kept."""
+        kinds, fewer = self.attention_kinds(config), {**config, "num_hidden_layers": len(kept)}
+        removed = len(kept) < len(kinds) and self.lists_floor is not None
+        return removed and self.per_layer_lists[LIST_OF_KINDS](fewer) != [kinds[layer] for layer in kept]
+
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     entry.model_type: entry
@@ -236,6 +244,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             mlp_entry="pre_feedforward_layernorm",
             per_layer_lists={LIST_OF_KINDS: _last_of_a_pattern_full},
             lists_floor=(4, 53),
+            local_rope_base="rope_local_base_freq",
         ),
     )
 }
@@ -258,15 +267,16 @@ def architecture_of(config: Mapping[str, Any], *, name: str = "the base") -> Arc
     model_type = config.get("model_type")
     found = ARCHITECTURES.get(_family(config))
     if found is None:
+        text = "A model with a `text_config` has other inputs too: its text part needs a repo of its own. "
         raise UnsupportedArchitectureError(
             f"{name} has model_type {model_type!r}, which hubprune does not support.",
-            hint=f"Supported: {', '.join(sorted(ARCHITECTURES))}.",
+            hint=f"{text if 'text_config' in config else ''}Supported: {', '.join(sorted(ARCHITECTURES))}.",
         )
     return found
 
 
 def _family(config: Mapping[str, Any]) -> str:
-    """Return the family that a config.json speaks of, which the model type of a pruned one wraps or leaves to the code."""
+    """Return the family that a config.json speaks of; the model type of a pruned one wraps it or leaves it to the code."""
     model_type, auto_map = config.get("model_type"), config.get("auto_map")
     if model_type == NEMOTRON_NAS and isinstance(auto_map, Mapping):
         found = NEMOTRON_NAS_CODE.fullmatch(str(auto_map.get("AutoConfig")))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hubprune import __version__
-from hubprune.architectures import NEMOTRON_NAS, Architecture
+from hubprune.architectures import FULL, NEMOTRON_NAS, SLIDING, Architecture
 from hubprune.artifacts import BaseCheckpoint, DropPlan, Layout
 from hubprune.errors import CheckpointError, UnsupportedFormatError
 from hubprune.pruning.structure import (
@@ -24,6 +24,8 @@ from hubprune.pruning.structure import (
 from hubprune.strict_json import parse_json
 
 CONFIG_NAME = "config.json"
+READS_POSITIONS = {"llama3", "yarn", "longrope"}
+"""Kinds of rope scaling whose defaults depend on `max_position_embeddings`."""
 NOT_CARRIED = {
     "_name_or_path", "auto_map", "block_configs", "dropped_attn_layers", "dropped_mlp_layers", "hubprune",
     "mlp_intermediate_sizes",
@@ -89,13 +91,13 @@ def pruned_config(base: BaseCheckpoint, plan: DropPlan, *, tokenizer_class: str 
     """
     structure = read_structure(base.config, name=base.name)
     config = stock_config(base.config, structure)
-    config.update(_both_spellings(config))
+    config.update(_both_spellings(config, structure.architecture))
     config.update(_fewer_layers(config, plan, structure.architecture))
     if tokenizer_class:
         config.setdefault("tokenizer_class", tokenizer_class)
     config.update(layout_keys(plan.layout, config, structure.without(plan)))
     config["hubprune"] = _provenance(base, plan)
-    return config
+    return config if plan.layout == "stock" else _without_pair(config)
 
 
 def stock_config(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
@@ -103,19 +105,25 @@ def stock_config(config: Mapping[str, Any], structure: Structure) -> dict[str, A
     kept = {key: value for key, value in config.items() if key not in NOT_CARRIED}
     if structure.layout == "stock":
         return kept
-    family = structure.architecture
+    family, scaling = structure.architecture, kept.get("rope_scaling")
     return {
         **kept,
+        # Where the pruned layouts have it, no stock class of transformers 4 would find it.
+        **({"rope_theta": scaling["rope_theta"]} if isinstance(scaling, dict) and "rope_theta" in scaling else {}),
         "model_type": family.model_type,
         "architectures": [family.causal_lm_class],
         "intermediate_size": max(structure.mlp_widths),
     }
 
 
-def _both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _both_spellings(config: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
     """Add the keys that transformers 4.x reads where the base has only those of 5.x."""
     added: dict[str, Any] = {}
     rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and architecture.local_rope_base and isinstance(rope.get(FULL), dict):
+        local = rope.get(SLIDING) or {}
+        added |= {architecture.local_rope_base: local["rope_theta"]} if "rope_theta" in local else {}
+        rope = rope[FULL]
     if isinstance(rope, dict) and "rope_theta" in rope:
         added["rope_theta"] = rope["rope_theta"]
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
@@ -123,6 +131,20 @@ def _both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
     if "dtype" in config:
         added["torch_dtype"] = config["dtype"]
     return {key: value for key, value in added.items() if key not in config}
+
+
+def _without_pair(config: dict[str, Any]) -> dict[str, Any]:
+    """Move `rope_theta` into `rope_scaling` in a config.json that only code of ours understands.
+
+    Where it may not run code, AutoTokenizer of transformers 5 makes a plain config of the file, and fails on the two
+    side by side if the scaling is one of these.  Of the other runtimes, mlx-lm then takes its default, the rope base of
+    Llama 3.
+    """
+    scaling = config.get("rope_scaling")
+    if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) not in READS_POSITIONS:
+        return config
+    moved = {**scaling, "rope_theta": scaling.get("rope_theta", config.get("rope_theta"))}
+    return {**{key: value for key, value in config.items() if key != "rope_theta"}, "rope_scaling": moved}
 
 
 def _fewer_layers(config: Mapping[str, Any], plan: DropPlan, architecture: Architecture) -> dict[str, Any]:

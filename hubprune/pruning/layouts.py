@@ -7,13 +7,16 @@ pruned         transformers only, with the modeling file; fits everything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hubprune.architectures import Architecture, architecture_of
 from hubprune.artifacts import DropPlan, Layout, LayoutChoice
 from hubprune.errors import PlanError
+from hubprune.pruning.config import READS_POSITIONS
 from hubprune.pruning.structure import Structure, read_structure
 
+LLAMA3_THETA = 500_000.0
 WIDTH_MULTIPLE = 256
 """vLLM and llama.cpp compute an MLP's width from `ffn_mult` and round it up to a multiple of this."""
 
@@ -27,11 +30,13 @@ def choose_layout(requested: LayoutChoice, plan: DropPlan, config: Mapping[str, 
         config: the base's config.json.
 
     Raises:
-        PlanError: the requested layout does not fit; the message gives the reason.
+        PlanError: the requested layout does not fit, or no attention of some kind is left; the message says which.
     """
+    require_every_kind(plan, config)
     left = read_structure(config).without(plan)
+    kept = sorted(plan.published_numbers)
     reasons: dict[Layout, str | None] = {
-        "stock": _stock_obstacle(left),
+        "stock": _stock_obstacle(left) or _old_versions_obstacle(left.architecture, config, kept),
         "nemotron-nas": _nemotron_nas_obstacle(left, config),
         "pruned": None,
     }
@@ -41,6 +46,30 @@ def choose_layout(requested: LayoutChoice, plan: DropPlan, config: Mapping[str, 
     if reason := reasons[requested]:
         raise PlanError(f"--layout {requested} does not fit: {reason}.", hint=f"Pass --layout {' or '.join(fitting)}.")
     return requested
+
+
+def require_every_kind(plan: DropPlan, config: Mapping[str, Any]) -> None:
+    """Refuse a plan after which no layer has an attention of some kind: transformers asks one how long the text is.
+
+    Raises:
+        PlanError: the message names the layers of that kind.
+    """
+    kinds, gone = architecture_of(config).attention_kinds(config), set(plan.gone("attn"))
+    for kind in sorted(set(kinds)):
+        layers = [layer for layer in plan.published_numbers if kinds[layer] == kind]
+        if layers and gone.issuperset(layers):
+            raise PlanError(
+                f"No attention of the kind {kind} would be left: of the layers that stay, "
+                f"{', '.join(map(str, layers))} have one.",
+                hint=f"Keep one of them: --protect {layers[-1]}.",
+            )
+
+
+def _old_versions_obstacle(family: Architecture, config: Mapping[str, Any], kept: Sequence[int]) -> str | None:
+    if family.lists_floor is None or not family.mixes_up_kinds(config, kept):
+        return None
+    floor = ".".join(map(str, family.lists_floor))
+    return f"transformers before {floor} would mix up its full and sliding attentions without a word"
 
 
 def _stock_obstacle(left: Structure) -> str | None:
@@ -60,8 +89,18 @@ def _nemotron_nas_obstacle(left: Structure, config: Mapping[str, Any]) -> str | 
         (bool(odd), f"an MLP has {max(odd, default=0)} neurons, which is no multiple of {WIDTH_MULTIPLE}"),
         (0 in left.no_attn, "vLLM and llama.cpp need the attention of layer 0"),
         (bool(config.get("attention_bias") or config.get("mlp_bias")), "it has no place for biases"),
+        (_lacks_rope_base(config), f"mlx-lm would take {LLAMA3_THETA:g} for its rope base"),
         (window is not None and window < config["max_position_embeddings"], "it has no place for a sliding window"),
     )
+
+
+def _lacks_rope_base(config: Mapping[str, Any]) -> bool:
+    """Tell whether config.json will not name its rope base, which is then another than mlx-lm's default."""
+    rope = {
+        "rope_theta": config.get("rope_theta"),
+        **(config.get("rope_parameters") or config.get("rope_scaling") or {}),
+    }
+    return rope.get("rope_type", rope.get("type")) in READS_POSITIONS and rope["rope_theta"] != LLAMA3_THETA
 
 
 def _first(*rows: tuple[bool, str]) -> str | None:

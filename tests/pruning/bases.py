@@ -74,7 +74,9 @@ FAMILIES = {
     },
     "phi3": {
         **PLAIN, "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}, "model_type": "phi3",
-        "original_max_position_embeddings": 512, "sliding_window": 8, "tie_word_embeddings": False,
+        "original_max_position_embeddings": 512,
+        "rope_scaling": {"long_factor": [1.0] * 4, "short_factor": [1.0, 1.5, 2.0, 3.0], "type": "longrope"},
+        "sliding_window": 8, "tie_word_embeddings": False,
     },
     "olmo2": {**PLAIN, "model_type": "olmo2"},
     "gemma2": {
