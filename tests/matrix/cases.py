@@ -47,8 +47,12 @@ class Case:
     """Projections of the base that are zero in the reference: the dropped sublayers' outputs."""
     narrowed: tuple[tuple[str, int], ...] = ()
     """Output projections of MLPs of the base, with the number of neurons that the folder keeps."""
-    attentions: tuple[int, int] = (1, 1)
-    """Attentions in the folder and in the base."""
+    cached: tuple[int, ...] = ()
+    """Layers of the base whose attention is left."""
+    slots: int = 0
+    """Slots of a cache up to the last one that is used; more than attentions where one of a kind comes late."""
+    layers: int = 0
+    """Layers of the base."""
 
     def load(self, auto: Any = AutoModelForCausalLM, *, dtype: Any = torch.float32, **options: Any) -> Any:
         """Load the folder as a reader would."""
@@ -69,7 +73,9 @@ class Case:
 
         The base as it is would not do: what assisted decoding raises depends on the drafts that the target rejects.
         """
-        return replace(self, folder=self.base, trust=False, attentions=(1, 1))
+        return replace(
+            self, folder=self.base, trust=False, cached=tuple(range(self.layers)), slots=self.layers
+        )  # fmt: skip
 
     def _bypassed(self, model: Any) -> Any:
         with torch.no_grad():

@@ -47,7 +47,8 @@ def _case(kind: Kind, base: BaseCheckpoint, name: str, drop: Drop, folder: Path)
         "kind": kind.label, "drops": name, "folder": str(published), "base": base.folder,
         "trust": "auto_map" in json.loads((published / "config.json").read_text()),
         "zeroed": outputs(kind, drop), "narrowed": narrowed(kind, drop),
-        "attentions": [layers - len(drop.attn), layers], "floor": kind.floor,
+        "cached": [layer for layer in range(layers) if layer not in drop.attn],
+        "slots": used_slots(kind, plan), "layers": layers,
     }  # fmt: skip
 
 
@@ -61,6 +62,14 @@ def plan_of(kind: Kind, drop: Drop) -> DropPlan:
         dropped=tuple(dropped),
         layout=kind.layout if dropped else "stock",
     )
+
+
+def used_slots(kind: Kind, plan: DropPlan) -> int:
+    """Return how many slots a cache has up to the last that is used: attentions of a kind take that kind's first."""
+    kinds = architecture_of(kind.config).attention_kinds(kind.config)
+    published, gone = [kinds[layer] for layer in plan.published_numbers], plan.published_layers("attn")
+    left = [one for layer, one in enumerate(published) if layer not in gone]
+    return 1 + max([i for i, one in enumerate(published) if one == this][left.count(this) - 1] for this in set(left))
 
 
 def outputs(kind: Kind, drop: Drop) -> list[str]:
@@ -125,4 +134,7 @@ def narrow(folder: Path, plan: DropPlan, drop: Drop, *, width: int) -> None:
             tensors[f"{prefix}.{name}.weight"] = tensors[f"{prefix}.{name}.weight"][:kept].clone()
         tensors[f"{prefix}.down_proj.weight"] = tensors[f"{prefix}.down_proj.weight"][:, :kept].clone()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps({**config, "mlp_intermediate_sizes": widths}, indent=2))
+    for block, kept in zip(config.get("block_configs", ()), widths, strict=False):
+        block["ffn"]["ffn_mult"] = 1.5 * kept / config["hidden_size"] if kept else None
+    said = {} if "block_configs" in config else {"mlp_intermediate_sizes": widths}
+    (folder / "config.json").write_text(json.dumps({**config, **said}, indent=2))

@@ -75,10 +75,75 @@ LLAMA = {
 }
 MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None}
 
+PLAIN = {key: value for key, value in LLAMA.items() if key not in ("architectures", "hidden_act")} | {"pad_token_id": 0}
+SLIDING = {"sliding_window": 8, "use_sliding_window": True}
+GEMMA = {
+    **PLAIN,
+    "attention_bias": False,
+    "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 16,
+    "rope_theta": 10000.0,
+    "sliding_window": 8,
+    "tie_word_embeddings": True,
+}
+QWEN2 = {**PLAIN, "model_type": "qwen2", "max_window_layers": 3, "sliding_window": 8, "use_sliding_window": False}
+QWEN3 = {**QWEN2, "model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True}
+SMOLLM3 = {**PLAIN, **SLIDING, "model_type": "smollm3", "no_rope_layer_interval": 2, "tie_word_embeddings": True}
+GRANITE = {
+    **PLAIN, "attention_multiplier": 0.2, "embedding_multiplier": 12.0, "logits_scaling": 8.0, "model_type": "granite",
+    "residual_multiplier": 0.22,
+}  # fmt: skip
+PHI3 = {**PLAIN, "model_type": "phi3", "original_max_position_embeddings": 512, "sliding_window": 8}
+OLMO2 = {**PLAIN, "model_type": "olmo2"}
+GEMMA2 = {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "model_type": "gemma2"}
+GEMMA3 = {
+    **GEMMA, "model_type": "gemma3_text", "num_hidden_layers": 6, "rope_local_base_freq": 100.0,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window_pattern": 3,
+}  # fmt: skip
+
+
+def few(every_kind: tuple[int, ...], *, last: int = 4) -> dict[str, Drop]:
+    """Return the drop sets of a family that is no first citizen.
+
+    Args:
+        every_kind: attentions to drop so that one of each kind, full and sliding, is left.
+        last: number of the last layer.
+    """
+    return {
+        "none": Drop(),
+        "first": Drop(attn=(0,)),
+        "first and last": Drop(attn=(0, last)),
+        "joint": FIVE_LAYERS["joint"],
+        "all but one": Drop(attn=every_kind),
+    }
+
+
+ONE_KIND = few((0, 1, 2, 4))
+NEMOTRON_NAS = {
+    "none": Drop(),
+    "first": Drop(attn=(1,)),  # the layout needs the attention of layer 0
+    "last": Drop(attn=(4,)),
+    "joint": Drop(attn=(2, 3), mlp=(1, 3)),
+    "all but one": Drop(attn=(1, 2, 3, 4)),
+    "widths": Drop(attn=(1,), mlp=(2,), widths={3: 256}),
+}
+
 KINDS = (
     Kind("llama", LLAMA),
+    Kind("llama-nemotron-nas", {**LLAMA, "intermediate_size": 512}, NEMOTRON_NAS, layout="nemotron-nas"),
     Kind("mistral-full", MISTRAL),
     Kind("mistral-window", {**MISTRAL, "sliding_window": 8}),
+    Kind("qwen2", QWEN2, ONE_KIND, everywhere=False),
+    Kind("qwen2-window", {**QWEN2, **SLIDING}, few((0, 1, 3)), floor="4.53.3", everywhere=False),
+    Kind("qwen3", QWEN3, ONE_KIND, floor="4.51.3", everywhere=False),
+    Kind("qwen3-window", {**QWEN3, **SLIDING}, few((0, 1, 3)), floor="4.53.3", everywhere=False),
+    Kind("smollm3", SMOLLM3, few((0, 1, 2)), floor="4.53.3", everywhere=False),
+    Kind("granite", GRANITE, ONE_KIND, everywhere=False),
+    Kind("phi3", PHI3, ONE_KIND, everywhere=False),
+    Kind("olmo2", OLMO2, ONE_KIND, everywhere=False),
+    Kind("gemma2", GEMMA2, few((0, 2, 3)), floor="4.53.3", everywhere=False),
+    Kind("gemma3_text", GEMMA3, few((0, 1, 3, 5), last=5), floor="4.53.3", everywhere=False),
 )
 
 
