@@ -111,6 +111,8 @@ class Architecture:
     """Oldest transformers that reads `layer_types`, where older ones know the family and go by the layer's number."""
     local_rope_base: str | None = None
     """Key of config.json that gives transformers 4 the rope base of sliding attentions, where that is their own."""
+    scaling_keys: tuple[str, ...] = ()
+    """Keys of `rope_scaling` beside `type`, where transformers 4 takes no others."""
     fused_gate_up: str | None = None
     """Tensor, inside a decoder layer, that holds the MLP's gate above its up projection, where they are one."""
     nemotron_nas: bool = False
@@ -194,7 +196,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     entry.model_type: entry
     for entry in (
         Architecture(model_type="llama", class_prefix="Llama", nemotron_nas=True),
-        Architecture(model_type="mistral", class_prefix="Mistral"),
+        Architecture(model_type="mistral", class_prefix="Mistral", nemotron_nas=True),
         Architecture(
             model_type="qwen2",
             class_prefix="Qwen2",
@@ -215,7 +217,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             per_layer_lists={LIST_OF_KINDS: _sliding_without_rope, "no_rope_layers": _with_rope},
         ),
         Architecture(model_type="granite", class_prefix="Granite"),
-        Architecture(model_type="phi3", class_prefix="Phi3", fused_gate_up="mlp.gate_up_proj.weight"),
+        Architecture(
+            model_type="phi3",
+            class_prefix="Phi3",
+            scaling_keys=("long_factor", "short_factor"),
+            fused_gate_up="mlp.gate_up_proj.weight",
+        ),
         Architecture(
             model_type="olmo2",
             class_prefix="Olmo2",
@@ -276,7 +283,7 @@ def architecture_of(config: Mapping[str, Any], *, name: str = "the base") -> Arc
 
 
 def _family(config: Mapping[str, Any]) -> str:
-    """Return the family that a config.json speaks of; the model type of a pruned one wraps it or leaves it to the code."""
+    """Return the family that a config.json speaks of: a pruned one wraps it, or leaves it to the code's name."""
     model_type, auto_map = config.get("model_type"), config.get("auto_map")
     if model_type == NEMOTRON_NAS and isinstance(auto_map, Mapping):
         found = NEMOTRON_NAS_CODE.fullmatch(str(auto_map.get("AutoConfig")))

@@ -29,6 +29,9 @@ def published(config, drop=None, **options):
     return pruned_config(base, drop or plan(5, attn=[1, 3]), **options)
 
 
+WHOLE = plan(5, attn=[4], mlp=[4])
+
+
 def provenance(**changes):
     return {
         "version": __version__,
@@ -74,18 +77,27 @@ def test_keys_of_transformers_5_are_written_for_transformers_4_as_well():
 
 def test_llama3_scaling_of_transformers_5_is_written_for_transformers_4_as_well():
     new = {**NO_ROPE, "dtype": "float32", "rope_parameters": {"rope_theta": 500000.0, **LLAMA3}}
-    old = {"torch_dtype": "float32", "rope_theta": 500000.0, "rope_scaling": LLAMA3}
+    old = {"torch_dtype": "float32", "rope_scaling": {**LLAMA3, "rope_theta": 500000.0}}
     assert published(new) == {**new, **old, **PRUNED_LLAMA}
+    stock = published(new, WHOLE)
+    assert (stock["rope_theta"], stock["rope_scaling"]) == (500000.0, LLAMA3)
 
 
 def test_scaling_is_written_even_where_the_base_has_the_old_key_of_the_rope_base():
     both = {**LLAMA, "rope_theta": 500000.0, "rope_parameters": {"rope_theta": 500000.0, **LLAMA3}}
-    assert published(both) == {**both, "rope_scaling": LLAMA3, **PRUNED_LLAMA}
+    found = published(both)
+    assert "rope_theta" not in found
+    assert found["rope_scaling"] == {**LLAMA3, "rope_theta": 500000.0}
 
 
-def test_keys_of_transformers_4_stay_as_they_are():
-    old = {**LLAMA, "rope_theta": 500000.0, "rope_scaling": LLAMA3, "torch_dtype": "bfloat16"}
-    assert published(old) == {**old, **PRUNED_LLAMA}
+def test_keys_of_transformers_4_stay_as_they_are_but_for_the_pair_that_autotokenizer_fails_on():
+    linear = {**LLAMA, "rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    assert published(linear) == {**linear, **PRUNED_LLAMA}
+    rest = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
+    old = {**rest, "rope_theta": 500000.0, "rope_scaling": LLAMA3, "torch_dtype": "bfloat16"}
+    moved = {**rest, "rope_scaling": {**LLAMA3, "rope_theta": 500000.0}, "torch_dtype": "bfloat16"}
+    assert published(old) == {**moved, **PRUNED_LLAMA}
+    assert published(old, WHOLE)["rope_scaling"] == LLAMA3
 
 
 def test_no_key_that_the_base_has_is_overwritten_by_its_other_spelling():
