@@ -127,7 +127,11 @@ def _both_spellings(config: Mapping[str, Any], architecture: Architecture) -> di
     if isinstance(rope, dict) and "rope_theta" in rope:
         added["rope_theta"] = rope["rope_theta"]
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
-        added["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+        kind = scaling.get("rope_type", "default")
+        if architecture.scaling_keys:
+            added |= {k: v for k, v in scaling.items() if k not in ("rope_type", "type", *architecture.scaling_keys)}
+            scaling = {"type": kind} | {k: scaling[k] for k in architecture.scaling_keys if k in scaling}
+        added["rope_scaling"] = None if kind == "default" else scaling
     if "dtype" in config:
         added["torch_dtype"] = config["dtype"]
     return {key: value for key, value in added.items() if key not in config}
@@ -143,7 +147,8 @@ def _without_pair(config: dict[str, Any]) -> dict[str, Any]:
     scaling = config.get("rope_scaling")
     if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) not in READS_POSITIONS:
         return config
-    moved = {**scaling, "rope_theta": scaling.get("rope_theta", config.get("rope_theta"))}
+    needed = {key: config[key] for key in ("original_max_position_embeddings",) if key in config}
+    moved = {**needed, **scaling, "rope_theta": scaling.get("rope_theta", config.get("rope_theta"))}
     return {**{key: value for key, value in config.items() if key != "rope_theta"}, "rope_scaling": moved}
 
 

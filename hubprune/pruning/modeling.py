@@ -41,6 +41,7 @@ def render(architecture: Architecture, *, layout: Layout = "pruned", version: st
         model_type=architecture.model_type,
         floor=architecture.floor,
         lists_floor=architecture.lists_floor or architecture.floor,
+        scaling_keys=architecture.scaling_keys,
         local_rope_base=architecture.local_rope_base,
         attn_module=architecture.attn_module,
         mlp_module=architecture.mlp_module,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -131,7 +132,8 @@ def family_tensors(config):
     """Random weights of any family, with the names and shapes that transformers gives them."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kept = {k: v for k, v in config.items() if k not in ("auto_map", "model_type", "torch_dtype")}
+    # A copy: transformers writes into the rope scaling that it is given.
+    kept = {k: deepcopy(v) for k, v in config.items() if k not in ("auto_map", "model_type", "torch_dtype")}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **kept))
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
