@@ -35,11 +35,12 @@ def pruned_lines(written: WrittenCheckpoint, *, folder: Path) -> str:
 
 def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
     """Write all layers, the lowest attention score first, with what a plan drops."""
-    dropped = plan.layers("attn") if plan else ()
+    outcomes = dict.fromkeys(plan.layers("attn"), "dropped") if plan else {}
+    outcomes |= dict.fromkeys(plan.absent_layers["attn"], "not in the base") if plan else {}
     rows = [["layer", "attention", "± se", "MLP", "block", ""]]
     for layer in scores.mean.ascending("attn"):
         values = scores.mean.attn, scores.standard_error.attn, scores.mean.mlp, scores.mean.block
-        rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), "dropped" if layer in dropped else ""])
+        rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), outcomes.get(layer, "")])
     record = scores.calibration
     head = (
         f"Importance S = 1 - cos(X, Y), {scores.aggregation} mean, "

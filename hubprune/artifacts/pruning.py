@@ -266,6 +266,8 @@ class Verification(Artifact):
     """Bytes in the KV cache after `cache_tokens` tokens."""
     cache_tokens: int
     transformers: str
+    runtimes: tuple[str, ...] = ()
+    """Other runtimes that ran it and agreed, with their versions."""
 
     @property
     def passed(self) -> bool:

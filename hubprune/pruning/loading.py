@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hubprune.pruning import mlx
+
 TIE = 1e-4
 """Two logits are a tie when they differ by less than this share, or than four units in the last place."""
 
@@ -248,6 +250,7 @@ def _cache_bytes(cache: Any) -> int:
 _ACTIONS: Mapping[str, tuple[type[BaseModel], Callable[[Any], BaseModel]]] = {
     "compare": (CompareRequest, compare),
     "load": (LoadRequest, load),
+    "mlx": (mlx.MlxRequest, mlx.compare),
 }
 
 

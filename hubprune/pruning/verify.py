@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from hubprune.architectures import FULL, SLIDING, Architecture
 from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification
 from hubprune.errors import CheckpointError, VerificationError
-from hubprune.pruning import modeling
+from hubprune.pruning import mlx, modeling
 from hubprune.pruning.checkpoint import new_names
 from hubprune.pruning.config import needs_modeling_file, pruned_classes
 from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
@@ -63,6 +63,7 @@ def verify(
         custom_code=needs_modeling_file(plan),
     )
     seen = _in_fresh_process("compare", request, Comparison)
+    in_mlx = _in_mlx(folder) if plan.layout == "nemotron-nas" and mlx.is_installed() else None
     planned = _planned_parameters(base.folder, plan, config, architecture)
     planned_cache = _planned_cache_bytes(plan, config, architecture, tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
@@ -70,6 +71,7 @@ def verify(
             _files_check(folder, plan, architecture),
             _bytes_check(base.folder, folder, plan, architecture),
             *_checks(seen, planned, planned_cache),
+            *([in_mlx.check] if in_mlx else []),
         ),
         max_logit_difference=seen.max_logit_difference,
         dtype=seen.dtype,
@@ -77,7 +79,13 @@ def verify(
         cache_bytes=seen.cache_bytes,
         cache_tokens=seen.cache_tokens,
         transformers=seen.transformers,
+        runtimes=(f"mlx-lm {in_mlx.version}",) if in_mlx else (),
     )
+
+
+def _in_mlx(folder: Path) -> mlx.MlxComparison:
+    request = mlx.MlxRequest(folder=str(folder.resolve()), prompts=PROMPTS)
+    return _in_fresh_process("mlx", request, mlx.MlxComparison)
 
 
 def require_passed(verification: Verification) -> None:

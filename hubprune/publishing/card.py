@@ -71,7 +71,9 @@ def build_context(
     usage = overview.usage(
         repo_id,
         tag=None if recipe.target.create_pr else checkpoint_tag(checkpoint),
+        plan=plan,
         checkpoint=checkpoint,
+        verification=verification,
         generation=generation,
     )
     matter = front_matter.metadata(

@@ -70,6 +70,8 @@ class Usage:
     """Tag of exactly this checkpoint; None where no tag will exist, as in a pull request."""
     prompt: str
     code: CustomCode | None
+    runtimes: tuple[str, ...]
+    """What can load the layout, and what did."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from hubprune.artifacts import (
@@ -10,7 +11,10 @@ from hubprune.artifacts import (
     BenchmarkComparison,
     DropPlan,
     GenerationComparison,
+    Layout,
+    SublayerKind,
     TaskComparison,
+    Verification,
     WrittenCheckpoint,
 )
 from hubprune.console import size
@@ -45,11 +49,11 @@ def summary(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: Benchm
 
 
 def _removed(plan: DropPlan) -> str:
-    kinds = [(name, layers) for kind, name in NAMES if (layers := plan.layers(kind))]
+    kinds = [(kind, name, layers) for kind, name in NAMES if (layers := plan.layers(kind))]
     parts = [
-        f"{len(layers)} of its {plan.num_hidden_layers} {name} sublayers removed"
+        f"{len(layers)} of its {_present(plan, kind)} {name} sublayers removed"
         f" ({'layer' if len(layers) == 1 else 'layers'} {listing(layers)}, counted from 0)"
-        for name, layers in kinds
+        for kind, name, layers in kinds
     ]
     return " and ".join(parts)
 
@@ -82,12 +86,17 @@ def _count_row(label: str, *, base: int, now: int) -> tuple[str, ...]:
 
 
 def _sublayer_rows(plan: DropPlan) -> list[tuple[str, ...]]:
-    total = plan.num_hidden_layers
-    dropped = [(name, len(plan.layers(kind))) for kind, name in NAMES if kind == "attn" or plan.layers(kind)]
+    dropped = [(kind, name, len(plan.layers(kind))) for kind, name in NAMES if kind == "attn" or plan.layers(kind)]
     return [
         (f"{name[0].upper()}{name[1:]} sublayers", str(total), str(total - n), signed(-n, digits=0))
-        for name, n in dropped
+        for kind, name, n in dropped
+        if (total := _present(plan, kind))
     ]
+
+
+def _present(plan: DropPlan, kind: SublayerKind) -> int:
+    """Count the sublayers of a kind that the base has."""
+    return plan.num_hidden_layers - len(plan.absent_layers[kind])
 
 
 def _size_row(checkpoint: WrittenCheckpoint) -> tuple[str, ...]:
@@ -136,13 +145,36 @@ def worst_task(benchmarks: BenchmarkComparison) -> TaskComparison | None:
 
 
 def usage(
-    repo_id: str, *, tag: str | None, checkpoint: WrittenCheckpoint, generation: GenerationComparison | None
+    repo_id: str,
+    *,
+    tag: str | None,
+    plan: DropPlan,
+    checkpoint: WrittenCheckpoint,
+    verification: Verification,
+    generation: GenerationComparison | None,
 ) -> Usage:
     """Collect the values of the snippet; its prompt is the first one of the free text."""
     prompts = [c.prompt for c in generation.continuations] if generation else []
     return Usage(
-        repo_id=repo_id, tag=tag, prompt=prompts[0] if prompts else DEFAULT_PROMPT, code=_custom_code(checkpoint)
+        repo_id=repo_id,
+        tag=tag,
+        prompt=prompts[0] if prompts else DEFAULT_PROMPT,
+        code=_custom_code(checkpoint),
+        runtimes=(RUNTIMES[plan.layout], _really_run(verification)),
     )
+
+
+RUNTIMES: Mapping[Layout, str] = {
+    "stock": "The files are those of an ordinary model of the base's family: what runs the base runs them.",
+    "nemotron-nas": "The layout is NVIDIA's nemotron-nas, which vLLM, SGLang, mlx-lm and llama.cpp know by themselves;"
+    " transformers needs the modeling file of this repo.",
+    "pruned": "Only transformers can load this layout, with the modeling file of this repo.",
+}
+
+
+def _really_run(verification: Verification) -> str:
+    run = [f"transformers {verification.transformers}", *verification.runtimes]
+    return f"For this card the files were run in {' and '.join(run)}, and nowhere else."
 
 
 def _custom_code(checkpoint: WrittenCheckpoint) -> CustomCode | None:

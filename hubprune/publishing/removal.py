@@ -36,6 +36,11 @@ def _sentences(plan: DropPlan) -> list[str]:
         for kind, name in NAMES
         if (layers := plan.layers(kind))
     ]
+    said += [
+        f"The base had lost the {name} of layer{'s'[: len(layers) - 1]} {listing(layers)} before."
+        for kind, name in NAMES
+        if (layers := plan.absent_layers[kind])
+    ]
     if plan.removed_layers:
         gone = listing(plan.removed_layers)
         said.append(f"Layers {gone} lost both sublayers and are gone altogether; later layers moved up.")
@@ -47,22 +52,29 @@ def _sentences(plan: DropPlan) -> list[str]:
 
 def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:
     """All layers ascending by the score of their attention."""
-    order = scores.mean.ascending("attn")
+    absent = plan.absent_layers["attn"]
+    order = [layer for layer in scores.mean.ascending("attn") if layer not in absent]
     columns = ("Rank", "Layer", "Attention S", "± SE", "MLP S", "Block S", "Attention")
-    rows = [_score_row(plan, scores=scores, layer=layer, rank=rank) for rank, layer in enumerate(order, start=1)]
+    rows = [_score_row(plan, scores=scores, layer=layer, rank=str(n)) for n, layer in enumerate(order, start=1)]
+    rows += [_score_row(plan, scores=scores, layer=layer, rank=NONE) for layer in absent]
     return Table(columns=columns, align="rrrrrrl", rows=tuple(rows))
 
 
-def _score_row(plan: DropPlan, *, scores: LayerScores, layer: int, rank: int) -> tuple[str, ...]:
-    mean = scores.mean
-    values = (mean.attn[layer], scores.standard_error.attn[layer], mean.mlp[layer], mean.block[layer])
-    figures = (plain(v, digits=SCORE_DIGITS) for v in values)
-    return str(rank), str(layer), *figures, _outcome(plan, layer=layer)
+def _score_row(plan: DropPlan, *, scores: LayerScores, layer: int, rank: str) -> tuple[str, ...]:
+    attn, error = scores.mean.attn[layer], scores.standard_error.attn[layer]
+    cells = (
+        ("attn", attn), ("attn", error), ("mlp", scores.mean.mlp[layer]), (None, scores.mean.block[layer]),
+    )  # fmt: skip
+    # A sublayer that the base lacks turns nothing: its 0 would say that it is there and does not matter.
+    figures = (NONE if (kind, layer) in plan.absent else plain(value, digits=SCORE_DIGITS) for kind, value in cells)
+    return rank, str(layer), *figures, _outcome(plan, layer=layer)
 
 
 def _outcome(plan: DropPlan, *, layer: int) -> str:
     if layer in plan.layers("attn"):
         return "dropped"
+    if layer in plan.absent_layers["attn"]:
+        return "not in the base"
     return "kept, protected" if layer in plan.protected else "kept"
 
 
