@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -79,25 +80,40 @@ def run_version(
     python = python_of(version, say=console.print)
     mine = cases.with_name(f"cases-{version}.json")
     mine.write_text(json.dumps([case for case in json.loads(cases.read_text()) if case["kind"] in labels]))
-    console.print(f"Checking {', '.join(labels)} with transformers {version}", highlight=False)
-    return list(_results(python, mine, checks, version))
+    begin = time.monotonic()
+    results = list(results_of(python, mine, checks, version))
+    done = f"transformers {version}: {len(results)} results in {time.monotonic() - begin:.0f} s"
+    console.print(done, highlight=False)
+    return results
 
 
-def _results(python: Path, cases: Path, checks: Sequence[str], version: str) -> Iterator[Result]:
-    command = [str(python), str(INSIDE), str(cases), *checks]
-    with tempfile.TemporaryDirectory(dir=cases.parent) as home:
-        done = subprocess.run(
-            command, env=environment(home), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-            timeout=LIMIT_SECONDS,
-        )  # fmt: skip
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+def results_of(python: Path, cases: Path, checks: Sequence[str], version: str) -> Iterator[Result]:
+    """Run `inside.py` and read what it says; that it died, or ran another version, is a failure of its own."""
+    code, out, err = _run([str(python), str(INSIDE), str(cases), *checks], cases.parent)
+    lines = [json.loads(line) for line in out.splitlines() if line.endswith("}")]
     if lines and lines[0]["transformers"] != version:
         yield Result(version, "all", DIED, "", "FAIL", f"it has transformers {lines[0]['transformers']}")
     for line in lines[1:]:
         yield Result(version=version, **line)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        yield Result(version, "all", DIED, "", "FAIL", f"exit status {done.returncode}: {last}")
+    if code:
+        last = (err.strip().splitlines() or ["it ended without a word"])[-1]
+        yield Result(version, "all", DIED, "", "FAIL", f"exit status {code}: {last}")
+
+
+def _run(command: list[str], folder: Path) -> tuple[int, str, str]:
+    """Run a command with files for its output, which are whole up to the last line even where it takes too long."""
+    with tempfile.TemporaryDirectory(dir=folder) as home:
+        out, err = Path(home) / "out", Path(home) / "err"
+        try:
+            with out.open("w") as stdout, err.open("w") as stderr:
+                variables = environment(home)
+                code = subprocess.run(
+                    command, env=variables, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, check=False,
+                    timeout=LIMIT_SECONDS,
+                ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            return 124, out.read_text(), str(error)
+        return code, out.read_text(), err.read_text()
 
 
 def environment(home: str) -> dict[str, str]:

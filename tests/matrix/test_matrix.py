@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +18,8 @@ from inside import matching, read_cases
 from kinds import FIVE_LAYERS, KINDS, NEWEST, Kind, all_versions
 from rich.console import Console
 from table import Result, any_failed, cell, show
+
+from hubprune.architectures import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +190,21 @@ def test_a_kind_runs_from_its_floor_on():
 
 def test_every_floor_is_among_the_versions():
     assert {kind.floor for kind in KINDS} <= set(all_versions())
+
+
+def test_every_family_runs_on_its_oldest_version():
+    oldest = {}
+    for kind in KINDS:
+        floor = tuple(int(part) for part in kind.floor.split(".")[:2])
+        oldest[kind.config["model_type"]] = min(floor, oldest.get(kind.config["model_type"], floor))
+    assert oldest == {name: family.floor for name, family in ARCHITECTURES.items()}
+
+
+def test_a_process_that_dies_is_a_failure(tmp_path):
+    runner = runpy.run_path(str(Path(environments.__file__).with_name("__main__.py")))
+    (found,) = runner["results_of"](Path(sys.executable), tmp_path / "nothing.json", [], NEWEST)
+    assert (found.status, found.check) == ("FAIL", runner["DIED"])
+    assert "exit status 1: FileNotFoundError" in found.message
 
 
 def test_the_newest_version_is_the_one_that_the_tests_have():
