@@ -8,6 +8,7 @@ from typing import Any
 from hubprune.errors import CheckpointError
 
 LARGEST = 2**31 - 1
+LARGEST_REAL = 1e15
 
 
 def natural(config: Mapping[str, Any], key: str, *, where: str) -> int:
@@ -29,7 +30,7 @@ def positive(config: Mapping[str, Any], key: str, *, where: str) -> float:
         CheckpointError: it is none.
     """
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LARGEST_REAL:
         raise CheckpointError(f"{where} has {key}={value!r:.60}, which is no positive number.")
     return float(value)
 

@@ -40,6 +40,8 @@ TIMES_CONTROL = 4.0
 CONTROL_FLOOR = 0.1
 """Share of `ROUNDED` that is allowed even if the control is better still."""
 NEW_TOKENS = 24
+TOKENIZER = "tokenizer"
+"""Subfolder of the tokenizer, whose config.json is one of the family: nothing is trusted to read it."""
 PROMPTS = (
     "Paris is the capital of",
     "One day, a little girl named Lily found a needle in her room. She knew it was difficult to play with it",
@@ -87,6 +89,7 @@ def measure(
     with _reference_folder(folder, config, structure) as reference:
         request = ParityRequest(
             folder=str(reference),
+            tokenizer_folder=str(reference / TOKENIZER),
             custom_code=structure.layout != "stock",
             gguf=str(file.resolve()),
             texts=TEXTS,
@@ -100,26 +103,23 @@ def measure(
 
 @contextmanager
 def _reference_folder(folder: Path, config: Mapping[str, Any], structure: Structure) -> Iterator[Path]:
-    """Yield a folder with links to weights and tokenizer, and with code that is ours, if any."""
+    """Yield a folder with links to the weights and with code that is ours, if any; a subfolder has the tokenizer."""
     with tempfile.TemporaryDirectory(prefix="hubprune-parity-") as made:
-        for path in folder.iterdir():
-            if path.is_file() and (
-                path.name.endswith((".safetensors", ".safetensors.index.json")) or is_carried(path.name)
-            ):
-                (Path(made) / path.name).symlink_to(path.resolve())
         keys = stock_config(config, structure)
+        tokenizer = Path(made) / TOKENIZER
+        tokenizer.mkdir()
+        (tokenizer / CONFIG_NAME).write_text(json.dumps(keys), encoding="utf-8")
+        for path in filter(Path.is_file, folder.iterdir()):
+            if path.name.endswith((".safetensors", ".safetensors.index.json")):
+                (Path(made) / path.name).symlink_to(path.resolve())
+            elif is_carried(path.name):
+                (tokenizer / path.name).symlink_to(path.resolve())
         if structure.layout != "stock":
             keys |= layout_keys("pruned", config, structure)
             family = structure.architecture
             (Path(made) / family.modeling_file("pruned")).write_text(modeling.render(family), encoding="utf-8")
         (Path(made) / CONFIG_NAME).write_text(json.dumps(keys), encoding="utf-8")
         yield Path(made)
-
-
-def _is_linked(path: Path) -> bool:
-    """Tell whether a file is one of weights or of the tokenizer."""
-    weights = path.name.endswith((".safetensors", ".safetensors.index.json"))
-    return path.is_file() and (weights or is_carried(path.name))
 
 
 def _in_fresh_process(request: ParityRequest) -> ParitySeen:

@@ -30,6 +30,8 @@ class ParityRequest(BaseModel):
 
     folder: str
     """The checkpoint, for transformers."""
+    tokenizer_folder: str
+    """Its tokenizer."""
     custom_code: bool
     """Whether it comes with a modeling file, which is one that hubprune rendered."""
     gguf: str
@@ -92,7 +94,7 @@ def _ask_transformers(request: ParityRequest) -> _Reference:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(request.tokenizer_folder, trust_remote_code=False)
     room = max(2, request.context_length)
     rows = [tokenizer(prompt).input_ids[:room] for prompt in request.prompts]
     model = AutoModelForCausalLM.from_pretrained(

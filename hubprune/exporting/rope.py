@@ -31,7 +31,7 @@ def read_rope(config: Mapping[str, Any], *, head_dim: int, where: str) -> Rope:
         CheckpointError: a value is missing or no number.
         UnsupportedArchitectureError: a kind that is computed in another way by llama.cpp.
     """
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}  # transformers prefers the old one
     if not isinstance(scaling, dict):
         raise CheckpointError(f"{where} has a rope_scaling or rope_parameters that is no object.")
     values = {"rope_theta": config.get("rope_theta", DEFAULT_THETA), **scaling}

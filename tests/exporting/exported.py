@@ -71,10 +71,32 @@ def with_widths(base, folder, widths):
     return folder
 
 
-def base(folder, **changes):
-    """Write a random Llama with some keys of its config.json changed."""
-    config = {**LLAMA, **changes}
-    return write_base(folder, config, random_tensors(config))
+def base(folder, make=random_tensors, **changes):
+    """Write a random Llama with some keys of its config.json changed, or left out where they are None."""
+    config = {key: value for key, value in {**LLAMA, **changes}.items() if value is not None}
+    tensors = make(config)
+    if "head_dim" in changes:
+        resize_heads(tensors, config)
+    return write_base(folder, config, tensors)
+
+
+def resize_heads(tensors, config):
+    """Replace the attentions' matrices by ones for heads of any size."""
+    made = torch.Generator().manual_seed(2)
+    size, heads = config["hidden_size"], config["num_attention_heads"] * config["head_dim"]
+    kv = config["num_key_value_heads"] * config["head_dim"]
+    shapes = {"q_proj": (heads, size), "k_proj": (kv, size), "v_proj": (kv, size), "o_proj": (size, heads)}
+    for name in list(tensors):
+        if shape := shapes.get(name.split(".")[-2]):
+            tensors[name] = torch.randn(shape, generator=made) / shape[1] ** 0.5
+
+
+def nemotron_nas(base, folder, **drops):
+    """Write a pruned checkpoint of a base in the layout that other runtimes read."""
+    folder.mkdir(parents=True)
+    made = plan(base.config["num_hidden_layers"], **drops).model_copy(update={"layout": "nemotron-nas"})
+    write_checkpoint(base, made, folder, advance=lambda _: None)
+    return folder
 
 
 def biased(config, *, seed=1):
