@@ -17,24 +17,28 @@ from bases import LLAMA, MISTRAL
 
 from hubprune.architectures import ARCHITECTURES
 from hubprune.pruning import modeling
+from hubprune.pruning.structure import block_configs
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = sorted(ARCHITECTURES)
+FILES = [(family, "pruned") for family in FAMILIES]
+FILES += [(family, "nemotron-nas") for family in FAMILIES if ARCHITECTURES[family].nemotron_nas]
+every_file = pytest.mark.parametrize(("family", "layout"), FILES)
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 8}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_modeling_file_is_the_golden_one(family):
-    text = modeling.render(ARCHITECTURES[family], version="1.2.3")
-    path = GOLDEN / f"modeling_pruned_{family}.py.txt"
+@every_file
+def test_the_modeling_file_is_the_golden_one(family, layout):
+    text = modeling.render(ARCHITECTURES[family], layout=layout, version="1.2.3")
+    path = GOLDEN / f"{ARCHITECTURES[family].modeling_file(layout)}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text(), "UPDATE_GOLDEN=1 writes the golden files anew: read the difference"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_modeling_file_imports_little_and_runs_nothing_at_large(family):
-    tree = ast.parse(modeling.render(ARCHITECTURES[family]))
+@every_file
+def test_the_modeling_file_imports_little_and_runs_nothing_at_large(family, layout):
+    tree = ast.parse(modeling.render(ARCHITECTURES[family], layout=layout))
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -48,14 +52,14 @@ def test_the_modeling_file_imports_little_and_runs_nothing_at_large(family):
     assert not names & {"eval", "exec", "open", "compile", "__import__", "system", "load", "globals", "__builtins__"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_does_not_take_a_stand_in_for_an_attention(family):
-    assert not re.search(r"class \w*Attention\w*\(nn\.Module\)", modeling.render(ARCHITECTURES[family]))
+@every_file
+def test_transformers_does_not_take_a_stand_in_for_an_attention(family, layout):
+    assert not re.search(r"class \w*Attention\w*\(nn\.Module\)", modeling.render(ARCHITECTURES[family], layout=layout))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_modeling_file_overrides_no_forward_of_transformers(family):
-    tree = ast.parse(modeling.render(ARCHITECTURES[family]))
+@every_file
+def test_the_modeling_file_overrides_no_forward_of_transformers(family, layout):
+    tree = ast.parse(modeling.render(ARCHITECTURES[family], layout=layout))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.startswith("Pruned")]
     assert len(classes) == 3
     assert {method.name for c in classes for method in c.body if isinstance(method, ast.FunctionDef)} <= {
@@ -66,9 +70,9 @@ def test_the_modeling_file_overrides_no_forward_of_transformers(family):
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["check", "format"])
 def test_the_modeling_file_is_clean_for_ruff(tmp_path, command):
-    for family in FAMILIES:
-        path = tmp_path / ARCHITECTURES[family].modeling_file("pruned")
-        path.write_text(modeling.render(ARCHITECTURES[family]))
+    for family, layout in FILES:
+        path = tmp_path / ARCHITECTURES[family].modeling_file(layout)
+        path.write_text(modeling.render(ARCHITECTURES[family], layout=layout))
     ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "--line-length", "120", str(tmp_path)]
     done = subprocess.run(ruff, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -219,3 +223,62 @@ def test_the_file_does_not_depend_on_any_base():
     texts = {modeling.render(ARCHITECTURES["llama"]) for _ in range(2)}
     assert len(texts) == 1
     assert json.dumps(LLAMA["vocab_size"]) not in texts.pop().split("FLOOR")[1]
+
+
+# ---- the config class of the nemotron-nas layout -----------------------------------------------------------------
+
+HEADS = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+GIVEN = {**HEADS, "num_hidden_layers": 3, "rope_theta": 5000.0, "vocab_size": 8}
+
+
+@pytest.fixture(scope="module")
+def nas_config(tmp_path_factory):
+    """The config class of Llama in the nemotron-nas layout."""
+    path = tmp_path_factory.mktemp("nas") / ARCHITECTURES["llama"].modeling_file("nemotron-nas")
+    path.write_text(modeling.render(ARCHITECTURES["llama"], layout="nemotron-nas"))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, path.stem, module)
+        spec.loader.exec_module(module)
+        yield module.PrunedLlamaConfig
+
+
+def blocks():
+    """Three layers: without attention, with half as many neurons, without MLP."""
+    return block_configs([48, 24, 0], frozenset({0}), HEADS)
+
+
+def test_block_configs_are_read_as_attributes_and_written_as_json(nas_config):
+    config = nas_config(**GIVEN, block_configs=blocks())
+    first, second, third = config.block_configs
+    assert (first.attention.no_op, first.ffn.no_op, second.attention.n_heads_in_group) == (True, False, 2)
+    assert (third.ffn.no_op, third.ffn.ffn_mult) == (True, None)
+    with pytest.raises(AttributeError, match="window"):
+        _ = first.ffn.window
+    assert json.loads(config.to_json_string())["block_configs"] == blocks()
+    assert (config.dropped_attn_layers, config.dropped_mlp_layers) == ([0], [2])
+    assert config.mlp_intermediate_sizes == [48, 24, 0]
+
+
+def test_what_other_runtimes_look_for_is_written_again(nas_config):
+    values = nas_config(**GIVEN, block_configs=blocks()).to_dict()
+    assert (values["rope_theta"], values["rope_scaling"]) == (5000.0, None)
+    assert values["architectures"] == ["DeciLMForCausalLM"]
+    assert values["model_type"] == "nemotron-nas"
+    assert not {"dropped_attn_layers", "dropped_mlp_layers", "mlp_intermediate_sizes"} & set(values)
+    again = nas_config(**json.loads(json.dumps(values)))
+    assert again.to_dict() == values
+
+
+def test_block_configs_that_do_not_fit_the_layers_are_refused(nas_config):
+    with pytest.raises(ValueError, match=r"2 block_configs for num_hidden_layers=3"):
+        nas_config(**GIVEN, block_configs=blocks()[:2])
+
+
+@pytest.mark.parametrize("part", ["attention", "ffn"])
+def test_linear_parts_are_refused(nas_config, part):
+    changed = blocks()
+    changed[1][part]["replace_with_linear"] = True
+    with pytest.raises(ValueError, match="block_configs has linear layers"):
+        nas_config(**GIVEN, block_configs=changed)
