@@ -109,7 +109,7 @@ def _pre_tokenizer(
     whole_words = model.get("ignore_merges") is True
     if name := PRE_TOKENIZERS.get((pattern, whole_words)):
         return name
-    if _merges_reach_all(vocab, merges):
+    if _merges_reach_all(vocab, merges, but={token.content for token in added_of(files)}):
         return PRE_TOKENIZERS[pattern, not whole_words]
     raise files.foreign(
         "llama.cpp knows how it cuts texts into words, but not "
@@ -118,8 +118,9 @@ def _pre_tokenizer(
     )
 
 
-def _merges_reach_all(vocab: dict[str, int], merges: list[tuple[str, str]]) -> bool:
+def _merges_reach_all(vocab: dict[str, int], merges: list[tuple[str, str]], *, but: set[str]) -> bool:
+    """Tell whether merging makes each token of its own text, but for those that are found before."""
     from tokenizers.models import BPE
 
     model = BPE(vocab=vocab, merges=merges, ignore_merges=False)
-    return all([t.id for t in model.tokenize(text)] == [number] for text, number in vocab.items())
+    return all([t.id for t in model.tokenize(text)] == [number] for text, number in vocab.items() if text not in but)
