@@ -33,7 +33,7 @@ from hubprune.pruning import calibration, checkpoint, modeling, selection, verif
 from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.config import check_config
 from hubprune.pruning.inventory import take_inventory
-from hubprune.pruning.layouts import choose_layout
+from hubprune.pruning.layouts import check_choice, choose_layout
 from hubprune.pruning.runnable import Runnable, make_runnable
 from hubprune.pruning.structure import read_structure
 from hubprune.publishing import hub
@@ -61,6 +61,7 @@ class Run:
         selection.check_request(
             self.recipe.drop, num_hidden_layers=base.num_hidden_layers, name=base.name, absent=structure.absences
         )
+        check_choice(self.recipe.layout, base.config)
         if self.recipe.drop.drop_attn is not None:
             _plan(self.recipe, None, base)
         return base
@@ -151,15 +152,13 @@ def score(run: Run) -> LayerScores:
 
 
 def _score(run: Run, *, dtype: str, device: str) -> LayerScores:
-    from transformers import AutoTokenizer
-
     from hubprune.pruning import importance
 
     documents = calibration.draw(
         run.recipe.calibration,
         commits=run.data_commits,
         seed=run.recipe.seed,
-        tokenizer=AutoTokenizer.from_pretrained(run.runnable.folder, trust_remote_code=False),
+        tokenizer=run.runnable.tokenizer(),
         context_length=run.base.config.get("max_position_embeddings"),
         reporter=run.reporter,
     )

@@ -37,8 +37,8 @@ def compare(
     """Let two model folders continue the same prompts, one model after the other.
 
     Decoding is greedy whatever the folders' generation_config.json says.  Code in a folder is run for the pruned one,
-    and for the base where `base_code` says that this package rendered it.  Where a prompt and `max_new_tokens` do not fit into the base's positions, all texts get shorter and a note
-    says so; the result holds the number used.
+    and for the base where `base_code` says that this package rendered it.  Where a prompt and `max_new_tokens` do not
+    fit into the base's positions, all texts get shorter and a note says so; the result holds the number used.
 
     Raises:
         EvaluationError: a prompt leaves no room for a single new token, or the device's memory is too small.

@@ -21,6 +21,21 @@ WIDTH_MULTIPLE = 256
 """vLLM and llama.cpp compute an MLP's width from `ffn_mult` and round it up to a multiple of this."""
 
 
+def check_choice(requested: LayoutChoice, config: Mapping[str, Any]) -> None:
+    """Refuse a layout that cannot fit the base whatever its attention drop; made before anything is downloaded.
+
+    Raises:
+        PlanError: it cannot.
+    """
+    base = read_structure(config)
+    if requested == "nemotron-nas" and (reason := _nemotron_nas_obstacle(base, config)):
+        raise PlanError(f"--layout {requested} does not fit: {reason}.", hint="Pass --layout pruned.")
+    if requested == "stock" and not base.no_mlp:
+        raise PlanError(
+            f"--layout {requested} does not fit: layers that stay have no attention.", hint="Pass --layout auto."
+        )
+
+
 def choose_layout(requested: LayoutChoice, plan: DropPlan, config: Mapping[str, Any]) -> Layout:
     """Choose the layout of a plan: the requested one, or for `auto` the first that fits.
 

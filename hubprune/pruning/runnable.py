@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hubprune.artifacts import BaseCheckpoint
 from hubprune.files import staged_folder
@@ -26,6 +27,14 @@ class Runnable:
     folder: Path
     own_code: bool = False
     """True where this version of hubprune wrote the folder's modeling file; False for folders without one."""
+
+    def tokenizer(self) -> Any:
+        """Load its tokenizer, which never runs code."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        # With the config at hand, it does not look for one whose code it may not run, and complain.
+        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.own_code)
+        return AutoTokenizer.from_pretrained(self.folder, config=config, trust_remote_code=False)
 
 
 def make_runnable(base: BaseCheckpoint, folder: Path) -> Runnable:

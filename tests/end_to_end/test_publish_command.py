@@ -71,6 +71,23 @@ def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publi
     assert "FAILED" not in verified.out
 
 
+def test_a_published_repo_can_be_pruned_and_published_again(hubprune, files):
+    small = ("--calibration", "mix.yaml", "--tasks", "none", "--prompts", "prompts.txt", "--json")
+    first = hubprune("publish", "meta/tiny", "--drop-attn", 1, *small, "--repo-id", "local/once")
+    assert first.code == 0, first.err
+    again = hubprune("publish", "local/once", "--attn-drop", 1, *small, "--repo-id", "local/twice", "--out", "twice")
+    assert again.code == 0, again.err
+    report = json.loads(again.out)
+    [dropped] = report["plan"]["dropped"]
+    assert dropped["layer"] != 1
+    assert report["scores"]["mean"]["attn"][1] == 0
+    config = json.loads((files / "twice" / "config.json").read_text())
+    assert config["dropped_attn_layers"] == sorted([1, dropped["layer"]])
+    assert "The base had lost the attention of layer 1 before." in (files / "twice" / "README.md").read_text()
+    verified = hubprune("verify", "local/twice")
+    assert verified.code == 0, verified.err
+
+
 def test_a_dry_run_writes_nothing_to_the_hub(publish, api):
     ended = publish("--drop-attn", "1", "--tasks", "none", "--repo-id", "local/dry", "--dry-run")
     assert ended.code == 0, ended.err

@@ -13,7 +13,7 @@ from hubprune.architectures import architecture_of
 from hubprune.errors import PlanError, UnsupportedArchitectureError
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.layouts import choose_layout
+from hubprune.pruning.layouts import check_choice, choose_layout
 from hubprune.pruning.runnable import Runnable
 from hubprune.pruning.structure import read_structure
 
@@ -73,6 +73,15 @@ def test_stock_is_refused_where_a_layer_would_have_a_hole():
     for drop, what in ((ATTN, "attention"), (plan(5, mlp=[1]), "MLP")):
         with pytest.raises(PlanError, match=f"--layout stock does not fit: layers that stay have no {what}"):
             choose_layout("stock", drop, LLAMA)
+
+
+def test_a_layout_that_no_attention_drop_fits_is_refused_before_anything_is_loaded():
+    check_choice("auto", MISTRAL)
+    check_choice("nemotron-nas", SERVED)
+    with pytest.raises(PlanError, match="nemotron-nas does not fit: it has no place for a sliding window"):
+        check_choice("nemotron-nas", {**SERVED, "model_type": "mistral", "sliding_window": 8})
+    with pytest.raises(PlanError, match="stock does not fit: layers that stay have no attention"):
+        check_choice("stock", SERVED)
 
 
 def test_any_layout_that_fits_can_be_asked_for():
