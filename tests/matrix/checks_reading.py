@@ -45,6 +45,22 @@ def _raises(auto: Any, folder: str, options: dict[str, bool]) -> bool:
     return False
 
 
+@check("stock class by its name fails", drops=FEW)
+def called_by_name(case: Case) -> None:
+    """The Auto classes refuse, but whoever names the class must not get random weights in the holes either."""
+    if not case.trust:
+        return
+    stock = type(case.stock())
+    with tempfile.TemporaryDirectory() as again:
+        case.load().save_pretrained(again)
+        for folder in (case.folder, again):
+            try:
+                stock.from_pretrained(folder)
+            except Exception:
+                continue
+            raise MismatchError(f"{stock.__name__} loads {'the copy' if folder == again else 'it'}")
+
+
 @check("AutoTokenizer without trust", drops=FEW)
 def tokenizer(case: Case) -> None:
     found = AutoTokenizer.from_pretrained(case.folder, trust_remote_code=False)
