@@ -11,7 +11,7 @@ from bases import LLAMA, MISTRAL, plan, write_base
 
 from hubprune.architectures import architecture_of
 from hubprune.errors import PlanError, UnsupportedArchitectureError
-from hubprune.pruning import loading, verify
+from hubprune.pruning import loading, mlx, verify
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.layouts import check_choice, choose_layout
 from hubprune.pruning.runnable import Runnable
@@ -103,6 +103,7 @@ def served(tmp_path_factory):
 def in_process(own_modules, monkeypatch):
     """Compare in this process: it costs a tenth of a fresh one."""
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
+    monkeypatch.setattr(mlx, "is_installed", lambda: False)
 
 
 def written(base, folder, layout, *, attn=(), mlp=()):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from hubprune.architectures import architecture_of
 from hubprune.artifacts import BaseCheckpoint, CalibrationRecord, CalibrationSource, DroppedSublayer, DropPlan
 from hubprune.errors import PlanError
-from hubprune.pruning import importance, loading, verify
+from hubprune.pruning import importance, loading, mlx, verify
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.inventory import take_inventory
@@ -92,6 +92,7 @@ def test_filling_up_the_holes_ends_in_a_stock_model(original, tmp_path):
 @pytest.mark.parametrize("layout", ["pruned", "nemotron-nas"])
 def test_verification_compares_with_the_pruned_base(own_modules, monkeypatch, original, tmp_path, layout):
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
+    monkeypatch.setattr(mlx, "is_installed", lambda: False)
     base = pruned(original, tmp_path / "once", layout)
     drop = second_plan(base, attn=[0], mlp=[4])
     write(base, drop, tmp_path / "twice")
