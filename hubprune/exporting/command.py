@@ -169,7 +169,12 @@ def _control(
     base, why = _base(source, options, session, reporter)
     if base is None:
         return None, why
-    content = plan_content(base.folder, base.config, name=Path(base.name).name, outtype=options.outtype)
+    try:
+        content = plan_content(base.folder, base.config, name=Path(base.name).name, outtype=options.outtype)
+    except HubpruneError as error:
+        if options.base is not None:
+            raise
+        return None, f"the base {base.name:.100} cannot be exported ({error.message})"  # half of it may be in the cache
     if obstacle := parity.obstacle(base.folder):
         return None, obstacle
     check_space(file.parent, needed=content.data_bytes)

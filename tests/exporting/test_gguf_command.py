@@ -136,6 +136,18 @@ def test_a_base_that_is_not_here_is_said_to_be_missing(folder, tmp_path, monkeyp
     assert made.parity.without_control == "the base tiny is not on this machine; pass --base FOLDER_OR_REPO"
 
 
+def test_a_base_of_which_only_a_part_is_here_is_no_control(folder, tmp_path, monkeypatch):
+    seen = ParitySeen(figures=SAME, first_different_text=None, transformers="5", llama_cpp_python="0")
+    monkeypatch.setattr(parity, "obstacle", lambda folder: None)
+    monkeypatch.setattr(parity, "measure", lambda *given, **named: seen)
+    (tmp_path / "b" / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["hubprune"]["base_model"] = str(tmp_path / "b")
+    (folder / "config.json").write_text(json.dumps(config))
+    made = export(folder, tmp_path / "x.gguf")
+    assert made.parity.without_control.startswith(f"the base {tmp_path / 'b'} cannot be exported (")
+
+
 def test_code_of_the_checkpoint_is_never_run(folder, tmp_path):
     pytest.importorskip("llama_cpp")
     (folder / "modeling_pruned_llama.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
