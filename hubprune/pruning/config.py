@@ -148,7 +148,8 @@ def _without_pair(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) not in READS_POSITIONS:
         return config
     needed = {key: config[key] for key in ("original_max_position_embeddings",) if key in config}
-    moved = {**needed, **scaling, "rope_theta": scaling.get("rope_theta", config.get("rope_theta"))}
+    theta = (config.get("rope_parameters") or scaling).get("rope_theta", config.get("rope_theta"))
+    moved = {**needed, **scaling, "rope_theta": theta}
     return {**{key: value for key, value in config.items() if key != "rope_theta"}, "rope_scaling": moved}
 
 

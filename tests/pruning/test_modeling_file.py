@@ -147,12 +147,18 @@ def rendered(tmp_path_factory):
 def build(rendered, family="llama", **keys):
     """A pruned model with a few keys in its config."""
     prefix = ARCHITECTURES[family].class_prefix
+    if "mlp_intermediate_sizes" in keys:  # it is never published without the other two
+        keys = {"dropped_attn_layers": [], "dropped_mlp_layers": [], **keys}
     config = {**(LLAMA if family == "llama" else MISTRAL), **SMALL, **keys}
     made = getattr(rendered[family], f"Pruned{prefix}Config")(**{k: v for k, v in config.items() if k != "model_type"})
     return getattr(rendered[family], f"Pruned{prefix}ForCausalLM")(made)
 
 
 BAD_KEYS = {
+    "a key under another name": (
+        {"dropped_attn_layer": [1], "dropped_attn_layers": None, "mlp_intermediate_sizes": [8] * 5},
+        "dropped_attn_layers=None does not fit",
+    ),
     "out of range": ({"dropped_attn_layers": [5]}, r"dropped_attn_layers=\[5\] does not fit num_hidden_layers=5"),
     "negative": ({"dropped_attn_layers": [-1]}, r"dropped_attn_layers=\[-1\] does not fit"),
     "bool": ({"dropped_mlp_layers": [True]}, r"dropped_mlp_layers=\[True\] does not fit"),

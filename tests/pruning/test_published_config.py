@@ -85,9 +85,10 @@ def test_llama3_scaling_of_transformers_5_is_written_for_transformers_4_as_well(
 
 def test_scaling_is_written_even_where_the_base_has_the_old_key_of_the_rope_base():
     both = {**LLAMA, "rope_theta": 500000.0, "rope_parameters": {"rope_theta": 500000.0, **LLAMA3}}
-    found = published(both)
-    assert "rope_theta" not in found
-    assert found["rope_scaling"] == {**LLAMA3, "rope_theta": 500000.0}
+    for theta in (500000.0, 10000.0):  # transformers 5 goes by the one inside
+        found = published({**both, "rope_theta": theta})
+        assert "rope_theta" not in found
+        assert found["rope_scaling"] == {**LLAMA3, "rope_theta": 500000.0}
 
 
 def test_keys_of_transformers_4_stay_as_they_are_but_for_the_pair_that_autotokenizer_fails_on():

@@ -299,7 +299,8 @@ def test_a_checkpoint_that_loads_without_trust_is_seen(first_dropped):
     base, drop, folder = first_dropped
     config = read_config(folder)
     del config["auto_map"]
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    stock = {"model_type": "llama", "intermediate_size": 48}
+    (folder / "config.json").write_text(json.dumps({**config, **stock}))
     assert "does not load without trust_remote_code" in failed(checked(base, folder, drop))
 
 
