@@ -22,12 +22,78 @@ BaseRevision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of the base. Default: main.", rich_help_panel=DROPPING)
 ]
 AttnDrop = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Drop the N attention sublayers with the lowest score.", rich_help_panel=DROPPING),
+    str | None,
+    typer.Option(
+        metavar="N|N%", help="Drop the N attention sublayers with the lowest score.", rich_help_panel=DROPPING
+    ),
+]
+MlpDrop = Annotated[
+    str | None,
+    typer.Option(metavar="N|N%", help="Drop the N MLP sublayers with the lowest score.", rich_help_panel=DROPPING),
+]
+BlockDrop = Annotated[
+    str | None,
+    typer.Option(metavar="N|N%", help="Drop the N whole layers with the lowest score.", rich_help_panel=DROPPING),
+]
+JointDrop = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|N%",
+        help="Drop the N lowest of attentions and MLPs, ranked in one list.",
+        rich_help_panel=DROPPING,
+    ),
 ]
 DropAttn = Annotated[
     str | None,
     typer.Option(metavar="18,21,22", help="Drop the attention of exactly these layers.", rich_help_panel=DROPPING),
+]
+DropMlp = Annotated[
+    str | None,
+    typer.Option(metavar="18,21,22", help="Drop the MLP of exactly these layers.", rich_help_panel=DROPPING),
+]
+DropNeurons = Annotated[
+    str | None,
+    typer.Option(metavar="60%", help="Share of every MLP's neurons that goes.", rich_help_panel=DROPPING),
+]
+MlpWidth = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|N,N,...", help="Neurons that every MLP keeps, or one number per layer.", rich_help_panel=DROPPING
+    ),
+]
+ExpansionRatio = Annotated[
+    float | None,
+    typer.Option(metavar="R", help="Neurons that every MLP keeps, over hidden size.", rich_help_panel=DROPPING),
+]
+WidthMetric = Annotated[
+    str | None,
+    typer.Option(
+        metavar="max_abs|ppm|vow|pon|l2", help="Importance of a neuron. Default: max_abs.", rich_help_panel=DROPPING
+    ),
+]
+WidthMultiple = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Round widths to a multiple of N; 1 takes the share exactly. Default: 64.",
+        rich_help_panel=DROPPING,
+    ),
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        metavar="one-shot|iterative",
+        help="Drop by one set of scores, or score again after every drop. Default: one-shot.",
+        rich_help_panel=DROPPING,
+    ),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        metavar="cosine|cosine-no-residual|relative-magnitude|reverse-order|random",
+        help="What sublayers are ranked by. Default: cosine.",
+        rich_help_panel=SCORING,
+    ),
 ]
 Protect = Annotated[
     str | None, typer.Option(metavar="0,1", help="Layers that are never dropped.", rich_help_panel=DROPPING)
@@ -123,7 +189,7 @@ Endpoint = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Marked = Annotated[
-    int, typer.Option(metavar="N", help="Mark the N attention sublayers that would go.", rich_help_panel=DROPPING)
+    str, typer.Option(metavar="N", help="Mark the N attention sublayers that would go.", rich_help_panel=DROPPING)
 ]
 NewFolder = Annotated[Path, typer.Option(metavar="FOLDER", help="New folder for the checkpoint.")]
 ExportOut = Annotated[
@@ -169,6 +235,10 @@ Version = Annotated[
 ]
 
 
+DROPS = ("attn_drop", "mlp_drop", "block_drop", "joint_drop", "drop_attn", "drop_mlp")
+WIDTHS = ("drop_neurons", "mlp_width", "expansion_ratio")
+
+
 def make_recipe(given: Mapping[str, Any]) -> Recipe:
     """Make a recipe of the options of a command; an option that was given wins over the recipe file.
 
@@ -182,12 +252,15 @@ def make_recipe(given: Mapping[str, Any]) -> Recipe:
 
     file = given.get("recipe")
     values = read_recipe(file).model_dump(exclude_none=True) if file else {}
-    if given.get("attn_drop") is not None or given.get("drop_attn") is not None:
+    if any(given.get(name) is not None for name in (*DROPS, *WIDTHS)):
         # What the file says to drop is replaced, not added to.
         values["drop"] = {k: v for k, v in values.get("drop", {}).items() if k == "protect"}
+        values.pop("width", None)
     for part, fields in _parts(given).items():
         values[part] = {**values.get(part, {}), **fields}
-    values |= _given(given, "seed", "device", "dtype", "aggregation", "score_batch_size", "layout")
+    values |= _given(
+        given, "seed", "device", "dtype", "aggregation", "score_batch_size", "layout", "metric", "schedule"
+    )
     values["calibration"] = _mix(given, values.get("calibration"))
     if not values["base"].get("repo_id"):
         raise RecipeError("Which base?", hint="Name one, as in hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3.")
@@ -200,8 +273,9 @@ def _parts(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     base = {"repo_id": given.get("base"), "revision": given.get("base_revision")}
     drop = {
-        "attn_drop": given.get("attn_drop"),
+        **_given(given, *DROPS),
         "drop_attn": _numbers(given.get("drop_attn"), option="--drop-attn"),
+        "drop_mlp": _numbers(given.get("drop_mlp"), option="--drop-mlp"),
         "protect": _numbers(given.get("protect"), option="--protect"),
     }
     evaluation = {
@@ -210,8 +284,20 @@ def _parts(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "prompts": read_prompts(file) if (file := given.get("prompts")) else None,
     }
     target = _given(given, "repo_id", "revision", "private", "create_pr")
-    parts = {"base": base, "drop": drop, "evaluation": evaluation, "target": target}
-    return {part: {k: v for k, v in fields.items() if v is not None} for part, fields in parts.items()}
+    parts = {"base": base, "drop": drop, "width": _width(given), "evaluation": evaluation, "target": target}
+    made = {part: {k: v for k, v in fields.items() if v is not None} for part, fields in parts.items()}
+    return {part: fields for part, fields in made.items() if fields or part != "width"}
+
+
+def _width(given: Mapping[str, Any]) -> dict[str, Any]:
+    text = given.get("mlp_width")
+    width = _numbers(text, option="--mlp-width")
+    return {
+        **_given(given, "drop_neurons", "expansion_ratio"),
+        "width": width[0] if width and len(width) == 1 else width,
+        "metric": given.get("width_metric"),
+        "multiple": given.get("width_multiple"),
+    }
 
 
 def _given(given: Mapping[str, Any], *names: str) -> dict[str, Any]:

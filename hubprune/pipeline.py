@@ -57,7 +57,7 @@ def _benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | 
         run.reporter.note("no tasks asked for")
         return None
     key = key_of(
-        run.circumstances, plan.sublayers, spec.tasks, spec.limit, spec.batch_size, run.task_texts, run.task_sources,
+        run.circumstances, plan.content, spec.tasks, spec.limit, spec.batch_size, run.task_texts, run.task_sources,
         recipe.seed,
     )  # fmt: skip
     return run.store.run(
@@ -97,7 +97,7 @@ def _free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison |
             reporter=run.reporter,
         )
 
-    key = key_of(run.circumstances, plan.sublayers, prompts, spec.max_new_tokens)
+    key = key_of(run.circumstances, plan.content, prompts, spec.max_new_tokens)
     return run.store.run("generation", key, GenerationComparison, compare)
 
 
@@ -191,7 +191,7 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
         loads_back=not options.dry_run,
         overwrite_card=options.overwrite_card,
     )
-    if run.recipe.drop.drop_attn is None:
+    if run.recipe.needs_scores:
         run.data_commits  # noqa: B018
     run.task_texts, run.task_sources, run.environment  # noqa: B018
     _warn_of_memory(run)

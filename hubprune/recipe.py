@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from hubprune.artifacts import Aggregation, LayoutChoice
+from hubprune.artifacts import Aggregation, LayoutChoice, Method, Metric, Schedule
 from hubprune.errors import RecipeError
+from hubprune.requests import DropSpec, Settings, WidthSpec
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 DEFAULT_TASKS = ("arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande")
@@ -19,12 +20,6 @@ PACKAGE_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.txt"
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-class Settings(BaseModel):
-    """A frozen part of the recipe that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -83,39 +78,6 @@ class CalibrationMix(Settings):
         return tuple(counts)
 
 
-class DropSpec(Settings):
-    """What is to be dropped: a number of attention sublayers by score, or exactly the given ones."""
-
-    attn_drop: int | None = Field(default=None, ge=1)
-    """Number of attention sublayers to drop, lowest score first."""
-    drop_attn: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    """Layers whose attention is dropped, whatever the scores say."""
-    protect: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Layers that are never dropped."""
-
-    @field_validator("drop_attn", "protect")
-    @classmethod
-    def _sorted_and_unique(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        return None if value is None else tuple(sorted(set(value)))
-
-    @model_validator(mode="after")
-    def _one_request(self) -> DropSpec:
-        if self.attn_drop is None and self.drop_attn is None:
-            raise ValueError("nothing to drop was asked for: pass --attn-drop N or --drop-attn 18,21,22")
-        if self.attn_drop is not None and self.drop_attn is not None:
-            raise ValueError("two things to drop were asked for: pass either --attn-drop N or --drop-attn 18,21,22")
-        if self.drop_attn is not None and not self.drop_attn:
-            raise ValueError("--drop-attn names no layer")
-        if both := set(self.drop_attn or ()) & set(self.protect):
-            raise ValueError(f"layers {sorted(both)} are both in --drop-attn and in --protect")
-        return self
-
-    @property
-    def count(self) -> int:
-        """Number of attention sublayers that go."""
-        return len(self.drop_attn) if self.drop_attn is not None else int(self.attn_drop or 0)
-
-
 class EvaluationSpec(Settings):
     """Which benchmarks and which free text."""
 
@@ -164,10 +126,16 @@ class Recipe(Settings):
 
     schema_version: Literal[1] = 1
     base: BaseModelSpec
-    drop: DropSpec
+    drop: DropSpec = DropSpec()
+    width: WidthSpec | None = None
+    """How narrow the MLPs become; None for as wide as they are."""
     calibration: CalibrationMix
     layout: LayoutChoice = "auto"
     """How the result is written; `auto` takes what most runtimes can load."""
+    metric: Metric = "cosine"
+    """What sublayers are ranked by."""
+    schedule: Schedule = "one-shot"
+    """Whether everything goes by one set of scores, or one after the other with new scores in between."""
     aggregation: Aggregation = "document"
     score_batch_size: int = Field(default=8, ge=1)
     """Documents per batch while scoring; it changes speed, not scores."""
@@ -178,10 +146,30 @@ class Recipe(Settings):
     dtype: Dtype = "auto"
     """dtype that scoring and benchmarks compute in; `auto` is the checkpoint's own.  Files are never cast."""
 
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Recipe:
+        if not self.drop.methods and self.width is None:
+            raise ValueError(
+                "nothing to drop was asked for: pass --attn-drop N, --mlp-drop N, --block-drop N, --joint-drop N, "
+                "--drop-attn 18,21,22 or --drop-neurons 60%"
+            )
+        return self
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that are asked for, in a fixed order."""
+        return (*self.drop.methods, *(("mlp-width",) if self.width else ()))
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether something is chosen by what the calibration texts say."""
+        return bool(self.drop.amounts) and self.metric not in ("reverse-order", "random")
+
     @property
     def default_name(self) -> str:
         """Name of the result where none is given: the base's own, then what was dropped."""
-        return f"{self.base.repo_id.rstrip('/').split('/')[-1]}-attn-drop-{self.drop.count}"
+        parts = [self.base.repo_id.rstrip("/").split("/")[-1], *self.drop.name_parts]
+        return "-".join([*parts, *([self.width.name_part] if self.width else [])])
 
     def to_yaml(self) -> str:
         """Write the recipe as YAML, in the order of its fields and without fields that hold nothing."""
@@ -207,7 +195,8 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     if problem["type"] == "value_error":  # one of our own sentences, which says itself what it is about
         text = str(problem["msg"]).removeprefix("Value error, ")
-        return f"{text[0].upper()}{text[1:]}."
+        amount = problem["loc"][:1] in (("drop",), ("width",)) and not isinstance(problem["input"], dict)
+        return f"{'.'.join(map(str, problem['loc']))}: {text}." if amount else f"{text[0].upper()}{text[1:]}."
     if problem["type"] == "string_pattern_mismatch" and problem["loc"][-1:] == ("device",):
         return f"--device {problem['input']!r} is none of auto, cpu, mps, cuda and cuda:N."
     place = ".".join(map(str, problem["loc"]))

@@ -57,12 +57,9 @@ class Run:
         """The base, resolved to a commit and found fit for the request; nothing but its config was read."""
         base = hub.resolve_base(self.recipe.base, session=self.session)
         check_config(base.config, where=f"config.json of {base.name}")
-        structure = read_structure(base.config, name=base.name)
-        selection.check_request(
-            self.recipe.drop, num_hidden_layers=base.num_hidden_layers, name=base.name, absent=structure.absences
-        )
+        selection.check_request(self.recipe.drop, shape_of(base))
         check_choice(self.recipe.layout, base.config)
-        if self.recipe.drop.drop_attn is not None:
+        if not self.recipe.needs_scores:
             _plan(self.recipe, None, base)
         return base
 
@@ -82,7 +79,7 @@ class Run:
     def pinned_recipe(self) -> Recipe:
         """The recipe with the commits of the data sets that the scores come from."""
         mix = self.recipe.calibration
-        if self.recipe.drop.drop_attn is not None:
+        if not self.recipe.needs_scores:
             return self.recipe
         pairs = zip(mix.subsets, self.data_commits, strict=True)
         subsets = tuple(subset.model_copy(update={"revision": commit}) for subset, commit in pairs)
@@ -178,20 +175,26 @@ def _score(run: Run, *, dtype: str, device: str) -> LayerScores:
 def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
     """Select what goes, and say so."""
     plan = _plan(run.recipe, scores, run.base)
-    layers = plan.layers("attn")
-    word = "layer" if len(layers) == 1 else "layers"
-    run.reporter.note(f"dropping the attention of {word} {', '.join(map(str, layers))}")
-    if plan.margin and plan.margin.near_tie:
-        kept, last = plan.margin.first_kept, plan.margin.last_dropped
-        run.reporter.note(f"near tie: layers {last} and {kept} are within two standard errors of each other")
+    for kind, noun in selection.OWN.items():
+        if layers := plan.layers(kind):
+            word = "layer" if len(layers) == 1 else "layers"
+            run.reporter.note(f"dropping the {noun} of {word} {', '.join(map(str, layers))}")
+    for margin in plan.margins:
+        if margin.near_tie:
+            run.reporter.note(
+                f"near tie: layers {margin.last_dropped} and {margin.first_kept} are within two standard errors"
+            )
     return plan
 
 
+def shape_of(base: BaseCheckpoint) -> selection.Shape:
+    """Return what a selection has to know of a base."""
+    structure = read_structure(base.config, name=base.name)
+    return selection.Shape(num_hidden_layers=structure.num_hidden_layers, name=base.name, absent=structure.absences)
+
+
 def _plan(recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint) -> DropPlan:
-    absent = read_structure(base.config, name=base.name).absences
-    plan = selection.make_plan(
-        recipe.drop, scores, num_hidden_layers=base.num_hidden_layers, name=base.name, absent=absent
-    )
+    plan = selection.make_plan(recipe.drop, scores, shape_of(base), metric=recipe.metric, seed=recipe.seed)
     return plan.model_copy(update={"layout": choose_layout(recipe.layout, plan, base.config)})
 
 
@@ -211,9 +214,9 @@ def refuse_tokenizer_code(folder: Path, *, name: str) -> None:
 
 def scores_if_needed(run: Run) -> LayerScores | None:
     """Score, unless the recipe names the layers itself."""
-    if run.recipe.drop.drop_attn is None:
+    if run.recipe.needs_scores:
         return score(run)
-    run.reporter.note("no scores are needed: the layers are given")
+    run.reporter.note("no scores are needed: nothing is chosen by them")
     return None
 
 
@@ -257,7 +260,7 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedChec
     Raises:
         RecipeError: another run uses it.
     """
-    key = key_of(run.circumstances, plan.sublayers, plan.layout)
+    key = key_of(run.circumstances, plan.content, plan.layout)
     folder = run.store.folder / "checkpoints" / f"{run.recipe.default_name}-{key}"
     folder.parent.mkdir(exist_ok=True)
     with _alone(folder):

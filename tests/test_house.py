@@ -21,7 +21,7 @@ LAYERS = {
     0: {"errors"},
     1: {
         "architectures", "artifacts", "carried", "console", "devices", "endpoint", "environment", "files", "recipe",
-        "stages", "strict_json", "templates",
+        "requests", "stages", "strict_json", "templates",
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo"},
     3: {"run", "pipeline", "checkup", "demonstration", "summary", "exporting"},

@@ -102,8 +102,8 @@ def test_a_recipe_goes_to_yaml_and_back_unchanged(recipe):
 def test_yaml_is_in_the_order_of_the_fields_and_leaves_out_what_holds_nothing():
     text = parse(Recipe, MINIMAL).to_yaml()
     assert list(yaml.safe_load(text)) == [
-        "schema_version", "base", "drop", "calibration", "layout", "aggregation", "score_batch_size", "evaluation",
-        "target", "seed", "device", "dtype",
+        "schema_version", "base", "drop", "calibration", "layout", "metric", "schedule", "aggregation",
+        "score_batch_size", "evaluation", "target", "seed", "device", "dtype",
     ]  # fmt: skip
     assert "null" not in text
     assert yaml.safe_load(text)["drop"] == {"attn_drop": 3, "protect": []}
@@ -141,15 +141,15 @@ def test_yaml_never_makes_objects(tmp_path):
 SUBSET = MINIMAL["calibration"]["subsets"][0]
 REFUSED = {
     "unknown key": ({"sead": 1}, r"^sead: Extra inputs are not permitted\."),
-    "unknown key inside": ({"drop": {"attn_drop": 1, "mlp_drop": 2}}, r"^drop\.mlp_drop: Extra inputs"),
+    "unknown key inside": ({"drop": {"attn_drop": 1, "head_drop": 2}}, r"^drop\.head_drop: Extra inputs"),
     "newer schema": ({"schema_version": 2}, r"^schema_version: "),
-    "nothing to drop": ({"drop": {}}, "^Nothing to drop was asked for: pass --attn-drop N or"),
+    "nothing to drop": ({"drop": {}}, "^Nothing to drop was asked for: pass --attn-drop N, "),
     "two ways to drop": (
         {"drop": {"attn_drop": 1, "drop_attn": [1]}},
-        "^Two things to drop were asked for: pass either",
+        "^--attn-drop and --drop-attn exclude each other: pass one of them",
     ),
     "no layer given": ({"drop": {"drop_attn": []}}, "--drop-attn names no layer"),
-    "zero layers": ({"drop": {"attn_drop": 0}}, r"^drop\.attn_drop: .*greater than or equal to 1"),
+    "zero layers": ({"drop": {"attn_drop": 0}}, r"^drop\.attn_drop: 0 is neither a number of 1 or more nor a share"),
     "negative layer": ({"drop": {"drop_attn": [-1]}}, r"^drop\.drop_attn\.0: .*greater than or equal to 0"),
     "protected and dropped": (
         {"drop": {"drop_attn": [1, 2], "protect": [2, 3]}},
@@ -213,7 +213,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path, content):
 
 def test_layers_are_sorted_and_named_once():
     drop = DropSpec(drop_attn=(5, 1, 5), protect=(9, 0, 9))
-    assert (drop.drop_attn, drop.protect, drop.count) == ((1, 5), (0, 9), 2)
+    assert (drop.drop_attn, drop.protect, drop.by_hand) == ((1, 5), (0, 9), {"attn": (1, 5)})
 
 
 def test_a_task_is_run_once():

@@ -7,7 +7,18 @@ Layers are numbered from 0.  "Original" numbers are the base's, "published" ones
 differ only where whole layers went.
 """
 
-from hubprune.artifacts.artifact import Aggregation, Artifact, Layout, LayoutChoice, SublayerKind
+from hubprune.artifacts.artifact import (
+    Aggregation,
+    Artifact,
+    Layout,
+    LayoutChoice,
+    Method,
+    Metric,
+    Ranking,
+    Schedule,
+    SublayerKind,
+    WidthMetric,
+)
 from hubprune.artifacts.evaluation import (
     BenchmarkComparison,
     Continuation,
@@ -30,6 +41,7 @@ from hubprune.artifacts.pruning import (
     PrunedCheckpoint,
     RepoFile,
     Verification,
+    WidthPlan,
     WrittenCheckpoint,
 )
 from hubprune.artifacts.publishing import Environment, LoadedBack, PublishedCommit, PublishReport
@@ -55,13 +67,19 @@ __all__ = [
     "LayoutChoice",
     "LoadedBack",
     "Margin",
+    "Method",
+    "Metric",
     "MetricValue",
     "PrunedCheckpoint",
     "PublishReport",
     "PublishedCommit",
+    "Ranking",
     "RepoFile",
+    "Schedule",
     "SublayerKind",
     "TaskComparison",
     "Verification",
+    "WidthMetric",
+    "WidthPlan",
     "WrittenCheckpoint",
 ]

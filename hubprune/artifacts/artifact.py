@@ -7,6 +7,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 SublayerKind = Literal["attn", "mlp"]
+Ranking = Literal["attn", "mlp", "block", "joint"]
+"""What is ranked by score: attentions, MLPs, whole layers, or attentions and MLPs in one list."""
+Method = Literal["attn-drop", "mlp-drop", "block-drop", "joint-drop", "mlp-width"]
+Schedule = Literal["one-shot", "iterative"]
+Metric = Literal["cosine", "cosine-no-residual", "relative-magnitude", "reverse-order", "random"]
+WidthMetric = Literal["max_abs", "ppm", "vow", "pon", "l2"]
 Aggregation = Literal["document", "token"]
 Layout = Literal["stock", "nemotron-nas", "pruned"]
 """How a checkpoint says which sublayers it has: not at all, in `block_configs`, or in keys of our own."""

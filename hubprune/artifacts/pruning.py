@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from hubprune.artifacts.artifact import Aggregation, Artifact, Layout, SublayerKind
+from hubprune.artifacts.artifact import (
+    Aggregation,
+    Artifact,
+    Layout,
+    Method,
+    Metric,
+    Ranking,
+    Schedule,
+    SublayerKind,
+    WidthMetric,
+)
 
 # ---- the base ----------------------------------------------------------------------------------------------------
 
@@ -125,7 +135,7 @@ class DocumentScores(Artifact):
 class LayerScores(Artifact):
     """Importance of every sublayer and block of a base over a calibration mix."""
 
-    metric: Literal["cosine"] = "cosine"
+    metric: Metric = "cosine"
     aggregation: Aggregation
     """`document`: mean over a document's tokens, then over documents, then the mix's weights.  `token`: over tokens."""
     dtype: str
@@ -154,13 +164,20 @@ class DroppedSublayer(Artifact):
     """Its importance, or None where the layers were given by hand and nothing was scored."""
     rank: int | None = None
     """Place in the ascending order of scores, from 1; None where nothing was ranked."""
+    ranking: Ranking = "attn"
+    """What it was ranked among; a layer that goes by its block score is two sublayers with the same rank."""
+    round: int | None = None
+    """In which round of an iterative schedule it went, from 1."""
 
 
 class Margin(Artifact):
     """How clearly the last dropped sublayer and the first kept candidate are told apart."""
 
+    ranking: Ranking = "attn"
     last_dropped: int
     first_kept: int
+    kinds: tuple[SublayerKind, SublayerKind] = ("attn", "attn")
+    """Kind of the last dropped and of the first kept, which differ only in a joint ranking."""
     difference: float
     """Score of the first kept minus score of the last dropped."""
     standard_error: float
@@ -172,10 +189,20 @@ class Margin(Artifact):
         return self.difference <= 2 * self.standard_error
 
 
+class WidthPlan(Artifact):
+    """How many neurons every MLP keeps, and by which importance they are chosen."""
+
+    kept: tuple[int, ...]
+    """Neurons that stay, per layer of the base; what it says of an MLP that goes is void."""
+    metric: WidthMetric = "max_abs"
+    multiple: int = 1
+    """What the widths were rounded to."""
+
+
 class DropPlan(Artifact):
     """What goes.  Selection makes it; the writer, the modeling file, verification and the card follow it."""
 
-    method: Literal["attn-drop", "mlp-drop", "block-drop", "joint-drop"] = "attn-drop"
+    methods: tuple[Method, ...] = ("attn-drop",)
     selected_by: Literal["score", "hand"]
     num_hidden_layers: int
     """Decoder layers of the base; all original numbers are the base's own."""
@@ -184,7 +211,12 @@ class DropPlan(Artifact):
     absent: tuple[tuple[SublayerKind, int], ...] = ()
     """Sublayers that a base which was pruned before lacks already: kind and number in the base."""
     protected: tuple[int, ...] = ()
-    margin: Margin | None = None
+    margins: tuple[Margin, ...] = ()
+    """One per ranking that something was chosen from and something left."""
+    schedule: Schedule = "one-shot"
+    metric: Metric = "cosine"
+    widths: WidthPlan | None = None
+    """None where the MLPs keep their widths."""
     layout: Layout = "pruned"
     """How the checkpoint is written; `stock` only where every layer that stays has both sublayers."""
 
@@ -194,8 +226,14 @@ class DropPlan(Artifact):
 
     @property
     def sublayers(self) -> tuple[tuple[SublayerKind, int], ...]:
-        """Kind and original number of everything that goes, in a fixed order: what a checkpoint depends on."""
+        """Kind and original number of everything that goes, in a fixed order."""
         return tuple(sorted((d.kind, d.layer) for d in self.dropped))
+
+    @property
+    def content(self) -> object:
+        """What a checkpoint's tensors depend on, for keys of stages."""
+        widths = self.widths.model_dump(exclude={"multiple"}) if self.widths else None
+        return [self.sublayers, widths] if widths else self.sublayers
 
     @property
     def absent_layers(self) -> dict[SublayerKind, tuple[int, ...]]:

@@ -2,106 +2,260 @@
 
 from __future__ import annotations
 
-from hubprune.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, SublayerKind
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hubprune.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, Metric, Ranking, SublayerKind
 from hubprune.errors import PlanError
 from hubprune.pruning.aggregation import stratified_standard_error
-from hubprune.recipe import DropSpec
+from hubprune.requests import HAND, OPTIONS, DropSpec, count_of
 
-Absent = tuple[tuple[SublayerKind, int], ...]
-"""Kind and layer of sublayers that a base lacks already."""
+KINDS: tuple[SublayerKind, ...] = ("attn", "mlp")
+PARTS: Mapping[Ranking, tuple[SublayerKind, ...]] = {
+    "attn": ("attn",), "mlp": ("mlp",), "block": KINDS, "joint": KINDS,
+}  # fmt: skip
+"""Kinds of sublayers that a ranking can choose."""
+NOUNS: Mapping[Ranking, str] = {
+    "attn": "attention sublayers", "mlp": "MLP sublayers", "block": "whole layers", "joint": "sublayers",
+}  # fmt: skip
+OWN: Mapping[SublayerKind, str] = {"attn": "attention", "mlp": "MLP"}
 
 
-def check_request(drop: DropSpec, *, num_hidden_layers: int, name: str, absent: Absent = ()) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a selection has to know of a base."""
+
+    num_hidden_layers: int
+    name: str
+    """How error messages call the base."""
+    absent: tuple[tuple[SublayerKind, int], ...] = ()
+    """Kind and layer of sublayers that the base lacks already."""
+
+    def has(self, kind: SublayerKind, layer: int) -> bool:
+        """Tell whether a layer has its sublayer of a kind."""
+        return (kind, layer) not in self.absent
+
+    def layers(self, kind: SublayerKind) -> list[int]:
+        """Layers that have their sublayer of a kind."""
+        return [layer for layer in range(self.num_hidden_layers) if self.has(kind, layer)]
+
+    def count(self, ranking: Ranking) -> int:
+        """How many things a ranking ranks."""
+        if ranking == "block":
+            return self.num_hidden_layers
+        return sum(len(self.layers(kind)) for kind in PARTS[ranking])
+
+    @property
+    def text(self) -> str:
+        """The base with its size, for messages."""
+        return f"{self.name} has {self.num_hidden_layers} layers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Something that can go at once: one sublayer, or a layer with all that it has."""
+
+    ranking: Ranking
+    layer: int
+    kinds: tuple[SublayerKind, ...]
+
+    def score(self, scores: LayerScores | None) -> float | None:
+        """Return its score, or None where nothing was scored."""
+        if scores is None:
+            return None
+        return float(getattr(scores.mean, "block" if self.ranking == "block" else self.kinds[0])[self.layer])
+
+
+# ---- ranking -----------------------------------------------------------------------------------------------------
+
+
+def ranked(
+    ranking: Ranking, shape: Shape, scores: LayerScores | None, *, metric: Metric = "cosine", seed: int = 0
+) -> list[Candidate]:
+    """Order everything that a ranking ranks, the first to go first.
+
+    Ties go to the deeper layer, and in a layer to the attention.  `reverse-order` goes from the last layer to the
+    first; `random` is a shuffle that depends on the seed and the ranking alone.
+    """
+    made = _candidates(ranking, shape)
+    if metric == "random":
+        random.Random(f"{seed} {ranking}").shuffle(made)
+        return made
+    if metric == "reverse-order" or scores is None:
+        return sorted(made, key=lambda c: -c.layer)
+    return sorted(made, key=lambda c: (c.score(scores), -c.layer))
+
+
+def _candidates(ranking: Ranking, shape: Shape) -> list[Candidate]:
+    if ranking == "block":
+        present = [tuple(k for k in KINDS if shape.has(k, layer)) for layer in range(shape.num_hidden_layers)]
+        return [Candidate(ranking=ranking, layer=layer, kinds=kinds) for layer, kinds in enumerate(present)]
+    return [
+        Candidate(ranking=ranking, layer=layer, kinds=(kind,))
+        for kind in PARTS[ranking]
+        for layer in shape.layers(kind)
+    ]
+
+
+# ---- checks without scores ---------------------------------------------------------------------------------------
+
+
+def check_request(drop: DropSpec, shape: Shape) -> None:
     """Refuse a request that cannot fit the base; needs no scores, so it is made before anything is downloaded.
 
-    Args:
-        drop: the request.
-        num_hidden_layers: decoder layers of the base.
-        name: how error messages call the base.
-        absent: sublayers that the base lacks already.
-
     Raises:
-        PlanError: a layer that does not exist or has no attention any more, or more attentions than may go.
+        PlanError: a layer that does not exist or has lost its sublayer already, or more than may go.
     """
-    last = num_hidden_layers - 1
-    for option, layers in (("--drop-attn", drop.drop_attn or ()), ("--protect", drop.protect)):
-        if outside := [layer for layer in layers if layer > last]:
+    _check_layers("--protect", drop.protect, shape)
+    for kind, layers in drop.by_hand.items():
+        _check_layers(HAND[kind], layers, shape)
+        if again := [layer for layer in layers if not shape.has(kind, layer)]:
+            without = [str(layer) for k, layer in shape.absent if k == kind]
             raise PlanError(
-                f"{option} names layer {outside[0]}: {name} has {num_hidden_layers} layers, 0 to {last}.",
-                hint=f"Pass layers between 0 and {last}.",
+                f"{HAND[kind]} names layer {again[0]}, whose {OWN[kind]} {shape.name} has lost already.",
+                hint=f"Layers without {OWN[kind]}: {', '.join(without)}.",
             )
-    without = {layer for kind, layer in absent if kind == "attn"}
-    if again := sorted(without & set(drop.drop_attn or ())):
+        _check_count(kind, len(layers), drop, shape)
+    for ranking, amount in drop.amounts.items():
+        _check_count(ranking, count_of(amount, of=shape.count(ranking)), drop, shape)
+
+
+def _check_layers(option: str, layers: Sequence[int], shape: Shape) -> None:
+    last = shape.num_hidden_layers - 1
+    if outside := [layer for layer in layers if layer > last]:
         raise PlanError(
-            f"--drop-attn names layer {again[0]}, whose attention {name} has lost already.",
-            hint=f"Layers without attention: {', '.join(map(str, sorted(without)))}.",
+            f"{option} names layer {outside[0]}: {shape.text}, 0 to {last}.", hint=f"Pass layers between 0 and {last}."
         )
-    attentions = num_hidden_layers - len(without)
-    # One attention has to stay, or no token would ever see another.
-    most = min(attentions - len(set(drop.protect) - without), attentions - 1)
-    if drop.count > most:
-        lost = f", {attentions} of them with attention" if without else ""
-        protected = f", {len(drop.protect)} of them protected" if drop.protect else ""
-        raise PlanError(
-            f"Cannot drop {drop.count} attention sublayers: {name} has {num_hidden_layers} layers{lost}{protected}.",
-            hint=f"Pass --attn-drop {most} or less." if most else "Nothing is left to drop.",
-        )
+
+
+def _check_count(ranking: Ranking, count: int, drop: DropSpec, shape: Shape) -> None:
+    there, made = shape.count(ranking), _candidates(ranking, shape)
+    free = sum(c.layer not in drop.protect for c in made)
+    # One attention has to stay, or no token would ever see another, and one MLP, or none would be left to describe.
+    most = min(free, there - (2 if ranking == "joint" else 1))
+    if count <= most:
+        return
+    own = ranking in ("attn", "mlp") and there < shape.num_hidden_layers
+    lost = f", {there} of them with {OWN['attn' if ranking == 'attn' else 'mlp']}" if own else ""
+    total = f" with {there} sublayers" if ranking == "joint" else ""
+    protected = f", {len(drop.protect)} of them protected" if drop.protect else ""
+    raise PlanError(
+        f"Cannot drop {count} {NOUNS[ranking]}: {shape.text}{total}{lost}{protected}.",
+        hint=f"Pass {OPTIONS[ranking]} {most} or less." if most > 0 else "Nothing is left to drop.",
+    )
+
+
+# ---- the plan ----------------------------------------------------------------------------------------------------
 
 
 def make_plan(
-    drop: DropSpec, scores: LayerScores | None, *, num_hidden_layers: int, name: str, absent: Absent = ()
+    drop: DropSpec, scores: LayerScores | None, shape: Shape, *, metric: Metric = "cosine", seed: int = 0
 ) -> DropPlan:
-    """Select the attention sublayers that go: the given ones, or those with the lowest importance.
+    """Select what goes: the sublayers that are named, and so many as are asked for from the low end of each ranking.
 
-    Ties go to the deeper layer.  Scores may be absent where the layers are given.  A sublayer that the base lacks
-    already scores 0 and is neither ranked nor chosen.
+    Args:
+        drop: the request.
+        scores: of the base; may be None where nothing is chosen by them.
+        shape: of the base.
+        metric: what is ranked by; `reverse-order` and `random` need no scores.
+        seed: of the random metric.
 
     Raises:
         PlanError: the request does not fit the base.
-        ValueError: layers are to be selected by score and there are no scores.
+        ValueError: something is to be selected by score and there are no scores.
     """
-    check_request(drop, num_hidden_layers=num_hidden_layers, name=name, absent=absent)
-    order = [i for i in scores.mean.ascending("attn") if ("attn", i) not in absent] if scores else []
-    if drop.drop_attn is not None:
-        chosen, margin = list(drop.drop_attn), None
-    elif scores is None:
+    check_request(drop, shape)
+    if drop.amounts and scores is None and metric not in ("reverse-order", "random"):
         raise ValueError("selection by score needs scores")
-    else:
-        candidates = [layer for layer in order if layer not in drop.protect]
-        chosen = candidates[: drop.count]
-        margin = _margin(scores, chosen[-1], candidates[drop.count]) if drop.count < len(candidates) else None
-    dropped = tuple(
+    dropped, margins = _by_hand(drop, scores, shape), []
+    for ranking, amount in drop.amounts.items():
+        order = ranked(ranking, shape, scores, metric=metric, seed=seed)
+        free = [candidate for candidate in order if candidate.layer not in drop.protect]
+        count = count_of(amount, of=shape.count(ranking))
+        dropped += [row for c in free[:count] for row in rows_of(c, scores, rank=order.index(c) + 1)]
+        if scores and metric not in ("reverse-order", "random") and count < len(free):
+            margins.append(margin(scores, free[count - 1], free[count]))
+    return finish(drop, dropped, shape, margins=margins, metric=metric)
+
+
+def rows_of(
+    candidate: Candidate, scores: LayerScores | None, *, rank: int | None, in_round: int | None = None
+) -> list[DroppedSublayer]:
+    """Return the sublayers that go with a candidate."""
+    return [
         DroppedSublayer(
-            kind="attn",
-            layer=layer,
-            score=scores.mean.attn[layer] if scores else None,
-            rank=order.index(layer) + 1 if scores else None,
+            kind=kind,
+            layer=candidate.layer,
+            score=candidate.score(scores),
+            rank=rank,
+            ranking=candidate.ranking,
+            round=in_round,
         )
-        for layer in chosen
-    )
-    return DropPlan(
-        selected_by="score" if drop.drop_attn is None else "hand",
-        num_hidden_layers=num_hidden_layers,
-        dropped=dropped,
-        absent=absent,
+        for kind in candidate.kinds
+    ]
+
+
+def finish(
+    drop: DropSpec,
+    dropped: Sequence[DroppedSublayer],
+    shape: Shape,
+    *,
+    margins: Sequence[Margin] = (),
+    metric: Metric = "cosine",
+) -> DropPlan:
+    """Make a plan of what was chosen.
+
+    Raises:
+        PlanError: no attention or no MLP would be left.
+    """
+    plan = DropPlan(
+        methods=drop.methods,
+        selected_by="score" if drop.amounts else "hand",
+        num_hidden_layers=shape.num_hidden_layers,
+        dropped=tuple(dropped),
+        absent=shape.absent,
         protected=drop.protect,
-        margin=margin,
+        margins=tuple(margins),
+        metric=metric,
     )
+    for kind in KINDS:
+        if len(plan.gone(kind)) == shape.num_hidden_layers:
+            raise PlanError(f"No {OWN[kind]} would be left in {shape.name}.", hint="Drop less, or --protect a layer.")
+    return plan
 
 
-def _margin(scores: LayerScores, last_dropped: int, first_kept: int) -> Margin:
-    attn = scores.mean.attn
-    return Margin(
-        last_dropped=last_dropped,
-        first_kept=first_kept,
-        difference=attn[first_kept] - attn[last_dropped],
-        standard_error=_paired_standard_error(scores, first_kept, last_dropped),
-    )
+def _by_hand(drop: DropSpec, scores: LayerScores | None, shape: Shape) -> list[DroppedSublayer]:
+    rows: list[DroppedSublayer] = []
+    for kind, layers in drop.by_hand.items():
+        order = [c.layer for c in ranked(kind, shape, scores)] if scores else []
+        for layer in layers:
+            candidate = Candidate(ranking=kind, layer=layer, kinds=(kind,))
+            rows += rows_of(candidate, scores, rank=order.index(layer) + 1 if scores else None)
+    return rows
 
 
-def _paired_standard_error(scores: LayerScores, one: int, other: int) -> float:
-    """Standard error of the difference of two layers' means; both were seen on the same documents."""
+# ---- margin ------------------------------------------------------------------------------------------------------
+
+
+def margin(scores: LayerScores, last_dropped: Candidate, first_kept: Candidate) -> Margin:
+    """Say how clearly two neighbours of a ranking are told apart; both were seen on the same documents."""
+    one, other = (_key(candidate) for candidate in (first_kept, last_dropped))
     rows = scores.per_document
-    differences = [row.scores.attn[one] - row.scores.attn[other] for row in rows]
+    differences = [getattr(r.scores, one[0])[one[1]] - getattr(r.scores, other[0])[other[1]] for r in rows]
     weights = [source.weight for source in scores.calibration.sources]
-    return stratified_standard_error(rows, differences, weights=weights, by_token=scores.aggregation == "token")
+    return Margin(
+        ranking=last_dropped.ranking,
+        last_dropped=last_dropped.layer,
+        first_kept=first_kept.layer,
+        kinds=(last_dropped.kinds[0], first_kept.kinds[0]),
+        difference=getattr(scores.mean, one[0])[one[1]] - getattr(scores.mean, other[0])[other[1]],
+        standard_error=stratified_standard_error(
+            rows, differences, weights=weights, by_token=scores.aggregation == "token"
+        ),
+    )
+
+
+def _key(candidate: Candidate) -> tuple[str, int]:
+    """Name the list of scores and the place in it that rank a candidate."""
+    return ("block" if candidate.ranking == "block" else candidate.kinds[0]), candidate.layer

@@ -42,13 +42,14 @@ class Structure:
         """The structure that a plan for this checkpoint leaves, in the layer numbers that it gives."""
         kept = sorted(plan.published_numbers)
         no_mlp = frozenset(plan.published_layers("mlp"))
+        widths = plan.widths.kept if plan.widths else self.mlp_widths
         return Structure(
             architecture=self.architecture,
             layout=plan.layout,
             num_hidden_layers=len(kept),
             no_attn=frozenset(plan.published_layers("attn")),
             no_mlp=no_mlp,
-            mlp_widths=tuple(0 if new in no_mlp else self.mlp_widths[old] for new, old in enumerate(kept)),
+            mlp_widths=tuple(0 if new in no_mlp else widths[old] for new, old in enumerate(kept)),
         )
 
 

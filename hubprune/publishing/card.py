@@ -77,7 +77,7 @@ def build_context(
         generation=generation,
     )
     matter = front_matter.metadata(
-        base, name=name, method=plan.method, has_code=usage.code is not None, scores=scores, benchmarks=benchmarks
+        base, name=name, methods=plan.methods, has_code=usage.code is not None, scores=scores, benchmarks=benchmarks
     )
     return CardContext(
         front_matter=front_matter.dump(matter),
@@ -121,5 +121,7 @@ def template_hash() -> str:
 def skeleton(recipe: Recipe, *, base: BaseCheckpoint, name: str) -> str:
     """Write the front matter as far as it is known before any compute, as a card with nothing below it."""
     has_code = base.config.get("model_type") in ARCHITECTURES
-    matter = front_matter.metadata(base, name=name, method="attn-drop", has_code=has_code, scores=None, benchmarks=None)
+    matter = front_matter.metadata(
+        base, name=name, methods=recipe.methods, has_code=has_code, scores=None, benchmarks=None
+    )
     return f"---\n{front_matter.dump(matter)}---\n\n# {name}\n\n{recipe.default_name}, hubprune {__version__}\n"

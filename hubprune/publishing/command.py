@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from hubprune.publishing.manifest import RECIPE
 from hubprune.recipe import Recipe
+from hubprune.requests import HAND, OPTIONS, WidthSpec
 
 __all__ = ["publish_command"]
 
@@ -37,12 +38,29 @@ def _options(recipe: Recipe) -> Iterator[str]:
 
 def _drop_options(recipe: Recipe) -> Iterator[str]:
     drop = recipe.drop
-    if drop.drop_attn is not None:
-        yield f"--drop-attn {_numbers(drop.drop_attn)}"
-    else:
-        yield f"--attn-drop {drop.attn_drop}"
+    for ranking, amount in drop.amounts.items():
+        yield f"{OPTIONS[ranking]} {amount}"
+    for kind, layers in drop.by_hand.items():
+        yield f"{HAND[kind]} {_numbers(layers)}"
     if drop.protect:
         yield f"--protect {_numbers(drop.protect)}"
+    yield from _width_options(recipe.width)
+    if recipe.metric != "cosine":
+        yield f"--metric {recipe.metric}"
+    if recipe.schedule != "one-shot":
+        yield f"--schedule {recipe.schedule}"
+
+
+def _width_options(width: WidthSpec | None) -> Iterator[str]:
+    if width is None:
+        return
+    if width.drop_neurons:
+        yield f"--drop-neurons {width.drop_neurons}"
+    elif width.expansion_ratio:
+        yield f"--expansion-ratio {width.expansion_ratio:g}"
+    else:
+        yield f"--mlp-width {width.width if isinstance(width.width, int) else _numbers(width.width or ())}"
+    yield f"--width-metric {width.metric} --width-multiple {width.multiple}"
 
 
 def _evaluation_options(recipe: Recipe) -> Iterator[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from hubprune.artifacts import BaseCheckpoint, BenchmarkComparison, LayerScores, TaskComparison
+from hubprune.artifacts import BaseCheckpoint, BenchmarkComparison, LayerScores, Method, TaskComparison
 from hubprune.publishing.markdown import visible
 from hubprune.publishing.privacy import is_local_data
 
@@ -17,11 +17,12 @@ __all__ = ["CUSTOM_CODE", "dump", "metadata", "model_index"]
 CUSTOM_CODE = "custom_code"
 """Tag that makes the Hub's own snippet pass `trust_remote_code=True`."""
 
-METHOD_TAGS: Mapping[str, str] = {
+METHOD_TAGS: Mapping[Method, str] = {
     "attn-drop": "attention-drop",
     "mlp-drop": "mlp-drop",
     "block-drop": "block-drop",
     "joint-drop": "joint-layer-drop",
+    "mlp-width": "width-pruning",
 }
 METRICS: Mapping[str, str] = {"acc": "accuracy", "acc_norm": "accuracy", "em": "exact_match"}
 """lm-eval metric -> metric id on the Hub, where they differ."""
@@ -65,7 +66,7 @@ def metadata(
     base: BaseCheckpoint,
     *,
     name: str,
-    method: str,
+    methods: Sequence[Method],
     has_code: bool,
     scores: LayerScores | None,
     benchmarks: BenchmarkComparison | None,
@@ -75,7 +76,7 @@ def metadata(
     Args:
         base: languages and licence come from its card, at the commit it is pinned to.
         name: name of the result, for `model-index`.
-        method: as `DropPlan.method` spells it.
+        methods: of the plan.
         has_code: whether a modeling file ships.
         scores: its calibration data sets are listed.
         benchmarks: this model's values go into `model-index`.
@@ -91,19 +92,19 @@ def metadata(
         "base_model": base.name,
         "base_model_relation": "finetune",
         "datasets": _datasets(scores),
-        "tags": _tags(method, has_code=has_code, scores=scores),
+        "tags": _tags(methods, has_code=has_code, scores=scores),
         "metrics": _metrics(benchmarks),
         "model-index": model_index(benchmarks, name=name),
     }
     return {key: value for key, value in values.items() if value}
 
 
-def _tags(method: str, *, has_code: bool, scores: LayerScores | None) -> list[str]:
+def _tags(methods: Sequence[Method], *, has_code: bool, scores: LayerScores | None) -> list[str]:
     """Scores over a file that nobody else has cannot be reproduced."""
     sources = scores.calibration.sources if scores else ()
     public = not any(is_local_data(s.dataset) for s in sources)
     last = [*(["reproducible"] if public else []), *([CUSTOM_CODE] if has_code else [])]
-    return ["hubprune", "pruned", METHOD_TAGS[method], *last]
+    return ["hubprune", "pruned", *(METHOD_TAGS[method] for method in methods), *last]
 
 
 def _datasets(scores: LayerScores | None) -> list[str]:

@@ -159,5 +159,6 @@ def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str
         return
     if local := [public_name(s.dataset) for s in scores.calibration.sources if is_local_data(s.dataset)]:
         yield f"The scores come from files that are not published ({', '.join(local)}): they cannot be reproduced."
-    if plan.margin and plan.margin.near_tie:
-        yield f"Whether layer {plan.margin.last_dropped} or layer {plan.margin.first_kept} goes is a near tie."
+    for margin in plan.margins:
+        if margin.near_tie:
+            yield f"Whether layer {margin.last_dropped} or layer {margin.first_kept} goes is a near tie."

@@ -88,7 +88,7 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> list[str]:
         notes.append("Subsets with one document add nothing to the standard errors.")
     if plan.selected_by == "hand":
         notes.append("The scores did not decide here: the layers were given by hand.")
-    return [*notes, _margin(plan.margin)] if plan.margin else notes
+    return [*notes, *map(_margin, plan.margins)]
 
 
 def _margin(margin: Margin) -> str:

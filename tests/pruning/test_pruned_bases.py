@@ -18,12 +18,13 @@ from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.inventory import take_inventory
 from hubprune.pruning.runnable import make_runnable
-from hubprune.pruning.selection import check_request, make_plan
+from hubprune.pruning.selection import Shape, check_request, make_plan
 from hubprune.pruning.structure import read_structure
-from hubprune.recipe import DropSpec
+from hubprune.requests import DropSpec
 
 SERVED = {**LLAMA, "intermediate_size": 256, "hidden_size": 64}
 ABSENT = (("attn", 1), ("attn", 3), ("mlp", 2))
+ONCE = Shape(num_hidden_layers=5, name="once", absent=ABSENT)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_what_a_base_lacks_scores_zero_and_is_never_chosen(own_modules, reporter
     )
     assert [layer for layer in range(5) if scores.mean.attn[layer] == 0] == [1, 3]
     assert [layer for layer in range(5) if scores.mean.mlp[layer] == 0] == [2]
-    made = make_plan(DropSpec(attn_drop=2), scores, num_hidden_layers=5, name="once", absent=ABSENT)
+    made = make_plan(DropSpec(attn_drop=2), scores, ONCE)
     present = sorted((0, 2, 4), key=lambda layer: scores.mean.attn[layer])
     assert made.layers("attn") == tuple(sorted(present[:2]))
     assert [dropped.rank for dropped in made.dropped] == [1, 2]
@@ -172,5 +173,5 @@ REQUESTS = {
 @pytest.mark.parametrize(("drop", "message", "hint"), REQUESTS.values(), ids=REQUESTS)
 def test_a_request_counts_what_is_left(drop, message, hint):
     with pytest.raises(PlanError, match=message) as caught:
-        check_request(drop, num_hidden_layers=5, name="once", absent=ABSENT)
+        check_request(drop, ONCE)
     assert hint in caught.value.hint

@@ -9,8 +9,8 @@ import pytest
 from hubprune.artifacts import CalibrationRecord, CalibrationSource, DocumentScores, ImportanceScores
 from hubprune.errors import PlanError
 from hubprune.pruning.aggregation import aggregate
-from hubprune.pruning.selection import check_request, make_plan
-from hubprune.recipe import DropSpec
+from hubprune.pruning.selection import Shape, check_request, make_plan
+from hubprune.requests import DropSpec
 
 
 def scores(*documents, aggregation="document", tokens=(4, 4, 4, 4)):
@@ -30,7 +30,7 @@ def scores(*documents, aggregation="document", tokens=(4, 4, 4, 4)):
 
 def planned(drop, found):
     layers = len(found.mean.attn) if found else 6
-    return make_plan(drop, found, num_hidden_layers=layers, name="acme/base")
+    return make_plan(drop, found, Shape(num_hidden_layers=layers, name="acme/base"))
 
 
 FIVE = scores((0.5, 0.1, 0.4, 0.2, 0.3))
@@ -58,13 +58,13 @@ def test_protected_layers_stay_and_keep_their_rank():
     plan = planned(DropSpec(attn_drop=2, protect=(1, 4)), FIVE)
     assert [(row.layer, row.rank) for row in plan.dropped] == [(3, 2), (2, 4)]
     assert plan.protected == (1, 4)
-    assert (plan.margin.last_dropped, plan.margin.first_kept) == (2, 0)
+    assert (plan.margins[0].last_dropped, plan.margins[0].first_kept) == (2, 0)
 
 
 def test_given_layers_go_whatever_they_score():
     plan = planned(DropSpec(drop_attn=(2, 0)), FIVE)
     assert [(row.layer, row.score, row.rank) for row in plan.dropped] == [(0, 0.5, 5), (2, 0.4, 4)]
-    assert (plan.selected_by, plan.margin) == ("hand", None)
+    assert (plan.selected_by, plan.margins) == ("hand", ())
 
 
 def test_given_layers_need_no_scores():
@@ -80,7 +80,7 @@ def test_given_layers_need_no_scores():
 def test_the_margin_is_the_mean_difference_with_its_paired_standard_error():
     # Layer 1 minus layer 0, document by document: 0.1, 0.3, 0.2 and 0.2, so mean 0.2 and squares 0.01 + 0.01 = 0.02.
     found = scores((0.1, 0.2, 9), (0.2, 0.5, 9), (0.1, 0.3, 9), (0.3, 0.5, 9))
-    margin = planned(DropSpec(attn_drop=1), found).margin
+    margin = planned(DropSpec(attn_drop=1), found).margins[0]
     assert (margin.last_dropped, margin.first_kept) == (0, 1)
     assert margin.difference == pytest.approx(0.2)
     assert margin.standard_error == pytest.approx(math.sqrt(0.02 / 3 / 4))
@@ -90,7 +90,7 @@ def test_the_margin_is_the_mean_difference_with_its_paired_standard_error():
 def test_a_margin_within_two_standard_errors_is_a_near_tie():
     # Differences 0.1, -0.1, 0.1 and 0.1: mean 0.05, squares 3 * 0.0025 + 0.0225 = 0.03, standard error 0.05.
     found = scores((0.2, 0.3), (0.3, 0.2), (0.2, 0.3), (0.2, 0.3))
-    margin = planned(DropSpec(attn_drop=1), found).margin
+    margin = planned(DropSpec(attn_drop=1), found).margins[0]
     assert margin.difference == pytest.approx(0.05)
     assert margin.standard_error == pytest.approx(0.05)
     assert margin.near_tie
@@ -99,13 +99,13 @@ def test_a_margin_within_two_standard_errors_is_a_near_tie():
 def test_by_token_the_margin_weighs_documents_by_their_length():
     # Lengths 1 and 3, differences 0.1 and 0.3: mean 1/4 * 0.1 + 3/4 * 0.3 = 0.25; residuals weighted: -0.15 and 0.15.
     found = scores((0.1, 0.2), (0.1, 0.4), aggregation="token", tokens=(1, 3))
-    margin = planned(DropSpec(attn_drop=1), found).margin
+    margin = planned(DropSpec(attn_drop=1), found).margins[0]
     assert margin.difference == pytest.approx(0.25)
     assert margin.standard_error == pytest.approx(math.sqrt(2 * 0.15**2 * 2 / 16))
 
 
 def test_where_no_candidate_is_left_there_is_no_margin():
-    assert planned(DropSpec(attn_drop=2, protect=(0, 1, 2)), FIVE).margin is None
+    assert planned(DropSpec(attn_drop=2, protect=(0, 1, 2)), FIVE).margins == ()
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ REFUSED = {
 @pytest.mark.parametrize(("drop", "message"), REFUSED.values(), ids=REFUSED)
 def test_a_request_that_does_not_fit_is_refused_with_what_would(drop, message):
     with pytest.raises(PlanError) as caught:
-        check_request(drop, num_hidden_layers=28, name="acme/base")
+        check_request(drop, Shape(num_hidden_layers=28, name="acme/base"))
     assert str(caught.value) == message
     assert caught.value.exit_code == 2
 
@@ -155,4 +155,4 @@ def test_a_request_that_does_not_fit_is_refused_with_what_would(drop, message):
     "drop", [DropSpec(attn_drop=27), DropSpec(attn_drop=26, protect=(0, 27)), DropSpec(drop_attn=(27,))]
 )
 def test_a_request_that_just_fits_is_accepted(drop):
-    check_request(drop, num_hidden_layers=28, name="acme/base")
+    check_request(drop, Shape(num_hidden_layers=28, name="acme/base"))

@@ -85,13 +85,19 @@ def scores():
 def plan(**changes):
     dropped = tuple(DroppedSublayer(kind="attn", layer=n, score=ATTN[n], rank=r) for r, n in enumerate((4, 6, 5), 1))
     margin = Margin(last_dropped=5, first_kept=2, difference=0.000176, standard_error=0.0001)
-    values = {"selected_by": "score", "num_hidden_layers": 8, "dropped": dropped, "protected": (0, 1), "margin": margin}
+    values = {
+        "selected_by": "score",
+        "num_hidden_layers": 8,
+        "dropped": dropped,
+        "protected": (0, 1),
+        "margins": (margin,),
+    }
     return DropPlan(**{**values, **changes})
 
 
 def plan_by_hand():
     dropped = (DroppedSublayer(kind="attn", layer=3), DroppedSublayer(kind="attn", layer=5))
-    return plan(selected_by="hand", dropped=dropped, protected=(), margin=None)
+    return plan(selected_by="hand", dropped=dropped, protected=(), margins=())
 
 
 def checkpoint(**changes):

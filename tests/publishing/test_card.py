@@ -204,10 +204,10 @@ def test_the_score_table_has_all_layers_ascending_with_the_dropped_marked():
 
 
 def test_a_near_tie_is_told_and_a_clear_margin_is_not_called_one():
-    clear = made.plan().margin.model_copy(update={"standard_error": 0.00001})
+    clear = made.plan().margins[0].model_copy(update={"standard_error": 0.00001})
     assert "near tie" in card()
-    assert "near tie" not in card(plan=made.plan(margin=clear))
-    assert "more than two standard errors" in card(plan=made.plan(margin=clear))
+    assert "near tie" not in card(plan=made.plan(margins=(clear,)))
+    assert "more than two standard errors" in card(plan=made.plan(margins=(clear,)))
 
 
 def test_scores_beside_layers_chosen_by_hand_are_said_not_to_have_decided():
