@@ -35,8 +35,7 @@ def pruned_lines(written: WrittenCheckpoint, *, folder: Path) -> str:
 
 def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
     """Write all layers, the lowest attention score first, with what a plan drops."""
-    outcomes = dict.fromkeys(plan.layers("attn"), "dropped") if plan else {}
-    outcomes |= dict.fromkeys(plan.absent_layers["attn"], "not in the base") if plan else {}
+    outcomes = _outcomes(plan) if plan else {}
     rows = [["layer", "attention", "± se", "MLP", "block", ""]]
     for layer in scores.mean.ascending("attn"):
         values = scores.mean.attn, scores.standard_error.attn, scores.mean.mlp, scores.mean.block
@@ -47,6 +46,18 @@ def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
         f"{record.documents} documents, {record.tokens:,} tokens of {record.mix}\n"
     )
     return head + table(rows, left=0)
+
+
+def _outcomes(plan: DropPlan) -> dict[int, str]:
+    """Say of every layer that loses or lacks something what that is; where only attentions go, the word is enough."""
+    alone = not plan.layers("mlp")
+    found: dict[int, list[str]] = {}
+    for kind, name in (("attn", "attention"), ("mlp", "MLP")):
+        for layer in plan.layers("attn" if kind == "attn" else "mlp"):
+            found.setdefault(layer, []).append("dropped" if alone else f"{name} dropped")
+    for layer in plan.absent_layers["attn"]:
+        found.setdefault(layer, []).append("not in the base")
+    return {layer: ", ".join(words) for layer, words in found.items()}
 
 
 def verification_table(verification: Verification) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
-from hubprune.artifacts import CalibrationSource, DropPlan, LayerScores, Margin, Verification
+from hubprune.artifacts import CalibrationSource, DropPlan, LayerScores, Margin, SublayerKind, Verification
 from hubprune.publishing.context import Calibration, Removal, Table, VerificationSummary
 from hubprune.publishing.numbers import NONE, count, listing, plain, with_error
 from hubprune.publishing.overview import NAMES
@@ -42,8 +43,9 @@ def _sentences(plan: DropPlan) -> list[str]:
         if (layers := plan.absent_layers[kind])
     ]
     if plan.removed_layers:
-        gone = listing(plan.removed_layers)
-        said.append(f"Layers {gone} lost both sublayers and are gone altogether; later layers moved up.")
+        one = len(plan.removed_layers) == 1
+        gone = f"{'Layer' if one else 'Layers'} {listing(plan.removed_layers)}"
+        said.append(f"{gone} lost both sublayers and {'is' if one else 'are'} gone altogether; later layers moved up.")
     if plan.protected:
         said.append(f"Protected from removal: {listing(plan.protected)}.")
     chosen = "by hand" if plan.selected_by == "hand" else "by score, lowest first"
@@ -51,29 +53,47 @@ def _sentences(plan: DropPlan) -> list[str]:
 
 
 def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:
-    """All layers ascending by the score of their attention."""
-    absent = plan.absent_layers["attn"]
-    order = [layer for layer in scores.mean.ascending("attn") if layer not in absent]
-    columns = ("Rank", "Layer", "Attention S", "± SE", "MLP S", "Block S", "Attention")
+    """All layers, ascending by what they were ranked by first; those that lack it already come last."""
+    main = _main_kind(plan)
+    absent = plan.absent_layers.get(main, ()) if main != "block" else ()
+    order = [layer for layer in scores.mean.ascending(main) if layer not in absent]
+    figures = [label for kind, name in SCORES.items() for label in (f"{name} S", *(["± SE"] if kind == main else []))]
+    outcomes = [name[0].upper() + name[1:] for _, name in _shown_kinds(plan)]
     rows = [_score_row(plan, scores=scores, layer=layer, rank=str(n)) for n, layer in enumerate(order, start=1)]
     rows += [_score_row(plan, scores=scores, layer=layer, rank=NONE) for layer in absent]
-    return Table(columns=columns, align="rrrrrrl", rows=tuple(rows))
+    columns = ("Rank", "Layer", *figures, *outcomes)
+    return Table(columns=columns, align="rr" + "r" * len(figures) + "l" * len(outcomes), rows=tuple(rows))
+
+
+SCORES: Mapping[Literal["attn", "mlp", "block"], str] = {"attn": "Attention", "mlp": "MLP", "block": "Block"}
+
+
+def _main_kind(plan: DropPlan) -> Literal["attn", "mlp", "block"]:
+    """Return the list of scores that the table goes by."""
+    if "block-drop" in plan.methods:
+        return "block"
+    return "mlp" if plan.methods[:1] == ("mlp-drop",) else "attn"
+
+
+def _shown_kinds(plan: DropPlan) -> list[tuple[SublayerKind, str]]:
+    """Kinds of sublayers that something is to be said of: those that went, or else the attention."""
+    return [(kind, name) for kind, name in NAMES if plan.layers(kind)] or [NAMES[0]]
 
 
 def _score_row(plan: DropPlan, *, scores: LayerScores, layer: int, rank: str) -> tuple[str, ...]:
-    attn, error = scores.mean.attn[layer], scores.standard_error.attn[layer]
-    cells = (
-        ("attn", attn), ("attn", error), ("mlp", scores.mean.mlp[layer]), (None, scores.mean.block[layer]),
-    )  # fmt: skip
-    # A sublayer that the base lacks turns nothing: its 0 would say that it is there and does not matter.
-    figures = (NONE if (kind, layer) in plan.absent else plain(value, digits=SCORE_DIGITS) for kind, value in cells)
-    return rank, str(layer), *figures, _outcome(plan, layer=layer)
+    figures: list[str] = []
+    for kind in SCORES:
+        values = [scores.mean, *([scores.standard_error] if kind == _main_kind(plan) else [])]
+        # A sublayer that the base lacks turns nothing: its 0 would say that it is there and does not matter.
+        gone = kind != "block" and (kind, layer) in plan.absent
+        figures += [NONE if gone else plain(getattr(v, kind)[layer], digits=SCORE_DIGITS) for v in values]
+    return rank, str(layer), *figures, *(_outcome(plan, kind=kind, layer=layer) for kind, _ in _shown_kinds(plan))
 
 
-def _outcome(plan: DropPlan, *, layer: int) -> str:
-    if layer in plan.layers("attn"):
+def _outcome(plan: DropPlan, *, kind: SublayerKind, layer: int) -> str:
+    if layer in plan.layers(kind):
         return "dropped"
-    if layer in plan.absent_layers["attn"]:
+    if layer in plan.absent_layers[kind]:
         return "not in the base"
     return "kept, protected" if layer in plan.protected else "kept"
 
@@ -92,13 +112,21 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> list[str]:
 
 
 def _margin(margin: Margin) -> str:
+    last, first = _ranked_thing(margin, 0), _ranked_thing(margin, 1)
     said = (
-        f"Between layer {margin.last_dropped}, the last one dropped, and layer {margin.first_kept}, the first one kept,"
-        f" lie {with_error(margin.difference, margin.standard_error, digits=SCORE_DIGITS)}"
+        f"Between {last} {margin.last_dropped}, the last one dropped, and {first} {margin.first_kept}, the first one"
+        f" kept, lie {with_error(margin.difference, margin.standard_error, digits=SCORE_DIGITS)}"
     )
     if margin.near_tie:
         return f"{said}: a near tie, within two standard errors. Other documents might have swapped the two."
     return f"{said}, more than two standard errors."
+
+
+def _ranked_thing(margin: Margin, place: int) -> str:
+    """Name what is ranked; where one ranking holds more than attentions, a number alone would not tell."""
+    if margin.ranking in ("attn", "block"):
+        return "layer"
+    return f"the {dict(NAMES)[margin.kinds[place]]} of layer"
 
 
 def _verification(verification: Verification) -> VerificationSummary:

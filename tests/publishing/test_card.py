@@ -14,12 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hubprune.artifacts import BaseCard, Continuation, TaskComparison
+from hubprune.artifacts import BaseCard, Continuation, DroppedSublayer, Margin, TaskComparison
+from hubprune.publishing import front_matter
 from hubprune.publishing.card import build_context, render, skeleton
 from hubprune.publishing.license import notice_text
 from hubprune.publishing.manifest import checkpoint_tag
 from hubprune.publishing.samples import repeated_share, shown_pairs
-from hubprune.recipe import CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, TargetSpec
+from hubprune.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
+from hubprune.requests import DropSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -346,3 +348,49 @@ def test_a_card_from_a_loopback_hub_links_nowhere(endpoint):
     text = card(endpoint=endpoint)
     assert endpoint not in text
     assert "This is [" not in text
+
+
+# ---- other methods -----------------------------------------------------------------------------------------------
+
+
+def planned(*sublayers, methods, **changes):
+    """A plan that drops some sublayers by score."""
+    dropped = tuple(DroppedSublayer(kind=kind, layer=layer, score=0.1, rank=1) for kind, layer in sublayers)
+    return made.plan(dropped=dropped, methods=methods, margins=(), protected=(), **changes)
+
+
+def score_rows(text):
+    head = next(line for line in text.splitlines() if line.startswith("| Rank |"))
+    rows = [line.strip("| ").split(" | ") for line in text.split(head)[1].splitlines()[2:10]]
+    return head.strip("| ").split(" | "), rows
+
+
+def test_an_mlp_drop_is_ranked_by_the_mlp_scores():
+    columns, rows = score_rows(card(plan=planned(("mlp", 2), methods=("mlp-drop",))))
+    assert columns == ["Rank", "Layer", "Attention S", "MLP S", "± SE", "Block S", "MLP"]
+    assert [float(row[3]) for row in rows] == sorted(float(row[3]) for row in rows)
+    assert [row[1] for row in rows if row[-1] == "dropped"] == ["2"]
+
+
+def test_a_block_drop_is_ranked_by_the_block_scores_and_shows_both_outcomes():
+    plan = planned(("attn", 3), ("mlp", 3), methods=("block-drop",))
+    text = card(plan=plan)
+    columns, rows = score_rows(text)
+    assert columns == ["Rank", "Layer", "Attention S", "MLP S", "Block S", "± SE", "Attention", "MLP"]
+    assert [row[1] for row in rows if row[-2:] == ["dropped", "dropped"]] == ["3"]
+    assert "Layer 3 lost both sublayers and is gone altogether" in text
+
+
+def test_a_joint_ranking_names_the_kinds_of_its_neighbours():
+    margin = Margin(
+        ranking="joint", kinds=("mlp", "attn"), last_dropped=1, first_kept=4, difference=0.2, standard_error=0.01
+    )
+    plan = planned(("attn", 5), ("mlp", 1), methods=("joint-drop",)).model_copy(update={"margins": (margin,)})
+    assert "Between the MLP of layer 1, the last one dropped, and the attention of layer 4, the first" in card(
+        plan=plan
+    )
+
+
+def test_every_method_has_its_tag():
+    for method, tag in front_matter.METHOD_TAGS.items():
+        assert f"- {tag}\n" in card(plan=planned(("attn", 5), methods=(method,)))
