@@ -14,7 +14,6 @@ from hubprune.recipe import (
     BaseModelSpec,
     CalibrationMix,
     CalibrationSubset,
-    DropSpec,
     EvaluationSpec,
     Recipe,
     TargetSpec,
@@ -22,6 +21,7 @@ from hubprune.recipe import (
     read_prompts,
     read_recipe,
 )
+from hubprune.requests import DropSpec, WidthSpec, count_of
 
 MINIMAL = {
     "base": {"repo_id": "acme/base"},
@@ -149,7 +149,7 @@ REFUSED = {
         "^--attn-drop and --drop-attn exclude each other: pass one of them",
     ),
     "no layer given": ({"drop": {"drop_attn": []}}, "--drop-attn names no layer"),
-    "zero layers": ({"drop": {"attn_drop": 0}}, r"^drop\.attn_drop: 0 is neither a number of 1 or more nor a share"),
+    "zero layers": ({"drop": {"attn_drop": 0}}, r"^--attn-drop: 0 is neither a number of 1 or more nor a share"),
     "negative layer": ({"drop": {"drop_attn": [-1]}}, r"^drop\.drop_attn\.0: .*greater than or equal to 0"),
     "protected and dropped": (
         {"drop": {"drop_attn": [1, 2], "protect": [2, 3]}},
@@ -239,3 +239,61 @@ def test_shipped_prompts_are_found():
     prompts = EvaluationSpec().prompt_texts()
     assert len(prompts) >= 3
     assert EvaluationSpec(prompts=("own",)).prompt_texts() == ("own",)
+
+
+# ---- what can be asked to go -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "kept"), [(3, 3), ("3", 3), ("10%", "10%"), (" 12.50 %", "12.5%"), ("100%", "100%")])
+def test_amounts_are_numbers_or_shares_in_one_spelling(given, kept):
+    assert DropSpec(attn_drop=given).attn_drop == kept
+
+
+@pytest.mark.parametrize("given", [0, -1, True, 1.5, "", "x", "1.5", "0%", "101%", "-5%", None.__class__])
+def test_what_is_no_amount_is_refused(given):
+    with pytest.raises(ValueError):
+        DropSpec(mlp_drop=given)
+
+
+@pytest.mark.parametrize(
+    ("amount", "of", "count"), [(3, 8, 3), ("25%", 8, 2), ("10%", 28, 3), ("1%", 8, 1), ("50%", 5, 3), ("100%", 5, 5)]
+)
+def test_a_share_is_rounded_to_the_nearest_number_and_is_never_nothing(amount, of, count):
+    assert count_of(amount, of=of) == count
+
+
+EXCLUSIVE = {
+    "joint and attention": {"joint_drop": 2, "attn_drop": 1},
+    "joint and MLP": {"joint_drop": 2, "mlp_drop": 1},
+    "block and attention": {"block_drop": 2, "attn_drop": 1},
+    "block and joint": {"block_drop": 2, "joint_drop": 1},
+    "attention by score and by hand": {"attn_drop": 1, "drop_attn": (1,)},
+    "MLP by score and by hand": {"mlp_drop": 1, "drop_mlp": (1,)},
+    "block and by hand": {"block_drop": 1, "drop_mlp": (1,)},
+}
+
+
+@pytest.mark.parametrize("given", EXCLUSIVE.values(), ids=EXCLUSIVE)
+def test_requests_that_exclude_each_other_are_refused(given):
+    with pytest.raises(ValueError, match="exclude each other: pass one of them"):
+        DropSpec(**given)
+
+
+def test_attentions_and_mlps_can_be_asked_for_together():
+    drop = DropSpec(attn_drop=2, drop_mlp=(3, 1))
+    assert drop.methods == ("attn-drop", "mlp-drop")
+    assert drop.name_parts == ["attn-drop-2", "mlp-drop-2"]
+    assert DropSpec(block_drop="12.5%").name_parts == ["block-drop-12.5pct"]
+
+
+def test_one_way_to_say_how_narrow_is_enough():
+    assert WidthSpec(drop_neurons="60%").name_part == "drop-neurons-60pct"
+    assert WidthSpec(width=3277).name_part == "mlp-width-3277"
+    assert WidthSpec(expansion_ratio=1.07).name_part == "expansion-1.07"
+    with pytest.raises(ValueError, match="--drop-neurons and --mlp-width exclude each other"):
+        WidthSpec(drop_neurons="60%", width=8)
+    with pytest.raises(ValueError, match="how narrow"):
+        WidthSpec()
+    for bad in ({"width": 0}, {"drop_neurons": "0.6"}, {"drop_neurons": "120%"}, {"expansion_ratio": 0}):
+        with pytest.raises(ValueError):
+            WidthSpec(**bad)
