@@ -125,12 +125,12 @@ def move_folder(source: Path, target: Path) -> None:
         shutil.rmtree(source)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that readers see the old or the new one."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name and rename it, so that readers see the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        staged.write_text(text, encoding="utf-8")
+        staged.write_bytes(content.encode() if isinstance(content, str) else content)
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)

@@ -23,13 +23,15 @@ LAYERS = {
         "architectures", "artifacts", "carried", "console", "devices", "endpoint", "environment", "files", "recipe",
         "requests", "stages", "strict_json", "templates",
     },
-    2: {"pruning", "evaluation", "publishing", "localhub", "demo"},
+    2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {"run", "pipeline", "checkup", "demonstration", "summary", "exporting"},
     4: {"cli", "options", "__main__", "__init__"},
 }  # fmt: skip
 ROOMS = LAYERS[2]
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
-HEAVY = ("torch", "transformers", "datasets", "lm_eval", "huggingface_hub", "jinja2", "pydantic", "safetensors")
+HEAVY = (
+    "torch", "transformers", "datasets", "lm_eval", "huggingface_hub", "jinja2", "matplotlib", "pydantic", "safetensors",
+)  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 

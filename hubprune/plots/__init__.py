@@ -1,0 +1,25 @@
+"""Pictures for cards and studies: plain values go in, a figure comes out, `save` writes it as PNG and SVG.
+
+Every picture is a light panel of its own, so that it reads the same on a light and on a dark page.  Colour never says
+anything alone: lines differ in markers and dashes too, cells in hatches.  Same values, same bytes.  Needs the extra
+`hubprune[plots]`; importing this package does not load matplotlib yet.
+"""
+
+from hubprune.plots.curves import Step, curve, speed_curve
+from hubprune.plots.grids import CellState, dropping_order, heat_map
+from hubprune.plots.scores import importance, side_by_side, stability
+from hubprune.plots.style import require_matplotlib, save
+
+__all__ = [
+    "CellState",
+    "Step",
+    "curve",
+    "dropping_order",
+    "heat_map",
+    "importance",
+    "require_matplotlib",
+    "save",
+    "side_by_side",
+    "speed_curve",
+    "stability",
+]

@@ -1,0 +1,142 @@
+"""Lines over a number of drops: what quality is left, and what speed was won."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from hubprune.plots.style import (
+    COLOURS,
+    HEIGHT,
+    INK,
+    PANEL,
+    QUIET,
+    add_legend,
+    legend_height,
+    look,
+    new_figure,
+    shown,
+    styled,
+    whole_numbers,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Points = Sequence[tuple[int, float]]
+Step = Literal["attn", "mlp", "block"]
+"""What one step of a joint drop took."""
+STEP_MARKERS: Mapping[Step, tuple[str, str]] = {
+    "attn": ("^", "an attention went"),
+    "mlp": ("*", "an MLP went"),
+    "block": ("s", "a block went"),
+}
+
+
+@styled
+def curve(
+    series: Mapping[str, Points],
+    *,
+    baseline: float | None,
+    ylabel: str,
+    title: str,
+    xlabel: str = "sublayers dropped",
+    chance: float | None = None,
+    steps: Mapping[str, Sequence[Step]] | None = None,
+    scale: Literal["linear", "log"] = "linear",
+) -> Figure:
+    """Draw a measure over the number of drops, one line per method (Figures 5, 8 and 9 of arXiv 2406.15786).
+
+    Args:
+        series: label -> (drops, value) in ascending order of drops.
+        baseline: the unpruned base's value, as a dotted line; None for no line.
+        ylabel: name of the measure with its unit, as in `mean accuracy (%)`.
+        title: of the picture.
+        xlabel: what is counted.
+        chance: value of guessing, as a second line.
+        steps: label -> what went at each of its points, for joint drops; the markers then tell it.
+        scale: of the vertical axis; `log` for perplexities that explode.
+    """
+    given = steps or {}
+    labels = [*series, *(["base"] if baseline is not None else []), *(["chance"] if chance is not None else [])]
+    kinds = [kind for kind in STEP_MARKERS if any(kind in kinds for kinds in given.values())]
+    labels = [shown(label) for label in (*labels, *(STEP_MARKERS[kind][1] for kind in kinds))]
+    figure = new_figure(title, height=HEIGHT + legend_height(labels))
+    axes = figure.subplots()
+    drawn: list[Artist] = [
+        _line(axes, points, number=i, kinds=given.get(label)) for i, (label, points) in enumerate(series.items())
+    ]
+    drawn += [
+        axes.axhline(value, color=colour, linestyle=dashes, linewidth=1.4, zorder=1.5)
+        for value, colour, dashes in ((baseline, INK, (0, (1, 1.5))), (chance, QUIET, (0, (6, 2, 1, 2))))
+        if value is not None
+    ]
+    drawn += [_key_of(kind) for kind in kinds]
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    _scale(axes, scale)
+    whole_numbers(axes)
+    add_legend(figure, list(zip(drawn, labels, strict=True)))
+    return figure
+
+
+@styled
+def speed_curve(
+    series: Mapping[str, Points],
+    *,
+    sdr: Mapping[str, Points] | None = None,
+    title: str,
+    ylabel: str = "speed-up of decoding (%)",
+    xlabel: str = "sublayers dropped",
+) -> Figure:
+    """Draw what dropping gains in speed, and below it what each percent of it costs.
+
+    Args:
+        series: label -> (drops, speed-up in percent).
+        sdr: label -> (drops, SDR): points of mean accuracy lost per percent of speed-up; the lower the better.
+        title: of the picture.
+        ylabel: of the speed.
+        xlabel: what is counted.
+    """
+    labels = [shown(label) for label in series]
+    figure = new_figure(title, height=HEIGHT * (1.5 if sdr else 1) + legend_height(labels))
+    rows = figure.subplots(2 if sdr else 1, 1, sharex=True, squeeze=False)[:, 0]
+    drawn = [_line(rows[0], points, number=i) for i, points in enumerate(series.values())]
+    numbers = {label: i for i, label in enumerate(series)}
+    for label, points in (sdr or {}).items():
+        _line(rows[-1], points, number=numbers[label])
+    rows[0].set(ylabel=ylabel)
+    if sdr:
+        rows[-1].set(ylabel="SDR (points per %)")
+    rows[-1].set(xlabel=xlabel)
+    whole_numbers(rows[-1])
+    add_legend(figure, list(zip(drawn, labels, strict=True)))
+    return figure
+
+
+def _line(axes: Axes, points: Points, *, number: int, kinds: Sequence[Step] | None = None) -> Artist:
+    drops, values = [x for x, _ in points], [y for _, y in points]
+    style = look(number)
+    if not kinds:
+        return axes.plot(drops, values, **style)[0]
+    for kind, (marker, _) in STEP_MARKERS.items():
+        places = [i for i, step in enumerate(kinds) if step == kind]
+        x, y = [drops[i] for i in places], [values[i] for i in places]
+        axes.plot(x, y, marker, color=style["color"], markersize=8, markeredgecolor=PANEL, markeredgewidth=0.6)
+    return axes.plot(drops, values, color=style["color"], linestyle=style["linestyle"])[0]
+
+
+def _key_of(kind: Step) -> Artist:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=COLOURS[4], marker=STEP_MARKERS[kind][0], linestyle="none", markersize=8)
+
+
+def _scale(axes: Axes, scale: Literal["linear", "log"]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_yscale(scale)
+    if scale == "log":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,182 @@
+"""The look that all pictures share, and how they are written."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from hubprune.errors import MissingDependencyError
+from hubprune.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 8.0, 4.5
+"""Inches of a picture with one row of legend."""
+DPI = 150
+PANEL, INK, QUIET, GRID = "#fbfbf9", "#1f2328", "#57606a", "#d8dce0"
+"""Background, text, second text and grid lines: 15:1 and 6:1 against the panel."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+"""Okabe and Ito, Color Universal Design (2008), without the yellow that no light panel carries."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+DASHES = ("-", "--", "-.", ":")
+LEGEND_CHARACTERS = 88
+"""Characters that fit into one row of legend."""
+LONGEST_LABEL = 48
+
+STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": QUIET,
+    "axes.facecolor": PANEL,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 11,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 12,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.facecolor": PANEL,
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.size": 10,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "hatch.linewidth": 0.6,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "savefig.facecolor": PANEL,
+    "svg.fonttype": "none",  # labels stay text: readable to screen readers and to search
+    "svg.hashsalt": "hubprune",
+    "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in the name of a data set is a dollar sign
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+}
+
+Params = ParamSpec("Params")
+Made = TypeVar("Made")
+
+
+def require_matplotlib() -> None:
+    """Raise MissingDependencyError where matplotlib is not installed; costs no import."""
+    if find_spec("matplotlib") is None:
+        raise MissingDependencyError(
+            "Pictures need matplotlib, which is not installed.", hint='pip install "hubprune[plots]"'
+        )
+
+
+def styled(draw: Callable[Params, Made]) -> Callable[Params, Made]:
+    """Run a drawing function under the shared style, whatever the user's own matplotlibrc says.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+
+    @functools.wraps(draw)
+    def inside(*args: Params.args, **kwargs: Params.kwargs) -> Made:
+        require_matplotlib()
+        import matplotlib
+
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            cast(Any, matplotlib.rcParams).update(STYLE)
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+def new_figure(title: str, *, height: float = HEIGHT) -> Figure:
+    """Return an empty figure with a title; what is put into it is laid out without overlaps when it is drawn."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", edgecolor=GRID, linewidth=2)
+    figure.suptitle(shown(title, longest=80), fontsize=13, fontweight="bold")
+    return figure
+
+
+def shown(text: str, *, longest: int = LONGEST_LABEL) -> str:
+    """Return a text as a label can show it: one line, not too long, and never hidden."""
+    line = " ".join(text.split())
+    line = line if len(line) <= longest else f"{line[: longest - 1]}…"
+    # matplotlib leaves labels that start with an underscore out of legends; after a word joiner they stay.
+    return f"\u2060{line}" if line.startswith("_") else line
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """Return how many entries of a legend fit beside each other."""
+    return max(1, min(len(labels), LEGEND_CHARACTERS // (max(map(len, labels), default=1) + 7)))
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Return the inches that a legend takes beyond its first row."""
+    return 0.22 * (math.ceil(len(labels) / legend_columns(labels)) - 1)
+
+
+def add_legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
+    """Put a legend below the data, never on them."""
+    labels = [label for _, label in entries]
+    figure.legend([artist for artist, _ in entries], labels, loc="outside lower center", ncols=legend_columns(labels))
+
+
+def look(number: int) -> dict[str, Any]:
+    """Return colour, marker and dashes of the line with a number; the first 28 all differ in two of them."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markeredgecolor": PANEL,
+        "markeredgewidth": 0.6,
+    }
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Let the horizontal axis count: no tick between two whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+
+
+def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write a figure as PNG and SVG; readers see the old or the new file, never half of one.
+
+    Args:
+        figure: from one of the functions of this package.
+        folder: made where it is missing.
+        name: of the files, without suffix.
+
+    Returns:
+        Paths of the PNG and of the SVG.  Their bytes depend on the figure and on the version of matplotlib alone.
+    """
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    _lay_out(figure)
+    write_atomically(png, _rendered(figure, "png", {"Software": None}))
+    write_atomically(svg, _rendered(figure, "svg", {"Date": None, "Creator": None, "Title": _title(figure)}))
+    return png, svg
+
+
+def _title(figure: Figure) -> str:
+    return str(figure.get_suptitle())
+
+
+@styled
+def _lay_out(figure: Figure) -> None:
+    """Find the layout once and keep it: each further drawing would start from the last one and move by a hair."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+
+
+@styled
+def _rendered(figure: Figure, kind: str, metadata: dict[str, str | None]) -> bytes:
+    written = io.BytesIO()
+    figure.savefig(written, format=kind, dpi=DPI, metadata=metadata, edgecolor=figure.get_edgecolor())
+    return written.getvalue()
