@@ -1,0 +1,92 @@
+"""Run a loaded base as if it were pruned: sublayers are bypassed in memory, and put back afterwards.
+
+The stand-ins are those of the modeling file that a published repo ships, taken from that file, so that a bypassed model
+computes what the written and reloaded checkpoint computes, KV cache included.  No weight is copied or changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from typing import Any
+
+from torch import nn
+
+from hubprune.architectures import Architecture
+from hubprune.artifacts import DropPlan
+from hubprune.pruning import modeling
+
+
+class NoLayer(nn.Module):
+    """Stands in for a layer that goes altogether: hidden states leave it as they came."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # The loop over the layers looks at plain attributes, such as the kind of attention.
+        self.__dict__.update({name: value for name, value in vars(layer).items() if not name.startswith("_")})
+
+    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the hidden states."""
+        return hidden_states
+
+
+@contextmanager
+def bypassed(model: Any, plan: DropPlan, architecture: Architecture) -> Iterator[None]:
+    """Let a base compute what it would without the sublayers of a plan, while the block runs.
+
+    Args:
+        model: the base with its head, as transformers loads it; one that was pruned before may be a base, too.
+        plan: what goes, with what the base lacks already.
+        architecture: the base's family.
+
+    Raises:
+        ValueError: no attention of some kind, full or sliding, would be left.
+    """
+    with ExitStack() as undo:
+        if plan.dropped:
+            _bypass(model.model, plan, architecture, undo)
+        yield
+
+
+def _bypass(decoder: Any, plan: DropPlan, architecture: Architecture, undo: ExitStack) -> None:
+    code = _published_code(architecture)
+    no_attn, no_mlp = frozenset(plan.gone("attn")), frozenset(plan.gone("mlp"))
+    slots = code["cache_slots"](decoder.layers, no_attn)
+    for number, layer in enumerate(list(decoder.layers)):
+        if number in no_attn and number in no_mlp:
+            _replace(decoder.layers, str(number), NoLayer(layer), undo)
+            continue
+        attn = getattr(layer, architecture.attn_module)
+        if number in no_attn:
+            _drop(layer, architecture.attn_module, code["NoAttn"](attn), architecture.attn_norms, undo)
+        else:
+            undo.callback(partial(setattr, attn, "layer_idx", attn.layer_idx))
+            attn.layer_idx = slots[number]
+        if number in no_mlp:
+            _drop(layer, architecture.mlp_module, code["NoMLP"](), architecture.mlp_norms, undo)
+    trim = partial(code["trim_cache"], used=frozenset(slots.values()))
+    undo.callback(decoder.register_forward_pre_hook(trim, with_kwargs=True).remove)
+
+
+def _drop(layer: nn.Module, name: str, stand_in: nn.Module, norms: tuple[str, ...], undo: ExitStack) -> None:
+    _replace(layer, name, stand_in, undo)
+    for norm in norms:
+        _replace(layer, norm, nn.Identity(), undo)
+
+
+def _replace(parent: nn.Module, name: str, module: nn.Module, undo: ExitStack) -> None:
+    undo.callback(partial(setattr, parent, name, getattr(parent, name)))
+    setattr(parent, name, module)
+
+
+def _published_code(architecture: Architecture) -> Mapping[str, Any]:
+    """Return what the modeling file of a family defines, as this version of hubprune writes it."""
+    return _defined_by(modeling.render(architecture), architecture.modeling_file("pruned"))
+
+
+@cache
+def _defined_by(source: str, name: str) -> Mapping[str, Any]:
+    found: dict[str, Any] = {"__name__": name.removesuffix(".py")}
+    exec(compile(source, name, "exec"), found)
+    return found
