@@ -29,9 +29,9 @@ Points = Sequence[tuple[int, float]]
 Step = Literal["attn", "mlp", "block"]
 """What one step of a joint drop took."""
 STEP_MARKERS: Mapping[Step, tuple[str, str]] = {
-    "attn": ("^", "an attention went"),
+    "attn": ("X", "an attention went"),
     "mlp": ("*", "an MLP went"),
-    "block": ("s", "a block went"),
+    "block": ("P", "a block went"),
 }
 
 
@@ -123,14 +123,14 @@ def _line(axes: Axes, points: Points, *, number: int, kinds: Sequence[Step] | No
     for kind, (marker, _) in STEP_MARKERS.items():
         places = [i for i, step in enumerate(kinds) if step == kind]
         x, y = [drops[i] for i in places], [values[i] for i in places]
-        axes.plot(x, y, marker, color=style["color"], markersize=8, markeredgecolor=PANEL, markeredgewidth=0.6)
+        axes.plot(x, y, marker, color=style["color"], markersize=9, markeredgecolor=PANEL, markeredgewidth=0.3)
     return axes.plot(drops, values, color=style["color"], linestyle=style["linestyle"])[0]
 
 
 def _key_of(kind: Step) -> Artist:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=COLOURS[4], marker=STEP_MARKERS[kind][0], linestyle="none", markersize=8)
+    return Line2D([], [], color=COLOURS[4], marker=STEP_MARKERS[kind][0], linestyle="none", markersize=9)
 
 
 def _scale(axes: Axes, scale: Literal["linear", "log"]) -> None:
@@ -138,5 +138,5 @@ def _scale(axes: Axes, scale: Literal["linear", "log"]) -> None:
 
     axes.set_yscale(scale)
     if scale == "log":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())

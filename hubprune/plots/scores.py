@@ -115,7 +115,7 @@ def stability(
         title: of the picture.
     """
     kinds = list(next(iter(series.values())))
-    labels = [f"{count:,} documents" for count in series]
+    labels = [*(f"{count:,} documents" for count in series), *(f"agreement, {shown(kind)}" for kind in agreement)]
     figure = new_figure(title, height=_height(len(kinds) + 1) + legend_height(labels) + 0.3)
     rows = figure.subplots(len(kinds) + 1, 1, squeeze=False)[:, 0]
     drawn = [
@@ -126,24 +126,25 @@ def stability(
         axes.sharex(rows[len(kinds) - 1])
         axes.tick_params(labelbottom=False)
     _finish_axis(rows[-2])
-    _agreement(rows[-1], agreement, counts=list(series))
-    add_legend(figure, list(zip(drawn[0], labels, strict=True)))
+    agreeing = _agreement(rows[-1], agreement, counts=list(series))
+    add_legend(figure, list(zip([*drawn[0], *agreeing], labels, strict=True)))
     return figure
 
 
-def _agreement(axes: Axes, agreement: Mapping[str, Sequence[tuple[int, float]]], *, counts: Sequence[int]) -> None:
+def _agreement(
+    axes: Axes, agreement: Mapping[str, Sequence[tuple[int, float]]], *, counts: Sequence[int]
+) -> list[Artist]:
     from matplotlib.ticker import NullLocator
 
-    for number, (kind, points) in enumerate(agreement.items()):
-        x, y = [count for count, _ in points], [rho for _, rho in points]
-        axes.plot(x, y, label=shown(kind), **look(number + 3))
+    drawn: list[Artist] = []
+    for number, points in enumerate(agreement.values(), start=len(counts)):
+        drawn += axes.plot([count for count, _ in points], [rho for _, rho in points], **look(number))
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="calibration documents", ylabel="Spearman's ρ")
-    axes.set_title("agreement with the largest number", loc="left")
-    # Outside of the data, and part of the layout like everything else.
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    axes.set_title("agreement of the order with the largest number", loc="left")
+    return drawn
 
 
 def _panel(axes: Axes, kind: str, lines: Sequence[Sequence[float]]) -> list[Artist]:

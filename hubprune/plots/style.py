@@ -27,8 +27,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#5
 """Okabe and Ito, Color Universal Design (2008), without the yellow that no light panel carries."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 DASHES = ("-", "--", "-.", ":")
-LEGEND_CHARACTERS = 88
+LEGEND_CHARACTERS = 90
 """Characters that fit into one row of legend."""
+COLUMN_CHARACTERS = 7
+"""Characters whose room the line and the gap of one entry take."""
 LONGEST_LABEL = 48
 
 STYLE: dict[str, Any] = {
@@ -112,8 +114,14 @@ def shown(text: str, *, longest: int = LONGEST_LABEL) -> str:
 
 
 def legend_columns(labels: Sequence[str]) -> int:
-    """Return how many entries of a legend fit beside each other."""
-    return max(1, min(len(labels), LEGEND_CHARACTERS // (max(map(len, labels), default=1) + 7)))
+    """Return how many columns of a legend fit beside each other; matplotlib fills the first column first."""
+    return next(columns for columns in range(len(labels), 0, -1) if columns == 1 or _fits(labels, columns))
+
+
+def _fits(labels: Sequence[str], columns: int) -> bool:
+    rows = math.ceil(len(labels) / columns)
+    widest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
+    return sum(widest) + COLUMN_CHARACTERS * columns <= LEGEND_CHARACTERS
 
 
 def legend_height(labels: Sequence[str]) -> float:
