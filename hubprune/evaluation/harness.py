@@ -12,20 +12,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hubprune.artifacts import BenchmarkComparison
+from hubprune.artifacts import BenchmarkAnswers, BenchmarkComparison
 from hubprune.console import Advance, Reporter
 from hubprune.endpoint import no_calls_elsewhere
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.libraries import log_level, quiet
-from hubprune.evaluation.results import compare_results, refuse_different_documents
+from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents
 from hubprune.evaluation.sources import commit_of, state_of
 from hubprune.evaluation.task_files import task_files
 from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
 from hubprune.recipe import EvaluationSpec
 
-__all__ = ["check_tasks", "run", "task_files"]
+if TYPE_CHECKING:
+    from hubprune.evaluation.models import LoadedModel
+
+__all__ = ["InMemory", "check_tasks", "run", "task_files"]
 
 # lm-eval's own 100,000 take 46 s per model for lambada's perplexity alone; 0 would switch off every standard error.
 BOOTSTRAP_ITERATIONS = 1000
@@ -83,6 +86,30 @@ def run(
         _write_samples(base.results["samples"], samples_folder / "base")
         _write_samples(pruned.results["samples"], samples_folder / "pruned")
     return _comparison(plan, base, pruned)
+
+
+class InMemory:
+    """Benchmarks for models that are loaded already: the documents are read once, and every model answers them.
+
+    Raises:
+        EvaluationError: a task or its data set cannot be loaded.
+    """
+
+    def __init__(self, spec: EvaluationSpec, *, seed: int, reporter: Reporter) -> None:
+        with quiet(), no_calls_elsewhere():
+            suite = load_tasks(spec)
+        self._plan = _Plan(suite, spec=spec, seed=seed, device="auto", dtype="auto", reporter=reporter)
+
+    def measure(self, model: LoadedModel, *, name: str) -> BenchmarkAnswers:
+        """Let a model answer all documents.
+
+        Raises:
+            EvaluationError: the device's memory is too small, or a task has no metric with a finite value.
+        """
+        with quiet(), no_calls_elsewhere():
+            results = _evaluate(self._plan, model, name=name)
+        rows = answers_of(results, requested=self._plan.suite.requested, warn=self._plan.reporter.warn)
+        return BenchmarkAnswers(tasks=rows, lm_eval=version("lm_eval"), device=model.device, dtype=model.dtype)
 
 
 @dataclass(frozen=True)

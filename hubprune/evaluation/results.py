@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import mean
 from typing import Any
 
-from hubprune.artifacts import MetricValue, TaskComparison
+from hubprune.artifacts import MetricValue, TaskAnswers, TaskComparison
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.sources import hub_id
 
-__all__ = ["compare_results", "refuse_different_documents"]
+__all__ = ["answers_of", "compare_results", "refuse_different_documents"]
 
 Results = Mapping[str, Any]
 MAIN_METRICS = ("acc_norm", "acc", "exact_match")
@@ -62,6 +62,45 @@ def compare_results(
     """
     names = dict.fromkeys(n for name, tasks in requested.items() for n in _reported(base, name, tasks))
     return tuple(row for name in names for row in _rows(base, pruned, name, commits, warn))
+
+
+def answers_of(
+    results: Results, *, requested: Mapping[str, tuple[str, ...]], warn: Callable[[str], None]
+) -> tuple[TaskAnswers, ...]:
+    """Make the rows of one model alone, in the order of a comparison, each with its value for every document.
+
+    Raises:
+        EvaluationError: a task has no metric with a finite value.
+    """
+    rows = compare_results(results, results, requested=requested, commits={}, warn=warn)
+    return tuple(_answers(results, row) for row in rows)
+
+
+def _answers(results: Results, row: TaskComparison) -> TaskAnswers:
+    pairs = sorted(_per_document(results, row))
+    values = tuple(value for _, value in pairs)
+    # Only of a metric that is a mean over documents can a paired error be computed from them.
+    fits = bool(values) and math.isclose(mean(values), row.base.value, rel_tol=1e-6, abs_tol=1e-9)
+    return TaskAnswers(
+        task=row.task,
+        metric=row.metric,
+        is_share=row.is_share,
+        higher_is_better=row.higher_is_better,
+        chance=row.chance,
+        result=row.base,
+        documents=tuple(name for name, _ in pairs) if fits else (),
+        answers=values if fits else (),
+    )
+
+
+def _per_document(results: Results, row: TaskComparison) -> Iterator[tuple[str, float]]:
+    """Yield a name for each document and its value of a row's metric, where that is a number."""
+    _, _, filter_name = _metric_keys(results, row.task)[row.metric].partition(",")
+    for leaf in _leaves(results, row.task):
+        for sample in results["samples"][leaf]:
+            value = _finite(sample.get(row.metric)) if sample.get("filter", filter_name) == filter_name else None
+            if value is not None:
+                yield f"{leaf} {sample['doc_id']} {sample['doc_hash'][:12]}", value
 
 
 def _reported(results: Results, name: str, tasks: tuple[str, ...]) -> Iterator[str]:

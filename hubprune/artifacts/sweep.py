@@ -1,0 +1,202 @@
+"""Artifacts of a sweep: what every number of drops costs and gains."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from hubprune.artifacts.artifact import Artifact, Metric, Ranking, SublayerKind
+from hubprune.artifacts.evaluation import MetricValue
+from hubprune.artifacts.pruning import DroppedSublayer
+from hubprune.artifacts.publishing import Environment
+
+# ---- what one model measured -------------------------------------------------------------------------------------
+
+
+class TaskAnswers(Artifact):
+    """One metric of one task for one model, with its value for every document."""
+
+    task: str
+    metric: str
+    is_share: bool
+    """True for metrics between 0 and 1, which are told in points."""
+    higher_is_better: bool
+    chance: float | None
+    result: MetricValue
+    documents: tuple[str, ...] = ()
+    """Hashes of the documents."""
+    answers: tuple[float, ...] = ()
+    """The metric for each document; empty where it has no value for one document alone."""
+
+
+class BenchmarkAnswers(Artifact):
+    """What one model answered in the benchmarks."""
+
+    tasks: tuple[TaskAnswers, ...]
+    """The first metric of each task is its main one."""
+    lm_eval: str
+    """Version of lm-eval."""
+    device: str
+    dtype: str
+
+
+class PerplexityAnswers(Artifact):
+    """How surprised one model was by each document."""
+
+    nats: tuple[float, ...]
+    """Negative log-likelihood of a document's tokens after the first, summed."""
+    tokens: tuple[int, ...]
+    """Tokens of a document after the first."""
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean over all tokens of all documents."""
+        return sum(self.nats) / sum(self.tokens)
+
+    @property
+    def perplexity(self) -> float | None:
+        """Its exponential; None where that is too large to write down."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else None
+
+
+class Interval(Artifact):
+    """A median with a 95 % bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def holds_one(self) -> bool:
+        """True where a ratio's interval contains 1.0."""
+        return self.low <= 1.0 <= self.high
+
+
+class SpeedMeasured(Artifact):
+    """How fast one model decodes, against the base, in paired rounds of one process."""
+
+    ratio: Interval
+    """Tokens per second over the base's."""
+    control: Interval
+    """The same for the base against itself."""
+    tokens_per_second: float
+    """Median."""
+    base_tokens_per_second: float
+    depth: int
+    """Tokens in the KV cache when decoding starts."""
+    new_tokens: int
+    batch_size: int
+    rounds: int
+
+    @property
+    def resolved(self) -> bool:
+        """True where the ratio is told apart from 1.0, and the base from itself is not."""
+        return self.control.holds_one and not self.ratio.holds_one
+
+    @property
+    def speedup_percent(self) -> float:
+        """Speed-up in percent."""
+        return 100 * (self.ratio.median - 1)
+
+
+# ---- the sweep ---------------------------------------------------------------------------------------------------
+
+
+class Change(Artifact):
+    """A difference to the base on the same documents."""
+
+    value: float
+    standard_error: float | None
+    """Paired by document; None where a task has no value per document."""
+
+
+class SweepTask(Artifact):
+    """The main metric of one task at one point."""
+
+    task: str
+    metric: str
+    value: float
+    change_points: Change | None
+    """None for metrics that are not shares."""
+
+
+class SweepPoint(Artifact):
+    """What so many drops of one method cost and gain."""
+
+    method: Ranking
+    count: int
+    dropped: tuple[tuple[SublayerKind, int], ...]
+    """Kind and original number of everything that goes, in a fixed order."""
+    parameters: int
+    """That are left."""
+    mean: float | None
+    """Mean of the tasks' main metrics that are shares, in percent."""
+    mean_change: Change | None
+    """Its difference to the base in points."""
+    tasks: tuple[SweepTask, ...]
+    perplexity: float | None
+    perplexity_change: Change | None
+    """Perplexity over the base's minus one, in percent."""
+    speed: SpeedMeasured | None
+
+    @property
+    def sdr(self) -> float | None:
+        """Speedup degradation ratio: points lost per percent of speed-up (equation 7 of arXiv 2406.15786).
+
+        None where the speed-up is not resolved or none, or no benchmarks were run.
+        """
+        if not self.speed or not self.mean_change or not self.speed.resolved or self.speed.speedup_percent <= 0:
+            return None
+        return -self.mean_change.value / self.speed.speedup_percent
+
+
+class SweepOrder(Artifact):
+    """In which order a method drops; every point takes a beginning of it."""
+
+    method: Ranking
+    dropped: tuple[DroppedSublayer, ...]
+    """The first to go first; a layer that goes whole is two entries of the same rank."""
+
+
+class Recommendation(Artifact):
+    """The count that the rule of a sweep picks for a method."""
+
+    method: Ranking
+    count: int
+    """0 where no count keeps to the rule."""
+    reason: str
+    """The rule with the numbers that decided."""
+    command: str | None
+    """What to run next; None where nothing is to be dropped."""
+
+
+class SweepReport(Artifact):
+    """A whole sweep."""
+
+    schema_version: Literal[1] = 1
+    base: str
+    commit: str | None
+    base_parameters: int
+    metric: Metric
+    """What was ranked by."""
+    seed: int
+    mix: str | None
+    """Name of the calibration mix; None where no scores were needed."""
+    tasks: tuple[str, ...]
+    limit: int | None
+    """Documents per task at most."""
+    chance: float | None
+    """Mean of guessing over the tasks in percent, where all of them have it."""
+    perplexity_on: str | None
+    """What the perplexity was measured on."""
+    orders: tuple[SweepOrder, ...]
+    points: tuple[SweepPoint, ...]
+    rule: str
+    recommendations: tuple[Recommendation, ...]
+    environment: Environment
+    device: str
+    dtype: str
+    note: str = (
+        "Measured on the base in memory with its sublayers bypassed: numbers to choose by. "
+        "Those of a published card come from the written and reloaded folder."
+    )
