@@ -109,14 +109,25 @@ Layout = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        help="`cosmopedia` (the default), a .yaml with a mix, or a file of documents.", rich_help_panel=SCORING
+        help="`cosmopedia` (the default), `c4`, `codealpaca`, `mathinstruct`, `lima`, a .yaml with a mix, or a file "
+        "of documents.",
+        rich_help_panel=SCORING,
     ),
 ]
 NumSamples = Annotated[
-    int | None, typer.Option(help="Calibration documents in all. Default: 400.", rich_help_panel=SCORING)
+    int | None,
+    typer.Option(
+        help="Calibration documents in all, or packed sequences. Default: the mix's own, 400 for cosmopedia.",
+        rich_help_panel=SCORING,
+    ),
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option(help="Tokens after which a document is cut off. Default: 512.", rich_help_panel=SCORING)
+    int | None,
+    typer.Option(
+        help="Tokens after which a document is cut off, or per packed sequence. Default: the mix's own, 512 for "
+        "cosmopedia.",
+        rich_help_panel=SCORING,
+    ),
 ]
 Aggregation = Annotated[
     str | None,
@@ -236,6 +247,7 @@ Version = Annotated[
 
 
 DROPS = ("attn_drop", "mlp_drop", "block_drop", "joint_drop", "drop_attn", "drop_mlp")
+MIX_SETTINGS = ("num_samples", "max_tokens", "packed", "shuffle_buffer")
 WIDTHS = ("drop_neurons", "mlp_width", "expansion_ratio")
 
 
@@ -305,12 +317,13 @@ def _given(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _mix(given: Mapping[str, Any], from_file: dict[str, Any] | None) -> dict[str, Any]:
-    from hubprune.pruning.mixes import COSMOPEDIA, find_mix
+    from hubprune.pruning.mixes import COSMOPEDIA, find_mix, is_file
 
     sizes = _given(given, "num_samples", "max_tokens")
     if name := given.get("calibration"):
-        kept = {key: from_file[key] for key in ("num_samples", "max_tokens")} if from_file else {}
-        return find_mix(name, **{**kept, **sizes}).model_dump()
+        # A file of documents has no settings of its own: those of the recipe stay.
+        kept = {key: from_file[key] for key in MIX_SETTINGS} if from_file and is_file(name) else {}
+        return {**find_mix(name).model_dump(), **kept, **sizes}
     return {**(from_file or COSMOPEDIA.model_dump()), **sizes}
 
 

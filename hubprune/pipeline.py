@@ -31,7 +31,7 @@ from hubprune.publishing.commit import publish as send
 from hubprune.publishing.license import notice_text
 from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.privacy import scrub
-from hubprune.run import Run, has_checkpoint, kept_checkpoint, make_plan, scores_if_needed
+from hubprune.run import Run, check_data, has_checkpoint, kept_checkpoint, make_plan, scores_if_needed
 from hubprune.stages import key_of
 
 STAGES = (
@@ -191,8 +191,7 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
         loads_back=not options.dry_run,
         overwrite_card=options.overwrite_card,
     )
-    if run.recipe.needs_scores:
-        run.data_commits  # noqa: B018
+    check_data(run)
     run.task_texts, run.task_sources, run.environment  # noqa: B018
     _warn_of_memory(run)
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")

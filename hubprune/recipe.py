@@ -42,11 +42,25 @@ class CalibrationSubset(Settings):
     config: str | None = None
     revision: str | None = None
     """Branch, tag or commit of the data set; None for its main branch.  A published recipe names the commit."""
+    file: str | None = None
+    """Path of one file in the data set's repo that is read by itself; None for the files that its config names."""
     split: str = "train"
-    column: str = "text"
-    """Column that holds the document."""
+    """Name of the split; what is one file has one split, `train`."""
+    column: str | Annotated[tuple[str, ...], Field(min_length=1)] = "text"
+    """Column that holds the document, or several whose texts are joined by blank lines."""
     weight: float = Field(gt=0)
     """Relative weight; weights need not add to 1."""
+
+    @model_validator(mode="after")
+    def _names_one_place(self) -> CalibrationSubset:
+        if self.config is not None and self.file is not None:
+            raise ValueError(f"a subset of {self.dataset} names a config and a file: it can be one of both")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that hold a document."""
+        return (self.column,) if isinstance(self.column, str) else self.column
 
     @property
     def label(self) -> str:
@@ -60,14 +74,16 @@ class CalibrationMix(Settings):
     name: str
     subsets: tuple[CalibrationSubset, ...] = Field(min_length=1)
     num_samples: int = Field(default=400, ge=1)
-    """Documents in all."""
+    """Documents in all, or sequences where they are packed."""
     max_tokens: int = Field(default=512, ge=2)
-    """Tokens after which a document is cut off."""
+    """Tokens after which a document is cut off, or the exact length of a packed sequence."""
+    packed: bool = False
+    """Whether documents are joined and cut into sequences of one length, instead of each being cut off by itself."""
     shuffle_buffer: int = Field(default=1000, ge=1)
     """Documents that the streaming shuffle holds at a time; the choice of documents depends on it."""
 
     def counts(self) -> tuple[int, ...]:
-        """Documents per subset: largest-remainder rounding of the weights, so that they add up to `num_samples`."""
+        """Samples per subset: largest-remainder rounding of the weights, so that they add up to `num_samples`."""
         total = sum(s.weight for s in self.subsets)
         shares = [self.num_samples * s.weight / total for s in self.subsets]
         # The epsilon keeps 0.15 * 400 = 59.99999999999999 from losing a document to floating point.

@@ -29,7 +29,7 @@ from hubprune.devices import resolve_device, resolve_dtype
 from hubprune.environment import describe_environment
 from hubprune.errors import RecipeError, UnsupportedFormatError
 from hubprune.files import check_new_folder, staged_folder
-from hubprune.pruning import calibration, checkpoint, modeling, selection, verify
+from hubprune.pruning import calibration, checkpoint, documents, modeling, selection, verify
 from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.config import check_config
 from hubprune.pruning.inventory import take_inventory
@@ -67,6 +67,12 @@ class Run:
     def data_commits(self) -> tuple[str | None, ...]:
         """Commits of the calibration data sets, one per subset of the mix."""
         return calibration.resolve_commits(self.recipe.calibration)
+
+    @cached_property
+    def found_data(self) -> tuple[str | None, ...]:
+        """The same commits, once every config, split and column that the mix names was found there."""
+        documents.check_subsets(self.recipe.calibration, self.data_commits)
+        return self.data_commits
 
     @cached_property
     def downloaded(self) -> BaseCheckpoint:
@@ -136,24 +142,38 @@ class Run:
 
 def score(run: Run) -> LayerScores:
     """Score the base of a run, or take the scores of an earlier run on the same base and mix."""
+    device = resolve_device(run.recipe.device)
+    dtype = resolve_dtype(run.recipe.dtype, run.base.config)
+    return run.store.run("scores", scores_key(run), LayerScores, lambda: _score(run, dtype=dtype, device=device))
+
+
+def scores_key(run: Run) -> str:
+    """Return the key of a run's scores."""
     recipe = run.recipe
-    device = resolve_device(recipe.device)
-    dtype = resolve_dtype(recipe.dtype, run.base.config)
     # The commits say what the revisions stand for; how these were spelled changes nothing.
     mix = recipe.calibration.model_dump(mode="json", exclude={"subsets": {"__all__": {"revision"}}})
-    key = key_of(
+    return key_of(
         run.circumstances, mix, run.data_commits, file_hashes(recipe.calibration), recipe.seed,
         recipe.aggregation,
     )  # fmt: skip
-    return run.store.run("scores", key, LayerScores, lambda: _score(run, dtype=dtype, device=device))
+
+
+def check_data(run: Run) -> None:
+    """Make sure that what the mix names is there, unless it was scored on before.
+
+    Raises:
+        CalibrationError: something is not there, with what is.
+    """
+    if run.recipe.needs_scores and not run.store.has("scores", scores_key(run)):
+        run.found_data  # noqa: B018
 
 
 def _score(run: Run, *, dtype: str, device: str) -> LayerScores:
     from hubprune.pruning import importance
 
-    documents = calibration.draw(
+    drawn = calibration.draw(
         run.recipe.calibration,
-        commits=run.data_commits,
+        commits=run.found_data,
         seed=run.recipe.seed,
         tokenizer=run.runnable.tokenizer(),
         context_length=run.base.config.get("max_position_embeddings"),
@@ -161,7 +181,7 @@ def _score(run: Run, *, dtype: str, device: str) -> LayerScores:
     )
     return importance.score(
         run.runnable.folder,
-        documents,
+        drawn,
         own_code=run.runnable.own_code,
         architecture=run.architecture,
         aggregation=run.recipe.aggregation,

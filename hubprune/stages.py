@@ -79,6 +79,10 @@ class StageStore:
         self._write(path, value, self.seconds[stage])
         return value
 
+    def has(self, stage: str, key: str) -> bool:
+        """Tell whether a result is kept under this key."""
+        return (self.folder / "stages" / f"{stage}-{key}.json").is_file()
+
     @staticmethod
     def _read(path: Path, kind: type[Value]) -> tuple[Value, float] | None:
         try:

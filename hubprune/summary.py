@@ -43,7 +43,7 @@ def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
     record = scores.calibration
     head = (
         f"Importance S = 1 - cos(X, Y), {scores.aggregation} mean, "
-        f"{record.documents} documents, {record.tokens:,} tokens of {record.mix}\n"
+        f"{record.documents} {record.unit}, {record.tokens:,} tokens of {record.mix}\n"
     )
     return head + table(rows, left=0)
 

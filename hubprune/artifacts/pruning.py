@@ -76,6 +76,9 @@ class CalibrationSource(Artifact):
     weight: float
     """Share of the mix; the weights of all subsets add up to 1."""
     documents: int
+    """Documents that were scored, or sequences where they were packed."""
+    texts: int | None = None
+    """Documents that packed sequences were made of; None where nothing was packed."""
     tokens: int
     """Tokens that were scored, after truncation."""
 
@@ -92,7 +95,9 @@ class CalibrationRecord(Artifact):
     """Name of the mix."""
     sources: tuple[CalibrationSource, ...]
     max_tokens: int
-    """Tokens after which a document was cut off."""
+    """Tokens after which a document was cut off, or the exact length of a packed sequence."""
+    packed: bool = False
+    """Whether documents were joined and cut into sequences of one length."""
     seed: int
     shuffle_buffer: int
     """Documents in the streaming shuffle buffer."""
@@ -100,8 +105,13 @@ class CalibrationRecord(Artifact):
     """SHA-256 over the token ids of all documents, in order."""
 
     @property
+    def unit(self) -> Literal["documents", "sequences"]:
+        """What is counted: one sample is a document, or a packed sequence."""
+        return "sequences" if self.packed else "documents"
+
+    @property
     def documents(self) -> int:
-        """Documents in all."""
+        """Documents in all, or sequences where they were packed."""
         return sum(s.documents for s in self.sources)
 
     @property

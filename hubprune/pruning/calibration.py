@@ -1,21 +1,24 @@
-"""Draw the documents of a calibration mix: streamed, shuffled with a seed, cut to the same length, counted exactly."""
+"""Draw the samples of a calibration mix: streamed, shuffled with a seed, cut off or packed, counted exactly."""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from hubprune.artifacts import CalibrationRecord, CalibrationSource
-from hubprune.console import Reporter
+from hubprune.console import Advance, Reporter, Unit
 from hubprune.endpoint import no_calls_elsewhere
-from hubprune.errors import CalibrationError, HubpruneError
-from hubprune.pruning.mixes import DOCUMENT_FILES
+from hubprune.errors import CalibrationError
+from hubprune.pruning.documents import stream, unreadable
+from hubprune.pruning.mixes import is_file
+from hubprune.pruning.sequences import end_of_document, pack
 from hubprune.recipe import CalibrationMix, CalibrationSubset
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document as the model reads it."""
+    """One document, or packed sequence, as the model reads it."""
 
     source: int
     """Index of its subset in the mix."""
@@ -53,19 +56,32 @@ def resolve_commits(mix: CalibrationMix) -> tuple[str | None, ...]:
 
 def file_hashes(mix: CalibrationMix) -> dict[str, str]:
     """Return the SHA-256 of every local file of a mix: what tells its present text from another."""
-    paths = sorted({subset.dataset for subset in mix.subsets if _is_file(subset.dataset)})
+    paths = sorted({subset.dataset for subset in mix.subsets if is_file(subset.dataset)})
     return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
 
 
 def _resolve_commit(dataset: str, revision: str | None) -> str | None:
-    if _is_file(dataset):
+    if is_file(dataset):
         if not Path(dataset).is_file():
             raise CalibrationError(f"The calibration file {dataset} does not exist.")
         return None
     try:
         return _ask_commit(dataset, revision)
     except Exception as error:
-        raise _unreachable(dataset, error) from error
+        raise _refusal(dataset, error) from error
+
+
+def _refusal(dataset: str, error: Exception) -> CalibrationError:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError
+
+    if not isinstance(error, GatedRepoError):
+        return unreadable(dataset, error)
+    return CalibrationError(
+        f"The calibration data set {dataset} is gated, and this run has no access to it.",
+        hint=f"Ask for access at {constants.ENDPOINT}/datasets/{dataset} and log in with `hf auth login`, or pass "
+        "another mix with --calibration.",
+    )
 
 
 def _ask_commit(dataset: str, revision: str | None) -> str | None:
@@ -78,19 +94,10 @@ def _ask_commit(dataset: str, revision: str | None) -> str | None:
     tries = Retrying(
         retry=retry_if_exception(passing), stop=stop_after_attempt(4), wait=wait_exponential(max=8), reraise=True
     )
-    return tries(lambda: HfApi().dataset_info(dataset, revision=revision).sha)
-
-
-def _is_file(dataset: str) -> bool:
-    return Path(dataset).suffix in DOCUMENT_FILES
-
-
-def _unreachable(dataset: str, error: Exception) -> CalibrationError:
-    first_line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return CalibrationError(
-        f"The calibration data set {dataset} cannot be read: {first_line}",
-        hint="Check its name and your access, or pass another mix with --calibration.",
-    )
+    info = tries(lambda: HfApi().dataset_info(dataset, revision=revision))
+    if info.gated:  # everybody may see its commit; only this tells whether its files may be read
+        tries(lambda: HfApi().auth_check(dataset, repo_type="dataset"))
+    return info.sha
 
 
 def draw(
@@ -102,7 +109,12 @@ def draw(
     context_length: int | None,
     reporter: Reporter,
 ) -> CalibrationSet:
-    """Draw exactly the mix's number of documents from every subset and tokenize them.
+    """Draw exactly the mix's number of samples from every subset and tokenize them.
+
+    A sample is a document, cut off at `max_tokens`; or, where the mix is packed, a sequence of exactly `max_tokens`
+    tokens.  For these the documents of a subset are read as the tokenizer reads each of them, special tokens included,
+    an end-of-text token behind each one (as pretraining does, and the code of He et al. 2024), joined in the shuffled
+    order and cut.
 
     Args:
         mix: subsets, weights, lengths.
@@ -110,103 +122,128 @@ def draw(
         seed: of the streaming shuffle.
         tokenizer: the base's.
         context_length: longest input of the base; a larger `max_tokens` is lowered to it.
-        reporter: shown the progress in documents.
+        reporter: shown the progress in samples.
 
     Raises:
         CalibrationError: a subset is missing, too small for its share, or has no such text column.
     """
-    max_tokens = min(mix.max_tokens, context_length or mix.max_tokens)
-    # With very few samples a small subset's share rounds to no document at all: it is not part of what was drawn.
+    draft = _Draft(mix=mix, seed=seed, tokenizer=tokenizer, max_tokens=_length(mix, context_length, reporter))
+    # With very few samples a small subset's share rounds to no sample at all: it is not part of what was drawn.
     parts = [part for part in zip(mix.subsets, mix.counts(), commits, strict=True) if part[1]]
-    documents: list[Document] = []
-    with no_calls_elsewhere(), reporter.progress("drawing", total=mix.num_samples, unit="documents") as advance:
-        for source, (subset, count, commit) in enumerate(parts):
-            texts = _texts(subset, count, commit=commit, seed=seed, buffer=mix.shuffle_buffer, advance=advance)
-            documents += [Document(source, ids) for ids in _tokenize(tokenizer, texts, max_tokens)]
-    drawn = [(subset, commit) for subset, _, commit in parts]
-    return CalibrationSet(tuple(documents), _record(mix, documents, drawn, seed=seed, max_tokens=max_tokens))
+    unit: Unit = "sequences" if mix.packed else "documents"
+    with no_calls_elsewhere(), reporter.progress("drawing", total=mix.num_samples, unit=unit) as advance:
+        drawn = [draft.draw(subset, count, commit=commit, advance=advance) for subset, count, commit in parts]
+    documents = tuple(Document(source, ids) for source, part in enumerate(drawn) for ids in part.samples)
+    return CalibrationSet(documents, _record(draft, documents, drawn))
 
 
-def _texts(
-    subset: CalibrationSubset, count: int, *, commit: str | None, seed: int, buffer: int, advance: Callable[[int], None]
-) -> list[str]:
-    texts: list[str] = []
-    for text in _stream(subset, commit=commit, seed=seed, buffer=buffer):
-        texts.append(text)
-        advance(1)
-        if len(texts) == count:
-            return texts
-    raise CalibrationError(
-        f"{subset.dataset} ({subset.label}, {subset.split}) has {len(texts)} documents, the mix wants {count} of it.",
-        hint="Lower --num-samples, or change the weights of the mix." if texts else "Is it the right split?",
-    )
+def _length(mix: CalibrationMix, context_length: int | None, reporter: Reporter) -> int:
+    if context_length is None or mix.max_tokens <= context_length:
+        return mix.max_tokens
+    reporter.note(f"samples have {context_length} tokens, the base's context, instead of the mix's {mix.max_tokens}")
+    return context_length
 
 
-def _stream(subset: CalibrationSubset, *, commit: str | None, seed: int, buffer: int) -> Iterator[str]:
-    """Yield a subset's non-blank texts in shuffled order."""
-    try:
-        stream = _open_stream(subset, commit).shuffle(seed=seed, buffer_size=buffer, max_buffer_input_shards=1)
-        for row in stream:
-            text = row.get(subset.column)
-            if not isinstance(text, str):
-                raise CalibrationError(
-                    f"{subset.dataset} ({subset.label}) has no text column {subset.column!r}.",
-                    hint=f"Its columns: {', '.join(map(str, row))}. Set `column` in the mix.",
-                )
-            if text.strip():
-                yield text
-    except HubpruneError:
-        raise
-    except Exception as error:
-        raise _unreachable(f"{subset.dataset} ({subset.label}, {subset.split})", error) from error
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What was drawn of one subset."""
+
+    subset: CalibrationSubset
+    commit: str | None
+    samples: tuple[tuple[int, ...], ...]
+    texts: int
+    """Documents that were read."""
 
 
-def _open_stream(subset: CalibrationSubset, commit: str | None) -> Any:
-    import datasets
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """How all subsets of a mix are drawn."""
 
-    if _is_file(subset.dataset):
-        builder = DOCUMENT_FILES[Path(subset.dataset).suffix]
-        return datasets.load_dataset(builder, data_files=subset.dataset, split="train", streaming=True)
-    return datasets.load_dataset(subset.dataset, subset.config, split=subset.split, revision=commit, streaming=True)
+    mix: CalibrationMix
+    seed: int
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
 
+    def draw(self, subset: CalibrationSubset, count: int, *, commit: str | None, advance: Advance) -> _Part:
+        """Draw a number of samples of a subset.
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:
-    rows = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
-    if not all(rows):
-        raise CalibrationError("The base's tokenizer makes no tokens of a document.")
-    return [tuple(row) for row in rows]
+        Raises:
+            CalibrationError: there are fewer.
+        """
+        texts = _Counted(stream(subset, commit=commit, seed=self.seed, buffer=self.mix.shuffle_buffer))
+        samples: list[tuple[int, ...]] = []
+        for ids in islice(self._packed(texts) if self.mix.packed else map(self._cut, texts), count):
+            samples.append(ids)
+            advance(1)
+        if len(samples) < count:
+            raise self._too_few(subset, count, samples=len(samples), texts=texts.count)
+        return _Part(subset, commit, tuple(samples), texts.count)
 
+    def _cut(self, text: str) -> tuple[int, ...]:
+        return _tokens(self.tokenizer, text, truncation=True, max_length=self.max_tokens)
 
-def _record(
-    mix: CalibrationMix,
-    documents: Sequence[Document],
-    drawn: Sequence[tuple[CalibrationSubset, str | None]],
-    *,
-    seed: int,
-    max_tokens: int,
-) -> CalibrationRecord:
-    total = sum(subset.weight for subset, _ in drawn)
-    lengths = [[len(d.ids) for d in documents if d.source == source] for source in range(len(drawn))]
-    sources = (
-        CalibrationSource(
-            # A local path says nothing to anybody else, and a card must not tell where its author keeps files.
-            dataset=Path(subset.dataset).name if _is_file(subset.dataset) else subset.dataset,
-            config=subset.config,
-            split=subset.split,
-            commit=commit,
-            weight=subset.weight / total,
-            documents=len(tokens),
-            tokens=sum(tokens),
+    def _packed(self, texts: Iterable[str]) -> Iterator[tuple[int, ...]]:
+        eos = self.tokenizer.eos_token_id
+        # Without `verbose` the tokenizer warns of every text that is longer than the model's context.
+        read = (end_of_document(_tokens(self.tokenizer, text, verbose=False), eos=eos) for text in texts)
+        return pack(read, length=self.max_tokens)
+
+    def _too_few(self, subset: CalibrationSubset, count: int, *, samples: int, texts: int) -> CalibrationError:
+        place = f"{subset.dataset} ({subset.label}, {subset.split})"
+        had = f"has {texts} documents"
+        if self.mix.packed:
+            had += f", enough for {samples} sequences of {self.max_tokens} tokens"
+        return CalibrationError(
+            f"{place} {had}, the mix wants {count} of it.",
+            hint="Lower --num-samples, or change the weights of the mix." if texts else "Is it the right split?",
         )
-        for (subset, commit), tokens in zip(drawn, lengths, strict=True)
-    )
+
+
+class _Counted:
+    """Counts the texts that were taken from it."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self.count = 0
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.count += 1
+            yield text
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> tuple[int, ...]:
+    if not (ids := tokenizer(text, **options)["input_ids"]):
+        raise CalibrationError("The base's tokenizer makes no tokens of a document.")
+    return tuple(ids)
+
+
+def _record(draft: _Draft, documents: Sequence[Document], drawn: Sequence[_Part]) -> CalibrationRecord:
+    mix = draft.mix
+    total = sum(part.subset.weight for part in drawn)
     return CalibrationRecord(
         mix=mix.name,
-        sources=tuple(sources),
-        max_tokens=max_tokens,
-        seed=seed,
+        sources=tuple(_source(part, weight=part.subset.weight / total, packed=mix.packed) for part in drawn),
+        max_tokens=draft.max_tokens,
+        packed=mix.packed,
+        seed=draft.seed,
         shuffle_buffer=mix.shuffle_buffer,
         token_sha256=_digest(documents),
+    )
+
+
+def _source(part: _Part, *, weight: float, packed: bool) -> CalibrationSource:
+    subset = part.subset
+    return CalibrationSource(
+        # A local path says nothing to anybody else, and a card must not tell where its author keeps files.
+        dataset=Path(subset.dataset).name if is_file(subset.dataset) else subset.dataset,
+        config=subset.config,
+        split=subset.split,
+        commit=part.commit,
+        weight=weight,
+        documents=len(part.samples),
+        texts=part.texts if packed else None,
+        tokens=sum(map(len, part.samples)),
     )
 
 

@@ -28,16 +28,55 @@ COSMOPEDIA = CalibrationMix(
     ),
 )
 
-MIXES: Mapping[str, CalibrationMix] = {mix.name: mix for mix in (COSMOPEDIA,)}
+PAPER_SAMPLES = 256
+"""Samples that He et al. 2024 (arXiv 2406.15786, section A and Figure 10) score on."""
+PAPER_TOKENS = 2048
+"""Tokens per sample there."""
+
+C4 = CalibrationMix(
+    name="c4",
+    subsets=(CalibrationSubset(dataset="allenai/c4", config="en", split="validation", weight=1),),
+    num_samples=PAPER_SAMPLES,
+    max_tokens=PAPER_TOKENS,
+    packed=True,
+)
+"""The setting of He et al. 2024.  They refer to Sun et al. 2023 for it, who take random windows out of documents that
+are longer than a sequence; their own code joins the documents and cuts, and so does this."""
+
+
+def _instructions(name: str, subset: CalibrationSubset) -> CalibrationMix:
+    return CalibrationMix(name=name, subsets=(subset,), num_samples=PAPER_SAMPLES, max_tokens=PAPER_TOKENS)
+
+
+CODEALPACA = _instructions(
+    "codealpaca",
+    CalibrationSubset(dataset="sahil2801/CodeAlpaca-20k", column=("instruction", "input", "output"), weight=1),
+)
+MATHINSTRUCT = _instructions(
+    "mathinstruct", CalibrationSubset(dataset="TIGER-Lab/MathInstruct", column=("instruction", "output"), weight=1)
+)
+# Beside its files the repo has a loading script, and with one of those datasets 4 and later open none of the configs.
+LIMA = _instructions(
+    "lima", CalibrationSubset(dataset="GAIR/lima", file="train.jsonl", column="conversations", weight=1)
+)
+
+MIXES: Mapping[str, CalibrationMix] = {mix.name: mix for mix in (COSMOPEDIA, C4, CODEALPACA, MATHINSTRUCT, LIMA)}
+"""The shipped mixes.  The instruction sets are those of He et al. 2024, Figure 3, one document per row without the
+template of any chat: a base has none."""
+
+
+def is_file(dataset: str) -> bool:
+    """Return whether a subset's data set is a local file of documents, by its suffix."""
+    return Path(dataset).suffix in DOCUMENT_FILES
 
 
 def find_mix(name: str, *, num_samples: int | None = None, max_tokens: int | None = None) -> CalibrationMix:
     """Return a mix by name, or read it from a YAML of the same fields, or make one of a file of documents.
 
     Args:
-        name: `cosmopedia`, or the path of a .yaml, .jsonl, .parquet or .txt file.
-        num_samples: documents in all, in place of the mix's own number.
-        max_tokens: tokens per document, in place of the mix's own number.
+        name: one of `MIXES`, or the path of a .yaml, .jsonl, .json, .parquet or .txt file.
+        num_samples: documents or packed sequences in all, in place of the mix's own number.
+        max_tokens: tokens per document or packed sequence, in place of the mix's own number.
 
     Raises:
         RecipeError: no such mix or file, or a value that cannot be used.

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from hubprune.artifacts import CalibrationSource, DropPlan, LayerScores, Margin, SublayerKind, Verification
+from hubprune.artifacts import (
+    CalibrationRecord,
+    CalibrationSource,
+    DropPlan,
+    LayerScores,
+    Margin,
+    SublayerKind,
+    Verification,
+)
 from hubprune.publishing.context import Calibration, Removal, Table, VerificationSummary
 from hubprune.publishing.numbers import NONE, count, listing, plain, with_error
 from hubprune.publishing.overview import NAMES
@@ -101,7 +109,7 @@ def _outcome(plan: DropPlan, *, kind: SublayerKind, layer: int) -> str:
 def _score_notes(plan: DropPlan, *, scores: LayerScores) -> list[str]:
     notes = [
         AGGREGATIONS[scores.aggregation],
-        f"SE is the standard error over {count(scores.calibration.documents)} documents.",
+        f"SE is the standard error over {count(scores.calibration.documents)} {scores.calibration.unit}.",
         f"The layers ran in {scores.dtype}; cosines were taken in float32.",
     ]
     if any(source.documents < 2 for source in scores.calibration.sources):
@@ -148,12 +156,19 @@ def calibration(scores: LayerScores | None) -> Calibration | None:
         return None
     record = scores.calibration
     sentence = (
-        f"Mix {record.mix}: {count(record.documents)} documents, {count(record.tokens)} tokens, each document cut off"
-        f" after {count(record.max_tokens)} tokens; seed {record.seed}, shuffle buffer {count(record.shuffle_buffer)}."
+        f"Mix {record.mix}: {count(record.documents)} {record.unit}, {count(record.tokens)} tokens, {_length(record)};"
+        f" seed {record.seed}, shuffle buffer {count(record.shuffle_buffer)}."
     )
-    columns = ("Subset", "Data set", "Weight", "Documents", "Tokens", "Commit")
+    columns = ("Subset", "Data set", "Weight", record.unit.capitalize(), "Tokens", "Commit")
     rows = tuple(_source_row(source) for source in record.sources)
     return Calibration(sentence=sentence, table=Table(columns=columns, align="llrrrl", rows=rows))
+
+
+def _length(record: CalibrationRecord) -> str:
+    if not record.packed:
+        return f"each document cut off after {count(record.max_tokens)} tokens"
+    texts = count(sum(source.texts or 0 for source in record.sources))
+    return f"{texts} documents joined and cut into sequences of exactly {count(record.max_tokens)} tokens"
 
 
 def _source_row(source: CalibrationSource) -> tuple[str, ...]:

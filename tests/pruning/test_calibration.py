@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hubprune.errors import CalibrationError, RecipeError
 from hubprune.pruning.calibration import draw, file_hashes, resolve_commits
-from hubprune.pruning.mixes import COSMOPEDIA, find_mix
+from hubprune.pruning.mixes import COSMOPEDIA, MIXES, find_mix
 from hubprune.recipe import CalibrationMix, CalibrationSubset
 
 
@@ -195,8 +195,8 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_read(tmp_path):
 def test_a_tokenizer_without_tokens_for_a_document_is_an_error(tmp_path, drawn, tokenizer, reporter):
     wanted = mix(write(tmp_path / "d.jsonl", ["a"]), num_samples=1)
 
-    def silent(rows, **_):
-        return {"input_ids": [[] for _ in rows]}
+    def silent(text, **_):
+        return {"input_ids": []}
 
     with pytest.raises(CalibrationError, match="makes no tokens"):
         draw(wanted, commits=[None], seed=0, tokenizer=silent, context_length=None, reporter=reporter)
@@ -213,6 +213,7 @@ def test_the_record_does_not_tell_where_files_are_kept(tmp_path, drawn):
 def test_a_mix_is_found_by_name_with_other_sizes():
     found = find_mix("cosmopedia", num_samples=10, max_tokens=64)
     assert (found.num_samples, found.max_tokens, found.subsets) == (10, 64, COSMOPEDIA.subsets)
+    assert find_mix("c4", max_tokens=64) == MIXES["c4"].model_copy(update={"max_tokens": 64})
 
 
 def test_a_mix_is_read_from_yaml_and_named_after_the_file(tmp_path):
@@ -225,7 +226,7 @@ def test_a_mix_is_read_from_yaml_and_named_after_the_file(tmp_path):
 def test_an_unknown_mix_lists_the_shipped_ones():
     with pytest.raises(RecipeError, match="no calibration mix 'gone'") as caught:
         find_mix("gone")
-    assert caught.value.hint.startswith("Shipped: cosmopedia.")
+    assert caught.value.hint.startswith("Shipped: cosmopedia, c4, codealpaca, mathinstruct, lima.")
 
 
 @pytest.mark.parametrize(
