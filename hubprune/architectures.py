@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hubprune.artifacts import Layout
+from hubprune.artifacts import Layout, SublayerKind
 from hubprune.errors import UnsupportedArchitectureError
 
 __all__ = ["ARCHITECTURES", "NEMOTRON_NAS", "Architecture", "architecture_of"]
@@ -97,6 +97,12 @@ class Architecture:
     """Projection that writes the attention's result into the residual stream; zero here bypasses the sublayer."""
     mlp_output: str = "mlp.down_proj.weight"
     """Projection that writes the MLP's result into the residual stream."""
+    mlp_gate: str = "mlp.gate_proj.weight"
+    """Projection of the MLP that is activated; a neuron is one of its rows."""
+    mlp_up: str = "mlp.up_proj.weight"
+    """Projection of the MLP that is multiplied with the activated one, row by row."""
+    residual_multiplier: str | None = None
+    """Attribute of a decoder layer that what its sublayers return is multiplied by, where the family has one."""
     layers_prefix: str = "model.layers."
     """Prefix of the tensor names of decoder layers."""
     embedding: str = "model.embed_tokens.weight"
@@ -164,6 +170,10 @@ class Architecture:
         """Names, inside a decoder layer, of everything that goes with its MLP."""
         return (self.mlp_module, *self.mlp_norms)
 
+    def parts(self, kind: SublayerKind) -> tuple[str, ...]:
+        """Names, inside a decoder layer, of everything that goes with a sublayer."""
+        return self.attn_parts() if kind == "attn" else self.mlp_parts()
+
     def lists_of(self, config: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Return the per-layer lists of a config.json, written there or not: key -> one value per layer."""
         return {key: _list_in(config, key) or rule(config) for key, rule in self.per_layer_lists.items()}
@@ -216,7 +226,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             floor=(4, 53),
             per_layer_lists={LIST_OF_KINDS: _sliding_without_rope, "no_rope_layers": _with_rope},
         ),
-        Architecture(model_type="granite", class_prefix="Granite"),
+        Architecture(model_type="granite", class_prefix="Granite", residual_multiplier="residual_multiplier"),
         Architecture(
             model_type="phi3",
             class_prefix="Phi3",

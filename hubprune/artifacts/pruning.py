@@ -121,7 +121,7 @@ class CalibrationRecord(Artifact):
 
 
 class ImportanceScores(Artifact):
-    """Importance S = 1 - cos(X, Y), one value per layer, for each of the three ways to look at a layer."""
+    """Importance by some metric, one value per layer, for each of the three ways to look at a layer."""
 
     attn: tuple[float, ...]
     mlp: tuple[float, ...]
@@ -202,11 +202,22 @@ class Margin(Artifact):
 class WidthPlan(Artifact):
     """How many neurons every MLP keeps, and by which importance they are chosen."""
 
+    before: tuple[int, ...]
+    """Neurons that the base has, per layer; 0 where it has no MLP."""
     kept: tuple[int, ...]
     """Neurons that stay, per layer of the base; what it says of an MLP that goes is void."""
     metric: WidthMetric = "max_abs"
     multiple: int = 1
     """What the widths were rounded to."""
+
+    @property
+    def changes(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        """Neurons before and after -> layers of the base whose MLP gets so much narrower, ascending."""
+        found: dict[tuple[int, int], tuple[int, ...]] = {}
+        for layer, pair in enumerate(zip(self.before, self.kept, strict=True)):
+            if pair[0] != pair[1]:
+                found[pair] = (*found.get(pair, ()), layer)
+        return found
 
 
 class DropPlan(Artifact):
@@ -242,7 +253,7 @@ class DropPlan(Artifact):
     @property
     def content(self) -> object:
         """What a checkpoint's tensors depend on, for keys of stages."""
-        widths = self.widths.model_dump(exclude={"multiple"}) if self.widths else None
+        widths = self.widths.model_dump(exclude={"before", "multiple"}) if self.widths else None
         return [self.sublayers, widths] if widths else self.sublayers
 
     @property

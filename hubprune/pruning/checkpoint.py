@@ -1,6 +1,7 @@
-"""Write a pruned checkpoint by copying byte ranges; no model is built and no tensor is loaded.
+"""Write a pruned checkpoint by copying byte ranges; no model is built, and only tensors that get narrower are loaded.
 
-A dropped sublayer is a set of tensors that are not copied.  Shard names, tensor order and metadata stay the base's,
+A dropped sublayer is a set of tensors that are not copied.  Of an MLP with fewer neurons, the rows and columns of those
+that stay are picked, byte for byte.  Shard names, tensor order and metadata stay the base's,
 since the first chunk of a file decides how much of an upload the Hub can deduplicate.
 """
 
@@ -15,7 +16,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from hubprune.architectures import Architecture, architecture_of
 from hubprune.artifacts import BaseCheckpoint, DropPlan, SublayerKind
@@ -23,7 +24,11 @@ from hubprune.carried import is_carried
 from hubprune.errors import CheckpointError
 from hubprune.pruning import config as config_json
 from hubprune.pruning import modeling
-from hubprune.pruning.weights import INDEX_NAME, LENGTH_BYTES, Shard, TensorEntry, Weights, open_weights
+from hubprune.pruning.weights import INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
+from hubprune.pruning.width import Cut, KeptTensor, cuts
+
+if TYPE_CHECKING:
+    from hubprune.pruning.neurons import Neurons
 
 NUMBERED_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
 COPY_BYTES = 8 * 2**20
@@ -36,8 +41,8 @@ class ShardPlan:
 
     source: Shard
     name: str
-    kept: tuple[tuple[TensorEntry, str], ...]
-    """Tensors that stay, in file order, each with its new name."""
+    kept: tuple[KeptTensor, ...]
+    """Tensors that stay, in file order."""
 
 
 def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, advance: Callable[[int], None]) -> None:
@@ -68,22 +73,33 @@ def write_weights(
 ) -> None:
     """Write the safetensors files of a plan, and the index where the base has one."""
     shards = shard_plans(weights, plan, architecture)
+    neurons = neurons_of(weights, plan, architecture)
     for shard in shards:
-        _write_shard(shard, folder / shard.name, advance)
+        _write_shard(shard, folder / shard.name, neurons, advance)
     if weights.index_metadata is not None:
         _write_index(weights.index_metadata, shards, folder / INDEX_NAME)
+
+
+def neurons_of(weights: Weights, plan: DropPlan, architecture: Architecture) -> Neurons | None:
+    """Return what tells which neurons stay, or None where all MLPs are as wide as they were."""
+    if plan.widths is None:
+        return None
+    from hubprune.pruning.neurons import Neurons
+
+    return Neurons(weights, plan.widths, architecture)
 
 
 def shard_plans(weights: Weights, plan: DropPlan, architecture: Architecture) -> list[ShardPlan]:
     """Decide for every shard which tensors stay and what they are called.
 
     Raises:
-        CheckpointError: a sublayer that the plan drops has no tensors.
+        CheckpointError: a sublayer that the plan drops or makes narrower has no tensors.
     """
-    renamed = new_names(weights, plan, architecture)
+    renamed, narrower = new_names(weights, plan, architecture), cuts(weights, plan, architecture)
     plans = []
     for shard in weights.shards:
-        kept = tuple((t, name) for t in shard.tensors if (name := renamed[t.name]) is not None)
+        named = [(t, name) for t in shard.tensors if (name := renamed[t.name]) is not None]
+        kept = tuple(KeptTensor(t, name, narrower.get(t.name)) for t, name in named)
         if kept:
             plans.append(ShardPlan(shard, shard.path.name, kept))
     return plans if len(plans) == len(weights.shards) else _renumbered(plans)
@@ -126,13 +142,24 @@ def _dropped_parts(plan: DropPlan, architecture: Architecture) -> set[tuple[int,
     return {(layer, part) for kind, names in parts.items() for layer in plan.layers(kind) for part in names}
 
 
-def _write_shard(plan: ShardPlan, path: Path, advance: Callable[[int], None]) -> None:
+def _write_shard(plan: ShardPlan, path: Path, neurons: Neurons | None, advance: Callable[[int], None]) -> None:
     header = _header(plan)
     with plan.source.path.open("rb") as source, path.open("wb") as target:
         target.write(struct.pack("<Q", len(header)) + header)
         target.flush()
-        for begin, end in _ranges(plan):
-            _copy_range(source, target, begin, end, advance)
+        for piece in _pieces(plan):
+            if isinstance(piece, tuple):
+                _copy_range(source, target, *piece, advance)
+            elif piece.cut and neurons:
+                _write_cut(plan.source.path, piece, piece.cut, target, neurons)
+                advance(piece.size)
+
+
+def _write_cut(source: Path, tensor: KeptTensor, cut: Cut, target: BinaryIO, neurons: Neurons) -> None:
+    from hubprune.pruning.neurons import cut_bytes
+
+    target.write(cut_bytes(source, tensor.entry, cut, neurons.kept(cut.layer)))
+    target.flush()  # the kernel copies to where the file stands, not to where its buffer ends
 
 
 def _header(plan: ShardPlan) -> bytes:
@@ -140,21 +167,25 @@ def _header(plan: ShardPlan) -> bytes:
     if plan.source.metadata is not None:
         header["__metadata__"] = dict(plan.source.metadata)
     offset = 0
-    for tensor, name in plan.kept:
-        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, offset + tensor.size]}
-        offset += tensor.size
+    for kept in plan.kept:
+        offsets = [offset, offset + kept.size]
+        header[kept.name] = {"dtype": kept.entry.dtype, "shape": kept.shape, "data_offsets": offsets}
+        offset += kept.size
     text = json.dumps(header, separators=(",", ":")).encode()
     return text + b" " * (-(LENGTH_BYTES + len(text)) % 8)  # the format aligns the data to 8 bytes
 
 
-def _ranges(plan: ShardPlan) -> Iterator[tuple[int, int]]:
-    """Yield the byte ranges to copy; neighbours are joined."""
-    begin = end = plan.kept[0][0].begin
-    for tensor, _ in plan.kept:
-        if tensor.begin != end:
+def _pieces(plan: ShardPlan) -> Iterator[tuple[int, int] | KeptTensor]:
+    """Yield the byte ranges to copy, neighbours joined, and between them the tensors that get narrower."""
+    begin = end = plan.kept[0].entry.begin
+    for kept in plan.kept:
+        if kept.cut or kept.entry.begin != end:
             yield begin, end
-            begin = tensor.begin
-        end = tensor.end
+            begin = kept.entry.begin
+        if kept.cut:
+            yield kept
+            begin = kept.entry.end
+        end = kept.entry.end
     yield begin, end
 
 
@@ -183,13 +214,13 @@ def _buffered_copy(source: BinaryIO, target: BinaryIO, begin: int, count: int) -
 
 
 def _write_index(metadata: Mapping[str, object], shards: Sequence[ShardPlan], path: Path) -> None:
-    kept = [(name, tensor, shard.name) for shard in shards for tensor, name in shard.kept]
-    totals: dict[str, object] = {"total_size": sum(tensor.size for _, tensor, _ in kept)}
+    kept = [(tensor, shard.name) for shard in shards for tensor in shard.kept]
+    totals: dict[str, object] = {"total_size": sum(tensor.size for tensor, _ in kept)}
     if "total_parameters" in metadata:
-        totals["total_parameters"] = sum(tensor.parameters for _, tensor, _ in kept)
+        totals["total_parameters"] = sum(tensor.parameters for tensor, _ in kept)
     index = {
         "metadata": {**metadata, **totals},
-        "weight_map": {name: shard for name, _, shard in sorted(kept, key=lambda row: row[0])},
+        "weight_map": {t.name: shard for t, shard in sorted(kept, key=lambda row: row[0].name)},
     }
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

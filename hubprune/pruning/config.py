@@ -167,7 +167,7 @@ def layout_keys(layout: Layout, config: Mapping[str, Any], structure: Structure)
     checkpoint with random numbers in its holes.
     """
     if layout == "stock":
-        return {}
+        return {"intermediate_size": max(structure.mlp_widths)}
     own = {
         "dropped_attn_layers": sorted(structure.no_attn),
         "dropped_mlp_layers": sorted(structure.no_mlp),
@@ -202,6 +202,7 @@ def _provenance(base: BaseCheckpoint, plan: DropPlan) -> dict[str, Any]:
         "dropped_attn_layers_of_base": list(plan.layers("attn")),
         "dropped_mlp_layers_of_base": list(plan.layers("mlp")),
         **{f"absent_{kind}_layers_of_base": list(layers) for kind, layers in plan.absent_layers.items() if layers},
+        **({"widths_of_base": plan.widths.model_dump(mode="json")} if plan.widths else {}),
     }
 
 

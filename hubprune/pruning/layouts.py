@@ -1,6 +1,6 @@
 """Choose how a pruned checkpoint is written, by what its layers look like and who could run it.
 
-stock          nothing but whole layers are gone: any runtime that knows the family loads it, without code of ours
+stock          whole layers are gone, or all MLPs are equally narrower: any runtime that knows the family loads it
 nemotron-nas   transformers, vLLM, SGLang, MLX and llama.cpp: the latter four know it without code of ours
 pruned         transformers only, with the modeling file; fits everything
 """
@@ -8,10 +8,11 @@ pruned         transformers only, with the modeling file; fits everything
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hubprune.architectures import Architecture, architecture_of
-from hubprune.artifacts import DropPlan, Layout, LayoutChoice
+from hubprune.artifacts import DropPlan, Layout, LayoutChoice, Method, WidthPlan
 from hubprune.errors import PlanError
 from hubprune.pruning.config import READS_POSITIONS
 from hubprune.pruning.structure import Structure, read_structure
@@ -21,16 +22,30 @@ WIDTH_MULTIPLE = 256
 """vLLM and llama.cpp compute an MLP's width from `ffn_mult` and round it up to a multiple of this."""
 
 
-def check_choice(requested: LayoutChoice, config: Mapping[str, Any]) -> None:
-    """Refuse a layout that cannot fit the base whatever its attention drop; made before anything is downloaded.
+def check_choice(
+    requested: LayoutChoice,
+    config: Mapping[str, Any],
+    *,
+    methods: Sequence[Method] = ("attn-drop",),
+    widths: WidthPlan | None = None,
+) -> None:
+    """Refuse a layout that cannot fit the base whatever is dropped; made before anything is downloaded.
+
+    Args:
+        requested: `auto` or a layout.
+        config: the base's config.json.
+        methods: what is asked for.
+        widths: how wide the MLPs become, where that changes.
 
     Raises:
         PlanError: it cannot.
     """
     base = read_structure(config)
+    if widths:
+        base = replace(base, mlp_widths=widths.kept)
     if requested == "nemotron-nas" and (reason := _nemotron_nas_obstacle(base, config)):
         raise PlanError(f"--layout {requested} does not fit: {reason}.", hint="Pass --layout pruned.")
-    if requested == "stock" and not base.no_mlp:
+    if requested == "stock" and not base.no_mlp and "attn-drop" in methods and "mlp-drop" not in methods:
         raise PlanError(
             f"--layout {requested} does not fit: layers that stay have no attention.", hint="Pass --layout auto."
         )

@@ -19,6 +19,20 @@ TIE = 1e-4
 """Two logits are a tie when they differ by less than this share, or than four units in the last place."""
 
 
+class NarrowedTensor(BaseModel):
+    """A weight or bias of the base of which only some neurons stay."""
+
+    name: str
+    axis: int
+    """0 where a neuron is a row, 1 where it is a column."""
+    blocks: int
+    """How many projections it holds, one below the other."""
+    width: int
+    """Neurons before."""
+    kept: str
+    """Those that stay, as a mask of bits in hex."""
+
+
 class CompareRequest(BaseModel):
     """Compare a checkpoint with its base."""
 
@@ -28,6 +42,8 @@ class CompareRequest(BaseModel):
     folder: str
     zeroed: tuple[str, ...]
     """Weights of the base that are set to zero first."""
+    narrowed: tuple[NarrowedTensor, ...] = ()
+    """Tensors of the base whose other neurons must not count."""
     prompts: tuple[str, ...]
     new_tokens: int
     custom_code: bool
@@ -134,7 +150,7 @@ def _load(name: str, *, dtype: Any, trust_remote_code: bool, **options: Any) -> 
 def _comparison_dtype(folder: str) -> Any:
     """Compare in float32 where that fits into memory; else in the checkpoint's own dtype.
 
-    A removed sublayer adds exactly zero in either, so the tolerance is the same.
+    A removed sublayer adds exactly zero in either, so the tolerance is the same; for neurons see `_narrow`.
     """
     from pathlib import Path
 
@@ -161,10 +177,30 @@ def _reference_logits(request: CompareRequest, rows: Sequence[Any], dtype: Any) 
         bias = getattr(model.get_submodule(name.removesuffix(".weight")), "bias", None)
         if isinstance(bias, torch.Tensor):
             bias.zero_()
+    for tensor in request.narrowed:
+        _narrow(model, tensor, exact=dtype == torch.float32)
     logits = [model(ids).logits for ids in rows]
     del model
     gc.collect()
     return logits
+
+
+def _narrow(model: Any, tensor: NarrowedTensor, *, exact: bool) -> None:
+    """Make the neurons that go add zero; where sums are too coarse to be compared so, pick the others in memory.
+
+    A sum over more terms is rounded elsewhere, even if these are zero: by some 1e-6 in float32, but by far more than
+    any tolerance in bfloat16.  With the same neurons side by side there, the two models add in the same order.
+    """
+    from hubprune.pruning.neurons import from_mask, stacked
+
+    parameter, kept = model.get_parameter(tensor.name), from_mask(tensor.kept)
+    if not exact:
+        picked = stacked(kept, width=tensor.width, blocks=tensor.blocks)
+        parameter.data = parameter.data.index_select(tensor.axis, picked)
+    elif tensor.axis == 1:
+        left = parameter[:, kept].clone()
+        parameter.zero_()
+        parameter[:, kept] = left
 
 
 _PLAIN_GREEDY: Mapping[str, Any] = {

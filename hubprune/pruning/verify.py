@@ -1,7 +1,7 @@
 """Check a written checkpoint: load it in a fresh process as a reader would, and compare it with its base.
 
-The reference is the base itself with the dropped sublayers made to add zero to the residual stream, which is what their
-removal must amount to.
+The reference is the base itself with the dropped sublayers and neurons made to add zero to the residual stream, which
+is what their removal must amount to.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from hubprune.architectures import FULL, SLIDING, Architecture
-from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification
+from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
 from hubprune.errors import CheckpointError, VerificationError
 from hubprune.pruning import mlx, modeling
-from hubprune.pruning.checkpoint import new_names
+from hubprune.pruning.checkpoint import neurons_of, shard_plans
 from hubprune.pruning.config import needs_modeling_file, pruned_classes
 from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
-from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest
+from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest, NarrowedTensor
 from hubprune.pruning.runnable import Runnable
 from hubprune.pruning.structure import Structure, read_structure
 from hubprune.pruning.weights import Shard, TensorEntry, open_weights
+from hubprune.pruning.width import KeptTensor, cuts
 from hubprune.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from hubprune.pruning.neurons import Neurons
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, in float32."""
@@ -41,7 +45,7 @@ Answer = TypeVar("Answer", bound=BaseModel)
 def verify(
     base: Runnable, folder: Path, *, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
 ) -> Verification:
-    """Load the written folder in a fresh process and compare it with the base without the dropped sublayers.
+    """Load the written folder in a fresh process and compare it with the base without what was dropped.
 
     Args:
         base: the base, made loadable.
@@ -58,6 +62,7 @@ def verify(
         base_custom_code=base.own_code,
         folder=str(folder.resolve()),
         zeroed=_zeroed(plan, architecture),
+        narrowed=_narrowed(base.folder, plan, architecture),
         prompts=PROMPTS,
         new_tokens=NEW_TOKENS,
         custom_code=needs_modeling_file(plan),
@@ -70,7 +75,7 @@ def verify(
         checks=(
             _files_check(folder, plan, architecture),
             _bytes_check(base.folder, folder, plan, architecture),
-            *_checks(seen, planned, planned_cache),
+            *_checks(seen, planned, planned_cache, without=_without(plan)),
             *([in_mlx.check] if in_mlx else []),
         ),
         max_logit_difference=seen.max_logit_difference,
@@ -166,6 +171,7 @@ def plan_of(config: Mapping[str, Any]) -> DropPlan:
             *(("attn", layer) for layer in origin.absent_attn_layers_of_base),
             *(("mlp", layer) for layer in origin.absent_mlp_layers_of_base),
         ),
+        widths=origin.widths_of_base,
         layout=read_structure(config).layout,
     )
 
@@ -190,6 +196,7 @@ class _Origin(BaseModel):
     dropped_mlp_layers_of_base: tuple[int, ...]
     absent_attn_layers_of_base: tuple[int, ...] = ()
     absent_mlp_layers_of_base: tuple[int, ...] = ()
+    widths_of_base: WidthPlan | None = None
 
 
 def _origin(config: Mapping[str, Any]) -> _Origin:
@@ -208,13 +215,37 @@ def _zeroed(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
     return tuple(f"{architecture.layers_prefix}{d.layer}.{outputs[d.kind]}" for d in plan.dropped)
 
 
+def _narrowed(base_folder: Path, plan: DropPlan, architecture: Architecture) -> tuple[NarrowedTensor, ...]:
+    """List the tensors of the base of which only some neurons stay, with which ones."""
+    weights = open_weights(base_folder)
+    if not (neurons := neurons_of(weights, plan, architecture)):
+        return ()
+    from hubprune.pruning.neurons import mask_of
+
+    rows = cuts(weights, plan, architecture)
+    masks = {cut.layer: mask_of(neurons.kept(cut.layer)) for cut in rows.values()}
+    return tuple(
+        NarrowedTensor(name=name, axis=cut.axis, blocks=cut.blocks, width=cut.width, kept=masks[cut.layer])
+        for name, cut in rows.items()
+    )
+
+
+def _without(plan: DropPlan) -> str:
+    """Say what the base of the comparison is without."""
+    return " and ".join(
+        [*(["sublayers"] if plan.dropped or not plan.widths else []), *(["neurons"] if plan.widths else [])]
+    )
+
+
 def _planned_parameters(
     base_folder: Path, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
 ) -> int:
     base = open_weights(base_folder)
     gone = _dropped_prefixes(plan, architecture)
-    dropped = [t for _, t in base if t.name.startswith(gone) and architecture.is_parameter(t.name)]
-    return count_parameters(base, config, architecture) - sum(tensor.parameters for tensor in dropped)
+    dropped = sum(t.parameters for _, t in base if t.name.startswith(gone) and architecture.is_parameter(t.name))
+    narrower = cuts(base, plan, architecture)
+    cut_off = sum(t.parameters - KeptTensor(t, t.name, narrower.get(t.name)).parameters for _, t in base)
+    return count_parameters(base, config, architecture) - dropped - cut_off
 
 
 def _dropped_prefixes(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
@@ -238,24 +269,27 @@ def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Ch
 
 def _bytes_check(base_folder: Path, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
     base, written = open_weights(base_folder), {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
-    names = new_names(base, plan, architecture)
-    kept = [(shard, tensor, name) for shard, tensor in base if (name := names[tensor.name]) is not None]
-    differing = [name for shard, tensor, name in kept if not _same_bytes((shard, tensor), written.get(name))]
+    neurons = neurons_of(base, plan, architecture)
+    kept = [(shard.source, tensor) for shard in shard_plans(base, plan, architecture) for tensor in shard.kept]
+    differing = [t.name for shard, t in kept if not _same_bytes(shard, t, written.get(t.name), neurons)]
     detail = ", ".join(differing[:3]) or f"{len(kept)} tensors compared"
     return Check(name="kept tensors are the base's, byte for byte", passed=not differing, detail=detail)
 
 
-def _same_bytes(one: tuple[Shard, TensorEntry], other: tuple[Shard, TensorEntry] | None) -> bool:
-    if other is None or (one[1].dtype, one[1].shape) != (other[1].dtype, other[1].shape):
+def _same_bytes(
+    source: Shard, kept: KeptTensor, written: tuple[Shard, TensorEntry] | None, neurons: Neurons | None
+) -> bool:
+    if written is None or (kept.entry.dtype, kept.shape) != (written[1].dtype, written[1].shape):
         return False
-    with one[0].path.open("rb") as first, other[0].path.open("rb") as second:
-        first.seek(one[1].begin)
-        second.seek(other[1].begin)
-        pieces = range(0, one[1].size, COMPARE_BYTES)
-        return all(
-            first.read(min(COMPARE_BYTES, one[1].size - done)) == second.read(min(COMPARE_BYTES, one[1].size - done))
-            for done in pieces
-        )
+    with source.path.open("rb") as first, written[0].path.open("rb") as second:
+        first.seek(kept.entry.begin)
+        second.seek(written[1].begin)
+        if kept.cut and neurons:
+            from hubprune.pruning.neurons import cut_bytes
+
+            return cut_bytes(source.path, kept.entry, kept.cut, neurons.kept(kept.cut.layer)) == second.read(kept.size)
+        pieces = (min(COMPARE_BYTES, kept.size - done) for done in range(0, kept.size, COMPARE_BYTES))
+        return all(first.read(piece) == second.read(piece) for piece in pieces)
 
 
 def _planned_cache_bytes(
@@ -268,7 +302,7 @@ def _planned_cache_bytes(
     return sum(slots) * kv_bytes_per_layer({**config, "dtype": dtype})
 
 
-def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int) -> list[Check]:
+def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int, *, without: str) -> list[Check]:
     keys = [*seen.missing_keys, *seen.unexpected_keys]
     rows: list[tuple[str, bool, str]] = [
         ("loads without missing or unexpected keys", not keys, ", ".join(keys[:3]) or "all tensors used"),
@@ -283,7 +317,7 @@ def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int)
             f"{seen.cache_bytes:,} of {planned_cache_bytes:,} bytes planned for {seen.cache_tokens} tokens",
         ),
         (
-            "logits equal the base without the dropped sublayers",
+            f"logits equal the base without the dropped {without}",
             seen.max_logit_difference <= TOLERANCE,
             f"largest difference {seen.max_logit_difference:.2e} in {seen.dtype}",
         ),
