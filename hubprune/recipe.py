@@ -169,6 +169,11 @@ class Recipe(Settings):
                 "nothing to drop was asked for: pass --attn-drop N, --mlp-drop N, --block-drop N, --joint-drop N, "
                 "--drop-attn 18,21,22 or --drop-neurons 60%"
             )
+        if self.schedule == "iterative" and not self.drop.amounts:
+            raise ValueError(
+                "--schedule iterative chooses by rank, round after round, and nothing is to be chosen: pass "
+                "--attn-drop N, --mlp-drop N, --block-drop N or --joint-drop N, or leave it out"
+            )
         return self
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from hubprune.artifacts import (
     Environment,
     LayerScores,
     PrunedCheckpoint,
+    WidthPlan,
 )
 from hubprune.console import Reporter
 from hubprune.devices import resolve_device, resolve_dtype
@@ -36,6 +37,7 @@ from hubprune.pruning.inventory import take_inventory
 from hubprune.pruning.layouts import check_choice, choose_layout
 from hubprune.pruning.runnable import Runnable, make_runnable
 from hubprune.pruning.structure import read_structure
+from hubprune.pruning.width import plan_widths
 from hubprune.publishing import hub
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import Recipe
@@ -58,7 +60,8 @@ class Run:
         base = hub.resolve_base(self.recipe.base, session=self.session)
         check_config(base.config, where=f"config.json of {base.name}")
         selection.check_request(self.recipe.drop, shape_of(base))
-        check_choice(self.recipe.layout, base.config)
+        widths = _widths(self.recipe, base, gone=self.recipe.drop.drop_mlp or ())
+        check_choice(self.recipe.layout, base.config, methods=self.recipe.methods, widths=widths)
         if not self.recipe.needs_scores:
             _plan(self.recipe, None, base)
         return base
@@ -199,6 +202,9 @@ def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
         if layers := plan.layers(kind):
             word = "layer" if len(layers) == 1 else "layers"
             run.reporter.note(f"dropping the {noun} of {word} {', '.join(map(str, layers))}")
+    for (before, kept), layers in plan.widths.changes.items() if plan.widths else ():
+        word = "layer" if len(layers) == 1 else "layers"
+        run.reporter.note(f"keeping {kept:,} of {before:,} neurons in the MLP of {word} {', '.join(map(str, layers))}")
     for margin in plan.margins:
         if margin.near_tie:
             run.reporter.note(
@@ -215,7 +221,16 @@ def shape_of(base: BaseCheckpoint) -> selection.Shape:
 
 def _plan(recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint) -> DropPlan:
     plan = selection.make_plan(recipe.drop, scores, shape_of(base), metric=recipe.metric, seed=recipe.seed)
+    widths = _widths(recipe, base, gone=plan.layers("mlp"))
+    plan = plan.model_copy(update={"methods": recipe.methods, "widths": widths})
     return plan.model_copy(update={"layout": choose_layout(recipe.layout, plan, base.config)})
+
+
+def _widths(recipe: Recipe, base: BaseCheckpoint, *, gone: Collection[int]) -> WidthPlan | None:
+    if recipe.width is None:
+        return None
+    structure = read_structure(base.config, name=base.name)
+    return plan_widths(recipe.width, structure, base.config, name=base.name, gone=gone)
 
 
 def refuse_tokenizer_code(folder: Path, *, name: str) -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from hubprune.artifacts import Aggregation, CalibrationRecord, DocumentScores, ImportanceScores, LayerScores
+from hubprune.artifacts import Aggregation, CalibrationRecord, DocumentScores, ImportanceScores, LayerScores, Metric
 from hubprune.errors import ScoringError
 
 
 def aggregate(
-    rows: Sequence[DocumentScores], calibration: CalibrationRecord, *, aggregation: Aggregation, dtype: str, device: str
+    rows: Sequence[DocumentScores],
+    calibration: CalibrationRecord,
+    *,
+    aggregation: Aggregation,
+    dtype: str,
+    device: str,
+    metric: Metric = "cosine",
 ) -> LayerScores:
     """Average per-document scores over documents (or tokens) within a subset, then over subsets by their weights.
 
@@ -20,6 +26,7 @@ def aggregate(
         aggregation: `document` gives every document of a subset the same weight, `token` every token.
         dtype: what the layers ran in, for the record.
         device: where they ran, for the record.
+        metric: what the values are, for the record.
 
     Raises:
         ScoringError: a subset has no document.
@@ -36,6 +43,7 @@ def aggregate(
 
     error = _combine(rows, lambda values: stratified_standard_error(rows, values, weights=weights, by_token=by_token))
     return LayerScores(
+        metric=metric,
         aggregation=aggregation,
         dtype=dtype,
         device=device,

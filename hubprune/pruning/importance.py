@@ -6,25 +6,26 @@ For a sublayer that turns the residual stream X into Y, the importance of a toke
 
 with the residual included (He et al. 2024, "What Matters in Transformers? Not All Attention is Needed", section 3).
 The squared difference is computed in float32 and summed in float64: it is never negative, and keeps its digits where
-`1 - cos` in float32 is noise below 1e-6 and in bfloat16 has steps of 0.004.
+`1 - cos` in float32 is noise below 1e-6 and in bfloat16 has steps of 0.004.  Other metrics are in `metrics`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from hubprune.architectures import Architecture
-from hubprune.artifacts import Aggregation, DocumentScores, ImportanceScores, LayerScores
+from hubprune.artifacts import Aggregation, DocumentScores, ImportanceScores, LayerScores, Metric
 from hubprune.console import Advance, Reporter
 from hubprune.errors import ScoringError
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.calibration import CalibrationSet, Document
+from hubprune.pruning.metrics import measure, pass_through
 from hubprune.pruning.streaming import StreamedModel
 
 
@@ -40,6 +41,123 @@ class Batch:
     """bool, [documents, tokens]; True where a document has a token."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How a base is scored."""
+
+    architecture: Architecture
+    own_code: bool = False
+    """Whether the folder holds a modeling file of ours, which is then run."""
+    metric: Metric = "cosine"
+    aggregation: Aggregation = "document"
+    """How documents are averaged."""
+    batch_size: int = 8
+    """Documents per batch; it changes the time that scoring takes and nothing else."""
+    dtype: str = "float32"
+    """What the layers run in."""
+    device: str = "cpu"
+    """Where they run."""
+
+
+class Scorer:
+    """A base and the hidden states of its calibration set, scored from any layer on.
+
+    Padding is masked out of every sum.
+
+    Raises:
+        CheckpointError: the embedding does not have the tokens.
+        DiskSpaceError: the hidden states fit neither into memory nor into the temporary folder.
+    """
+
+    def __init__(
+        self, folder: Path, calibration: CalibrationSet, scoring: Scoring, *, keeps_states: bool = False
+    ) -> None:
+        """Open a base; nothing but its embedding is read.
+
+        Args:
+            folder: the base's files.
+            calibration: the documents.
+            scoring: how.
+            keeps_states: whether the states that enter each layer are kept, so that it can be run from there again.
+        """
+        self._scoring, self._calibration = scoring, calibration
+        self._batches = make_batches(calibration.documents, scoring.batch_size)
+        self.model = StreamedModel(
+            folder,
+            architecture=scoring.architecture,
+            dtype=scoring.dtype,
+            device=scoring.device,
+            own_code=scoring.own_code,
+        )
+        layers, ids = len(self.model), [batch.ids for batch in self._batches]
+        with torch.inference_mode():
+            rooms = self.model.embed(ids, rooms=layers if keeps_states else 1)
+        # With one room, what leaves a layer takes the place of what entered it.
+        self._entering = rooms if keeps_states else rooms * layers
+        self._values = torch.zeros(layers, len(calibration.documents), 3, dtype=torch.float64)
+
+    def cost(self, start: int = 0) -> int:
+        """Return how many batches a run takes over all layers, from the layer `start` on."""
+        return len(self._batches) * len(self._active(start))
+
+    def run(self, advance: Advance, *, start: int = 0) -> None:
+        """Run all batches through one layer after the other.
+
+        Args:
+            advance: told of every batch that a layer is through with.
+            start: the first layer; what enters it has to be there from an earlier run.
+
+        Raises:
+            ScoringError: a score is not finite.
+            CheckpointError: the weights do not fit the config.
+        """
+        active = self._active(start)
+        with torch.inference_mode(), closing(self.model.layers(active)) as layers:
+            for number in range(start, len(self.model)):
+                layer = next(layers) if number in active else None
+                for place in range(len(self._batches)):
+                    self._run_layer(number, layer, place)
+                    advance(int(layer is not None))
+
+    def scores(self) -> LayerScores:
+        """Average what the runs have found."""
+        rows = [
+            _document_scores(document, values)
+            for document, values in zip(self._calibration.documents, self._values.unbind(dim=1), strict=True)
+        ]
+        how = self._scoring
+        return aggregate(
+            rows,
+            self._calibration.record,
+            metric=how.metric,
+            aggregation=how.aggregation,
+            dtype=how.dtype,
+            device=how.device,
+        )
+
+    def _active(self, start: int) -> list[int]:
+        return [number for number in range(start, len(self.model)) if not self.model.does_nothing(number)]
+
+    def _run_layer(self, number: int, layer: nn.Module | None, place: int) -> None:
+        """Run one batch through one layer; None stands for one that only hands on."""
+        leaving = entering = self._entering[number][place]
+        if layer is not None:
+            batch = self._batches[place]
+            passage = pass_through(
+                layer,
+                entering.to(self.model.device),
+                self.model.arguments(number, batch.ids.shape[1]),
+                architecture=self._scoring.architecture,
+                metric=self._scoring.metric,
+            )
+            leaving = passage.leaving
+            values = _document_means(measure(passage, self._scoring.metric), batch.mask)
+            _require_finite(values, layer=number)
+            self._values[number, list(batch.documents)] = values
+        if number + 1 < len(self.model):
+            self._entering[number + 1][place].copy_(leaving)
+
+
 def score(
     folder: Path,
     calibration: CalibrationSet,
@@ -50,21 +168,21 @@ def score(
     batch_size: int,
     dtype: str,
     device: str,
+    metric: Metric = "cosine",
     reporter: Reporter,
 ) -> LayerScores:
     """Score a base: attention, MLP and block importance of every layer.
 
-    The batch size changes the time it takes and nothing else: padding is masked out of every sum.
-
     Args:
         folder: the base's files.
         calibration: the documents.
-        own_code: whether the folder holds a modeling file of ours, which is then run.
+        own_code: as in `Scoring`, like all that are not said here.
         architecture: the base's family.
         aggregation: how documents are averaged.
         batch_size: documents per batch.
         dtype: what the layers run in.
         device: where they run.
+        metric: what is measured.
         reporter: shown the progress in batches, over all layers.
 
     Raises:
@@ -72,38 +190,19 @@ def score(
         CheckpointError: the weights do not fit the config.
         DiskSpaceError: the hidden states fit neither into memory nor into the temporary folder.
     """
-    batches = make_batches(calibration.documents, batch_size)
-    model = StreamedModel(folder, architecture=architecture, dtype=dtype, device=device, own_code=own_code)
-    with (
-        torch.inference_mode(),
-        reporter.progress("scoring", total=len(model) * len(batches), unit="batches") as advance,
-    ):
-        rows = _score_layers(model, batches, architecture, advance)
-    scored = [_document_scores(d, values) for d, values in zip(calibration.documents, rows, strict=True)]
-    return aggregate(scored, calibration.record, aggregation=aggregation, dtype=dtype, device=device)
-
-
-def _score_layers(
-    model: StreamedModel, batches: Sequence[Batch], architecture: Architecture, advance: Advance
-) -> list[list[torch.Tensor]]:
-    """Run all batches through one layer after the other.
-
-    Returns:
-        For each document, one float64 tensor per layer: attention, MLP and block.
-    """
-    states = model.embed([batch.ids for batch in batches])
-    rows: list[list[torch.Tensor]] = [[] for batch in batches for _ in batch.documents]
-    for number, layer in enumerate(model.layers()):
-        for place, batch in enumerate(batches):
-            arguments = model.arguments(number, batch.ids.shape[1])
-            entering = states[place].to(model.device)
-            leaving, values = _score_layer(layer, entering, batch.mask, arguments, architecture)
-            states[place].copy_(leaving)
-            _require_finite(values, layer=number)
-            for document, value in zip(batch.documents, values, strict=True):
-                rows[document].append(value)
-            advance(1)
-    return rows
+    scoring = Scoring(
+        architecture=architecture,
+        own_code=own_code,
+        metric=metric,
+        aggregation=aggregation,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+    )
+    scorer = Scorer(folder, calibration, scoring)
+    with reporter.progress("scoring", total=scorer.cost(), unit="batches") as advance:
+        scorer.run(advance)
+    return scorer.scores()
 
 
 def make_batches(documents: Sequence[Document], batch_size: int) -> list[Batch]:
@@ -119,29 +218,12 @@ def _batch(documents: Sequence[Document], members: Sequence[int]) -> Batch:
     return Batch(tuple(members), ids, torch.arange(ids.shape[1]) < lengths[:, None])
 
 
-def _score_layer(
-    layer: nn.Module, entering: torch.Tensor, mask: torch.Tensor, arguments: dict[str, Any], architecture: Architecture
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run one layer on one batch.
-
-    Returns:
-        The hidden states that leave it, and float64 means over each document's tokens, [documents, 3], in the order
-        attention, MLP, block.
-    """
-    between: list[torch.Tensor] = []
-    entry = layer.get_submodule(architecture.mlp_entry)
-    hook = entry.register_forward_pre_hook(lambda _, inputs: between.append(inputs[0]))
-    try:
-        output = layer(entering, **arguments)
-    finally:
-        hook.remove()
-    leaving = output if isinstance(output, torch.Tensor) else output[0]
-    x, y, z = (_unit(states) for states in (entering, between[0], leaving))
+def _document_means(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return float64 means over each document's tokens, [documents, 3]."""
     # The few numbers that are left are summed on the CPU: not every device has float64.
-    tokens = torch.stack([_half_squared(x, y), _half_squared(y, z), _half_squared(x, z)], dim=-1).cpu()
     inside = mask[..., None]
-    sums = torch.where(inside, tokens, 0).sum(dim=1, dtype=torch.float64)
-    return leaving, (sums / inside.sum(dim=1)).cpu()
+    sums = torch.where(inside, tokens.cpu(), 0).sum(dim=1, dtype=torch.float64)
+    return sums / inside.sum(dim=1)
 
 
 def _require_finite(values: torch.Tensor, *, layer: int) -> None:
@@ -153,15 +235,8 @@ def _require_finite(values: torch.Tensor, *, layer: int) -> None:
             )
 
 
-def _unit(states: torch.Tensor) -> torch.Tensor:
-    return nn.functional.normalize(states.float(), dim=-1)
-
-
-def _half_squared(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return (one - other).square_().sum(dim=-1) / 2
-
-
-def _document_scores(document: Document, values: Sequence[torch.Tensor]) -> DocumentScores:
-    attn, mlp, block = torch.stack(list(values)).T.tolist()
+def _document_scores(document: Document, values: torch.Tensor) -> DocumentScores:
+    """Take a document's values, [layers, 3], as plain numbers."""
+    attn, mlp, block = values.T.tolist()
     scores = ImportanceScores(attn=tuple(attn), mlp=tuple(mlp), block=tuple(block))
     return DocumentScores(source=document.source, tokens=len(document.ids), scores=scores)

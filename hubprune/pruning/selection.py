@@ -168,7 +168,7 @@ def make_plan(
     check_request(drop, shape)
     if drop.amounts and scores is None and metric not in ("reverse-order", "random"):
         raise ValueError("selection by score needs scores")
-    dropped, margins = _by_hand(drop, scores, shape), []
+    dropped, margins = by_hand(drop, scores, shape), []
     for ranking, amount in drop.amounts.items():
         order = ranked(ranking, shape, scores, metric=metric, seed=seed)
         free = [candidate for candidate in order if candidate.layer not in drop.protect]
@@ -225,7 +225,8 @@ def finish(
     return plan
 
 
-def _by_hand(drop: DropSpec, scores: LayerScores | None, shape: Shape) -> list[DroppedSublayer]:
+def by_hand(drop: DropSpec, scores: LayerScores | None, shape: Shape) -> list[DroppedSublayer]:
+    """Return the sublayers that are named, with their ranks where there are scores."""
     rows: list[DroppedSublayer] = []
     for kind, layers in drop.by_hand.items():
         order = [c.layer for c in ranked(kind, shape, scores)] if scores else []

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +21,10 @@ import torch
 from torch import nn
 
 from hubprune.architectures import Architecture
+from hubprune.artifacts import SublayerKind
 from hubprune.console import size
 from hubprune.errors import CheckpointError, DiskSpaceError
+from hubprune.pruning.bypass import take_out
 from hubprune.pruning.memory import available_bytes
 from hubprune.pruning.weights import TensorEntry, open_weights
 
@@ -60,14 +62,18 @@ class WeightReader:
             raise CheckpointError(f"{path}: tensor {name!r} has dtype {entry.dtype}, which cannot be scored.")
         return path, entry
 
-    def layer(self, prefix: str, buffer: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def layer(
+        self, prefix: str, buffer: torch.Tensor | None = None, *, without: Sequence[str] = ()
+    ) -> dict[str, torch.Tensor]:
         """Read all tensors below a prefix; the names that come back are without it.
 
         Args:
             prefix: how the names begin.
             buffer: where the tensors come to lie, uint8, at least `layer_bytes` long; a new one where it is None.
+            without: how the rest of the names begins whose tensors are passed over.
         """
-        names = [name for name in self._where if name.startswith(prefix)]
+        passed_over = tuple(prefix + part for part in without)
+        names = [name for name in self._where if name.startswith(prefix) and not name.startswith(passed_over)]
         rest = torch.empty(self.layer_bytes(prefix), dtype=torch.uint8) if buffer is None else buffer
         tensors = {}
         for name in names:
@@ -181,6 +187,13 @@ def _parameters_without_data() -> Iterator[None]:
         yield
 
 
+def _let_go(layer: nn.Module) -> None:
+    """Take the weights of a layer away, and nothing that is computed: it may be filled again."""
+    for module in layer.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+
 class StreamedModel:
     """A base whose decoder layers exist one at a time."""
 
@@ -205,25 +218,39 @@ class StreamedModel:
         self._model.embed_tokens.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         self._model.to(self.device)
         self._arguments: dict[int, list[dict[str, Any]]] = {}
+        self._bypassed: set[tuple[SublayerKind, int]] = set()
 
-    def embed(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def bypass(self, kind: SublayerKind, layer: int) -> None:
+        """Let a sublayer add nothing from now on; its weights are not read any more."""
+        take_out(self._layers[layer], kind, self._architecture)
+        self._bypassed.add((kind, layer))
+
+    def does_nothing(self, layer: int) -> bool:
+        """Tell whether both sublayers of a layer are bypassed, so that it hands on what enters it."""
+        return {("attn", layer), ("mlp", layer)} <= self._bypassed
+
+    def embed(self, batches: Sequence[torch.Tensor], *, rooms: int = 1) -> list[list[torch.Tensor]]:
         """Turn token ids into the hidden states that enter layer 0.
 
         Args:
             batches: int64 tensors of shape [documents, tokens].
+            rooms: how often room is made for such states; the first of the rooms is filled.
 
         Returns:
-            One tensor of shape [documents, tokens, hidden_size] per batch; not on the device where they do not fit.
+            For each room one tensor of shape [documents, tokens, hidden_size] per batch; not on the device where they
+            do not fit.
 
         Raises:
             DiskSpaceError: they fit neither into memory nor into the temporary folder.
         """
         used = torch.unique(torch.cat([ids.flatten() for ids in batches]))
         table = self._entering(used.tolist())
-        states = empty_states([(*ids.shape, table.shape[1]) for ids in batches], self._dtype, self.device)
-        for target, ids in zip(states, batches, strict=True):
+        shapes = [(*ids.shape, table.shape[1]) for ids in batches]
+        states = empty_states(shapes * rooms, self._dtype, self.device)
+        found = [states[start : start + len(batches)] for start in range(0, len(states), len(batches))]
+        for target, ids in zip(found[0], batches, strict=True):
             target.copy_(table[torch.searchsorted(used, ids)])
-        return states
+        return found
 
     def _entering(self, tokens: Sequence[int]) -> torch.Tensor:
         """Return what enters layer 0 for each of some tokens, as [len(tokens), hidden_size].
@@ -244,21 +271,23 @@ class StreamedModel:
             recorder.states, recorder.calls = torch.empty(0), {}
         return table
 
-    def layers(self) -> Iterator[nn.Module]:
-        """Yield the decoder layers in order; each loses its weights when the next is asked for."""
+    def layers(self, numbers: Sequence[int]) -> Generator[nn.Module]:
+        """Yield some decoder layers in this order; each loses its weights when the next is asked for."""
+        if not numbers:
+            return
         with ThreadPoolExecutor(max_workers=1) as reader:
             # One buffer is read into while the layer in the other runs; fresh memory for every layer would cost as
             # much time as the reading.
             buffers = self._buffers(2)
-            following: Future[dict[str, torch.Tensor]] = reader.submit(self._read, 0, buffers[0])
-            for number, layer in enumerate(self._layers):
-                tensors = following.result()
-                if number + 1 < len(self._layers):
-                    following = reader.submit(self._read, number + 1, buffers[(number + 1) % 2])
+            following: Future[dict[str, torch.Tensor]] = reader.submit(self._read, numbers[0], buffers[0])
+            for place, number in enumerate(numbers):
+                tensors, layer = following.result(), self._layers[number]
+                if place + 1 < len(numbers):
+                    following = reader.submit(self._read, numbers[place + 1], buffers[(place + 1) % 2])
                 self._fill(layer, tensors, number)
                 del tensors
                 yield layer
-                layer.to("meta")
+                _let_go(layer)
 
     def arguments(self, layer: int, tokens: int) -> dict[str, Any]:
         """Return what the model hands to a layer besides the hidden states: masks, positions, rotary embeddings.
@@ -281,7 +310,8 @@ class StreamedModel:
         return [torch.empty(largest, dtype=torch.uint8) for _ in range(count)]
 
     def _read(self, number: int, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self._reader.layer(self._prefix(number), buffer)
+        gone = [part for kind, layer in self._bypassed if layer == number for part in self._architecture.parts(kind)]
+        return self._reader.layer(self._prefix(number), buffer, without=[f"{part}." for part in gone])
 
     def _prefix(self, number: int) -> str:
         return f"{self._architecture.layers_prefix}{number}."

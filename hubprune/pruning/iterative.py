@@ -1,0 +1,212 @@
+"""Drop one thing after the other, with new scores in between.
+
+In every round the first of a ranking goes, and the base is scored again without it: from the layer on that lost
+something, since what enters that layer is as before.  So the states that enter every layer are kept, and the weights of
+the layers below are not read again.  Where attentions and MLPs are both asked for, all attentions go first.
+
+Every round is a stage of its own, whose key holds the rounds before it: a run that was stopped goes on with the round
+that it was in, after one pass to make the states anew, and one that asks for more rounds takes over those that are done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from hubprune.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, Ranking
+from hubprune.artifacts.artifact import Artifact
+from hubprune.console import Reporter, duration
+from hubprune.errors import DiskSpaceError
+from hubprune.pruning.selection import (
+    OWN,
+    Shape,
+    by_hand,
+    check_request,
+    finish,
+    margin,
+    ranked,
+    rows_of,
+)
+from hubprune.requests import DropSpec, count_of
+from hubprune.stages import StageStore, key_of
+
+if TYPE_CHECKING:
+    from hubprune.pruning.importance import Scorer
+
+
+class Round(Artifact):
+    """What one round takes away, by scores that know of all rounds before it."""
+
+    dropped: tuple[DroppedSublayer, ...]
+    margin: Margin | None = None
+    """To the first that this round keeps; None where nothing is left to keep."""
+
+
+def order_of(drop: DropSpec, shape: Shape) -> list[Ranking]:
+    """Return the ranking that each round takes its first from; attentions before MLPs."""
+    return [
+        ranking for ranking, amount in drop.amounts.items() for _ in range(count_of(amount, of=shape.count(ranking)))
+    ]
+
+
+class Iteration:
+    """A base on its way down: what is gone already, and the scores of what is left."""
+
+    def __init__(self, drop: DropSpec, shape: Shape, *, open_scorer: Callable[[], Scorer], reporter: Reporter) -> None:
+        """Begin with the whole base.
+
+        Args:
+            drop: the request.
+            shape: of the base.
+            open_scorer: makes a scorer that keeps its states, with the weights still to be read; called when the first
+                scores are asked for.
+            reporter: shown the progress of every round, and the time that is left for all of them.
+        """
+        self._drop, self._shape, self._open, self._reporter = drop, shape, open_scorer, reporter
+        self._scorer: Scorer | None = None
+        self._gone: list[DroppedSublayer] = []
+        self._stale_from: int | None = 0
+        self._seconds: list[float] = []
+
+    def scores(self, what: str = "scoring") -> LayerScores:
+        """Score what is left; only layers that a change can have reached are run again.
+
+        Raises:
+            ScoringError: a score is not finite.
+            DiskSpaceError: there is no room for the states that enter every layer.
+        """
+        if self._scorer is None:
+            self._scorer, self._stale_from = self._opened(), 0
+        if self._stale_from is not None:
+            start, begun = self._stale_from, time.monotonic()
+            total = self._scorer.cost(start)
+            with self._reporter.progress(what, total=total, unit="batches") as advance:
+                self._scorer.run(advance, start=start)
+            self._stale_from = None
+            self._seconds.append(time.monotonic() - begun)
+        return self._scorer.scores()
+
+    def next_round(self, ranking: Ranking, *, number: int, of: int) -> Round:
+        """Find what goes in a round.
+
+        Args:
+            ranking: what is ranked.
+            number: of the round, from 1.
+            of: how many rounds there are.
+        """
+        scores = self.scores(f"round {number} of {of}{self._time_left(of - number + 1)}")
+        gone = tuple((row.kind, row.layer) for row in self._gone)
+        left = replace(self._shape, absent=(*self._shape.absent, *gone))
+        order = [candidate for candidate in ranked(ranking, left, scores) if candidate.kinds]
+        free = [candidate for candidate in order if candidate.layer not in self._drop.protect]
+        rows = rows_of(free[0], scores, rank=order.index(free[0]) + 1, in_round=number)
+        return Round(dropped=tuple(rows), margin=margin(scores, *free[:2]) if len(free) > 1 else None)
+
+    def take(self, dropped: Sequence[DroppedSublayer]) -> None:
+        """Let sublayers be gone from now on.
+
+        Raises:
+            PlanError: no attention or no MLP would be left.
+        """
+        self._gone += dropped
+        finish(self._drop, self._gone, self._shape)
+        for row in dropped if self._scorer else ():
+            self._bypass(row)
+
+    def _bypass(self, row: DroppedSublayer) -> None:
+        if self._scorer is not None:
+            self._scorer.model.bypass(row.kind, row.layer)
+            self._stale_from = min(row.layer, len(self._scorer.model) if self._stale_from is None else self._stale_from)
+
+    def _opened(self) -> Scorer:
+        try:
+            scorer = self._open()
+        except DiskSpaceError as error:
+            raise DiskSpaceError(
+                f"{error.message} An iterative schedule keeps those that enter every layer.",
+                hint="Set TMPDIR to a folder with more room, lower --num-samples, or pass --schedule one-shot.",
+            ) from error
+        for row in self._gone:
+            scorer.model.bypass(row.kind, row.layer)
+        return scorer
+
+    def _time_left(self, rounds: int) -> str:
+        if not self._seconds:
+            return ""
+        return f", {duration(rounds * sum(self._seconds) / len(self._seconds))} left for all"
+
+
+def drop_in_rounds(
+    drop: DropSpec,
+    shape: Shape,
+    *,
+    open_scorer: Callable[[], Scorer],
+    store: StageStore,
+    key: str,
+    reporter: Reporter,
+) -> tuple[LayerScores, DropPlan]:
+    """Select what goes, one round after the other.
+
+    Args:
+        drop: the request.
+        shape: of the base.
+        open_scorer: makes a scorer that keeps its states.
+        store: where the first scores and every round are kept.
+        key: of the first scores, which are those of the whole base.
+        reporter: told what goes.
+
+    Returns:
+        The scores of the whole base, and the plan.
+
+    Raises:
+        PlanError: the request does not fit the base, or the rounds leave no attention or no MLP.
+        DiskSpaceError: there is no room for the states that enter every layer.
+    """
+    check_request(drop, shape)
+    iteration = Iteration(drop, shape, open_scorer=open_scorer, reporter=reporter)
+    first = store.run("scores", key, LayerScores, iteration.scores)
+    named = by_hand(drop, first, shape)
+    iteration.take(named)
+    rounds_key = key_of(key, drop.by_hand, drop.protect, shape.absent)
+    found = _rounds(iteration, order_of(drop, shape), store, rounds_key, reporter)
+    dropped = [*named, *(row for step in found for row in step.dropped)]
+    plan = finish(drop, dropped, shape, margins=_last_margins(found), metric=first.metric)
+    return first, plan.model_copy(update={"schedule": "iterative"})
+
+
+def _rounds(
+    iteration: Iteration, order: Sequence[Ranking], store: StageStore, key: str, reporter: Reporter
+) -> list[Round]:
+    found: list[Round] = []
+    seconds = 0.0
+    for number, ranking in enumerate(order, start=1):
+        step = store.run(
+            "rounds",
+            key_of(key, order[:number]),
+            Round,
+            partial(iteration.next_round, ranking, number=number, of=len(order)),
+        )
+        iteration.take(step.dropped)
+        for row in step.dropped:
+            reporter.note(f"round {number}: the {OWN[row.kind]} of layer {row.layer} goes, S = {row.score:.6f}")
+        found.append(step)
+        seconds += store.seconds["rounds"]
+    store.seconds["rounds"] = round(seconds, 2)
+    return found
+
+
+def _last_margins(rounds: Sequence[Round]) -> list[Margin]:
+    """Return the margin of the last round of every ranking."""
+    last = {step.dropped[0].ranking: step.margin for step in rounds}
+    return [found for found in last.values() if found is not None]
+
+
+def in_rounds(plan: DropPlan) -> DropPlan:
+    """Number the rounds of a plan whose order no score can change, as with `reverse-order` and `random`."""
+    steps = dict.fromkeys((row.ranking, row.rank) for row in plan.dropped if row.rank)
+    numbers: dict[tuple[Ranking, int | None], int] = {step: n for n, step in enumerate(steps, start=1)}
+    rows = [row.model_copy(update={"round": numbers.get((row.ranking, row.rank))}) for row in plan.dropped]
+    return plan.model_copy(update={"schedule": "iterative", "dropped": tuple(rows)})
