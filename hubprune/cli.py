@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from hubprune import options
+from hubprune import options, variants
 from hubprune.console import Reporter
 from hubprune.errors import DiskSpaceError, HubpruneError
 
@@ -138,34 +138,38 @@ def publish(
         typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))
 
 
-@app.command(epilog="Example:  hubprune score meta-llama/Llama-3.2-3B --attn-drop 3 --num-samples 128")
+@app.command(
+    epilog="Examples:  hubprune score meta-llama/Llama-3.2-3B --attn-drop 3 --num-samples 128"
+    "  |  hubprune score meta-llama/Llama-3.2-3B --calibration cosmopedia,c4,lima --plot pictures"
+)
 def score(
     base: options.BaseOrFolder,
+    revisions: variants.Revisions = None,
+    calibration: variants.Calibrations = None,
+    num_samples: variants.Samples = None,
     attn_drop: options.Marked = "1",
     protect: options.Protect = None,
     base_revision: options.BaseRevision = None,
-    calibration: options.Calibration = None,
-    num_samples: options.NumSamples = None,
     max_tokens: options.MaxTokens = None,
     metric: options.Metric = None,
     aggregation: options.Aggregation = None,
     score_batch_size: options.ScoreBatchSize = None,
+    plot: variants.Plot = None,
     endpoint: options.Endpoint = None,
     seed: options.Seed = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
 ) -> None:
-    """Score attention, MLP and block importance of every layer; write nothing."""
+    """Score attention, MLP and block importance of every layer: once, or side by side; --plot draws it."""
     given = locals()
     with errors_shown() as reporter:
-        made = _open_run(options.make_recipe(given), endpoint, reporter)
-        from hubprune import run as stages
-        from hubprune import summary
+        asked = variants.read_variants(given)
+        made = {label: _open_run(recipe, endpoint, reporter) for label, recipe in asked.recipes.items()}
+        from hubprune import studies
 
-        scores = stages.score(made)
-        plan = stages.make_plan(made, scores)
-        typer.echo(_json(scores) if as_json else summary.scores_table(scores, plan=plan))
+        done = studies.conduct(asked.kind, made, counts=asked.counts, plot=plot)
+        typer.echo(_json(done.value) if as_json else done.text)
 
 
 @app.command(epilog="Example:  hubprune prune meta-llama/Llama-3.2-3B --drop-attn 18,21,22 --out pruned")

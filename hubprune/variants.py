@@ -99,7 +99,7 @@ def _by_revision(given: Mapping[str, Any], revisions: Sequence[str]) -> dict[str
 
 
 def _by_mix(given: Mapping[str, Any], mixes: Sequence[str]) -> dict[str, Recipe]:
-    """Label every recipe with the name of its mix, which holds no local path; where two are the same, with the option."""
+    """Label every recipe with the name of its mix, which holds no local path; equal names with what was asked for."""
     recipes = {mix: make_recipe({**given, "calibration": mix}) for mix in mixes}
     names = [recipe.calibration.name for recipe in recipes.values()]
     return {

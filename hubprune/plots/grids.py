@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from hubprune.plots.style import COLOURS, INK, PANEL, add_legend, new_figure, shown, styled, whole_numbers
+from hubprune.plots.style import COLOURS, INK, MEASURE, PANEL, add_legend, new_figure, shown, styled, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,6 +83,7 @@ def heat_map(
     title: str,
     ylabel: str = "revision",
     first_apart: bool = True,
+    measure: str = MEASURE,
 ) -> Figure:
     """Draw importance by layer and revision, light where it is low (Figure 7 of arXiv 2406.15786).
 
@@ -92,12 +93,13 @@ def heat_map(
         title: of the picture.
         ylabel: what the labels are.
         first_apart: leave layer 0 out of the colour scale, as the paper does: its score hides all others.
+        measure: name of the scores.
     """
     height = 1.6 + len(panels) * max(1.3, 0.75 + 0.24 * len(labels))
     figure = new_figure(title, height=min(12.0, height))
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(rows, panels.items(), strict=True):
-        _heat(figure, axes, values, name=name, first_apart=first_apart and len(values[0]) > 2)
+        _heat(figure, axes, values, name=name, first_apart=first_apart and len(values[0]) > 2, measure=measure)
         axes.set_yticks(range(len(labels)), [shown(label, longest=24) for label in labels])
         axes.set(ylabel=ylabel)
         axes.grid(visible=False)
@@ -106,13 +108,15 @@ def heat_map(
     return figure
 
 
-def _heat(figure: Figure, axes: Axes, values: Sequence[Sequence[float]], *, name: str, first_apart: bool) -> None:
+def _heat(
+    figure: Figure, axes: Axes, values: Sequence[Sequence[float]], *, name: str, first_apart: bool, measure: str
+) -> None:
     scaled = [score for row in values for score in (row[1:] if first_apart else row)]
     image = axes.imshow(
         values, aspect="auto", cmap="cividis_r", interpolation="nearest", vmin=min(scaled), vmax=max(scaled)
     )
     over = first_apart and max(row[0] for row in values) > max(scaled)
     bar = figure.colorbar(image, ax=axes, extend="max" if over else "neither", pad=0.02)
-    bar.set_label("importance S")
+    bar.set_label(shown(measure))
     note = "" if not over else "  (layer 0 is beyond the colour scale)"
     axes.set_title(f"{shown(name)}{note}", loc="left")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hubprune.plots.style import (
     COLOURS,
     INK,
+    MEASURE,
     PANEL,
     add_legend,
     legend_height,
@@ -36,6 +37,7 @@ def importance(
     dropped: Mapping[str, Sequence[int]] | None = None,
     errors: Panels | None = None,
     title: str,
+    measure: str = MEASURE,
 ) -> Figure:
     """Draw a bar per layer and kind, those that go marked by colour and hatch (Figure 2 of arXiv 2406.15786).
 
@@ -44,6 +46,7 @@ def importance(
         dropped: kind -> layers that go.
         errors: kind -> one standard error per layer, drawn as a whisker of two of them to each side.
         title: of the picture.
+        measure: name of the scores.
     """
     gone = {kind: set((dropped or {}).get(kind, ())) for kind in panels}
     figure = new_figure(title, height=_height(len(panels)))
@@ -53,7 +56,7 @@ def importance(
         whiskers = [2 * error for error in (errors or {}).get(kind, ())]
         if whiskers:
             axes.errorbar(range(len(scores)), scores, yerr=whiskers, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
-        _finish_panel(axes, kind, [scores])
+        _finish_panel(axes, kind, [scores], measure)
     _finish_axis(rows[-1])
     add_legend(figure, _bar_entries(any(gone.values()), whiskers=errors is not None))
     return figure
@@ -84,19 +87,21 @@ def _bar_entries(any_gone: bool, *, whiskers: bool) -> list[tuple[Artist, str]]:
 
 
 @styled
-def side_by_side(series: Mapping[str, Panels], *, title: str) -> Figure:
+def side_by_side(series: Mapping[str, Panels], *, title: str, measure: str = MEASURE) -> Figure:
     """Draw the scores of several calibration sets as lines over each other (Figure 3 of arXiv 2406.15786).
 
     Args:
         series: label of the data set -> kind -> one score per layer; the kinds are the same for all.
         title: of the picture.
+        measure: name of the scores.
     """
     kinds = list(next(iter(series.values())))
     labels = [shown(label) for label in series]
     figure = new_figure(title, height=_height(len(kinds)) + legend_height(labels))
     rows = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
     drawn = [
-        _panel(axes, kind, [panels[kind] for panels in series.values()]) for axes, kind in zip(rows, kinds, strict=True)
+        _panel(axes, kind, [panels[kind] for panels in series.values()], measure)
+        for axes, kind in zip(rows, kinds, strict=True)
     ]
     _finish_axis(rows[-1])
     add_legend(figure, list(zip(drawn[0], labels, strict=True)))
@@ -105,7 +110,11 @@ def side_by_side(series: Mapping[str, Panels], *, title: str) -> Figure:
 
 @styled
 def stability(
-    series: Mapping[int, Panels], *, agreement: Mapping[str, Sequence[tuple[int, float]]], title: str
+    series: Mapping[int, Panels],
+    *,
+    agreement: Mapping[str, Sequence[tuple[int, float]]],
+    title: str,
+    measure: str = MEASURE,
 ) -> Figure:
     """Draw scores for several numbers of samples, and how well their order agrees (Figure 10 of arXiv 2406.15786).
 
@@ -113,13 +122,14 @@ def stability(
         series: documents -> kind -> one score per layer, in ascending order of documents.
         agreement: kind -> (documents, Spearman's rho with the largest number of documents).
         title: of the picture.
+        measure: name of the scores.
     """
     kinds = list(next(iter(series.values())))
     labels = [*(f"{count:,} documents" for count in series), *(f"agreement, {shown(kind)}" for kind in agreement)]
     figure = new_figure(title, height=_height(len(kinds) + 1) + legend_height(labels) + 0.3)
     rows = figure.subplots(len(kinds) + 1, 1, squeeze=False)[:, 0]
     drawn = [
-        _panel(axes, kind, [panels[kind] for panels in series.values()])
+        _panel(axes, kind, [panels[kind] for panels in series.values()], measure)
         for axes, kind in zip(rows[:-1], kinds, strict=True)
     ]
     for axes in rows[: len(kinds) - 1]:
@@ -147,15 +157,15 @@ def _agreement(
     return drawn
 
 
-def _panel(axes: Axes, kind: str, lines: Sequence[Sequence[float]]) -> list[Artist]:
+def _panel(axes: Axes, kind: str, lines: Sequence[Sequence[float]], measure: str) -> list[Artist]:
     drawn: list[Artist] = [axes.plot(range(len(line)), line, **look(number))[0] for number, line in enumerate(lines)]
-    _finish_panel(axes, kind, lines)
+    _finish_panel(axes, kind, lines, measure)
     return drawn
 
 
-def _finish_panel(axes: Axes, kind: str, lines: Sequence[Sequence[float]]) -> None:
+def _finish_panel(axes: Axes, kind: str, lines: Sequence[Sequence[float]], measure: str) -> None:
     axes.set_title(shown(kind), loc="left")
-    axes.set(ylabel="importance S")
+    axes.set(ylabel=shown(measure))
     _cut_tall(axes, lines)
 
 

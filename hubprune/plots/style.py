@@ -32,6 +32,8 @@ LEGEND_CHARACTERS = 90
 COLUMN_CHARACTERS = 7
 """Characters whose room the line and the gap of one entry take."""
 LONGEST_LABEL = 48
+MEASURE = "importance S"
+"""Name of the scores by the default metric."""
 
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
