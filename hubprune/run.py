@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -30,7 +31,7 @@ from hubprune.devices import resolve_device, resolve_dtype
 from hubprune.environment import describe_environment
 from hubprune.errors import RecipeError, UnsupportedFormatError
 from hubprune.files import check_new_folder, staged_folder
-from hubprune.pruning import calibration, checkpoint, documents, modeling, selection, verify
+from hubprune.pruning import calibration, checkpoint, documents, iterative, modeling, selection, verify
 from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.config import check_config
 from hubprune.pruning.inventory import take_inventory
@@ -43,6 +44,9 @@ from hubprune.publishing.session import HubSession
 from hubprune.recipe import Recipe
 from hubprune.stages import StageStore, key_of
 from hubprune.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from hubprune.pruning.importance import Scorer
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,18 @@ class Run:
         """The same commits, once every config, split and column that the mix names was found there."""
         documents.check_subsets(self.recipe.calibration, self.data_commits)
         return self.data_commits
+
+    @cached_property
+    def in_rounds(self) -> tuple[LayerScores, DropPlan]:
+        """Scores of the base and what goes, where the schedule is iterative."""
+        return iterative.drop_in_rounds(
+            self.recipe.drop,
+            shape_of(self.base),
+            open_scorer=lambda: open_scorer(self, keeps_states=True),
+            store=self.store,
+            key=scores_key(self),
+            reporter=self.reporter,
+        )
 
     @cached_property
     def downloaded(self) -> BaseCheckpoint:
@@ -145,9 +161,9 @@ class Run:
 
 def score(run: Run) -> LayerScores:
     """Score the base of a run, or take the scores of an earlier run on the same base and mix."""
-    device = resolve_device(run.recipe.device)
-    dtype = resolve_dtype(run.recipe.dtype, run.base.config)
-    return run.store.run("scores", scores_key(run), LayerScores, lambda: _score(run, dtype=dtype, device=device))
+    if run.recipe.schedule == "iterative":
+        return run.in_rounds[0]
+    return run.store.run("scores", scores_key(run), LayerScores, lambda: _score(run))
 
 
 def scores_key(run: Run) -> str:
@@ -157,7 +173,7 @@ def scores_key(run: Run) -> str:
     mix = recipe.calibration.model_dump(mode="json", exclude={"subsets": {"__all__": {"revision"}}})
     return key_of(
         run.circumstances, mix, run.data_commits, file_hashes(recipe.calibration), recipe.seed,
-        recipe.aggregation,
+        recipe.aggregation, recipe.metric,
     )  # fmt: skip
 
 
@@ -171,33 +187,44 @@ def check_data(run: Run) -> None:
         run.found_data  # noqa: B018
 
 
-def _score(run: Run, *, dtype: str, device: str) -> LayerScores:
-    from hubprune.pruning import importance
+def _score(run: Run) -> LayerScores:
+    scorer = open_scorer(run)
+    with run.reporter.progress("scoring", total=scorer.cost(), unit="batches") as advance:
+        scorer.run(advance)
+    return scorer.scores()
 
+
+def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
+    """Draw the calibration set of a run and make its base ready to be scored; no layer is read yet."""
+    from hubprune.pruning.importance import Scorer, Scoring
+
+    recipe = run.recipe
     drawn = calibration.draw(
-        run.recipe.calibration,
+        recipe.calibration,
         commits=run.found_data,
-        seed=run.recipe.seed,
+        seed=recipe.seed,
         tokenizer=run.runnable.tokenizer(),
         context_length=run.base.config.get("max_position_embeddings"),
         reporter=run.reporter,
     )
-    return importance.score(
-        run.runnable.folder,
-        drawn,
-        own_code=run.runnable.own_code,
+    scoring = Scoring(
         architecture=run.architecture,
-        aggregation=run.recipe.aggregation,
-        batch_size=run.recipe.score_batch_size,
-        dtype=dtype,
-        device=device,
-        reporter=run.reporter,
+        own_code=run.runnable.own_code,
+        metric=recipe.metric,
+        aggregation=recipe.aggregation,
+        batch_size=recipe.score_batch_size,
+        dtype=resolve_dtype(recipe.dtype, run.base.config),
+        device=resolve_device(recipe.device),
     )
+    return Scorer(run.runnable.folder, drawn, scoring, keeps_states=keeps_states)
 
 
 def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
     """Select what goes, and say so."""
-    plan = _plan(run.recipe, scores, run.base)
+    if scores and run.recipe.schedule == "iterative":
+        plan = _laid_out(run.recipe, run.in_rounds[1], run.base)
+    else:
+        plan = _plan(run.recipe, scores, run.base)
     for kind, noun in selection.OWN.items():
         if layers := plan.layers(kind):
             word = "layer" if len(layers) == 1 else "layers"
@@ -221,6 +248,11 @@ def shape_of(base: BaseCheckpoint) -> selection.Shape:
 
 def _plan(recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint) -> DropPlan:
     plan = selection.make_plan(recipe.drop, scores, shape_of(base), metric=recipe.metric, seed=recipe.seed)
+    return _laid_out(recipe, iterative.in_rounds(plan) if recipe.schedule == "iterative" else plan, base)
+
+
+def _laid_out(recipe: Recipe, plan: DropPlan, base: BaseCheckpoint) -> DropPlan:
+    """Complete a plan of sublayers with the widths that were asked for, and with the layout that fits all of it."""
     widths = _widths(recipe, base, gone=plan.layers("mlp"))
     plan = plan.model_copy(update={"methods": recipe.methods, "widths": widths})
     return plan.model_copy(update={"layout": choose_layout(recipe.layout, plan, base.config)})
