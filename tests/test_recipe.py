@@ -56,7 +56,7 @@ subsets = st.builds(
     dataset=words,
     config=st.none() | words,
     split=words,
-    column=words,
+    column=words | st.lists(words, min_size=1, max_size=3).map(tuple),
     weight=st.floats(1e-6, 1e6),
 )
 recipes = st.builds(
@@ -70,6 +70,7 @@ recipes = st.builds(
         subsets=st.lists(subsets, min_size=1, max_size=3).map(tuple),
         num_samples=numbers,
         max_tokens=st.integers(2, 10_000),
+        packed=st.booleans(),
         shuffle_buffer=numbers,
     ),
     aggregation=st.sampled_from(["document", "token"]),
@@ -154,6 +155,14 @@ REFUSED = {
     "protected and dropped": (
         {"drop": {"drop_attn": [1, 2], "protect": [2, 3]}},
         r"^Layers \[2\] are both in --drop-attn and in --protect",
+    ),
+    "a config and a file": (
+        {"calibration": {"name": "m", "subsets": [{**SUBSET, "config": "en", "file": "train.jsonl"}]}},
+        r"A subset of acme/data names a config and a file",
+    ),
+    "no column": (
+        {"calibration": {"name": "m", "subsets": [{**SUBSET, "column": []}]}},
+        r"^calibration\.subsets\.0\.column",
     ),
     "no subsets": ({"calibration": {"name": "m", "subsets": []}}, r"^calibration\.subsets: "),
     "weight of nothing": (

@@ -85,11 +85,17 @@ def _no_column(subset: CalibrationSubset, column: str, columns: Sequence[str]) -
 def _check_columns(subset: CalibrationSubset, rows: IterableDataset) -> None:
     if rows.features is not None:
         for column in subset.columns:
-            if column not in rows.features:
+            if column not in rows.features or _is_no_text(rows.features[column]):
                 raise _no_column(subset, column, list(rows.features))
     else:
         for row in rows.take(1):
             text_of(row, subset)
+
+
+def _is_no_text(feature: Any) -> bool:
+    """Tell a type that can hold neither text nor a list of texts; where that is not sure, the rows will tell."""
+    inner = getattr(feature, "feature", feature)  # of a list
+    return isinstance(inner, dict) or getattr(inner, "dtype", "string") not in ("string", "large_string", "null")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ __all__ = ["calibration", "removal"]
 SCORE_DIGITS = 6
 
 AGGREGATIONS: Mapping[str, str] = {
-    "document": "Averaged over a document's tokens, then over a subset's documents, then by the weights of the mix.",
+    "document": "Averaged over a {sample}'s tokens, then over a subset's {sample}s, then by the weights of the mix.",
     "token": "Averaged over all tokens of a subset, then by the weights of the mix.",
 }
 
@@ -108,7 +108,7 @@ def _outcome(plan: DropPlan, *, kind: SublayerKind, layer: int) -> str:
 
 def _score_notes(plan: DropPlan, *, scores: LayerScores) -> list[str]:
     notes = [
-        AGGREGATIONS[scores.aggregation],
+        AGGREGATIONS[scores.aggregation].format(sample=scores.calibration.unit.removesuffix("s")),
         f"SE is the standard error over {count(scores.calibration.documents)} {scores.calibration.unit}.",
         f"The layers ran in {scores.dtype}; cosines were taken in float32.",
     ]

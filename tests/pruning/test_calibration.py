@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubprune.errors import CalibrationError, RecipeError
+from hubprune.options import make_recipe
 from hubprune.pruning.calibration import draw, file_hashes, resolve_commits
+from hubprune.pruning.documents import check_subsets, text_of
 from hubprune.pruning.mixes import COSMOPEDIA, MIXES, find_mix
 from hubprune.recipe import CalibrationMix, CalibrationSubset
 
@@ -180,6 +182,49 @@ def test_a_column_that_is_no_text_is_refused(tmp_path, drawn):
         drawn(mix(subset, num_samples=1))
 
 
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"a": "one", "b": "two"}, "one\n\ntwo"),
+        ({"a": " one\n", "b": ""}, " one\n"),
+        ({"a": None, "b": "two"}, "two"),
+        ({"a": ["one", " ", "two"], "b": "three"}, "one\n\ntwo\n\nthree"),
+        ({"a": [], "b": ["one"]}, "one"),
+        ({"a": "{{ b }}", "b": "{a}"}, "{{ b }}\n\n{a}"),
+        ({"a": None, "b": "  "}, "  "),
+        ({"a": None, "b": None}, ""),
+    ],
+)
+def test_columns_are_joined_by_blank_lines_as_they_are(row, text):
+    assert text_of(row, CalibrationSubset(dataset="d", column=("a", "b"), weight=1)) == text
+
+
+@pytest.mark.parametrize("value", [1, {"from": "human"}, [{"from": "human"}], ["one", None]])
+def test_a_column_of_several_that_holds_no_text_is_refused(value):
+    subset = CalibrationSubset(dataset="d", column=("a", "b"), weight=1)
+    with pytest.raises(CalibrationError, match="d \\(d\\) has no text column 'b'"):
+        text_of({"a": "one", "b": value}, subset)
+
+
+def test_one_column_is_taken_as_it_is(tmp_path, drawn):
+    path = write(tmp_path / "d.jsonl", ["  one \n\n"])
+    assert drawn.words(mix(path, num_samples=1)) == ["  one \n\n"]
+
+
+def test_a_local_mix_is_checked_before_it_is_drawn(tmp_path):
+    path = write(tmp_path / "d.jsonl", texts(3))
+    good = {"dataset": str(path), "weight": 1}
+    check_subsets(mix(good), [None])
+    for wrong, said in (
+        ({"column": "body"}, "no text column 'body'"),
+        ({"column": ["text", "body"]}, "no text column 'body'"),
+        ({"column": "id"}, "no text column 'id'"),
+        ({"split": "test"}, "no split 'test'"),
+    ):
+        with pytest.raises(CalibrationError, match=said):
+            check_subsets(mix(good, {**good, **wrong}), [None, None])
+
+
 def test_a_file_that_is_no_jsonl_is_an_error_with_its_name(tmp_path, drawn):
     path = tmp_path / "broken.jsonl"
     path.write_bytes(b"\x00\xff{{{")
@@ -245,6 +290,26 @@ def test_a_yaml_that_is_no_mix_is_refused_with_the_place(tmp_path, text, message
     path.write_text(text)
     with pytest.raises(RecipeError, match=message):
         find_mix(str(path))
+
+
+def test_a_file_of_documents_keeps_the_settings_of_the_recipe_and_a_mix_has_its_own(tmp_path):
+    path = write(tmp_path / "d.jsonl", texts(3))
+    settings = {"num_samples": 7, "max_tokens": 99, "packed": True, "shuffle_buffer": 5}
+    subset = {"dataset": "acme/data", "weight": 1}
+    recipe = {
+        "base": {"repo_id": "acme/base"}, "drop": {"attn_drop": 1},
+        "calibration": {"name": "old", "subsets": [subset], **settings},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+
+    def calibration(**options):
+        return make_recipe({"recipe": tmp_path / "recipe.yaml", **options}).calibration
+
+    assert calibration(calibration=str(path)) == mix(path, **settings).model_copy(update={"name": "d.jsonl"})
+    assert calibration(calibration=str(path), max_tokens=50).max_tokens == 50
+    assert calibration(calibration="c4") == MIXES["c4"]
+    assert calibration(calibration="lima", num_samples=9).num_samples == 9
+    assert calibration().num_samples == 7
 
 
 @pytest.mark.parametrize("sizes", [{"num_samples": 0}, {"max_tokens": 1}])

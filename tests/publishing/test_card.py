@@ -192,6 +192,17 @@ def test_a_subset_of_one_document_is_said_to_have_no_error():
     assert said not in card()
 
 
+def test_packed_sequences_are_called_so_and_said_to_be_made_of_documents():
+    scores = made.scores()
+    sources = tuple(source.model_copy(update={"texts": 700}) for source in scores.calibration.sources)
+    packed = {"packed": True, "max_tokens": 2048, "sources": sources}
+    text = card(scores=scores.model_copy(update={"calibration": scores.calibration.model_copy(update=packed)}))
+    assert "1,400 documents joined and cut into sequences of exactly 2,048 tokens; seed" in text
+    assert "| Subset | Data set | Weight | Sequences | Tokens | Commit |" in text
+    assert "Averaged over a sequence's tokens, then over a subset's sequences" in text
+    assert "each document cut off" not in text
+
+
 def test_the_logits_are_said_to_differ_in_the_dtype_they_were_compared_in():
     assert "a logit is 1.2e-06 in float32" in card()
     narrow = made.verification().model_copy(update={"dtype": "bfloat16"})
