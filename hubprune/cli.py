@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from hubprune import options, variants
+from hubprune import options, sweep_options, variants
 from hubprune.console import Reporter
 from hubprune.errors import DiskSpaceError, HubpruneError
 
@@ -238,6 +238,67 @@ def verify(
         )
         typer.echo(_json(seen) if as_json else summary.verification_table(seen))
         checkup.require_passed(seen)
+
+
+@app.command(
+    epilog="Examples:  hubprune sweep meta-llama/Llama-3.2-3B --method attn,joint --counts 0:12 --limit 200 --out sweep"
+    "  |  hubprune sweep ./base --tasks none --perplexity texts.jsonl"
+)
+def sweep(
+    base: options.BaseOrFolder,
+    method: sweep_options.Methods = "attn",
+    counts: sweep_options.Counts = "0:12",
+    protect: options.Protect = None,
+    base_revision: options.BaseRevision = None,
+    calibration: options.Calibration = None,
+    num_samples: options.NumSamples = None,
+    max_tokens: options.MaxTokens = None,
+    metric: options.Metric = None,
+    aggregation: options.Aggregation = None,
+    score_batch_size: options.ScoreBatchSize = None,
+    tasks: options.Tasks = None,
+    limit: options.Limit = None,
+    include_path: options.IncludePath = None,
+    batch_size: options.BatchSize = None,
+    perplexity: sweep_options.Perplexity = None,
+    perplexity_samples: sweep_options.PerplexitySamples = None,
+    speed: sweep_options.Speed = False,
+    speed_depth: sweep_options.SpeedDepth = 512,
+    speed_rounds: sweep_options.SpeedRounds = 20,
+    max_loss: sweep_options.MaxLoss = 1.0,
+    max_rise: sweep_options.MaxRise = 5.0,
+    out: sweep_options.Out = None,
+    endpoint: options.Endpoint = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure what every number of drops costs, without writing a checkpoint, and recommend one."""
+    given = locals()
+    with errors_shown() as reporter:
+        recipe, request = sweep_options.make_sweep(given)
+        run = _open_run(recipe, endpoint, reporter)
+        from hubprune.sweep import command, report
+
+        done = command.sweep(run, request)
+        typer.echo(report.to_json(done) if as_json else report.lines(done, out=out))
+
+
+@app.command(
+    epilog="Examples:  hubprune compare ./attn-drop-3 ./attn-drop-6"
+    "  |  hubprune compare me/Llama-3.2-3B-attn-drop-3 me/Llama-3.2-3B-attn-drop-3@v2"
+)
+def compare(
+    first: options.Compared, second: options.Compared, endpoint: options.Endpoint = None, as_json: options.Json = False
+) -> None:
+    """Compare two pruned folders, repos, reports or plans: what went, what is left, what was measured."""
+    with errors_shown():
+        session = _open_session(endpoint)
+        from hubprune import comparison
+
+        seen = comparison.compare(first, second, session=session)
+        typer.echo(_json(seen) if as_json else comparison.comparison_text(seen))
 
 
 @export.command(epilog="Example:  hubprune export gguf me/Llama-3.2-3B-attn-drop-3 --outtype q8_0 --out pruned.gguf")

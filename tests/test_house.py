@@ -24,8 +24,8 @@ LAYERS = {
         "requests", "stages", "strict_json", "templates",
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
-    3: {"run", "pipeline", "checkup", "comparison", "demonstration", "studies", "summary", "exporting"},
-    4: {"cli", "options", "variants", "__main__", "__init__"},
+    3: {"run", "pipeline", "checkup", "comparison", "demonstration", "studies", "summary", "exporting", "sweep"},
+    4: {"cli", "options", "sweep_options", "variants", "__main__", "__init__"},
 }  # fmt: skip
 ROOMS = LAYERS[2]
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}

@@ -59,6 +59,18 @@ class PerplexityAnswers(Artifact):
         return math.exp(self.nats_per_token) if self.nats_per_token < 700 else None
 
 
+class HeldOutDocuments(Artifact):
+    """What perplexity is measured on, as token ids."""
+
+    name: str
+    """Of the mix or file."""
+    documents: tuple[tuple[int, ...], ...]
+    left_out: int
+    """Documents that were drawn and are not used, since the base was scored on them."""
+    sha256: str
+    """Over all token ids."""
+
+
 class Interval(Artifact):
     """A median with a 95 % bootstrap interval."""
 
@@ -177,6 +189,9 @@ class SweepReport(Artifact):
     base: str
     commit: str | None
     base_parameters: int
+    num_hidden_layers: int
+    absent: tuple[tuple[SublayerKind, int], ...]
+    """Sublayers that the base lacks already."""
     metric: Metric
     """What was ranked by."""
     seed: int

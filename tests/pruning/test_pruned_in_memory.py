@@ -8,8 +8,8 @@ from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, random_tensors
 from transformers import AutoModelForCausalLM
 
 from hubprune.architectures import architecture_of
-from hubprune.pruning.in_memory import bypassed
 from hubprune.pruning.checkpoint import write_checkpoint
+from hubprune.pruning.in_memory import bypassed
 from hubprune.pruning.runnable import make_runnable
 
 CONFIGS = {"llama": LLAMA, "mistral": MISTRAL, **FAMILIES}

@@ -1,0 +1,1 @@
+"""Measure what every number of drops costs: one base in memory, one scoring pass, many points."""
