@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hubprune.artifacts import (
@@ -10,6 +10,7 @@ from hubprune.artifacts import (
     DropPlan,
     Environment,
     LayerScores,
+    Metric,
     PublishReport,
     TaskComparison,
     Verification,
@@ -33,6 +34,12 @@ def pruned_lines(written: WrittenCheckpoint, *, folder: Path) -> str:
     return f"{checkpoint_lines(written)}\n\nwritten and verified: {folder}"
 
 
+FORMULAS: Mapping[Metric, str] = {
+    "cosine": "1 - cos(X, Y)", "cosine-no-residual": "1 - cos(U, f(U))", "relative-magnitude": "|F| / |X + F|",
+}  # fmt: skip
+"""Formulas of the metrics; X and Y enter and leave a sublayer, U enters its module f, and F is what it adds to X."""
+
+
 def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
     """Write all layers, the lowest attention score first, with what a plan drops."""
     outcomes = _outcomes(plan) if plan else {}
@@ -42,7 +49,7 @@ def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
         rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), outcomes.get(layer, "")])
     record = scores.calibration
     head = (
-        f"Importance S = 1 - cos(X, Y), {scores.aggregation} mean, "
+        f"Importance S = {FORMULAS.get(scores.metric, scores.metric)}, {scores.aggregation} mean, "
         f"{record.documents} {record.unit}, {record.tokens:,} tokens of {record.mix}\n"
     )
     return head + table(rows, left=0)

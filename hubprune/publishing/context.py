@@ -59,6 +59,10 @@ class CustomCode:
 
     file: str
     sha256: str
+    without: str
+    """What kind of parts it leaves out."""
+    shrinks_cache: bool
+    """Whether these had a part of the KV cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,8 @@ class Removal:
     """What was removed and why."""
 
     sentences: tuple[str, ...]
+    metric: str
+    """What the scores are, as the recipe spells it."""
     scores: Table | None
     score_notes: tuple[str, ...]
     verification: VerificationSummary

@@ -8,9 +8,11 @@ from typing import Literal
 from hubprune.artifacts import (
     CalibrationRecord,
     CalibrationSource,
+    DroppedSublayer,
     DropPlan,
     LayerScores,
     Margin,
+    Metric,
     SublayerKind,
     Verification,
 )
@@ -18,10 +20,14 @@ from hubprune.publishing.context import Calibration, Removal, Table, Verificatio
 from hubprune.publishing.numbers import NONE, count, listing, plain, with_error
 from hubprune.publishing.overview import NAMES
 from hubprune.publishing.privacy import public_name
+from hubprune.publishing.widths import sentences as width_sentences
 
 __all__ = ["calibration", "removal"]
 
 SCORE_DIGITS = 6
+
+MEASURES: Mapping[Metric, str] = {"relative-magnitude": "norms"}
+"""What is computed for a metric, where it is no cosine."""
 
 AGGREGATIONS: Mapping[str, str] = {
     "document": "Averaged over a {sample}'s tokens, then over a subset's {sample}s, then by the weights of the mix.",
@@ -33,9 +39,10 @@ def removal(plan: DropPlan, *, scores: LayerScores | None, verification: Verific
     """Describe the plan, the full score table where there is one, and what verification saw."""
     return Removal(
         sentences=tuple(_sentences(plan)),
+        metric=scores.metric if scores else plan.metric,
         scores=_score_table(plan, scores=scores) if scores else None,
         score_notes=tuple(_score_notes(plan, scores=scores)) if scores else (),
-        verification=_verification(verification),
+        verification=_verification(verification, plan=plan),
     )
 
 
@@ -56,8 +63,26 @@ def _sentences(plan: DropPlan) -> list[str]:
         said.append(f"{gone} lost both sublayers and {'is' if one else 'are'} gone altogether; later layers moved up.")
     if plan.protected:
         said.append(f"Protected from removal: {listing(plan.protected)}.")
-    chosen = "by hand" if plan.selected_by == "hand" else "by score, lowest first"
-    return [*said, f"The layers were chosen {chosen}."]
+    if plan.dropped:
+        said.append(f"The layers were chosen {_way(plan)}.")
+    return [*said, *width_sentences(plan)]
+
+
+def _way(plan: DropPlan) -> str:
+    """Say how the layers were chosen."""
+    if plan.selected_by == "hand":
+        return "by hand"
+    if plan.metric in WITHOUT_SCORES:
+        return WITHOUT_SCORES[plan.metric]
+    if plan.schedule == "iterative":
+        return "by score, the lowest in every round, and what was left was scored again after every drop"
+    return "by score, lowest first"
+
+
+WITHOUT_SCORES: Mapping[Metric, str] = {
+    "reverse-order": "from the last one upwards, and by nothing else",
+    "random": "at random, by the seed of the recipe",
+}
 
 
 def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:
@@ -110,13 +135,34 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> list[str]:
     notes = [
         AGGREGATIONS[scores.aggregation].format(sample=scores.calibration.unit.removesuffix("s")),
         f"SE is the standard error over {count(scores.calibration.documents)} {scores.calibration.unit}.",
-        f"The layers ran in {scores.dtype}; cosines were taken in float32.",
+        f"The layers ran in {scores.dtype}; {MEASURES.get(scores.metric, 'cosines')} were taken in float32.",
     ]
     if any(source.documents < 2 for source in scores.calibration.sources):
         notes.append("Subsets with one document add nothing to the standard errors.")
     if plan.selected_by == "hand":
         notes.append("The scores did not decide here: the layers were given by hand.")
-    return [*notes, *map(_margin, plan.margins)]
+    return [*notes, *_rounds(plan), *map(_margin, plan.margins)]
+
+
+def _rounds(plan: DropPlan) -> list[str]:
+    """Say in which order things went in rounds, and with which scores."""
+    names = dict(NAMES)
+    steps: dict[int, list[DroppedSublayer]] = {}
+    for row in plan.dropped:
+        if row.round is not None and row.score is not None:
+            steps.setdefault(row.round, []).append(row)
+    if not steps:
+        return []
+    told = (
+        f"the {' and the '.join(names[row.kind] for row in rows)} of layer {rows[0].layer} at"
+        f" {plain(rows[0].score or 0.0, digits=SCORE_DIGITS)}"
+        for _, rows in sorted(steps.items())
+    )
+    return [
+        "The table has the scores of the whole base; each round had its own, those of what was left.",
+        f"Dropped round by round, each with its score by then: {', '.join(told)}.",
+        *(["Margins are those of the last round."] if plan.margins else []),
+    ]
 
 
 def _margin(margin: Margin) -> str:
@@ -137,11 +183,11 @@ def _ranked_thing(margin: Margin, place: int) -> str:
     return f"the {dict(NAMES)[margin.kinds[place]]} of layer"
 
 
-def _verification(verification: Verification) -> VerificationSummary:
+def _verification(verification: Verification, *, plan: DropPlan) -> VerificationSummary:
     passed = sum(c.passed for c in verification.checks)
     sentence = (
         f"A fresh process loaded the files with transformers {verification.transformers} and compared them with the"
-        f" base whose removed sublayers are bypassed: {passed} of {len(verification.checks)} checks passed; the largest"
+        f" base whose removed {plan.parts} are bypassed: {passed} of {len(verification.checks)} checks passed; the largest"
         f" absolute difference of a logit is {verification.max_logit_difference:.2g} in {verification.dtype}."
     )
     rows = tuple((c.name, "passed" if c.passed else "failed", c.detail) for c in verification.checks)
