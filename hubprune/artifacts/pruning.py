@@ -251,6 +251,12 @@ class DropPlan(Artifact):
         return tuple(sorted((d.kind, d.layer) for d in self.dropped))
 
     @property
+    def parts(self) -> str:
+        """What kind of parts go, in words."""
+        kinds = [*(["sublayers"] if self.dropped else []), *(["neurons"] if self.widths else [])]
+        return " and ".join(kinds) or "sublayers"
+
+    @property
     def content(self) -> object:
         """What a checkpoint's tensors depend on, for keys of stages."""
         widths = self.widths.model_dump(exclude={"before", "multiple"}) if self.widths else None

@@ -75,7 +75,7 @@ def verify(
         checks=(
             _files_check(folder, plan, architecture),
             _bytes_check(base.folder, folder, plan, architecture),
-            *_checks(seen, planned, planned_cache, without=_without(plan)),
+            *_checks(seen, planned, planned_cache, parts=plan.parts),
             *([in_mlx.check] if in_mlx else []),
         ),
         max_logit_difference=seen.max_logit_difference,
@@ -230,13 +230,6 @@ def _narrowed(base_folder: Path, plan: DropPlan, architecture: Architecture) -> 
     )
 
 
-def _without(plan: DropPlan) -> str:
-    """Say what the base of the comparison is without."""
-    return " and ".join(
-        [*(["sublayers"] if plan.dropped or not plan.widths else []), *(["neurons"] if plan.widths else [])]
-    )
-
-
 def _planned_parameters(
     base_folder: Path, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
 ) -> int:
@@ -302,7 +295,7 @@ def _planned_cache_bytes(
     return sum(slots) * kv_bytes_per_layer({**config, "dtype": dtype})
 
 
-def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int, *, without: str) -> list[Check]:
+def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int, *, parts: str) -> list[Check]:
     keys = [*seen.missing_keys, *seen.unexpected_keys]
     rows: list[tuple[str, bool, str]] = [
         ("loads without missing or unexpected keys", not keys, ", ".join(keys[:3]) or "all tensors used"),
@@ -317,7 +310,7 @@ def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int,
             f"{seen.cache_bytes:,} of {planned_cache_bytes:,} bytes planned for {seen.cache_tokens} tokens",
         ),
         (
-            f"logits equal the base without the dropped {without}",
+            f"logits equal the base without the dropped {parts}",
             seen.max_logit_difference <= TOLERANCE,
             f"largest difference {seen.max_logit_difference:.2e} in {seen.dtype}",
         ),

@@ -93,8 +93,8 @@ def build_context(
         free_text=measured.free_text(generation),
         limits=measured.limits(plan, scores=scores, comparison=benchmarks, generation=generation),
         reproduction=provenance.reproduction(public, base=base, environment=environment, seconds=seconds),
-        licence=provenance.licence(base),
-        citations=provenance.citations(base, has_benchmarks=benchmarks is not None, endpoint=endpoint),
+        licence=provenance.licence(base, plan=plan),
+        citations=provenance.citations(base, plan=plan, has_benchmarks=benchmarks is not None, endpoint=endpoint),
         footer=f"Written by hubprune {environment.hubprune}, card template {template_hash()[:8]}.",
     )
 

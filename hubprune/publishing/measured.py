@@ -154,6 +154,10 @@ def _text_limits(generation: GenerationComparison | None) -> Iterator[str]:
 
 
 def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str]:
+    if plan.widths:
+        yield "The neurons were chosen by their weights alone: no calibration supports their choice."
+    if scores is None and not plan.dropped:
+        return
     if scores is None:
         yield "The layers were given by hand and nothing was scored: no calibration supports the choice."
         return

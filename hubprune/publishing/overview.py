@@ -22,6 +22,7 @@ from hubprune.devices import resolve_dtype
 from hubprune.endpoint import page
 from hubprune.publishing.context import CustomCode, Link, Table, Usage
 from hubprune.publishing.numbers import NONE, change_percent, count, listing, plain, signed, size_change
+from hubprune.publishing.widths import share, width_rows
 
 __all__ = ["base_link", "glance", "summary", "usage", "worst_task"]
 
@@ -55,7 +56,7 @@ def _removed(plan: DropPlan) -> str:
         f" ({'layer' if len(layers) == 1 else 'layers'} {listing(layers)}, counted from 0)"
         for kind, name, layers in kinds
     ]
-    return " and ".join(parts)
+    return " and ".join([*parts, *filter(None, [share(plan)])])
 
 
 NAMES: tuple[tuple[Literal["attn"], str], tuple[Literal["mlp"], str]] = (("attn", "attention"), ("mlp", "MLP"))
@@ -74,6 +75,7 @@ def glance(
     rows = [
         _count_row("Parameters", base=checkpoint.base_parameters, now=checkpoint.parameters),
         *_sublayer_rows(plan),
+        *width_rows(plan),
         _size_row(checkpoint),
         _kv_row(checkpoint, dtype=resolve_dtype("auto", base.config)),
         *_benchmark_rows(benchmarks),
@@ -159,7 +161,7 @@ def usage(
         repo_id=repo_id,
         tag=tag,
         prompt=prompts[0] if prompts else DEFAULT_PROMPT,
-        code=_custom_code(checkpoint),
+        code=_custom_code(plan, checkpoint),
         runtimes=(RUNTIMES[plan.layout], _really_run(verification)),
     )
 
@@ -177,8 +179,10 @@ def _really_run(verification: Verification) -> str:
     return f"For this card the files were run in {' and '.join(run)}, and nowhere else."
 
 
-def _custom_code(checkpoint: WrittenCheckpoint) -> CustomCode | None:
+def _custom_code(plan: DropPlan, checkpoint: WrittenCheckpoint) -> CustomCode | None:
     for file in checkpoint.files:
         if file.path.startswith("modeling_") and file.path.endswith(".py"):
-            return CustomCode(file=file.path, sha256=file.sha256 or NONE)
+            return CustomCode(
+                file=file.path, sha256=file.sha256 or NONE, without=plan.parts, shrinks_cache=bool(plan.gone("attn"))
+            )
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from hubprune.artifacts import BaseCheckpoint, Environment
+from hubprune.artifacts import BaseCheckpoint, DropPlan, Environment
 from hubprune.console import duration
 from hubprune.endpoint import page
 from hubprune.publishing.command import publish_command
@@ -61,17 +61,18 @@ def without_times(card: bytes) -> bytes:
     return TIMES_TABLE.sub(b"", card)
 
 
-def licence(base: BaseCheckpoint) -> Licence:
+def licence(base: BaseCheckpoint, *, plan: DropPlan) -> Licence:
     """Say whose terms apply; a base without a licence gets no guess."""
     name = license_name(base.card)
-    changed = f"The files of {base.name} were changed: sublayers were removed as described above."
+    changed = f"The files of {base.name} were changed: {plan.parts} were removed as described above."
     line = attribution_line(base.card)
     return Licence(name=name, sentences=(*([f"{line}."] if line else []), changed))
 
 
-def citations(base: BaseCheckpoint, *, has_benchmarks: bool, endpoint: str) -> tuple[str, ...]:
-    """Return BibTeX entries for the base at its endpoint, the method, the benchmarks if any were run, and hubprune."""
-    return (_cite_base(base, endpoint=endpoint), PAPER, *([LM_EVAL] if has_benchmarks else []), HUBPRUNE)
+def citations(base: BaseCheckpoint, *, plan: DropPlan, has_benchmarks: bool, endpoint: str) -> tuple[str, ...]:
+    """Return BibTeX entries for the base at its endpoint, the methods, the benchmarks if any were run, and hubprune."""
+    methods = [*([PAPER] if plan.dropped else []), *([WIDTH_PAPER] if plan.widths else [])]
+    return (_cite_base(base, endpoint=endpoint), *methods, *([LM_EVAL] if has_benchmarks else []), HUBPRUNE)
 
 
 def _cite_base(base: BaseCheckpoint, *, endpoint: str) -> str:
@@ -96,6 +97,14 @@ PAPER = """\
   author = {He, Shwai and Sun, Guoheng and Shen, Zheyu and Li, Ang},
   journal = {arXiv preprint arXiv:2406.15786},
   year = {2024}
+}"""
+
+WIDTH_PAPER = """\
+@article{martra2025fragile,
+  title = {Fragile Knowledge, Robust Instruction-Following: The Width Pruning Dichotomy in Llama-3.2},
+  author = {Martra, Pere},
+  journal = {arXiv preprint arXiv:2512.22671},
+  year = {2025}
 }"""
 
 LM_EVAL = """\
