@@ -218,6 +218,12 @@ ControlBase = Annotated[
 ]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare the file with transformers.")]
 Checkpoint = Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="A folder or repo that hubprune wrote.")]
+Compared = Annotated[
+    str,
+    typer.Argument(
+        help="A pruned folder, a repo id (with @ and a revision where it is not main), a report or a plan as JSON."
+    ),
+]
 VerifyBase = Annotated[str | None, typer.Option(help="Repo id or folder of the base. Default: the one it names.")]
 VerifyRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repo. Default: main.")]
 TrustRemoteCode = Annotated[

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from hubprune import plots
 from hubprune.artifacts import (
-    Agreement,
     CalibrationRecord,
     DocumentScores,
     DropPlan,
@@ -27,7 +26,7 @@ from hubprune.artifacts import (
 from hubprune.errors import BaseNotFoundError, PlanError, RecipeError
 from hubprune.files import make_writable
 from hubprune.pruning.aggregation import aggregate
-from hubprune.pruning.agreement import kendall, overlap, spearman
+from hubprune.pruning.agreement import agreements
 from hubprune.requests import count_of
 from hubprune.run import Run, check_data, make_plan, score
 from hubprune.summary import scores_table, table
@@ -230,7 +229,7 @@ def _study(
     compared = [
         entry
         if entry is against
-        else entry.model_copy(update={"agreements": agreements(entry.mean, against.mean, lowest)})
+        else entry.model_copy(update={"agreements": agreements(entry.mean, against.mean, lowest=lowest)})
         for entry in entries
     ]
     return ScoreStudy(
@@ -252,23 +251,6 @@ def _lowest(run: Run) -> int:
     layers = run.base.num_hidden_layers
     count = count_of(run.recipe.drop.attn_drop or 1, of=layers)
     return count if count > 1 else max(1, layers // 4)
-
-
-def agreements(one: ImportanceScores, other: ImportanceScores, lowest: int) -> tuple[Agreement, ...]:
-    """Compare the orders that two sets of scores give, kind by kind."""
-    found = []
-    for kind in NAMES:
-        first, second = getattr(one, kind), getattr(other, kind)
-        found.append(
-            Agreement(
-                kind=kind,
-                spearman=spearman(first, second),
-                kendall=kendall(first, second),
-                lowest=min(lowest, len(first)),
-                overlap=overlap(first, second, lowest=lowest),
-            )
-        )
-    return tuple(found)
 
 
 # ---- telling -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,13 @@ from hubprune.artifacts.artifact import (
     SublayerKind,
     WidthMetric,
 )
+from hubprune.artifacts.comparison import (
+    CheckpointComparison,
+    ComparedMetric,
+    ComparedSide,
+    DroppedSets,
+    SameBase,
+)
 from hubprune.artifacts.evaluation import (
     BenchmarkComparison,
     Continuation,
@@ -73,9 +80,13 @@ __all__ = [
     "CalibrationSource",
     "Change",
     "Check",
+    "CheckpointComparison",
+    "ComparedMetric",
+    "ComparedSide",
     "Continuation",
     "DocumentScores",
     "DropPlan",
+    "DroppedSets",
     "DroppedSublayer",
     "Environment",
     "GenerationComparison",
@@ -97,6 +108,7 @@ __all__ = [
     "Ranking",
     "Recommendation",
     "RepoFile",
+    "SameBase",
     "Schedule",
     "ScoreKind",
     "ScoreStudy",

@@ -6,6 +6,36 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
+from hubprune.artifacts import Agreement, ImportanceScores, ScoreKind
+
+KINDS: tuple[ScoreKind, ...] = ("attn", "mlp", "block")
+
+
+def agreements(one: ImportanceScores, other: ImportanceScores, *, lowest: int) -> tuple[Agreement, ...]:
+    """Compare the orders that two sets of scores give, kind by kind.
+
+    Args:
+        one: scores of a base.
+        other: scores of the same layers.
+        lowest: N of the overlap of the N lowest.
+
+    Raises:
+        ValueError: they have different numbers of layers.
+    """
+    found = []
+    for kind in KINDS:
+        first, second = getattr(one, kind), getattr(other, kind)
+        found.append(
+            Agreement(
+                kind=kind,
+                spearman=spearman(first, second),
+                kendall=kendall(first, second),
+                lowest=min(lowest, len(first)),
+                overlap=overlap(first, second, lowest=lowest),
+            )
+        )
+    return tuple(found)
+
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Return Spearman's rho between -1 and 1, ties at their mean rank; None where one of the two has no order at all.
