@@ -187,8 +187,8 @@ def _verification(verification: Verification, *, plan: DropPlan) -> Verification
     passed = sum(c.passed for c in verification.checks)
     sentence = (
         f"A fresh process loaded the files with transformers {verification.transformers} and compared them with the"
-        f" base whose removed {plan.parts} are bypassed: {passed} of {len(verification.checks)} checks passed; the largest"
-        f" absolute difference of a logit is {verification.max_logit_difference:.2g} in {verification.dtype}."
+        f" base whose removed {plan.parts} are bypassed: {passed} of {len(verification.checks)} checks passed; the"
+        f" largest absolute difference of a logit is {verification.max_logit_difference:.2g} in {verification.dtype}."
     )
     rows = tuple((c.name, "passed" if c.passed else "failed", c.detail) for c in verification.checks)
     return VerificationSummary(
