@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -25,13 +27,15 @@ PANEL, INK, QUIET, GRID = "#fbfbf9", "#1f2328", "#57606a", "#d8dce0"
 """Background, text, second text and grid lines: 15:1 and 6:1 against the panel."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """Okabe and Ito, Color Universal Design (2008), without the yellow that no light panel carries."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 DASHES = ("-", "--", "-.", ":")
 LEGEND_CHARACTERS = 90
 """Characters that fit into one row of legend."""
 COLUMN_CHARACTERS = 7
 """Characters whose room the line and the gap of one entry take."""
 LONGEST_LABEL = 48
+TITLE_CHARACTERS = 60
+"""Characters that fit into one line of a title."""
 MEASURE = "importance S"
 """Name of the scores by the default metric."""
 
@@ -103,7 +107,8 @@ def new_figure(title: str, *, height: float = HEIGHT) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", edgecolor=GRID, linewidth=2)
-    figure.suptitle(shown(title, longest=80), fontsize=13, fontweight="bold")
+    lines = textwrap.wrap(shown(title, longest=2 * TITLE_CHARACTERS), TITLE_CHARACTERS)
+    figure.suptitle("\n".join(lines), fontsize=13, fontweight="bold")
     return figure
 
 
@@ -116,13 +121,15 @@ def shown(text: str, *, longest: int = LONGEST_LABEL) -> str:
 
 
 def legend_columns(labels: Sequence[str]) -> int:
-    """Return how many columns of a legend fit beside each other; matplotlib fills the first column first."""
+    """Return how many columns of a legend fit beside each other."""
     return next(columns for columns in range(len(labels), 0, -1) if columns == 1 or _fits(labels, columns))
 
 
 def _fits(labels: Sequence[str], columns: int) -> bool:
-    rows = math.ceil(len(labels) / columns)
-    widest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
+    # As matplotlib fills them: column by column, the first ones with one entry more where it does not come out even.
+    short, longer = divmod(len(labels), columns)
+    ends = [column * short + min(column, longer) for column in range(columns + 1)]
+    widest = [max(map(len, labels[start:end])) for start, end in pairwise(ends)]
     return sum(widest) + COLUMN_CHARACTERS * columns <= LEGEND_CHARACTERS
 
 
@@ -174,7 +181,7 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def _title(figure: Figure) -> str:
-    return str(figure.get_suptitle())
+    return " ".join(figure.get_suptitle().split())
 
 
 @styled
