@@ -31,14 +31,15 @@ def _accuracy(report: SweepReport, folder: Path) -> Sequence[Path]:
     series = _series(report, lambda point: point.mean)
     if not series:
         return ()
+    series, steps = _with_steps(report, series)
     figure = curve(
         series,
         baseline=report.points[0].mean,
         ylabel="mean of the benchmarks (%)",
-        title=f"{report.base}: benchmarks over the number of drops",
+        title=f"{report.base}: mean of the benchmarks",
         xlabel="drops",
         chance=report.chance,
-        steps=_steps(report, series),
+        steps=steps,
     )
     return save(figure, folder, "accuracy")
 
@@ -51,13 +52,14 @@ def _perplexity(report: SweepReport, folder: Path) -> Sequence[Path]:
     series = _series(report, value)
     if not series:
         return ()
+    series, steps = _with_steps(report, series)
     figure = curve(
         series,
         baseline=report.points[0].perplexity,
         ylabel="perplexity (log scale)",
-        title=f"{report.base}: perplexity over the number of drops",
+        title=f"{report.base}: perplexity",
         xlabel="drops",
-        steps=_steps(report, series),
+        steps=steps,
         scale="log",
     )
     return save(figure, folder, "perplexity")
@@ -86,18 +88,21 @@ def _state(layer: int, gone: set[tuple[SublayerKind, int]]) -> CellState:
     return "gone" if attn and mlp else "dropped-attn" if attn else "dropped-mlp" if mlp else "kept"
 
 
-def _series(report: SweepReport, value: Callable[[SweepPoint], float | None]) -> dict[str, list[tuple[int, float]]]:
+def _series(report: SweepReport, value: Callable[[SweepPoint], float | None]) -> dict[str, Sequence[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for point in report.points:
         if (number := value(point)) is not None:
             found.setdefault(NAMES[point.method], []).append((point.count, number))
-    return found
+    return dict(found)
 
 
-def _steps(report: SweepReport, series: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, list[Step]]:
-    """Say of every point of a joint drop what went last, where the sweep has every count."""
-    points = [point for point in report.points if point.method == "joint"]
+def _with_steps(
+    report: SweepReport, series: Mapping[str, Sequence[tuple[int, float]]]
+) -> tuple[dict[str, Sequence[tuple[int, float]]], dict[str, list[Step]]]:
+    """Say of every point of a joint drop what went last, where no count is left out; the base's own point goes."""
+    name = NAMES["joint"]
+    counts = [count for count, _ in series.get(name, ())]
     order = next((order.dropped for order in report.orders if order.method == "joint"), ())
-    if NAMES["joint"] not in series or not points:
-        return {}
-    return {NAMES["joint"]: [order[max(point.count - 1, 0)].kind for point in points]}
+    if not counts or counts != list(range(len(order) + 1)):
+        return dict(series), {}
+    return {**series, name: series[name][1:]}, {name: [sublayer.kind for sublayer in order]}

@@ -209,10 +209,14 @@ def _speed_cells(point: SweepPoint) -> list[str]:
     return [shown, "n/a" if point.sdr is None else f"{point.sdr:.3f}"]
 
 
+def _drops(count: int) -> str:
+    return "none" if not count else "1 drop" if count == 1 else f"{count} drops"
+
+
 def _picked(report: SweepReport) -> list[str]:
     if not report.recommendations:
         return []
-    rows = [[f"  {r.method}", f"{r.count} drops" if r.count else "none", r.reason] for r in report.recommendations]
+    rows = [[f"  {r.method}", _drops(r.count), r.reason] for r in report.recommendations]
     commands = [f"  {r.command}" for r in report.recommendations if r.command]
     parts = [f"Rule: {report.rule}\n{table(rows, left=3)}"]
     return [*parts, "Next:\n" + "\n".join(commands)] if commands else parts

@@ -14,10 +14,14 @@ def rule_text(limits: Limits, points: Sequence[SweepPoint]) -> str:
     """State the rule, as far as what was measured decides."""
     parts = []
     if any(point.mean_change for point in points):
-        parts.append(f"the mean loses at most {limits.points:g} points")
+        parts.append(f"the mean loses at most {_points(limits.points)}")
     if any(point.perplexity_change for point in points):
         parts.append(f"the perplexity rises by at most {limits.perplexity_percent:g} %")
     return f"The largest count at which, as at every smaller one measured, {' and '.join(parts)}." if parts else ""
+
+
+def _points(number: float) -> str:
+    return f"{number:g} {'point' if number == 1 else 'points'}"
 
 
 def recommend(
