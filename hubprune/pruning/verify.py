@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from hubprune.architectures import FULL, SLIDING, Architecture
 from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification
 from hubprune.errors import CheckpointError, VerificationError
 from hubprune.pruning import mlx, modeling
 from hubprune.pruning.checkpoint import new_names
-from hubprune.pruning.config import needs_modeling_file, pruned_classes
+from hubprune.pruning.config import MAX_LAYERS, needs_modeling_file, pruned_classes
 from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest
 from hubprune.pruning.runnable import Runnable
@@ -185,7 +185,7 @@ class _Origin(BaseModel):
 
     base_model: str
     base_commit: str | None
-    base_num_hidden_layers: int
+    base_num_hidden_layers: int = Field(ge=1, le=MAX_LAYERS)
     dropped_attn_layers_of_base: tuple[int, ...]
     dropped_mlp_layers_of_base: tuple[int, ...]
     absent_attn_layers_of_base: tuple[int, ...] = ()
