@@ -33,6 +33,7 @@ TOLERANCE = 1e-4
 """Largest allowed difference of a logit, in float32."""
 PROMPTS = ("Paris is the capital of", "One day", "The river was high, and the bridge", "To make bread you need")
 NEW_TOKENS = 24
+LEADS_TO_CODE = ("adapter_config.json", "custom_generate")
 COMPARE_BYTES = 4 * 2**20
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -125,9 +126,12 @@ def load_from_hub(
 def ships_only_our_code(folder: Path, config: Mapping[str, Any], structure: Structure) -> bool:
     """Tell whether all code that loading a folder would run is what this version of hubprune writes.
 
-    transformers runs what `auto_map` names, in this folder or in another repo, and a `custom_generate/generate.py`.
+    transformers runs what `auto_map` names, in this folder or in another repo, and a `custom_generate/generate.py`;
+    where there is an adapter, it may load the model that this names instead.  mlx-lm before 0.32 runs a `model_file`.
     """
     architecture, layout = structure.architecture, structure.layout
+    if "model_file" in config or any((folder / name).exists() for name in LEADS_TO_CODE):
+        return False
     code = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
     if layout == "stock":
         return "auto_map" not in config and not code
