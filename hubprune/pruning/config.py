@@ -151,10 +151,10 @@ def _both_spellings(config: Mapping[str, Any], architecture: Architecture) -> di
         local = rope.get(SLIDING) or {}
         added |= {architecture.local_rope_base: local["rope_theta"]} if "rope_theta" in local else {}
         rope = rope[FULL]
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        added["rope_theta"] = rope["rope_theta"]
+    if isinstance(rope, dict) and rope:
+        added |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
-        kind = scaling.get("rope_type", "default")
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
         if architecture.scaling_keys:
             added |= {k: v for k, v in scaling.items() if k not in ("rope_type", "type", *architecture.scaling_keys)}
             scaling = {"type": kind} | {k: scaling[k] for k in architecture.scaling_keys if k in scaling}

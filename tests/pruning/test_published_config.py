@@ -102,6 +102,12 @@ def test_keys_of_transformers_4_stay_as_they_are_but_for_the_pair_that_autotoken
     assert published(old, WHOLE)["rope_scaling"] == LLAMA3
 
 
+@pytest.mark.parametrize("name", ["rope_type", "type"])
+def test_scaling_of_transformers_5_is_written_for_others_even_without_a_rope_base(name):
+    scaling = {name: "linear", "factor": 2.0}
+    assert published({**NO_ROPE, "rope_parameters": scaling})["rope_scaling"] == scaling
+
+
 def test_no_key_that_the_base_has_is_overwritten_by_its_other_spelling():
     rope = {"rope_theta": 500000.0, **LLAMA3}
     odd = {**LLAMA, "dtype": "bfloat16", "rope_scaling": None, "rope_parameters": rope}
