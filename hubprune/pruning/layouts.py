@@ -103,6 +103,7 @@ def _nemotron_nas_obstacle(left: Structure, config: Mapping[str, Any]) -> str | 
         ((config.get("head_dim") or size // heads) * heads != size, "the heads' size is not hidden_size over heads"),
         (bool(odd), f"an MLP has {max(odd, default=0)} neurons, which is no multiple of {WIDTH_MULTIPLE}"),
         (0 in left.no_attn, "vLLM and llama.cpp need the attention of layer 0"),
+        (bool(left.no_mlp), "llama.cpp's own converter goes wrong, without a word, where only an MLP is missing"),
         (bool(config.get("attention_bias") or config.get("mlp_bias")), "it has no place for biases"),
         (_lacks_rope_base(config), f"mlx-lm would take {LLAMA3_THETA:g} for its rope base"),
         (_slides(left.architecture, config), "it has no place for a sliding window"),

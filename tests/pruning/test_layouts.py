@@ -40,7 +40,7 @@ ATTN, WHOLE = plan(5, attn=[2, 3]), plan(5, attn=[3], mlp=[3])
         (ATTN, SERVED, "nemotron-nas"),
         (ATTN, LLAMA_3, "nemotron-nas"),
         (ATTN, {**SERVED, "model_type": "mistral", "sliding_window": None}, "nemotron-nas"),
-        (plan(5, mlp=[0, 4]), SERVED, "nemotron-nas"),
+        (plan(5, attn=[2, 3], mlp=[3]), SERVED, "nemotron-nas"),
         (ATTN, LLAMA, "pruned"),
         (ATTN, MISTRAL, "pruned"),
     ],
@@ -55,6 +55,7 @@ REASONS = {
     "width": (ATTN, {**SERVED, "intermediate_size": 384}, "384 neurons, which is no multiple of 256"),
     "layer 0": (plan(5, attn=[0]), SERVED, "need the attention of layer 0"),
     "a first layer that moves up": (plan(5, attn=[0, 1], mlp=[0]), SERVED, "need the attention of layer 0"),
+    "a lone MLP": (plan(5, attn=[2], mlp=[4]), SERVED, "converter goes wrong, without a word"),
     "biases": (ATTN, {**SERVED, "attention_bias": True}, "no place for biases"),
     "window": (ATTN, {**SERVED, "model_type": "mistral", "sliding_window": 8}, "no place for a sliding window"),
     "a window by default": (
