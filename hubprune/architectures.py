@@ -18,6 +18,8 @@ __all__ = ["ARCHITECTURES", "NEMOTRON_NAS", "Architecture", "architecture_of"]
 FULL, SLIDING = "full_attention", "sliding_attention"
 """The kinds of attention, as `layer_types` in config.json spells them."""
 LIST_OF_KINDS = "layer_types"
+MISTRAL_WINDOW = 4096
+"""Tokens; what MistralConfig takes where config.json has no `sliding_window`."""
 
 Rule = Callable[[Mapping[str, Any]], list[Any]]
 """Computes from a config.json the per-layer list that transformers takes where it has none."""
@@ -35,6 +37,11 @@ def _list_in(config: Mapping[str, Any], key: str) -> list[Any] | None:
 def _of_one_kind(config: Mapping[str, Any]) -> list[str]:
     """Return one kind for all layers: sliding where the config has a window."""
     return [SLIDING if config.get("sliding_window") else FULL] * int(config["num_hidden_layers"])
+
+
+def _sliding_unless_null(config: Mapping[str, Any]) -> list[str]:
+    """MistralConfig: sliding by default; only a window that is written as null is none."""
+    return _of_one_kind({"sliding_window": MISTRAL_WINDOW, **config})
 
 
 def _sliding_from_a_layer_on(config: Mapping[str, Any]) -> list[str]:
@@ -64,7 +71,7 @@ def _with_rope(config: Mapping[str, Any]) -> list[int]:
 def _sliding_without_rope(config: Mapping[str, Any]) -> list[str]:
     """SmolLM3Config: the layers without rotary embedding slide, where sliding is in use at all."""
     used = config.get("use_sliding_window") and config.get("sliding_window") is not None
-    rope = config.get("no_rope_layers") or _with_rope(config)
+    rope = _list_in(config, "no_rope_layers") or _with_rope(config)
     return [SLIDING if used and not rope[layer] else FULL for layer in range(config["num_hidden_layers"])]
 
 
@@ -206,7 +213,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     entry.model_type: entry
     for entry in (
         Architecture(model_type="llama", class_prefix="Llama", nemotron_nas=True),
-        Architecture(model_type="mistral", class_prefix="Mistral", nemotron_nas=True),
+        Architecture(
+            model_type="mistral",
+            class_prefix="Mistral",
+            per_layer_lists={LIST_OF_KINDS: _sliding_unless_null},
+            nemotron_nas=True,
+        ),
         Architecture(
             model_type="qwen2",
             class_prefix="Qwen2",

@@ -11,10 +11,12 @@ CARRIED_FILES = (
     *("LICENSE*", "NOTICE*", "USE_POLICY*"),
 )
 """Patterns of tokenizer, generation, chat template and licence files, at the top unless a folder is named."""
+CODE_SUFFIXES = (".py", ".pyc", ".pyd", ".so")
+"""What Python can import."""
 
 
 def is_carried(path: str) -> bool:
     """Tell whether a file travels into the result; `path` is below the repo, with forward slashes.  Code never does."""
-    return not path.endswith(".py") and any(
+    return not path.endswith(CODE_SUFFIXES) and any(
         fnmatchcase(path, p) and path.count("/") == p.count("/") for p in CARRIED_FILES
     )

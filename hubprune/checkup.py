@@ -12,7 +12,7 @@ from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, VerificationError
 from hubprune.files import list_files
 from hubprune.pruning import verify
-from hubprune.pruning.config import read_config
+from hubprune.pruning.config import check_config, read_config
 from hubprune.pruning.runnable import make_runnable
 from hubprune.pruning.structure import read_structure
 from hubprune.publishing import hub
@@ -73,6 +73,7 @@ def _found(name: str, revision: str, session: HubSession, reporter: Reporter) ->
     if not REPO_ID.fullmatch(name):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
     repo = hub.resolve_repo(BaseModelSpec(repo_id=name, revision=revision), session=session)
+    check_config(repo.config, where=f"config.json of {name}")
     verify.plan_of(repo.config)
     folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
     return folder, repo.config
@@ -83,7 +84,9 @@ def _base(given: str | None, config: Mapping[str, Any], session: HubSession, rep
     if given is None and commit is None:
         raise BaseNotFoundError(f"Its base was the local folder {name!r}.", hint="Say where it is with --base FOLDER.")
     spec = BaseModelSpec(repo_id=given or name, revision="main" if given else str(commit))
-    return hub.download_base(hub.resolve_base(spec, session=session), session=session, reporter=reporter)
+    found = hub.resolve_base(spec, session=session)
+    check_config(found.config, where=f"config.json of {found.name}")
+    return hub.download_base(found, session=session, reporter=reporter)
 
 
 def _manifest_checks(folder: Path) -> list[Check]:

@@ -34,6 +34,8 @@ class Hyperparameters:
     rope: Rope
     tied: bool
     """Whether the head is the embedding."""
+    biased: tuple[str, ...] = ()
+    """Modules of a layer whose projections all have biases."""
     notes: tuple[str, ...] = ()
 
 
@@ -80,8 +82,15 @@ def read_hyperparameters(config: Mapping[str, Any], architecture: Architecture, 
         context_length=context,
         rope=read_rope(given, head_dim=head_dim, where=where),
         tied=flag(given, "tie_word_embeddings", where=where),
+        biased=tuple(part for part, key in _bias_keys(architecture) if flag(given, key, where=where)),
         notes=notes,
     )
+
+
+def _bias_keys(architecture: Architecture) -> tuple[tuple[str, str], ...]:
+    """Return the modules of a layer that may have biases, each with the key that says so; Mistral has none."""
+    llama = ((architecture.attn_module, "attention_bias"), (architecture.mlp_module, "mlp_bias"))
+    return llama if architecture.model_type == "llama" else ()
 
 
 def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ FILE = "tokenizer.model"
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 TEXT, SCORE, TYPE = 1, 2, 3
 MODEL_TYPE, BPE = 3, 2
-ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 3, 4
+PRECOMPILED_CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3, 4, 5
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
@@ -42,6 +42,8 @@ def read(files: TokenizerFiles) -> Vocabulary:
         raise files.foreign(f"{FILE} is no BPE")
     if normalizer.get(REMOVE_EXTRA_WHITESPACES, 1):
         raise files.foreign(f"{FILE} removes spaces")
+    if normalizer.get(PRECOMPILED_CHARSMAP) or not normalizer.get(ESCAPE_WHITESPACES, 1):
+        raise files.foreign(f"{FILE} normalizes texts")
     known = {number: (text, kind) for number, (text, _, kind) in enumerate(pieces)}
     for text, number in ((text, number) for number, (text, _) in known.items()):
         check_number(files, text, number)
@@ -88,7 +90,7 @@ def _message(
                 trainer = dict(_fields(value))
             elif field == NORMALIZER:
                 normalizer = dict(_fields(value))
-    except (ValueError, IndexError, TypeError, KeyError, struct.error) as error:
+    except (ValueError, IndexError, TypeError, KeyError, AttributeError, struct.error) as error:
         raise files.broken(f"{FILE} is no SentencePiece model") from error
     return pieces, trainer, normalizer
 

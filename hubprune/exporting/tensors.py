@@ -146,7 +146,7 @@ class _Planner:
 
     def _linear(self, part: _Part) -> Iterator[GgufTensor]:
         yield self._matrix(f"{part.source}.weight", f"{part.name}.weight", part.shape, rotary=part.rotary)
-        if f"{part.source}.bias" in self._entries:
+        if part.source.split(".")[-2] in self._sizes.biased:  # transformers passes over all others
             yield self._vector(f"{part.source}.bias", f"{part.name}.bias", part.shape[0], rotary=part.rotary)
 
     def _matrix(self, source: str, name: str, shape: tuple[int, int], *, rotary: bool = False) -> GgufTensor:

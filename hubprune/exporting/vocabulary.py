@@ -6,6 +6,7 @@ that.  A tokenizer that llama.cpp would run in another way is refused: it would 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -189,7 +190,7 @@ def filled(
     rows = [known.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(files.size)]
     texts = [text for text, _ in rows]
     if len(set(texts)) != len(texts):
-        twice = next(text for text in texts if texts.count(text) > 1)
+        twice = Counter(texts).most_common(1)[0][0]
         raise files.broken(f"two numbers have the text {twice!r:.40}")
     return tuple(texts), tuple(kind for _, kind in rows)
 

@@ -24,13 +24,25 @@ from hubprune.pruning.structure import (
 from hubprune.strict_json import parse_json
 
 CONFIG_NAME = "config.json"
-READS_POSITIONS = {"llama3", "yarn", "longrope"}
+READS_POSITIONS = ("llama3", "yarn", "longrope")
 """Kinds of rope scaling whose defaults depend on `max_position_embeddings`."""
+DEFAULT_ROPE_BASE = 10_000.0
+"""What LlamaConfig and MistralConfig take where config.json names none."""
 NOT_CARRIED = {
-    "_name_or_path", "auto_map", "block_configs", "dropped_attn_layers", "dropped_mlp_layers", "hubprune",
-    "mlp_intermediate_sizes",
+    "_attn_implementation", "_name_or_path", "attn_implementation", "auto_map", "block_configs", "dropped_attn_layers",
+    "dropped_mlp_layers", "hubprune", "mlp_intermediate_sizes", "model_file",
 }  # fmt: skip
-"""Keys of a base's config.json that say nothing about the result: its path, its code, what was dropped before."""
+"""Keys of a base's config.json that say nothing about the result: its path, what was dropped before, its code.
+
+A `model_file` is code that mlx-lm runs, an `attn_implementation` may name a repo whose kernels transformers runs.
+"""
+MAX_LAYERS = 4096
+"""More than any model has: what is computed per layer should not fill the memory first."""
+NEEDED_NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+OTHER_NUMBERS = (
+    "head_dim", "intermediate_size", "max_position_embeddings", "no_rope_layer_interval", "num_key_value_heads",
+    "sliding_window_pattern",
+)  # fmt: skip
 
 
 def needs_modeling_file(plan: DropPlan) -> bool:
@@ -54,21 +66,36 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], *, where: str) -> None:
-    """Check the numbers that everything else relies on.
+    """Check the values that everything else relies on.
 
     Raises:
-        CheckpointError: one is missing or no positive number.
+        CheckpointError: one is missing or of another type.
         UnsupportedFormatError: the weights are quantized.
     """
-    for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
+    given = {key: value for key, value in config.items() if value is not None}
+    for key in (*NEEDED_NUMBERS, *(key for key in OTHER_NUMBERS if key in given)):
         value = config.get(key)
         if type(value) is not int or value < 1:
-            raise CheckpointError(f"{where} has {key}={value!r}, which is no positive number.")
+            raise CheckpointError(f"{where} has {key}={value!r:.60}, which is no positive number.")
+    if config["num_hidden_layers"] > MAX_LAYERS:
+        raise CheckpointError(f"{where} has num_hidden_layers={config['num_hidden_layers']}, more than {MAX_LAYERS}.")
+    _check_types(given, where=where)
     if isinstance(quantized := config.get("quantization_config"), Mapping):
         raise UnsupportedFormatError(
             f"{where} says that the weights are quantized ({quantized.get('quant_method', 'unknown method')}).",
             hint="Prune the unquantized base; quantize the result afterwards.",
         )
+
+
+def _check_types(given: Mapping[str, Any], *, where: str) -> None:
+    kinds = given.get("layer_types", [])
+    fits = {
+        "layer_types": isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds),
+        **{key: isinstance(given.get(key, {}), dict) for key in ("rope_parameters", "rope_scaling")},
+        **{key: type(given.get(key, 0)) is int for key in ("max_window_layers", "sliding_window")},
+    }
+    if wrong := [key for key, fit in fits.items() if not fit]:
+        raise CheckpointError(f"{where} has {wrong[0]}={given[wrong[0]]!r:.60}, which is of the wrong type.")
 
 
 def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None:
@@ -124,10 +151,10 @@ def _both_spellings(config: Mapping[str, Any], architecture: Architecture) -> di
         local = rope.get(SLIDING) or {}
         added |= {architecture.local_rope_base: local["rope_theta"]} if "rope_theta" in local else {}
         rope = rope[FULL]
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        added["rope_theta"] = rope["rope_theta"]
+    if isinstance(rope, dict) and rope:
+        added |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
-        kind = scaling.get("rope_type", "default")
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
         if architecture.scaling_keys:
             added |= {k: v for k, v in scaling.items() if k not in ("rope_type", "type", *architecture.scaling_keys)}
             scaling = {"type": kind} | {k: scaling[k] for k in architecture.scaling_keys if k in scaling}
@@ -173,9 +200,23 @@ def layout_keys(layout: Layout, config: Mapping[str, Any], structure: Structure)
         "dropped_mlp_layers": sorted(structure.no_mlp),
         "mlp_intermediate_sizes": list(structure.mlp_widths),
     }
-    served = {"block_configs": block_configs(structure.mlp_widths, structure.no_attn, config)}
+    served = {
+        "block_configs": block_configs(structure.mlp_widths, structure.no_attn, config),
+        **_rope_spelled_out(config),
+    }
     keys = served if layout == "nemotron-nas" else own
     return {**pruned_classes(structure.architecture, layout), **keys, "intermediate_size": None}
+
+
+def _rope_spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the rope base that transformers takes by default, and the kind of scaling under the name that all look for.
+
+    Without, mlx-lm takes the rope base of Llama 3 without a word; of a scaling with a `type` alone it loads none.
+    """
+    scaling = config.get("rope_scaling") or {}
+    theta = config.get("rope_theta") or scaling.get("rope_theta", DEFAULT_ROPE_BASE)
+    named = {"rope_scaling": {**scaling, "rope_type": scaling["type"]}} if "type" in scaling else {}
+    return {"rope_theta": theta, **named}
 
 
 def pruned_classes(architecture: Architecture, layout: Layout) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hubprune.architectures import Architecture, architecture_of
+from hubprune.architectures import MISTRAL_WINDOW, SLIDING, Architecture, architecture_of
 from hubprune.artifacts import DropPlan, Layout, LayoutChoice, Method, WidthPlan
 from hubprune.errors import PlanError
 from hubprune.pruning.config import READS_POSITIONS
@@ -111,17 +111,25 @@ def _stock_obstacle(left: Structure) -> str | None:
 
 
 def _nemotron_nas_obstacle(left: Structure, config: Mapping[str, Any]) -> str | None:
-    size, heads, window = config["hidden_size"], config["num_attention_heads"], config.get("sliding_window")
+    size, heads, activation = config["hidden_size"], config["num_attention_heads"], config.get("hidden_act", "silu")
     odd = [width for width in left.mlp_widths if width % WIDTH_MULTIPLE]
     return _first(
         (not left.architecture.nemotron_nas, f"it describes Llama's layers, not {left.architecture.class_prefix}'s"),
         ((config.get("head_dim") or size // heads) * heads != size, "the heads' size is not hidden_size over heads"),
         (bool(odd), f"an MLP has {max(odd, default=0)} neurons, which is no multiple of {WIDTH_MULTIPLE}"),
         (0 in left.no_attn, "vLLM and llama.cpp need the attention of layer 0"),
+        (bool(left.no_mlp), "llama.cpp's own converter goes wrong, without a word, where only an MLP is missing"),
         (bool(config.get("attention_bias") or config.get("mlp_bias")), "it has no place for biases"),
         (_lacks_rope_base(config), f"mlx-lm would take {LLAMA3_THETA:g} for its rope base"),
-        (window is not None and window < config["max_position_embeddings"], "it has no place for a sliding window"),
+        (_slides(left.architecture, config), "it has no place for a sliding window"),
+        (activation != "silu", f"vLLM and llama.cpp take silu for its hidden_act, which is {activation!r:.40}"),
     )
+
+
+def _slides(family: Architecture, config: Mapping[str, Any]) -> bool:
+    """Tell whether a token may lie too far back to be seen."""
+    window, longest = config.get("sliding_window", MISTRAL_WINDOW), config.get("max_position_embeddings")
+    return SLIDING in family.attention_kinds(config) and (longest is None or window < longest)
 
 
 def _lacks_rope_base(config: Mapping[str, Any]) -> bool:

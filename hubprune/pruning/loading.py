@@ -110,7 +110,7 @@ def compare(request: CompareRequest) -> Comparison:
             parameters=model.num_parameters(),
             dtype=str(dtype).removeprefix("torch."),
             max_logit_difference=max(float((one - other).abs().max()) for one, other in pairs),
-            argmax_equal=all(torch.equal(one.argmax(-1), other.argmax(-1)) for one, other in pairs),
+            argmax_equal=all(_same_next_tokens(one, other) for one, other in pairs),
             positions=sum(ids.numel() for ids in rows),
             cached_equal=_same_texts(model, rows, alone, [_uncached(model, ids, request.new_tokens) for ids in rows]),
             padded_equal=_same_texts(model, rows, alone, _padded(model, rows, request.new_tokens)),
@@ -120,6 +120,13 @@ def compare(request: CompareRequest) -> Comparison:
             cache_tokens=rows[0].shape[1],
             transformers=transformers.__version__,
         )
+
+
+def _same_next_tokens(one: Any, other: Any) -> bool:
+    """Tell whether two rows of logits have the same maxima, and are numbers at all."""
+    import torch
+
+    return bool(one.isfinite().all()) and torch.equal(one.argmax(-1), other.argmax(-1))
 
 
 def load(request: LoadRequest) -> Loaded:

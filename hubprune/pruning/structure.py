@@ -17,6 +17,8 @@ from hubprune.errors import CheckpointError, UnsupportedArchitectureError
 
 NEMOTRON_NAS_CLASS = "DeciLMForCausalLM"
 """The class that vLLM, SGLang and llama.cpp look for; transformers loads ours, by `auto_map`."""
+LARGEST_FFN_MULT = 2**20
+"""No MLP is so much wider than the residual stream; more would overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +70,17 @@ def read_structure(config: Mapping[str, Any], *, name: str = "the checkpoint") -
     architecture, model_type = architecture_of(config, name=name), config.get("model_type")
     if model_type == NEMOTRON_NAS:
         return _of_block_configs(config, architecture, name)
-    layers, width = config["num_hidden_layers"], config["intermediate_size"]
+    layers, width = config["num_hidden_layers"], config.get("intermediate_size")
+    if width is None and (model_type == architecture.model_type or config.get("mlp_intermediate_sizes") is None):
+        raise CheckpointError(f"config.json of {name} has no intermediate_size.")
     if model_type == architecture.model_type:
         return Structure(
             architecture=architecture, layout="stock", num_hidden_layers=layers, mlp_widths=(width,) * layers
         )
     no_attn, no_mlp = (_layers(config, f"dropped_{kind}_layers", layers, name) for kind in ("attn", "mlp"))
-    widths = config.get("mlp_intermediate_sizes") or [0 if i in no_mlp else width for i in range(layers)]
+    widths = config.get("mlp_intermediate_sizes")
+    if not isinstance(widths, list):
+        widths = [0 if i in no_mlp else width for i in range(layers)] if widths is None else []
     return _checked(
         Structure(
             architecture=architecture,
@@ -97,7 +103,9 @@ def _checked(found: Structure, name: str) -> Structure:
 
 
 def _layers(config: Mapping[str, Any], key: str, num_hidden_layers: int, name: str) -> frozenset[int]:
-    listed = config.get(key) or []
+    listed = config.get(key)
+    if listed is None and config.get("mlp_intermediate_sizes") is None:  # as the modeling file reads it
+        return frozenset()
     if not isinstance(listed, list) or not all(type(i) is int and 0 <= i < num_hidden_layers for i in listed):
         raise CheckpointError(
             f"config.json of {name}: {key}={listed!r} does not fit num_hidden_layers={num_hidden_layers}."
@@ -141,7 +149,7 @@ def _mlp_width(block: Any, hidden_size: int, name: str) -> int:
     if ffn.get("no_op"):
         return 0
     mult = ffn.get("ffn_mult")
-    if not isinstance(mult, (int, float)) or isinstance(mult, bool) or mult <= 0:
+    if not isinstance(mult, (int, float)) or isinstance(mult, bool) or not 0 < mult <= LARGEST_FFN_MULT:
         raise _foreign(name)
     return round(2 * mult * hidden_size / 3)
 

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from hubprune.architectures import FULL, SLIDING, Architecture
 from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
 from hubprune.errors import CheckpointError, VerificationError
 from hubprune.pruning import mlx, modeling
 from hubprune.pruning.checkpoint import neurons_of, shard_plans
-from hubprune.pruning.config import needs_modeling_file, pruned_classes
+from hubprune.pruning.config import MAX_LAYERS, needs_modeling_file, pruned_classes
 from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest, NarrowedTensor
 from hubprune.pruning.runnable import Runnable
@@ -37,6 +37,7 @@ TOLERANCE = 1e-4
 """Largest allowed difference of a logit, in float32."""
 PROMPTS = ("Paris is the capital of", "One day", "The river was high, and the bridge", "To make bread you need")
 NEW_TOKENS = 24
+LEADS_TO_CODE = ("adapter_config.json", "custom_generate")
 COMPARE_BYTES = 4 * 2**20
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -130,9 +131,12 @@ def load_from_hub(
 def ships_only_our_code(folder: Path, config: Mapping[str, Any], structure: Structure) -> bool:
     """Tell whether all code that loading a folder would run is what this version of hubprune writes.
 
-    transformers runs what `auto_map` names, in this folder or in another repo, and a `custom_generate/generate.py`.
+    transformers runs what `auto_map` names, in this folder or in another repo, and a `custom_generate/generate.py`;
+    where there is an adapter, it may load the model that this names instead.  mlx-lm before 0.32 runs a `model_file`.
     """
     architecture, layout = structure.architecture, structure.layout
+    if "model_file" in config or any((folder / name).exists() for name in LEADS_TO_CODE):
+        return False
     code = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
     if layout == "stock":
         return "auto_map" not in config and not code
@@ -191,7 +195,7 @@ class _Origin(BaseModel):
 
     base_model: str
     base_commit: str | None
-    base_num_hidden_layers: int
+    base_num_hidden_layers: int = Field(ge=1, le=MAX_LAYERS)
     dropped_attn_layers_of_base: tuple[int, ...]
     dropped_mlp_layers_of_base: tuple[int, ...]
     absent_attn_layers_of_base: tuple[int, ...] = ()

@@ -250,7 +250,7 @@ def field(number, value):
     return varint(number << 3 | 2) + varint(len(value)) + value
 
 
-def sentencepiece(*, kind=2, removes=0):
+def sentencepiece(*, kind=2, removes=0, charsmap=b"", escapes=1):
     """A tokenizer.model with the pieces of the tokenizer above."""
     types = {"<unk>": 2, "<s>": 3, "</s>": 3}
     vocab = json.loads(pieces_tokenizer().to_str())["model"]["vocab"]
@@ -259,7 +259,8 @@ def sentencepiece(*, kind=2, removes=0):
         piece = field(1, text.encode()) + field(2, -float(number))
         piece += field(3, types.get(text, 6 if text.startswith("<0x") else 1))
         data += field(1, piece)
-    return data + field(2, field(3, kind)) + field(3, field(4, removes))
+    normalizer = field(2, charsmap) + field(4, removes) + field(5, escapes)
+    return data + field(2, field(3, kind)) + field(3, normalizer)
 
 
 @pytest.fixture
@@ -288,7 +289,15 @@ def read_json_twin(folder):
     return read(folder)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"kind": 1}, "is no BPE"), ({"removes": 1}, "removes spaces")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": 1}, "is no BPE"),
+        ({"removes": 1}, "removes spaces"),
+        ({"charsmap": b"nfkc"}, "normalizes texts"),
+        ({"escapes": 0}, "normalizes texts"),
+    ],
+)
 def test_other_sentencepiece_models_are_refused(options, message, with_model_file):
     (with_model_file / "tokenizer.model").write_bytes(sentencepiece(**options))
     with pytest.raises(UnsupportedFormatError, match=message):
@@ -296,7 +305,16 @@ def test_other_sentencepiece_models_are_refused(options, message, with_model_fil
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xff" * 40, sentencepiece()[:-1], b"\x0a\xff\xff\xff\xff\x7fx", b"\x0a\x02\x0a\x00\x18\x63"]
+    "data",
+    [
+        b"\xff" * 40,
+        sentencepiece()[:-1],
+        b"\x0a\xff\xff\xff\xff\x7fx",
+        b"\x0a\x02\x0a\x00\x18\x63",
+        field(1, field(1, 7)),
+        field(1, 7),
+        field(2, 7),
+    ],
 )
 def test_a_broken_sentencepiece_model_is_an_error(data, with_model_file):
     (with_model_file / "tokenizer.model").write_bytes(data)

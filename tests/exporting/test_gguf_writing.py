@@ -158,6 +158,21 @@ def test_tied_embeddings_are_written_once(tmp_path):
     assert {"token_embd.weight"} == {t.name for t in reader.tensors if t.shape.tolist() == [32, 256]}
 
 
+@pytest.mark.parametrize("named", ["attention_bias", "mlp_bias"])
+def test_biases_that_transformers_would_pass_over_are_refused(tmp_path, named):
+    folder = base(tmp_path / "b", biased, **{named: True}).folder
+    with pytest.raises(
+        UnsupportedArchitectureError, match=r"tensors that its config\.json does not lead one to expect, .*bias"
+    ):
+        export(folder, tmp_path / "x.gguf", verify="skip")
+
+
+def test_biases_that_are_not_there_are_missed(tmp_path):
+    folder = base(tmp_path / "b", attention_bias=True).folder
+    with pytest.raises(CheckpointError, match=r"no tensor .*q_proj\.bias"):
+        export(folder, tmp_path / "x.gguf", verify="skip")
+
+
 def test_biases_are_written_in_f32_and_those_of_q_and_k_in_the_order_of_their_rows(tmp_path):
     folder = base(tmp_path / "b", biased, attention_bias=True, mlp_bias=True).folder
     _, reader = write(folder, tmp_path, outtype="f16")

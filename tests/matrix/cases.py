@@ -57,8 +57,11 @@ class Case:
     def load(self, auto: Any = AutoModelForCausalLM, *, dtype: Any = torch.float32, **options: Any) -> Any:
         """Load the folder as a reader would."""
         options = {DTYPE: dtype, "trust_remote_code": self.trust, **options}
-        model = auto.from_pretrained(self.folder, **options).eval()
-        return self._bypassed(model) if self.folder == self.base and auto is AutoModelForCausalLM else model
+        found = auto.from_pretrained(self.folder, **options)
+        model = (found[0] if isinstance(found, tuple) else found).eval()
+        if self.folder == self.base and auto is AutoModelForCausalLM:
+            self._bypassed(model)
+        return found
 
     def stock(self, *, dtype: Any = torch.float32, **options: Any) -> Any:
         """Load the base."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from cases import DTYPE, FEW, Case, MismatchError, check, close, greedy, prompt, same
+from cases import DTYPE, FEW, AbsentError, Case, MismatchError, check, close, greedy, prompt, same
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 IDS = prompt()
@@ -71,7 +71,11 @@ def tokenizer(case: Case) -> None:
 @check("AutoModel", drops=FEW)
 @torch.no_grad()
 def inner(case: Case) -> None:
-    found = case.load(AutoModel)(IDS).last_hidden_state
+    model, info = case.load(AutoModel, output_loading_info=True)
+    if info["missing_keys"]:
+        # Seen with Gemma 3 on 4.53, whose decoder looks for its weights under another prefix than they have.
+        raise AbsentError("AutoModel does not find the weights that AutoModelForCausalLM finds")
+    found = model(IDS).last_hidden_state
     close(found, case.reference().model(IDS).last_hidden_state, "hidden states")
 
 
@@ -116,7 +120,7 @@ def round_trip(case: Case) -> None:
 def offloaded(case: Case) -> None:
     whole = sum(parameter.numel() * parameter.element_size() for parameter in case.load().parameters())
     with tempfile.TemporaryDirectory() as offload:
-        model = case.load(device_map="auto", max_memory={"cpu": whole // 2}, offload_folder=offload)
-        same("disk" in model.hf_device_map.values(), True, "something is on disk")
+        model = case.load(device_map="auto", max_memory={"cpu": whole * 4 // 5}, offload_folder=offload)
+        same({str(device) for device in model.hf_device_map.values()}, {"cpu", "disk"}, "devices")
         close(model(IDS).logits, case.reference()(IDS).logits, "logits")
         same(greedy(model, IDS), greedy(case.reference(), IDS, use_cache=False), "greedy")

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from cases import FEW, AbsentError, Case, check, close, greedy, prompt, same
+from cases import FEW, NEW_TOKENS, AbsentError, Case, check, close, greedy, prompt, same
 
 IDS = prompt()
 
@@ -163,8 +163,10 @@ def drafting(case: Case) -> None:
 @check("prompt lookup")
 @torch.no_grad()
 def looked_up(case: Case) -> None:
-    found = greedy(case.load(), IDS, prompt_lookup_num_tokens=3)
-    same(found, greedy(case.reference(), IDS, use_cache=False), "prompt lookup")
+    found, reference = greedy(case.load(), IDS, prompt_lookup_num_tokens=3), case.reference()
+    # Some versions (4.53) write a token more than they may when the last lookup hits, with any model.
+    same(found[0][:NEW_TOKENS], greedy(reference, IDS, use_cache=False)[0], "prompt lookup")
+    same(found, greedy(reference, IDS, prompt_lookup_num_tokens=3), "prompt lookup of the reference")
 
 
 @check("torch.compile fullgraph", drops=FEW)

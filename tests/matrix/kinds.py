@@ -129,9 +129,22 @@ NEMOTRON_NAS = {
     "widths": Drop(attn=(1,), mlp=(2,), widths={3: 256}),
 }
 
+LLAMA3_ROPE: Mapping[str, Any] = {
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "factor": 8.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 64,
+        "rope_type": "llama3",
+    },
+}
+"""As Llama 3.1 and later have it."""
+
 KINDS = (
     Kind("llama", LLAMA),
-    Kind("llama-nemotron-nas", {**LLAMA, "intermediate_size": 512}, NEMOTRON_NAS, layout="nemotron-nas"),
+    Kind("llama-nemotron-nas", {**LLAMA, **LLAMA3_ROPE, "intermediate_size": 512}, NEMOTRON_NAS, layout="nemotron-nas"),
+    Kind("llama3-rope", {**LLAMA, **LLAMA3_ROPE}, ONE_KIND),
     Kind("mistral-full", MISTRAL),
     Kind("mistral-window", {**MISTRAL, "sliding_window": 8}),
     Kind("qwen2", QWEN2, ONE_KIND, everywhere=False),

@@ -10,7 +10,7 @@ import torch
 from bases import LLAMA, MISTRAL, plan, write_base
 
 from hubprune.architectures import architecture_of
-from hubprune.errors import PlanError, UnsupportedArchitectureError
+from hubprune.errors import CheckpointError, PlanError, UnsupportedArchitectureError
 from hubprune.pruning import loading, mlx, verify
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.layouts import check_choice, choose_layout
@@ -40,7 +40,7 @@ ATTN, WHOLE = plan(5, attn=[2, 3]), plan(5, attn=[3], mlp=[3])
         (ATTN, SERVED, "nemotron-nas"),
         (ATTN, LLAMA_3, "nemotron-nas"),
         (ATTN, {**SERVED, "model_type": "mistral", "sliding_window": None}, "nemotron-nas"),
-        (plan(5, mlp=[0, 4]), SERVED, "nemotron-nas"),
+        (plan(5, attn=[2, 3], mlp=[3]), SERVED, "nemotron-nas"),
         (ATTN, LLAMA, "pruned"),
         (ATTN, MISTRAL, "pruned"),
     ],
@@ -55,8 +55,15 @@ REASONS = {
     "width": (ATTN, {**SERVED, "intermediate_size": 384}, "384 neurons, which is no multiple of 256"),
     "layer 0": (plan(5, attn=[0]), SERVED, "need the attention of layer 0"),
     "a first layer that moves up": (plan(5, attn=[0, 1], mlp=[0]), SERVED, "need the attention of layer 0"),
+    "a lone MLP": (plan(5, attn=[2], mlp=[4]), SERVED, "converter goes wrong, without a word"),
     "biases": (ATTN, {**SERVED, "attention_bias": True}, "no place for biases"),
     "window": (ATTN, {**SERVED, "model_type": "mistral", "sliding_window": 8}, "no place for a sliding window"),
+    "a window by default": (
+        ATTN,
+        {**SERVED, "model_type": "mistral", "max_position_embeddings": 8192},
+        "sliding window",
+    ),
+    "activation": (ATTN, {**SERVED, "hidden_act": "gelu"}, "silu for its hidden_act, which is 'gelu'"),
     "rope base": (ATTN, {**LLAMA_3, "rope_theta": 10000.0}, "mlx-lm would take 500000 for its rope base"),
 }
 
@@ -216,6 +223,7 @@ def foreign(**changes):
         {"ffn": {"replace_with_linear": True}},
         {"ffn": {"sparsify": [1]}},
         {"ffn": {"ffn_mult": "wide"}},
+        {"ffn": {"ffn_mult": 1e308}},
     ],
 )
 def test_layers_that_hubprune_never_writes_are_refused(changes):
@@ -228,3 +236,27 @@ def test_a_nemotron_repo_of_somebody_else_is_no_base():
     config = {**foreign(), "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"}}
     with pytest.raises(UnsupportedArchitectureError, match="'nemotron-nas', which hubprune does not support"):
         read_structure(config)
+
+
+OURS = {
+    **SERVED, "model_type": "pruned_llama", "dropped_attn_layers": [2], "dropped_mlp_layers": [],
+    "intermediate_size": None, "mlp_intermediate_sizes": [256] * 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropped_attn_layers": None},
+        {"dropped_mlp_layers": {}},
+        {"dropped_attn_layers": [5]},
+        {"mlp_intermediate_sizes": 256},
+        {"mlp_intermediate_sizes": [256] * 4},
+        {"mlp_intermediate_sizes": None},
+        {"model_type": "llama"},
+    ],
+)
+def test_keys_that_do_not_say_what_there_is_are_refused(changes):
+    assert read_structure(OURS).no_attn == {2}
+    with pytest.raises(CheckpointError):
+        read_structure({**OURS, **changes})

@@ -38,6 +38,17 @@ def compared(folder):
     return mlx.compare(mlx.MlxRequest(folder=str(folder), prompts=verify.PROMPTS))
 
 
+UNNAMED = {key: value for key, value in PLAIN.items() if key != "rope_theta"}
+OLD_LINEAR = {**UNNAMED, "rope_scaling": {"type": "linear", "factor": 2.0}}
+
+
+@pytest.mark.parametrize("config", [UNNAMED, OLD_LINEAR], ids=["no rope base", "a scaling with a type"])
+def test_a_base_that_leaves_its_rope_to_transformers_is_the_same_in_mlx_lm(own_modules, tmp_path, config):
+    pytest.importorskip("mlx_lm")
+    _, _, folder = written(config, tmp_path, attn=[2])
+    assert compared(folder).check.passed
+
+
 @pytest.mark.parametrize("config", [PLAIN, LLAMA_3], ids=["plain rope", "llama3 rope"])
 @pytest.mark.parametrize(
     ("attn", "mlp"),

@@ -288,3 +288,13 @@ def test_linear_parts_are_refused(nas_config, part):
     changed[1][part]["replace_with_linear"] = True
     with pytest.raises(ValueError, match="block_configs has linear layers"):
         nas_config(**GIVEN, block_configs=changed)
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic"])
+def test_a_rope_base_beside_its_scaling_is_written_again_where_others_look(nas_config, kind):
+    scaling = {"rope_type": kind, "factor": 2.0}
+    values = nas_config(**GIVEN, rope_scaling=scaling, block_configs=blocks()).to_dict()
+    assert values["rope_theta"] == 5000.0
+    assert scaling.items() <= values["rope_scaling"].items()
+    again = nas_config(**json.loads(json.dumps(values)))
+    assert again.to_dict() == values

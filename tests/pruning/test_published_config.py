@@ -11,7 +11,8 @@ from bases import LLAMA, MISTRAL, plan
 
 from hubprune import __version__
 from hubprune.artifacts import BaseCheckpoint
-from hubprune.pruning.config import pruned_config, write_config
+from hubprune.errors import CheckpointError
+from hubprune.pruning.config import check_config, pruned_config, write_config
 
 LLAMA3 = {
     "factor": 8.0,
@@ -101,10 +102,42 @@ def test_keys_of_transformers_4_stay_as_they_are_but_for_the_pair_that_autotoken
     assert published(old, WHOLE)["rope_scaling"] == LLAMA3
 
 
+@pytest.mark.parametrize("name", ["rope_type", "type"])
+def test_scaling_of_transformers_5_is_written_for_others_even_without_a_rope_base(name):
+    scaling = {name: "linear", "factor": 2.0}
+    assert published({**NO_ROPE, "rope_parameters": scaling})["rope_scaling"] == scaling
+
+
 def test_no_key_that_the_base_has_is_overwritten_by_its_other_spelling():
     rope = {"rope_theta": 500000.0, **LLAMA3}
     odd = {**LLAMA, "dtype": "bfloat16", "rope_scaling": None, "rope_parameters": rope}
     assert published(odd) == {**odd, **PRUNED_LLAMA}
+
+
+def test_the_served_layout_names_the_rope_base_that_transformers_takes_by_default():
+    unnamed = {**NO_ROPE, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    found = published(unnamed, plan(5, attn=[1], layout="nemotron-nas"))
+    assert found["rope_theta"] == 10000.0
+    assert found["rope_scaling"] == {"type": "linear", "rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize("key", ["model_file", "attn_implementation", "_attn_implementation"])
+def test_keys_by_which_other_loaders_run_code_are_not_carried(key):
+    assert key not in published({**LLAMA, key: "owner/code"})
+
+
+WRONG = {
+    "num_hidden_layers": [0, True, "5", 10**9], "hidden_size": [None, 1.5], "intermediate_size": [-1, "48", 48.0],
+    "num_key_value_heads": [0, "2"], "head_dim": ["8"], "max_position_embeddings": [[512]], "sliding_window": ["8"],
+    "max_window_layers": ["a"], "sliding_window_pattern": [0], "no_rope_layer_interval": [0],
+    "layer_types": ["full", [1], [{}]], "rope_scaling": ["linear"], "rope_parameters": [[1]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_values_of_a_wrong_type_are_refused_before_anything_is_computed_with_them(key, value):
+    with pytest.raises(CheckpointError, match=f"config.json has {key}="):
+        check_config({**LLAMA, key: value}, where="config.json")
 
 
 def test_per_layer_lists_are_cut_with_the_layers():

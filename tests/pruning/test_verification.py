@@ -354,6 +354,8 @@ def change_config(folder, **values):
         lambda folder: change_config(folder, auto_map={"AutoModelForCausalLM": "evil.Model"}),
         lambda folder: change_config(folder, auto_map={"AutoModelForCausalLM": "other/repo--evil.Model"}),
         lambda folder: change_config(folder, architectures=["LlamaForCausalLM"]),
+        lambda folder: change_config(folder, model_file="evil.pyc"),
+        lambda folder: (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "other/repo"}'),
         lambda folder: (folder / "tokenizer_config.json").write_text(
             '{"auto_map": {"AutoTokenizer": [null, "evil.T"]}}'
         ),
@@ -370,6 +372,9 @@ def test_a_generation_script_of_a_repo_is_code_too(llama, tmp_path):
     folder = written(llama, plan(5, attn=[0]), tmp_path / "out")
     (folder / "custom_generate").mkdir()
     (folder / "custom_generate" / "generate.py").write_text("print('here')")
+    assert not is_ours(folder)
+    (folder / "custom_generate").rename(tmp_path / "elsewhere")
+    (folder / "custom_generate").symlink_to(tmp_path / "elsewhere")
     assert not is_ours(folder)
 
 

@@ -260,6 +260,7 @@ def test_tokenizer_and_licence_files_come_along_unchanged_and_nothing_else_does(
         "USE_POLICY.md": b"policy",
     }
     left = {"README.md": b"card", "modeling_own.py": b"code", "pytorch_model.bin": b"\x80", "training_args.json": b""}
+    left |= dict.fromkeys(("tokenizer.py", "tokenizer.pyc", "vocab.so", "LICENSE.pyd"), b"code")
     for name, content in {**carried, **left}.items():
         (folder / name).write_bytes(content)
     out.mkdir()
