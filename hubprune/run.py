@@ -160,7 +160,16 @@ class Run:
 
 
 def score(run: Run) -> LayerScores:
-    """Score the base of a run, or take the scores of an earlier run on the same base and mix."""
+    """Score the base of a run, or take the scores of an earlier run on the same base and mix.
+
+    Raises:
+        RecipeError: the metric of the recipe computes nothing.
+    """
+    if run.recipe.metric in ("reverse-order", "random"):
+        raise RecipeError(
+            f"--metric {run.recipe.metric} is an order of layers and computes no scores.",
+            hint="Pass cosine, cosine-no-residual or relative-magnitude.",
+        )
     if run.recipe.schedule == "iterative":
         return run.in_rounds[0]
     return run.store.run("scores", scores_key(run), LayerScores, lambda: _score(run))
@@ -243,7 +252,12 @@ def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
 def shape_of(base: BaseCheckpoint) -> selection.Shape:
     """Return what a selection has to know of a base."""
     structure = read_structure(base.config, name=base.name)
-    return selection.Shape(num_hidden_layers=structure.num_hidden_layers, name=base.name, absent=structure.absences)
+    return selection.Shape(
+        num_hidden_layers=structure.num_hidden_layers,
+        name=base.name,
+        absent=structure.absences,
+        attention_kinds=tuple(structure.architecture.attention_kinds(base.config)),
+    )
 
 
 def _plan(recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint) -> DropPlan:

@@ -218,15 +218,47 @@ def test_rotary_tables_that_old_checkpoints_store_are_passed_over(tmp_path, llam
 SHARED = Path(os.environ.get("HUBPRUNE_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
+STORIES = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog. One "
+    "day, Lily found a big red ball under a tree. She wanted to share it with her friend Tim. Tim was very happy and "
+    "they played all day long. At the end of the day, Lily went home and told her mom about the ball.",
+    "Once upon a time, there was a small cat named Tom. Tom liked to sleep in the sun. One day, a bird came and sat "
+    "on the tree. Tom wanted to play with the bird, but the bird was scared and flew away. Tom was sad. Then the bird "
+    'came back and said, "I will be your friend." Tom was happy and they played together every day.',
+    "One day, a boy named Ben went to the store with his mom. He saw a toy car and he wanted it. His mom said, "
+    '"No, Ben. We need to buy food." Ben was sad, but he helped his mom carry the bags. When they got home, his mom '
+    "gave him a surprise. It was the toy car!",
+)
+
+
+def losses_without_each_attention(folder, documents):
+    """Mean loss per token, in nats, of the whole model without the attention of one layer at a time."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for layer in model.model.layers:
+        hook = layer.self_attn.register_forward_hook(lambda _, args, output: (output[0] * 0, *output[1:]))
+        found.append(sum(float(model(ids, labels=ids).loss) * (ids.shape[1] - 1) for ids in documents))
+        hook.remove()
+    return [total / sum(ids.shape[1] - 1 for ids in documents) for total in found]
+
+
 @pytest.mark.skipif(not (SHARED / "models" / "stories260K").is_dir(), reason="the stories260K model is not here")
-def test_the_least_important_attention_of_stories260k_on_web_text_is_layer_2(reporter):
+@pytest.mark.parametrize("text", ["stories", "web"])
+def test_the_least_important_attention_of_stories260k_is_layer_2_and_the_cheapest_to_lose(reporter, text):
     from transformers import AutoTokenizer
 
     folder = SHARED / "models" / "stories260K"
     rows = json.loads((SHARED / "calibration" / "c4_demo.json").read_text())
-    texts = [row["text"] if isinstance(row, dict) else row for row in rows][:64]
-    ids = AutoTokenizer.from_pretrained(folder)(texts, truncation=True, max_length=128)["input_ids"]
+    web = [row["text"] if isinstance(row, dict) else row for row in rows][:64]
+    texts = {"stories": list(STORIES), "web": web}[text]
+    ids = AutoTokenizer.from_pretrained(folder)(texts, truncation=True, max_length=256)["input_ids"]
     record = calibration().record
     record = record.model_copy(update={"sources": record.sources[:1]})
     found = scored(folder, reporter, CalibrationSet(tuple(Document(0, tuple(row)) for row in ids), record))
     assert found.mean.ascending("attn")[0] == 2
+    # Below the first place, rank and damage part ways.
+    with torch.no_grad():
+        losses = losses_without_each_attention(folder, [torch.tensor([row]) for row in ids])
+    assert min(range(5), key=lambda layer: losses[layer]) == 2
