@@ -5,7 +5,7 @@ something, since what enters that layer is as before.  So the states that enter 
 the layers below are not read again.  Where attentions and MLPs are both asked for, all attentions go first.
 
 Every round is a stage of its own, whose key holds the rounds before it: a run that was stopped goes on with the round
-that it was in, after one pass to make the states anew, and one that asks for more rounds takes over those that are done.
+that it was in, after one pass to make the states anew, and one that asks for more rounds takes over what is done.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from hubprune.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, Ranking
 from hubprune.artifacts.artifact import Artifact
 from hubprune.console import Reporter, duration
-from hubprune.errors import DiskSpaceError
+from hubprune.errors import DiskSpaceError, PlanError
 from hubprune.pruning.selection import (
     OWN,
     Shape,
@@ -96,12 +96,20 @@ class Iteration:
             ranking: what is ranked.
             number: of the round, from 1.
             of: how many rounds there are.
+
+        Raises:
+            PlanError: nothing is left that may go.
         """
         scores = self.scores(f"round {number} of {of}{self._time_left(of - number + 1)}")
         gone = tuple((row.kind, row.layer) for row in self._gone)
         left = replace(self._shape, absent=(*self._shape.absent, *gone))
         order = [candidate for candidate in ranked(ranking, left, scores) if candidate.kinds]
         free = [candidate for candidate in order if candidate.layer not in self._drop.protect]
+        if not free:
+            raise PlanError(
+                f"After {number - 1} of {of} rounds nothing is left of {self._shape.name} that may go.",
+                hint="Drop less, or protect less.",
+            )
         rows = rows_of(free[0], scores, rank=order.index(free[0]) + 1, in_round=number)
         return Round(dropped=tuple(rows), margin=margin(scores, *free[:2]) if len(free) > 1 else None)
 

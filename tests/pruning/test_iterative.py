@@ -13,13 +13,15 @@ from test_importance import SHARED, calibration, planted, scored
 
 from hubprune.architectures import architecture_of
 from hubprune.console import Reporter
-from hubprune.errors import DiskSpaceError, PlanError
+from hubprune.errors import DiskSpaceError, PlanError, RecipeError
 from hubprune.pruning import streaming
 from hubprune.pruning.importance import Scorer, Scoring
 from hubprune.pruning.iterative import drop_in_rounds, in_rounds
 from hubprune.pruning.selection import Shape, make_plan
 from hubprune.pruning.streaming import WeightReader
+from hubprune.recipe import Recipe, parse
 from hubprune.requests import DropSpec
+from hubprune.run import Run, score
 from hubprune.stages import StageStore
 
 OUTPUTS = {"attn": "self_attn.o_proj.weight", "mlp": "mlp.down_proj.weight"}
@@ -307,6 +309,24 @@ def test_an_order_that_no_score_changes_is_numbered_without_any():
     assert plan.schedule == "iterative"
     both = in_rounds(make_plan(DropSpec(attn_drop=2, mlp_drop=1), None, SHAPE, metric="random", seed=3))
     assert [row.round for row in both.dropped] == [1, 2, 3]
+
+
+def test_rounds_of_what_is_named_by_hand_are_refused():
+    with pytest.raises(RecipeError, match=r"--schedule iterative chooses by rank.* or leave it out\."):
+        recipe_of(drop={"drop_attn": [1]})
+
+
+def test_scores_of_a_metric_that_computes_none_are_refused(tmp_path):
+    store = StageStore(tmp_path)
+    for metric in ("random", "reverse-order"):
+        made = recipe_of(drop={"attn_drop": 1}, metric=metric)
+        with pytest.raises(RecipeError, match=f"--metric {metric} is an order of layers and computes no scores"):
+            score(Run(made, None, Reporter(quiet=True), store))
+
+
+def recipe_of(**values):
+    mix = {"name": "own", "subsets": [{"dataset": "acme/data", "weight": 1}]}
+    return parse(Recipe, {"base": {"repo_id": "acme/base"}, "calibration": mix, "schedule": "iterative", **values})
 
 
 # ---- a model that learned something ------------------------------------------------------------------------------
