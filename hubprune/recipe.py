@@ -217,7 +217,9 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "value_error":  # one of our own sentences, which says itself what it is about
         text = str(problem["msg"]).removeprefix("Value error, ")
         amount = problem["loc"][:1] in (("drop",), ("width",)) and not isinstance(problem["input"], dict)
-        option = f"--{str(problem['loc'][1]).replace('_', '-')}: " if amount else ""
+        # The fields of a width are called as in the file; its own has another name on the command line.
+        named = {"width": "mlp_width"}.get(str(problem["loc"][1]), str(problem["loc"][1])) if amount else ""
+        option = f"--{named.replace('_', '-')}: "
         return f"{option}{text}." if amount else f"{text[0].upper()}{text[1:]}."
     if problem["type"] == "string_pattern_mismatch" and problem["loc"][-1:] == ("device",):
         return f"--device {problem['input']!r} is none of auto, cpu, mps, cuda and cuda:N."

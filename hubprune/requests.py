@@ -38,6 +38,13 @@ def _amount(value: Any) -> int | str:
     return number
 
 
+def _widths(value: Any) -> int | tuple[int, ...] | None:
+    several = isinstance(value, (list, tuple))
+    if value is not None and not (value and all(type(v) is int and v >= 1 for v in (value if several else [value]))):
+        raise ValueError(f"{value!r} is no width: pass a number of 1 or more, or one for every layer")
+    return tuple(value) if several else value
+
+
 Share = Annotated[str, BeforeValidator(_percent)]
 """A share as in 60%."""
 Amount = Annotated[int | str, BeforeValidator(_amount)]
@@ -142,7 +149,7 @@ class WidthSpec(Settings):
 
     drop_neurons: Share | None = None
     """Share of the neurons that go."""
-    width: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    width: Annotated[int | tuple[int, ...] | None, BeforeValidator(_widths)] = None
     """Neurons that stay: in every MLP, or one number per layer."""
     expansion_ratio: float | None = Field(default=None, gt=0)
     """Neurons that stay over hidden size."""

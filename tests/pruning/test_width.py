@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hubprune.architectures import ARCHITECTURES
 from hubprune.artifacts import WidthPlan
-from hubprune.errors import CheckpointError, PlanError
+from hubprune.errors import CheckpointError, PlanError, RecipeError
 from hubprune.pruning.checkpoint import shard_plans
 from hubprune.pruning.config import pruned_config
 from hubprune.pruning.inventory import count_parameters
@@ -19,6 +19,7 @@ from hubprune.pruning.layouts import check_choice, choose_layout
 from hubprune.pruning.structure import read_structure
 from hubprune.pruning.weights import Shard, TensorEntry, Weights
 from hubprune.pruning.width import plan_widths
+from hubprune.recipe import Recipe, parse
 from hubprune.requests import WidthSpec
 
 THREE_B = {
@@ -103,6 +104,13 @@ def test_a_request_that_cannot_be_met_is_refused_in_one_line(config, request_, s
     assert said in str(caught.value)
     assert hint in str(caught.value.hint)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("width", [0, -3, [20, 0, 3], [], True, 2.5, "many"])
+def test_a_width_that_is_none_is_refused_by_the_name_of_its_option(width):
+    values = {"base": {"repo_id": "tiny"}, "calibration": {"name": "x", "subsets": [{"dataset": "y", "weight": 1}]}}
+    with pytest.raises(RecipeError, match=r"^--mlp-width: .* is no width: pass a number of 1 or more, or one for"):
+        parse(Recipe, {**values, "width": {"width": width}})
 
 
 # ---- layouts -----------------------------------------------------------------------------------------------------
