@@ -123,14 +123,24 @@ def _line(axes: Axes, points: Points, *, number: int, kinds: Sequence[Step] | No
     for kind, (marker, _) in STEP_MARKERS.items():
         places = [i for i, step in enumerate(kinds) if step == kind]
         x, y = [drops[i] for i in places], [values[i] for i in places]
-        axes.plot(x, y, marker, color=style["color"], markersize=9, markeredgecolor=PANEL, markeredgewidth=0.3)
+        axes.plot(
+            x,
+            y,
+            marker,
+            color=style["color"],
+            markersize=12 if marker == "*" else 9,
+            markeredgecolor=PANEL,
+            markeredgewidth=0.3,
+        )
     return axes.plot(drops, values, color=style["color"], linestyle=style["linestyle"])[0]
 
 
 def _key_of(kind: Step) -> Artist:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=COLOURS[4], marker=STEP_MARKERS[kind][0], linestyle="none", markersize=9)
+    return Line2D(
+        [], [], color=COLOURS[4], marker=STEP_MARKERS[kind][0], linestyle="none", markersize=12 if kind == "mlp" else 9
+    )
 
 
 def _scale(axes: Axes, scale: Literal["linear", "log"]) -> None:

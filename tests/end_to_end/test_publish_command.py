@@ -148,7 +148,7 @@ def test_a_recipe_file_and_an_option_that_wins_over_it(hubprune, files):
     assert "Benchmarks" not in Path(files / "b" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("command", ["publish", "score", "prune", "verify", "hub", "demo", "env"])
+@pytest.mark.parametrize("command", ["publish", "score", "prune", "verify", "compare", "hub", "demo", "env"])
 def test_every_command_explains_itself_with_an_example(command, hubprune):
     ended = hubprune(command, "--help")
     assert ended.code == 0
