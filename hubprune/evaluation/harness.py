@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,8 +109,18 @@ class InMemory:
         """
         with quiet(), no_calls_elsewhere():
             results = _evaluate(self._plan, model, name=name)
+        for task in self._plan.suite.tasks.values():
+            # lm-eval would fill in its templates again for every model, which takes longer than a tiny one.
+            task.build_all_requests = partial(_forget_answers, task)
         rows = answers_of(results, requested=self._plan.suite.requested, warn=self._plan.reporter.warn)
         return BenchmarkAnswers(tasks=rows, lm_eval=version("lm_eval"), device=model.device, dtype=model.dtype)
+
+
+def _forget_answers(task: Any, **_: Any) -> None:
+    """Make a task's requests as if they had never been sent."""
+    for request in task.instances:
+        request.resps = []
+        request.filtered_resps = {}
 
 
 @dataclass(frozen=True)
