@@ -25,6 +25,7 @@ from hubprune.pruning.selection import (
     Shape,
     by_hand,
     check_request,
+    droppable,
     finish,
     margin,
     ranked,
@@ -104,7 +105,7 @@ class Iteration:
         gone = tuple((row.kind, row.layer) for row in self._gone)
         left = replace(self._shape, absent=(*self._shape.absent, *gone))
         order = [candidate for candidate in ranked(ranking, left, scores) if candidate.kinds]
-        free = [candidate for candidate in order if candidate.layer not in self._drop.protect]
+        free = droppable(order, self._drop, left)
         if not free:
             raise PlanError(
                 f"After {number - 1} of {of} rounds nothing is left of {self._shape.name} that may go.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,12 @@ class Shape:
     """How error messages call the base."""
     absent: tuple[tuple[SublayerKind, int], ...] = ()
     """Kind and layer of sublayers that the base lacks already."""
+    attention_kinds: tuple[str, ...] = ()
+    """Full or sliding, per layer; empty where all attentions are of one kind."""
+
+    def needed(self, kind: SublayerKind, layer: int) -> str:
+        """Name what a sublayer is one of, of which one has to stay: an MLP, or an attention of its kind."""
+        return self.attention_kinds[layer] if kind == "attn" and self.attention_kinds else kind
 
     def has(self, kind: SublayerKind, layer: int) -> bool:
         """Tell whether a layer has its sublayer of a kind."""
@@ -87,6 +94,28 @@ def ranked(
     return sorted(made, key=lambda c: (c.score(scores), -c.layer))
 
 
+def droppable(order: Sequence[Candidate], drop: DropSpec, shape: Shape) -> list[Candidate]:
+    """Return those of a ranking that may go one after the other.
+
+    Protected layers stay, and so does the last MLP, and the last attention of every kind: without it no token would
+    ever see another, or transformers would not know how long the text is.
+    """
+    left = Counter(shape.needed(kind, layer) for kind in KINDS for layer in shape.layers(kind))
+    free = []
+    for candidate in order:
+        taken = Counter(shape.needed(kind, candidate.layer) for kind in candidate.kinds)
+        if candidate.kinds and candidate.layer not in drop.protect and all(left[k] > n for k, n in taken.items()):
+            left -= taken
+            free.append(candidate)
+    return free
+
+
+def following_of(candidate: Candidate, order: Sequence[Candidate], drop: DropSpec) -> Candidate | None:
+    """Return the next in a ranking that is not protected, or None."""
+    behind = order[order.index(candidate) + 1 :]
+    return next((c for c in behind if c.kinds and c.layer not in drop.protect), None)
+
+
 def _candidates(ranking: Ranking, shape: Shape) -> list[Candidate]:
     if ranking == "block":
         present = [tuple(k for k in KINDS if shape.has(k, layer)) for layer in range(shape.num_hidden_layers)]
@@ -130,19 +159,17 @@ def _check_layers(option: str, layers: Sequence[int], shape: Shape) -> None:
 
 
 def _check_count(ranking: Ranking, count: int, drop: DropSpec, shape: Shape) -> None:
-    there, made = shape.count(ranking), _candidates(ranking, shape)
-    free = sum(c.layer not in drop.protect for c in made)
-    # One attention has to stay, or no token would ever see another, and one MLP, or none would be left to describe.
-    most = min(free, there - (2 if ranking == "joint" else 1))
+    there, most = shape.count(ranking), len(droppable(_candidates(ranking, shape), drop, shape))
     if count <= most:
         return
     own = ranking in ("attn", "mlp") and there < shape.num_hidden_layers
     lost = f", {there} of them with {OWN['attn' if ranking == 'attn' else 'mlp']}" if own else ""
     total = f" with {there} sublayers" if ranking == "joint" else ""
     protected = f", {len(drop.protect)} of them protected" if drop.protect else ""
+    reason = " One attention of each kind has to stay." if len(set(shape.attention_kinds)) > 1 else ""
     raise PlanError(
         f"Cannot drop {count} {NOUNS[ranking]}: {shape.text}{total}{lost}{protected}.",
-        hint=f"Pass {OPTIONS[ranking]} {most} or less." if most > 0 else "Nothing is left to drop.",
+        hint=(f"Pass {OPTIONS[ranking]} {most} or less." if most > 0 else "Nothing is left to drop.") + reason,
     )
 
 
@@ -171,11 +198,16 @@ def make_plan(
     dropped, margins = by_hand(drop, scores, shape), []
     for ranking, amount in drop.amounts.items():
         order = ranked(ranking, shape, scores, metric=metric, seed=seed)
-        free = [candidate for candidate in order if candidate.layer not in drop.protect]
-        count = count_of(amount, of=shape.count(ranking))
+        free = droppable(order, drop, shape)
+        if (count := count_of(amount, of=shape.count(ranking))) > len(free):
+            raise PlanError(
+                f"Only {len(free)} {NOUNS[ranking]} of {shape.name} can go in this order.",
+                hint=f"Pass {OPTIONS[ranking]} {len(free)} or less.",
+            )
         dropped += [row for c in free[:count] for row in rows_of(c, scores, rank=order.index(c) + 1)]
-        if scores and metric not in ("reverse-order", "random") and count < len(free):
-            margins.append(margin(scores, free[count - 1], free[count]))
+        following = following_of(free[count - 1], order, drop)
+        if scores and metric not in ("reverse-order", "random") and following:
+            margins.append(margin(scores, free[count - 1], following))
     return finish(drop, dropped, shape, margins=margins, metric=metric)
 
 

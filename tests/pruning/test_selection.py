@@ -156,3 +156,47 @@ def test_a_request_that_does_not_fit_is_refused_with_what_would(drop, message):
 )
 def test_a_request_that_just_fits_is_accepted(drop):
     check_request(drop, Shape(num_hidden_layers=28, name="acme/base"))
+
+
+# ---- what has to stay --------------------------------------------------------------------------------------------
+
+MIXED = Shape(num_hidden_layers=5, name="acme/base", attention_kinds=("full", "sliding", "sliding", "sliding", "full"))
+
+
+def test_the_last_attention_of_a_kind_is_passed_over():
+    # Ascending: 1, 3, 4, 2, 0.  Of the full ones 4 goes, and 0 has to stay; of the sliding ones 2 has to.
+    assert make_plan(DropSpec(attn_drop=3), FIVE, MIXED).layers("attn") == (1, 3, 4)
+    assert make_plan(DropSpec(attn_drop=2, protect=(1,)), FIVE, MIXED).layers("attn") == (3, 4)
+    assert make_plan(DropSpec(attn_drop=3, protect=(1,)), FIVE, MIXED).layers("attn") == (2, 3, 4)
+
+
+def test_more_than_all_but_one_of_each_kind_is_refused_without_scores():
+    with pytest.raises(PlanError, match="Cannot drop 4 attention sublayers: acme/base has 5 layers") as caught:
+        check_request(DropSpec(attn_drop=4), MIXED)
+    assert caught.value.hint == "Pass --attn-drop 3 or less. One attention of each kind has to stay."
+
+
+def test_a_joint_ranking_leaves_one_attention_and_one_mlp():
+    plan = make_plan(DropSpec(joint_drop=8), FIVE, Shape(num_hidden_layers=5, name="acme/base"))
+    assert (len(plan.layers("attn")), len(plan.layers("mlp"))) == (4, 4)
+    with pytest.raises(PlanError, match="Cannot drop 9 sublayers: acme/base has 5 layers with 10 sublayers"):
+        check_request(DropSpec(joint_drop=9), Shape(num_hidden_layers=5, name="acme/base"))
+
+
+def test_whole_layers_go_by_their_block_scores():
+    plan = make_plan(DropSpec(block_drop=2), FIVE, Shape(num_hidden_layers=5, name="acme/base"))
+    assert plan.removed_layers == plan.layers("attn") == plan.layers("mlp") == (1, 3)
+    assert {row.ranking for row in plan.dropped} == {"block"}
+
+
+def test_attentions_and_mlps_are_ranked_apart_when_both_are_asked_for():
+    plan = make_plan(DropSpec(attn_drop=1, mlp_drop="40%"), FIVE, Shape(num_hidden_layers=5, name="acme/base"))
+    assert (plan.layers("attn"), plan.layers("mlp"), plan.removed_layers) == ((1,), (1, 3), (1,))
+    assert [margin.ranking for margin in plan.margins] == ["attn", "mlp"]
+
+
+def test_a_random_order_depends_on_the_seed_alone_and_reverse_order_begins_at_the_end():
+    shape = Shape(num_hidden_layers=9, name="acme/base")
+    chosen = [make_plan(DropSpec(attn_drop=4), None, shape, metric="random", seed=s).layers("attn") for s in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert make_plan(DropSpec(mlp_drop=2), None, shape, metric="reverse-order").layers("mlp") == (7, 8)
