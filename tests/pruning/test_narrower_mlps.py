@@ -317,3 +317,16 @@ def test_verification_sees_columns_in_another_order(in_process, llama, tmp_path)
     write_tensors(folder, tensors)
     seen = failed(checked(llama, folder, drop))
     assert seen >= {"kept tensors are the base's, byte for byte", "logits equal the base without the dropped neurons"}
+
+
+def test_in_a_coarse_dtype_the_reference_adds_up_the_same_neurons_and_no_zeros(llama):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama.folder)
+    rows = verify._narrowed(Path(llama.folder), narrowed(LLAMA, 20), ARCHITECTURES["llama"])
+    for tensor in rows:
+        loading._narrow(model, tensor, exact=False)
+    kept = kept_numbers(llama, narrowed(LLAMA, 20), 3)
+    mlp, before = model.model.layers[3].mlp, load_file(Path(llama.folder) / "model.safetensors")
+    assert torch.equal(mlp.up_proj.weight, before["model.layers.3.mlp.up_proj.weight"][kept])
+    assert torch.equal(mlp.down_proj.weight, before["model.layers.3.mlp.down_proj.weight"][:, kept])
