@@ -39,10 +39,13 @@ def _amount(value: Any) -> int | str:
 
 
 def _widths(value: Any) -> int | tuple[int, ...] | None:
-    several = isinstance(value, (list, tuple))
-    if value is not None and not (value and all(type(v) is int and v >= 1 for v in (value if several else [value]))):
+    if value is None:
+        return None
+    several = tuple(value) if isinstance(value, (list, tuple)) else None
+    asked = (value,) if several is None else several
+    if not asked or not all(type(width) is int and width >= 1 for width in asked):
         raise ValueError(f"{value!r} is no width: pass a number of 1 or more, or one for every layer")
-    return tuple(value) if several else value
+    return int(value) if several is None else several
 
 
 Share = Annotated[str, BeforeValidator(_percent)]
