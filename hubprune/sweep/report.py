@@ -204,6 +204,8 @@ def _speed_cells(point: SweepPoint) -> list[str]:
         return ["", ""]
     ratio = point.speed.ratio
     shown = f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+    if not point.speed.control.holds_one:
+        return [shown, "not resolved: the base differs from itself"]
     if not point.speed.resolved:
         return [shown, "not resolved"]
     return [shown, "n/a" if point.sdr is None else f"{point.sdr:.3f}"]
