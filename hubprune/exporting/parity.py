@@ -7,7 +7,6 @@ version of hubprune renders, whatever the folder itself ships.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -25,9 +24,9 @@ from hubprune.errors import VerificationError
 from hubprune.exporting.artifact import Outtype, Parity, ParityFigures
 from hubprune.exporting.parity_process import ParityRequest, ParitySeen
 from hubprune.exporting.writing import INSTALL, GgufContent
-from hubprune.pruning import modeling
-from hubprune.pruning.config import CONFIG_NAME, layout_keys, stock_config
+from hubprune.pruning.config import stock_config, write_json
 from hubprune.pruning.memory import available_bytes
+from hubprune.pruning.runnable import link_model
 from hubprune.pruning.structure import Structure
 from hubprune.pruning.weights import open_weights
 
@@ -105,20 +104,13 @@ def measure(
 def _reference_folder(folder: Path, config: Mapping[str, Any], structure: Structure) -> Iterator[Path]:
     """Yield a folder with links to the weights and with code that is ours, if any; a subfolder has the tokenizer."""
     with tempfile.TemporaryDirectory(prefix="hubprune-parity-") as made:
-        keys = stock_config(config, structure)
+        link_model(config, structure, folder, Path(made))
         tokenizer = Path(made) / TOKENIZER
         tokenizer.mkdir()
-        (tokenizer / CONFIG_NAME).write_text(json.dumps(keys), encoding="utf-8")
+        write_json(stock_config(config, structure), tokenizer)
         for path in filter(Path.is_file, folder.iterdir()):
-            if path.name.endswith((".safetensors", ".safetensors.index.json")):
-                (Path(made) / path.name).symlink_to(path.resolve())
-            elif is_carried(path.name):
+            if is_carried(path.name):
                 (tokenizer / path.name).symlink_to(path.resolve())
-        if structure.layout != "stock":
-            keys |= layout_keys("pruned", config, structure)
-            family = structure.architecture
-            (Path(made) / family.modeling_file("pruned")).write_text(modeling.render(family), encoding="utf-8")
-        (Path(made) / CONFIG_NAME).write_text(json.dumps(keys), encoding="utf-8")
         yield Path(made)
 
 

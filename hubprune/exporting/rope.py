@@ -62,6 +62,7 @@ def _llama3_divisors(values: Mapping[str, Any], theta: float, head_dim: int, whe
         raise CheckpointError(f"{where} has low_freq_factor={low}, which is not below high_freq_factor={high}.")
 
     def divisor(pair: int) -> float:
+        """Return by what the frequency of one pair of values is divided."""
         wavelength: float = 2 * math.pi * theta ** (2 * pair / head_dim)
         if wavelength < original / high:
             return 1.0

@@ -78,6 +78,7 @@ class _Planner:
         self._used: set[str] = set()
 
     def plan(self, slots: Sequence[LayerSlot]) -> Iterator[GgufTensor]:
+        """Yield every tensor of the file in its order."""
         hidden, vocabulary = self._sizes.hidden_size, self._vocabulary_size()
         yield self._matrix(self._family.embedding, "token_embd.weight", (vocabulary, hidden))
         for number, slot in enumerate(slots):
@@ -91,6 +92,7 @@ class _Planner:
             yield GgufTensor(name="rope_freqs.weight", shape=(len(divisors),), encoding="F32", values=divisors)
 
     def check_all_used(self) -> None:
+        """Raise UnsupportedArchitectureError where some parameter of the checkpoint went nowhere."""
         left = sorted(name for name in self._entries.keys() - self._used if self._family.is_parameter(name))
         if left:
             raise UnsupportedArchitectureError(

@@ -91,6 +91,7 @@ def styled(draw: Callable[Params, Made]) -> Callable[Params, Made]:
 
     @functools.wraps(draw)
     def inside(*args: Params.args, **kwargs: Params.kwargs) -> Made:
+        """Draw in the style."""
         require_matplotlib()
         import matplotlib
 

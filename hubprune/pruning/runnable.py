@@ -7,6 +7,7 @@ and modeling file are written anew beside links to them, as this version of hubp
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,23 @@ def make_runnable(base: BaseCheckpoint, folder: Path) -> Runnable:
     if not folder.is_dir() or not all(path.exists() for path in folder.rglob("*")):  # a link may have lost its target
         shutil.rmtree(folder, ignore_errors=True)
         with staged_folder(folder) as staged:
-            _write(base, structure, source, staged)
+            carry_files(source, staged)
+            link_model(base.config, structure, source, staged)
     return Runnable(folder, own_code=True)
 
 
-def _write(base: BaseCheckpoint, structure: Structure, source: Path, folder: Path) -> None:
-    family = structure.architecture
+def link_model(config: Mapping[str, Any], structure: Structure, source: Path, folder: Path) -> None:
+    """Link a checkpoint's weights into a folder, beside a config.json and, where it needs one, a modeling file of ours.
+
+    Raises:
+        CheckpointError: its weights cannot be read.
+    """
     for shard in open_weights(source).shards:
         (folder / shard.path.name).symlink_to(shard.path.resolve())
     if (source / INDEX_NAME).is_file():
         shutil.copyfile(source / INDEX_NAME, folder / INDEX_NAME)
-    carry_files(source, folder)
-    config = stock_config(base.config, structure)
-    write_json({**config, **layout_keys("pruned", config, structure)}, folder)
-    (folder / family.modeling_file("pruned")).write_text(modeling.render(family), encoding="utf-8")
+    keys, family = stock_config(config, structure), structure.architecture
+    if structure.layout != "stock":
+        keys |= layout_keys("pruned", keys, structure)
+        (folder / family.modeling_file("pruned")).write_text(modeling.render(family), encoding="utf-8")
+    write_json(keys, folder)

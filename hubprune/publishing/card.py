@@ -66,7 +66,6 @@ def build_context(
         repo_id: where the result goes.
         endpoint: of the Hub that the base is on.
     """
-    public = public_recipe(recipe, base=base)
     name = repo_id.rsplit("/", 1)[-1]
     usage = overview.usage(
         repo_id,
@@ -92,7 +91,9 @@ def build_context(
         benchmarks=measured.benchmarks(benchmarks),
         free_text=measured.free_text(generation),
         limits=measured.limits(plan, scores=scores, comparison=benchmarks, generation=generation),
-        reproduction=provenance.reproduction(public, base=base, environment=environment, seconds=seconds),
+        reproduction=provenance.reproduction(
+            public_recipe(recipe, base=base), base=base, environment=environment, seconds=seconds
+        ),
         licence=provenance.licence(base, plan=plan),
         citations=provenance.citations(base, plan=plan, has_benchmarks=benchmarks is not None, endpoint=endpoint),
         footer=f"Written by hubprune {environment.hubprune}, card template {template_hash()[:8]}.",
