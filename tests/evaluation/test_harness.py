@@ -57,7 +57,7 @@ def test_every_answer_equals_a_plain_forward_pass(which, base_folder, pruned_fol
         expected = [
             log_likelihood(model, tokenizer, f"{doc['question']}\nAnswer:", f" {choice}") for choice in doc["choices"]
         ]
-        assert [answer[0] for answer in sample["filtered_resps"]] == pytest.approx(expected, abs=1e-5)
+        assert [answer[0] for answer in sample["filtered_resps"]] == pytest.approx(expected, rel=1e-6, abs=1e-5)
         per_character = [e / len(c) for e, c in zip(expected, doc["choices"], strict=True)]
         right.append(expected.index(max(expected)) == doc["answer"])
         right_by_length.append(per_character.index(max(per_character)) == doc["answer"])
