@@ -39,6 +39,8 @@ from hubprune.summary import table
 NAMES: Mapping[ScoreKind, str] = {"attn": "attention", "mlp": "MLP", "block": "block"}
 Kind = TypeVar("Kind", bound=BaseModel)
 
+UNKNOWN = "not known"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -315,23 +317,23 @@ def comparison_text(comparison: CheckpointComparison) -> str:
 def _sides_table(first: ComparedSide, second: ComparedSide) -> str:
     rows = [["", "A", "B", ""]]
     pairs = zip(_column(first).items(), _column(second).values(), strict=True)
-    rows += [[name, one, other, "same" if one == other else "differs"] for (name, one), other in pairs]
+    rows += [[name, one, other, _verdict(one, other)] for (name, one), other in pairs]
     rows[1][3] = ""
     for row, one, other in (
         (rows[-4], first.parameters, second.parameters),
         (rows[-3], first.kv_bytes_per_token, second.kv_bytes_per_token),
     ):
-        row[3] = "not known" if one is None or other is None else _change(one, other)
+        row[3] = UNKNOWN if one is None or other is None else _change(one, other)
     return table(rows, left=4)
 
 
 def _column(side: ComparedSide) -> dict[str, str]:
     return {
         "name": side.name,
-        "base": side.base or "not known",
+        "base": side.base or UNKNOWN,
         "commit of the base": (side.base_commit or "none")[:12],
         "layers of the base": str(side.num_hidden_layers),
-        "method": ", ".join(side.methods) or "not known",
+        "method": ", ".join(side.methods) or UNKNOWN,
         "attention dropped": _layers(side.dropped_attn),
         "MLP dropped": _layers(side.dropped_mlp),
         "MLP widths": _widths(side),
@@ -341,6 +343,10 @@ def _column(side: ComparedSide) -> dict[str, str]:
         "calibration": side.calibration or "none",
         "its tokens": (side.calibration_sha256 or "none")[:12],
     }
+
+
+def _verdict(one: str, other: str) -> str:
+    return UNKNOWN if UNKNOWN in (one, other) else "same" if one == other else "differs"
 
 
 def _change(one: int, other: int) -> str:
@@ -359,7 +365,7 @@ def _widths(side: ComparedSide) -> str:
 
 
 def _count(number: int | None, *, unit: str = "") -> str:
-    return "not known" if number is None else f"{number:,}{unit}"
+    return UNKNOWN if number is None else f"{number:,}{unit}"
 
 
 def _dropped_lines(comparison: CheckpointComparison) -> Iterator[str]:

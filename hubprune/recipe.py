@@ -164,6 +164,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Recipe:
+        if self.drop.protect and not self.drop.methods and self.width is not None:
+            raise ValueError("--protect keeps sublayers, and none is to be dropped: leave it out")
         if not self.drop.methods and self.width is None:
             raise ValueError(
                 "nothing to drop was asked for: pass --attn-drop N, --mlp-drop N, --block-drop N, --joint-drop N, "
@@ -190,6 +192,9 @@ class Recipe(Settings):
     def default_name(self) -> str:
         """Name of the result where none is given: the base's own, then what was dropped."""
         parts = [self.base.repo_id.rstrip("/").split("/")[-1], *self.drop.name_parts]
+        if self.drop.amounts:  # an ablation must not take the place of what it is compared with
+            parts += [*([self.metric] if self.metric != "cosine" else [])]
+            parts += [*([self.schedule] if self.schedule != "one-shot" else [])]
         return "-".join([*parts, *([self.width.name_part] if self.width else [])])
 
     def to_yaml(self) -> str:

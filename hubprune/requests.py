@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -26,7 +27,7 @@ def _percent(value: Any) -> str:
         raise ValueError(f"{value!r} is no share; it looks like 60%")
     if not 0 < float(found["percent"]) <= 100:
         raise ValueError(f"{value} is no share between 0 % and 100 %")
-    return f"{float(found['percent']):g}%"
+    return f"{Decimal(found['percent']).normalize():f}%"
 
 
 def _amount(value: Any) -> int | str:

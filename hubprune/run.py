@@ -244,7 +244,8 @@ def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
     for margin in plan.margins:
         if margin.near_tie:
             run.reporter.note(
-                f"near tie: layers {margin.last_dropped} and {margin.first_kept} are within two standard errors"
+                f"near tie: the {selection.OWN[margin.kinds[0]]} of layer {margin.last_dropped} and the "
+                f"{selection.OWN[margin.kinds[1]]} of layer {margin.first_kept} are within two standard errors"
             )
     return plan
 
@@ -341,7 +342,7 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedChec
     Raises:
         RecipeError: another run uses it.
     """
-    key = key_of(run.circumstances, plan.content, plan.layout)
+    key = key_of(run.circumstances, plan.content, plan.widths, plan.layout)
     folder = run.store.folder / "checkpoints" / f"{run.recipe.default_name}-{key}"
     folder.parent.mkdir(exist_ok=True)
     with _alone(folder):

@@ -306,3 +306,17 @@ def test_one_way_to_say_how_narrow_is_enough():
     for bad in ({"width": 0}, {"drop_neurons": "0.6"}, {"drop_neurons": "120%"}, {"expansion_ratio": 0}):
         with pytest.raises(ValueError):
             WidthSpec(**bad)
+
+
+def test_an_ablation_is_named_so_that_it_does_not_replace_what_it_is_compared_with():
+    assert parse(Recipe, {**MINIMAL, "metric": "random"}).default_name == "base-attn-drop-3-random"
+    assert parse(Recipe, {**MINIMAL, "schedule": "iterative"}).default_name == "base-attn-drop-3-iterative"
+
+
+def test_protecting_layers_where_nothing_is_dropped_is_refused():
+    with pytest.raises(RecipeError, match="--protect keeps sublayers, and none is to be dropped"):
+        parse(Recipe, {**MINIMAL, "drop": {"protect": [1]}, "width": {"drop_neurons": "50%"}})
+
+
+def test_a_tiny_share_is_read_back_from_yaml():
+    assert DropSpec(attn_drop=DropSpec(attn_drop="0.00001%").attn_drop).attn_drop == "0.00001%"

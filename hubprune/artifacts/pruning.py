@@ -194,6 +194,11 @@ class Margin(Artifact):
     """Of that difference, paired by document."""
 
     @property
+    def neighbours(self) -> tuple[int, int]:
+        """Layers of the last dropped and of the first kept."""
+        return self.last_dropped, self.first_kept
+
+    @property
     def near_tie(self) -> bool:
         """True where the difference is within two standard errors."""
         return self.difference <= 2 * self.standard_error

@@ -86,7 +86,7 @@ def build_context(
         attribution=attribution_line(base.card),
         glance=overview.glance(plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks),
         usage=usage,
-        removal=removed.removal(plan, scores=scores, verification=verification),
+        removal=removed.removal(plan, scores=scores, verification=verification, by_hand=tuple(recipe.drop.by_hand)),
         calibration=removed.calibration(scores),
         benchmarks=measured.benchmarks(benchmarks),
         free_text=measured.free_text(generation),

@@ -45,6 +45,8 @@ def _drop_options(recipe: Recipe) -> Iterator[str]:
     if drop.protect:
         yield f"--protect {_numbers(drop.protect)}"
     yield from _width_options(recipe.width)
+    if recipe.layout != "auto":
+        yield f"--layout {recipe.layout}"
     if recipe.metric != "cosine":
         yield f"--metric {recipe.metric}"
     if recipe.schedule != "one-shot":
@@ -57,7 +59,7 @@ def _width_options(width: WidthSpec | None) -> Iterator[str]:
     if width.drop_neurons:
         yield f"--drop-neurons {width.drop_neurons}"
     elif width.expansion_ratio:
-        yield f"--expansion-ratio {width.expansion_ratio:g}"
+        yield f"--expansion-ratio {width.expansion_ratio}"
     else:
         yield f"--mlp-width {width.width if isinstance(width.width, int) else _numbers(width.width or ())}"
     yield f"--width-metric {width.metric} --width-multiple {width.multiple}"

@@ -16,6 +16,7 @@ from hubprune.artifacts import (
 from hubprune.publishing.context import Benchmarks, FreeText, Pair, Table
 from hubprune.publishing.numbers import NONE, count, plain, signed, with_error
 from hubprune.publishing.privacy import is_local_data, public_name
+from hubprune.publishing.removal import ranked_thing
 from hubprune.publishing.samples import mean_repetition, repeated_share, shown_pairs
 
 __all__ = ["benchmarks", "free_text", "limits"]
@@ -159,10 +160,12 @@ def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str
     if scores is None and not plan.dropped:
         return
     if scores is None:
-        yield "The layers were given by hand and nothing was scored: no calibration supports the choice."
+        how = "given by hand" if plan.selected_by == "hand" else "chosen by no score"
+        yield f"The layers were {how} and nothing was scored: no calibration supports the choice."
         return
     if local := [public_name(s.dataset) for s in scores.calibration.sources if is_local_data(s.dataset)]:
         yield f"The scores come from files that are not published ({', '.join(local)}): they cannot be reproduced."
     for margin in plan.margins:
         if margin.near_tie:
-            yield f"Whether layer {margin.last_dropped} or layer {margin.first_kept} goes is a near tie."
+            one, other = (f"{ranked_thing(margin, n)} {layer}" for n, layer in enumerate(margin.neighbours))
+            yield f"Whether {one} or {other} goes is a near tie."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from hubprune.artifacts import (
@@ -35,10 +35,23 @@ AGGREGATIONS: Mapping[str, str] = {
 }
 
 
-def removal(plan: DropPlan, *, scores: LayerScores | None, verification: Verification) -> Removal:
-    """Describe the plan, the full score table where there is one, and what verification saw."""
+def removal(
+    plan: DropPlan,
+    *,
+    scores: LayerScores | None,
+    verification: Verification,
+    by_hand: Collection[SublayerKind] = (),
+) -> Removal:
+    """Describe the plan, the full score table where there is one, and what verification saw.
+
+    Args:
+        plan: what was removed.
+        scores: None where nothing was scored.
+        verification: what a fresh process saw.
+        by_hand: kinds of sublayers whose layers were named, beside others that were ranked.
+    """
     return Removal(
-        sentences=tuple(_sentences(plan)),
+        sentences=tuple(_sentences(plan, by_hand)),
         metric=scores.metric if scores else plan.metric,
         scores=_score_table(plan, scores=scores) if scores else None,
         score_notes=tuple(_score_notes(plan, scores=scores)) if scores else (),
@@ -46,7 +59,7 @@ def removal(plan: DropPlan, *, scores: LayerScores | None, verification: Verific
     )
 
 
-def _sentences(plan: DropPlan) -> list[str]:
+def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> list[str]:
     said = [
         f"Removed: the {name} of layer{'s'[: len(layers) - 1]} {listing(layers)}, counted from 0 in the base."
         for kind, name in NAMES
@@ -62,8 +75,12 @@ def _sentences(plan: DropPlan) -> list[str]:
         gone = f"{'Layer' if one else 'Layers'} {listing(plan.removed_layers)}"
         said.append(f"{gone} lost both sublayers and {'is' if one else 'are'} gone altogether; later layers moved up.")
     if plan.protected:
-        said.append(f"Protected from removal: {listing(plan.protected)}.")
-    if plan.dropped:
+        what = "losing a sublayer" if plan.widths else "removal"
+        said.append(f"Protected from {what}: {listing(plan.protected)}.")
+    if plan.dropped and by_hand and plan.selected_by != "hand":
+        named = " and ".join(name for kind, name in NAMES if kind in by_hand)
+        said.append(f"The layers that lose their {named} were given by hand; the others were chosen {_way(plan)}.")
+    elif plan.dropped:
         said.append(f"The layers were chosen {_way(plan)}.")
     return [*said, *width_sentences(plan)]
 
@@ -166,7 +183,7 @@ def _rounds(plan: DropPlan) -> list[str]:
 
 
 def _margin(margin: Margin) -> str:
-    last, first = _ranked_thing(margin, 0), _ranked_thing(margin, 1)
+    last, first = ranked_thing(margin, 0), ranked_thing(margin, 1)
     said = (
         f"Between {last} {margin.last_dropped}, the last one dropped, and {first} {margin.first_kept}, the first one"
         f" kept, lie {with_error(margin.difference, margin.standard_error, digits=SCORE_DIGITS)}"
@@ -176,7 +193,7 @@ def _margin(margin: Margin) -> str:
     return f"{said}, more than two standard errors."
 
 
-def _ranked_thing(margin: Margin, place: int) -> str:
+def ranked_thing(margin: Margin, place: int) -> str:
     """Name what is ranked; where one ranking holds more than attentions, a number alone would not tell."""
     if margin.ranking in ("attn", "block"):
         return "layer"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hubprune.artifacts import SweepReport
 from hubprune.errors import MissingDependencyError
+from hubprune.pruning import calibration, documents
 from hubprune.recipe import CalibrationMix
 from hubprune.run import Run, check_data, scores_if_needed, shape_of
-from hubprune.sweep.held_out import held_out, read_mix
+from hubprune.sweep.held_out import held_out, overlaps, read_mix
 from hubprune.sweep.measuring import measure_all
 from hubprune.sweep.points import Ranked, make_points
 from hubprune.sweep.report import assemble, write_files
@@ -56,7 +57,12 @@ def _check(run: Run, request: SweepRequest) -> CalibrationMix | None:
     check_data(run)
     run.task_texts, run.task_sources, run.environment  # noqa: B018
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}")
-    return read_mix(request.perplexity, num_samples=request.perplexity_samples) if request.perplexity else None
+    if not request.perplexity:
+        return None
+    mix = read_mix(request.perplexity, num_samples=request.perplexity_samples)
+    overlaps(run, mix)
+    documents.check_subsets(mix, calibration.resolve_commits(mix))
+    return mix
 
 
 def _write(run: Run, report: SweepReport, request: SweepRequest) -> None:

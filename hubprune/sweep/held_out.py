@@ -44,7 +44,7 @@ def held_out(run: Run, mix: CalibrationMix) -> HeldOutDocuments:
     """
     commits = calibration.resolve_commits(mix)
     recipe = run.recipe
-    overlap = recipe.needs_scores and bool(_places(mix) & _places(recipe.calibration))
+    overlap = overlaps(run, mix)
     key = key_of(
         run.circumstances, mix, commits, file_hashes(mix), recipe.seed,
         [recipe.calibration, run.data_commits, file_hashes(recipe.calibration)] if overlap else None,
@@ -52,21 +52,39 @@ def held_out(run: Run, mix: CalibrationMix) -> HeldOutDocuments:
     return run.store.run("held-out", key, HeldOutDocuments, lambda: _draw(run, mix, commits, overlap=overlap))
 
 
+def overlaps(run: Run, mix: CalibrationMix) -> bool:
+    """Tell whether a mix may hold texts that the base is scored on.
+
+    Raises:
+        CalibrationError: it may, and they could not be told apart.
+    """
+    scored = run.recipe.calibration
+    if not (run.recipe.needs_scores and _places(mix) & _places(scored)):
+        return False
+    if mix.packed != scored.packed:
+        raise CalibrationError(
+            f"{mix.name} and {scored.name} share texts, which cannot be told apart where one of the two is packed.",
+            hint="Pass other texts with --perplexity.",
+        )
+    return True
+
+
 def _places(mix: CalibrationMix) -> set[tuple[str | None, ...]]:
     def place(subset: CalibrationSubset) -> tuple[str | None, ...]:
         name = str(Path(subset.dataset).resolve()) if is_file(subset.dataset) else subset.dataset
-        return name, subset.config, subset.file, subset.split
+        return name, subset.file, subset.split  # whatever its config: the default one has a name as well
 
     return {place(subset) for subset in mix.subsets}
 
 
 def _draw(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...], *, overlap: bool) -> HeldOutDocuments:
     drawn = _draw_set(run, mix, commits)
+    head = min(FINGERPRINT_TOKENS, mix.max_tokens, run.recipe.calibration.max_tokens)
     seen: set[tuple[int, ...]] = set()
     if overlap:
         scored = _draw_set(run, run.recipe.calibration, run.data_commits)
-        seen = {document.ids[:FINGERPRINT_TOKENS] for document in scored.documents}
-    kept = tuple(d.ids for d in drawn.documents if len(d.ids) > 1 and d.ids[:FINGERPRINT_TOKENS] not in seen)
+        seen = {document.ids[:head] for document in scored.documents}
+    kept = tuple(d.ids for d in drawn.documents if len(d.ids) > 1 and d.ids[:head] not in seen)
     if not kept:
         raise CalibrationError(
             f"All {len(drawn.documents)} documents of {mix.name} were scored on: none is left for the perplexity.",

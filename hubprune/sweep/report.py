@@ -97,6 +97,7 @@ def _recommendations(run: Run, request: SweepRequest, rows: Sequence[SweepPoint]
             request.limits,
             base=run.recipe.base.repo_id,
             options=request.next_options,
+            publishable=run.base.commit is not None,
         )
         for method in request.methods
     ]

@@ -25,7 +25,13 @@ def _points(number: float) -> str:
 
 
 def recommend(
-    method: Ranking, points: Sequence[SweepPoint], limits: Limits, *, base: str, options: Sequence[str] = ()
+    method: Ranking,
+    points: Sequence[SweepPoint],
+    limits: Limits,
+    *,
+    base: str,
+    options: Sequence[str] = (),
+    publishable: bool = True,
 ) -> Recommendation:
     """Pick a count for a method by the rule, and say what decided.
 
@@ -34,7 +40,8 @@ def recommend(
         points: of this method, the base among them.
         limits: what the rule keeps to.
         base: repo id or folder, for the next command.
-        options: what the next command needs beside the count.
+        options: what the next command needs beside the count, where it publishes.
+        publishable: whether the base is on a Hub; a folder can only be pruned.
     """
     ordered = sorted(points, key=lambda point: point.count)
     kept = ordered[0]
@@ -46,7 +53,8 @@ def recommend(
         kept = point
     words = [f"{kept.count}: {_numbers(kept, limits)}"] if kept.count else []
     words.append(f"{beyond.count}: {_numbers(beyond, limits)}" if beyond else "no larger count was measured")
-    command = ["hubprune", "publish", base, OPTIONS[method], str(kept.count), *options]
+    verb, rest = ("publish", options) if publishable else ("prune", ("--out", "pruned"))
+    command = ["hubprune", verb, base, OPTIONS[method], str(kept.count), *rest]
     return Recommendation(
         method=method,
         count=kept.count,

@@ -57,7 +57,12 @@ def test_more_attentions_than_there_are(publish, files):
 
 
 def test_an_architecture_without_an_entry(publish, files):
-    refused(publish("--attn-drop", 1, base="meta/other"), files, "'mamba'", "Supported: llama, mistral")
+    refused(
+        publish("--attn-drop", 1, base="meta/other"),
+        files,
+        "'mamba'",
+        "Supported: gemma2, gemma3_text, granite, llama, mistral, ",
+    )
 
 
 def test_a_base_with_pickled_weights_only(publish, files):
@@ -90,8 +95,8 @@ def test_an_out_folder_that_holds_something(publish, files):
     ("options", "said"),
     [
         ((), "Nothing to drop was asked for"),
-        (("--attn-drop", "0"), "greater than or equal to 1"),
-        (("--attn-drop", "1", "--drop-attn", "2"), "pass either --attn-drop N or --drop-attn"),
+        (("--attn-drop", "0"), "neither a number of 1 or more nor a share"),
+        (("--attn-drop", "1", "--drop-attn", "2"), "exclude each other: pass one of them"),
         (("--drop-attn", "2,x"), "no list of layers"),
         (("--drop-attn", "7"), "0 to 3"),
         (("--drop-attn", "2", "--protect", "2"), "both in --drop-attn and in --protect"),

@@ -405,3 +405,22 @@ def test_a_joint_ranking_names_the_kinds_of_its_neighbours():
 def test_every_method_has_its_tag():
     for method, tag in front_matter.METHOD_TAGS.items():
         assert f"- {tag}\n" in card(plan=planned(("attn", 5), methods=(method,)))
+
+
+def test_what_was_named_and_what_was_ranked_are_told_apart():
+    recipe = made.recipe(drop=DropSpec(attn_drop=1, drop_mlp=(2,)))
+    text = card(recipe=recipe, plan=planned(("attn", 5), ("mlp", 2), methods=("attn-drop", "mlp-drop")))
+    assert "The layers that lose their MLP were given by hand; the others were chosen by score, lowest first." in text
+
+
+def test_a_near_tie_of_a_joint_ranking_names_both_kinds_among_the_limits():
+    margin = Margin(
+        ranking="joint", kinds=("mlp", "attn"), last_dropped=7, first_kept=7, difference=0.1, standard_error=0.1
+    )
+    plan = planned(("attn", 5), ("mlp", 7), methods=("joint-drop",)).model_copy(update={"margins": (margin,)})
+    assert "Whether the MLP of layer 7 or the attention of layer 7 goes is a near tie." in card(plan=plan)
+
+
+def test_a_random_choice_is_not_called_one_by_hand():
+    text = card(scores=None, plan=planned(("attn", 5), methods=("attn-drop",), metric="random"))
+    assert "The layers were chosen by no score and nothing was scored" in text

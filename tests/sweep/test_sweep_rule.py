@@ -147,3 +147,9 @@ def test_the_price_of_speed_is_told_only_where_the_speed_up_is_resolved(ratio, c
         tokens_per_second=12.0, base_tokens_per_second=10.0, depth=64, new_tokens=8, batch_size=1, rounds=20,
     )  # fmt: skip
     assert point(3, mean=-2.0, speed=speed).sdr == (None if sdr is None else pytest.approx(sdr))
+
+
+def test_for_a_folder_the_next_command_prunes():
+    rows = [point(0, mean=0.0), point(1, mean=0.4)]
+    found = recommend("attn", rows, Limits(), base="./base", options=("--tasks", "a"), publishable=False)
+    assert found.command == "hubprune prune ./base --attn-drop 1 --out pruned"
