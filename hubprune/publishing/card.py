@@ -68,13 +68,9 @@ def build_context(
     """
     name = repo_id.rsplit("/", 1)[-1]
     usage = overview.usage(
-        repo_id,
+        repo_id, plan=plan, checkpoint=checkpoint, verification=verification, generation=generation,
         tag=None if recipe.target.create_pr else checkpoint_tag(checkpoint),
-        plan=plan,
-        checkpoint=checkpoint,
-        verification=verification,
-        generation=generation,
-    )
+    )  # fmt: skip
     matter = front_matter.metadata(
         base, name=name, methods=plan.methods, has_code=usage.code is not None, scores=scores, benchmarks=benchmarks
     )
