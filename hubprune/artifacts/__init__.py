@@ -29,9 +29,13 @@ from hubprune.artifacts.comparison import (
 from hubprune.artifacts.evaluation import (
     BenchmarkComparison,
     Continuation,
+    Estimate,
     GenerationComparison,
+    Mark,
     MetricValue,
+    PairedComparison,
     TaskComparison,
+    main_rows,
 )
 from hubprune.artifacts.pruning import (
     BaseCard,
@@ -55,7 +59,6 @@ from hubprune.artifacts.publishing import Environment, LoadedBack, PublishedComm
 from hubprune.artifacts.studies import Agreement, ScoreKind, ScoreStudy, StudyEntry, StudyKind
 from hubprune.artifacts.sweep import (
     BenchmarkAnswers,
-    Change,
     HeldOutDocuments,
     Interval,
     PerplexityAnswers,
@@ -78,7 +81,6 @@ __all__ = [
     "BenchmarkComparison",
     "CalibrationRecord",
     "CalibrationSource",
-    "Change",
     "Check",
     "CheckpointComparison",
     "ComparedMetric",
@@ -89,6 +91,7 @@ __all__ = [
     "DroppedSets",
     "DroppedSublayer",
     "Environment",
+    "Estimate",
     "GenerationComparison",
     "HeldOutDocuments",
     "ImportanceScores",
@@ -98,9 +101,11 @@ __all__ = [
     "LayoutChoice",
     "LoadedBack",
     "Margin",
+    "Mark",
     "Method",
     "Metric",
     "MetricValue",
+    "PairedComparison",
     "PerplexityAnswers",
     "PrunedCheckpoint",
     "PublishReport",
@@ -126,4 +131,5 @@ __all__ = [
     "WidthMetric",
     "WidthPlan",
     "WrittenCheckpoint",
+    "main_rows",
 ]
