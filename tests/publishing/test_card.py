@@ -17,9 +17,9 @@ from markdown_it import MarkdownIt
 from hubprune.artifacts import BaseCard, Continuation, DroppedSublayer, Margin, TaskComparison
 from hubprune.publishing import front_matter
 from hubprune.publishing.card import build_context, render, skeleton
+from hubprune.publishing.free_text import repeated_share, shown_pairs
 from hubprune.publishing.license import notice_text
 from hubprune.publishing.manifest import checkpoint_tag
-from hubprune.publishing.samples import repeated_share, shown_pairs
 from hubprune.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
 from hubprune.requests import DropSpec
 
