@@ -28,14 +28,18 @@ from hubprune.artifacts.comparison import (
 )
 from hubprune.artifacts.evaluation import (
     BenchmarkComparison,
-    Continuation,
     Estimate,
-    GenerationComparison,
     Mark,
     MetricValue,
     PairedComparison,
     TaskComparison,
     main_rows,
+)
+from hubprune.artifacts.generation import (
+    Continuation,
+    GenerationComparison,
+    Loop,
+    Repetition,
 )
 from hubprune.artifacts.pruning import (
     BaseCard,
@@ -100,6 +104,7 @@ __all__ = [
     "Layout",
     "LayoutChoice",
     "LoadedBack",
+    "Loop",
     "Margin",
     "Mark",
     "Method",
@@ -112,6 +117,7 @@ __all__ = [
     "PublishedCommit",
     "Ranking",
     "Recommendation",
+    "Repetition",
     "RepoFile",
     "SameBase",
     "Schedule",

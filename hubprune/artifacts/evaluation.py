@@ -1,4 +1,4 @@
-"""Artifacts of the evaluation room: benchmarks and free text of base and pruned model."""
+"""Artifacts of the evaluation room: benchmarks of base and pruned model."""
 
 from __future__ import annotations
 
@@ -153,24 +153,3 @@ class BenchmarkComparison(Artifact):
         """Mean change in points over the tasks whose main metric is a share."""
         changes = [c for t in self.main_metrics() if (c := t.change_points) is not None]
         return sum(changes) / len(changes) if changes else None
-
-
-class Continuation(Artifact):
-    """What both models wrote after one prompt."""
-
-    prompt: str
-    base: str
-    pruned: str
-    base_tokens: int
-    """New tokens, the end-of-text token included."""
-    pruned_tokens: int
-
-
-class GenerationComparison(Artifact):
-    """Free text of base and pruned on the same prompts."""
-
-    continuations: tuple[Continuation, ...]
-    max_new_tokens: int
-    decoding: Literal["greedy"] = "greedy"
-    dtype: str
-    device: str
