@@ -104,7 +104,7 @@ class EvaluationSpec(Settings):
     include_path: str | None = None
     """Folder with task YAMLs of one's own."""
     batch_size: int = Field(default=8, ge=1)
-    prompts: tuple[str, ...] | None = None
+    prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Prompts for the free text; None for the shipped ones."""
     max_new_tokens: int = Field(default=128, ge=1)
 

@@ -79,8 +79,8 @@ def benchmark(base_folder, task_folder, reporter):
 @pytest.fixture
 def write(base_folder, reporter):
     def run():
-        asked = {"prompts": ("Why?",), "max_new_tokens": 2}
-        return generation.compare(base_folder, base_folder, **asked, device="cpu", dtype="auto", reporter=reporter)
+        request = generation.Request(prompts=("Why?",), max_new_tokens=2, device="cpu", dtype="auto")
+        return generation.compare(base_folder, base_folder, request=request, reporter=reporter)
 
     return run
 
@@ -96,7 +96,7 @@ def test_benchmarks_without_memory_name_the_batch_size(error, fail, benchmark):
 @pytest.mark.parametrize("error", NO_MEMORY)
 def test_free_text_without_memory_says_what_to_ask_less_of(error, fail, write):
     fail(LlamaForCausalLM, "forward", error)
-    with pytest.raises(EvaluationError, match="out of memory while it continued 1 prompts") as caught:
+    with pytest.raises(EvaluationError, match="out of memory while it continued a single prompt") as caught:
         write()
     assert "max_new_tokens" in caught.value.hint
 
