@@ -9,9 +9,11 @@ from hubprune.artifacts import (
     BenchmarkComparison,
     DropPlan,
     Environment,
+    Estimate,
     LayerScores,
     Metric,
     PublishReport,
+    RepetitionComparison,
     TaskComparison,
     Verification,
     WrittenCheckpoint,
@@ -105,6 +107,23 @@ def _benchmark_row(task: TaskComparison) -> list[str]:
     return [task.task, task.metric, str(task.documents), *values, points, relative]
 
 
+def free_text_line(repetition: RepetitionComparison) -> str:
+    """Write how much more the pruned model repeats itself, in one line."""
+    seq_rep, loops = repetition.seq_rep_4, repetition.loops
+    interval = _interval(seq_rep.change)
+    return (
+        f"free text   seq-rep-4 {seq_rep.base:.1%} -> {seq_rep.pruned:.1%} ({100 * seq_rep.change.value:+.1f} points"
+        f"{interval}), loops {loops.base} -> {loops.pruned} of {loops.texts}"
+    )
+
+
+def _interval(change: Estimate) -> str:
+    """Write the 95 % interval of a share, where there is one."""
+    if change.low is None or change.high is None:
+        return ""
+    return f" [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+
+
 def publish_summary(report: PublishReport) -> str:
     """Write what a publish did: where the result is, what became smaller, what it cost, what it writes now."""
     return "\n\n".join(_publish_parts(report))
@@ -114,6 +133,8 @@ def _publish_parts(report: PublishReport) -> Iterator[str]:
     yield checkpoint_lines(report.checkpoint)
     if report.benchmarks:
         yield benchmarks_table(report.benchmarks)
+    if report.generation and report.generation.repetition:
+        yield free_text_line(report.generation.repetition)
     if loaded := report.loaded_back:
         yield f"Loaded back from the Hub, given the prompt {loaded.prompt!r} it writes:\n{loaded.text.strip()} …"
     if published := report.published:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from hubprune.console import size
 
-__all__ = ["change_percent", "count", "listing", "percent_change", "plain", "signed", "size_change", "with_error"]
+__all__ = [
+    "change_percent",
+    "count",
+    "listing",
+    "percent_change",
+    "plain",
+    "signed",
+    "size_change",
+    "span",
+    "with_error",
+]
 
 MINUS = "−"
 NONE = "–"
@@ -31,6 +41,11 @@ def signed(value: float | None, *, digits: int = 2, unit: str = "") -> str:
     text = plain(value, digits=digits)
     sign = "" if text.startswith(MINUS) or float(text) == 0 else "+"
     return f"{sign}{text}{unit}"
+
+
+def span(low: float, high: float, *, digits: int) -> str:
+    """Write an interval of changes: −0.7 to +2.1."""
+    return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
 
 
 def percent_change(base: float, now: float) -> float | None:

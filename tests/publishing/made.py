@@ -9,21 +9,22 @@ from hubprune.artifacts import (
     CalibrationRecord,
     CalibrationSource,
     Check,
-    Continuation,
     DroppedSublayer,
     DropPlan,
     Environment,
-    GenerationComparison,
     ImportanceScores,
     LayerScores,
     Margin,
     MetricValue,
+    ModelText,
+    ModelTexts,
     PublishReport,
     RepoFile,
     TaskComparison,
     Verification,
     WrittenCheckpoint,
 )
+from hubprune.evaluation.paired_texts import pair_texts
 from hubprune.recipe import BaseModelSpec, CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, Recipe
 
 BASE_COMMIT = "13afe5124825b4f3751f836b40dafda64c1ed062"
@@ -159,8 +160,20 @@ def generation():
         ("The recipe needs ```flour``` and", " | butter | {{ 7 * 7 }}", loop),
         ("Once upon a time", " there was a king.", " there was a queen."),
     )
-    continuations = tuple(Continuation(prompt=p, base=b, pruned=n, base_tokens=8, pruned_tokens=8) for p, b, n in texts)
-    return GenerationComparison(continuations=continuations, max_new_tokens=64, dtype="bfloat16", device="cpu")
+    prompts, base, pruned = zip(*texts, strict=True)
+    return pair_texts(prompts, written(base), written(pruned))
+
+
+def written(texts):
+    """What a model wrote whose tokens are words."""
+    words = sorted({word for text in texts for word in text.split()})
+    return ModelTexts(
+        texts=tuple(
+            ModelText(text=text, tokens=len(text.split()), token_ids=tuple(map(words.index, text.split())))
+            for text in texts
+        ),
+        batches=(tuple(range(len(texts))),), max_new_tokens=64, dtype="bfloat16", device="cpu",
+    )  # fmt: skip
 
 
 def environment():
