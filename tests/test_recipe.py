@@ -79,7 +79,7 @@ recipes = st.builds(
         EvaluationSpec,
         tasks=st.lists(words, max_size=3).map(tuple),
         limit=st.none() | numbers,
-        prompts=st.none() | st.lists(words, max_size=2).map(tuple),
+        prompts=st.none() | st.lists(words, min_size=1, max_size=2).map(tuple),
         max_new_tokens=numbers,
     ),
     target=st.builds(
@@ -246,8 +246,15 @@ def test_prompts_are_lines_without_the_empty_ones(tmp_path):
 
 def test_shipped_prompts_are_found():
     prompts = EvaluationSpec().prompt_texts()
-    assert len(prompts) >= 3
+    assert len(set(prompts)) == 32
+    assert prompts[0] == "Paris is the capital of"
     assert EvaluationSpec(prompts=("own",)).prompt_texts() == ("own",)
+
+
+@pytest.mark.parametrize("prompts", [[], [""]])
+def test_a_recipe_without_a_prompt_to_continue_is_refused(prompts):
+    with pytest.raises(RecipeError, match=r"prompts.* should have at least 1"):
+        parse(EvaluationSpec, {"prompts": prompts})
 
 
 # ---- what can be asked to go -------------------------------------------------------------------------------------
