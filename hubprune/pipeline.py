@@ -87,35 +87,33 @@ def _free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison:
     """Let both models write; what the base wrote serves every plan."""
     spec = run.recipe.evaluation
     asked = run.circumstances, spec.prompt_texts(), spec.max_new_tokens
-
-    def write() -> ModelTexts:
-        from hubprune.evaluation import generation
-
-        return generation.write(
-            run.runnable.folder,
-            _text_request(run),
-            name="base",
-            trust_remote_code=run.runnable.own_code,
-            reporter=run.reporter,
-        )
-
-    base = run.store.run("base-text", key_of(*asked), ModelTexts, write)
-
-    def compare() -> GenerationComparison:
-        from hubprune.evaluation import generation
-
-        return generation.compare(
-            run.runnable.folder,
-            folder,
-            request=_text_request(run),
-            base_code=run.runnable.own_code,
-            base_texts=base,
-            reporter=run.reporter,
-        )
-
-    key = key_of(*asked, plan.content)
+    base = run.store.run("base-text", key_of(*asked), ModelTexts, lambda: _base_text(run))
     return run.store.run(
-        "generation", key, GenerationComparison, compare, valid=lambda kept: kept.repetition is not None
+        "generation",
+        key_of(*asked, plan.content),
+        GenerationComparison,
+        lambda: _compare_texts(run, folder, base),
+        valid=lambda kept: kept.repetition is not None,
+    )
+
+
+def _base_text(run: Run) -> ModelTexts:
+    from hubprune.evaluation import generation
+
+    base, request = run.runnable, _text_request(run)
+    return generation.write(base.folder, request, name="base", trust_remote_code=base.own_code, reporter=run.reporter)
+
+
+def _compare_texts(run: Run, folder: Path, base_texts: ModelTexts) -> GenerationComparison:
+    from hubprune.evaluation import generation
+
+    return generation.compare(
+        run.runnable.folder,
+        folder,
+        request=_text_request(run),
+        base_code=run.runnable.own_code,
+        base_texts=base_texts,
+        reporter=run.reporter,
     )
 
 
