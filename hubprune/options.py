@@ -152,7 +152,16 @@ IncludePath = Annotated[
     typer.Option(metavar="FOLDER", help="Task YAMLs of your own; they are published too.", rich_help_panel=MEASURING),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(help="Benchmark requests per batch. Default: 8.", rich_help_panel=MEASURING)
+    int | None,
+    typer.Option(help="Benchmark sequences per batch. Default: as many as fit.", rich_help_panel=MEASURING),
+]
+EvalBackend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="shared|hf",
+        help="Run what base and pruned model share once (default), or lm-eval's own backend for each.",
+        rich_help_panel=MEASURING,
+    ),
 ]
 Prompts = Annotated[
     Path | None,
@@ -298,6 +307,7 @@ def _parts(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
     evaluation = {
         **_given(given, "limit", "include_path", "batch_size"),
+        "backend": given.get("eval_backend"),
         "tasks": _names(given.get("tasks")),
         "prompts": read_prompts(file) if (file := given.get("prompts")) else None,
     }

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from hubprune.artifacts import Aggregation, LayoutChoice, Method, Metric, Schedule
+from hubprune.artifacts import Aggregation, EvalBackend, LayoutChoice, Method, Metric, Schedule
 from hubprune.errors import RecipeError
 from hubprune.requests import DropSpec, Settings, WidthSpec
 
@@ -103,7 +103,10 @@ class EvaluationSpec(Settings):
     """Documents per task at most."""
     include_path: str | None = None
     """Folder with task YAMLs of one's own."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    """Sequences that are read at once; None for as many as fit into memory."""
+    backend: EvalBackend = "shared"
+    """What computes log-likelihoods."""
     prompts: tuple[str, ...] | None = None
     """Prompts for the free text; None for the shipped ones."""
     max_new_tokens: int = Field(default=128, ge=1)

@@ -29,8 +29,10 @@ from hubprune.artifacts.comparison import (
 from hubprune.artifacts.evaluation import (
     BenchmarkComparison,
     Continuation,
+    EvalBackend,
     GenerationComparison,
     MetricValue,
+    SelfCheck,
     TaskComparison,
 )
 from hubprune.artifacts.pruning import (
@@ -89,6 +91,7 @@ __all__ = [
     "DroppedSets",
     "DroppedSublayer",
     "Environment",
+    "EvalBackend",
     "GenerationComparison",
     "HeldOutDocuments",
     "ImportanceScores",
@@ -112,6 +115,7 @@ __all__ = [
     "Schedule",
     "ScoreKind",
     "ScoreStudy",
+    "SelfCheck",
     "SpeedMeasured",
     "StudyEntry",
     "StudyKind",

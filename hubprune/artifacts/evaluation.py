@@ -6,6 +6,9 @@ from typing import Literal
 
 from hubprune.artifacts.artifact import Artifact
 
+EvalBackend = Literal["shared", "hf"]
+"""What computes log-likelihoods: one pass for all models, or lm-eval's own Hugging Face backend for each."""
+
 
 class MetricValue(Artifact):
     """A metric of one model on one task."""
@@ -53,6 +56,17 @@ class TaskComparison(Artifact):
         return 100 * (self.pruned.value / self.base.value - 1) if self.base.value else None
 
 
+class SelfCheck(Artifact):
+    """How far log-likelihoods of the shared evaluation are from those of lm-eval's own backend."""
+
+    requests: int
+    """Requests that went through both, for each model."""
+    largest_difference: float
+    """In nats."""
+    tolerance: float
+    """Difference from which on lm-eval's own backend is used instead."""
+
+
 class BenchmarkComparison(Artifact):
     """The benchmarks of base and pruned, measured in one run."""
 
@@ -60,14 +74,19 @@ class BenchmarkComparison(Artifact):
     """The first metric of each task is its main one."""
     limit: int | None
     """Documents per task at most; None for all."""
-    batch_size: int
+    backend: EvalBackend = "hf"
+    fallback: str | None = None
+    """Why the shared evaluation was not used although it was asked for."""
+    self_check: SelfCheck | None = None
+    batch_size: int | None
+    """Rows of a batch; None for as many as fit into memory."""
     dtype: str
     device: str
     seed: int
     lm_eval: str
     """Version of lm-eval."""
-    base_seconds: float
-    pruned_seconds: float
+    seconds: float
+    """Wall-clock time for both models, from loading them to the last metric; what was known before takes none."""
 
     def main_metrics(self) -> tuple[TaskComparison, ...]:
         """The first metric of each task."""

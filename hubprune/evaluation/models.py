@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hubprune.devices import resolve_device
 from hubprune.errors import EvaluationError
+from hubprune.memory import available_bytes
 
-__all__ = ["LoadedModel", "load_model", "memory_errors", "release_memory"]
+__all__ = [
+    "LoadedModel",
+    "free_bytes",
+    "is_out_of_memory",
+    "load_model",
+    "memory_errors",
+    "release_memory",
+    "shrinking",
+]
 
+Result = TypeVar("Result")
 NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
 """What torch says in a plain RuntimeError where memory ran out."""
 
@@ -69,9 +79,43 @@ def memory_errors(when: str, *, hint: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in NO_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise EvaluationError(f"The device ran out of memory {when}.", hint=hint) from error
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error of torch says that memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+def shrinking(compute: Callable[[int], Result], rows: int) -> Result:
+    """Compute with so many rows at once, or with half as many each time that memory runs out.
+
+    Raises:
+        EvaluationError: memory ran out with a single row.
+    """
+    while True:
+        try:
+            return compute(rows)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if rows == 1:
+                message = "The device ran out of memory over a single row."
+                raise EvaluationError(message, hint="Pass --dtype bfloat16, or --device cpu.") from error
+        rows //= 2
+        release_memory()
+
+
+def free_bytes(device: str) -> int:
+    """Return the memory that a device has free; `auto` may be one.
+
+    Raises:
+        RecipeError: this machine has no such device.
+    """
+    place = resolve_device(device)
+    return int(torch.cuda.mem_get_info(place)[0]) if place.startswith("cuda") else available_bytes()
 
 
 def release_memory() -> None:

@@ -47,8 +47,9 @@ def _task_row(task: TaskComparison) -> tuple[str, ...]:
 def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
     yield (
         f"Base and this model were measured in the same run, on the same documents, with lm-eval {comparison.lm_eval}"
-        f" ({comparison.dtype}, {comparison.device}, batch size {comparison.batch_size}, seed {comparison.seed})."
+        f" ({comparison.dtype}, {comparison.device}, seed {comparison.seed})."
     )
+    yield from _backend_sentences(comparison)
     yield (
         "± is one standard error; that of the mean change is unpaired, as if the two had seen different documents."
         " Chance is the accuracy of guessing. Δ points is 100 × (this − base) for metrics between 0 and 1 and does not"
@@ -57,6 +58,22 @@ def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
     if comparison.limit is not None:
         limit = count(comparison.limit)
         yield f"Limited to the first {limit} documents of each task: no figure here is the full benchmark's."
+
+
+def _backend_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
+    """Say what computed the log-likelihoods, and how that was compared with lm-eval's own backend."""
+    if comparison.backend == "hf":
+        why = f", since {comparison.fallback}" if comparison.fallback else ""
+        yield f"Log-likelihoods are from lm-eval's own Hugging Face backend{why}."
+        return
+    check = comparison.self_check
+    compared = (
+        f"; lm-eval's own backend computed {count(check.requests)} requests of each as well, and differed by at most"
+        f" {check.largest_difference:.1e} nats"
+        if check
+        else ""
+    )
+    yield f"Log-likelihoods were computed for both in one pass, which runs once what they have in common{compared}."
 
 
 # ---- free text ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from hubprune.sweep.request import SpeedRequest, SweepRequest
 
 if TYPE_CHECKING:
     from hubprune.evaluation.harness import InMemory
+    from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import LoadedModel
 
 BENCHMARKS, PERPLEXITY, SPEED = "sweep-benchmarks", "sweep-perplexity", "sweep-speed"
@@ -39,8 +40,8 @@ def measure_all(
     Raises:
         EvaluationError: a benchmark cannot be run, or the memory is too small.
     """
-    bench = _Bench(run, request, documents)
     different = {key_of(point.plan.content): point.plan for point in points}
+    bench = _Bench(run, request, documents, tuple(different.values()))
     missing = [plan for plan in different.values() if not bench.is_kept(plan)]
     run.reporter.note(f"{len(points)} points, {len(different)} different, {len(missing)} to measure")
     found = {key: bench.measure(plan) for key, plan in different.items() if plan not in missing}
@@ -55,8 +56,10 @@ def measure_all(
 class _Bench:
     """The base and its documents, loaded when the first point needs them."""
 
-    def __init__(self, run: Run, request: SweepRequest, documents: HeldOutDocuments | None) -> None:
-        self._run, self._request, self._documents = run, request, documents
+    def __init__(
+        self, run: Run, request: SweepRequest, documents: HeldOutDocuments | None, plans: Sequence[DropPlan]
+    ) -> None:
+        self._run, self._request, self._documents, self._plans = run, request, documents, plans
         # The run's own store would say of every point that it was taken from an earlier run.
         self._store = StageStore(run.store.folder)
 
@@ -82,8 +85,9 @@ class _Bench:
         keys: dict[str, str] = {}
         if spec.tasks:
             keys[BENCHMARKS] = key_of(
-                *common, spec.tasks, spec.limit, spec.batch_size, run.task_texts, run.task_sources, run.recipe.seed
-            )
+                *common, spec.tasks, spec.limit, spec.batch_size, spec.backend, run.task_texts, run.task_sources,
+                run.recipe.seed,
+            )  # fmt: skip
         if self._documents:
             keys[PERPLEXITY] = key_of(*common, self._documents.sha256, spec.batch_size)
         if self._request.speed and plan.dropped:
@@ -103,10 +107,34 @@ class _Bench:
 
     @cached_property
     def _suite(self) -> InMemory:
+        """The benchmarks for all points that no earlier run measured, since what they share is computed once."""
         from hubprune.evaluation.harness import InMemory
 
-        # A bar of its own inside the bar over the points would break both.
-        return InMemory(self._run.recipe.evaluation, seed=self._run.recipe.seed, reporter=Reporter(quiet=True))
+        missing = [plan for plan in self._plans if not self._store.has(BENCHMARKS, self._keys(plan)[BENCHMARKS])]
+        run = self._run
+        return InMemory(
+            self._model,
+            [self._variant(plan) for plan in missing],
+            identities={self._identity(plan): self._identity(plan) for plan in missing},
+            memo=run.answers_file,
+            spec=run.recipe.evaluation,
+            seed=run.recipe.seed,
+            # A bar of its own inside the bar over the points would break both.
+            reporter=Reporter(quiet=True),
+        )
+
+    def _identity(self, plan: DropPlan) -> str:
+        """Return what stands for a point in the memory of answers; that of a written checkpoint is another."""
+        return self._run.identity("in memory", plan.content) if plan.dropped else self._run.identity()
+
+    def _variant(self, plan: DropPlan) -> Variant:
+        from hubprune.evaluation.layer_tree import Variant
+        from hubprune.pruning.in_memory import layers_without
+
+        model, name = self._model.model, self._identity(plan)
+        if not plan.dropped:
+            return Variant.of(name, model)
+        return Variant(name, model, layers_without(model, plan, self._run.architecture), self._bypass(plan))
 
     def _bypass(self, plan: DropPlan) -> Callable[[], AbstractContextManager[None]]:
         from hubprune.pruning.in_memory import bypassed
@@ -114,15 +142,14 @@ class _Bench:
         return lambda: bypassed(self._model.model, plan, self._run.architecture)
 
     def _answer(self, plan: DropPlan) -> BenchmarkAnswers:
-        with self._bypass(plan)():
-            return self._suite.measure(self._model, name="sweep")
+        return self._suite.measure(self._identity(plan))
 
     def _read(self, plan: DropPlan) -> PerplexityAnswers:
         from hubprune.evaluation import perplexity
 
         rows = self._documents.documents if self._documents else ()
         with self._bypass(plan)():
-            return perplexity.measure(self._model, rows, batch_size=self._run.recipe.evaluation.batch_size)
+            return perplexity.measure(self._model, rows, batch_size=self._run.recipe.evaluation.batch_size or 8)
 
     def _time(self, plan: DropPlan) -> SpeedMeasured:
         from hubprune.evaluation import speed

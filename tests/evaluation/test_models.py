@@ -71,7 +71,9 @@ def fail(monkeypatch):
 def benchmark(base_folder, task_folder, reporter):
     def run():
         spec = EvaluationSpec(tasks=("pets",), include_path=str(task_folder), batch_size=3)
-        return harness.run(base_folder, base_folder, spec=spec, seed=0, device="cpu", dtype="auto", reporter=reporter)
+        return harness.run(
+            *[harness.ModelFolder(base_folder)] * 2, spec=spec, seed=0, device="cpu", dtype="auto", reporter=reporter
+        )
 
     return run
 

@@ -54,7 +54,7 @@ def test_every_file_but_the_manifest_itself_is_listed_with_its_hash(tmp_path):
 
 
 def test_the_same_result_gives_the_same_bytes(tmp_path):
-    slower = made.report(benchmarks=made.benchmarks(base_seconds=1.0, pruned_seconds=2.0), seconds={"score": 9.0})
+    slower = made.report(benchmarks=made.benchmarks(seconds=1.0), seconds={"score": 9.0})
     a, b = make_folder(tmp_path / "a"), make_folder(tmp_path / "b")
     finish(b, card="# Card\n", report=slower)
     assert (a / "hubprune.json").read_bytes() == (b / "hubprune.json").read_bytes()
@@ -93,7 +93,7 @@ def test_it_holds_what_the_run_saw_but_no_single_documents(tmp_path):
     assert values["scores"]["calibration"]["sources"][0]["commit"] == made.DATA_COMMIT
     assert len(values["generation"]["continuations"]) == 3
     assert {"plan", "verification", "benchmarks", "versions", "checkpoint"} <= set(values)
-    assert "base_seconds" not in values["benchmarks"]
+    assert "seconds" not in values["benchmarks"]
 
 
 def test_a_recipe_is_published_without_local_paths(tmp_path, private_recipe):
