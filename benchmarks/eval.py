@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,8 +73,14 @@ def write_tasks(folder: Path, vocabulary: int) -> None:
 
     accuracy = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
     for name, shape in CHOICE_TASKS.items():
-        choices: Callable[[], list[str]] = lambda s=shape: [words(s.ending) for _ in range(s.choices)]  # noqa: E731
-        rows = [{"context": words(shape.context), "choices": choices(), "answer": 0} for _ in range(DOCUMENTS)]
+        rows = [
+            {
+                "context": words(shape.context),
+                "choices": [words(shape.ending) for _ in range(shape.choices)],
+                "answer": 0,
+            }
+            for _ in range(DOCUMENTS)
+        ]
         _write_task(folder, name, rows, doc_to_text="{{context}}", doc_to_choice="choices", metric_list=accuracy)
     rows = [{"context": words(LAMBADA.context), "target": words(LAMBADA.ending)} for _ in range(DOCUMENTS)]
     perplexity = [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]
@@ -189,6 +196,7 @@ def _sweep(folder: Path, spec: Any, *, memo: Path | None) -> dict[str, Any]:
     from hubprune.architectures import architecture_of
     from hubprune.artifacts import DroppedSublayer, DropPlan
     from hubprune.console import Reporter
+    from hubprune.evaluation.computing import Models
     from hubprune.evaluation.harness import InMemory
     from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import load_model
@@ -202,12 +210,12 @@ def _sweep(folder: Path, spec: Any, *, memo: Path | None) -> dict[str, Any]:
         dropped = tuple(DroppedSublayer(kind="attn", layer=layer) for layer in DROPPED[:count])
         plan = DropPlan(selected_by="hand", num_hidden_layers=len(variants[0].layers), dropped=dropped)
         layers = layers_without(loaded.model, plan, architecture)
-        variants.append(
-            Variant(f"{count} less", loaded.model, layers, lambda p=plan: bypassed(loaded.model, p, architecture))
-        )
+        active = partial(bypassed, loaded.model, plan, architecture)
+        variants.append(Variant(f"{count} less", loaded.model, layers, active))
     names = [variant.name for variant in variants]
     bench = InMemory(
-        loaded, variants, identities=dict(zip(names, names, strict=True)), memo=memo, spec=spec, seed=0,
+        Models(variants, loaded.tokenizer, batch_size=spec.batch_size),
+        identities=dict(zip(names, names, strict=True)), memo=memo, spec=spec, seed=0,
         reporter=Reporter(quiet=True),
     )  # fmt: skip
     answers = [bench.measure(name) for name in names]

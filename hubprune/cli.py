@@ -18,6 +18,7 @@ import typer
 from hubprune import options, sweep_options, variants
 from hubprune.console import Reporter
 from hubprune.errors import DiskSpaceError, HubpruneError
+from hubprune.processes import rank, world_size
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -45,10 +46,34 @@ def main() -> NoReturn:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        if rank() > 0:
+            _follow()
+        else:
+            app()
     except KeyboardInterrupt:  # in the moment before or after a command
         sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if not end.code:  # where something failed, whoever started the processes ends the others
+            _dismiss()
+        raise
     sys.exit(0)
+
+
+def _follow() -> None:
+    """Compute what the first of several processes tells."""
+    from hubprune.evaluation import team
+    from hubprune.evaluation.libraries import quiet
+
+    with errors_shown(), quiet():
+        team.follow()
+
+
+def _dismiss() -> None:
+    """Let the other processes of a run go, where this is the first of several."""
+    if rank() == 0 and world_size() > 1:
+        from hubprune.evaluation import team
+
+        team.dismiss()
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

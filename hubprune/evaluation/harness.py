@@ -6,7 +6,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -26,9 +26,9 @@ from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_task
 from hubprune.recipe import EvaluationSpec
 
 if TYPE_CHECKING:
-    from hubprune.evaluation.layer_tree import Variant
-    from hubprune.evaluation.models import LoadedModel
+    from hubprune.evaluation.computing import Models
     from hubprune.evaluation.panel import Panel
+    from hubprune.evaluation.team import Team
 
 __all__ = ["InMemory", "ModelFolder", "check_tasks", "run", "task_files"]
 
@@ -109,29 +109,28 @@ def run(
 
 
 class InMemory:
-    """Benchmarks for a model that is loaded already, and for what becomes of it when layers are others.
+    """Benchmarks for models that are loaded already.
 
-    The documents are read once.  What is asked of one variant is computed for all of them.
+    The documents are read once.  What is asked of one model is computed for all of them.
 
     Args:
-        model: the base, which lends its tokenizer.
-        variants: what answers.
-        identities: what stands for each variant in the memory of answers, by name.
-        memo: the file of that memory.
+        models: what answers.
+        identities: what stands for each of them in the memory of answers, by name.
+        memo: the file of that memory; None for one that ends with this object.
 
     Raises:
         EvaluationError: a task or its data set cannot be loaded.
     """
 
     def __init__(
-        self, model: LoadedModel, variants: Sequence[Variant], *, identities: Mapping[str, str], memo: Path | None,
-        spec: EvaluationSpec, seed: int, reporter: Reporter,
+        self, models: Models | Team, *, identities: Mapping[str, str], memo: Path | None, spec: EvaluationSpec,
+        seed: int, reporter: Reporter,
     ) -> None:  # fmt: skip
         with quiet(), no_calls_elsewhere():
             suite = load_tasks(spec)
             self._plan = _Plan(suite, spec=spec, seed=seed, device="auto", dtype="auto", reporter=reporter)
-            self._model = model
-            self._panel = _panel(self._plan, model, variants, identities=identities, memo=Memo(memo))
+            self._models = models
+            self._panel = _panel(self._plan, models, identities, Memo(memo))
 
     def measure(self, name: str) -> BenchmarkAnswers:
         """Let a variant answer all documents.
@@ -142,8 +141,9 @@ class InMemory:
         with quiet(), no_calls_elsewhere():
             results = _evaluate(self._plan, self._panel, name)
         rows = answers_of(results, requested=self._plan.suite.requested, warn=self._plan.reporter.warn)
-        model = self._model
-        return BenchmarkAnswers(tasks=rows, lm_eval=version("lm_eval"), device=model.device, dtype=model.dtype)
+        model = self._models.variants[name].model
+        dtype = str(model.dtype).removeprefix("torch.")
+        return BenchmarkAnswers(tasks=rows, lm_eval=version("lm_eval"), device=str(model.device), dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -197,32 +197,42 @@ def _measure_together(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Mem
 
 
 def _ask(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
+    from hubprune.evaluation import team
+
+    models = team.assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)
+    identities = {name: folder.identity or name for name, folder in folders.items()}
+    kept = memo if all(folder.identity for folder in folders.values()) else Memo()
+    panel = _panel(plan, models, identities, kept)
+    results = {name: _evaluate(plan, panel, name) for name in folders}
+    models.close()
+    model = next(iter(models.variants.values())).model
+    dtype = str(model.dtype).removeprefix("torch.")
+    return _Measured(results, str(model.device), dtype, panel.fallback, panel.self_check)
+
+
+def load_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, batch_size: int | None) -> Models:
+    """Load model folders that are to answer together."""
+    from hubprune.evaluation.computing import Models
     from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import load_model
     from hubprune.evaluation.sharing import share_weights
 
-    loaded = {
-        name: load_model(f.path, device=plan.device, dtype=plan.dtype, trust_remote_code=f.own_code)
-        for name, f in folders.items()
-    }
-    first, *_, last = (*loaded.values(), *loaded.values())
-    panel = _panel(
-        plan,
-        first,
-        [Variant.of(name, model.model) for name, model in loaded.items()],
-        identities={name: folder.identity or name for name, folder in folders.items()},
-        memo=memo if all(folder.identity for folder in folders.values()) else Memo(),
-        share=lambda: share_weights(first.model, last.model),
+    loaded = [
+        load_model(folder.path, device=device, dtype=dtype, trust_remote_code=folder.own_code)
+        for folder in folders.values()
+    ]
+    return Models(
+        [Variant.of(name, model.model) for name, model in zip(folders, loaded, strict=True)],
+        loaded[0].tokenizer,
+        batch_size=batch_size,
+        share=lambda: share_weights(loaded[0].model, loaded[-1].model),
     )
-    results = {name: _evaluate(plan, panel, name) for name in folders}
-    return _Measured(results, first.device, first.dtype, panel.fallback, panel.self_check)
 
 
-def _panel(plan: _Plan, model: LoadedModel, variants: Sequence[Variant], **given: Any) -> Panel:
-    from hubprune.evaluation.panel import Panel, PanelSettings
+def _panel(plan: _Plan, models: Models | Team, identities: Mapping[str, str], memo: Memo) -> Panel:
+    from hubprune.evaluation.panel import Panel
 
-    settings = PanelSettings(backend=plan.spec.backend, batch_size=plan.spec.batch_size)
-    return Panel(variants, model.tokenizer, settings=settings, reporter=plan.reporter, **given)
+    return Panel(models, identities=identities, memo=memo, backend=plan.spec.backend, reporter=plan.reporter)
 
 
 def _evaluate(plan: _Plan, panel: Panel, name: str) -> Mapping[str, Any]:
@@ -230,7 +240,7 @@ def _evaluate(plan: _Plan, panel: Panel, name: str) -> Mapping[str, Any]:
 
     _set_seeds(plan)
     results: Mapping[str, Any] = evaluate(
-        lm=panel.models[name],
+        lm=panel.language_models[name],
         task_dict=plan.suite.task_dict(),
         limit=plan.spec.limit,
         bootstrap_iters=BOOTSTRAP_ITERATIONS,

@@ -42,7 +42,10 @@ class PanelLM(HFLM):
     Tokens, windows and metrics are lm-eval's own; `plain` and `write` are its own computation, too.
     """
 
-    def __init__(self, variant: Variant, tokenizer: Any, panel: Panel, *, batch_size: int | None) -> None:
+    panel: Panel
+    """Whom it hands its requests to; set by the panel itself."""
+
+    def __init__(self, variant: Variant, tokenizer: Any, *, batch_size: int | None) -> None:
         # It warns that a model which is already loaded goes without its own loading options.
         with log_level("lm_eval.models.huggingface", logging.ERROR):
             super().__init__(
@@ -53,13 +56,13 @@ class PanelLM(HFLM):
                 # In bfloat16, log-likelihoods around -100 come in steps of 0.5.
                 softmax_dtype="float32",
             )
-        self._variant, self._panel = variant, panel
+        self._variant = variant
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         asked = [self._request(context, ending) for _, context, ending in requests]
-        answers = self._panel.log_likelihoods(self._variant.name, asked)
+        answers = self.panel.log_likelihoods(self._variant.name, asked)
         return [(answer.log_likelihood, answer.is_greedy) for answer in answers]
 
     def _request(self, context: Sequence[int], ending: Sequence[int]) -> Request:
@@ -76,7 +79,7 @@ class PanelLM(HFLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Continue prompts."""
-        return self._panel.texts(self._variant.name, [request.args for request in requests])
+        return self.panel.texts(self._variant.name, [request.args for request in requests])
 
     def plain(self, requests: Sequence[Request], *, rows: int) -> list[Answer]:
         """Let lm-eval's backend itself score requests, with so many rows in a batch."""

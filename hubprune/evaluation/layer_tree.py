@@ -144,7 +144,7 @@ def _buffers(module: nn.Module) -> str:
     """Hash what a module computed when it was built, such as rotary frequencies."""
     digest = hashlib.sha256()
     for name, buffer in module.named_buffers():
-        digest.update(name.encode() + buffer.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + buffer.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hubprune.artifacts import EvalBackend, SelfCheck
 from hubprune.console import Advance, Reporter
-from hubprune.evaluation.language_model import PLAIN_ROWS, PanelLM, Prompt
-from hubprune.evaluation.layer_tree import Variant, why_not
+from hubprune.evaluation.language_model import Prompt
+from hubprune.evaluation.layer_tree import why_not
 from hubprune.evaluation.memo import Memo
-from hubprune.evaluation.models import shrinking
 from hubprune.evaluation.packing import Answer, Request
-from hubprune.evaluation.scorer import Scorer
 
-__all__ = ["Panel", "PanelSettings"]
+if TYPE_CHECKING:
+    from hubprune.evaluation.computing import Models, Names
+    from hubprune.evaluation.team import Team
+
+__all__ = ["Panel"]
 
 CHECKED_PAIRS = 4
 """Neighbours in the order of their tokens that are compared with lm-eval's backend: two that often share a row."""
@@ -34,61 +35,44 @@ EXACT, COARSE = 1e-3, 0.5
 backend differs from itself by 0.2 between batch sizes."""
 PIECE = 256
 """Requests after which what lm-eval's backend computed is kept."""
-TEXT_SLOTS = 16384
-"""Tokens of a batch of texts that are written at once, those to come included."""
-TEXT_ROWS = 64
-
-Names = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PanelSettings:
-    """How a panel computes."""
-
-    backend: EvalBackend = "shared"
-    batch_size: int | None = None
-    """Rows of a batch; None for as many as fit."""
+TEXTS_AT_ONCE = 64
+"""Texts after which what was written is kept."""
 
 
 class Panel:
     """Variants of one model with the memory of what they answered.
 
     Args:
-        variants: the models.
-        tokenizer: of all of them.
+        models: what computes.
         identities: what stands for each variant in the memory, by name.
         memo: the memory.
-        settings: how to compute.
+        backend: what is to compute log-likelihoods.
         reporter: told of progress.
-        share: lets the variants use one another's equal weights, and returns what undoes that; called before the first
-            batch, after lm-eval's own answers were taken.
     """
 
     def __init__(
         self,
-        variants: Sequence[Variant],
-        tokenizer: Any,
+        models: Models | Team,
         *,
         identities: Mapping[str, str],
         memo: Memo,
-        settings: PanelSettings,
+        backend: EvalBackend,
         reporter: Reporter,
-        share: Callable[[], Callable[[], None]] = lambda: lambda: None,
     ) -> None:
-        self._variants = {variant.name: variant for variant in variants}
-        self._identities, self._memo, self._settings = identities, memo, settings
-        self._reporter, self._share = reporter, share
-        self.models = {v.name: PanelLM(v, tokenizer, self, batch_size=settings.batch_size) for v in variants}
+        self._models, self._variants, self._asked_backend = models, models.variants, backend
+        self._identities, self._memo, self._reporter = identities, memo, reporter
+        self.language_models = models.language_models
         """What `lm_eval.evaluate` takes, by name."""
+        for model in self.language_models.values():
+            model.panel = self
         self._checked: set[str] = set()
-        self._scorers: dict[Names, Scorer] = {}
-        self.fallback = self._refusal() if settings.backend == "shared" else None
+        self.fallback = self._refusal() if backend == "shared" else None
         """Why lm-eval's own backend computes although it was not asked for; None where it does not."""
 
     @property
     def backend(self) -> EvalBackend:
         """What computes log-likelihoods."""
-        return "hf" if self.fallback else self._settings.backend
+        return "hf" if self.fallback else self._asked_backend
 
     @property
     def self_check(self) -> SelfCheck | None:
@@ -154,17 +138,10 @@ class Panel:
                 self._score(tuple(names), [unique[key] for key in sorted(missing)], advance)
 
     def _score(self, names: Names, requests: Sequence[Request], advance: Advance) -> None:
-        scorer = self._scorer(names)
-        for rows in scorer.plan(requests):
-            for name, answers in scorer.answer(rows, requests).items():
+        for scored in self._models.score(names, requests):
+            for name, answers in scored.items():
                 self._memo.put_answers(self._model(name), {requests[n].key: a for n, a in answers.items()})
                 advance(len(answers))
-
-    def _scorer(self, names: Names) -> Scorer:
-        if names not in self._scorers:
-            variants = [self._variants[name] for name in names]
-            self._scorers[names] = Scorer(variants, most_rows=self._settings.batch_size)
-        return self._scorers[names]
 
     # ---- the comparison with lm-eval ---------------------------------------------------------------------------
 
@@ -174,18 +151,16 @@ class Panel:
         if not new:
             return
         chosen = _spread(requests)
-        expected = {name: self._plain(name, chosen) for name in new}
-        put_back = self._share()
+        expected = {name: self._models.plain(name, chosen) for name in new}
+        self._models.share_weights()
         found: dict[str, dict[int, Answer]] = {name: {} for name in new}
-        scorer = self._scorer(new)
-        for rows in scorer.plan(chosen):
-            for name, answers in scorer.answer(rows, chosen).items():
+        for scored in self._models.score(new, chosen):
+            for name, answers in scored.items():
                 found[name] |= answers
         differences = {name: _largest(found[name], expected[name]) for name in new}
         for name, difference in differences.items():
             if difference > self._tolerance:
-                put_back()
-                self._scorers.clear()
+                self._models.put_weights_back()
                 self._fall_back(name, difference, len(chosen))
                 return
             self._memo.put_check(self._model(name), len(chosen), difference)
@@ -207,13 +182,9 @@ class Panel:
         with self._reporter.progress(f"Benchmarks, {name}", total=len(missing), unit="requests") as advance:
             for start in range(0, len(missing), PIECE):
                 keys = missing[start : start + PIECE]
-                answers = self._plain(name, [unique[key] for key in keys])
+                answers = self._models.plain(name, [unique[key] for key in keys])
                 self._memo.put_answers(self._model(name), dict(zip(keys, answers, strict=True)))
                 advance(len(keys))
-
-    def _plain(self, name: str, requests: Sequence[Request]) -> list[Answer]:
-        model = self.models[name]
-        return shrinking(lambda rows: model.plain(requests, rows=rows), self._settings.batch_size or PLAIN_ROWS)
 
     # ---- texts -------------------------------------------------------------------------------------------------
 
@@ -223,8 +194,8 @@ class Panel:
         Raises:
             EvaluationError: the model has no positions for what is asked, or not even one text fits into memory.
         """
-        if any(map(self.models[name].is_random, prompts)):
-            return self._write(name, prompts)
+        if any(map(self.language_models[name].is_random, prompts)):
+            return self._models.write(name, prompts)
         keys = [_prompt_key(prompt) for prompt in prompts]
         unique = dict(zip(keys, prompts, strict=True))
         known = self._memo.texts(self._model(name), list(unique))
@@ -236,23 +207,13 @@ class Panel:
 
     def _pieces(self, name: str, prompts: Mapping[bytes, Prompt]) -> Iterator[tuple[list[bytes], list[str]]]:
         """Continue prompts batch by batch, those of one length together and the longest first."""
-        model = self.models[name]
-        lengths = {key: len(model.tok_encode(text)) for key, (text, _) in prompts.items()}
+        lengths = {key: len(self.language_models[name].tok_encode(text)) for key, (text, _) in prompts.items()}
         order = sorted(prompts, key=lambda key: (json.dumps(prompts[key][1], sort_keys=True), -lengths[key], key))
         with self._reporter.progress(f"Answers in words, {name}", total=len(order), unit="requests") as advance:
-            while order:
-                tokens = lengths[order[0]] + model.new_tokens(prompts[order[0]])
-                rows = self._settings.batch_size or max(1, min(TEXT_ROWS, TEXT_SLOTS // tokens))
-                piece, order = order[:rows], order[rows:]
-                yield piece, self._write(name, [prompts[key] for key in piece])
+            for start in range(0, len(order), TEXTS_AT_ONCE):
+                piece = order[start : start + TEXTS_AT_ONCE]
+                yield piece, self._models.write(name, [prompts[key] for key in piece])
                 advance(len(piece))
-
-    def _write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
-        model = self.models[name]
-        for prompt in prompts:
-            model.new_tokens(prompt)
-        rows = self._settings.batch_size or min(TEXT_ROWS, len(prompts))
-        return shrinking(lambda number: model.write(prompts, rows=number), rows)
 
 
 def _spread(requests: Sequence[Request]) -> list[Request]:

@@ -6,7 +6,7 @@ That halves the memory of the two, and tells the layer tree which layers are the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,9 +28,9 @@ def share_weights(base: Any, other: Any) -> Callable[[], None]:
     Returns:
         What puts the other model's own tensors back, as long as it is kept.
     """
-    candidates: dict[object, list[torch.Tensor]] = {}
+    candidates: dict[object, dict[str, torch.Tensor]] = {}
     for name, parameter in base.named_parameters():
-        candidates.setdefault(_looks(name, parameter), []).append(parameter.data)
+        candidates.setdefault(_looks(name, parameter), {})[name] = parameter.data
     replaced = list(_replace(other, candidates))
 
     def put_back() -> None:
@@ -40,11 +40,16 @@ def share_weights(base: Any, other: Any) -> Callable[[], None]:
     return put_back
 
 
-def _replace(model: Any, candidates: dict[object, list[torch.Tensor]]) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-    """Replace tensors by equal ones, and yield each parameter with the tensor that it had."""
+def _replace(
+    model: Any, candidates: Mapping[object, Mapping[str, torch.Tensor]]
+) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+    """Replace tensors by equal ones, and yield each parameter with the tensor that it had.
+
+    That of the same name comes first: norms of several layers may be equal, and a layer is known by all its tensors.
+    """
     for name, parameter in model.named_parameters():
-        own = parameter.data
-        for tensor in candidates.get(_looks(name, parameter), ()):
+        own, found = parameter.data, candidates.get(_looks(name, parameter), {})
+        for _, tensor in sorted(found.items(), key=lambda item: item[0] != name):
             if torch.equal(tensor, own):
                 parameter.data = tensor
                 yield parameter, own

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hubprune.architectures import Architecture
 from hubprune.artifacts import BenchmarkAnswers, DropPlan, HeldOutDocuments, PerplexityAnswers, SpeedMeasured
 from hubprune.console import Reporter
+from hubprune.pruning.runnable import Runnable
 from hubprune.run import Run
 from hubprune.stages import StageStore, key_of
 from hubprune.sweep.points import Point
 from hubprune.sweep.request import SpeedRequest, SweepRequest
 
 if TYPE_CHECKING:
+    from hubprune.evaluation.computing import Models
     from hubprune.evaluation.harness import InMemory
     from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import LoadedModel
@@ -96,29 +99,25 @@ class _Bench:
 
     @cached_property
     def _model(self) -> LoadedModel:
-        from hubprune.evaluation.libraries import quiet
-        from hubprune.evaluation.models import load_model
-
-        recipe, runnable = self._run.recipe, self._run.runnable
-        with quiet():
-            return load_model(
-                runnable.folder, device=recipe.device, dtype=recipe.dtype, trust_remote_code=runnable.own_code
-            )
+        return _load(self._run.runnable, self._run.recipe.device, self._run.recipe.dtype)
 
     @cached_property
     def _suite(self) -> InMemory:
         """The benchmarks for all points that no earlier run measured, since what they share is computed once."""
+        from hubprune.evaluation import team
         from hubprune.evaluation.harness import InMemory
 
         missing = [plan for plan in self._plans if not self._store.has(BENCHMARKS, self._keys(plan)[BENCHMARKS])]
-        run = self._run
+        plans = {self._identity(plan): plan for plan in missing}
+        run, recipe = self._run, self._run.recipe
+        rest = (plans, run.architecture, recipe.evaluation.batch_size)
+        where = (run.runnable, recipe.device, recipe.dtype)
         return InMemory(
-            self._model,
-            [self._variant(plan) for plan in missing],
-            identities={self._identity(plan): self._identity(plan) for plan in missing},
+            team.assemble(load_points, *where, *rest, here=points_of(self._model, *rest)),
+            identities={name: name for name in plans},
             memo=run.answers_file,
-            spec=run.recipe.evaluation,
-            seed=run.recipe.seed,
+            spec=recipe.evaluation,
+            seed=recipe.seed,
             # A bar of its own inside the bar over the points would break both.
             reporter=Reporter(quiet=True),
         )
@@ -126,15 +125,6 @@ class _Bench:
     def _identity(self, plan: DropPlan) -> str:
         """Return what stands for a point in the memory of answers; that of a written checkpoint is another."""
         return self._run.identity("in memory", plan.content) if plan.dropped else self._run.identity()
-
-    def _variant(self, plan: DropPlan) -> Variant:
-        from hubprune.evaluation.layer_tree import Variant
-        from hubprune.pruning.in_memory import layers_without
-
-        model, name = self._model.model, self._identity(plan)
-        if not plan.dropped:
-            return Variant.of(name, model)
-        return Variant(name, model, layers_without(model, plan, self._run.architecture), self._bypass(plan))
 
     def _bypass(self, plan: DropPlan) -> Callable[[], AbstractContextManager[None]]:
         from hubprune.pruning.in_memory import bypassed
@@ -163,3 +153,36 @@ class _Bench:
             seed=self._run.recipe.seed,
         )
         return speed.measure(self._model, self._bypass(plan), spec)
+
+
+def load_points(base: Runnable, device: str, dtype: str, *rest: Any) -> Models:
+    """Load the base of a sweep, and make its points of it."""
+    return points_of(_load(base, device, dtype), *rest)
+
+
+def points_of(
+    model: LoadedModel, plans: Mapping[str, DropPlan], architecture: Architecture, batch_size: int | None
+) -> Models:
+    """Make the points of a sweep of its base, by their names; they share all weights."""
+    from hubprune.evaluation.computing import Models
+
+    variants = [_variant(name, model.model, plan, architecture) for name, plan in plans.items()]
+    return Models(variants, model.tokenizer, batch_size=batch_size)
+
+
+def _variant(name: str, model: Any, plan: DropPlan, architecture: Architecture) -> Variant:
+    from hubprune.evaluation.layer_tree import Variant
+    from hubprune.pruning.in_memory import bypassed, layers_without
+
+    if not plan.dropped:
+        return Variant.of(name, model)
+    layers = layers_without(model, plan, architecture)
+    return Variant(name, model, layers, lambda: bypassed(model, plan, architecture))
+
+
+def _load(base: Runnable, device: str, dtype: str) -> LoadedModel:
+    from hubprune.evaluation.libraries import quiet
+    from hubprune.evaluation.models import load_model
+
+    with quiet():
+        return load_model(base.folder, device=device, dtype=dtype, trust_remote_code=base.own_code)

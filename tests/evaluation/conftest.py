@@ -184,6 +184,11 @@ def write_yaml(folder: Path, name: str, values: dict) -> None:
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
 
 
+@pytest.fixture(scope="session")
+def write_task_session():
+    return write_task
+
+
 @pytest.fixture(name="write_task")
 def write_task_fixture():
     return write_task

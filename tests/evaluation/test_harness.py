@@ -175,8 +175,17 @@ def test_perplexity_has_a_standard_error_and_nothing_is_printed(copy_folder, run
 
 def test_progress_counts_every_request_of_both_models(copy_folder, run, reporter):
     run(copy_folder, "pets", "words", "answers")
-    requests = 15 + 3 + 3
-    assert [(bar["total"], bar["done"], bar["unit"]) for bar in reporter.bars] == [(requests, requests, "requests")] * 2
+    scored, written = 2 * (15 + 3), 3
+    assert [(bar["total"], bar["done"], bar["unit"]) for bar in reporter.bars] == [
+        (scored, scored, "requests"),
+        (written, written, "requests"),
+        (written, written, "requests"),
+    ]
+    assert [bar["description"] for bar in reporter.bars] == [
+        "Benchmarks, base and pruned",
+        "Answers in words, base",
+        "Answers in words, pruned",
+    ]
 
 
 def test_the_same_seed_shows_the_same_examples(copy_folder, run, tmp_path):

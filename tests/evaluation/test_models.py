@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from hubprune.errors import EvaluationError
 from hubprune.evaluation import generation, harness
-from hubprune.evaluation.models import load_model
+from hubprune.evaluation.models import load_model, shrinking
 from hubprune.recipe import EvaluationSpec
 
 NO_MEMORY = [
@@ -88,11 +88,30 @@ def write(base_folder, reporter):
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
-def test_benchmarks_without_memory_name_the_batch_size(error, fail, benchmark):
+def test_benchmarks_without_memory_for_a_single_row_say_what_to_pass(error, fail, benchmark):
     fail(LlamaForCausalLM, "forward", error)
-    with pytest.raises(EvaluationError, match="out of memory at batch size 3") as caught:
+    with pytest.raises(EvaluationError, match="out of memory over a single row") as caught:
         benchmark()
-    assert "--batch-size" in caught.value.hint
+    assert "--dtype bfloat16" in caught.value.hint
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_fewer_rows_are_tried_until_they_fit(error):
+    tried = []
+
+    def compute(rows):
+        tried.append(rows)
+        if rows > 2:
+            raise error
+        return "done"
+
+    assert shrinking(compute, 11) == "done"
+    assert tried == [11, 5, 2]
+
+
+def test_an_error_that_is_not_about_memory_is_not_tried_again():
+    with pytest.raises(RuntimeError, match="shapes"):
+        shrinking(lambda _: (_ for _ in ()).throw(RuntimeError("shapes do not match")), 8)
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
