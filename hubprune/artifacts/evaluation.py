@@ -93,6 +93,8 @@ class TaskComparison(Artifact):
     task: str
     metric: str
     """As lm-eval writes it, without the filter: `acc_norm`."""
+    filter: str | None = None
+    """lm-eval's name for how an answer is read from a text, `strict-match`; None where it takes the answer as it is."""
     higher_is_better: bool
     documents: int
     documents_available: int
@@ -110,7 +112,7 @@ class TaskComparison(Artifact):
     """Accuracy of guessing, 1 / number of choices (k / number where k are right) averaged over the documents; None
     where there is nothing to choose from."""
     paired: PairedComparison | None = None
-    """None where the metric has no value for a single document, and in files of before it was measured."""
+    """None where the metric has no value for a single document, and in older files."""
 
     @property
     def is_share(self) -> bool:
@@ -143,6 +145,8 @@ class BenchmarkComparison(Artifact):
     """Version of lm-eval."""
     base_seconds: float
     pruned_seconds: float
+    mean_change: Estimate | None = None
+    """Of the main metrics that are shares, in points, with its paired error; None in older files."""
 
     def main_metrics(self) -> tuple[TaskComparison, ...]:
         """The first metric of each task."""

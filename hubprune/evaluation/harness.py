@@ -19,6 +19,7 @@ from hubprune.artifacts import BenchmarkAnswers, BenchmarkComparison
 from hubprune.console import Advance, Reporter
 from hubprune.endpoint import no_calls_elsewhere
 from hubprune.errors import EvaluationError
+from hubprune.evaluation.compare import mean_change
 from hubprune.evaluation.libraries import log_level, quiet
 from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents
 from hubprune.evaluation.sources import commit_of, state_of
@@ -250,14 +251,16 @@ def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path)
 
 def _comparison(plan: _Plan, base: _Measured, pruned: _Measured) -> BenchmarkComparison:
     commits = {name: commit_of(getattr(task, "dataset", None)) for name, task in plan.suite.tasks.items()}
+    tasks = compare_results(
+        base.results,
+        pruned.results,
+        requested=plan.suite.requested,
+        commits=commits,
+        warn=plan.reporter.warn,
+    )
     return BenchmarkComparison(
-        tasks=compare_results(
-            base.results,
-            pruned.results,
-            requested=plan.suite.requested,
-            commits=commits,
-            warn=plan.reporter.warn,
-        ),
+        tasks=tasks,
+        mean_change=mean_change(tasks),
         limit=plan.spec.limit,
         batch_size=plan.spec.batch_size,
         dtype=base.dtype,
