@@ -115,19 +115,25 @@ class TaskComparison(Artifact):
     """None where the metric has no value for a single document, and in older files."""
 
     @property
+    def points(self) -> Estimate | None:
+        """Pruned minus base in percentage points, with its error where it is known; None for other metrics."""
+        if not self.is_share:
+            return None
+        if self.paired and self.paired.difference:
+            return self.paired.difference.affine(times=100)
+        return Estimate(value=100 * (self.pruned.value - self.base.value))
+
+    @property
+    def percent(self) -> Estimate | None:
+        """Pruned over base minus one in percent, for perplexities with an interval; None where the base is 0."""
+        if self.paired and self.paired.ratio:
+            return self.paired.ratio.affine(times=100, plus=-100)
+        return Estimate(value=100 * (self.pruned.value / self.base.value - 1)) if self.base.value else None
+
+    @property
     def is_share(self) -> bool:
         """True for metrics between 0 and 1, whose change is told in points."""
         return self.metric in {"acc", "acc_norm", "exact_match", "f1", "mcc", "em"}
-
-    @property
-    def change_points(self) -> float | None:
-        """Pruned minus base in percentage points; None for metrics that are not shares."""
-        return 100 * (self.pruned.value - self.base.value) if self.is_share else None
-
-    @property
-    def change_relative(self) -> float | None:
-        """Pruned over base minus one, in percent; None where the base is 0."""
-        return 100 * (self.pruned.value / self.base.value - 1) if self.base.value else None
 
 
 class BenchmarkComparison(Artifact):
@@ -153,10 +159,12 @@ class BenchmarkComparison(Artifact):
         return main_rows(self.tasks)
 
     @property
-    def mean_change_points(self) -> float | None:
-        """Mean change in points over the tasks whose main metric is a share."""
-        changes = [c for t in self.main_metrics() if (c := t.change_points) is not None]
-        return sum(changes) / len(changes) if changes else None
+    def mean_points(self) -> Estimate | None:
+        """Mean change in points over the tasks whose main metric is a share, with its error where it is known."""
+        changes = [points.value for task in self.main_metrics() if (points := task.points)]
+        if self.mean_change is not None or not changes:
+            return self.mean_change
+        return Estimate(value=sum(changes) / len(changes))
 
 
 class Continuation(Artifact):
