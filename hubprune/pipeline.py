@@ -57,8 +57,8 @@ def _benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | 
         run.reporter.note("no tasks asked for")
         return None
     key = key_of(
-        run.circumstances, plan.content, spec.tasks, spec.limit, spec.batch_size, run.task_texts, run.task_sources,
-        recipe.seed,
+        run.circumstances, plan.content, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size, run.task_texts,
+        run.task_sources, recipe.seed,
     )  # fmt: skip
     return run.store.run(
         "benchmarks",
