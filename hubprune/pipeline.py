@@ -57,8 +57,8 @@ def _benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | 
         run.reporter.note("no tasks asked for")
         return None
     key = key_of(
-        run.circumstances, plan.content, plan.widths, spec.tasks, spec.limit, spec.batch_size, spec.backend,
-        run.task_texts, run.task_sources, recipe.seed,
+        run.circumstances, plan.content, plan.widths, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size,
+        spec.backend, run.task_texts, run.task_sources, recipe.seed,
     )  # fmt: skip
     base, pruned = run.runnable, run.identity(plan.content, plan.widths, plan.layout)
     return run.store.run(

@@ -9,6 +9,7 @@ from hubprune.artifacts import (
     BenchmarkComparison,
     DropPlan,
     Environment,
+    Estimate,
     LayerScores,
     Metric,
     PublishReport,
@@ -92,17 +93,28 @@ def checkpoint_lines(written: WrittenCheckpoint) -> str:
 
 
 def benchmarks_table(benchmarks: BenchmarkComparison) -> str:
-    """Write every metric of base and pruned with its change in points and in relative percent."""
-    rows = [["task", "metric", "n", "base", "pruned", "Δ points", "Δ relative"]]
+    """Write every metric of base and pruned with its change in points and in relative percent, and the mean change."""
+    rows = [["task", "metric", "n", "base", "pruned", "Δ points", "95 % interval", "Δ relative", "verdict"]]
     rows += [_benchmark_row(task) for task in benchmarks.tasks]
-    return table(rows, left=2)
+    parts = [table(rows, left=2)]
+    if mean := benchmarks.mean_points:
+        within = f" [{ends}]" if (ends := _interval(mean)) else ""
+        parts.append(f"mean change of the shares: {mean.value:+.2f} points{within}")
+    return "\n".join(parts)
 
 
 def _benchmark_row(task: TaskComparison) -> list[str]:
-    points = "" if task.change_points is None else f"{task.change_points:+.2f}"
-    relative = "" if task.change_relative is None else f"{task.change_relative:+.2f} %"
+    points, percent = task.points, task.percent
+    change = f"{points.value:+.2f}" if points else ""
+    ends = _interval(points) if points else f"{ends} %" if percent and (ends := _interval(percent)) else ""
+    relative = f"{percent.value:+.2f} %" if percent else ""
     values = (f"{v.value:.4f}" for v in (task.base, task.pruned))
-    return [task.task, task.metric, str(task.documents), *values, points, relative]
+    mark = (task.paired and task.paired.mark) or ""
+    return [task.task, task.metric, str(task.documents), *values, change, ends, relative, mark]
+
+
+def _interval(estimate: Estimate) -> str:
+    return "" if estimate.low is None or estimate.high is None else f"{estimate.low:+.2f} to {estimate.high:+.2f}"
 
 
 def publish_summary(report: PublishReport) -> str:

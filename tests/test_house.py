@@ -21,7 +21,7 @@ LAYERS = {
     0: {"errors"},
     1: {
         "architectures", "artifacts", "carried", "console", "decoder", "devices", "endpoint", "environment", "files",
-        "memory", "processes", "recipe", "requests", "stages", "strict_json", "templates",
+        "memory", "processes", "recipe", "requests", "stages", "strict_json", "suites", "templates",
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {"run", "pipeline", "checkup", "comparison", "demonstration", "studies", "summary", "exporting", "sweep"},

@@ -29,11 +29,15 @@ from hubprune.artifacts.comparison import (
 from hubprune.artifacts.evaluation import (
     BenchmarkComparison,
     Continuation,
+    Estimate,
     EvalBackend,
     GenerationComparison,
+    Mark,
     MetricValue,
+    PairedComparison,
     SelfCheck,
     TaskComparison,
+    main_rows,
 )
 from hubprune.artifacts.pruning import (
     BaseCard,
@@ -57,7 +61,6 @@ from hubprune.artifacts.publishing import Environment, LoadedBack, PublishedComm
 from hubprune.artifacts.studies import Agreement, ScoreKind, ScoreStudy, StudyEntry, StudyKind
 from hubprune.artifacts.sweep import (
     BenchmarkAnswers,
-    Change,
     HeldOutDocuments,
     Interval,
     PerplexityAnswers,
@@ -80,7 +83,6 @@ __all__ = [
     "BenchmarkComparison",
     "CalibrationRecord",
     "CalibrationSource",
-    "Change",
     "Check",
     "CheckpointComparison",
     "ComparedMetric",
@@ -91,6 +93,7 @@ __all__ = [
     "DroppedSets",
     "DroppedSublayer",
     "Environment",
+    "Estimate",
     "EvalBackend",
     "GenerationComparison",
     "HeldOutDocuments",
@@ -101,9 +104,11 @@ __all__ = [
     "LayoutChoice",
     "LoadedBack",
     "Margin",
+    "Mark",
     "Method",
     "Metric",
     "MetricValue",
+    "PairedComparison",
     "PerplexityAnswers",
     "PrunedCheckpoint",
     "PublishReport",
@@ -130,4 +135,5 @@ __all__ = [
     "WidthMetric",
     "WidthPlan",
     "WrittenCheckpoint",
+    "main_rows",
 ]

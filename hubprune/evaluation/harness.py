@@ -17,6 +17,7 @@ from hubprune.artifacts import BenchmarkAnswers, BenchmarkComparison, SelfCheck
 from hubprune.console import Reporter, size
 from hubprune.endpoint import no_calls_elsewhere
 from hubprune.errors import EvaluationError
+from hubprune.evaluation.compare import mean_change
 from hubprune.evaluation.libraries import quiet
 from hubprune.evaluation.memo import Memo
 from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents
@@ -284,14 +285,16 @@ def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path)
 
 def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> BenchmarkComparison:
     commits = {name: commit_of(getattr(task, "dataset", None)) for name, task in plan.suite.tasks.items()}
+    tasks = compare_results(
+        measured.results["base"],
+        measured.results["pruned"],
+        requested=plan.suite.requested,
+        commits=commits,
+        warn=plan.reporter.warn,
+    )
     return BenchmarkComparison(
-        tasks=compare_results(
-            measured.results["base"],
-            measured.results["pruned"],
-            requested=plan.suite.requested,
-            commits=commits,
-            warn=plan.reporter.warn,
-        ),
+        tasks=tasks,
+        mean_change=mean_change(tasks),
         limit=plan.spec.limit,
         backend="hf" if measured.fallback else plan.spec.backend,
         fallback=measured.fallback,

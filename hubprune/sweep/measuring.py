@@ -88,8 +88,8 @@ class _Bench:
         keys: dict[str, str] = {}
         if spec.tasks:
             keys[BENCHMARKS] = key_of(
-                *common, spec.tasks, spec.limit, spec.batch_size, spec.backend, run.task_texts, run.task_sources,
-                run.recipe.seed,
+                *common, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size, spec.backend, run.task_texts,
+                run.task_sources, run.recipe.seed,
             )  # fmt: skip
         if self._documents:
             keys[PERPLEXITY] = key_of(*common, self._documents.sha256, spec.batch_size)

@@ -70,7 +70,7 @@ def test_every_answer_equals_a_plain_forward_pass(which, base_folder, pruned_fol
 def test_an_unpruned_copy_gives_the_same_numbers(copy_folder, run):
     comparison = run(copy_folder, "pets", "words", "answers")
     assert all(row.base == row.pruned for row in comparison.tasks)
-    assert comparison.mean_change_points == 0
+    assert comparison.mean_points.value == 0
 
 
 def test_a_pruned_folder_is_measured_with_its_own_code(pruned_folder, run, tmp_path):

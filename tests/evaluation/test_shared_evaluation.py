@@ -20,17 +20,15 @@ TASKS = ("pets", "shown_pets", "words", "answers", "whole_texts", "without_conte
 
 
 @pytest.fixture(scope="session")
-def all_tasks(task_folder, write_task_session):
+def all_tasks(task_folder, write_task):
     """Every kind of request: choices, single answers, texts to come, whole documents, and no context."""
     documents = [{"text": "the cat sat on the mat " * 9, "ending": " once"}, {"text": "a dog", "ending": " twice more"}]
     rolling = {"output_type": "loglikelihood_rolling", "doc_to_choice": None, "doc_to_text": ""}
     word = {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}
-    write_task_session(task_folder, "whole_texts", documents, **rolling, doc_to_target="{{text}}", metric_list=[word])
+    write_task(task_folder, "whole_texts", documents, **rolling, doc_to_target="{{text}}", metric_list=[word])
     single = {"output_type": "loglikelihood", "doc_to_choice": None, "doc_to_text": ""}
     accuracy = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
-    write_task_session(
-        task_folder, "without_context", documents, **single, doc_to_target="{{ending}}", metric_list=[accuracy]
-    )
+    write_task(task_folder, "without_context", documents, **single, doc_to_target="{{ending}}", metric_list=[accuracy])
     return task_folder
 
 
