@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hubprune.devices import resolve_device
 from hubprune.errors import EvaluationError
 
-__all__ = ["LoadedModel", "load_model", "memory_errors", "release_memory"]
+__all__ = ["LoadedModel", "is_memory_error", "load_model", "memory_errors", "release_memory"]
 
 NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
 """What torch says in a plain RuntimeError where memory ran out."""
@@ -69,9 +69,14 @@ def memory_errors(when: str, *, hint: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in NO_MEMORY):
+        if not is_memory_error(error):
             raise
         raise EvaluationError(f"The device ran out of memory {when}.", hint=hint) from error
+
+
+def is_memory_error(error: RuntimeError) -> bool:
+    """Tell whether torch raised an error because a device's memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def release_memory() -> None:
