@@ -22,10 +22,9 @@ MISTRAL_7B = shape(layers=32, heads=32, kv_heads=8, model_type="mistral", slidin
 LLAMA_2_13B = shape(layers=40, heads=40, kv_heads=40)
 LLAMA_70B = shape(layers=80, heads=64, kv_heads=8)
 LLAMA_3_8B = shape(layers=32, heads=32, kv_heads=8, torch_dtype="bfloat16")
-# He et al. 2024, table 4: sequences of 2048 tokens in 16 bits.  Its GB are GiB (2**30 bytes), rounded to whole ones, and
+# He et al. 2024, table 4: sequences of 2048 tokens in 16 bits.  Its GB are GiB (2**30 bytes), rounded to whole ones;
 # four of its five rows are whole numbers by themselves.  The batch size of Llama-2-13B is not legible in the copy at
-# hand.  At 32, as for the other large ones, there are 50 and 25 GiB where the table prints 52 and 26, which no batch
-# size gives in GiB; the half that is left is as printed.
+# hand.  At 32, as for the other large ones, there are 50 and 25 GiB; the table prints 52 and 26, as for a batch of 33.
 TABLE_4 = {
     "Mistral-7B": (MISTRAL_7B, 64, 12, 16, 10),
     "Llama-2-13B": (LLAMA_2_13B, 32, 20, 50, 25),
