@@ -10,9 +10,11 @@ from hubprune.artifacts import (
     DropPlan,
     Environment,
     Estimate,
+    Interval,
     LayerScores,
     Metric,
     PublishReport,
+    Sdr,
     TaskComparison,
     Verification,
     WrittenCheckpoint,
@@ -28,6 +30,16 @@ def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def ratio_text(ratio: Interval) -> str:
+    """Write a ratio with its interval."""
+    return f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def sdr_text(sdr: Sdr | None) -> str:
+    """Write a speedup degradation ratio with its interval."""
+    return f"{sdr.value:.2f} [{sdr.low:.2f}, {sdr.high:.2f}]" if sdr else "n/a"
 
 
 def pruned_lines(written: WrittenCheckpoint, *, folder: Path) -> str:

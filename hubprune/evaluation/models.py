@@ -19,7 +19,7 @@ from hubprune.memory import available_bytes
 __all__ = [
     "LoadedModel",
     "free_bytes",
-    "is_out_of_memory",
+    "is_memory_error",
     "load_model",
     "memory_errors",
     "release_memory",
@@ -79,12 +79,12 @@ def memory_errors(when: str, *, hint: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not is_memory_error(error):
             raise
         raise EvaluationError(f"The device ran out of memory {when}.", hint=hint) from error
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_memory_error(error: RuntimeError) -> bool:
     """Tell whether an error of torch says that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
@@ -99,7 +99,7 @@ def shrinking(compute: Callable[[int], Result], rows: int) -> Result:
         try:
             return compute(rows)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not is_memory_error(error):
                 raise
             if rows == 1:
                 message = "The device ran out of memory over a single row."

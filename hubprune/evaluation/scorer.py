@@ -10,7 +10,7 @@ import torch
 
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Batch, LayerTree, Variant, collate, head_alone
-from hubprune.evaluation.models import is_out_of_memory, release_memory
+from hubprune.evaluation.models import is_memory_error, release_memory
 from hubprune.evaluation.packing import Answer, Request, Row, alone, batches, make_rows, slots
 
 __all__ = ["Scored", "Scorer"]
@@ -81,7 +81,7 @@ class Scorer:
         try:
             return self._forward(rows)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not is_memory_error(error):
                 raise
             return None
 

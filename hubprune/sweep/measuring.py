@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -145,14 +145,19 @@ class _Bench:
         from hubprune.evaluation import speed
 
         asked = self._request.speed or SpeedRequest()
-        room = (self._model.max_positions or asked.depth + asked.new_tokens) - asked.new_tokens
-        spec = speed.SpeedSpec(
-            depth=max(1, min(asked.depth, room)),
-            new_tokens=asked.new_tokens,
-            rounds=asked.rounds,
-            seed=self._run.recipe.seed,
+        (depth,) = speed.fit_depths(
+            (asked.depth,), new_tokens=asked.new_tokens, max_positions=self._model.max_positions
         )
-        return speed.measure(self._model, self._bypass(plan), spec)
+        spec = speed.SpeedSpec(
+            depth=depth, new_tokens=asked.new_tokens, rounds=asked.rounds, seed=self._run.recipe.seed
+        )
+        measured = speed.measure(lambda: nullcontext(self._model), lambda: self._pruned(plan), spec)
+        return next(row for row in measured if row.measure == "decode")
+
+    @contextmanager
+    def _pruned(self, plan: DropPlan) -> Iterator[LoadedModel]:
+        with self._bypass(plan)():
+            yield self._model
 
 
 def load_points(base: Runnable, device: str, dtype: str, *rest: Any) -> Models:
