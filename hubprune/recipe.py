@@ -111,7 +111,7 @@ class EvaluationSpec(Settings):
     """Sequences that are read at once; None for as many as fit into memory."""
     backend: EvalBackend = "shared"
     """What computes log-likelihoods."""
-    prompts: tuple[str, ...] | None = None
+    prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Prompts for the free text; None for the shipped ones."""
     max_new_tokens: int = Field(default=128, ge=1)
 

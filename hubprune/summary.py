@@ -14,6 +14,7 @@ from hubprune.artifacts import (
     LayerScores,
     Metric,
     PublishReport,
+    RepetitionComparison,
     Sdr,
     TaskComparison,
     Verification,
@@ -129,6 +130,17 @@ def _interval(estimate: Estimate) -> str:
     return "" if estimate.low is None or estimate.high is None else f"{estimate.low:+.2f} to {estimate.high:+.2f}"
 
 
+def free_text_line(repetition: RepetitionComparison) -> str:
+    """Write how much more the pruned model repeats itself, in one line."""
+    seq_rep, loops = repetition.seq_rep_4, repetition.loops
+    ends = _interval(seq_rep.change.affine(times=100))
+    interval = f", {ends}" if ends else ""
+    return (
+        f"free text   seq-rep-4 {seq_rep.base:.1%} -> {seq_rep.pruned:.1%} ({100 * seq_rep.change.value:+.1f} points"
+        f"{interval}), loops {loops.base} -> {loops.pruned} of {loops.texts}"
+    )
+
+
 def publish_summary(report: PublishReport) -> str:
     """Write what a publish did: where the result is, what became smaller, what it cost, what it writes now."""
     return "\n\n".join(_publish_parts(report))
@@ -138,6 +150,8 @@ def _publish_parts(report: PublishReport) -> Iterator[str]:
     yield checkpoint_lines(report.checkpoint)
     if report.benchmarks:
         yield benchmarks_table(report.benchmarks)
+    if report.generation and report.generation.repetition:
+        yield free_text_line(report.generation.repetition)
     if loaded := report.loaded_back:
         yield f"Loaded back from the Hub, given the prompt {loaded.prompt!r} it writes:\n{loaded.text.strip()} …"
     if published := report.published:

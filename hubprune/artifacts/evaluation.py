@@ -1,4 +1,4 @@
-"""Artifacts of the evaluation room: benchmarks and free text of base and pruned model."""
+"""Artifacts of the evaluation room: benchmarks of base and pruned model."""
 
 from __future__ import annotations
 
@@ -184,24 +184,3 @@ class BenchmarkComparison(Artifact):
         if self.mean_change is not None or not changes:
             return self.mean_change
         return Estimate(value=sum(changes) / len(changes))
-
-
-class Continuation(Artifact):
-    """What both models wrote after one prompt."""
-
-    prompt: str
-    base: str
-    pruned: str
-    base_tokens: int
-    """New tokens, the end-of-text token included."""
-    pruned_tokens: int
-
-
-class GenerationComparison(Artifact):
-    """Free text of base and pruned on the same prompts."""
-
-    continuations: tuple[Continuation, ...]
-    max_new_tokens: int
-    decoding: Literal["greedy"] = "greedy"
-    dtype: str
-    device: str

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from hubprune.evaluation.batching import Batches, run_batches, similar_length
 from hubprune.evaluation.language_model import PLAIN_ROWS, PanelLM, Prompt
 from hubprune.evaluation.layer_tree import Variant
-from hubprune.evaluation.models import shrinking
+from hubprune.evaluation.models import memory_errors
 from hubprune.evaluation.packing import Answer, Request, Row
 from hubprune.evaluation.scorer import Scored, Scorer
 
@@ -17,6 +18,7 @@ TEXT_SLOTS = 16384
 """Tokens of a batch of texts that are written at once, those to come included."""
 TEXT_ROWS = 64
 Names = tuple[str, ...]
+Result = TypeVar("Result")
 
 
 class Computing(Protocol):
@@ -101,7 +103,8 @@ class Models:
             EvaluationError: memory ran out with a single row.
         """
         model = self.language_models[name]
-        return shrinking(lambda rows: model.plain(requests, rows=rows), self._batch_size or PLAIN_ROWS)
+        batches = similar_length([len(r.tokens) for r in requests], rows=self._batch_size or PLAIN_ROWS)
+        return _run(batches, lambda batch: model.plain([requests[i] for i in batch]))
 
     def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes after each prompt, by lm-eval's own backend.
@@ -110,9 +113,10 @@ class Models:
             EvaluationError: the model has no positions for what is asked, or memory ran out with a single row.
         """
         model = self.language_models[name]
-        longest = max((len(model.tok_encode(p[0])) + model.new_tokens(p) for p in prompts), default=1)
-        fitting = max(1, min(TEXT_ROWS, TEXT_SLOTS // longest))
-        return shrinking(lambda rows: model.write(prompts, rows=rows), self._batch_size or fitting)
+        lengths = [len(model.tok_encode(prompt[0])) + model.new_tokens(prompt) for prompt in prompts]
+        tokens = None if self._batch_size else TEXT_SLOTS
+        batches = similar_length(lengths, tokens=tokens, rows=self._batch_size or TEXT_ROWS)
+        return _run(batches, lambda batch: model.write([prompts[i] for i in batch]))
 
     def share_weights(self) -> None:
         """Let the variants use one another's equal weights."""
@@ -129,3 +133,8 @@ class Models:
 
     def close(self) -> None:
         """Do nothing: nobody else waits."""
+
+
+def _run(batches: Batches, work: Callable[[tuple[int, ...]], list[Result]]) -> list[Result]:
+    with memory_errors("over a single row", hint="Pass --dtype bfloat16, or --device cpu."):
+        return run_batches(batches, work, on_split=lambda rows: None)[0]

@@ -81,15 +81,15 @@ class PanelLM(HFLM):
         """Continue prompts."""
         return self.panel.texts(self._variant.name, [request.args for request in requests])
 
-    def plain(self, requests: Sequence[Request], *, rows: int) -> list[Answer]:
-        """Let lm-eval's backend itself score requests, with so many rows in a batch."""
+    def plain(self, requests: Sequence[Request]) -> list[Answer]:
+        """Let lm-eval's backend itself score a batch of requests."""
         triples = [(None, list(r.tokens[: -r.scored]), list(r.targets)) for r in requests]
-        with self._variant.active(), self._rows(rows):
+        with self._variant.active(), self._rows(len(requests)):
             return [Answer(value, greedy) for value, greedy in super()._loglikelihood_tokens(triples)]
 
-    def write(self, prompts: Sequence[Prompt], *, rows: int) -> list[str]:
-        """Let lm-eval's backend itself continue prompts, with so many rows in a batch."""
-        with self._variant.active(), self._rows(rows):
+    def write(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Let lm-eval's backend itself continue a batch of prompts."""
+        with self._variant.active(), self._rows(len(prompts)):
             texts: list[str] = super().generate_until([SimpleNamespace(args=prompt) for prompt in prompts])
         return texts
 

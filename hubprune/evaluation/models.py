@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,10 +23,8 @@ __all__ = [
     "load_model",
     "memory_errors",
     "release_memory",
-    "shrinking",
 ]
 
-Result = TypeVar("Result")
 NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
 """What torch says in a plain RuntimeError where memory ran out."""
 
@@ -87,25 +85,6 @@ def memory_errors(when: str, *, hint: str) -> Iterator[None]:
 def is_memory_error(error: RuntimeError) -> bool:
     """Tell whether an error of torch says that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
-
-
-def shrinking(compute: Callable[[int], Result], rows: int) -> Result:
-    """Compute with so many rows at once, or with half as many each time that memory runs out.
-
-    Raises:
-        EvaluationError: memory ran out with a single row.
-    """
-    while True:
-        try:
-            return compute(rows)
-        except RuntimeError as error:
-            if not is_memory_error(error):
-                raise
-            if rows == 1:
-                message = "The device ran out of memory over a single row."
-                raise EvaluationError(message, hint="Pass --dtype bfloat16, or --device cpu.") from error
-        rows //= 2
-        release_memory()
 
 
 def free_bytes(device: str) -> int:

@@ -1,4 +1,4 @@
-"""What was measured: benchmarks, free text, and the limits that follow from their numbers."""
+"""What was measured: benchmarks, and the limits that follow from all numbers."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from collections.abc import Iterator, Mapping
 
 from hubprune.artifacts import (
     BenchmarkComparison,
-    Continuation,
     DropPlan,
     GenerationComparison,
     LayerScores,
     PairedComparison,
     TaskComparison,
 )
-from hubprune.publishing.context import Benchmarks, FreeText, Pair, Table
+from hubprune.publishing import free_text
+from hubprune.publishing.context import Benchmarks, Table
 from hubprune.publishing.numbers import INTERVAL, NONE, count, p_value, plain, with_error, with_interval
 from hubprune.publishing.privacy import is_local_data, public_name
 from hubprune.publishing.removal import ranked_thing
-from hubprune.publishing.samples import mean_repetition, repeated_share, shown_pairs
 
-__all__ = ["benchmarks", "free_text", "limits"]
+__all__ = ["benchmarks", "limits"]
 
 
 def benchmarks(comparison: BenchmarkComparison | None) -> Benchmarks | None:
@@ -124,41 +123,6 @@ def _chance_rule(comparison: BenchmarkComparison) -> str:
     )
 
 
-# ---- free text ---------------------------------------------------------------------------------------------------
-
-
-def free_text(generation: GenerationComparison | None) -> FreeText | None:
-    """Show the first pair and the most repetitive one verbatim; None where no text was written."""
-    if generation is None or not generation.continuations:
-        return None
-    pairs = tuple(_pair(number, pair=pair) for number, pair in shown_pairs(generation))
-    return FreeText(sentences=tuple(_text_sentences(generation, shown=len(pairs))), pairs=pairs)
-
-
-def _pair(number: int, *, pair: Continuation) -> Pair:
-    share = plain(100 * repeated_share(pair.pruned), digits=1)
-    reason = "the first prompt" if number == 1 else f"the most repetitive text of this model ({share} % repeated)"
-    return Pair(number=number, reason=reason, prompt=pair.prompt, base=pair.base, pruned=pair.pruned)
-
-
-def _text_sentences(generation: GenerationComparison, *, shown: int) -> Iterator[str]:
-    total = len(generation.continuations)
-    base, pruned = (plain(100 * share, digits=1) for share in mean_repetition(generation))
-    prompts = "1 prompt" if total == 1 else f"{total} prompts"
-    yield (
-        f"Both models continued {prompts}: {generation.decoding} decoding, no penalty, at most"
-        f" {generation.max_new_tokens} new tokens, {generation.dtype} on {generation.device}."
-    )
-    yield (
-        "Shown by a fixed rule: the first prompt, and the one whose text by this model has the largest share of"
-        " 4-word sequences that it had before."
-    )
-    if rest := total - shown:
-        others = "The other pair is" if rest == 1 else f"The other {rest} pairs are"
-        yield f"{others} in hubprune.json."
-    yield f"Mean share of repeated 4-word sequences: base {base} %, this model {pruned} %."
-
-
 # ---- limits ------------------------------------------------------------------------------------------------------
 
 
@@ -172,7 +136,7 @@ def limits(
     """List by fixed rules what the numbers warn of and what was not measured; no causes are claimed."""
     return (
         *_benchmark_limits(comparison),
-        *_text_limits(generation),
+        *free_text.limits(generation),
         *_score_limits(plan, scores=scores),
         "Nothing was trained after the removal.",
         "Not measured: speed, safety and bias, long contexts, languages and tasks other than those above.",
@@ -206,16 +170,6 @@ def _at_chance(task: TaskComparison) -> str | None:
     who, value = ("the base itself", task.base) if "base" in guessing else ("this model, unlike the base,", task.pruned)
     figures = with_error(value.value, value.standard_error, digits=3)
     return f"{task.task} ({task.metric}): {who} is at chance ({figures}, chance {plain(task.chance, digits=3)})."
-
-
-def _text_limits(generation: GenerationComparison | None) -> Iterator[str]:
-    if generation is None or not generation.continuations:
-        yield "No free text was written: whether the model falls into loops is not known."
-        return
-    base, pruned = mean_repetition(generation)
-    if pruned > base:
-        shares = f"{plain(100 * pruned, digits=1)} % of its 4-word sequences against {plain(100 * base, digits=1)} %"
-        yield f"It repeats itself more than the base: {shares} over {len(generation.continuations)} prompts."
 
 
 def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str]:

@@ -15,6 +15,7 @@ __all__ = [
     "plain",
     "signed",
     "size_change",
+    "span",
     "with_error",
     "with_interval",
 ]
@@ -48,6 +49,11 @@ def signed(value: float | None, *, digits: int = 2, unit: str = "") -> str:
     return f"{sign}{text}{unit}"
 
 
+def span(low: float, high: float, *, digits: int) -> str:
+    """Write an interval of changes: −0.7 to +2.1."""
+    return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
+
+
 def percent_change(base: float, now: float) -> float | None:
     """Compute the relative change in percent; None where the base is 0."""
     return 100 * (now / base - 1) if base else None
@@ -73,7 +79,7 @@ def interval(estimate: Estimate) -> str | None:
     """Write the 95 % interval of a change in words: −1.84 to +0.32; None where there is none."""
     if estimate.low is None or estimate.high is None:
         return None
-    return f"{signed(estimate.low)} to {signed(estimate.high)}"
+    return span(estimate.low, estimate.high, digits=2)
 
 
 def with_interval(estimate: Estimate, *, unit: str = "", label: str = "") -> str:

@@ -307,4 +307,6 @@ def benchmark_change(folder: Path) -> BenchmarkChange | None:
         return None
     change = found.mean_points
     tasks = tuple(task.task for task in found.main_metrics() if task.is_share)
-    return change and BenchmarkChange(points=change.value, standard_error=change.standard_error, tasks=tasks)
+    if change is None:
+        return None
+    return BenchmarkChange(points=change.value, standard_error=change.standard_error, tasks=tasks)

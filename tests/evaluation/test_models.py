@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from hubprune.errors import EvaluationError
 from hubprune.evaluation import generation, harness
-from hubprune.evaluation.models import load_model, shrinking
+from hubprune.evaluation.models import load_model
 from hubprune.recipe import EvaluationSpec
 
 NO_MEMORY = [
@@ -81,8 +81,8 @@ def benchmark(base_folder, task_folder, reporter):
 @pytest.fixture
 def write(base_folder, reporter):
     def run():
-        asked = {"prompts": ("Why?",), "max_new_tokens": 2}
-        return generation.compare(base_folder, base_folder, **asked, device="cpu", dtype="auto", reporter=reporter)
+        request = generation.Request(prompts=("Why?",), max_new_tokens=2, device="cpu", dtype="auto")
+        return generation.compare(base_folder, base_folder, request=request, reporter=reporter)
 
     return run
 
@@ -96,28 +96,9 @@ def test_benchmarks_without_memory_for_a_single_row_say_what_to_pass(error, fail
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
-def test_fewer_rows_are_tried_until_they_fit(error):
-    tried = []
-
-    def compute(rows):
-        tried.append(rows)
-        if rows > 2:
-            raise error
-        return "done"
-
-    assert shrinking(compute, 11) == "done"
-    assert tried == [11, 5, 2]
-
-
-def test_an_error_that_is_not_about_memory_is_not_tried_again():
-    with pytest.raises(RuntimeError, match="shapes"):
-        shrinking(lambda _: (_ for _ in ()).throw(RuntimeError("shapes do not match")), 8)
-
-
-@pytest.mark.parametrize("error", NO_MEMORY)
 def test_free_text_without_memory_says_what_to_ask_less_of(error, fail, write):
     fail(LlamaForCausalLM, "forward", error)
-    with pytest.raises(EvaluationError, match="out of memory while it continued 1 prompts") as caught:
+    with pytest.raises(EvaluationError, match="out of memory while it continued a single prompt") as caught:
         write()
     assert "max_new_tokens" in caught.value.hint
 

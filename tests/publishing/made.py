@@ -9,24 +9,26 @@ from hubprune.artifacts import (
     CalibrationRecord,
     CalibrationSource,
     Check,
-    Continuation,
     DroppedSublayer,
     DropPlan,
     Environment,
     Estimate,
-    GenerationComparison,
     ImportanceScores,
     LayerScores,
     Margin,
     MetricValue,
+    ModelText,
+    ModelTexts,
     PairedComparison,
     PublishReport,
     RepoFile,
+    SelfCheck,
     TaskComparison,
     Verification,
     WrittenCheckpoint,
 )
 from hubprune.evaluation import compare
+from hubprune.evaluation.paired_texts import pair_texts
 from hubprune.recipe import BaseModelSpec, CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, Recipe
 
 BASE_COMMIT = "13afe5124825b4f3751f836b40dafda64c1ed062"
@@ -165,7 +167,9 @@ def benchmarks(**changes):
         task("lambada_openai", "perplexity", (3.93, 0.08), (5.11, 0.12), better="lower", paired=ratio, **lambada),
     )
     values = {
-        "tasks": tasks, "limit": 500, "batch_size": 8, "dtype": "bfloat16", "device": "cpu", "seed": 0,
+        "tasks": tasks, "limit": 500, "backend": "shared", "batch_size": None,
+        "self_check": SelfCheck(requests=8, largest_difference=0.031, tolerance=0.5),
+         "dtype": "bfloat16", "device": "cpu", "seed": 0,
         "lm_eval": "0.4.13", "seconds": 230.75, **changes,
     }  # fmt: skip
     judged = compare.judge(values["tasks"])
@@ -179,8 +183,20 @@ def generation():
         ("The recipe needs ```flour``` and", " | butter | {{ 7 * 7 }}", loop),
         ("Once upon a time", " there was a king.", " there was a queen."),
     )
-    continuations = tuple(Continuation(prompt=p, base=b, pruned=n, base_tokens=8, pruned_tokens=8) for p, b, n in texts)
-    return GenerationComparison(continuations=continuations, max_new_tokens=64, dtype="bfloat16", device="cpu")
+    prompts, base, pruned = zip(*texts, strict=True)
+    return pair_texts(prompts, written(base), written(pruned))
+
+
+def written(texts):
+    """What a model wrote whose tokens are words."""
+    words = sorted({word for text in texts for word in text.split()})
+    return ModelTexts(
+        texts=tuple(
+            ModelText(text=text, tokens=len(text.split()), token_ids=tuple(map(words.index, text.split())))
+            for text in texts
+        ),
+        batches=(tuple(range(len(texts))),), max_new_tokens=64, dtype="bfloat16", device="cpu",
+    )  # fmt: skip
 
 
 def environment():

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hubprune.artifacts import BaseCard, Continuation, DroppedSublayer, Margin, TaskComparison
+from hubprune.evaluation.paired_texts import pair_texts
 from hubprune.publishing import front_matter
 from hubprune.publishing.card import build_context, render, skeleton
+from hubprune.publishing.free_text import shown_pairs
 from hubprune.publishing.license import notice_text
 from hubprune.publishing.manifest import checkpoint_tag
-from hubprune.publishing.samples import repeated_share, shown_pairs
 from hubprune.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
 from hubprune.requests import DropSpec
 
@@ -316,14 +317,85 @@ def test_text_of_models_is_shown_verbatim_and_never_run():
     assert "49" not in "".join(shown)
 
 
-def test_the_pairs_are_chosen_by_rule():
+def generated(*pruned, base="it is so and so it is"):
+    """Free text over as many prompts as there are texts."""
+    prompts = [f"Prompt {i}" for i in range(len(pruned))]
+    return pair_texts(prompts, made.written([base] * len(pruned)), made.written(pruned))
+
+
+LOOP, REFRAIN, PLAIN = "a b c d " * 8, "a b c d e a b c d f", "a b c d e f g h"
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"),
+    [
+        ((PLAIN, REFRAIN, LOOP, PLAIN), [(1, "the first one"), (3, "the most repetitive text of this model")]),
+        ((LOOP, PLAIN, LOOP), [(1, "the first one and the most repetitive text of this model")]),
+        ((PLAIN, LOOP, LOOP), [(1, "the first one"), (2, "the most repetitive text of this model")]),
+        ((PLAIN, PLAIN), [(1, "the first one")]),
+        ((LOOP,), [(1, "the first one")]),
+    ],
+)
+def test_the_pairs_are_chosen_by_rule(texts, shown):
+    assert [(number, reason) for number, _, reason in shown_pairs(generated(*texts))] == shown
+
+
+def free_text_rows(text):
+    rows = [line.strip("| ").split(" | ") for line in text.split("## Free text")[1].splitlines() if "|" in line]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_free_text_is_measured_in_a_table_with_paired_intervals():
+    rows = free_text_rows(card(generation=generated(LOOP, LOOP, LOOP, PLAIN)))
+    assert rows["Free text, mean of 4 prompts"] == ["Base", "This model", "Change", "95 % interval of the change"]
+    # 29 sequences, 4 of them different, in three of four texts: 3/4 x 25/29
+    assert rows["seq-rep-4, %"][:3] == ["0.0", "64.7", "+64.7 points"]
+    assert rows["Texts that end in a loop"][:3] == ["0 of 4", "3 of 4", "+75.0 points"]
+    assert rows["Length, tokens"][:3] == ["7.0", "26.0", "+19.0"]
+    assert rows["distinct-2 of all texts, %"][-1] == "–"
+    assert re.fullmatch(r"[+−][\d.]+ to \+[\d.]+", rows["seq-rep-4, %"][-1])
+    single = card(generation=generated(PLAIN))
+    assert free_text_rows(single)["Length, tokens"] == ["7.0", "8.0", "+1.0", "–"]
+
+
+def test_every_shown_text_says_how_much_it_repeats():
+    text = card(generation=generated(LOOP))
+    assert "\nBase (7 tokens, seq-rep-4 0.0 %, no loop):\n" in text
+    loop = "ends in a loop: the last 32 tokens are the same 4 tokens over and over"
+    assert f"\nThis model (32 tokens, seq-rep-4 86.2 %, {loop}):\n" in text
+    stuck = card(generation=generated("so " * 20))
+    assert "the last 20 tokens are one and the same token" in stuck
+
+
+def test_loops_above_the_bases_are_a_limit_with_their_numbers():
+    many = card(generation=generated(*[LOOP] * 9, *[PLAIN] * 3))
+    assert "More of its texts end in a loop: 9 of 12, against 0 of the base's (+75.0 points, 95 % interval +3" in many
+    assert "It repeats itself more than the base: of the 4-token sequences of a text 64.7 % against 0.0 % came" in many
+    few = card(generation=generated(LOOP, *[PLAIN] * 11))
+    assert re.search(r"in a loop: 1 of 12, against 0 of .*: not told apart from chance\)", few)
+    assert "repeats itself more" not in few
+    fewer = card(generation=generated(PLAIN, base=LOOP))
+    assert "texts end in a loop:" not in fewer
+    assert "repeats itself more" not in fewer
+
+
+def test_free_text_of_before_it_was_measured_is_still_shown():
     generation = made.generation()
-    assert [number for number, _ in shown_pairs(generation)] == [1, 2]
-    first = generation.model_copy(update={"continuations": generation.continuations[:1]})
-    assert [number for number, _ in shown_pairs(first)] == [1]
-    assert repeated_share("a b c d") == 0
-    assert repeated_share("") == 0
-    assert repeated_share("a b c d a b c d") == pytest.approx(1 / 5)
+    bare = {"base_repetition": None, "pruned_repetition": None}
+    old = generation.model_copy(
+        update={
+            "continuations": tuple(pair.model_copy(update=bare) for pair in generation.continuations),
+            "repetition": None,
+            "batch_size": None,
+        }
+    )
+    read = type(old).model_validate_json(old.model_dump_json(exclude_none=True))
+    assert read == old
+    text = card(generation=read)
+    assert "### Prompt 1, the first one\n" in text
+    assert "The other 2 pairs are" in text
+    assert "The free text was not measured" in text
+    check_structure(text)
 
 
 def test_limits_follow_from_numbers():
