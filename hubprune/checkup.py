@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
-from hubprune.artifacts import BaseCheckpoint, Check, Verification
+from hubprune.artifacts import Check, Verification
+from hubprune.checkpoints import Trust, find_base, find_pruned, refuse_foreign_code
 from hubprune.console import Reporter
-from hubprune.errors import BaseNotFoundError, VerificationError
+from hubprune.errors import VerificationError
 from hubprune.files import list_files
 from hubprune.pruning import verify
-from hubprune.pruning.config import check_config, read_config
 from hubprune.pruning.runnable import make_runnable
 from hubprune.pruning.structure import read_structure
-from hubprune.publishing import hub
 from hubprune.publishing.manifest import MANIFEST, read_manifest
 from hubprune.publishing.session import HubSession
-from hubprune.publishing.transfer import download
-from hubprune.recipe import REPO_ID, BaseModelSpec
 
 NOT_OURS = (MANIFEST, ".gitattributes", ".cache/huggingface/")
 """Files that no manifest lists: itself, what the Hub puts into every repo, and what a download leaves beside it."""
-Trust = Literal["own", "any"]
-"""Which code is run: only the modeling file that this version of hubprune writes, or any."""
 
 
 def check(
@@ -45,14 +38,12 @@ def check(
         VerificationError: it ships a modeling file that is not trusted, or does not load.
         BaseNotFoundError: it does not name a base that can be found.
     """
-    folder, config = _found(name, revision or "main", session, reporter)
+    pruned = find_pruned(name, revision=revision, session=session, reporter=reporter)
+    folder, config = pruned.folder, pruned.config
     plan, structure = verify.plan_of(config), read_structure(config)
-    if trust == "own" and not verify.ships_only_our_code(folder, config, structure):
-        raise VerificationError(
-            f"{name} names or ships code that this version of hubprune would not write.",
-            hint="Read its auto_map and every .py file, then pass --trust-remote-code to run them all the same.",
-        )
-    found = _base(base, config, session, reporter)
+    refuse_foreign_code(pruned, trust=trust)
+    hint = "Say where it is with --base FOLDER."
+    found = find_base(base, config, hint=hint, session=session, reporter=reporter)
     with tempfile.TemporaryDirectory(prefix="hubprune-base-") as work:
         runnable = make_runnable(found, Path(work) / "base")
         seen = verify.verify(runnable, folder, plan=plan, config=found.config, architecture=structure.architecture)
@@ -64,29 +55,6 @@ def require_passed(seen: Verification) -> None:
     failed = [check.name for check in seen.checks if not check.passed]
     if failed:
         raise VerificationError(f"{len(failed)} of {len(seen.checks)} checks failed: {', '.join(failed)}.")
-
-
-def _found(name: str, revision: str, session: HubSession, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a checkpoint and its config.json; a repo is downloaded once its config is one of ours."""
-    if Path(name).is_dir():
-        return Path(name), read_config(Path(name))
-    if not REPO_ID.fullmatch(name):
-        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    repo = hub.resolve_repo(BaseModelSpec(repo_id=name, revision=revision), session=session)
-    check_config(repo.config, where=f"config.json of {name}")
-    verify.plan_of(repo.config)
-    folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
-    return folder, repo.config
-
-
-def _base(given: str | None, config: Mapping[str, Any], session: HubSession, reporter: Reporter) -> BaseCheckpoint:
-    name, commit = verify.base_of(config)
-    if given is None and commit is None:
-        raise BaseNotFoundError(f"Its base was the local folder {name!r}.", hint="Say where it is with --base FOLDER.")
-    spec = BaseModelSpec(repo_id=given or name, revision="main" if given else str(commit))
-    found = hub.resolve_base(spec, session=session)
-    check_config(found.config, where=f"config.json of {found.name}")
-    return hub.download_base(found, session=session, reporter=reporter)
 
 
 def _manifest_checks(folder: Path) -> list[Check]:

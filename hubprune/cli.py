@@ -1,33 +1,21 @@
 """The command line: options become a recipe, the pipeline runs it, the result is printed.
 
-Only this module and `options` know about typer.  Nothing heavy is imported before a command needs it, so that `--help`
-answers at once.
+Only this module, its options and `terminal` know about typer.  Nothing heavy is imported before a command needs it, so
+that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import typer
 
-from hubprune import options, sweep_options, variants
-from hubprune.console import Reporter
-from hubprune.errors import DiskSpaceError, HubpruneError
+from hubprune import options, speed_options, sweep_options, variants
+from hubprune.processes import rank, world_size
+from hubprune.terminal import INTERRUPTED, errors_shown, open_run, open_session, to_json
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    from hubprune.publishing.session import HubSession
-    from hubprune.recipe import Recipe
-    from hubprune.run import Run
-
-INTERRUPTED = 130
-RESUME = "Run the same command again: it goes on after the last finished stage."
 app = typer.Typer(
     name="hubprune",
     help="Prune a language model from the Hugging Face Hub, measure what it cost, publish the result.",
@@ -45,34 +33,39 @@ def main() -> NoReturn:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        if rank() > 0:
+            _follow()
+        else:
+            app()
     except KeyboardInterrupt:  # in the moment before or after a command
         sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if not end.code:  # where something failed, whoever started the processes ends the others
+            _dismiss()
+        raise
     sys.exit(0)
+
+
+def _follow() -> None:
+    """Compute what the first of several processes tells."""
+    from hubprune.evaluation import team
+    from hubprune.evaluation.libraries import quiet
+
+    with errors_shown(), quiet():
+        team.follow()
+
+
+def _dismiss() -> None:
+    """Let the other processes of a run go, where this is the first of several."""
+    if rank() == 0 and world_size() > 1:
+        from hubprune.evaluation import team
+
+        team.dismiss()
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
     """Let a polite kill clean up like Ctrl-C."""
     raise KeyboardInterrupt
-
-
-@contextmanager
-def errors_shown() -> Iterator[Reporter]:
-    """Turn what the user can do something about into two lines and an exit code; bugs keep their traceback."""
-    reporter = Reporter()
-    try:
-        yield reporter
-    except HubpruneError as error:
-        reporter.error(error.message, error.hint)
-        raise typer.Exit(error.exit_code) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        reporter.error("The disk is full; nothing half-written was kept.", "Free some space and run it again.")
-        raise typer.Exit(DiskSpaceError.exit_code) from None
-    except KeyboardInterrupt:
-        reporter.error("Interrupted.", RESUME)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.callback()
@@ -108,9 +101,11 @@ def publish(
     aggregation: options.Aggregation = None,
     score_batch_size: options.ScoreBatchSize = None,
     tasks: options.Tasks = None,
+    num_fewshot: options.NumFewshot = None,
     limit: options.Limit = None,
     include_path: options.IncludePath = None,
     batch_size: options.BatchSize = None,
+    eval_backend: options.EvalBackend = None,
     prompts: options.Prompts = None,
     repo_id: options.RepoId = None,
     revision: options.Revision = None,
@@ -130,7 +125,7 @@ def publish(
     """Score, prune, verify, benchmark and publish a base in one commit, then load it back."""
     given = locals()
     with errors_shown() as reporter:
-        run = _open_run(options.make_recipe(given), endpoint, reporter)
+        run = open_run(options.make_recipe(given), endpoint, reporter)
         from hubprune import pipeline, summary
 
         chosen = pipeline.PublishOptions(out=out, dry_run=dry_run, overwrite_card=overwrite_card, report=report)
@@ -165,11 +160,11 @@ def score(
     given = locals()
     with errors_shown() as reporter:
         asked = variants.read_variants(given)
-        made = {label: _open_run(recipe, endpoint, reporter) for label, recipe in asked.recipes.items()}
+        made = {label: open_run(recipe, endpoint, reporter) for label, recipe in asked.recipes.items()}
         from hubprune import studies
 
         done = studies.conduct(asked.kind, made, counts=asked.counts, plot=plot)
-        typer.echo(_json(done.value) if as_json else done.text)
+        typer.echo(to_json(done.value) if as_json else done.text)
 
 
 @app.command(epilog="Example:  hubprune prune meta-llama/Llama-3.2-3B --drop-attn 18,21,22 --out pruned")
@@ -206,12 +201,12 @@ def prune(
     """Write a pruned and verified checkpoint into a folder; publish nothing."""
     given = locals()
     with errors_shown() as reporter:
-        made = _open_run(options.make_recipe(given), endpoint, reporter)
+        made = open_run(options.make_recipe(given), endpoint, reporter)
         from hubprune import run as stages
         from hubprune import summary
 
         _, pruned = stages.prune(made, out)
-        typer.echo(_json(pruned) if as_json else summary.pruned_lines(pruned.written, folder=out))
+        typer.echo(to_json(pruned) if as_json else summary.pruned_lines(pruned.written, folder=out))
 
 
 @app.command(epilog="Examples:  hubprune verify ./pruned --base ./base  |  hubprune verify me/Llama-3.2-3B-attn-drop-3")
@@ -225,7 +220,7 @@ def verify(
 ) -> None:
     """Check a pruned folder or repo against its base: files, loading, logits, KV cache."""
     with errors_shown() as reporter:
-        session = _open_session(endpoint)
+        session = open_session(endpoint)
         from hubprune import checkup, summary
 
         seen = checkup.check(
@@ -236,7 +231,7 @@ def verify(
             session=session,
             reporter=reporter,
         )
-        typer.echo(_json(seen) if as_json else summary.verification_table(seen))
+        typer.echo(to_json(seen) if as_json else summary.verification_table(seen))
         checkup.require_passed(seen)
 
 
@@ -257,9 +252,11 @@ def sweep(
     aggregation: options.Aggregation = None,
     score_batch_size: options.ScoreBatchSize = None,
     tasks: options.Tasks = None,
+    num_fewshot: options.NumFewshot = None,
     limit: options.Limit = None,
     include_path: options.IncludePath = None,
     batch_size: options.BatchSize = None,
+    eval_backend: options.EvalBackend = None,
     perplexity: sweep_options.Perplexity = None,
     perplexity_samples: sweep_options.PerplexitySamples = None,
     speed: sweep_options.Speed = False,
@@ -278,11 +275,43 @@ def sweep(
     given = locals()
     with errors_shown() as reporter:
         recipe, request = sweep_options.make_sweep(given)
-        run = _open_run(recipe, endpoint, reporter)
+        run = open_run(recipe, endpoint, reporter)
         from hubprune.sweep import command, report
 
         done = command.sweep(run, request)
         typer.echo(report.to_json(done) if as_json else report.lines(done, out=out))
+
+
+@app.command(
+    epilog="Examples:  hubprune speed me/Llama-3.2-3B-attn-drop-3"
+    "  |  hubprune speed ./base ./pruned --depths 0,1024 --batch-size 8 --report speed.json"
+)
+def speed(
+    first: speed_options.First,
+    second: speed_options.Second = None,
+    depths: speed_options.Depths = "0,512,2048",
+    new_tokens: speed_options.NewTokens = 32,
+    batch_size: speed_options.BatchSize = 1,
+    rounds: speed_options.Rounds = 20,
+    largest_batch: speed_options.LargestBatch = False,
+    revision: options.VerifyRevision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    report: options.ReportFile = None,
+    endpoint: options.Endpoint = None,
+    seed: speed_options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Time a pruned folder or repo against its base in paired rounds, and measure the memory of both."""
+    given = locals()
+    with errors_shown(resume=speed_options.AGAIN) as reporter:
+        pruned, request = speed_options.make_request(given)
+        session = open_session(endpoint)
+        from hubprune.timing import command, lines
+
+        done = command.measure_speed(pruned, request, session=session, reporter=reporter)
+        typer.echo(to_json(done) if as_json else lines.speed_lines(done))
 
 
 @app.command(
@@ -294,11 +323,11 @@ def compare(
 ) -> None:
     """Compare two pruned folders, repos, reports or plans: what went, what is left, what was measured."""
     with errors_shown():
-        session = _open_session(endpoint)
+        session = open_session(endpoint)
         from hubprune import comparison
 
         seen = comparison.compare(first, second, session=session)
-        typer.echo(_json(seen) if as_json else comparison.comparison_text(seen))
+        typer.echo(to_json(seen) if as_json else comparison.comparison_text(seen))
 
 
 @export.command(epilog="Example:  hubprune export gguf me/Llama-3.2-3B-attn-drop-3 --outtype q8_0 --out pruned.gguf")
@@ -314,7 +343,7 @@ def gguf(
 ) -> None:
     """Write a GGUF file for llama.cpp, and compare it with the checkpoint in transformers."""
     with errors_shown() as reporter:
-        session = _open_session(endpoint)
+        session = open_session(endpoint)
         from hubprune.exporting import command, lines
 
         chosen = command.ExportOptions(
@@ -325,7 +354,7 @@ def gguf(
             verify="skip" if no_verify else "compare",
         )
         made = command.export_gguf(checkpoint, chosen, session=session, reporter=reporter)
-        typer.echo(_json(made) if as_json else lines.export_lines(made))
+        typer.echo(to_json(made) if as_json else lines.export_lines(made))
 
 
 @app.command(epilog="Example:  hubprune hub --dir ./hub --port 8080")
@@ -358,27 +387,4 @@ def env(as_json: options.Json = False) -> None:
     from hubprune.stages import work_folder
 
     found = describe_environment()
-    typer.echo(_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {work_folder()}")
-
-
-def _open_session(endpoint: str | None) -> HubSession:
-    from hubprune.endpoint import use_endpoint
-    from hubprune.publishing.session import HubSession
-
-    return HubSession.open(endpoint=use_endpoint(endpoint))
-
-
-def _open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
-    session = _open_session(endpoint)
-    from hubprune.run import Run
-    from hubprune.stages import StageStore, work_folder
-
-    def say_reused(stage: str) -> None:
-        reporter.note(f"{stage}: taken from an earlier run")
-
-    return Run(recipe, session, reporter, StageStore(work_folder(), on_reuse=say_reused))
-
-
-def _json(value: BaseModel) -> str:
-    # Scores per document are for statistics in the work folder and would bury everything else.
-    return value.model_dump_json(indent=2, exclude={"per_document"})
+    typer.echo(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {work_folder()}")

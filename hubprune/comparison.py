@@ -23,9 +23,10 @@ from hubprune.artifacts import (
     TaskComparison,
 )
 from hubprune.errors import BaseNotFoundError, CheckpointError
+from hubprune.kv_cache import kv_bytes_per_layer
 from hubprune.pruning.agreement import agreements
 from hubprune.pruning.config import read_config
-from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
+from hubprune.pruning.inventory import count_parameters
 from hubprune.pruning.structure import read_structure
 from hubprune.pruning.verify import base_of, plan_of
 from hubprune.pruning.weights import open_weights

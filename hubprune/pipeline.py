@@ -25,9 +25,9 @@ from hubprune.artifacts import (
 from hubprune.console import Reporter, size
 from hubprune.errors import VerificationError
 from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
+from hubprune.memory import available_bytes
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
-from hubprune.pruning.memory import available_bytes
 from hubprune.publishing import card, hub, manifest
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.license import notice_text
@@ -62,22 +62,23 @@ def _benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | 
         run.reporter.note("no tasks asked for")
         return None
     key = key_of(
-        run.circumstances, plan.content, spec.tasks, spec.limit, spec.batch_size, run.task_texts, run.task_sources,
-        recipe.seed,
+        run.circumstances, plan.content, plan.widths, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size,
+        spec.backend, run.task_texts, run.task_sources, recipe.seed,
     )  # fmt: skip
+    base, pruned = run.runnable, run.identity(plan.content, plan.widths, plan.layout)
     return run.store.run(
         "benchmarks",
         key,
         BenchmarkComparison,
         lambda: harness.run(
-            run.runnable.folder,
-            folder,
-            base_code=run.runnable.own_code,
+            harness.ModelFolder(base.folder, own_code=base.own_code, identity=run.identity()),
+            harness.ModelFolder(folder, own_code=True, identity=pruned),
             spec=spec,
             seed=recipe.seed,
             device=recipe.device,
             dtype=recipe.dtype,
             reporter=run.reporter,
+            memo=run.answers_file,
             samples_folder=run.store.folder / "samples" / key,
         ),
     )

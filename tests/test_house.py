@@ -20,12 +20,15 @@ PACKAGE = Path(hubprune.__file__).parent
 LAYERS = {
     0: {"errors"},
     1: {
-        "architectures", "artifacts", "carried", "console", "devices", "endpoint", "environment", "files", "recipe",
-        "requests", "stages", "strict_json", "templates",
+        "architectures", "artifacts", "carried", "console", "decoder", "devices", "endpoint", "environment", "files",
+        "kv_cache", "memory", "processes", "recipe", "requests", "stages", "strict_json", "suites", "templates",
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
-    3: {"run", "pipeline", "checkup", "comparison", "demonstration", "studies", "summary", "exporting", "sweep"},
-    4: {"cli", "options", "sweep_options", "variants", "__main__", "__init__"},
+    3: {
+        "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "studies", "summary", "exporting",
+        "sweep", "timing",
+    },
+    4: {"cli", "options", "speed_options", "sweep_options", "terminal", "variants", "__main__", "__init__"},
 }  # fmt: skip
 ROOMS = LAYERS[2]
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}

@@ -7,6 +7,9 @@ from typing import Literal, Protocol, TypeVar
 
 from hubprune.artifacts.artifact import Artifact
 
+EvalBackend = Literal["shared", "hf"]
+"""What computes log-likelihoods: one pass for all models, or lm-eval's own Hugging Face backend for each."""
+
 
 class MetricValue(Artifact):
     """A metric of one model on one task."""
@@ -93,6 +96,8 @@ class TaskComparison(Artifact):
     task: str
     metric: str
     """As lm-eval writes it, without the filter: `acc_norm`."""
+    filter: str | None = None
+    """lm-eval's name for how an answer is read from a text, `strict-match`; None where it takes the answer as it is."""
     higher_is_better: bool
     documents: int
     documents_available: int
@@ -110,22 +115,39 @@ class TaskComparison(Artifact):
     """Accuracy of guessing, 1 / number of choices (k / number where k are right) averaged over the documents; None
     where there is nothing to choose from."""
     paired: PairedComparison | None = None
-    """None where the metric has no value for a single document, and in files of before it was measured."""
+    """None where the metric has no value for a single document, and in older files."""
+
+    @property
+    def points(self) -> Estimate | None:
+        """Pruned minus base in percentage points, with its error where it is known; None for other metrics."""
+        if not self.is_share:
+            return None
+        if self.paired and self.paired.difference:
+            return self.paired.difference.affine(times=100)
+        return Estimate(value=100 * (self.pruned.value - self.base.value))
+
+    @property
+    def percent(self) -> Estimate | None:
+        """Pruned over base minus one in percent, for perplexities with an interval; None where the base is 0."""
+        if self.paired and self.paired.ratio:
+            return self.paired.ratio.affine(times=100, plus=-100)
+        return Estimate(value=100 * (self.pruned.value / self.base.value - 1)) if self.base.value else None
 
     @property
     def is_share(self) -> bool:
         """True for metrics between 0 and 1, whose change is told in points."""
         return self.metric in {"acc", "acc_norm", "exact_match", "f1", "mcc", "em"}
 
-    @property
-    def change_points(self) -> float | None:
-        """Pruned minus base in percentage points; None for metrics that are not shares."""
-        return 100 * (self.pruned.value - self.base.value) if self.is_share else None
 
-    @property
-    def change_relative(self) -> float | None:
-        """Pruned over base minus one, in percent; None where the base is 0."""
-        return 100 * (self.pruned.value / self.base.value - 1) if self.base.value else None
+class SelfCheck(Artifact):
+    """How far log-likelihoods of the shared evaluation are from those of lm-eval's own backend."""
+
+    requests: int
+    """Requests that went through both, for each model."""
+    largest_difference: float
+    """In nats."""
+    tolerance: float
+    """Difference from which on lm-eval's own backend is used instead."""
 
 
 class BenchmarkComparison(Artifact):
@@ -135,21 +157,30 @@ class BenchmarkComparison(Artifact):
     """The first metric of each task is its main one."""
     limit: int | None
     """Documents per task at most; None for all."""
-    batch_size: int
+    backend: EvalBackend = "hf"
+    fallback: str | None = None
+    """Why the shared evaluation was not used although it was asked for."""
+    self_check: SelfCheck | None = None
+    batch_size: int | None
+    """Rows of a batch; None for as many as fit into memory."""
     dtype: str
     device: str
     seed: int
     lm_eval: str
     """Version of lm-eval."""
-    base_seconds: float
-    pruned_seconds: float
+    seconds: float
+    """Wall-clock time for both models, from loading them to the last metric; what was known before takes none."""
+    mean_change: Estimate | None = None
+    """Of the main metrics that are shares, in points, with its paired error; None in older files."""
 
     def main_metrics(self) -> tuple[TaskComparison, ...]:
         """The first metric of each task."""
         return main_rows(self.tasks)
 
     @property
-    def mean_change_points(self) -> float | None:
-        """Mean change in points over the tasks whose main metric is a share."""
-        changes = [c for t in self.main_metrics() if (c := t.change_points) is not None]
-        return sum(changes) / len(changes) if changes else None
+    def mean_points(self) -> Estimate | None:
+        """Mean change in points over the tasks whose main metric is a share, with its error where it is known."""
+        changes = [points.value for task in self.main_metrics() if (points := task.points)]
+        if self.mean_change is not None or not changes:
+            return self.mean_change
+        return Estimate(value=sum(changes) / len(changes))

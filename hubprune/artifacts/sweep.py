@@ -9,6 +9,7 @@ from hubprune.artifacts.artifact import Artifact, Metric, Ranking, SublayerKind
 from hubprune.artifacts.evaluation import Estimate, MetricValue
 from hubprune.artifacts.pruning import DroppedSublayer
 from hubprune.artifacts.publishing import Environment
+from hubprune.artifacts.speed import Sdr, SpeedMeasured
 
 # ---- what one model measured -------------------------------------------------------------------------------------
 
@@ -71,46 +72,6 @@ class HeldOutDocuments(Artifact):
     """Over all token ids."""
 
 
-class Interval(Artifact):
-    """A median with a 95 % bootstrap interval."""
-
-    median: float
-    low: float
-    high: float
-
-    @property
-    def holds_one(self) -> bool:
-        """True where a ratio's interval contains 1.0."""
-        return self.low <= 1.0 <= self.high
-
-
-class SpeedMeasured(Artifact):
-    """How fast one model decodes, against the base, in paired rounds of one process."""
-
-    ratio: Interval
-    """Tokens per second over the base's."""
-    control: Interval
-    """The same for the base against itself."""
-    tokens_per_second: float
-    """Median."""
-    base_tokens_per_second: float
-    depth: int
-    """Tokens in the KV cache when decoding starts."""
-    new_tokens: int
-    batch_size: int
-    rounds: int
-
-    @property
-    def resolved(self) -> bool:
-        """True where the ratio is told apart from 1.0, and the base from itself is not."""
-        return self.control.holds_one and not self.ratio.holds_one
-
-    @property
-    def speedup_percent(self) -> float:
-        """Speed-up in percent."""
-        return 100 * (self.ratio.median - 1)
-
-
 # ---- the sweep ---------------------------------------------------------------------------------------------------
 
 
@@ -144,14 +105,11 @@ class SweepPoint(Artifact):
     speed: SpeedMeasured | None
 
     @property
-    def sdr(self) -> float | None:
-        """Speedup degradation ratio: points lost per percent of speed-up (equation 7 of arXiv 2406.15786).
-
-        None where the speed-up is not resolved or none, or no benchmarks were run.
-        """
-        if not self.speed or not self.mean_change or not self.speed.resolved or self.speed.speedup_percent <= 0:
+    def sdr(self) -> Sdr | None:
+        """Speedup degradation ratio of decoding; None where no speed-up is resolved, or no benchmarks were run."""
+        if not self.speed or not self.mean_change:
             return None
-        return -self.mean_change.value / self.speed.speedup_percent
+        return self.speed.sdr(self.mean_change.value, standard_error=self.mean_change.standard_error)
 
 
 class SweepOrder(Artifact):

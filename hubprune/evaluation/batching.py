@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from hubprune.evaluation.models import is_out_of_memory, release_memory
+from hubprune.evaluation.models import is_memory_error, release_memory
 
 __all__ = ["Batches", "run_batches", "similar_length"]
 
@@ -15,15 +15,17 @@ Batch = tuple[int, ...]
 Batches = tuple[Batch, ...]
 
 
-def similar_length(lengths: Sequence[int], *, tokens: int) -> Batches:
+def similar_length(lengths: Sequence[int], *, tokens: int | None = None, rows: int | None = None) -> Batches:
     """Put rows of similar length together, so that little of a batch is padding; the longest come first.
 
-    A batch has one row, or as many as take at most `tokens` tokens once all are padded to the longest of them.
+    A batch has one row, or as many as take at most `tokens` tokens once all are padded to the longest of them, and
+    `rows` at most.
     Where memory is too small, the longest rows tell at once.
     """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
+        members = len(batches[-1]) if batches else 0
+        if members and members != rows and (tokens is None or (members + 1) * lengths[batches[-1][0]] <= tokens):
             batches[-1].append(i)
         else:
             batches.append([i])
@@ -65,7 +67,7 @@ def _attempt(work: Callable[[Batch], Sequence[Result]], batch: Batch) -> Sequenc
     try:
         return work(batch)
     except RuntimeError as error:
-        if len(batch) == 1 or not is_out_of_memory(error):
+        if len(batch) == 1 or not is_memory_error(error):
             raise
     # Here the error is gone, and with its traceback the tensors of the frames that it came through.
     release_memory()

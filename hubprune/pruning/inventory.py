@@ -8,11 +8,9 @@ from typing import Any
 
 from hubprune.architectures import Architecture
 from hubprune.artifacts import DropPlan, WrittenCheckpoint
-from hubprune.devices import resolve_dtype
 from hubprune.files import list_files
+from hubprune.kv_cache import kv_bytes_per_layer
 from hubprune.pruning.weights import DTYPE_BITS, Weights, open_weights
-
-COMPUTE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 
 
 def take_inventory(
@@ -55,11 +53,3 @@ def count_parameters(weights: Weights, config: Mapping[str, Any], architecture: 
     if config.get("tie_word_embeddings") and architecture.embedding in stored:
         stored.pop(architecture.head, None)
     return sum(stored.values())
-
-
-def kv_bytes_per_layer(config: Mapping[str, Any]) -> int:
-    """Return the bytes that one attention's keys and values take per token: 2 x KV heads x head size x dtype bytes."""
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-    return 2 * kv_heads * head_dim * COMPUTE_BITS[resolve_dtype("auto", config)] // 8

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hubprune.kv_cache import held_bytes
 from hubprune.pruning import mlx
 
 TIE = 1e-4
@@ -116,7 +117,7 @@ def compare(request: CompareRequest) -> Comparison:
             padded_equal=_same_texts(model, rows, alone, _padded(model, rows, request.new_tokens)),
             generated=sum(map(len, alone)),
             refused_without_trust=_refused(request.folder) if request.custom_code else None,
-            cache_bytes=_cache_bytes(cache),
+            cache_bytes=held_bytes(cache),
             cache_tokens=rows[0].shape[1],
             transformers=transformers.__version__,
         )
@@ -164,8 +165,8 @@ def _comparison_dtype(folder: str) -> Any:
     import torch
 
     from hubprune.devices import resolve_dtype
+    from hubprune.memory import available_bytes
     from hubprune.pruning.config import read_config
-    from hubprune.pruning.memory import available_bytes
     from hubprune.pruning.weights import open_weights
 
     needed = 4 * open_weights(Path(folder)).parameters()
@@ -282,12 +283,6 @@ def _refused(folder: str) -> bool:
     except Exception:  # whatever it is: what counts is that nothing was loaded
         return True
     return False
-
-
-def _cache_bytes(cache: Any) -> int:
-    """Sum the bytes of the keys and values that a cache object holds."""
-    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
-    return sum(int(t.numel() * t.element_size()) for t in tensors)
 
 
 _ACTIONS: Mapping[str, tuple[type[BaseModel], Callable[[Any], BaseModel]]] = {

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from hubprune.architectures import FULL, SLIDING, Architecture
+from hubprune.architectures import Architecture
 from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
 from hubprune.errors import CheckpointError, VerificationError
+from hubprune.kv_cache import kv_cache_bytes
 from hubprune.pruning import mlx, modeling
 from hubprune.pruning.checkpoint import neurons_of, shard_plans
 from hubprune.pruning.config import MAX_LAYERS, needs_modeling_file, pruned_classes
-from hubprune.pruning.inventory import count_parameters, kv_bytes_per_layer
+from hubprune.pruning.inventory import count_parameters
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest, NarrowedTensor
 from hubprune.pruning.runnable import Runnable
 from hubprune.pruning.structure import Structure, read_structure
@@ -71,7 +72,7 @@ def verify(
     seen = _in_fresh_process("compare", request, Comparison)
     in_mlx = _in_mlx(folder) if plan.layout == "nemotron-nas" and mlx.is_installed() else None
     planned = _planned_parameters(base.folder, plan, config, architecture)
-    planned_cache = _planned_cache_bytes(plan, config, architecture, tokens=seen.cache_tokens, dtype=seen.dtype)
+    planned_cache = kv_cache_bytes(config, gone=plan.gone("attn"), tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
         checks=(
             _files_check(folder, plan, architecture),
@@ -287,16 +288,6 @@ def _same_bytes(
             return cut_bytes(source.path, kept.entry, kept.cut, neurons.kept(kept.cut.layer)) == second.read(kept.size)
         pieces = (min(COMPARE_BYTES, kept.size - done) for done in range(0, kept.size, COMPARE_BYTES))
         return all(first.read(piece) == second.read(piece) for piece in pieces)
-
-
-def _planned_cache_bytes(
-    plan: DropPlan, config: Mapping[str, Any], architecture: Architecture, *, tokens: int, dtype: str
-) -> int:
-    gone, kinds = plan.gone("attn"), architecture.attention_kinds(config)
-    # A sliding cache forgets what the next token will not look at.
-    held = {FULL: tokens, SLIDING: min(tokens, (config.get("sliding_window") or tokens + 1) - 1)}
-    slots = [held[kind] for layer, kind in enumerate(kinds) if layer not in gone]
-    return sum(slots) * kv_bytes_per_layer({**config, "dtype": dtype})
 
 
 def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int, *, parts: str) -> list[Check]:

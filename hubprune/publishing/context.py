@@ -112,6 +112,8 @@ class Benchmarks:
 
     sentences: tuple[str, ...]
     table: Table
+    notes: tuple[str, ...]
+    """How the changes were tested."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ def _speed(report: SweepReport, folder: Path) -> Sequence[Path]:
     series = _series(report, lambda point: point.speed.speedup_percent if point.speed else None)
     if not series:
         return ()
-    sdr = _series(report, lambda point: point.sdr)
+    sdr = _series(report, lambda point: point.sdr.value if point.sdr else None)
     return save(speed_curve(series, sdr=sdr or None, title=f"{report.base}: speed of decoding"), folder, "speed")
 
 

@@ -12,7 +12,7 @@ from hubprune.devices import resolve_device, resolve_dtype
 from hubprune.files import write_atomically
 from hubprune.pruning.weights import open_weights
 from hubprune.run import Run
-from hubprune.summary import table
+from hubprune.summary import ratio_text, sdr_text, table
 from hubprune.sweep import rule, statistics
 from hubprune.sweep.measuring import Measured
 from hubprune.sweep.points import Point, order_of, sublayer_parameters
@@ -124,7 +124,8 @@ def to_csv(report: SweepReport) -> str:
         *("method", "count", "dropped", "parameters", "mean_percent", "mean_change_points", "mean_change_se"),
         *names,
         *("perplexity", "perplexity_change_percent", "perplexity_change_se"),
-        *("speed_ratio", "speed_low", "speed_high", "control_low", "control_high", "sdr"),
+        *("speed_ratio", "speed_low", "speed_high", "control_low", "control_high"),
+        *("sdr", "sdr_low", "sdr_high"),
     ]
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
@@ -135,7 +136,7 @@ def to_csv(report: SweepReport) -> str:
 
 def _csv_row(point: SweepPoint, names: Sequence[str]) -> list[object]:
     values = {task.task: task.value for task in point.tasks}
-    mean, rise, speed = point.mean_change, point.perplexity_change, point.speed
+    mean, rise, speed, sdr = point.mean_change, point.perplexity_change, point.speed, point.sdr
     return [
         *(point.method, point.count, _dropped(point), point.parameters, point.mean),
         *((mean.value, mean.standard_error) if mean else (None, None)),
@@ -144,7 +145,7 @@ def _csv_row(point: SweepPoint, names: Sequence[str]) -> list[object]:
         *((rise.value, rise.standard_error) if rise else (None, None)),
         *((speed.ratio.median, speed.ratio.low, speed.ratio.high) if speed else (None,) * 3),
         *((speed.control.low, speed.control.high) if speed else (None,) * 2),
-        point.sdr,
+        *((sdr.value, sdr.low, sdr.high) if sdr else (None,) * 3),
     ]
 
 
@@ -174,6 +175,8 @@ def _head(report: SweepReport) -> str:
         parts.append(f"guessing gets {report.chance:.2f} %")
     if report.perplexity_on:
         parts.append(f"perplexity of {report.perplexity_on}")
+    if speed := next((point.speed for point in report.points if point.speed), None):
+        parts.append(f"speed of decoding {speed.new_tokens} tokens at depth {speed.depth}, {speed.rounds} rounds")
     return "; ".join([*parts, "± is one paired standard error"])
 
 
@@ -203,13 +206,8 @@ def _perplexity_cells(point: SweepPoint) -> list[str]:
 def _speed_cells(point: SweepPoint) -> list[str]:
     if not point.speed:
         return ["", ""]
-    ratio = point.speed.ratio
-    shown = f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
-    if not point.speed.control.holds_one:
-        return [shown, "not resolved: the base differs from itself"]
-    if not point.speed.resolved:
-        return [shown, "not resolved"]
-    return [shown, "n/a" if point.sdr is None else f"{point.sdr:.3f}"]
+    told = {"control failed": "not resolved: the base differs from itself", "not resolved": "not resolved"}
+    return [ratio_text(point.speed.ratio), told.get(point.speed.verdict) or sdr_text(point.sdr)]
 
 
 def _drops(count: int) -> str:

@@ -71,7 +71,9 @@ def fail(monkeypatch):
 def benchmark(base_folder, task_folder, reporter):
     def run():
         spec = EvaluationSpec(tasks=("pets",), include_path=str(task_folder), batch_size=3)
-        return harness.run(base_folder, base_folder, spec=spec, seed=0, device="cpu", dtype="auto", reporter=reporter)
+        return harness.run(
+            *[harness.ModelFolder(base_folder)] * 2, spec=spec, seed=0, device="cpu", dtype="auto", reporter=reporter
+        )
 
     return run
 
@@ -86,11 +88,11 @@ def write(base_folder, reporter):
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
-def test_benchmarks_without_memory_name_the_batch_size(error, fail, benchmark):
+def test_benchmarks_without_memory_for_a_single_row_say_what_to_pass(error, fail, benchmark):
     fail(LlamaForCausalLM, "forward", error)
-    with pytest.raises(EvaluationError, match="out of memory at batch size 3") as caught:
+    with pytest.raises(EvaluationError, match="out of memory over a single row") as caught:
         benchmark()
-    assert "--batch-size" in caught.value.hint
+    assert "--dtype bfloat16" in caught.value.hint
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)

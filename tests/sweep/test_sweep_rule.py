@@ -132,22 +132,17 @@ def test_perplexity_weighs_tokens_and_its_error_is_paired():
     assert PerplexityAnswers(nats=(1e6,), tokens=(1,)).perplexity is None
 
 
-@pytest.mark.parametrize(
-    ("ratio", "control", "sdr"),
-    [
-        ((1.2, 1.1, 1.3), (1.0, 0.99, 1.01), 0.1),
-        ((1.02, 0.98, 1.06), (1.0, 0.99, 1.01), None),  # the interval holds 1.0
-        ((1.2, 1.1, 1.3), (1.05, 1.02, 1.08), None),  # the base differs from itself: nothing can be said
-        ((0.8, 0.7, 0.9), (1.0, 0.99, 1.01), None),  # slower
-    ],
-)
-def test_the_price_of_speed_is_told_only_where_the_speed_up_is_resolved(ratio, control, sdr):
-    (median, low, high), (middle, least, most) = ratio, control
+def test_a_point_tells_the_price_of_speed_where_both_were_measured():
     speed = SpeedMeasured(
-        ratio=Interval(median=median, low=low, high=high), control=Interval(median=middle, low=least, high=most),
-        tokens_per_second=12.0, base_tokens_per_second=10.0, depth=64, new_tokens=8, batch_size=1, rounds=20,
+        ratio=Interval(median=1.2, low=1.1, high=1.3), control=Interval(median=1.0, low=0.99, high=1.01), seconds=1.0,
+        base_seconds=1.2, tokens_per_second=12.0, base_tokens_per_second=10.0, depth=64, new_tokens=8, batch_size=1,
+        round_seconds=((1.2, 1.2, 1.0),),
     )  # fmt: skip
-    assert point(3, mean=-2.0, speed=speed).sdr == (None if sdr is None else pytest.approx(sdr))
+    found = point(3, mean=-2.0, speed=speed).sdr
+    assert found == speed.sdr(-2.0, standard_error=0.25)
+    assert found.value == pytest.approx(0.1)
+    assert point(3, speed=speed).sdr is None
+    assert point(3, mean=-2.0).sdr is None
 
 
 def test_for_a_folder_the_next_command_prunes():

@@ -1,0 +1,1 @@
+"""Time a pruned checkpoint against its base: find both, measure, tell."""
