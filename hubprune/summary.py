@@ -133,11 +133,11 @@ def _interval(estimate: Estimate) -> str:
 def free_text_line(repetition: RepetitionComparison) -> str:
     """Write how much more the pruned model repeats itself, in one line."""
     seq_rep, loops = repetition.seq_rep_4, repetition.loops
-    ends = _interval(seq_rep.change.affine(times=100))
-    interval = f", {ends}" if ends else ""
+    change = seq_rep.change.affine(times=100)
+    within = f" [{ends}]" if (ends := _interval(change)) else ""
     return (
-        f"free text   seq-rep-4 {seq_rep.base:.1%} -> {seq_rep.pruned:.1%} ({100 * seq_rep.change.value:+.1f} points"
-        f"{interval}), loops {loops.base} -> {loops.pruned} of {loops.texts}"
+        f"free text: seq-rep-4 {100 * seq_rep.base:.2f} % -> {100 * seq_rep.pruned:.2f} %, {change.value:+.2f} points"
+        f"{within}; texts ending in a loop: {loops.base} -> {loops.pruned} of {loops.texts}"
     )
 
 

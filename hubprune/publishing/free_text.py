@@ -176,7 +176,7 @@ def limits(generation: GenerationComparison | None) -> Iterator[str]:
 
 def _loop_limit(loops: PairedLoops) -> Iterator[str]:
     if loops.pruned > loops.base:
-        chance = "" if _is_above_zero(loops.change) else ": not told apart from chance"
+        chance = "" if _is_above_zero(loops.change) else ": not distinguishable from chance"
         yield (
             f"More of its texts end in a loop: {loops.pruned} of {loops.texts}, against {loops.base} of the base's"
             f" ({_told(loops.change)}{chance})."

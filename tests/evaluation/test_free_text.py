@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from hubprune import pipeline
 from hubprune.artifacts import ModelTexts
 from hubprune.errors import EvaluationError
 from hubprune.evaluation import generation
 from hubprune.evaluation.repetition import measure, seq_rep
+from hubprune.recipe import EvaluationSpec
+from hubprune.stages import StageStore
 
 PROMPTS = ("Paris is", "A rather longer prompt than the first one", "Why?")
 
@@ -217,3 +221,32 @@ def test_what_the_base_wrote_before_is_not_written_again(base_folder, pruned_fol
     del batches[:]
     assert compare(pruned_folder, base_texts=kept) == whole
     assert len(batches) == 1
+
+
+def test_a_run_that_was_stopped_between_the_models_goes_on_with_the_second(
+    base_folder, pruned_folder, batches, reporter, tmp_path, monkeypatch
+):
+    spec = EvaluationSpec(prompts=PROMPTS, max_new_tokens=12)
+
+    def run(plan):
+        recipe = SimpleNamespace(evaluation=spec, device="cpu", dtype="auto")
+        run = SimpleNamespace(
+            recipe=recipe, runnable=SimpleNamespace(folder=base_folder, own_code=False), circumstances="here",
+            store=StageStore(tmp_path), reporter=reporter,
+        )  # fmt: skip
+        return pipeline._free_text(run, SimpleNamespace(content=plan), pruned_folder)
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "compare", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("a plan")
+    assert len(batches) == 1
+    found = run("a plan")
+    assert len(batches) == 2
+    assert run("a plan") == found
+    assert len(batches) == 2
+    run("another plan")
+    assert len(batches) == 3

@@ -372,7 +372,7 @@ def test_loops_above_the_bases_are_a_limit_with_their_numbers():
     assert "More of its texts end in a loop: 9 of 12, against 0 of the base's (+75.0 points, 95 % interval +3" in many
     assert "It repeats itself more than the base: of the 4-token sequences of a text 64.7 % against 0.0 % came" in many
     few = card(generation=generated(LOOP, *[PLAIN] * 11))
-    assert re.search(r"in a loop: 1 of 12, against 0 of .*: not told apart from chance\)", few)
+    assert re.search(r"in a loop: 1 of 12, against 0 of .*: not distinguishable from chance\)", few)
     assert "repeats itself more" not in few
     fewer = card(generation=generated(PLAIN, base=LOOP))
     assert "texts end in a loop:" not in fewer

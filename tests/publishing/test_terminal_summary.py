@@ -6,7 +6,8 @@ import re
 
 import made
 
-from hubprune.summary import benchmarks_table
+from hubprune.evaluation.paired_texts import compare_repetition
+from hubprune.summary import benchmarks_table, free_text_line, publish_summary
 
 
 def test_every_metric_has_its_change_with_an_interval_and_a_verdict():
@@ -23,3 +24,13 @@ def test_without_tests_changes_stand_alone():
     text = benchmarks_table(made.benchmarks(tasks=bare))
     assert " to " not in text
     assert text.splitlines()[-1] == "mean change of the shares: -4.28 points"
+
+
+def test_free_text_is_one_line():
+    line = free_text_line(made.generation().repetition)
+    assert line in publish_summary(made.report()).splitlines()
+    assert line == (
+        "free text: seq-rep-4 0.00 % -> 23.53 %, +23.53 points [-77.71 to +100.00]; texts ending in a loop: 0 -> 1 of 3"
+    )
+    single = free_text_line(compare_repetition([[1, 2, 3, 4, 5]], [[1] * 20]))
+    assert single == "free text: seq-rep-4 0.00 % -> 94.12 %, +94.12 points; texts ending in a loop: 0 -> 1 of 1"
