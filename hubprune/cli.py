@@ -13,6 +13,7 @@ from typing import NoReturn
 import typer
 
 from hubprune import options, speed_options, sweep_options, variants
+from hubprune.processes import rank, world_size
 from hubprune.terminal import INTERRUPTED, errors_shown, open_run, open_session, to_json
 
 app = typer.Typer(
@@ -32,10 +33,34 @@ def main() -> NoReturn:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        if rank() > 0:
+            _follow()
+        else:
+            app()
     except KeyboardInterrupt:  # in the moment before or after a command
         sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if not end.code:  # where something failed, whoever started the processes ends the others
+            _dismiss()
+        raise
     sys.exit(0)
+
+
+def _follow() -> None:
+    """Compute what the first of several processes tells."""
+    from hubprune.evaluation import team
+    from hubprune.evaluation.libraries import quiet
+
+    with errors_shown(), quiet():
+        team.follow()
+
+
+def _dismiss() -> None:
+    """Let the other processes of a run go, where this is the first of several."""
+    if rank() == 0 and world_size() > 1:
+        from hubprune.evaluation import team
+
+        team.dismiss()
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -76,9 +101,11 @@ def publish(
     aggregation: options.Aggregation = None,
     score_batch_size: options.ScoreBatchSize = None,
     tasks: options.Tasks = None,
+    num_fewshot: options.NumFewshot = None,
     limit: options.Limit = None,
     include_path: options.IncludePath = None,
     batch_size: options.BatchSize = None,
+    eval_backend: options.EvalBackend = None,
     prompts: options.Prompts = None,
     repo_id: options.RepoId = None,
     revision: options.Revision = None,
@@ -225,9 +252,11 @@ def sweep(
     aggregation: options.Aggregation = None,
     score_batch_size: options.ScoreBatchSize = None,
     tasks: options.Tasks = None,
+    num_fewshot: options.NumFewshot = None,
     limit: options.Limit = None,
     include_path: options.IncludePath = None,
     batch_size: options.BatchSize = None,
+    eval_backend: options.EvalBackend = None,
     perplexity: sweep_options.Perplexity = None,
     perplexity_samples: sweep_options.PerplexitySamples = None,
     speed: sweep_options.Speed = False,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from rich.console import Console
 
-Unit = Literal["B", "documents", "sequences", "batches", "requests", "prompts", "files", "points", "rounds"]
+Unit = Literal["B", "documents", "sequences", "batches", "requests", "tokens", "files", "points", "rounds"]
 LOG_INTERVAL_SECONDS = 10.0
 
 

@@ -10,6 +10,7 @@ import typer
 
 from hubprune import __version__
 from hubprune.errors import RecipeError
+from hubprune.suites import DEFAULT_SUITE, describe
 
 if TYPE_CHECKING:
     from hubprune.recipe import Recipe
@@ -142,7 +143,15 @@ Tasks = Annotated[
     str | None,
     typer.Option(
         metavar="a,b,c",
-        help="lm-eval tasks, or none. Default: arc_easy, hellaswag, lambada_openai, piqa, winogrande.",
+        help=f"Suites or lm-eval tasks, in any mixture, or none. Default: {DEFAULT_SUITE}. Suites: {describe()}.",
+        rich_help_panel=MEASURING,
+    ),
+]
+NumFewshot = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|TASK=N,...",
+        help="Examples before each question, of all tasks or of single ones. Default: the suite's or the task's own.",
         rich_help_panel=MEASURING,
     ),
 ]
@@ -152,7 +161,16 @@ IncludePath = Annotated[
     typer.Option(metavar="FOLDER", help="Task YAMLs of your own; they are published too.", rich_help_panel=MEASURING),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(help="Benchmark requests per batch. Default: 8.", rich_help_panel=MEASURING)
+    int | None,
+    typer.Option(help="Benchmark sequences per batch. Default: as many as fit.", rich_help_panel=MEASURING),
+]
+EvalBackend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="shared|hf",
+        help="Run what base and pruned model share once (default), or lm-eval's own backend for each.",
+        rich_help_panel=MEASURING,
+    ),
 ]
 Prompts = Annotated[
     Path | None,
@@ -274,8 +292,10 @@ def make_recipe(given: Mapping[str, Any]) -> Recipe:
         # What the file says to drop is replaced, not added to.
         values["drop"] = {k: v for k, v in values.get("drop", {}).items() if k == "protect"}
         values.pop("width", None)
+    if given.get("tasks") is not None:
+        values.get("evaluation", {}).pop("num_fewshot", None)  # they were for the file's tasks
     for part, fields in _parts(given).items():
-        values[part] = {**values.get(part, {}), **fields}
+        values[part] = _laid_over(values.get(part, {}), fields)
     values |= _given(
         given, "seed", "device", "dtype", "aggregation", "score_batch_size", "layout", "metric", "schedule"
     )
@@ -298,13 +318,21 @@ def _parts(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
     evaluation = {
         **_given(given, "limit", "include_path", "batch_size"),
+        "backend": given.get("eval_backend"),
         "tasks": _names(given.get("tasks")),
+        "num_fewshot": _examples(given.get("num_fewshot")),
         "prompts": read_prompts(file) if (file := given.get("prompts")) else None,
     }
     target = _given(given, "repo_id", "revision", "private", "create_pr")
     parts = {"base": base, "drop": drop, "width": _width(given), "evaluation": evaluation, "target": target}
     made = {part: {k: v for k, v in fields.items() if v is not None} for part, fields in parts.items()}
     return {part: fields for part, fields in made.items() if fields or part != "width"}
+
+
+def _laid_over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Put new values over old ones; where both are mappings, entry by entry."""
+    both = {k: {**old[k], **v} for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
+    return {**old, **new, **both}
 
 
 def _width(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -341,6 +369,20 @@ def _numbers(text: str | None, *, option: str) -> tuple[int, ...] | None:
     except ValueError:
         raise RecipeError(
             f"{option} {text!r} is no list of layers.", hint=f"Write it like {option} 18,21,22."
+        ) from None
+
+
+def _examples(text: str | None) -> int | dict[str, int] | None:
+    """Read a number for all tasks, or numbers for some of them."""
+    if text is None:
+        return None
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return int(text) if "=" not in text else {task.strip(): int(number) for task, number in pairs}
+    except ValueError:
+        raise RecipeError(
+            f"--num-fewshot {text!r} is no number of examples.",
+            hint="Write it like --num-fewshot 5 or --num-fewshot mmlu=5,gsm8k=8.",
         ) from None
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubprune.artifacts import (
     BenchmarkComparison,
     DropPlan,
     GenerationComparison,
     LoadedBack,
+    ModelTexts,
     PublishedCommit,
     PublishReport,
     RepoFile,
@@ -23,9 +25,9 @@ from hubprune.artifacts import (
 from hubprune.console import Reporter, size
 from hubprune.errors import VerificationError
 from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
+from hubprune.memory import available_bytes
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
-from hubprune.pruning.memory import available_bytes
 from hubprune.publishing import card, hub, manifest
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.license import notice_text
@@ -33,6 +35,9 @@ from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.privacy import scrub
 from hubprune.run import Run, check_data, has_checkpoint, kept_checkpoint, make_plan, scores_if_needed
 from hubprune.stages import key_of
+
+if TYPE_CHECKING:
+    from hubprune.evaluation.generation import Request
 
 STAGES = (
     "Base and preflight",
@@ -57,48 +62,71 @@ def _benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | 
         run.reporter.note("no tasks asked for")
         return None
     key = key_of(
-        run.circumstances, plan.content, spec.tasks, spec.limit, spec.batch_size, run.task_texts, run.task_sources,
-        recipe.seed,
+        run.circumstances, plan.content, plan.widths, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size,
+        spec.backend, run.task_texts, run.task_sources, recipe.seed,
     )  # fmt: skip
+    base, pruned = run.runnable, run.identity(plan.content, plan.widths, plan.layout)
     return run.store.run(
         "benchmarks",
         key,
         BenchmarkComparison,
         lambda: harness.run(
-            run.runnable.folder,
-            folder,
-            base_code=run.runnable.own_code,
+            harness.ModelFolder(base.folder, own_code=base.own_code, identity=run.identity()),
+            harness.ModelFolder(folder, own_code=True, identity=pruned),
             spec=spec,
             seed=recipe.seed,
             device=recipe.device,
             dtype=recipe.dtype,
             reporter=run.reporter,
+            memo=run.answers_file,
             samples_folder=run.store.folder / "samples" / key,
         ),
     )
 
 
-def _free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison | None:
-    recipe, spec = run.recipe, run.recipe.evaluation
-    prompts = spec.prompt_texts()
+def _free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison:
+    """Let both models write; what the base wrote serves every plan."""
+    spec = run.recipe.evaluation
+    asked = run.circumstances, spec.prompt_texts(), spec.max_new_tokens
+
+    def write() -> ModelTexts:
+        from hubprune.evaluation import generation
+
+        return generation.write(
+            run.runnable.folder,
+            _text_request(run),
+            name="base",
+            trust_remote_code=run.runnable.own_code,
+            reporter=run.reporter,
+        )
+
+    base = run.store.run("base-text", key_of(*asked), ModelTexts, write)
 
     def compare() -> GenerationComparison:
-        """Let both models write."""
         from hubprune.evaluation import generation
 
         return generation.compare(
             run.runnable.folder,
             folder,
+            request=_text_request(run),
             base_code=run.runnable.own_code,
-            prompts=prompts,
-            max_new_tokens=spec.max_new_tokens,
-            device=recipe.device,
-            dtype=recipe.dtype,
+            base_texts=base,
             reporter=run.reporter,
         )
 
-    key = key_of(run.circumstances, plan.content, prompts, spec.max_new_tokens)
-    return run.store.run("generation", key, GenerationComparison, compare)
+    key = key_of(*asked, plan.content)
+    return run.store.run(
+        "generation", key, GenerationComparison, compare, valid=lambda kept: kept.repetition is not None
+    )
+
+
+def _text_request(run: Run) -> Request:
+    from hubprune.evaluation.generation import Request
+
+    recipe, spec = run.recipe, run.recipe.evaluation
+    return Request(
+        prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens, device=recipe.device, dtype=recipe.dtype
+    )
 
 
 # ---- publishing --------------------------------------------------------------------------------------------------

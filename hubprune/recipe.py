@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from hubprune.artifacts import Aggregation, LayoutChoice, Method, Metric, Schedule
+from hubprune.artifacts import Aggregation, EvalBackend, LayoutChoice, Method, Metric, Schedule
 from hubprune.errors import RecipeError
 from hubprune.requests import DropSpec, Settings, WidthSpec
+from hubprune.suites import DEFAULT_SUITE, SUITES, expand
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-DEFAULT_TASKS = ("arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande")
+DEFAULT_TASKS = tuple(SUITES[DEFAULT_SUITE])
 PACKAGE_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.txt"
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -98,20 +99,40 @@ class EvaluationSpec(Settings):
     """Which benchmarks and which free text."""
 
     tasks: tuple[str, ...] = DEFAULT_TASKS
-    """lm-eval task names."""
+    """lm-eval task names; names of suites may be given among them, and the tasks of these take their place."""
+    num_fewshot: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Task -> examples before each question; lm-eval's own number for tasks that are not named.  A number alone may be
+    given for all tasks."""
     limit: int | None = Field(default=None, ge=1)
     """Documents per task at most."""
     include_path: str | None = None
     """Folder with task YAMLs of one's own."""
-    batch_size: int = Field(default=8, ge=1)
-    prompts: tuple[str, ...] | None = None
+    batch_size: int | None = Field(default=None, ge=1)
+    """Sequences that are read at once; None for as many as fit into memory."""
+    backend: EvalBackend = "shared"
+    """What computes log-likelihoods."""
+    prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Prompts for the free text; None for the shipped ones."""
     max_new_tokens: int = Field(default=128, ge=1)
 
-    @field_validator("tasks")
+    @model_validator(mode="before")
     @classmethod
-    def _unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(value))
+    def _suites_are_their_tasks(cls, values: Any) -> Any:
+        names = values.get("tasks", (DEFAULT_SUITE,)) if isinstance(values, dict) else None
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            return values  # the fields themselves say what is wrong
+        given = values.get("num_fewshot")
+        if not isinstance(given, (dict, int, type(None))) or isinstance(given, bool):
+            return values
+        tasks, shots = expand(names, {} if given is None else given)
+        return {**values, "tasks": tasks, "num_fewshot": shots}
+
+    @model_validator(mode="after")
+    def _examples_are_for_its_tasks(self) -> EvaluationSpec:
+        if other := [task for task in self.num_fewshot if task not in self.tasks]:
+            known = ", ".join(self.tasks) or "none"
+            raise ValueError(f"--num-fewshot names {other[0]}, which is not among the tasks: {known}")
+        return self
 
     def prompt_texts(self) -> tuple[str, ...]:
         """The prompts in their order."""

@@ -147,6 +147,15 @@ class Run:
 
         return check_tasks(self.recipe.evaluation)
 
+    def identity(self, *parts: object) -> str:
+        """Return what stands for the base, or with `parts` for what becomes of it, in the memory of answers."""
+        return key_of(self.circumstances, *parts)
+
+    @property
+    def answers_file(self) -> Path:
+        """Where the answers to benchmark requests are kept."""
+        return self.store.folder / "answers.sqlite"
+
     @property
     def _base_identity(self) -> object:
         """The base's commit, or the sizes and times of a local folder's files."""

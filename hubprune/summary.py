@@ -9,10 +9,12 @@ from hubprune.artifacts import (
     BenchmarkComparison,
     DropPlan,
     Environment,
+    Estimate,
     Interval,
     LayerScores,
     Metric,
     PublishReport,
+    RepetitionComparison,
     Sdr,
     TaskComparison,
     Verification,
@@ -104,17 +106,39 @@ def checkpoint_lines(written: WrittenCheckpoint) -> str:
 
 
 def benchmarks_table(benchmarks: BenchmarkComparison) -> str:
-    """Write every metric of base and pruned with its change in points and in relative percent."""
-    rows = [["task", "metric", "n", "base", "pruned", "Δ points", "Δ relative"]]
+    """Write every metric of base and pruned with its change in points and in relative percent, and the mean change."""
+    rows = [["task", "metric", "n", "base", "pruned", "Δ points", "95 % interval", "Δ relative", "verdict"]]
     rows += [_benchmark_row(task) for task in benchmarks.tasks]
-    return table(rows, left=2)
+    parts = [table(rows, left=2)]
+    if mean := benchmarks.mean_points:
+        within = f" [{ends}]" if (ends := _interval(mean)) else ""
+        parts.append(f"mean change of the shares: {mean.value:+.2f} points{within}")
+    return "\n".join(parts)
 
 
 def _benchmark_row(task: TaskComparison) -> list[str]:
-    points = "" if task.change_points is None else f"{task.change_points:+.2f}"
-    relative = "" if task.change_relative is None else f"{task.change_relative:+.2f} %"
+    points, percent = task.points, task.percent
+    change = f"{points.value:+.2f}" if points else ""
+    ends = _interval(points) if points else f"{ends} %" if percent and (ends := _interval(percent)) else ""
+    relative = f"{percent.value:+.2f} %" if percent else ""
     values = (f"{v.value:.4f}" for v in (task.base, task.pruned))
-    return [task.task, task.metric, str(task.documents), *values, points, relative]
+    mark = (task.paired and task.paired.mark) or ""
+    return [task.task, task.metric, str(task.documents), *values, change, ends, relative, mark]
+
+
+def _interval(estimate: Estimate) -> str:
+    return "" if estimate.low is None or estimate.high is None else f"{estimate.low:+.2f} to {estimate.high:+.2f}"
+
+
+def free_text_line(repetition: RepetitionComparison) -> str:
+    """Write how much more the pruned model repeats itself, in one line."""
+    seq_rep, loops = repetition.seq_rep_4, repetition.loops
+    ends = _interval(seq_rep.change.affine(times=100))
+    interval = f", {ends}" if ends else ""
+    return (
+        f"free text   seq-rep-4 {seq_rep.base:.1%} -> {seq_rep.pruned:.1%} ({100 * seq_rep.change.value:+.1f} points"
+        f"{interval}), loops {loops.base} -> {loops.pruned} of {loops.texts}"
+    )
 
 
 def publish_summary(report: PublishReport) -> str:
@@ -126,6 +150,8 @@ def _publish_parts(report: PublishReport) -> Iterator[str]:
     yield checkpoint_lines(report.checkpoint)
     if report.benchmarks:
         yield benchmarks_table(report.benchmarks)
+    if report.generation and report.generation.repetition:
+        yield free_text_line(report.generation.repetition)
     if loaded := report.loaded_back:
         yield f"Loaded back from the Hub, given the prompt {loaded.prompt!r} it writes:\n{loaded.text.strip()} …"
     if published := report.published:

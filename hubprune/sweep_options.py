@@ -62,7 +62,7 @@ Out = Annotated[
 ]
 PASSED_ON = (
     "base_revision", "protect", "calibration", "num_samples", "max_tokens", "metric", "aggregation", "tasks",
-    "include_path", "batch_size", "endpoint", "seed", "device", "dtype",
+    "num_fewshot", "include_path", "batch_size", "eval_backend", "endpoint", "seed", "device", "dtype",
 )  # fmt: skip
 """Options of a sweep that a publish after it needs, too, so that it drops the same and measures the same."""
 

@@ -20,8 +20,8 @@ PACKAGE = Path(hubprune.__file__).parent
 LAYERS = {
     0: {"errors"},
     1: {
-        "architectures", "artifacts", "carried", "console", "devices", "endpoint", "environment", "files", "kv_cache",
-        "recipe", "requests", "stages", "strict_json", "templates",
+        "architectures", "artifacts", "carried", "console", "decoder", "devices", "endpoint", "environment", "files",
+        "kv_cache", "memory", "processes", "recipe", "requests", "stages", "strict_json", "suites", "templates",
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {

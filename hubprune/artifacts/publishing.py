@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hubprune.artifacts.artifact import Artifact
-from hubprune.artifacts.evaluation import BenchmarkComparison, GenerationComparison
+from hubprune.artifacts.evaluation import BenchmarkComparison
+from hubprune.artifacts.generation import GenerationComparison
 from hubprune.artifacts.pruning import BaseCheckpoint, DropPlan, LayerScores, RepoFile, Verification, WrittenCheckpoint
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from hubprune.artifacts.artifact import Artifact, Metric, Ranking, SublayerKind
-from hubprune.artifacts.evaluation import MetricValue
+from hubprune.artifacts.evaluation import Estimate, MetricValue
 from hubprune.artifacts.pruning import DroppedSublayer
 from hubprune.artifacts.publishing import Environment
 from hubprune.artifacts.speed import Sdr, SpeedMeasured
@@ -75,21 +75,13 @@ class HeldOutDocuments(Artifact):
 # ---- the sweep ---------------------------------------------------------------------------------------------------
 
 
-class Change(Artifact):
-    """A difference to the base on the same documents."""
-
-    value: float
-    standard_error: float | None
-    """Paired by document; None where a task has no value per document."""
-
-
 class SweepTask(Artifact):
     """The main metric of one task at one point."""
 
     task: str
     metric: str
     value: float
-    change_points: Change | None
+    change_points: Estimate | None
     """None for metrics that are not shares."""
 
 
@@ -104,11 +96,11 @@ class SweepPoint(Artifact):
     """That are left."""
     mean: float | None
     """Mean of the tasks' main metrics that are shares, in percent."""
-    mean_change: Change | None
+    mean_change: Estimate | None
     """Its difference to the base in points."""
     tasks: tuple[SweepTask, ...]
     perplexity: float | None
-    perplexity_change: Change | None
+    perplexity_change: Estimate | None
     """Perplexity over the base's minus one, in percent."""
     speed: SpeedMeasured | None
 

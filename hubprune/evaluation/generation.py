@@ -8,109 +8,141 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from hubprune.artifacts import Continuation, GenerationComparison
-from hubprune.console import Reporter
+from hubprune.artifacts import GenerationComparison, ModelText, ModelTexts
+from hubprune.console import Advance, Reporter
 from hubprune.errors import EvaluationError
+from hubprune.evaluation.batching import Batches, run_batches, similar_length
 from hubprune.evaluation.libraries import quiet
 from hubprune.evaluation.models import LoadedModel, load_model, memory_errors, release_memory
+from hubprune.evaluation.paired_texts import pair_texts
 
-__all__ = ["compare"]
+__all__ = ["Request", "compare", "write"]
 
-BATCH_SIZE = 8
-"""Prompts that are continued at once, the same ones for both models."""
+BATCH_TOKENS = 8192
+"""Tokens of prompts and texts that are in memory at once, at most; the 32 shipped prompts are one batch."""
 MEMORY_HINT = "Set fewer max_new_tokens or shorter prompts in the recipe, or pass --device cpu."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a model is asked to write."""
+
+    prompts: tuple[str, ...]
+    max_new_tokens: int
+    device: str
+    """`auto` or a torch device."""
+    dtype: str
+    """`auto` for the checkpoint's own, or a torch dtype by name."""
 
 
 def compare(
     base_folder: Path,
     pruned_folder: Path,
     *,
+    request: Request,
     base_code: bool = False,
-    prompts: tuple[str, ...],
-    max_new_tokens: int,
-    device: str,
-    dtype: str,
+    base_texts: ModelTexts | None = None,
     reporter: Reporter,
 ) -> GenerationComparison:
-    """Let two model folders continue the same prompts, one model after the other.
+    """Let two model folders continue the same prompts, one model after the other, in the same batches.
 
-    Decoding is greedy whatever the folders' generation_config.json says.  Code in a folder is run for the pruned one,
-    and for the base where `base_code` says that this package rendered it.  Where a prompt and `max_new_tokens` do not
-    fit into the base's positions, all texts get shorter and a note says so; the result holds the number used.
+    Code in a folder is run for the pruned one, and for the base where `base_code` says that this package rendered it.
+
+    Args:
+        base_folder: of the model that the other is compared with.
+        pruned_folder: of the other one.
+        request: what both are asked for.
+        base_code: whether to run the modeling file in the base's folder.
+        base_texts: what the base wrote before; None to let it write now.
+        reporter: shown the progress, and what had to be made smaller.
 
     Raises:
-        EvaluationError: a prompt leaves no room for a single new token, or the device's memory is too small.
+        EvaluationError: a prompt leaves no room for a single new token, or the memory is too small for one prompt.
+        RecipeError: this machine has no such device.
+    """
+
+    def write_base(batches: Batches | None) -> ModelTexts:
+        return write(base_folder, request, name="base", trust_remote_code=base_code, batches=batches, reporter=reporter)
+
+    base = base_texts or write_base(None)
+    # The limit that the base came to holds for both, so that the texts can be compared.
+    request = replace(request, max_new_tokens=base.max_new_tokens)
+
+    def write_pruned(batches: Batches) -> ModelTexts:
+        return write(pruned_folder, request, name="pruned", trust_remote_code=True, batches=batches, reporter=reporter)
+
+    pruned = write_pruned(base.batches)
+    # In half precision a near tie can fall otherwise in another batch.  Where the second model had less memory, the
+    # first writes again; batches only ever get smaller, so that this ends.
+    while base.batches != pruned.batches:
+        base = write_base(pruned.batches)
+        if base.batches != pruned.batches:
+            pruned = write_pruned(base.batches)
+    return pair_texts(request.prompts, base, pruned)
+
+
+def write(
+    folder: Path,
+    request: Request,
+    *,
+    name: str,
+    trust_remote_code: bool = False,
+    batches: Batches | None = None,
+    reporter: Reporter,
+) -> ModelTexts:
+    """Let the model of a folder continue all prompts.
+
+    Decoding is greedy whatever the folder's generation_config.json says.  Where a prompt and `max_new_tokens` do not
+    fit into the model's positions, all texts get shorter and a note says so; the result holds the number used.  Where
+    memory runs out, fewer prompts are continued at once.
+
+    Args:
+        folder: of the model.
+        request: what it is asked for.
+        name: of the model in the progress shown.
+        trust_remote_code: whether to run the modeling file in the folder.
+        batches: which prompts are continued together; None for those of similar length.
+        reporter: shown the progress, and what had to be made smaller.
+
+    Raises:
+        EvaluationError: a prompt leaves no room for a single new token, or the memory is too small for one prompt.
         RecipeError: this machine has no such device.
     """
     with quiet():
-        request = _Request(prompts, max_new_tokens, device, dtype, reporter)
-        base = _write(request, base_folder, name="base", trust_remote_code=base_code)
-        # The limit that the base came to holds for both, so that the texts can be compared.
-        request = replace(request, max_new_tokens=base.max_new_tokens)
-        pruned = _write(request, pruned_folder, name="pruned", trust_remote_code=True)
-    return GenerationComparison(
-        continuations=tuple(map(_pair, prompts, base.texts, pruned.texts)),
-        max_new_tokens=base.max_new_tokens,
-        dtype=base.dtype,
-        device=base.device,
-    )
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What both models are asked for."""
-
-    prompts: tuple[str, ...]
-    max_new_tokens: int
-    device: str
-    dtype: str
-    reporter: Reporter
-
-
-@dataclass(frozen=True)
-class _Text:
-    """One continuation, without its prompt."""
-
-    text: str
-    tokens: int
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What one model wrote."""
-
-    texts: tuple[_Text, ...]
-    max_new_tokens: int
-    device: str
-    dtype: str
-
-
-def _pair(prompt: str, base: _Text, pruned: _Text) -> Continuation:
-    return Continuation(
-        prompt=prompt, base=base.text, pruned=pruned.text, base_tokens=base.tokens, pruned_tokens=pruned.tokens
-    )
-
-
-def _write(request: _Request, folder: Path, *, name: str, trust_remote_code: bool) -> _Written:
-    model = load_model(folder, device=request.device, dtype=request.dtype, trust_remote_code=trust_remote_code)
-    rows = [list(model.tokenizer(prompt)["input_ids"]) for prompt in request.prompts]
-    config = _greedy(model, max_new_tokens=_room(model, rows, request))
-    texts: list[_Text] = []
-    with request.reporter.progress(f"Free text, {name}", total=len(rows), unit="prompts") as advance:
-        for start in range(0, len(rows), BATCH_SIZE):
-            batch = rows[start : start + BATCH_SIZE]
-            with memory_errors(f"while it continued {len(batch)} prompts at once", hint=MEMORY_HINT):
-                texts += _continue(model, batch, config)
-            advance(len(batch))
-    written = _Written(tuple(texts), config.max_new_tokens, model.device, model.dtype)
-    del model
-    release_memory()
+        model = load_model(folder, device=request.device, dtype=request.dtype, trust_remote_code=trust_remote_code)
+        written = _write(model, request, name=name, batches=batches, reporter=reporter)
+        del model
+        release_memory()
     return written
 
 
-def _room(model: LoadedModel, rows: Sequence[Sequence[int]], request: _Request) -> int:
+def _write(
+    model: LoadedModel, request: Request, *, name: str, batches: Batches | None, reporter: Reporter
+) -> ModelTexts:
+    rows = [list(model.tokenizer(prompt)["input_ids"]) for prompt in request.prompts]
+    new_tokens = _room(model, rows, request, reporter)
+    config = _greedy(model, max_new_tokens=new_tokens)
+    with (
+        memory_errors("while it continued a single prompt", hint=MEMORY_HINT),
+        reporter.progress(f"Free text, {name}", total=len(rows) * new_tokens, unit="tokens") as advance,
+    ):
+        texts, batches = run_batches(
+            batches or similar_length([len(row) + new_tokens for row in rows], tokens=BATCH_TOKENS),
+            lambda batch: _continue(model, [rows[i] for i in batch], config, advance),
+            on_split=lambda prompts: reporter.note(f"memory ran out: going on with {_prompts(prompts)} at once"),
+        )
+    return ModelTexts(
+        texts=tuple(texts), batches=batches, max_new_tokens=new_tokens, dtype=model.dtype, device=model.device
+    )
+
+
+def _prompts(number: int) -> str:
+    return "1 prompt" if number == 1 else f"{number} prompts"
+
+
+def _room(model: LoadedModel, rows: Sequence[Sequence[int]], request: Request, reporter: Reporter) -> int:
     """Cut the number of new tokens down to what the model has positions for, after the longest prompt."""
     longest = max(range(len(rows)), key=lambda i: len(rows[i]))
     room = request.max_new_tokens if model.max_positions is None else model.max_positions - len(rows[longest])
@@ -119,7 +151,7 @@ def _room(model: LoadedModel, rows: Sequence[Sequence[int]], request: _Request) 
         message = f"The prompt {prompt!r}... takes {tokens} of the model's {model.max_positions} positions."
         raise EvaluationError(message, hint="Shorten the prompt.")
     if room < request.max_new_tokens:
-        request.reporter.note(
+        reporter.note(
             f"Texts end after {room} new tokens instead of {request.max_new_tokens}: "
             f"the longest prompt takes {len(rows[longest])} of the model's {model.max_positions} positions."
         )
@@ -155,13 +187,40 @@ def _pad_token(model: LoadedModel, ends: list[int]) -> int:
     return int(pad) if pad is not None else next(iter(ends), 0)
 
 
-def _continue(model: LoadedModel, rows: Sequence[list[int]], config: Any) -> list[_Text]:
+class _Steps(StoppingCriteria):
+    """Stops no text; tells of every token that is added to all texts of a batch."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.done = 0
+        self._advance = advance
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self.tell(len(input_ids))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def tell(self, tokens: int) -> None:
+        self.done += tokens
+        self._advance(tokens)
+
+
+def _continue(model: LoadedModel, rows: Sequence[list[int]], config: Any, advance: Advance) -> list[ModelText]:
     width = max(map(len, rows))
     ids = torch.tensor([[config.pad_token_id] * (width - len(row)) + row for row in rows])  # [batch, width]
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])  # [batch, width]
-    output = model.model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config)
+    steps, expected = _Steps(advance), len(rows) * config.max_new_tokens
+    try:
+        output = model.model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([steps]),
+        )
+    except RuntimeError:
+        steps.tell(-steps.done)  # tried again in smaller batches, or it does not matter any more
+        raise
+    steps.tell(expected - steps.done)  # where all texts ended early
     ends = set(config.eos_token_id or ())
-    return [_text(model, row, _cut(new, ends)) for row, new in zip(rows, output[:, width:].tolist(), strict=True)]
+    return [_text(model, row, _cut(new, ends), ends) for row, new in zip(rows, output[:, width:].tolist(), strict=True)]
 
 
 def _cut(tokens: list[int], ends: set[int]) -> list[int]:
@@ -169,10 +228,11 @@ def _cut(tokens: list[int], ends: set[int]) -> list[int]:
     return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
 
 
-def _text(model: LoadedModel, prompt: list[int], new: list[int]) -> _Text:
+def _text(model: LoadedModel, prompt: list[int], new: list[int], ends: set[int]) -> ModelText:
     """Decode new tokens as they stand after the prompt: alone, a SentencePiece word would lose its leading space."""
     before, whole, alone = (_decode(model, tokens) for tokens in (prompt, prompt + new, new))
-    return _Text(whole.removeprefix(before) if whole.startswith(before) else alone, len(new))
+    text = whole.removeprefix(before) if whole.startswith(before) else alone
+    return ModelText(text=text, tokens=len(new), token_ids=tuple(token for token in new if token not in ends))
 
 
 def _decode(model: LoadedModel, tokens: list[int]) -> str:

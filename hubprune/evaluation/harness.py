@@ -1,25 +1,25 @@
-"""Benchmarks: lm-eval on the base and on the reloaded pruned checkpoint, with the same documents and seeds."""
+"""Benchmarks: lm-eval's tasks on the base and on the reloaded pruned checkpoint, with the same documents and seeds."""
 
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune.artifacts import BenchmarkAnswers, BenchmarkComparison
-from hubprune.console import Advance, Reporter
+from hubprune.artifacts import BenchmarkAnswers, BenchmarkComparison, SelfCheck
+from hubprune.console import Reporter, size
 from hubprune.endpoint import no_calls_elsewhere
 from hubprune.errors import EvaluationError
-from hubprune.evaluation.libraries import log_level, quiet
+from hubprune.evaluation.compare import mean_change
+from hubprune.evaluation.libraries import quiet
+from hubprune.evaluation.memo import Memo
 from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents
 from hubprune.evaluation.sources import commit_of, state_of
 from hubprune.evaluation.task_files import task_files
@@ -27,12 +27,16 @@ from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_task
 from hubprune.recipe import EvaluationSpec
 
 if TYPE_CHECKING:
-    from hubprune.evaluation.models import LoadedModel
+    from hubprune.evaluation.computing import Models
+    from hubprune.evaluation.panel import Panel
+    from hubprune.evaluation.team import Team
 
-__all__ = ["InMemory", "check_tasks", "run", "task_files"]
+__all__ = ["InMemory", "ModelFolder", "check_tasks", "run", "task_files"]
 
 # lm-eval's own 100,000 take 46 s per model for lambada's perplexity alone; 0 would switch off every standard error.
 BOOTSTRAP_ITERATIONS = 1000
+MEMORY_SHARE = 0.8
+"""Share of the free memory that the weights of all models may take; the rest is for what they compute."""
 _UNFIT_FOR_FILES = re.compile(r"[^\w.-]+")
 
 
@@ -51,24 +55,39 @@ def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
     return {source.name: state_of(source) for source in data_sources(find_tasks(spec), spec.tasks)}
 
 
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder with a model that is to be measured."""
+
+    path: Path
+    own_code: bool = False
+    """Whether code in it is run: for folders whose modeling file this package rendered."""
+    identity: str | None = None
+    """What stands for the model, machine and versions in the memory of answers; None where nothing is remembered."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of its weights."""
+        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
+
+
 def run(
-    base_folder: Path,
-    pruned_folder: Path,
+    base: ModelFolder,
+    pruned: ModelFolder,
     *,
-    base_code: bool = False,
     spec: EvaluationSpec,
     seed: int,
     device: str,
     dtype: str,
     reporter: Reporter,
+    memo: Path | None = None,
     samples_folder: Path | None = None,
 ) -> BenchmarkComparison:
-    """Benchmark two model folders one after the other with lm-eval's Hugging Face backend, and compare them.
+    """Benchmark two model folders with lm-eval's tasks and metrics, and compare them.
 
-    Code in a folder is run for the pruned one, whose modeling file this package rendered, and for the base only where
-    `base_code` says the same of it.  `device` and `dtype`
-    may be `auto`.  Each answer goes to `samples_folder/{base,pruned}/samples_<task>.jsonl`.  Seconds are wall-clock
-    time from loading a model to its last metric.
+    Both are loaded at once where memory allows that, and share what they have in common; else one after the other.
+    `device` and `dtype` may be `auto`.  What a model with an identity answered is kept in the file `memo`, and what is
+    there is not computed again.  Each answer goes to `samples_folder/{base,pruned}/samples_<task>.jsonl`.
 
     Raises:
         EvaluationError: a task or its data set cannot be loaded, the device's memory is too small, or the models
@@ -77,55 +96,60 @@ def run(
     """
     if not spec.tasks:
         raise EvaluationError("There is no benchmark to run.", hint="Pass --tasks, or leave benchmarks out.")
+    start = time.monotonic()
     reporter.note(f"Reading the documents of {', '.join(spec.tasks)}")
     with quiet(), no_calls_elsewhere():
         plan = _Plan(load_tasks(spec), spec=spec, seed=seed, device=device, dtype=dtype, reporter=reporter)
-        base = _measure(plan, base_folder, name="base", trust_remote_code=base_code)
-        pruned = _measure(plan, pruned_folder, name="pruned", trust_remote_code=True)
-    refuse_different_documents(base.results, pruned.results)
+        measured = _measure(plan, {"base": base, "pruned": pruned}, Memo(memo))
+    results = measured.results
+    refuse_different_documents(results["base"], results["pruned"])
     if samples_folder is not None:
-        _write_samples(base.results["samples"], samples_folder / "base")
-        _write_samples(pruned.results["samples"], samples_folder / "pruned")
-    return _comparison(plan, base, pruned)
+        for name in results:
+            _write_samples(results[name]["samples"], samples_folder / name)
+    return _comparison(plan, measured, seconds=time.monotonic() - start)
 
 
 class InMemory:
-    """Benchmarks for models that are loaded already: the documents are read once, and every model answers them.
+    """Benchmarks for models that are loaded already.
+
+    The documents are read once.  What is asked of one model is computed for all of them.
+
+    Args:
+        models: what answers.
+        identities: what stands for each of them in the memory of answers, by name.
+        memo: the file of that memory; None for one that ends with this object.
 
     Raises:
         EvaluationError: a task or its data set cannot be loaded.
     """
 
-    def __init__(self, spec: EvaluationSpec, *, seed: int, reporter: Reporter) -> None:
+    def __init__(
+        self, models: Models | Team, *, identities: Mapping[str, str], memo: Path | None, spec: EvaluationSpec,
+        seed: int, reporter: Reporter,
+    ) -> None:  # fmt: skip
         with quiet(), no_calls_elsewhere():
             suite = load_tasks(spec)
-        self._plan = _Plan(suite, spec=spec, seed=seed, device="auto", dtype="auto", reporter=reporter)
+            self._plan = _Plan(suite, spec=spec, seed=seed, device="auto", dtype="auto", reporter=reporter)
+            self._models = models
+            self._panel = _panel(self._plan, models, identities, Memo(memo))
 
-    def measure(self, model: LoadedModel, *, name: str) -> BenchmarkAnswers:
-        """Let a model answer all documents.
+    def measure(self, name: str) -> BenchmarkAnswers:
+        """Let a variant answer all documents.
 
         Raises:
             EvaluationError: the device's memory is too small, or a task has no metric with a finite value.
         """
         with quiet(), no_calls_elsewhere():
-            results = _evaluate(self._plan, model, name=name)
-        for task in self._plan.suite.tasks.values():
-            # lm-eval would fill in its templates again for every model, which takes longer than a tiny one.
-            task.build_all_requests = partial(_forget_answers, task)
+            results = _evaluate(self._plan, self._panel, name)
         rows = answers_of(results, requested=self._plan.suite.requested, warn=self._plan.reporter.warn)
-        return BenchmarkAnswers(tasks=rows, lm_eval=version("lm_eval"), device=model.device, dtype=model.dtype)
-
-
-def _forget_answers(task: Any, **_: Any) -> None:
-    """Make a task's requests as if they had never been sent."""
-    for request in task.instances:
-        request.resps = []
-        request.filtered_resps = {}
+        model = self._models.variants[name].model
+        dtype = str(model.dtype).removeprefix("torch.")
+        return BenchmarkAnswers(tasks=rows, lm_eval=version("lm_eval"), device=str(model.device), dtype=dtype)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What both models are measured with."""
+    """What all models are measured with."""
 
     suite: Suite
     spec: EvaluationSpec
@@ -137,62 +161,103 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What one model answered."""
+    """What the models answered, and how."""
 
-    results: Mapping[str, Any]
-    """lm-eval's own results, samples included."""
+    results: Mapping[str, Mapping[str, Any]]
+    """lm-eval's own results, samples included, by the name of the model."""
     device: str
     dtype: str
-    seconds: float
+    fallback: str | None
+    self_check: SelfCheck | None
 
 
-def _measure(plan: _Plan, folder: Path, *, name: str, trust_remote_code: bool) -> _Measured:
+def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
+    from hubprune.evaluation.models import free_bytes
+
+    needed, free = sum(folder.weight_bytes for folder in folders.values()), free_bytes(plan.device)
+    if needed < free * MEMORY_SHARE:
+        return _measure_together(plan, folders, memo)
+    plan.reporter.note(f"both models take {size(needed)} and {size(free)} are free: one after the other is loaded")
+    one, other = (_measure_together(plan, {name: folder}, memo) for name, folder in folders.items())
+    checks = [check for check in (one.self_check, other.self_check) if check]
+    return replace(
+        one,
+        results={**one.results, **other.results},
+        fallback=one.fallback or other.fallback,
+        self_check=max(checks, key=lambda check: check.largest_difference) if len(checks) == 2 else None,
+    )
+
+
+def _measure_together(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
+    """Load models, let all of them answer, and let go of them."""
     from hubprune.evaluation import models
 
-    start = time.monotonic()
-    model = models.load_model(folder, device=plan.device, dtype=plan.dtype, trust_remote_code=trust_remote_code)
-    device, dtype = model.device, model.dtype
-    results = _evaluate(plan, model, name=name)
-    del model
+    found = _ask(plan, folders, memo)
     models.release_memory()
-    return _Measured(results, device, dtype, time.monotonic() - start)
+    return found
 
 
-def _evaluate(plan: _Plan, model: Any, *, name: str) -> Mapping[str, Any]:
+def _ask(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
+    from hubprune.evaluation import team
+
+    models = team.assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)
+    identities = {name: folder.identity or name for name, folder in folders.items()}
+    kept = memo if all(folder.identity for folder in folders.values()) else Memo()
+    panel = _panel(plan, models, identities, kept)
+    results = {name: _evaluate(plan, panel, name) for name in folders}
+    models.close()
+    model = next(iter(models.variants.values())).model
+    dtype = str(model.dtype).removeprefix("torch.")
+    return _Measured(results, str(model.device), dtype, panel.fallback, panel.self_check)
+
+
+def load_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, batch_size: int | None) -> Models:
+    """Load model folders that are to answer together."""
+    from hubprune.evaluation.computing import Models
+    from hubprune.evaluation.layer_tree import Variant
+    from hubprune.evaluation.models import load_model
+    from hubprune.evaluation.sharing import share_weights
+
+    loaded = [
+        load_model(folder.path, device=device, dtype=dtype, trust_remote_code=folder.own_code)
+        for folder in folders.values()
+    ]
+    return Models(
+        [Variant.of(name, model.model) for name, model in zip(folders, loaded, strict=True)],
+        loaded[0].tokenizer,
+        batch_size=batch_size,
+        share=lambda: share_weights(loaded[0].model, loaded[-1].model),
+    )
+
+
+def _panel(plan: _Plan, models: Models | Team, identities: Mapping[str, str], memo: Memo) -> Panel:
+    from hubprune.evaluation.panel import Panel
+
+    return Panel(models, identities=identities, memo=memo, backend=plan.spec.backend, reporter=plan.reporter)
+
+
+def _evaluate(plan: _Plan, panel: Panel, name: str) -> Mapping[str, Any]:
     from lm_eval import evaluate
 
-    from hubprune.evaluation.models import memory_errors
-
-    batch_size = plan.spec.batch_size
-    language_model = _language_model(model, batch_size=batch_size)
     _set_seeds(plan)
-    with (
-        memory_errors(f"at batch size {batch_size}", hint="Pass a smaller --batch-size."),
-        _counted(language_model, plan, description=f"Benchmarks, {name}"),
-    ):
-        results: Mapping[str, Any] = evaluate(
-            lm=language_model,
-            task_dict=plan.suite.task_dict(),
-            limit=plan.spec.limit,
-            bootstrap_iters=BOOTSTRAP_ITERATIONS,
-            log_samples=True,
-        )
-        return results
+    results: Mapping[str, Any] = evaluate(
+        lm=panel.language_models[name],
+        task_dict=plan.suite.task_dict(),
+        limit=plan.spec.limit,
+        bootstrap_iters=BOOTSTRAP_ITERATIONS,
+        log_samples=True,
+    )
+    for task in plan.suite.tasks.values():
+        # lm-eval would fill in its templates again for every model, which takes longer than a tiny one.
+        task.build_all_requests = partial(_forget_answers, task)
+    return results
 
 
-def _language_model(model: Any, *, batch_size: int) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    # It warns that a model which is already loaded goes without its own loading options.
-    with log_level("lm_eval.models.huggingface", logging.ERROR):
-        return HFLM(
-            pretrained=model.model,
-            tokenizer=model.tokenizer,
-            backend="causal",
-            batch_size=batch_size,
-            # In bfloat16, log-likelihoods around -100 come in steps of 0.5.
-            softmax_dtype="float32",
-        )
+def _forget_answers(task: Any, **_: Any) -> None:
+    """Make a task's requests as if they had never been sent."""
+    for request in task.instances:
+        request.resps = []
+        request.filtered_resps = {}
 
 
 def _set_seeds(plan: _Plan) -> None:
@@ -204,36 +269,6 @@ def _set_seeds(plan: _Plan) -> None:
     torch.manual_seed(plan.seed)
     for task in plan.suite.tasks.values():
         task.set_fewshot_seed(seed=plan.seed)
-
-
-@contextmanager
-def _counted(language_model: Any, plan: _Plan, *, description: str) -> Iterator[None]:
-    """Report each answered request while the block runs; rolling perplexities report when the last one is done."""
-    with ExitStack() as stack:
-
-        def start() -> Advance:
-            total = sum(request.repeats for task in plan.suite.tasks.values() for request in task.instances)
-            return stack.enter_context(plan.reporter.progress(description, total=total, unit="requests"))
-
-        language_model.set_cache_hook(_RequestCounter(start))
-        yield
-
-
-class _RequestCounter:
-    """Stands in for lm-eval's cache of answers, which is told of each one.
-
-    The bar starts with the first answer: only then has lm-eval built all requests, so that their number is known.
-    """
-
-    def __init__(self, start: Callable[[], Advance]) -> None:
-        self._start = start
-        self._advance: Advance | None = None
-
-    def add_partial(self, attr: str, request: Any, answer: Any) -> None:
-        """Count one answer."""
-        if self._advance is None:
-            self._advance = self._start()
-        self._advance(1)
 
 
 def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path) -> None:
@@ -248,22 +283,26 @@ def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path)
         unfinished.replace(path)
 
 
-def _comparison(plan: _Plan, base: _Measured, pruned: _Measured) -> BenchmarkComparison:
+def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> BenchmarkComparison:
     commits = {name: commit_of(getattr(task, "dataset", None)) for name, task in plan.suite.tasks.items()}
+    tasks = compare_results(
+        measured.results["base"],
+        measured.results["pruned"],
+        requested=plan.suite.requested,
+        commits=commits,
+        warn=plan.reporter.warn,
+    )
     return BenchmarkComparison(
-        tasks=compare_results(
-            base.results,
-            pruned.results,
-            requested=plan.suite.requested,
-            commits=commits,
-            warn=plan.reporter.warn,
-        ),
+        tasks=tasks,
+        mean_change=mean_change(tasks),
         limit=plan.spec.limit,
+        backend="hf" if measured.fallback else plan.spec.backend,
+        fallback=measured.fallback,
+        self_check=measured.self_check,
         batch_size=plan.spec.batch_size,
-        dtype=base.dtype,
-        device=base.device,
+        dtype=measured.dtype,
+        device=measured.device,
         seed=plan.seed,
         lm_eval=version("lm_eval"),
-        base_seconds=base.seconds,
-        pruned_seconds=pruned.seconds,
+        seconds=seconds,
     )

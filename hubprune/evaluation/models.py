@@ -14,8 +14,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hubprune.devices import resolve_device
 from hubprune.errors import EvaluationError
+from hubprune.memory import available_bytes
 
-__all__ = ["LoadedModel", "is_memory_error", "load_model", "memory_errors", "release_memory"]
+__all__ = [
+    "LoadedModel",
+    "free_bytes",
+    "is_memory_error",
+    "load_model",
+    "memory_errors",
+    "release_memory",
+]
 
 NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
 """What torch says in a plain RuntimeError where memory ran out."""
@@ -75,8 +83,18 @@ def memory_errors(when: str, *, hint: str) -> Iterator[None]:
 
 
 def is_memory_error(error: RuntimeError) -> bool:
-    """Tell whether torch raised an error because a device's memory ran out."""
+    """Tell whether an error of torch says that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+def free_bytes(device: str) -> int:
+    """Return the memory that a device has free; `auto` may be one.
+
+    Raises:
+        RecipeError: this machine has no such device.
+    """
+    place = resolve_device(device)
+    return int(torch.cuda.mem_get_info(place)[0]) if place.startswith("cuda") else available_bytes()
 
 
 def release_memory() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import mean
 from typing import Any
 
 from hubprune.artifacts import MetricValue, TaskAnswers, TaskComparison
 from hubprune.errors import EvaluationError
+from hubprune.evaluation.answers import Answers, compare_answers, fits, read_answers
+from hubprune.evaluation.compare import judge, refuse_other_documents
 from hubprune.evaluation.sources import hub_id
 
 __all__ = ["answers_of", "compare_results", "refuse_different_documents"]
@@ -27,16 +29,10 @@ def refuse_different_documents(base: Results, pruned: Results) -> None:
         EvaluationError: a task's documents differ in id or content.
     """
     for task, samples in base["samples"].items():
-        if (ours := _documents(samples)) != (theirs := _documents(pruned["samples"].get(task, ()))):
-            raise EvaluationError(
-                f"Base and pruned answered different documents of {task}: {len(ours - theirs)} only by the base, "
-                f"{len(theirs - ours)} only by the pruned model.",
-                hint="Does the task draw its documents at random?",
-            )
-
-
-def _documents(samples: Iterable[Mapping[str, Any]]) -> set[tuple[int, str]]:
-    return {(sample["doc_id"], sample["doc_hash"]) for sample in samples}
+        ours, theirs = (
+            {(s["doc_id"], s["doc_hash"]): s for s in each} for each in (samples, pruned["samples"].get(task, ()))
+        )
+        refuse_other_documents(ours, theirs, of=task)
 
 
 def compare_results(
@@ -47,7 +43,7 @@ def compare_results(
     commits: Mapping[str, str | None],
     warn: Callable[[str], None],
 ) -> tuple[TaskComparison, ...]:
-    """Make the rows of a comparison, in the order of the requested names; a task's main metric comes first.
+    """Compare two models in rows, in the order of the requested names; a task's main metric comes first.
 
     A group that lm-eval has an aggregate for (`mmlu`) is one row per metric, so that its 57 subjects do not outweigh
     the other benchmarks in a mean.  A group without an aggregate or with mixed few-shot counts stands for its members,
@@ -60,8 +56,20 @@ def compare_results(
     Raises:
         EvaluationError: a task has no metric with a finite value for both models.
     """
+    rows = _all_rows(base, pruned, requested, commits, warn)
+    paired = (compare_answers(_per_task(base, row), _per_task(pruned, row), row) for row in rows)
+    return judge([row.model_copy(update={"paired": p}) for row, p in zip(rows, paired, strict=True)])
+
+
+def _all_rows(
+    base: Results,
+    pruned: Results,
+    requested: Mapping[str, tuple[str, ...]],
+    commits: Mapping[str, str | None],
+    warn: Callable[[str], None],
+) -> list[TaskComparison]:
     names = dict.fromkeys(n for name, tasks in requested.items() for n in _reported(base, name, tasks))
-    return tuple(row for name in names for row in _rows(base, pruned, name, commits, warn))
+    return [row for name in names for row in _rows(base, pruned, name, commits, warn)]
 
 
 def answers_of(
@@ -72,15 +80,15 @@ def answers_of(
     Raises:
         EvaluationError: a task has no metric with a finite value.
     """
-    rows = compare_results(results, results, requested=requested, commits={}, warn=warn)
+    rows = _all_rows(results, results, requested, {}, warn)
     return tuple(_answers(results, row) for row in rows)
 
 
 def _answers(results: Results, row: TaskComparison) -> TaskAnswers:
-    pairs = sorted(_per_document(results, row))
-    values = tuple(value for _, value in pairs)
+    whole = {document: value for task in _per_task(results, row) for document, value in task.items()}
+    values = {d: value for d, value in sorted(whole.items()) if not isinstance(value, tuple)}
     # Only of a metric that is a mean over documents can a paired error be computed from them.
-    fits = bool(values) and math.isclose(mean(values), row.base.value, rel_tol=1e-6, abs_tol=1e-9)
+    usable = values if values and fits([values], scale="mean", expected=row.base.value) else {}
     return TaskAnswers(
         task=row.task,
         metric=row.metric,
@@ -88,19 +96,19 @@ def _answers(results: Results, row: TaskComparison) -> TaskAnswers:
         higher_is_better=row.higher_is_better,
         chance=row.chance,
         result=row.base,
-        documents=tuple(name for name, _ in pairs) if fits else (),
-        answers=values if fits else (),
+        documents=tuple(f"{task} {number} {text[:12]}" for task, number, text in usable),
+        answers=tuple(usable.values()),
     )
 
 
-def _per_document(results: Results, row: TaskComparison) -> Iterator[tuple[str, float]]:
-    """Yield a name for each document and its value of a row's metric, where that is a number."""
+def _per_task(results: Results, row: TaskComparison) -> list[Answers]:
+    """Read what a model got on the documents of each task of a row."""
     _, _, filter_name = _metric_keys(results, row.task)[row.metric].partition(",")
-    for leaf in _leaves(results, row.task):
-        for sample in results["samples"][leaf]:
-            value = _finite(sample.get(row.metric)) if sample.get("filter", filter_name) == filter_name else None
-            if value is not None:
-                yield f"{leaf} {sample['doc_id']} {sample['doc_hash'][:12]}", value
+    samples = results.get("samples", {})
+    return [
+        read_answers(samples.get(task, ()), task=task, metric=row.metric, filter_name=filter_name)
+        for task in _leaves(results, row.task)
+    ]
 
 
 def _reported(results: Results, name: str, tasks: tuple[str, ...]) -> Iterator[str]:
@@ -130,9 +138,16 @@ def _rows(
             warn(f"{metric} of the benchmark {name} is left out, since it is no finite number: {', '.join(unfit)}.")
             continue
         better = base["higher_is_better"].get(leaves[0], {}).get(metric)
-        facts = shared | {model: _metric(r, key) for model, r in results.items()}
-        chance = _chance(base, metric, leaves)
-        rows.append(TaskComparison(metric=metric, higher_is_better=better is not False, chance=chance, **facts))
+        facts = shared | {model: _metric(r, key) for model, r in results.items()} | {"metric": metric}
+        read_by = key.partition(",")[2]
+        rows.append(
+            TaskComparison(
+                filter=read_by if read_by != "none" else None,
+                higher_is_better=better is not False,
+                chance=_chance(base, metric, leaves),
+                **facts,
+            )
+        )
     if not rows:
         raise EvaluationError(f"The benchmark {name} has no metric with a finite value for both models.")
     return rows

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubprune.errors import EvaluationError
 
-__all__ = ["DataSource", "commit_of", "hub_id", "state_of"]
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import DatasetInfo
+
+__all__ = ["DataSource", "commit_of", "hub_id", "merge", "state_of"]
 
 FILE_FORMATS = frozenset({"arrow", "csv", "hdf5", "json", "pandas", "parquet", "text", "webdataset", "xml"})
 """Names that `load_dataset` takes for the format of files instead of for a repo."""
@@ -29,6 +33,8 @@ class DataSource:
     """Id on the Hub, local folder, or file format."""
     files: tuple[str, ...] = ()
     """Data files that the YAML names: local paths, patterns or addresses; of a folder alone, the folder."""
+    configs: tuple[str, ...] = ()
+    """Configs of the data set that are read, where the YAML names any; 57 of them for mmlu."""
 
     @property
     def name(self) -> str:
@@ -44,7 +50,18 @@ class DataSource:
         kwargs = config.get("dataset_kwargs") or {}
         folder, named = kwargs.get("data_dir"), tuple(_strings(kwargs.get("data_files")))
         files = (f if "://" in f else str(Path(folder or "", f)) for f in named)
-        return cls(str(config.get("task")), dataset, tuple(files) or tuple(_strings(folder)))
+        configs = tuple(_strings(config.get("dataset_name")))
+        return cls(str(config.get("task")), dataset, tuple(files) or tuple(_strings(folder)), configs)
+
+
+def merge(sources: Iterable[DataSource]) -> tuple[DataSource, ...]:
+    """List each data set once, with all configs that are read of it."""
+    found: dict[tuple[str, tuple[str, ...]], DataSource] = {}
+    for source in sources:
+        known = found.setdefault((source.dataset, source.files), source)
+        configs = tuple(dict.fromkeys((*known.configs, *source.configs)))
+        found[source.dataset, source.files] = replace(known, configs=configs)
+    return tuple(found.values())
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -77,11 +94,11 @@ def state_of(source: DataSource) -> str | None:
     of local files, those below a folder included.
 
     Raises:
-        EvaluationError: a local file is missing, or the Hub does not have the data set, does not give it to this token,
-            or does not answer while nothing is cached.
+        EvaluationError: a local file is missing, or the Hub does not have the data set or a config of it, does not give
+            it to this token, or does not answer while not all of it is cached.
     """
-    if dataset := hub_id(source.dataset):
-        return _state_on_hub(source.task, dataset)
+    if hub_id(source.dataset):
+        return _state_on_hub(source)
     # The files that the YAML names in a folder are relative to it, and are among all of its files.
     places = source.files if source.dataset in FILE_FORMATS else (source.dataset,)
     return " ".join(_state_of_place(place, task=source.task) for place in places)
@@ -104,25 +121,40 @@ def _files_at(place: str) -> Iterator[Path]:
     yield from [path] if path.is_file() else sorted(p for p in below if p.is_file())
 
 
-def _state_on_hub(task: str, dataset: str) -> str | None:
+def _state_on_hub(source: DataSource) -> str | None:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
+    named = f"The data set {source.dataset} of the benchmark {source.task}"
     try:
-        return _ask_hub(dataset)
+        info = _ask_hub(source.dataset)
     except GatedRepoError as error:
-        hint = f"Ask for access on the data set's page, https://hf.co/datasets/{dataset}, or leave {task} out."
-        raise EvaluationError(f"{_data_set(dataset, task)} is gated: this token has no access.", hint=hint) from error
+        page = f"https://hf.co/datasets/{source.dataset}"
+        hint = f"Ask for access on the data set's page, {page}, or leave {source.task} out."
+        raise EvaluationError(f"{named} is gated: this token has no access.", hint=hint) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise EvaluationError(f"{_data_set(dataset, task)} does not exist, or this token may not see it.") from error
+        raise EvaluationError(f"{named} does not exist, or this token may not see it.") from error
     except _no_answer() as error:
-        if not _is_cached(dataset):
-            reason = f"{_data_set(dataset, task)} cannot be reached and is not in the cache: {first_line(error)}"
+        if missing := _not_cached(source):
+            reason = f"{named} cannot be reached and {missing} not in the cache: {first_line(error)}"
             raise EvaluationError(reason, hint="Go online once, or leave this benchmark out.") from error
         return None
+    _refuse_unreadable(source, info, named)
+    return info.sha
 
 
-def _ask_hub(dataset: str) -> str | None:
-    """Read a data set's commit, and make sure that this token may read its files."""
+def _refuse_unreadable(source: DataSource, info: DatasetInfo, named: str) -> None:
+    """Refuse what `datasets` would refuse when it reads the data set, after everything else was computed."""
+    script = f"{source.dataset.split('/')[-1]}.py"
+    if any(file.rfilename == script for file in info.siblings or ()):
+        raise EvaluationError(f"{named} is read by a script, {script}, which datasets no longer runs.")
+    declared = (info.card_data.get("configs") if info.card_data else None) or []
+    names = [str(config.get("config_name", "default")) for config in declared if isinstance(config, dict)]
+    if names and (missing := [config for config in source.configs if config not in names]):
+        raise EvaluationError(f"{named} has no config {missing[0]}.", hint=f"It has: {', '.join(names)}.")
+
+
+def _ask_hub(dataset: str) -> DatasetInfo:
+    """Read what a data set holds, and make sure that this token may read its files."""
     from huggingface_hub import HfApi
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
@@ -133,10 +165,10 @@ def _ask_hub(dataset: str) -> str | None:
         wait=wait_exponential(max=LONGEST_WAIT_SECONDS),
         reraise=True,
     )
-    info = again(api.dataset_info, dataset, timeout=TIMEOUT_SECONDS)
+    info: DatasetInfo = again(api.dataset_info, dataset, timeout=TIMEOUT_SECONDS)
     if info.gated:
         again(api.auth_check, dataset, repo_type="dataset")
-    return info.sha
+    return info
 
 
 def _is_overloaded(error: BaseException) -> bool:
@@ -147,24 +179,33 @@ def _is_overloaded(error: BaseException) -> bool:
     return status == 429 or status >= 500
 
 
-def _data_set(dataset: str, task: str) -> str:
-    return f"The data set {dataset} of the benchmark {task}"
-
-
 def _no_answer() -> tuple[type[Exception], ...]:
     import httpx2  # what huggingface_hub talks with, and installs
 
     return (OSError, httpx2.HTTPError)
 
 
-def _is_cached(dataset: str) -> bool:
-    """Tell whether `datasets` holds any configuration of a Hub data set: it then goes on without the Hub."""
+def _not_cached(source: DataSource) -> str | None:
+    """Name what `datasets` does not hold of a data set, with its verb; None where it can go on without the Hub."""
+    missing = [config for config in source.configs or ("",) if not _is_cached(source.dataset, config)]
+    if not missing:
+        return None
+    if len(missing) == len(source.configs or missing):
+        return "is"
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return f"of its configs {', '.join(missing[:3])}{more} {'is' if len(missing) == 1 else 'are'}"
+
+
+def _is_cached(dataset: str, name: str) -> bool:
+    """Tell whether `datasets` holds a config of a Hub data set, or any where it has no name."""
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
 
-    *namespace, name = dataset.split("/")
-    folder = "___".join([*namespace, camelcase_to_snakecase(name)])
-    return any(Path(config.HF_DATASETS_CACHE, folder).glob("*/*/*/dataset_info.json"))
+    *namespace, last = dataset.split("/")
+    folder = Path(config.HF_DATASETS_CACHE, "___".join([*namespace, camelcase_to_snakecase(last)]))
+    # A config that is read with settings of its own has a suffix.
+    patterns = (escape(name), f"{escape(name)}-*") if name else ("*",)
+    return any(any(folder.glob(f"{pattern}/*/*/dataset_info.json")) for pattern in patterns)
 
 
 def first_line(error: Exception) -> str:

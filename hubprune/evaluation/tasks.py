@@ -18,8 +18,9 @@ from typing import Any
 
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.libraries import log_level
-from hubprune.evaluation.sources import DataSource, first_line
+from hubprune.evaluation.sources import DataSource, first_line, merge
 from hubprune.recipe import EvaluationSpec
+from hubprune.suites import SUITES
 
 __all__ = ["Suite", "data_sources", "find_tasks", "load_tasks", "task_paths"]
 
@@ -51,8 +52,8 @@ def find_tasks(spec: EvaluationSpec) -> Any:
     Returns lm-eval's `TaskManager`.  Tasks under `include_path` come before stock ones of the same name.
 
     Raises:
-        EvaluationError: a name is unknown, the include path is no folder, or a task runs generated code or needs more
-            than text.
+        EvaluationError: a name is unknown, the include path is no folder, a task runs generated code or needs more than
+            text, or it cannot be shown as many examples as the spec says.
     """
     if spec.include_path is not None and not Path(spec.include_path).is_dir():
         raise EvaluationError(f"There is no folder {spec.include_path}.", hint="Check --include-path.")
@@ -62,6 +63,7 @@ def find_tasks(spec: EvaluationSpec) -> Any:
             manager = _full_index(spec)  # a tag: its members may be anywhere
     _refuse_unknown(spec, manager.task_index)
     _refuse_unfit(spec, manager.task_index)
+    _refuse_examples(spec, manager.task_index)
     return manager
 
 
@@ -146,11 +148,12 @@ def _refuse_unknown(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
     unknown = [name for name in spec.tasks if name not in index]
     if not unknown:
         return
-    near = difflib.get_close_matches(unknown[0], {*stock_folders(), *index}, n=3)
+    near = difflib.get_close_matches(unknown[0], {*stock_folders(), *index, *SUITES}, n=3)
     places = f"lm-eval's own tasks or in {spec.include_path}" if spec.include_path else "lm-eval's own tasks"
-    own = "" if spec.include_path else "For tasks of your own, pass --include-path FOLDER."
-    hint = " ".join(filter(None, [f"Did you mean {' or '.join(near)}?" if near else "", own]))
-    raise EvaluationError(f"There is no benchmark {unknown[0]} in {places}.", hint=hint or None)
+    own = f"Suites: {', '.join(SUITES)}."
+    own += "" if spec.include_path else " For tasks of your own, pass --include-path FOLDER."
+    hint = f"Did you mean {' or '.join(near)}? {own}" if near else own
+    raise EvaluationError(f"There is no benchmark {unknown[0]} in {places}.", hint=hint)
 
 
 def _refuse_unfit(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
@@ -162,11 +165,32 @@ def _refuse_unfit(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
             raise EvaluationError(f"The benchmark {name} needs images or audio, and the base reads text.")
 
 
+def _refuse_examples(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
+    """Refuse examples where lm-eval defines a task without any, and two numbers of them for one task."""
+    asked: dict[str, int | None] = {}
+    for name in spec.tasks:
+        number = spec.num_fewshot.get(name)
+        for task, config in _tasks_below(index, name):
+            if number and config.get("num_fewshot") == 0:
+                hint = f"Pass --num-fewshot {name}=0, or leave {name} out."
+                raise EvaluationError(f"lm-eval defines the benchmark {task} without examples.", hint=hint)
+            if asked.setdefault(task, number) != number:
+                words = ("its own number of" if n is None else str(n) for n in (asked[task], number))
+                message = f"The benchmark {task} is asked for twice, with {' and with '.join(words)} examples."
+                raise EvaluationError(message, hint=f"Leave {name} out, or pass one --num-fewshot for all tasks.")
+
+
+def _tasks_below(index: Mapping[str, Any], *names: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the tasks that names stand for, with their configs."""
+    for task, entry in _walk(index, names):
+        if entry is not None and entry.kind.name == "TASK":
+            yield task, entry.cfg or {}
+
+
 def data_sources(manager: Any, names: Iterable[str]) -> tuple[DataSource, ...]:
     """List where the tasks below the given names take their documents from; each data set once."""
-    configs = (entry.cfg for _, entry in _walk(manager.task_index, names) if entry and entry.kind.name == "TASK")
-    sources = (source for config in configs if (source := DataSource.of_config(config)))
-    return tuple({(s.dataset, s.files): s for s in sources}.values())
+    configs = (config for _, config in _tasks_below(manager.task_index, *names))
+    return merge(source for config in configs if (source := DataSource.of_config(config)))
 
 
 def task_paths(manager: Any, names: Iterable[str]) -> tuple[Path, ...]:
@@ -191,9 +215,9 @@ def load_tasks(spec: EvaluationSpec) -> Suite:
         suite.groups.update(loaded.get("groups", {}))
         suite.group_map.update(loaded.get("group_map", {}))
         suite.requested[name] = tuple(loaded["tasks"])
-    for task in suite.tasks.values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
+        for task in loaded["tasks"].values():
+            shots = spec.num_fewshot.get(name, task.get_config("num_fewshot") or 0)
+            task.set_config(key="num_fewshot", value=shots)
     return suite
 
 

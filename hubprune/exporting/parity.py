@@ -24,8 +24,8 @@ from hubprune.errors import VerificationError
 from hubprune.exporting.artifact import Outtype, Parity, ParityFigures
 from hubprune.exporting.parity_process import ParityRequest, ParitySeen
 from hubprune.exporting.writing import INSTALL, GgufContent
+from hubprune.memory import available_bytes
 from hubprune.pruning.config import stock_config, write_json
-from hubprune.pruning.memory import available_bytes
 from hubprune.pruning.runnable import link_model
 from hubprune.pruning.structure import Structure
 from hubprune.pruning.weights import open_weights

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import cache, partial
 from typing import Any
 
@@ -47,6 +48,33 @@ def bypassed(model: Any, plan: DropPlan, architecture: Architecture) -> Iterator
         if plan.dropped:
             _bypass(model.model, plan, architecture, undo)
         yield
+
+
+def layers_without(model: Any, plan: DropPlan, architecture: Architecture) -> tuple[nn.Module, ...]:
+    """Return the layers of a base as they are without the sublayers of a plan; the base itself stays as it is.
+
+    Layers that lose nothing are the base's own, and weights are never copied.  They are for passes without a KV cache,
+    since attentions keep the base's numbers of their slots.
+    """
+    code, made = _published_code(architecture), list(model.model.layers)
+    no_attn, no_mlp = set(plan.gone("attn")), set(plan.gone("mlp"))
+    for number in no_attn | no_mlp:
+        layer = made[number]
+        if number in no_attn and number in no_mlp:
+            made[number] = NoLayer(layer)
+        elif number in no_attn:
+            attn = layer.get_submodule(architecture.attn_module)
+            made[number] = _with(layer, architecture.attn_module, code["NoAttn"](attn), architecture.attn_norms)
+        else:
+            made[number] = _with(layer, architecture.mlp_module, code["NoMLP"](), architecture.mlp_norms)
+    return tuple(made)
+
+
+def _with(layer: nn.Module, name: str, stand_in: nn.Module, norms: tuple[str, ...]) -> nn.Module:
+    """Return a layer with a stand-in in the place of a sublayer; everything else is that of the given layer."""
+    found = copy(layer)
+    found._modules = {**layer._modules, name: stand_in, **{norm: nn.Identity() for norm in norms}}
+    return found
 
 
 def _bypass(decoder: Any, plan: DropPlan, architecture: Architecture, undo: ExitStack) -> None:

@@ -165,8 +165,8 @@ def _comparison_dtype(folder: str) -> Any:
     import torch
 
     from hubprune.devices import resolve_dtype
+    from hubprune.memory import available_bytes
     from hubprune.pruning.config import read_config
-    from hubprune.pruning.memory import available_bytes
     from hubprune.pruning.weights import open_weights
 
     needed = 4 * open_weights(Path(folder)).parameters()

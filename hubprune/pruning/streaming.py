@@ -23,9 +23,10 @@ from torch import nn
 from hubprune.architectures import Architecture
 from hubprune.artifacts import SublayerKind
 from hubprune.console import size
+from hubprune.decoder import Recorder
 from hubprune.errors import CheckpointError, DiskSpaceError
+from hubprune.memory import available_bytes
 from hubprune.pruning.bypass import take_out
-from hubprune.pruning.memory import available_bytes
 from hubprune.pruning.weights import TensorEntry, open_weights
 
 TORCH_DTYPES = {
@@ -159,21 +160,6 @@ def _require_disk(needed_bytes: int) -> None:
         )
 
 
-class _Recorder(nn.Module):
-    """Stands where a layer was and notes what the model hands it."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        # Some models look at plain attributes of a layer, such as `attention_type`, to choose what they hand it.
-        self.__dict__.update({name: value for name, value in vars(layer).items() if not name.startswith("_")})
-        self.states = torch.empty(0)
-        self.calls: dict[str, Any] = {}
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        self.states, self.calls = hidden_states, kwargs
-        return hidden_states
-
-
 @contextmanager
 def _parameters_without_data() -> Iterator[None]:
     """Build modules whose parameters have a shape and no data; buffers are computed as always."""
@@ -213,7 +199,7 @@ class StreamedModel:
             )
         self._layers = self._model.layers
         self._model.norm = nn.Identity()
-        self._recorders = nn.ModuleList(_Recorder(layer) for layer in self._layers)
+        self._recorders = nn.ModuleList(Recorder(layer) for layer in self._layers)
         self._model.layers = self._recorders
         self._model.embed_tokens.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         self._model.to(self.device)
@@ -268,7 +254,7 @@ class StreamedModel:
         first = self._recorders[0]
         table: torch.Tensor = first.states[:, 0].cpu()
         for recorder in self._recorders:
-            recorder.states, recorder.calls = torch.empty(0), {}
+            recorder.forget()
         return table
 
     def layers(self, numbers: Sequence[int]) -> Generator[nn.Module]:

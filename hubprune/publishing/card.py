@@ -19,7 +19,7 @@ from hubprune.artifacts import (
     WrittenCheckpoint,
 )
 from hubprune.endpoint import DEFAULT_ENDPOINT
-from hubprune.publishing import front_matter, measured, overview, provenance
+from hubprune.publishing import free_text, front_matter, measured, overview, provenance
 from hubprune.publishing import removal as removed
 from hubprune.publishing.context import CardContext
 from hubprune.publishing.license import attribution_line
@@ -85,7 +85,7 @@ def build_context(
         removal=removed.removal(plan, scores=scores, verification=verification, by_hand=tuple(recipe.drop.by_hand)),
         calibration=removed.calibration(scores),
         benchmarks=measured.benchmarks(benchmarks),
-        free_text=measured.free_text(generation),
+        free_text=free_text.section(generation),
         limits=measured.limits(plan, scores=scores, comparison=benchmarks, generation=generation),
         reproduction=provenance.reproduction(
             public_recipe(recipe, base=base), base=base, environment=environment, seconds=seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from hubprune.publishing.manifest import RECIPE
 from hubprune.recipe import Recipe
@@ -68,10 +68,19 @@ def _width_options(width: WidthSpec | None) -> Iterator[str]:
 def _evaluation_options(recipe: Recipe) -> Iterator[str]:
     evaluation = recipe.evaluation
     yield f"--tasks {shlex.quote(','.join(evaluation.tasks) or 'none')}"
+    if shots := evaluation.num_fewshot:
+        yield f"--num-fewshot {shlex.quote(_examples(shots, evaluation.tasks))}"
     if evaluation.include_path:
         yield f"--include-path {shlex.quote(evaluation.include_path)}"
     if evaluation.limit is not None:
         yield f"--limit {evaluation.limit}"
+
+
+def _examples(shots: Mapping[str, int], tasks: tuple[str, ...]) -> str:
+    same = {*shots.values()}
+    if len(same) == 1 and len(shots) == len(tasks):
+        return str(same.pop())
+    return ",".join(f"{task}={number}" for task, number in shots.items())
 
 
 def _numbers(numbers: tuple[int, ...]) -> str:

@@ -112,6 +112,8 @@ class Benchmarks:
 
     sentences: tuple[str, ...]
     table: Table
+    notes: tuple[str, ...]
+    """How the changes were tested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,10 @@ class Pair:
     number: int
     reason: str
     prompt: str
+    base_label: str
+    """Whose text it is, and how much of it is repetition."""
     base: str
+    pruned_label: str
     pruned: str
 
 
@@ -130,6 +135,11 @@ class FreeText:
     """Free text of both models."""
 
     sentences: tuple[str, ...]
+    measures: Table | None
+    notes: tuple[str, ...]
+    """What the measures are."""
+    rule: tuple[str, ...]
+    """Which pairs are shown, and where the others are."""
     pairs: tuple[Pair, ...]
 
 

@@ -149,8 +149,9 @@ def _dataset_of(row: TaskComparison) -> dict[str, Any]:
 def _metric_of(row: TaskComparison) -> dict[str, Any]:
     whole = row.documents == row.documents_available
     part = "" if whole else f", {row.documents} of {row.documents_available} documents"
+    read_by = f"{row.filter}, " if row.filter else ""
     return {
         "type": METRICS.get(row.metric, row.metric),
         "value": round(float(row.pruned.value), 6),
-        "name": f"{row.metric} ({row.num_fewshot}-shot{part})",
+        "name": f"{row.metric} ({read_by}{row.num_fewshot}-shot{part})",
     }

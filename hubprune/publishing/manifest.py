@@ -114,7 +114,7 @@ def _content(report: PublishReport) -> dict[str, Any]:
         "plan": dump["plan"],
         "checkpoint": {k: v for k, v in dump["checkpoint"].items() if k != "files"},
         "verification": dump["verification"],
-        "benchmarks": _without(dump["benchmarks"], names=("base_seconds", "pruned_seconds")),
+        "benchmarks": _without(dump["benchmarks"], names=("seconds",)),
         "generation": dump["generation"],
     }
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from hubprune.artifacts import Estimate
 from hubprune.console import size
 
-__all__ = ["change_percent", "count", "listing", "percent_change", "plain", "signed", "size_change", "with_error"]
+__all__ = [
+    "change_percent",
+    "count",
+    "interval",
+    "listing",
+    "p_value",
+    "percent_change",
+    "plain",
+    "signed",
+    "size_change",
+    "span",
+    "with_error",
+    "with_interval",
+]
 
 MINUS = "−"
 NONE = "–"
 """What a table shows where a number does not exist."""
+INTERVAL = "95 % interval "
+"""What stands before an interval where no text around it says which one it is."""
 
 
 def count(number: int) -> str:
@@ -33,6 +49,11 @@ def signed(value: float | None, *, digits: int = 2, unit: str = "") -> str:
     return f"{sign}{text}{unit}"
 
 
+def span(low: float, high: float, *, digits: int) -> str:
+    """Write an interval of changes: −0.7 to +2.1."""
+    return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
+
+
 def percent_change(base: float, now: float) -> float | None:
     """Compute the relative change in percent; None where the base is 0."""
     return 100 * (now / base - 1) if base else None
@@ -52,6 +73,24 @@ def size_change(base: int, now: int) -> str:
 def with_error(value: float, error: float | None, *, digits: int = 4) -> str:
     """Write a value with its standard error, where there is one."""
     return plain(value, digits=digits) + (f" ± {plain(error, digits=digits)}" if error is not None else "")
+
+
+def interval(estimate: Estimate) -> str | None:
+    """Write the 95 % interval of a change in words: −1.84 to +0.32; None where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return None
+    return span(estimate.low, estimate.high, digits=2)
+
+
+def with_interval(estimate: Estimate, *, unit: str = "", label: str = "") -> str:
+    """Write a change with its 95 % interval, where there is one: −0.76 (−1.84 to +0.32)."""
+    ends = interval(estimate)
+    return signed(estimate.value, unit=unit) + (f" ({label}{ends})" if ends else "")
+
+
+def p_value(value: float) -> str:
+    """Write a p value with its sign of equality: p = 0.012, p < 0.001."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.9995 else "p = 1"
 
 
 def listing(numbers: tuple[int, ...]) -> str:

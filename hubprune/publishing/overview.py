@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -21,7 +20,18 @@ from hubprune.console import size
 from hubprune.devices import resolve_dtype
 from hubprune.endpoint import page
 from hubprune.publishing.context import CustomCode, Link, Table, Usage
-from hubprune.publishing.numbers import NONE, change_percent, count, listing, plain, signed, size_change
+from hubprune.publishing.numbers import (
+    INTERVAL,
+    NONE,
+    change_percent,
+    count,
+    interval,
+    listing,
+    plain,
+    signed,
+    size_change,
+    with_interval,
+)
 from hubprune.publishing.widths import share, width_rows
 
 __all__ = ["base_link", "glance", "summary", "usage", "worst_task"]
@@ -44,8 +54,9 @@ def summary(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: Benchm
         f" {count(checkpoint.base_kv_bytes_per_token)} bytes per token"
         f" ({change_percent(checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token)})",
     ]
-    if benchmarks and (mean := benchmarks.mean_change_points) is not None:
-        parts.append(f"{signed(mean)} points on average over {_task_count(benchmarks)}")
+    if benchmarks and (mean := benchmarks.mean_points):
+        told = f" ({INTERVAL}{ends})" if (ends := interval(mean)) else ""
+        parts.append(f"{signed(mean.value)} points on average over {_task_count(benchmarks)}{told}")
     return f"{_removed(plan)}: {', '.join(parts)}."
 
 
@@ -113,26 +124,17 @@ def _kv_row(checkpoint: WrittenCheckpoint, *, dtype: str) -> tuple[str, ...]:
 
 
 def _benchmark_rows(benchmarks: BenchmarkComparison | None) -> list[tuple[str, ...]]:
-    if not benchmarks or (mean := benchmarks.mean_change_points) is None:
+    if not benchmarks or not (mean := benchmarks.mean_points):
         return []
     label = f"Mean of {_task_count(benchmarks)}, %"
     tasks = [t for t in benchmarks.main_metrics() if t.is_share]
     means = [sum(values) / len(values) for values in zip(*((t.base.value, t.pruned.value) for t in tasks), strict=True)]
-    rows: list[tuple[str, ...]] = [(label, *_percentages(means), f"{signed(mean, unit=' points')}{_mean_error(tasks)}")]
-    if len(tasks) > 1 and (worst := worst_task(benchmarks)):
+    rows: list[tuple[str, ...]] = [(label, *_percentages(means), with_interval(mean, unit=" points", label=INTERVAL))]
+    if len(tasks) > 1 and (worst := worst_task(benchmarks)) and worst.points:
         values = _percentages([worst.base.value, worst.pruned.value])
         label = f"Largest loss: {worst.task}, {worst.metric}, %"
-        rows.append((label, *values, signed(worst.change_points, unit=" points")))
+        rows.append((label, *values, with_interval(worst.points, unit=" points", label=INTERVAL)))
     return rows
-
-
-def _mean_error(tasks: list[TaskComparison]) -> str:
-    """The standard error of the mean change in points, as if the two models had seen different documents."""
-    errors = [metric.standard_error for task in tasks for metric in (task.base, task.pruned)]
-    known = [error for error in errors if error is not None]
-    if len(known) < len(errors):
-        return ""
-    return f" (unpaired ± {plain(100 * math.hypot(*known) / len(tasks), digits=2)})"
 
 
 def _percentages(shares: list[float]) -> tuple[str, ...]:
@@ -141,7 +143,7 @@ def _percentages(shares: list[float]) -> tuple[str, ...]:
 
 def worst_task(benchmarks: BenchmarkComparison) -> TaskComparison | None:
     """Return the main metric that lost most points, or None where none lost any."""
-    changes = [(t.change_points or 0.0, i, t) for i, t in enumerate(benchmarks.main_metrics())]
+    changes = [(t.points.value, i, t) for i, t in enumerate(benchmarks.main_metrics()) if t.points]
     change, _, task = min(changes, default=(0.0, 0, None))
     return task if change < 0 else None
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hubprune.architectures import Architecture
 from hubprune.artifacts import BenchmarkAnswers, DropPlan, HeldOutDocuments, PerplexityAnswers, SpeedMeasured
 from hubprune.console import Reporter
+from hubprune.pruning.runnable import Runnable
 from hubprune.run import Run
 from hubprune.stages import StageStore, key_of
 from hubprune.sweep.points import Point
 from hubprune.sweep.request import SpeedRequest, SweepRequest
 
 if TYPE_CHECKING:
+    from hubprune.evaluation.computing import Models
     from hubprune.evaluation.harness import InMemory
+    from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import LoadedModel
 
 BENCHMARKS, PERPLEXITY, SPEED = "sweep-benchmarks", "sweep-perplexity", "sweep-speed"
@@ -39,8 +43,8 @@ def measure_all(
     Raises:
         EvaluationError: a benchmark cannot be run, or the memory is too small.
     """
-    bench = _Bench(run, request, documents)
     different = {key_of(point.plan.content): point.plan for point in points}
+    bench = _Bench(run, request, documents, tuple(different.values()))
     missing = [plan for plan in different.values() if not bench.is_kept(plan)]
     run.reporter.note(f"{len(points)} points, {len(different)} different, {len(missing)} to measure")
     found = {key: bench.measure(plan) for key, plan in different.items() if plan not in missing}
@@ -55,8 +59,10 @@ def measure_all(
 class _Bench:
     """The base and its documents, loaded when the first point needs them."""
 
-    def __init__(self, run: Run, request: SweepRequest, documents: HeldOutDocuments | None) -> None:
-        self._run, self._request, self._documents = run, request, documents
+    def __init__(
+        self, run: Run, request: SweepRequest, documents: HeldOutDocuments | None, plans: Sequence[DropPlan]
+    ) -> None:
+        self._run, self._request, self._documents, self._plans = run, request, documents, plans
         # The run's own store would say of every point that it was taken from an earlier run.
         self._store = StageStore(run.store.folder)
 
@@ -82,8 +88,9 @@ class _Bench:
         keys: dict[str, str] = {}
         if spec.tasks:
             keys[BENCHMARKS] = key_of(
-                *common, spec.tasks, spec.limit, spec.batch_size, run.task_texts, run.task_sources, run.recipe.seed
-            )
+                *common, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size, spec.backend, run.task_texts,
+                run.task_sources, run.recipe.seed,
+            )  # fmt: skip
         if self._documents:
             keys[PERPLEXITY] = key_of(*common, self._documents.sha256, spec.batch_size)
         if self._request.speed and plan.dropped:
@@ -92,21 +99,32 @@ class _Bench:
 
     @cached_property
     def _model(self) -> LoadedModel:
-        from hubprune.evaluation.libraries import quiet
-        from hubprune.evaluation.models import load_model
-
-        recipe, runnable = self._run.recipe, self._run.runnable
-        with quiet():
-            return load_model(
-                runnable.folder, device=recipe.device, dtype=recipe.dtype, trust_remote_code=runnable.own_code
-            )
+        return _load(self._run.runnable, self._run.recipe.device, self._run.recipe.dtype)
 
     @cached_property
     def _suite(self) -> InMemory:
+        """The benchmarks for all points that no earlier run measured, since what they share is computed once."""
+        from hubprune.evaluation import team
         from hubprune.evaluation.harness import InMemory
 
-        # A bar of its own inside the bar over the points would break both.
-        return InMemory(self._run.recipe.evaluation, seed=self._run.recipe.seed, reporter=Reporter(quiet=True))
+        missing = [plan for plan in self._plans if not self._store.has(BENCHMARKS, self._keys(plan)[BENCHMARKS])]
+        plans = {self._identity(plan): plan for plan in missing}
+        run, recipe = self._run, self._run.recipe
+        rest = (plans, run.architecture, recipe.evaluation.batch_size)
+        where = (run.runnable, recipe.device, recipe.dtype)
+        return InMemory(
+            team.assemble(load_points, *where, *rest, here=points_of(self._model, *rest)),
+            identities={name: name for name in plans},
+            memo=run.answers_file,
+            spec=recipe.evaluation,
+            seed=recipe.seed,
+            # A bar of its own inside the bar over the points would break both.
+            reporter=Reporter(quiet=True),
+        )
+
+    def _identity(self, plan: DropPlan) -> str:
+        """Return what stands for a point in the memory of answers; that of a written checkpoint is another."""
+        return self._run.identity("in memory", plan.content) if plan.dropped else self._run.identity()
 
     def _bypass(self, plan: DropPlan) -> Callable[[], AbstractContextManager[None]]:
         from hubprune.pruning.in_memory import bypassed
@@ -114,15 +132,14 @@ class _Bench:
         return lambda: bypassed(self._model.model, plan, self._run.architecture)
 
     def _answer(self, plan: DropPlan) -> BenchmarkAnswers:
-        with self._bypass(plan)():
-            return self._suite.measure(self._model, name="sweep")
+        return self._suite.measure(self._identity(plan))
 
     def _read(self, plan: DropPlan) -> PerplexityAnswers:
         from hubprune.evaluation import perplexity
 
         rows = self._documents.documents if self._documents else ()
         with self._bypass(plan)():
-            return perplexity.measure(self._model, rows, batch_size=self._run.recipe.evaluation.batch_size)
+            return perplexity.measure(self._model, rows, batch_size=self._run.recipe.evaluation.batch_size or 8)
 
     def _time(self, plan: DropPlan) -> SpeedMeasured:
         from hubprune.evaluation import speed
@@ -141,3 +158,36 @@ class _Bench:
     def _pruned(self, plan: DropPlan) -> Iterator[LoadedModel]:
         with self._bypass(plan)():
             yield self._model
+
+
+def load_points(base: Runnable, device: str, dtype: str, *rest: Any) -> Models:
+    """Load the base of a sweep, and make its points of it."""
+    return points_of(_load(base, device, dtype), *rest)
+
+
+def points_of(
+    model: LoadedModel, plans: Mapping[str, DropPlan], architecture: Architecture, batch_size: int | None
+) -> Models:
+    """Make the points of a sweep of its base, by their names; they share all weights."""
+    from hubprune.evaluation.computing import Models
+
+    variants = [_variant(name, model.model, plan, architecture) for name, plan in plans.items()]
+    return Models(variants, model.tokenizer, batch_size=batch_size)
+
+
+def _variant(name: str, model: Any, plan: DropPlan, architecture: Architecture) -> Variant:
+    from hubprune.evaluation.layer_tree import Variant
+    from hubprune.pruning.in_memory import bypassed, layers_without
+
+    if not plan.dropped:
+        return Variant.of(name, model)
+    layers = layers_without(model, plan, architecture)
+    return Variant(name, model, layers, lambda: bypassed(model, plan, architecture))
+
+
+def _load(base: Runnable, device: str, dtype: str) -> LoadedModel:
+    from hubprune.evaluation.libraries import quiet
+    from hubprune.evaluation.models import load_model
+
+    with quiet():
+        return load_model(base.folder, device=device, dtype=dtype, trust_remote_code=base.own_code)

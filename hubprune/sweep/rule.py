@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from hubprune.artifacts import Change, Ranking, Recommendation, SweepPoint
+from hubprune.artifacts import Estimate, Ranking, Recommendation, SweepPoint
 from hubprune.requests import OPTIONS
 from hubprune.sweep.request import Limits
 
@@ -81,7 +81,7 @@ def _number(point: SweepPoint, limits: Limits) -> Iterator[str]:
         yield f"perplexity {with_error(change)} % (limit +{limits.perplexity_percent:g})"
 
 
-def with_error(change: Change) -> str:
+def with_error(change: Estimate) -> str:
     """Write a change with its paired standard error, where it has one."""
     text = f"{change.value:+.2f}".replace("-", "−")
     return text if change.standard_error is None else f"{text} ± {change.standard_error:.2f}"

@@ -302,25 +302,11 @@ def benchmark_change(folder: Path) -> BenchmarkChange | None:
     try:
         values = parse_json(path.read_bytes(), where=str(path)).get("benchmarks")
         # What a clock measured is left out of manifests.
-        found = BenchmarkComparison.model_validate({**(values or {}), "base_seconds": 0.0, "pruned_seconds": 0.0})
+        found = BenchmarkComparison.model_validate({**(values or {}), "seconds": 0.0})
     except (CheckpointError, ValidationError, TypeError):
         return None
-    points = found.mean_change_points
-    return None if points is None else _change(found, points)
-
-
-def _change(found: BenchmarkComparison, points: float) -> BenchmarkChange:
-    shares = [task for task in found.main_metrics() if task.is_share]
-    errors = [error for task in shares for error in (task.base.standard_error, task.pruned.standard_error)]
-    return BenchmarkChange(
-        points=points, standard_error=_unpaired(errors, len(shares)), tasks=tuple(task.task for task in shares)
-    )
-
-
-def _unpaired(errors: Sequence[float | None], tasks: int) -> float | None:
-    """Return the standard error, in points, of a mean of differences between values that vary on their own.
-
-    Base and pruned answer the same documents, so that their difference varies less: this is an upper bound.
-    """
-    known = [error for error in errors if error is not None]
-    return 100 * math.sqrt(sum(error**2 for error in known)) / tasks if len(known) == len(errors) else None
+    change = found.mean_points
+    tasks = tuple(task.task for task in found.main_metrics() if task.is_share)
+    if change is None:
+        return None
+    return BenchmarkChange(points=change.value, standard_error=change.standard_error, tasks=tasks)

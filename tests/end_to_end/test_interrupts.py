@@ -30,7 +30,7 @@ def test_a_run_that_is_stopped_in_every_stage_goes_on_each_time_and_arrives(publ
 
     arrived = run()
     assert arrived.code == 0, arrived.err
-    for stage in ("scores", "checkpoint", "benchmarks"):
+    for stage in ("scores", "checkpoint", "benchmarks", "base-text", "generation"):
         assert f"{stage}: taken from an earlier run" in arrived.err
     assert len(api.list_repo_commits(TARGET)) == 2
     assert (files / "out" / "README.md").is_file()

@@ -184,12 +184,12 @@ def write_yaml(folder: Path, name: str, values: dict) -> None:
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
 
 
-@pytest.fixture(name="write_task")
+@pytest.fixture(name="write_task", scope="session")
 def write_task_fixture():
     return write_task
 
 
-@pytest.fixture(name="write_yaml")
+@pytest.fixture(name="write_yaml", scope="session")
 def write_yaml_fixture():
     return write_yaml
 
@@ -217,6 +217,11 @@ class RecordingReporter(Reporter):
             bar["done"] += amount
 
         yield advance
+
+
+@pytest.fixture(scope="session")
+def quiet_reporter() -> Reporter:
+    return Reporter(quiet=True)
 
 
 @pytest.fixture

@@ -6,14 +6,16 @@ from types import SimpleNamespace
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo
 
 from hubprune.errors import EvaluationError
 from hubprune.evaluation import harness, tasks
+from hubprune.evaluation.results import _place
 from hubprune.evaluation.sources import commit_of
 from hubprune.recipe import DEFAULT_TASKS, EvaluationSpec
+from hubprune.suites import SUITES
 
 
 def spec(*names, include=None) -> EvaluationSpec:
@@ -83,6 +85,13 @@ def test_a_typo_names_the_task_that_was_meant():
     assert "--include-path" in caught.value.hint
 
 
+def test_a_typo_in_a_suite_names_the_suite_that_was_meant():
+    with pytest.raises(EvaluationError) as caught:
+        harness.check_tasks(spec("card-widht"))
+    assert caught.value.hint.startswith("Did you mean card-width")
+    assert "Suites: card, card-width, paper, quick." in caught.value.hint
+
+
 def test_a_typo_in_a_task_of_ones_own_names_the_folder(task_folder):
     with pytest.raises(EvaluationError) as caught:
         harness.check_tasks(spec("pets", "wrods", include=task_folder))
@@ -107,6 +116,47 @@ def test_a_typo_does_not_index_everything_but_a_tag_does(monkeypatch):
 def test_a_task_of_ones_own_comes_before_a_stock_one(task_folder, tmp_path, write_task):
     write_task(tmp_path, "piqa", [{"question": "?", "choices": ["a", "b"], "answer": 0}])
     assert list(harness.check_tasks(spec("piqa", include=tmp_path))) == [f"json: {tmp_path / 'piqa.jsonl'}"]
+
+
+MAIN = {
+    "arc_easy": "acc_norm", "hellaswag": "acc_norm", "lambada_openai": "acc", "lambada_standard": "acc",
+    "piqa": "acc_norm", "winogrande": "acc", "boolq": "acc", "rte": "acc", "openbookqa": "acc_norm",
+    "gsm8k": "exact_match", "arc_challenge": "acc_norm", "mmlu_anatomy": "acc",
+}  # fmt: skip
+
+
+def test_the_tasks_of_all_suites_are_there_and_judged_by_the_metric_that_papers_tell(monkeypatch):
+    monkeypatch.setattr(tasks, "_full_index", lambda spec: pytest.fail("every task of lm-eval was indexed"))
+    names = EvaluationSpec(tasks=tuple(SUITES), num_fewshot={"winogrande": 0, "hellaswag": 0})
+    index = tasks.find_tasks(names).task_index
+    first = {name: min((m["metric"] for m in index[name].cfg["metric_list"]), key=_place) for name in MAIN}
+    assert first == MAIN
+    assert {*names.tasks} == {*MAIN, "mmlu"} - {"mmlu_anatomy"}
+    assert index["gsm8k"].cfg["filter_list"][0]["name"] == "strict-match"
+    (aggregate,) = index["mmlu"].cfg["aggregate_metric_list"]
+    assert (aggregate["metric"], aggregate["weight_by_size"]) == ("acc", True)
+
+
+def test_the_examples_of_a_name_are_those_of_all_its_tasks(task_folder, tmp_path, write_yaml):
+    asked = EvaluationSpec(
+        tasks=("menagerie", "shown_pets", "words"), num_fewshot={"menagerie": 1}, include_path=str(task_folder)
+    )
+    loaded = tasks.load_tasks(asked)
+    shown = {name: task.get_config("num_fewshot") for name, task in loaded.tasks.items()}
+    assert shown == {"pets": 1, "more_pets": 1, "shown_pets": 2, "words": 0}
+
+
+def test_a_task_cannot_be_shown_two_numbers_of_examples(task_folder):
+    asked = {"include_path": str(task_folder), "tasks": ("menagerie", "pets")}
+    with pytest.raises(EvaluationError, match="pets is asked for twice, with 1 and with its own number of examples"):
+        tasks.find_tasks(EvaluationSpec(**asked, num_fewshot={"menagerie": 1}))
+    assert tasks.find_tasks(EvaluationSpec(**asked, num_fewshot=1))
+
+
+def test_a_task_that_is_defined_without_examples_is_shown_none():
+    with pytest.raises(EvaluationError, match="lm-eval defines the benchmark arc_challenge_chat without examples"):
+        tasks.find_tasks(EvaluationSpec(tasks=("arc_challenge_chat",), num_fewshot=5))
+    assert tasks.find_tasks(EvaluationSpec(tasks=("arc_challenge_chat",), num_fewshot=0))
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -189,6 +239,51 @@ def test_an_unreachable_data_set_is_named_unless_it_is_cached(outcome, hub, monk
     cached.mkdir(parents=True)
     (cached / "dataset_info.json").write_text("{}")
     assert list(harness.check_tasks(spec("piqa"))) == ["baber/piqa"]
+
+
+def test_all_configs_of_a_data_set_are_one_question_to_the_hub(monkeypatch):
+    asked = []
+
+    def dataset_info(self, repo_id, **kwargs):
+        asked.append(repo_id)
+        return DatasetInfo(id=repo_id, sha="c" * 40)
+
+    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
+    assert harness.check_tasks(spec("mmlu")) == {"cais/mmlu": "c" * 40}
+    assert asked == ["cais/mmlu"]
+
+
+def test_offline_every_config_has_to_be_in_the_cache(hub, monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    hub(OfflineModeIsEnabled("offline"))
+
+    def cache(config):
+        folder = tmp_path / "allenai___ai2_arc" / config / "0.0.0" / ("c" * 40)
+        folder.mkdir(parents=True)
+        (folder / "dataset_info.json").write_text("{}")
+
+    with pytest.raises(EvaluationError, match="ai2_arc of the benchmark arc_easy cannot be reached and is not in"):
+        harness.check_tasks(spec("arc_easy", "arc_challenge"))
+    cache("ARC-Easy")
+    assert harness.check_tasks(spec("arc_easy")) == {"allenai/ai2_arc": None}
+    with pytest.raises(EvaluationError, match="and of its configs ARC-Challenge is not in the cache"):
+        harness.check_tasks(spec("arc_easy", "arc_challenge"))
+    cache("ARC-Challenge-0123abcd")  # as where the YAML has settings of its own
+    assert harness.check_tasks(spec("arc_easy", "arc_challenge")) == {"allenai/ai2_arc": None}
+
+
+def test_a_config_that_the_data_set_does_not_have_is_named(hub):
+    card = DatasetCardData(configs=[{"config_name": "ARC-Challenge", "data_files": "*.parquet"}])
+    hub(DatasetInfo(id="allenai/ai2_arc", sha="c" * 40, card_data=card))
+    assert harness.check_tasks(spec("arc_challenge"))
+    with pytest.raises(EvaluationError, match=r"arc_easy has no config ARC-Easy\. It has: ARC-Challenge\."):
+        harness.check_tasks(spec("arc_easy"))
+
+
+def test_a_data_set_that_only_a_script_can_read_is_refused(hub):
+    hub(DatasetInfo(id="baber/piqa", sha="c" * 40, siblings=[{"rfilename": "piqa.py"}]))
+    with pytest.raises(EvaluationError, match=r"piqa is read by a script, piqa\.py, which datasets no longer runs"):
+        harness.check_tasks(spec("piqa"))
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -5,19 +5,21 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from hubprune.artifacts import ModelTexts
 from hubprune.errors import EvaluationError
 from hubprune.evaluation import generation
+from hubprune.evaluation.repetition import measure, seq_rep
 
 PROMPTS = ("Paris is", "A rather longer prompt than the first one", "Why?")
 
 
 @pytest.fixture
 def compare(base_folder, reporter):
-    def compare_with(pruned, *, base=base_folder, prompts=PROMPTS, max_new_tokens=12):
-        settings = {"device": "cpu", "dtype": "auto", "reporter": reporter}
-        return generation.compare(base, pruned, prompts=prompts, max_new_tokens=max_new_tokens, **settings)
+    def compare_with(pruned, *, base=base_folder, prompts=PROMPTS, max_new_tokens=12, **options):
+        request = generation.Request(prompts=prompts, max_new_tokens=max_new_tokens, device="cpu", dtype="auto")
+        return generation.compare(base, pruned, request=request, reporter=reporter, **options)
 
     return compare_with
 
@@ -111,6 +113,107 @@ def test_the_tokenizer_files_stay_as_they_are(copy_folder, compare):
     assert {path.name: path.read_bytes() for path in copy_folder.iterdir() if path.is_file()} == before
 
 
-def test_progress_counts_prompts_of_both_models(copy_folder, compare, reporter):
+def test_progress_counts_the_tokens_of_both_models(copy_folder, folder_with, compare, reporter):
     compare(copy_folder)
-    assert [(bar["total"], bar["done"], bar["unit"]) for bar in reporter.bars] == [(3, 3, "prompts")] * 2
+    assert [(bar["total"], bar["done"], bar["unit"]) for bar in reporter.bars] == [(36, 36, "tokens")] * 2
+    compare(folder_with(eos_token_id=list(range(258))))  # every text ends with its first token
+    assert [bar["done"] for bar in reporter.bars] == [36] * 4
+
+
+# ---- repetition --------------------------------------------------------------------------------------------------
+
+
+def test_texts_are_measured_by_the_tokens_that_follow_the_prompt(base_folder, folder_with, compare):
+    written = {prompt: greedy(base_folder, prompt, 12) for prompt in PROMPTS}
+    end = next(token for i, token in enumerate(written["Why?"]) if i and token not in written["Why?"][:i])
+    comparison = compare(folder_with(eos_token_id=[end]))
+    for text in comparison.continuations:
+        assert text.base_repetition == measure(written[text.prompt])
+        ended = written[text.prompt][: written[text.prompt].index(end)] if end in written[text.prompt] else None
+        assert text.pruned_repetition == measure(ended or written[text.prompt])
+    assert comparison.continuations[2].pruned_tokens == comparison.continuations[2].pruned_repetition.tokens + 1
+    assert comparison.repetition.seq_rep_4.base == pytest.approx(
+        sum(seq_rep(tokens, n=4) for tokens in written.values()) / 3
+    )
+
+
+def test_an_unpruned_copy_repeats_itself_as_much(copy_folder, compare):
+    repetition = compare(copy_folder, max_new_tokens=40).repetition
+    numbers = repetition.tokens, repetition.seq_rep_4, repetition.diversity, repetition.longest_repeat
+    assert {number.change.value for number in (*numbers, repetition.distinct_2)} == {0}
+    assert repetition.loops.base == repetition.loops.pruned == repetition.loops.both
+
+
+# ---- batches and memory ------------------------------------------------------------------------------------------
+
+TEN = tuple("x" * length for length in (3, 30, 5, 28, 4, 29, 6, 31, 2, 27))
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """Shapes that models were asked to continue, and how many rows fit into the memory of the first and the second."""
+
+    class Seen(list):
+        fits = (99, 99)
+
+    seen, generate, models = Seen(), LlamaForCausalLM.generate, []
+
+    def limited(model, ids, **options):
+        if model not in models:
+            models.append(model)
+        if len(ids) > seen.fits[min(models.index(model), 1)]:
+            options["stopping_criteria"](ids, None)  # it went well for one token
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        seen.append(tuple(ids.shape))
+        return generate(model, ids, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", limited)
+    return seen
+
+
+def test_prompts_of_similar_length_go_together_and_both_models_see_the_same(copy_folder, compare, batches, monkeypatch):
+    monkeypatch.setattr(generation, "BATCH_TOKENS", 5 * (31 + 4))
+    comparison = compare(copy_folder, prompts=TEN, max_new_tokens=4)
+    assert batches == [(5, 31), (5, 6)] * 2
+    assert comparison.batch_size == 5
+    assert [text.prompt for text in comparison.continuations] == list(TEN)
+
+
+def test_fewer_prompts_go_at_once_where_memory_runs_out_and_the_texts_stay(copy_folder, compare, batches, reporter):
+    expected = compare(copy_folder, prompts=TEN, max_new_tokens=4)
+    del batches[:]
+    batches.fits = (3, 3)
+    comparison = compare(copy_folder, prompts=TEN, max_new_tokens=4)
+    assert batches == [(3, 31), (2, 28), (3, 6), (2, 3)] * 2
+    assert comparison.continuations == expected.continuations
+    assert [note for note in reporter.notes if "memory" in note] == [
+        "memory ran out: going on with 5 prompts at once", "memory ran out: going on with 3 prompts at once"
+    ]  # fmt: skip
+    assert {bar["done"] for bar in reporter.bars} == {40}
+
+
+def test_the_base_writes_again_where_the_other_model_has_less_memory(copy_folder, compare, batches):
+    batches.fits = (99, 2)
+    comparison = compare(copy_folder, prompts=TEN[:4], max_new_tokens=4)
+    assert batches == [(4, 30), (2, 30), (2, 5), (2, 30), (2, 5)]
+    assert comparison.batch_size == 2
+
+
+def test_memory_that_is_too_small_for_one_prompt_ends_the_run(copy_folder, compare, batches):
+    batches.fits = (0, 0)
+    with pytest.raises(EvaluationError, match="out of memory while it continued a single prompt"):
+        compare(copy_folder, prompts=TEN)
+    assert batches == []
+
+
+# ---- going on ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_base_wrote_before_is_not_written_again(base_folder, pruned_folder, compare, batches, reporter):
+    whole = compare(pruned_folder)
+    request = generation.Request(prompts=PROMPTS, max_new_tokens=12, device="cpu", dtype="auto")
+    base = generation.write(base_folder, request, name="base", reporter=reporter)
+    kept = ModelTexts.model_validate_json(base.model_dump_json())
+    del batches[:]
+    assert compare(pruned_folder, base_texts=kept) == whole
+    assert len(batches) == 1

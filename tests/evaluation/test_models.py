@@ -71,7 +71,9 @@ def fail(monkeypatch):
 def benchmark(base_folder, task_folder, reporter):
     def run():
         spec = EvaluationSpec(tasks=("pets",), include_path=str(task_folder), batch_size=3)
-        return harness.run(base_folder, base_folder, spec=spec, seed=0, device="cpu", dtype="auto", reporter=reporter)
+        return harness.run(
+            *[harness.ModelFolder(base_folder)] * 2, spec=spec, seed=0, device="cpu", dtype="auto", reporter=reporter
+        )
 
     return run
 
@@ -79,24 +81,24 @@ def benchmark(base_folder, task_folder, reporter):
 @pytest.fixture
 def write(base_folder, reporter):
     def run():
-        asked = {"prompts": ("Why?",), "max_new_tokens": 2}
-        return generation.compare(base_folder, base_folder, **asked, device="cpu", dtype="auto", reporter=reporter)
+        request = generation.Request(prompts=("Why?",), max_new_tokens=2, device="cpu", dtype="auto")
+        return generation.compare(base_folder, base_folder, request=request, reporter=reporter)
 
     return run
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
-def test_benchmarks_without_memory_name_the_batch_size(error, fail, benchmark):
+def test_benchmarks_without_memory_for_a_single_row_say_what_to_pass(error, fail, benchmark):
     fail(LlamaForCausalLM, "forward", error)
-    with pytest.raises(EvaluationError, match="out of memory at batch size 3") as caught:
+    with pytest.raises(EvaluationError, match="out of memory over a single row") as caught:
         benchmark()
-    assert "--batch-size" in caught.value.hint
+    assert "--dtype bfloat16" in caught.value.hint
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
 def test_free_text_without_memory_says_what_to_ask_less_of(error, fail, write):
     fail(LlamaForCausalLM, "forward", error)
-    with pytest.raises(EvaluationError, match="out of memory while it continued 1 prompts") as caught:
+    with pytest.raises(EvaluationError, match="out of memory while it continued a single prompt") as caught:
         write()
     assert "max_new_tokens" in caught.value.hint
 

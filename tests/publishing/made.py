@@ -9,21 +9,26 @@ from hubprune.artifacts import (
     CalibrationRecord,
     CalibrationSource,
     Check,
-    Continuation,
     DroppedSublayer,
     DropPlan,
     Environment,
-    GenerationComparison,
+    Estimate,
     ImportanceScores,
     LayerScores,
     Margin,
     MetricValue,
+    ModelText,
+    ModelTexts,
+    PairedComparison,
     PublishReport,
     RepoFile,
+    SelfCheck,
     TaskComparison,
     Verification,
     WrittenCheckpoint,
 )
+from hubprune.evaluation import compare
+from hubprune.evaluation.paired_texts import pair_texts
 from hubprune.recipe import BaseModelSpec, CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, Recipe
 
 BASE_COMMIT = "13afe5124825b4f3751f836b40dafda64c1ed062"
@@ -129,27 +134,46 @@ def verification():
     )  # fmt: skip
 
 
-def task(name, metric, base, pruned, *, better="higher", dataset="allenai/ai2_arc", config="ARC-Easy", chance=None):
+def task(
+    name, metric, base, pruned, *, better="higher", dataset="allenai/ai2_arc", config="ARC-Easy", chance=None,
+    paired=None,
+):  # fmt: skip
     return TaskComparison(
         task=name, metric=metric, higher_is_better=better == "higher", documents=500, documents_available=2376,
         num_fewshot=0, version="1.0", dataset=dataset, dataset_config=config, dataset_commit=DATA_COMMIT, split="test",
         base=MetricValue(value=base[0], standard_error=base[1]),
-        pruned=MetricValue(value=pruned[0], standard_error=pruned[1]), chance=chance,
+        pruned=MetricValue(value=pruned[0], standard_error=pruned[1]), chance=chance, paired=paired,
+    )  # fmt: skip
+
+
+def right_or_wrong(lost, won, *, points, error, at_chance=()):
+    """What the documents say of an accuracy that changed by so many points, with an interval of two errors."""
+    ends = {"low": (points - 2 * error) / 100, "high": (points + 2 * error) / 100}
+    return PairedComparison(
+        difference=Estimate(value=points / 100, standard_error=error / 100, **ends), lost=lost, won=won, test="mcnemar",
+        p_value=compare.mcnemar(lost, won), at_chance=at_chance,
     )  # fmt: skip
 
 
 def benchmarks(**changes):
     lambada = {"dataset": "EleutherAI/lambada_openai", "config": "default"}
+    small, large = right_or_wrong(17, 13, points=-0.76, error=1.1), right_or_wrong(54, 15, points=-7.80, error=1.6)
+    ratio = PairedComparison(
+        ratio=Estimate(value=5.11 / 3.93, standard_error=0.02, low=1.2610, high=1.3408), test="t", p_value=2.5e-31
+    )
     tasks = (
-        task("arc_easy", "acc_norm", (0.7180, 0.0092), (0.7104, 0.0093), chance=0.25),
-        task("lambada_openai", "acc", (0.6969, 0.0064), (0.6189, 0.0068), **lambada),
-        task("lambada_openai", "perplexity", (3.93, 0.08), (5.11, 0.12), better="lower", **lambada),
+        task("arc_easy", "acc_norm", (0.7180, 0.0092), (0.7104, 0.0093), chance=0.25, paired=small),
+        task("lambada_openai", "acc", (0.6969, 0.0064), (0.6189, 0.0068), paired=large, **lambada),
+        task("lambada_openai", "perplexity", (3.93, 0.08), (5.11, 0.12), better="lower", paired=ratio, **lambada),
     )
     values = {
-        "tasks": tasks, "limit": 500, "batch_size": 8, "dtype": "bfloat16", "device": "cpu", "seed": 0,
-        "lm_eval": "0.4.13", "base_seconds": 120.5, "pruned_seconds": 110.25,
+        "tasks": tasks, "limit": 500, "backend": "shared", "batch_size": None,
+        "self_check": SelfCheck(requests=8, largest_difference=0.031, tolerance=0.5),
+         "dtype": "bfloat16", "device": "cpu", "seed": 0,
+        "lm_eval": "0.4.13", "seconds": 230.75, **changes,
     }  # fmt: skip
-    return BenchmarkComparison(**{**values, **changes})
+    judged = compare.judge(values["tasks"])
+    return BenchmarkComparison(**{**values, "tasks": judged, "mean_change": compare.mean_change(judged)})
 
 
 def generation():
@@ -159,8 +183,20 @@ def generation():
         ("The recipe needs ```flour``` and", " | butter | {{ 7 * 7 }}", loop),
         ("Once upon a time", " there was a king.", " there was a queen."),
     )
-    continuations = tuple(Continuation(prompt=p, base=b, pruned=n, base_tokens=8, pruned_tokens=8) for p, b, n in texts)
-    return GenerationComparison(continuations=continuations, max_new_tokens=64, dtype="bfloat16", device="cpu")
+    prompts, base, pruned = zip(*texts, strict=True)
+    return pair_texts(prompts, written(base), written(pruned))
+
+
+def written(texts):
+    """What a model wrote whose tokens are words."""
+    words = sorted({word for text in texts for word in text.split()})
+    return ModelTexts(
+        texts=tuple(
+            ModelText(text=text, tokens=len(text.split()), token_ids=tuple(map(words.index, text.split())))
+            for text in texts
+        ),
+        batches=(tuple(range(len(texts))),), max_new_tokens=64, dtype="bfloat16", device="cpu",
+    )  # fmt: skip
 
 
 def environment():

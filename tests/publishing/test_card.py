@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hubprune.artifacts import BaseCard, Continuation, DroppedSublayer, Margin, TaskComparison
+from hubprune.evaluation.paired_texts import pair_texts
 from hubprune.publishing import front_matter
 from hubprune.publishing.card import build_context, render, skeleton
+from hubprune.publishing.free_text import shown_pairs
 from hubprune.publishing.license import notice_text
 from hubprune.publishing.manifest import checkpoint_tag
-from hubprune.publishing.samples import repeated_share, shown_pairs
 from hubprune.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
 from hubprune.requests import DropSpec
 
@@ -148,8 +149,12 @@ def test_model_index_has_this_models_values_only():
 def test_points_and_relative_change_have_columns_of_their_own():
     rows = [line for line in card().splitlines() if line.startswith("| lambada") or line.startswith("| arc")]
     cells = [[c.strip() for c in row.strip("|").split("|")] for row in rows]
-    assert [c[-2:] for c in cells] == [["−0.76", "−1.06"], ["−7.80", "−11.19"], ["–", "+30.03"]]
-    assert "| Δ points | Δ relative, % |" in card()
+    assert [c[-3:-1] for c in cells] == [
+        ["−0.76 (−2.96 to +1.44)", "−1.06"], ["−7.80 (−11.00 to −4.60)", "−11.19"],
+        ["–", "+30.03 (+26.10 to +34.08)"],
+    ]  # fmt: skip
+    assert [c[-1] for c in cells] == ["not distinguishable", "worse", "worse"]
+    assert "| Δ points | Δ relative, % | Verdict |" in card()
 
 
 def test_the_base_is_linked_and_cited_where_it_is():
@@ -165,22 +170,63 @@ def test_the_kv_cache_is_counted_at_the_dtype_of_the_base():
     assert "| KV cache, bytes per token at float16 | 32,768 | 20,480 |" in card(base=made.base(config=config))
 
 
-def test_the_mean_change_has_an_error_where_all_tasks_have_one():
-    assert "| −4.28 points (unpaired ± 0.80) |" in card()
+def test_the_mean_change_has_an_interval_where_all_tasks_have_one():
+    assert "| −4.28 points (95 % interval −6.22 to −2.34) |" in card()
+    assert "−4.28 points on average over 2 benchmarks (95 % interval −6.22 to −2.34)." in card()
     first, *others = made.benchmarks().tasks
-    unknown = first.model_copy(update={"pruned": first.pruned.model_copy(update={"standard_error": None})})
-    assert "| −4.28 points |" in card(benchmarks=made.benchmarks(tasks=(unknown, *others)))
+    unknown = made.benchmarks(tasks=(first.model_copy(update={"paired": None}), *others))
+    assert "| −4.28 points |" in card(benchmarks=unknown)
+    assert "−4.28 points on average over 2 benchmarks." in card(benchmarks=unknown)
+    assert "Not tested, for want of values per document that vary: arc_easy (acc_norm)." in card(benchmarks=unknown)
 
 
-def test_a_task_that_the_base_only_guesses_is_named_in_the_limits():
-    guessed = made.task("winogrande", "acc", (0.495, 0.035), (0.49, 0.035), chance=0.5)
-    known = made.task("piqa", "acc", (0.75, 0.01), (0.74, 0.01), chance=0.5)
-    text = card(benchmarks=made.benchmarks(tasks=(guessed, known, *made.benchmarks().tasks)))
+def test_results_of_before_changes_were_tested_make_a_card_without_verdicts():
+    bare = tuple(row.model_copy(update={"paired": None}) for row in made.benchmarks().tasks)
+    text = card(benchmarks=made.benchmarks(tasks=bare))
+    rows = [row.split(" | ") for row in text.splitlines() if re.match(r"\| (arc|lambada)", row)]
+    assert {row[-1] for row in rows} == {"– |"}
+    assert "two-sided" not in text
+    assert "got worse" not in text
+
+
+def test_a_task_at_chance_is_named_in_the_limits_with_whose_chance_it_is():
+    guessed = made.right_or_wrong(20, 18, points=-0.4, error=1.2, at_chance=("base", "pruned"))
+    fallen = made.right_or_wrong(140, 20, points=-24.0, error=2.3, at_chance=("pruned",))
+    tasks = (
+        made.task("winogrande", "acc", (0.495, 0.035), (0.49, 0.035), chance=0.5, paired=guessed),
+        made.task("piqa", "acc", (0.75, 0.01), (0.51, 0.01), chance=0.5, paired=fallen),
+        *made.benchmarks().tasks,
+    )
+    text = card(benchmarks=made.benchmarks(tasks=tasks))
     assert "winogrande (acc): the base itself is at chance (0.495 ± 0.035, chance 0.500)." in text
-    assert "piqa (acc): the base" not in text
+    assert "piqa (acc): this model, unlike the base, is at chance (0.510 ± 0.010, chance 0.500)." in text
     assert "arc_easy (acc_norm): the base" not in text
     rows = [row.split(" | ") for row in text.splitlines() if re.match(r"\| (wino|piqa|arc|lambada)", row)]
     assert [row[4] for row in rows] == ["0.5000", "0.5000", "0.2500", "–", "–"]
+    assert [row[-1] for row in rows[:2]] == ["at chance |", "worse |"]
+
+
+def test_the_card_tells_of_the_tests_that_were_used_and_of_no_others():
+    text = card()
+    assert "McNemar's exact test" in text
+    assert "paired t-test of the documents' log-likelihoods" in text
+    assert "documents' values" not in text
+    assert "every task counts the same" not in text
+    first, *others = made.benchmarks().tasks
+    text = card(benchmarks=made.benchmarks(tasks=others))
+    assert "At chance:" not in text
+    group = first.paired.model_copy(update={"test": "normal"})
+    assert "every task counts the same" in card(
+        benchmarks=made.benchmarks(tasks=(first.model_copy(update={"paired": group}),))
+    )
+
+
+def test_an_answer_that_was_read_out_of_a_text_says_how():
+    row = made.benchmarks().tasks[0].model_copy(update={"metric": "exact_match", "filter": "strict-match"})
+    text = card(benchmarks=made.benchmarks(tasks=(row,)))
+    assert "| exact_match (strict-match) ↑ |" in text
+    (model,) = split(text)[0]["model-index"]
+    assert model["results"][0]["metrics"][0]["name"] == "exact_match (strict-match, 0-shot, 500 of 2376 documents)"
 
 
 def test_a_subset_of_one_document_is_said_to_have_no_error():
@@ -271,19 +317,96 @@ def test_text_of_models_is_shown_verbatim_and_never_run():
     assert "49" not in "".join(shown)
 
 
-def test_the_pairs_are_chosen_by_rule():
+def generated(*pruned, base="it is so and so it is"):
+    """Free text over as many prompts as there are texts."""
+    prompts = [f"Prompt {i}" for i in range(len(pruned))]
+    return pair_texts(prompts, made.written([base] * len(pruned)), made.written(pruned))
+
+
+LOOP, REFRAIN, PLAIN = "a b c d " * 8, "a b c d e a b c d f", "a b c d e f g h"
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"),
+    [
+        ((PLAIN, REFRAIN, LOOP, PLAIN), [(1, "the first one"), (3, "the most repetitive text of this model")]),
+        ((LOOP, PLAIN, LOOP), [(1, "the first one and the most repetitive text of this model")]),
+        ((PLAIN, LOOP, LOOP), [(1, "the first one"), (2, "the most repetitive text of this model")]),
+        ((PLAIN, PLAIN), [(1, "the first one")]),
+        ((LOOP,), [(1, "the first one")]),
+    ],
+)
+def test_the_pairs_are_chosen_by_rule(texts, shown):
+    assert [(number, reason) for number, _, reason in shown_pairs(generated(*texts))] == shown
+
+
+def free_text_rows(text):
+    rows = [line.strip("| ").split(" | ") for line in text.split("## Free text")[1].splitlines() if "|" in line]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_free_text_is_measured_in_a_table_with_paired_intervals():
+    rows = free_text_rows(card(generation=generated(LOOP, LOOP, LOOP, PLAIN)))
+    assert rows["Free text, mean of 4 prompts"] == ["Base", "This model", "Change", "95 % interval of the change"]
+    # 29 sequences, 4 of them different, in three of four texts: 3/4 x 25/29
+    assert rows["seq-rep-4, %"][:3] == ["0.0", "64.7", "+64.7 points"]
+    assert rows["Texts that end in a loop"][:3] == ["0 of 4", "3 of 4", "+75.0 points"]
+    assert rows["Length, tokens"][:3] == ["7.0", "26.0", "+19.0"]
+    assert rows["distinct-2 of all texts, %"][-1] == "–"
+    assert re.fullmatch(r"[+−][\d.]+ to \+[\d.]+", rows["seq-rep-4, %"][-1])
+    single = card(generation=generated(PLAIN))
+    assert free_text_rows(single)["Length, tokens"] == ["7.0", "8.0", "+1.0", "–"]
+
+
+def test_every_shown_text_says_how_much_it_repeats():
+    text = card(generation=generated(LOOP))
+    assert "\nBase (7 tokens, seq-rep-4 0.0 %, no loop):\n" in text
+    loop = "ends in a loop: the last 32 tokens are the same 4 tokens over and over"
+    assert f"\nThis model (32 tokens, seq-rep-4 86.2 %, {loop}):\n" in text
+    stuck = card(generation=generated("so " * 20))
+    assert "the last 20 tokens are one and the same token" in stuck
+
+
+def test_loops_above_the_bases_are_a_limit_with_their_numbers():
+    many = card(generation=generated(*[LOOP] * 9, *[PLAIN] * 3))
+    assert "More of its texts end in a loop: 9 of 12, against 0 of the base's (+75.0 points, 95 % interval +3" in many
+    assert "It repeats itself more than the base: of the 4-token sequences of a text 64.7 % against 0.0 % came" in many
+    few = card(generation=generated(LOOP, *[PLAIN] * 11))
+    assert re.search(r"in a loop: 1 of 12, against 0 of .*: not told apart from chance\)", few)
+    assert "repeats itself more" not in few
+    fewer = card(generation=generated(PLAIN, base=LOOP))
+    assert "texts end in a loop:" not in fewer
+    assert "repeats itself more" not in fewer
+
+
+def test_free_text_of_before_it_was_measured_is_still_shown():
     generation = made.generation()
-    assert [number for number, _ in shown_pairs(generation)] == [1, 2]
-    first = generation.model_copy(update={"continuations": generation.continuations[:1]})
-    assert [number for number, _ in shown_pairs(first)] == [1]
-    assert repeated_share("a b c d") == 0
-    assert repeated_share("") == 0
-    assert repeated_share("a b c d a b c d") == pytest.approx(1 / 5)
+    bare = {"base_repetition": None, "pruned_repetition": None}
+    old = generation.model_copy(
+        update={
+            "continuations": tuple(pair.model_copy(update=bare) for pair in generation.continuations),
+            "repetition": None,
+            "batch_size": None,
+        }
+    )
+    read = type(old).model_validate_json(old.model_dump_json(exclude_none=True))
+    assert read == old
+    text = card(generation=read)
+    assert "### Prompt 1, the first one\n" in text
+    assert "The other 2 pairs are" in text
+    assert "The free text was not measured" in text
+    check_structure(text)
 
 
 def test_limits_follow_from_numbers():
     text = card()
-    assert "lambada_openai (acc) got worse by more than twice the combined standard error: −7.80 points" in text
+    assert (
+        "lambada_openai (acc) got worse: −7.80 points (95 % interval −11.00 to −4.60), adjusted p &lt; 0.001." in text
+    )
+    assert (
+        "lambada_openai (perplexity) got worse: +30.03 % (95 % interval +26.10 to +34.08), adjusted p &lt; 0.001."
+        in text
+    )
     assert "arc_easy (acc_norm) got worse" not in text
     assert "No benchmark was run" in card(benchmarks=None)
     assert "No free text" in card(generation=None)

@@ -13,6 +13,7 @@ from on_hub import finish, make_folder
 from hubprune.artifacts import RepoFile
 from hubprune.errors import VerificationError
 from hubprune.files import list_files
+from hubprune.options import make_recipe
 from hubprune.publishing.command import publish_command
 from hubprune.publishing.manifest import checkpoint_tag, files_digest, read_manifest, write_manifest, write_recipe
 from hubprune.publishing.privacy import public_recipe, scrub
@@ -54,7 +55,7 @@ def test_every_file_but_the_manifest_itself_is_listed_with_its_hash(tmp_path):
 
 
 def test_the_same_result_gives_the_same_bytes(tmp_path):
-    slower = made.report(benchmarks=made.benchmarks(base_seconds=1.0, pruned_seconds=2.0), seconds={"score": 9.0})
+    slower = made.report(benchmarks=made.benchmarks(seconds=1.0), seconds={"score": 9.0})
     a, b = make_folder(tmp_path / "a"), make_folder(tmp_path / "b")
     finish(b, card="# Card\n", report=slower)
     assert (a / "hubprune.json").read_bytes() == (b / "hubprune.json").read_bytes()
@@ -93,7 +94,7 @@ def test_it_holds_what_the_run_saw_but_no_single_documents(tmp_path):
     assert values["scores"]["calibration"]["sources"][0]["commit"] == made.DATA_COMMIT
     assert len(values["generation"]["continuations"]) == 3
     assert {"plan", "verification", "benchmarks", "versions", "checkpoint"} <= set(values)
-    assert "base_seconds" not in values["benchmarks"]
+    assert "seconds" not in values["benchmarks"]
 
 
 def test_a_recipe_is_published_without_local_paths(tmp_path, private_recipe):
@@ -171,6 +172,26 @@ def test_the_command_is_rebuilt_from_the_recipe():
         "hubprune publish meta-llama/Llama-3.2-3B", "--recipe recipe.yaml", "--base-revision main", "--drop-attn 18,21",
         "--aggregation token", "--tasks 'a b,c'", "--include-path tasks", "--seed 0", "--dtype float32",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        (("quick",), "--num-fewshot 0"),
+        (("paper",), "--num-fewshot boolq=0,rte=0,openbookqa=0,piqa=0,mmlu=5,winogrande=5,gsm8k=5,hellaswag=10,"
+                     "arc_challenge=25"),
+        (("quick", "boolq"), "--num-fewshot lambada_openai=0,piqa=0,winogrande=0"),
+        (("boolq",), None),
+    ],
+)  # fmt: skip
+def test_the_command_gives_the_tasks_and_examples_that_the_recipe_has(tasks, told, tmp_path):
+    spec = EvaluationSpec(tasks=tasks)
+    command = publish_command(made.recipe(evaluation=spec))
+    words = dict(line.split(" ", 1) for line in command.split(" \\\n    ")[1:])
+    assert words.get("--num-fewshot") == (told and told.split(" ", 1)[1])
+    (tmp_path / "recipe.yaml").write_text(made.recipe(evaluation=spec).to_yaml())
+    options = {"base": "acme/base", "recipe": tmp_path / "recipe.yaml", "tasks": words["--tasks"]}
+    assert make_recipe({**options, "num_fewshot": words.get("--num-fewshot")}).evaluation == spec
 
 
 def test_the_recipe_of_a_report_is_the_recipe():

@@ -133,7 +133,7 @@ def times(seconds):
 
 def test_a_run_that_only_took_other_seconds_makes_no_commit(send, repo_id, tmp_path):
     send(make_folder(tmp_path / "a", card=times(3)), repo_id)
-    slower = made.benchmarks(base_seconds=999.0)
+    slower = made.benchmarks(seconds=999.0)
     again = send(make_folder(tmp_path / "b", card=times(4), benchmarks=slower, seconds={"score": 4.0}), repo_id)
     assert not again.created
     other = made.benchmarks(tasks=made.benchmarks().tasks[:1])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hubprune.artifacts import (
     BenchmarkAnswers,
-    Change,
+    Estimate,
     Interval,
     MetricValue,
     PerplexityAnswers,
@@ -32,7 +32,7 @@ def point(count, *, mean=None, rise=None, speed=None):
 
 
 def change(value):
-    return Change(value=value, standard_error=0.25)
+    return Estimate(value=value, standard_error=0.25)
 
 
 def picked(rows, **limits):
@@ -98,10 +98,11 @@ def answers(*values, task="pets", documents=None, chance=0.5):
 def test_the_error_of_a_change_is_paired_by_document():
     base, same, worse = answers(1, 0, 1, 1), answers(1, 0, 1, 1), answers(1, 0, 0, 1)
     (unchanged,) = statistics.compare_tasks(same, base)
-    assert unchanged.change_points == Change(value=0.0, standard_error=0.0)
+    assert (unchanged.change_points.value, unchanged.change_points.standard_error) == (0.0, 0.0)
     (task,) = statistics.compare_tasks(worse, base)
     assert task.change_points.value == -25.0
     assert task.change_points.standard_error == pytest.approx(25.0)  # stdev of 0, 0, -100, 0 is 50; over sqrt(4)
+    assert task.change_points.low < -25.0 < task.change_points.high
 
 
 def test_tasks_add_their_errors_in_squares():

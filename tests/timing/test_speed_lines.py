@@ -193,8 +193,10 @@ def test_the_largest_batch_is_searched_for_with_one_model_on_the_device_at_a_tim
 # ---- benchmarks of a manifest ------------------------------------------------------------------------------------
 
 
-def task(name, base, pruned, *, metric="acc", errors=(0.03, 0.04)):
-    values = ({"value": value, "standard_error": error} for value, error in zip((base, pruned), errors, strict=True))
+def task(name, base, pruned, *, metric="acc"):
+    values = (
+        {"value": value, "standard_error": error} for value, error in zip((base, pruned), (0.03, 0.04), strict=True)
+    )
     return {
         "task": name, "metric": metric, "higher_is_better": True, "documents": 10, "documents_available": 10,
         "num_fewshot": 0, "version": "1", "dataset": None, "dataset_config": None, "dataset_commit": None,
@@ -202,9 +204,9 @@ def task(name, base, pruned, *, metric="acc", errors=(0.03, 0.04)):
     }  # fmt: skip
 
 
-def manifest(folder, tasks):
+def manifest(folder, tasks, **more):
     told = {"limit": None, "batch_size": 8, "dtype": "float32", "device": "cpu", "seed": 0, "lm_eval": "0.4.13"}
-    (folder / "hubprune.json").write_text(json.dumps({"benchmarks": {**told, "tasks": tasks}}))
+    (folder / "hubprune.json").write_text(json.dumps({"benchmarks": {**told, "tasks": tasks, **more}}))
     return benchmark_change(folder)
 
 
@@ -218,12 +220,13 @@ def test_the_mean_change_is_that_of_the_main_metrics_that_are_shares(tmp_path):
     found = manifest(tmp_path, rows)
     assert found.tasks == ("a", "b")
     assert found.points == pytest.approx((-10 + 4) / 2)
-    # Independent errors add in squares: each task has 5 points, and the mean of two is off by sqrt(50) / 2.
-    assert found.standard_error == pytest.approx(50**0.5 / 2)
+    assert found.standard_error is None
 
 
-def test_an_error_that_is_missing_leaves_none(tmp_path):
-    assert manifest(tmp_path, [task("a", 0.5, 0.4, errors=(None, 0.1))]).standard_error is None
+def test_the_error_of_the_mean_is_the_paired_one_of_the_manifest(tmp_path):
+    change = {"value": -3.0, "standard_error": 0.7, "low": -4.4, "high": -1.6}
+    found = manifest(tmp_path, [task("a", 0.5, 0.47)], mean_change=change)
+    assert (found.points, found.standard_error) == (-3.0, 0.7)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"benchmarks": null}', '{"benchmarks": [1]}', '{"benchmarks": {}}'])

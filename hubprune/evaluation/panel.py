@@ -1,0 +1,232 @@
+"""Several variants of a model that answer the same requests: from memory, together, or one by one.
+
+Whatever is asked of one of them is computed for all that have not answered it yet, since that costs far less than to
+compute it again later.  Before the first batch, a few requests go through lm-eval's own backend as well; where the two
+differ by more than rounding, everything does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from hubprune.artifacts import EvalBackend, SelfCheck
+from hubprune.console import Advance, Reporter
+from hubprune.evaluation.language_model import Prompt
+from hubprune.evaluation.layer_tree import why_not
+from hubprune.evaluation.memo import Memo
+from hubprune.evaluation.packing import Answer, Request
+
+if TYPE_CHECKING:
+    from hubprune.evaluation.computing import Models, Names
+    from hubprune.evaluation.team import Team
+
+__all__ = ["Panel"]
+
+CHECKED_PAIRS = 4
+"""Neighbours in the order of their tokens that are compared with lm-eval's backend: two that often share a row."""
+CHECKED_SHARE = 50
+"""At most one in so many requests is compared, but two in any case."""
+EXACT, COARSE = 1e-3, 0.5
+"""Largest difference of a log-likelihood in nats, in float32 and in half precision.  In half precision lm-eval's own
+backend differs from itself by 0.2 between batch sizes."""
+PIECE = 256
+"""Requests after which what lm-eval's backend computed is kept."""
+TEXTS_AT_ONCE = 64
+"""Texts after which what was written is kept."""
+
+
+class Panel:
+    """Variants of one model with the memory of what they answered.
+
+    Args:
+        models: what computes.
+        identities: what stands for each variant in the memory, by name.
+        memo: the memory.
+        backend: what is to compute log-likelihoods.
+        reporter: told of progress.
+    """
+
+    def __init__(
+        self,
+        models: Models | Team,
+        *,
+        identities: Mapping[str, str],
+        memo: Memo,
+        backend: EvalBackend,
+        reporter: Reporter,
+    ) -> None:
+        self._models, self._variants, self._asked_backend = models, models.variants, backend
+        self._identities, self._memo, self._reporter = identities, memo, reporter
+        self.language_models = models.language_models
+        """What `lm_eval.evaluate` takes, by name."""
+        for model in self.language_models.values():
+            model.panel = self
+        self._checked: set[str] = set()
+        self.fallback = self._refusal() if backend == "shared" else None
+        """Why lm-eval's own backend computes although it was not asked for; None where it does not."""
+
+    @property
+    def backend(self) -> EvalBackend:
+        """What computes log-likelihoods."""
+        return "hf" if self.fallback else self._asked_backend
+
+    @property
+    def self_check(self) -> SelfCheck | None:
+        """How far the answers are from lm-eval's own; None where those were taken, or nothing was asked."""
+        found = [seen for name in self._variants if (seen := self._memo.check(self._model(name)))]
+        if self.backend == "hf" or len(found) < len(self._variants):
+            return None
+        return SelfCheck(
+            requests=min(requests for requests, _ in found),
+            largest_difference=max(difference for _, difference in found),
+            tolerance=self._tolerance,
+        )
+
+    def _refusal(self) -> str | None:
+        reasons = {name: reason for name, variant in self._variants.items() if (reason := why_not(variant))}
+        return next((f"the {name} model cannot be run layer by layer: {reasons[name]}" for name in reasons), None)
+
+    @cached_property
+    def _tolerance(self) -> float:
+        dtypes = {str(variant.model.dtype) for variant in self._variants.values()}
+        return EXACT if dtypes <= {"torch.float32", "torch.float64"} else COARSE
+
+    def _model(self, name: str) -> str:
+        """Return what a variant is called in the memory: two ways to compute agree within rounding only."""
+        return f"{self._identities[name]} {self.backend}"
+
+    # ---- log-likelihoods ---------------------------------------------------------------------------------------
+
+    def log_likelihoods(self, name: str, requests: Sequence[Request]) -> list[Answer]:
+        """Return what a variant says of each request.
+
+        Raises:
+            EvaluationError: a single request does not fit into memory, or a log-likelihood is not finite.
+        """
+        keys = [request.key for request in requests]
+        unique = dict(zip(keys, requests, strict=True))
+        if self.backend == "shared":
+            self._answer_together(unique)
+        if self.backend == "hf":  # from the start, or since the comparison failed
+            self._answer_plainly(name, unique)
+        known = self._memo.answers(self._model(name), list(unique))
+        return [known[key] for key in keys]
+
+    def _missing(self, name: str, unique: Mapping[bytes, Request]) -> frozenset[bytes]:
+        return frozenset(unique.keys() - self._memo.answers(self._model(name), list(unique)).keys())
+
+    def _answer_together(self, unique: Mapping[bytes, Request]) -> None:
+        """Compute what variants have not answered yet, at once for those that lack the same."""
+        groups: dict[frozenset[bytes], list[str]] = {}
+        for name in self._variants:
+            if missing := self._missing(name, unique):
+                groups.setdefault(missing, []).append(name)
+        if not groups:
+            return
+        self._check(list(unique.values()), {name for names in groups.values() for name in names})
+        if self.fallback:
+            return
+        total = sum(len(missing) * len(names) for missing, names in groups.items())
+        named = " and ".join(sorted(self._variants)) if len(self._variants) <= 2 else f"{len(self._variants)} variants"
+        with self._reporter.progress(f"Benchmarks, {named}", total=total, unit="requests") as advance:
+            for missing, names in groups.items():
+                # A set has no order that a second run would find again.
+                self._score(tuple(names), [unique[key] for key in sorted(missing)], advance)
+
+    def _score(self, names: Names, requests: Sequence[Request], advance: Advance) -> None:
+        for scored in self._models.score(names, requests):
+            for name, answers in scored.items():
+                self._memo.put_answers(self._model(name), {requests[n].key: a for n, a in answers.items()})
+                advance(len(answers))
+
+    # ---- the comparison with lm-eval ---------------------------------------------------------------------------
+
+    def _check(self, requests: Sequence[Request], names: set[str]) -> None:
+        """Compare a few answers with those of lm-eval's own backend, and fall back to it where they differ."""
+        new = tuple(sorted(names - self._checked))
+        if not new:
+            return
+        chosen = _spread(requests)
+        expected = {name: self._models.plain(name, chosen) for name in new}
+        self._models.share_weights()
+        found: dict[str, dict[int, Answer]] = {name: {} for name in new}
+        for scored in self._models.score(new, chosen):
+            for name, answers in scored.items():
+                found[name] |= answers
+        differences = {name: _largest(found[name], expected[name]) for name in new}
+        for name, difference in differences.items():
+            if difference > self._tolerance:
+                self._models.put_weights_back()
+                self._fall_back(name, difference, len(chosen))
+                return
+            self._memo.put_check(self._model(name), len(chosen), difference)
+        self._checked |= names
+
+    def _fall_back(self, name: str, difference: float, requests: int) -> None:
+        self.fallback = (
+            f"log-likelihoods of the {name} model differed by {difference:.2g} nats from lm-eval's own in {requests}"
+            f" requests, with {self._tolerance:g} allowed"
+        )
+        self._reporter.warn(f"The shared evaluation is not used: {self.fallback}.")
+
+    # ---- lm-eval's own backend ---------------------------------------------------------------------------------
+
+    def _answer_plainly(self, name: str, unique: Mapping[bytes, Request]) -> None:
+        missing = sorted(self._missing(name, unique), key=lambda key: (-len(unique[key].tokens), key))
+        if not missing:
+            return
+        with self._reporter.progress(f"Benchmarks, {name}", total=len(missing), unit="requests") as advance:
+            for start in range(0, len(missing), PIECE):
+                keys = missing[start : start + PIECE]
+                answers = self._models.plain(name, [unique[key] for key in keys])
+                self._memo.put_answers(self._model(name), dict(zip(keys, answers, strict=True)))
+                advance(len(keys))
+
+    # ---- texts -------------------------------------------------------------------------------------------------
+
+    def texts(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes after each prompt; texts that are drawn at random are never remembered.
+
+        Raises:
+            EvaluationError: the model has no positions for what is asked, or not even one text fits into memory.
+        """
+        if any(map(self.language_models[name].is_random, prompts)):
+            return self._models.write(name, prompts)
+        keys = [_prompt_key(prompt) for prompt in prompts]
+        unique = dict(zip(keys, prompts, strict=True))
+        known = self._memo.texts(self._model(name), list(unique))
+        if missing := {key: prompt for key, prompt in unique.items() if key not in known}:
+            for piece, texts in self._pieces(name, missing):
+                self._memo.put_texts(self._model(name), dict(zip(piece, texts, strict=True)))
+                known |= dict(zip(piece, texts, strict=True))
+        return [known[key] for key in keys]
+
+    def _pieces(self, name: str, prompts: Mapping[bytes, Prompt]) -> Iterator[tuple[list[bytes], list[str]]]:
+        """Continue prompts batch by batch, those of one length together and the longest first."""
+        lengths = {key: len(self.language_models[name].tok_encode(text)) for key, (text, _) in prompts.items()}
+        order = sorted(prompts, key=lambda key: (json.dumps(prompts[key][1], sort_keys=True), -lengths[key], key))
+        with self._reporter.progress(f"Answers in words, {name}", total=len(order), unit="requests") as advance:
+            for start in range(0, len(order), TEXTS_AT_ONCE):
+                piece = order[start : start + TEXTS_AT_ONCE]
+                yield piece, self._models.write(name, [prompts[key] for key in piece])
+                advance(len(piece))
+
+
+def _spread(requests: Sequence[Request]) -> list[Request]:
+    """Choose a few requests from all over: pairs of neighbours in the order of their tokens."""
+    order = sorted(requests, key=lambda request: request.tokens)
+    pairs = max(1, min(CHECKED_PAIRS, len(order) // (2 * CHECKED_SHARE)))
+    starts = [len(order) * (2 * number + 1) // (2 * pairs) for number in range(pairs)]
+    return [order[place] for place in sorted({p for s in starts for p in (s, max(0, s - 1))})]
+
+
+def _largest(found: Mapping[int, Answer], expected: Sequence[Answer]) -> float:
+    return max(abs(found[n].log_likelihood - answer.log_likelihood) for n, answer in enumerate(expected))
+
+
+def _prompt_key(prompt: Prompt) -> bytes:
+    return hashlib.sha256(json.dumps([prompt[0], prompt[1]], sort_keys=True).encode()).digest()

@@ -1,0 +1,153 @@
+"""Several processes that answer together, as `torchrun` and `accelerate launch` start them.
+
+The first process runs lm-eval and decides what is computed.  It tells the others, each computes its share of the same
+batches, and the first one gathers the answers: so the numbers are those of a single process, whatever their number.
+Only ids, texts and numbers go from one process to the other, over gloo, which is there on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from hubprune.evaluation.computing import Models, Names
+from hubprune.evaluation.language_model import Prompt
+from hubprune.evaluation.packing import Answer, Request
+from hubprune.evaluation.scorer import Scored
+from hubprune.processes import rank, world_size
+
+__all__ = ["Team", "assemble", "dismiss", "follow"]
+
+PATIENCE = timedelta(weeks=4)
+"""How long followers wait, for instance while the first process scores, prunes and verifies."""
+Build = Callable[..., Models]
+
+
+def assemble(build: Build, *arguments: Any, here: Models | None = None) -> Models | Team:
+    """Build models in this process, and the same ones in all others of the run.
+
+    Args:
+        build: a function of a module, since the others find it by its name.
+        arguments: what it is called with, the same everywhere.
+        here: what it would build in this process, where that is there already.
+    """
+    if world_size() == 1:
+        return here or build(*arguments)
+    _tell((build, arguments))
+    return Team(here or build(*arguments))
+
+
+def follow() -> None:
+    """Compute what the first process tells, until it says that it is done."""
+    while (order := _hear()) is not None:
+        build, arguments = order
+        _serve(build(*arguments))
+
+
+def dismiss() -> None:
+    """Tell the others that the run is over."""
+    if world_size() > 1:
+        _tell(None)
+        dist.destroy_process_group()
+
+
+class Team:
+    """The models of this process, which leads, and the same ones in the others."""
+
+    def __init__(self, own: Models) -> None:
+        self._own = own
+        self.variants, self.language_models = own.variants, own.language_models
+        self.size = world_size()
+
+    def score(self, names: Names, requests: Sequence[Request]) -> Iterator[Scored]:
+        """Yield the answers of some variants to all requests, as many batches at a time as there are processes."""
+        _tell(("score", names, tuple(requests)))
+        for answers in _rounds(self._own, names, requests):
+            yield from (scored for scored in answers or () if scored)
+
+    def plain(self, name: str, requests: Sequence[Request]) -> list[Answer]:
+        """Return a variant's answers as lm-eval's own backend computes them, each process a part of them."""
+        return self._divided("plain", name, requests)
+
+    def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes after each prompt, each process a part of them."""
+        return self._divided("write", name, prompts)
+
+    def _divided(self, what: str, name: str, items: Sequence[Any]) -> list[Any]:
+        _tell((what, name, tuple(items)))
+        parts = _gather(_part(self._own, what, name, items)) or []
+        found = [None] * len(items)
+        for number, part in enumerate(parts):
+            found[number :: self.size] = part
+        return found
+
+    def share_weights(self) -> None:
+        """Let the variants use one another's equal weights, everywhere."""
+        _tell(("share_weights",))
+        self._own.share_weights()
+
+    def put_weights_back(self) -> None:
+        """Undo that."""
+        _tell(("put_weights_back",))
+        self._own.put_weights_back()
+
+    def close(self) -> None:
+        """Let the others go on to what comes after these models."""
+        _tell(None)
+
+
+def _serve(own: Models) -> None:
+    """Follow one team until it is closed."""
+    while (order := _hear()) is not None:
+        what, *arguments = order
+        if what == "score":
+            for _ in _rounds(own, *arguments):
+                pass
+        elif what in ("plain", "write"):
+            _gather(_part(own, what, *arguments))
+        else:
+            getattr(own, what)()
+
+
+def _rounds(own: Models, names: Names, requests: Sequence[Request]) -> Iterator[list[Any] | None]:
+    """Answer every `world_size`-th batch, and gather what the others answered in the same round."""
+    batches = own.plan(names, requests)
+    for start in range(0, len(batches), world_size()):
+        mine = batches[start + rank() : start + rank() + 1]
+        yield _gather(own.answer(names, mine[0], requests) if mine else None)
+
+
+def _part(own: Models, what: str, name: str, items: Sequence[Any]) -> list[Any]:
+    mine = items[rank() :: world_size()]
+    found: list[Any] = getattr(own, what)(name, mine) if mine else []
+    return found
+
+
+# ---- messages ----------------------------------------------------------------------------------------------------
+
+
+def _join() -> None:
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+
+
+def _tell(order: Any) -> None:
+    _join()
+    dist.broadcast_object_list([order], src=0)
+
+
+def _hear() -> Any:
+    _join()
+    box = [None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _gather(mine: Any) -> list[Any] | None:
+    """Return what each process has, in the first one; None in the others."""
+    found: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(mine, found, dst=0)
+    return found
