@@ -172,7 +172,7 @@ class _Measured:
 
 
 def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    from hubprune.evaluation.models import free_bytes
+    from hubprune.evaluation.placement import free_bytes
 
     needed, free = sum(folder.weight_bytes for folder in folders.values()), free_bytes(plan.device)
     if needed < free * MEMORY_SHARE:
@@ -199,6 +199,7 @@ def _measure_together(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Mem
 
 def _ask(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
     from hubprune.evaluation import team
+    from hubprune.evaluation.placement import placed_on
 
     models = team.assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)
     identities = {name: folder.identity or name for name, folder in folders.items()}
@@ -208,7 +209,7 @@ def _ask(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measur
     models.close()
     model = next(iter(models.variants.values())).model
     dtype = str(model.dtype).removeprefix("torch.")
-    return _Measured(results, str(model.device), dtype, panel.fallback, panel.self_check)
+    return _Measured(results, placed_on(model), dtype, panel.fallback, panel.self_check)
 
 
 def load_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, batch_size: int | None) -> Models:

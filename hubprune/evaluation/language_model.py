@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -15,6 +16,7 @@ from hubprune.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Variant
 from hubprune.evaluation.libraries import log_level
 from hubprune.evaluation.packing import Answer, Request
+from hubprune.evaluation.placement import input_device
 
 __all__ = ["PLAIN_ROWS", "PanelLM", "Prompt"]
 
@@ -57,6 +59,8 @@ class PanelLM(HFLM):
                 softmax_dtype="float32",
             )
         self._variant = variant
+        # lm-eval takes the device of the first weight, which may be on disk.
+        self._device = torch.device(input_device(variant.model))
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +13,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hubprune.devices import resolve_device
 from hubprune.errors import EvaluationError
-from hubprune.memory import available_bytes
+from hubprune.evaluation.placement import input_device, placed_on, placement
 
 __all__ = [
     "LoadedModel",
-    "free_bytes",
     "is_memory_error",
     "load_model",
     "memory_errors",
@@ -36,9 +35,11 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     device: str
-    """Where the weights are: `cpu`, `cuda:0`, ..."""
+    """What token ids go to: `cpu`, `cuda:0`, ..."""
     dtype: str
     """dtype of the weights by its short name: `bfloat16`."""
+    placed_on: str
+    """Where the weights are: the same device, or `cuda:0, cpu and disk` where they do not fit there."""
 
     @property
     def max_positions(self) -> int | None:
@@ -50,25 +51,29 @@ class LoadedModel:
 def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool) -> LoadedModel:
     """Load the causal language model and the tokenizer of a folder.
 
-    `device` is `auto` or a torch device; `dtype` is `auto` for the checkpoint's own, or a torch dtype by name.
-    `trust_remote_code` runs the modeling file in the folder: for folders that this package wrote.  Code that comes with
-    a tokenizer is never run, since a pruned folder has its tokenizer files from the base, and neither are pickles read.
+    `device` is a torch device, or `auto` for the first one, and for others as well where the model is larger; `dtype`
+    is `auto` for the checkpoint's own, or a torch dtype by name.  `trust_remote_code` runs the modeling file in the
+    folder: for folders that this package wrote.  Code that comes with a tokenizer is never run, since a pruned folder
+    has its tokenizer files from the base, and neither are pickles read.
 
     Raises:
         EvaluationError: the device's memory is too small.
         RecipeError: this machine has no such device.
     """
+    offload = tempfile.TemporaryDirectory(prefix="hubprune-offload-")
     with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."):
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            device_map={"": resolve_device(device)},
+            **placement(folder, device=device, dtype=dtype, offload_folder=offload.name),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         ).eval()
+    model.offload_folder = offload  # deleted with the model, which may read its weights from there
     # With the config at hand, it does not look for one whose code it may not run, and complain.
     tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
-    return LoadedModel(model, tokenizer, str(model.device), str(model.dtype).removeprefix("torch."))
+    dtype_name = str(model.dtype).removeprefix("torch.")
+    return LoadedModel(model, tokenizer, input_device(model), dtype_name, placed_on(model))
 
 
 @contextmanager
@@ -85,16 +90,6 @@ def memory_errors(when: str, *, hint: str) -> Iterator[None]:
 def is_memory_error(error: RuntimeError) -> bool:
     """Tell whether an error of torch says that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
-
-
-def free_bytes(device: str) -> int:
-    """Return the memory that a device has free; `auto` may be one.
-
-    Raises:
-        RecipeError: this machine has no such device.
-    """
-    place = resolve_device(device)
-    return int(torch.cuda.mem_get_info(place)[0]) if place.startswith("cuda") else available_bytes()
 
 
 def release_memory() -> None:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from hubprune.errors import EvaluationError
-from hubprune.evaluation import computing, harness, models, sharing
+from hubprune.evaluation import computing, harness, placement, sharing
 from hubprune.evaluation.memo import Memo
 from hubprune.evaluation.scorer import Scorer
 from hubprune.recipe import EvaluationSpec
@@ -36,12 +36,21 @@ def all_tasks(task_folder, write_task):
 def evaluate(base_folder, pruned_folder, all_tasks, reporter, tmp_path):
     """Run benchmarks; return the comparison and what every document got."""
 
-    def run(*, tasks=TASKS, memo=None, samples="samples", identities=("base", "pruned"), pruned=pruned_folder, **spec):
+    def run(
+        *,
+        tasks=TASKS,
+        memo=None,
+        samples="samples",
+        identities=("base", "pruned"),
+        pruned=pruned_folder,
+        device="cpu",
+        **spec,
+    ):
         found = harness.run(
             harness.ModelFolder(base_folder, identity=identities[0]),
             harness.ModelFolder(pruned, own_code=True, identity=identities[1]),
             spec=EvaluationSpec(tasks=tasks, include_path=str(all_tasks), **spec),
-            seed=0, device="cpu", dtype=spec.pop("dtype", "auto"), reporter=reporter, memo=memo,
+            seed=0, device=device, dtype="auto", reporter=reporter, memo=memo,
             samples_folder=tmp_path / samples,
         )  # fmt: skip
         return found, rows_below(tmp_path / samples)
@@ -142,11 +151,21 @@ def test_a_model_that_cannot_be_run_layer_by_layer_is_left_to_lm_eval(evaluate, 
 
 def test_models_that_do_not_fit_together_are_measured_one_after_the_other(evaluate, monkeypatch, reporter):
     together, ours = evaluate(samples="together")
-    monkeypatch.setattr(models, "free_bytes", lambda device: 200_000)
+    monkeypatch.setattr(placement, "free_bytes", lambda device: 200_000)
     apart, theirs = evaluate(samples="apart")
     assert any("one after the other is loaded" in note for note in reporter.notes)
     assert_equal_rows(ours, theirs)
     assert (apart.backend, apart.self_check.requests) == ("shared", together.self_check.requests)
+
+
+def test_a_model_larger_than_memory_is_spread_and_measured_by_lm_eval(evaluate, monkeypatch):
+    whole, theirs = evaluate(samples="whole", backend="hf")
+    monkeypatch.setattr(placement, "available_bytes", lambda: 150_000)
+    spread, ours = evaluate(samples="spread", device="auto")
+    assert spread.device == "cpu and disk"
+    assert (spread.backend, whole.device) == ("hf", "cpu")
+    assert spread.fallback == "the base model cannot be run layer by layer: it is spread over several devices"
+    assert_equal_rows(ours, theirs)
 
 
 def test_a_text_longer_than_the_model_is_refused(evaluate, all_tasks, write_task):
