@@ -277,8 +277,8 @@ def _row(measured: SpeedMeasured, benchmarks: BenchmarkChange | None) -> SpeedRo
 def _control_notes(measured: Sequence[SpeedMeasured]) -> Iterator[str]:
     if failed := sum(row.verdict == "control failed" for row in measured):
         yield (
-            f"In {failed} of {len(measured)} measures the base differs from itself, as 1 in 20 does by chance: nothing "
-            "is said of these. Leave the machine alone, or pass more --rounds."
+            f"In {failed} of {len(measured)} measures the base differs from itself, as about 1 in 16 does by chance: "
+            "nothing is said of these. Leave the machine alone, or pass more --rounds."
         )
 
 

@@ -76,8 +76,8 @@ def noisy(center, *, count, seed):
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    held = [bootstrap(noisy(1.0, count=20, seed=n), seed=n).holds_one for n in range(100)]
-    assert 0.90 <= sum(held) / len(held) <= 0.99
+    held = [bootstrap(noisy(1.0, count=20, seed=n), seed=1000 + n).holds_one for n in range(200)]
+    assert 0.90 <= sum(held) / len(held) <= 0.98
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=40), st.floats(0.5, 2))
