@@ -39,7 +39,12 @@ PICTURES = {
     "many methods": lambda: plots.curve(
         {f"{LONG} {n}": [(0, n), (1, n + 1)] for n in range(9)}, baseline=1, ylabel="perplexity", title=LONG * 3
     ),
-    "speed": lambda: plots.speed_curve(SERIES, sdr=SERIES, title="Speed"),
+    "small perplexities": lambda: plots.curve(
+        {"MLP Drop": [(0, 12.7), (2, 13.1), (4, 31.0)]}, baseline=12.7, ylabel="perplexity", title="P", scale="log"
+    ),
+    "speed": lambda: plots.speed_curve(
+        SERIES, intervals={label: [(20.0, 80.0)] * 3 for label in SERIES}, sdr=SERIES, title="Speed"
+    ),
     "speed alone": lambda: plots.speed_curve(SERIES, title="Speed"),
     "order": order,
     "heat map": lambda: plots.heat_map(
@@ -154,6 +159,30 @@ def test_a_curve_goes_through_its_points_with_the_base_as_a_level_line():
     drawn = [list(zip(*map(list, line.get_data()), strict=True)) for line in axes.lines]
     assert drawn[:2] == [list(points) for points in SERIES.values()]
     assert set(axes.lines[2].get_ydata()) == {70.2}
+
+
+@pytest.mark.parametrize("top", [1.0005, 1.1, 1.9, 4.0, 12.0, 70.0, 900.0, 2e6])
+@pytest.mark.parametrize("base", [1.01, 1.77, 12.7, 340.0])
+def test_an_axis_of_perplexities_has_numbers_of_its_own_whatever_its_range(base, top):
+    values = [(0, base), (1, base), (2, base * top)]
+    figure = plots.curve({"x": values}, baseline=base, ylabel="perplexity", title="t", scale="log")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    low, high = axes.get_ylim()
+    ticks = zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+    shown = {place: label.get_text() for label, place in ticks if low <= place <= high}
+    assert len(set(shown.values())) == len(shown) >= 2
+    assert all(float(text.replace(",", "")) == pytest.approx(place) for place, text in shown.items())
+
+
+def test_speed_has_its_intervals_and_sdr_a_gap_where_there_is_none():
+    ends = [(-3.0, 4.0), (5.0, 9.0), (8.0, 20.0)]
+    points = [(1, 0.5), (2, 7.0), (3, 12.0)]
+    figure = plots.speed_curve({"x": points}, intervals={"x": ends}, sdr={"x": [(1, 0.1), (3, 0.4)]}, title="t")
+    speed, sdr = figure.axes
+    whiskers = [tuple(line.get_ydata()) for line in speed.lines if list(line.get_xdata()) != [1, 2, 3]]
+    assert whiskers == ends
+    assert [str(value) for value in sdr.lines[0].get_ydata()] == ["0.1", "nan", "0.4"]
 
 
 def test_the_steps_of_a_joint_drop_are_told_by_their_markers():
