@@ -24,7 +24,10 @@ LAYERS = {
         "requests", "stages", "strict_json", "templates",
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
-    3: {"run", "pipeline", "checkup", "comparison", "demonstration", "studies", "summary", "exporting", "sweep"},
+    3: {
+        "run", "pipeline", "checkup", "comparison", "demonstration", "pictures", "studies", "summary", "exporting",
+        "sweep",
+    },
     4: {"cli", "options", "sweep_options", "variants", "__main__", "__init__"},
 }  # fmt: skip
 ROOMS = LAYERS[2]

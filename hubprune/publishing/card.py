@@ -49,6 +49,7 @@ def build_context(
     seconds: Mapping[str, float],
     repo_id: str,
     endpoint: str = DEFAULT_ENDPOINT,
+    picture: str | None = None,
 ) -> CardContext:
     """Build the one object that a card is rendered from.
 
@@ -65,6 +66,7 @@ def build_context(
         seconds: wall-clock seconds per stage.
         repo_id: where the result goes.
         endpoint: of the Hub that the base is on.
+        picture: path of a picture of the scores among the published files; None where there is none.
     """
     name = repo_id.rsplit("/", 1)[-1]
     usage = overview.usage(
@@ -82,7 +84,9 @@ def build_context(
         attribution=attribution_line(base.card),
         glance=overview.glance(plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks),
         usage=usage,
-        removal=removed.removal(plan, scores=scores, verification=verification, by_hand=tuple(recipe.drop.by_hand)),
+        removal=removed.removal(
+            plan, scores=scores, verification=verification, by_hand=tuple(recipe.drop.by_hand), picture=picture
+        ),
         calibration=removed.calibration(scores),
         benchmarks=measured.benchmarks(benchmarks),
         free_text=measured.free_text(generation),

@@ -52,7 +52,8 @@ PICTURES = {
     ),
     "one revision": lambda: plots.heat_map({"attention": [[0.1, 0.2]]}, labels=["main"], title="Heat"),
     "importance": lambda: plots.importance(
-        PANELS, dropped={"attention": [4, 5], "MLP": []}, errors={"MLP": [0.01] * LAYERS}, title="Importance"
+        PANELS, dropped={"attention": [4, 5], "MLP": []}, absent={"MLP": [7]}, errors={"MLP": [0.01] * LAYERS},
+        title="Importance",
     ),
     "nothing dropped": lambda: plots.importance({"attention": SCORES}, title="Importance"),
     "calibration": lambda: plots.side_by_side({"cosmopedia": PANELS, LONG: PANELS, "c4": PANELS}, title="Mixes"),
@@ -218,6 +219,14 @@ def test_dropped_layers_differ_from_kept_ones_by_hatch_too():
     axes = plots.importance({"attention": SCORES}, dropped={"attention": [4, 5]}, title="t").axes[0]
     hatched = [round(bar.get_x() + bar.get_width() / 2) for bar in axes.patches if bar.get_hatch()]
     assert hatched == [4, 5]
+
+
+def test_what_a_base_lacks_already_is_no_kept_layer_of_no_importance():
+    figure = plots.importance(
+        {"attention": [0.3, 0.0, 0.1]}, dropped={"attention": [2]}, absent={"attention": [1]}, title="t"
+    )
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "x"] == [[1]]
+    assert "not in the base" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_a_layer_that_towers_over_the_others_is_cut_off_and_told():
