@@ -158,6 +158,7 @@ def _agreement(
     drawn: list[Artist] = []
     for number, points in enumerate(agreement.values(), start=len(counts)):
         drawn += axes.plot([count for count, _ in points], [rho for _, rho in points], **look(number))
+    axes.set_ylim(top=1 + 0.05 * (1 - axes.get_ylim()[0]))  # no rho is above 1
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.xaxis.set_minor_locator(NullLocator())
