@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubprune import pictures
 from hubprune.artifacts import (
     BenchmarkComparison,
     DropPlan,
@@ -23,7 +24,7 @@ from hubprune.artifacts import (
     RepoFile,
 )
 from hubprune.console import Reporter, size
-from hubprune.errors import VerificationError
+from hubprune.errors import MissingDependencyError, VerificationError
 from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.memory import available_bytes
 from hubprune.pruning import verify
@@ -235,7 +236,7 @@ def _warn_of_memory(run: Run) -> None:
 
 
 def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> tuple[RepoFile, ...]:
-    """Add to a checkpoint what makes it a repo: tasks, notice, card, recipe and manifest; return all files."""
+    """Add to a checkpoint what makes it a repo: tasks, notice, picture, card, recipe, manifest; return all files."""
     for name, text in run.task_texts.items():
         (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tasks" / name, scrub(text))
@@ -254,10 +255,22 @@ def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> 
         seconds=report.seconds,
         repo_id=repo_id,
         endpoint=run.session.endpoint,
+        picture=_picture(run, folder, report),
     )
     write_atomically(folder / manifest.CARD, card.render(context))
     manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
     return manifest.write_manifest(folder, report=report, template_hash=card.template_hash())
+
+
+def _picture(run: Run, folder: Path, report: PublishReport) -> str | None:
+    """Draw the scores for the card; without matplotlib a card has their table alone."""
+    if report.scores is None:
+        return None
+    try:
+        return pictures.draw_for_card(report.scores, report.plan, folder, base=report.base.name)
+    except MissingDependencyError as error:
+        run.reporter.warn(f"The card gets no picture of the scores: {error.message} {error.hint or ''}")
+        return None
 
 
 def _send(run: Run, release: Release, options: PublishOptions) -> PublishReport:

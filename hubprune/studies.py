@@ -15,8 +15,6 @@ from hubprune import plots
 from hubprune.artifacts import (
     CalibrationRecord,
     DocumentScores,
-    DropPlan,
-    ImportanceScores,
     LayerScores,
     ScoreKind,
     ScoreStudy,
@@ -25,13 +23,13 @@ from hubprune.artifacts import (
 )
 from hubprune.errors import BaseNotFoundError, PlanError, RecipeError
 from hubprune.files import make_writable
+from hubprune.pictures import NAMES, draw_scores, measure_name, panels
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.agreement import agreements
 from hubprune.requests import count_of
 from hubprune.run import Run, check_data, make_plan, score
 from hubprune.summary import scores_table, table
 
-NAMES: dict[ScoreKind, str] = {"attn": "attention", "mlp": "MLP", "block": "block"}
 VARIES: dict[StudyKind, str] = {
     "revisions": "revision of the base", "calibration": "calibration mix", "samples": "number of samples",
 }  # fmt: skip
@@ -304,43 +302,18 @@ def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
     Returns:
         Paths of the PNG and of the SVG.
     """
-    measure, panels = _measure(study.metric), [_panels(entry.mean) for entry in study.entries]
+    measure, drawn = measure_name(study.metric), [panels(entry.mean) for entry in study.entries]
     title = f"Importance of {study.base} by {VARIES[study.kind]}"
     labels = [entry.label for entry in study.entries]
     if study.kind == "revisions":
-        rows = {name: [panel[name] for panel in panels] for name in NAMES.values()}
+        rows = {name: [panel[name] for panel in drawn] for name in NAMES.values()}
         figure = plots.heat_map(rows, labels=labels, title=title, measure=measure)
     elif study.kind == "calibration":
-        figure = plots.side_by_side(dict(zip(labels, panels, strict=True)), title=title, measure=measure)
+        figure = plots.side_by_side(dict(zip(labels, drawn, strict=True)), title=title, measure=measure)
     else:
-        series = {int(label): panel for label, panel in zip(labels, panels, strict=True)}
+        series = {int(label): panel for label, panel in zip(labels, drawn, strict=True)}
         figure = plots.stability(series, agreement=_lines(study), title=title, measure=measure)
     return plots.save(figure, folder, f"importance-by-{study.kind}")
-
-
-def draw_scores(scores: LayerScores, plan: DropPlan, folder: Path, *, base: str) -> tuple[Path, Path]:
-    """Draw the scores of one pass, with what a plan drops.
-
-    Returns:
-        Paths of the PNG and of the SVG.
-    """
-    record = scores.calibration
-    figure = plots.importance(
-        _panels(scores.mean),
-        errors=_panels(scores.standard_error),
-        dropped={NAMES[kind]: plan.layers(kind) for kind in ("attn", "mlp")} | {"block": plan.removed_layers},
-        title=f"Importance of {base} on {record.documents} {record.unit} of {record.mix}",
-        measure=_measure(scores.metric),
-    )
-    return plots.save(figure, folder, "importance")
-
-
-def _panels(scores: ImportanceScores) -> dict[str, tuple[float, ...]]:
-    return {name: getattr(scores, kind) for kind, name in NAMES.items()}
-
-
-def _measure(metric: str) -> str:
-    return "importance S" if metric == "cosine" else metric
 
 
 def _lines(study: ScoreStudy) -> dict[str, list[tuple[int, float]]]:

@@ -25,8 +25,8 @@ LAYERS = {
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {
-        "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "studies", "summary", "exporting",
-        "sweep", "timing",
+        "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures", "studies", "summary",
+        "exporting", "sweep", "timing",
     },
     4: {"cli", "options", "speed_options", "sweep_options", "terminal", "variants", "__main__", "__init__"},
 }  # fmt: skip

@@ -8,9 +8,10 @@ anything alone: lines differ in markers and dashes too, cells in hatches.  Same 
 from hubprune.plots.curves import Step, curve, speed_curve
 from hubprune.plots.grids import CellState, dropping_order, heat_map
 from hubprune.plots.scores import importance, side_by_side, stability
-from hubprune.plots.style import require_matplotlib, save
+from hubprune.plots.style import MEASURE, require_matplotlib, save, save_png
 
 __all__ = [
+    "MEASURE",
     "CellState",
     "Step",
     "curve",
@@ -19,6 +20,7 @@ __all__ = [
     "importance",
     "require_matplotlib",
     "save",
+    "save_png",
     "side_by_side",
     "speed_curve",
     "stability",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -85,6 +86,7 @@ def curve(
 def speed_curve(
     series: Mapping[str, Points],
     *,
+    intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     sdr: Mapping[str, Points] | None = None,
     title: str,
     ylabel: str = "speed-up of decoding (%)",
@@ -94,25 +96,47 @@ def speed_curve(
 
     Args:
         series: label -> (drops, speed-up in percent).
-        sdr: label -> (drops, SDR): points of mean accuracy lost per percent of speed-up; the lower the better.
+        intervals: label -> low and high end of every point's 95 % interval, in percent.
+        sdr: label -> (drops, SDR): points of mean accuracy lost per percent of speed-up; the lower the better.  Where
+            a point has none, its line is broken.
         title: of the picture.
         ylabel: of the speed.
         xlabel: what is counted.
     """
-    labels = [shown(label) for label in series]
+    labels = [shown(label) for label in (*series, *(["95 % interval"] if intervals else []))]
     figure = new_figure(title, height=HEIGHT * (1.5 if sdr else 1) + legend_height(labels))
     rows = figure.subplots(2 if sdr else 1, 1, sharex=True, squeeze=False)[:, 0]
     drawn = [_line(rows[0], points, number=i) for i, points in enumerate(series.values())]
-    numbers = {label: i for i, label in enumerate(series)}
-    for label, points in (sdr or {}).items():
-        _line(rows[-1], points, number=numbers[label])
+    for i, (label, points) in enumerate(series.items()):
+        if intervals:
+            _whiskers(rows[0], points, intervals[label], number=i)
+        if sdr and label in sdr:
+            _line(rows[-1], _with_gaps(sdr[label], points), number=i)
     rows[0].set(ylabel=ylabel)
     if sdr:
         rows[-1].set(ylabel="SDR (points per %)")
     rows[-1].set(xlabel=xlabel)
     whole_numbers(rows[-1])
-    add_legend(figure, list(zip(drawn, labels, strict=True)))
+    add_legend(figure, list(zip([*drawn, *([_key_of_whiskers()] if intervals else [])], labels, strict=True)))
     return figure
+
+
+def _whiskers(axes: Axes, points: Points, ends: Sequence[tuple[float, float]], *, number: int) -> None:
+    colour = look(number)["color"]
+    for (drops, _), (low, high) in zip(points, ends, strict=True):
+        axes.plot([drops, drops], [low, high], "_-", color=colour, linewidth=1, markersize=6, zorder=1.8)
+
+
+def _key_of_whiskers() -> Artist:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=COLOURS[4], marker="|", markersize=12, linestyle="none")
+
+
+def _with_gaps(points: Points, whole: Points) -> Points:
+    """Return a line's points with nothing where it has none, so that it does not run on over them."""
+    known = dict(points)
+    return [(drops, known.get(drops, math.nan)) for drops, _ in whole]
 
 
 def _line(axes: Axes, points: Points, *, number: int, kinds: Sequence[Step] | None = None) -> Artist:
@@ -144,9 +168,17 @@ def _key_of(kind: Step) -> Artist:
 
 
 def _scale(axes: Axes, scale: Literal["linear", "log"]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     axes.set_yscale(scale)
-    if scale == "log":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    if scale == "linear":
+        return
+    low, high = axes.get_ylim()
+    # Powers of ten alone would leave an axis without a number where all values lie between two of them.
+    if high < 8 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.yaxis.set_minor_locator(NullLocator())
+    elif high < 1000 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -10,6 +10,7 @@ from hubprune.plots.style import (
     INK,
     MEASURE,
     PANEL,
+    QUIET,
     add_legend,
     legend_height,
     look,
@@ -35,6 +36,7 @@ def importance(
     panels: Panels,
     *,
     dropped: Mapping[str, Sequence[int]] | None = None,
+    absent: Mapping[str, Sequence[int]] | None = None,
     errors: Panels | None = None,
     title: str,
     measure: str = MEASURE,
@@ -44,6 +46,7 @@ def importance(
     Args:
         panels: kind -> one score per layer.
         dropped: kind -> layers that go.
+        absent: kind -> layers that lack it already; a cross stands for their score, which says nothing.
         errors: kind -> one standard error per layer, drawn as a whisker of two of them to each side.
         title: of the picture.
         measure: name of the scores.
@@ -53,12 +56,16 @@ def importance(
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (kind, scores) in zip(rows, panels.items(), strict=True):
         _bars(axes, scores, gone[kind])
+        if lacking := (absent or {}).get(kind):
+            axes.plot(lacking, [0.0] * len(lacking), "x", color=QUIET, markersize=7, clip_on=False, zorder=5)
         whiskers = [2 * error for error in (errors or {}).get(kind, ())]
         if whiskers:
             axes.errorbar(range(len(scores)), scores, yerr=whiskers, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
         _finish_panel(axes, kind, [scores], measure)
     _finish_axis(rows[-1])
-    add_legend(figure, _bar_entries(any(gone.values()), whiskers=errors is not None))
+    add_legend(
+        figure, _bar_entries(gone=any(gone.values()), absent=any((absent or {}).values()), whiskers=errors is not None)
+    )
     return figure
 
 
@@ -74,13 +81,15 @@ def _bars(axes: Axes, scores: Sequence[float], gone: set[int]) -> None:
     axes.plot(marked, [0.0] * len(marked), "v", color=COLOURS[1], markersize=6, clip_on=False, zorder=5)
 
 
-def _bar_entries(any_gone: bool, *, whiskers: bool) -> list[tuple[Artist, str]]:  # noqa: FBT001
+def _bar_entries(*, gone: bool, absent: bool, whiskers: bool) -> list[tuple[Artist, str]]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     entries: list[tuple[Artist, str]] = [(Patch(facecolor=COLOURS[0]), "kept")]
-    if any_gone:
+    if gone:
         entries.append((Patch(facecolor=COLOURS[1], hatch="////", edgecolor=PANEL, linewidth=0), "dropped"))
+    if absent:
+        entries.append((Line2D([], [], color=QUIET, marker="x", markersize=7, linestyle="none"), "not in the base"))
     if whiskers:
         entries.append((Line2D([], [], color=INK, marker="|", markersize=9, linestyle="none"), "± 2 standard errors"))
     return entries
@@ -149,6 +158,7 @@ def _agreement(
     drawn: list[Artist] = []
     for number, points in enumerate(agreement.values(), start=len(counts)):
         drawn += axes.plot([count for count, _ in points], [rho for _, rho in points], **look(number))
+    axes.set_ylim(top=1 + 0.05 * (1 - axes.get_ylim()[0]))  # no rho is above 1
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -175,10 +175,15 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
         Paths of the PNG and of the SVG.  Their bytes depend on the figure and on the version of matplotlib alone.
     """
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    _lay_out(figure)
-    write_atomically(png, _rendered(figure, "png", {"Software": None}))
+    save_png(figure, png)
     write_atomically(svg, _rendered(figure, "svg", {"Date": None, "Creator": None, "Title": _title(figure)}))
     return png, svg
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG alone, for a page that shows nothing else."""
+    _lay_out(figure)
+    write_atomically(path, _rendered(figure, "png", {"Software": None}))
 
 
 def _title(figure: Figure) -> str:

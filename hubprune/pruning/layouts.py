@@ -88,10 +88,12 @@ def require_every_kind(plan: DropPlan, config: Mapping[str, Any]) -> None:
     for kind in sorted(set(kinds)):
         layers = [layer for layer in plan.published_numbers if kinds[layer] == kind]
         if layers and gone.issuperset(layers):
+            last = layers[-1]
+            by_hand = plan.selected_by == "hand"
             raise PlanError(
                 f"No attention of the kind {kind} would be left: of the layers that stay, "
                 f"{', '.join(map(str, layers))} have one.",
-                hint=f"Keep one of them: --protect {layers[-1]}.",
+                hint=f"Leave {last} out of --drop-attn." if by_hand else f"Keep one of them: --protect {last}.",
             )
 
 

@@ -145,9 +145,9 @@ def check_request(drop: DropSpec, shape: Shape) -> None:
                 f"{HAND[kind]} names layer {again[0]}, whose {OWN[kind]} {shape.name} has lost already.",
                 hint=f"Layers without {OWN[kind]}: {', '.join(without)}.",
             )
-        _check_count(kind, len(layers), drop, shape)
+        _check_count(kind, len(layers), drop, shape, option=HAND[kind])
     for ranking, amount in drop.amounts.items():
-        _check_count(ranking, count_of(amount, of=shape.count(ranking)), drop, shape)
+        _check_count(ranking, count_of(amount, of=shape.count(ranking)), drop, shape, option=OPTIONS[ranking])
 
 
 def _check_layers(option: str, layers: Sequence[int], shape: Shape) -> None:
@@ -158,7 +158,7 @@ def _check_layers(option: str, layers: Sequence[int], shape: Shape) -> None:
         )
 
 
-def _check_count(ranking: Ranking, count: int, drop: DropSpec, shape: Shape) -> None:
+def _check_count(ranking: Ranking, count: int, drop: DropSpec, shape: Shape, *, option: str) -> None:
     there, most = shape.count(ranking), len(droppable(_candidates(ranking, shape), drop, shape))
     if count <= most:
         return
@@ -167,9 +167,10 @@ def _check_count(ranking: Ranking, count: int, drop: DropSpec, shape: Shape) -> 
     total = f" with {there} sublayers" if ranking == "joint" else ""
     protected = f", {len(drop.protect)} of them protected" if drop.protect else ""
     reason = " One attention of each kind has to stay." if len(set(shape.attention_kinds)) > 1 else ""
+    fitting = f"Name {most} or fewer in {option}." if option in HAND.values() else f"Pass {option} {most} or less."
     raise PlanError(
         f"Cannot drop {count} {NOUNS[ranking]}: {shape.text}{total}{lost}{protected}.",
-        hint=(f"Pass {OPTIONS[ranking]} {most} or less." if most > 0 else "Nothing is left to drop.") + reason,
+        hint=(fitting if most > 0 else "Nothing is left to drop.") + reason,
     )
 
 

@@ -49,6 +49,7 @@ def build_context(
     seconds: Mapping[str, float],
     repo_id: str,
     endpoint: str = DEFAULT_ENDPOINT,
+    picture: str | None = None,
 ) -> CardContext:
     """Build the one object that a card is rendered from.
 
@@ -65,8 +66,10 @@ def build_context(
         seconds: wall-clock seconds per stage.
         repo_id: where the result goes.
         endpoint: of the Hub that the base is on.
+        picture: path of a picture of the scores among the published files; None where there is none.
     """
     name = repo_id.rsplit("/", 1)[-1]
+    public, named = public_recipe(recipe, base=base), tuple(recipe.drop.by_hand)
     usage = overview.usage(
         repo_id, plan=plan, checkpoint=checkpoint, verification=verification, generation=generation,
         tag=None if recipe.target.create_pr else checkpoint_tag(checkpoint),
@@ -82,14 +85,12 @@ def build_context(
         attribution=attribution_line(base.card),
         glance=overview.glance(plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks),
         usage=usage,
-        removal=removed.removal(plan, scores=scores, verification=verification, by_hand=tuple(recipe.drop.by_hand)),
+        removal=removed.removal(plan, scores=scores, verification=verification, by_hand=named, picture=picture),
         calibration=removed.calibration(scores),
         benchmarks=measured.benchmarks(benchmarks),
         free_text=free_text.section(generation),
         limits=measured.limits(plan, scores=scores, comparison=benchmarks, generation=generation),
-        reproduction=provenance.reproduction(
-            public_recipe(recipe, base=base), base=base, environment=environment, seconds=seconds
-        ),
+        reproduction=provenance.reproduction(public, base=base, environment=environment, seconds=seconds),
         licence=provenance.licence(base, plan=plan),
         citations=provenance.citations(base, plan=plan, has_benchmarks=benchmarks is not None, endpoint=endpoint),
         footer=f"Written by hubprune {environment.hubprune}, card template {template_hash()[:8]}.",

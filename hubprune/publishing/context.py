@@ -17,6 +17,7 @@ __all__ = [
     "Licence",
     "Link",
     "Pair",
+    "Picture",
     "Removal",
     "Reproduction",
     "Table",
@@ -87,6 +88,14 @@ class VerificationSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture among the published files, and what it shows in words."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Removal:
     """What was removed and why."""
 
@@ -94,6 +103,7 @@ class Removal:
     metric: str
     """What the scores are, as the recipe spells it."""
     scores: Table | None
+    picture: Picture | None
     score_notes: tuple[str, ...]
     verification: VerificationSummary
 

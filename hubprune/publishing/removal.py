@@ -16,7 +16,7 @@ from hubprune.artifacts import (
     SublayerKind,
     Verification,
 )
-from hubprune.publishing.context import Calibration, Removal, Table, VerificationSummary
+from hubprune.publishing.context import Calibration, Picture, Removal, Table, VerificationSummary
 from hubprune.publishing.numbers import NONE, count, listing, plain, with_error
 from hubprune.publishing.overview import NAMES
 from hubprune.publishing.privacy import public_name
@@ -41,6 +41,7 @@ def removal(
     scores: LayerScores | None,
     verification: Verification,
     by_hand: Collection[SublayerKind] = (),
+    picture: str | None = None,
 ) -> Removal:
     """Describe the plan, the full score table where there is one, and what verification saw.
 
@@ -49,14 +50,26 @@ def removal(
         scores: None where nothing was scored.
         verification: what a fresh process saw.
         by_hand: kinds of sublayers whose layers were named, beside others that were ranked.
+        picture: path of a picture of the scores among the published files.
     """
     return Removal(
         sentences=tuple(_sentences(plan, by_hand)),
         metric=scores.metric if scores else plan.metric,
         scores=_score_table(plan, scores=scores) if scores else None,
+        picture=_picture(plan, picture) if scores and picture else None,
         score_notes=tuple(_score_notes(plan, scores=scores)) if scores else (),
         verification=_verification(verification, plan=plan),
     )
+
+
+def _picture(plan: DropPlan, path: str) -> Picture:
+    gone = [
+        f"the {name} of layer{'s'[: len(layers) - 1]} {listing(layers)}"
+        for kind, name in NAMES
+        if (layers := plan.layers(kind))
+    ]
+    marked = f"; {' and '.join(gone)} marked as dropped" if gone else ""
+    return Picture(path=path, text=f"Bars of the scores of every layer's attention, MLP and whole block{marked}")
 
 
 def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> list[str]:

@@ -69,8 +69,19 @@ def _speed(report: SweepReport, folder: Path) -> Sequence[Path]:
     series = _series(report, lambda point: point.speed.speedup_percent if point.speed else None)
     if not series:
         return ()
-    sdr = _series(report, lambda point: point.sdr.value if point.sdr else None)
-    return save(speed_curve(series, sdr=sdr or None, title=f"{report.base}: speed of decoding"), folder, "speed")
+    intervals: dict[str, list[tuple[float, float]]] = {}
+    for point in report.points:
+        if point.speed:
+            ends = point.speed.ratio.low, point.speed.ratio.high
+            intervals.setdefault(NAMES[point.method], []).append((100 * (ends[0] - 1), 100 * (ends[1] - 1)))
+    figure = speed_curve(
+        series,
+        intervals=intervals,
+        sdr=_series(report, lambda point: point.sdr.value if point.sdr else None) or None,
+        title=f"{report.base}: speed of decoding",
+        xlabel="drops",
+    )
+    return save(figure, folder, "speed")
 
 
 def _order(report: SweepReport, method: Ranking, folder: Path) -> Sequence[Path]:

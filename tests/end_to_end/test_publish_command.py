@@ -47,6 +47,7 @@ def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publi
     assert info.sha == report["published"]["commit"]
     names = {s.rfilename for s in info.siblings}
     assert {"README.md", "LICENSE", "config.json", "hubprune.json", "recipe.yaml", "tasks/little.yaml"} <= names
+    assert "assets/importance.png" in names
     assert len(api.list_repo_commits(TARGET)) == 2  # the Hub's own first one, and ours
     assert [tag.target_commit for tag in api.list_repo_refs(TARGET).tags] == [info.sha]
     assert {p.relative_to(files / "kept").as_posix() for p in (files / "kept").rglob("*") if p.is_file()} == (

@@ -39,7 +39,12 @@ PICTURES = {
     "many methods": lambda: plots.curve(
         {f"{LONG} {n}": [(0, n), (1, n + 1)] for n in range(9)}, baseline=1, ylabel="perplexity", title=LONG * 3
     ),
-    "speed": lambda: plots.speed_curve(SERIES, sdr=SERIES, title="Speed"),
+    "small perplexities": lambda: plots.curve(
+        {"MLP Drop": [(0, 12.7), (2, 13.1), (4, 31.0)]}, baseline=12.7, ylabel="perplexity", title="P", scale="log"
+    ),
+    "speed": lambda: plots.speed_curve(
+        SERIES, intervals={label: [(20.0, 80.0)] * 3 for label in SERIES}, sdr=SERIES, title="Speed"
+    ),
     "speed alone": lambda: plots.speed_curve(SERIES, title="Speed"),
     "order": order,
     "heat map": lambda: plots.heat_map(
@@ -47,7 +52,8 @@ PICTURES = {
     ),
     "one revision": lambda: plots.heat_map({"attention": [[0.1, 0.2]]}, labels=["main"], title="Heat"),
     "importance": lambda: plots.importance(
-        PANELS, dropped={"attention": [4, 5], "MLP": []}, errors={"MLP": [0.01] * LAYERS}, title="Importance"
+        PANELS, dropped={"attention": [4, 5], "MLP": []}, absent={"MLP": [7]}, errors={"MLP": [0.01] * LAYERS},
+        title="Importance",
     ),
     "nothing dropped": lambda: plots.importance({"attention": SCORES}, title="Importance"),
     "calibration": lambda: plots.side_by_side({"cosmopedia": PANELS, LONG: PANELS, "c4": PANELS}, title="Mixes"),
@@ -156,6 +162,30 @@ def test_a_curve_goes_through_its_points_with_the_base_as_a_level_line():
     assert set(axes.lines[2].get_ydata()) == {70.2}
 
 
+@pytest.mark.parametrize("top", [1.0005, 1.1, 1.9, 4.0, 12.0, 70.0, 900.0, 2e6])
+@pytest.mark.parametrize("base", [1.01, 1.77, 12.7, 340.0])
+def test_an_axis_of_perplexities_has_numbers_of_its_own_whatever_its_range(base, top):
+    values = [(0, base), (1, base), (2, base * top)]
+    figure = plots.curve({"x": values}, baseline=base, ylabel="perplexity", title="t", scale="log")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    low, high = axes.get_ylim()
+    ticks = zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+    shown = {place: label.get_text() for label, place in ticks if low <= place <= high}
+    assert len(set(shown.values())) == len(shown) >= 2
+    assert all(float(text.replace(",", "")) == pytest.approx(place) for place, text in shown.items())
+
+
+def test_speed_has_its_intervals_and_sdr_a_gap_where_there_is_none():
+    ends = [(-3.0, 4.0), (5.0, 9.0), (8.0, 20.0)]
+    points = [(1, 0.5), (2, 7.0), (3, 12.0)]
+    figure = plots.speed_curve({"x": points}, intervals={"x": ends}, sdr={"x": [(1, 0.1), (3, 0.4)]}, title="t")
+    speed, sdr = figure.axes
+    whiskers = [tuple(line.get_ydata()) for line in speed.lines if list(line.get_xdata()) != [1, 2, 3]]
+    assert whiskers == ends
+    assert [str(value) for value in sdr.lines[0].get_ydata()] == ["0.1", "nan", "0.4"]
+
+
 def test_the_steps_of_a_joint_drop_are_told_by_their_markers():
     axes = plots.curve({"Joint": SERIES["Block Drop"]}, baseline=None, ylabel="y", title="t",
                        steps={"Joint": ["attn", "mlp", "attn"]}).axes[0]  # fmt: skip
@@ -189,6 +219,14 @@ def test_dropped_layers_differ_from_kept_ones_by_hatch_too():
     axes = plots.importance({"attention": SCORES}, dropped={"attention": [4, 5]}, title="t").axes[0]
     hatched = [round(bar.get_x() + bar.get_width() / 2) for bar in axes.patches if bar.get_hatch()]
     assert hatched == [4, 5]
+
+
+def test_what_a_base_lacks_already_is_no_kept_layer_of_no_importance():
+    figure = plots.importance(
+        {"attention": [0.3, 0.0, 0.1]}, dropped={"attention": [2]}, absent={"attention": [1]}, title="t"
+    )
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "x"] == [[1]]
+    assert "not in the base" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_a_layer_that_towers_over_the_others_is_cut_off_and_told():

@@ -251,8 +251,14 @@ def test_a_stock_layout_is_chosen_only_where_old_transformers_number_the_kinds_a
 
 def test_a_plan_that_leaves_no_attention_of_a_kind_is_refused_with_the_layers_of_that_kind():
     config = FAMILIES["gemma3_text"]
-    with pytest.raises(PlanError, match=r"No attention of the kind full_attention would be left: .* 2, 5 have one"):
+    with pytest.raises(
+        PlanError, match=r"No attention of the kind full_attention would be left: .* 2, 5 have one"
+    ) as named:
         choose_layout("auto", plan(6, attn=[2, 5]), config)
+    assert named.value.hint == "Leave 5 out of --drop-attn."
+    ranked = plan(6, attn=[2, 5]).model_copy(update={"selected_by": "score"})
+    with pytest.raises(PlanError, match=r"Keep one of them: --protect 5\."):
+        choose_layout("auto", ranked, config)
     # Where layer 5 goes altogether, layer 2 is the last of its kind.
     with pytest.raises(PlanError, match=r"full_attention would be left: .* 2 have one"):
         choose_layout("auto", plan(6, attn=[2, 5], mlp=[5]), config)

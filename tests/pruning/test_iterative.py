@@ -334,12 +334,13 @@ def recipe_of(**values):
 
 
 @pytest.mark.skipif(not (SHARED / "models" / "stories260K").is_dir(), reason="the stories260K model is not here")
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("ranking", COUNTS)
-def test_rounds_on_stories260k_are_those_of_fresh_passes(tmp_path, ranking):
+def test_rounds_on_stories260k_are_those_of_fresh_passes(tmp_path, ranking, metric):
     folder, documents = SHARED / "models" / "stories260K", calibration(vocabulary=512)
     count = min(COUNTS[ranking], 5)  # with the sixth, no attention would be left
-    expected = brute_force(folder, tmp_path, ranking, count, documents=documents)
-    counting = Counting(folder, documents=documents)
+    expected = brute_force(folder, tmp_path, ranking, count, metric=metric, documents=documents)
+    counting = Counting(folder, metric=metric, documents=documents)
     _, plan = dropped_in_rounds(counting, request(ranking, count), tmp_path / "home")
     assert chosen(plan) == expected
     assert counting.batches < count * LAYERS * BATCHES

@@ -130,7 +130,7 @@ REFUSED = {
     ),
     "all by hand": (
         DropSpec(drop_attn=tuple(range(28))),
-        "Cannot drop 28 attention sublayers: acme/base has 28 layers. Pass --attn-drop 27 or less.",
+        "Cannot drop 28 attention sublayers: acme/base has 28 layers. Name 27 or fewer in --drop-attn.",
     ),
     "a layer that is not there": (
         DropSpec(drop_attn=(3, 28, 40)),

@@ -95,6 +95,20 @@ def test_the_card_is_the_golden_one(name, changes):
     check_structure(text)
 
 
+def test_a_picture_of_the_scores_is_linked_with_what_it_shows_in_words():
+    images = [
+        t for token in parse(card(picture="assets/importance.png")) for t in token.children or () if t.type == "image"
+    ]
+    assert [(image.attrs["src"], image.content) for image in images] == [
+        (
+            "assets/importance.png",
+            "Bars of the scores of every layer's attention, MLP and whole block; the attention of layers 4, 5 and 6 "
+            "marked as dropped",
+        )
+    ]
+    assert "![" not in card() + card(**{**HAND, "picture": "assets/importance.png"})
+
+
 def test_sections_come_in_their_order():
     assert headings(card()) == [
         "At a glance", "Use it", "What was removed", "Calibration", "Benchmarks", "Free text", "Limits", "Reproduce",
