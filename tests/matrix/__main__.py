@@ -55,8 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     with tempfile.TemporaryDirectory(prefix="hubprune-matrix-") as work:
+        os.environ["HF_MODULES_CACHE"] = f"{work}/modules"  # before transformers is imported, which reads it
         from folders import make_folders
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         wanted = {label for version in options.versions for label in selected(KINDS, version, options.families)}
         cases = make_folders([kind for kind in KINDS if kind.label in wanted], Path(work))
         run = partial(run_version, cases, options.families, options.checks or [], console)
