@@ -20,7 +20,7 @@ from rich.console import Console
 from table import Result, any_failed, show
 
 INSIDE = Path(__file__).resolve().with_name("inside.py")
-LIMIT_SECONDS = 1200
+LIMIT_SECONDS = 3600
 DIED = "the process that runs the checks"
 """Check of the result that stands for all that a process did not get to."""
 
