@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test matrix lint fix bench clean
+.PHONY: help install demo test matrix runtimes lint fix bench clean
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -29,6 +29,10 @@ test: lint  ## Lint, then run all tests, and the matrix with the oldest and the 
 matrix: install  ## Load published folders with every supported version of transformers
 	$(BIN)/python tests/matrix $(VERSIONS) $(if $(FAMILIES),--families $(FAMILIES)) \
 		$(if $(CHECKS),--checks $(CHECKS)) $(if $(JSON),--json $(JSON))
+
+runtimes: install  ## Compile llama.cpp, install mlx-lm, and compare what they compute with transformers
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[gguf,mlx]"
+	$(BIN)/pytest --numprocesses 2 tests/exporting tests/pruning/test_mlx.py
 
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -71,7 +71,7 @@ def build_context(
     name = repo_id.rsplit("/", 1)[-1]
     public, named = public_recipe(recipe, base=base), tuple(recipe.drop.by_hand)
     usage = overview.usage(
-        repo_id, plan=plan, checkpoint=checkpoint, verification=verification, generation=generation,
+        repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, generation=generation,
         tag=None if recipe.target.create_pr else checkpoint_tag(checkpoint),
     )  # fmt: skip
     matter = front_matter.metadata(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from hubprune.architectures import architecture_of
 from hubprune.artifacts import (
     BaseCheckpoint,
     BenchmarkComparison,
@@ -152,6 +153,7 @@ def usage(
     repo_id: str,
     *,
     tag: str | None,
+    base: BaseCheckpoint,
     plan: DropPlan,
     checkpoint: WrittenCheckpoint,
     verification: Verification,
@@ -159,12 +161,14 @@ def usage(
 ) -> Usage:
     """Collect the values of the snippet; its prompt is the first one of the free text."""
     prompts = [c.prompt for c in generation.continuations] if generation else []
+    code = _custom_code(plan, checkpoint)
+    versions = [_versions(base)] if code else []
     return Usage(
         repo_id=repo_id,
         tag=tag,
         prompt=prompts[0] if prompts else DEFAULT_PROMPT,
-        code=_custom_code(plan, checkpoint),
-        runtimes=(RUNTIMES[plan.layout], _really_run(verification)),
+        code=code,
+        runtimes=(RUNTIMES[plan.layout], *versions, _really_run(verification)),
     )
 
 
@@ -174,6 +178,13 @@ RUNTIMES: Mapping[Layout, str] = {
     " transformers needs the modeling file of this repo.",
     "pruned": "Only transformers can load this layout, with the modeling file of this repo.",
 }
+
+
+def _versions(base: BaseCheckpoint) -> str:
+    """Say which transformers runs the modeling file, and what of the snippet some of them call otherwise."""
+    floor = architecture_of(base.config, name=base.name).floor
+    needed = ".".join(map(str, floor))
+    return f"That file needs transformers {needed} or newer; before 4.56, from_pretrained takes torch_dtype for dtype."
 
 
 def _really_run(verification: Verification) -> str:

@@ -20,7 +20,7 @@ from rich.console import Console
 from table import Result, any_failed, show
 
 INSIDE = Path(__file__).resolve().with_name("inside.py")
-LIMIT_SECONDS = 1200
+LIMIT_SECONDS = 3600
 DIED = "the process that runs the checks"
 """Check of the result that stands for all that a process did not get to."""
 
@@ -55,8 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     with tempfile.TemporaryDirectory(prefix="hubprune-matrix-") as work:
+        os.environ["HF_MODULES_CACHE"] = f"{work}/modules"  # before transformers is imported, which reads it
         from folders import make_folders
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         wanted = {label for version in options.versions for label in selected(KINDS, version, options.families)}
         cases = make_folders([kind for kind in KINDS if kind.label in wanted], Path(work))
         run = partial(run_version, cases, options.families, options.checks or [], console)

@@ -18,6 +18,8 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+OLDER = VERSION < (4, 48)
+"""Whether this transformers is older than all that the modeling files run on."""
 DTYPE = "dtype" if VERSION >= (4, 56) else "torch_dtype"
 """How `from_pretrained` calls the dtype."""
 HERE = Path(__file__).resolve().parent
@@ -53,6 +55,8 @@ class Case:
     """Slots of a cache up to the last one that is used; more than attentions where one of a kind comes late."""
     layers: int = 0
     """Layers of the base."""
+    saved: str = ""
+    """The folder as the newest transformers saves it again; empty where there is no such copy."""
 
     def load(self, auto: Any = AutoModelForCausalLM, *, dtype: Any = torch.float32, **options: Any) -> Any:
         """Load the folder as a reader would."""
@@ -97,21 +101,25 @@ class Check:
     run: Callable[[Case], None]
     drops: tuple[str, ...] | None
     """Drop sets that it runs on; all but `widths` where None."""
+    older: bool = False
+    """Whether it is for a transformers that is too old, and for no other."""
 
     def takes(self, case: Case) -> bool:
-        """Tell whether it runs on a case."""
-        return case.drops != "widths" if self.drops is None else case.drops in self.drops
+        """Tell whether it runs on a case, with this transformers."""
+        return self.older == OLDER and (case.drops != "widths" if self.drops is None else case.drops in self.drops)
 
 
 CHECKS: dict[str, Check] = {}
 FEW = ("none", "first", "joint")
 
 
-def check(name: str, *, drops: tuple[str, ...] | None = None) -> Callable[[Callable[[Case], None]], Any]:
+def check(
+    name: str, *, drops: tuple[str, ...] | None = None, older: bool = False
+) -> Callable[[Callable[[Case], None]], Any]:
     """Add a row."""
 
     def add(run: Callable[[Case], None]) -> Callable[[Case], None]:
-        CHECKS[name] = Check(name, run, drops)
+        CHECKS[name] = Check(name, run, drops, older)
         return run
 
     return add

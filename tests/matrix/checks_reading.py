@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 IDS = prompt()
 TEXT = "Paris is the capital of"
 LAYER_KEYS = ("dropped_attn_layers", "dropped_mlp_layers", "mlp_intermediate_sizes", "block_configs")
+NUMBERED = ("dropped_attn_layers", "dropped_mlp_layers")
 
 
 @check("load: no missing or unexpected keys")
@@ -59,6 +62,49 @@ def called_by_name(case: Case) -> None:
             except Exception:
                 continue
             raise MismatchError(f"{stock.__name__} loads {'the copy' if folder == again else 'it'}")
+
+
+@check("too old: the version that it takes is named", drops=("first",), older=True)
+def too_old(case: Case) -> None:
+    try:
+        case.load()
+    except ImportError as error:
+        if "needs transformers>=4." in str(error) and f"found {transformers.__version__}." in str(error):
+            return
+        raise MismatchError(f"it says: {error}") from error
+    raise MismatchError("it loads")
+
+
+@check("a wrong key in config.json is named", drops=("joint",))
+def misspelled(case: Case) -> None:
+    if not case.trust:
+        return
+    config = json.loads((Path(case.folder) / "config.json").read_text())
+    for key in filter(config.__contains__, LAYER_KEYS):
+        _refused_by_name(case, {key.upper() if name == key else name: value for name, value in config.items()}, key)
+
+
+@check("a layer number out of range is named", drops=("joint",))
+def out_of_range(case: Case) -> None:
+    if not case.trust:
+        return
+    config = json.loads((Path(case.folder) / "config.json").read_text())
+    for key in filter(config.__contains__, NUMBERED):
+        _refused_by_name(case, {**config, key: [config["num_hidden_layers"]]}, key)
+    if blocks := config.get("block_configs"):  # numbered by their order: one too many
+        _refused_by_name(case, {**config, "block_configs": [*blocks, blocks[0]]}, "block_configs")
+
+
+def _refused_by_name(case: Case, config: dict[str, Any], key: str) -> None:
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(shutil.copytree(case.folder, Path(parent) / "changed"))
+        (folder / "config.json").write_text(json.dumps(config))
+        try:
+            AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        except ValueError as error:
+            same((str(error)[:12], key in str(error)), ("config.json:", True), f"the key in the error for {key}")
+            return
+    raise MismatchError(f"it loads with a wrong {key}")
 
 
 @check("AutoTokenizer without trust", drops=FEW)
@@ -113,6 +159,16 @@ def round_trip(case: Case) -> None:
             str(again), trust_remote_code=case.trust, **{DTYPE: torch.float32}
         ).eval()
         close(found(IDS).logits, model(IDS).logits, "logits", tolerance=0)
+
+
+@check("saved by the newest, loaded here", drops=FEW)
+@torch.no_grad()
+def saved_by_newest(case: Case) -> None:
+    if not case.saved:
+        return
+    model, expected = replace(case, folder=case.saved).load(), case.reference()
+    close(model(IDS).logits, expected(IDS).logits, "logits")
+    same(greedy(model, IDS), greedy(expected, IDS, use_cache=False), "greedy")
 
 
 @check("device_map auto, disk offload", drops=FEW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -94,3 +95,6 @@ def _lora(case: Case, target_modules: Any) -> None:
         merged = again.merge_and_unload()
         close(merged(IDS).logits, expected, "logits after merging", tolerance=1e-3)
         same(any("lora" in name for name, _ in merged.named_parameters()), False, "adapters are left")
+        merged.save_pretrained(f"{folder}/merged")
+        found = replace(case, folder=f"{folder}/merged", zeroed=(), narrowed=()).load()
+        close(found(IDS).logits, merged(IDS).logits, "logits after saving and loading what was merged", tolerance=0)

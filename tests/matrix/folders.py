@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import torch
+from cases import FEW
 from kinds import END, Drop, Kind
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -49,7 +50,15 @@ def _case(kind: Kind, base: BaseCheckpoint, name: str, drop: Drop, folder: Path)
         "zeroed": outputs(kind, drop), "narrowed": narrowed(kind, drop),
         "cached": [layer for layer in range(layers) if layer not in drop.attn],
         "slots": used_slots(kind, plan), "layers": layers,
+        "saved": saved_again(published) if drop.attn and name in FEW else "",
     }  # fmt: skip
+
+
+def saved_again(folder: Path) -> str:
+    """Save a published folder with the transformers of this process, the newest, as somebody who trained it would."""
+    again = folder.with_name(f"{folder.name}-saved")
+    AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).save_pretrained(again)
+    return str(again)
 
 
 def plan_of(kind: Kind, drop: Drop) -> DropPlan:

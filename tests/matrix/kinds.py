@@ -10,6 +10,8 @@ from packaging.version import Version
 
 VERSIONS = ("4.48.3", "4.53.3", "4.57.6", "5.0.0", "5.17.0", "5.18.0", "5.20.0", "5.23.0")
 NEWEST = VERSIONS[-1]
+OLDER = "4.45.2"
+"""One that the modeling files do not run on, which is all that is checked with it."""
 END = 2
 """The end token of every base."""
 
@@ -51,7 +53,9 @@ class Kind:
 
     def runs_on(self, version: str) -> bool:
         """Tell whether a version reads this kind."""
-        return Version(version) >= Version(self.floor) if self.everywhere else version in (self.floor, NEWEST)
+        if self.everywhere or version == OLDER:
+            return version == OLDER or Version(version) >= Version(self.floor)
+        return version in (self.floor, NEWEST)
 
 
 LLAMA = {
@@ -162,4 +166,4 @@ KINDS = (
 
 def all_versions() -> tuple[str, ...]:
     """Return every version that some kind is to run on, ascending."""
-    return tuple(sorted({*VERSIONS, *(kind.floor for kind in KINDS)}, key=Version))
+    return tuple(sorted({OLDER, *VERSIONS, *(kind.floor for kind in KINDS)}, key=Version))

@@ -15,7 +15,7 @@ import environments
 import pytest
 from folders import make_folders
 from inside import matching, read_cases
-from kinds import FIVE_LAYERS, KINDS, NEWEST, Kind, all_versions
+from kinds import FIVE_LAYERS, KINDS, NEWEST, OLDER, Kind, all_versions
 from rich.console import Console
 from table import Result, any_failed, cell, show
 
@@ -70,6 +70,10 @@ BUGS = {
     "a class is called Attention": ("NoAttn", "NoAttention", ["set_attn_implementation"]),
     "config.json does not name the code": ('"auto_map"', '"map"', ["load: no missing or unexpected keys", "pipeline"]),
     "config.json names the stock class": ('"pruned_llama"', '"llama"', ["loud failure without trust"]),
+    "a list that does not fit is passed over": (
+        "not listed or not all(", "False and not all(",
+        ["a wrong key in config.json is named", "a layer number out of range is named"],
+    ),
     "gradients do not come back": (
         "hidden_states.new_zeros(()), None", "hidden_states.detach() - hidden_states, None",
         ["training step lowers the loss"],
@@ -186,6 +190,22 @@ def test_a_kind_runs_from_its_floor_on():
     assert [v for v in ("4.48.3", "4.53.3", "5.0.0", NEWEST) if kind.runs_on(v)] == ["4.53.3", "5.0.0", NEWEST]
     ends = replace(kind, everywhere=False)
     assert [v for v in ("4.48.3", "4.53.3", "5.0.0", NEWEST) if ends.runs_on(v)] == ["4.53.3", NEWEST]
+    assert kind.runs_on(OLDER)
+    assert ends.runs_on(OLDER)
+
+
+def test_with_a_transformers_that_is_too_old_only_its_message_is_checked(published, monkeypatch):
+    older = [name for name, one in cases.CHECKS.items() if one.older]
+    assert len(older) == 1
+    assert not cases.CHECKS[older[0]].takes(published["first"])
+    monkeypatch.setattr(cases, "OLDER", True)
+    assert [name for name, one in cases.CHECKS.items() if one.takes(published["first"])] == older
+    status, message = cases.judge(cases.CHECKS[older[0]], published["first"])
+    assert (status, message.split(" [")[0]) == ("FAIL", "MismatchError: it loads")
+
+
+def test_a_folder_is_saved_again_for_older_versions_to_load(published):
+    assert Path(published["first"].saved, "model.safetensors").is_file()
 
 
 def test_every_floor_is_among_the_versions():

@@ -22,6 +22,8 @@ LLAMA3 = {
     "rope_type": "llama3",
 }
 LLAMA_3 = {**PLAIN, "rope_theta": 500000.0, "rope_scaling": LLAMA3}
+TIED = {**LLAMA_3, "head_dim": 16, "tie_word_embeddings": True}
+"""As Llama 3.2 has it."""
 CHECK = "logits in mlx-lm equal those in transformers"
 
 
@@ -49,7 +51,7 @@ def test_a_base_that_leaves_its_rope_to_transformers_is_the_same_in_mlx_lm(own_m
     assert compared(folder).check.passed
 
 
-@pytest.mark.parametrize("config", [PLAIN, LLAMA_3], ids=["plain rope", "llama3 rope"])
+@pytest.mark.parametrize("config", [PLAIN, LLAMA_3, TIED], ids=["plain rope", "llama3 rope", "tied embeddings"])
 @pytest.mark.parametrize(
     ("attn", "mlp"),
     [([], []), ([2], []), ([1, 4], []), ([], [0]), ([], [4]), ([1, 3], [2, 4]), ([1, 2], [1])],

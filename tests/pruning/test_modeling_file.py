@@ -177,6 +177,14 @@ BAD_KEYS = {
     "width 0 of a kept MLP": ({"mlp_intermediate_sizes": [0, 8, 8, 8, 8]}, "mlp_intermediate_sizes=.* does not fit"),
     "negative width": ({"mlp_intermediate_sizes": [-8, 8, 8, 8, 8]}, "mlp_intermediate_sizes=.* does not fit"),
     "one width": ({"mlp_intermediate_sizes": 8}, "mlp_intermediate_sizes=8 does not fit"),
+    "widths under another name": (
+        {"mlp_sizes": [8] * 5, "mlp_intermediate_sizes": None, "intermediate_size": None},
+        "mlp_intermediate_sizes=None is no list of MLP widths",
+    ),
+    "widths in words": (
+        {"mlp_intermediate_sizes": ["8"] * 5, "intermediate_size": None},
+        "mlp_intermediate_sizes=.* is no list of MLP widths",
+    ),
 }
 
 
@@ -217,12 +225,17 @@ def test_a_kind_of_attention_must_not_vanish(rendered):
     assert rendered["mistral"].cache_slots(layers, {0, 2}) == {1: 0, 3: 2, 4: 3}
 
 
-def test_an_old_transformers_is_refused_with_the_version_it_takes(tmp_path, monkeypatch):
+@every_file
+def test_an_old_transformers_is_refused_with_the_version_it_takes(family, layout, monkeypatch):
     import transformers
 
-    monkeypatch.setattr(transformers, "__version__", "4.47.1")
-    with pytest.raises(ImportError, match=r"needs transformers>=4.48, found 4.47.1"):
-        exec(compile(modeling.render(ARCHITECTURES["llama"]), "modeling_pruned_llama.py", "exec"), {"__name__": "m"})
+    monkeypatch.setattr(transformers, "__version__", "4.45.2")
+    # It does not know every family, which must not be what its user is told.
+    monkeypatch.setitem(sys.modules, f"transformers.models.{ARCHITECTURES[family].module}", None)
+    code = compile(modeling.render(ARCHITECTURES[family], layout=layout), "modeling_pruned.py", "exec")
+    floor = ".".join(map(str, ARCHITECTURES[family].floor))
+    with pytest.raises(ImportError, match=rf"needs transformers>={floor}, found 4\.45\.2"):
+        exec(code, {"__name__": "m"})
 
 
 def test_the_file_does_not_depend_on_any_base():
@@ -282,12 +295,46 @@ def test_block_configs_that_do_not_fit_the_layers_are_refused(nas_config):
         nas_config(**GIVEN, block_configs=blocks()[:2])
 
 
-@pytest.mark.parametrize("part", ["attention", "ffn"])
-def test_linear_parts_are_refused(nas_config, part):
+BAD_PARTS = {
+    "a linear attention": ("attention", {"replace_with_linear": True}),
+    "a linear MLP": ("ffn", {"replace_with_linear": True}),
+    "heads in other groups": ("attention", {"n_heads_in_group": 4}),
+    "a window": ("attention", {"window_length": 4}),
+    "a key under another name": ("attention", {"no_op": None, "noop": False}),
+    "text that would count as true": ("ffn", {"no_op": "false"}),
+    "no width": ("ffn", {"ffn_mult": None}),
+    "a width in words": ("ffn", {"ffn_mult": "3"}),
+    "a width without end": ("ffn", {"ffn_mult": 1e308}),
+}
+
+
+@pytest.mark.parametrize(("part", "values"), BAD_PARTS.values(), ids=BAD_PARTS)
+def test_a_part_that_is_not_llama_s_is_refused_with_its_place(nas_config, part, values):
     changed = blocks()
-    changed[1][part]["replace_with_linear"] = True
-    with pytest.raises(ValueError, match="block_configs has linear layers"):
+    changed[1][part].update(values)
+    with pytest.raises(ValueError, match=rf"config.json: block_configs\[1\].{part}=.* is neither Llama's nor absent"):
         nas_config(**GIVEN, block_configs=changed)
+
+
+@pytest.mark.parametrize("part", ["attention", "ffn"])
+def test_a_part_that_is_missing_is_refused(nas_config, part):
+    changed = blocks()
+    changed[2]["other"] = changed[2].pop(part)
+    with pytest.raises(ValueError, match=rf"block_configs\[2\].{part}=None is neither"):
+        nas_config(**GIVEN, block_configs=changed)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_attention_heads", "num_hidden_layers"])
+def test_a_number_without_which_blocks_say_nothing_is_asked_for(nas_config, key):
+    given = {name: value for name, value in GIVEN.items() if name != key}
+    with pytest.raises(ValueError, match=f"config.json has no {key}"):
+        nas_config(**given, block_configs=blocks())
+
+
+@pytest.mark.parametrize("given", [{"blocks": []}, {"block_configs": None}, {"block_configs": []}])
+def test_a_published_config_without_its_blocks_is_refused(nas_config, given):
+    with pytest.raises(ValueError, match=r"config.json: .*block_configs.* for num_hidden_layers=3"):
+        nas_config(**GIVEN, intermediate_size=None, **given)
 
 
 @pytest.mark.parametrize("kind", ["linear", "dynamic"])
