@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -111,19 +112,20 @@ def largest_batch(model: LoadedModel, *, depth: int, new_tokens: int) -> int:
 
     Everything else on the device counts against it, so that another model has to be moved away first.
     """
+    spec = SpeedSpec(depth=depth, new_tokens=new_tokens, rounds=0)
+    return largest(lambda batch_size: _fits(model, replace(spec, batch_size=batch_size)), limit=LIMIT)
 
-    def fits(batch_size: int) -> bool:
-        try:
-            _run(model, SpeedSpec(depth=depth, new_tokens=new_tokens, rounds=0, batch_size=batch_size))
-        except RuntimeError as error:
-            if not is_memory_error(error):
-                raise
-            return False
-        finally:
-            release_memory()
-        return True
 
-    return largest(fits, limit=LIMIT)
+def _fits(model: LoadedModel, spec: SpeedSpec) -> bool:
+    try:
+        _run(model, spec)
+    except RuntimeError as error:
+        if not is_memory_error(error):
+            raise
+        return False
+    finally:
+        release_memory()
+    return True
 
 
 def largest(fits: Callable[[int], bool], *, limit: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, get_args
 
@@ -88,15 +89,8 @@ def measure(
     Raises:
         EvaluationError: the device's memory is too small.
     """
-
-    def timed(entry: Entry) -> Callable[[], Mapping[Measure, float]]:
-        def run() -> Mapping[Measure, float]:
-            with entry() as model:
-                return _sample(model, spec, clock or clock_of(model.device))
-
-        return run
-
-    runs = {"base": timed(base), "again": timed(base), "pruned": timed(pruned)}
+    entries = {"base": base, "again": base, "pruned": pruned}
+    runs = {name: partial(_sample_of, entry, spec, clock) for name, entry in entries.items()}
     where = f"at depth {spec.depth} and batch size {spec.batch_size}"
     with torch.inference_mode(), memory_errors(where, hint="Ask for less depth or a smaller batch size."):
         seen = take_turns(runs, rounds=spec.rounds, warm_ups=WARM_UPS, seed=spec.seed, advance=advance)
@@ -124,6 +118,11 @@ def _measured(name: Measure, rounds: Sequence[Round], spec: SpeedSpec) -> SpeedM
         batch_size=spec.batch_size,
         round_seconds=tuple(rounds),
     )
+
+
+def _sample_of(entry: Entry, spec: SpeedSpec, clock: Clock | None) -> Mapping[Measure, float]:
+    with entry() as model:
+        return _sample(model, spec, clock or clock_of(model.device))
 
 
 def _sample(model: LoadedModel, spec: SpeedSpec, clock: Clock) -> Mapping[Measure, float]:

@@ -148,7 +148,7 @@ def _benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
         yield "No benchmark was run: what the removal cost is not known."
         return
     yield from filter(None, map(_clear_loss, comparison.tasks))
-    yield from filter(None, map(_at_chance, comparison.tasks))
+    yield from filter(None, map(_at_chance, comparison.main_metrics()))
     if comparison.limit is not None:
         yield f"The benchmarks saw at most {count(comparison.limit)} documents per task, so their errors are wide."
 
@@ -168,8 +168,8 @@ def _at_chance(task: TaskComparison) -> str | None:
     if task.chance is None or not guessing:
         return None
     who, value = ("the base itself", task.base) if "base" in guessing else ("this model, unlike the base,", task.pruned)
-    figures = with_error(value.value, value.standard_error, digits=3)
-    return f"{task.task} ({task.metric}): {who} is at chance ({figures}, chance {plain(task.chance, digits=3)})."
+    figures = f"{with_error(value.value, value.standard_error, digits=3)}, chance {plain(task.chance, digits=3)}"
+    return f"{task.task} ({task.metric}): {who} is no better than guessing ({figures})."
 
 
 def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str]:

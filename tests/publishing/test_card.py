@@ -198,8 +198,8 @@ def test_a_task_at_chance_is_named_in_the_limits_with_whose_chance_it_is():
         *made.benchmarks().tasks,
     )
     text = card(benchmarks=made.benchmarks(tasks=tasks))
-    assert "winogrande (acc): the base itself is at chance (0.495 ± 0.035, chance 0.500)." in text
-    assert "piqa (acc): this model, unlike the base, is at chance (0.510 ± 0.010, chance 0.500)." in text
+    assert "winogrande (acc): the base itself is no better than guessing (0.495 ± 0.035, chance 0.500)." in text
+    assert "piqa (acc): this model, unlike the base, is no better than guessing (0.510 ± 0.010, chance 0.500)." in text
     assert "arc_easy (acc_norm): the base" not in text
     rows = [row.split(" | ") for row in text.splitlines() if re.match(r"\| (wino|piqa|arc|lambada)", row)]
     assert [row[4] for row in rows] == ["0.5000", "0.5000", "0.2500", "–", "–"]

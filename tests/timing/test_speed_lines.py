@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
 from hubprune.artifacts import (
     BenchmarkChange,
@@ -15,7 +16,13 @@ from hubprune.artifacts import (
     SpeedReport,
     SpeedRow,
 )
+from hubprune.cli import app
+from hubprune.console import Reporter
 from hubprune.errors import RecipeError
+from hubprune.evaluation import footprint
+from hubprune.evaluation.models import LoadedModel
+from hubprune.evaluation.speed import SpeedSpec
+from hubprune.timing import command
 from hubprune.timing.command import benchmark_change
 from hubprune.timing.lines import speed_lines
 from hubprune.timing.request import TimingRequest, check_request, parse_depths
@@ -132,6 +139,55 @@ def test_a_report_that_cannot_be_written_is_refused_beforehand(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match="Cannot write"):
         check_request(TimingRequest(device="cpu", report=tmp_path / "file" / "speed.json"))
+
+
+def test_after_ctrl_c_nothing_is_promised_that_does_not_happen(monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "measure_speed", interrupt)
+    ended = CliRunner().invoke(app, ["speed", "a", "b"])
+    assert ended.exit_code == 130
+    assert "nothing was kept" in " ".join(ended.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "base", "pruned"),
+    [(["me/pruned"], None, "me/pruned"), (["./base", "./pruned"], "./base", "./pruned")],
+)
+def test_one_name_is_that_of_the_pruned_checkpoint_and_two_begin_with_the_base(monkeypatch, arguments, base, pruned):
+    asked = []
+    monkeypatch.setattr(command, "measure_speed", lambda name, request, **_: asked.append((name, request)) or report())
+    ended = CliRunner().invoke(app, ["speed", *arguments, "--json", "--rounds", "30", "--depths", "7,3"])
+    assert ended.exit_code == 0, ended.output
+    assert SpeedReport.model_validate_json(ended.stdout) == report()
+    ((name, request),) = asked
+    assert (name, request.base, request.rounds, request.depths, request.trust) == (pruned, base, 30, (3, 7), "own")
+
+
+class Moved:
+    """A model that remembers where it was moved."""
+
+    def __init__(self, name, moves):
+        self.name, self.moves = name, moves
+
+    def to(self, device):
+        self.moves.append((self.name, device))
+
+
+def test_the_largest_batch_is_searched_for_with_one_model_on_the_device_at_a_time(monkeypatch):
+    moves = []
+    base, pruned = (LoadedModel(Moved(name, moves), None, "cuda:0", "bfloat16") for name in ("base", "pruned"))
+    found = {"base": 12, "pruned": 17}
+    monkeypatch.setattr(
+        footprint, "largest_batch", lambda model, **_: moves.append(model.model.name) or found[model.model.name]
+    )
+    pair = command._Pair(None, None, None, TimingRequest(), Reporter(quiet=True))
+    seen = pair._largest(base, pruned, SpeedSpec(depth=512, new_tokens=32, rounds=20))
+    assert (seen.base, seen.pruned, seen.depth) == (12, 17, 512)
+    assert moves == [
+        ("pruned", "cpu"), ("base", "cuda:0"), "base", ("base", "cpu"), ("pruned", "cuda:0"), "pruned"
+    ]  # fmt: skip
 
 
 # ---- benchmarks of a manifest ------------------------------------------------------------------------------------
