@@ -24,7 +24,12 @@ __all__ = [
     "release_memory",
 ]
 
-NO_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory")
+NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 """What torch says in a plain RuntimeError where memory ran out."""
 
 
