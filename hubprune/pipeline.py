@@ -26,6 +26,7 @@ from hubprune.artifacts import (
 from hubprune.console import Reporter, size
 from hubprune.errors import MissingDependencyError, VerificationError
 from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
+from hubprune.kept import has_checkpoint, kept_checkpoint
 from hubprune.memory import available_bytes
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
@@ -34,7 +35,7 @@ from hubprune.publishing.commit import publish as send
 from hubprune.publishing.license import notice_text
 from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.privacy import scrub
-from hubprune.run import Run, check_data, has_checkpoint, kept_checkpoint, make_plan, scores_if_needed
+from hubprune.run import Run, check_data, make_plan, scores_if_needed
 from hubprune.stages import key_of
 
 if TYPE_CHECKING:

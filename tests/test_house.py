@@ -26,7 +26,7 @@ LAYERS = {
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {
         "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures", "studies", "summary",
-        "exporting", "sweep", "timing",
+        "exporting", "kept", "sweep", "timing",
     },
     4: {"cli", "options", "speed_options", "sweep_options", "terminal", "variants", "__main__", "__init__"},
 }  # fmt: skip
