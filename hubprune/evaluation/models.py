@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hubprune.errors import EvaluationError
-from hubprune.evaluation.placement import input_device, placed_on, placement
+from hubprune.evaluation.placement import input_device, placement
 
 __all__ = [
     "LoadedModel",
@@ -43,8 +43,6 @@ class LoadedModel:
     """What token ids go to: `cpu`, `cuda:0`, ..."""
     dtype: str
     """dtype of the weights by its short name: `bfloat16`."""
-    placed_on: str
-    """Where the weights are: the same device, or `cuda:0, cpu and disk` where they do not fit there."""
 
     @property
     def max_positions(self) -> int | None:
@@ -77,8 +75,7 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     model.offload_folder = offload  # deleted with the model, which may read its weights from there
     # With the config at hand, it does not look for one whose code it may not run, and complain.
     tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
-    dtype_name = str(model.dtype).removeprefix("torch.")
-    return LoadedModel(model, tokenizer, input_device(model), dtype_name, placed_on(model))
+    return LoadedModel(model, tokenizer, input_device(model), str(model.dtype).removeprefix("torch."))
 
 
 @contextmanager
