@@ -41,9 +41,15 @@ def measured(base_folder, pruned_folder, task_folder, tmp_path_factory, write_ta
     names = ("pets", "words", "prose", "read", "menagerie", "flat")
     folder = tmp_path_factory.mktemp("samples")
     comparison = harness.run(
-        harness.ModelFolder(base_folder), harness.ModelFolder(pruned_folder, own_code=True),
-        spec=EvaluationSpec(tasks=names, include_path=str(task_folder)), seed=0, device="cpu", dtype="auto", reporter=quiet_reporter, samples_folder=folder,
-    )  # fmt: skip
+        harness.ModelFolder(base_folder),
+        harness.ModelFolder(pruned_folder, own_code=True),
+        spec=EvaluationSpec(tasks=names, include_path=str(task_folder)),
+        seed=0,
+        device="cpu",
+        dtype="auto",
+        reporter=quiet_reporter,
+        samples_folder=folder,
+    )
     return comparison, {(row.task, row.metric): row for row in comparison.tasks}, folder
 
 
