@@ -34,7 +34,7 @@ ROOMS = LAYERS[2]
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
 HEAVY = (
     "torch", "transformers", "datasets", "lm_eval", "huggingface_hub", "jinja2", "matplotlib", "pydantic",
-    "safetensors",
+    "safetensors", "scipy",
 )  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

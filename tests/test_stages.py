@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hubprune import stages
-from hubprune.artifacts import Check, Margin
-from hubprune.recipe import DropSpec
+from hubprune.artifacts import BenchmarkComparison, Check, Margin
+from hubprune.recipe import DropSpec, Recipe, parse
 from hubprune.stages import StageStore, key_of, work_folder
+
+RECIPE = {
+    "base": {"repo_id": "acme/base"}, "drop": {"attn_drop": 3},
+    "calibration": {"name": "mine", "subsets": [{"dataset": "acme/texts", "weight": 1}]},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -136,3 +142,27 @@ def test_the_work_folder_can_be_chosen(monkeypatch, tmp_path):
     monkeypatch.delenv("HUBPRUNE_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert work_folder().name == "hubprune"
+
+
+def test_benchmarks_with_other_examples_are_other_benchmarks(tmp_path, monkeypatch):
+    from hubprune import pipeline
+    from hubprune.evaluation import harness
+
+    measured = []
+
+    def measure(*folders, spec, **options):
+        measured.append(dict(spec.num_fewshot))
+        return BenchmarkComparison(
+            tasks=(), limit=None, batch_size=1, dtype="float32", device="cpu", seed=0, lm_eval="0", base_seconds=0,
+            pruned_seconds=0,
+        )  # fmt: skip
+
+    monkeypatch.setattr(harness, "run", measure)
+    for shots in (0, 5, 5):
+        recipe = parse(Recipe, {**RECIPE, "evaluation": {"tasks": ["mmlu"], "num_fewshot": shots}})
+        run = SimpleNamespace(
+            recipe=recipe, circumstances="here", store=StageStore(tmp_path), reporter=None, task_texts={},
+            task_sources={}, runnable=SimpleNamespace(folder=tmp_path, own_code=False),
+        )  # fmt: skip
+        pipeline._benchmark(run, SimpleNamespace(content="plan"), tmp_path)
+    assert measured == [{"mmlu": 0}, {"mmlu": 5}]

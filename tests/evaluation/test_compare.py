@@ -306,6 +306,11 @@ def test_a_base_at_chance_marks_the_task_unless_it_changed():
     assert marks(made("a", risen, chance=0.25)) == ["better"]
 
 
+def test_a_model_that_only_guesses_marks_no_task_where_the_base_knew_a_little():
+    (row,) = compare.judge([made("a", outcomes(25, 9, 6, 60), chance=0.25)])  # from 34 to 31 of 100
+    assert (row.paired.mark, row.paired.at_chance) == ("not distinguishable", ("pruned",))
+
+
 def test_below_chance_is_at_chance():
     assert made("a", outcomes(2, 3, 3, 92), chance=0.25).paired.at_chance == ("base", "pruned")
 

@@ -151,6 +151,15 @@ def compared(base: dict, pruned: dict):
     return row.paired
 
 
+def test_only_the_answers_of_the_rows_own_filter_count():
+    both = [results("exact_match", first, sum(first) / 4) for first in ([1.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0])]
+    for model in both:
+        samples = model["samples"]["task"]
+        samples += [{**sample, "filter": "loose", "exact_match": 1.0} for sample in samples]
+    found = compared(*both)
+    assert (found.lost, found.won) == (2, 0)
+
+
 def test_a_metric_of_the_whole_corpus_is_not_compared_by_document():
     golds = [(1, 0), (0, 1), (1, 1)]
     assert compared(*[results("f1", golds, 0.5)] * 2) is None
