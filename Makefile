@@ -47,6 +47,7 @@ bench: install  ## Time the things that have to be fast, as ratios measured in o
 	$(BIN)/python benchmarks/cli_startup.py
 	$(BIN)/python benchmarks/write_checkpoint.py
 	$(BIN)/python benchmarks/score.py
+	$(BIN)/python benchmarks/eval.py
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) .matrix .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -51,8 +51,11 @@ def _follow() -> None:
     from hubprune.evaluation import team
     from hubprune.evaluation.libraries import quiet
 
-    with errors_shown(), quiet():
-        team.follow()
+    try:
+        with errors_shown(), quiet():
+            team.follow()
+    except typer.Exit as end:  # which only an app turns into an exit code
+        sys.exit(end.exit_code)
 
 
 def _dismiss() -> None:

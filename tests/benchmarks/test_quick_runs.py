@@ -11,10 +11,10 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("script", ["write_checkpoint.py", "score.py"])
+@pytest.mark.parametrize("script", ["write_checkpoint.py", "score.py", "eval.py"])
 def test_a_quick_run_compares_equal_results(script, tmp_path):
     command = [sys.executable, BENCHMARKS / script, "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, env={"TMPDIR": str(tmp_path)})
+    done = subprocess.run(command, capture_output=True, text=True, env={"TMPDIR": str(tmp_path), "HF_HOME": str(tmp_path / "hf")})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "MISSED" not in done.stdout
     assert list(tmp_path.glob("hubprune-*")) == []
