@@ -252,28 +252,45 @@ def compare(folder: Path, *, quick: bool) -> int:
     shape = QUICK if quick else FULL
     write_everything(folder, shape)
     print(f"{shape}; {DOCUMENTS} documents of each of 5 tasks; 1 thread")
-    sizes = (8,) if quick else HF_ROWS
-    plain = {rows: run("hf", folder, rows) for rows in sizes}
+    plain = {rows: run("hf", folder, rows) for rows in (HF_ROWS[:1] if quick else HF_ROWS)}
     best = min(plain, key=lambda rows: seconds(plain[rows]))
     shared = run("shared", folder)
-    run("memo", folder)  # which fills the memory
-    memo = run("memo", folder)
-    sweep, plain_sweep = run("shared-sweep", folder), run("hf-sweep", folder, best)
-    used = [name for name, r in (("shared", shared), ("memo", memo)) if r.answer["fallback"]]
     rows = [
         *(Row(f"lm-eval's backend twice, {n} rows: CPU s", (f"{seconds(r):.1f}",)) for n, r in plain.items()),
         times_row("base and pruned", plain[best], shared, None if quick else TIMES_PAIR),
-        times_row("base known", plain[best], memo, None if quick else TIMES_MEMO),
-        times_row("sweep of four points", plain_sweep, sweep, None if quick else TIMES_SWEEP),
-        Row("largest difference, nats", ("", f"{shared.answer['self_check']:.1e} (self-check)"),
-            at_most(largest_difference(plain[best], shared), DIFFERENCE)),
-        Row("the same with the base known", (), at_most(largest_difference(plain[best], memo), DIFFERENCE)),
-        Row("lm-eval's backend between two batch sizes", (f"{largest_difference(plain[sizes[0]], plain[best]):.1e}",)),
-        Row("accuracies that differ", (), at_most(accuracies_differ(plain[best], shared), 0)),
-        Row("accuracies of the sweep that differ", (), at_most(accuracies_differ(plain_sweep, sweep), 0)),
-        Row("runs that fell back", (), at_most(len(used), 0)),
-    ]  # fmt: skip
+        *equal_rows("base and pruned", plain[best], shared),
+        Row("self-check, nats", ("", f"{shared.answer['self_check'] or 0:.1e}")),
+    ]
+    if not quick:
+        between = largest_difference(plain[HF_ROWS[0]], plain[HF_ROWS[-1]])
+        rows.append(Row("lm-eval's backend between batch sizes, nats", (f"{between:.1e}",)))
+        rows += [*memo_rows(folder, plain[best]), *sweep_rows(folder, best)]
     return report(("hf", "shared"), rows)
+
+
+def equal_rows(what: str, plain: Finished, shared: Finished) -> list[Row]:
+    """Check every answer of a pair of runs, and that the shared evaluation did not fall back."""
+    return [
+        Row(f"{what}: largest difference, nats", (), at_most(largest_difference(plain, shared), DIFFERENCE)),
+        Row(f"{what}: accuracies that differ", (), at_most(accuracies_differ(plain, shared), 0)),
+        Row(f"{what}: fell back", (), at_most(int(bool(shared.answer["fallback"])), 0)),
+    ]
+
+
+def memo_rows(folder: Path, plain: Finished) -> list[Row]:
+    """The same pair where the base's answers are known."""
+    run("memo", folder)  # which fills the memory
+    memo = run("memo", folder)
+    return [times_row("base known", plain, memo, TIMES_MEMO), *equal_rows("base known", plain, memo)]
+
+
+def sweep_rows(folder: Path, best: int) -> list[Row]:
+    """Four points in memory."""
+    shared, plain = run("shared-sweep", folder), run("hf-sweep", folder, best)
+    return [
+        times_row("sweep of four points", plain, shared, TIMES_SWEEP),
+        Row("sweep of four points: accuracies that differ", (), at_most(accuracies_differ(plain, shared), 0)),
+    ]
 
 
 def seconds(finished: Finished) -> float:

@@ -18,6 +18,7 @@ from hubprune import demo
 from hubprune.console import Reporter
 from hubprune.errors import HubError, RecipeError
 from hubprune.files import make_writable
+from hubprune.processes import VARIABLES
 from hubprune.stages import work_folder
 
 DROPPED = 3
@@ -73,9 +74,8 @@ def publish_options(base: str) -> list[str]:
 
 def _clean_environment() -> Mapping[str, str]:
     """Leave out what would send the clients offline, to other caches, or to loopback through a proxy."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
-    }
+    passed_over = ("HF_", "HUGGING", "TRANSFORMERS_", *VARIABLES)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(passed_over)}
     return {**kept, "NO_PROXY": "127.0.0.1,localhost", "TOKENIZERS_PARALLELISM": "false"}
 
 

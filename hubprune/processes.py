@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["local_rank", "rank", "world_size"]
+__all__ = ["VARIABLES", "local_rank", "local_world_size", "rank", "world_size"]
+
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What tells a process that it is one of several; a program that it starts by itself is none of them."""
 
 
 def rank() -> int:
@@ -23,3 +26,8 @@ def local_rank() -> int:
 def world_size() -> int:
     """Return the number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Return the number of processes on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -10,7 +10,7 @@ import torch
 
 from hubprune.devices import resolve_device, resolve_dtype
 from hubprune.memory import available_bytes
-from hubprune.processes import local_rank, world_size
+from hubprune.processes import local_rank, local_world_size, world_size
 from hubprune.strict_json import parse_json
 
 __all__ = ["free_bytes", "input_device", "own_device", "placed_on", "placement"]
@@ -32,7 +32,12 @@ def free_bytes(device: str) -> int:
         RecipeError: this machine has no such device.
     """
     place = own_device(device)
-    return int(torch.cuda.mem_get_info(place)[0]) if place.startswith("cuda") else available_bytes()
+    return int(torch.cuda.mem_get_info(place)[0]) if place.startswith("cuda") else _own_memory()
+
+
+def _own_memory() -> int:
+    """Return the share of the machine's memory that this process may take."""
+    return available_bytes() // local_world_size()
 
 
 def placement(folder: Path, *, device: str, dtype: str, offload_folder: str) -> dict[str, Any]:
@@ -45,7 +50,7 @@ def placement(folder: Path, *, device: str, dtype: str, offload_folder: str) -> 
     share = GPU_SHARE if own_device(device).startswith("cuda") else CPU_SHARE
     if device != "auto" or weight_bytes(folder, dtype=dtype) <= share * free_bytes(device):
         return whole
-    limits: dict[int | str, int] = {"cpu": int(CPU_SHARE * available_bytes())}
+    limits: dict[int | str, int] = {"cpu": int(CPU_SHARE * _own_memory())}
     if torch.cuda.is_available():
         gpus = [local_rank()] if world_size() > 1 else range(torch.cuda.device_count())
         limits |= {number: int(GPU_SHARE * torch.cuda.mem_get_info(number)[0]) for number in gpus}

@@ -14,7 +14,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.mark.parametrize("script", ["write_checkpoint.py", "score.py", "eval.py"])
 def test_a_quick_run_compares_equal_results(script, tmp_path):
     command = [sys.executable, BENCHMARKS / script, "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, env={"TMPDIR": str(tmp_path), "HF_HOME": str(tmp_path / "hf")})
+    environment = {"TMPDIR": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "MISSED" not in done.stdout
     assert list(tmp_path.glob("hubprune-*")) == []
