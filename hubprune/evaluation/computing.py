@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 class Computing(Protocol):
     """What a panel computes with: the models of this process, or those of several processes."""
 
-    size: int
-    """Processes that compute."""
+    variants: dict[str, Variant]
+    language_models: dict[str, PanelLM]
 
     def score(self, names: Names, requests: Sequence[Request]) -> Iterator[Scored]:
         """Yield the answers of some variants to all requests, batch by batch."""
@@ -42,6 +42,12 @@ class Computing(Protocol):
     def put_weights_back(self) -> None:
         """Undo that."""
 
+    def let_own_weights_go(self) -> None:
+        """Give the memory back that is kept to undo it."""
+
+    def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes where it draws at random, which depends on what was drawn before."""
+
     def close(self) -> None:
         """Say that nothing more will be asked."""
 
@@ -55,8 +61,6 @@ class Models:
         batch_size: rows of a batch; None for as many as fit.
         share: lets the variants use one another's equal weights, and returns what undoes that.
     """
-
-    size = 1
 
     def __init__(
         self,
@@ -131,8 +135,20 @@ class Models:
             self._put_back = None
             self._scorers.clear()
 
+    def let_own_weights_go(self) -> None:
+        """Give the memory back that is kept to undo it."""
+        self._put_back = _nothing
+
+    def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes where it draws at random, which depends on what was drawn before."""
+        return self.write(name, prompts)
+
     def close(self) -> None:
         """Do nothing: nobody else waits."""
+
+
+def _nothing() -> None:
+    """Undo nothing."""
 
 
 def _run(batches: Batches, work: Callable[[tuple[int, ...]], list[Result]]) -> list[Result]:

@@ -27,9 +27,8 @@ from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_task
 from hubprune.recipe import EvaluationSpec
 
 if TYPE_CHECKING:
-    from hubprune.evaluation.computing import Models
+    from hubprune.evaluation.computing import Computing, Models
     from hubprune.evaluation.panel import Panel
-    from hubprune.evaluation.team import Team
 
 __all__ = ["InMemory", "ModelFolder", "check_tasks", "run", "task_files"]
 
@@ -124,7 +123,7 @@ class InMemory:
     """
 
     def __init__(
-        self, models: Models | Team, *, identities: Mapping[str, str], memo: Path | None, spec: EvaluationSpec,
+        self, models: Computing, *, identities: Mapping[str, str], memo: Path | None, spec: EvaluationSpec,
         seed: int, reporter: Reporter,
     ) -> None:  # fmt: skip
         with quiet(), no_calls_elsewhere():
@@ -231,7 +230,7 @@ def load_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, ba
     )
 
 
-def _panel(plan: _Plan, models: Models | Team, identities: Mapping[str, str], memo: Memo) -> Panel:
+def _panel(plan: _Plan, models: Computing, identities: Mapping[str, str], memo: Memo) -> Panel:
     from hubprune.evaluation.panel import Panel
 
     return Panel(models, identities=identities, memo=memo, backend=plan.spec.backend, reporter=plan.reporter)

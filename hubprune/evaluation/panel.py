@@ -21,8 +21,7 @@ from hubprune.evaluation.memo import Memo
 from hubprune.evaluation.packing import Answer, Request
 
 if TYPE_CHECKING:
-    from hubprune.evaluation.computing import Models, Names
-    from hubprune.evaluation.team import Team
+    from hubprune.evaluation.computing import Computing, Names
 
 __all__ = ["Panel"]
 
@@ -52,7 +51,7 @@ class Panel:
 
     def __init__(
         self,
-        models: Models | Team,
+        models: Computing,
         *,
         identities: Mapping[str, str],
         memo: Memo,
@@ -159,11 +158,12 @@ class Panel:
                 found[name] |= answers
         differences = {name: _largest(found[name], expected[name]) for name in new}
         for name, difference in differences.items():
-            if difference > self._tolerance:
+            if not difference <= self._tolerance:
                 self._models.put_weights_back()
                 self._fall_back(name, difference, len(chosen))
                 return
             self._memo.put_check(self._model(name), len(chosen), difference)
+        self._models.let_own_weights_go()
         self._checked |= names
 
     def _fall_back(self, name: str, difference: float, requests: int) -> None:
@@ -195,7 +195,7 @@ class Panel:
             EvaluationError: the model has no positions for what is asked, or not even one text fits into memory.
         """
         if any(map(self.language_models[name].is_random, prompts)):
-            return self._models.write(name, prompts)
+            return self._models.draw(name, prompts)
         keys = [_prompt_key(prompt) for prompt in prompts]
         unique = dict(zip(keys, prompts, strict=True))
         known = self._memo.texts(self._model(name), list(unique))

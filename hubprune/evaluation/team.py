@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from hubprune.evaluation.computing import Models, Names
+from hubprune.evaluation.computing import Computing, Models, Names
 from hubprune.evaluation.language_model import Prompt
 from hubprune.evaluation.packing import Answer, Request
 from hubprune.evaluation.scorer import Scored
@@ -26,7 +26,7 @@ PATIENCE = timedelta(weeks=4)
 Build = Callable[..., Models]
 
 
-def assemble(build: Build, *arguments: Any, here: Models | None = None) -> Models | Team:
+def assemble(build: Build, *arguments: Any, here: Models | None = None) -> Computing:
     """Build models in this process, and the same ones in all others of the run.
 
     Args:
@@ -93,6 +93,15 @@ class Team:
         """Undo that."""
         _tell(("put_weights_back",))
         self._own.put_weights_back()
+
+    def let_own_weights_go(self) -> None:
+        """Give the memory back that is kept to undo it."""
+        _tell(("let_own_weights_go",))
+        self._own.let_own_weights_go()
+
+    def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes where it draws at random: in this process alone, as if there were no other."""
+        return self._own.draw(name, prompts)
 
     def close(self) -> None:
         """Let the others go on to what comes after these models."""

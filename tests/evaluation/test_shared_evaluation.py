@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 
 import pytest
 
@@ -156,6 +158,17 @@ def test_models_that_do_not_fit_together_are_measured_one_after_the_other(evalua
     assert any("one after the other is loaded" in note for note in reporter.notes)
     assert_equal_rows(ours, theirs)
     assert (apart.backend, apart.self_check.requests) == ("shared", together.self_check.requests)
+
+
+def test_a_pruned_model_keeps_no_second_copy_of_what_it_shares(base_folder, copy_folder):
+    folders = {"base": harness.ModelFolder(base_folder), "pruned": harness.ModelFolder(copy_folder)}
+    loaded = harness.load_folders(folders, "cpu", "auto", None)
+    own = weakref.ref(loaded.variants["pruned"].model.model.layers[0].mlp.up_proj.weight.data.untyped_storage())
+    loaded.share_weights()
+    assert own() is not None
+    loaded.let_own_weights_go()
+    gc.collect()
+    assert own() is None
 
 
 def test_a_model_larger_than_memory_is_spread_and_measured_by_lm_eval(evaluate, monkeypatch):
