@@ -92,7 +92,8 @@ GEMMA = {
     "tie_word_embeddings": True,
 }
 QWEN2 = {**PLAIN, "model_type": "qwen2", "max_window_layers": 3, "sliding_window": 8, "use_sliding_window": False}
-QWEN3 = {**QWEN2, "model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True}
+# As published: with a window that is not in use, 4.51 slides all the same, and the copy that the newest saves does not.
+QWEN3 = {**QWEN2, "model_type": "qwen3", "head_dim": 16, "sliding_window": None, "tie_word_embeddings": True}
 SMOLLM3 = {**PLAIN, **SLIDING, "model_type": "smollm3", "no_rope_layer_interval": 2, "tie_word_embeddings": True}
 GRANITE = {
     **PLAIN, "attention_multiplier": 0.2, "embedding_multiplier": 12.0, "logits_scaling": 8.0, "model_type": "granite",
