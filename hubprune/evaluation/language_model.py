@@ -85,10 +85,10 @@ class PanelLM(HFLM):
         """Continue prompts."""
         return self.panel.texts(self._variant.name, [request.args for request in requests])
 
-    def plain(self, requests: Sequence[Request]) -> list[Answer]:
-        """Let lm-eval's backend itself score a batch of requests."""
+    def plain(self, requests: Sequence[Request], *, rows: int) -> list[Answer]:
+        """Let lm-eval's backend itself score requests, with so many rows in a batch."""
         triples = [(None, list(r.tokens[: -r.scored]), list(r.targets)) for r in requests]
-        with self._variant.active(), self._rows(len(requests)):
+        with self._variant.active(), self._rows(rows):
             return [Answer(value, greedy) for value, greedy in super()._loglikelihood_tokens(triples)]
 
     def write(self, prompts: Sequence[Prompt]) -> list[str]:

@@ -21,8 +21,8 @@ from hubprune.evaluation.packing import Row
 
 __all__ = ["Batch", "LayerTree", "Variant", "collate", "why_not"]
 
-PASSED_OVER = frozenset({"layer_idx", "training"})
-"""Plain attributes of modules that change nothing without a KV cache."""
+PASSED_OVER = frozenset({"layer_idx", "name_or_path", "training"})
+"""Plain attributes of modules that change nothing in a pass without a KV cache."""
 MASKED = ("sdpa", "eager")
 """Implementations of attention that take a mask of our own."""
 
@@ -132,7 +132,7 @@ def _behaviour(module: nn.Module) -> list[tuple[str, str, tuple[tuple[str, str],
 
 
 def _is_plain(name: str, value: object) -> bool:
-    return name not in PASSED_OVER and isinstance(value, bool | int | float | str | None)
+    return not name.startswith("_") and name not in PASSED_OVER and isinstance(value, bool | int | float | str | None)
 
 
 def _weights(module: nn.Module) -> list[tuple[str, int]]:

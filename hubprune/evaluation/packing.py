@@ -20,9 +20,9 @@ LEAST_GAIN = 8
 """Tokens that a request has to save to join a row: a mask costs time as well."""
 LONGEST_ROW = 1024
 """Tokens that a row of several requests has at most, since a mask has its length squared."""
-WORTHWHILE_SLOTS = 768
-"""Slots from which on a batch is large enough to be closed rather than padded."""
-WASTE = 0.10
+WORTHWHILE = 0.25
+"""Share of the most slots from which on a batch is large enough to be closed rather than padded."""
+WASTE = 0.03
 """Share of padding at which it then is."""
 
 
@@ -174,7 +174,7 @@ def batches(rows: Iterable[Row], *, most_slots: int, most_rows: int | None = Non
     """Yield batches of rows that come longest first.
 
     A batch ends where it would have more than `most_slots` tokens, or more than `most_rows` rows, or where it is worth
-    its while already and would be padded by more than a tenth.  A longer row is a batch of its own.
+    its while already and would be padded by more than WASTE.  A longer row is a batch of its own.
     """
     batch: list[Row] = []
     real = 0
@@ -182,7 +182,7 @@ def batches(rows: Iterable[Row], *, most_slots: int, most_rows: int | None = Non
         if batch:
             padded = (len(batch) + 1) * len(batch[0])
             full = padded > most_slots or len(batch) == most_rows
-            wasteful = slots(batch) >= WORTHWHILE_SLOTS and padded > (real + len(row)) * (1 + WASTE)
+            wasteful = slots(batch) >= WORTHWHILE * most_slots and padded > (real + len(row)) * (1 + WASTE)
             if full or wasteful:
                 yield batch
                 batch, real = [], 0

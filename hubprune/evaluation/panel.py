@@ -27,7 +27,7 @@ __all__ = ["Panel"]
 
 CHECKED_PAIRS = 4
 """Neighbours in the order of their tokens that are compared with lm-eval's backend: two that often share a row."""
-CHECKED_SHARE = 50
+CHECKED_SHARE = 100
 """At most one in so many requests is compared, but two in any case."""
 EXACT, COARSE = 1e-3, 0.5
 """Largest difference of a log-likelihood in nats, in float32 and in half precision.  In half precision lm-eval's own

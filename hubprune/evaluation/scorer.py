@@ -15,12 +15,12 @@ from hubprune.evaluation.packing import Answer, Request, Row, alone, batches, ma
 
 __all__ = ["Scored", "Scorer"]
 
-CPU_SLOTS = 4096
-"""Tokens of a batch on a CPU, where larger ones gain nothing."""
+CPU_SLOTS = 1024
+"""Tokens of a batch on a CPU, whose caches larger ones do not fit into."""
 GPU_SLOTS = 32768
 """Tokens that a batch begins with elsewhere; it is halved until it fits."""
-LOGIT_BYTES = 2**28
-"""Memory that logits in float32 take at a time."""
+CPU_LOGIT_BYTES, GPU_LOGIT_BYTES = 2**24, 2**28
+"""Memory that logits in float32 take at a time; on a CPU they are to stay in its cache."""
 
 
 Scored = dict[str, dict[int, Answer]]
@@ -128,7 +128,8 @@ def _target_log_probabilities(
     """Return the log-probability of each target, and whether it is the most likely token."""
     found: list[float] = []
     right: list[bool] = []
-    step = max(1, LOGIT_BYTES // (4 * variant.model.config.get_text_config().vocab_size))
+    logit_bytes = CPU_LOGIT_BYTES if states.device.type == "cpu" else GPU_LOGIT_BYTES
+    step = max(1, logit_bytes // (4 * variant.model.config.get_text_config().vocab_size))
     with head_alone(variant) as logits_of:
         for part, wanted in zip(states.split(step), targets.split(step), strict=True):
             logits = logits_of(part).float()  # [n, vocabulary]

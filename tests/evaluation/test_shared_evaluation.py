@@ -15,6 +15,7 @@ import pytest
 from hubprune.errors import EvaluationError
 from hubprune.evaluation import computing, harness, placement, sharing
 from hubprune.evaluation.memo import Memo
+from hubprune.evaluation.packing import Request
 from hubprune.evaluation.scorer import Scorer
 from hubprune.recipe import EvaluationSpec
 
@@ -99,6 +100,16 @@ def test_a_few_answers_are_compared_with_lm_evals_own(evaluate):
     check = evaluate()[0].self_check
     assert check.requests == 2
     assert check.largest_difference < 1e-4 < check.tolerance == 1e-3
+
+
+def test_folders_run_the_layers_that_they_have_in_common_once(base_folder, pruned_folder):
+    folders = {"base": harness.ModelFolder(base_folder), "pruned": harness.ModelFolder(pruned_folder, own_code=True)}
+    models = harness.load_folders(folders, "cpu", "auto", None)
+    models.share_weights()
+    request = Request.of([1, 2, 3], [4], max_length=9)
+    for rows in models.plan(("base", "pruned"), [request]):
+        models.answer(("base", "pruned"), rows, [request])
+    assert models.layer_calls(("base", "pruned")) == 1 + 2  # the second layer is the one that was pruned
 
 
 def test_half_precision_is_allowed_its_own_rounding(evaluate, base_folder, pruned_folder, all_tasks, reporter):
