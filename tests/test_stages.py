@@ -163,6 +163,7 @@ def test_benchmarks_with_other_examples_are_other_benchmarks(tmp_path, monkeypat
         run = SimpleNamespace(
             recipe=recipe, circumstances="here", store=StageStore(tmp_path), reporter=None, task_texts={},
             task_sources={}, runnable=SimpleNamespace(folder=tmp_path, own_code=False),
+            identity=lambda *_: "base", answers_file=tmp_path / "answers.sqlite",
         )  # fmt: skip
-        pipeline._benchmark(run, SimpleNamespace(content="plan"), tmp_path)
+        pipeline._benchmark(run, SimpleNamespace(content="plan", widths=None, layout="pruned"), tmp_path)
     assert measured == [{"mmlu": 0}, {"mmlu": 5}]

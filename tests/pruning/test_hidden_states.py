@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hubprune import memory
 from hubprune.architectures import ARCHITECTURES
 from hubprune.artifacts import CalibrationRecord, CalibrationSource
 from hubprune.errors import DiskSpaceError
-from hubprune.pruning import memory, streaming
+from hubprune.pruning import streaming
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.importance import score
 from hubprune.pruning.streaming import empty_states
