@@ -153,8 +153,7 @@ def test_benchmarks_with_other_examples_are_other_benchmarks(tmp_path, monkeypat
     def measure(*folders, spec, **options):
         measured.append(dict(spec.num_fewshot))
         return BenchmarkComparison(
-            tasks=(), limit=None, batch_size=1, dtype="float32", device="cpu", seed=0, lm_eval="0", base_seconds=0,
-            pruned_seconds=0,
+            tasks=(), limit=None, batch_size=1, dtype="float32", device="cpu", seed=0, lm_eval="0", seconds=0,
         )  # fmt: skip
 
     monkeypatch.setattr(harness, "run", measure)
