@@ -14,6 +14,7 @@ __all__ = [
     "CardContext",
     "CustomCode",
     "FreeText",
+    "Glance",
     "Licence",
     "Link",
     "Pair",
@@ -52,6 +53,15 @@ class Link:
 
     name: str
     url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glance:
+    """What a reader asks for first."""
+
+    table: Table
+    verdict: tuple[str, ...]
+    """What the measurements come to, by fixed rules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +110,8 @@ class Removal:
     """What was removed and why."""
 
     sentences: tuple[str, ...]
+    methods: tuple[str, ...]
+    """Which files of `methods/` tell what was done, as the recipe spells them."""
     metric: str
     """What the scores are, as the recipe spells it."""
     scores: Table | None
@@ -122,8 +134,9 @@ class Benchmarks:
 
     sentences: tuple[str, ...]
     table: Table
+    picture: Picture | None
     notes: tuple[str, ...]
-    """How the changes were tested."""
+    """How the changes were tested, and what follows from them together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +182,10 @@ class Licence:
     """Whose terms apply."""
 
     name: str | None
-    """None where the base's card names no licence."""
+    """None where nobody names a licence."""
     sentences: tuple[str, ...]
+    files: tuple[Link, ...]
+    """Licence files that were copied from the base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +199,19 @@ class CardContext:
     summary: str
     """The sentence after "This is <base> with "."""
     attribution: str | None
-    glance: Table
+    """Line that the base's licence asks to be shown."""
+    warnings: tuple[str, ...]
+    """What a reader has to know before all else."""
+    glance: Glance
     usage: Usage
     removal: Removal
     calibration: Calibration | None
     benchmarks: Benchmarks | None
     free_text: FreeText | None
     limits: tuple[str, ...]
+    """What the numbers warn of and what was not measured, by fixed rules."""
+    notes: str | None
+    """The author's own words: the one value that is Markdown already, checked to hold neither HTML nor scripts."""
     reproduction: Reproduction
     licence: Licence
     citations: tuple[str, ...]

@@ -16,8 +16,8 @@ def run(capsys):
 
 
 def drawn(run, folder, **changes):
-    report = SimpleNamespace(**{"scores": made.scores(), "plan": made.plan(), "base": made.base(), **changes})
-    return pipeline._picture(run, folder, report)
+    parts = {"scores": made.scores(), "plan": made.plan(), "base": made.base(), "benchmarks": None, **changes}
+    return pipeline._pictures(run, folder, SimpleNamespace(**parts)).importance
 
 
 def test_it_lies_where_the_card_links_it_and_is_the_same_every_time(run, tmp_path):
