@@ -64,7 +64,7 @@ def draw_changes(comparison: BenchmarkComparison, folder: Path, *, base: str) ->
         return None
     mean = comparison.mean_points
     ends = plots.Change(label="mean", points=mean.value, low=mean.low, high=mean.high) if mean and rows[1:] else None
-    title = scrub(f"Benchmarks: change from {base}, with 95 % intervals")
+    title = scrub(f"Benchmarks against {base}")
     plots.save_png(plots.changes(rows, mean=ends, title=title), folder / BENCHMARK_PICTURE)
     return BENCHMARK_PICTURE
 

@@ -59,7 +59,7 @@ def changes(rows: Sequence[Change], *, mean: Change | None = None, title: str) -
     axes.set_yticks(places, labels)
     axes.set_ylim(places[-1] + 0.7, -0.7)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("change in percentage points (this model − base)")
+    axes.set_xlabel("change in percentage points (this model − base), with its 95 % interval")
     add_legend(figure, _entries({row.mark for row in rows}))
     return figure
 
@@ -70,7 +70,15 @@ def _draw(axes: Axes, row: Change, place: float, marker: str, colour: str) -> No
     axes.plot([row.points], [place], marker, color=colour, markersize=8, markeredgecolor=PANEL, zorder=3)
     value = f"{row.points:+.2f}".replace("-", "−")
     axes.annotate(
-        value, (row.points, place), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9, color=INK
+        value,
+        (row.points, place),
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="center",
+        fontsize=9,
+        color=INK,
+        bbox={"facecolor": PANEL, "edgecolor": "none", "pad": 0.5},
+        zorder=2.5,
     )
 
 
