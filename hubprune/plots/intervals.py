@@ -59,8 +59,8 @@ def changes(rows: Sequence[Change], *, mean: Change | None = None, title: str) -
     axes.set_yticks(places, labels)
     axes.set_ylim(places[-1] + 0.7, -0.7)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("change in percentage points (this model − base), with its 95 % interval")
-    add_legend(figure, _entries({row.mark for row in rows}))
+    axes.set_xlabel("change in percentage points (this model − base)")
+    add_legend(figure, _entries(rows))
     return figure
 
 
@@ -82,11 +82,15 @@ def _draw(axes: Axes, row: Change, place: float, marker: str, colour: str) -> No
     )
 
 
-def _entries(marks: set[str]) -> list[tuple[Artist, str]]:
+def _entries(rows: Sequence[Change]) -> list[tuple[Artist, str]]:
     from matplotlib.lines import Line2D
 
-    return [
-        (Line2D([], [], color=colour, marker=marker, markersize=8, markeredgecolor=PANEL, linewidth=2), mark)
+    marks = {row.mark for row in rows}
+    entries: list[tuple[Artist, str]] = [
+        (Line2D([], [], color=colour, marker=marker, markersize=8, markeredgecolor=PANEL, linestyle="none"), mark)
         for mark, (marker, colour) in LOOKS.items()
         if mark in marks
     ]
+    if any(row.low is not None for row in rows):
+        entries.append((Line2D([], [], color=INK, linewidth=2), "95 % interval"))
+    return entries

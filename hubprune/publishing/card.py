@@ -135,7 +135,7 @@ def render(context: CardContext, *, overrides: Path | None = None) -> str:
     Raises:
         RecipeError: a template of the user's own does not do.
     """
-    with _template_errors():
+    with _template_errors(own=overrides is not None):
         made = template_environment("card", filters=FILTERS, overrides=overrides)
         return scrub(made.get_template(CARD_TEMPLATE).render(card=context))
 
@@ -155,23 +155,30 @@ def check_templates(overrides: Path) -> None:
             hint=f"Name one of {', '.join(sorted(shipped))}.",
         )
     made = template_environment("card", filters=FILTERS, overrides=overrides)
-    with _template_errors():
+    with _template_errors(own=True):
         for name in sorted(own):
             made.get_template(name)
 
 
+WRONG_USE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What Python raises where a template calls something with the wrong thing."""
+
+
 @contextmanager
-def _template_errors() -> Iterator[None]:
+def _template_errors(*, own: bool) -> Iterator[None]:
+    """Tell what is wrong with a template of the user's own; in a shipped one it is a bug, and keeps its traceback."""
     from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
         yield
-    except TemplateError as error:
+    except (TemplateError, *WRONG_USE) as error:
+        if not own:
+            raise
         place = (
             f"{error.name or 'a card template'}, line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
         )
         raise RecipeError(
-            f"The card cannot be rendered{f' ({place})' if place else ''}: {error.message or type(error).__name__}.",
+            f"The card cannot be rendered{f' ({place})' if place else ''}: {error or type(error).__name__}.",
             hint="Mend the template and run the command again: what was computed is kept.",
         ) from error
 

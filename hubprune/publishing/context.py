@@ -7,12 +7,14 @@ A section that has no data is None.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 __all__ = [
     "Benchmarks",
     "Calibration",
     "CardContext",
     "CustomCode",
+    "Described",
     "FreeText",
     "Glance",
     "Licence",
@@ -27,8 +29,14 @@ __all__ = [
 ]
 
 
+class Described:
+    """A value whose fields are described by the text below them, in its JSON schema too."""
+
+    __pydantic_config__: ClassVar = {"use_attribute_docstrings": True}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(Described):
     """A table of raw text cells; every row has as many cells as there are columns."""
 
     columns: tuple[str, ...]
@@ -48,7 +56,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
+class Link(Described):
     """A name and where it leads."""
 
     name: str
@@ -56,7 +64,7 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glance:
+class Glance(Described):
     """What a reader asks for first."""
 
     table: Table
@@ -65,7 +73,7 @@ class Glance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomCode:
+class CustomCode(Described):
     """The modeling file that ships with the model."""
 
     file: str
@@ -77,7 +85,7 @@ class CustomCode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usage:
+class Usage(Described):
     """Values of the snippet."""
 
     repo_id: str
@@ -90,7 +98,7 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerificationSummary:
+class VerificationSummary(Described):
     """What a fresh process saw."""
 
     sentence: str
@@ -98,7 +106,7 @@ class VerificationSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Picture(Described):
     """A picture among the published files, and what it shows in words."""
 
     path: str
@@ -106,7 +114,7 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removal:
+class Removal(Described):
     """What was removed and why."""
 
     sentences: tuple[str, ...]
@@ -121,7 +129,7 @@ class Removal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Calibration(Described):
     """The texts that the scores were computed on."""
 
     sentence: str
@@ -129,7 +137,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmarks:
+class Benchmarks(Described):
     """Base and pruned on the same documents."""
 
     sentences: tuple[str, ...]
@@ -140,7 +148,7 @@ class Benchmarks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class Pair(Described):
     """One prompt and what both models made of it."""
 
     number: int
@@ -154,7 +162,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeText:
+class FreeText(Described):
     """Free text of both models."""
 
     sentences: tuple[str, ...]
@@ -167,7 +175,7 @@ class FreeText:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproduction:
+class Reproduction(Described):
     """How to get the same files again."""
 
     command: str
@@ -178,7 +186,7 @@ class Reproduction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Licence:
+class Licence(Described):
     """Whose terms apply."""
 
     name: str | None
@@ -189,7 +197,7 @@ class Licence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CardContext:
+class CardContext(Described):
     """Everything that a card says."""
 
     front_matter: str
