@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+LICENSE_PATTERNS = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 CARRIED_FILES = (
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
     *("*.tiktoken", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
     *("generation_config.json", "chat_template*", "chat_templates/*", "additional_chat_templates/*"),
-    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
+    *LICENSE_PATTERNS,
 )
 """Patterns of tokenizer, generation, chat template and licence files, at the top unless a folder is named."""
 CODE_SUFFIXES = (".py", ".pyc", ".pyd", ".so")

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from hubprune import options, speed_options, sweep_options, variants
+from hubprune import card_options, options, speed_options, sweep_options, variants
 from hubprune.processes import rank, world_size
 from hubprune.terminal import INTERRUPTED, errors_shown, open_run, open_session, to_json
 
@@ -114,6 +114,10 @@ def publish(
     revision: options.Revision = None,
     private: options.Private = None,
     create_pr: options.CreatePr = None,
+    license: card_options.License = None,
+    allow_name: card_options.AllowName = None,
+    notes: card_options.Notes = None,
+    card_template: card_options.CardTemplate = None,
     overwrite_card: options.OverwriteCard = False,
     dry_run: options.DryRun = False,
     out: options.Out = None,
@@ -131,7 +135,10 @@ def publish(
         run = open_run(options.make_recipe(given), endpoint, reporter)
         from hubprune import pipeline, summary
 
-        chosen = pipeline.PublishOptions(out=out, dry_run=dry_run, overwrite_card=overwrite_card, report=report)
+        chosen = pipeline.PublishOptions(
+            out=out, dry_run=dry_run, overwrite_card=overwrite_card, notes=notes, card_template=card_template,
+            report=report,
+        )  # fmt: skip
         done = pipeline.publish(run, chosen)
         typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))
 

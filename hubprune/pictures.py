@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubprune import plots
-from hubprune.artifacts import DropPlan, ImportanceScores, LayerScores, ScoreKind
+from hubprune.artifacts import (
+    BenchmarkComparison,
+    DropPlan,
+    ImportanceScores,
+    LayerScores,
+    ScoreKind,
+    TaskComparison,
+)
 from hubprune.publishing.privacy import scrub
 
 if TYPE_CHECKING:
@@ -15,7 +22,9 @@ if TYPE_CHECKING:
 
 NAMES: Mapping[ScoreKind, str] = {"attn": "attention", "mlp": "MLP", "block": "block"}
 CARD_PICTURE = "assets/importance.png"
-"""Path of a card's picture in its repo."""
+"""Path of a card's picture of the scores in its repo."""
+BENCHMARK_PICTURE = "assets/benchmarks.png"
+"""Path of a card's picture of the changes in its repo."""
 
 
 def draw_scores(scores: LayerScores, plan: DropPlan, folder: Path, *, base: str) -> tuple[Path, Path]:
@@ -35,6 +44,33 @@ def draw_for_card(scores: LayerScores, plan: DropPlan, folder: Path, *, base: st
     """
     plots.save_png(_importance(scores, plan, base=base), folder / CARD_PICTURE)
     return CARD_PICTURE
+
+
+def draw_changes(comparison: BenchmarkComparison, folder: Path, *, base: str) -> str | None:
+    """Draw what the benchmarks gained and lost into a checkpoint's folder, and return the path that the card links.
+
+    Returns:
+        None where no task has a metric that changes in points.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    rows = tuple(
+        plots.Change(label=row.task, points=points.value, low=points.low, high=points.high, mark=_mark(row))
+        for row in comparison.main_metrics()
+        if (points := row.points)
+    )
+    if not rows:
+        return None
+    mean = comparison.mean_points
+    ends = plots.Change(label="mean", points=mean.value, low=mean.low, high=mean.high) if mean and rows[1:] else None
+    title = scrub(f"Benchmarks against {base}")
+    plots.save_png(plots.changes(rows, mean=ends, title=title), folder / BENCHMARK_PICTURE)
+    return BENCHMARK_PICTURE
+
+
+def _mark(row: TaskComparison) -> str:
+    return (row.paired.mark if row.paired else None) or "not tested"
 
 
 def _importance(scores: LayerScores, plan: DropPlan, *, base: str) -> Figure:

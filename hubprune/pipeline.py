@@ -32,7 +32,8 @@ from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
 from hubprune.publishing import card, hub, manifest
 from hubprune.publishing.commit import publish as send
-from hubprune.publishing.license import notice_text
+from hubprune.publishing.license import add_notice, card_in_force
+from hubprune.publishing.notes import read_notes
 from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.privacy import scrub
 from hubprune.run import Run, check_data, make_plan, scores_if_needed
@@ -142,6 +143,10 @@ class PublishOptions:
     """Do everything but write to the Hub."""
     overwrite_card: bool = False
     """Replace a README.md that somebody edited on the Hub."""
+    notes: Path | None = None
+    """File with the author's own words for the card, in Markdown."""
+    card_template: Path | None = None
+    """Folder of card templates that take the place of the shipped ones."""
     report: Path | None = None
     """File for the report as JSON; written as soon as there is a commit, and again at the end."""
 
@@ -154,6 +159,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     """
     stage = _announcer(run.reporter)
     stage()
+    notes = read_notes(options.notes) if options.notes else None
     target = _preflight(run, options)
     run.downloaded  # noqa: B018
     stage()
@@ -177,8 +183,9 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
             published=None,
             environment=run.environment,
             seconds=run.store.seconds,
+            notes=notes,
         )
-        files = assemble(run, folder, report, repo_id=target.repo_id)
+        files = assemble(run, folder, report, repo_id=target.repo_id, card_template=options.card_template)
         stage()
         return _send(run, Release(folder, files, target, report), options)
 
@@ -210,6 +217,8 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
         check_new_folder(options.out)
     if options.report:
         make_writable(options.report.absolute().parent)
+    if options.card_template:
+        card.check_templates(options.card_template)
     target = preflight(
         run.recipe,
         base=run.base,
@@ -236,13 +245,14 @@ def _warn_of_memory(run: Run) -> None:
         )
 
 
-def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> tuple[RepoFile, ...]:
-    """Add to a checkpoint what makes it a repo: tasks, notice, picture, card, recipe, manifest; return all files."""
+def assemble(
+    run: Run, folder: Path, report: PublishReport, *, repo_id: str, card_template: Path | None = None
+) -> tuple[RepoFile, ...]:
+    """Add to a checkpoint what makes it a repo: tasks, notice, pictures, card, recipe, manifest; return all files."""
     for name, text in run.task_texts.items():
         (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tasks" / name, scrub(text))
-    if (notice := notice_text(run.base.card)) and not any(folder.glob("NOTICE*")):
-        write_atomically(folder / "NOTICE", f"{notice}\n")
+    add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
     context = card.build_context(
         run.pinned_recipe,
         base=report.base,
@@ -256,22 +266,26 @@ def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> 
         seconds=report.seconds,
         repo_id=repo_id,
         endpoint=run.session.endpoint,
-        picture=_picture(run, folder, report),
+        pictures=_pictures(run, folder, report),
+        notes=report.notes,
+        overrides=card_template,
     )
-    write_atomically(folder / manifest.CARD, card.render(context))
+    write_atomically(folder / manifest.CARD, card.render(context, overrides=card_template))
     manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
-    return manifest.write_manifest(folder, report=report, template_hash=card.template_hash())
+    return manifest.write_manifest(folder, report=report, template_hash=card.template_hash(card_template))
 
 
-def _picture(run: Run, folder: Path, report: PublishReport) -> str | None:
-    """Draw the scores for the card; without matplotlib a card has their table alone."""
-    if report.scores is None:
-        return None
+def _pictures(run: Run, folder: Path, report: PublishReport) -> card.Pictures:
+    """Draw scores and changes for the card; without matplotlib it has their tables alone."""
+    base = report.base.name
     try:
-        return pictures.draw_for_card(report.scores, report.plan, folder, base=report.base.name)
+        return card.Pictures(
+            importance=pictures.draw_for_card(report.scores, report.plan, folder, base=base) if report.scores else None,
+            benchmarks=pictures.draw_changes(report.benchmarks, folder, base=base) if report.benchmarks else None,
+        )
     except MissingDependencyError as error:
-        run.reporter.warn(f"The card gets no picture of the scores: {error.message} {error.hint or ''}")
-        return None
+        run.reporter.warn(f"The card gets no pictures: {error.message} {error.hint or ''}")
+        return card.Pictures()
 
 
 def _send(run: Run, release: Release, options: PublishOptions) -> PublishReport:

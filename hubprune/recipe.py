@@ -149,6 +149,10 @@ class TargetSpec(Settings):
     private: bool = False
     create_pr: bool = False
     """Open a pull request instead of committing to the branch."""
+    license: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.+-]*$")
+    """Licence id for a base whose card names none; never another than the card's."""
+    allow_name: bool = False
+    """Publish under a name that the licence of the base does not allow."""
 
     @field_validator("repo_id")
     @classmethod

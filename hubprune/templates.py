@@ -37,14 +37,18 @@ def environment(
     Args:
         kind: which template folder to load from.
         filters: extra filters; they replace built-in ones of the same name.
-        overrides: a folder of the user whose files win over the shipped ones.
+        overrides: a folder of the user whose files win over the shipped ones, which they can still reach, to extend or
+            include them, under `shipped/`.
     """
-    from jinja2 import FileSystemLoader, StrictUndefined
+    from jinja2 import ChoiceLoader, FileSystemLoader, PrefixLoader, StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
-    folders = [*([overrides] if overrides else []), template_folder(kind)]
+    shipped = template_folder(kind)
+    folders = [*([overrides] if overrides else []), shipped]
     made = SandboxedEnvironment(
-        loader=FileSystemLoader([str(f) for f in folders]),
+        loader=ChoiceLoader(
+            [FileSystemLoader([str(f) for f in folders]), PrefixLoader({"shipped": FileSystemLoader(str(shipped))})]
+        ),
         undefined=StrictUndefined,
         autoescape=False,
         keep_trailing_newline=True,

@@ -28,7 +28,10 @@ LAYERS = {
         "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures", "studies", "summary",
         "exporting", "kept", "sweep", "timing",
     },
-    4: {"cli", "options", "speed_options", "sweep_options", "terminal", "variants", "__main__", "__init__"},
+    4: {
+        "card_options", "cli", "options", "speed_options", "sweep_options", "terminal", "variants", "__main__",
+        "__init__",
+    },
 }  # fmt: skip
 ROOMS = LAYERS[2]
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}

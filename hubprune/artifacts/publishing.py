@@ -61,6 +61,8 @@ class PublishReport(Artifact):
     verification: Verification
     benchmarks: BenchmarkComparison | None
     generation: GenerationComparison | None
+    notes: str | None = None
+    """The author's own words on the card."""
     published: PublishedCommit | None
     """None for a dry run."""
     loaded_back: LoadedBack | None = None

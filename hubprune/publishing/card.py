@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from hubprune import __version__
@@ -19,10 +21,12 @@ from hubprune.artifacts import (
     WrittenCheckpoint,
 )
 from hubprune.endpoint import DEFAULT_ENDPOINT
+from hubprune.errors import RecipeError
 from hubprune.publishing import free_text, front_matter, measured, overview, provenance
 from hubprune.publishing import removal as removed
-from hubprune.publishing.context import CardContext
-from hubprune.publishing.license import attribution_line
+from hubprune.publishing.context import CardContext, Glance
+from hubprune.publishing.license import attribution_line, card_in_force, license_warnings
+from hubprune.publishing.limits import limits, verdict
 from hubprune.publishing.manifest import checkpoint_tag
 from hubprune.publishing.markdown import FILTERS
 from hubprune.publishing.privacy import public_recipe, scrub
@@ -30,9 +34,17 @@ from hubprune.recipe import Recipe
 from hubprune.templates import environment as template_environment
 from hubprune.templates import template_folder
 
-__all__ = ["build_context", "render", "skeleton", "template_hash"]
+__all__ = ["Pictures", "build_context", "check_templates", "render", "skeleton", "template_hash"]
 
-CARD_TEMPLATE = "card.md.jinja"
+CARD_TEMPLATE = "base.md.jinja"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Paths of a card's pictures among the published files; None where there is none."""
+
+    importance: str | None = None
+    benchmarks: str | None = None
 
 
 def build_context(
@@ -49,7 +61,9 @@ def build_context(
     seconds: Mapping[str, float],
     repo_id: str,
     endpoint: str = DEFAULT_ENDPOINT,
-    picture: str | None = None,
+    pictures: Pictures = Pictures(),
+    notes: str | None = None,
+    overrides: Path | None = None,
 ) -> CardContext:
     """Build the one object that a card is rendered from.
 
@@ -66,35 +80,49 @@ def build_context(
         seconds: wall-clock seconds per stage.
         repo_id: where the result goes.
         endpoint: of the Hub that the base is on.
-        picture: path of a picture of the scores among the published files; None where there is none.
+        pictures: paths of the pictures among the published files.
+        notes: the author's own words, from `notes.read_notes`.
+        overrides: a folder of the user whose templates will win over the shipped ones.
     """
-    name = repo_id.rsplit("/", 1)[-1]
+    name, given = repo_id.rsplit("/", 1)[-1], recipe.target.license
+    terms, repetition = card_in_force(base, given=given), generation.repetition if generation else None
     public, named = public_recipe(recipe, base=base), tuple(recipe.drop.by_hand)
     usage = overview.usage(
         repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, generation=generation,
         tag=None if recipe.target.create_pr else checkpoint_tag(checkpoint),
     )  # fmt: skip
     matter = front_matter.metadata(
-        base, name=name, methods=plan.methods, has_code=usage.code is not None, scores=scores, benchmarks=benchmarks
-    )
+        base, terms=terms, name=name, methods=plan.methods, has_code=usage.code is not None, scores=scores,
+        benchmarks=benchmarks,
+    )  # fmt: skip
     return CardContext(
         front_matter=front_matter.dump(matter),
         title=name,
         base=overview.base_link(base, endpoint=endpoint),
         summary=overview.summary(plan, checkpoint=checkpoint, benchmarks=benchmarks),
-        attribution=attribution_line(base.card),
-        glance=overview.glance(plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks),
+        attribution=attribution_line(terms),
+        warnings=tuple(license_warnings(base, given=given)),
+        glance=Glance(
+            table=overview.glance(plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks, repetition=repetition),
+            verdict=verdict(benchmarks, repetition=repetition),
+        ),
         usage=usage,
-        removal=removed.removal(plan, scores=scores, verification=verification, by_hand=named, picture=picture),
+        removal=removed.removal(
+            plan, scores=scores, verification=verification, by_hand=named, picture=pictures.importance
+        ),
         calibration=removed.calibration(scores),
-        benchmarks=measured.benchmarks(benchmarks),
+        benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks),
         free_text=free_text.section(generation),
-        limits=measured.limits(plan, scores=scores, comparison=benchmarks, generation=generation),
+        limits=limits(plan, scores=scores, comparison=benchmarks, generation=generation),
+        notes=notes,
         reproduction=provenance.reproduction(public, base=base, environment=environment, seconds=seconds),
-        licence=provenance.licence(base, plan=plan),
+        licence=provenance.licence(base, plan=plan, name=name, given=given),
         citations=provenance.citations(base, plan=plan, has_benchmarks=benchmarks is not None, endpoint=endpoint),
-        footer=f"Written by hubprune {environment.hubprune}, card template {template_hash()[:8]}.",
+        footer=f"Written by hubprune {environment.hubprune}, card template {template_hash(overrides)[:8]}.",
     )
+
+
+# ---- templates ---------------------------------------------------------------------------------------------------
 
 
 def render(context: CardContext, *, overrides: Path | None = None) -> str:
@@ -103,16 +131,69 @@ def render(context: CardContext, *, overrides: Path | None = None) -> str:
     Args:
         context: what the card says.
         overrides: a folder of the user whose templates win over the shipped ones.
+
+    Raises:
+        RecipeError: a template of the user's own does not do.
     """
+    with _template_errors(own=overrides is not None):
+        made = template_environment("card", filters=FILTERS, overrides=overrides)
+        return scrub(made.get_template(CARD_TEMPLATE).render(card=context))
+
+
+def check_templates(overrides: Path) -> None:
+    """Read a user's folder of card templates before anything is computed.
+
+    Raises:
+        RecipeError: no such folder, none of its files takes the place of a shipped one, or one is no template.
+    """
+    if not overrides.is_dir():
+        raise RecipeError(f"{overrides} is no folder of card templates.")
+    own, shipped = (_template_names(folder) for folder in (overrides, template_folder("card")))
+    if not own & shipped:
+        raise RecipeError(
+            f"No file in {overrides} takes the place of a card template.",
+            hint=f"Name one of {', '.join(sorted(shipped))}.",
+        )
     made = template_environment("card", filters=FILTERS, overrides=overrides)
-    return scrub(made.get_template(CARD_TEMPLATE).render(card=context))
+    with _template_errors(own=True):
+        for name in sorted(own):
+            made.get_template(name)
 
 
-def template_hash() -> str:
-    """Compute the SHA-256 over the names and bytes of all shipped card templates, in 64 hex digits."""
+WRONG_USE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What Python raises where a template calls something with the wrong thing."""
+
+
+@contextmanager
+def _template_errors(*, own: bool) -> Iterator[None]:
+    """Tell what is wrong with a template of the user's own; in a shipped one it is a bug, and keeps its traceback."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        yield
+    except (TemplateError, *WRONG_USE) as error:
+        if not own:
+            raise
+        place = (
+            f"{error.name or 'a card template'}, line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        )
+        raise RecipeError(
+            f"The card cannot be rendered{f' ({place})' if place else ''}: {error or type(error).__name__}.",
+            hint="Mend the template and run the command again: what was computed is kept.",
+        ) from error
+
+
+def _template_names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.jinja")}
+
+
+def template_hash(overrides: Path | None = None) -> str:
+    """Compute the SHA-256 over the names and bytes of all card templates in force, in 64 hex digits."""
     digest = hashlib.sha256()
-    for path in sorted(template_folder("card").glob("*.jinja")):
-        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    folders = [folder for folder in (template_folder("card"), overrides) if folder]
+    files = {name: folder / name for folder in folders for name in _template_names(folder)}
+    for name, path in sorted(files.items()):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -120,6 +201,7 @@ def skeleton(recipe: Recipe, *, base: BaseCheckpoint, name: str) -> str:
     """Write the front matter as far as it is known before any compute, as a card with nothing below it."""
     has_code = base.config.get("model_type") in ARCHITECTURES
     matter = front_matter.metadata(
-        base, name=name, methods=recipe.methods, has_code=has_code, scores=None, benchmarks=None
-    )
+        base, terms=card_in_force(base, given=recipe.target.license), name=name, methods=recipe.methods,
+        has_code=has_code, scores=None, benchmarks=None,
+    )  # fmt: skip
     return f"---\n{front_matter.dump(matter)}---\n\n# {name}\n\n{recipe.default_name}, hubprune {__version__}\n"

@@ -32,6 +32,10 @@ def _options(recipe: Recipe) -> Iterator[str]:
         yield f"--aggregation {recipe.aggregation}"
     yield from _evaluation_options(recipe)
     yield f"--seed {recipe.seed}"
+    if recipe.target.license:
+        yield f"--license {shlex.quote(recipe.target.license)}"
+    if recipe.target.allow_name:
+        yield "--allow-name"
     if recipe.dtype != "auto":
         yield f"--dtype {recipe.dtype}"
 

@@ -7,13 +7,16 @@ A section that has no data is None.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 __all__ = [
     "Benchmarks",
     "Calibration",
     "CardContext",
     "CustomCode",
+    "Described",
     "FreeText",
+    "Glance",
     "Licence",
     "Link",
     "Pair",
@@ -26,8 +29,14 @@ __all__ = [
 ]
 
 
+class Described:
+    """A value whose fields are described by the text below them, in its JSON schema too."""
+
+    __pydantic_config__: ClassVar = {"use_attribute_docstrings": True}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(Described):
     """A table of raw text cells; every row has as many cells as there are columns."""
 
     columns: tuple[str, ...]
@@ -47,7 +56,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
+class Link(Described):
     """A name and where it leads."""
 
     name: str
@@ -55,7 +64,16 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomCode:
+class Glance(Described):
+    """What a reader asks for first."""
+
+    table: Table
+    verdict: tuple[str, ...]
+    """What the measurements come to, by fixed rules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomCode(Described):
     """The modeling file that ships with the model."""
 
     file: str
@@ -67,7 +85,7 @@ class CustomCode:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usage:
+class Usage(Described):
     """Values of the snippet."""
 
     repo_id: str
@@ -80,7 +98,7 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerificationSummary:
+class VerificationSummary(Described):
     """What a fresh process saw."""
 
     sentence: str
@@ -88,7 +106,7 @@ class VerificationSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Picture(Described):
     """A picture among the published files, and what it shows in words."""
 
     path: str
@@ -96,10 +114,12 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removal:
+class Removal(Described):
     """What was removed and why."""
 
     sentences: tuple[str, ...]
+    methods: tuple[str, ...]
+    """Which files of `methods/` tell what was done, as the recipe spells them."""
     metric: str
     """What the scores are, as the recipe spells it."""
     scores: Table | None
@@ -109,7 +129,7 @@ class Removal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Calibration(Described):
     """The texts that the scores were computed on."""
 
     sentence: str
@@ -117,17 +137,18 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmarks:
+class Benchmarks(Described):
     """Base and pruned on the same documents."""
 
     sentences: tuple[str, ...]
     table: Table
+    picture: Picture | None
     notes: tuple[str, ...]
-    """How the changes were tested."""
+    """How the changes were tested, and what follows from them together."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class Pair(Described):
     """One prompt and what both models made of it."""
 
     number: int
@@ -141,7 +162,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeText:
+class FreeText(Described):
     """Free text of both models."""
 
     sentences: tuple[str, ...]
@@ -154,7 +175,7 @@ class FreeText:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproduction:
+class Reproduction(Described):
     """How to get the same files again."""
 
     command: str
@@ -165,16 +186,18 @@ class Reproduction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Licence:
+class Licence(Described):
     """Whose terms apply."""
 
     name: str | None
-    """None where the base's card names no licence."""
+    """None where nobody names a licence."""
     sentences: tuple[str, ...]
+    files: tuple[Link, ...]
+    """Licence files that were copied from the base."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CardContext:
+class CardContext(Described):
     """Everything that a card says."""
 
     front_matter: str
@@ -184,13 +207,19 @@ class CardContext:
     summary: str
     """The sentence after "This is <base> with "."""
     attribution: str | None
-    glance: Table
+    """Line that the base's licence asks to be shown."""
+    warnings: tuple[str, ...]
+    """What a reader has to know before all else."""
+    glance: Glance
     usage: Usage
     removal: Removal
     calibration: Calibration | None
     benchmarks: Benchmarks | None
     free_text: FreeText | None
     limits: tuple[str, ...]
+    """What the numbers warn of and what was not measured, by fixed rules."""
+    notes: str | None
+    """The author's own words: the one value that is Markdown already, checked to hold neither HTML nor scripts."""
     reproduction: Reproduction
     licence: Licence
     citations: tuple[str, ...]

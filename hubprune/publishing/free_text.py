@@ -15,9 +15,9 @@ from hubprune.artifacts import (
     RepetitionComparison,
 )
 from hubprune.publishing.context import FreeText, Pair, Table
-from hubprune.publishing.numbers import NONE, count, plain, signed, span
+from hubprune.publishing.numbers import INTERVAL, NONE, count, plain, signed, span
 
-__all__ = ["limits", "section", "shown_pairs"]
+__all__ = ["limits", "loop_change", "section", "shown_pairs"]
 
 
 def section(generation: GenerationComparison | None) -> FreeText | None:
@@ -196,6 +196,12 @@ def _is_above_zero(change: Estimate) -> bool:
     return change.low is not None and change.low > 0
 
 
+def loop_change(loops: PairedLoops) -> str:
+    """Write the change of the share of texts that end in a loop, as in the table of the free text."""
+    points, interval = _change(loops.change, times=100, unit=" points")
+    return points if interval == NONE else f"{points} ({INTERVAL}{interval})"
+
+
 def _told(change: Estimate) -> str:
     points, interval = _change(change, times=100, unit=" points")
-    return points if interval == NONE else f"{points}, 95 % interval {interval}"
+    return points if interval == NONE else f"{points}, {INTERVAL}{interval}"

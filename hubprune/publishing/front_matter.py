@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hubprune.artifacts import BaseCheckpoint, BenchmarkComparison, LayerScores, Method, TaskComparison
+from hubprune.artifacts import BaseCard, BaseCheckpoint, BenchmarkComparison, LayerScores, Method, TaskComparison
 from hubprune.publishing.markdown import visible
 from hubprune.publishing.privacy import is_local_data
 
@@ -65,6 +65,7 @@ def _plain(value: Any) -> Any:
 def metadata(
     base: BaseCheckpoint,
     *,
+    terms: BaseCard,
     name: str,
     methods: Sequence[Method],
     has_code: bool,
@@ -74,19 +75,19 @@ def metadata(
     """Build the card's metadata in its final order; keys without a value are absent.
 
     Args:
-        base: languages and licence come from its card, at the commit it is pinned to.
+        base: its name is the `base_model`.
+        terms: languages and licence, from the base's card at the commit it is pinned to.
         name: name of the result, for `model-index`.
         methods: of the plan.
         has_code: whether a modeling file ships.
         scores: its calibration data sets are listed.
         benchmarks: this model's values go into `model-index`.
     """
-    card = base.card
     values = {
-        "language": card.language[0] if len(card.language) == 1 else list(card.language),
-        "license": card.license,
-        "license_name": card.license_name,
-        "license_link": card.license_link,
+        "language": terms.language[0] if len(terms.language) == 1 else list(terms.language),
+        "license": terms.license,
+        "license_name": terms.license_name,
+        "license_link": terms.license_link,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "base_model": base.name,

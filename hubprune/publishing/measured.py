@@ -1,28 +1,23 @@
-"""What was measured: benchmarks, and the limits that follow from all numbers."""
+"""The benchmarks of base and pruned model, task by task, and how their changes were tested."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from hubprune.artifacts import (
-    BenchmarkComparison,
-    DropPlan,
-    GenerationComparison,
-    LayerScores,
-    PairedComparison,
-    TaskComparison,
-)
-from hubprune.publishing import free_text
-from hubprune.publishing.context import Benchmarks, Table
-from hubprune.publishing.numbers import INTERVAL, NONE, count, p_value, plain, with_error, with_interval
-from hubprune.publishing.privacy import is_local_data, public_name
-from hubprune.publishing.removal import ranked_thing
+from hubprune.artifacts import BenchmarkComparison, PairedComparison, TaskComparison
+from hubprune.publishing.context import Benchmarks, Picture, Table
+from hubprune.publishing.numbers import NONE, count, plain, signed, with_error, with_interval
 
-__all__ = ["benchmarks", "limits"]
+__all__ = ["benchmarks"]
 
 
-def benchmarks(comparison: BenchmarkComparison | None) -> Benchmarks | None:
-    """Compare base and pruned task by task; None where nothing was run."""
+def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = None) -> Benchmarks | None:
+    """Compare base and pruned task by task; None where nothing was run.
+
+    Args:
+        comparison: None where nothing was run.
+        picture: path of a picture of the changes among the published files.
+    """
     if comparison is None or not comparison.tasks:
         return None
     columns = (
@@ -32,8 +27,15 @@ def benchmarks(comparison: BenchmarkComparison | None) -> Benchmarks | None:
     return Benchmarks(
         sentences=tuple(_benchmark_sentences(comparison)),
         table=Table(columns=columns, align="llrrrrrrrl", rows=rows),
+        picture=_picture(comparison, picture) if picture else None,
         notes=tuple(_test_sentences(comparison)),
     )
+
+
+def _picture(comparison: BenchmarkComparison, path: str) -> Picture:
+    changes = [f"{row.task} {signed(row.points.value)}" for row in comparison.main_metrics() if row.points]
+    text = "Changes of the benchmarks in points with their 95 % intervals, against no change"
+    return Picture(path=path, text=f"{text}: {', '.join(changes)}")
 
 
 def _task_row(task: TaskComparison) -> tuple[str, ...]:
@@ -121,69 +123,3 @@ def _chance_rule(comparison: BenchmarkComparison) -> str:
         " At chance: neither of them, and the base is no better than guessing (exact binomial test, one-sided, 5 %), so"
         " that the task could show no loss."
     )
-
-
-# ---- limits ------------------------------------------------------------------------------------------------------
-
-
-def limits(
-    plan: DropPlan,
-    *,
-    scores: LayerScores | None,
-    comparison: BenchmarkComparison | None,
-    generation: GenerationComparison | None,
-) -> tuple[str, ...]:
-    """List by fixed rules what the numbers warn of and what was not measured; no causes are claimed."""
-    return (
-        *_benchmark_limits(comparison),
-        *free_text.limits(generation),
-        *_score_limits(plan, scores=scores),
-        "Nothing was trained after the removal.",
-        "Not measured: speed, safety and bias, long contexts, languages and tasks other than those above.",
-    )
-
-
-def _benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
-    if comparison is None or not comparison.tasks:
-        yield "No benchmark was run: what the removal cost is not known."
-        return
-    yield from filter(None, map(_clear_loss, comparison.tasks))
-    yield from filter(None, map(_at_chance, comparison.main_metrics()))
-    if comparison.limit is not None:
-        yield f"The benchmarks saw at most {count(comparison.limit)} documents per task, so their errors are wide."
-
-
-def _clear_loss(task: TaskComparison) -> str | None:
-    """A loss that chance alone would hardly make, by the test that the benchmarks section tells of."""
-    if not task.paired or task.paired.mark != "worse" or task.paired.holm_p_value is None:
-        return None
-    change, unit = (task.points, " points") if task.points else (task.percent, " %")
-    told = with_interval(change, unit=unit, label=INTERVAL) if change else NONE
-    return f"{task.task} ({task.metric}) got worse: {told}, adjusted {p_value(task.paired.holm_p_value)}."
-
-
-def _at_chance(task: TaskComparison) -> str | None:
-    """Say of a base that only guesses that it had nothing to lose, else of this model that nothing is left."""
-    guessing = task.paired.at_chance if task.paired else ()
-    if task.chance is None or not guessing:
-        return None
-    who, value = ("the base itself", task.base) if "base" in guessing else ("this model, unlike the base,", task.pruned)
-    figures = f"{with_error(value.value, value.standard_error, digits=3)}, chance {plain(task.chance, digits=3)}"
-    return f"{task.task} ({task.metric}): {who} is no better than guessing ({figures})."
-
-
-def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str]:
-    if plan.widths:
-        yield "The neurons were chosen by their weights alone: no calibration supports their choice."
-    if scores is None and not plan.dropped:
-        return
-    if scores is None:
-        how = "given by hand" if plan.selected_by == "hand" else "chosen by no score"
-        yield f"The layers were {how} and nothing was scored: no calibration supports the choice."
-        return
-    if local := [public_name(s.dataset) for s in scores.calibration.sources if is_local_data(s.dataset)]:
-        yield f"The scores come from files that are not published ({', '.join(local)}): they cannot be reproduced."
-    for margin in plan.margins:
-        if margin.near_tie:
-            one, other = (f"{ranked_thing(margin, n)} {layer}" for n, layer in enumerate(margin.neighbours))
-            yield f"Whether {one} or {other} goes is a near tie."

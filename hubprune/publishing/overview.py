@@ -12,6 +12,7 @@ from hubprune.artifacts import (
     DropPlan,
     GenerationComparison,
     Layout,
+    RepetitionComparison,
     SublayerKind,
     TaskComparison,
     Verification,
@@ -21,6 +22,7 @@ from hubprune.console import size
 from hubprune.devices import resolve_dtype
 from hubprune.endpoint import page
 from hubprune.publishing.context import CustomCode, Link, Table, Usage
+from hubprune.publishing.free_text import loop_change
 from hubprune.publishing.numbers import (
     INTERVAL,
     NONE,
@@ -81,7 +83,12 @@ def _task_count(benchmarks: BenchmarkComparison) -> str:
 
 
 def glance(
-    plan: DropPlan, *, base: BaseCheckpoint, checkpoint: WrittenCheckpoint, benchmarks: BenchmarkComparison | None
+    plan: DropPlan,
+    *,
+    base: BaseCheckpoint,
+    checkpoint: WrittenCheckpoint,
+    benchmarks: BenchmarkComparison | None,
+    repetition: RepetitionComparison | None = None,
 ) -> Table:
     """Compare base and result in the figures that a reader asks for first."""
     rows = [
@@ -91,8 +98,17 @@ def glance(
         _size_row(checkpoint),
         _kv_row(checkpoint, dtype=resolve_dtype("auto", base.config)),
         *_benchmark_rows(benchmarks),
+        *_loop_rows(repetition),
     ]
     return Table(columns=("", "Base", "This model", "Change"), align="lrrr", rows=tuple(rows))
+
+
+def _loop_rows(repetition: RepetitionComparison | None) -> list[tuple[str, ...]]:
+    if repetition is None:
+        return []
+    loops = repetition.loops
+    counts = (f"{number} of {loops.texts}" for number in (loops.base, loops.pruned))
+    return [("Texts that end in a loop", *counts, loop_change(loops))]
 
 
 def _count_row(label: str, *, base: int, now: int) -> tuple[str, ...]:

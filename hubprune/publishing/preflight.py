@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hubprune.artifacts import BaseCheckpoint, RepoFile
+from hubprune.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.console import size
 from hubprune.endpoint import check_endpoint
 from hubprune.errors import (
@@ -19,7 +19,7 @@ from hubprune.errors import (
 )
 from hubprune.publishing.card import skeleton
 from hubprune.publishing.hub import needed_files, weight_files
-from hubprune.publishing.license import check_name
+from hubprune.publishing.license import bare_name, card_in_force, check_license, check_name
 from hubprune.publishing.remote import branch_heads, check_card_is_ours, read_remote, refs_of
 from hubprune.publishing.retry import LOGIN, translate
 from hubprune.publishing.session import HubSession
@@ -60,16 +60,18 @@ def preflight(
         ConflictError: the card there was edited by hand.
         DiskSpaceError: not enough room.
         RecipeError: libraries that talk to different Hubs, a local base, a name that is no repo id or that the
-            licence does not allow, a revision that is no branch, a public repo for what is private, or metadata
-            that the Hub refuses.
+            licence does not allow, a licence that is not the base's, a revision that is no branch, a public repo for
+            what is private, or metadata that the Hub refuses.
         HubError: the Hub refused or did not answer.
     """
     check_endpoint(session.endpoint)
     _check_base(base)
     identity = _whoami(session)
-    repo_id = _target_id(recipe, user=str(identity["name"]))
+    check_license(recipe, base=base)
+    terms = card_in_force(base, given=recipe.target.license)
+    repo_id = _target_id(recipe, user=str(identity["name"]), terms=terms)
     name = repo_id.split("/")[-1]
-    check_name(name, card=base.card)
+    check_name(name, card=terms, allowed=recipe.target.allow_name)
     target = _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session)
     if target.parent:
         remote = read_remote(repo_id, commit=target.parent, session=session)
@@ -97,8 +99,8 @@ def _whoami(session: HubSession) -> dict[str, Any]:
     return identity
 
 
-def _target_id(recipe: Recipe, *, user: str) -> str:
-    wanted = recipe.target.repo_id or recipe.default_name
+def _target_id(recipe: Recipe, *, user: str, terms: BaseCard) -> str:
+    wanted = recipe.target.repo_id or bare_name(recipe.default_name, card=terms)
     repo_id = wanted if "/" in wanted else f"{user}/{wanted}"
     if len(repo_id) > LONGEST_REPO_ID:
         raise RecipeError(f"{repo_id} is longer than {LONGEST_REPO_ID} characters.", hint="Pass a shorter repo id.")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from hubprune.artifacts import BaseCheckpoint, DropPlan, Environment
 from hubprune.console import duration
 from hubprune.endpoint import page
 from hubprune.publishing.command import publish_command
-from hubprune.publishing.context import Licence, Reproduction, Table
-from hubprune.publishing.license import attribution_line, license_name
+from hubprune.publishing.context import Licence, Link, Reproduction, Table
+from hubprune.publishing.license import card_in_force, license_files, license_name, license_sentences
 from hubprune.recipe import Recipe
 
 __all__ = ["citations", "licence", "reproduction", "without_times"]
@@ -61,12 +62,21 @@ def without_times(card: bytes) -> bytes:
     return TIMES_TABLE.sub(b"", card)
 
 
-def licence(base: BaseCheckpoint, *, plan: DropPlan) -> Licence:
-    """Say whose terms apply; a base without a licence gets no guess."""
-    name = license_name(base.card)
+def licence(base: BaseCheckpoint, *, plan: DropPlan, name: str, given: str | None) -> Licence:
+    """Say whose terms apply; a base without a licence gets no guess.
+
+    Args:
+        base: its card and its files.
+        plan: what was changed.
+        name: of the result, without its namespace.
+        given: the licence by its publisher, for a base whose card names none.
+    """
     changed = f"The files of {base.name} were changed: {plan.parts} were removed as described above."
-    line = attribution_line(base.card)
-    return Licence(name=name, sentences=(*([f"{line}."] if line else []), changed))
+    return Licence(
+        name=license_name(card_in_force(base, given=given)),
+        sentences=(changed, *license_sentences(base, given=given, name=name)),
+        files=tuple(Link(name=path, url=quote(path)) for path in license_files(base)),
+    )
 
 
 def citations(base: BaseCheckpoint, *, plan: DropPlan, has_benchmarks: bool, endpoint: str) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ def removal(
     """
     return Removal(
         sentences=tuple(_sentences(plan, by_hand)),
+        methods=plan.methods,
         metric=scores.metric if scores else plan.metric,
         scores=_score_table(plan, scores=scores) if scores else None,
         picture=_picture(plan, picture) if scores and picture else None,

@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from hubprune.artifacts import BaseCard, Continuation, DroppedSublayer, Margin, TaskComparison
 from hubprune.evaluation.paired_texts import pair_texts
 from hubprune.publishing import front_matter
-from hubprune.publishing.card import build_context, render, skeleton
+from hubprune.publishing.card import Pictures, build_context, render, skeleton
 from hubprune.publishing.free_text import shown_pairs
 from hubprune.publishing.license import notice_text
 from hubprune.publishing.manifest import checkpoint_tag
@@ -75,6 +75,7 @@ def check_structure(text):
     assert rows == len([line for line in outside.splitlines() if re.match(r"\|(?! ---)", line)])
 
 
+PICTURE = Pictures(importance="assets/importance.png")
 HAND = {
     "scores": None,
     "plan": made.plan_by_hand(),
@@ -96,9 +97,7 @@ def test_the_card_is_the_golden_one(name, changes):
 
 
 def test_a_picture_of_the_scores_is_linked_with_what_it_shows_in_words():
-    images = [
-        t for token in parse(card(picture="assets/importance.png")) for t in token.children or () if t.type == "image"
-    ]
+    images = [t for token in parse(card(pictures=PICTURE)) for t in token.children or () if t.type == "image"]
     assert [(image.attrs["src"], image.content) for image in images] == [
         (
             "assets/importance.png",
@@ -106,13 +105,13 @@ def test_a_picture_of_the_scores_is_linked_with_what_it_shows_in_words():
             "marked as dropped",
         )
     ]
-    assert "![" not in card() + card(**{**HAND, "picture": "assets/importance.png"})
+    assert "![" not in card() + card(**{**HAND, "pictures": PICTURE})
 
 
 def test_sections_come_in_their_order():
     assert headings(card()) == [
-        "At a glance", "Use it", "What was removed", "Calibration", "Benchmarks", "Free text", "Limits", "Reproduce",
-        "Licence and attribution", "Citation",
+        "At a glance", "Use it", "What was removed", "Calibration", "Benchmarks", "Generation check", "Limits",
+        "Reproduce", "Licence and attribution", "Citation",
     ]  # fmt: skip
 
 
@@ -355,7 +354,7 @@ def test_the_pairs_are_chosen_by_rule(texts, shown):
 
 
 def free_text_rows(text):
-    rows = [line.strip("| ").split(" | ") for line in text.split("## Free text")[1].splitlines() if "|" in line]
+    rows = [line.strip("| ").split(" | ") for line in text.split("## Generation check")[1].splitlines() if "|" in line]
     return {row[0]: row[1:] for row in rows}
 
 
@@ -416,7 +415,8 @@ def test_free_text_of_before_it_was_measured_is_still_shown():
 def test_limits_follow_from_numbers():
     text = card()
     assert (
-        "lambada_openai (acc) got worse: −7.80 points (95 % interval −11.00 to −4.60), adjusted p &lt; 0.001." in text
+        "lambada_openai (acc), predicting the last word of a passage, got worse: −7.80 points (95 % interval −11.00"
+        " to −4.60), adjusted p &lt; 0.001." in text
     )
     assert (
         "lambada_openai (perplexity) got worse: +30.03 % (95 % interval +26.10 to +34.08), adjusted p &lt; 0.001."
@@ -488,7 +488,7 @@ def test_the_skeleton_has_the_same_kind_of_metadata():
 
 
 def test_a_template_of_the_users_own_wins(tmp_path):
-    (tmp_path / "provenance.md.jinja").write_text("## Mine\n")
+    (tmp_path / "citation.md.jinja").write_text("## Mine\n")
     assert headings(render(context(), overrides=tmp_path))[-1] == "Mine"
 
 

@@ -245,7 +245,7 @@ def test_a_name_that_the_licence_does_not_allow_is_refused_with_one_that_it_does
     assert preflight(to(repo_id=f"acme/{allowed}"), base=llama, session=session).repo_id == f"acme/{allowed}"
 
 
-@pytest.mark.parametrize("licence", ["apache-2.0", "llama3", None])
+@pytest.mark.parametrize("licence", ["apache-2.0", "llama2", "gemma", None])
 def test_other_licences_leave_the_name_free(session, base, to, licence):
     free = base.model_copy(update={"card": BaseCard(license=licence)})
     assert preflight(to(repo_id="acme/tiny"), base=free, session=session).repo_id == "acme/tiny"
@@ -254,3 +254,27 @@ def test_other_licences_leave_the_name_free(session, base, to, licence):
 def test_upper_and_lower_case_of_the_name_count_as_the_same(session, base, to):
     llama = base.model_copy(update={"card": BaseCard(license="llama3.2")})
     assert preflight(to(repo_id="acme/llama-tiny"), base=llama, session=session).repo_id == "acme/llama-tiny"
+
+
+def test_llama_3_asks_for_its_number_and_the_default_name_has_it(session, base, to, recipe):
+    llama = base.model_copy(update={"card": BaseCard(license="llama3")})
+    with pytest.raises(RecipeError, match=r"has to begin with 'Llama 3'\. Pass --repo-id Llama-3-Llama-tiny, for"):
+        preflight(to(repo_id="acme/Llama-tiny"), base=llama, session=session)
+    meta = recipe.model_copy(update={"base": BaseModelSpec(repo_id="meta-llama/Meta-Llama-3-8B")})
+    assert preflight(meta, base=llama, session=session).repo_id.endswith("/Llama-3-8B-attn-drop-3")
+
+
+def test_a_user_can_answer_for_a_name(session, base, to):
+    llama = base.model_copy(update={"card": BaseCard(license="llama3.2")})
+    assert preflight(to(repo_id="acme/tiny", allow_name=True), base=llama, session=session).repo_id == "acme/tiny"
+
+
+def test_a_licence_can_be_given_only_where_the_card_of_the_base_names_none(session, base, to):
+    named = base.model_copy(update={"card": BaseCard(license="apache-2.0")})
+    with pytest.raises(RecipeError, match=r"--license mit is not the licence of .*, whose card says apache-2\.0"):
+        preflight(to(license="mit"), base=named, session=session)
+    assert preflight(to(license="apache-2.0"), base=named, session=session)
+    bare = base.model_copy(update={"card": BaseCard()})
+    assert preflight(to(license="mit"), base=bare, session=session)
+    with pytest.raises(RecipeError, match="has to begin with 'Llama'"):
+        preflight(to(license="llama3.2", repo_id="acme/tiny"), base=bare, session=session)

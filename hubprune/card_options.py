@@ -1,0 +1,33 @@
+"""Options of what a card says beside the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CARD = "The card"
+
+Notes = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Your own words for the card, Markdown without HTML.", rich_help_panel=CARD),
+]
+CardTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Card templates that take the place of the shipped ones.", rich_help_panel=CARD
+    ),
+]
+License = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID", help="Licence, as in apache-2.0, of a base whose card names none.", rich_help_panel=CARD
+    ),
+]
+AllowName = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-name", help="Publish under a name that the base's licence does not allow.", rich_help_panel=CARD
+    ),
+]
