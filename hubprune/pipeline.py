@@ -7,7 +7,8 @@ Heavy libraries are imported by the stages that need them: what fails fast must 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +23,10 @@ from hubprune.artifacts import (
     PublishedCommit,
     PublishReport,
     RepoFile,
+    SnippetRun,
 )
 from hubprune.console import Reporter, size
+from hubprune.devices import resolve_device
 from hubprune.errors import MissingDependencyError, VerificationError
 from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.kept import has_checkpoint, kept_checkpoint
@@ -35,6 +38,7 @@ from hubprune.publishing.commit import publish as send
 from hubprune.publishing.license import notice_text
 from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.privacy import scrub
+from hubprune.publishing.snippet import Snippet, samples
 from hubprune.run import Run, check_data, make_plan, scores_if_needed
 from hubprune.stages import key_of
 
@@ -120,6 +124,20 @@ def _compare_texts(run: Run, folder: Path, base_texts: ModelTexts) -> Generation
     )
 
 
+def _run_snippet(run: Run, plan: DropPlan, folder: Path, *, repo_id: str, tag: str | None) -> SnippetRun:
+    """Run the code that the card will show, or take what an earlier run of the same code printed."""
+    snippet = Snippet(
+        repo_id=repo_id,
+        revision=tag,
+        prompt=run.recipe.evaluation.prompt_texts()[0],
+        custom_code=needs_modeling_file(plan),
+        samples=samples(folder),
+    )
+    gpu = resolve_device(run.recipe.device) != "cpu"
+    key = key_of(run.circumstances, plan.content, plan.layout, snippet.code())
+    return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu))
+
+
 def _text_request(run: Run) -> Request:
     from hubprune.evaluation.generation import Request
 
@@ -152,9 +170,36 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is computed.
     """
-    stage = _announcer(run.reporter)
+    stage = announcer(run.reporter)
     stage()
     target = _preflight(run, options)
+    with produced(run, stage, repo_id=target.repo_id, tagged=not target.create_pr) as product:
+        stage()
+        return _send(run, product, target, options)
+
+
+@dataclass(frozen=True)
+class Product:
+    """All that a repo consists of, and how it came to be."""
+
+    folder: Path
+    files: tuple[RepoFile, ...]
+    """All files of the folder with their hashes."""
+    report: PublishReport
+
+
+@contextmanager
+def produced(run: Run, stage: Callable[[], None], *, repo_id: str, tagged: bool) -> Iterator[Product]:
+    """Run all stages from the download to the manifest, and yield what came of them; nothing is published.
+
+    While the block runs, no other run can use the folder.
+
+    Args:
+        run: whose recipe is followed.
+        stage: called at the start of each of the four stages after the download.
+        repo_id: what the card calls the result.
+        tagged: whether the card names a tag of its files.
+    """
     run.downloaded  # noqa: B018
     stage()
     scores = scores_if_needed(run)
@@ -165,6 +210,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
         benchmarks = _benchmark(run, plan, folder)
         stage()
         generation = _free_text(run, plan, folder)
+        tag = manifest.checkpoint_tag(made.written) if tagged else None
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
             base=run.base,
@@ -174,32 +220,21 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
             verification=made.verification,
             benchmarks=benchmarks,
             generation=generation,
+            snippet=_run_snippet(run, plan, folder, repo_id=repo_id, tag=tag),
             published=None,
             environment=run.environment,
             seconds=run.store.seconds,
         )
-        files = assemble(run, folder, report, repo_id=target.repo_id)
-        stage()
-        return _send(run, Release(folder, files, target, report), options)
+        yield Product(folder, assemble(run, folder, report, repo_id=repo_id), report)
 
 
-@dataclass(frozen=True)
-class Release:
-    """What is about to be committed."""
-
-    folder: Path
-    files: tuple[RepoFile, ...]
-    """All files of the folder with their hashes."""
-    target: Target
-    report: PublishReport
-
-
-def _announcer(reporter: Reporter) -> Callable[[], None]:
-    titles = iter(enumerate(STAGES, start=1))
+def announcer(reporter: Reporter, stages: Sequence[str] = STAGES) -> Callable[[], None]:
+    """Return a function that announces the next of some stages each time it is called."""
+    titles = iter(enumerate(stages, start=1))
 
     def announce() -> None:
         number, title = next(titles)
-        reporter.stage(number, len(STAGES), title)
+        reporter.stage(number, len(stages), title)
 
     return announce
 
@@ -252,6 +287,7 @@ def assemble(run: Run, folder: Path, report: PublishReport, *, repo_id: str) -> 
         verification=report.verification,
         benchmarks=report.benchmarks,
         generation=report.generation,
+        snippet=report.snippet,
         environment=report.environment,
         seconds=report.seconds,
         repo_id=repo_id,
@@ -274,15 +310,15 @@ def _picture(run: Run, folder: Path, report: PublishReport) -> str | None:
         return None
 
 
-def _send(run: Run, release: Release, options: PublishOptions) -> PublishReport:
+def _send(run: Run, product: Product, target: Target, options: PublishOptions) -> PublishReport:
     """Commit, then load back; what was committed is told and written down even if the rest fails."""
-    folder, report = release.folder, release.report
+    folder, report = product.folder, product.report
     if options.dry_run:
         return _finish(run, folder, report, options)
     published = send(
         folder,
-        target=release.target,
-        files=release.files,
+        target=target,
+        files=product.files,
         message=f"Publish {run.recipe.default_name}",
         tag=manifest.checkpoint_tag(report.checkpoint),
         session=run.session,

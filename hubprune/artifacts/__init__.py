@@ -66,7 +66,7 @@ from hubprune.artifacts.pruning import (
     WidthPlan,
     WrittenCheckpoint,
 )
-from hubprune.artifacts.publishing import Environment, LoadedBack, PublishedCommit, PublishReport
+from hubprune.artifacts.publishing import Environment, LoadedBack, PublishedCommit, PublishReport, SnippetRun
 from hubprune.artifacts.speed import (
     BenchmarkChange,
     Interval,
@@ -154,6 +154,7 @@ __all__ = [
     "ScoreStudy",
     "Sdr",
     "SelfCheck",
+    "SnippetRun",
     "SpeedMeasured",
     "SpeedReport",
     "SpeedRow",

@@ -15,6 +15,7 @@ from hubprune.artifacts import (
     Environment,
     GenerationComparison,
     LayerScores,
+    SnippetRun,
     Verification,
     WrittenCheckpoint,
 )
@@ -45,6 +46,7 @@ def build_context(
     verification: Verification,
     benchmarks: BenchmarkComparison | None,
     generation: GenerationComparison | None,
+    snippet: SnippetRun | None = None,
     environment: Environment,
     seconds: Mapping[str, float],
     repo_id: str,
@@ -62,6 +64,7 @@ def build_context(
         verification: what a fresh process saw.
         benchmarks: None where none were run.
         generation: None where no text was written.
+        snippet: what the code of the card printed; None where it was not run.
         environment: where the run took place.
         seconds: wall-clock seconds per stage.
         repo_id: where the result goes.
@@ -71,7 +74,7 @@ def build_context(
     name = repo_id.rsplit("/", 1)[-1]
     public, named = public_recipe(recipe, base=base), tuple(recipe.drop.by_hand)
     usage = overview.usage(
-        repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, generation=generation,
+        repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, snippet=snippet,
         tag=None if recipe.target.create_pr else checkpoint_tag(checkpoint),
     )  # fmt: skip
     matter = front_matter.metadata(

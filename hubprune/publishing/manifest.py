@@ -116,6 +116,7 @@ def _content(report: PublishReport) -> dict[str, Any]:
         "verification": dump["verification"],
         "benchmarks": _without(dump["benchmarks"], names=("seconds",)),
         "generation": dump["generation"],
+        "snippet": dump["snippet"],
     }
 
 
