@@ -27,7 +27,7 @@ from hubprune.files import check_new_folder, move_folder
 from hubprune.kept import has_checkpoint
 from hubprune.publishing.manifest import CARD, MANIFEST
 from hubprune.publishing.preflight import check_disk
-from hubprune.publishing.privacy import is_local_data, public_name
+from hubprune.publishing.privacy import TASK_FOLDER, is_local_data, public_name
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import REPO_ID, Recipe
 from hubprune.reproducing.comparing import causes, compare
@@ -79,7 +79,8 @@ def reproduce(name: str, options: ReproduceOptions, *, session: HubSession, repo
     published = read_published(name, revision=options.revision, session=session, reporter=reporter)
     folder = _own_folder(published, fresh=options.fresh)
     store = StageStore(folder, on_reuse=lambda done: reporter.note(f"{done}: taken from an earlier reproduction"))
-    run = Run(_recipe_to_run(published, options), session, reporter, store)
+    recipe = _with_tasks(_recipe_to_run(published, options), published, folder / TASK_FOLDER)
+    run = Run(recipe, session, reporter, store)
     _preflight(run, published)
     repo_id, tagged = published.shown_as
     with pipeline.produced(run, stage, repo_id=repo_id, tagged=tagged) as product:
@@ -140,6 +141,17 @@ def _recipe_to_run(published: Published, options: ReproduceOptions) -> Recipe:
             hint=f"Read the files in its folder tasks, then: hubprune reproduce {name} --trust-tasks",
         )
     return _with_files(recipe, name=name, given=options.calibration)
+
+
+def _with_tasks(recipe: Recipe, published: Published, folder: Path) -> Recipe:
+    """Copy the published tasks, since in the cache of a Hub a file is a link to somewhere else, and mean the copy."""
+    if recipe.evaluation.include_path is None:
+        return recipe
+    shutil.rmtree(folder, ignore_errors=True)
+    if (source := published.folder / TASK_FOLDER).is_dir():
+        shutil.copytree(source, folder)
+    evaluation = recipe.evaluation.model_copy(update={"include_path": str(folder)})
+    return recipe.model_copy(update={"evaluation": evaluation})
 
 
 def _with_files(recipe: Recipe, *, name: str, given: tuple[Path, ...]) -> Recipe:

@@ -104,7 +104,7 @@ def _recipe(folder: Path) -> Recipe:
     recipe = read_recipe(folder / RECIPE)
     if recipe.evaluation.include_path is None:
         return recipe
-    evaluation = recipe.evaluation.model_copy(update={"include_path": str(folder / TASK_FOLDER)})
+    evaluation = recipe.evaluation.model_copy(update={"include_path": TASK_FOLDER})
     return recipe.model_copy(update={"evaluation": evaluation})
 
 
