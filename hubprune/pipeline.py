@@ -7,7 +7,8 @@ Heavy libraries are imported by the stages that need them: what fails fast must 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +23,10 @@ from hubprune.artifacts import (
     PublishedCommit,
     PublishReport,
     RepoFile,
+    SnippetRun,
 )
 from hubprune.console import Reporter, size
+from hubprune.devices import resolve_device
 from hubprune.errors import MissingDependencyError, VerificationError
 from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.kept import has_checkpoint, kept_checkpoint
@@ -36,6 +39,7 @@ from hubprune.publishing.license import add_notice, card_in_force
 from hubprune.publishing.notes import read_notes
 from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.privacy import scrub
+from hubprune.publishing.snippet import Snippet, samples
 from hubprune.run import Run, check_data, make_plan, scores_if_needed
 from hubprune.stages import key_of
 
@@ -121,6 +125,20 @@ def _compare_texts(run: Run, folder: Path, base_texts: ModelTexts) -> Generation
     )
 
 
+def _run_snippet(run: Run, plan: DropPlan, folder: Path, *, repo_id: str, tag: str | None) -> SnippetRun:
+    """Run the code that the card will show, or take what an earlier run of the same code printed."""
+    snippet = Snippet(
+        repo_id=repo_id,
+        revision=tag,
+        prompt=run.recipe.evaluation.prompt_texts()[0],
+        custom_code=needs_modeling_file(plan),
+        samples=samples(folder),
+    )
+    gpu = resolve_device(run.recipe.device) != "cpu"
+    key = key_of(run.circumstances, plan.content, plan.layout, snippet.code())
+    return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu))
+
+
 def _text_request(run: Run) -> Request:
     from hubprune.evaluation.generation import Request
 
@@ -157,10 +175,54 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is computed.
     """
-    stage = _announcer(run.reporter)
+    stage = announcer(run.reporter)
     stage()
     notes = read_notes(options.notes) if options.notes else None
     target = _preflight(run, options)
+    choices = CardChoices(notes, options.card_template)
+    with produced(run, stage, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices) as product:
+        stage()
+        return _send(run, product, target, options)
+
+
+@dataclass(frozen=True)
+class Product:
+    """All that a repo consists of, and how it came to be."""
+
+    folder: Path
+    files: tuple[RepoFile, ...]
+    """All files of the folder with their hashes."""
+    report: PublishReport
+
+
+@dataclass(frozen=True)
+class CardChoices:
+    """What an author adds to a card, which no recipe holds."""
+
+    notes: str | None = None
+    """The author's own words."""
+    template: Path | None = None
+    """Folder whose templates override the shipped ones."""
+
+
+AS_SHIPPED = CardChoices()
+
+
+@contextmanager
+def produced(
+    run: Run, stage: Callable[[], None], *, repo_id: str, tagged: bool, choices: CardChoices = AS_SHIPPED
+) -> Iterator[Product]:
+    """Run all stages from the download to the manifest, and yield what came of them; nothing is published.
+
+    While the block runs, no other run can use the folder.
+
+    Args:
+        run: whose recipe is followed.
+        stage: called at the start of each of the four stages after the download.
+        repo_id: what the card calls the result.
+        tagged: whether the card names a tag of its files.
+        choices: what the author adds to the card.
+    """
     run.downloaded  # noqa: B018
     stage()
     scores = scores_if_needed(run)
@@ -171,6 +233,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
         benchmarks = _benchmark(run, plan, folder)
         stage()
         generation = _free_text(run, plan, folder)
+        tag = manifest.checkpoint_tag(made.written) if tagged else None
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
             base=run.base,
@@ -180,33 +243,23 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
             verification=made.verification,
             benchmarks=benchmarks,
             generation=generation,
+            snippet=_run_snippet(run, plan, folder, repo_id=repo_id, tag=tag),
             published=None,
             environment=run.environment,
             seconds=run.store.seconds,
-            notes=notes,
+            notes=choices.notes,
         )
-        files = assemble(run, folder, report, repo_id=target.repo_id, card_template=options.card_template)
-        stage()
-        return _send(run, Release(folder, files, target, report), options)
+        files = assemble(run, folder, report, repo_id=repo_id, card_template=choices.template)
+        yield Product(folder, files, report)
 
 
-@dataclass(frozen=True)
-class Release:
-    """What is about to be committed."""
-
-    folder: Path
-    files: tuple[RepoFile, ...]
-    """All files of the folder with their hashes."""
-    target: Target
-    report: PublishReport
-
-
-def _announcer(reporter: Reporter) -> Callable[[], None]:
-    titles = iter(enumerate(STAGES, start=1))
+def announcer(reporter: Reporter, stages: Sequence[str] = STAGES) -> Callable[[], None]:
+    """Return a function that announces the next of some stages each time it is called."""
+    titles = iter(enumerate(stages, start=1))
 
     def announce() -> None:
         number, title = next(titles)
-        reporter.stage(number, len(STAGES), title)
+        reporter.stage(number, len(stages), title)
 
     return announce
 
@@ -230,12 +283,12 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
     )
     check_data(run)
     run.task_texts, run.task_sources, run.environment  # noqa: B018
-    _warn_of_memory(run)
+    warn_of_memory(run)
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
     return target
 
 
-def _warn_of_memory(run: Run) -> None:
+def warn_of_memory(run: Run) -> None:
     """Say beforehand that the machine will hardly hold what verification and benchmarks load: the whole model."""
     needed = sum(file.size for file in hub.weight_files(run.base.files))
     if needed > (available := available_bytes()):
@@ -262,6 +315,7 @@ def assemble(
         verification=report.verification,
         benchmarks=report.benchmarks,
         generation=report.generation,
+        snippet=report.snippet,
         environment=report.environment,
         seconds=report.seconds,
         repo_id=repo_id,
@@ -288,15 +342,15 @@ def _pictures(run: Run, folder: Path, report: PublishReport) -> card.Pictures:
         return card.Pictures()
 
 
-def _send(run: Run, release: Release, options: PublishOptions) -> PublishReport:
+def _send(run: Run, product: Product, target: Target, options: PublishOptions) -> PublishReport:
     """Commit, then load back; what was committed is told and written down even if the rest fails."""
-    folder, report = release.folder, release.report
+    folder, report = product.folder, product.report
     if options.dry_run:
         return _finish(run, folder, report, options)
     published = send(
         folder,
-        target=release.target,
-        files=release.files,
+        target=target,
+        files=product.files,
         message=f"Publish {run.recipe.default_name}",
         tag=manifest.checkpoint_tag(report.checkpoint),
         session=run.session,

@@ -26,11 +26,11 @@ LAYERS = {
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {
         "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures", "studies", "summary",
-        "exporting", "kept", "sweep", "timing",
+        "exporting", "kept", "reproducing", "sweep", "timing",
     },
     4: {
-        "card_options", "cli", "options", "speed_options", "sweep_options", "terminal", "variants", "__main__",
-        "__init__",
+        "card_options", "cli", "options", "reproduce_command", "speed_options", "sweep_options", "terminal", "variants",
+        "__main__", "__init__",
     },
 }  # fmt: skip
 ROOMS = LAYERS[2]

@@ -36,6 +36,19 @@ class LoadedBack(Artifact):
     parameters: int
 
 
+class SnippetRun(Artifact):
+    """What the code that the card shows printed, when a fresh process ran it on the written files."""
+
+    repo_id: str
+    """Under which the code finds the files."""
+    revision: str | None
+    code: str
+    """As it was run, and as the card shows it."""
+    output: str
+    transformers: str
+    """Version."""
+
+
 class Environment(Artifact):
     """Where a run took place."""
 
@@ -63,6 +76,8 @@ class PublishReport(Artifact):
     generation: GenerationComparison | None
     notes: str | None = None
     """The author's own words on the card."""
+    snippet: SnippetRun | None = None
+    """None in reports of versions that did not run it."""
     published: PublishedCommit | None
     """None for a dry run."""
     loaded_back: LoadedBack | None = None

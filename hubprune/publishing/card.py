@@ -17,6 +17,7 @@ from hubprune.artifacts import (
     Environment,
     GenerationComparison,
     LayerScores,
+    SnippetRun,
     Verification,
     WrittenCheckpoint,
 )
@@ -57,6 +58,7 @@ def build_context(
     verification: Verification,
     benchmarks: BenchmarkComparison | None,
     generation: GenerationComparison | None,
+    snippet: SnippetRun | None = None,
     environment: Environment,
     seconds: Mapping[str, float],
     repo_id: str,
@@ -76,6 +78,7 @@ def build_context(
         verification: what a fresh process saw.
         benchmarks: None where none were run.
         generation: None where no text was written.
+        snippet: what the code of the card printed; None where it was not run.
         environment: where the run took place.
         seconds: wall-clock seconds per stage.
         repo_id: where the result goes.
@@ -88,7 +91,7 @@ def build_context(
     terms, repetition = card_in_force(base, given=given), generation.repetition if generation else None
     public, named = public_recipe(recipe, base=base), tuple(recipe.drop.by_hand)
     usage = overview.usage(
-        repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, generation=generation,
+        repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, snippet=snippet,
         tag=None if recipe.target.create_pr else checkpoint_tag(checkpoint),
     )  # fmt: skip
     matter = front_matter.metadata(

@@ -21,6 +21,7 @@ __all__ = [
     "Link",
     "Pair",
     "Picture",
+    "Printed",
     "Removal",
     "Reproduction",
     "Table",
@@ -85,13 +86,20 @@ class CustomCode(Described):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usage(Described):
-    """Values of the snippet."""
+class Printed(Described):
+    """What the snippet printed when it was run."""
 
-    repo_id: str
-    tag: str | None
-    """Tag of exactly this checkpoint; None where no tag will exist, as in a pull request."""
-    prompt: str
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage(Described):
+    """How to use the model."""
+
+    snippet: str
+    """Python code, the very text that was run where `printed` shows what came of it."""
+    printed: Printed | None
     code: CustomCode | None
     runtimes: tuple[str, ...]
     """What can load the layout, and what did."""

@@ -10,9 +10,9 @@ from hubprune.artifacts import (
     BaseCheckpoint,
     BenchmarkComparison,
     DropPlan,
-    GenerationComparison,
     Layout,
     RepetitionComparison,
+    SnippetRun,
     SublayerKind,
     TaskComparison,
     Verification,
@@ -21,7 +21,7 @@ from hubprune.artifacts import (
 from hubprune.console import size
 from hubprune.devices import resolve_dtype
 from hubprune.endpoint import page
-from hubprune.publishing.context import CustomCode, Link, Table, Usage
+from hubprune.publishing.context import CustomCode, Link, Printed, Table, Usage
 from hubprune.publishing.free_text import loop_change
 from hubprune.publishing.numbers import (
     INTERVAL,
@@ -35,11 +35,10 @@ from hubprune.publishing.numbers import (
     size_change,
     with_interval,
 )
+from hubprune.publishing.snippet import Snippet
 from hubprune.publishing.widths import share, width_rows
 
 __all__ = ["base_link", "glance", "summary", "usage", "worst_task"]
-
-DEFAULT_PROMPT = "Paris is the capital of"
 
 
 def base_link(base: BaseCheckpoint, *, endpoint: str) -> Link:
@@ -173,19 +172,26 @@ def usage(
     plan: DropPlan,
     checkpoint: WrittenCheckpoint,
     verification: Verification,
-    generation: GenerationComparison | None,
+    snippet: SnippetRun | None,
 ) -> Usage:
-    """Collect the values of the snippet; its prompt is the first one of the free text."""
-    prompts = [c.prompt for c in generation.continuations] if generation else []
+    """Show the snippet that was run, with what it printed; one for another place than this says nothing here."""
     code = _custom_code(plan, checkpoint)
     versions = [_versions(base)] if code else []
+    run = snippet if snippet and (snippet.repo_id, snippet.revision) == (repo_id, tag) else None
     return Usage(
-        repo_id=repo_id,
-        tag=tag,
-        prompt=prompts[0] if prompts else DEFAULT_PROMPT,
+        snippet=run.code if run else Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None).code(),
+        printed=_printed(run) if run else None,
         code=code,
         runtimes=(RUNTIMES[plan.layout], *versions, _really_run(verification)),
     )
+
+
+def _printed(snippet: SnippetRun) -> Printed:
+    label = (
+        "Before this repo was published, exactly this code was run on its files in a fresh process, with transformers"
+        f" {snippet.transformers}. It printed:"
+    )
+    return Printed(label=label, text=snippet.output)
 
 
 RUNTIMES: Mapping[Layout, str] = {

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import leftovers
+
+from hubprune.publishing.markdown import visible
 
 TARGET = "local/tiny-attn-drop-2"
 READER = """
@@ -24,13 +27,17 @@ except ValueError as error:
 """
 
 
-def read_as_a_stranger(hubprune, repo_id, home):
+def read_as_a_stranger(hubprune, home, *, code, arguments=()):
     """A process that knows nothing but transformers, with a cache of its own."""
     environment = hubprune.environment({"HF_HOME": str(home), "PYTHONPATH": ""})
-    command = [sys.executable, "-c", READER, repo_id]
+    command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, env=environment, cwd=home.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return done.stdout
+
+
+def fences(card, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
 
 
 def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publish, hubprune, api, files, hub):
@@ -54,10 +61,16 @@ def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publi
         names - {".gitattributes"}
     )
 
-    kind, *rest = read_as_a_stranger(hubprune, TARGET, files / "reader")
+    kind, *rest = read_as_a_stranger(hubprune, files / "reader", code=READER, arguments=[TARGET]).splitlines()
     dropped = sorted(d["layer"] for d in report["plan"]["dropped"])
     assert kind == f"PrunedLlamaForCausalLM {dropped} {report['checkpoint']['parameters']}"
     assert rest[-1] == "refused: True"
+
+    card = (files / "kept" / "README.md").read_text()
+    [code], printed = fences(card, "python"), fences(card, "text")[0]
+    assert f'revision = "{report["published"]["tag"]}"' in code
+    said = read_as_a_stranger(hubprune, files / "reader", code=code)
+    assert visible(said, keep="\n\t") == printed  # this base writes control characters too
 
     second = publish("--attn-drop", 2)
     assert second.code == 0, second.err
@@ -94,6 +107,18 @@ def test_a_dry_run_writes_nothing_to_the_hub(publish, api):
     assert ended.code == 0, ended.err
     assert "nothing was published" in ended.out
     assert not api.repo_exists("local/dry")
+
+
+def test_code_of_the_card_that_fails_stops_the_publish_before_anything_is_sent(publish, api, files):
+    (files / "sitecustomize.py").write_text(
+        "import sys\nif sys.orig_argv[1:2] == ['-P']:\n    raise SystemExit('no reader could do this')\n"
+    )
+    path = os.pathsep.join([str(files), os.environ.get("PYTHONPATH", "")])
+    ended = publish("--drop-attn", "1", "--tasks", "none", "--repo-id", "local/unused", PYTHONPATH=path)
+    assert ended.code == 1
+    assert "The code that the card would show does not run on the written files: " in ended.err
+    assert "Traceback" not in ended.err
+    assert not api.repo_exists("local/unused")
 
 
 def test_prune_writes_a_folder_that_verifies_and_a_changed_byte_is_found(hubprune, base_folder, files):

@@ -23,12 +23,15 @@ from hubprune.artifacts import (
     PublishReport,
     RepoFile,
     SelfCheck,
+    SnippetRun,
     TaskComparison,
     Verification,
     WrittenCheckpoint,
 )
 from hubprune.evaluation import compare
 from hubprune.evaluation.paired_texts import pair_texts
+from hubprune.publishing.manifest import checkpoint_tag
+from hubprune.publishing.snippet import Snippet
 from hubprune.recipe import BaseModelSpec, CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, Recipe
 
 BASE_COMMIT = "13afe5124825b4f3751f836b40dafda64c1ed062"
@@ -199,6 +202,15 @@ def written(texts):
     )  # fmt: skip
 
 
+def snippet():
+    tag = checkpoint_tag(checkpoint())
+    return SnippetRun(
+        repo_id=REPO_ID, revision=tag, transformers="5.23.0",
+        code=Snippet(repo_id=REPO_ID, revision=tag, custom_code=True).code(),
+        output="Paris is the capital of France, on the Seine.\n\n```\nIt is | the most visited",
+    )  # fmt: skip
+
+
 def environment():
     return Environment(
         hubprune="0.1.0", python="3.11.9", platform="Linux x86_64", machine="Two-Core CPU", threads=2,
@@ -214,7 +226,7 @@ def card_parts(**changes):
     values = {
         "recipe": recipe(), "base": base(), "scores": scores(), "plan": plan(), "checkpoint": checkpoint(),
         "verification": verification(), "benchmarks": benchmarks(), "generation": generation(),
-        "environment": environment(), "seconds": SECONDS, "repo_id": REPO_ID,
+        "snippet": snippet(), "environment": environment(), "seconds": SECONDS, "repo_id": REPO_ID,
     }  # fmt: skip
     return {**values, **changes}
 
