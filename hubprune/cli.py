@@ -13,8 +13,8 @@ from typing import NoReturn
 import typer
 
 from hubprune import card_options, options, reproduce_command, speed_options, sweep_options, variants
-from hubprune.processes import rank, world_size
-from hubprune.terminal import INTERRUPTED, errors_shown, open_run, open_session, to_json
+from hubprune.processes import rank
+from hubprune.terminal import INTERRUPTED, dismiss, errors_shown, follow, open_run, open_session, to_json
 
 app = typer.Typer(
     name="hubprune",
@@ -34,36 +34,16 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if rank() > 0:
-            _follow()
+            follow()
         else:
             app()
     except KeyboardInterrupt:  # in the moment before or after a command
         sys.exit(INTERRUPTED)
     except SystemExit as end:
         if not end.code:  # where something failed, whoever started the processes ends the others
-            _dismiss()
+            dismiss()
         raise
     sys.exit(0)
-
-
-def _follow() -> None:
-    """Compute what the first of several processes tells."""
-    from hubprune.evaluation import team
-    from hubprune.evaluation.libraries import quiet
-
-    try:
-        with errors_shown(), quiet():
-            team.follow()
-    except typer.Exit as end:  # which only an app turns into an exit code
-        sys.exit(end.exit_code)
-
-
-def _dismiss() -> None:
-    """Let the other processes of a run go, where this is the first of several."""
-    if rank() == 0 and world_size() > 1:
-        from hubprune.evaluation import team
-
-        team.dismiss()
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

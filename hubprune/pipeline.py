@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubprune import pictures
 from hubprune.artifacts import (
     BenchmarkComparison,
     DropPlan,
@@ -25,9 +24,10 @@ from hubprune.artifacts import (
     RepoFile,
     SnippetRun,
 )
+from hubprune.assembly import assemble
 from hubprune.console import Reporter, size
 from hubprune.devices import resolve_device
-from hubprune.errors import MissingDependencyError, VerificationError
+from hubprune.errors import VerificationError
 from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.kept import has_checkpoint, kept_checkpoint
 from hubprune.memory import available_bytes
@@ -35,10 +35,8 @@ from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
 from hubprune.publishing import card, hub, manifest
 from hubprune.publishing.commit import publish as send
-from hubprune.publishing.license import add_notice, card_in_force
 from hubprune.publishing.notes import read_notes
 from hubprune.publishing.preflight import Target, preflight
-from hubprune.publishing.privacy import scrub
 from hubprune.publishing.snippet import Snippet, samples
 from hubprune.run import Run, check_data, make_plan, scores_if_needed
 from hubprune.stages import key_of
@@ -296,50 +294,6 @@ def warn_of_memory(run: Run) -> None:
             f"verification loads the whole model, {size(needed)}, and {size(available)} of memory are available; "
             "scoring and writing need far less"
         )
-
-
-def assemble(
-    run: Run, folder: Path, report: PublishReport, *, repo_id: str, card_template: Path | None = None
-) -> tuple[RepoFile, ...]:
-    """Add to a checkpoint what makes it a repo: tasks, notice, pictures, card, recipe, manifest; return all files."""
-    for name, text in run.task_texts.items():
-        (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "tasks" / name, scrub(text))
-    add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
-    context = card.build_context(
-        run.pinned_recipe,
-        base=report.base,
-        scores=report.scores,
-        plan=report.plan,
-        checkpoint=report.checkpoint,
-        verification=report.verification,
-        benchmarks=report.benchmarks,
-        generation=report.generation,
-        snippet=report.snippet,
-        environment=report.environment,
-        seconds=report.seconds,
-        repo_id=repo_id,
-        endpoint=run.session.endpoint,
-        pictures=_pictures(run, folder, report),
-        notes=report.notes,
-        overrides=card_template,
-    )
-    write_atomically(folder / manifest.CARD, card.render(context, overrides=card_template))
-    manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
-    return manifest.write_manifest(folder, report=report, template_hash=card.template_hash(card_template))
-
-
-def _pictures(run: Run, folder: Path, report: PublishReport) -> card.Pictures:
-    """Draw scores and changes for the card; without matplotlib it has their tables alone."""
-    base = report.base.name
-    try:
-        return card.Pictures(
-            importance=pictures.draw_for_card(report.scores, report.plan, folder, base=base) if report.scores else None,
-            benchmarks=pictures.draw_changes(report.benchmarks, folder, base=base) if report.benchmarks else None,
-        )
-    except MissingDependencyError as error:
-        run.reporter.warn(f"The card gets no pictures: {error.message} {error.hint or ''}")
-        return card.Pictures()
 
 
 def _send(run: Run, product: Product, target: Target, options: PublishOptions) -> PublishReport:

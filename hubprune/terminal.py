@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import typer
 
 from hubprune.console import Reporter
 from hubprune.errors import DiskSpaceError, HubpruneError
+from hubprune.processes import rank, world_size
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -70,3 +72,23 @@ def to_json(value: BaseModel) -> str:
     """Write a result for machines."""
     # Scores per document are for statistics in the work folder and would bury everything else.
     return value.model_dump_json(indent=2, exclude={"per_document"})
+
+
+def follow() -> None:
+    """Compute what the first of several processes tells."""
+    from hubprune.evaluation import team
+    from hubprune.evaluation.libraries import quiet
+
+    try:
+        with errors_shown(), quiet():
+            team.follow()
+    except typer.Exit as end:  # which only an app turns into an exit code
+        sys.exit(end.exit_code)
+
+
+def dismiss() -> None:
+    """Let the other processes of a run go, where this is the first of several."""
+    if rank() == 0 and world_size() > 1:
+        from hubprune.evaluation import team
+
+        team.dismiss()

@@ -83,7 +83,8 @@ def reproduce(name: str, options: ReproduceOptions, *, session: HubSession, repo
     run = Run(recipe, session, reporter, store)
     _preflight(run, published)
     repo_id, tagged = published.shown_as
-    with pipeline.produced(run, stage, repo_id=repo_id, tagged=tagged) as product:
+    choices = pipeline.CardChoices(notes=published.manifest.get("notes"))
+    with pipeline.produced(run, stage, repo_id=repo_id, tagged=tagged, choices=choices) as product:
         stage()
         seen = _compared(published, product)
         kept = options.out or (None if seen.equal else product.folder)

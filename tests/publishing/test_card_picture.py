@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import made
 import pytest
 
-from hubprune import pictures, pipeline, plots
+from hubprune import pictures, plots
 from hubprune.console import Reporter
 from hubprune.plots import style
 from hubprune.plots.intervals import LOOKS
@@ -19,7 +19,7 @@ def run(capsys):
 
 def drawn(run, folder, **changes):
     parts = {"scores": made.scores(), "plan": made.plan(), "base": made.base(), "benchmarks": None, **changes}
-    return pipeline._pictures(run, folder, SimpleNamespace(**parts)).importance
+    return assembly._pictures(run, folder, SimpleNamespace(**parts)).importance
 
 
 def test_it_lies_where_the_card_links_it_and_is_the_same_every_time(run, tmp_path):

@@ -1,0 +1,60 @@
+"""Make a repo of a checkpoint: card, pictures, notices, recipe and manifest beside the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hubprune import pictures
+from hubprune.artifacts import PublishReport, RepoFile
+from hubprune.errors import MissingDependencyError
+from hubprune.files import write_atomically
+from hubprune.publishing import card, manifest
+from hubprune.publishing.license import add_notice, card_in_force
+from hubprune.publishing.privacy import scrub
+from hubprune.run import Run
+
+__all__ = ["assemble"]
+
+
+def assemble(
+    run: Run, folder: Path, report: PublishReport, *, repo_id: str, card_template: Path | None = None
+) -> tuple[RepoFile, ...]:
+    """Add to a checkpoint what makes it a repo: tasks, notice, pictures, card, recipe, manifest; return all files."""
+    for name, text in run.task_texts.items():
+        (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "tasks" / name, scrub(text))
+    add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
+    context = card.build_context(
+        run.pinned_recipe,
+        base=report.base,
+        scores=report.scores,
+        plan=report.plan,
+        checkpoint=report.checkpoint,
+        verification=report.verification,
+        benchmarks=report.benchmarks,
+        generation=report.generation,
+        snippet=report.snippet,
+        environment=report.environment,
+        seconds=report.seconds,
+        repo_id=repo_id,
+        endpoint=run.session.endpoint,
+        pictures=_pictures(run, folder, report),
+        notes=report.notes,
+        overrides=card_template,
+    )
+    write_atomically(folder / manifest.CARD, card.render(context, overrides=card_template))
+    manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
+    return manifest.write_manifest(folder, report=report, template_hash=card.template_hash(card_template))
+
+
+def _pictures(run: Run, folder: Path, report: PublishReport) -> card.Pictures:
+    """Draw scores and changes for the card; without matplotlib it has their tables alone."""
+    base = report.base.name
+    try:
+        return card.Pictures(
+            importance=pictures.draw_for_card(report.scores, report.plan, folder, base=base) if report.scores else None,
+            benchmarks=pictures.draw_changes(report.benchmarks, folder, base=base) if report.benchmarks else None,
+        )
+    except MissingDependencyError as error:
+        run.reporter.warn(f"The card gets no pictures: {error.message} {error.hint or ''}")
+        return card.Pictures()
