@@ -13,11 +13,8 @@ from hubprune.files import list_files
 from hubprune.pruning import verify
 from hubprune.pruning.runnable import make_runnable
 from hubprune.pruning.structure import read_structure
-from hubprune.publishing.manifest import MANIFEST, read_manifest
+from hubprune.publishing.manifest import MANIFEST, NOT_LISTED, read_manifest
 from hubprune.publishing.session import HubSession
-
-NOT_OURS = (MANIFEST, ".gitattributes", ".cache/huggingface/")
-"""Files that no manifest lists: itself, what the Hub puts into every repo, and what a download leaves beside it."""
 
 
 def check(
@@ -63,7 +60,7 @@ def _manifest_checks(folder: Path) -> list[Check]:
     if not path.is_file():
         return []
     named = read_manifest(path.read_bytes()).files
-    present = {f.path: f.sha256 for f in list_files(folder) if not f.path.startswith(NOT_OURS)}
+    present = {f.path: f.sha256 for f in list_files(folder) if not f.path.startswith(NOT_LISTED)}
     wrong = {
         "differs": sorted(name for name in named.keys() & present.keys() if named[name] != present[name]),
         "is missing": sorted(named.keys() - present.keys()),

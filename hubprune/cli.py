@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from hubprune import options, speed_options, sweep_options, variants
+from hubprune import options, reproduce_command, speed_options, sweep_options, variants
 from hubprune.processes import rank, world_size
 from hubprune.terminal import INTERRUPTED, errors_shown, open_run, open_session, to_json
 
@@ -233,6 +233,9 @@ def verify(
         )
         typer.echo(to_json(seen) if as_json else summary.verification_table(seen))
         checkup.require_passed(seen)
+
+
+app.command(epilog=reproduce_command.EPILOG)(reproduce_command.reproduce)
 
 
 @app.command(

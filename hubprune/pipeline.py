@@ -256,12 +256,12 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
     )
     check_data(run)
     run.task_texts, run.task_sources, run.environment  # noqa: B018
-    _warn_of_memory(run)
+    warn_of_memory(run)
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
     return target
 
 
-def _warn_of_memory(run: Run) -> None:
+def warn_of_memory(run: Run) -> None:
     """Say beforehand that the machine will hardly hold what verification and benchmarks load: the whole model."""
     needed = sum(file.size for file in hub.weight_files(run.base.files))
     if needed > (available := available_bytes()):

@@ -26,9 +26,12 @@ LAYERS = {
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {
         "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures", "studies", "summary",
-        "exporting", "kept", "sweep", "timing",
+        "exporting", "kept", "reproducing", "sweep", "timing",
     },
-    4: {"cli", "options", "speed_options", "sweep_options", "terminal", "variants", "__main__", "__init__"},
+    4: {
+        "cli", "options", "reproduce_command", "speed_options", "sweep_options", "terminal", "variants", "__main__",
+        "__init__",
+    },
 }  # fmt: skip
 ROOMS = LAYERS[2]
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}

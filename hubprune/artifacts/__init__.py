@@ -67,6 +67,7 @@ from hubprune.artifacts.pruning import (
     WrittenCheckpoint,
 )
 from hubprune.artifacts.publishing import Environment, LoadedBack, PublishedCommit, PublishReport, SnippetRun
+from hubprune.artifacts.reproduction import ComparedPart, Difference, Outcome, Reproduction, Scalar
 from hubprune.artifacts.speed import (
     BenchmarkChange,
     Interval,
@@ -107,8 +108,10 @@ __all__ = [
     "Check",
     "CheckpointComparison",
     "ComparedMetric",
+    "ComparedPart",
     "ComparedSide",
     "Continuation",
+    "Difference",
     "DocumentScores",
     "DropPlan",
     "DroppedSets",
@@ -135,6 +138,7 @@ __all__ = [
     "MetricValue",
     "ModelText",
     "ModelTexts",
+    "Outcome",
     "PairedComparison",
     "PairedLoops",
     "PairedNumber",
@@ -148,7 +152,9 @@ __all__ = [
     "Repetition",
     "RepetitionComparison",
     "RepoFile",
+    "Reproduction",
     "SameBase",
+    "Scalar",
     "Schedule",
     "ScoreKind",
     "ScoreStudy",

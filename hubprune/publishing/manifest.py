@@ -17,9 +17,11 @@ from hubprune.recipe import Recipe, parse
 __all__ = [
     "CARD",
     "MANIFEST",
+    "NOT_LISTED",
     "RECIPE",
     "RemoteManifest",
     "checkpoint_tag",
+    "content_digest",
     "files_digest",
     "read_manifest",
     "write_manifest",
@@ -29,7 +31,10 @@ __all__ = [
 CARD = "README.md"
 MANIFEST = "hubprune.json"
 RECIPE = "recipe.yaml"
+NOT_LISTED = (MANIFEST, ".gitattributes", ".cache/huggingface/")
+"""Files that no manifest lists: itself, what the Hub puts into every repo, and what a download leaves beside it."""
 SCHEMA_VERSION = 1
+NOT_CONTENT = ("schema_version", "content_sha256", "files")
 
 
 # ---- files and digests -------------------------------------------------------------------------------------------
@@ -49,6 +54,20 @@ def checkpoint_tag(checkpoint: WrittenCheckpoint) -> str:
     The card names the tag, so the card's own bytes cannot be part of it.
     """
     return f"hubprune-{files_digest(checkpoint.files)[:8]}"
+
+
+def content_digest(values: Mapping[str, Any]) -> str | None:
+    """Compute the SHA-256 of all that a manifest says but for the card's own hash, in 64 hex digits.
+
+    None for one that no publish can have written.
+    """
+    files = values.get("files")
+    content = {key: value for key, value in values.items() if key not in NOT_CONTENT}
+    listed = {path: row for path, row in (files.items() if isinstance(files, dict) else ()) if path != CARD}
+    try:
+        return hashlib.sha256(_json({"content": content, "files": listed}).encode()).hexdigest()
+    except ValueError:  # NaN, or half of a surrogate pair
+        return None
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------
@@ -76,13 +95,8 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
     _check_unchanged(report.checkpoint, files=listed, folder=folder)
     files = {f.path: {"sha256": f.sha256, "size": f.size} for f in listed}
     content = scrub_all(_content(report)) | {"card_templates": template_hash}
-    compared = {"content": content, "files": {path: row for path, row in files.items() if path != CARD}}
-    values = content | {
-        "schema_version": SCHEMA_VERSION,
-        "content_sha256": hashlib.sha256(_json(compared).encode()).hexdigest(),
-        "files": files,
-    }
-    text = _json(values)
+    values = content | {"schema_version": SCHEMA_VERSION, "files": files}
+    text = _json(values | {"content_sha256": content_digest(values)})
     write_atomically(folder / MANIFEST, text)
     return tuple(sorted((*listed, _manifest_file(text.encode())), key=lambda f: f.path))
 
