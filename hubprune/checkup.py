@@ -13,8 +13,9 @@ from hubprune.files import list_files
 from hubprune.pruning import verify
 from hubprune.pruning.runnable import make_runnable
 from hubprune.pruning.structure import read_structure
-from hubprune.publishing.manifest import MANIFEST, NOT_LISTED, read_manifest
+from hubprune.publishing.manifest import MANIFEST, NOT_LISTED, content_digest, read_manifest
 from hubprune.publishing.session import HubSession
+from hubprune.strict_json import parse_json
 
 
 def check(
@@ -59,7 +60,8 @@ def _manifest_checks(folder: Path) -> list[Check]:
     path = folder / MANIFEST
     if not path.is_file():
         return []
-    named = read_manifest(path.read_bytes()).files
+    manifest, values = read_manifest(path.read_bytes()), parse_json(path.read_bytes(), where=str(path))
+    named = manifest.files
     present = {f.path: f.sha256 for f in list_files(folder) if not f.path.startswith(NOT_LISTED)}
     wrong = {
         "differs": sorted(name for name in named.keys() & present.keys() if named[name] != present[name]),
@@ -68,4 +70,9 @@ def _manifest_checks(folder: Path) -> list[Check]:
     }
     found = [f"{', '.join(names)} {what}" for what, names in wrong.items() if names]
     detail = "; ".join(found) or f"{len(named)} files have their SHA-256"
-    return [Check(name="files as in the manifest", passed=bool(named) and not found, detail=detail)]
+    intact = manifest.content_sha256 == content_digest(values)
+    told = "all that it says has its SHA-256" if intact else "it was edited: what it says has another SHA-256"
+    return [
+        Check(name="files as in the manifest", passed=bool(named) and not found, detail=detail),
+        Check(name="manifest as it was written", passed=intact, detail=told),
+    ]

@@ -76,9 +76,7 @@ def build_context(
         plan: what was removed.
         checkpoint: sizes, and the files without README.md, recipe.yaml and hubprune.json.
         verification: what a fresh process saw.
-        benchmarks: None where none were run.
-        generation: None where no text was written.
-        snippet: what the code of the card printed; None where it was not run.
+        benchmarks, generation, snippet: None where nothing was measured, written or run.
         environment: where the run took place.
         seconds: wall-clock seconds per stage.
         repo_id: where the result goes.

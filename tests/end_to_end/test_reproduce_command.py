@@ -56,6 +56,10 @@ def test_a_manifest_that_was_edited_is_found_out_and_a_stopped_run_goes_on(publi
         values["files"]["model.safetensors"]["sha256"] = "0" * 64
 
     edit(published / "hubprune.json", tamper)
+    verified = hubprune("verify", published)
+    assert verified.code == 1
+    assert "FAILED  files as in the manifest" in verified.out
+    assert "FAILED  manifest as it was written" in verified.out
     stopped = hubprune("reproduce", published, stop_at="[5/6]")
     assert "Interrupted." in stopped.err
     ended = hubprune("reproduce", published, "--json")

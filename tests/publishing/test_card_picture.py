@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import made
 import pytest
 
-from hubprune import pictures, plots
+from hubprune import assembly, pictures, plots
 from hubprune.console import Reporter
 from hubprune.plots import style
 from hubprune.plots.intervals import LOOKS
