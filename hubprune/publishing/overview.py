@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import quote
 
 from hubprune.architectures import architecture_of
 from hubprune.artifacts import (
@@ -44,7 +45,8 @@ DEFAULT_PROMPT = "Paris is the capital of"
 
 def base_link(base: BaseCheckpoint, *, endpoint: str) -> Link:
     """Name the base, with its page at the pinned commit where it is on a Hub."""
-    url = page(base.name, endpoint=endpoint) if base.commit else None
+    # The Hub's names need no quoting; a name that broke the link would break the card.
+    url = page(quote(base.name, errors="replace"), endpoint=endpoint) if base.commit else None
     return Link(name=base.name, url=f"{url}/tree/{base.commit}" if url else None)
 
 
