@@ -55,14 +55,19 @@ def summary(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: Benchm
     parts = [
         f"{count(checkpoint.parameters)} parameters instead of {count(checkpoint.base_parameters)}"
         f" ({change_percent(checkpoint.base_parameters, checkpoint.parameters)})",
-        f"a KV cache of {count(checkpoint.kv_bytes_per_token)} instead of"
-        f" {count(checkpoint.base_kv_bytes_per_token)} bytes per token"
-        f" ({change_percent(checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token)})",
+        _told_cache(checkpoint),
     ]
     if benchmarks and (mean := benchmarks.mean_points):
         told = f" ({INTERVAL}{ends})" if (ends := interval(mean)) else ""
         parts.append(f"{signed(mean.value)} points on average over {_task_count(benchmarks)}{told}")
     return f"{_removed(plan)}: {', '.join(parts)}."
+
+
+def _told_cache(checkpoint: WrittenCheckpoint) -> str:
+    base, now = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
+    if base == now:
+        return f"the KV cache as before, {count(now)} bytes per token"
+    return f"a KV cache of {count(now)} instead of {count(base)} bytes per token ({change_percent(base, now)})"
 
 
 def _removed(plan: DropPlan) -> str:
