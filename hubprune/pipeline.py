@@ -32,6 +32,7 @@ from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
 from hubprune.publishing import card, hub, manifest
 from hubprune.publishing.commit import publish as send
+from hubprune.publishing.eval_results import add_eval_results
 from hubprune.publishing.license import add_notice, card_in_force
 from hubprune.publishing.notes import read_notes
 from hubprune.publishing.preflight import Target, preflight
@@ -253,6 +254,7 @@ def assemble(
         (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tasks" / name, scrub(text))
     add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
+    add_eval_results(folder, report.benchmarks, session=run.session)
     context = card.build_context(
         run.pinned_recipe,
         base=report.base,
