@@ -9,6 +9,7 @@ from hubprune.artifacts import PublishReport, RepoFile
 from hubprune.errors import MissingDependencyError
 from hubprune.files import write_atomically
 from hubprune.publishing import card, manifest
+from hubprune.publishing.eval_results import add_eval_results
 from hubprune.publishing.license import add_notice, card_in_force
 from hubprune.publishing.privacy import scrub
 from hubprune.run import Run
@@ -24,6 +25,7 @@ def assemble(
         (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tasks" / name, scrub(text))
     add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
+    add_eval_results(folder, report.benchmarks, session=run.session)
     context = card.build_context(
         run.pinned_recipe,
         base=report.base,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import quote
 
 from hubprune.architectures import architecture_of
 from hubprune.artifacts import (
@@ -43,7 +44,8 @@ __all__ = ["base_link", "glance", "summary", "usage", "worst_task"]
 
 def base_link(base: BaseCheckpoint, *, endpoint: str) -> Link:
     """Name the base, with its page at the pinned commit where it is on a Hub."""
-    url = page(base.name, endpoint=endpoint) if base.commit else None
+    # The Hub's names need no quoting; a name that broke the link would break the card.
+    url = page(quote(base.name, errors="replace"), endpoint=endpoint) if base.commit else None
     return Link(name=base.name, url=f"{url}/tree/{base.commit}" if url else None)
 
 
@@ -52,14 +54,19 @@ def summary(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: Benchm
     parts = [
         f"{count(checkpoint.parameters)} parameters instead of {count(checkpoint.base_parameters)}"
         f" ({change_percent(checkpoint.base_parameters, checkpoint.parameters)})",
-        f"a KV cache of {count(checkpoint.kv_bytes_per_token)} instead of"
-        f" {count(checkpoint.base_kv_bytes_per_token)} bytes per token"
-        f" ({change_percent(checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token)})",
+        _told_cache(checkpoint),
     ]
     if benchmarks and (mean := benchmarks.mean_points):
         told = f" ({INTERVAL}{ends})" if (ends := interval(mean)) else ""
         parts.append(f"{signed(mean.value)} points on average over {_task_count(benchmarks)}{told}")
     return f"{_removed(plan)}: {', '.join(parts)}."
+
+
+def _told_cache(checkpoint: WrittenCheckpoint) -> str:
+    base, now = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
+    if base == now:
+        return f"the KV cache as before, {count(now)} bytes per token"
+    return f"a KV cache of {count(now)} instead of {count(base)} bytes per token ({change_percent(base, now)})"
 
 
 def _removed(plan: DropPlan) -> str:

@@ -172,7 +172,22 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> list[str]:
         notes.append("Subsets with one document add nothing to the standard errors.")
     if plan.selected_by == "hand":
         notes.append("The scores did not decide here: the layers were given by hand.")
-    return [*notes, *_rounds(plan), *map(_margin, plan.margins)]
+    return [*notes, *_joint_order(plan), *_rounds(plan), *map(_margin, plan.margins)]
+
+
+def _joint_order(plan: DropPlan) -> list[str]:
+    """Say what one list of attentions and MLPs came to, which a table by layers cannot show."""
+    rows = [row for row in plan.dropped if row.score is not None and row.round is None]
+    if "joint-drop" not in plan.methods or not rows:
+        return []
+    told = (
+        f"the {dict(NAMES)[row.kind]} of layer {row.layer} at {plain(row.score or 0.0, digits=SCORE_DIGITS)}"
+        for row in rows
+    )
+    return [
+        "Attentions and MLPs were ranked in one list; the ranks in the table are those of the attentions alone.",
+        f"Dropped, lowest first: {', '.join(told)}.",
+    ]
 
 
 def _rounds(plan: DropPlan) -> list[str]:

@@ -9,12 +9,9 @@ from pathlib import Path
 import made
 import pytest
 import yaml
-from hostile import HOSTILE
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hubprune.artifacts import BaseCard, Continuation, DroppedSublayer, Margin, TaskComparison
+from hubprune.artifacts import BaseCard, DroppedSublayer, Margin, TaskComparison
 from hubprune.evaluation.paired_texts import pair_texts
 from hubprune.publishing import front_matter
 from hubprune.publishing.card import Pictures, build_context, render, skeleton
@@ -458,27 +455,6 @@ def test_a_whole_benchmark_is_not_called_limited():
     text = card(benchmarks=made.benchmarks(tasks=tasks, limit=None))
     assert "Limited to" not in text
     assert "at most" not in text.split("## Limits")[1].split("##")[0]
-
-
-hostile = st.lists(st.sampled_from(HOSTILE), max_size=5).map("".join)
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(hostile, hostile, hostile, hostile)
-def test_hostile_text_anywhere_leaves_the_card_whole(prompt, written, name, detail):
-    pair = Continuation(prompt=prompt, base=written, pruned=prompt + written, base_tokens=1, pruned_tokens=1)
-    base = made.base(card=BaseCard(license=name or None, language=(detail,)))
-    task = made.benchmarks().tasks[0].model_copy(update={"task": name, "dataset": detail or None})
-    check = made.verification().checks[0].model_copy(update={"name": name, "detail": detail})
-    text = card(
-        base=base,
-        benchmarks=made.benchmarks(tasks=(task,)),
-        generation=made.generation().model_copy(update={"continuations": (pair,)}),
-        verification=made.verification().model_copy(update={"checks": (check,)}),
-    )
-    check_structure(text)
-    assert len(headings(text)) == 10
-    text.encode("utf-8")
 
 
 def test_the_skeleton_has_the_same_kind_of_metadata():

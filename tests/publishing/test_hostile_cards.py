@@ -1,0 +1,91 @@
+"""Whatever the text that a card is made of, the card stays whole: sections, tables, front matter, and no script.
+
+The suite tries a few hundred cards; `HOSTILE_CARDS=20000` tries as many.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+
+import made
+import yaml
+from hostile import HOSTILE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from ruamel.yaml import YAML
+from test_card import card, check_structure, headings
+
+from hubprune.artifacts import BaseCard, Continuation
+from hubprune.publishing import front_matter
+from hubprune.publishing.card import build_context, render
+
+CARDS = int(os.environ.get("HOSTILE_CARDS", "200"))
+SCRIPTS = [
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</code></pre><script>", "[a](javascript:alert(1))",
+    "<svg/onload=alert(1)>", "![x](javascript:alert(1))", "<iframe srcdoc='<script>'>", "{{ card.__class__ }}", "--- |",
+]  # fmt: skip
+text = st.lists(st.one_of(st.sampled_from([*HOSTILE, *SCRIPTS]), st.text(max_size=8)), max_size=5).map("".join)
+PAGE = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+SECTIONS = headings(card())
+
+
+def parts(sample, name, dataset, task, label):
+    """A card's parts with a hostile sample, model name, data set, task and other labels."""
+    pair = Continuation(prompt=sample, base=sample + name, pruned=sample, base_tokens=1, pruned_tokens=1)
+    row = made.benchmarks().tasks[0].model_copy(
+        update={
+            "task": task, "metric": label or "acc", "dataset": dataset or None, "dataset_config": name, "split": task,
+        }
+    )  # fmt: skip
+    scores = made.scores()
+    source = scores.calibration.sources[0].model_copy(update={"dataset": dataset, "config": name, "split": task})
+    record = scores.calibration.model_copy(update={"sources": (source,), "mix": label})
+    check = made.verification().checks[0].model_copy(update={"name": label, "detail": sample})
+    return {
+        "base": made.base(name=name or "x", card=BaseCard().model_copy(update={"license": label, "language": (task,)})),
+        "benchmarks": made.benchmarks().model_copy(update={"tasks": (row,), "mean_change": None}),
+        "generation": made.generation().model_copy(update={"continuations": (pair,)}),
+        "scores": scores.model_copy(update={"calibration": record}),
+        "verification": made.verification().model_copy(update={"checks": (check,), "transformers": label}),
+        "repo_id": f"me/{name}",
+    }
+
+
+def check_front_matter(context):
+    """Both readers of YAML see what was dumped, and neither sees the end of the block too early."""
+    expected = yaml.safe_load(context.front_matter)
+    assert YAML(typ="safe", pure=True).load(io.StringIO(context.front_matter)) == expected
+    assert front_matter.dump(expected) == context.front_matter
+    assert set(expected) <= {
+        "language", "license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model",
+        "base_model_relation", "datasets", "tags", "metrics", "model-index",
+    }  # fmt: skip
+
+
+def check_page(text):
+    """Rendered by a reader that lets HTML through, the page has no tag but those that Markdown makes."""
+    body = re.fullmatch(r"---\n(?:.*?\n)---\n(.*)", text, re.DOTALL).group(1)
+    page = PAGE.render(body)
+    tags = {tag.lower() for tag in re.findall(r"</?([a-zA-Z][\w-]*)", page)}
+    assert tags <= {
+        "h1", "h2", "h3", "p", "a", "strong", "code", "pre", "ul", "li", "hr", "table", "thead", "tbody", "tr", "th",
+        "td", "blockquote",
+    }, tags  # fmt: skip
+    links = re.findall(r'(?:href|src)="([^"]*)"', page)
+    assert all(re.match(r"https://huggingface\.co/|assets/", link) for link in links), links
+
+
+@settings(max_examples=CARDS, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text, text, text, text, text)
+def test_a_card_of_hostile_text_is_whole(sample, name, dataset, task, label):
+    values = made.card_parts(**parts(sample, name, dataset, task, label))
+    context = build_context(**values)
+    rendered = render(context)
+    rendered.encode("utf-8")
+    check_front_matter(context)
+    check_structure(rendered)
+    assert headings(rendered) == SECTIONS
+    check_page(rendered)
