@@ -14,7 +14,7 @@ import typer
 
 from hubprune import card_options, options, reproduce_command, speed_options, sweep_options, variants
 from hubprune.processes import rank
-from hubprune.terminal import INTERRUPTED, dismiss, errors_shown, follow, open_run, open_session, to_json
+from hubprune.terminal import INTERRUPTED, dismiss, errors_shown, follow, open_run, open_session, show_page, to_json
 
 app = typer.Typer(
     name="hubprune",
@@ -321,6 +321,21 @@ def compare(
 
         seen = comparison.compare(first, second, session=session)
         typer.echo(to_json(seen) if as_json else comparison.comparison_text(seen))
+
+
+@app.command(epilog="Examples:  hubprune preview ./kept  |  hubprune preview me/Llama-3.2-3B-attn-drop-3@v2")
+def preview(
+    published: options.Published,
+    no_open: options.NoOpen = False,
+    port: options.HubPort = 0,
+    endpoint: options.Endpoint = None,
+) -> None:
+    """Show the card of a folder or repo in a browser, as the Hub would, until Ctrl-C."""
+    with errors_shown() as reporter:
+        from hubprune import cards
+
+        shown = cards.preview(published, open_session=lambda: open_session(endpoint), reporter=reporter)
+        show_page(shown, port=port, opens=not no_open, reporter=reporter)
 
 
 @export.command(epilog="Example:  hubprune export gguf me/Llama-3.2-3B-attn-drop-3 --outtype q8_0 --out pruned.gguf")

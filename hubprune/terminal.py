@@ -17,6 +17,7 @@ from hubprune.processes import rank, world_size
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from hubprune.localhub import Preview
     from hubprune.publishing.session import HubSession
     from hubprune.recipe import Recipe
     from hubprune.run import Run
@@ -66,6 +67,21 @@ def open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
         reporter.note(f"{stage}: taken from an earlier run")
 
     return Run(recipe, session, reporter, StageStore(work_folder(), on_reuse=say_reused))
+
+
+def show_page(shown: Preview, *, port: int, opens: bool, reporter: Reporter) -> None:
+    """Show a card's page until Ctrl-C; its address is the first line on stdout."""
+    import webbrowser
+
+    from hubprune.localhub import serve_preview
+
+    def announce(address: str) -> None:
+        print(address, flush=True)
+        reporter.note("Ctrl-C ends the preview")
+        if opens and not webbrowser.open(address):
+            reporter.warn("no browser could be opened: open the address above")
+
+    serve_preview(shown, port=port, announce=announce)
 
 
 def to_json(value: BaseModel) -> str:

@@ -25,7 +25,7 @@ LAYERS = {
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {
-        "assembly", "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures", "studies",
+        "assembly", "cards", "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures", "studies",
         "summary", "exporting", "kept", "reproducing", "sweep", "timing",
     },
     4: {

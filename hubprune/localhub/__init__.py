@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hubprune.localhub.faults import Fault, RequestRecord
+    from hubprune.localhub.preview import Preview, serve_preview
     from hubprune.localhub.server import RunningHub, running_hub, serve
 
-__all__ = ["Fault", "RequestRecord", "RunningHub", "running_hub", "serve"]
+__all__ = ["Fault", "Preview", "RequestRecord", "RunningHub", "running_hub", "serve", "serve_preview"]
 
 _HOME = {
     "Fault": "hubprune.localhub.faults",
+    "Preview": "hubprune.localhub.preview",
     "RequestRecord": "hubprune.localhub.faults",
     "RunningHub": "hubprune.localhub.server",
     "running_hub": "hubprune.localhub.server",
     "serve": "hubprune.localhub.server",
+    "serve_preview": "hubprune.localhub.preview",
 }
 
 
@@ -42,7 +45,7 @@ def __getattr__(name: str) -> Any:
         if (error.name or "").partition(".")[0] == "hubprune":
             raise
         raise MissingDependencyError(
-            f"The local Hub needs the package {error.name!r}, which is not installed.",
+            f"This needs the package {error.name!r}, which is not installed.",
             hint="pip install 'hubprune[localhub]'",
         ) from error
 

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 
 from hubprune.localhub import names
 from hubprune.localhub.hub import Hub
+from hubprune.localhub.loopback import HOSTS
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.routes_commits import CommitRoutes
 from hubprune.localhub.routes_files import FileRoutes
@@ -48,7 +49,7 @@ def build_app(hub: Hub) -> Starlette:
     routes: list[BaseRoute] = [route for part in parts for route in part.routes()]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
         exception_handlers={
             RefusedError: _on_refusal,
             HTTPException: _on_http_error,

@@ -34,6 +34,11 @@ def read_metadata(readme: str) -> dict[str, Any]:
     return plain
 
 
+def without_metadata(readme: str) -> str:
+    """Return the text of a card below its metadata."""
+    return _FRONT_MATTER.sub("", readme.removeprefix("\ufeff"), count=1)
+
+
 def tags(metadata: dict[str, Any]) -> list[str]:
     """Return the tags that the Hub derives from a card: its own, and one for each licence, language and origin."""
     found = [str(metadata["library_name"])] if metadata.get("library_name") else []

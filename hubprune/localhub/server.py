@@ -1,19 +1,13 @@
 """Run the hub: in the foreground for people, in a thread for tests and the demo."""
 
 import contextlib
-import errno
-import os
-import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import uvicorn
 from filelock import FileLock, Timeout
 
 from hubprune.errors import HubpruneError
@@ -21,9 +15,7 @@ from hubprune.localhub.access import Account, Role
 from hubprune.localhub.app import build_app
 from hubprune.localhub.faults import Fault, RequestRecord, Wire
 from hubprune.localhub.hub import Hub
-
-_HOST = "127.0.0.1"
-_BACKLOG = 256
+from hubprune.localhub.loopback import LoopbackServer, endpoint_of, listen, quiet_signals
 
 
 def serve(directory: Path, *, port: int = 0, xet: bool = True, announce: Callable[[str], None] = print) -> None:
@@ -38,15 +30,15 @@ def serve(directory: Path, *, port: int = 0, xet: bool = True, announce: Callabl
         HubpruneError: the port is in use, or another process serves the directory.
     """
     hub = Hub(Path(directory), xet=xet)
-    with _alone(Path(directory)), contextlib.closing(_listen(port)) as listener:
+    with _alone(Path(directory)), contextlib.closing(listen(port)) as listener:
 
         def say_where() -> None:
-            announce(f"HF_ENDPOINT={_endpoint(listener)}")
+            announce(f"HF_ENDPOINT={endpoint_of(listener)}")
             announce(f"HF_TOKEN={hub.accounts.admin_token}")
             sys.stdout.flush()  # whoever reads from a pipe is waiting for these lines
 
-        with _quiet_signals():
-            _Server(Wire(build_app(hub)), on_ready=say_where).run(sockets=[listener])
+        with quiet_signals():
+            LoopbackServer(Wire(build_app(hub)), on_ready=say_where).run(sockets=[listener])
 
 
 @contextlib.contextmanager
@@ -124,85 +116,15 @@ def running_hub(directory: Path, *, port: int = 0, xet: bool = True) -> Iterator
     hub = Hub(Path(directory), xet=xet)
     wire = Wire(build_app(hub))
     ready = threading.Event()
-    server = _Server(wire, on_ready=ready.set)
-    with contextlib.closing(_listen(port)) as listener:
+    server = LoopbackServer(wire, on_ready=ready.set)
+    with contextlib.closing(listen(port)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="localhub", daemon=True)
         thread.start()
         try:
             while not ready.wait(timeout=0.1):
                 if not thread.is_alive():
                     raise RuntimeError("the local Hub did not start")
-            yield RunningHub(_endpoint(listener), hub.accounts.admin_token, hub, wire)
+            yield RunningHub(endpoint_of(listener), hub.accounts.admin_token, hub, wire)
         finally:
             server.should_exit = True
             thread.join()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, telling when it is ready, and without a word of its own."""
-
-    def __init__(self, app: Wire, *, on_ready: Callable[[], None]) -> None:
-        # h11 and asyncio whatever else is installed: faults reach through to the transport.
-        config = uvicorn.Config(
-            app,
-            http="h11",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=3,
-        )
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to serve, then say so."""
-        await super().startup(sockets=sockets)
-        self._on_ready()
-
-
-def _listen(port: int) -> socket.socket:
-    """Return a socket that listens on the loopback interface."""
-    # With the protocol left open, asyncio would not switch Nagle's algorithm off: 40 ms more for every request.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    if os.name == "posix":  # elsewhere the option would let two servers share a port
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((_HOST, port))
-        listener.listen(_BACKLOG)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        reason = "it is already in use" if in_use else str(error)
-        raise HubpruneError(
-            f"Cannot serve on {_HOST}, port {port}: {reason}.", hint="choose another port, or 0 for a free one"
-        ) from error
-    return listener
-
-
-def _endpoint(listener: socket.socket) -> str:
-    return f"http://{_HOST}:{listener.getsockname()[1]}"
-
-
-@contextlib.contextmanager
-def _quiet_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the server and nothing more.
-
-    uvicorn raises a signal that it has handled once again when it is done, which would end the process as if nobody
-    had been there to handle it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Do nothing; unlike SIG_IGN it is not inherited by git."""

@@ -1,0 +1,187 @@
+"""Pages for people: what the Hub shows of a repository, as HTML that runs nothing and loads nothing from elsewhere."""
+
+import mimetypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from starlette.responses import HTMLResponse, Response
+
+from hubprune.console import size
+from hubprune.localhub import cards
+from hubprune.localhub.markup import AddressOf, render
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_FOLDER = Path(__file__).parent / "page_templates"
+_ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+_IMAGES = (".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tab:
+    """One of the views of a repository."""
+
+    name: str
+    address: str
+    is_current: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRow:
+    """One line of a file list."""
+
+    path: str
+    bytes: int
+    address: str | None
+
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return size(self.bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRow:
+    """One line of a history."""
+
+    sha: str
+    date: str
+    author: str
+    title: str
+    description: str = ""
+    address: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What all views of a repository share."""
+
+    title: str
+    subtitle: str
+    style: str
+    """Address of the style sheet."""
+    tabs: tuple[Tab, ...] = ()
+    home: str | None = None
+    """Address of the list of repositories; None where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The front matter of a card, as the page shows it beside the text."""
+
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    tags: tuple[str, ...]
+    results: tuple[tuple[str, str, str], ...]
+    """Data set, metric and value of each evaluation result."""
+    problem: str | None = None
+    """Why the front matter cannot be read."""
+
+
+_ROWS = {
+    "license_name": "Licence",
+    "license": "Licence",
+    "language": "Language",
+    "library_name": "Library",
+    "pipeline_tag": "Task",
+    "base_model": "Base model",
+    "base_model_relation": "Relation",
+    "datasets": "Data sets",
+    "metrics": "Metrics",
+}
+
+
+def read_panel(card: str) -> Panel:
+    """Read what stands in a card's front matter; what cannot be read is told."""
+    try:
+        metadata = cards.read_metadata(card)
+    except cards.MetadataError as error:
+        return Panel(rows=(), tags=(), results=(), problem=str(error))
+    rows = {label: _texts(metadata[key]) for key, label in reversed(_ROWS.items()) if metadata.get(key)}
+    ordered = tuple((label, rows[label]) for label in dict.fromkeys(_ROWS.values()) if label in rows)
+    return Panel(rows=ordered, tags=_texts(metadata.get("tags") or ()), results=tuple(_results(metadata)))
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
+
+
+def _results(metadata: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        (str(result["dataset"]["name"]), str(metric.get("name") or metric["type"]), str(metric["value"]))
+        for model in metadata.get("model-index", ())
+        for result in model["results"]
+        for metric in result["metrics"]
+    ]
+
+
+def card_page(frame: Frame, card: str | None, *, address_of: AddressOf, status: int = 200) -> Response:
+    """Show a card: its Markdown rendered, its front matter in a panel beside it; None where a repo has none."""
+    body = render(cards.without_metadata(card), address_of=address_of) if card is not None else None
+    panel = read_panel(card) if card is not None else None
+    return _page("card.html.jinja", status=status, frame=frame, body=body, panel=panel)
+
+
+def files_page(frame: Frame, files: Sequence[FileRow]) -> Response:
+    """List the files of a repository."""
+    total = size(sum(file.bytes for file in files))
+    return _page("files.html.jinja", frame=frame, files=files, total=total)
+
+
+def commits_page(frame: Frame, commits: Sequence[CommitRow]) -> Response:
+    """List the history of a repository, newest first."""
+    return _page("commits.html.jinja", frame=frame, commits=commits)
+
+
+def list_page(frame: Frame, groups: Mapping[str, Sequence[tuple[str, str]]]) -> Response:
+    """List repositories, by kind: name and address."""
+    return _page("list.html.jinja", frame=frame, groups=groups)
+
+
+def message_page(frame: Frame, text: str, *, status: int) -> Response:
+    """Say why there is nothing to see."""
+    return _page("message.html.jinja", status=status, frame=frame, text=text)
+
+
+def style_response() -> Response:
+    """Send the style sheet of all pages."""
+    return Response((_FOLDER / "style.css").read_bytes(), media_type="text/css", headers=_ALWAYS)
+
+
+def file_headers() -> dict[str, str]:
+    """Return headers under which a browser shows a file of a repo and never lets it do anything."""
+    return {**_ALWAYS, "Content-Security-Policy": _FILE_POLICY}
+
+
+def media_type(path: str) -> str:
+    """Return the type under which a file is shown: images as such, everything else as text."""
+    known = mimetypes.guess_type(path)[0] if path.lower().endswith(_IMAGES) else None
+    return known or "text/plain"
+
+
+def quoted(path: str) -> str:
+    """Quote a path for an address, its slashes kept."""
+    return quote(path, safe="/")
+
+
+def _page(template: str, *, status: int = 200, **values: object) -> Response:
+    made = _templates().get_template(template).render(**values)
+    # Half a surrogate pair, which a file name or a card may hold, is nothing that can be sent.
+    html = made.encode(errors="replace")
+    return HTMLResponse(html, status, headers={**_ALWAYS, "Content-Security-Policy": _PAGE_POLICY})
+
+
+@cache
+def _templates() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(str(_FOLDER))
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
