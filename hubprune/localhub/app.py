@@ -18,6 +18,7 @@ from hubprune.localhub.loopback import HOSTS
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.routes_commits import CommitRoutes
 from hubprune.localhub.routes_files import FileRoutes
+from hubprune.localhub.routes_pages import PageRoutes
 from hubprune.localhub.routes_repos import RepoRoutes
 from hubprune.localhub.routes_storage import StorageRoutes
 from hubprune.localhub.web import refusal_response
@@ -45,7 +46,7 @@ def build_app(hub: Hub) -> Starlette:
     127.0.0.1 is turned away.
     """
     register_url_convertor("kind", _Kind())
-    parts = (RepoRoutes(hub), CommitRoutes(hub), FileRoutes(hub), StorageRoutes(hub))
+    parts = (RepoRoutes(hub), CommitRoutes(hub), FileRoutes(hub), StorageRoutes(hub), PageRoutes(hub))
     routes: list[BaseRoute] = [route for part in parts for route in part.routes()]
     return Starlette(
         routes=routes,

@@ -121,6 +121,11 @@ class Hub:
         path = self._path(kind, repo_id)
         return Repo(kind, repo_id, GitRepo(path)) if path.exists() else None
 
+    def repos(self, kind: str) -> list[Repo]:
+        """List the repositories of a kind by their names, whoever asks."""
+        found = sorted(path for path in (self._repos / kind).glob("*/*.git") if path.is_dir())
+        return [Repo(kind, f"{path.parent.name}/{path.name.removesuffix('.git')}", GitRepo(path)) for path in found]
+
     def namespaces(self) -> list[str]:
         """List the namespaces that hold a repository, sorted."""
         return sorted({folder.name for folder in self._repos.glob("*/*") if folder.is_dir()})

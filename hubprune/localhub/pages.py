@@ -163,8 +163,13 @@ def file_headers() -> dict[str, str]:
 
 def media_type(path: str) -> str:
     """Return the type under which a file is shown: images as such, everything else as text."""
-    known = mimetypes.guess_type(path)[0] if path.lower().endswith(_IMAGES) else None
+    known = mimetypes.guess_type(path)[0] if is_image(path) else None
     return known or "text/plain"
+
+
+def is_image(path: str) -> bool:
+    """Tell whether a file is a picture, by its name."""
+    return path.lower().endswith(_IMAGES)
 
 
 def quoted(path: str) -> str:

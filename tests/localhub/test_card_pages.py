@@ -261,3 +261,71 @@ def test_what_is_neither_a_folder_nor_a_repo_is_named(name):
 def test_a_folder_without_a_card_says_how_to_get_one(tmp_path):
     with pytest.raises(BaseNotFoundError, match=r"holds no README\.md.*hubprune card"):
         preview(str(tmp_path), open_session=lambda: None, reporter=Reporter(quiet=True))
+
+
+# ---- the pages of a hub ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(api, repo):
+    """A repo with a card, a picture and a large file; its id and commit."""
+    from huggingface_hub import CommitOperationAdd
+
+    files = {"README.md": GOOD.encode(), "assets/importance.png": png(40, 20), "w.safetensors": b"\0" * 999}
+    adds = [CommitOperationAdd(path, data) for path, data in files.items()]
+    title = "Publish <script>document.title='owned'</script>"
+    return repo, api.create_commit(repo, adds, commit_message=title, commit_description="hubprune-run: 1").oid
+
+
+@needs_chromium
+def test_a_repo_of_the_hub_shows_its_card_its_files_and_its_commits(local_hub, chromium, filled):
+    repo, commit = filled
+    chromium.look(1280)
+    chromium.open(local_hub.endpoint)
+    assert repo in chromium.run("document.body.innerText")
+    chromium.open(f"{local_hub.endpoint}/{repo}")
+    assert chromium.run("document.title") == repo
+    assert chromium.run("document.querySelector('.card img').naturalWidth") == 40
+    assert "llama3.2" in chromium.run("document.querySelector('aside').innerText")
+    tabs = chromium.run("[...document.querySelectorAll('nav a')].map(tab => [tab.innerText, tab.href])")
+    assert [name for name, _ in tabs] == ["Card", "Files", "Commits"]
+    chromium.open(tabs[1][1])
+    rows = chromium.run("[...document.querySelectorAll('.list tr')].map(row => row.innerText)")
+    assert [row.split("\t")[0] for row in rows] == [
+        ".gitattributes", "README.md", "assets/importance.png", "w.safetensors"
+    ]  # fmt: skip
+    chromium.open(f"{local_hub.endpoint}/{repo}/commit/{commit}")
+    text = chromium.run("document.querySelector('main').innerText")
+    assert "Publish <script>document.title='owned'</script>" in text
+    assert commit[:8] in text
+    assert chromium.run("document.title") == repo
+    assert all(url.startswith(local_hub.endpoint) for url in chromium.requests)
+
+
+def test_a_private_repo_is_shown_to_nobody_without_a_token(api, raw, filled):
+    repo, commit = filled
+    api.update_repo_settings(repo, private=True)
+    for path in ("", "/tree/main", "/commits/main", f"/commit/{commit}", "/media/main/README.md"):
+        answer = raw("GET", f"/{repo}{path}")
+        assert answer.status == 404
+        assert b"There is no such repository" in answer.body
+    assert repo.encode() not in raw("GET", "/").body
+
+
+def test_a_gated_repo_shows_its_file_names_and_not_its_card(api, raw, filled):
+    repo, _ = filled
+    api.update_repo_settings(repo, gated="manual")
+    assert raw("GET", f"/{repo}/tree/main").status == 200
+    assert raw("GET", f"/{repo}").status == raw("GET", f"/{repo}/media/main/README.md").status == 401
+    assert b"0.7104" not in raw("GET", f"/{repo}").body
+
+
+def test_files_of_a_repo_are_sent_under_a_policy_that_forbids_everything(raw, filled):
+    repo, commit = filled
+    for path, kind in (("README.md", "text/plain"), ("assets/importance.png", "image/png")):
+        answer = raw("GET", f"/{repo}/media/{commit}/{path}")
+        assert answer.headers["content-type"].startswith(kind)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"].endswith("sandbox")
+    for path in ("%2e%2e/x", "..%2fx", "missing.txt"):
+        assert 400 <= raw("GET", f"/{repo}/media/{commit}/{path}").status < 500

@@ -1,0 +1,155 @@
+"""Pages for people who open the hub's address in a browser: its repositories, their cards, files and histories.
+
+A browser sends no token, so the pages show what everybody may see.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from hubprune.localhub import names
+from hubprune.localhub.git import LoggedCommit
+from hubprune.localhub.hub import Repo, StoredFile
+from hubprune.localhub.pages import (
+    CommitRow,
+    FileRow,
+    Frame,
+    Tab,
+    card_page,
+    commits_page,
+    file_headers,
+    files_page,
+    is_image,
+    list_page,
+    media_type,
+    message_page,
+    quoted,
+    style_response,
+)
+from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.routes import HubRoutes
+from hubprune.localhub.web import Call, Handler, route
+
+_STYLE = "/style.css"
+_CARD = "README.md"
+_NOT_FOUND = (
+    "There is no such repository, or not everybody may see it. With a token, hubprune card --preview shows its card."
+)
+
+
+def _for_people(handler: Callable[["PageRoutes", Call], Response]) -> Callable[["PageRoutes", Call], Response]:
+    """Turn a refusal into a page."""
+
+    @wraps(handler)
+    def answer(self: "PageRoutes", call: Call) -> Response:
+        try:
+            return handler(self, call)
+        except RefusedError as refusal:
+            status = 404 if refusal.code == "RepoNotFound" else refusal.status
+            text = _NOT_FOUND if refusal.code == "RepoNotFound" else refusal.message
+            frame = Frame(title="Local Hub", subtitle=call.path, style=_STYLE, home="/")
+            return message_page(frame, text, status=status)
+
+    return answer
+
+
+class PageRoutes(HubRoutes):
+    """Handlers that answer with HTML."""
+
+    def routes(self) -> list[Route]:
+        """Return the routes of this part; they take what no other part does, so they come last."""
+        made = [route("/", self.repositories), route(_STYLE, lambda call: style_response())]
+        views: dict[str, Handler] = {
+            "": self.card,
+            "/tree/{revision}": self.files,
+            "/commits/{revision}": self.commits,
+            "/commit/{revision}": self.commit,
+            "/media/{revision}/{path:path}": self.media,
+        }
+        for prefix in ("/{kind:kind}/{namespace}/{name}", "/{namespace}/{name}"):
+            made += [route(prefix + path, handler) for path, handler in views.items()]
+        return made
+
+    def repositories(self, call: Call) -> Response:
+        """List what everybody may see."""
+        groups = {
+            kind.capitalize(): [
+                (repo.repo_id, repo.web_path()) for repo in self.hub.repos(kind) if not repo.settings.private
+            ]
+            for kind in names.KINDS
+        }
+        return list_page(Frame(title="Local Hub", subtitle=call.origin, style=_STYLE), groups)
+
+    @_for_people
+    def card(self, call: Call) -> Response:
+        """Show the card of a repository."""
+        repo = self.repo(call, "read")
+        sha = repo.git.resolve("main")
+        entry = repo.git.entries(sha, [_CARD]).get(_CARD)
+        text = repo.git.blob(entry.oid).decode(errors="replace") if entry and entry.kind == "file" else None
+        return card_page(_frame(repo, sha, "Card"), text, address_of=lambda path: _media(repo, sha, path))
+
+    @_for_people
+    def files(self, call: Call) -> Response:
+        """List the files at a revision."""
+        repo = self.repo(call, "see")
+        sha = repo.git.resolve(call.params["revision"])
+        entries = [entry for entry in repo.git.tree(sha, recursive=True) if entry.kind == "file"]
+        rows = [_file_row(repo, sha, file) for file in self.hub.files(repo, entries)]
+        return files_page(_frame(repo, sha, "Files"), rows)
+
+    @_for_people
+    def commits(self, call: Call) -> Response:
+        """List the history of a revision."""
+        repo = self.repo(call, "see")
+        sha = repo.git.resolve(call.params["revision"])
+        return commits_page(_frame(repo, sha, "Commits"), [_commit_row(repo, commit) for commit in repo.git.log(sha)])
+
+    @_for_people
+    def commit(self, call: Call) -> Response:
+        """Lead to a commit in the history, on top of which it stands: clients print this address."""
+        repo = self.repo(call, "see")
+        return RedirectResponse(f"{repo.web_path()}/commits/{repo.git.resolve(call.params['revision'])}")
+
+    @_for_people
+    def media(self, call: Call) -> Response:
+        """Send a file to be looked at: pictures as such, everything else as text."""
+        repo, path = self.repo(call, "read"), names.file_path(call.params["path"])
+        sha = repo.git.resolve(call.params["revision"])
+        (file,) = self.hub.files(repo, [repo.git.file(sha, path)])
+        if file.pointer is not None:
+            stored = self.hub.large_file(file.pointer.sha256)
+            return FileResponse(stored, headers=file_headers(), media_type=media_type(path))
+        return Response(repo.git.blob(file.entry.oid), headers=file_headers(), media_type=media_type(path))
+
+
+def _frame(repo: Repo, sha: str, current: str) -> Frame:
+    web = repo.web_path()
+    views = {"Card": web, "Files": f"{web}/tree/{sha}", "Commits": f"{web}/commits/{sha}"}
+    tabs = tuple(Tab(name=name, address=address, is_current=name == current) for name, address in views.items())
+    kind = repo.kind.removesuffix("s").capitalize()
+    return Frame(title=repo.repo_id, subtitle=f"{kind} at {sha}", style=_STYLE, tabs=tabs, home="/")
+
+
+def _media(repo: Repo, sha: str, path: str) -> str:
+    return f"{repo.web_path()}/media/{sha}/{quoted(path)}"
+
+
+def _file_row(repo: Repo, sha: str, file: StoredFile) -> FileRow:
+    path = file.entry.path
+    shown = file.pointer is None or is_image(path)
+    address = _media(repo, sha, path) if shown else f"{repo.web_path()}/resolve/{sha}/{quoted(path)}"
+    return FileRow(path=path, bytes=file.size, address=address)
+
+
+def _commit_row(repo: Repo, commit: LoggedCommit) -> CommitRow:
+    return CommitRow(
+        sha=commit.sha,
+        date=commit.date,
+        author=commit.author,
+        title=commit.title,
+        description=commit.description,
+        address=f"{repo.web_path()}/tree/{commit.sha}",
+    )
