@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import os
+import random
 import re
 import struct
 import subprocess
@@ -21,6 +23,7 @@ from hubprune.errors import BaseNotFoundError
 from hubprune.localhub import Preview
 from hubprune.localhub.markup import render
 from hubprune.localhub.preview import build_preview
+from hubprune.publishing.markdown import fence, md, visible
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
@@ -261,6 +264,40 @@ def test_what_is_neither_a_folder_nor_a_repo_is_named(name):
 def test_a_folder_without_a_card_says_how_to_get_one(tmp_path):
     with pytest.raises(BaseNotFoundError, match=r"holds no README\.md.*hubprune card"):
         preview(str(tmp_path), open_session=lambda: None, reporter=Reporter(quiet=True))
+
+
+def hostile_strings(number, *, seed):
+    """Strings of attacks, of what Markdown and HTML give a meaning to, and of letters that hide or turn text around."""
+    pieces = (
+        *ATTACKS,
+        *"|`*_[]()<>&#!-+=~\\\"':;@^${}%\n\t \r\u202e\u200b\ufeff\x00aZ9é𝔘",
+        "```",
+        "-->",
+        "]]>",
+        "&lt;",
+        "{{ 7*7 }}",
+    )
+    source = random.Random(seed)
+    return ["".join(source.choices(pieces, k=source.randrange(1, 9))) for _ in range(number)]
+
+
+@needs_chromium
+def test_hostile_text_that_a_card_escapes_is_shown_as_that_text(chromium, address, folder):
+    """What a card's filters make of a string is, in a browser, one cell and one code block with just that string."""
+    texts = hostile_strings(int(os.environ.get("HOSTILE_STRINGS", "300")), seed=0)
+    for start in range(0, len(texts), 1000):
+        part = texts[start : start + 1000]
+        rows = "".join(f"| {n} | {md(text)} |\n" for n, text in enumerate(part))
+        fences = "\n\n".join(map(fence, part))
+        (folder / "README.md").write_text(f"# x\n\n| n | text |\n| --- | --- |\n{rows}\n{fences}\n", encoding="utf-8")
+        chromium.open(address)
+        assert (chromium.run("document.title"), chromium.run(ACTIVE)) == ("model", 0)
+        assert [url for url in chromium.requests if not url.startswith(address)] == []
+        assert chromium.run("document.querySelectorAll('.card td *, .card pre code *, .card img').length") == 0
+        cells = chromium.run("[...document.querySelectorAll('.card tbody tr')].map(row => row.cells[1].textContent)")
+        assert cells == [visible(" ".join(text.split())).strip() for text in part]
+        blocks = chromium.run("[...document.querySelectorAll('.card pre code')].map(code => code.textContent)")
+        assert blocks == [visible(text.replace("\r\n", "\n"), keep="\n\t") + "\n" for text in part]
 
 
 # ---- the pages of a hub ------------------------------------------------------------------------------------------
