@@ -25,8 +25,8 @@ LAYERS = {
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {
-        "assembly", "cards", "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures", "studies",
-        "summary", "exporting", "kept", "reproducing", "sweep", "timing",
+        "assembly", "cards", "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures",
+        "studies", "summary", "exporting", "kept", "reproducing", "sweep", "timing",
     },
     4: {
         "card_options", "cli", "options", "reproduce_command", "speed_options", "sweep_options", "terminal", "variants",

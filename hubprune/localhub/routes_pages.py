@@ -35,7 +35,7 @@ from hubprune.localhub.web import Call, Handler, route
 _STYLE = "/style.css"
 _CARD = "README.md"
 _NOT_FOUND = (
-    "There is no such repository, or not everybody may see it. With a token, hubprune card --preview shows its card."
+    "There is no such repository, or not everybody may see it. With a token, hubprune preview shows its card."
 )
 
 
