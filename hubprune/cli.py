@@ -115,11 +115,7 @@ def publish(
         run = open_run(options.make_recipe(given), endpoint, reporter)
         from hubprune import pipeline, summary
 
-        chosen = pipeline.PublishOptions(
-            out=out, dry_run=dry_run, overwrite_card=overwrite_card, notes=notes, card_template=card_template,
-            report=report,
-        )  # fmt: skip
-        done = pipeline.publish(run, chosen)
+        done = pipeline.publish(run, pipeline.PublishOptions.of(given))
         typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))
 
 

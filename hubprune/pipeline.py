@@ -7,11 +7,11 @@ Heavy libraries are imported by the stages that need them: what fails fast must 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubprune.artifacts import (
     BenchmarkComparison,
@@ -165,6 +165,11 @@ class PublishOptions:
     """Folder of card templates that take the place of the shipped ones."""
     report: Path | None = None
     """File for the report as JSON; written as soon as there is a commit, and again at the end."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> PublishOptions:
+        """Take them from the options of a command, by their names."""
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
 
 
 def publish(run: Run, options: PublishOptions) -> PublishReport:

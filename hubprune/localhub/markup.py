@@ -43,6 +43,7 @@ def render(text: str, *, address_of: AddressOf) -> str:
     """
 
     def attribute(tag: str, name: str, value: str) -> str | None:
+        """Return what an attribute may be; None for nothing."""
         if (tag, name) in (("img", "src"), ("source", "srcset")):
             return _in_repo(value, address_of)
         if (tag, name) == ("a", "href"):

@@ -42,6 +42,7 @@ def _for_people(handler: Callable[["PageRoutes", Call], Response]) -> Callable[[
 
     @wraps(handler)
     def answer(self: "PageRoutes", call: Call) -> Response:
+        """Answer a call, or say why not."""
         try:
             return handler(self, call)
         except RefusedError as refusal:

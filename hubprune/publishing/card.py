@@ -71,17 +71,8 @@ def build_context(
 
     Args:
         recipe: what was asked for; local paths in it are left out.
-        base: pinned to a commit, with what its card says about licence and language.
-        scores: None where nothing was scored.
-        plan: what was removed.
         checkpoint: sizes, and the files without README.md, recipe.yaml and hubprune.json.
-        verification: what a fresh process saw.
-        benchmarks, generation, snippet: None where nothing was measured, written or run.
-        environment: where the run took place.
-        seconds: wall-clock seconds per stage.
-        repo_id: where the result goes.
-        endpoint: of the Hub that the base is on.
-        pictures: paths of the pictures among the published files.
+        scores, benchmarks, generation, snippet: None where nothing was scored, measured, written or run.
         notes: the author's own words, from `notes.read_notes`.
         overrides: a folder of the user whose templates will win over the shipped ones.
     """
@@ -92,10 +83,11 @@ def build_context(
         repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, snippet=snippet,
         tag=None if recipe.target.create_pr else checkpoint_tag(checkpoint),
     )  # fmt: skip
+    has_code, picture = usage.code is not None, pictures.importance
     matter = front_matter.metadata(
-        base, terms=terms, name=name, methods=plan.methods, has_code=usage.code is not None, scores=scores,
-        benchmarks=benchmarks,
-    )  # fmt: skip
+        base, terms=terms, name=name, methods=plan.methods, has_code=has_code, scores=scores, benchmarks=benchmarks
+    )
+    glance = overview.glance(plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks, repetition=repetition)
     return CardContext(
         front_matter=front_matter.dump(matter),
         title=name,
@@ -103,14 +95,9 @@ def build_context(
         summary=overview.summary(plan, checkpoint=checkpoint, benchmarks=benchmarks),
         attribution=attribution_line(terms),
         warnings=tuple(license_warnings(base, given=given)),
-        glance=Glance(
-            table=overview.glance(plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks, repetition=repetition),
-            verdict=verdict(benchmarks, repetition=repetition),
-        ),
+        glance=Glance(table=glance, verdict=verdict(benchmarks, repetition=repetition)),
         usage=usage,
-        removal=removed.removal(
-            plan, scores=scores, verification=verification, by_hand=named, picture=pictures.importance
-        ),
+        removal=removed.removal(plan, scores=scores, verification=verification, by_hand=named, picture=picture),
         calibration=removed.calibration(scores),
         benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks),
         free_text=free_text.section(generation),
