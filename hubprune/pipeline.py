@@ -123,7 +123,9 @@ def _compare_texts(run: Run, folder: Path, base_texts: ModelTexts) -> Generation
     )
 
 
-def _run_snippet(run: Run, plan: DropPlan, folder: Path, *, repo_id: str, tag: str | None) -> SnippetRun:
+def _run_snippet(
+    run: Run, plan: DropPlan, folder: Path, *, repo_id: str, tag: str | None, template: Path | None
+) -> SnippetRun:
     """Run the code that the card will show, or take what an earlier run of the same code printed."""
     snippet = Snippet(
         repo_id=repo_id,
@@ -133,8 +135,8 @@ def _run_snippet(run: Run, plan: DropPlan, folder: Path, *, repo_id: str, tag: s
         samples=samples(folder),
     )
     gpu = resolve_device(run.recipe.device) != "cpu"
-    key = key_of(run.circumstances, plan.content, plan.layout, snippet.code())
-    return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu))
+    key = key_of(run.circumstances, plan.content, plan.layout, snippet.code(overrides=template))
+    return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu, overrides=template))
 
 
 def _text_request(run: Run) -> Request:
@@ -246,7 +248,7 @@ def produced(
             verification=made.verification,
             benchmarks=benchmarks,
             generation=generation,
-            snippet=_run_snippet(run, plan, folder, repo_id=repo_id, tag=tag),
+            snippet=_run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template),
             published=None,
             environment=run.environment,
             seconds=run.store.seconds,

@@ -23,6 +23,7 @@ __all__ = ["PLAIN_ROWS", "PanelLM", "Prompt"]
 PLAIN_ROWS = 8
 """Rows of a batch where lm-eval makes it and nobody said how large."""
 ALL_WINDOWS = 2**31
+"""A batch size that no document has as many windows as."""
 
 Prompt = tuple[str, Mapping[str, Any]]
 """A text to be continued, and lm-eval's arguments of generation."""

@@ -115,8 +115,8 @@ def make_rows(requests: Sequence[Request]) -> list[Row]:
 
 def alone(row: Row, requests: Sequence[Request]) -> list[Row]:
     """Take a row apart into one for each request."""
-    reads = {member.request: requests[member.request].read for member in row.members}
-    return [_row([number], len(read), reads, requests) for number, read in reads.items()]
+    reads = [request.read for request in requests]
+    return [_row([member.request], len(reads[member.request]), reads, requests) for member in row.members]
 
 
 def _groups(order: Iterable[int], reads: Sequence[tuple[int, ...]]) -> Iterator[tuple[list[int], int]]:
@@ -143,10 +143,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(takewhile(bool, map(eq, one, other)))
 
 
-def _row(
-    members: Sequence[int], shared: int, reads: Sequence[tuple[int, ...]] | dict[int, tuple[int, ...]],
-    requests: Sequence[Request],
-) -> Row:  # fmt: skip
+def _row(members: Sequence[int], shared: int, reads: Sequence[tuple[int, ...]], requests: Sequence[Request]) -> Row:
     tokens, positions = [*reads[members[0]][:shared]], [*range(shared)]
     branches = [0] * shared
     starts: dict[tuple[int, ...], int] = {}

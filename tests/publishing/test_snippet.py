@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import made
 import pytest
@@ -12,10 +13,12 @@ from markdown_it import MarkdownIt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from hubprune import pipeline
 from hubprune.artifacts import SnippetRun
 from hubprune.errors import VerificationError
 from hubprune.publishing.card import build_context, render
 from hubprune.publishing.snippet import Snippet, samples
+from hubprune.stages import StageStore
 
 REPO_ID = "acme/tiny-attn-drop-1"
 HOSTILE_PROMPT = 'It said: "```\n{{ 7 * 7 }}\\" \u202e\u115f \U0001f426 # no end'
@@ -107,3 +110,17 @@ def test_reports_of_versions_that_ran_nothing_can_still_be_read():
     values = made.report().model_dump(mode="json")
     assert SnippetRun.model_validate(values.pop("snippet")) == made.snippet()
     assert type(made.report()).model_validate(values).snippet is None
+
+
+def test_a_snippet_template_of_ones_own_is_what_is_run(folder, tmp_path):
+    own = tmp_path / "templates"
+    own.mkdir()
+    (own / "snippet.py.jinja").write_text('{% include "shipped/snippet.py.jinja" %}\nprint("mine")\n')
+    evaluation = SimpleNamespace(prompt_texts=lambda: ("Why",))
+    run = SimpleNamespace(
+        recipe=SimpleNamespace(evaluation=evaluation, device="cpu"), circumstances="here", store=StageStore(tmp_path)
+    )
+    plan = made.plan().model_copy(update={"layout": "stock"})
+    done = pipeline._run_snippet(run, plan, folder, repo_id=REPO_ID, tag=None, template=own)
+    assert done.code.endswith('print("mine")')
+    assert done.output.endswith("mine")
