@@ -34,8 +34,9 @@ __all__ = ["InMemory", "ModelFolder", "check_tasks", "run", "task_files"]
 
 # lm-eval's own 100,000 take 46 s per model for lambada's perplexity alone; 0 would switch off every standard error.
 BOOTSTRAP_ITERATIONS = 1000
-MEMORY_SHARE = 0.8
-"""Share of the free memory that the weights of all models may take; the rest is for what they compute."""
+MEMORY_SHARE = 0.6
+"""Share of the free memory that the weights of all models may take; the rest is for what they compute.  No more than a
+single model may take, or else the last of them would not be put on the device as a whole."""
 _UNFIT_FOR_FILES = re.compile(r"[^\w.-]+")
 
 
@@ -63,11 +64,6 @@ class ModelFolder:
     """Whether code in it is run: for folders whose modeling file this package rendered."""
     identity: str | None = None
     """What stands for the model, machine and versions in the memory of answers; None where nothing is remembered."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of its weights."""
-        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
 
 
 def run(
@@ -141,9 +137,12 @@ class InMemory:
         with quiet(), no_calls_elsewhere():
             results = _evaluate(self._plan, self._panel, name)
         rows = answers_of(results, requested=self._plan.suite.requested, warn=self._plan.reporter.warn)
-        model = self._models.variants[name].model
-        dtype = str(model.dtype).removeprefix("torch.")
-        return BenchmarkAnswers(tasks=rows, lm_eval=version("lm_eval"), device=str(model.device), dtype=dtype)
+        device, dtype = _where(self._models)
+        return BenchmarkAnswers(tasks=rows, lm_eval=version("lm_eval"), device=device, dtype=dtype)
+
+    def close(self) -> None:
+        """Say that nothing more will be asked; the models stay."""
+        self._models.close()
 
 
 @dataclass(frozen=True)
@@ -171,9 +170,10 @@ class _Measured:
 
 
 def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    from hubprune.evaluation.placement import free_bytes
+    from hubprune.evaluation.placement import free_bytes, weight_bytes
 
-    needed, free = sum(folder.weight_bytes for folder in folders.values()), free_bytes(plan.device)
+    needed = sum(weight_bytes(folder.path, dtype=plan.dtype) for folder in folders.values())
+    free = free_bytes(plan.device)
     if needed < free * MEMORY_SHARE:
         return _measure_together(plan, folders, memo)
     plan.reporter.note(f"both models take {size(needed)} and {size(free)} are free: one after the other is loaded")
@@ -198,7 +198,6 @@ def _measure_together(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Mem
 
 def _ask(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
     from hubprune.evaluation import team
-    from hubprune.evaluation.placement import placed_on
 
     models = team.assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)
     identities = {name: folder.identity or name for name, folder in folders.items()}
@@ -206,9 +205,16 @@ def _ask(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measur
     panel = _panel(plan, models, identities, kept)
     results = {name: _evaluate(plan, panel, name) for name in folders}
     models.close()
+    device, dtype = _where(models)
+    return _Measured(results, device, dtype, panel.fallback, panel.self_check)
+
+
+def _where(models: Computing) -> tuple[str, str]:
+    """Name the devices and the dtype of models that answer together."""
+    from hubprune.evaluation.placement import placed_on
+
     model = next(iter(models.variants.values())).model
-    dtype = str(model.dtype).removeprefix("torch.")
-    return _Measured(results, placed_on(model), dtype, panel.fallback, panel.self_check)
+    return placed_on(model), str(model.dtype).removeprefix("torch.")
 
 
 def load_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, batch_size: int | None) -> Models:

@@ -13,7 +13,7 @@ from hubprune.memory import available_bytes
 from hubprune.processes import local_rank, local_world_size, world_size
 from hubprune.strict_json import parse_json
 
-__all__ = ["free_bytes", "input_device", "own_device", "placed_on", "placement"]
+__all__ = ["free_bytes", "input_device", "own_device", "placed_on", "placement", "weight_bytes"]
 
 GPU_SHARE, CPU_SHARE = 0.85, 0.6
 """Share of the free memory that weights may take; the rest is for what is computed."""

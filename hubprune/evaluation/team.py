@@ -8,6 +8,7 @@ Only ids, texts and numbers go from one process to the other, over gloo, which i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +24,13 @@ __all__ = ["Team", "assemble", "dismiss", "follow"]
 
 PATIENCE = timedelta(weeks=4)
 """How long followers wait, for instance while the first process scores, prunes and verifies."""
+OVER = "over"
+"""What the first process tells at the end of a run, whatever the others are doing."""
 Build = Callable[..., Models]
+
+
+class _Dismissed(Exception):  # noqa: N818  # no error: the way out of whatever a follower is doing
+    """The run is over."""
 
 
 def assemble(build: Build, *arguments: Any, here: Models | None = None) -> Computing:
@@ -41,16 +48,17 @@ def assemble(build: Build, *arguments: Any, here: Models | None = None) -> Compu
 
 
 def follow() -> None:
-    """Compute what the first process tells, until it says that it is done."""
-    while (order := _hear()) is not None:
-        build, arguments = order
-        _serve(build(*arguments))
+    """Compute what the first process tells, until it says that the run is over."""
+    with suppress(_Dismissed):
+        while True:
+            build, arguments = _hear()
+            _serve(build(*arguments))
 
 
 def dismiss() -> None:
     """Tell the others that the run is over."""
     if world_size() > 1:
-        _tell(None)
+        _tell(OVER)
         dist.destroy_process_group()
 
 
@@ -152,6 +160,8 @@ def _hear() -> Any:
     _join()
     box = [None]
     dist.broadcast_object_list(box, src=0)
+    if box[0] == OVER:
+        raise _Dismissed
     return box[0]
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from hubprune.architectures import Architecture
 from hubprune.artifacts import BenchmarkAnswers, DropPlan, HeldOutDocuments, PerplexityAnswers, SpeedMeasured
-from hubprune.console import Reporter
 from hubprune.pruning.runnable import Runnable
 from hubprune.run import Run
 from hubprune.stages import StageStore, key_of
@@ -48,6 +47,7 @@ def measure_all(
     missing = [plan for plan in different.values() if not bench.is_kept(plan)]
     run.reporter.note(f"{len(points)} points, {len(different)} different, {len(missing)} to measure")
     found = {key: bench.measure(plan) for key, plan in different.items() if plan not in missing}
+    bench.benchmark(missing)
     with run.reporter.progress("measuring", total=len(missing), unit="points") as advance:
         for key, plan in different.items():
             if key not in found:
@@ -70,17 +70,26 @@ class _Bench:
         """Tell whether an earlier run measured all that is asked for."""
         return all(self._store.has(stage, key) for stage, key in self._keys(plan).items())
 
+    def benchmark(self, plans: Sequence[DropPlan]) -> None:
+        """Run the benchmarks of points: the first one computes what all of them share, under a bar of its own."""
+        for plan in plans:
+            self._benchmarks(plan)
+        if "_suite" in vars(self):
+            self._suite.close()
+
+    def _benchmarks(self, plan: DropPlan) -> BenchmarkAnswers | None:
+        key = self._keys(plan).get(BENCHMARKS)
+        return self._store.run(BENCHMARKS, key, BenchmarkAnswers, lambda: self._answer(plan)) if key else None
+
     def measure(self, plan: DropPlan) -> Measured:
-        """Measure a point, or take what an earlier run measured."""
+        """Measure a point, or take what was measured before."""
         keys, store = self._keys(plan), self._store
-        benchmarks = perplexity = speed = None
-        if BENCHMARKS in keys:
-            benchmarks = store.run(BENCHMARKS, keys[BENCHMARKS], BenchmarkAnswers, lambda: self._answer(plan))
+        perplexity = speed = None
         if PERPLEXITY in keys:
             perplexity = store.run(PERPLEXITY, keys[PERPLEXITY], PerplexityAnswers, lambda: self._read(plan))
         if SPEED in keys:
             speed = store.run(SPEED, keys[SPEED], SpeedMeasured, lambda: self._time(plan))
-        return Measured(benchmarks, perplexity, speed)
+        return Measured(self._benchmarks(plan), perplexity, speed)
 
     def _keys(self, plan: DropPlan) -> dict[str, str]:
         run, spec = self._run, self._run.recipe.evaluation
@@ -118,8 +127,7 @@ class _Bench:
             memo=run.answers_file,
             spec=recipe.evaluation,
             seed=recipe.seed,
-            # A bar of its own inside the bar over the points would break both.
-            reporter=Reporter(quiet=True),
+            reporter=run.reporter,
         )
 
     def _identity(self, plan: DropPlan) -> str:

@@ -42,6 +42,8 @@ else:
         dtype="auto", reporter=Reporter(quiet=True), samples_folder=out / "samples",
     )
     (out / "found.json").write_text(found.model_dump_json())
+    # Models that nobody closed must not keep the others from ending.
+    team.assemble(harness.load_folders, {"base": harness.ModelFolder(base)}, "cpu", "auto", None)
     team.dismiss()
 (out / f"computed-{rank()}.json").write_text(json.dumps(computed))
 """
