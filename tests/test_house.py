@@ -28,10 +28,7 @@ LAYERS = {
         "assembly", "cards", "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures",
         "studies", "summary", "exporting", "kept", "reproducing", "sweep", "timing",
     },
-    4: {
-        "card_options", "cli", "options", "reproduce_command", "speed_options", "sweep_options", "terminal", "variants",
-        "__main__", "__init__",
-    },
+    4: {"cli", "commands", "__main__", "__init__"},
 }  # fmt: skip
 ROOMS = LAYERS[2]
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
@@ -99,9 +96,9 @@ def test_the_layer_check_sees_imports_inside_functions_and_not_those_for_types(t
         "from . import weights\n"
         "if TYPE_CHECKING:\n    from hubprune.pipeline import Run\n"
         "def f():\n    from hubprune.evaluation.results import x\n    import hubprune.publishing.hub\n"
-        "    from ..cli import app\n    from hubprune import options\n"
+        "    from ..cli import app\n    from hubprune import commands\n"
     )
-    assert imported_parts(path) == {"pruning", "evaluation", "publishing", "cli", "options"}
+    assert imported_parts(path) == {"pruning", "evaluation", "publishing", "cli", "commands"}
 
 
 def test_the_command_line_starts_without_heavy_libraries():

@@ -7,8 +7,8 @@ import yaml
 from typer.testing import CliRunner
 
 from hubprune.cli import app
+from hubprune.commands.recipes import make_recipe
 from hubprune.errors import RecipeError
-from hubprune.options import make_recipe
 from hubprune.recipe import DEFAULT_TASKS, EvaluationSpec, Recipe, parse
 from hubprune.suites import SUITES
 

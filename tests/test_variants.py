@@ -4,8 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from hubprune.cli import app
+from hubprune.commands.variants import read_variants
 from hubprune.errors import RecipeError
-from hubprune.variants import read_variants
 
 
 def asked(**given):

@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import leftovers
 
-from hubprune import sweep_options
+from hubprune.commands import sweep_options
 from hubprune.console import Reporter
 from hubprune.publishing.session import HubSession
 from hubprune.run import Run

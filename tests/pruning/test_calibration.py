@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubprune.commands.recipes import make_recipe
 from hubprune.errors import CalibrationError, RecipeError
-from hubprune.options import make_recipe
 from hubprune.pruning.calibration import draw, file_hashes, resolve_commits
 from hubprune.pruning.documents import check_subsets, text_of
 from hubprune.pruning.mixes import COSMOPEDIA, MIXES, find_mix

@@ -11,9 +11,9 @@ import pytest
 from on_hub import finish, make_folder
 
 from hubprune.artifacts import RepoFile
+from hubprune.commands.recipes import make_recipe
 from hubprune.errors import VerificationError
 from hubprune.files import list_files
-from hubprune.options import make_recipe
 from hubprune.publishing.command import publish_command
 from hubprune.publishing.manifest import checkpoint_tag, files_digest, read_manifest, write_manifest, write_recipe
 from hubprune.publishing.privacy import public_recipe, scrub

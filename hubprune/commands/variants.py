@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hubprune.commands.options import SCORING
+from hubprune.commands.recipes import make_recipe
 from hubprune.errors import RecipeError
-from hubprune.options import SCORING, make_recipe
 
 if TYPE_CHECKING:
     from hubprune.artifacts import StudyKind

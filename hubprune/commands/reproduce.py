@@ -1,4 +1,4 @@
-"""`hubprune reproduce`: its options and what it prints; `cli` adds it to the others."""
+"""`hubprune reproduce`: its options, and what it prints."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from hubprune import options
-from hubprune.terminal import errors_shown, open_session, to_json
+from hubprune.commands import options
+from hubprune.commands.terminal import errors_shown, open_session, to_json
 
-__all__ = ["DIFFERS", "EPILOG", "reproduce"]
+__all__ = ["DIFFERS", "EXAMPLES", "reproduce"]
 
 DIFFERS = 3
 """Exit code where everything was run and something is not equal."""
-EPILOG = (
+EXAMPLES = (
     "Exit codes: 0 everything is equal that should be, 3 something differs, 1 it could not be run."
     "  |  Examples:  hubprune reproduce me/Llama-3.2-3B-attn-drop-3"
     "  |  hubprune reproduce ./published --calibration texts.jsonl --report reproduction.json"

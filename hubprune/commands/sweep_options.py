@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hubprune.options import DROPPING, MEASURING, make_recipe
+from hubprune.commands.options import DROPPING, MEASURING
+from hubprune.commands.recipes import make_recipe
 
 if TYPE_CHECKING:
     from hubprune.recipe import Recipe

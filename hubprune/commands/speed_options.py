@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hubprune.options import MEASURING
+from hubprune.commands.options import MEASURING
 
 if TYPE_CHECKING:
     from hubprune.timing.request import TimingRequest

@@ -1,0 +1,41 @@
+"""`hubprune hub`, `demo` and `env`: what works without the Hub."""
+
+from __future__ import annotations
+
+import typer
+
+from hubprune.commands import options
+from hubprune.commands.terminal import errors_shown, to_json
+
+HUB_EXAMPLES = "Example:  hubprune hub --dir ./hub --port 8080"
+DEMO_EXAMPLES = "Example:  hubprune demo --base tiny-mistral"
+
+
+def hub(
+    directory: options.HubDirectory,
+    port: options.HubPort = 0,
+    no_xet: options.NoXet = False,
+) -> None:
+    """Serve a local Hub on loopback; the first two lines on stdout are HF_ENDPOINT=... and HF_TOKEN=..."""
+    with errors_shown():
+        from hubprune.localhub import serve
+
+        serve(directory, port=port, xet=not no_xet, announce=lambda line: print(line, flush=True))
+
+
+def demo(base: options.DemoBase = "tiny-llama", directory: options.DemoDirectory = None) -> None:
+    """Publish an embedded tiny model on a local Hub, with every stage and nothing to download."""
+    with errors_shown() as reporter:
+        from hubprune import demonstration
+
+        raise typer.Exit(demonstration.run(base, directory=directory, reporter=reporter))
+
+
+def env(as_json: options.Json = False) -> None:
+    """Print versions, machine, and where unfinished work is kept."""
+    from hubprune import summary
+    from hubprune.environment import describe_environment
+    from hubprune.stages import work_folder
+
+    found = describe_environment()
+    typer.echo(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {work_folder()}")
