@@ -5,7 +5,10 @@ Both sit outside of the application, so that a fault looks to the client like a 
 
 import asyncio
 import json
+import os
 import re
+import socket
+import struct
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hubprune.localhub.routes_storage import STAMP
 
-Mishap = Literal["status", "reset", "lose", "truncate", "slow"]
+Mishap = Literal["status", "reset", "cut", "lose", "truncate", "slow", "stall"]
 
 _LOG_LENGTH = 20_000
 
@@ -26,9 +29,10 @@ _LOG_LENGTH = 20_000
 class Fault:
     """Something that goes wrong with the requests that match.
 
-    status: answer with that status instead of doing the work · reset: break the connection while the request comes in
-    · lose: do the work, then break the connection instead of answering · truncate: answer, but stop after some bytes of
-    the body · slow: wait before doing anything.
+    status: answer with that status instead of doing the work · reset: break the connection before any work · cut: hand
+    the handler the first bytes of the request's body, then break the connection, the rest never to come · lose: do the
+    work, then break the connection instead of answering · truncate: answer, but stop after some bytes of the body ·
+    slow: wait before doing anything · stall: do nothing and say nothing until the client has gone.
     """
 
     match: str
@@ -42,7 +46,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of the answer that `status` gives, such as Retry-After."""
     bytes: int = 1000
-    """Bytes of the body that `truncate` lets through."""
+    """Bytes of the request's body that `cut` lets through, or of the answer's that `truncate` does."""
     seconds: float = 1.0
     """How long `slow` waits."""
 
@@ -161,8 +165,15 @@ class _Connection:
         self._receive = receive
         self._transport: Any = getattr(receive, "__self__").transport  # noqa: B009 - not part of the type
 
+    async def reset(self) -> None:
+        """Drop the connection with a reset, as a machine does that went down or a middle box that forgot."""
+        # To linger for no time at all is how one asks for a reset in place of an orderly end.
+        linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        await self.break_off()
+
     async def break_off(self) -> None:
-        """Drop the connection at once; the client sees a reset."""
+        """Drop the connection at once, with nothing more said."""
         self._transport.abort()
         await self._gone()
 
@@ -193,9 +204,11 @@ class _Spoiler:
         ways = {
             "status": self._refuse,
             "reset": self._reset,
+            "cut": self._cut,
             "lose": self._lose,
             "truncate": self._truncate,
             "slow": self._slow,
+            "stall": self._stall,
         }
         await ways[self.fault.do]()
 
@@ -207,14 +220,27 @@ class _Spoiler:
         await answer(self.scope, self.receive, self.send)
 
     async def _reset(self) -> None:
-        await self.receive()
-        await self.connection.break_off()
+        await self.connection.reset()
+
+    async def _cut(self) -> None:
+        left = self.fault.bytes
+
+        async def receive_a_part() -> Message:
+            """Pass on the first bytes of the body, and never its end."""
+            nonlocal left
+            message = await self.receive() if left > 0 else {}
+            if message.get("type") != "http.request":
+                await self.connection.reset()
+                return {"type": "http.disconnect"}
+            body = message.get("body", b"")[:left]
+            left = left - len(body) if message.get("more_body") else 0
+            return {"type": "http.request", "body": body, "more_body": True}
+
+        await self.app(self.scope, receive_a_part, _swallow)
+        await self.connection.reset()
 
     async def _lose(self) -> None:
-        async def swallow(message: Message) -> None:
-            pass
-
-        await self.app(self.scope, self.receive, swallow)
+        await self.app(self.scope, self.receive, _swallow)
         await self.connection.break_off()
 
     async def _truncate(self) -> None:
@@ -234,3 +260,11 @@ class _Spoiler:
     async def _slow(self) -> None:
         await asyncio.sleep(self.fault.seconds)
         await self.app(self.scope, self.receive, self.send)
+
+    async def _stall(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+
+async def _swallow(message: Message) -> None:
+    """Take an answer that nobody is to get."""

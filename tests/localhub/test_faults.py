@@ -1,6 +1,7 @@
 import http.client
 import io
 import re
+from pathlib import Path
 
 import pytest
 from huggingface_hub import CommitOperationAdd
@@ -57,6 +58,51 @@ def test_a_reset_connection_leaves_nothing_done(local_hub, api, repo):
     with pytest.raises(Exception, match=r"(?i)disconnect|reset|closed"):
         api.create_commit(repo, [CommitOperationAdd("a.txt", b"x")], commit_message="Never arrives")
     assert api.list_repo_files(repo) == [".gitattributes"]
+
+
+def test_a_connection_cut_in_the_middle_of_a_commit_leaves_nothing_done(local_hub, api, repo):
+    big = CommitOperationAdd("a.txt", b"x" * 300_000)
+    for first_bytes in (0, 1000, 100_000, 10_000_000):
+        local_hub.set_faults([Fault(match="^POST .*/commit/main", do="cut", bytes=first_bytes)])
+        with pytest.raises(Exception, match=r"(?i)disconnect|reset|closed|broken pipe"):
+            api.create_commit(repo, [big], commit_message="Comes in half")
+        cut = local_hub.log[-1]
+        assert (cut.fault, cut.status) == ("cut", None)
+        assert min(first_bytes, 1) <= cut.bytes_in < 500_000
+    assert api.list_repo_files(repo) == [".gitattributes"]
+
+
+def test_an_upload_cut_in_the_middle_is_sent_again_and_stored_whole(local_hub, api, repo, tmp_path):
+    content = bytes(range(256)) * 1000
+    local_hub.set_faults([Fault(match="^PUT /_lfs/object/", do="cut", bytes=50_000)])
+    api.upload_file(repo_id=repo, path_or_fileobj=io.BytesIO(content), path_in_repo="w.bin")
+    assert Path(api.hf_hub_download(repo, "w.bin", cache_dir=tmp_path)).read_bytes() == content
+
+
+def test_a_reset_is_a_reset(local_hub, repo, raw):
+    local_hub.set_faults([Fault(match="model", do="reset")])
+    with pytest.raises(ConnectionResetError):
+        raw("GET", f"/api/models/{repo}")
+
+
+def test_a_stalled_request_waits_until_its_client_has_gone_and_does_nothing(local_hub, api, repo):
+    from httpx2 import ReadTimeout
+    from huggingface_hub.utils import get_session
+
+    local_hub.set_faults([Fault(match="^POST .*/branch/", do="stall")])
+    headers = {"Authorization": f"Bearer {api.token}"}
+    with pytest.raises(ReadTimeout):
+        get_session().post(f"{api.endpoint}/api/models/{repo}/branch/x", json={}, headers=headers, timeout=0.2)
+    assert local_hub.log[-1].fault == "stall"
+    assert [branch.name for branch in api.list_repo_refs(repo).branches] == ["main"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 412, 429, 500, 503])
+def test_every_status_comes_with_its_headers_and_leaves_nothing_done(local_hub, api, repo, raw, status):
+    local_hub.set_faults([Fault(match="/branch/", do="status", status=status, headers={"Retry-After": "3"})])
+    answer = raw("POST", f"/api/models/{repo}/branch/x", token=api.token, body=b"{}")
+    assert (answer.status, answer.headers["Retry-After"], "error" in answer.json()) == (status, "3", True)
+    assert [branch.name for branch in api.list_repo_refs(repo).branches] == ["main"]
 
 
 def test_a_truncated_answer_ends_early(local_hub, api, repo, raw):
