@@ -17,11 +17,15 @@ from hubprune.localhub.hub import Hub
 from hubprune.localhub.loopback import HOSTS
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.routes_commits import CommitRoutes
+from hubprune.localhub.routes_discussions import DiscussionRoutes
 from hubprune.localhub.routes_files import FileRoutes
 from hubprune.localhub.routes_pages import PageRoutes
 from hubprune.localhub.routes_repos import RepoRoutes
 from hubprune.localhub.routes_storage import StorageRoutes
 from hubprune.localhub.web import refusal_response
+
+# The pages take what no other part does, so they come last.
+_PARTS = (RepoRoutes, CommitRoutes, DiscussionRoutes, FileRoutes, StorageRoutes, PageRoutes)
 
 # The address of a repository without a namespace, such as `gpt2`. This hub has none of these.
 _BARE_NAME = re.compile(r"/api/models/[^/]+(/revision/[^/]+)?|/[^/]+/resolve/.*")
@@ -46,7 +50,7 @@ def build_app(hub: Hub) -> Starlette:
     127.0.0.1 is turned away.
     """
     register_url_convertor("kind", _Kind())
-    parts = (RepoRoutes(hub), CommitRoutes(hub), FileRoutes(hub), StorageRoutes(hub), PageRoutes(hub))
+    parts = [part(hub) for part in _PARTS]
     routes: list[BaseRoute] = [route for part in parts for route in part.routes()]
     return Starlette(
         routes=routes,

@@ -10,7 +10,7 @@ from hubprune.localhub import cards, names
 from hubprune.localhub.git import Change
 from hubprune.localhub.lfs import Pointer
 from hubprune.localhub.refusal import RefusedError
-from hubprune.localhub.web import field, json_object
+from hubprune.localhub.web import field, json_object, text_field
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,10 @@ def parse_order(body: bytes) -> CommitOrder:
     parent = field(header, "parentCommit", str, None)
     if parent is not None and not names.is_commit(parent):
         raise RefusedError(400, f"Invalid parentCommit: {parent}")
-    summary, description = field(header, "summary", str), field(header, "description", str, "")
+    summary, description = text_field(header, "summary"), text_field(header, "description", "")
     if not summary.strip() or "\0" in summary + description:
         raise RefusedError(400, "The commit's message cannot be used")
-    return CommitOrder(_valid_utf8(summary), _valid_utf8(description), parent, tuple(steps))
-
-
-def _valid_utf8(text: str) -> str:
-    """Replace halves of surrogate pairs, which JSON can hold and git cannot."""
-    return text.encode(errors="replace").decode()
+    return CommitOrder(summary, description, parent, tuple(steps))
 
 
 def _step(key: str, value: Mapping[str, Any]) -> Change | LargeFile:

@@ -33,6 +33,13 @@ _ENVIRONMENT = {
 class GitError(RuntimeError):
     """git ended with an error; the text is what it said."""
 
+    def __init__(self, message: str, *, status: int, output: bytes) -> None:
+        super().__init__(message)
+        self.status = status
+        """The exit status."""
+        self.output = output
+        """What it printed before."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -57,6 +64,15 @@ class LoggedCommit:
     author: str
     title: str
     description: str
+
+
+@dataclass(frozen=True)
+class RefMove:
+    """One reference that goes from `old` to `new`; None stands for: does not exist."""
+
+    name: str
+    new: str | None
+    old: str | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ class GitRepo:
     def init(self) -> None:
         """Create the repository, empty, with `main` as its branch."""
         self.path.mkdir(parents=True)
-        self._git("init", "--quiet", "--bare", "--initial-branch=main", "--template=")
+        self.run("init", "--quiet", "--bare", "--initial-branch=main", "--template=")
 
     # Reading
 
@@ -97,7 +113,7 @@ class GitRepo:
             candidates = [f"refs/heads/{revision}", f"refs/tags/{revision}"]
             candidates += [revision] if names.is_commit(revision) else []
         query = "".join(f"{name}^{{commit}}\n" for name in candidates if names.is_ref_name(name))
-        answers = self._git("cat-file", "--batch-check", stdin=query.encode()).decode().splitlines()
+        answers = self.run("cat-file", "--batch-check", stdin=query.encode()).decode().splitlines()
         for answer in answers:
             if match := re.fullmatch(r"([0-9a-f]{40}) commit \d+", answer):
                 return match[1]
@@ -106,7 +122,7 @@ class GitRepo:
     def tree(self, sha: str, folder: str = "", *, recursive: bool = False) -> list[Entry]:
         """List a folder of a commit; the folders below it too, when recursive."""
         options = ["-r", "-t"] if recursive else []
-        listing = self._try_git("ls-tree", "-z", "-l", *options, f"{sha}:{folder}")
+        listing = self.try_run("ls-tree", "-z", "-l", *options, f"{sha}:{folder}")
         if listing is None:
             raise entry_not_found(folder, sha)
         prefix = f"{folder}/" if folder else ""
@@ -117,7 +133,7 @@ class GitRepo:
         wanted = list(paths)
         query = "".join(f"{sha}:{path}\n" for path in wanted)
         # Not splitlines(), which knows more line ends than git does. The last line is followed by an empty one.
-        answers = self._git("cat-file", "--batch-check", stdin=query.encode()).decode().split("\n")
+        answers = self.run("cat-file", "--batch-check", stdin=query.encode()).decode().split("\n")
         found = {}
         for path, answer in zip(wanted, answers[:-1], strict=True):
             if match := re.fullmatch(r"([0-9a-f]{40}) (blob|tree) (\d+)", answer):
@@ -134,14 +150,14 @@ class GitRepo:
 
     def blob(self, oid: str) -> bytes:
         """Return the content of one blob."""
-        return self._git("cat-file", "blob", oid)
+        return self.run("cat-file", "blob", oid)
 
     def blobs(self, oids: Iterable[str]) -> dict[str, bytes]:
         """Return the content of several small blobs, read in one go."""
         wanted = dict.fromkeys(oids)
         if not wanted:
             return {}
-        stream = self._git("cat-file", "--batch", stdin="".join(f"{oid}\n" for oid in wanted).encode())
+        stream = self.run("cat-file", "--batch", stdin="".join(f"{oid}\n" for oid in wanted).encode())
         contents, at = {}, 0
         for oid in wanted:
             end_of_header = stream.index(b"\n", at)
@@ -152,14 +168,18 @@ class GitRepo:
 
     def refs(self) -> dict[str, str]:
         """Map the name of every branch, tag and pull request to its commit."""
-        listing = self._git("for-each-ref", "--format=%(refname) %(objectname)", *_REF_KINDS).decode()
+        listing = self.run("for-each-ref", "--format=%(refname) %(objectname)", *_REF_KINDS).decode()
         return dict(line.split(" ") for line in listing.splitlines())
 
-    def log(self, sha: str, *, limit: int | None = None) -> list[LoggedCommit]:
-        """List a commit and its ancestors, newest first."""
+    def log(self, sha: str, *, limit: int | None = None, since: str | None = None) -> list[LoggedCommit]:
+        """List a commit and its ancestors, newest first; those of the commit `since` are left out."""
         window = [f"--max-count={limit}"] if limit is not None else []
         form = ["--date=format-local:%Y-%m-%dT%H:%M:%S.000Z", "--format=%H%x00%cd%x00%an%x00%s%x00%b%x00"]
-        fields = self._git("log", *window, *form, sha).decode(errors="replace").split("\0")[:-1]
+        fields = (
+            self.run("log", *window, *form, sha, *([f"^{since}"] if since else []))
+            .decode(errors="replace")
+            .split("\0")[:-1]
+        )
         rows = [fields[at : at + 5] for at in range(0, len(fields), 5)]
         return [LoggedCommit(row[0].strip(), row[1], row[2], row[3], row[4].strip("\n")) for row in rows]
 
@@ -172,26 +192,36 @@ class GitRepo:
         """
         with tempfile.TemporaryDirectory(dir=self.path, prefix="incoming-") as folder:
             index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
-            self._git("read-tree", parent or "--empty", env=index)
+            self.run("read-tree", parent or "--empty", env=index)
             rows = self._index_rows(parent, changes, folder)
             try:
-                self._git("update-index", "-z", "--index-info", stdin=rows, env=index)
+                self.run("update-index", "-z", "--index-info", stdin=rows, env=index)
             except GitError as error:
                 raise RefusedError(400, f"git does not take these changes: {error}") from error
-            tree = self._git("write-tree", env=index).decode().strip()
+            tree = self.run("write-tree", env=index).decode().strip()
         identity = {"GIT_AUTHOR_NAME": author, "GIT_AUTHOR_EMAIL": f"{author}@localhost"}
         parents = ["-p", parent] if parent else []
-        return self._git("commit-tree", tree, *parents, stdin=message.encode(), env=identity).decode().strip()
+        return self.run("commit-tree", tree, *parents, stdin=message.encode(), env=identity).decode().strip()
 
     def move_ref(self, name: str, new: str, *, old: str | None) -> bool:
         """Point a reference at `new` if it is still at `old` (None: if it does not exist); say whether it was."""
-        return self._try_git("update-ref", name, new, old or _NOWHERE) is not None
+        return self.move_refs([RefMove(name, new, old)])
+
+    def move_refs(self, moves: Sequence[RefMove]) -> bool:
+        """Move several references at once if each is still where it was; else move none, and say so."""
+        rows = [f"update {move.name}\0{move.new or _NOWHERE}\0{move.old or _NOWHERE}\0" for move in moves]
+        order = "".join(["start\0", *rows, "commit\0"])
+        return self.try_run("update-ref", "-z", "--stdin", stdin=order.encode()) is not None
 
     def delete_ref(self, name: str) -> None:
         """Remove a branch or tag, which has to be there."""
         old = self.refs().get(name)
-        if old is None or self._try_git("update-ref", "-d", name, old) is None:
+        if old is None or not self.move_refs([RefMove(name, None, old)]):
             raise revision_not_found(name.split("/", 2)[2])
+
+    def store_blob(self, content: bytes) -> str:
+        """Store one blob and return its hash."""
+        return self.run("hash-object", "-w", "--no-filters", "--stdin", stdin=content).decode().strip()
 
     def _index_rows(self, parent: str | None, changes: Sequence[Change], folder: str) -> bytes:
         """Turn changes into what `git update-index --index-info` reads, storing new content on the way."""
@@ -221,26 +251,40 @@ class GitRepo:
         for path, content in zip(paths, contents, strict=True):
             path.write_bytes(content)
         listing = "".join(f"{path}\n" for path in paths).encode()
-        return self._git("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=listing).decode().split()
+        return self.run("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=listing).decode().split()
 
     # Running git
 
-    def _try_git(self, *args: str) -> bytes | None:
+    def try_run(self, *args: str, stdin: bytes = b"") -> bytes | None:
+        """Run a git command and return what it prints, None when it fails."""
         try:
-            return self._git(*args)
+            return self.run(*args, stdin=stdin)
         except GitError:
             return None
 
-    def _git(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
-        # A GIT_DIR or GIT_INDEX_FILE of the caller, who may be a git hook, must not lead the command elsewhere.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        environment = {**inherited, **_ENVIRONMENT, "GIT_DIR": str(self.path.absolute()), **(env or {})}
-        # A branch that another commit is just moving is waited for: to fail then means that it has moved.
-        command = ["git", "-c", "core.filesRefLockTimeout=5000", *args]
+    def run(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
+        """Run a git command in the repository and return what it prints.
+
+        Raises:
+            GitError: it failed.
+        """
+        command, environment = self.command(*args), {**self.environment(), **(env or {})}
         done = subprocess.run(command, input=stdin, capture_output=True, env=environment, cwd=self.path, check=False)
         if done.returncode:
-            raise GitError(f"git {args[0]}: {done.stderr.decode(errors='replace').strip()}")
+            message = f"git {args[0]}: {done.stderr.decode(errors='replace').strip()}"
+            raise GitError(message, status=done.returncode, output=done.stdout)
         return done.stdout
+
+    def command(self, *args: str) -> list[str]:
+        """Return the command line of a git command."""
+        # A branch that another commit is just moving is waited for: to fail then means that it has moved.
+        return ["git", "-c", "core.filesRefLockTimeout=5000", *args]
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment that makes git work on this repository and nothing else."""
+        # A GIT_DIR or GIT_INDEX_FILE of the caller, who may be a git hook, must not lead the command elsewhere.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        return {**inherited, **_ENVIRONMENT, "GIT_DIR": str(self.path.absolute())}
 
 
 def _tree_entry(row: str, prefix: str) -> Entry:

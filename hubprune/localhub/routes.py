@@ -1,6 +1,9 @@
 """What the groups of routes have in common."""
 
+import re
+
 from hubprune.localhub.access import Account
+from hubprune.localhub.discussions import Discussions
 from hubprune.localhub.hub import Hub, Need, Repo
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.web import Call
@@ -29,3 +32,18 @@ class HubRoutes:
     def repo(self, call: Call, need: Need) -> Repo:
         """Return the repository that the address names, if the caller may do with it what it needs to."""
         return self.hub.open(self.caller(call), call.kind, call.repo_id, need)
+
+    def repo_to_change(self, call: Call) -> Repo:
+        """Return the repository that the address names, if the caller may put a commit where it says.
+
+        Everybody with a token that may write proposes, and goes on with what they have proposed.
+        """
+        revision = call.params["revision"]
+        own = re.fullmatch(r"refs/pr/([1-9][0-9]{0,8})", revision)
+        if call.flag("create_pr"):
+            return self.repo(call, "propose")
+        if own:
+            repo = self.repo(call, "propose")
+            if Discussions(repo.git).get(int(own[1])).author == self.known_caller(call).name:
+                return repo
+        return self.repo(call, "write")

@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from hubprune.localhub import cards, lfs, names
 from hubprune.localhub.commits import CommitOrder, parse_order
+from hubprune.localhub.discussions import Discussions
 from hubprune.localhub.hub import Repo
 from hubprune.localhub.lfs import is_large
 from hubprune.localhub.refusal import RefusedError, conflict, revision_not_found
@@ -16,7 +17,6 @@ from hubprune.localhub.routes import REPO, HubRoutes
 from hubprune.localhub.routes_storage import cdn_url
 from hubprune.localhub.web import Call, field, route
 
-_MAX_PULL_REQUESTS = 100_000
 _MAX_ATTEMPTS = 100
 _MAX_FILE_BYTES = 1 << 40
 
@@ -48,7 +48,7 @@ class CommitRoutes(HubRoutes):
 
     def preupload(self, call: Call) -> Response:
         """Say for each file whether it goes into git or into the large file store, and what is there now."""
-        repo = self.repo(call, "propose" if call.flag("create_pr") else "write")
+        repo = self.repo_to_change(call)
         sha = repo.git.resolve(call.params["revision"])
         wanted = [_described(file) for file in field(call.json(), "files", list)]
         entries = repo.git.entries(sha, [path for path, _, _ in wanted])
@@ -65,7 +65,7 @@ class CommitRoutes(HubRoutes):
     def commit(self, call: Call) -> Response:
         """Make one commit on a branch, or a pull request of one commit."""
         proposes = call.flag("create_pr")
-        repo = self.repo(call, "propose" if proposes else "write")
+        repo = self.repo_to_change(call)
         author = self.known_caller(call)
         order = parse_order(call.body)
         web = call.origin + repo.web_path()
@@ -119,15 +119,13 @@ class CommitRoutes(HubRoutes):
         raise conflict()
 
     def _open_pull_request(self, repo: Repo, revision: str, order: CommitOrder, author: str) -> tuple[str, int]:
-        """Store a commit under the first free number, which is taken the moment the reference is made."""
+        """Store a commit, and open a pull request with it."""
         base = repo.git.resolve(order.parent or revision)
         changes = order.changes(self.hub.stored_size)
         sha = repo.git.write_commit(base, changes, message=order.message, author=author)
-        taken = sum(name.startswith("refs/pr/") for name in repo.git.refs())
-        for number in range(taken + 1, _MAX_PULL_REQUESTS):
-            if repo.git.move_ref(f"refs/pr/{number}", sha, old=None):
-                return sha, number
-        raise RefusedError(409, "There are too many pull requests")
+        title, text = order.summary.strip(), order.description.strip()
+        made = Discussions(repo.git).open(title, text, author=author, head=sha)
+        return sha, made.number
 
     def _lfs_object(self, call: Call, item: Any, *, multipart: bool) -> dict[str, Any]:
         if not isinstance(item, dict):

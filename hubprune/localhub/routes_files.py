@@ -1,7 +1,6 @@
 """Reading a repository: what it holds, and the content."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -15,7 +14,7 @@ from hubprune.localhub.hub import Repo, StoredFile
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.routes import REPO, HubRoutes
 from hubprune.localhub.routes_storage import cdn_url
-from hubprune.localhub.web import Call, byte_range, field, page, route
+from hubprune.localhub.web import Call, byte_range, field, page, route, timestamp
 
 _ENTRIES_PER_PAGE = 1000
 
@@ -52,7 +51,7 @@ class FileRoutes(HubRoutes):
             "disabled": False,
             "downloads": 0,
             "likes": 0,
-            "createdAt": _timestamp(settings.created),
+            "createdAt": timestamp(settings.created),
             "lastModified": repo.git.log(sha, limit=1)[0].date,
             "usedStorage": sum(file.size for file in files),
             "siblings": [_sibling(file) for file in files],
@@ -121,10 +120,6 @@ class FileRoutes(HubRoutes):
             optional = ("library_name", "pipeline_tag")
             described |= {key: metadata[key] for key in optional if key in metadata} | {"modelId": repo.repo_id}
         return described
-
-
-def _timestamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 def _row(file: StoredFile) -> dict[str, Any]:

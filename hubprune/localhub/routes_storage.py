@@ -95,7 +95,7 @@ class StorageRoutes(HubRoutes):
 
     def xet_write_token(self, call: Call) -> Response:
         """Let the caller add to the Xet store if it may commit, or open a pull request."""
-        self.repo(call, "propose" if call.flag("create_pr") else "write")
+        self.repo_to_change(call)
         return self._xet_token(call, "xet-write")
 
     def put_xorb(self, call: Call) -> Response:

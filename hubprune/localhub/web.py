@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlencode
 
@@ -71,6 +72,11 @@ class Call:
 Handler = Callable[[Call], Response]
 
 
+def timestamp(seconds: float) -> str:
+    """Write a time, in seconds since the epoch, as the Hub does: 2026-01-31T12:00:00.000Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def json_object(text: bytes) -> dict[str, Any]:
     """Parse a JSON object, refusing anything else."""
     try:
@@ -90,6 +96,11 @@ def field(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...], d
     if value is not default and not isinstance(value, kind):
         raise RefusedError(400, f"The field {name!r} has the wrong type")
     return value
+
+
+def text_field(record: Mapping[str, Any], name: str, default: Any = ...) -> str:
+    """Return a text of a JSON object, halves of surrogate pairs replaced: JSON can hold them and UTF-8 cannot."""
+    return str(field(record, name, str, default)).encode(errors="replace").decode()
 
 
 def route(path: str, handler: Handler, *, method: str = "GET") -> Route:
