@@ -1,5 +1,7 @@
 """Who may do what: accounts, their tokens, and the stamps on short-lived addresses."""
 
+import base64
+import binascii
 import hashlib
 import hmac
 import json
@@ -81,15 +83,27 @@ class Accounts:
     def identify(self, authorization: str | None) -> Account | None:
         """Return the account behind an Authorization header, None where there is none.
 
-        Like the Hub, it turns a bad token down even if the request would have done without one.
+        The token comes by itself or, from git, as the password of whatever user. Like the Hub, it turns a bad token
+        down even if the request would have done without one.
         """
-        token = (authorization or "").removeprefix("Bearer ").strip()
+        token = _token(authorization or "")
         if not token:
             return None
         account = self._tokens.get(token)
         if account is None or account.expired:
             raise RefusedError(401, "Invalid credentials in Authorization header")
         return account
+
+
+def _token(authorization: str) -> str:
+    scheme, _, value = authorization.strip().partition(" ")
+    if scheme.lower() != "basic":
+        return authorization.removeprefix("Bearer ").strip()
+    try:
+        user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
+    except (binascii.Error, ValueError) as error:
+        raise RefusedError(401, "Invalid credentials in Authorization header") from error
+    return password or user
 
 
 def _account(stored: dict[str, Any]) -> Account:

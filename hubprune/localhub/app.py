@@ -19,13 +19,15 @@ from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.routes_commits import CommitRoutes
 from hubprune.localhub.routes_discussions import DiscussionRoutes
 from hubprune.localhub.routes_files import FileRoutes
+from hubprune.localhub.routes_git import GitRoutes
+from hubprune.localhub.routes_lfs import LfsRoutes
 from hubprune.localhub.routes_pages import PageRoutes
 from hubprune.localhub.routes_repos import RepoRoutes
 from hubprune.localhub.routes_storage import StorageRoutes
 from hubprune.localhub.web import refusal_response
 
 # The pages take what no other part does, so they come last.
-_PARTS = (RepoRoutes, CommitRoutes, DiscussionRoutes, FileRoutes, StorageRoutes, PageRoutes)
+_PARTS = (RepoRoutes, CommitRoutes, DiscussionRoutes, FileRoutes, GitRoutes, LfsRoutes, StorageRoutes, PageRoutes)
 
 # The address of a repository without a namespace, such as `gpt2`. This hub has none of these.
 _BARE_NAME = re.compile(r"/api/models/[^/]+(/revision/[^/]+)?|/[^/]+/resolve/.*")

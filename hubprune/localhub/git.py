@@ -166,6 +166,12 @@ class GitRepo:
             at = end_of_header + size + 2
         return contents
 
+    def small_blobs(self, size: int) -> list[str]:
+        """Return the hashes of all blobs below a size in bytes, of whatever commit."""
+        form = "--batch-check=%(objecttype) %(objectsize) %(objectname)"
+        rows = (row.split() for row in self.run("cat-file", "--batch-all-objects", form).decode().splitlines())
+        return [oid for kind, bytes_, oid in rows if kind == "blob" and int(bytes_) < size]
+
     def refs(self) -> dict[str, str]:
         """Map the name of every branch, tag and pull request to its commit."""
         listing = self.run("for-each-ref", "--format=%(refname) %(objectname)", *_REF_KINDS).decode()

@@ -168,6 +168,11 @@ class Hub:
         pointers = {oid: parse_pointer(blob) for oid, blob in blobs.items()}
         return [self._stored_file(entry, pointers.get(entry.oid)) for entry in entries]
 
+    def large_files(self, repo: Repo) -> set[str]:
+        """Return the SHA-256 of every large file that a commit of the repository points to."""
+        pointers = map(parse_pointer, repo.git.blobs(repo.git.small_blobs(POINTER_BYTES)).values())
+        return {pointer.sha256 for pointer in pointers if pointer}
+
     def _stored_file(self, entry: Entry, pointer: Pointer | None) -> StoredFile:
         recipe = self.xet.by_sha256(pointer.sha256) if pointer else None
         return StoredFile(entry, pointer, recipe.file_hash if recipe else None)

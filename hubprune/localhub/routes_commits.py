@@ -7,18 +7,16 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from hubprune.localhub import cards, lfs, names
+from hubprune.localhub import cards, names
 from hubprune.localhub.commits import CommitOrder, parse_order
 from hubprune.localhub.discussions import Discussions
 from hubprune.localhub.hub import Repo
 from hubprune.localhub.lfs import is_large
 from hubprune.localhub.refusal import RefusedError, conflict, revision_not_found
 from hubprune.localhub.routes import REPO, HubRoutes
-from hubprune.localhub.routes_storage import cdn_url
 from hubprune.localhub.web import Call, field, route
 
 _MAX_ATTEMPTS = 100
-_MAX_FILE_BYTES = 1 << 40
 
 
 class CommitRoutes(HubRoutes):
@@ -26,14 +24,11 @@ class CommitRoutes(HubRoutes):
 
     def routes(self) -> list[Route]:
         """Return the routes of this part."""
-        batch = "/{namespace}/{name}.git/info/lfs/objects/batch"
         return [
             route("/api/validate-yaml", self.validate_yaml, method="POST"),
             route(f"{REPO}/preupload/{{revision}}", self.preupload, method="POST"),
             route(f"{REPO}/commit/{{revision}}", self.commit, method="POST"),
             route(f"{REPO}/lfs-files/duplicate", self.duplicate, method="POST"),
-            route("/{kind:kind}" + batch, self.lfs_batch, method="POST"),
-            route(batch, self.lfs_batch, method="POST"),
         ]
 
     def validate_yaml(self, call: Call) -> Response:
@@ -77,14 +72,6 @@ class CommitRoutes(HubRoutes):
         answer = {"success": True, "commitOid": sha, "commitUrl": f"{web}/commit/{sha}", "hookOutput": ""}
         return JSONResponse({**answer, **extra})
 
-    def lfs_batch(self, call: Call) -> Response:
-        """Say where each large file is to be uploaded; those that are here already need no upload."""
-        self.repo(call, "propose")
-        body = call.json()
-        multipart = "multipart" in field(body, "transfers", list, ["basic"])
-        objects = [self._lfs_object(call, item, multipart=multipart) for item in field(body, "objects", list)]
-        return JSONResponse({"transfer": "multipart" if multipart else "basic", "objects": objects})
-
     def duplicate(self, call: Call) -> Response:
         """Copy large files into another repository, which takes nothing but leave: the store is one for all."""
         self.repo(call, "read")
@@ -126,30 +113,6 @@ class CommitRoutes(HubRoutes):
         title, text = order.summary.strip(), order.description.strip()
         made = Discussions(repo.git).open(title, text, author=author, head=sha)
         return sha, made.number
-
-    def _lfs_object(self, call: Call, item: Any, *, multipart: bool) -> dict[str, Any]:
-        if not isinstance(item, dict):
-            raise RefusedError(400, "An object is not a JSON object")
-        sha256, size = names.digest(field(item, "oid", str)), field(item, "size", int)
-        if not 0 <= size <= _MAX_FILE_BYTES:
-            raise RefusedError(400, f"A file cannot have {size} bytes")
-        row: dict[str, Any] = {"oid": sha256, "size": size}
-        if self.hub.stored_size(sha256) is None:
-            in_parts = multipart and size > lfs.PART_BYTES
-            whole = {"href": cdn_url(self.hub, call, sha256), "header": {}}
-            upload = self._in_parts(call, sha256, size) if in_parts else whole
-            row["actions"] = {"upload": upload, "verify": {"href": f"{call.origin}/_lfs/verify", "header": {}}}
-        return row
-
-    def _in_parts(self, call: Call, sha256: str, size: int) -> dict[str, Any]:
-        parts = {
-            str(number): cdn_url(self.hub, call, sha256, part=number)
-            for number in range(1, -(-size // lfs.PART_BYTES) + 1)
-        }
-        return {
-            "href": cdn_url(self.hub, call, sha256, action="complete"),
-            "header": {"chunk_size": str(lfs.PART_BYTES), **parts},
-        }
 
 
 def _described(file: Any) -> tuple[str, int, bytes]:

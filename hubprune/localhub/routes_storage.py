@@ -63,7 +63,7 @@ class StorageRoutes(HubRoutes):
 
     async def upload(self, request: Request) -> Response:
         """Take a large file, or one part of it, as it comes in."""
-        call = await read_call(request, with_body=False)
+        call = await read_call(request, limit=0)
         sha256, part = self._stamped(call, "object"), call.query.get("part")
         if part is not None and not re.fullmatch("[0-9]{1,5}", part):
             raise RefusedError(400, "Invalid part number")

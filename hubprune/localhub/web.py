@@ -112,22 +112,26 @@ def route(path: str, handler: Handler, *, method: str = "GET") -> Route:
     return Route(path, endpoint, methods=[method])
 
 
-async def read_call(request: Request, *, with_body: bool = True) -> Call:
-    """Read a request; the body is left alone when the handler wants to stream it."""
+async def read_call(request: Request, *, limit: int | None = None) -> Call:
+    """Read a request with a body of up to `limit` bytes; with 0 it is left for the handler to stream."""
+    limit = MAX_BODY_BYTES if limit is None else limit
     # The path was matched still quoted, so that an encoded slash stays inside its parameter.
     params = {name: unquote(value) for name, value in request.path_params.items()}
     if not all(names.is_clean(value) for value in params.values()):
         raise RefusedError(400, "The address holds control characters")
-    body = await _read_body(request) if with_body else b""
+    body = await _read_body(request, limit) if limit else b""
     return Call(request.method, request.url.path, params, request.query_params, request.headers, body)
 
 
-async def _read_body(request: Request) -> bytes:
+async def _read_body(request: Request, limit: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced[:18]) > limit:
+        raise RefusedError(413, f"The body exceeds {limit} bytes")
     body = bytearray()
     async for block in request.stream():
         body += block
-        if len(body) > MAX_BODY_BYTES:
-            raise RefusedError(413, f"The body exceeds {MAX_BODY_BYTES} bytes")
+        if len(body) > limit:
+            raise RefusedError(413, f"The body exceeds {limit} bytes")
     return bytes(body)
 
 
