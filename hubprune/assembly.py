@@ -18,7 +18,7 @@ __all__ = ["assemble"]
 
 
 def assemble(
-    run: Run, folder: Path, report: PublishReport, *, repo_id: str, card_template: Path | None = None
+    run: Run, folder: Path, report: PublishReport, *, card_template: Path | None = None
 ) -> tuple[RepoFile, ...]:
     """Add to a checkpoint what makes it a repo: tasks, notice, pictures, card, recipe, manifest; return all files."""
     for name, text in run.task_texts.items():
@@ -26,24 +26,7 @@ def assemble(
         write_atomically(folder / "tasks" / name, scrub(text))
     add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
     add_eval_results(folder, report.benchmarks, session=run.session)
-    context = card.build_context(
-        run.pinned_recipe,
-        base=report.base,
-        scores=report.scores,
-        plan=report.plan,
-        checkpoint=report.checkpoint,
-        verification=report.verification,
-        benchmarks=report.benchmarks,
-        generation=report.generation,
-        snippet=report.snippet,
-        environment=report.environment,
-        seconds=report.seconds,
-        repo_id=repo_id,
-        endpoint=run.session.endpoint,
-        pictures=_pictures(run, folder, report),
-        notes=report.notes,
-        overrides=card_template,
-    )
+    context = card.context_of(report, pictures=_pictures(run, folder, report), overrides=card_template)
     write_atomically(folder / manifest.CARD, card.render(context, overrides=card_template))
     manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
     return manifest.write_manifest(folder, report=report, template_hash=card.template_hash(card_template))

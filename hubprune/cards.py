@@ -1,16 +1,22 @@
-"""Find what a page in a browser shows of a published folder or repo: its card and the pictures in it."""
+"""The card of a published folder or repo: rendered again from its hubprune.json, or shown in a browser."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from hubprune.artifacts import RepoFile
 from hubprune.console import Reporter
-from hubprune.errors import BaseNotFoundError
-from hubprune.publishing import hub
-from hubprune.publishing.manifest import CARD
+from hubprune.errors import BaseNotFoundError, ConflictError, RecipeError
+from hubprune.pictures import BENCHMARK_PICTURE, CARD_PICTURE
+from hubprune.publishing import card, hub
+from hubprune.publishing.manifest import CARD, replace_card
+from hubprune.publishing.notes import read_notes
+from hubprune.publishing.record import PublishRecord, read_record
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.transfer import download
 from hubprune.recipe import REPO_ID, BaseModelSpec
@@ -20,6 +26,98 @@ if TYPE_CHECKING:
 
 SHOWN = (CARD, "*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.svg")
 """Files of a repo that its card may show."""
+
+
+@dataclass(frozen=True)
+class CardChoices:
+    """What an author adds to a card, which no recipe holds."""
+
+    notes: str | None = None
+    """The author's own words, as `read_notes` returns them."""
+    template: Path | None = None
+    """Folder whose templates override the shipped ones."""
+
+    @classmethod
+    def read(cls, *, notes: Path | None, template: Path | None) -> CardChoices:
+        """Read the notes and check the templates, before anything is computed.
+
+        Raises:
+            RecipeError: something in them is not allowed, or cannot be read.
+        """
+        if template:
+            card.check_templates(template)
+        return cls(read_notes(notes) if notes else None, template)
+
+
+AS_SHIPPED = CardChoices()
+
+
+# ---- again -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardWritten:
+    """What became of a card."""
+
+    path: Path
+    sha256: str
+    outcome: Literal["unchanged", "written"]
+
+
+def write_card(folder: Path, choices: CardChoices = AS_SHIPPED, *, overwrite_card: bool = False) -> CardWritten:
+    """Write README.md of a published folder anew, and the manifest with it; where nothing changed, no file is touched.
+
+    Args:
+        folder: as `hubprune publish --out` wrote it, or the download of a published repo.
+        choices: templates, and notes in the place of those that the manifest holds.
+        overwrite_card: whether a card that was edited by hand may be replaced.
+
+    Raises:
+        RecipeError: a template of the user's own does not do.
+        CheckpointError: it is no such folder, or its manifest is broken, changed, or of another version.
+        ConflictError: the card was edited by hand.
+    """
+    record = read_record(folder)
+    report = record.report.model_copy(update={"notes": choices.notes} if choices.notes else {})
+    context = card.context_of(report, pictures=_pictures(record), overrides=choices.template)
+    text = card.render(context, overrides=choices.template)
+    path, digest = folder / CARD, hashlib.sha256(text.encode()).hexdigest()
+    _check_not_edited(path, listed=record.files.get(CARD), new=digest, overwrite=overwrite_card)
+    written = replace_card(
+        folder, record.values, card=text, notes=report.notes, template_hash=card.template_hash(choices.template)
+    )
+    return CardWritten(path=path, sha256=digest, outcome="written" if written else "unchanged")
+
+
+def _check_not_edited(path: Path, *, listed: RepoFile | None, new: str, overwrite: bool) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if found not in (None, new, listed and listed.sha256) and not overwrite:
+        raise ConflictError(
+            f"{path} was edited by hand since it was written.", hint="Pass --overwrite-card to replace it."
+        )
+
+
+def _pictures(record: PublishRecord) -> card.Pictures:
+    importance, benchmarks = (path if path in record.files else None for path in (CARD_PICTURE, BENCHMARK_PICTURE))
+    return card.Pictures(importance=importance, benchmarks=benchmarks)
+
+
+# ---- in a browser ------------------------------------------------------------------------------------------------
+
+
+def check_shown_as_is(*, notes: Path | None, card_template: Path | None, overwrite_card: bool) -> None:
+    """Refuse options of rendering together with --preview, which shows what is there.
+
+    Raises:
+        RecipeError: naming the option.
+    """
+    given = {"--notes": notes, "--card-template": card_template, "--overwrite-card": overwrite_card}
+    for option, value in given.items():
+        if value:
+            raise RecipeError(
+                f"--preview shows a card as it is, and {option} would change it.",
+                hint="Run hubprune card twice: first to write the card, then with --preview alone.",
+            )
 
 
 def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Reporter) -> Preview:
@@ -39,7 +137,7 @@ def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Repo
     folder = Path(name)
     if folder.is_dir():
         if not (folder / CARD).is_file():
-            raise BaseNotFoundError(f"{folder} holds no {CARD}.", hint="hubprune publish --out writes such a folder.")
+            raise BaseNotFoundError(f"{folder} holds no {CARD}.", hint=f"Write it with: hubprune card {folder}")
         return Preview(title=folder.resolve().name, subtitle=str(folder), folder=folder)
     repo_id, _, revision = name.partition("@")
     if not REPO_ID.fullmatch(repo_id):

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from hubprune.errors import RecipeError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+LOOPBACK = "http://localhost"
+"""Stands for every Hub on the reader's own machine."""
 
 
 def use_endpoint(endpoint: str | None) -> str:
@@ -41,9 +43,15 @@ def page(name: str, *, endpoint: str) -> str | None:
 
     A local Hub may answer on another port tomorrow, and a card must not change with it.
     """
+    public = public_address(endpoint)
+    return None if public == LOOPBACK else f"{public}/{name}"
+
+
+def public_address(endpoint: str) -> str:
+    """Return an endpoint as it may be written down: any on loopback is `LOOPBACK`, whatever its port."""
     host = urlsplit(endpoint).hostname or ""
     local = host == "localhost" or host.startswith("127.") or host == "::1"
-    return None if local else f"{endpoint}/{name}"
+    return LOOPBACK if local else endpoint
 
 
 def check_endpoint(endpoint: str) -> None:

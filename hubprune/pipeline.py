@@ -25,6 +25,7 @@ from hubprune.artifacts import (
     SnippetRun,
 )
 from hubprune.assembly import assemble
+from hubprune.cards import AS_SHIPPED, CardChoices
 from hubprune.console import Reporter, size
 from hubprune.devices import resolve_device
 from hubprune.errors import VerificationError
@@ -33,9 +34,8 @@ from hubprune.kept import has_checkpoint, kept_checkpoint
 from hubprune.memory import available_bytes
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
-from hubprune.publishing import card, hub, manifest
+from hubprune.publishing import hub, manifest
 from hubprune.publishing.commit import publish as send
-from hubprune.publishing.notes import read_notes
 from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.snippet import Snippet, samples
 from hubprune.run import Run, check_data, make_plan, scores_if_needed
@@ -182,9 +182,8 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     """
     stage = announcer(run.reporter)
     stage()
-    notes = read_notes(options.notes) if options.notes else None
+    choices = CardChoices.read(notes=options.notes, template=options.card_template)
     target = _preflight(run, options)
-    choices = CardChoices(notes, options.card_template)
     with produced(run, stage, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices) as product:
         stage()
         return _send(run, product, target, options)
@@ -198,19 +197,6 @@ class Product:
     files: tuple[RepoFile, ...]
     """All files of the folder with their hashes."""
     report: PublishReport
-
-
-@dataclass(frozen=True)
-class CardChoices:
-    """What an author adds to a card, which no recipe holds."""
-
-    notes: str | None = None
-    """The author's own words."""
-    template: Path | None = None
-    """Folder whose templates override the shipped ones."""
-
-
-AS_SHIPPED = CardChoices()
 
 
 @contextmanager
@@ -241,6 +227,8 @@ def produced(
         tag = manifest.checkpoint_tag(made.written) if tagged else None
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
+            repo_id=repo_id,
+            endpoint=run.session.endpoint,
             base=run.base,
             scores=scores,
             plan=plan,
@@ -254,7 +242,7 @@ def produced(
             seconds=run.store.seconds,
             notes=choices.notes,
         )
-        files = assemble(run, folder, report, repo_id=repo_id, card_template=choices.template)
+        files = assemble(run, folder, report, card_template=choices.template)
         yield Product(folder, files, report)
 
 
@@ -275,8 +263,6 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
         check_new_folder(options.out)
     if options.report:
         make_writable(options.report.absolute().parent)
-    if options.card_template:
-        card.check_templates(options.card_template)
     target = preflight(
         run.recipe,
         base=run.base,

@@ -67,6 +67,10 @@ class PublishReport(Artifact):
 
     schema_version: Literal[1] = 1
     recipe: dict[str, Any]
+    repo_id: str
+    """Where the result goes, or would have gone."""
+    endpoint: str
+    """Address of the Hub that the base is on."""
     base: BaseCheckpoint
     scores: LayerScores | None
     plan: DropPlan

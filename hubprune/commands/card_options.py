@@ -1,4 +1,4 @@
-"""Options of what a card says beside the numbers."""
+"""Options of `hubprune card`, and of what a card says beside the numbers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ import typer
 
 CARD = "The card"
 
+Published = Annotated[
+    str,
+    typer.Argument(
+        metavar="FOLDER_OR_REPO",
+        help="A folder that publish --out wrote; with --preview also a repo, or repo@revision.",
+    ),
+]
+Preview = Annotated[
+    bool, typer.Option("--preview", help="Change nothing; show the card in a browser, as the Hub would, until Ctrl-C.")
+]
+OverwriteEditedCard = Annotated[
+    bool, typer.Option("--overwrite-card", help="Replace a README.md that was edited by hand.")
+]
 Notes = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Your own words for the card, Markdown without HTML.", rich_help_panel=CARD),

@@ -190,8 +190,7 @@ OverwriteCard = Annotated[
     bool,
     typer.Option("--overwrite-card", help="Replace a README.md that was edited on the Hub.", rich_help_panel=TARGET),
 ]
-Published = Annotated[str, typer.Argument(metavar="FOLDER_OR_REPO", help="A folder, or a repo, or repo@revision.")]
-NoOpen = Annotated[bool, typer.Option("--no-open", help="Print the address of the page, and open no browser.")]
+NoOpen = Annotated[bool, typer.Option("--no-open", help="Print the address of the preview, and open no browser.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but write to the Hub.", rich_help_panel=TARGET)]
 Out = Annotated[
     Path | None,

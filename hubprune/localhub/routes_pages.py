@@ -34,7 +34,7 @@ from hubprune.localhub.web import Call, Handler, route
 
 _STYLE = "/style.css"
 _CARD = "README.md"
-_NOT_FOUND = "There is no such repository, or not everybody may see it. With a token, hubprune preview shows its card."
+_NOT_FOUND = "There is no such repository, or not everybody may see it. With a token, hubprune card --preview shows it."
 
 
 def _for_people(handler: Callable[["PageRoutes", Call], Response]) -> Callable[["PageRoutes", Call], Response]:

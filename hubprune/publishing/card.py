@@ -17,6 +17,7 @@ from hubprune.artifacts import (
     Environment,
     GenerationComparison,
     LayerScores,
+    PublishReport,
     SnippetRun,
     Verification,
     WrittenCheckpoint,
@@ -31,11 +32,11 @@ from hubprune.publishing.limits import limits, verdict
 from hubprune.publishing.manifest import checkpoint_tag
 from hubprune.publishing.markdown import FILTERS
 from hubprune.publishing.privacy import public_recipe, scrub
-from hubprune.recipe import Recipe
+from hubprune.recipe import Recipe, parse
 from hubprune.templates import environment as template_environment
 from hubprune.templates import template_folder
 
-__all__ = ["Pictures", "build_context", "check_templates", "render", "skeleton", "template_hash"]
+__all__ = ["Pictures", "build_context", "check_templates", "context_of", "render", "skeleton", "template_hash"]
 
 CARD_TEMPLATE = "base.md.jinja"
 
@@ -46,6 +47,34 @@ class Pictures:
 
     importance: str | None = None
     benchmarks: str | None = None
+
+
+def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overrides: Path | None = None) -> CardContext:
+    """Build what a card is rendered from out of the report of a publish.
+
+    Args:
+        report: of the run, or as the manifest keeps it; both give the same card.
+        pictures: paths of the pictures among the published files.
+        overrides: a folder of the user whose templates will win over the shipped ones.
+    """
+    return build_context(
+        parse(Recipe, report.recipe),
+        base=report.base,
+        scores=report.scores,
+        plan=report.plan,
+        checkpoint=report.checkpoint,
+        verification=report.verification,
+        benchmarks=report.benchmarks,
+        generation=report.generation,
+        snippet=report.snippet,
+        environment=report.environment,
+        seconds=report.seconds,
+        repo_id=report.repo_id,
+        endpoint=report.endpoint,
+        pictures=pictures,
+        notes=report.notes,
+        overrides=overrides,
+    )
 
 
 def build_context(

@@ -84,7 +84,7 @@ def _examples(shots: Mapping[str, int], tasks: tuple[str, ...]) -> str:
     same = {*shots.values()}
     if len(same) == 1 and len(shots) == len(tasks):
         return str(same.pop())
-    return ",".join(f"{task}={number}" for task, number in shots.items())
+    return ",".join(f"{task}={shots[task]}" for task in tasks if task in shots)
 
 
 def _numbers(numbers: tuple[int, ...]) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hubprune.artifacts import PublishReport, RepoFile, WrittenCheckpoint
+from hubprune.artifacts import BaseCheckpoint, PublishReport, RepoFile, WrittenCheckpoint
+from hubprune.endpoint import public_address
 from hubprune.errors import VerificationError
 from hubprune.files import list_files, write_atomically
 from hubprune.publishing.privacy import public_name, public_recipe, scrub, scrub_all
@@ -19,11 +20,13 @@ __all__ = [
     "MANIFEST",
     "NOT_LISTED",
     "RECIPE",
+    "SCHEMA_VERSION",
     "RemoteManifest",
     "checkpoint_tag",
     "content_digest",
     "files_digest",
     "read_manifest",
+    "replace_card",
     "write_manifest",
     "write_recipe",
 ]
@@ -33,8 +36,10 @@ MANIFEST = "hubprune.json"
 RECIPE = "recipe.yaml"
 NOT_LISTED = (MANIFEST, ".gitattributes", ".cache/huggingface/")
 """Files that no manifest lists: itself, what the Hub puts into every repo, and what a download leaves beside it."""
-SCHEMA_VERSION = 1
-NOT_CONTENT = ("schema_version", "content_sha256", "files")
+SCHEMA_VERSION = 2
+NOT_CONTENT = ("schema_version", "content_sha256", "files", "run")
+READ_OF_THE_BASE = ("model_type", "auto_map", "num_hidden_layers", "max_position_embeddings", "dtype", "torch_dtype")
+"""Keys of the base's config.json that a card may need."""
 
 
 # ---- files and digests -------------------------------------------------------------------------------------------
@@ -57,7 +62,9 @@ def checkpoint_tag(checkpoint: WrittenCheckpoint) -> str:
 
 
 def content_digest(values: Mapping[str, Any]) -> str | None:
-    """Compute the SHA-256 of all that a manifest says but for the card's own hash, in 64 hex digits.
+    """Compute the SHA-256 of what a publish decided and found, in 64 hex digits.
+
+    The card's own hash is no part of it, nor is where, when and for whom the run took place.
 
     None for one that no publish can have written.
     """
@@ -85,7 +92,7 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
 
     Args:
         folder: the checkpoint with README.md and recipe.yaml.
-        report: what the run did and saw; `published` and `seconds` stay out, as does whatever a clock measured.
+        report: what the run did and saw; what may differ in another run of the same is apart from the content.
         template_hash: of the card templates, so that a card by other templates is another card.
 
     Raises:
@@ -95,10 +102,42 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
     _check_unchanged(report.checkpoint, files=listed, folder=folder)
     files = {f.path: {"sha256": f.sha256, "size": f.size} for f in listed}
     content = scrub_all(_content(report)) | {"card_templates": template_hash}
-    values = content | {"schema_version": SCHEMA_VERSION, "files": files}
-    text = _json(values | {"content_sha256": content_digest(values)})
+    text = _finished({**content, "run": scrub_all(_run(report)), "files": files})
     write_atomically(folder / MANIFEST, text)
     return tuple(sorted((*listed, _manifest_file(text.encode())), key=lambda f: f.path))
+
+
+def replace_card(folder: Path, values: Mapping[str, Any], *, card: str, notes: str | None, template_hash: str) -> bool:
+    """Write another card of the same run, and the manifest that lists it; files that stay as they are are not touched.
+
+    Args:
+        folder: of the checkpoint.
+        values: of the manifest that is there.
+        card: the new README.md.
+        notes: the author's own words on it.
+        template_hash: of the card templates that it was made by.
+
+    Returns:
+        Whether something was written.
+    """
+    data = card.encode()
+    row = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    changed = {"notes": scrub_all(notes), "card_templates": template_hash, "files": {**values["files"], CARD: row}}
+    text = _finished({**values, **changed})
+    written = [_put(folder / name, content) for name, content in ((CARD, data), (MANIFEST, text.encode()))]
+    return any(written)
+
+
+def _put(path: Path, data: bytes) -> bool:
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    write_atomically(path, data)
+    return True
+
+
+def _finished(values: Mapping[str, Any]) -> str:
+    """Write a manifest as text, with its version and digest."""
+    return _json({**values, "schema_version": SCHEMA_VERSION, "content_sha256": content_digest(values)})
 
 
 def _check_unchanged(checkpoint: WrittenCheckpoint, *, files: tuple[RepoFile, ...], folder: Path) -> None:
@@ -123,15 +162,35 @@ def _content(report: PublishReport) -> dict[str, Any]:
         "hubprune": report.environment.hubprune,
         "versions": report.environment.versions,
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
-        "base": {"repo_id": report.base.name, "commit": report.base.commit},
+        "base": _base(report.base),
         "scores": _scores(dump["scores"]),
         "plan": dump["plan"],
-        "checkpoint": {k: v for k, v in dump["checkpoint"].items() if k != "files"},
+        "checkpoint": {**dump["checkpoint"], "files": [f.path for f in report.checkpoint.files]},
         "verification": dump["verification"],
         "benchmarks": _without(dump["benchmarks"], names=("seconds",)),
         "generation": dump["generation"],
         "notes": dump["notes"],
         "snippet": dump["snippet"],
+    }
+
+
+def _base(base: BaseCheckpoint) -> dict[str, Any]:
+    """Say what the base is; a local folder and what else lies there is nobody's business."""
+    config = {key: base.config[key] for key in READ_OF_THE_BASE if key in base.config}
+    return {"repo_id": base.name, "commit": base.commit, "card": base.card.model_dump(mode="json"), "config": config}
+
+
+def _run(report: PublishReport) -> dict[str, Any]:
+    """Say where, when and for whom it was made, which the same result may have otherwise.
+
+    Stages and their seconds are pairs, since their order counts.
+    """
+    return {
+        "repo_id": report.repo_id,
+        "create_pr": parse(Recipe, report.recipe).target.create_pr,
+        "endpoint": public_address(report.endpoint),
+        "environment": report.environment.model_dump(mode="json", exclude={"hubprune", "versions"}),
+        "seconds": [[stage, seconds] for stage, seconds in report.seconds.items()],
     }
 
 

@@ -18,7 +18,7 @@ from hubprune.publishing.markdown import visible
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-__all__ = ["check_notes", "read_notes"]
+__all__ = ["check_notes", "read_notes", "refuse_unsafe"]
 
 MOST_CHARACTERS = 100_000
 DEEPER = 2
@@ -59,10 +59,18 @@ def check_notes(text: str, *, name: str = "The notes") -> str:
         raise RecipeError(f"{name} hold no text." if name == "The notes" else f"{name} holds no text.")
     if len(notes) > MOST_CHARACTERS:
         raise RecipeError(f"{name}: {len(notes):,} characters are too many for a card, {MOST_CHARACTERS:,} at most.")
-    lowered = _lower_headings(notes, name=name)
-    for line, problem in _problems(lowered):
+    return refuse_unsafe(_lower_headings(notes, name=name), name=name)
+
+
+def refuse_unsafe(notes: str, *, name: str) -> str:
+    """Return notes that went through `check_notes`, such as those in a manifest, which anybody may have edited since.
+
+    Raises:
+        RecipeError: something in them is not allowed; with the line.
+    """
+    for line, problem in _problems(notes):
         raise _refused(name, line, problem)
-    return lowered
+    return notes
 
 
 def _refused(name: str, line: int, problem: str) -> RecipeError:

@@ -41,7 +41,11 @@ def reproduction(
 
 
 def _environment_table(base: BaseCheckpoint, *, environment: Environment) -> Table:
-    versions = {"hubprune": environment.hubprune, "Python": environment.python, **environment.versions}
+    versions = {
+        "hubprune": environment.hubprune,
+        "Python": environment.python,
+        **dict(sorted(environment.versions.items())),
+    }
     rows = [
         ("Base", base.name),
         *([("Base commit", base.commit)] if base.commit else []),

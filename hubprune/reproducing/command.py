@@ -13,6 +13,7 @@ from typing import Any
 
 from hubprune import pipeline
 from hubprune.artifacts import Reproduction
+from hubprune.cards import CardChoices
 from hubprune.console import Reporter
 from hubprune.errors import (
     BaseError,
@@ -83,7 +84,7 @@ def reproduce(name: str, options: ReproduceOptions, *, session: HubSession, repo
     run = Run(recipe, session, reporter, store)
     _preflight(run, published)
     repo_id, tagged = published.shown_as
-    choices = pipeline.CardChoices(notes=published.manifest.get("notes"))
+    choices = CardChoices(notes=published.manifest.get("notes"))
     with pipeline.produced(run, stage, repo_id=repo_id, tagged=tagged, choices=choices) as product:
         stage()
         seen = _compared(published, product)

@@ -61,6 +61,12 @@ def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publi
         names - {".gitattributes"}
     )
 
+    card = (files / "kept" / "README.md").read_bytes()
+    assert "unchanged" in hubprune("card", "kept").out
+    (files / "kept" / "README.md").unlink()
+    assert hubprune("card", "kept").code == 0
+    assert (files / "kept" / "README.md").read_bytes() == card
+
     kind, *rest = read_as_a_stranger(hubprune, files / "reader", code=READER, arguments=[TARGET]).splitlines()
     dropped = sorted(d["layer"] for d in report["plan"]["dropped"])
     assert kind == f"PrunedLlamaForCausalLM {dropped} {report['checkpoint']['parameters']}"

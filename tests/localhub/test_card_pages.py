@@ -115,8 +115,8 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def address(folder):
-    """The address that `hubprune preview --no-open` prints."""
-    command = [sys.executable, "-m", "hubprune", "preview", str(folder), "--no-open"]
+    """The address that `hubprune card --preview --no-open` prints."""
+    command = [sys.executable, "-m", "hubprune", "card", str(folder), "--preview", "--no-open"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         yield process.stdout.readline().strip()
         process.terminate()
@@ -262,7 +262,7 @@ def test_what_is_neither_a_folder_nor_a_repo_is_named(name):
 
 
 def test_a_folder_without_a_card_says_how_to_get_one(tmp_path):
-    with pytest.raises(BaseNotFoundError, match=r"holds no README\.md.*hubprune publish --out"):
+    with pytest.raises(BaseNotFoundError, match=r"holds no README\.md.*hubprune card "):
         preview(str(tmp_path), open_session=lambda: None, reporter=Reporter(quiet=True))
 
 

@@ -232,6 +232,7 @@ def card_parts(**changes):
 
 
 def report(**changes):
-    values = {key: value for key, value in card_parts().items() if key not in ("recipe", "repo_id")}
-    used = {**values, "recipe": recipe().model_dump(mode="json"), "published": None, **changes}
+    values = {key: value for key, value in card_parts().items() if key != "recipe"}
+    values |= {"recipe": recipe().model_dump(mode="json"), "published": None, "endpoint": "https://huggingface.co"}
+    used = {**values, **changes}
     return PublishReport(**used)

@@ -55,10 +55,19 @@ def test_every_file_but_the_manifest_itself_is_listed_with_its_hash(tmp_path):
 
 
 def test_the_same_result_gives_the_same_bytes(tmp_path):
-    slower = made.report(benchmarks=made.benchmarks(seconds=1.0), seconds={"score": 9.0})
+    slower = made.report(benchmarks=made.benchmarks(seconds=1.0))
     a, b = make_folder(tmp_path / "a"), make_folder(tmp_path / "b")
     finish(b, card="# Card\n", report=slower)
     assert (a / "hubprune.json").read_bytes() == (b / "hubprune.json").read_bytes()
+
+
+def test_another_machine_hour_and_owner_leave_the_digest_of_the_content(tmp_path):
+    elsewhere = made.environment().model_copy(update={"machine": "Sixty-Core CPU", "threads": 60})
+    again = made.report(seconds={"score": 9.0}, environment=elsewhere, repo_id="other/name")
+    a, b = make_folder(tmp_path / "a"), make_folder(tmp_path / "b")
+    finish(b, card="# Card\n", report=again)
+    assert manifest(a)["content_sha256"] == manifest(b)["content_sha256"]
+    assert manifest(a)["run"] != manifest(b)["run"]
 
 
 def test_another_card_leaves_the_digest_of_the_content(tmp_path):
@@ -87,7 +96,7 @@ def test_a_file_that_was_changed_after_it_was_verified_is_named(tmp_path, change
 
 def test_it_holds_what_the_run_saw_but_no_single_documents(tmp_path):
     values = manifest(make_folder(tmp_path / "a"))
-    assert values["base"] == {"repo_id": "meta-llama/Llama-3.2-3B", "commit": made.BASE_COMMIT}
+    assert (values["base"]["repo_id"], values["base"]["commit"]) == ("meta-llama/Llama-3.2-3B", made.BASE_COMMIT)
     assert values["recipe"]["base"]["revision"] == made.BASE_COMMIT
     assert values["scores"]["mean"]["attn"] == list(made.ATTN)
     assert "per_document" not in values["scores"]

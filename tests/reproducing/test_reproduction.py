@@ -16,6 +16,7 @@ import made
 from on_hub import make_folder
 
 from hubprune.console import Reporter
+from hubprune.publishing.manifest import content_digest
 from hubprune.publishing.session import HubSession
 from hubprune.reproducing.comparing import causes, compare, differences
 from hubprune.reproducing.published import read_published
@@ -45,6 +46,16 @@ def differing(parts):
 
 def test_the_same_is_equal_in_all_parts(published):
     assert {part.outcome for part in compared(published).values()} == {"equal"}
+
+
+def test_what_the_first_manifests_do_not_hold_is_no_difference(published):
+    first = {key: value for key, value in published.manifest.items() if key != "run"} | {"schema_version": 1}
+    first["base"] = {key: first["base"][key] for key in ("repo_id", "commit")}
+    first["checkpoint"] = {key: value for key, value in first["checkpoint"].items() if key != "files"}
+    first["content_sha256"] = content_digest(first)
+    parts = compared(replace(published, manifest=first), published.manifest)
+    assert {part.outcome for part in parts.values()} == {"equal"}
+    assert causes(first, published.manifest, machine="M", parts=parts.values()) == ()
 
 
 @pytest.mark.parametrize(
