@@ -23,6 +23,7 @@ from hubprune.artifacts import (
     PublishReport,
     RepoFile,
     SnippetRun,
+    UploadPlan,
 )
 from hubprune.assembly import assemble
 from hubprune.cards import AS_SHIPPED, CardChoices
@@ -38,6 +39,7 @@ from hubprune.publishing import hub, manifest
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.snippet import Snippet, samples
+from hubprune.publishing.upload_plan import plan_upload
 from hubprune.run import Run, check_data, make_plan, scores_if_needed
 from hubprune.stages import key_of
 
@@ -161,6 +163,8 @@ class PublishOptions:
     """Do everything but write to the Hub."""
     overwrite_card: bool = False
     """Replace a README.md that somebody edited on the Hub."""
+    primer: bool = True
+    """Ask the Hub, before the upload, which chunks of the base it has."""
     notes: Path | None = None
     """File with the author's own words for the card, in Markdown."""
     card_template: Path | None = None
@@ -293,7 +297,8 @@ def _send(run: Run, product: Product, target: Target, options: PublishOptions) -
     """Commit, then load back; what was committed is told and written down even if the rest fails."""
     folder, report = product.folder, product.report
     if options.dry_run:
-        return _finish(run, folder, report, options)
+        upload = _plan_upload(run, product, target, options)
+        return _finish(run, folder, report.model_copy(update={"upload": upload}), options)
     published = send(
         folder,
         target=target,
@@ -302,6 +307,7 @@ def _send(run: Run, product: Product, target: Target, options: PublishOptions) -
         tag=manifest.checkpoint_tag(report.checkpoint),
         session=run.session,
         reporter=run.reporter,
+        base=run.downloaded if options.primer else None,
         overwrite_card=options.overwrite_card,
     )
     run.reporter.note(f"{'committed' if published.created else 'up to date'}: {published.url}")
@@ -313,6 +319,20 @@ def _send(run: Run, product: Product, target: Target, options: PublishOptions) -
         _finish(run, folder, report, options)
         raise VerificationError(f"It is published at {published.url}, but: {error.message}", hint=error.hint) from error
     return _finish(run, folder, report, options)
+
+
+def _plan_upload(run: Run, product: Product, target: Target, options: PublishOptions) -> UploadPlan:
+    return plan_upload(
+        product.folder,
+        files=product.files,
+        target=target,
+        base=run.downloaded,
+        session=run.session,
+        reporter=run.reporter,
+        scratch=run.store.folder,
+        primer=options.primer,
+        overwrite_card=options.overwrite_card,
+    )
 
 
 def _finish(run: Run, folder: Path, report: PublishReport, options: PublishOptions) -> PublishReport:

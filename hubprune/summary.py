@@ -17,6 +17,7 @@ from hubprune.artifacts import (
     RepetitionComparison,
     Sdr,
     TaskComparison,
+    UploadPlan,
     Verification,
     WrittenCheckpoint,
 )
@@ -147,6 +148,8 @@ def publish_summary(report: PublishReport) -> str:
 
 
 def _publish_parts(report: PublishReport) -> Iterator[str]:
+    if report.upload:  # long, so it comes before what is read first at the end of a terminal
+        yield f"README.md as it would be published:\n\n{report.upload.card.strip()}"
     yield checkpoint_lines(report.checkpoint)
     if report.benchmarks:
         yield benchmarks_table(report.benchmarks)
@@ -161,7 +164,30 @@ def _publish_parts(report: PublishReport) -> Iterator[str]:
         rows += [["pull request", published.pull_request_url]] if published.pull_request_url else []
         yield table(rows, left=2)
     else:
+        if report.upload:
+            yield upload_lines(report.upload)
         yield "dry run: nothing was published"
+
+
+def upload_lines(plan: UploadPlan) -> str:
+    """Write what a publish would do with every file, and how much it would send."""
+    where = f"{plan.repo_id}, branch {plan.revision}{' (as a pull request)' if plan.create_pr else ''}"
+    state = f"compared with {plan.parent[:12]}" if plan.parent else "which does not exist yet"
+    rows = [["", "file", "size", "new to the Hub"]]
+    rows += [[f.change, f.path, size(f.size), "?" if f.new_bytes is None else size(f.new_bytes)] for f in plan.files]
+    return f"{where}, {state}:\n{table(rows, left=2)}\n\n{_upload_total(plan)}"
+
+
+def _upload_total(plan: UploadPlan) -> str:
+    counted = {change: sum(f.change == change for f in plan.files) for change in ("new", "changed", "deleted")}
+    changes = ", ".join(f"{number} {change}" for change, number in counted.items() if number)
+    if not changes:
+        return "nothing would change"
+    if plan.new_bytes is None:
+        return f"{changes}: {size(plan.upload_bytes)}, of which the new part could not be found out"
+    share = f" ({100 * plan.new_bytes / plan.upload_bytes:.2f} %)" if plan.upload_bytes else ""
+    primer = f", {size(plan.primer_bytes)} of it to ask for the base's chunks" if plan.primer_bytes else ""
+    return f"{changes}: {size(plan.upload_bytes)}, of which about {size(plan.new_bytes)}{share} would be sent{primer}"
 
 
 def environment_table(environment: Environment) -> str:

@@ -66,7 +66,15 @@ from hubprune.artifacts.pruning import (
     WidthPlan,
     WrittenCheckpoint,
 )
-from hubprune.artifacts.publishing import Environment, LoadedBack, PublishedCommit, PublishReport, SnippetRun
+from hubprune.artifacts.publishing import (
+    Environment,
+    LoadedBack,
+    PlannedFile,
+    PublishedCommit,
+    PublishReport,
+    SnippetRun,
+    UploadPlan,
+)
 from hubprune.artifacts.reproduction import ComparedPart, Difference, Outcome, Reproduction, Scalar
 from hubprune.artifacts.speed import (
     BenchmarkChange,
@@ -144,6 +152,7 @@ __all__ = [
     "PairedNumber",
     "PeakMemory",
     "PerplexityAnswers",
+    "PlannedFile",
     "PrunedCheckpoint",
     "PublishReport",
     "PublishedCommit",
@@ -173,6 +182,7 @@ __all__ = [
     "SweepTask",
     "TaskAnswers",
     "TaskComparison",
+    "UploadPlan",
     "Verdict",
     "Verification",
     "WidthMetric",

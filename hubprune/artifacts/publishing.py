@@ -27,6 +27,38 @@ class PublishedCommit(Artifact):
     """The remote files, each compared with what was uploaded."""
 
 
+class PlannedFile(Artifact):
+    """A file of the target repo, and what a publish would do with it."""
+
+    path: str
+    size: int
+    """Bytes; of one that would be deleted, those that are there."""
+    change: Literal["new", "changed", "unchanged", "deleted"]
+    new_bytes: int | None
+    """Bytes of it that the Hub lacks, packed as they would be sent; None where that was not found out."""
+
+
+class UploadPlan(Artifact):
+    """What a publish would change in the target repo, and how much it would send."""
+
+    repo_id: str
+    revision: str
+    """Branch."""
+    parent: str | None
+    """Commit that the files were compared with; None where the repo does not exist."""
+    create_pr: bool
+    files: tuple[PlannedFile, ...]
+    """Sorted by path."""
+    upload_bytes: int
+    """Size of the files that are new or changed."""
+    primer_bytes: int
+    """What the primer would add to the Hub beside them."""
+    new_bytes: int | None
+    """Bytes that the Hub lacks, the primer's included; None where that was not found out."""
+    card: str
+    """README.md as it would be published."""
+
+
 class LoadedBack(Artifact):
     """What the published model wrote after a fresh process had loaded it from the Hub."""
 
@@ -84,6 +116,8 @@ class PublishReport(Artifact):
     """None in reports of versions that did not run it."""
     published: PublishedCommit | None
     """None for a dry run."""
+    upload: UploadPlan | None = None
+    """What a dry run would have changed and sent."""
     loaded_back: LoadedBack | None = None
     environment: Environment
     seconds: dict[str, float] = Field(default_factory=dict)

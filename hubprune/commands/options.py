@@ -191,7 +191,22 @@ OverwriteCard = Annotated[
     typer.Option("--overwrite-card", help="Replace a README.md that was edited on the Hub.", rich_help_panel=TARGET),
 ]
 NoOpen = Annotated[bool, typer.Option("--no-open", help="Print the address of the preview, and open no browser.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but write to the Hub.", rich_help_panel=TARGET)]
+Primer = Annotated[
+    bool,
+    typer.Option(
+        "--primer/--no-primer",
+        help="Ask the Hub first which parts of the base it has, so that they are not sent; costs up to 0.3 MB a shard.",
+        rich_help_panel=TARGET,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Do everything but write to the Hub; print the card, the files and how much would be sent.",
+        rich_help_panel=TARGET,
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="New folder that keeps the published files.", rich_help_panel=TARGET),

@@ -53,6 +53,7 @@ def publish(
     notes: card_options.Notes = None,
     card_template: card_options.CardTemplate = None,
     overwrite_card: options.OverwriteCard = False,
+    primer: options.Primer = True,
     dry_run: options.DryRun = False,
     out: options.Out = None,
     recipe: options.RecipeFile = None,

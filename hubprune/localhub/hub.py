@@ -32,6 +32,16 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class StoredBytes:
+    """How much the large files of all repositories take up."""
+
+    xet: int
+    """In Xet's store, where every chunk lies once."""
+    lfs: int
+    """In the store of whole files."""
+
+
+@dataclass(frozen=True)
 class StoredFile:
     """A file of a repository, seen through its pointer when it has one."""
 
@@ -151,6 +161,10 @@ class Hub:
         """Return the size of a large file, None when it was never uploaded."""
         recipe = self.xet.by_sha256(sha256)
         return recipe.size if recipe else self.lfs.size(sha256)
+
+    def stored_bytes(self) -> StoredBytes:
+        """Return how much the large files of all repositories take up."""
+        return StoredBytes(xet=self.xet.stored_bytes(), lfs=self.lfs.stored_bytes())
 
     def large_file(self, sha256: str) -> Path:
         """Return a large file as one file on disk, put together from chunks first if it has to be."""

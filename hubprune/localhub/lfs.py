@@ -70,6 +70,10 @@ class LfsStore:
         except FileNotFoundError:
             return None
 
+    def stored_bytes(self) -> int:
+        """Return the bytes of all objects, those included that were put together from chunks for a download."""
+        return sum(path.stat().st_size for path in self._folder.iterdir())
+
     def write(self, sha256: str, blocks: Iterable[bytes]) -> None:
         """Store an object, refusing one whose content does not match its name."""
         checksum = hashlib.sha256()

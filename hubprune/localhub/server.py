@@ -14,7 +14,7 @@ from hubprune.errors import HubpruneError
 from hubprune.localhub.access import Account, Role
 from hubprune.localhub.app import build_app
 from hubprune.localhub.faults import Fault, RequestRecord, Wire
-from hubprune.localhub.hub import Hub
+from hubprune.localhub.hub import Hub, StoredBytes
 from hubprune.localhub.loopback import LoopbackServer, endpoint_of, listen, quiet_signals
 
 
@@ -92,6 +92,11 @@ class RunningHub:
             writable=tuple(writable),
         )
         return self._hub.accounts.add(account)
+
+    @property
+    def stored_bytes(self) -> StoredBytes:
+        """What all large files take up now; what it grows by during an upload was new to the Hub."""
+        return self._hub.stored_bytes()
 
     @property
     def log(self) -> list[RequestRecord]:

@@ -90,6 +90,10 @@ class XetStore:
         disk.write_bytes(self._shards / name, data)
         self._register(name, shard)
 
+    def stored_bytes(self) -> int:
+        """Return the bytes of all xorbs, as the clients packed them."""
+        return sum(path.stat().st_size for path in self._xorbs.iterdir())
+
     def by_sha256(self, sha256: str) -> FileRecipe | None:
         """Return the recipe of the file with this SHA-256, None when it did not come through Xet."""
         if sha256 not in self._by_sha256:
@@ -106,6 +110,8 @@ class XetStore:
 
     def dedup_answer(self, chunk: str) -> bytes:
         """Return a shard that says which xorb holds the chunk, and what else that xorb holds."""
+        if chunk not in self._dedup:
+            self._load_new_shards()
         name = self._dedup.get(chunk)
         if name is None:
             raise RefusedError(404, "No chunk of this hash is shared")

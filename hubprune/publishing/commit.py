@@ -8,22 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubprune.artifacts import PublishedCommit, RepoFile
+from hubprune.artifacts import BaseCheckpoint, PublishedCommit, RepoFile
 from hubprune.console import Reporter
 from hubprune.errors import ConflictError, HubError
 from hubprune.files import list_files
+from hubprune.publishing.changes import missing, stale, without_restated
 from hubprune.publishing.creation import branch_of
-from hubprune.publishing.manifest import CARD, MANIFEST, files_digest, read_manifest
-from hubprune.publishing.provenance import without_times
-from hubprune.publishing.remote import (
-    RemoteState,
-    check_card_is_ours,
-    check_remote,
-    head_of,
-    is_same,
-    read_remote,
-    refs_of,
-)
+from hubprune.publishing.manifest import CARD, files_digest
+from hubprune.publishing.primer import prime, shards_to_show
+from hubprune.publishing.remote import check_card_is_ours, check_remote, head_of, read_remote, refs_of
 from hubprune.publishing.retry import is_transient, translate, wait_seconds
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target
@@ -53,6 +46,8 @@ class _Change:
     upload: tuple[RepoFile, ...]
     """Those of the files that are not there."""
     delete: tuple[str, ...]
+    shown: tuple[Path, ...]
+    """Shards of the base by which the Hub is asked, before the upload, for the chunks that it has."""
     message: str
     digest: str
 
@@ -79,6 +74,7 @@ def publish(
     session: HubSession,
     reporter: Reporter,
     files: tuple[RepoFile, ...] | None = None,
+    base: BaseCheckpoint | None = None,
     tag: str | None = None,
     overwrite_card: bool = False,
 ) -> PublishedCommit:
@@ -94,6 +90,8 @@ def publish(
         session: which Hub, and as whom.
         reporter: shows the upload.
         files: from `write_manifest`, so that the folder is not hashed again; None to hash it.
+        base: of which the weights are a part, downloaded, so that the Hub is asked first which of its chunks it has;
+            None to leave that out.
         tag: name to give the commit, unless it is a pull request; a tag that exists stays where it is.
         overwrite_card: whether a card that was edited by hand may be replaced.
 
@@ -110,10 +108,11 @@ def publish(
         remote = read_remote(target.repo_id, commit=parent, session=session)
         card = next((f.sha256 for f in files if f.path == CARD), None)
         check_card_is_ours(remote, overwrite_card=overwrite_card, new_sha256=card)
-        files = files if overwrite_card else _without_restated(files, folder=folder, remote=remote)
+        files = files if overwrite_card else without_restated(files, folder=folder, remote=remote)
+        upload = missing(files, remote=remote)
         change = _Change(
-            target=target, parent=parent, folder=folder, message=message, digest=digest, files=files,
-            upload=_missing(files, remote=remote), delete=_stale(files, remote=remote),
+            target=target, parent=parent, folder=folder, message=message, digest=digest, files=files, upload=upload,
+            delete=stale(files, remote=remote), shown=shards_to_show(base, upload=upload),
         )  # fmt: skip
         change, landed = _land(change, session=session, reporter=reporter)
     commit, is_new = (landed.commit, landed.is_new) if landed else (parent, False)
@@ -124,38 +123,6 @@ def publish(
         url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", files=arrived,
         pull_request_url=landed.pull_request_url if landed else None,
     )  # fmt: skip
-
-
-# ---- what changes ------------------------------------------------------------------------------------------------
-
-
-def _without_restated(files: tuple[RepoFile, ...], *, folder: Path, remote: RemoteState) -> tuple[RepoFile, ...]:
-    """Leave out card and manifest where they only tell other wall-clock times than those on the Hub.
-
-    A run that was done again gives the same checkpoint and the same figures, but never takes the same seconds.
-    """
-    changed = {f.path for f in _missing(files, remote=remote)}
-    if not changed <= {CARD, MANIFEST} & set(remote.files) or not _says_the_same(folder, remote=remote):
-        return files
-    return tuple(f for f in files if f.path not in changed)
-
-
-def _says_the_same(folder: Path, *, remote: RemoteState) -> bool:
-    card, manifest = folder / CARD, folder / MANIFEST
-    if remote.card is None or remote.manifest is None or not (card.is_file() and manifest.is_file()):
-        return False
-    ours, theirs = read_manifest(manifest.read_bytes()).content_sha256, remote.manifest.content_sha256
-    return ours is not None and ours == theirs and without_times(card.read_bytes()) == without_times(remote.card)
-
-
-def _missing(files: tuple[RepoFile, ...], *, remote: RemoteState) -> tuple[RepoFile, ...]:
-    return tuple(f for f in files if not is_same(f, remote.files.get(f.path)))
-
-
-def _stale(files: tuple[RepoFile, ...], *, remote: RemoteState) -> tuple[str, ...]:
-    owned = set(remote.manifest.files) if remote.manifest else set()
-    kept = {f.path for f in files} | {CARD, MANIFEST}
-    return tuple(sorted((owned & set(remote.files)) - kept))
 
 
 # ---- what was there -------------------------------------------------------------------------------------------------
@@ -196,6 +163,8 @@ def _upload(change: _Change, *, session: HubSession, reporter: Reporter) -> _Lan
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     label = f"upload to {change.target.repo_id}"
+    with disable_progress_bars():
+        prime(change.shown, target=change.target, session=session, reporter=reporter)
     with disable_progress_bars(), reporter.progress(label, total=change.upload_bytes, unit="B") as advance:
         counter = ByteCounter(advance, total=change.upload_bytes)
         with observed_uploads(counter):
@@ -332,8 +301,8 @@ def _proposed(change: _Change, *, session: HubSession) -> tuple[_Change, _Landed
         if not _says_ours(commits, digest="", parent=change.parent):
             continue
         remote = read_remote(change.target.repo_id, commit=head, session=session)
-        files = _without_restated(change.files, folder=change.folder, remote=remote)
-        if _missing(files, remote=remote) or set(change.delete) & set(remote.files):
+        files = without_restated(change.files, folder=change.folder, remote=remote)
+        if missing(files, remote=remote) or set(change.delete) & set(remote.files):
             continue
         if _is_open(ref, change=change, session=session):
             url = _discussion(ref, change=change, session=session)
