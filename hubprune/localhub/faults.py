@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hubprune.localhub.routes_storage import STAMP
 
-Mishap = Literal["status", "reset", "cut", "lose", "truncate", "slow", "stall"]
+Mishap = Literal["status", "reset", "cut", "lose", "truncate", "slow", "stall", "withhold"]
 
 _LOG_LENGTH = 20_000
 
@@ -32,7 +32,8 @@ class Fault:
     status: answer with that status instead of doing the work · reset: break the connection before any work · cut: hand
     the handler the first bytes of the request's body, then break the connection, the rest never to come · lose: do the
     work, then break the connection instead of answering · truncate: answer, but stop after some bytes of the body ·
-    slow: wait before doing anything · stall: do nothing and say nothing until the client has gone.
+    slow: wait before doing anything · stall: do nothing and say nothing until the client has gone · withhold: do the
+    work, and say nothing until the client has gone.
     """
 
     match: str
@@ -209,6 +210,7 @@ class _Spoiler:
             "truncate": self._truncate,
             "slow": self._slow,
             "stall": self._stall,
+            "withhold": self._withhold,
         }
         await ways[self.fault.do]()
 
@@ -264,6 +266,10 @@ class _Spoiler:
     async def _stall(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
+
+    async def _withhold(self) -> None:
+        await self.app(self.scope, self.receive, _swallow)
+        await self._stall()
 
 
 async def _swallow(message: Message) -> None:

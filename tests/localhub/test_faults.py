@@ -97,6 +97,17 @@ def test_a_stalled_request_waits_until_its_client_has_gone_and_does_nothing(loca
     assert [branch.name for branch in api.list_repo_refs(repo).branches] == ["main"]
 
 
+def test_a_withheld_answer_leaves_the_work_done(local_hub, api, repo):
+    from httpx2 import ReadTimeout
+    from huggingface_hub.utils import get_session
+
+    local_hub.set_faults([Fault(match="^POST .*/branch/", do="withhold")])
+    headers = {"Authorization": f"Bearer {api.token}"}
+    with pytest.raises(ReadTimeout):
+        get_session().post(f"{api.endpoint}/api/models/{repo}/branch/x", json={}, headers=headers, timeout=1)
+    assert sorted(branch.name for branch in api.list_repo_refs(repo).branches) == ["main", "x"]
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 412, 429, 500, 503])
 def test_every_status_comes_with_its_headers_and_leaves_nothing_done(local_hub, api, repo, raw, status):
     local_hub.set_faults([Fault(match="/branch/", do="status", status=status, headers={"Retry-After": "3"})])

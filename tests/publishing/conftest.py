@@ -14,7 +14,7 @@ from hubprune.publishing.session import HubSession
 sys.path.insert(0, str(Path(__file__).parent))
 
 import made
-from on_hub import BASE_FILES, BASE_ID, commit_files, make_folder
+from on_hub import BASE_FILES, BASE_ID, commit_files, make_folder, only_hub
 
 numbers = itertools.count(1)
 
@@ -23,26 +23,10 @@ numbers = itertools.count(1)
 def hub(tmp_path_factory):
     """A Hub for all tests of this folder, and libraries that know no other one and no login of this machine."""
     pytest.importorskip("starlette")
-    from huggingface_hub import constants
-    from huggingface_hub.utils._xet import abort_xet_session
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
     from hubprune.localhub import running_hub
 
-    disable_progress_bars()
     home = tmp_path_factory.mktemp("hf_home")
-    with running_hub(tmp_path_factory.mktemp("hub")) as running, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_XET_CACHE", str(home / "xet"))
-        patch.setenv("HF_ENDPOINT", running.endpoint)
-        patch.delenv("HF_TOKEN", raising=False)
-        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.endpoint)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        patch.setattr(constants, "ENDPOINT", running.endpoint)
-        if "datasets.config" in sys.modules:
-            patch.setattr(sys.modules["datasets.config"], "HF_ENDPOINT", running.endpoint)
-        abort_xet_session()
+    with running_hub(tmp_path_factory.mktemp("hub")) as running, only_hub(running, home):
         yield running
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from contextlib import contextmanager
 
 import made
+import pytest
 
 from hubprune.console import Reporter
 
@@ -66,6 +68,29 @@ def finish(folder, *, card, report):
     report = report.model_copy(update={"checkpoint": made.checkpoint(files=written)})
     (folder / "README.md").write_text(f"---\nlicense: apache-2.0\n---\n{card}")
     return write_manifest(folder, report=report, template_hash="0" * 64)
+
+
+@contextmanager
+def only_hub(running, home):
+    """Let the libraries of this process know no other Hub, no login of this machine and no cache but below a folder."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils._xet import abort_xet_session
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_XET_CACHE", str(home / "xet"))
+        patch.setenv("HF_ENDPOINT", running.endpoint)
+        patch.delenv("HF_TOKEN", raising=False)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.endpoint)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "ENDPOINT", running.endpoint)
+        if "datasets.config" in sys.modules:
+            patch.setattr(sys.modules["datasets.config"], "HF_ENDPOINT", running.endpoint)
+        abort_xet_session()
+        yield patch
 
 
 class Ticks(Reporter):
