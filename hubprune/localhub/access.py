@@ -8,16 +8,19 @@ import json
 import secrets
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hubprune.localhub import disk
 from hubprune.localhub.refusal import RefusedError
 
-Role = Literal["write", "read", "fineGrained"]
+Role = Literal["write", "read", "fineGrained", "publisher"]
 
 ADMIN = "local"
+PUBLISHER = "[OIDC]"
+PREFIXES = {"publisher": "hf_jwt_"}
+"""How tokens of a role begin that do not begin with plain `hf_`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +30,18 @@ class Account:
     name: str
     """User name, which is also a namespace."""
     role: Role = "write"
-    """What the token may do. A `fineGrained` one writes to the repositories in `writable` and nowhere else."""
+    """What the token may do. A `fineGrained` one writes to what `writable` and `creatable` name and nowhere else; a
+    `publisher`'s belongs to nobody and is for the one repository in `writable`."""
     orgs: tuple[str, ...] = ()
     """Organizations, whose namespaces the user shares."""
     granted: tuple[str, ...] = ()
     """Gated repositories, as `namespace/name`, that have accepted the user."""
     writable: tuple[str, ...] = ()
-    """Repositories, as `namespace/name`, that a `fineGrained` token may write to."""
+    """Repositories, as `namespace/name`, that a token of the roles `fineGrained` and `publisher` may write to."""
+    creatable: tuple[str, ...] = ()
+    """Namespaces in which a `fineGrained` token may create repositories and write to all."""
+    reads_gated: bool = True
+    """Whether the token may use its owner's access to gated repositories, which a `fineGrained` one has to be told."""
     expired: bool = False
     """An expired token is turned down everywhere, even where no token would do."""
     admin: bool = False
@@ -43,13 +51,19 @@ class Account:
         """Tell whether the user sees what is private in the namespace."""
         return self.admin or namespace == self.name or namespace in self.orgs
 
+    def knows(self, repo_id: str) -> bool:
+        """Tell whether the user sees the repository even if it is private."""
+        return self.belongs_to(repo_id.split("/")[0]) or (self.role == "publisher" and repo_id in self.writable)
+
     def may_create_in(self, namespace: str) -> bool:
         """Tell whether the token may create and delete repositories in the namespace."""
-        return self.role == "write" and self.belongs_to(namespace)
+        named = self.role == "write" or (self.role == "fineGrained" and namespace in self.creatable)
+        return named and self.belongs_to(namespace)
 
     def may_write(self, repo_id: str) -> bool:
         """Tell whether the token may change the repository."""
-        return self.may_create_in(repo_id.split("/")[0]) or (self.role == "fineGrained" and repo_id in self.writable)
+        named = self.role in ("fineGrained", "publisher") and repo_id in self.writable
+        return named or self.may_create_in(repo_id.split("/")[0])
 
     def may_propose(self) -> bool:
         """Tell whether the token may open pull requests on repositories of others."""
@@ -69,16 +83,36 @@ class Accounts:
             Account(name=ADMIN, admin=True)
         )
         self.signer = Signer(self._key)
+        self.lifetime_seconds = 3600
+        """How long a token is said to last that an identity was exchanged for."""
+        self._trusted: dict[str, str] = {}
+
+    def trust(self, resource: str) -> str:
+        """List a job as a trusted publisher of a repository or user, and return the token of its identity."""
+        identity = f"eyJ{secrets.token_hex(12)}.eyJ{secrets.token_hex(12)}.{secrets.token_hex(12)}"
+        self._trusted[identity] = resource
+        return identity
+
+    def trusts(self, identity: str, resource: str) -> bool:
+        """Tell whether a job of this identity is a trusted publisher of the repository or user."""
+        return self._trusted.get(identity) == resource
 
     def add(self, account: Account) -> str:
         """Make a token for the account and keep it."""
-        token = "hf_" + secrets.token_hex(17)
+        token = PREFIXES.get(account.role, "hf_") + secrets.token_hex(17)
+        self._keep(token, account)
+        return token
+
+    def expire(self, token: str) -> None:
+        """End a token's life."""
+        self._keep(token, replace(self._tokens[token], expired=True))
+
+    def _keep(self, token: str, account: Account) -> None:
         with self._lock:
             self._tokens[token] = account
             tokens = {known: asdict(owner) for known, owner in self._tokens.items()}
             state = {"signing_key": self._key, "tokens": tokens}
             disk.write_bytes(self._file, json.dumps(state, indent=1, sort_keys=True).encode())
-        return token
 
     def identify(self, authorization: str | None) -> Account | None:
         """Return the account behind an Authorization header, None where there is none.

@@ -24,10 +24,21 @@ from hubprune.localhub.routes_lfs import LfsRoutes
 from hubprune.localhub.routes_pages import PageRoutes
 from hubprune.localhub.routes_repos import RepoRoutes
 from hubprune.localhub.routes_storage import StorageRoutes
+from hubprune.localhub.routes_tokens import TokenRoutes
 from hubprune.localhub.web import refusal_response
 
 # The pages take what no other part does, so they come last.
-_PARTS = (RepoRoutes, CommitRoutes, DiscussionRoutes, FileRoutes, GitRoutes, LfsRoutes, StorageRoutes, PageRoutes)
+_PARTS = (
+    RepoRoutes,
+    CommitRoutes,
+    DiscussionRoutes,
+    FileRoutes,
+    GitRoutes,
+    LfsRoutes,
+    StorageRoutes,
+    TokenRoutes,
+    PageRoutes,
+)
 
 # The address of a repository without a namespace, such as `gpt2`. This hub has none of these.
 _BARE_NAME = re.compile(r"/api/models/[^/]+(/revision/[^/]+)?|/[^/]+/resolve/.*")

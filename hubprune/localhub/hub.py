@@ -143,7 +143,7 @@ class Hub:
     def open(self, account: Account | None, kind: str, repo_id: str, need: Need) -> Repo:
         """Return a repository if the account may do with it what it needs to."""
         repo = self.find_repo(kind, repo_id)
-        member = account is not None and account.belongs_to(repo_id.split("/")[0])
+        member = account is not None and account.knows(repo_id)
         if account is None and need in ("propose", "write"):
             raise RefusedError(401, "Invalid username or password.")
         if repo is None or (repo.settings.private and not member):
@@ -152,9 +152,8 @@ class Hub:
             raise RefusedError(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
         if need == "propose" and not (account and (account.may_propose() or account.may_write(repo_id))):
             raise RefusedError(403, "This token has no write permission")
-        if need == "read" and repo.settings.gated and not (member or (account and repo_id in account.granted)):
-            message = f"Access to {kind[:-1]} {repo_id} is restricted and you are not in the authorized list."
-            raise RefusedError(403 if account else 401, message, code="GatedRepo")
+        if need == "read" and repo.settings.gated and not member:
+            _check_granted(account, kind, repo_id)
         return repo
 
     def stored_size(self, sha256: str) -> int | None:
@@ -193,3 +192,16 @@ class Hub:
 
     def _path(self, kind: str, repo_id: str) -> Path:
         return self._repos / kind / f"{repo_id}.git"
+
+
+def _check_granted(account: Account | None, kind: str, repo_id: str) -> None:
+    """Refuse a gated repository to those who were not let in, and to tokens that may not use that."""
+    if account is None or repo_id not in account.granted:
+        message = f"Access to {kind[:-1]} {repo_id} is restricted and you are not in the authorized list."
+        raise RefusedError(403 if account else 401, message, code="GatedRepo")
+    if account.role == "fineGrained" and not account.reads_gated:
+        message = (
+            "Please enable access to public gated repositories in your fine-grained token settings to view this"
+            " repository."
+        )
+        raise RefusedError(403, message, code="GatedRepo")

@@ -38,18 +38,17 @@ class RepoRoutes(HubRoutes):
         ]
 
     def whoami(self, call: Call) -> Response:
-        """Say whose token this is and what it may do."""
+        """Say whose token this is and what it may do; that of a trusted publisher is nobody's."""
         account = self.known_caller(call)
+        if account.role == "publisher":
+            raise RefusedError(401, "Invalid username or password.")
         # Clients look here before they create a repository, so the admin has to be a member wherever there is one.
         names = self.hub.namespaces() if account.admin else account.orgs
         orgs = [{"type": "org", "name": org, "fullname": org, "roleInOrg": "write"} for org in names]
         token: dict[str, object] = {"displayName": account.role, "role": account.role}
         if account.role == "fineGrained":
-            scopes = [
-                {"entity": {"type": "model", "name": repo_id}, "permissions": ["repo.content.read", "repo.write"]}
-                for repo_id in account.writable
-            ]
-            token["fineGrained"] = {"canReadGatedRepos": bool(account.granted), "global": [], "scoped": scopes}
+            reads_gated = account.reads_gated and bool(account.granted)
+            token["fineGrained"] = {"canReadGatedRepos": reads_gated, "global": [], "scoped": _scopes(account)}
         who = {"type": "user", "id": account.name, "name": account.name, "fullname": account.name, "isPro": False}
         return JSONResponse({**who, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}})
 
@@ -148,6 +147,14 @@ class RepoRoutes(HubRoutes):
         if not repo.git.move_ref(ref, repo.git.resolve(revision), old=None):
             raise RefusedError(409, f"Reference {ref} already exists")
         return JSONResponse({})
+
+
+def _scopes(account: Account) -> list[dict[str, Any]]:
+    """Return what a fine-grained token may do to which repositories and in which namespaces."""
+    kinds = {name: "user" if name == account.name else "org" for name in account.creatable}
+    entities = [("model", repo_id) for repo_id in account.writable] + [(kinds[name], name) for name in kinds]
+    permissions = ["repo.content.read", "repo.write"]
+    return [{"entity": {"type": kind, "name": name}, "permissions": permissions} for kind, name in entities]
 
 
 def _named(body: Mapping[str, Any], account: Account) -> tuple[str, str, str]:

@@ -77,11 +77,14 @@ class RunningHub:
         expired: bool = False,
         granted: Sequence[str] = (),
         writable: Sequence[str] = (),
+        creatable: Sequence[str] = (),
+        reads_gated: bool = True,
     ) -> str:
         """Make a token for a user, who shares the namespaces of `orgs`, and return it.
 
-        `granted` names the gated repositories that have accepted the user, `writable` those that a token of the role
-        `fineGrained` may write to; both as `namespace/name`.
+        `granted` names the gated repositories that have accepted the user, which a token of the role `fineGrained`
+        makes use of if it `reads_gated`; `writable` those that such a token, or one of the role `publisher`, may write
+        to; both as `namespace/name`. `creatable` are namespaces of which a `fineGrained` one may write to everything.
         """
         account = Account(
             name=name,
@@ -90,8 +93,18 @@ class RunningHub:
             expired=expired,
             granted=tuple(granted),
             writable=tuple(writable),
+            creatable=tuple(creatable),
+            reads_gated=reads_gated,
         )
         return self._hub.accounts.add(account)
+
+    def trust(self, resource: str) -> str:
+        """List a job as a trusted publisher of a repository, or of a user, and return the token of its identity."""
+        return self._hub.accounts.trust(resource)
+
+    def expire(self, token: str) -> None:
+        """End a token's life, as time would."""
+        self._hub.accounts.expire(token)
 
     @property
     def stored_bytes(self) -> StoredBytes:

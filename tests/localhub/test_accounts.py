@@ -76,6 +76,54 @@ def test_a_fine_grained_token_writes_to_its_repositories_only(local_hub, api, re
         ci.delete_repo(repo)
 
 
+def test_a_fine_grained_token_creates_where_it_says_and_reads_gated_repos_if_it_says_so(local_hub, api, repo):
+    api.update_repo_settings(repo, gated="manual")
+    token = local_hub.add_user("fine", role="fineGrained", creatable=["fine"], granted=[repo], reads_gated=False)
+    fine = client(local_hub, token)
+    fine.create_repo("fine/new")
+    fine.auth_check("fine/new", write=True)
+    (scope,) = fine.whoami()["auth"]["accessToken"]["fineGrained"]["scoped"]
+    assert scope["entity"] == {"type": "user", "name": "fine"}
+    with pytest.raises(GatedRepoError, match="enable access to public gated repositories"):
+        fine.auth_check(repo)
+    client(local_hub, local_hub.add_user("fine", role="fineGrained", granted=[repo])).auth_check(repo)
+
+
+def test_the_identity_of_a_trusted_publisher_is_exchanged_for_a_token_of_one_repo(local_hub, api, repo):
+    from huggingface_hub._oidc import exchange_oidc_token
+
+    api.update_repo_settings(repo, private=True)
+    answer = exchange_oidc_token(subject_token=local_hub.trust(repo), resource=repo, endpoint=local_hub.endpoint)
+    job = client(local_hub, answer["access_token"])
+    assert (answer["access_token"][:7], answer["expires_in"]) == ("hf_jwt_", 3600)
+    assert job.model_info(repo).private
+    job.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id=repo)
+    api.create_repo("acme/not-listed", exist_ok=True)
+    for forbidden in (
+        lambda: job.auth_check("acme/not-listed", write=True),
+        lambda: job.create_repo("acme/new"),
+        job.whoami,
+    ):
+        with pytest.raises(HfHubHTTPError):
+            forbidden()
+
+
+def test_an_identity_that_nobody_trusts_gets_no_token(local_hub, repo):
+    from huggingface_hub._oidc import exchange_oidc_token
+
+    with pytest.raises(HfHubHTTPError, match="invalid_grant"):
+        exchange_oidc_token(subject_token=local_hub.trust(repo), resource="acme/x", endpoint=local_hub.endpoint)
+
+
+def test_a_token_can_run_out(local_hub, repo):
+    token = local_hub.add_user("alice")
+    assert client(local_hub, token).whoami()["name"] == "alice"
+    local_hub.expire(token)
+    with pytest.raises(HfHubHTTPError) as error:
+        client(local_hub, token).whoami()
+    assert status(error) == 401
+
+
 def test_a_private_repository_does_not_exist_for_strangers(local_hub, api, repo):
     api.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id=repo)
     api.update_repo_settings(repo, private=True)
