@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,16 +178,33 @@ def _commit(change: _Change, *, session: HubSession, counter: ByteCounter) -> _L
     """Post the commit; where the answer is an error, look at the Hub before anything is done again."""
     proposals = _pull_requests(change, session=session)
     for attempt in range(1, COMMIT_ATTEMPTS + 1):
+        api = session.api
         try:
-            return _post(change, api=session.api, counter=counter)
+            return _post(change, api=api, counter=counter)
         except (OSError, RuntimeError, ValueError, _http_error()) as error:
-            landed = _recover(change, known=proposals, session=session)
+            with _unknown(change):
+                landed = _recover(change, known=proposals, session=session)
             if landed:
                 return landed
-            if attempt == COMMIT_ATTEMPTS or not (is_transient(error) or _is_race(error)):
+            # An upload may take longer than a short-lived token lasts; what has arrived is not sent again.
+            renewed = session.api.token != api.token
+            if attempt == COMMIT_ATTEMPTS or not (renewed or is_transient(error) or _is_race(error)):
                 raise translate(error, doing=f"commit to {change.target.repo_id}", endpoint=session.endpoint) from error
             time.sleep(wait_seconds(error, attempt=attempt))
     raise HubError(f"Cannot commit to {change.target.repo_id}.")  # pragma: no cover - the loop returns or raises
+
+
+@contextmanager
+def _unknown(change: _Change) -> Iterator[None]:
+    """Say that nobody knows what became of the commit, where the Hub cannot be asked."""
+    try:
+        yield
+    except ConflictError:
+        raise
+    except HubError as error:
+        left = f"Whether {change.target.repo_id} has the commit could not be seen: the same command finds out."
+        error.hint = f"{error.hint} {left}" if error.hint else left
+        raise
 
 
 def _http_error() -> type[Exception]:

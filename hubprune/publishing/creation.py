@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from hubprune.errors import ConflictError
-from hubprune.publishing.remote import head_of
+from hubprune.errors import ConflictError, HubpruneError, HubUnreachableError
+from hubprune.publishing.remote import branch_heads, head_of, refs_of
 from hubprune.publishing.retry import BUSY
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target, check_still_private
@@ -28,26 +29,62 @@ def branch_of(target: Target, *, session: HubSession) -> Iterator[str]:
         HubError: the Hub refused or did not answer.
     """
     created = not target.exists and _create(target, session=session)
-    with _undone(lambda: _delete_if_untouched(target, session=session), needed=created):
+    undo_repo = _Undo(lambda: _delete_if_untouched(target, session=session), f"The repo {target.repo_id}")
+    with _undone(undo_repo, needed=created):
         check_still_private(target, session=session)
         missing = not target.branch_exists and target.revision != "main"
         branched = missing and _create_branch(target, session=session)
         head = head_of(target.repo_id, branch=target.revision, session=session)
         if head is None:
-            raise ConflictError(f"The branch {target.revision} of {target.repo_id} was deleted during the run.")
-        with _undone(lambda: _delete_branch_at(head, target=target, session=session), needed=branched):
+            raise ConflictError(
+                f"The branch {target.revision} of {target.repo_id} was deleted during the run.",
+                hint="Run the command again to create it.",
+            )
+        undo_branch = _Undo(lambda: _delete_branch_at(head, target=target, session=session), _branch(target))
+        with _undone(undo_branch, needed=branched):
             yield head
 
 
+def _branch(target: Target) -> str:
+    return f"The branch {target.revision} of {target.repo_id}"
+
+
+@dataclass(frozen=True)
+class _Undo:
+    """How to take back what was created."""
+
+    action: Callable[[], None]
+    what: str
+    """Name of what was created, as a sentence begins."""
+
+
 @contextmanager
-def _undone(undo: Callable[[], None], *, needed: bool) -> Iterator[None]:
-    """Undo something when the block fails; Ctrl-C and a lost answer end here too."""
+def _undone(undo: _Undo, *, needed: bool) -> Iterator[None]:
+    """Undo something when the block fails, or say that it could not be; Ctrl-C and a lost answer end here too."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if needed:
-            with suppress(Exception):
-                undo()
+            try:
+                undo.action()
+            except Exception:  # why it cannot be undone is what the block fails with, as a rule
+                _say_left(error, f"{undo.what} was created and could not be taken back; the same command fills it.")
+        raise
+
+
+def _say_left(error: BaseException, left: str) -> None:
+    """Add to an error what is left on the Hub."""
+    if isinstance(error, HubpruneError):
+        error.hint = f"{error.hint} {left}" if error.hint else left
+
+
+@contextmanager
+def _maybe_left(what: str) -> Iterator[None]:
+    """Add to an error that something may have been created after all: a lost answer says nothing of whose it is."""
+    try:
+        yield
+    except HubUnreachableError as error:
+        _say_left(error, f"{what} may be there now, without the result; the same command fills it.")
         raise
 
 
@@ -60,30 +97,43 @@ def _create(target: Target, *, session: HubSession) -> bool:
     body: dict[str, Any] = {"name": name, "organization": namespace, "type": "model"}
     if target.private:
         body["visibility"] = "private"
-    answer = session.post("/api/repos/create", body=body, doing=f"create {target.repo_id}", accepted=(409,), busy=BUSY)
+    with _maybe_left(f"The repo {target.repo_id}"):
+        answer = session.post(
+            "/api/repos/create", body=body, doing=f"create {target.repo_id}", accepted=(409,), busy=BUSY
+        )
     return answer.status != 409
 
 
 def _create_branch(target: Target, *, session: HubSession) -> bool:
     """Create the branch, or find that it exists by now; return whether it is certainly ours."""
-    answer = session.post(
-        f"/api/models/{target.repo_id}/branch/{quote(target.revision, safe='')}",
-        body={"startingPoint": target.parent} if target.parent else {},
-        doing=f"create the branch {target.revision} of {target.repo_id}",
-        accepted=(409,),
-    )
+    with _maybe_left(_branch(target)):
+        answer = session.post(
+            f"/api/models/{target.repo_id}/branch/{quote(target.revision, safe='')}",
+            body={"startingPoint": target.parent} if target.parent else {},
+            doing=f"create the branch {target.revision} of {target.repo_id}",
+            accepted=(409,),
+        )
     return answer.status != 409
 
 
 def _delete_branch_at(head: str, *, target: Target, session: HubSession) -> None:
     """Delete the branch, unless a commit landed on it after all."""
     if head_of(target.repo_id, branch=target.revision, session=session) == head:
-        session.api.delete_branch(target.repo_id, branch=target.revision)
+        session.ask(
+            lambda api: api.delete_branch(target.repo_id, branch=target.revision),
+            doing=f"delete the branch {target.revision} of {target.repo_id}",
+        )
 
 
 def _delete_if_untouched(target: Target, *, session: HubSession) -> None:
     """Delete the repo, unless a commit landed in it after all."""
-    api = session.api
-    branches = [branch.name for branch in api.list_repo_refs(target.repo_id).branches]
-    if all(len(api.list_repo_commits(target.repo_id, revision=branch)) <= 1 for branch in branches):
-        api.delete_repo(target.repo_id, missing_ok=True)
+    repo_id = target.repo_id
+    if all(_is_untouched(repo_id, branch, session) for branch in branch_heads(refs_of(repo_id, session=session))):
+        session.ask(lambda api: api.delete_repo(repo_id, missing_ok=True), doing=f"delete {repo_id}")
+
+
+def _is_untouched(repo_id: str, branch: str, session: HubSession) -> bool:
+    commits = session.ask(
+        lambda api: api.list_repo_commits(repo_id, revision=branch), doing=f"read the history of {repo_id}"
+    )
+    return len(commits) <= 1

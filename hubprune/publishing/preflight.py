@@ -5,23 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hubprune.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.console import size
 from hubprune.endpoint import check_endpoint
-from hubprune.errors import (
-    AuthenticationError,
-    DiskSpaceError,
-    HubpruneError,
-    PermissionDeniedError,
-    RecipeError,
-)
+from hubprune.errors import DiskSpaceError, RecipeError
 from hubprune.publishing.card import skeleton
 from hubprune.publishing.hub import needed_files, weight_files
+from hubprune.publishing.identity import Identity, check_can_create, check_can_write, identify
 from hubprune.publishing.license import bare_name, card_in_force, check_license, check_name
 from hubprune.publishing.remote import branch_heads, check_card_is_ours, read_remote, refs_of
-from hubprune.publishing.retry import LOGIN, translate
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target, check_branch, check_visibility, is_private
 from hubprune.recipe import Recipe
@@ -29,8 +22,6 @@ from hubprune.recipe import Recipe
 __all__ = ["Target", "check_disk", "preflight"]
 
 LONGEST_REPO_ID = 96
-READ_ONLY = ("read",)
-CREATES = frozenset({"repo.write"})
 
 
 def preflight(
@@ -66,10 +57,10 @@ def preflight(
     """
     check_endpoint(session.endpoint)
     _check_base(base)
-    identity = _whoami(session)
+    identity = identify(session)
     check_license(recipe, base=base)
     terms = card_in_force(base, given=recipe.target.license)
-    repo_id = _target_id(recipe, user=str(identity["name"]), terms=terms)
+    repo_id = _target_id(recipe, identity=identity, terms=terms)
     name = repo_id.split("/")[-1]
     check_name(name, card=terms, allowed=recipe.target.allow_name)
     target = _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session)
@@ -89,34 +80,24 @@ def _check_base(base: BaseCheckpoint) -> None:
         )
 
 
-# ---- who ---------------------------------------------------------------------------------------------------------
+# ---- where -------------------------------------------------------------------------------------------------------
 
 
-def _whoami(session: HubSession) -> dict[str, Any]:
-    if session.token is None:
-        raise AuthenticationError(f"Publishing on {session.endpoint} needs a token, and there is none.", hint=LOGIN)
-    identity: dict[str, Any] = session.ask(lambda api: api.whoami(), doing="look up whose token this is")
-    return identity
-
-
-def _target_id(recipe: Recipe, *, user: str, terms: BaseCard) -> str:
-    wanted = recipe.target.repo_id or bare_name(recipe.default_name, card=terms)
-    repo_id = wanted if "/" in wanted else f"{user}/{wanted}"
+def _target_id(recipe: Recipe, *, identity: Identity, terms: BaseCard) -> str:
+    repo_id = identity.repo_id(recipe.target.repo_id, default=bare_name(recipe.default_name, card=terms))
     if len(repo_id) > LONGEST_REPO_ID:
         raise RecipeError(f"{repo_id} is longer than {LONGEST_REPO_ID} characters.", hint="Pass a shorter repo id.")
     return repo_id
 
 
-def _look_at(
-    repo_id: str, *, recipe: Recipe, base: BaseCheckpoint, identity: Mapping[str, Any], session: HubSession
-) -> Target:
+def _look_at(repo_id: str, *, recipe: Recipe, base: BaseCheckpoint, identity: Identity, session: HubSession) -> Target:
     wanted = recipe.target
     private = is_private(repo_id, session=session)
     exists = private is not None
     if not exists:
-        _check_can_create(repo_id, identity=identity, create_pr=wanted.create_pr)
+        check_can_create(repo_id, identity=identity, create_pr=wanted.create_pr, session=session)
     else:
-        _check_can_write(repo_id, identity=identity, create_pr=wanted.create_pr, session=session)
+        check_can_write(repo_id, identity=identity, create_pr=wanted.create_pr, session=session)
     check_visibility(recipe, base=base, repo_id=repo_id, private=private, endpoint=session.endpoint)
     refs = refs_of(repo_id, session=session) if exists else None
     check_branch(wanted.revision, refs=refs)
@@ -127,87 +108,8 @@ def _look_at(
     return Target(
         repo_id=repo_id, revision=wanted.revision, exists=exists, branch_exists=head is not None,
         parent=head or heads.get("main"), private=wanted.private or base.private, create_pr=wanted.create_pr,
-        user=str(identity["name"]),
+        user=identity.name,
     )  # fmt: skip
-
-
-def _check_can_write(repo_id: str, *, identity: Mapping[str, Any], create_pr: bool, session: HubSession) -> None:
-    """Ask for the right to write: creating a repo that exists "succeeds" with any token, so it proves nothing."""
-    if create_pr:
-        _check_role(identity)
-        return
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        session.ask(
-            lambda api: api.auth_check(repo_id, write=True), doing=f"write to {repo_id}", passing=(HfHubHTTPError,)
-        )
-    except HfHubHTTPError as error:
-        raise _no_write(repo_id, identity=identity, error=error, session=session) from error
-
-
-def _no_write(repo_id: str, *, identity: Mapping[str, Any], error: Exception, session: HubSession) -> HubpruneError:
-    if getattr(getattr(error, "response", None), "status_code", None) not in (403, 404):
-        return translate(error, doing=f"write to {repo_id}", endpoint=session.endpoint)
-    return PermissionDeniedError(
-        f"The token of {identity['name']} ({_role(identity) or 'unknown role'}) may not write to {repo_id}.",
-        hint="Use a token with write permission, publish under a name of your own, or propose it with --create-pr.",
-    )
-
-
-def _check_can_create(repo_id: str, *, identity: Mapping[str, Any], create_pr: bool) -> None:
-    if create_pr:
-        raise PermissionDeniedError(f"There is no {repo_id} to open a pull request on.", hint="Leave out --create-pr.")
-    _check_role(identity)
-    namespace, user = repo_id.split("/")[0], identity["name"]
-    orgs = {str(o.get("name")): o.get("roleInOrg") for o in identity.get("orgs") or () if isinstance(o, Mapping)}
-    if namespace != user and namespace not in orgs:
-        known = ", ".join(dict.fromkeys([str(user), *orgs]))
-        raise PermissionDeniedError(
-            f"The token of {user} may not create {repo_id}: {namespace} is not one of its namespaces ({known}).",
-            hint=f"Publish as {user}/{repo_id.split('/')[1]}.",
-        )
-    if orgs.get(namespace) in READ_ONLY:
-        raise PermissionDeniedError(f"{user} may only read in {namespace}.", hint="Ask its admins for write access.")
-    _check_scopes(repo_id, identity=identity)
-
-
-def _token(identity: Mapping[str, Any]) -> Mapping[str, Any]:
-    token = (identity.get("auth") or {}).get("accessToken")
-    return token if isinstance(token, Mapping) else {}
-
-
-def _role(identity: Mapping[str, Any]) -> str | None:
-    role = _token(identity).get("role")
-    return str(role) if role else None
-
-
-def _check_role(identity: Mapping[str, Any]) -> None:
-    if _role(identity) in READ_ONLY:
-        raise PermissionDeniedError(
-            f"The token of {identity['name']} is read-only.",
-            hint="Make one with write permission in the Hub's settings.",
-        )
-
-
-def _check_scopes(repo_id: str, *, identity: Mapping[str, Any]) -> None:
-    """A fine-grained token lists what it may do; one without a list is left to the Hub."""
-    scopes = _token(identity).get("fineGrained")
-    scoped = scopes.get("scoped") if isinstance(scopes, Mapping) else None
-    if not isinstance(scoped, list):
-        return
-    namespace = repo_id.split("/")[0]
-    may = {
-        str(permission)
-        for scope in scoped
-        if (scope.get("entity") or {}).get("name") == namespace
-        for permission in scope.get("permissions") or ()
-    }
-    if not may & CREATES:
-        raise PermissionDeniedError(
-            f"The fine-grained token of {identity['name']} may not create repos in {namespace}.",
-            hint=f"Create {repo_id} on the Hub and give the token write access to it, or use a write token.",
-        )
 
 
 # ---- room and metadata -------------------------------------------------------------------------------------------

@@ -15,7 +15,12 @@ __all__ = ["TASK_FOLDER", "is_local_data", "public_name", "public_recipe", "scru
 TASK_FOLDER = "tasks"
 """Folder of a published repo that holds the task YAMLs of `include_path`."""
 
-TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}")
+TOKEN = re.compile(
+    r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"
+    r"|\bhf_(?:jwt|oauth)_[\w.-]{16,}"  # of trusted publishers, and of a login in the browser
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+",  # the identity that a job shows
+    re.ASCII,
+)
 LOCAL_DATA = (".jsonl", ".json", ".parquet", ".txt", ".csv")
 
 

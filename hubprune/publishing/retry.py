@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def repeat(
         action: one request.
         doing: what it is for, as in "Cannot <doing>".
         endpoint: named where it does not answer.
-        passing: exceptions that go to the caller as they are, without another try.
+        passing: exceptions that go to the caller as they are; those that another try may help against do so last.
 
     Raises:
         HubError: translated from the last failure.
@@ -66,7 +67,7 @@ def repeat(
 
     retrying = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
-        retry=retry_if_exception(lambda error: not isinstance(error, passing) and is_transient(error)),
+        retry=retry_if_exception(is_transient),
         wait=_wait,
         reraise=True,
     )
@@ -120,24 +121,40 @@ class _Rule:
     matches: Callable[[Exception], bool]
     error: type[HubpruneError]
     message: str
-    """May use {doing}, {endpoint} and {said}, the server's own words."""
+    """May use {doing}, {endpoint}, {status} and {said}, the server's own words."""
     hint: str | None = None
 
 
 LOGIN = "Run `hf auth login`, or set HF_TOKEN to a token from the Hub's settings."
+WRONG_ADDRESS = "Check HF_ENDPOINT if it is set, and HTTPS_PROXY and NO_PROXY if there is a proxy."
+NO_ADVICE = "Run the command again. Where it says the same, HF_DEBUG=1 shows the requests."
 
 
 def translate(error: Exception, *, doing: str, endpoint: str) -> HubpruneError:
     """Turn an exception of the client into the package's own, by the first row of the table that fits."""
+    error = _behind(error)
     rule = next(rule for rule in _rules() if rule.matches(error))
-    message = rule.message.format(doing=doing, endpoint=endpoint, said=_said(error))
+    message = rule.message.format(doing=doing, endpoint=endpoint, said=_said(error), status=_status(error))
     return rule.error(scrub(message), hint=rule.hint)
+
+
+def _behind(error: Exception) -> Exception:
+    """Return what made a download or an upload fail; the client wraps it into an exception that says less."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    cause = error.__cause__
+    wraps = isinstance(error, (LocalEntryNotFoundError, RuntimeError)) and isinstance(cause, Exception)
+    return _behind(cause) if wraps else error  # type: ignore[arg-type]
 
 
 @functools.cache
 def _rules() -> tuple[_Rule, ...]:
     """The table; subclasses come before their parents."""
-    import httpx2
+    return (*_local_rules(), *_status_rules(), *_network_rules())
+
+
+def _local_rules() -> tuple[_Rule, ...]:
+    """What no server said."""
     from huggingface_hub import errors as hub
 
     return (
@@ -148,13 +165,35 @@ def _rules() -> tuple[_Rule, ...]:
             "Unset HF_HUB_OFFLINE.",
         ),
         _Rule(
+            _is(json.JSONDecodeError, hub.FileMetadataError), HubError,
+            "Cannot {doing}: what answers at {endpoint} is no Hub.", WRONG_ADDRESS,
+        ),
+        _Rule(
+            _is_web_page, HubError,
+            "Cannot {doing}: a web page came back, with status {status}. Something on the way to {endpoint}, such as a"
+            " proxy, answers in its place.",
+            WRONG_ADDRESS,
+        ),
+    )  # fmt: skip
+
+
+def _status_rules() -> tuple[_Rule, ...]:
+    """What the Hub said."""
+    from huggingface_hub import errors as hub
+
+    return (
+        _Rule(
             _is(hub.GatedRepoError), PermissionDeniedError,
             "Cannot {doing}: the repo is gated and this token was not granted access.", "Ask for access on its page.",
         ),
-        _Rule(_is(hub.DisabledRepoError), PermissionDeniedError, "Cannot {doing}: the repo was disabled by the Hub."),
+        _Rule(
+            _is(hub.DisabledRepoError), PermissionDeniedError, "Cannot {doing}: the repo was disabled by the Hub.",
+            "Its page says why.",
+        ),
         _Rule(
             _is(hub.RepositoryNotFoundError), HubError,
             "Cannot {doing}: {endpoint} has no such repo, or this token may not see it.",
+            "Check its name, and whose token it is with `hf auth whoami`.",
         ),
         _Rule(
             _has_status(401), AuthenticationError,
@@ -163,10 +202,17 @@ def _rules() -> tuple[_Rule, ...]:
             "Run `hf auth login --force`, or set HF_TOKEN to a valid token, or unset it.",
         ),
         _Rule(
+            _all(_has_status(403), _reads), PermissionDeniedError, "Cannot {doing}: the token may not. {said}",
+            "Use a token that may read it.",
+        ),
+        _Rule(
             _has_status(403), PermissionDeniedError, "Cannot {doing}: the token may not do that. {said}",
             "Use a token with write permission for that namespace.",
         ),
-        _Rule(_has_status(409, 412), ConflictError, "Cannot {doing}: somebody else was faster. {said}"),
+        _Rule(
+            _all(_has_status(409, 412), _writes), ConflictError, "Cannot {doing}: somebody else was faster. {said}",
+            "Run the command again to publish on top of it.",
+        ),
         _Rule(
             _has_status(429), HubError, "Cannot {doing}: too many requests to {endpoint}. {said}",
             "Wait some minutes and run the command again.",
@@ -175,13 +221,25 @@ def _rules() -> tuple[_Rule, ...]:
             _has_status(500, 502, 503, 504), HubError, "Cannot {doing}: {endpoint} has trouble. {said}",
             "Run the command again later.",
         ),
-        _Rule(_is(hub.HfHubHTTPError), HubError, "Cannot {doing}: {said}"),
+        _Rule(_is(hub.HfHubHTTPError), HubError, "Cannot {doing}: {said}", NO_ADVICE),
+    )  # fmt: skip
+
+
+def _network_rules() -> tuple[_Rule, ...]:
+    """What became of the connection, and whatever is left."""
+    import httpx2
+    from huggingface_hub import errors as hub
+
+    return (
         _Rule(
             _is(httpx2.TransportError, ConnectionError, hub.LocalEntryNotFoundError), HubUnreachableError,
-            "Cannot {doing}: no connection to {endpoint}. {said}", "Check the network, and HF_ENDPOINT if it is set.",
+            "Cannot {doing}: no connection to {endpoint}. {said}", f"Check the network. {WRONG_ADDRESS}",
         ),
-        _Rule(lambda error: is_transient(error), HubUnreachableError, "Cannot {doing}: the transfer broke off. {said}"),
-        _Rule(lambda error: True, HubError, "Cannot {doing}: {said}"),
+        _Rule(
+            is_transient, HubUnreachableError, "Cannot {doing}: the transfer broke off. {said}",
+            "Run the command again; what has arrived is not sent twice.",
+        ),
+        _Rule(lambda error: True, HubError, "Cannot {doing}: {said}", NO_ADVICE),
     )  # fmt: skip
 
 
@@ -192,11 +250,36 @@ def _client_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub import errors as hub
 
     storage = (OSError, RuntimeError)
-    return (httpx2.HTTPError, hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, *storage)
+    return (httpx2.HTTPError, hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, json.JSONDecodeError, *storage)
 
 
 def _is_full_disk(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _is_web_page(error: Exception) -> bool:
+    """A page for people, with a status that the Hub would explain in headers: proxies and log-in portals send such."""
+    response = getattr(error, "response", None)
+    if response is None or "x-error-message" in response.headers or "x-error-code" in response.headers:
+        return False
+    return "html" in response.headers.get("content-type", "") and response.status_code not in TRANSIENT_STATUS
+
+
+def _method(error: Exception) -> str | None:
+    response = getattr(error, "response", None)
+    return str(response.request.method) if response is not None else None
+
+
+def _reads(error: Exception) -> bool:
+    return _method(error) in ("GET", "HEAD")
+
+
+def _writes(error: Exception) -> bool:
+    return not _reads(error)
+
+
+def _all(*matches: Callable[[Exception], bool]) -> Callable[[Exception], bool]:
+    return lambda error: all(match(error) for match in matches)
 
 
 def _is(*classes: type[Exception]) -> Callable[[Exception], bool]:

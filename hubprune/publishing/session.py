@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hubprune.publishing import oidc
 from hubprune.publishing.retry import repeat
 
 if TYPE_CHECKING:
+    import httpx2
     from huggingface_hub import HfApi
 
 __all__ = ["Answer", "HubSession"]
+
+ANSWER_SECONDS = 300.0
+"""How long the Hub may keep silent in the middle of a request: to join the parts of a large file takes it minutes."""
+CONNECT_SECONDS = 30.0
 
 Result = TypeVar("Result")
 
@@ -42,14 +49,21 @@ class HubSession:
         """Make a session; what is not given comes from HF_ENDPOINT and from the login of this machine."""
         from huggingface_hub import constants
 
+        _bound_waiting()
         return cls(endpoint=(endpoint or str(constants.ENDPOINT)).rstrip("/"), given_token=token)
 
     @property
     def token(self) -> str | None:
-        """The token in use, or None; looked up each time, since some logins hand out short-lived ones."""
+        """The token in use, or None; looked up each time, since some logins hand out short-lived ones.
+
+        Raises:
+            HubError: this job is to exchange its identity for a token, and did not get one.
+        """
         from huggingface_hub import get_token
 
-        return self.given_token or get_token()
+        if self.given_token:
+            return self.given_token
+        return oidc.exchanged_token(endpoint=self.endpoint) if oidc.VARIABLE in os.environ else get_token()
 
     @property
     def api(self) -> HfApi:
@@ -107,3 +121,31 @@ class HubSession:
             hf_raise_for_status(response)
         values = response.json() if response.content else {}
         return Answer(status=response.status_code, body=values if isinstance(values, dict) else {})
+
+
+def _bound_waiting() -> None:
+    """Let the client give up on a connection that keeps silent, where it would wait for ever by itself.
+
+    A program that has set a client of its own keeps it.
+    """
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    if getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) is _http.default_client_factory:
+        set_client_factory(_bounded_client)
+
+
+def _bounded_client() -> httpx2.Client:
+    from huggingface_hub.utils._http import default_client_factory
+
+    client = default_client_factory()
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "request": [*hooks["request"], _bound]}
+    return client
+
+
+def _bound(request: httpx2.Request) -> None:
+    """Give a request a limit where it has none; some of the client's functions ask for none."""
+    asked: Mapping[str, float | None] = request.extensions.get("timeout", {})
+    limits = {"connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": ANSWER_SECONDS}
+    request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}
