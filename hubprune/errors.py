@@ -16,6 +16,7 @@ with which value, and its hint says what to do next.  Anything else that escapes
     ├── ScoringError                 NaN scores, or nothing to average
     ├── VerificationError            the written checkpoint does not do what the plan says
     ├── EvaluationError              a benchmark that cannot be run
+    ├── OverBudgetError              the result lost more than the recipe allows
     ├── HubError                     the Hub refused or did not answer
     │   ├── HubUnreachableError      no connection after several tries
     │   ├── AuthenticationError      no token, an expired one, or one the Hub does not know
@@ -44,6 +45,7 @@ __all__ = [
     "HubUnreachableError",
     "HubpruneError",
     "MissingDependencyError",
+    "OverBudgetError",
     "PermissionDeniedError",
     "PlanError",
     "RecipeError",
@@ -123,6 +125,12 @@ class VerificationError(HubpruneError):
 
 class EvaluationError(HubpruneError):
     """A benchmark does not exist or cannot be run."""
+
+
+class OverBudgetError(HubpruneError):
+    """The result lost more on a benchmark than the recipe's `max_drop_pp` allows, so nothing was published."""
+
+    exit_code = 4
 
 
 class HubError(HubpruneError):

@@ -29,13 +29,14 @@ from hubprune.assembly import assemble
 from hubprune.cards import AS_SHIPPED, CardChoices
 from hubprune.console import Reporter, size
 from hubprune.devices import resolve_device
-from hubprune.errors import VerificationError
+from hubprune.errors import OverBudgetError, VerificationError
 from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.kept import has_checkpoint, kept_checkpoint
 from hubprune.memory import available_bytes
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
 from hubprune.publishing import hub, manifest
+from hubprune.publishing.budget import check_budget
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.preflight import Target, preflight
 from hubprune.publishing.snippet import Snippet, samples
@@ -296,6 +297,11 @@ def warn_of_memory(run: Run) -> None:
 def _send(run: Run, product: Product, target: Target, options: PublishOptions) -> PublishReport:
     """Commit, then load back; what was committed is told and written down even if the rest fails."""
     folder, report = product.folder, product.report
+    try:
+        check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks)
+    except OverBudgetError:
+        _finish(run, folder, report, options)
+        raise
     if options.dry_run:
         upload = _plan_upload(run, product, target, options)
         return _finish(run, folder, report.model_copy(update={"upload": upload}), options)

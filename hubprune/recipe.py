@@ -16,6 +16,8 @@ from hubprune.requests import DropSpec, Settings, WidthSpec
 from hubprune.suites import DEFAULT_SUITE, SUITES, expand
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+MEAN = "mean"
+"""Name, in a regression budget, of the mean change over all tasks."""
 DEFAULT_TASKS = tuple(SUITES[DEFAULT_SUITE])
 PACKAGE_PROMPTS = Path(__file__).parent / "evaluation" / "prompts.txt"
 
@@ -114,6 +116,9 @@ class EvaluationSpec(Settings):
     prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Prompts for the free text; None for the shipped ones."""
     max_new_tokens: int = Field(default=128, ge=1)
+    max_drop_pp: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """The regression budget: task, or `mean` for the mean of all -> points that the result may lose at most; one that
+    loses more is not published."""
 
     @model_validator(mode="before")
     @classmethod
@@ -132,6 +137,13 @@ class EvaluationSpec(Settings):
         if other := [task for task in self.num_fewshot if task not in self.tasks]:
             known = ", ".join(self.tasks) or "none"
             raise ValueError(f"--num-fewshot names {other[0]}, which is not among the tasks: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_is_for_its_tasks(self) -> EvaluationSpec:
+        known = (*self.tasks, *((MEAN,) if self.tasks else ()))
+        if other := [name for name in self.max_drop_pp if name not in known]:
+            raise ValueError(f"--max-drop-pp names {other[0]}, which is not measured: {', '.join(known) or 'no tasks'}")
         return self
 
     def prompt_texts(self) -> tuple[str, ...]:

@@ -153,6 +153,14 @@ NumFewshot = Annotated[
         rich_help_panel=MEASURING,
     ),
 ]
+MaxDropPp = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK=POINTS,...|none",
+        help="Publish nothing, and exit with 4, where a task, or the mean of all (mean=3), lost more points than this.",
+        rich_help_panel=MEASURING,
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Documents per task at most.", rich_help_panel=MEASURING)]
 IncludePath = Annotated[
     str | None,

@@ -39,6 +39,7 @@ def publish(
     score_batch_size: options.ScoreBatchSize = None,
     tasks: options.Tasks = None,
     num_fewshot: options.NumFewshot = None,
+    max_drop_pp: options.MaxDropPp = None,
     limit: options.Limit = None,
     include_path: options.IncludePath = None,
     batch_size: options.BatchSize = None,

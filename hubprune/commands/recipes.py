@@ -36,6 +36,8 @@ def make_recipe(given: Mapping[str, Any]) -> Recipe:
         values.pop("width", None)
     if given.get("tasks") is not None:
         values.get("evaluation", {}).pop("num_fewshot", None)  # they were for the file's tasks
+    if given.get("max_drop_pp") is not None:
+        values.get("evaluation", {}).pop("max_drop_pp", None)  # a budget is replaced, so that it can be lifted too
     for part, fields in _parts(given).items():
         values[part] = _laid_over(values.get(part, {}), fields)
     values |= _given(
@@ -63,6 +65,7 @@ def _parts(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "backend": given.get("eval_backend"),
         "tasks": _names(given.get("tasks")),
         "num_fewshot": _examples(given.get("num_fewshot")),
+        "max_drop_pp": _budget(given.get("max_drop_pp")),
         "prompts": read_prompts(file) if (file := given.get("prompts")) else None,
     }
     target = _given(given, "repo_id", "revision", "private", "create_pr", "license", "allow_name")
@@ -125,6 +128,20 @@ def _examples(text: str | None) -> int | dict[str, int] | None:
         raise RecipeError(
             f"--num-fewshot {text!r} is no number of examples.",
             hint="Write it like --num-fewshot 5 or --num-fewshot mmlu=5,gsm8k=8.",
+        ) from None
+
+
+def _budget(text: str | None) -> dict[str, float] | None:
+    """Read how many points each task may lose; `none` lifts the budget of the recipe file."""
+    if text is None or text.strip().lower() == "none":
+        return None if text is None else {}
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {task.strip(): float(points) for task, points in pairs}
+    except ValueError:
+        raise RecipeError(
+            f"--max-drop-pp {text!r} is no budget.",
+            hint="Write it like --max-drop-pp lambada_openai=10,mean=3, or none.",
         ) from None
 
 

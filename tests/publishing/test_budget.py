@@ -1,0 +1,87 @@
+"""The regression budget: what a result may lose, and what is said of one that lost more."""
+
+from __future__ import annotations
+
+import made
+import pytest
+
+from hubprune.commands.recipes import make_recipe
+from hubprune.errors import OverBudgetError, RecipeError
+from hubprune.publishing.budget import budget_lines, check_budget
+from hubprune.recipe import read_recipe
+
+MEASURED = made.benchmarks()  # arc_easy -0.76, lambada_openai -7.80, in the mean -4.28
+ASKED = {"base": "acme/base", "attn_drop": "1", "tasks": "arc_easy,piqa"}
+
+
+def test_a_result_within_its_budget_passes_and_one_of_exactly_the_budget_too():
+    check_budget({}, None)
+    check_budget({"arc_easy": 1, "lambada_openai": 7.8, "mean": 4.28}, MEASURED)
+    check_budget({"arc_easy": 0.76}, MEASURED)
+
+
+def test_a_loss_over_the_budget_is_told_with_change_interval_and_allowance_of_every_task():
+    with pytest.raises(OverBudgetError) as caught:
+        check_budget({"arc_easy": 1, "lambada_openai": 5, "mean": 3.5}, MEASURED)
+    assert caught.value.exit_code == 4
+    assert caught.value.message == (
+        "Nothing was published, since more was lost than max_drop_pp allows by lambada_openai, mean: "
+        "arc_easy −0.76 (−2.96 to +1.44), 1.00 points allowed; "
+        "lambada_openai −7.80 (−11.00 to −4.60), 5.00 points allowed, over budget; "
+        "mean −4.28 (−6.22 to −2.34), 3.50 points allowed, over budget. "
+        "(Change in points with its 95 % interval; the change itself counts.)"
+    )
+
+
+def test_the_change_itself_decides_and_not_the_end_of_its_interval():
+    assert [line.kept for line in budget_lines({"arc_easy": 1, "lambada_openai": 4.6}, MEASURED)] == [True, False]
+
+
+def test_a_gain_keeps_a_budget_of_nothing():
+    better = made.task("arc_easy", "acc", (0.5, 0.01), (0.6, 0.01))
+    check_budget({"arc_easy": 0}, made.benchmarks(tasks=(better,)))
+
+
+def test_a_task_counts_by_its_first_metric_that_is_a_share():
+    rows = (
+        made.task("wiki", "word_perplexity", (10, 0.1), (20, 0.1), better="lower"),
+        made.task("wiki", "acc_norm", (0.5, 0.01), (0.4, 0.01)),
+        made.task("wiki", "acc", (0.5, 0.01), (0.1, 0.01)),
+    )
+    check_budget({"wiki": 10}, made.benchmarks(tasks=rows))
+    with pytest.raises(OverBudgetError):
+        check_budget({"wiki": 9.99}, made.benchmarks(tasks=rows))
+
+
+def test_what_was_not_measured_is_no_pass():
+    perplexity = made.task("wiki", "word_perplexity", (10, 0.1), (10, 0.1), better="lower")
+    with pytest.raises(OverBudgetError, match="wiki has no metric between 0 and 1, 5.00 points allowed"):
+        check_budget({"wiki": 5}, made.benchmarks(tasks=(perplexity,)))
+
+
+def test_the_option_and_the_recipe_file_say_the_same(tmp_path):
+    made_of_options = make_recipe({**ASKED, "max_drop_pp": "arc_easy=10, mean=2.5"})
+    assert made_of_options.evaluation.max_drop_pp == {"arc_easy": 10, "mean": 2.5}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(made_of_options.to_yaml())
+    assert read_recipe(file) == made_of_options
+    replaced = make_recipe({"recipe": file, "max_drop_pp": "piqa=1"})
+    assert replaced.evaluation.max_drop_pp == {"piqa": 1}
+    assert make_recipe({"recipe": file, "max_drop_pp": "none"}).evaluation.max_drop_pp == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_drop_pp": "arc=10"}, "--max-drop-pp names arc, which is not measured: arc_easy, piqa, mean."),
+        ({"max_drop_pp": "mean=3", "tasks": "none"}, "--max-drop-pp names mean, which is not measured: no tasks."),
+        ({"max_drop_pp": "10"}, "--max-drop-pp '10' is no budget."),
+        ({"max_drop_pp": "arc_easy=ten"}, "is no budget."),
+        ({"max_drop_pp": "arc_easy=-1"}, "evaluation.max_drop_pp.arc_easy: Input should be greater than or equal to 0"),
+        ({"max_drop_pp": "arc_easy=nan"}, "evaluation.max_drop_pp.arc_easy: Input should be a finite number"),
+    ],
+)
+def test_a_budget_that_cannot_be_meant_is_refused_at_once(given, said):
+    with pytest.raises(RecipeError) as caught:
+        make_recipe({**ASKED, **given})
+    assert said in str(caught.value)
