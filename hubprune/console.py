@@ -31,6 +31,12 @@ class Reporter:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._console: Console | None = None
+        self._warned: list[str] = []
+
+    @property
+    def warned(self) -> tuple[str, ...]:
+        """The warnings so far."""
+        return tuple(self._warned)
 
     @property
     def console(self) -> Console:
@@ -53,6 +59,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Say something that the user should look at."""
+        self._warned.append(text)
         self.console.print(f"[yellow]warning:[/] {_plain(text)}")
 
     def error(self, message: str, hint: str | None) -> None:

@@ -172,11 +172,14 @@ class PublishOptions:
     """Folder of card templates that take the place of the shipped ones."""
     report: Path | None = None
     """File for the report as JSON; written as soon as there is a commit, and again at the end."""
+    told: Callable[[PublishReport], None] = lambda report: None
+    """Called with the report each time that it is written, or would be."""
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> PublishOptions:
+    def of(cls, given: Mapping[str, Any], *, told: Callable[[PublishReport], None]) -> PublishOptions:
         """Take them from the options of a command, by their names."""
-        return cls(**{field.name: given[field.name] for field in fields(cls)})
+        names = (field.name for field in fields(cls) if field.name != "told")
+        return cls(told=told, **{name: given[name] for name in names})
 
 
 def publish(run: Run, options: PublishOptions) -> PublishReport:
@@ -352,6 +355,7 @@ def _finish(run: Run, folder: Path, report: PublishReport, options: PublishOptio
 
 
 def _write_report(report: PublishReport, options: PublishOptions) -> None:
+    options.told(report)
     if options.report:
         write_atomically(options.report, to_json(report))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from hubprune.ci.github import told_to_job
 from hubprune.commands import card_options, options
 from hubprune.commands.recipes import make_recipe
 from hubprune.commands.terminal import errors_shown, open_run
@@ -67,9 +68,9 @@ def publish(
 ) -> None:
     """Score, prune, verify, benchmark and publish a base in one commit, then load it back."""
     given = locals()
-    with errors_shown() as reporter:
+    with errors_shown() as reporter, told_to_job(reporter) as told:
         run = open_run(make_recipe(given), endpoint, reporter)
         from hubprune import pipeline, summary
 
-        done = pipeline.publish(run, pipeline.PublishOptions.of(given))
+        done = pipeline.publish(run, pipeline.PublishOptions.of(given, told=told))
         typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))

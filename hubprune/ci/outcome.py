@@ -1,0 +1,46 @@
+"""How a publish ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from hubprune.errors import HubpruneError, OverBudgetError
+
+if TYPE_CHECKING:
+    from hubprune.artifacts import PublishReport
+
+__all__ = ["Ending", "Outcome"]
+
+Ending = Literal["published", "up to date", "dry run", "over budget", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a publish came to."""
+
+    report: PublishReport | None
+    """The last that was known of it; None where it ended before there was any result."""
+    error: BaseException | None
+    """What ended it early."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ending(self) -> Ending:
+        """The outcome in two words."""
+        if self.error is not None:
+            return "over budget" if isinstance(self.error, OverBudgetError) else "failed"
+        if self.report is None or self.report.published is None:
+            return "dry run"
+        return "published" if self.report.published.created else "up to date"
+
+    @property
+    def problem(self) -> tuple[str, str | None] | None:
+        """What went wrong and what to do about it; None where nothing did."""
+        if self.error is None:
+            return None
+        if isinstance(self.error, HubpruneError):
+            return self.error.message, self.error.hint
+        if isinstance(self.error, KeyboardInterrupt):
+            return "It was interrupted.", "Run it again: it goes on after the last finished stage."
+        return f"It broke off with {type(self.error).__name__}; the log has the traceback.", None
