@@ -36,6 +36,7 @@ from hubprune.memory import available_bytes
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
 from hubprune.publishing import hub, manifest
+from hubprune.publishing.announcing import announce
 from hubprune.publishing.budget import check_budget
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.preflight import Target, preflight
@@ -327,6 +328,7 @@ def _send(run: Run, product: Product, target: Target, options: PublishOptions) -
     except VerificationError as error:
         _finish(run, folder, report, options)
         raise VerificationError(f"It is published at {published.url}, but: {error.message}", hint=error.hint) from error
+    announce(run.recipe.target, published, session=run.session, reporter=run.reporter)
     return _finish(run, folder, report, options)
 
 

@@ -165,13 +165,27 @@ class TargetSpec(Settings):
     """Licence id for a base whose card names none; never another than the card's."""
     allow_name: bool = False
     """Publish under a name that the licence of the base does not allow."""
+    collection: str | None = Field(default=None, min_length=1)
+    """Slug or title of a collection that the result is added to; one with that title is created where it is missing."""
+    supersedes: str | None = None
+    """Repo of which the result is a new version: a pull request there proposes to say so."""
 
-    @field_validator("repo_id")
+    @field_validator("repo_id", "supersedes")
     @classmethod
     def _valid_repo_id(cls, value: str | None) -> str | None:
         if value is not None and not (REPO_ID.fullmatch(value) and len(value) <= 96):
             raise ValueError(f"{value!r} is no repo id; it looks like namespace/name")
         return value
+
+    @model_validator(mode="after")
+    def _supersedes_another(self) -> TargetSpec:
+        if self.supersedes and "/" not in self.supersedes:
+            raise ValueError(f"--supersedes {self.supersedes} names no namespace; it looks like namespace/name")
+        if self.supersedes and self.supersedes == self.repo_id:
+            raise ValueError(f"--supersedes {self.supersedes} is the target itself; a new version is another repo")
+        if self.supersedes and self.private:
+            raise ValueError("--supersedes would tell everybody of a result that is to be private")
+        return self
 
 
 class Recipe(Settings):

@@ -194,6 +194,20 @@ CreatePr = Annotated[
     bool | None,
     typer.Option("--create-pr", help="Open a pull request instead of committing.", rich_help_panel=TARGET),
 ]
+Collection = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SLUG|TITLE", help="Collection to add the result to; made where it is missing.", rich_help_panel=TARGET
+    ),
+]
+Supersedes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REPO",
+        help="Propose to this repo, by pull request, to name the result as its new version.",
+        rich_help_panel=TARGET,
+    ),
+]
 OverwriteCard = Annotated[
     bool,
     typer.Option("--overwrite-card", help="Replace a README.md that was edited on the Hub.", rich_help_panel=TARGET),

@@ -50,6 +50,8 @@ def publish(
     revision: options.Revision = None,
     private: options.Private = None,
     create_pr: options.CreatePr = None,
+    collection: options.Collection = None,
+    supersedes: options.Supersedes = None,
     license: card_options.License = None,
     allow_name: card_options.AllowName = None,
     notes: card_options.Notes = None,

@@ -16,6 +16,7 @@ from hubprune.localhub import names
 from hubprune.localhub.hub import Hub
 from hubprune.localhub.loopback import HOSTS
 from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.routes_collections import CollectionRoutes
 from hubprune.localhub.routes_commits import CommitRoutes
 from hubprune.localhub.routes_discussions import DiscussionRoutes
 from hubprune.localhub.routes_files import FileRoutes
@@ -37,6 +38,7 @@ _PARTS = (
     LfsRoutes,
     StorageRoutes,
     TokenRoutes,
+    CollectionRoutes,
     PageRoutes,
 )
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from hubprune.localhub import disk
 from hubprune.localhub.access import Account, Accounts
+from hubprune.localhub.collections import CollectionStore
 from hubprune.localhub.git import Change, Entry, GitRepo, require_git
 from hubprune.localhub.lfs import GITATTRIBUTES, POINTER_BYTES, LfsStore, Pointer, parse_pointer
 from hubprune.localhub.refusal import RefusedError
@@ -98,6 +99,7 @@ class Hub:
         self.accounts = Accounts(directory / "accounts.json")
         self.lfs = LfsStore(directory / "lfs")
         self.xet = XetStore(directory / "xet")
+        self.collections = CollectionStore(directory / "collections.json")
 
     def create_repo(self, kind: str, repo_id: str, *, private: bool) -> Repo:
         """Make a repository with its first commit; it appears complete or not at all."""

@@ -53,12 +53,14 @@ def public_name(dataset: str) -> str:
 def public_recipe(recipe: Recipe, *, base: BaseCheckpoint) -> Recipe:
     """Return the recipe as it is published: the base pinned to its commit, and names instead of local paths.
 
-    The target keeps its name and loses its namespace, so that whoever runs the recipe publishes as themselves.
+    The target keeps its name and loses its namespace and what follows a publish, so that whoever runs the recipe
+    publishes as themselves.
     """
     calibration = recipe.calibration
     subsets = tuple(s.model_copy(update={"dataset": public_name(s.dataset)}) for s in calibration.subsets)
     tasks = TASK_FOLDER if recipe.evaluation.include_path else None
-    target = {"repo_id": (recipe.target.repo_id or "").rsplit("/", 1)[-1] or None, "create_pr": False}
+    name = (recipe.target.repo_id or "").rsplit("/", 1)[-1] or None
+    target = {"repo_id": name, "create_pr": False, "collection": None, "supersedes": None}
     pinned = {"repo_id": base.name, "revision": base.commit or recipe.base.revision}
     return recipe.model_copy(
         update={

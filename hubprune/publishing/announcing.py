@@ -1,0 +1,147 @@
+"""What may follow a publish: an item in a collection, and a hint on the repo that it supersedes.
+
+Both come after the commit and are best effort: a failure is a warning, since the result is published all the same.
+Nothing is done twice, so a re-run makes up for what failed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from hubprune.artifacts import PublishedCommit
+from hubprune.console import Reporter
+from hubprune.errors import HubpruneError
+from hubprune.publishing.manifest import CARD
+from hubprune.publishing.remote import refs_of
+from hubprune.publishing.retry import translate
+from hubprune.publishing.session import HubSession
+from hubprune.recipe import TargetSpec
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["announce"]
+
+SLUG = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}", re.ASCII)
+"""What the Hub makes of a title: its owner, its words, and an id."""
+NEWEST_PULL_REQUESTS = 20
+"""How many pull requests of the old repo, newest first, are searched for an earlier hint."""
+
+
+class _Told(TypedDict):
+    session: HubSession
+    reporter: Reporter
+
+
+def announce(spec: TargetSpec, published: PublishedCommit, *, session: HubSession, reporter: Reporter) -> None:
+    """Add a published repo to the collection of a recipe, and propose it as the new version of the repo it supersedes.
+
+    What was proposed as a pull request is not announced: it is not there yet.
+
+    Args:
+        spec: names the collection and the superseded repo, if any.
+        published: what is on the Hub.
+        session: which Hub, and as whom.
+        reporter: told what was done, and warned of what could not be.
+    """
+    if published.pull_request_url or not (spec.collection or spec.supersedes):
+        return
+    repo_id = published.repo_id
+    told: _Told = {"session": session, "reporter": reporter}
+    if title := spec.collection:
+        said = f"add {repo_id} to the collection {title!r}"
+        _try(said, lambda: _collect(title, repo_id, private=spec.private, session=session), **told)
+    if old := spec.supersedes:
+        said = f"tell {old} of its new version {repo_id}"
+        _try(said, lambda: _hint(old, repo_id, session=session), **told)
+
+
+def _try(doing: str, step: Callable[[], str], *, session: HubSession, reporter: Reporter) -> None:
+    try:
+        reporter.note(step())
+    except Exception as error:  # nothing that happens here may fail a publish that is done
+        told = error if isinstance(error, HubpruneError) else translate(error, doing=doing, endpoint=session.endpoint)
+        reporter.warn(f"It is published, but: {told}")
+
+
+# ---- collections -------------------------------------------------------------------------------------------------
+
+
+def _collect(name: str, repo_id: str, *, private: bool, session: HubSession) -> str:
+    """Add a repo to a collection by slug or title; one that is missing is created in the repo's namespace."""
+    slug = name if SLUG.fullmatch(name) else _slug_of(name, repo_id, private=private, session=session)
+    added = session.ask(
+        lambda api: api.add_collection_item(slug, repo_id, "model", exists_ok=True),
+        doing=f"add {repo_id} to the collection {name}",
+    )
+    return f"in the collection {added.url}"
+
+
+def _slug_of(title: str, repo_id: str, *, private: bool, session: HubSession) -> str:
+    owner = repo_id.split("/")[0]
+    doing = f"find or create the collection {title} of {owner}"
+
+    def find_or_create(api: HfApi) -> str:
+        # Asking for it first keeps the second try of a request with a lost answer from making another.
+        known = next((c for c in api.list_collections(owner=owner) if c.title == title), None)
+        return (known or api.create_collection(title, namespace=owner, private=private, exists_ok=True)).slug
+
+    return session.ask(find_or_create, doing=doing)
+
+
+# ---- the old version ---------------------------------------------------------------------------------------------
+
+
+def _hint(old: str, repo_id: str, *, session: HubSession) -> str:
+    """Propose `new_version` in the metadata of the old repo, unless it is there or was proposed before."""
+    from huggingface_hub import ModelCard
+
+    title = f"Point to the new version {repo_id}"
+    text = _card_of(old, session=session)
+    if text is None:
+        return f"{old} has no card that could name its new version"
+    card = ModelCard(text)
+    if card.data.get("new_version") == repo_id:
+        return f"{old} names it as its new version"
+    if _was_proposed(old, title, session=session):
+        return f"{old} was asked before to name it as its new version"
+    card.data["new_version"] = repo_id
+    return f"pull request to name it as the new version of {old}: {_propose(old, str(card), title, session=session)}"
+
+
+def _card_of(repo_id: str, *, session: HubSession) -> str | None:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        path = session.ask(
+            lambda api: api.hf_hub_download(repo_id, CARD), doing=f"read {CARD} of {repo_id}",
+            passing=(EntryNotFoundError,),
+        )  # fmt: skip
+    except EntryNotFoundError:
+        return None
+    return Path(path).read_text(encoding="utf-8")
+
+
+def _propose(repo_id: str, card: str, title: str, *, session: HubSession) -> str | None:
+    """Open the pull request; asked once, since a second try after a lost answer would open another."""
+    from huggingface_hub import CommitOperationAdd
+
+    change = CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode())
+    return session.api.create_commit(repo_id, [change], commit_message=title, create_pr=True).pr_url
+
+
+def _was_proposed(old: str, title: str, *, session: HubSession) -> bool:
+    """Look for the hint among the newest pull requests, closed ones too: a refusal is an answer."""
+    proposals = refs_of(old, session=session).pull_requests or []
+    newest = sorted(proposals, key=lambda ref: int(ref.ref.rsplit("/", 1)[-1]), reverse=True)[:NEWEST_PULL_REQUESTS]
+    return any(_titles(old, ref.ref, session=session)[:1] == [title] for ref in newest)
+
+
+def _titles(repo_id: str, ref: str, *, session: HubSession) -> list[str]:
+    commits = session.ask(
+        lambda api: api.list_repo_commits(repo_id, revision=ref), doing=f"read the pull requests of {repo_id}"
+    )
+    return [commit.title for commit in commits]

@@ -1,0 +1,131 @@
+"""What follows a publish: a collection and a hint on the old repo, each once, and never at the cost of the publish."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from on_hub import commit_files
+
+from hubprune.artifacts import PublishedCommit
+from hubprune.errors import RecipeError
+from hubprune.publishing.announcing import announce
+from hubprune.recipe import TargetSpec, parse
+
+OLD_CARD = b"---\nlicense: apache-2.0\nnew_version: somebody/else\n---\n# Old\n\nText stays.\n"
+
+
+@pytest.fixture
+def result(session, user):
+    repo_id = f"{user[0]}/pruned"
+    session.api.create_repo(repo_id)
+    return PublishedCommit(repo_id=repo_id, commit="0" * 40, parent=None, url="http://hub", created=True, files=())
+
+
+@pytest.fixture
+def said(result, session, reporter, monkeypatch):
+    """Announce with some options; return what was noted, then what was warned of."""
+
+    def run(**target):
+        notes = []
+        monkeypatch.setattr(reporter, "note", notes.append)
+        before = len(reporter.warned)
+        announce(TargetSpec(**target), result, session=session, reporter=reporter)
+        return notes, list(reporter.warned[before:])
+
+    return run
+
+
+def pull_requests(api, repo_id):
+    return api.list_repo_refs(repo_id, include_pull_requests=True).pull_requests
+
+
+def test_a_collection_is_made_by_its_title_and_found_again(said, session, result, user):
+    first, warned = said(collection="Pruned with care")
+    assert warned == []
+    [collection] = session.api.list_collections(owner=user[0])
+    assert (collection.title, [item.item_id for item in collection.items]) == ("Pruned with care", [result.repo_id])
+    assert first == [f"in the collection {collection.url.replace('https://huggingface.co', session.endpoint)}"]
+
+    assert said(collection="Pruned with care") == (first, [])
+    assert said(collection=collection.slug) == (first, [])
+    assert len(session.api.get_collection(collection.slug).items) == 1
+    assert len(list(session.api.list_collections(owner=user[0]))) == 1
+
+
+def test_an_answer_that_was_lost_makes_no_second_collection(said, session, user, hub):
+    hub.set_faults([{"match": "POST /api/collections$", "do": "lose"}])
+    assert said(collection="Lost")[1] == []
+    assert len(list(session.api.list_collections(owner=user[0]))) == 1
+
+
+def test_the_old_repo_gets_one_pull_request_even_when_it_was_not_merged(said, new_repo, admin, result):
+    old = new_repo({"README.md": OLD_CARD})
+    [first], warned = said(supersedes=old)
+    assert warned == []
+    assert first.startswith(f"pull request to name it as the new version of {old}: ")
+    [proposal] = pull_requests(admin, old)
+    path = admin.hf_hub_download(old, "README.md", revision=proposal.ref)
+    assert Path(path).read_bytes() == OLD_CARD.replace(b"somebody/else", result.repo_id.encode())
+
+    assert said(supersedes=old) == ([f"{old} was asked before to name it as its new version"], [])
+    assert len(pull_requests(admin, old)) == 1
+    commit_files(admin, old, {"README.md": OLD_CARD.replace(b"somebody/else", result.repo_id.encode())})
+    assert said(supersedes=old) == ([f"{old} names it as its new version"], [])
+
+
+def test_a_repo_without_a_card_is_left_alone(said, new_repo, admin):
+    old = new_repo({"config.json": b"{}"})
+    assert said(supersedes=old) == ([f"{old} has no card that could name its new version"], [])
+    assert pull_requests(admin, old) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "warning"),
+    [
+        ({"collection": "acme-of-others/title-64f9a55bb3115b4f513ec026"}, "It is published, but: Cannot add "),
+        ({"supersedes": "nobody/absent"}, "It is published, but: Cannot read README.md of nobody/absent"),
+    ],
+)
+def test_what_fails_is_a_warning_and_the_other_one_is_done_all_the_same(said, target, warning, session, user):
+    other = {"supersedes": "nobody/absent"} if "collection" in target else {"collection": "Mine"}
+    warned = said(**target, **other)[1]
+    assert any(line.startswith(warning) for line in warned)
+    assert len(warned) == (2 if "collection" in target else 1)
+
+
+def test_a_card_that_cannot_be_read_is_a_warning(said, new_repo, monkeypatch):
+    old = new_repo({"README.md": OLD_CARD})
+    monkeypatch.setattr("huggingface_hub.repocard.yaml.load", lambda *_, **__: [1])  # no mapping
+    [warning] = said(supersedes=old)[1]
+    assert warning.startswith("It is published, but: Cannot tell somebody/base-")
+
+
+def test_a_hint_whose_answer_was_lost_is_a_warning_and_not_given_again(said, new_repo, admin, hub):
+    old = new_repo({"README.md": OLD_CARD})
+    hub.set_faults([{"match": "POST .*/commit/main", "do": "lose"}])
+    assert len(said(supersedes=old)[1]) == 1
+    assert said(supersedes=old) == ([f"{old} was asked before to name it as its new version"], [])
+    assert len(pull_requests(admin, old)) == 1
+
+
+def test_a_proposal_is_not_announced(result, session, reporter, hub):
+    hub.clear_log()
+    proposed = result.model_copy(update={"pull_request_url": "http://hub/pr/1"})
+    announce(TargetSpec(collection="x", supersedes="a/b"), proposed, session=session, reporter=reporter)
+    assert hub.log == []
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"supersedes": "gpt2"}, "names no namespace"),
+        ({"supersedes": "a/b", "repo_id": "a/b"}, "is the target itself"),
+        ({"supersedes": "a/b", "private": True}, "private"),
+        ({"supersedes": "a b"}, "is no repo id"),
+        ({"collection": ""}, "collection"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_at_once(values, said):
+    with pytest.raises(RecipeError, match=said):
+        parse(TargetSpec, values)
