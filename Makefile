@@ -21,9 +21,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## Publish an embedded tiny model on a local Hub, all stages, nothing to download
 	$(BIN)/hubprune demo
 
-test: lint  ## Lint, then run all tests, and the matrix with the oldest and the newest transformers
-	$(BIN)/pytest --numprocesses 2
-	$(BIN)/python tests/matrix oldest newest --brief
+# Slow tests come late and in a row: a process that has none left takes some from the other.
+test: lint  ## Lint, run all tests, and load published folders with the oldest and the newest transformers
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python tests/matrix oldest newest --brief --families llama llama-nemotron-nas mistral-window
 
 # Choose with VERSIONS="4.48.3 newest", FAMILIES="llama", CHECKS="padded cache"; JSON=FILE writes the results.
 matrix: install  ## Load published folders with every supported version of transformers
