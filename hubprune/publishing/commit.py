@@ -26,7 +26,7 @@ from hubprune.publishing.transfer import ByteCounter, addition, observed_uploads
 if TYPE_CHECKING:
     from huggingface_hub import GitCommitInfo, HfApi
 
-__all__ = ["RUN_LINE", "publish"]
+__all__ = ["RUN_LINE", "publish", "tag_commit"]
 
 RUN_LINE = "hubprune-run: "
 """Line in a commit's description; the digest after it tells our commit from everybody else's."""
@@ -118,7 +118,8 @@ def publish(
         change, landed = _land(change, session=session, reporter=reporter)
     commit, is_new = (landed.commit, landed.is_new) if landed else (parent, False)
     arrived = check_remote(change.files, gone=change.delete, repo_id=target.repo_id, commit=commit, session=session)
-    given = _tag(tag, target=target, commit=commit, session=session)
+    wanted = None if target.create_pr else tag
+    given = tag_commit(wanted, repo_id=target.repo_id, commit=commit, session=session)
     return PublishedCommit(
         repo_id=target.repo_id, commit=commit, parent=parent if is_new else None, created=is_new, tag=given,
         url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", files=arrived,
@@ -272,12 +273,17 @@ def _says_ours(commits: Sequence[GitCommitInfo], *, digest: str, parent: str) ->
     return RUN_LINE + digest in says and len(commits) > 1 and commits[1].commit_id == parent
 
 
-def _tag(tag: str | None, *, target: Target, commit: str, session: HubSession) -> str | None:
-    if tag is None or target.create_pr:
+def tag_commit(tag: str | None, *, repo_id: str, commit: str, session: HubSession) -> str | None:
+    """Give a commit a name, and return it; a tag that exists stays where it is.
+
+    Raises:
+        HubError: the Hub refused or did not answer.
+    """
+    if tag is None:
         return None
     session.ask(
-        lambda api: api.create_tag(target.repo_id, tag=tag, revision=commit, exist_ok=True),
-        doing=f"tag {target.repo_id}",
+        lambda api: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True),
+        doing=f"tag {repo_id}",
     )
     return tag
 
