@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 
 from hubprune.localhub import names
 from hubprune.localhub.hub import Hub
@@ -22,13 +22,14 @@ from hubprune.localhub.routes_discussions import DiscussionRoutes
 from hubprune.localhub.routes_files import FileRoutes
 from hubprune.localhub.routes_git import GitRoutes
 from hubprune.localhub.routes_lfs import LfsRoutes
+from hubprune.localhub.routes_listing import ListingRoutes
+from hubprune.localhub.routes_moving import MovingRoutes
 from hubprune.localhub.routes_pages import PageRoutes
 from hubprune.localhub.routes_repos import RepoRoutes
 from hubprune.localhub.routes_storage import StorageRoutes
 from hubprune.localhub.routes_tokens import TokenRoutes
 from hubprune.localhub.web import refusal_response
 
-# The pages take what no other part does, so they come last.
 _PARTS = (
     RepoRoutes,
     CommitRoutes,
@@ -36,11 +37,14 @@ _PARTS = (
     FileRoutes,
     GitRoutes,
     LfsRoutes,
+    ListingRoutes,
+    MovingRoutes,
     StorageRoutes,
     TokenRoutes,
     CollectionRoutes,
-    PageRoutes,
 )
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 # The address of a repository without a namespace, such as `gpt2`. This hub has none of these.
 _BARE_NAME = re.compile(r"/api/models/[^/]+(/revision/[^/]+)?|/[^/]+/resolve/.*")
@@ -65,8 +69,9 @@ def build_app(hub: Hub) -> Starlette:
     127.0.0.1 is turned away.
     """
     register_url_convertor("kind", _Kind())
-    parts = [part(hub) for part in _PARTS]
-    routes: list[BaseRoute] = [route for part in parts for route in part.routes()]
+    routes: list[BaseRoute] = [route for part in _PARTS for route in part(hub).routes()]
+    # A page for people is nothing to answer a program with, so the pages come last and see no such address.
+    routes += [Route("/api/{path:path}", _unknown, methods=_METHODS), *PageRoutes(hub).routes()]
     return Starlette(
         routes=routes,
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
@@ -77,6 +82,10 @@ def build_app(hub: Hub) -> Starlette:
             Exception: _on_bug,
         },
     )
+
+
+async def _unknown(request: Request) -> Response:
+    raise HTTPException(404)
 
 
 async def _on_refusal(request: Request, error: Exception) -> Response:

@@ -29,7 +29,7 @@ def read_metadata(readme: str) -> dict[str, Any]:
         return {}
     if not isinstance(metadata, dict):
         raise MetadataError("YAML metadata has to be a mapping")
-    plain = _as_json(metadata)
+    plain = as_json(metadata)
     _check(plain)
     return plain
 
@@ -49,7 +49,7 @@ def tags(metadata: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _as_json(metadata: dict[Any, Any]) -> dict[str, Any]:
+def as_json(metadata: dict[Any, Any]) -> dict[str, Any]:
     """Write as text what YAML has and JSON lacks: dates, infinities, halves of surrogate pairs."""
     try:
         text = json.dumps(metadata, default=str, ensure_ascii=False).encode(errors="replace")

@@ -189,6 +189,18 @@ class GitRepo:
         rows = [fields[at : at + 5] for at in range(0, len(fields), 5)]
         return [LoggedCommit(row[0].strip(), row[1], row[2], row[3], row[4].strip("\n")) for row in rows]
 
+    def last_changes(self, sha: str) -> dict[str, str]:
+        """Map every file and folder that was ever in a commit or its ancestors to the last commit that changed it."""
+        blocks = self.run("log", "-z", "--name-only", "--format=%x01%H", sha).decode(errors="replace").split("\x01")
+        changed: dict[str, str] = {}
+        for block in blocks[1:]:
+            commit, *paths = block.split("\0")
+            for path in (path.strip("\n") for path in paths):
+                changed.setdefault(path, commit)
+                for end in (match.start() for match in re.finditer("/", path)):
+                    changed.setdefault(path[:end], commit)
+        return changed
+
     # Writing
 
     def write_commit(self, parent: str | None, changes: Sequence[Change], *, message: str, author: str) -> str:

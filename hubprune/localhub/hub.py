@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,18 @@ from hubprune.localhub.access import Account, Accounts
 from hubprune.localhub.collections import CollectionStore
 from hubprune.localhub.git import Change, Entry, GitRepo, require_git
 from hubprune.localhub.lfs import GITATTRIBUTES, POINTER_BYTES, LfsStore, Pointer, parse_pointer
+from hubprune.localhub.names import KINDS
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.xet import XetStore
 
 Need = Literal["see", "read", "propose", "write"]
 """see: know that it exists, its settings and file names · read: have its content · propose: upload, open a pull
 request · write: commit, tag, change settings."""
+
+
+_MOVED = ".moved"
+"""Suffix of the file that holds a moved repository's new name."""
+_MAX_MOVES = 20
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,49 @@ class Hub:
 
     def create_repo(self, kind: str, repo_id: str, *, private: bool) -> Repo:
         """Make a repository with its first commit; it appears complete or not at all."""
+
+        def commit_first(git: GitRepo) -> None:
+            """Put in what every repository starts with."""
+            change, author = Change(".gitattributes", GITATTRIBUTES), repo_id.split("/")[0]
+            first = git.write_commit(None, [change], message="initial commit\n", author=author)
+            git.move_ref("refs/heads/main", first, old=None)
+
+        return self._make(kind, repo_id, Settings(private=private, created=time.time()), commit_first)
+
+    def copy_repo(self, source: Repo, repo_id: str, *, private: bool) -> Repo:
+        """Make a repository with the branches, tags and history of another; their large files are stored once."""
+
+        def fetch(git: GitRepo) -> None:
+            """Take over what the other has."""
+            refs = (f"{kind}*:{kind}*" for kind in ("refs/heads/", "refs/tags/"))
+            git.run("fetch", "--quiet", "--no-write-fetch-head", str(source.git.path.absolute()), *refs)
+
+        return self._make(source.kind, repo_id, Settings(private=private, created=time.time()), fetch)
+
+    def move_repo(self, repo: Repo, repo_id: str) -> Repo:
+        """Give a repository another name; whoever asks for the old one is sent there."""
+        path = self._path(repo.kind, repo_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            repo.git.path.rename(path)
+        except OSError as error:  # not empty
+            raise FileExistsError(repo_id) from error
+        disk.write_bytes(repo.git.path.with_suffix(_MOVED), repo_id.encode())
+        return Repo(repo.kind, repo_id, GitRepo(path))
+
+    def moved_to(self, kind: str, repo_id: str) -> str | None:
+        """Return the new name of a repository that was moved, None for any other."""
+        for _ in range(_MAX_MOVES):
+            try:
+                repo_id = self._path(kind, repo_id).with_suffix(_MOVED).read_text()
+            except FileNotFoundError:
+                return None
+            if self.find_repo(kind, repo_id):
+                return repo_id
+        return None
+
+    def _make(self, kind: str, repo_id: str, settings: Settings, fill: Callable[[GitRepo], None]) -> Repo:
+        """Make a repository aside, and put it in its place when it is complete."""
         path = self._path(kind, repo_id)
         if path.exists():
             raise FileExistsError(repo_id)
@@ -110,12 +159,8 @@ class Hub:
         with tempfile.TemporaryDirectory(dir=self._repos, prefix=".new-") as scratch:
             git = GitRepo(Path(scratch, "git"))
             git.init()
-            disk.write_bytes(git.path / "hub.json", _encode(Settings(private=private, created=time.time())))
-            author = repo_id.split("/")[0]
-            first = git.write_commit(
-                None, [Change(".gitattributes", GITATTRIBUTES)], message="initial commit\n", author=author
-            )
-            git.move_ref("refs/heads/main", first, old=None)
+            disk.write_bytes(git.path / "hub.json", _encode(settings))
+            fill(git)
             try:
                 git.path.rename(path)
             except OSError as error:  # somebody else has just created it
@@ -140,7 +185,7 @@ class Hub:
 
     def namespaces(self) -> list[str]:
         """List the namespaces that hold a repository, sorted."""
-        return sorted({folder.name for folder in self._repos.glob("*/*") if folder.is_dir()})
+        return sorted({repo.repo_id.split("/")[0] for kind in KINDS for repo in self.repos(kind)})
 
     def open(self, account: Account | None, kind: str, repo_id: str, need: Need) -> Repo:
         """Return a repository if the account may do with it what it needs to."""

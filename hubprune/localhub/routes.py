@@ -1,6 +1,7 @@
 """What the groups of routes have in common."""
 
 import re
+from urllib.parse import urlencode
 
 from hubprune.localhub.access import Account
 from hubprune.localhub.discussions import Discussions
@@ -30,8 +31,19 @@ class HubRoutes:
         return account
 
     def repo(self, call: Call, need: Need) -> Repo:
-        """Return the repository that the address names, if the caller may do with it what it needs to."""
-        return self.hub.open(self.caller(call), call.kind, call.repo_id, need)
+        """Return the repository that the address names, if the caller may do with it what it needs to.
+
+        Who asks for a repository by the name that it had before is sent to the new one.
+        """
+        account = self.caller(call)
+        try:
+            return self.hub.open(account, call.kind, call.repo_id, need)
+        except RefusedError as refusal:
+            moved = self.hub.moved_to(call.kind, call.repo_id) if refusal.code == "RepoNotFound" else None
+            if moved is None:
+                raise
+            self.hub.open(account, call.kind, moved, "see")  # or else it does not exist under any name
+            raise RefusedError(307, f"Moved to {moved}", headers={"Location": _renamed(call, moved)}) from refusal
 
     def repo_to_change(self, call: Call) -> Repo:
         """Return the repository that the address names, if the caller may put a commit where it says.
@@ -47,3 +59,9 @@ class HubRoutes:
             if Discussions(repo.git).get(int(own[1])).author == self.known_caller(call).name:
                 return repo
         return self.repo(call, "write")
+
+
+def _renamed(call: Call, repo_id: str) -> str:
+    """Return the address of a call with another repository in it, relative to the server as clients want it."""
+    path = re.sub(rf"/{re.escape(call.repo_id)}(?=/|\.git|$)", f"/{repo_id}", call.path, count=1)
+    return f"{path}?{urlencode(call.query.multi_items())}" if call.query else path

@@ -8,13 +8,13 @@ from urllib.parse import parse_qs, quote
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from hubprune.localhub import cards, names
+from hubprune.localhub import names
 from hubprune.localhub.git import Entry
 from hubprune.localhub.hub import Repo, StoredFile
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.routes import REPO, HubRoutes
 from hubprune.localhub.routes_storage import cdn_url
-from hubprune.localhub.web import Call, byte_range, field, page, route, timestamp
+from hubprune.localhub.web import Call, byte_range, field, page, route
 
 _ENTRIES_PER_PAGE = 1000
 
@@ -26,8 +26,6 @@ class FileRoutes(HubRoutes):
         """Return the routes of this part."""
         resolve = "/{namespace}/{name}/resolve/{revision}/{path:path}"
         return [
-            route(REPO, self.info),
-            route(f"{REPO}/revision/{{revision}}", self.info),
             route(f"{REPO}/tree/{{revision}}", self.tree),
             route(f"{REPO}/tree/{{revision}}/{{path:path}}", self.tree),
             route(f"{REPO}/paths-info/{{revision}}", self.paths_info, method="POST"),
@@ -35,36 +33,14 @@ class FileRoutes(HubRoutes):
             route(resolve, self.resolve),
         ]
 
-    def info(self, call: Call) -> Response:
-        """Describe the repository: its card, its files, its commit."""
-        repo = self.repo(call, "see")
-        sha = repo.git.resolve(call.params.get("revision", "main"))
-        entries = [entry for entry in repo.git.tree(sha, recursive=True) if entry.kind == "file"]
-        files, settings = self.hub.files(repo, entries), repo.settings
-        described = {
-            "_id": repo.repo_id,
-            "id": repo.repo_id,
-            "author": repo.repo_id.split("/")[0],
-            "sha": sha,
-            "private": settings.private,
-            "gated": settings.gated,
-            "disabled": False,
-            "downloads": 0,
-            "likes": 0,
-            "createdAt": timestamp(settings.created),
-            "lastModified": repo.git.log(sha, limit=1)[0].date,
-            "usedStorage": sum(file.size for file in files),
-            "siblings": [_sibling(file) for file in files],
-        }
-        return JSONResponse({**described, **self._card(repo, sha)})
-
     def tree(self, call: Call) -> Response:
         """List a folder."""
         repo = self.repo(call, "see")
         path = call.params.get("path", "").strip("/")
         sha = repo.git.resolve(call.params["revision"])
         entries = repo.git.tree(sha, names.file_path(path) if path else "", recursive=call.flag("recursive"))
-        return page(call, entries, size=_ENTRIES_PER_PAGE, describe=partial(self._rows, repo))
+        rows = partial(self._dated_rows, repo, sha) if call.flag("expand") else partial(self._rows, repo)
+        return page(call, entries, size=_ENTRIES_PER_PAGE, describe=rows)
 
     def paths_info(self, call: Call) -> Response:
         """Describe some paths; those that do not exist are left out."""
@@ -95,6 +71,15 @@ class FileRoutes(HubRoutes):
     def _rows(self, repo: Repo, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         return [_row(file) for file in self.hub.files(repo, entries)]
 
+    def _dated_rows(self, repo: Repo, sha: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+        """Describe entries with the last commit that changed each."""
+        changes, commits = repo.git.last_changes(sha), {commit.sha: commit for commit in repo.git.log(sha)}
+        rows = self._rows(repo, entries)
+        for row in rows:
+            last = commits[changes[row["path"]]]
+            row["lastCommit"] = {"id": last.sha, "title": last.title, "date": last.date}
+        return rows
+
     def _large_file_headers(self, call: Call, repo: Repo, file: StoredFile) -> dict[str, str]:
         if file.pointer is None:
             return {}
@@ -107,20 +92,6 @@ class FileRoutes(HubRoutes):
             headers["Link"] = f'<{token_url}>; rel="xet-auth"'
         return headers
 
-    def _card(self, repo: Repo, sha: str) -> dict[str, Any]:
-        """Return what the README.md says about the repository."""
-        entry = repo.git.entries(sha, ["README.md"]).get("README.md")
-        try:
-            text = repo.git.blob(entry.oid).decode(errors="replace") if entry and entry.kind == "file" else ""
-            metadata = cards.read_metadata(text)
-        except cards.MetadataError:  # the rules were laxer when it was committed
-            metadata = {}
-        described: dict[str, Any] = {"cardData": metadata, "tags": cards.tags(metadata)}
-        if repo.kind == "models":
-            optional = ("library_name", "pipeline_tag")
-            described |= {key: metadata[key] for key in optional if key in metadata} | {"modelId": repo.repo_id}
-        return described
-
 
 def _row(file: StoredFile) -> dict[str, Any]:
     """Describe an entry as `tree` and `paths-info` do."""
@@ -130,14 +101,6 @@ def _row(file: StoredFile) -> dict[str, Any]:
         row["lfs"] = {"oid": file.pointer.sha256, "size": file.pointer.size, "pointerSize": entry.size}
     if file.xet_hash is not None:
         row["xetHash"] = file.xet_hash
-    return row
-
-
-def _sibling(file: StoredFile) -> dict[str, Any]:
-    """Describe a file as the repository's info does."""
-    row: dict[str, Any] = {"rfilename": file.entry.path, "blobId": file.entry.oid, "size": file.size}
-    if file.pointer is not None:
-        row["lfs"] = {"sha256": file.pointer.sha256, "size": file.pointer.size, "pointerSize": file.entry.size}
     return row
 
 

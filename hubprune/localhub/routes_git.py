@@ -86,6 +86,7 @@ def _git_route(path: str, handler: Callable[[Call], Response], *, method: str) -
     """Make a route whose refusals git shows to its user."""
 
     async def endpoint(request: Request) -> Response:
+        """Answer a call, or say in plain text why not."""
         try:
             call = await read_call(request, limit=_MAX_REQUEST_BYTES)
             call = replace(call, params={**call.params, "name": call.params["name"].removesuffix(".git")})

@@ -12,7 +12,7 @@ from hubprune.localhub.git import LoggedCommit
 from hubprune.localhub.hub import Repo
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.routes import REPO, HubRoutes
-from hubprune.localhub.web import Call, field, page, route
+from hubprune.localhub.web import Call, field, page, route, wants_private
 
 _COMMITS_PER_PAGE = 50
 
@@ -59,7 +59,7 @@ class RepoRoutes(HubRoutes):
         if not account.may_create_in(namespace):
             message = f'You don\'t have the rights to create a {kind[:-1]} under the namespace "{namespace}"'
             raise RefusedError(403, message)
-        private = _wants_private(body) or False
+        private = wants_private(body) or False
         try:
             status, repo = 200, self.hub.create_repo(kind, repo_id, private=private)
         except FileExistsError:
@@ -86,7 +86,7 @@ class RepoRoutes(HubRoutes):
             if body["gated"] not in ("auto", "manual", False):
                 raise RefusedError(400, "gated is one of auto, manual and false")
             changes["gated"] = body["gated"]
-        if (private := _wants_private(body)) is not None:
+        if (private := wants_private(body)) is not None:
             changes["private"] = private
         repo.change_settings(**changes)
         return JSONResponse({})
@@ -172,13 +172,3 @@ def _row(commit: LoggedCommit) -> dict[str, Any]:
         "message": commit.description,
         "authors": [{"user": commit.author}],
     }
-
-
-def _wants_private(body: Mapping[str, Any]) -> bool | None:
-    """Return the visibility asked for, None if nothing is said; clients have two ways to say it."""
-    visibility = field(body, "visibility", str, None)
-    if visibility is None:
-        return bool(body["private"]) if "private" in body else None
-    if visibility not in ("public", "private"):
-        raise RefusedError(400, "visibility is one of public and private")
-    return bool(visibility == "private")

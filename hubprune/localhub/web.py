@@ -103,6 +103,16 @@ def text_field(record: Mapping[str, Any], name: str, default: Any = ...) -> str:
     return str(field(record, name, str, default)).encode(errors="replace").decode()
 
 
+def wants_private(body: Mapping[str, Any]) -> bool | None:
+    """Return the visibility asked for, None if nothing is said; clients have two ways to say it."""
+    visibility = field(body, "visibility", str, None)
+    if visibility is None:
+        return bool(body["private"]) if "private" in body else None
+    if visibility not in ("public", "private"):
+        raise RefusedError(400, "visibility is one of public and private")
+    return bool(visibility == "private")
+
+
 def route(path: str, handler: Handler, *, method: str = "GET") -> Route:
     """Make a route whose handler runs in a worker thread, so that git and disk do not hold up other requests."""
 
