@@ -112,15 +112,15 @@ class LlamaShape:
         return f"random Llama of {self.num_hidden_layers} layers, {size}, {self.weight_bytes / 1e9:.2f} GB"
 
 
-def write_llama(folder: Path, shape: LlamaShape, *, shards: int) -> None:
+def write_llama(folder: Path, shape: LlamaShape, *, shards: int, seed: int = 0) -> None:
     """Write a checkpoint into a new folder: sharded weights with their index, config.json, a tokenizer of three tokens.
 
-    The weights are what a checkpoint of that shape holds, the same ones each time; norms are 1.
+    The weights are what a checkpoint of that shape holds, the same ones for a seed each time; norms are 1.
     """
     folder.mkdir()
     _write_json(folder / "config.json", shape.config())
     _write_tokenizer(folder)
-    source, weight_map = random.Random(0), dict[str, str]()
+    source, weight_map = random.Random(seed), dict[str, str]()
     for number, part in enumerate(_split(shape.tensors(), shards), start=1):
         name = f"model-{number:05d}-of-{shards:05d}.safetensors"
         weight_map |= dict.fromkeys(part, name)

@@ -184,10 +184,11 @@ def _upload_total(plan: UploadPlan) -> str:
     if not changes:
         return "nothing would change"
     if plan.new_bytes is None:
-        return f"{changes}: {size(plan.upload_bytes)}, of which the new part could not be found out"
+        return f"files: {changes}; {size(plan.upload_bytes)}, of which the new part could not be found out"
     share = f" ({100 * plan.new_bytes / plan.upload_bytes:.2f} %)" if plan.upload_bytes else ""
     primer = f", {size(plan.primer_bytes)} of it to ask for the base's chunks" if plan.primer_bytes else ""
-    return f"{changes}: {size(plan.upload_bytes)}, of which about {size(plan.new_bytes)}{share} would be sent{primer}"
+    sent = f"about {size(plan.new_bytes)}{share} would be sent{primer}"
+    return f"files: {changes}; {size(plan.upload_bytes)}, of which {sent}"
 
 
 def environment_table(environment: Environment) -> str:
