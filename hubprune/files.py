@@ -37,9 +37,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     check_new_folder(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        prefix = f".{target.name}{PARTIAL}{_host()}-{os.getpid()}-"
-        staged = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        staged = _partial_folder(target)
     except OSError as error:
         raise RecipeError(f"Cannot write to {target.parent}: {error.strerror}.") from error
     try:
@@ -52,6 +50,21 @@ def staged_folder(target: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path, *, name: str) -> Iterator[Path]:
+    """Yield a temporary folder that goes when the block ends; one that a killed process left is swept up next time."""
+    folder = _partial_folder(parent / name)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _partial_folder(target: Path) -> Path:
+    _sweep(target)
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}{PARTIAL}{_host()}-{os.getpid()}-", dir=target.parent))
 
 
 def make_writable(folder: Path) -> None:

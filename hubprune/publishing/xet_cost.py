@@ -8,13 +8,13 @@ the base is removed after each shard: it compares with its lists of chunks, a th
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hubprune.console import Advance, Reporter
 from hubprune.errors import DiskSpaceError
+from hubprune.files import scratch_folder
 from hubprune.publishing.primer import beginning
 from hubprune.publishing.transfer import ByteCounter
 
@@ -43,10 +43,10 @@ def new_bytes(
 
     session = hf_xet.XetSession()
     with (
-        tempfile.TemporaryDirectory(prefix=".xet-", dir=scratch) as folder,
+        scratch_folder(scratch, name="xet") as folder,
         reporter.progress("comparing chunks with the base's", total=sum(sizes.values()), unit="B") as advance,
     ):
-        store = _Store(session, Path(folder), advance)
+        store = _Store(session, folder, advance)
         try:
             return store.measure(files, known=known, shown=shown, sizes=sizes)
         except KeyboardInterrupt:

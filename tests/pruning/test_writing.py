@@ -168,6 +168,21 @@ def test_the_index_tells_the_bytes_and_the_shard_of_every_tensor(tmp_path):
         assert name in parts(out / shard)[0]
 
 
+def test_shards_keep_their_names_and_order_and_those_without_drops_their_bytes(tmp_path):
+    base = Path(write_base(tmp_path / "base", TINY, shards=3).folder)
+    gone = tuple(f"model.layers.3.{part}" for part in ATTN)
+    out = pruned(base, tmp_path / "out", attn=[3])
+    shards = sorted(path.name for path in base.glob("*.safetensors"))
+    assert sorted(path.name for path in out.glob("*.safetensors")) == shards
+    touched = 0
+    for name in shards:
+        before, after = (list(parts(folder / name)[0]) for folder in (base, out))
+        assert after == [tensor for tensor in before if not tensor.startswith(gone)]
+        touched += before != after
+        assert (before == after) == ((base / name).read_bytes() == (out / name).read_bytes())
+    assert 0 < touched < len(shards)
+
+
 def test_a_total_of_parameters_in_the_index_follows_the_drop(tmp_path):
     base = Path(write_base(tmp_path / "base", TINY, shards=2).folder)
     index = json.loads((base / INDEX_NAME).read_text())
