@@ -12,6 +12,9 @@ attention drop   three attentions of ten: from the machine that has pushed the b
 the same again   after cold with the primer
 another card     the same with another README.md and hubprune.json
 30 % width       three in ten neurons of every MLP gone, cold with the primer: for information
+  killed         the same on top of the attention drop, ended by SIGKILL when all chunks are there, but not yet the list
+                 that makes files of them: the worst moment
+  run again      after that, on the same machine
 
 `stored` is what the Hub's stores of large files grew by, also in percent of the weights.  `sent` is the bodies of all
 requests that write: with the files that travel inside of the commit, and with what the client tells about chunks.
@@ -28,6 +31,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,7 +57,7 @@ QUICK = LlamaShape(256, 704, 10, 8, 8, 1024, "BF16")
 SHARDS = 4
 DROPPED = (3, 5, 6)
 BASE_ID, RESULT_ID = "somebody/base", "me/pruned"
-PRIMED = "attention drop, cold + primer"
+PRIMED, WIDTH = "attention drop, cold + primer", "30 % width, cold + primer"
 AGAIN, CARD = "  the same again", "  another card"
 LARGE = ".safetensors"
 """The one kind of files here that does not travel inside of the commit."""
@@ -133,8 +137,8 @@ class Cost:
         return f"{self.stored:,}", f"{self.percent:.2f} %", f"{self.sent:,}", estimate, error
 
 
-def run_child(hub: RunningHub, home: Path, order: dict[str, Any], *, xet: bool = True) -> dict[str, Any]:
-    """Run an action of this script in a fresh process that knows one Hub and one cache."""
+def start_child(hub: RunningHub, home: Path, order: dict[str, Any], *, xet: bool = True) -> subprocess.Popen[bytes]:
+    """Start an action of this script in a fresh process that knows one Hub and one cache."""
     keep = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment = keep | {
         "HF_ENDPOINT": hub.endpoint,
@@ -145,24 +149,65 @@ def run_child(hub: RunningHub, home: Path, order: dict[str, Any], *, xet: bool =
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, __file__, "--child", json.dumps(order)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+
+
+def run_child(hub: RunningHub, home: Path, order: dict[str, Any], *, xet: bool = True) -> dict[str, Any]:
+    """Run an action to its end and return what it found."""
+    with start_child(hub, home, order, xet=xet) as child:
+        stdout, _ = child.communicate()
+    if child.returncode:
+        sys.exit(f"{order['do']} failed with exit code {child.returncode}")
+    found: dict[str, Any] = json.loads(stdout.splitlines()[-1])
     return found
+
+
+@contextmanager
+def counted(hub: RunningHub) -> Iterator[dict[str, int]]:
+    """Count what the Hub stores, and what is sent to it, while the block runs."""
+    count, before = dict[str, int](), hub.stored_bytes
+    hub.clear_log()
+    yield count
+    after = hub.stored_bytes
+    count["stored"] = after.xet - before.xet + after.lfs - before.lfs
+    count["sent"] = sum(record.bytes_in for record in hub.log if record.method in ("POST", "PUT"))
 
 
 def measure(world: World, hub: RunningHub, home: Path, *, kind: str = "drop", xet: bool = True, **options: Any) -> Cost:
     """Write a checkpoint in one process, publish it in another, and see what reached the Hub meanwhile."""
     order = {"kind": kind, "folder": str(world.new_folder("result")), **options}
     written = run_child(hub, home, {"do": "write", **order}, xet=xet)
-    before = hub.stored_bytes
-    hub.clear_log()
-    run_child(hub, home, {"do": "publish", **order}, xet=xet)
-    after = hub.stored_bytes
-    return Cost(
-        stored=after.xet - before.xet + after.lfs - before.lfs,
-        sent=sum(record.bytes_in for record in hub.log if record.method in ("POST", "PUT")),
-        **written,
-    )
+    with counted(hub) as count:
+        run_child(hub, home, {"do": "publish", **order}, xet=xet)
+    return Cost(**count, **written)
+
+
+def measure_killed(world: World, hub: RunningHub, home: Path) -> tuple[Cost, Cost]:
+    """Kill an upload that is nearly done, find the old head, and measure what the next run sends."""
+    order = {"kind": "width", "folder": str(world.new_folder("result"))}
+    written = run_child(hub, home, {"do": "write", **order})
+    old = head(hub)
+    with counted(hub) as first, start_child(hub, home, {"do": "publish", **order}) as child:
+        hub.set_faults([{"match": "POST /_xet/v1/shards", "do": "stall", "skip": 1}])  # the primer's own goes through
+        while child.poll() is None and not any(record.fault == "stall" for record in hub.log):
+            time.sleep(0.01)
+        child.kill()
+    hub.set_faults([])
+    if head(hub) != old:
+        sys.exit("a publish that was killed has moved the head")
+    with counted(hub) as second:
+        run_child(hub, home, {"do": "publish", **order})
+    if head(hub) == old:
+        sys.exit("the publish after one that was killed did not move the head")
+    unasked = {**written, "estimate": None}
+    return Cost(**first, **unasked), Cost(**second, **unasked)
+
+
+def head(hub: RunningHub) -> str | None:
+    """Return the commit that the result's repo is at."""
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=hub.endpoint, token=hub.token).model_info(RESULT_ID).sha
 
 
 # ---- in the child ------------------------------------------------------------------------------------------------
@@ -276,7 +321,11 @@ def costs(world: World) -> dict[str, Cost]:
     with world.hub() as hub:
         found["attention drop, LFS"] = measure(world, hub, world.cold(), xet=False)
     with world.hub() as hub:
-        found["30 % width, cold + primer"] = measure(world, hub, world.cold(), kind="width")
+        found[WIDTH] = measure(world, hub, world.cold(), kind="width")
+    with world.hub() as hub:
+        home = world.cold()
+        measure(world, hub, home)
+        found["  killed"], found["  run again"] = measure_killed(world, hub, home)
     return found
 
 

@@ -100,6 +100,20 @@ def test_another_machine_learns_from_the_hub_which_chunks_are_known(local_hub, a
     assert sent < 150_000
 
 
+def test_what_the_stores_grow_by_is_what_was_new(local_hub, api, repo):
+    content = noise(400_000, seed=30)
+    before = local_hub.stored_bytes
+    upload(api, repo, content)
+    first = local_hub.stored_bytes
+    assert 400_000 < first.xet - before.xet < 410_000
+    api.create_repo(f"{repo}-again")
+    upload(api, f"{repo}-again", content, path="other.safetensors")
+    assert local_hub.stored_bytes == first
+    upload(api, repo, io.BytesIO(noise(50_000, seed=31)), path="more.safetensors")
+    assert local_hub.stored_bytes.lfs - first.lfs == 50_000
+    assert local_hub.stored_bytes.xet == first.xet
+
+
 @pytest.mark.parametrize(("path", "size"), [("notes.txt", 5000), ("weights.safetensors", 200_000)])
 def test_parts_of_a_file_can_be_read(api, repo, path, size):
     content = noise(size, seed=9).hex().encode()

@@ -62,6 +62,13 @@ def test_a_shard_is_read_whole():
     assert parsed.dedup_keys() == {merkle_hex(bytes([7]) * 32)}
 
 
+@pytest.mark.parametrize(("last", "shared"), [(0, True), (1024, True), (7 << 10, True), (1, False), (512, False)])
+def test_a_chunk_is_shared_where_its_hash_ends_in_a_multiple_of_1024(last, shared):
+    chunk = bytes([8]) * 24 + struct.pack("<Q", last)
+    parsed = parse_shard(shard().replace(bytes([8]) * 32, chunk))
+    assert (merkle_hex(chunk) in parsed.dedup_keys()) == shared
+
+
 def test_the_answer_for_deduplication_is_a_shard_without_files():
     answer = parse_shard(dedup_shard(parse_shard(shard()).xorb_section))
     assert answer.files == ()
@@ -141,3 +148,11 @@ def test_another_store_on_the_same_folder_sees_new_files(store, tmp_path):
     other = XetStore(tmp_path)
     store.put_shard(shard())
     assert other.by_sha256(merkle_hex(SHA256)) == store.by_sha256(merkle_hex(SHA256))
+
+
+def test_a_chunk_that_another_server_was_told_of_is_found(store, tmp_path):
+    other = XetStore(tmp_path)
+    other.put_shard(shard())
+    assert parse_shard(store.dedup_answer(merkle_hex(bytes([7]) * 32))).chunk_hashes.keys() == {merkle_hex(XORB)}
+    with pytest.raises(RefusedError, match="No chunk of this hash"):
+        store.dedup_answer(merkle_hex(bytes([8]) * 32))
