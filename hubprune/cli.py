@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from hubprune.commands import cards, export, local, measure, options, prune, publish, reproduce
+from hubprune.commands import cards, export, local, measure, options, prune, publish, push, reproduce
 from hubprune.commands.terminal import INTERRUPTED, dismiss, follow
 from hubprune.processes import rank
 
@@ -57,6 +57,7 @@ def _hubprune(version: options.Version = False) -> None:
 
 
 app.command(epilog=publish.EXAMPLES)(publish.publish)
+app.command(epilog=push.EXAMPLES)(push.push)
 app.command(epilog=prune.SCORE_EXAMPLES)(prune.score)
 app.command(epilog=prune.PRUNE_EXAMPLES)(prune.prune)
 app.command(epilog=prune.VERIFY_EXAMPLES)(prune.verify)

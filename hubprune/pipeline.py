@@ -195,7 +195,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     target = _preflight(run, options)
     with produced(run, stage, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices) as product:
         stage()
-        return _send(run, product, target, options)
+        return deliver(run, product, target, options)
 
 
 @dataclass(frozen=True)
@@ -280,6 +280,9 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
         written=has_checkpoint(run),
         loads_back=not options.dry_run,
         overwrite_card=options.overwrite_card,
+        excuse=(lambda error: run.reporter.warn(f"The publish itself would be refused: {error}"))
+        if options.dry_run
+        else None,
     )
     check_data(run)
     run.task_texts, run.task_sources, run.environment  # noqa: B018
@@ -298,8 +301,13 @@ def warn_of_memory(run: Run) -> None:
         )
 
 
-def _send(run: Run, product: Product, target: Target, options: PublishOptions) -> PublishReport:
-    """Commit, then load back; what was committed is told and written down even if the rest fails."""
+def deliver(run: Run, product: Product, target: Target, options: PublishOptions) -> PublishReport:
+    """Commit, then load back; what was committed is told and written down even if the rest fails.
+
+    Raises:
+        OverBudgetError: the result lost more than the recipe allows; nothing was sent.
+        HubpruneError: it could not be published, or does not load.
+    """
     folder, report = product.folder, product.report
     try:
         check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hubprune.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.console import size
 from hubprune.endpoint import check_endpoint
-from hubprune.errors import DiskSpaceError, RecipeError
+from hubprune.errors import AuthenticationError, DiskSpaceError, HubpruneError, PermissionDeniedError, RecipeError
 from hubprune.publishing.card import skeleton
 from hubprune.publishing.hub import needed_files, weight_files
 from hubprune.publishing.identity import Identity, check_can_create, check_can_write, identify
@@ -19,9 +19,12 @@ from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target, check_branch, check_visibility, is_private
 from hubprune.recipe import Recipe
 
-__all__ = ["Target", "check_disk", "preflight"]
+__all__ = ["Target", "check_disk", "preflight", "target_of"]
 
 LONGEST_REPO_ID = 96
+NOBODY = Identity(user=None)
+"""Who runs without a token."""
+Excuse = Callable[[HubpruneError], None]
 
 
 def preflight(
@@ -33,6 +36,7 @@ def preflight(
     written: bool = False,
     loads_back: bool = True,
     overwrite_card: bool = False,
+    excuse: Excuse | None = None,
 ) -> Target:
     """Check that nothing will stop the publish at its end; takes seconds and writes nothing.
 
@@ -44,6 +48,7 @@ def preflight(
         written: whether an earlier run left the result there.
         loads_back: whether the published model will be downloaded into that folder.
         overwrite_card: whether a card that was edited by hand may be replaced.
+        excuse: told, in a dry run, that the token may not write there, or that there is none; None to refuse both.
 
     Raises:
         AuthenticationError: no token, or one that is not valid.
@@ -57,18 +62,41 @@ def preflight(
     """
     check_endpoint(session.endpoint)
     _check_base(base)
-    identity = identify(session)
+    identity = _identify(session, wanted=recipe.target.repo_id, excuse=excuse)
     check_license(recipe, base=base)
     terms = card_in_force(base, given=recipe.target.license)
     repo_id = _target_id(recipe, identity=identity, terms=terms)
     name = repo_id.split("/")[-1]
     check_name(name, card=terms, allowed=recipe.target.allow_name)
-    target = _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session)
+    target = _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session, excuse=excuse)
     if target.parent:
         remote = read_remote(repo_id, commit=target.parent, session=session)
         check_card_is_ours(remote, overwrite_card=overwrite_card)
     check_disk(base, folder=folder, written=written, loads_back=loads_back)
     _check_metadata(skeleton(recipe, base=base, name=name), session=session)
+    return target
+
+
+def target_of(recipe: Recipe, *, base: BaseCheckpoint, session: HubSession, overwrite_card: bool = False) -> Target:
+    """Check the target of a result that a dry run made, and that was checked in all else then.
+
+    The base is not asked for: a token that may write to one repo and nothing else is enough.
+
+    Args:
+        recipe: names the target in full.
+        base: as the dry run saw it.
+        session: which Hub, and as whom.
+        overwrite_card: whether a card that was edited by hand may be replaced.
+
+    Raises:
+        HubpruneError: as `preflight`.
+    """
+    check_endpoint(session.endpoint)
+    repo_id, identity = str(recipe.target.repo_id), identify(session)
+    target = _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session)
+    if target.parent:
+        remote = read_remote(repo_id, commit=target.parent, session=session)
+        check_card_is_ours(remote, overwrite_card=overwrite_card)
     return target
 
 
@@ -83,6 +111,17 @@ def _check_base(base: BaseCheckpoint) -> None:
 # ---- where -------------------------------------------------------------------------------------------------------
 
 
+def _identify(session: HubSession, *, wanted: str | None, excuse: Excuse | None) -> Identity:
+    """Ask whose token it is; where there is none, a target that is named in full is enough for a dry run."""
+    try:
+        return identify(session)
+    except AuthenticationError as error:
+        if excuse is None or session.token is not None or "/" not in (wanted or ""):
+            raise
+        excuse(error)
+        return NOBODY
+
+
 def _target_id(recipe: Recipe, *, identity: Identity, terms: BaseCard) -> str:
     repo_id = identity.repo_id(recipe.target.repo_id, default=bare_name(recipe.default_name, card=terms))
     if len(repo_id) > LONGEST_REPO_ID:
@@ -90,14 +129,26 @@ def _target_id(recipe: Recipe, *, identity: Identity, terms: BaseCard) -> str:
     return repo_id
 
 
-def _look_at(repo_id: str, *, recipe: Recipe, base: BaseCheckpoint, identity: Identity, session: HubSession) -> Target:
+def _look_at(
+    repo_id: str,
+    *,
+    recipe: Recipe,
+    base: BaseCheckpoint,
+    identity: Identity,
+    session: HubSession,
+    excuse: Excuse | None = None,
+) -> Target:
     wanted = recipe.target
     private = is_private(repo_id, session=session)
     exists = private is not None
-    if not exists:
-        check_can_create(repo_id, identity=identity, create_pr=wanted.create_pr, session=session)
-    else:
-        check_can_write(repo_id, identity=identity, create_pr=wanted.create_pr, session=session)
+    may = check_can_write if exists else check_can_create
+    try:
+        if identity is not NOBODY:
+            may(repo_id, identity=identity, create_pr=wanted.create_pr, session=session)
+    except PermissionDeniedError as error:
+        if excuse is None:
+            raise
+        excuse(error)
     check_visibility(recipe, base=base, repo_id=repo_id, private=private, endpoint=session.endpoint)
     refs = refs_of(repo_id, session=session) if exists else None
     check_branch(wanted.revision, refs=refs)

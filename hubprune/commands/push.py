@@ -1,0 +1,40 @@
+"""`hubprune push`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hubprune.ci.github import told_to_job
+from hubprune.commands import options
+from hubprune.commands.terminal import errors_shown, open_session
+
+EXAMPLES = (
+    "Example:  hubprune publish --recipe recipe.yaml --repo-id me/tiny --dry-run --out result --report report.json"
+    "  &&  hubprune push result report.json"
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What publish --dry-run --out wrote.")]
+Report = Annotated[Path, typer.Argument(metavar="REPORT", help="What --report of the same run wrote.")]
+
+
+def push(
+    folder: Folder,
+    dry_run_report: Report,
+    overwrite_card: options.OverwriteCard = False,
+    report: options.ReportFile = None,
+    endpoint: options.Endpoint = None,
+    as_json: options.Json = False,
+) -> None:
+    """Publish what a dry run made, on another machine and with another token if need be; nothing is computed again."""
+    with errors_shown() as reporter, told_to_job(reporter) as told:
+        session = open_session(endpoint)
+        from hubprune import pipeline, pushing, summary
+
+        made = pushing.read_report(dry_run_report)
+        # The primer would need the base, which the token of a push may not read.
+        chosen = pipeline.PublishOptions(primer=False, overwrite_card=overwrite_card, report=report, told=told)
+        done = pushing.push(folder, made, chosen, session=session, reporter=reporter)
+        typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))

@@ -1,0 +1,101 @@
+"""Publish what a dry run made, perhaps on another machine and with another token: nothing is computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from hubprune.artifacts import PublishReport, RepoFile
+from hubprune.console import Reporter
+from hubprune.errors import RecipeError, VerificationError
+from hubprune.files import list_files, make_writable
+from hubprune.pipeline import Product, PublishOptions, announcer, deliver
+from hubprune.publishing.manifest import CARD, MANIFEST, read_manifest
+from hubprune.publishing.preflight import target_of
+from hubprune.publishing.session import HubSession
+from hubprune.recipe import Recipe, parse
+from hubprune.run import Run
+from hubprune.stages import StageStore, work_folder
+
+__all__ = ["push", "read_report"]
+
+STAGES = ("Check", "Publish and load back")
+AGAIN = "Make both again with hubprune publish --dry-run --out FOLDER --report REPORT."
+
+
+def push(
+    folder: Path, report: PublishReport, options: PublishOptions, *, session: HubSession, reporter: Reporter
+) -> PublishReport:
+    """Publish a folder that a dry run wrote, in one commit, if it is still what the dry run saw.
+
+    Args:
+        folder: from `--out`.
+        report: from `--report` of the same run.
+        options: where the new report goes, and whether a card edited on the Hub may be replaced.
+        session: which Hub, and as whom; the base is not asked for.
+        reporter: told what is going on.
+
+    Raises:
+        VerificationError: a file was changed, added or removed since.
+        OverBudgetError: it lost more than its recipe allows.
+        HubpruneError: it may not be published there, or could not be.
+    """
+    stage = announcer(reporter, STAGES)
+    stage()
+    if options.report:
+        make_writable(options.report.absolute().parent)
+    recipe = _recipe(report)
+    files = _as_verified(folder, report)
+    target = target_of(recipe, base=report.base, session=session, overwrite_card=options.overwrite_card)
+    reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
+    stage()
+    return deliver(
+        Run(recipe, session, reporter, StageStore(work_folder())), Product(folder, files, report), target, options
+    )
+
+
+def read_report(path: Path) -> PublishReport:
+    """Read the report of a publish.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    try:
+        return PublishReport.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no report of this version"
+        raise RecipeError(f"Cannot read the report {path}: {why}.", hint=AGAIN) from error
+
+
+def _recipe(report: PublishReport) -> Recipe:
+    """Return the recipe with the target that the card names, which no option can move."""
+    recipe = parse(Recipe, report.recipe)
+    if report.snippet is None:
+        raise RecipeError("The report names no repo that its card is for.", hint=AGAIN)
+    target = recipe.target.model_copy(update={"repo_id": report.snippet.repo_id})
+    return recipe.model_copy(update={"target": target})
+
+
+def _as_verified(folder: Path, report: PublishReport) -> tuple[RepoFile, ...]:
+    """List the files of a folder, each of which has to be what the manifest says, and that what the report says."""
+    if not (folder / MANIFEST).is_file():
+        raise RecipeError(f"{folder} holds no {MANIFEST}.", hint=AGAIN)
+    files = list_files(folder)
+    listed = read_manifest((folder / MANIFEST).read_bytes()).files
+    found = {file.path: str(file.sha256) for file in files if file.path != MANIFEST}
+    _refuse_difference(found, listed, where=folder)
+    checkpoint = {file.path: str(file.sha256) for file in report.checkpoint.files}
+    _refuse_difference({path: found.get(path, "") for path in checkpoint}, checkpoint, where=folder)
+    if CARD not in found:
+        raise VerificationError(f"{folder} has no {CARD}.", hint=AGAIN)
+    return files
+
+
+def _refuse_difference(found: Mapping[str, str], expected: Mapping[str, str], *, where: Path) -> None:
+    different = sorted(path for path in {*found, *expected} if found.get(path) != expected.get(path))
+    if different:
+        what = "is not" if different[0] in found else "has gone from"
+        rest = f", nor are {len(different) - 1} more" if len(different) > 1 else ""
+        raise VerificationError(f"{different[0]} {what} what the dry run left in {where}{rest}.", hint=AGAIN)
