@@ -22,7 +22,8 @@ with which value, and its hint says what to do next.  Anything else that escapes
     │   ├── AuthenticationError      no token, an expired one, or one the Hub does not know
     │   ├── PermissionDeniedError    the token is valid and may not do this
     │   ├── ConflictError            somebody else committed in between
-    │   └── RemoteMismatchError      a remote file is not what was uploaded
+    │   ├── RemoteMismatchError      a remote file is not what was uploaded
+    │   └── JobError                 a job on Hugging Face Jobs failed or was cancelled
     ├── DiskSpaceError               not enough room for what the run would write
     └── MissingDependencyError       a program or an extra that this command needs is not installed
 """
@@ -44,6 +45,7 @@ __all__ = [
     "HubError",
     "HubUnreachableError",
     "HubpruneError",
+    "JobError",
     "MissingDependencyError",
     "OverBudgetError",
     "PermissionDeniedError",
@@ -155,6 +157,10 @@ class ConflictError(HubError):
 
 class RemoteMismatchError(HubError):
     """A file on the Hub is not the file that was uploaded."""
+
+
+class JobError(HubError):
+    """A job on Hugging Face Jobs failed, or somebody cancelled it."""
 
 
 class DiskSpaceError(HubpruneError):

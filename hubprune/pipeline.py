@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hubprune.artifacts import (
     BenchmarkComparison,
@@ -192,7 +192,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     stage = announcer(run.reporter)
     stage()
     choices = CardChoices.read(notes=options.notes, template=options.card_template)
-    target = _preflight(run, options)
+    target = check(run, options)
     with produced(run, stage, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices) as product:
         stage()
         return deliver(run, product, target, options)
@@ -266,8 +266,17 @@ def announcer(reporter: Reporter, stages: Sequence[str] = STAGES) -> Callable[[]
     return announce
 
 
-def _preflight(run: Run, options: PublishOptions) -> Target:
-    """Check in seconds all that could fail hours later; nothing is downloaded or written before it is through."""
+def check(run: Run, options: PublishOptions, *, computes: Literal["here", "elsewhere"] = "here") -> Target:
+    """Check in seconds all that could fail hours later; nothing is downloaded or written before it is through.
+
+    Args:
+        run: whose recipe is to be published.
+        options: how.
+        computes: whether this machine needs the room and the memory.
+
+    Raises:
+        HubpruneError: the first thing that is wrong.
+    """
     if options.out:
         check_new_folder(options.out)
     if options.report:
@@ -280,13 +289,15 @@ def _preflight(run: Run, options: PublishOptions) -> Target:
         written=has_checkpoint(run),
         loads_back=not options.dry_run,
         overwrite_card=options.overwrite_card,
+        computes=computes,
         excuse=(lambda error: run.reporter.warn(f"The publish itself would be refused: {error}"))
         if options.dry_run
         else None,
     )
     check_data(run)
     run.task_texts, run.task_sources, run.environment  # noqa: B018
-    warn_of_memory(run)
+    if computes == "here":
+        warn_of_memory(run)
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
     return target
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ending", "Outcome"]
 
-Ending = Literal["published", "up to date", "dry run", "over budget", "failed"]
+Ending = Literal["published", "up to date", "dry run", "ran elsewhere", "over budget", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,9 @@ class Outcome:
         """The outcome in two words."""
         if self.error is not None:
             return "over budget" if isinstance(self.error, OverBudgetError) else "failed"
-        if self.report is None or self.report.published is None:
+        if self.report is None:
+            return "ran elsewhere"
+        if self.report.published is None:
             return "dry run"
         return "published" if self.report.published.created else "up to date"
 

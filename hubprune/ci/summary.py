@@ -23,7 +23,8 @@ __all__ = ["job_summary"]
 
 TITLES: Mapping[Ending, str] = {
     "published": "Published", "up to date": "Up to date", "dry run": "Dry run: nothing was written to the Hub",
-    "over budget": "Over budget: nothing was published", "failed": "Failed",
+    "ran elsewhere": "Done on Hugging Face Jobs", "over budget": "Over budget: nothing was published",
+    "failed": "Failed",
 }  # fmt: skip
 ADDRESS = ":/?#&=@%+,;~-._"
 """Characters that an address keeps inside a Markdown link."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import typer
 
 from hubprune.ci.github import told_to_job
-from hubprune.commands import card_options, options
+from hubprune.commands import card_options, job_options, options
 from hubprune.commands.recipes import make_recipe
 from hubprune.commands.terminal import errors_shown, open_run
 
+JOB_OPTIONS = ("on", "flavor", "timeout", "namespace", "requirement")
 EXAMPLES = (
     "Examples:  hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3"
     "  |  hubprune publish mistralai/Mistral-7B-v0.1 --drop-attn 18,21,22 --limit 200 --dry-run"
+    "  |  hubprune publish --recipe recipe.yaml --on hf-jobs --flavor a100-large"
 )
 
 
@@ -66,6 +68,11 @@ def publish(
     seed: options.Seed = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    on: job_options.On = None,
+    flavor: job_options.Flavor = None,
+    timeout: job_options.Timeout = None,
+    namespace: job_options.Namespace = None,
+    requirement: job_options.Requirement = None,
     as_json: options.Json = False,
 ) -> None:
     """Score, prune, verify, benchmark and publish a base in one commit, then load it back."""
@@ -74,5 +81,11 @@ def publish(
         run = open_run(make_recipe(given), endpoint, reporter)
         from hubprune import pipeline, summary
 
-        done = pipeline.publish(run, pipeline.PublishOptions.of(given, told=told))
+        chosen = pipeline.PublishOptions.of(given, told=told)
+        if any(given[name] is not None for name in JOB_OPTIONS):
+            from hubprune.jobs.command import publish_on_jobs
+
+            typer.echo(publish_on_jobs(run, chosen, given))
+            return
+        done = pipeline.publish(run, chosen)
         typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))

@@ -44,8 +44,8 @@ def errors_shown(*, resume: str = RESUME) -> Iterator[Reporter]:
             raise
         reporter.error("The disk is full; nothing half-written was kept.", "Free some space and run it again.")
         raise typer.Exit(DiskSpaceError.exit_code) from None
-    except KeyboardInterrupt:
-        reporter.error("Interrupted.", resume)
+    except KeyboardInterrupt as interrupt:
+        reporter.error("Interrupted.", str(interrupt) or resume)
         raise typer.Exit(INTERRUPTED) from None
 
 

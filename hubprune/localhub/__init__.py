@@ -15,13 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hubprune.localhub.faults import Fault, RequestRecord
+    from hubprune.localhub.jobs import JobRecord, JobScript
     from hubprune.localhub.preview import Preview, serve_preview
     from hubprune.localhub.server import RunningHub, running_hub, serve
 
-__all__ = ["Fault", "Preview", "RequestRecord", "RunningHub", "running_hub", "serve", "serve_preview"]
+__all__ = [
+    "Fault",
+    "JobRecord",
+    "JobScript",
+    "Preview",
+    "RequestRecord",
+    "RunningHub",
+    "running_hub",
+    "serve",
+    "serve_preview",
+]
 
 _HOME = {
     "Fault": "hubprune.localhub.faults",
+    "JobRecord": "hubprune.localhub.jobs",
+    "JobScript": "hubprune.localhub.jobs",
     "Preview": "hubprune.localhub.preview",
     "RequestRecord": "hubprune.localhub.faults",
     "RunningHub": "hubprune.localhub.server",

@@ -21,6 +21,7 @@ from hubprune.localhub.routes_commits import CommitRoutes
 from hubprune.localhub.routes_discussions import DiscussionRoutes
 from hubprune.localhub.routes_files import FileRoutes
 from hubprune.localhub.routes_git import GitRoutes
+from hubprune.localhub.routes_jobs import JobRoutes
 from hubprune.localhub.routes_lfs import LfsRoutes
 from hubprune.localhub.routes_listing import ListingRoutes
 from hubprune.localhub.routes_moving import MovingRoutes
@@ -42,6 +43,7 @@ _PARTS = (
     StorageRoutes,
     TokenRoutes,
     CollectionRoutes,
+    JobRoutes,
 )
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")

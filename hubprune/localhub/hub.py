@@ -13,6 +13,7 @@ from hubprune.localhub import disk
 from hubprune.localhub.access import Account, Accounts
 from hubprune.localhub.collections import CollectionStore
 from hubprune.localhub.git import Change, Entry, GitRepo, require_git
+from hubprune.localhub.jobs import JobStore
 from hubprune.localhub.lfs import GITATTRIBUTES, POINTER_BYTES, LfsStore, Pointer, parse_pointer
 from hubprune.localhub.names import KINDS
 from hubprune.localhub.refusal import RefusedError
@@ -106,6 +107,7 @@ class Hub:
         self.lfs = LfsStore(directory / "lfs")
         self.xet = XetStore(directory / "xet")
         self.collections = CollectionStore(directory / "collections.json")
+        self.jobs = JobStore()
 
     def create_repo(self, kind: str, repo_id: str, *, private: bool) -> Repo:
         """Make a repository with its first commit; it appears complete or not at all."""

@@ -15,6 +15,7 @@ from hubprune.localhub.access import Account, Role
 from hubprune.localhub.app import build_app
 from hubprune.localhub.faults import Fault, RequestRecord, Wire
 from hubprune.localhub.hub import Hub, StoredBytes
+from hubprune.localhub.jobs import JobRecord, JobScript
 from hubprune.localhub.loopback import LoopbackServer, endpoint_of, listen, quiet_signals
 
 
@@ -119,6 +120,15 @@ class RunningHub:
     def clear_log(self) -> None:
         """Forget the requests so far."""
         self._wire.log.clear()
+
+    @property
+    def jobs(self) -> list[JobRecord]:
+        """The jobs that were asked for, oldest first, secrets included."""
+        return self._hub.jobs.all()
+
+    def script_job(self, script: JobScript) -> None:
+        """Say what becomes of the next job; one without a script says that nothing is run here, and completes."""
+        self._hub.jobs.script(script)
 
     def set_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
         """Replace the faults that are set; each is a `Fault`, or the fields of one. An empty list removes them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from hubprune.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.console import size
@@ -36,6 +37,7 @@ def preflight(
     written: bool = False,
     loads_back: bool = True,
     overwrite_card: bool = False,
+    computes: Literal["here", "elsewhere"] = "here",
     excuse: Excuse | None = None,
 ) -> Target:
     """Check that nothing will stop the publish at its end; takes seconds and writes nothing.
@@ -48,6 +50,7 @@ def preflight(
         written: whether an earlier run left the result there.
         loads_back: whether the published model will be downloaded into that folder.
         overwrite_card: whether a card that was edited by hand may be replaced.
+        computes: whether the disk of this machine has to have room for it.
         excuse: told, in a dry run, that the token may not write there, or that there is none; None to refuse both.
 
     Raises:
@@ -72,7 +75,8 @@ def preflight(
     if target.parent:
         remote = read_remote(repo_id, commit=target.parent, session=session)
         check_card_is_ours(remote, overwrite_card=overwrite_card)
-    check_disk(base, folder=folder, written=written, loads_back=loads_back)
+    if computes == "here":
+        check_disk(base, folder=folder, written=written, loads_back=loads_back)
     _check_metadata(skeleton(recipe, base=base, name=name), session=session)
     return target
 

@@ -1,0 +1,1 @@
+"""Run a publish on Hugging Face Jobs instead of on this machine."""

@@ -1,0 +1,73 @@
+"""`hubprune publish --on hf-jobs`: check everything here, then let a job do the work."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hubprune.errors import RecipeError
+from hubprune.jobs.order import JobOrder, Machine, refuse_local
+from hubprune.jobs.running import run_job
+from hubprune.pipeline import PublishOptions, check
+from hubprune.recipe import Recipe
+from hubprune.run import Run
+from hubprune.summary import table
+
+if TYPE_CHECKING:
+    from huggingface_hub import JobInfo
+
+__all__ = ["publish_on_jobs"]
+
+FLAGS: Mapping[str, str] = {"overwrite_card": "--overwrite-card", "dry_run": "--dry-run"}
+
+
+def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any]) -> str:
+    """Check a publish here, run it on Hugging Face Jobs, follow it, and return what to print of it.
+
+    Args:
+        run: over the recipe; nothing of it is computed here.
+        options: of the publish.
+        given: options of the command by the names of their parameters.
+
+    Raises:
+        HubpruneError: it could not work, or the job failed.
+    """
+    machine = _machine(given)
+    refuse_local(run.recipe, given)
+    target = check(run, options, computes="elsewhere")
+    order = JobOrder(
+        recipe=_pinned(run.recipe, commit=str(run.base.commit), repo_id=target.repo_id),
+        machine=machine if machine.namespace else Machine(**{**vars(machine), "namespace": target.user}),
+        flags=tuple(flag for name, flag in FLAGS.items() if given.get(name)),
+        run_id=secrets.token_hex(8),
+        endpoint=run.session.endpoint,
+    )
+    ended = run_job(order, session=run.session, reporter=run.reporter, show=lambda line: print(line, file=sys.stderr))
+    return _told(ended, repo_id=target.repo_id, dry_run=bool(given.get("dry_run")))
+
+
+def _machine(given: Mapping[str, Any]) -> Machine:
+    if given.get("on") != "hf-jobs":
+        raise RecipeError(f"--on {given.get('on')!r} is no place to run.", hint="There is one: --on hf-jobs.")
+    if not given.get("flavor"):
+        raise RecipeError(
+            "A job needs a machine.", hint="Pass one of `hf jobs hardware`, as in --flavor a100-large; it is billed."
+        )
+    named = {name: given.get(name) for name in ("flavor", "timeout", "namespace", "requirement")}
+    return Machine(**{name: value for name, value in named.items() if value is not None})
+
+
+def _pinned(recipe: Recipe, *, commit: str, repo_id: str) -> Recipe:
+    base = recipe.base.model_copy(update={"revision": commit})
+    return recipe.model_copy(
+        update={"base": base, "target": recipe.target.model_copy(update={"repo_id": repo_id}), "device": "auto"}
+    )
+
+
+def _told(job: JobInfo, *, repo_id: str, dry_run: bool) -> str:
+    rows = [["job", f"{job.owner.name}/{job.id}"], ["url", job.url], ["target", repo_id]]
+    if dry_run:
+        rows.append(["dry run", "nothing was published"])
+    return table(rows, left=2)
