@@ -39,17 +39,6 @@ def test_a_job_that_holds_goes_on_until_it_is_cancelled(api, local_hub):
     assert api.inspect_job(job_id=job.id, namespace="acme").status.stage == "CANCELED"
 
 
-def test_a_log_that_breaks_off_is_taken_up_where_it_was(api, local_hub, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.hf_api.time.sleep", lambda seconds: None)
-    local_hub.script_job(JobScript(lines=tuple(f"line {n}" for n in range(40)), holds=True))
-    job = api.run_job(**ASKED)
-    local_hub.set_faults([{"match": "/logs", "do": "truncate", "bytes": 900}])
-    lines = iter(api.fetch_job_logs(job_id=job.id, namespace="acme", follow=True))
-    first = [next(lines) for _ in range(40)]
-    api.cancel_job(job_id=job.id, namespace="acme")
-    assert first + list(lines) == [f"line {n}" for n in range(40)]
-
-
 def test_strangers_neither_see_nor_run_jobs_of_others(api, local_hub):
     from huggingface_hub import HfApi
 
