@@ -68,11 +68,9 @@ def workspace(tmp_path):
     return folder
 
 
-def test_one_job_computes_without_any_token_and_the_other_sends_with_one_for_that_repo_alone(
-    hubprune, hub, api, workspace
-):
+def test_one_job_computes_without_any_token_and_the_other_sends_as_a_trusted_publisher(hubprune, hub, api, workspace):
     api.create_repo("acme/from-ci")
-    token = hub.add_user("ci", role="fineGrained", writable=["acme/from-ci"])
+    hubprune.variables["HF_OIDC_ID_TOKEN"] = hub.trust("acme/from-ci")  # which the client asks GitHub for
     run = Runner(
         hubprune,
         workspace,
@@ -81,8 +79,8 @@ def test_one_job_computes_without_any_token_and_the_other_sends_with_one_for_tha
             "inputs.repo_id": "acme/from-ci",
             "inputs.gated_reader": "",
             "secrets.HF_READ_TOKEN": "",
-            "secrets.HF_TOKEN": token,
-            "secrets.HF_TOKEN == '' && inputs.repo_id || ''": "",
+            "secrets.HF_TOKEN": "",
+            "secrets.HF_TOKEN == '' && inputs.repo_id || ''": "acme/from-ci",
         },
     )
     code, said, summary, outputs = run("publish", "build")
@@ -99,7 +97,9 @@ def test_one_job_computes_without_any_token_and_the_other_sends_with_one_for_tha
     assert (outputs["outcome"], outputs["created"]) == ("published", "true")
     assert summary.startswith(f"## hubprune: Published\n\nacme/from-ci at [{info.sha[:12]}](")
     assert (workspace / "published.json").is_file()
-    assert token not in said + summary + (workspace / "published.json").read_text()
+    told = said + summary + (workspace / "published.json").read_text()
+    assert "hf_jwt_" not in told
+    assert hubprune.variables["HF_OIDC_ID_TOKEN"] not in told
 
     (workspace / "result" / "config.json").write_text("{}")
     code, said, summary, outputs = run("publish", "push")

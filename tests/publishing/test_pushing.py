@@ -1,0 +1,145 @@
+"""`hubprune push`: what a dry run left is published as it is, or not at all."""
+
+from __future__ import annotations
+
+import made
+import pytest
+from on_hub import make_folder
+
+from hubprune import pipeline, pushing
+from hubprune.artifacts import LoadedBack
+from hubprune.errors import AuthenticationError, OverBudgetError, PermissionDeniedError, RecipeError, VerificationError
+from hubprune.files import list_files
+from hubprune.pipeline import PublishOptions, to_json
+from hubprune.publishing.preflight import preflight
+from hubprune.publishing.session import HubSession
+from hubprune.recipe import EvaluationSpec, TargetSpec
+
+NOT_CHECKPOINT = ("README.md", "recipe.yaml", "hubprune.json", "tasks/own.yaml")
+
+
+@pytest.fixture
+def dry_run(tmp_path, user):
+    """Folder and report as a dry run for a repo of the user leaves them; the report went through its file."""
+
+    def leave(**recipe):
+        folder = make_folder(tmp_path / "result")
+        checkpoint = made.checkpoint(files=tuple(f for f in list_files(folder) if f.path not in NOT_CHECKPOINT))
+        snippet = made.snippet().model_copy(update={"repo_id": f"{user[0]}/pushed"})
+        values = made.recipe(**recipe).model_dump(mode="json")
+        report = made.report(checkpoint=checkpoint, snippet=snippet, recipe=values)
+        (tmp_path / "report.json").write_text(to_json(report))
+        return folder, pushing.read_report(tmp_path / "report.json")
+
+    return leave
+
+
+@pytest.fixture
+def push(session, reporter, tmp_path, monkeypatch):
+    monkeypatch.setenv("HUBPRUNE_HOME", str(tmp_path / "work"))
+    loaded = LoadedBack(prompt="p", text="t", parameters=made.checkpoint().parameters)
+    monkeypatch.setattr(pipeline, "_load_back", lambda *_: loaded)
+
+    def run(folder, report, *, session=session):
+        options = PublishOptions(primer=False, report=tmp_path / "published.json")
+        return pushing.push(folder, report, options, session=session, reporter=reporter)
+
+    return run
+
+
+def test_the_folder_is_published_in_one_commit_under_the_name_on_its_card_and_the_base_is_not_asked_for(
+    dry_run, push, session, user, hub, tmp_path
+):
+    folder, report = dry_run()
+    hub.clear_log()
+    done = push(folder, report)
+    repo_id = f"{user[0]}/pushed"
+    assert (done.published.repo_id, done.published.created) == (repo_id, True)
+    assert session.api.model_info(repo_id).sha == done.published.commit
+    assert {f.rfilename for f in session.api.model_info(repo_id).siblings} >= {f.path for f in list_files(folder)}
+    assert not any("Llama-3.2-3B" in record.path for record in hub.log)
+    assert pushing.read_report(tmp_path / "published.json").published == done.published
+    assert push(folder, report).published.created is False
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json is not what the dry run left"),
+        (lambda folder: (folder / "README.md").write_text("# x"), "README.md is not what the dry run left"),
+        (lambda folder: (folder / "more.py").write_text("x"), "more.py is not what the dry run left"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors has gone from what the dry run"),
+        (lambda folder: (folder / "tasks" / "own.yaml").unlink(), "tasks/own.yaml has gone from"),
+    ],
+)
+def test_a_folder_that_was_changed_is_not_published(dry_run, push, session, user, spoil, said):
+    folder, report = dry_run()
+    spoil(folder)
+    with pytest.raises(VerificationError) as caught:
+        push(folder, report)
+    assert said in str(caught.value)
+    assert not session.api.repo_exists(f"{user[0]}/pushed")
+
+
+def test_a_manifest_that_was_changed_too_is_found_out_by_the_report(dry_run, push, tmp_path):
+    _, report = dry_run()
+    other = make_folder(tmp_path / "other", card="# Another\n")
+    (other / "config.json").write_text('{"dropped": [2]}')
+    from on_hub import finish
+
+    finish(other, card="# Another\n", report=report)
+    with pytest.raises(VerificationError, match=r"config\.json is not what the dry run left"):
+        push(other, report)
+
+
+def test_the_budget_holds_here_too(dry_run, push, session, user):
+    tasks = ("arc_easy", "lambada_openai")
+    folder, report = dry_run(evaluation=EvaluationSpec(tasks=tasks, max_drop_pp={"lambada_openai": 5}))
+    with pytest.raises(OverBudgetError):
+        push(folder, report)
+    assert not session.api.repo_exists(f"{user[0]}/pushed")
+
+
+def test_a_trusted_publisher_is_enough_where_the_repo_exists(dry_run, push, hub, user, session):
+    folder, report = dry_run()
+    repo_id = f"{user[0]}/pushed"
+    session.api.create_repo(repo_id)
+    token = hub.add_user("trusted-publisher", role="publisher", writable=[repo_id])
+    done = push(folder, report, session=HubSession.open(endpoint=hub.endpoint, token=token))
+    assert done.published.created
+
+
+@pytest.mark.parametrize("text", ["", "{}", "nothing", '{"schema_version": 9}'])
+def test_what_is_no_report_is_refused_with_how_to_make_one(tmp_path, text):
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"hubprune publish --dry-run --out FOLDER --report REPORT"):
+        pushing.read_report(tmp_path / "report.json")
+    with pytest.raises(RecipeError, match="No such file"):
+        pushing.read_report(tmp_path / "absent.json")
+
+
+# ---- the dry run without the right to write ----------------------------------------------------------------------
+
+
+def test_a_dry_run_may_lack_the_right_to_write_and_is_told_so(recipe, hub, base_repo):
+    base = made.base(commit=base_repo)
+    reader = HubSession.open(endpoint=hub.endpoint, token=hub.add_user("dry-reader", role="read"))
+    asked = recipe.model_copy(update={"target": TargetSpec(repo_id="acme/Llama-dry")})
+    with pytest.raises(PermissionDeniedError):
+        preflight(asked, base=base, session=reader, computes="elsewhere")
+    told = []
+    target = preflight(asked, base=base, session=reader, computes="elsewhere", excuse=told.append)
+    assert (target.repo_id, [type(error) for error in told]) == ("acme/Llama-dry", [PermissionDeniedError])
+
+
+def test_a_dry_run_needs_no_token_where_the_target_is_named_in_full(recipe, hub, base_repo):
+    base, nobody = made.base(commit=base_repo), HubSession.open(endpoint=hub.endpoint)
+    told = []
+    asked = recipe.model_copy(update={"target": TargetSpec(repo_id="acme/Llama-dry")})
+    assert (
+        preflight(asked, base=base, session=nobody, computes="elsewhere", excuse=told.append).repo_id
+        == "acme/Llama-dry"
+    )
+    assert [type(error) for error in told] == [AuthenticationError]
+    with pytest.raises(AuthenticationError):  # whose it would be, only a token tells
+        preflight(recipe, base=base, session=nobody, computes="elsewhere", excuse=told.append)
