@@ -38,7 +38,7 @@ def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any])
     refuse_local(run.recipe, given)
     target = check(run, options, computes="elsewhere")
     order = JobOrder(
-        recipe=_pinned(run.recipe, commit=str(run.base.commit), repo_id=target.repo_id),
+        recipe=_named(run.recipe, repo_id=target.repo_id),
         machine=machine if machine.namespace else Machine(**{**vars(machine), "namespace": target.user}),
         flags=tuple(flag for name, flag in FLAGS.items() if given.get(name)),
         run_id=secrets.token_hex(8),
@@ -59,11 +59,9 @@ def _machine(given: Mapping[str, Any]) -> Machine:
     return Machine(**{name: value for name, value in named.items() if value is not None})
 
 
-def _pinned(recipe: Recipe, *, commit: str, repo_id: str) -> Recipe:
-    base = recipe.base.model_copy(update={"revision": commit})
-    return recipe.model_copy(
-        update={"base": base, "target": recipe.target.model_copy(update={"repo_id": repo_id}), "device": "auto"}
-    )
+def _named(recipe: Recipe, *, repo_id: str) -> Recipe:
+    """Name the target in full; the base stays as it is, so that a webhook can run the job again for a newer commit."""
+    return recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": repo_id})})
 
 
 def _told(job: JobInfo, *, repo_id: str, dry_run: bool) -> str:

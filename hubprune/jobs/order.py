@@ -52,7 +52,7 @@ class JobOrder:
     """One job, ready to be sent."""
 
     recipe: Recipe
-    """With the commit of its base and the full name of its target: the job decides nothing anew."""
+    """With the full name of its target, which does not depend on whose token the job has."""
     machine: Machine
     flags: tuple[str, ...]
     """Further options of `hubprune publish`, such as --overwrite-card."""

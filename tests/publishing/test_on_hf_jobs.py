@@ -50,9 +50,7 @@ def on_jobs(session, reporter, small_base, tmp_path, monkeypatch):
     return run
 
 
-def test_the_job_gets_the_pinned_recipe_this_version_and_the_token_as_a_secret_only(
-    on_jobs, hub, user, small_base, tmp_path, capsys
-):
+def test_the_job_gets_the_recipe_this_version_and_the_token_as_a_secret_only(on_jobs, hub, user, tmp_path, capsys):
     hub.script_job(JobScript(lines=LOG))
     told = on_jobs(timeout="90m", overwrite_card=True)
     [name, token], job = user, hub.jobs[-1]
@@ -77,7 +75,7 @@ def test_the_job_gets_the_pinned_recipe_this_version_and_the_token_as_a_secret_o
     )
     assert done.stdout.endswith("hubprune publish --recipe recipe.yaml --overwrite-card\n")
     recipe = read_recipe(tmp_path / "recipe.yaml")
-    assert (recipe.base.revision, recipe.target.repo_id) == (small_base, f"{name}/Llama-Small-attn-drop-1")
+    assert (recipe.base.revision, recipe.target.repo_id) == ("main", f"{name}/Llama-Small-attn-drop-1")
 
 
 def test_a_job_that_fails_is_an_error_with_its_message(on_jobs, hub):
