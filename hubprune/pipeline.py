@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from hubprune.artifacts import (
     BenchmarkComparison,
@@ -29,7 +29,7 @@ from hubprune.assembly import assemble
 from hubprune.cards import AS_SHIPPED, CardChoices
 from hubprune.console import Reporter, size
 from hubprune.devices import resolve_device
-from hubprune.errors import OverBudgetError, VerificationError
+from hubprune.errors import HubpruneError, OverBudgetError, VerificationError
 from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.kept import has_checkpoint, kept_checkpoint
 from hubprune.memory import available_bytes
@@ -39,7 +39,7 @@ from hubprune.publishing import hub, manifest
 from hubprune.publishing.announcing import announce
 from hubprune.publishing.budget import check_budget
 from hubprune.publishing.commit import publish as send
-from hubprune.publishing.preflight import Target, preflight
+from hubprune.publishing.preflight import Target, check_disk, preflight
 from hubprune.publishing.snippet import Snippet, samples
 from hubprune.publishing.upload_plan import plan_upload
 from hubprune.run import Run, check_data, make_plan, scores_if_needed
@@ -193,6 +193,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     stage()
     choices = CardChoices.read(notes=options.notes, template=options.card_template)
     target = check(run, options)
+    _check_resources(run, options)
     with produced(run, stage, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices) as product:
         stage()
         return deliver(run, product, target, options)
@@ -266,13 +267,8 @@ def announcer(reporter: Reporter, stages: Sequence[str] = STAGES) -> Callable[[]
     return announce
 
 
-def check(run: Run, options: PublishOptions, *, computes: Literal["here", "elsewhere"] = "here") -> Target:
+def check(run: Run, options: PublishOptions) -> Target:
     """Check in seconds all that could fail hours later; nothing is downloaded or written before it is through.
-
-    Args:
-        run: whose recipe is to be published.
-        options: how.
-        computes: whether this machine needs the room and the memory.
 
     Raises:
         HubpruneError: the first thing that is wrong.
@@ -285,21 +281,24 @@ def check(run: Run, options: PublishOptions, *, computes: Literal["here", "elsew
         run.recipe,
         base=run.base,
         session=run.session,
-        folder=run.store.folder,
-        written=has_checkpoint(run),
-        loads_back=not options.dry_run,
         overwrite_card=options.overwrite_card,
-        computes=computes,
-        excuse=(lambda error: run.reporter.warn(f"The publish itself would be refused: {error}"))
-        if options.dry_run
-        else None,
+        excuse=_excuse(run) if options.dry_run else None,
     )
-    check_data(run)
-    run.task_texts, run.task_sources, run.environment  # noqa: B018
-    if computes == "here":
-        warn_of_memory(run)
+    run.task_texts, run.task_sources  # noqa: B018
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
     return target
+
+
+def _excuse(run: Run) -> Callable[[HubpruneError], None]:
+    return lambda error: run.reporter.warn(f"The publish itself would be refused: {error}")
+
+
+def _check_resources(run: Run, options: PublishOptions) -> None:
+    """Check what only a run that computes needs: room on the disk, calibration texts, a device, memory."""
+    check_disk(run.base, folder=run.store.folder, written=has_checkpoint(run), loads_back=not options.dry_run)
+    check_data(run)
+    run.environment  # noqa: B018
+    warn_of_memory(run)
 
 
 def warn_of_memory(run: Run) -> None:

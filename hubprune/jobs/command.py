@@ -12,7 +12,7 @@ from hubprune.jobs.order import JobOrder, Machine, refuse_local
 from hubprune.jobs.running import run_job
 from hubprune.pipeline import PublishOptions, check
 from hubprune.recipe import Recipe
-from hubprune.run import Run
+from hubprune.run import Run, check_data
 from hubprune.summary import table
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any])
     """
     machine = _machine(given)
     refuse_local(run.recipe, given)
-    target = check(run, options, computes="elsewhere")
+    target = check(run, options)
+    check_data(run)
     order = JobOrder(
         recipe=_named(run.recipe, repo_id=target.repo_id),
         machine=machine if machine.namespace else Machine(**{**vars(machine), "namespace": target.user}),

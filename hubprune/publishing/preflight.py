@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
 from hubprune.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.console import size
@@ -33,11 +32,7 @@ def preflight(
     *,
     base: BaseCheckpoint,
     session: HubSession,
-    folder: Path | None = None,
-    written: bool = False,
-    loads_back: bool = True,
     overwrite_card: bool = False,
-    computes: Literal["here", "elsewhere"] = "here",
     excuse: Excuse | None = None,
 ) -> Target:
     """Check that nothing will stop the publish at its end; takes seconds and writes nothing.
@@ -46,18 +41,13 @@ def preflight(
         recipe: what is asked for.
         base: from `resolve_base`.
         session: which Hub, and as whom.
-        folder: where the result will be written, for the check of free space.
-        written: whether an earlier run left the result there.
-        loads_back: whether the published model will be downloaded into that folder.
         overwrite_card: whether a card that was edited by hand may be replaced.
-        computes: whether the disk of this machine has to have room for it.
         excuse: told, in a dry run, that the token may not write there, or that there is none; None to refuse both.
 
     Raises:
         AuthenticationError: no token, or one that is not valid.
         PermissionDeniedError: the token may not write there.
         ConflictError: the card there was edited by hand.
-        DiskSpaceError: not enough room.
         RecipeError: libraries that talk to different Hubs, a local base, a name that is no repo id or that the
             licence does not allow, a licence that is not the base's, a revision that is no branch, a public repo for
             what is private, or metadata that the Hub refuses.
@@ -75,8 +65,6 @@ def preflight(
     if target.parent:
         remote = read_remote(repo_id, commit=target.parent, session=session)
         check_card_is_ours(remote, overwrite_card=overwrite_card)
-    if computes == "here":
-        check_disk(base, folder=folder, written=written, loads_back=loads_back)
     _check_metadata(skeleton(recipe, base=base, name=name), session=session)
     return target
 

@@ -134,18 +134,16 @@ def test_a_full_disk_is_seen_with_both_figures(monkeypatch, base, tmp_path):
     ("options", "copies"),
     [({}, 2), ({"written": True}, 1), ({"loads_back": False}, 1), ({"written": True, "loads_back": False}, 0)],
 )
-def test_a_result_needs_room_to_be_written_and_to_be_loaded_back(
-    monkeypatch, session, base, to, tmp_path, options, copies
-):
+def test_a_result_needs_room_to_be_written_and_to_be_loaded_back(monkeypatch, base, tmp_path, options, copies):
     downloaded = base.model_copy(update={"folder": str(tmp_path)})
     free = copies * len(BASE_FILES["model.safetensors"])
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(free=free))
-    preflight(to(), base=downloaded, session=session, folder=tmp_path, **options)
+    check_disk(downloaded, folder=tmp_path, **options)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(free=free - 1))
     if copies:
         with pytest.raises(DiskSpaceError):
-            preflight(to(), base=downloaded, session=session, folder=tmp_path, **options)
+            check_disk(downloaded, folder=tmp_path, **options)
 
 
 def test_metadata_that_the_hub_refuses_is_refused_early(hub, monkeypatch, session, base, recipe):

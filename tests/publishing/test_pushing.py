@@ -126,9 +126,9 @@ def test_a_dry_run_may_lack_the_right_to_write_and_is_told_so(recipe, hub, base_
     reader = HubSession.open(endpoint=hub.endpoint, token=hub.add_user("dry-reader", role="read"))
     asked = recipe.model_copy(update={"target": TargetSpec(repo_id="acme/Llama-dry")})
     with pytest.raises(PermissionDeniedError):
-        preflight(asked, base=base, session=reader, computes="elsewhere")
+        preflight(asked, base=base, session=reader)
     told = []
-    target = preflight(asked, base=base, session=reader, computes="elsewhere", excuse=told.append)
+    target = preflight(asked, base=base, session=reader, excuse=told.append)
     assert (target.repo_id, [type(error) for error in told]) == ("acme/Llama-dry", [PermissionDeniedError])
 
 
@@ -136,10 +136,7 @@ def test_a_dry_run_needs_no_token_where_the_target_is_named_in_full(recipe, hub,
     base, nobody = made.base(commit=base_repo), HubSession.open(endpoint=hub.endpoint)
     told = []
     asked = recipe.model_copy(update={"target": TargetSpec(repo_id="acme/Llama-dry")})
-    assert (
-        preflight(asked, base=base, session=nobody, computes="elsewhere", excuse=told.append).repo_id
-        == "acme/Llama-dry"
-    )
+    assert preflight(asked, base=base, session=nobody, excuse=told.append).repo_id == "acme/Llama-dry"
     assert [type(error) for error in told] == [AuthenticationError]
     with pytest.raises(AuthenticationError):  # whose it would be, only a token tells
-        preflight(recipe, base=base, session=nobody, computes="elsewhere", excuse=told.append)
+        preflight(recipe, base=base, session=nobody, excuse=told.append)
