@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["RUN_LINE", "publish", "tag_commit"]
 
 RUN_LINE = "hubprune-run: "
-"""Line in a commit's description; the digest after it tells our commit from everybody else's."""
+"""Line in a commit's description: the digest after it tells our commit from everybody else's, and the word after
+that from one of the same files that another publisher made at the same time."""
 COMMIT_ATTEMPTS = 4
 RECENT_PULL_REQUESTS = 20
 """How many pull requests, newest first, are searched for an earlier proposal of the same."""
@@ -51,6 +53,8 @@ class _Change:
     """Shards of the base by which the Hub is asked, before the upload, for the chunks that it has."""
     message: str
     digest: str
+    word: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Tells this commit from one that another publisher makes of the same files."""
 
     @property
     def upload_bytes(self) -> int:
@@ -64,7 +68,7 @@ class _Landed:
     commit: str
     pull_request_url: str | None = None
     is_new: bool = True
-    """False for one that an earlier run made."""
+    """False for one that an earlier run made, or another publisher of the same files."""
 
 
 def publish(
@@ -181,7 +185,7 @@ def _commit(change: _Change, *, session: HubSession, counter: ByteCounter) -> _L
     for attempt in range(1, COMMIT_ATTEMPTS + 1):
         api = session.api
         try:
-            return _post(change, api=api, counter=counter)
+            return _confirmed(_post(change, api=api, counter=counter), change=change, session=session)
         except (OSError, RuntimeError, ValueError, _http_error()) as error:
             with _unknown(change):
                 landed = _recover(change, known=proposals, session=session)
@@ -229,7 +233,7 @@ def _post(change: _Change, *, api: HfApi, counter: ByteCounter) -> _Landed:
         change.target.repo_id,
         [*adds, *deletes],
         commit_message=change.message,
-        commit_description=RUN_LINE + change.digest,
+        commit_description=f"{RUN_LINE}{change.digest} {change.word}",
         revision=change.target.revision,
         parent_commit=change.parent,
         create_pr=change.target.create_pr,
@@ -237,8 +241,24 @@ def _post(change: _Change, *, api: HfApi, counter: ByteCounter) -> _Landed:
     return _Landed(commit=info.oid, pull_request_url=info.pr_url)
 
 
+def _confirmed(landed: _Landed, *, change: _Change, session: HubSession) -> _Landed:
+    """Make sure that a commit is the one that was sent.
+
+    Where the branch has all files by now, the client sends nothing and names the branch's head, whosever it is.
+
+    Raises:
+        ConflictError: it is somebody else's.
+    """
+    commits = _history(change.target, revision=landed.commit, session=session)
+    if not _says_ours(commits, digest=change.digest, parent=change.parent):
+        raise _conflict(change.target, seen=change.parent, now=landed.commit)
+    return replace(landed, is_new=_is_this(change, commits))
+
+
 def _recover(change: _Change, *, known: frozenset[str], session: HubSession) -> _Landed | None:
     """Look at the Hub after an error: None where nothing happened, our commit where only the answer was lost.
+
+    The same files on top of the same parent are no conflict either, whoever was faster.
 
     Raises:
         ConflictError: the branch has somebody else's commit.
@@ -249,14 +269,10 @@ def _recover(change: _Change, *, known: frozenset[str], session: HubSession) -> 
     head = head_of(target.repo_id, branch=target.revision, session=session)
     if head == change.parent:
         return None
-    if head and _is_ours(head, change=change, session=session):
-        return _Landed(commit=head)
+    commits = _history(target, revision=head, session=session) if head else []
+    if head and _says_ours(commits, digest=change.digest, parent=change.parent):
+        return _Landed(commit=head, is_new=_is_this(change, commits))
     raise _conflict(target, seen=change.parent, now=str(head))
-
-
-def _is_ours(head: str, *, change: _Change, session: HubSession) -> bool:
-    commits = _history(change.target, revision=head, session=session)
-    return _says_ours(commits, digest=change.digest, parent=change.parent)
 
 
 def _history(target: Target, *, revision: str, session: HubSession) -> list[GitCommitInfo]:
@@ -271,6 +287,11 @@ def _says_ours(commits: Sequence[GitCommitInfo], *, digest: str, parent: str) ->
     """Return whether the newest commit is this publish's, and on top of the right one; "" is any publish's digest."""
     says = f"{commits[0].title}\n{commits[0].message}" if commits else ""
     return RUN_LINE + digest in says and len(commits) > 1 and commits[1].commit_id == parent
+
+
+def _is_this(change: _Change, commits: Sequence[GitCommitInfo]) -> bool:
+    """Return whether the newest commit is the one that was sent, and not another publisher's of the same files."""
+    return change.word in commits[0].message
 
 
 def tag_commit(tag: str | None, *, repo_id: str, commit: str, session: HubSession) -> str | None:
@@ -308,7 +329,10 @@ def _number(ref: str) -> int:
 def _recover_pull_request(change: _Change, *, known: frozenset[str], session: HubSession) -> _Landed | None:
     heads = _pull_request_heads(change, session=session)
     for ref, head in heads.items():
-        if ref not in known and _is_ours(head, change=change, session=session):
+        if ref in known:
+            continue
+        commits = _history(change.target, revision=head, session=session)
+        if _says_ours(commits, digest=change.digest, parent=change.parent) and _is_this(change, commits):
             return _Landed(commit=head, pull_request_url=_discussion(ref, change=change, session=session))
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,7 +83,7 @@ def test_all_files_arrive_in_one_commit_and_are_compared(admin, send, repo_id, c
 def test_the_commit_tells_the_digest_of_its_files(admin, send, repo_id, checkpoint_folder):
     send(checkpoint_folder, repo_id)
     digest = files_digest(list_files(checkpoint_folder))
-    assert admin.list_repo_commits(repo_id)[0].message.strip() == RUN_LINE + digest
+    assert re.fullmatch(f"{RUN_LINE}{digest} [0-9a-f]{{8}}", admin.list_repo_commits(repo_id)[0].message.strip())
 
 
 def test_a_repo_that_became_public_meanwhile_gets_nothing_private(admin, send, look, repo_id, checkpoint_folder):
@@ -234,6 +235,23 @@ def test_a_commit_during_the_upload_is_a_conflict_that_names_both(
     assert target.parent in str(caught.value)
     assert theirs[0] in str(caught.value)
     assert history(admin, repo_id) == ["files", "initial commit"]
+
+
+def test_who_was_slower_with_the_same_files_is_up_to_date(monkeypatch, admin, send, look, repo_id, checkpoint_folder):
+    admin.create_repo(repo_id)
+    target, post = look(repo_id), module._post
+
+    def second(*args, **options):
+        monkeypatch.setattr(module, "_post", post)
+        faster.append(send(checkpoint_folder, repo_id, target=target))
+        return post(*args, **options)
+
+    faster = []
+    monkeypatch.setattr(module, "_post", second)
+    slower = send(checkpoint_folder, repo_id, target=target)
+    assert (faster[0].created, slower.created) == (True, False)
+    assert slower.commit == faster[0].commit
+    assert history(admin, repo_id) == ["Drop 3", "initial commit"]
 
 
 @pytest.mark.parametrize("exists", [False, True])
