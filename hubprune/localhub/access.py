@@ -42,6 +42,8 @@ class Account:
     """Namespaces in which a `fineGrained` token may create repositories and write to all."""
     reads_gated: bool = True
     """Whether the token may use its owner's access to gated repositories, which a `fineGrained` one has to be told."""
+    proposes: bool = False
+    """Whether a `fineGrained` token may open pull requests everywhere."""
     expired: bool = False
     """An expired token is turned down everywhere, even where no token would do."""
     admin: bool = False
@@ -67,7 +69,7 @@ class Account:
 
     def may_propose(self) -> bool:
         """Tell whether the token may open pull requests on repositories of others."""
-        return self.role == "write"
+        return self.role == "write" or (self.role == "fineGrained" and self.proposes)
 
 
 class Accounts:
@@ -104,8 +106,9 @@ class Accounts:
         return token
 
     def expire(self, token: str) -> None:
-        """End a token's life."""
-        self._keep(token, replace(self._tokens[token], expired=True))
+        """End the life of a token, or of the token of an identity."""
+        if self._trusted.pop(token, None) is None:
+            self._keep(token, replace(self._tokens[token], expired=True))
 
     def _keep(self, token: str, account: Account) -> None:
         with self._lock:

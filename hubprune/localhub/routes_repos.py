@@ -48,7 +48,8 @@ class RepoRoutes(HubRoutes):
         token: dict[str, object] = {"displayName": account.role, "role": account.role}
         if account.role == "fineGrained":
             reads_gated = account.reads_gated and bool(account.granted)
-            token["fineGrained"] = {"canReadGatedRepos": reads_gated, "global": [], "scoped": _scopes(account)}
+            everywhere = ["discussion.write"] if account.proposes else []
+            token["fineGrained"] = {"canReadGatedRepos": reads_gated, "global": everywhere, "scoped": _scopes(account)}
         who = {"type": "user", "id": account.name, "name": account.name, "fullname": account.name, "isPro": False}
         return JSONResponse({**who, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}})
 

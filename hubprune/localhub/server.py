@@ -80,12 +80,14 @@ class RunningHub:
         writable: Sequence[str] = (),
         creatable: Sequence[str] = (),
         reads_gated: bool = True,
+        proposes: bool = False,
     ) -> str:
         """Make a token for a user, who shares the namespaces of `orgs`, and return it.
 
         `granted` names the gated repositories that have accepted the user, which a token of the role `fineGrained`
         makes use of if it `reads_gated`; `writable` those that such a token, or one of the role `publisher`, may write
-        to; both as `namespace/name`. `creatable` are namespaces of which a `fineGrained` one may write to everything.
+        to; both as `namespace/name`. `creatable` are namespaces of which a `fineGrained` one may write to everything;
+        one that `proposes` may open pull requests everywhere.
         """
         account = Account(
             name=name,
@@ -96,6 +98,7 @@ class RunningHub:
             writable=tuple(writable),
             creatable=tuple(creatable),
             reads_gated=reads_gated,
+            proposes=proposes,
         )
         return self._hub.accounts.add(account)
 
@@ -104,7 +107,7 @@ class RunningHub:
         return self._hub.accounts.trust(resource)
 
     def expire(self, token: str) -> None:
-        """End a token's life, as time would."""
+        """End the life of a token, or of the token of an identity, as time would."""
         self._hub.accounts.expire(token)
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from hubprune.errors import ConflictError, HubpruneError, HubUnreachableError
+from hubprune.errors import ConflictError, HubError, HubpruneError, HubUnreachableError
 from hubprune.publishing.remote import branch_heads, head_of, refs_of
 from hubprune.publishing.retry import BUSY
 from hubprune.publishing.session import HubSession
@@ -28,12 +28,12 @@ def branch_of(target: Target, *, session: HubSession) -> Iterator[str]:
         RecipeError: the repo is public by now, and the result is to be private.
         HubError: the Hub refused or did not answer.
     """
-    created = not target.exists and _create(target, session=session)
+    created = None if target.exists else _create(target, session=session)
     undo_repo = _Undo(lambda: _delete_if_untouched(target, session=session), f"The repo {target.repo_id}")
-    with _undone(undo_repo, needed=created):
+    with _undone(undo_repo, created=created):
         check_still_private(target, session=session)
-        missing = not target.branch_exists and target.revision != "main"
-        branched = missing and _create_branch(target, session=session)
+        there = target.branch_exists or target.revision == "main"
+        branched = None if there else _create_branch(target, session=session)
         head = head_of(target.repo_id, branch=target.revision, session=session)
         if head is None:
             raise ConflictError(
@@ -41,7 +41,7 @@ def branch_of(target: Target, *, session: HubSession) -> Iterator[str]:
                 hint="Run the command again to create it.",
             )
         undo_branch = _Undo(lambda: _delete_branch_at(head, target=target, session=session), _branch(target))
-        with _undone(undo_branch, needed=branched):
+        with _undone(undo_branch, created=branched):
             yield head
 
 
@@ -59,16 +59,24 @@ class _Undo:
 
 
 @contextmanager
-def _undone(undo: _Undo, *, needed: bool) -> Iterator[None]:
-    """Undo something when the block fails, or say that it could not be; Ctrl-C and a lost answer end here too."""
+def _undone(undo: _Undo, *, created: bool | None) -> Iterator[None]:
+    """Undo something when the block fails, or say that it is left; Ctrl-C and a lost answer end here too.
+
+    Args:
+        undo: how.
+        created: whether it is certainly ours; False where it has come since the target was looked at, whoever made it,
+            and None where it was there before.
+    """
     try:
         yield
     except BaseException as error:
-        if needed:
+        if created:
             try:
                 undo.action()
             except Exception:  # why it cannot be undone is what the block fails with, as a rule
                 _say_left(error, f"{undo.what} was created and could not be taken back; the same command fills it.")
+        elif created is False and isinstance(error, HubError) and not isinstance(error, ConflictError):
+            _say_left(error, f"{undo.what}, which was not there before, is left; the same command fills it.")
         raise
 
 

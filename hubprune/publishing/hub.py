@@ -12,6 +12,7 @@ from hubprune.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.carried import is_carried
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, CheckpointError, GatedBaseError, UnsupportedFormatError
+from hubprune.publishing import oidc
 from hubprune.publishing.retry import REQUEST_SECONDS
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.transfer import download
@@ -20,6 +21,7 @@ from hubprune.strict_json import parse_json
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
+    from huggingface_hub.errors import GatedRepoError
 
 __all__ = ["download_base", "needed_files", "resolve_base", "resolve_repo"]
 
@@ -107,7 +109,7 @@ def _model_info(spec: BaseModelSpec, *, session: HubSession) -> ModelInfo:
             passing=(RepositoryNotFoundError, RevisionNotFoundError),
         )
     except GatedRepoError as error:  # a subclass of RepositoryNotFoundError: it has to come first
-        raise _gated(spec.repo_id, session=session) from error
+        raise _gated(spec.repo_id, error, session=session) from error
     except RepositoryNotFoundError as error:
         raise _not_found(spec.repo_id, session=session) from error
     except RevisionNotFoundError as error:
@@ -117,19 +119,31 @@ def _model_info(spec: BaseModelSpec, *, session: HubSession) -> ModelInfo:
 
 
 def _not_found(repo_id: str, *, session: HubSession) -> BaseNotFoundError:
-    hint = (
-        "Check the spelling." if session.token else "Check the spelling; for a private base run `hf auth login` first."
+    token = session.token
+    if token is None:
+        seen, then = "it is private: no token is set", "; for a private base run `hf auth login` first"
+    elif oidc.is_publishers(token):
+        seen, then = "this token may not see it", ". A trusted publisher's token sees public repos and its own"
+    else:
+        seen, then = "this token may not see it", ", and whose token it is with `hf auth whoami`"
+    return BaseNotFoundError(
+        f"{session.endpoint} has no model {repo_id}, or {seen}.", hint=f"Check the spelling{then}."
     )
-    seen = "this token may not see it" if session.token else "it is private: no token is set"
-    return BaseNotFoundError(f"{session.endpoint} has no model {repo_id}, or {seen}.", hint=hint)
 
 
-def _gated(repo_id: str, *, session: HubSession) -> GatedBaseError:
-    who = "this token was not granted access" if session.token else "no token is set"
-    then = "" if session.token else ", then run `hf auth login`"
-    return GatedBaseError(
-        f"{repo_id} is gated and {who}.", hint=f"Ask for access at {session.endpoint}/{repo_id}{then}."
-    )
+def _gated(repo_id: str, error: GatedRepoError, *, session: HubSession) -> GatedBaseError:
+    token, page = session.token, f"{session.endpoint}/{repo_id}"
+    if token is None:
+        who, hint = "no token is set", f"Ask for access at {page}, then run `hf auth login`."
+    elif oidc.is_publishers(token):
+        who = "the token of a trusted publisher reads no gated repo"
+        hint = f"Publish with a token in HF_TOKEN whose access was granted, and unset {oidc.VARIABLE}."
+    elif "fine-grained" in (error.server_message or ""):
+        who = "this fine-grained token may not read gated repos"
+        hint = f"Allow it to, at {session.endpoint}/settings/tokens."
+    else:
+        who, hint = "this token was not granted access", f"Ask for access at {page}."
+    return GatedBaseError(f"{repo_id} is gated and {who}.", hint=hint)
 
 
 def _check_access(repo_id: str, *, session: HubSession) -> None:
@@ -139,7 +153,7 @@ def _check_access(repo_id: str, *, session: HubSession) -> None:
     try:
         session.ask(lambda api: api.auth_check(repo_id), doing=f"read {repo_id}", passing=(RepositoryNotFoundError,))
     except GatedRepoError as error:
-        raise _gated(repo_id, session=session) from error
+        raise _gated(repo_id, error, session=session) from error
     except RepositoryNotFoundError as error:
         raise _not_found(repo_id, session=session) from error
 

@@ -15,7 +15,9 @@ __all__ = ["Identity", "check_can_create", "check_can_write", "identify"]
 
 READ_ONLY = ("read",)
 CREATES = frozenset({"repo.write"})
+PROPOSES = frozenset({"discussion.write", "repo.write"})
 PUBLISHER = "a trusted publisher"
+JOBS_REPO = f"Set {oidc.VARIABLE} to the repo, OWNER/NAME, that lists this job under Trusted Publishers."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Identity:
     orgs: Mapping[str, str | None] = field(default_factory=dict)
     """Organizations, each with the user's role in it."""
     scopes: tuple[tuple[str, frozenset[str]], ...] | None = None
-    """Of a fine-grained token: names of repos and namespaces, and what it may do there; None where that is not told."""
+    """Of a fine-grained token: names of repos and namespaces, and what it may do there; "" is everywhere.  None where
+    that is not told."""
 
     @property
     def name(self) -> str:
@@ -77,14 +80,13 @@ def identify(session: HubSession) -> Identity:
 
 
 def _scopes(fine_grained: Any) -> tuple[tuple[str, frozenset[str]], ...] | None:
-    scoped = fine_grained.get("scoped") if isinstance(fine_grained, Mapping) else None
+    values = fine_grained if isinstance(fine_grained, Mapping) else {}
+    scoped, everywhere = values.get("scoped"), values.get("global")
     if not isinstance(scoped, list):
         return None
-    return tuple(
-        (str((scope.get("entity") or {}).get("name")), frozenset(map(str, scope.get("permissions") or ())))
-        for scope in scoped
-        if isinstance(scope, Mapping)
-    )
+    found = [((s.get("entity") or {}).get("name"), s.get("permissions")) for s in scoped if isinstance(s, Mapping)]
+    found.append(("", everywhere))
+    return tuple((str(name), frozenset(map(str, may or ()))) for name, may in found)
 
 
 # ---- a repo that is there ----------------------------------------------------------------------------------------
@@ -103,6 +105,7 @@ def check_can_write(repo_id: str, *, identity: Identity, create_pr: bool, sessio
 
     if create_pr and identity.user:
         _check_role(identity, session=session)
+        _check_may_propose(repo_id, identity=identity, endpoint=session.endpoint)
         return
     try:
         session.ask(
@@ -130,13 +133,24 @@ def _way_to_write(repo_id: str, *, identity: Identity, endpoint: str) -> str:
     namespace, name = repo_id.split("/")
     if identity.user is None:
         return f"It is for one repo alone: list this job under Trusted Publishers at {endpoint}/{repo_id}/settings."
+    if identity.role in READ_ONLY:
+        return JOBS_REPO if oidc.reads_only() else _new_token(endpoint)
     if namespace != identity.user and namespace not in identity.orgs:
         return f"Publish as {identity.user}/{name}, or propose the result with --create-pr."
     if identity.role == "fineGrained":
         return f"Give it write access to {repo_id} at {endpoint}/settings/tokens, or use a write token."
-    if identity.role in READ_ONLY:
-        return _new_token(endpoint)
     return f"Ask the admins of {namespace} for write access, or propose the result with --create-pr."
+
+
+def _check_may_propose(repo_id: str, *, identity: Identity, endpoint: str) -> None:
+    """A fine-grained token lists whether it may open pull requests; one without a list is left to the Hub."""
+    places = ("", repo_id, repo_id.split("/")[0])
+    if identity.scopes is None or any(name in places and may & PROPOSES for name, may in identity.scopes):
+        return
+    raise PermissionDeniedError(
+        f"The fine-grained token of {identity.name} may not open pull requests on {repo_id}.",
+        hint=f"Allow it to interact with discussions and open pull requests at {endpoint}/settings/tokens.",
+    )
 
 
 def _new_token(endpoint: str) -> str:
@@ -152,10 +166,12 @@ def check_can_create(repo_id: str, *, identity: Identity, create_pr: bool, sessi
     Raises:
         PermissionDeniedError: with what else could be done.
     """
+    namespace = repo_id.split("/")[0]
     if create_pr:
+        own = namespace == identity.user or namespace in identity.orgs
         raise PermissionDeniedError(
             f"There is no {repo_id} to open a pull request on, or this token may not see it.",
-            hint="Leave out --create-pr to create it.",
+            hint="Leave out --create-pr to create it." if own else "Check its name.",
         )
     if identity.user is None:
         raise PermissionDeniedError(
@@ -189,7 +205,7 @@ def _check_role(identity: Identity, *, session: HubSession) -> None:
     if user := oidc.reads_only():
         raise PermissionDeniedError(
             f"{oidc.VARIABLE}={user} gives this job a token that only reads.",
-            hint=f"Set {oidc.VARIABLE} to the repo, OWNER/NAME, that lists this job under Trusted Publishers.",
+            hint=JOBS_REPO,
         )
     raise PermissionDeniedError(f"The token of {identity.name} is read-only.", hint=_new_token(session.endpoint))
 

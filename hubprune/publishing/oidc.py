@@ -55,7 +55,7 @@ def exchanged_token(*, endpoint: str) -> str | None:
         )
     except OIDCError as error:
         raise AuthenticationError(
-            f"{VARIABLE} is set, and this job has no identity to show: {scrub(str(error))}",
+            f"This job has no identity to exchange for a token: {scrub(str(error))}",
             hint=f"Give the job `permissions: id-token: write`, or unset {VARIABLE} and set HF_TOKEN.",
         ) from error
     except BadRequestError as error:

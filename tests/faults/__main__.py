@@ -1,0 +1,117 @@
+"""Spoil every request of a publish in every way: `python tests/faults`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import race_rounds
+import token_table
+from fault_cells import Result, chosen
+from fault_table import messages, show_cells, show_rounds
+from fault_workers import open_worker, run_one
+from fault_world import SCENARIOS, everything_under, open_world
+from rich.console import Console
+from rich.progress import track
+
+PARTS = ("cells", "rounds", "tokens")
+SECRET = re.compile(rb"\bhf_(?:jwt_)?[0-9a-f]{34}|xet-(?:read|write):[0-9]|eyJ[0-9a-f]{24}\.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options."""
+    found = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    found.add_argument(
+        "parts", nargs="*", choices=[[], *PARTS], metavar="PART", help=f"{', '.join(PARTS)}; all if none"
+    )
+    found.add_argument("--scenarios", metavar="REGEX", default="", help="what is published where")
+    found.add_argument("--requests", metavar="REGEX", default="", help="requests, as in `POST .*/commit/`")
+    found.add_argument("--faults", metavar="REGEX", default="", help="what goes wrong, as in `503|SIGKILL`")
+    found.add_argument("--every", action="store_true", help="spoil a request again where another scenario has it too")
+    found.add_argument("--rounds", type=int, default=race_rounds.ROUNDS, help="of two publishers at once")
+    found.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time")
+    found.add_argument("--messages", action="store_true", help="print every message once")
+    found.add_argument("--json", type=Path, metavar="FILE", help="write every result here too")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for and print the tables; 1 if something is wrong."""
+    options = parser().parse_args(arguments)
+    parts = options.parts or PARTS
+    console = Console(width=None if sys.stdout.isatty() else 260)
+    with tempfile.TemporaryDirectory(prefix="hubprune-faults-") as work:
+        results = _cells(Path(work), options) if "cells" in parts else []
+        rounds = _rounds(Path(work), options.rounds) if "rounds" in parts else []
+        tokens = _tokens(Path(work)) if "tokens" in parts else []
+        leaks = [path for path, content in everything_under(Path(work)) if SECRET.search(content)]
+    if options.json:
+        found = {"cells": results, "rounds": rounds, "tokens": tokens}
+        options.json.write_text(json.dumps({k: [r.as_json() for r in v] for k, v in found.items()}, indent=1) + "\n")
+    return _show(console, results, rounds, tokens, leaks, with_messages=options.messages)
+
+
+def _show(
+    console: Console,
+    results: list[Result],
+    rounds: list[race_rounds.Round],
+    tokens: list[token_table.Row],
+    leaks: list[Path],
+    *,
+    with_messages: bool,
+) -> int:
+    if results:
+        show_cells(results, console)
+    for line in messages(results) if with_messages else ():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if rounds:
+        show_rounds(rounds, console)
+    if tokens:
+        console.print(token_table.as_text(tokens), markup=False, highlight=False, soft_wrap=True)
+    bad = [r for r in (*results, *rounds) if r.problems] + [r for r in tokens if r.wrote or "bare" in r.outcome]
+    for path in leaks:
+        console.print(f"There is a token in {path}", style="bold red")
+    console.print(f"{len(results)} cells, {len(rounds)} rounds, {len(tokens)} tokens tried; {len(bad)} with a problem.")
+    return int(bool(bad or leaks))
+
+
+# ---- the three parts ---------------------------------------------------------------------------------------------
+
+
+def _cells(work: Path, options: argparse.Namespace) -> list[Result]:
+    """Run the cells in processes, each with a Hub of its own."""
+    scenarios = [s for s in SCENARIOS if re.search(options.scenarios, s.name)]
+    with open_world(work / "recorded") as world:
+        cells = [
+            cell
+            for cell in chosen(world, scenarios, every=options.every)
+            if re.search(options.requests, cell.request.label) and re.search(options.faults, cell.kind.name)
+        ]
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), open_worker, (str(work),)) as pool:
+        waiting = {pool.submit(run_one, SCENARIOS.index(c.scenario), c.request, c.kind.name): c for c in cells}
+        done = track(as_completed(waiting), f"{len(cells)} cells", total=len(cells), console=Console(stderr=True))
+        found = {waiting[future]: future.result() for future in done}
+    return [found[cell] for cell in cells]
+
+
+def _rounds(work: Path, number: int) -> list[race_rounds.Round]:
+    with open_world(work / "rounds") as world:
+        numbers = track(range(number), "two publishers", console=Console(stderr=True))
+        return [race_rounds.run(world, n) for n in numbers]
+
+
+def _tokens(work: Path) -> list[token_table.Row]:
+    with open_world(work / "tokens") as world:
+        return list(token_table.rows(world))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
