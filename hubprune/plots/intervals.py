@@ -68,7 +68,7 @@ def _draw(axes: Axes, row: Change, place: float, marker: str, colour: str) -> No
     if row.low is not None and row.high is not None:
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
     axes.plot([row.points], [place], marker, color=colour, markersize=8, markeredgecolor=PANEL, zorder=3)
-    value = f"{row.points:+.2f}".replace("-", "−")
+    value = "0.00" if abs(row.points) < 0.005 else f"{row.points:+.2f}".replace("-", "−")
     axes.annotate(
         value,
         (row.points, place),

@@ -108,10 +108,10 @@ def build_context(
     name, given = repo_id.rsplit("/", 1)[-1], recipe.target.license
     terms, repetition = card_in_force(base, given=given), generation.repetition if generation else None
     public, named = public_recipe(recipe, base=base), tuple(recipe.drop.by_hand)
+    tag = None if recipe.target.create_pr else checkpoint_tag(checkpoint)
     usage = overview.usage(
-        repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, snippet=snippet,
-        tag=None if recipe.target.create_pr else checkpoint_tag(checkpoint),
-    )  # fmt: skip
+        repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, snippet=snippet, tag=tag
+    )
     has_code, picture = usage.code is not None, pictures.importance
     matter = front_matter.metadata(
         base, terms=terms, name=name, methods=plan.methods, has_code=has_code, scores=scores, benchmarks=benchmarks
@@ -132,7 +132,9 @@ def build_context(
         free_text=free_text.section(generation),
         limits=limits(plan, scores=scores, comparison=benchmarks, generation=generation),
         notes=notes,
-        reproduction=provenance.reproduction(public, base=base, environment=environment, seconds=seconds),
+        reproduction=provenance.reproduction(
+            public, repo_id=repo_id, tag=tag, base=base, environment=environment, seconds=seconds
+        ),
         licence=provenance.licence(base, plan=plan, name=name, given=given),
         citations=provenance.citations(base, plan=plan, has_benchmarks=benchmarks is not None, endpoint=endpoint),
         footer=f"Written by hubprune {environment.hubprune}, card template {template_hash(overrides)[:8]}.",

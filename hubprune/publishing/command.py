@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from hubprune.publishing.manifest import RECIPE
+from hubprune.publishing.privacy import is_local_data
 from hubprune.recipe import Recipe
 from hubprune.requests import HAND, OPTIONS, WidthSpec
 
-__all__ = ["publish_command"]
+__all__ = ["publish_command", "reproduce_command"]
 
 
 def publish_command(recipe: Recipe) -> str:
@@ -21,6 +22,22 @@ def publish_command(recipe: Recipe) -> str:
         recipe: as it is published (`privacy.public_recipe`).
     """
     words = ["hubprune publish " + shlex.quote(recipe.base.repo_id), *_options(recipe)]
+    return " \\\n    ".join(words)
+
+
+def reproduce_command(recipe: Recipe, *, repo_id: str, tag: str | None) -> str:
+    """Write the command that runs a published result again and compares.
+
+    Args:
+        recipe: as it is published (`privacy.public_recipe`).
+        repo_id: where the result is.
+        tag: that names it there; None where there is none.
+    """
+    words = ["hubprune reproduce " + shlex.quote(repo_id)]
+    words += [f"--revision {tag}"] if tag else []
+    words += ["--trust-tasks"] if recipe.evaluation.include_path and recipe.evaluation.tasks else []
+    names = dict.fromkeys(s.dataset for s in recipe.calibration.subsets if is_local_data(s.dataset))
+    words += [f"--calibration {shlex.quote(name)}" for name in names if recipe.needs_scores]
     return " \\\n    ".join(words)
 
 

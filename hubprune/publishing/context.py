@@ -186,7 +186,10 @@ class FreeText(Described):
 class Reproduction(Described):
     """How to get the same files again."""
 
+    check: str
+    """Command that runs the published recipe again and says what is equal."""
     command: str
+    """Command that publishes it again."""
     needs_tasks: bool
     """Whether the command reads task files that are published with the model."""
     environment: Table

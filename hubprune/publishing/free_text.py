@@ -15,7 +15,7 @@ from hubprune.artifacts import (
     RepetitionComparison,
 )
 from hubprune.publishing.context import FreeText, Pair, Table
-from hubprune.publishing.numbers import INTERVAL, NONE, count, plain, signed, span
+from hubprune.publishing.numbers import INTERVAL, NONE, count, listing, plain, signed, span
 
 __all__ = ["limits", "loop_change", "section", "shown_pairs"]
 
@@ -154,9 +154,19 @@ def _rule(generation: GenerationComparison, *, shown: int) -> Iterator[str]:
             "Shown by a fixed rule: the first prompt, and the one whose text by this model has the highest seq-rep-4,"
             " the earlier one where several have."
         )
+    yield from _looping(generation)
     if rest := total - shown:
         others = "The other pair is" if rest == 1 else f"The other {rest} pairs are"
         yield f"{others} in hubprune.json."
+
+
+def _looping(generation: GenerationComparison) -> Iterator[str]:
+    """Say which texts end in a loop: the most repetitive one, which is shown, need not be among them."""
+    pairs = enumerate(generation.continuations, start=1)
+    numbers = tuple(n for n, pair in pairs if pair.pruned_repetition and pair.pruned_repetition.loop)
+    if numbers and len(generation.continuations) > 1:
+        one, more = "text that ends in a loop is that of prompt", "texts that end in a loop are those of prompts"
+        yield f"This model's {one if len(numbers) == 1 else more} {listing(numbers)}."
 
 
 # ---- limits ------------------------------------------------------------------------------------------------------

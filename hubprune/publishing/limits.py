@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from hubprune.artifacts import (
     BenchmarkComparison,
     DropPlan,
+    Estimate,
     GenerationComparison,
     LayerScores,
     Mark,
@@ -46,7 +47,7 @@ def _benchmark_verdict(comparison: BenchmarkComparison | None) -> str:
     if len(rows) > sum(_mark(row) is not None for row in rows):
         told.append(f"{sum(_mark(row) is None for row in rows)} not tested")
     of = "1 benchmark" if len(rows) == 1 else f"{len(rows)} benchmarks"
-    return f"Verdict: of {of}, {', '.join(told)}."
+    return f"Verdict: of {of}, {', '.join(told)}.{_mean_verdict(comparison)}"
 
 
 WORDS: dict[Mark, str] = {
@@ -55,6 +56,21 @@ WORDS: dict[Mark, str] = {
     "not distinguishable": "not distinguishable from the base",
     "at chance": "at chance in base and pruned alike",
 }
+
+
+def _mean_verdict(comparison: BenchmarkComparison) -> str:
+    """Say what the mean came to: many small losses that no task shows by itself can be one of the mean."""
+    mean = _clear_mean(comparison)
+    return f" Their mean is {'lower' if mean.value < 0 else 'higher'} than the base's." if mean else ""
+
+
+def _clear_mean(comparison: BenchmarkComparison) -> Estimate | None:
+    """Return the mean change over several tasks where its interval leaves out 0."""
+    mean = comparison.mean_points
+    if sum(row.is_share for row in comparison.main_metrics()) < 2 or mean is None:
+        return None
+    clear = mean.low is not None and mean.high is not None and (mean.low > 0 or mean.high < 0)
+    return mean if clear else None
 
 
 def _marked(rows: tuple[TaskComparison, ...], mark: Mark) -> str:
@@ -106,6 +122,9 @@ def _benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
         yield "No benchmark was run: what the removal cost is not known."
         return
     yield from filter(None, map(_clear_loss, comparison.tasks))
+    if (mean := _clear_mean(comparison)) and mean.value < 0:
+        told = with_interval(mean, unit=" points", label=INTERVAL)
+        yield f"The mean of {sum(row.is_share for row in comparison.main_metrics())} benchmarks got worse: {told}."
     yield from _standing_out(comparison)
     yield from filter(None, map(_at_chance, comparison.main_metrics()))
     if comparison.limit is not None:

@@ -91,7 +91,8 @@ def _test_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
     yield (
         "Changes are compared document by document. Behind a change, in brackets, is its 95 % interval, for itself"
         " alone: that of Agresti and Min where answers are right or wrong, else that of Student's t. A mean over tasks"
-        " has its interval from theirs, with the tasks taken as independent of each other."
+        " has its interval from theirs, with the tasks taken as independent of each other. Verdicts answer for all"
+        " tasks at once, so that an interval may leave out 0 where its verdict is not distinguishable."
     )
     used = [TESTS[key] for key in TESTS if key in {_test_of(paired) for _, paired in tested}]
     yield (

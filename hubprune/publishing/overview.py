@@ -65,11 +65,15 @@ def summary(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: Benchm
 def _told_cache(checkpoint: WrittenCheckpoint) -> str:
     base, now = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
     if base == now:
-        return f"the KV cache as before, {count(now)} bytes per token"
+        return f"an unchanged KV cache of {count(now)} bytes per token"
     return f"a KV cache of {count(now)} instead of {count(base)} bytes per token ({change_percent(base, now)})"
 
 
 def _removed(plan: DropPlan) -> str:
+    if whole := _whole_layers(plan):
+        told = f"{len(whole)} of its {plan.num_hidden_layers} layers removed"
+        named = f"{'layer' if len(whole) == 1 else 'layers'} {listing(whole)}, counted from 0"
+        return " and ".join([f"{told} ({named})", *filter(None, [share(plan)])])
     kinds = [(kind, name, layers) for kind, name in NAMES if (layers := plan.layers(kind))]
     parts = [
         f"{len(layers)} of its {_present(plan, kind)} {name} sublayers removed"
@@ -77,6 +81,12 @@ def _removed(plan: DropPlan) -> str:
         for kind, name, layers in kinds
     ]
     return " and ".join([*parts, *filter(None, [share(plan)])])
+
+
+def _whole_layers(plan: DropPlan) -> tuple[int, ...]:
+    """Return the layers that went, where nothing but whole layers did and the base lacks nothing."""
+    attn, mlp = plan.layers("attn"), plan.layers("mlp")
+    return attn if attn == mlp and not any(plan.absent_layers.values()) else ()
 
 
 NAMES: tuple[tuple[Literal["attn"], str], tuple[Literal["mlp"], str]] = (("attn", "attention"), ("mlp", "MLP"))
@@ -122,8 +132,10 @@ def _count_row(label: str, *, base: int, now: int) -> tuple[str, ...]:
 
 
 def _sublayer_rows(plan: DropPlan) -> list[tuple[str, ...]]:
+    total, gone = plan.num_hidden_layers, len(plan.removed_layers)
+    layers = [("Layers", str(total), str(total - gone), signed(-gone, digits=0))] if gone else []
     dropped = [(kind, name, len(plan.layers(kind))) for kind, name in NAMES if kind == "attn" or plan.layers(kind)]
-    return [
+    return layers + [
         (f"{name[0].upper()}{name[1:]} sublayers", str(total), str(total - n), signed(-n, digits=0))
         for kind, name, n in dropped
         if (total := _present(plan, kind))

@@ -9,30 +9,47 @@ from urllib.parse import quote
 from hubprune.artifacts import BaseCheckpoint, DropPlan, Environment
 from hubprune.console import duration
 from hubprune.endpoint import page
-from hubprune.publishing.command import publish_command
+from hubprune.publishing.command import publish_command, reproduce_command
 from hubprune.publishing.context import Licence, Link, Reproduction, Table
 from hubprune.publishing.license import card_in_force, license_files, license_name, license_sentences
 from hubprune.recipe import Recipe
 
 __all__ = ["citations", "licence", "reproduction", "without_times"]
 
+STAGES: Mapping[str, str] = {
+    "checkpoint": "pruning and verification",
+    "benchmarks": "benchmarks of both",
+    "base-text": "free text of the base",
+    "generation": "free text of this model",
+    "snippet": "the code under Use it",
+}
+"""Stage of a run -> what the card calls it."""
 TIMES = ("Stage", "Time")
 TIMES_TABLE = re.compile(rb"^\| Stage \| Time \|\n(?:\|.*\n?)*", re.MULTILINE)
 """That table as the card has it."""
 
 
 def reproduction(
-    recipe: Recipe, *, base: BaseCheckpoint, environment: Environment, seconds: Mapping[str, float]
+    recipe: Recipe,
+    *,
+    repo_id: str,
+    tag: str | None,
+    base: BaseCheckpoint,
+    environment: Environment,
+    seconds: Mapping[str, float],
 ) -> Reproduction:
-    """Collect command, versions, hardware and times.
+    """Collect commands, versions, hardware and times.
 
     Args:
         recipe: as it is published (`privacy.public_recipe`).
+        repo_id: where the result is.
+        tag: that names it there; None where there is none.
         base: its commit is named.
         environment: where the run took place.
         seconds: wall-clock seconds per stage.
     """
     return Reproduction(
+        check=reproduce_command(recipe, repo_id=repo_id, tag=tag),
         command=publish_command(recipe),
         needs_tasks=recipe.evaluation.include_path is not None,
         environment=_environment_table(base, environment=environment),
@@ -49,7 +66,7 @@ def _environment_table(base: BaseCheckpoint, *, environment: Environment) -> Tab
     rows = [
         ("Base", base.name),
         *([("Base commit", base.commit)] if base.commit else []),
-        ("Hardware", f"{environment.machine}, {environment.threads} threads"),
+        ("Hardware", f"{environment.machine}, {environment.threads} thread{'s'[: environment.threads - 1]}"),
         ("Platform", environment.platform),
         *versions.items(),
     ]
@@ -57,7 +74,7 @@ def _environment_table(base: BaseCheckpoint, *, environment: Environment) -> Tab
 
 
 def _seconds_table(seconds: Mapping[str, float]) -> Table | None:
-    rows = tuple((stage, duration(value)) for stage, value in seconds.items())
+    rows = tuple((STAGES.get(stage, stage), duration(value)) for stage, value in seconds.items())
     return Table(columns=TIMES, align="lr", rows=rows) if rows else None
 
 

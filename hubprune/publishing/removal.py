@@ -30,8 +30,9 @@ MEASURES: Mapping[Metric, str] = {"relative-magnitude": "norms"}
 """What is computed for a metric, where it is no cosine."""
 
 AGGREGATIONS: Mapping[str, str] = {
-    "document": "Averaged over a {sample}'s tokens, then over a subset's {sample}s, then by the weights of the mix.",
-    "token": "Averaged over all tokens of a subset, then by the weights of the mix.",
+    "document": "S is averaged over a {sample}'s tokens, then over a subset's {sample}s, then by the weights of the"
+    " mix.",
+    "token": "S is averaged over all tokens of a subset, then by the weights of the mix.",
 }
 
 
@@ -64,21 +65,23 @@ def removal(
 
 
 def _picture(plan: DropPlan, path: str) -> Picture:
-    gone = [
-        f"the {name} of layer{'s'[: len(layers) - 1]} {listing(layers)}"
-        for kind, name in NAMES
-        if (layers := plan.layers(kind))
-    ]
-    marked = f"; {' and '.join(gone)} marked as dropped" if gone else ""
+    gone = _named_layers(plan)
+    marked = f"; {gone} marked as dropped" if gone else ""
     return Picture(path=path, text=f"Bars of the scores of every layer's attention, MLP and whole block{marked}")
 
 
-def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> list[str]:
-    said = [
-        f"Removed: the {name} of layer{'s'[: len(layers) - 1]} {listing(layers)}, counted from 0 in the base."
+def _named_layers(plan: DropPlan) -> str:
+    """Name what went by kind and layer: the attention of layers 5 and 8 and the MLP of layer 3."""
+    return " and ".join(
+        f"the {name} of layer{'s'[: len(layers) - 1]} {listing(layers)}"
         for kind, name in NAMES
         if (layers := plan.layers(kind))
-    ]
+    )
+
+
+def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> list[str]:
+    gone = _named_layers(plan)
+    said = [f"Removed: {gone}, counted from 0 in the base."] if gone else []
     said += [
         f"The base had lost the {name} of layer{'s'[: len(layers) - 1]} {listing(layers)} before."
         for kind, name in NAMES
@@ -121,7 +124,8 @@ def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:
     main = _main_kind(plan)
     absent = plan.absent_layers.get(main, ()) if main != "block" else ()
     order = [layer for layer in scores.mean.ascending(main) if layer not in absent]
-    figures = [label for kind, name in SCORES.items() for label in (f"{name} S", *(["± SE"] if kind == main else []))]
+    ranked = _ranked_kinds(plan)
+    figures = [label for kind, name in SCORES.items() for label in (f"{name} S", *(["± SE"] if kind in ranked else []))]
     outcomes = [name[0].upper() + name[1:] for _, name in _shown_kinds(plan)]
     rows = [_score_row(plan, scores=scores, layer=layer, rank=str(n)) for n, layer in enumerate(order, start=1)]
     rows += [_score_row(plan, scores=scores, layer=layer, rank=NONE) for layer in absent]
@@ -139,6 +143,12 @@ def _main_kind(plan: DropPlan) -> Literal["attn", "mlp", "block"]:
     return "mlp" if plan.methods[:1] == ("mlp-drop",) else "attn"
 
 
+def _ranked_kinds(plan: DropPlan) -> tuple[str, ...]:
+    """Return the lists of scores that something was chosen by, whose errors a reader needs."""
+    both = "joint-drop" in plan.methods or {"attn-drop", "mlp-drop"} <= {*plan.methods}
+    return ("attn", "mlp") if both else (_main_kind(plan),)
+
+
 def _shown_kinds(plan: DropPlan) -> list[tuple[SublayerKind, str]]:
     """Kinds of sublayers that something is to be said of: those that went, or else the attention."""
     return [(kind, name) for kind, name in NAMES if plan.layers(kind)] or [NAMES[0]]
@@ -147,7 +157,7 @@ def _shown_kinds(plan: DropPlan) -> list[tuple[SublayerKind, str]]:
 def _score_row(plan: DropPlan, *, scores: LayerScores, layer: int, rank: str) -> tuple[str, ...]:
     figures: list[str] = []
     for kind in SCORES:
-        values = [scores.mean, *([scores.standard_error] if kind == _main_kind(plan) else [])]
+        values = [scores.mean, *([scores.standard_error] if kind in _ranked_kinds(plan) else [])]
         # A sublayer that the base lacks turns nothing: its 0 would say that it is there and does not matter.
         gone = kind != "block" and (kind, layer) in plan.absent
         figures += [NONE if gone else plain(getattr(v, kind)[layer], digits=SCORE_DIGITS) for v in values]

@@ -111,7 +111,8 @@ def _compared(published: Published, product: pipeline.Product) -> Reproduction:
     files = {file.path: file.sha256 or "" for file in product.files}
     parts = compare(published, values=values, files=files, card=(product.folder / CARD).read_bytes())
     report = product.report
-    machine = f"{report.environment.machine} with {report.environment.threads} threads"
+    threads = report.environment.threads
+    machine = f"{report.environment.machine} with {threads} thread{'s'[: threads - 1]}"
     return Reproduction(
         name=published.name,
         commit=published.commit,

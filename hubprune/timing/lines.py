@@ -30,7 +30,7 @@ def _head(report: SpeedReport) -> str:
     rows = [
         ["base", _named(report.base, report.base_commit)],
         ["pruned", f"{_named(report.pruned, report.pruned_commit)}, without {_dropped(report)}"],
-        ["machine", f"{found.machine}, {report.device}, {report.threads} CPU threads"],
+        ["machine", f"{found.machine}, {report.device}, {report.threads} CPU thread{'s'[: report.threads - 1]}"],
         ["computed in", f"{report.dtype}, attention {report.attention}, {versions}"],
         [
             "shape",

@@ -255,7 +255,7 @@ def test_packed_sequences_are_called_so_and_said_to_be_made_of_documents():
     text = card(scores=scores.model_copy(update={"calibration": scores.calibration.model_copy(update=packed)}))
     assert "1,400 documents joined and cut into sequences of exactly 2,048 tokens; seed" in text
     assert "| Subset | Data set | Weight | Sequences | Tokens | Commit |" in text
-    assert "Averaged over a sequence's tokens, then over a subset's sequences" in text
+    assert "S is averaged over a sequence's tokens, then over a subset's sequences" in text
     assert "each document cut off" not in text
 
 

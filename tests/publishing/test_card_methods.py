@@ -93,7 +93,7 @@ def test_only_the_methods_that_were_used_are_described(name, words):
 
 def test_a_cache_that_stays_as_large_is_not_said_to_have_changed():
     text = card(**METHODS["mlp"])
-    assert "the KV cache as before, 32,768 bytes per token" in text
+    assert "an unchanged KV cache of 32,768 bytes per token" in text
     assert "instead of 32,768 bytes" not in text
 
 
