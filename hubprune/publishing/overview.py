@@ -133,7 +133,7 @@ def _count_row(label: str, *, base: int, now: int) -> tuple[str, ...]:
 
 def _sublayer_rows(plan: DropPlan) -> list[tuple[str, ...]]:
     total, gone = plan.num_hidden_layers, len(plan.removed_layers)
-    layers = [("Layers", str(total), str(total - gone), signed(-gone, digits=0))] if gone else []
+    layers: list[tuple[str, ...]] = [("Layers", str(total), str(total - gone), signed(-gone, digits=0))] if gone else []
     dropped = [(kind, name, len(plan.layers(kind))) for kind, name in NAMES if kind == "attn" or plan.layers(kind)]
     return layers + [
         (f"{name[0].upper()}{name[1:]} sublayers", str(total), str(total - n), signed(-n, digits=0))
