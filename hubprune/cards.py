@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hubprune.artifacts import RepoFile
+from hubprune.artifacts import RepoFile, SpeedReport
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, ConflictError, RecipeError
 from hubprune.pictures import BENCHMARK_PICTURE, CARD_PICTURE
@@ -28,6 +28,9 @@ SHOWN = (CARD, "*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.svg")
 """Files of a repo that its card may show."""
 
 
+Timed = Literal["now", "never"] | SpeedReport
+
+
 @dataclass(frozen=True)
 class CardChoices:
     """What an author adds to a card, which no recipe holds."""
@@ -36,9 +39,11 @@ class CardChoices:
     """The author's own words, as `read_notes` returns them."""
     template: Path | None = None
     """Folder whose templates override the shipped ones."""
+    timed: Timed = "never"
+    """Whether base and result are timed for it, or what was found when they were."""
 
     @classmethod
-    def read(cls, *, notes: Path | None, template: Path | None) -> CardChoices:
+    def read(cls, *, notes: Path | None, template: Path | None, timed: Timed = "never") -> CardChoices:
         """Read the notes and check the templates, before anything is computed.
 
         Raises:
@@ -46,7 +51,7 @@ class CardChoices:
         """
         if template:
             card.check_templates(template)
-        return cls(read_notes(notes) if notes else None, template)
+        return cls(read_notes(notes) if notes else None, template, timed)
 
 
 AS_SHIPPED = CardChoices()

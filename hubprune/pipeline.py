@@ -44,6 +44,7 @@ from hubprune.publishing.snippet import Snippet, samples
 from hubprune.publishing.upload_plan import plan_upload
 from hubprune.run import Run, check_data, make_plan, scores_if_needed
 from hubprune.stages import key_of
+from hubprune.timing.publishing import find_speed
 
 if TYPE_CHECKING:
     from hubprune.evaluation.generation import Request
@@ -171,6 +172,8 @@ class PublishOptions:
     """File with the author's own words for the card, in Markdown."""
     card_template: Path | None = None
     """Folder of card templates that take the place of the shipped ones."""
+    speed: bool = False
+    """Time both models for the card."""
     report: Path | None = None
     """File for the report as JSON; written as soon as there is a commit, and again at the end."""
     told: Callable[[PublishReport], None] = lambda report: None
@@ -191,7 +194,9 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     """
     stage = announcer(run.reporter)
     stage()
-    choices = CardChoices.read(notes=options.notes, template=options.card_template)
+    choices = CardChoices.read(
+        notes=options.notes, template=options.card_template, timed="now" if options.speed else "never"
+    )
     target = check(run, options)
     _check_resources(run, options)
     with produced(run, stage, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices) as product:
@@ -246,6 +251,7 @@ def produced(
             verification=made.verification,
             benchmarks=benchmarks,
             generation=generation,
+            speed=find_speed(run, plan, folder, choices.timed, repo_id=repo_id, benchmarks=benchmarks),
             snippet=_run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template),
             published=None,
             environment=run.environment,

@@ -26,6 +26,7 @@ from hubprune.artifacts.comparison import (
     DroppedSets,
     SameBase,
 )
+from hubprune.artifacts.environment import Environment
 from hubprune.artifacts.evaluation import (
     BenchmarkComparison,
     Estimate,
@@ -67,7 +68,6 @@ from hubprune.artifacts.pruning import (
     WrittenCheckpoint,
 )
 from hubprune.artifacts.publishing import (
-    Environment,
     LoadedBack,
     PlannedFile,
     PublishedCommit,

@@ -7,9 +7,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hubprune.artifacts.artifact import Artifact
+from hubprune.artifacts.environment import Environment
 from hubprune.artifacts.evaluation import BenchmarkComparison
 from hubprune.artifacts.generation import GenerationComparison
 from hubprune.artifacts.pruning import BaseCheckpoint, DropPlan, LayerScores, RepoFile, Verification, WrittenCheckpoint
+from hubprune.artifacts.speed import SpeedReport
 
 
 class PublishedCommit(Artifact):
@@ -81,19 +83,6 @@ class SnippetRun(Artifact):
     """Version."""
 
 
-class Environment(Artifact):
-    """Where a run took place."""
-
-    hubprune: str
-    python: str
-    platform: str
-    machine: str
-    """Processor or GPU by name."""
-    threads: int
-    versions: dict[str, str]
-    """Library -> version."""
-
-
 class PublishReport(Artifact):
     """Everything one publish did and saw, as versioned JSON."""
 
@@ -110,6 +99,8 @@ class PublishReport(Artifact):
     verification: Verification
     benchmarks: BenchmarkComparison | None
     generation: GenerationComparison | None
+    speed: SpeedReport | None = None
+    """None where it was not asked for."""
     notes: str | None = None
     """The author's own words on the card."""
     snippet: SnippetRun | None = None

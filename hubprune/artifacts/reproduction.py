@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from hubprune.artifacts.artifact import Artifact
-from hubprune.artifacts.publishing import Environment
+from hubprune.artifacts.environment import Environment
 
 Scalar = str | int | float | bool | None
 Outcome = Literal["equal", "differs", "nothing to compare", "not compared"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hubprune.artifacts.artifact import Artifact, SublayerKind
-from hubprune.artifacts.publishing import Environment
+from hubprune.artifacts.environment import Environment
 
 Measure = Literal["prefill", "first-token", "decode", "generation"]
 """Reading the prompt; the same until the first new token is chosen; writing new tokens; prompt and new tokens."""

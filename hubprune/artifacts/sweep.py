@@ -6,9 +6,9 @@ import math
 from typing import Literal
 
 from hubprune.artifacts.artifact import Artifact, Metric, Ranking, SublayerKind
+from hubprune.artifacts.environment import Environment
 from hubprune.artifacts.evaluation import Estimate, MetricValue
 from hubprune.artifacts.pruning import DroppedSublayer
-from hubprune.artifacts.publishing import Environment
 from hubprune.artifacts.speed import Sdr, SpeedMeasured
 
 # ---- what one model measured -------------------------------------------------------------------------------------

@@ -32,6 +32,14 @@ CardTemplate = Annotated[
         metavar="FOLDER", help="Card templates that take the place of the shipped ones.", rich_help_panel=CARD
     ),
 ]
+Speed = Annotated[
+    bool,
+    typer.Option(
+        "--speed",
+        help="Time both models on this machine, for the card: prefill, decoding, peak memory.",
+        rich_help_panel=CARD,
+    ),
+]
 License = Annotated[
     str | None,
     typer.Option(

@@ -58,6 +58,7 @@ def publish(
     allow_name: card_options.AllowName = None,
     notes: card_options.Notes = None,
     card_template: card_options.CardTemplate = None,
+    speed: card_options.Speed = False,
     overwrite_card: options.OverwriteCard = False,
     primer: options.Primer = True,
     dry_run: options.DryRun = False,

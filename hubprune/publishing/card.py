@@ -19,12 +19,13 @@ from hubprune.artifacts import (
     LayerScores,
     PublishReport,
     SnippetRun,
+    SpeedReport,
     Verification,
     WrittenCheckpoint,
 )
 from hubprune.endpoint import DEFAULT_ENDPOINT
 from hubprune.errors import RecipeError
-from hubprune.publishing import free_text, front_matter, measured, overview, provenance
+from hubprune.publishing import free_text, front_matter, measured, overview, provenance, timed
 from hubprune.publishing import removal as removed
 from hubprune.publishing.context import CardContext, Glance
 from hubprune.publishing.license import attribution_line, card_in_force, license_warnings
@@ -66,6 +67,7 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
         verification=report.verification,
         benchmarks=report.benchmarks,
         generation=report.generation,
+        speed=report.speed,
         snippet=report.snippet,
         environment=report.environment,
         seconds=report.seconds,
@@ -87,6 +89,7 @@ def build_context(
     verification: Verification,
     benchmarks: BenchmarkComparison | None,
     generation: GenerationComparison | None,
+    speed: SpeedReport | None = None,
     snippet: SnippetRun | None = None,
     environment: Environment,
     seconds: Mapping[str, float],
@@ -101,7 +104,7 @@ def build_context(
     Args:
         recipe: what was asked for; local paths in it are left out.
         checkpoint: sizes, and the files without README.md, recipe.yaml and hubprune.json.
-        scores, benchmarks, generation, snippet: None where nothing was scored, measured, written or run.
+        scores, benchmarks, generation, speed, snippet: None where nothing was scored, measured, written, timed or run.
         notes: the author's own words, from `notes.read_notes`.
         overrides: a folder of the user whose templates will win over the shipped ones.
     """
@@ -116,7 +119,9 @@ def build_context(
     matter = front_matter.metadata(
         base, terms=terms, name=name, methods=plan.methods, has_code=has_code, scores=scores, benchmarks=benchmarks
     )
-    glance = overview.glance(plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks, repetition=repetition)
+    glance = overview.glance(
+        plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks, repetition=repetition, speed=speed
+    )
     return CardContext(
         front_matter=front_matter.dump(matter),
         title=name,
@@ -129,8 +134,9 @@ def build_context(
         removal=removed.removal(plan, scores=scores, verification=verification, by_hand=named, picture=picture),
         calibration=removed.calibration(scores),
         benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks),
+        speed=timed.section(speed),
         free_text=free_text.section(generation),
-        limits=limits(plan, scores=scores, comparison=benchmarks, generation=generation),
+        limits=limits(plan, scores=scores, comparison=benchmarks, generation=generation, speed=speed),
         notes=notes,
         reproduction=provenance.reproduction(
             public, repo_id=repo_id, tag=tag, base=base, environment=environment, seconds=seconds

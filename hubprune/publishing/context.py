@@ -24,6 +24,7 @@ __all__ = [
     "Printed",
     "Removal",
     "Reproduction",
+    "Speed",
     "Table",
     "Usage",
     "VerificationSummary",
@@ -183,6 +184,18 @@ class FreeText(Described):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speed(Described):
+    """Base and pruned timed in turns on one machine."""
+
+    sentences: tuple[str, ...]
+    """Where, and which shape."""
+    table: Table
+    memory: Table
+    notes: tuple[str, ...]
+    """What the columns are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reproduction(Described):
     """How to get the same files again."""
 
@@ -226,6 +239,7 @@ class CardContext(Described):
     removal: Removal
     calibration: Calibration | None
     benchmarks: Benchmarks | None
+    speed: Speed | None
     free_text: FreeText | None
     limits: tuple[str, ...]
     """What the numbers warn of and what was not measured, by fixed rules."""

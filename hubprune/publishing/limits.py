@@ -16,12 +16,14 @@ from hubprune.artifacts import (
     Mark,
     PairedLoops,
     RepetitionComparison,
+    SpeedReport,
     TaskComparison,
 )
 from hubprune.publishing import free_text
 from hubprune.publishing.numbers import INTERVAL, NONE, count, p_value, plain, with_error, with_interval
 from hubprune.publishing.privacy import is_local_data, public_name
 from hubprune.publishing.removal import ranked_thing
+from hubprune.publishing.timed import hardware
 
 __all__ = ["limits", "verdict"]
 
@@ -101,6 +103,7 @@ def limits(
     scores: LayerScores | None,
     comparison: BenchmarkComparison | None,
     generation: GenerationComparison | None,
+    speed: SpeedReport | None = None,
 ) -> tuple[str, ...]:
     """List by fixed rules what the numbers warn of and what was not measured; no causes are claimed."""
     return (
@@ -108,13 +111,14 @@ def limits(
         *free_text.limits(generation),
         *_score_limits(plan, scores=scores),
         "Nothing was trained after the removal.",
-        _not_measured(comparison),
+        *([f"Speed and memory are those of {hardware(speed)}: other hardware may gain more or less."] if speed else []),
+        _not_measured(comparison, speed=speed),
     )
 
 
-def _not_measured(comparison: BenchmarkComparison | None) -> str:
+def _not_measured(comparison: BenchmarkComparison | None, *, speed: SpeedReport | None) -> str:
     others = "languages and tasks other than those above" if comparison and comparison.tasks else "other languages"
-    return f"Not measured: speed, safety and bias, long contexts, {others}."
+    return f"Not measured: {'' if speed else 'speed, '}safety and bias, long contexts, {others}."
 
 
 def _benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:

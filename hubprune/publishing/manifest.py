@@ -169,6 +169,7 @@ def _content(report: PublishReport) -> dict[str, Any]:
         "verification": dump["verification"],
         "benchmarks": _without(dump["benchmarks"], names=("seconds",)),
         "generation": dump["generation"],
+        "speed": dump["speed"],
         "notes": dump["notes"],
         "snippet": dump["snippet"],
     }

@@ -14,6 +14,7 @@ from hubprune.artifacts import (
     Layout,
     RepetitionComparison,
     SnippetRun,
+    SpeedReport,
     SublayerKind,
     TaskComparison,
     Verification,
@@ -37,6 +38,7 @@ from hubprune.publishing.numbers import (
     with_interval,
 )
 from hubprune.publishing.snippet import Snippet
+from hubprune.publishing.timed import speed_rows
 from hubprune.publishing.widths import share, width_rows
 
 __all__ = ["base_link", "glance", "summary", "usage", "worst_task"]
@@ -105,6 +107,7 @@ def glance(
     checkpoint: WrittenCheckpoint,
     benchmarks: BenchmarkComparison | None,
     repetition: RepetitionComparison | None = None,
+    speed: SpeedReport | None = None,
 ) -> Table:
     """Compare base and result in the figures that a reader asks for first."""
     rows = [
@@ -113,6 +116,7 @@ def glance(
         *width_rows(plan),
         _size_row(checkpoint),
         _kv_row(checkpoint, dtype=resolve_dtype("auto", base.config)),
+        *speed_rows(speed),
         *_benchmark_rows(benchmarks),
         *_loop_rows(repetition),
     ]

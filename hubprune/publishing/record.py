@@ -17,7 +17,7 @@ from hubprune.strict_json import parse_json
 
 __all__ = ["PublishRecord", "parse_record", "read_record"]
 
-AS_THEY_ARE = ("scores", "plan", "verification", "generation", "snippet", "notes")
+AS_THEY_ARE = ("scores", "plan", "verification", "generation", "speed", "snippet", "notes")
 """Parts of the report that the manifest holds unchanged."""
 
 

@@ -84,7 +84,7 @@ def reproduce(name: str, options: ReproduceOptions, *, session: HubSession, repo
     run = Run(recipe, session, reporter, store)
     _preflight(run, published)
     repo_id, tagged = published.shown_as
-    choices = CardChoices(notes=published.manifest.get("notes"))
+    choices = CardChoices(notes=published.manifest.get("notes"), timed=published.speed or "never")
     with pipeline.produced(run, stage, repo_id=repo_id, tagged=tagged, choices=choices) as product:
         stage()
         seen = _compared(published, product)

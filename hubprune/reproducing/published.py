@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubprune.artifacts import RepoFile
+from pydantic import ValidationError
+
+from hubprune.artifacts import RepoFile, SpeedReport
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, CheckpointError
 from hubprune.files import list_files
@@ -46,6 +48,14 @@ class Published:
         """README.md, empty where there is none."""
         path = self.folder / CARD
         return path.read_bytes() if path.is_file() else b""
+
+    @property
+    def speed(self) -> SpeedReport | None:
+        """What was timed: times of two runs do not compare, so that a card of the same run anew takes these over."""
+        try:
+            return SpeedReport.model_validate(self.manifest.get("speed"))
+        except ValidationError:
+            return None
 
     @property
     def shown_as(self) -> tuple[str, bool]:

@@ -67,10 +67,38 @@ def measure_speed(name: str, request: TimingRequest, *, session: HubSession, rep
     check_pair(base, pruned)
     with tempfile.TemporaryDirectory(prefix="hubprune-base-") as work:
         runnable = make_runnable(base, Path(work) / "base")
-        report = _Pair(base, pruned, runnable, request, reporter).report()
+        report = time_pair(
+            base, pruned, runnable=runnable, request=request, benchmarks=benchmark_change(pruned.folder),
+            reporter=reporter,
+        )  # fmt: skip
     if request.report:
         write_atomically(request.report, report.model_dump_json(indent=2) + "\n")
     return report
+
+
+def time_pair(
+    base: BaseCheckpoint,
+    pruned: PrunedFolder,
+    *,
+    runnable: Runnable,
+    request: TimingRequest,
+    benchmarks: BenchmarkChange | None,
+    reporter: Reporter,
+) -> SpeedReport:
+    """Time two models that are on this machine and known to belong together.
+
+    Args:
+        base: what was pruned.
+        pruned: what came of it.
+        runnable: the base as transformers can load it.
+        request: shapes, rounds, device.
+        benchmarks: what they lost, for SDR; None where that is not known.
+        reporter: told what is going on.
+
+    Raises:
+        EvaluationError: the device's memory is too small.
+    """
+    return _Pair(base, pruned, runnable, request, reporter, benchmarks).report()
 
 
 def check_pair(base: BaseCheckpoint, pruned: PrunedFolder) -> None:
@@ -113,6 +141,8 @@ class _Pair:
     """The base as transformers can load it."""
     request: TimingRequest
     reporter: Reporter
+    benchmarks: BenchmarkChange | None = None
+    """What they lost, for SDR; None where that is not known."""
 
     def report(self) -> SpeedReport:
         """Measure everything and put it together."""
@@ -124,7 +154,7 @@ class _Pair:
         with quiet():
             seen = self._measure()
         release_memory()
-        benchmarks = benchmark_change(self.pruned.folder)
+        benchmarks = self.benchmarks
         peak = seen.peak or self._resident(seen)
         return SpeedReport(
             base=self.base.name,
@@ -305,6 +335,11 @@ def benchmark_change(folder: Path) -> BenchmarkChange | None:
         found = BenchmarkComparison.model_validate({**(values or {}), "seconds": 0.0})
     except (CheckpointError, ValidationError, TypeError):
         return None
+    return change_of(found)
+
+
+def change_of(found: BenchmarkComparison) -> BenchmarkChange | None:
+    """Return what benchmarks lost on average; None where none of them is a share."""
     change = found.mean_points
     tasks = tuple(task.task for task in found.main_metrics() if task.is_share)
     if change is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hubprune.artifacts import (
     BaseCard,
     BaseCheckpoint,
+    BenchmarkChange,
     BenchmarkComparison,
     CalibrationRecord,
     CalibrationSource,
@@ -14,16 +15,22 @@ from hubprune.artifacts import (
     Environment,
     Estimate,
     ImportanceScores,
+    Interval,
+    KvCacheMeasured,
     LayerScores,
     Margin,
     MetricValue,
     ModelText,
     ModelTexts,
     PairedComparison,
+    PeakMemory,
     PublishReport,
     RepoFile,
     SelfCheck,
     SnippetRun,
+    SpeedMeasured,
+    SpeedReport,
+    SpeedRow,
     TaskComparison,
     Verification,
     WrittenCheckpoint,
@@ -216,6 +223,42 @@ def environment():
         hubprune="0.1.0", python="3.11.9", platform="Linux x86_64", machine="Two-Core CPU", threads=2,
         versions={"torch": "2.13.0", "transformers": "5.23.0"},
     )  # fmt: skip
+
+
+def timed(measure, ratio, *, control=(1.0, 0.99, 1.01), seconds=(0.012, 0.01), tokens=None):
+    """A row of a timing: medians and intervals are given, one round holds the seconds."""
+    base, pruned = seconds
+    measured = SpeedMeasured(
+        measure=measure, ratio=Interval(median=ratio[0], low=ratio[1], high=ratio[2]),
+        control=Interval(median=control[0], low=control[1], high=control[2]), seconds=pruned, base_seconds=base,
+        tokens_per_second=tokens and tokens / pruned, base_tokens_per_second=tokens and tokens / base, depth=512,
+        new_tokens=32, batch_size=1, round_seconds=((base, base, pruned),) * 20,
+    )  # fmt: skip
+    return SpeedRow(measured=measured, verdict=measured.verdict, sdr=measured.sdr(-4.28, standard_error=0.97))
+
+
+def speed(**changes):
+    rows = (
+        timed("prefill", (1.01, 0.98, 1.04), seconds=(0.05, 0.0495), tokens=512),
+        timed("first-token", (1.02, 1.01, 1.03), control=(1.02, 1.01, 1.03), seconds=(0.051, 0.05)),
+        timed("decode", (1.125, 1.1, 1.15), seconds=(0.9, 0.8), tokens=32),
+        timed("generation", (1.12, 1.09, 1.15), seconds=(0.95, 0.85), tokens=32),
+    )
+    values = {
+        "base": "meta-llama/Llama-3.2-3B", "base_commit": BASE_COMMIT, "pruned": REPO_ID, "pruned_commit": None,
+        "dropped": (("attn", 4), ("attn", 5), ("attn", 6)), "rows": rows,
+        "kv_cache": KvCacheMeasured(
+            tokens=512, base=16_777_216, pruned=10_485_760, base_computed=16_777_216, pruned_computed=10_485_760
+        ),
+        "peak_memory": PeakMemory(
+            how="allocator", base=6_600_000_000, pruned=6_400_000_000, depth=512, new_tokens=32, batch_size=1
+        ),
+        "largest_batch": None,
+        "benchmarks": BenchmarkChange(points=-4.28, standard_error=0.97, tasks=("arc_easy", "lambada_openai")),
+        "environment": environment().model_copy(update={"machine": "NVIDIA L4"}), "device": "cuda",
+        "dtype": "bfloat16", "threads": 2, "attention": "sdpa", "seed": 0,
+    }  # fmt: skip
+    return SpeedReport(**{**values, **changes})
 
 
 SECONDS = {"score": 81.2, "write": 0.4, "benchmarks": 4210.0}

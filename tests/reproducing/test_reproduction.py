@@ -116,6 +116,14 @@ def test_the_card_may_differ_in_times_and_versions_and_in_nothing_else(published
     assert compared(published, values, card=b"")["README.md"].outcome == "not compared"
 
 
+def test_what_was_timed_is_taken_over_and_not_compared(published):
+    assert published.speed is None
+    timed = replace(published, manifest={**published.manifest, "speed": made.speed().model_dump(mode="json")})
+    assert timed.speed == made.speed()
+    assert compared(timed)["speed"].outcome == "not compared"
+    assert replace(published, manifest={"speed": {"rows": 3}}).speed is None
+
+
 def test_absent_and_null_are_the_same_and_truth_is_no_number():
     assert list(differences({"a": None}, {})) == []
     assert [row.place for row in differences({"a": [1, True]}, {"a": [1, 1]})] == ["a[1]"]
