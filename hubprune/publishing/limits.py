@@ -56,7 +56,7 @@ WORDS: dict[Mark, str] = {
     "worse": "worse",
     "better": "better",
     "not distinguishable": "not distinguishable from the base",
-    "at chance": "at chance in base and pruned alike",
+    "at chance": "that the base itself only guesses at",
 }
 
 

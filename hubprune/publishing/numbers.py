@@ -23,6 +23,8 @@ __all__ = [
 MINUS = "−"
 NONE = "–"
 """What a table shows where a number does not exist."""
+WHOLE = 10_000
+"""From which value on decimals say nothing, as in the perplexity of a model that was lost."""
 INTERVAL = "95 % interval "
 """What stands before an interval where no text around it says which one it is."""
 
@@ -72,6 +74,8 @@ def size_change(base: int, now: int) -> str:
 
 def with_error(value: float, error: float | None, *, digits: int = 4) -> str:
     """Write a value with its standard error, where there is one."""
+    if abs(value) >= WHOLE:
+        return f"{value:,.0f}" + (f" ± {error:,.0f}" if error is not None else "")
     return plain(value, digits=digits) + (f" ± {plain(error, digits=digits)}" if error is not None else "")
 
 

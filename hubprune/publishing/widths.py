@@ -68,5 +68,7 @@ def sentences(plan: DropPlan) -> list[str]:
         " neuron's rows of the gate and the up projection.",
     ]
     if plan.widths.multiple > 1:
-        said.append(f"Widths were rounded to a multiple of {plan.widths.multiple}.")
+        said.append(
+            f"Widths were rounded to a multiple of {plan.widths.multiple}: another share may have been asked for."
+        )
     return said
