@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hubprune.artifacts import (
     Continuation,
@@ -17,7 +17,10 @@ from hubprune.artifacts import (
 from hubprune.publishing.context import FreeText, Pair, Table
 from hubprune.publishing.numbers import INTERVAL, NONE, count, listing, plain, signed, span
 
-__all__ = ["limits", "loop_change", "section", "shown_pairs"]
+__all__ = ["limits", "loop_change", "section", "shown_pairs", "wrapped"]
+
+LONGEST_LINE = 88
+"""Characters of a line of text on a card: what is longer would be cut off, since code blocks do not wrap."""
 
 
 def section(generation: GenerationComparison | None) -> FreeText | None:
@@ -30,7 +33,7 @@ def section(generation: GenerationComparison | None) -> FreeText | None:
         sentences=(_how(generation),),
         measures=_table(generation.repetition, prompts=len(generation.continuations)),
         notes=NOTES,
-        rule=tuple(_rule(generation, shown=len(shown))),
+        rule=tuple(_rule(generation, shown=shown)),
         pairs=pairs,
     )
 
@@ -61,12 +64,28 @@ def _pair(number: int, *, pair: Continuation, reason: str) -> Pair:
     return Pair(
         number=number,
         reason=reason,
-        prompt=pair.prompt,
+        prompt=wrapped(pair.prompt),
         base_label=_label("Base", pair.base_repetition),
-        base=pair.base,
+        base=wrapped(pair.base),
         pruned_label=_label("This model", pair.pruned_repetition),
-        pruned=pair.pruned,
+        pruned=wrapped(pair.pruned),
     )
+
+
+def wrapped(text: str) -> str:
+    """Break lines that are too long at spaces, each of which its line break takes the place of."""
+    return "\n".join(part for line in text.split("\n") for part in _broken(line))
+
+
+def _broken(line: str) -> Iterator[str]:
+    while len(line) > LONGEST_LINE:
+        at = line.rfind(" ", 1, LONGEST_LINE + 1)
+        at = at if at > 0 and line[:at].strip() else line.find(" ", LONGEST_LINE)
+        if at < 0:
+            break
+        yield line[:at]
+        line = line[at + 1 :]
+    yield line
 
 
 def _label(who: str, repetition: Repetition | None) -> str:
@@ -147,7 +166,7 @@ def _percent(share: float) -> str:
     return plain(100 * share, digits=1)
 
 
-def _rule(generation: GenerationComparison, *, shown: int) -> Iterator[str]:
+def _rule(generation: GenerationComparison, *, shown: Sequence[tuple[int, Continuation, str]]) -> Iterator[str]:
     total = len(generation.continuations)
     if total > 1 and generation.repetition is not None:
         yield (
@@ -155,7 +174,9 @@ def _rule(generation: GenerationComparison, *, shown: int) -> Iterator[str]:
             " the earlier one where several have."
         )
     yield from _looping(generation)
-    if rest := total - shown:
+    if any(wrapped(text) != text for _, pair, _ in shown for text in (pair.prompt, pair.base, pair.pruned)):
+        yield f"Lines of more than {LONGEST_LINE} characters are broken at spaces."
+    if rest := total - len(shown):
         others = "The other pair is" if rest == 1 else f"The other {rest} pairs are"
         yield f"{others} in hubprune.json."
 
@@ -209,7 +230,7 @@ def _is_above_zero(change: Estimate) -> bool:
 def loop_change(loops: PairedLoops) -> str:
     """Write the change of the share of texts that end in a loop, as in the table of the free text."""
     points, interval = _change(loops.change, times=100, unit=" points")
-    return points if interval == NONE else f"{points} ({INTERVAL}{interval})"
+    return points if interval == NONE else f"{points} ({interval})"
 
 
 def _told(change: Estimate) -> str:

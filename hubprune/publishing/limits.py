@@ -178,7 +178,8 @@ def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str
         return
     if scores is None:
         how = "given by hand" if plan.selected_by == "hand" else "chosen by no score"
-        yield f"The layers were {how} and nothing was scored: no calibration supports the choice."
+        what = "layer was" if len(plan.dropped) == 1 else "layers were"
+        yield f"The {what} {how} and nothing was scored: no calibration supports the choice."
         return
     if local := [public_name(s.dataset) for s in scores.calibration.sources if is_local_data(s.dataset)]:
         yield f"The scores come from files that are not published ({', '.join(local)}): they cannot be reproduced."

@@ -21,12 +21,12 @@ def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = 
     if comparison is None or not comparison.tasks:
         return None
     columns = (
-        "Task", "Metric", "n", "Shots", "Chance", "Base", "This model", "Δ points", "Δ relative, %", "Verdict",
+        "Task", "Metric", "Base", "This model", "Δ points", "Δ relative, %", "Verdict", "n", "Shots", "Chance",
     )  # fmt: skip
     rows = tuple(_task_row(task) for task in comparison.tasks)
     return Benchmarks(
         sentences=tuple(_benchmark_sentences(comparison)),
-        table=Table(columns=columns, align="llrrrrrrrl", rows=rows),
+        table=Table(columns=columns, align="llrrrrlrrr", rows=rows),
         picture=_picture(comparison, picture) if picture else None,
         notes=tuple(_test_sentences(comparison)),
     )
@@ -48,7 +48,7 @@ def _task_row(task: TaskComparison) -> tuple[str, ...]:
     chance = NONE if task.chance is None else plain(task.chance, digits=4)
     changes = (with_interval(change) if change else NONE for change in (task.points, task.percent))
     mark = (task.paired and task.paired.mark) or NONE
-    return task.task, metric, n, str(task.num_fewshot), chance, *values, *changes, mark
+    return task.task, metric, *values, *changes, mark, n, str(task.num_fewshot), chance
 
 
 def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:

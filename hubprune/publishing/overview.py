@@ -24,7 +24,7 @@ from hubprune.console import size
 from hubprune.devices import resolve_dtype
 from hubprune.endpoint import page
 from hubprune.publishing.context import CustomCode, Link, Printed, Table, Usage
-from hubprune.publishing.free_text import loop_change
+from hubprune.publishing.free_text import loop_change, wrapped
 from hubprune.publishing.numbers import (
     INTERVAL,
     NONE,
@@ -120,7 +120,7 @@ def glance(
         *_benchmark_rows(benchmarks),
         *_loop_rows(repetition),
     ]
-    return Table(columns=("", "Base", "This model", "Change"), align="lrrr", rows=tuple(rows))
+    return Table(columns=("", "Base", "This model", "Change (95 % interval)"), align="lrrr", rows=tuple(rows))
 
 
 def _loop_rows(repetition: RepetitionComparison | None) -> list[tuple[str, ...]]:
@@ -168,11 +168,11 @@ def _benchmark_rows(benchmarks: BenchmarkComparison | None) -> list[tuple[str, .
     label = f"Mean of {_task_count(benchmarks)}, %"
     tasks = [t for t in benchmarks.main_metrics() if t.is_share]
     means = [sum(values) / len(values) for values in zip(*((t.base.value, t.pruned.value) for t in tasks), strict=True)]
-    rows: list[tuple[str, ...]] = [(label, *_percentages(means), with_interval(mean, unit=" points", label=INTERVAL))]
+    rows: list[tuple[str, ...]] = [(label, *_percentages(means), with_interval(mean, unit=" points"))]
     if len(tasks) > 1 and (worst := worst_task(benchmarks)) and worst.points:
         values = _percentages([worst.base.value, worst.pruned.value])
         label = f"Largest loss: {worst.task}, {worst.metric}, %"
-        rows.append((label, *values, with_interval(worst.points, unit=" points", label=INTERVAL)))
+        rows.append((label, *values, with_interval(worst.points, unit=" points")))
     return rows
 
 
@@ -214,7 +214,7 @@ def _printed(snippet: SnippetRun) -> Printed:
         "Before this repo was published, exactly this code was run on its files in a fresh process, with transformers"
         f" {snippet.transformers}. It printed:"
     )
-    return Printed(label=label, text=snippet.output)
+    return Printed(label=label, text=wrapped(snippet.output))
 
 
 RUNTIMES: Mapping[Layout, str] = {

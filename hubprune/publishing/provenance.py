@@ -17,6 +17,7 @@ from hubprune.recipe import Recipe
 __all__ = ["citations", "licence", "reproduction", "without_times"]
 
 STAGES: Mapping[str, str] = {
+    "rounds": "scores of later rounds",
     "checkpoint": "pruning and verification",
     "benchmarks": "benchmarks of both",
     "base-text": "free text of the base",

@@ -98,7 +98,7 @@ def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> list[str]:
         named = " and ".join(name for kind, name in NAMES if kind in by_hand)
         said.append(f"The layers that lose their {named} were given by hand; the others were chosen {_way(plan)}.")
     elif plan.dropped:
-        said.append(f"The layers were chosen {_way(plan)}.")
+        said.append(f"{'The layer was' if len(plan.dropped) == 1 else 'The layers were'} chosen {_way(plan)}.")
     return [*said, *width_sentences(plan)]
 
 
@@ -181,7 +181,8 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> list[str]:
     if any(source.documents < 2 for source in scores.calibration.sources):
         notes.append("Subsets with one document add nothing to the standard errors.")
     if plan.selected_by == "hand":
-        notes.append("The scores did not decide here: the layers were given by hand.")
+        what = "layer was" if len(plan.dropped) == 1 else "layers were"
+        notes.append(f"The scores did not decide here: the {what} given by hand.")
     return [*notes, *_joint_order(plan), *_rounds(plan), *map(_margin, plan.margins)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from hubprune.artifacts import Interval, Measure, PeakMemory, SpeedMeasured, SpeedReport, SpeedRow
 from hubprune.console import size
 from hubprune.publishing.context import Speed, Table
-from hubprune.publishing.numbers import INTERVAL, NONE, count, plain, signed, size_change, span
+from hubprune.publishing.numbers import NONE, count, plain, signed, size_change, span
 
 __all__ = ["hardware", "section", "speed_rows"]
 
@@ -47,7 +47,7 @@ def _glance_row(name: str, row: SpeedRow, speed: SpeedReport) -> tuple[str, ...]
 
 def _told(row: SpeedRow) -> str:
     ratio = row.measured.ratio
-    ends = f"{INTERVAL}{_ends(ratio)}"
+    ends = _ends(ratio)
     if row.verdict == "control failed":
         return "not resolved: the base differs from itself"
     if row.verdict == "not resolved":

@@ -72,7 +72,7 @@ def test_every_verdict_has_a_look_of_its_own_and_the_picture_the_changes_and_int
         tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 2
     )
     assert spans == sorted([(row.low, row.high) for row in (*rows, mean)])
-    assert [text.get_text() for text in axes.texts] == ["−2.00", "−1.00", "+0.00", "+1.00", "+2.00", "+0.50"]
+    assert [text.get_text() for text in axes.texts] == ["−2.00", "−1.00", "0.00", "+1.00", "+2.00", "+0.50"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*LOOKS, "95 % interval"]
     assert len({*LOOKS.values()}) == len({marker for marker, _ in LOOKS.values()}) == len(LOOKS)
 
