@@ -17,6 +17,7 @@ from hubprune.localhub.jobs import JobStore
 from hubprune.localhub.lfs import GITATTRIBUTES, POINTER_BYTES, LfsStore, Pointer, parse_pointer
 from hubprune.localhub.names import KINDS
 from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.sweeping import sweep
 from hubprune.localhub.xet import XetStore
 
 Need = Literal["see", "read", "propose", "write"]
@@ -91,7 +92,7 @@ def _encode(settings: Settings) -> bytes:
 
 
 class Hub:
-    """Everything below one directory.
+    """Everything below one directory, which nobody else may have open.
 
     With `xet` off, files are announced as plain large files, so that downloads take the LFS path. Uploads are not
     affected: a client that has hf-xet never asks.
@@ -102,6 +103,7 @@ class Hub:
         directory = directory.absolute()  # git runs in the folders of its repositories
         directory.mkdir(parents=True, exist_ok=True)
         self._repos = directory / "repos"
+        sweep(directory)
         self.announces_xet = xet
         self.accounts = Accounts(directory / "accounts.json")
         self.lfs = LfsStore(directory / "lfs")

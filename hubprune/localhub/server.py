@@ -14,6 +14,7 @@ from hubprune.errors import HubpruneError
 from hubprune.localhub.access import Account, Role
 from hubprune.localhub.app import build_app
 from hubprune.localhub.faults import Fault, RequestRecord, Wire
+from hubprune.localhub.git import require_git
 from hubprune.localhub.hub import Hub, StoredBytes
 from hubprune.localhub.jobs import JobRecord, JobScript
 from hubprune.localhub.loopback import LoopbackServer, endpoint_of, listen, quiet_signals
@@ -28,10 +29,10 @@ def serve(directory: Path, *, port: int = 0, xet: bool = True, announce: Callabl
 
     Raises:
         MissingDependencyError: there is no git program.
-        HubpruneError: the port is in use, or another process serves the directory.
+        HubpruneError: the port is in use, or another server has the directory open.
     """
-    hub = Hub(Path(directory), xet=xet)
     with _alone(Path(directory)), contextlib.closing(listen(port)) as listener:
+        hub = Hub(Path(directory), xet=xet)
 
         def say_where() -> None:
             announce(f"HF_ENDPOINT={endpoint_of(listener)}")
@@ -44,13 +45,15 @@ def serve(directory: Path, *, port: int = 0, xet: bool = True, announce: Callabl
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Hold a directory for one serving process: two would not see each other's tokens and uploads."""
+    """Hold a directory for one server: two would not see each other's tokens and uploads."""
+    require_git()
+    directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / "serving.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise HubpruneError(
-            f"Another process serves {directory} already.", hint="Use that Hub, or another --dir."
+            f"Another server has {directory} open already.", hint="Use that Hub, or another --dir."
         ) from None
     try:
         yield
@@ -144,11 +147,11 @@ def running_hub(directory: Path, *, port: int = 0, xet: bool = True) -> Iterator
 
     Arguments and errors are those of `serve`.
     """
-    hub = Hub(Path(directory), xet=xet)
-    wire = Wire(build_app(hub))
-    ready = threading.Event()
-    server = LoopbackServer(wire, on_ready=ready.set)
-    with contextlib.closing(listen(port)) as listener:
+    with _alone(Path(directory)), contextlib.closing(listen(port)) as listener:
+        hub = Hub(Path(directory), xet=xet)
+        wire = Wire(build_app(hub))
+        ready = threading.Event()
+        server = LoopbackServer(wire, on_ready=ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="localhub", daemon=True)
         thread.start()
         try:

@@ -84,6 +84,7 @@ class XetStore:
             shard = parse_shard(data)
             for file in shard.files:
                 check_recipe(file, [self._chunks_of(term.xorb) for term in file.terms])
+                self._check_content(file)
         except XetFormatError as error:
             raise RefusedError(400, f"Not a valid shard: {error}") from error
         name = f"{hashlib.sha256(data).hexdigest()}.mdb"
@@ -144,6 +145,16 @@ class XetStore:
         """Yield the file's content, term by term."""
         for term in recipe.terms:
             yield self._unpack(term)
+
+    def _check_content(self, file: FileRecipe) -> None:
+        """Refuse a file that is not what its SHA-256 says: whoever else has that file would get this one."""
+        if file.sha256 is None or file.sha256 in self._by_sha256:
+            return
+        checksum = hashlib.sha256()
+        for block in self.content(file):
+            checksum.update(block)
+        if checksum.hexdigest() != file.sha256:
+            raise XetFormatError("the content of a file does not match its SHA-256")
 
     def _unpack(self, term: Term) -> bytes:
         chunks = self._chunks_of(term.xorb)[term.start : term.end]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hubprune.localhub import names
 from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.xet_format import SHARD_TAG
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 OUTSIDE = [
@@ -146,6 +147,15 @@ def test_junk_in_a_body_is_the_senders_mistake(api, repo, raw, body):
         f"{model}/tag/main",
         f"/{repo}.git/info/lfs/objects/batch",
         "/_lfs/verify",
+        "/api/repos/move",
+        f"{model}/duplicate",
+        f"{model}/super-squash/main",
+        f"{model}/discussions",
+        f"{model}/discussions/1/comment",
+        f"{model}/discussions/1/title",
+        f"{model}/discussions/1/status",
+        f"{model}/discussions/1/merge",
+        f"{model}/discussions/1/comment/{'0' * 24}/edit",
     ):
         assert 400 <= raw("POST", address, token=api.token, body=body).status < 500, address
 
@@ -156,14 +166,20 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 FIELDS = st.sampled_from(
-    ["key", "value", "files", "objects", "paths", "path", "size", "oid", "name", "type", "content", "summary", "tag"]
+    [
+        *["key", "value", "files", "objects", "paths", "path", "size", "oid", "name", "type", "content", "summary"],
+        *["tag", "title", "description", "pullRequest", "comment", "status", "repository", "visibility", "message"],
+    ]
 )
 
 
 @FEW
 @given(body=st.dictionaries(FIELDS, VALUES, max_size=4))
 def test_no_json_brings_a_handler_down(api, repo, raw, body):
-    for address in ("commit/main", "preupload/main", "paths-info/main", "tag/nowhere", "lfs-files/duplicate"):
+    for address in (
+        *("commit/main", "preupload/main", "paths-info/main", "tag/nowhere", "lfs-files/duplicate", "duplicate"),
+        *("discussions", "discussions/99999/comment", "discussions/99999/status", "super-squash/nowhere"),
+    ):
         sent = json.dumps(body).encode()
         assert raw("POST", f"/api/models/{repo}/{address}", token=api.token, body=sent).status < 500
 
@@ -202,3 +218,34 @@ def test_a_path_that_is_let_in_stays_inside(text):
         path = names.file_path(text)
         assert path.encode()
         assert not {"", ".", "..", ".git"} & set(path.split("/"))
+
+
+def test_halves_of_characters_are_stored_as_something_that_can_be_sent(api, raw):
+    api.create_repo("acme/odd-talk")
+    body = b'{"title": "odd \\ud800", "description": "\\udfff"}'
+    made = raw("POST", "/api/models/acme/odd-talk/discussions", token=api.token, body=body)
+    assert made.status == 200
+    assert api.get_discussion_details("acme/odd-talk", made.json()["num"]).title == "odd ?"
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1e3", "x", "99999999999999", "%2e%2e", "\u0661".encode().hex("%")])
+def test_no_discussion_is_found_by_what_is_not_its_number(api, repo, raw, number):
+    quoted = f"%{number}" if number.startswith("d9") else number
+    assert raw("GET", f"/api/models/{repo}/discussions/{quoted}", token=api.token).status in (400, 404)
+    assert raw("GET", f"/api/models/{repo}/discussions?p={quoted}").status == 200
+
+
+def test_a_body_without_end_is_refused_before_it_is_kept(local_hub, repo, raw, monkeypatch, api):
+    announced = raw("POST", f"/api/models/{repo}/commit/main", token=api.token, Content_Length="9" * 15)
+    assert announced.status == 413
+    monkeypatch.setattr("hubprune.localhub.web.MAX_BODY_BYTES", 1000)
+    assert raw("POST", f"/api/models/{repo}/commit/main", token=api.token, body=b"x" * 1001).status == 413
+    assert raw("POST", f"/{repo}/git-upload-pack", Content_Length="9" * 15).status == 413
+
+
+@FEW
+@given(data=st.binary(max_size=200), path=st.sampled_from(["xorbs/default/" + "0" * 64, "shards"]))
+def test_no_bytes_bring_the_xet_store_down(api, repo, raw, data, path):
+    token = raw("GET", f"/api/models/{repo}/xet-write-token/main", token=api.token).json()["accessToken"]
+    for prefix in (b"", SHARD_TAG, SHARD_TAG + bytes(16)):
+        assert raw("POST", f"/_xet/v1/{path}", token=token, body=prefix + data).status < 500

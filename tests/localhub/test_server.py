@@ -38,6 +38,36 @@ def test_a_restart_loses_nothing(tmp_path, monkeypatch):
     abort_xet_session()
 
 
+def test_a_directory_has_one_server(tmp_path):
+    with (
+        running_hub(tmp_path),
+        pytest.raises(HubpruneError, match=r"has .* open already") as error,
+        running_hub(tmp_path),
+    ):
+        pass
+    assert "--dir" in error.value.hint
+    with running_hub(tmp_path) as again:
+        assert HfApi(endpoint=again.endpoint, token=again.token).whoami()["name"] == "local"
+
+
+def test_what_a_killed_server_left_is_no_obstacle_to_the_next(tmp_path):
+    with running_hub(tmp_path) as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("me/model")
+    git = tmp_path / "repos" / "models" / "me" / "model.git"
+    left = [git / "refs" / "heads" / "main.lock", git / "packed-refs.lock", git / "incoming-x" / "index"]
+    left += [tmp_path / "lfs" / ".incoming-x", tmp_path / "repos" / ".new-x" / "git" / "HEAD"]
+    left += [tmp_path / "xet" / "xorbs" / ".incoming-x", tmp_path / "repos" / ".old-x" / "git" / "HEAD"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    with running_hub(tmp_path) as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        assert not any(path.exists() for path in left)
+        api.upload_file(repo_id="me/model", path_or_fileobj=b"x", path_in_repo="a.txt")
+        assert [org["name"] for org in api.whoami()["orgs"]] == ["me"]
+
+
 def test_tokens_are_for_their_owner_to_read(tmp_path):
     with running_hub(tmp_path) as hub:
         (file,) = [path for path in tmp_path.iterdir() if path.is_file() and hub.token in path.read_text()]

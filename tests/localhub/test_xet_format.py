@@ -1,4 +1,5 @@
 import contextlib
+import hashlib
 import struct
 
 import lz4.frame
@@ -19,7 +20,9 @@ from hubprune.localhub.xet_format import (
 )
 
 BOOKEND = b"\xff" * 32 + bytes(16)
-XORB, FILE, SHA256 = (bytes([n]) * 32 for n in (1, 2, 3))
+XORB, FILE = (bytes([n]) * 32 for n in (1, 2))
+# As the hashes of Xet are written: four numbers, each the other way round.
+SHA256 = struct.pack("<4Q", *struct.unpack(">4Q", hashlib.sha256(b"hello world").digest()))
 
 
 def packed(content: bytes, scheme: int = 0) -> bytes:
@@ -29,7 +32,7 @@ def packed(content: bytes, scheme: int = 0) -> bytes:
     return bytes([0]) + len(body).to_bytes(3, "little") + bytes([scheme]) + len(content).to_bytes(3, "little") + body
 
 
-def shard(*, start=0, end=2, size=11, chunks=2) -> bytes:
+def shard(*, start=0, end=2, size=11, chunks=2, sha256=SHA256) -> bytes:
     """One file made of one term: the chunks `hello ` and `world`."""
     verified_with_metadata = (1 << 31) | (1 << 30)
     return b"".join(
@@ -38,7 +41,7 @@ def shard(*, start=0, end=2, size=11, chunks=2) -> bytes:
             FILE + struct.pack("<IIQ", verified_with_metadata, 1, 0),
             XORB + struct.pack("<4I", 0, size, start, end),
             bytes(48),
-            SHA256 + bytes(16),
+            sha256 + bytes(16),
             BOOKEND,
             XORB + struct.pack("<4I", 0, chunks, 11, 27),
             *(bytes([7 + n]) * 32 + bytes(16) for n in range(chunks)),
@@ -121,6 +124,12 @@ def test_a_shard_has_to_fit_its_xorbs(store, change):
     with pytest.raises(RefusedError) as error:
         store.put_shard(shard(**change))
     assert error.value.status == 400
+
+
+def test_a_file_that_is_not_what_its_sha256_says_is_refused(store):
+    with pytest.raises(RefusedError, match="does not match its SHA-256"):
+        store.put_shard(shard(sha256=bytes([3]) * 32))
+    assert store.by_sha256(merkle_hex(bytes([3]) * 32)) is None
 
 
 def test_a_shard_with_an_unknown_xorb_is_refused(tmp_path):
