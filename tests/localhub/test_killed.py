@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from hubprune.localhub.lfs import POINTER_BYTES, parse_pointer
 
 _SERVE = "import sys; from pathlib import Path; from hubprune.localhub import serve; serve(Path(sys.argv[1]))"
 _REPOS = ("acme/one", "acme/two")
-_ANSWERS_BEFORE_THE_KILL = 12
+_ANSWERS_BEFORE_THE_KILL = 6
 
 
 class Writers:
@@ -112,7 +112,7 @@ def check_answers(api: HfApi, repo: str, rounds: list[Writers]) -> None:
         assert set(answered.commits[repo]) <= history
         assert answered.tags[repo].items() <= tags.items()
         assert set(answered.discussions[repo]) <= discussions
-    for discussion in api.get_repo_discussions(repo):
+    for discussion in islice(api.get_repo_discussions(repo), 5):  # the newest are those that the kill came near
         details = api.get_discussion_details(repo, discussion.num)
         assert details.title.isdigit()
         assert details.is_pull_request == (details.diff is not None)
