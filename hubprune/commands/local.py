@@ -16,7 +16,21 @@ def hub(
     port: options.HubPort = 0,
     no_xet: options.NoXet = False,
 ) -> None:
-    """Serve a local Hub on loopback; the first two lines on stdout are HF_ENDPOINT=... and HF_TOKEN=..."""
+    """Serve a local Hub on loopback; the first two lines on stdout are HF_ENDPOINT=... and HF_TOKEN=...
+
+    With both set, the unmodified clients work against it:
+
+    huggingface_hub, datasets and transformers, with LFS and Xet
+
+    hf auth whoami, upload, download, cp, models, datasets, repos,
+    discussions, collections, jobs
+
+    git clone and git fetch, for what is private with the token as the
+    password; a push is refused
+
+    One server holds the folder at a time. What it has answered is kept,
+    also when it is killed.
+    """
     with errors_shown():
         from hubprune.localhub import serve
 
