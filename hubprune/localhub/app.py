@@ -18,6 +18,7 @@ from hubprune.localhub.loopback import HOSTS
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.routes_collections import CollectionRoutes
 from hubprune.localhub.routes_commits import CommitRoutes
+from hubprune.localhub.routes_discussion_pages import DiscussionPageRoutes
 from hubprune.localhub.routes_discussions import DiscussionRoutes
 from hubprune.localhub.routes_files import FileRoutes
 from hubprune.localhub.routes_git import GitRoutes
@@ -46,6 +47,8 @@ _PARTS = (
     JobRoutes,
 )
 
+_PAGES = (DiscussionPageRoutes, PageRoutes)
+
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 # The address of a repository without a namespace, such as `gpt2`. This hub has none of these.
@@ -73,7 +76,8 @@ def build_app(hub: Hub) -> Starlette:
     register_url_convertor("kind", _Kind())
     routes: list[BaseRoute] = [route for part in _PARTS for route in part(hub).routes()]
     # A page for people is nothing to answer a program with, so the pages come last and see no such address.
-    routes += [Route("/api/{path:path}", _unknown, methods=_METHODS), *PageRoutes(hub).routes()]
+    routes.append(Route("/api/{path:path}", _unknown, methods=_METHODS))
+    routes += [page for part in _PAGES for page in part(hub).routes()]
     return Starlette(
         routes=routes,
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],

@@ -62,6 +62,33 @@ class CommitRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiscussionRow:
+    """One line of a list of discussions."""
+
+    name: str
+    """What it is, with its number."""
+    title: str
+    status: str
+    author: str
+    date: str
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRow:
+    """One thing that has happened in a discussion."""
+
+    author: str
+    date: str
+    what: str
+    detail: str = ""
+    address: str | None = None
+    """Where the detail leads to."""
+    body: str = ""
+    """Harmless HTML of what was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Frame:
     """What all views of a repository share."""
 
@@ -139,6 +166,18 @@ def files_page(frame: Frame, files: Sequence[FileRow]) -> Response:
 def commits_page(frame: Frame, commits: Sequence[CommitRow]) -> Response:
     """List the history of a repository, newest first."""
     return _page("commits.html.jinja", frame=frame, commits=commits)
+
+
+def discussions_page(frame: Frame, rows: Sequence[DiscussionRow]) -> Response:
+    """List the discussions of a repository, newest first."""
+    return _page("discussions.html.jinja", frame=frame, rows=rows)
+
+
+def discussion_page(
+    frame: Frame, row: DiscussionRow, *, events: Sequence[EventRow], conflicts: Sequence[str], diff: str
+) -> Response:
+    """Show a discussion: what was said and done, and what a pull request changes."""
+    return _page("discussion.html.jinja", frame=frame, row=row, events=events, conflicts=conflicts, diff=diff)
 
 
 def list_page(frame: Frame, groups: Mapping[str, Sequence[tuple[str, str]]]) -> Response:

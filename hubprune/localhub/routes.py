@@ -61,6 +61,14 @@ class HubRoutes:
         return self.repo(call, "write")
 
 
+def number_of(call: Call) -> int:
+    """Return the number of the discussion that the address names."""
+    text = call.params["number"]
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise RefusedError(400, "A discussion is named by its number")
+    return int(text)
+
+
 def _renamed(call: Call, repo_id: str) -> str:
     """Return the address of a call with another repository in it, relative to the server as clients want it."""
     path = re.sub(rf"/{re.escape(call.repo_id)}(?=/|\.git|$)", f"/{repo_id}", call.path, count=1)

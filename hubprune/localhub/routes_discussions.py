@@ -10,12 +10,12 @@ from starlette.routing import Route
 
 from hubprune.localhub.access import Account
 from hubprune.localhub.discussions import TARGET, Discussion, Discussions, Event, Status, comment
-from hubprune.localhub.git import LoggedCommit, RefMove
+from hubprune.localhub.git import RefMove
 from hubprune.localhub.hub import Repo
 from hubprune.localhub.markup import render
-from hubprune.localhub.merging import difference, merge_trees, squash
+from hubprune.localhub.proposals import conflicts_of, difference_of, events_of, merge
 from hubprune.localhub.refusal import RefusedError
-from hubprune.localhub.routes import REPO, HubRoutes
+from hubprune.localhub.routes import REPO, HubRoutes, number_of
 from hubprune.localhub.web import Call, field, route, text_field, timestamp
 
 _PER_PAGE = 30
@@ -73,13 +73,8 @@ class DiscussionRoutes(HubRoutes):
     def details(self, call: Call) -> Response:
         """Tell everything about a discussion; of a pull request also what it changes and what is in its way."""
         repo = self.repo(call, "read")
-        discussions = Discussions(repo.git)
-        discussion = discussions.get(_number(call))
-        commits = [_commit_event(commit) for commit in discussions.commits(discussion)]
-        opened, *later = discussion.events
-        # To the second, as git keeps time; a commit comes before what was said in the same second.
-        events = [opened, *sorted([*commits, *later], key=lambda event: event.created_at[:19])]
-        answer = {**_row(repo, discussion), "events": [_event(event) for event in events]}
+        discussion = Discussions(repo.git).get(number_of(call))
+        answer = {**_row(repo, discussion), "events": [_event(event) for event in events_of(repo.git, discussion)]}
         if discussion.is_pull_request:
             answer |= _proposal(repo, discussion, with_diff=call.flag("diff"))
         return JSONResponse(answer)
@@ -88,7 +83,7 @@ class DiscussionRoutes(HubRoutes):
         """Say something."""
         repo, account = self.repo(call, "propose"), self.known_caller(call)
         said = comment(_text(call.json(), "comment"), author=account.name)
-        Discussions(repo.git).change(_number(call), lambda discussion: (discussion.with_event(said), ()))
+        Discussions(repo.git).change(number_of(call), lambda discussion: (discussion.with_event(said), ()))
         return JSONResponse({"newMessage": _event(said)})
 
     def edit(self, call: Call) -> Response:
@@ -131,7 +126,7 @@ class DiscussionRoutes(HubRoutes):
             events[:] = [Event(type="title-change", author=account.name, data=data)]
             return discussion.with_event(events[0], title=title), ()
 
-        Discussions(repo.git).change(_number(call), renamed)
+        Discussions(repo.git).change(number_of(call), renamed)
         return JSONResponse({"newTitle": _event(events[0])})
 
     def change_status(self, call: Call) -> Response:
@@ -150,27 +145,13 @@ class DiscussionRoutes(HubRoutes):
                 raise RefusedError(400, "This pull request is merged, which cannot be undone")
             return _after(discussion, said).with_event(event, status=status), ()
 
-        Discussions(repo.git).change(_number(call), changed)
+        Discussions(repo.git).change(number_of(call), changed)
         return JSONResponse({"newStatus": _event(event)})
 
     def merge(self, call: Call) -> Response:
-        """Bring the changes of a pull request into main as one commit, in one step with its new status."""
+        """Bring the changes of a pull request into main."""
         repo, account = self.repo(call, "write"), self.known_caller(call)
-        discussions, said = Discussions(repo.git), _remark(call.json(), account)
-
-        def merged(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
-            """Return the merged pull request, and the move of main."""
-            old, commits = _check_mergeable(repo, discussion), discussions.commits(discussion)
-            outcome = merge_trees(repo.git, old, repo.git.resolve(discussion.ref))
-            if outcome.conflicts:
-                raise RefusedError(409, f"This pull request has conflicts with main: {', '.join(outcome.conflicts)}")
-            message = _merge_message(discussion, commits)
-            new = squash(repo.git, outcome.tree, parent=old, message=message, author=account.name)
-            event = Event(type="status-change", author=account.name, data={"status": "merged"})
-            done = _after(discussion, said).with_event(event, status="merged", merge_commit=new)
-            return done, [RefMove(TARGET, new, old)]
-
-        done = discussions.change(_number(call), merged)
+        done = merge(repo.git, number_of(call), author=account.name, remark=_remark(call.json(), account))
         return JSONResponse({"success": True, "mergeCommitId": done.merge_commit})
 
     def _change_comment(self, call: Call, edit: Callable[[Event, Account], Event]) -> Response:
@@ -186,15 +167,8 @@ class DiscussionRoutes(HubRoutes):
             events = (result[0] if event is found[0] else event for event in discussion.events)
             return replace(discussion, events=tuple(events)), ()
 
-        Discussions(repo.git).change(_number(call), changed)
+        Discussions(repo.git).change(number_of(call), changed)
         return JSONResponse({"updatedComment": _event(result[0])})
-
-
-def _number(call: Call) -> int:
-    text = call.params["number"]
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise RefusedError(400, "A discussion is named by its number")
-    return int(text)
 
 
 def _title(body: dict[str, Any]) -> str:
@@ -225,21 +199,6 @@ def _check_owner(repo: Repo, discussion: Discussion, account: Account) -> None:
         raise RefusedError(403, "Only its author and those who may write to the repository can change that")
 
 
-def _check_mergeable(repo: Repo, discussion: Discussion) -> str:
-    """Return the head of main, onto which an open pull request is merged."""
-    if not discussion.is_pull_request:
-        raise RefusedError(400, "Only a pull request can be merged")
-    if discussion.status != "open":
-        raise RefusedError(400, f"Only an open pull request can be merged, and this one is {discussion.status}")
-    return repo.git.resolve(TARGET)
-
-
-def _merge_message(discussion: Discussion, commits: Sequence[LoggedCommit]) -> str:
-    """Name the pull request, and its commits with their hashes."""
-    lines = "".join(f"- {commit.title} ({commit.sha})\n" for commit in commits)
-    return f"{discussion.title} (#{discussion.number})\n\n{lines}"
-
-
 def _row(repo: Repo, discussion: Discussion) -> dict[str, Any]:
     """Describe a discussion as a list does."""
     return {
@@ -256,18 +215,11 @@ def _row(repo: Repo, discussion: Discussion) -> dict[str, Any]:
 
 def _proposal(repo: Repo, discussion: Discussion, *, with_diff: bool) -> dict[str, Any]:
     """Describe what a pull request would do to main."""
-    head, main = repo.git.resolve(discussion.ref), repo.git.resolve(TARGET)
-    conflicts = [] if discussion.is_closed else list(merge_trees(repo.git, main, head).conflicts)
     changes = {"base": TARGET}
     if discussion.merge_commit:
         changes["mergeCommitId"] = discussion.merge_commit
-    answer = {"changes": changes, "filesWithConflicts": conflicts}
-    return {**answer, "diff": difference(repo.git, discussion.base or main, head)} if with_diff else answer
-
-
-def _commit_event(commit: LoggedCommit) -> Event:
-    data = {"subject": commit.title, "oid": commit.sha}
-    return Event(id=commit.sha[:24], type="commit", author=commit.author, created_at=commit.date, data=data)
+    answer = {"changes": changes, "filesWithConflicts": conflicts_of(repo.git, discussion)}
+    return {**answer, "diff": difference_of(repo.git, discussion)} if with_diff else answer
 
 
 def _event(event: Event) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A browser sends no token, so the pages show what everybody may see.
 
 from collections.abc import Callable
 from functools import wraps
+from typing import TypeVar
 
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -36,12 +37,14 @@ _STYLE = "/style.css"
 _CARD = "README.md"
 _NOT_FOUND = "There is no such repository, or not everybody may see it. With a token, hubprune card --preview shows it."
 
+Part = TypeVar("Part", bound=HubRoutes)
 
-def _for_people(handler: Callable[["PageRoutes", Call], Response]) -> Callable[["PageRoutes", Call], Response]:
+
+def for_people(handler: Callable[[Part, Call], Response]) -> Callable[[Part, Call], Response]:
     """Turn a refusal into a page."""
 
     @wraps(handler)
-    def answer(self: "PageRoutes", call: Call) -> Response:
+    def answer(self: Part, call: Call) -> Response:
         """Answer a call, or say why not."""
         try:
             return handler(self, call)
@@ -81,38 +84,38 @@ class PageRoutes(HubRoutes):
         }
         return list_page(Frame(title="Local Hub", subtitle=call.origin, style=_STYLE), groups)
 
-    @_for_people
+    @for_people
     def card(self, call: Call) -> Response:
         """Show the card of a repository."""
         repo = self.repo(call, "read")
         sha = repo.git.resolve("main")
         entry = repo.git.entries(sha, [_CARD]).get(_CARD)
         text = repo.git.blob(entry.oid).decode(errors="replace") if entry and entry.kind == "file" else None
-        return card_page(_frame(repo, sha, "Card"), text, address_of=lambda path: _media(repo, sha, path))
+        return card_page(frame_of(repo, sha, "Card"), text, address_of=lambda path: media_address(repo, sha, path))
 
-    @_for_people
+    @for_people
     def files(self, call: Call) -> Response:
         """List the files at a revision."""
         repo = self.repo(call, "see")
         sha = repo.git.resolve(call.params["revision"])
         entries = [entry for entry in repo.git.tree(sha, recursive=True) if entry.kind == "file"]
         rows = [_file_row(repo, sha, file) for file in self.hub.files(repo, entries)]
-        return files_page(_frame(repo, sha, "Files"), rows)
+        return files_page(frame_of(repo, sha, "Files"), rows)
 
-    @_for_people
+    @for_people
     def commits(self, call: Call) -> Response:
         """List the history of a revision."""
         repo = self.repo(call, "see")
         sha = repo.git.resolve(call.params["revision"])
-        return commits_page(_frame(repo, sha, "Commits"), [_commit_row(repo, commit) for commit in repo.git.log(sha)])
+        return commits_page(frame_of(repo, sha, "Commits"), [_commit_row(repo, commit) for commit in repo.git.log(sha)])
 
-    @_for_people
+    @for_people
     def commit(self, call: Call) -> Response:
         """Lead to a commit in the history, on top of which it stands: clients print this address."""
         repo = self.repo(call, "see")
         return RedirectResponse(f"{repo.web_path()}/commits/{repo.git.resolve(call.params['revision'])}")
 
-    @_for_people
+    @for_people
     def media(self, call: Call) -> Response:
         """Send a file to be looked at: pictures as such, everything else as text."""
         repo, path = self.repo(call, "read"), names.file_path(call.params["path"])
@@ -124,22 +127,25 @@ class PageRoutes(HubRoutes):
         return Response(repo.git.blob(file.entry.oid), headers=file_headers(), media_type=media_type(path))
 
 
-def _frame(repo: Repo, sha: str, current: str) -> Frame:
+def frame_of(repo: Repo, sha: str, current: str) -> Frame:
+    """Return what all pages of a repository share, with the current one marked."""
     web = repo.web_path()
     views = {"Card": web, "Files": f"{web}/tree/{sha}", "Commits": f"{web}/commits/{sha}"}
+    views["Discussions"] = f"{web}/discussions"
     tabs = tuple(Tab(name=name, address=address, is_current=name == current) for name, address in views.items())
     kind = repo.kind.removesuffix("s").capitalize()
     return Frame(title=repo.repo_id, subtitle=f"{kind} at {sha}", style=_STYLE, tabs=tabs, home="/")
 
 
-def _media(repo: Repo, sha: str, path: str) -> str:
+def media_address(repo: Repo, sha: str, path: str) -> str:
+    """Return where a file of a repository is shown in a browser."""
     return f"{repo.web_path()}/media/{sha}/{quoted(path)}"
 
 
 def _file_row(repo: Repo, sha: str, file: StoredFile) -> FileRow:
     path = file.entry.path
     shown = file.pointer is None or is_image(path)
-    address = _media(repo, sha, path) if shown else f"{repo.web_path()}/resolve/{sha}/{quoted(path)}"
+    address = media_address(repo, sha, path) if shown else f"{repo.web_path()}/resolve/{sha}/{quoted(path)}"
     return FileRow(path=path, bytes=file.size, address=address)
 
 

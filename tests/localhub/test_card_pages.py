@@ -325,7 +325,7 @@ def test_a_repo_of_the_hub_shows_its_card_its_files_and_its_commits(local_hub, c
     assert chromium.run("document.querySelector('.card img').naturalWidth") == 40
     assert "llama3.2" in chromium.run("document.querySelector('aside').innerText")
     tabs = chromium.run("[...document.querySelectorAll('nav a')].map(tab => [tab.innerText, tab.href])")
-    assert [name for name, _ in tabs] == ["Card", "Files", "Commits"]
+    assert [name for name, _ in tabs] == ["Card", "Files", "Commits", "Discussions"]
     chromium.open(tabs[1][1])
     rows = chromium.run("[...document.querySelectorAll('.list tr')].map(row => row.innerText)")
     assert [row.split("\t")[0] for row in rows] == [

@@ -185,3 +185,28 @@ def test_a_private_repository_keeps_its_discussions(local_hub, api, repo):
         with pytest.raises(HfHubHTTPError) as error:
             hidden()
         assert status(error) == 404
+
+
+def test_a_browser_finds_what_clients_print_the_address_of(api, repo, raw):
+    commit(api, repo, {"a.txt": b"old\n"})
+    proposed = commit(api, repo, {"a.txt": b"theirs\n"}, commit_message="Say <b>theirs</b>", create_pr=True)
+    commit(api, repo, {"a.txt": b"ours\n"})
+    api.comment_discussion(repo, 1, "It is **bold**. <script>alert(1)</script>")
+    api.rename_discussion(repo, 1, "Say it")
+    shown = raw("GET", proposed.pr_url.removeprefix(api.endpoint))
+    text = shown.body.decode()
+    assert (shown.status, shown.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in shown.headers["Content-Security-Policy"]
+    for part in (
+        "<strong>bold</strong>",
+        "Say &lt;b&gt;theirs&lt;/b&gt;",
+        proposed.oid[:8],
+        "same files: a.txt",
+        "+theirs",
+    ):
+        assert part in text
+    assert "<script" not in text
+    assert f"/{repo}/discussions/1" in raw("GET", f"/{repo}/discussions").body.decode()
+    assert raw("GET", f"/{repo}/discussions/2").status == 404
+    api.update_repo_settings(repo, private=True)
+    assert raw("GET", f"/{repo}/discussions/1").status == 404
