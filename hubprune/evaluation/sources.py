@@ -132,7 +132,8 @@ def _state_on_hub(source: DataSource) -> str | None:
         hint = f"Ask for access on the data set's page, {page}, or leave {source.task} out."
         raise EvaluationError(f"{named} is gated: this token has no access.", hint=hint) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise EvaluationError(f"{named} does not exist, or this token may not see it.") from error
+        hint = f"Check its name and your login, or leave {source.task} out."
+        raise EvaluationError(f"{named} does not exist, or this token may not see it.", hint=hint) from error
     except _no_answer() as error:
         if missing := _not_cached(source):
             reason = f"{named} cannot be reached and {missing} not in the cache: {first_line(error)}"

@@ -137,7 +137,7 @@ def _gated(repo_id: str, error: GatedRepoError, *, session: HubSession) -> Gated
         who, hint = "no token is set", f"Ask for access at {page}, then run `hf auth login`."
     elif oidc.is_publishers(token):
         who = "the token of a trusted publisher reads no gated repo"
-        hint = f"Publish with a token in HF_TOKEN whose access was granted, and unset {oidc.VARIABLE}."
+        hint = "Run publish --dry-run --out FOLDER with a token that may, and send the folder with `hubprune push`."
     elif "fine-grained" in (error.server_message or ""):
         who = "this fine-grained token may not read gated repos"
         hint = f"Allow it to, at {session.endpoint}/settings/tokens."

@@ -218,4 +218,7 @@ def _check_metadata(card: str, *, session: HubSession) -> None:
     )
     errors = [str(e.get("message")) for e in answer.body.get("errors") or () if isinstance(e, Mapping)]
     if errors:
-        raise RecipeError(f"The Hub refuses the card's metadata: {'; '.join(errors)}")
+        raise RecipeError(
+            f"The Hub refuses the card's metadata: {' '.join('; '.join(errors).split())}",
+            hint="What it says of language and licence comes from the card of the base, and from --license.",
+        )

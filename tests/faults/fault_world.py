@@ -249,7 +249,7 @@ def publish(case: Case, *, endpoint: str, token: str, base: BaseCheckpoint | Non
     recipe, reporter = case.recipe(), Reporter(quiet=True)
     session = HubSession.open(endpoint=endpoint, token=token)
     found = base or resolve_base(recipe.base, session=session)
-    target = preflight(recipe, base=found, session=session, folder=case.folder)
+    target = preflight(recipe, base=found, session=session)
     done = commit.publish(case.folder, target=target, message="Drop 3", session=session, reporter=reporter, tag=TAG)
     back = [f for f in done.files if f.path in READ_BACK and not base]
     download(back, repo_id=case.repo_id, commit=done.commit, session=session, reporter=reporter)
