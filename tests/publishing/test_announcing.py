@@ -40,14 +40,16 @@ def pull_requests(api, repo_id):
     return api.list_repo_refs(repo_id, include_pull_requests=True).pull_requests
 
 
-def test_a_collection_is_made_by_its_title_and_found_again(said, session, result, user):
+def test_a_collection_is_made_by_its_title_and_found_again(said, session, result, user, hub):
     first, warned = said(collection="Pruned with care")
     assert warned == []
     [collection] = session.api.list_collections(owner=user[0])
     assert (collection.title, [item.item_id for item in collection.items]) == ("Pruned with care", [result.repo_id])
     assert first == [f"in the collection {collection.url.replace('https://huggingface.co', session.endpoint)}"]
 
+    hub.clear_log()
     assert said(collection="Pruned with care") == (first, [])
+    assert "POST /api/collections" not in {record.line for record in hub.log}
     assert said(collection=collection.slug) == (first, [])
     assert len(session.api.get_collection(collection.slug).items) == 1
     assert len(list(session.api.list_collections(owner=user[0]))) == 1

@@ -20,6 +20,12 @@ def test_a_result_within_its_budget_passes_and_one_of_exactly_the_budget_too():
     check_budget({"arc_easy": 0.76}, MEASURED)
 
 
+def test_a_difference_of_two_shares_that_is_off_by_a_rounding_error_is_within_its_budget():
+    tenth = made.task("arc_easy", "acc", (0.4, 0.01), (0.3, 0.01))
+    assert tenth.points.value < -10
+    check_budget({"arc_easy": 10}, made.benchmarks(tasks=(tenth,)))
+
+
 def test_a_loss_over_the_budget_is_told_with_change_interval_and_allowance_of_every_task():
     with pytest.raises(OverBudgetError) as caught:
         check_budget({"arc_easy": 1, "lambada_openai": 5, "mean": 3.5}, MEASURED)
