@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 from collections.abc import Mapping
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["publish_on_jobs"]
 
-FLAGS: Mapping[str, str] = {"overwrite_card": "--overwrite-card", "dry_run": "--dry-run"}
+FLAGS: Mapping[tuple[str, bool], str] = {
+    ("overwrite_card", True): "--overwrite-card", ("dry_run", True): "--dry-run", ("force", True): "--force",
+    ("speed", True): "--speed", ("primer", False): "--no-primer",
+}  # fmt: skip
+"""Options that no recipe holds and that the job gets as they were given here."""
 
 
 def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any]) -> str:
@@ -41,12 +46,12 @@ def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any])
     order = JobOrder(
         recipe=_named(run.recipe, repo_id=target.repo_id),
         machine=machine if machine.namespace else Machine(**{**vars(machine), "namespace": target.user}),
-        flags=tuple(flag for name, flag in FLAGS.items() if given.get(name)),
+        flags=tuple(flag for (name, value), flag in FLAGS.items() if given.get(name) is value),
         run_id=secrets.token_hex(8),
         endpoint=run.session.endpoint,
     )
     ended = run_job(order, session=run.session, reporter=run.reporter, show=lambda line: print(line, file=sys.stderr))
-    return _told(ended, repo_id=target.repo_id, dry_run=bool(given.get("dry_run")))
+    return _told(ended, order, as_json=bool(given.get("as_json")))
 
 
 def _machine(given: Mapping[str, Any]) -> Machine:
@@ -65,8 +70,8 @@ def _named(recipe: Recipe, *, repo_id: str) -> Recipe:
     return recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": repo_id})})
 
 
-def _told(job: JobInfo, *, repo_id: str, dry_run: bool) -> str:
-    rows = [["job", f"{job.owner.name}/{job.id}"], ["url", job.url], ["target", repo_id]]
-    if dry_run:
-        rows.append(["dry run", "nothing was published"])
-    return table(rows, left=2)
+def _told(job: JobInfo, order: JobOrder, *, as_json: bool) -> str:
+    rows = {"job": f"{job.owner.name}/{job.id}", "url": job.url, "target": str(order.recipe.target.repo_id)}
+    if "--dry-run" in order.flags:
+        rows["dry run"] = "nothing was published"
+    return json.dumps(rows, indent=2) if as_json else table([[name, value] for name, value in rows.items()], left=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 
@@ -10,11 +11,13 @@ import typer
 from on_hub import BASE_FILES, commit_files
 
 from hubprune import __version__
+from hubprune.commands.publish import JOB_OPTIONS, publish
 from hubprune.commands.recipes import make_recipe
 from hubprune.commands.terminal import errors_shown
 from hubprune.errors import HubError, JobError, RecipeError
 from hubprune.jobs import running
-from hubprune.jobs.command import publish_on_jobs
+from hubprune.jobs.command import FLAGS, publish_on_jobs
+from hubprune.jobs.order import HERE_ONLY
 from hubprune.localhub import JobScript
 from hubprune.pipeline import PublishOptions
 from hubprune.publishing.session import HubSession
@@ -123,6 +126,32 @@ def test_a_log_that_cannot_be_read_does_not_lose_the_end(on_jobs, hub, reporter)
 
     reporter.warn = end_it
     assert "job" in on_jobs()
+
+
+class Watched(dict):
+    """Options that remember which of them somebody asked for."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.seen = set()
+
+    def get(self, name, default=None):
+        self.seen.add(name)
+        return super().get(name, default)
+
+
+def test_every_option_of_a_publish_is_in_the_recipe_or_reaches_the_job_or_is_refused():
+    names = set(inspect.signature(publish).parameters)
+    watched = Watched({**dict.fromkeys(names), "base": BASE, "drop_attn": "1"})
+    make_recipe(watched)
+    handled = watched.seen | {name for name, _ in FLAGS} | set(HERE_ONLY) | set(JOB_OPTIONS) | {"endpoint", "as_json"}
+    assert names <= handled
+
+
+def test_what_is_asked_beside_the_recipe_reaches_the_job(on_jobs, hub):
+    told = json.loads(on_jobs(dry_run=True, speed=True, primer=False, as_json=True))
+    assert hub.jobs[-1].spec["command"][-1].endswith("--recipe recipe.yaml --dry-run --speed --no-primer")
+    assert told["dry run"] == "nothing was published"
 
 
 @pytest.mark.parametrize(
