@@ -51,9 +51,9 @@ def push(
     target = target_of(recipe, base=report.base, session=session, overwrite_card=options.overwrite_card)
     reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
     stage()
-    return deliver(
-        Run(recipe, session, reporter, StageStore(work_folder())), Product(folder, files, report), target, options
-    )
+    run = Run(recipe, session, reporter, StageStore(work_folder()))
+    # What the dry run expected of the upload is no part of what a publish reports.
+    return deliver(run, Product(folder, files, report.model_copy(update={"upload": None})), target, options)
 
 
 def read_report(path: Path) -> PublishReport:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import quote
 
-from hubprune.artifacts import PublishedCommit, PublishReport
+from hubprune.artifacts import PublishedCommit, PublishReport, UploadPlan
 from hubprune.ci.outcome import Ending, Outcome
 from hubprune.console import size
 from hubprune.publishing.budget import budget_lines
@@ -43,6 +43,8 @@ def _parts(outcome: Outcome) -> Iterator[str]:
     if report:
         if report.published:
             yield _links(report.published, failed=outcome.ending == "failed")
+        elif report.upload:
+            yield _planned(report.upload)
         yield _dropped(report)
         yield from _measured(report)
     if outcome.warnings:
@@ -57,6 +59,12 @@ def _links(published: PublishedCommit, *, failed: bool) -> str:
     if published.pull_request_url:
         links.append(f"[pull request]({_address(published.pull_request_url)})")
     return f"{'It is published all the same: ' if failed else ''}{', '.join(links)}"
+
+
+def _planned(upload: UploadPlan) -> str:
+    new = "an unknown part" if upload.new_bytes is None else size(upload.new_bytes)
+    changed = sum(file.change != "unchanged" for file in upload.files)
+    return md(f"It would go to {upload.repo_id}: {changed} of {count(len(upload.files))} files, {new} new to the Hub.")
 
 
 def _address(url: str) -> str:

@@ -8,7 +8,7 @@ import made
 import pytest
 from rich.console import Console
 
-from hubprune.artifacts import PublishedCommit
+from hubprune.artifacts import PlannedFile, PublishedCommit, UploadPlan
 from hubprune.ci.github import told_to_job
 from hubprune.ci.outcome import Outcome
 from hubprune.ci.summary import job_summary
@@ -61,6 +61,20 @@ def test_a_publish_is_told_with_its_commit_what_was_dropped_what_it_cost_and_the
     assert "Mean change: −4.28 (−6.22 to −2.34) points." in text
     assert "### Warnings\n\n- The card gets no pictures: \\| none \\|\n" in text
     assert "### Budget" not in text
+
+
+def test_a_dry_run_says_where_it_would_go_and_how_much_of_it_is_new():
+    files = [
+        PlannedFile(path="README.md", size=5, change="changed", new_bytes=5),
+        PlannedFile(path="config.json", size=9, change="unchanged", new_bytes=0),
+    ]
+    upload = UploadPlan(
+        repo_id="me/tiny", revision="main", parent=None, create_pr=False, files=files, upload_bytes=5, primer_bytes=0,
+        new_bytes=1500, card="",
+    )  # fmt: skip
+    said = "It would go to me/tiny: 1 of 2 files, 1.50 kB new to the Hub."
+    assert said in ended(made.report(upload=upload))
+    assert said not in ended(made.report(upload=upload, published=PUBLISHED))
 
 
 def test_the_four_other_endings_have_a_title_of_their_own():
