@@ -341,11 +341,11 @@ def deliver(run: Run, product: Product, target: Target, options: PublishOptions)
         tag=manifest.checkpoint_tag(report.checkpoint),
         session=run.session,
         reporter=run.reporter,
-        base=run.downloaded if options.primer else None,
+        base=report.base if options.primer else None,
         overwrite_card=options.overwrite_card,
     )
     run.reporter.note(f"{'committed' if published.created else 'up to date'}: {published.url}")
-    report = report.model_copy(update={"published": published})
+    report = report.model_copy(update={"published": published, "upload": None})
     _write_report(report, options)
     try:
         report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})

@@ -34,7 +34,7 @@ def push(
         folder: from `--out`.
         report: from `--report` of the same run.
         options: where the new report goes, and whether a card edited on the Hub may be replaced.
-        session: which Hub, and as whom; the base is not asked for.
+        session: which Hub, and as whom; it goes as well where this token may not read the base.
         reporter: told what is going on.
 
     Raises:

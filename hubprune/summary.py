@@ -148,7 +148,7 @@ def publish_summary(report: PublishReport) -> str:
 
 
 def _publish_parts(report: PublishReport) -> Iterator[str]:
-    if report.upload:  # long, so it comes before what is read first at the end of a terminal
+    if report.upload and not report.published:  # long, so it comes before what is read first at the end of a terminal
         yield f"README.md as it would be published:\n\n{report.upload.card.strip()}"
     yield checkpoint_lines(report.checkpoint)
     if report.benchmarks:

@@ -34,7 +34,6 @@ def push(
         from hubprune import pipeline, pushing, summary
 
         made = pushing.read_report(dry_run_report)
-        # The primer would need the base, which the token of a push may not read.
-        chosen = pipeline.PublishOptions(primer=False, overwrite_card=overwrite_card, report=report, told=told)
+        chosen = pipeline.PublishOptions(overwrite_card=overwrite_card, report=report, told=told)
         done = pushing.push(folder, made, chosen, session=session, reporter=reporter)
         typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))

@@ -49,8 +49,8 @@ class _Change:
     upload: tuple[RepoFile, ...]
     """Those of the files that are not there."""
     delete: tuple[str, ...]
-    shown: tuple[Path, ...]
-    """Shards of the base by which the Hub is asked, before the upload, for the chunks that it has."""
+    base: BaseCheckpoint | None
+    """By which the Hub is asked, before the upload, for the chunks that it has; None to leave that out."""
     message: str
     digest: str
     word: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -95,8 +95,8 @@ def publish(
         session: which Hub, and as whom.
         reporter: shows the upload.
         files: from `write_manifest`, so that the folder is not hashed again; None to hash it.
-        base: of which the weights are a part, downloaded, so that the Hub is asked first which of its chunks it has;
-            None to leave that out.
+        base: of which the weights are a part, so that the Hub is asked first which of its chunks it has; None to leave
+            that out.
         tag: name to give the commit, unless it is a pull request; a tag that exists stays where it is.
         overwrite_card: whether a card that was edited by hand may be replaced.
 
@@ -117,7 +117,7 @@ def publish(
         upload = missing(files, remote=remote)
         change = _Change(
             target=target, parent=parent, folder=folder, message=message, digest=digest, files=files, upload=upload,
-            delete=stale(files, remote=remote), shown=shards_to_show(base, upload=upload),
+            delete=stale(files, remote=remote), base=base,
         )  # fmt: skip
         change, landed = _land(change, session=session, reporter=reporter)
     commit, is_new = (landed.commit, landed.is_new) if landed else (parent, False)
@@ -169,8 +169,10 @@ def _upload(change: _Change, *, session: HubSession, reporter: Reporter) -> _Lan
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     label = f"upload to {change.target.repo_id}"
-    with disable_progress_bars():
-        prime(change.shown, target=change.target, session=session, reporter=reporter)
+    if change.base:
+        shards = shards_to_show(change.base, upload=change.upload)
+        with disable_progress_bars():
+            prime(shards, base=change.base, target=change.target, session=session, reporter=reporter)
     with disable_progress_bars(), reporter.progress(label, total=change.upload_bytes, unit="B") as advance:
         counter = ByteCounter(advance, total=change.upload_bytes)
         with observed_uploads(counter):

@@ -41,34 +41,36 @@ def uses_xet() -> bool:
     return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
 
 
-def shards_to_show(base: BaseCheckpoint | None, *, upload: Sequence[RepoFile]) -> tuple[Path, ...]:
+def shards_to_show(base: BaseCheckpoint | None, *, upload: Sequence[RepoFile]) -> tuple[RepoFile, ...]:
     """Choose the base's shards whose chunks the Hub should tell: those of which the upload may hold a pruned form.
 
     Args:
-        base: None, or one that is not on the Hub or not on this disk, has none.
+        base: None, or one that is not on the Hub, has none.
         upload: files to upload; a shard that is among them as it was in the base is found by its own first chunk.
     """
-    if base is None or base.folder is None or base.commit is None:
+    if base is None or base.commit is None:
         return ()
     whole = {f.sha256 for f in weight_files(base.files)}
     if not any(f.sha256 not in whole and _is_worth_it(f) for f in weight_files(upload)):
         return ()
     unchanged = {f.sha256 for f in upload}
-    shown = (f for f in weight_files(base.files) if _is_worth_it(f) and f.sha256 not in unchanged)
-    return tuple(Path(base.folder, f.path) for f in shown)
+    return tuple(f for f in weight_files(base.files) if _is_worth_it(f) and f.sha256 not in unchanged)
 
 
 def _is_worth_it(file: RepoFile) -> bool:
     return file.size >= SMALLEST_SHARD_BYTES
 
 
-def prime(shards: Sequence[Path], *, target: Target, session: HubSession, reporter: Reporter) -> None:
+def prime(
+    shards: Sequence[RepoFile], *, base: BaseCheckpoint, target: Target, session: HubSession, reporter: Reporter
+) -> None:
     """Upload the beginnings of some shards, which no commit will name, so that the client asks the Hub for them.
 
     An upload goes on without: whatever fails here is only written into the log.
 
     Args:
         shards: from `shards_to_show`; nothing happens where there is none, or where uploads do not go to Xet.
+        base: that they are of; what is not on this disk is read from the Hub.
         target: whose Xet token is used; it has to exist.
         session: which Hub, and as whom.
         reporter: told what is done.
@@ -81,7 +83,7 @@ def prime(shards: Sequence[Path], *, target: Target, session: HubSession, report
     try:
         session.api.preupload_lfs_files(
             target.repo_id,
-            [_beginning(path) for path in shards],
+            [_addition(shard, base=base, session=session) for shard in shards],
             revision=target.revision,
             create_pr=target.create_pr,
         )
@@ -94,13 +96,33 @@ def _counted(shards: int) -> str:
     return "the weights" if shards == 1 else f"{shards} shards"
 
 
-def _beginning(shard: Path) -> CommitOperationAdd:
+def _addition(shard: RepoFile, *, base: BaseCheckpoint, session: HubSession) -> CommitOperationAdd:
     from huggingface_hub import CommitOperationAdd
 
-    return CommitOperationAdd(path_in_repo=shard.name, path_or_fileobj=beginning(shard))
+    here = _on_disk(shard, base=base)
+    content = beginning(here) if here else _from_hub(shard, base=base, session=session)
+    return CommitOperationAdd(path_in_repo=shard.path, path_or_fileobj=content)
+
+
+def _on_disk(shard: RepoFile, *, base: BaseCheckpoint) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    if base.folder is not None and (path := Path(base.folder, shard.path)).is_file():
+        return path
+    cached = try_to_load_from_cache(base.name, shard.path, revision=base.commit)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def beginning(shard: Path) -> bytes:
     """Read as much of a shard as the primer shows."""
     with shard.open("rb") as file:
         return file.read(PRIMER_BYTES)
+
+
+def _from_hub(shard: RepoFile, *, base: BaseCheckpoint, session: HubSession) -> bytes:
+    from huggingface_hub import HfFileSystem
+
+    files = HfFileSystem(endpoint=session.endpoint, token=session.token or False, skip_instance_cache=True)
+    # Its caches read ahead, by megabytes.
+    with files.open(f"{base.name}@{base.commit}/{shard.path}", cache_type="none") as file:
+        return bytes(file.read(min(PRIMER_BYTES, shard.size)))

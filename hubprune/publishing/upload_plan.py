@@ -57,7 +57,7 @@ def plan_upload(
     check_card_is_ours(remote, overwrite_card=overwrite_card, new_sha256=card)
     sent = files if overwrite_card else without_restated(files, folder=folder, remote=remote)
     upload = missing(sent, remote=remote)
-    shown = shards_to_show(base, upload=upload) if primer and uses_xet() else ()
+    shown = tuple(f.path for f in shards_to_show(base, upload=upload)) if primer and uses_xet() else ()
     lacking, primed = _lacking(folder, upload=upload, base=base, shown=shown, scratch=scratch, reporter=reporter)
     new = [lacking[f.path] for f in upload]
     return UploadPlan(
@@ -105,7 +105,7 @@ def _lacking(
     *,
     upload: Sequence[RepoFile],
     base: BaseCheckpoint,
-    shown: Sequence[Path],
+    shown: Sequence[str],
     scratch: Path,
     reporter: Reporter,
 ) -> tuple[dict[str, int | None], int]:
@@ -122,14 +122,16 @@ def _lacking(
         added = new_bytes(
             [folder / path for path in pruned],
             known=_shards(base, upload=upload),
-            shown=shown,
+            shown=[Path(base.folder, path) for path in shown],
             scratch=scratch,
             reporter=reporter,
         )
     except (DiskSpaceError, OSError, RuntimeError) as error:
         reporter.warn(f"How much is new to the Hub could not be found out: {error}")
         return found | dict.fromkeys(pruned), 0
-    return found | {path: added[folder / path] for path in pruned}, sum(added[path] for path in shown)
+    return found | {path: added[folder / path] for path in pruned}, sum(
+        added[Path(base.folder, path)] for path in shown
+    )
 
 
 def _shards(base: BaseCheckpoint, *, upload: Sequence[RepoFile]) -> list[Path]:

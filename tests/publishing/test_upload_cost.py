@@ -11,7 +11,7 @@ import made
 import pytest
 from on_hub import commit_files, finish
 
-from hubprune.artifacts import DroppedSublayer, DropPlan, PlannedFile, RepoFile, UploadPlan
+from hubprune.artifacts import DroppedSublayer, DropPlan, PlannedFile, PublishedCommit, RepoFile, UploadPlan
 from hubprune.errors import ConflictError
 from hubprune.files import list_files
 from hubprune.pruning.checkpoint import write_checkpoint
@@ -206,17 +206,29 @@ def test_a_pull_request_can_be_primed(hub, base, cold, admin, pruned, send):
     assert stored(hub) - before < 0.3 * weights(folder)
 
 
+def test_a_machine_without_the_base_reads_only_the_beginnings_of_its_shards(
+    hub, monkeypatch, base, cold, pruned, send, tmp_path
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    folder, before = pruned(0, 1, 2, 3, 4, 5, 6, 7, 8, 9), hub.stored_bytes.xet
+    hub.clear_log()
+    send(folder, "acme/elsewhere", base=base.model_copy(update={"folder": None}))
+    assert hub.stored_bytes.xet - before < 0.3 * weights(folder)
+    read = sum(r.bytes_out for r in hub.log if r.method == "GET")
+    assert 3 * primer.PRIMER_BYTES < read < 3 * primer.PRIMER_BYTES + 200_000
+
+
 def test_only_shards_that_are_uploaded_in_a_pruned_form_are_shown(base, pruned):
     upload = list_files(pruned(0))
-    assert [p.name for p in shards_to_show(base, upload=upload)] == [SHARDS[0]]
-    assert all(p.is_file() for p in shards_to_show(base, upload=upload))
+    assert [f.path for f in shards_to_show(base, upload=upload)] == [SHARDS[0]]
     whole = [f for f in base.files if f.path in SHARDS]
     assert shards_to_show(base, upload=whole) == ()
     assert shards_to_show(base, upload=[f for f in upload if f.path not in SHARDS]) == ()
     small = [RepoFile(path=SHARDS[0], size=primer.SMALLEST_SHARD_BYTES - 1, sha256="0" * 64)]
     assert shards_to_show(base, upload=small) == ()
-    for change in ({"commit": None}, {"folder": None}):
-        assert shards_to_show(base.model_copy(update=change), upload=upload) == ()
+    assert shards_to_show(base.model_copy(update={"commit": None}), upload=upload) == ()
     assert shards_to_show(None, upload=upload) == ()
 
 
@@ -345,3 +357,10 @@ def test_the_summary_of_a_dry_run_begins_with_the_card_and_ends_with_the_files()
     text = publish_summary(made.report(upload=PLAN))
     assert text.startswith("README.md as it would be published:\n\n---\nlicense: mit")
     assert text.endswith(f"{upload_lines(PLAN)}\n\ndry run: nothing was published")
+
+
+def test_the_summary_of_a_publish_shows_no_plan_of_an_earlier_dry_run():
+    done = PublishedCommit(repo_id="acme/pruned", commit="c" * 40, parent=None, url="u", created=True, files=())
+    text = publish_summary(made.report(upload=PLAN, published=done))
+    assert "as it would be published" not in text
+    assert "would be sent" not in text
