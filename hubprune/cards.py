@@ -14,6 +14,7 @@ from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, ConflictError, RecipeError
 from hubprune.pictures import BENCHMARK_PICTURE, CARD_PICTURE
 from hubprune.publishing import card, hub
+from hubprune.publishing.fingerprint import CARD_PART, card_part
 from hubprune.publishing.manifest import CARD, replace_card
 from hubprune.publishing.notes import read_notes
 from hubprune.publishing.record import PublishRecord, read_record
@@ -83,15 +84,45 @@ def write_card(folder: Path, choices: CardChoices = AS_SHIPPED, *, overwrite_car
         ConflictError: the card was edited by hand.
     """
     record = read_record(folder)
-    report = record.report.model_copy(update={"notes": choices.notes} if choices.notes else {})
-    context = card.context_of(report, pictures=_pictures(record), overrides=choices.template)
-    text = card.render(context, overrides=choices.template)
+    used = CardChoices(choices.notes or record.report.notes, choices.template)
+    text = render_again(record, used)
     path, digest = folder / CARD, hashlib.sha256(text.encode()).hexdigest()
     _check_not_edited(path, listed=record.files.get(CARD), new=digest, overwrite=overwrite_card)
-    written = replace_card(
-        folder, record.values, card=text, notes=report.notes, template_hash=card.template_hash(choices.template)
-    )
+    written = put_card(folder, record, used, text=text)
     return CardWritten(path=path, sha256=digest, outcome="written" if written else "unchanged")
+
+
+def render_again(record: PublishRecord, choices: CardChoices) -> str:
+    """Render the card of a published result from what its manifest says.
+
+    Args:
+        record: the manifest.
+        choices: templates, and notes; None for a card without any.
+
+    Raises:
+        RecipeError: a template of the user's own does not do.
+    """
+    report = record.report.model_copy(update={"notes": choices.notes})
+    context = card.context_of(report, pictures=_pictures(record), overrides=choices.template)
+    return card.render(context, overrides=choices.template)
+
+
+def put_card(folder: Path, record: PublishRecord, choices: CardChoices, *, text: str) -> bool:
+    """Write a card into a folder, and the manifest that lists it; return whether something was written.
+
+    Args:
+        folder: holds what is published, or is empty.
+        record: the manifest so far.
+        choices: what the card was rendered with.
+        text: the card.
+    """
+    depends_on = card_part(notes=choices.notes, templates=choices.template)
+    changed = {
+        "notes": choices.notes,
+        "card_templates": depends_on["templates"],
+        "fingerprint": {**record.report.fingerprint, CARD_PART: depends_on},
+    }
+    return replace_card(folder, {**record.values, **changed}, card=text)
 
 
 def _check_not_edited(path: Path, *, listed: RepoFile | None, new: str, overwrite: bool) -> None:

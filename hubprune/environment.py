@@ -21,8 +21,13 @@ def describe_environment(*, device: str = "cpu") -> Environment:
         platform=f"{platform.system()} {platform.machine()}",
         machine=_gpu_name(device) if device.startswith("cuda") else _processor_name(),
         threads=_threads(),
-        versions={name: found for name in LIBRARIES if (found := _version(name))},
+        versions=library_versions(),
     )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that a run goes through, of those that are installed."""
+    return {name: found for name in LIBRARIES if (found := _version(name))}
 
 
 def _version(library: str) -> str | None:

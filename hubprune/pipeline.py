@@ -11,27 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hubprune.artifacts import (
-    BenchmarkComparison,
-    DropPlan,
-    GenerationComparison,
-    LoadedBack,
-    ModelTexts,
-    PublishedCommit,
-    PublishReport,
-    RepoFile,
-    SnippetRun,
-    UploadPlan,
-)
+from hubprune.artifacts import DropPlan, LayerScores, LoadedBack, PublishedCommit, PublishReport, RepoFile, UploadPlan
 from hubprune.assembly import assemble
 from hubprune.cards import AS_SHIPPED, CardChoices
 from hubprune.console import Reporter, size
-from hubprune.devices import resolve_device
 from hubprune.errors import HubpruneError, OverBudgetError, VerificationError
 from hubprune.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.kept import has_checkpoint, kept_checkpoint
+from hubprune.measuring import benchmark, free_text, run_snippet
 from hubprune.memory import available_bytes
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
@@ -40,14 +29,14 @@ from hubprune.publishing.announcing import announce
 from hubprune.publishing.budget import check_budget
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.preflight import Target, check_disk, preflight
-from hubprune.publishing.snippet import Snippet, samples
 from hubprune.publishing.upload_plan import plan_upload
-from hubprune.run import Run, check_data, make_plan, scores_if_needed
-from hubprune.stages import key_of
+from hubprune.republishing.again import leave_as_it_is, publish_card
+from hubprune.republishing.before import Before, last_publish
+from hubprune.republishing.inputs import fingerprint
+from hubprune.republishing.taking import offer_results, scores_before
+from hubprune.republishing.unfinished import Unfinished
+from hubprune.run import Run, check_data, make_plan, say_plan, scores_if_needed
 from hubprune.timing.publishing import find_speed
-
-if TYPE_CHECKING:
-    from hubprune.evaluation.generation import Request
 
 STAGES = (
     "Base and preflight",
@@ -59,98 +48,6 @@ STAGES = (
 )
 LOADED_TOKENS = 40
 """New tokens that the published model writes after it was loaded back."""
-
-
-# ---- evaluation --------------------------------------------------------------------------------------------------
-
-
-def _benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | None:
-    from hubprune.evaluation import harness
-
-    recipe, spec = run.recipe, run.recipe.evaluation
-    if not spec.tasks:
-        run.reporter.note("no tasks asked for")
-        return None
-    key = key_of(
-        run.circumstances, plan.content, plan.widths, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size,
-        spec.backend, run.task_texts, run.task_sources, recipe.seed,
-    )  # fmt: skip
-    base, pruned = run.runnable, run.identity(plan.content, plan.widths, plan.layout)
-    return run.store.run(
-        "benchmarks",
-        key,
-        BenchmarkComparison,
-        lambda: harness.run(
-            harness.ModelFolder(base.folder, own_code=base.own_code, identity=run.identity()),
-            harness.ModelFolder(folder, own_code=True, identity=pruned),
-            spec=spec,
-            seed=recipe.seed,
-            device=recipe.device,
-            dtype=recipe.dtype,
-            reporter=run.reporter,
-            memo=run.answers_file,
-            samples_folder=run.store.folder / "samples" / key,
-        ),
-    )
-
-
-def _free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison:
-    """Let both models write; what the base wrote serves every plan."""
-    spec = run.recipe.evaluation
-    asked = run.circumstances, spec.prompt_texts(), spec.max_new_tokens
-    base = run.store.run("base-text", key_of(*asked), ModelTexts, lambda: _base_text(run))
-    return run.store.run(
-        "generation",
-        key_of(*asked, plan.content),
-        GenerationComparison,
-        lambda: _compare_texts(run, folder, base),
-        valid=lambda kept: kept.repetition is not None,
-    )
-
-
-def _base_text(run: Run) -> ModelTexts:
-    from hubprune.evaluation import generation
-
-    base, request = run.runnable, _text_request(run)
-    return generation.write(base.folder, request, name="base", trust_remote_code=base.own_code, reporter=run.reporter)
-
-
-def _compare_texts(run: Run, folder: Path, base_texts: ModelTexts) -> GenerationComparison:
-    from hubprune.evaluation import generation
-
-    return generation.compare(
-        run.runnable.folder,
-        folder,
-        request=_text_request(run),
-        base_code=run.runnable.own_code,
-        base_texts=base_texts,
-        reporter=run.reporter,
-    )
-
-
-def _run_snippet(
-    run: Run, plan: DropPlan, folder: Path, *, repo_id: str, tag: str | None, template: Path | None
-) -> SnippetRun:
-    """Run the code that the card will show, or take what an earlier run of the same code printed."""
-    snippet = Snippet(
-        repo_id=repo_id,
-        revision=tag,
-        prompt=run.recipe.evaluation.prompt_texts()[0],
-        custom_code=needs_modeling_file(plan),
-        samples=samples(folder),
-    )
-    gpu = resolve_device(run.recipe.device) != "cpu"
-    key = key_of(run.circumstances, plan.content, plan.layout, snippet.code(overrides=template))
-    return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu, overrides=template))
-
-
-def _text_request(run: Run) -> Request:
-    from hubprune.evaluation.generation import Request
-
-    recipe, spec = run.recipe, run.recipe.evaluation
-    return Request(
-        prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens, device=recipe.device, dtype=recipe.dtype
-    )
 
 
 # ---- publishing --------------------------------------------------------------------------------------------------
@@ -176,6 +73,8 @@ class PublishOptions:
     """Time both models for the card."""
     report: Path | None = None
     """File for the report as JSON; written as soon as there is a commit, and again at the end."""
+    force: bool = False
+    """Run all stages even where the last publish depends on the same."""
     told: Callable[[PublishReport], None] = lambda report: None
     """Called with the report each time that it is written, or would be."""
 
@@ -187,7 +86,7 @@ class PublishOptions:
 
 
 def publish(run: Run, options: PublishOptions) -> PublishReport:
-    """Run all stages of a recipe and publish the result in one commit.
+    """Run the stages of a recipe whose result is not published yet, and publish it in one commit.
 
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is computed.
@@ -198,10 +97,41 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
         notes=options.notes, template=options.card_template, timed="now" if options.speed else "never"
     )
     target = check(run, options)
+    now = fingerprint(run, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices)
+    before = last_publish(target, now, session=run.session, reporter=run.reporter)
+    if before and (report := _without_computing(run, before, choices, target, options)):
+        return _end(run, report, target, options)
     _check_resources(run, options)
-    with produced(run, stage, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices) as product:
+    if before:
+        offer_results(before, run)
+    with produced(
+        run, stage, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices, before=before
+    ) as product:
         stage()
         return deliver(run, product, target, options)
+
+
+def _without_computing(
+    run: Run, before: Before, choices: CardChoices, target: Target, options: PublishOptions
+) -> PublishReport | None:
+    """Do what a publish has to do where nothing has to be computed; None where something has, which is said.
+
+    Who asks for the files, or for a dry run, gets them from the stages.
+    """
+    what = f"changed since the last publish: {before.told}" if before.told else "nothing changed since the last publish"
+    run.reporter.note(what)
+    if options.force or options.dry_run or options.out or not before.only_the_card:
+        return None
+    if before.is_up_to_date:
+        return leave_as_it_is(before, target=target, session=run.session)
+    return publish_card(
+        before,
+        choices,
+        target=target,
+        session=run.session,
+        reporter=run.reporter,
+        overwrite_card=options.overwrite_card,
+    )
 
 
 @dataclass(frozen=True)
@@ -216,7 +146,13 @@ class Product:
 
 @contextmanager
 def produced(
-    run: Run, stage: Callable[[], None], *, repo_id: str, tagged: bool, choices: CardChoices = AS_SHIPPED
+    run: Run,
+    stage: Callable[[], None],
+    *,
+    repo_id: str,
+    tagged: bool,
+    choices: CardChoices = AS_SHIPPED,
+    before: Before | None = None,
 ) -> Iterator[Product]:
     """Run all stages from the download to the manifest, and yield what came of them; nothing is published.
 
@@ -228,17 +164,19 @@ def produced(
         repo_id: what the card calls the result.
         tagged: whether the card names a tag of its files.
         choices: what the author adds to the card.
+        before: what the last publish found; what would come out again is taken from it.
     """
+    depends_on = fingerprint(run, repo_id=repo_id, tagged=tagged, choices=choices)
     run.downloaded  # noqa: B018
     stage()
-    scores = scores_if_needed(run)
-    plan = make_plan(run, scores)
+    scores, plan = scores_before(before, run, depends_on) or _scored(run)
+    say_plan(plan, reporter=run.reporter)
     stage()
     with kept_checkpoint(run, plan) as (folder, made):
         stage()
-        benchmarks = _benchmark(run, plan, folder)
+        benchmarks = benchmark(run, plan, folder)
         stage()
-        generation = _free_text(run, plan, folder)
+        generation = free_text(run, plan, folder)
         tag = manifest.checkpoint_tag(made.written) if tagged else None
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
@@ -252,14 +190,21 @@ def produced(
             benchmarks=benchmarks,
             generation=generation,
             speed=find_speed(run, plan, folder, choices.timed, repo_id=repo_id, benchmarks=benchmarks),
-            snippet=_run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template),
+            snippet=run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template),
             published=None,
             environment=run.environment,
             seconds=run.store.seconds,
             notes=choices.notes,
+            fingerprint={part: dict(values) for part, values in depends_on.items()},
+            stage_keys=run.store.keys,
         )
         files = assemble(run, folder, report, card_template=choices.template)
         yield Product(folder, files, report)
+
+
+def _scored(run: Run) -> tuple[LayerScores | None, DropPlan]:
+    scores = scores_if_needed(run)
+    return scores, make_plan(run, scores)
 
 
 def announcer(reporter: Reporter, stages: Sequence[str] = STAGES) -> Callable[[], None]:
@@ -333,6 +278,7 @@ def deliver(run: Run, product: Product, target: Target, options: PublishOptions)
     if options.dry_run:
         upload = _plan_upload(run, product, target, options)
         return _finish(run, folder, report.model_copy(update={"upload": upload}), options)
+    Unfinished(run.store.folder, target, endpoint=run.session.endpoint).begin()
     published = send(
         folder,
         target=target,
@@ -344,14 +290,33 @@ def deliver(run: Run, product: Product, target: Target, options: PublishOptions)
         base=report.base if options.primer else None,
         overwrite_card=options.overwrite_card,
     )
+    return _end(run, report.model_copy(update={"published": published, "upload": None}), target, options, folder=folder)
+
+
+def _end(
+    run: Run, report: PublishReport, target: Target, options: PublishOptions, *, folder: Path | None = None
+) -> PublishReport:
+    """Tell what is published, and load it back where that was not done; the report is written down even if that fails.
+
+    Args:
+        run: the run.
+        report: with what is published.
+        target: where that is.
+        options: say where report and files go.
+        folder: with the files; None where none were written.
+    """
+    published, unfinished = report.published, Unfinished(run.store.folder, target, endpoint=run.session.endpoint)
+    if published is None:  # pragma: no cover - only what is published comes here
+        return report
     run.reporter.note(f"{'committed' if published.created else 'up to date'}: {published.url}")
-    report = report.model_copy(update={"published": published, "upload": None})
     _write_report(report, options)
     try:
-        report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
+        if unfinished:
+            report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
     except VerificationError as error:
         _finish(run, folder, report, options)
         raise VerificationError(f"It is published at {published.url}, but: {error.message}", hint=error.hint) from error
+    unfinished.end()
     announce(run.recipe.target, published, session=run.session, reporter=run.reporter)
     return _finish(run, folder, report, options)
 
@@ -370,10 +335,10 @@ def _plan_upload(run: Run, product: Product, target: Target, options: PublishOpt
     )
 
 
-def _finish(run: Run, folder: Path, report: PublishReport, options: PublishOptions) -> PublishReport:
+def _finish(run: Run, folder: Path | None, report: PublishReport, options: PublishOptions) -> PublishReport:
     """Write the report and put the files where they were asked for."""
     _write_report(report, options)
-    if options.out:
+    if options.out and folder:
         move_folder(folder, options.out)
     if options.dry_run:
         run.reporter.note(f"dry run: nothing was written to the Hub; the files are in {options.out or folder}")

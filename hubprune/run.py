@@ -233,25 +233,27 @@ def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
 
 
 def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
-    """Select what goes, and say so."""
+    """Select what goes."""
     if scores and run.recipe.schedule == "iterative":
-        plan = _laid_out(run.recipe, run.in_rounds[1], run.base)
-    else:
-        plan = _plan(run.recipe, scores, run.base)
+        return _laid_out(run.recipe, run.in_rounds[1], run.base)
+    return _plan(run.recipe, scores, run.base)
+
+
+def say_plan(plan: DropPlan, *, reporter: Reporter) -> None:
+    """Say what goes."""
     for kind, noun in selection.OWN.items():
         if layers := plan.layers(kind):
             word = "layer" if len(layers) == 1 else "layers"
-            run.reporter.note(f"dropping the {noun} of {word} {', '.join(map(str, layers))}")
+            reporter.note(f"dropping the {noun} of {word} {', '.join(map(str, layers))}")
     for (before, kept), layers in plan.widths.changes.items() if plan.widths else ():
         word = "layer" if len(layers) == 1 else "layers"
-        run.reporter.note(f"keeping {kept:,} of {before:,} neurons in the MLP of {word} {', '.join(map(str, layers))}")
+        reporter.note(f"keeping {kept:,} of {before:,} neurons in the MLP of {word} {', '.join(map(str, layers))}")
     for margin in plan.margins:
         if margin.near_tie:
-            run.reporter.note(
+            reporter.note(
                 f"near tie: the {selection.OWN[margin.kinds[0]]} of layer {margin.last_dropped} and the "
                 f"{selection.OWN[margin.kinds[1]]} of layer {margin.first_kept} are within two standard errors"
             )
-    return plan
 
 
 def shape_of(base: BaseCheckpoint) -> selection.Shape:
@@ -313,6 +315,7 @@ def prune(run: Run, out: Path) -> tuple[DropPlan, PrunedCheckpoint]:
     """Write the pruned checkpoint of a recipe into a new folder; nothing appears there unless it was verified."""
     check_new_folder(out)
     plan = make_plan(run, scores_if_needed(run))
+    say_plan(plan, reporter=run.reporter)
     return plan, write_verified(run, plan, out)
 
 

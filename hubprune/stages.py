@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,15 @@ def key_of(*inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class _Offer:
+    """The result of a run elsewhere."""
+
+    value: BaseModel
+    seconds: float
+    on_take: Callable[[str], object]
+
+
 class StageStore:
     """Results of stages on disk, and the seconds each stage took.
 
@@ -48,7 +58,11 @@ class StageStore:
         self.folder = folder
         make_writable(folder)
         self.seconds: dict[str, float] = {}
+        """Stage -> how long it took, when it was run."""
+        self.keys: dict[str, str] = {}
+        """Stage -> its key."""
         self._on_reuse = on_reuse
+        self._offers: dict[tuple[str, str], _Offer] = {}
 
     def run(
         self,
@@ -69,10 +83,15 @@ class StageStore:
             valid: tells whether a kept result can still be used, where it speaks of files that may be gone.
         """
         path = self.folder / "stages" / f"{stage}-{key}.json"
+        self.keys[stage] = key
         if (kept := self._read(path, kind)) and valid(kept[0]):
             value, self.seconds[stage] = kept
             self._on_reuse(stage)
             return value
+        if (offer := self._offers.get((stage, key))) and isinstance(offer.value, kind) and valid(offer.value):
+            self.take(stage, key, seconds=offer.seconds)
+            offer.on_take(stage)
+            return offer.value
         start = time.monotonic()
         value = compute()
         self.seconds[stage] = round(time.monotonic() - start, 2)
@@ -82,6 +101,28 @@ class StageStore:
     def has(self, stage: str, key: str) -> bool:
         """Tell whether a result is kept under this key."""
         return (self.folder / "stages" / f"{stage}-{key}.json").is_file()
+
+    def offer(
+        self, stage: str, key: str, value: BaseModel, *, seconds: float, on_take: Callable[[str], object]
+    ) -> None:
+        """Hold the result of a run elsewhere ready, in case that it is asked for and none is kept here.
+
+        Args:
+            stage: name of the stage.
+            key: under which that run would have kept it.
+            value: the result.
+            seconds: how long it took there.
+            on_take: told the stage when the result is taken.
+        """
+        self._offers[stage, key] = _Offer(value, seconds, on_take)
+
+    def offers(self, stage: str, key: str) -> bool:
+        """Tell whether a result that is not kept here is ready under this key."""
+        return (stage, key) in self._offers and not self.has(stage, key)
+
+    def take(self, stage: str, key: str, *, seconds: float) -> None:
+        """Note that the result of a stage comes from a run elsewhere, which took so long."""
+        self.keys[stage], self.seconds[stage] = key, seconds
 
     @staticmethod
     def _read(path: Path, kind: type[Value]) -> tuple[Value, float] | None:
@@ -93,6 +134,5 @@ class StageStore:
 
     @staticmethod
     def _write(path: Path, value: BaseModel, seconds: float) -> None:
-
         kept = {"seconds": seconds, "value": value.model_dump(mode="json")}
         write_atomically(path, json.dumps(kept, sort_keys=True) + "\n")

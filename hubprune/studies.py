@@ -27,7 +27,7 @@ from hubprune.pictures import NAMES, draw_scores, measure_name, panels
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.agreement import agreements
 from hubprune.requests import count_of
-from hubprune.run import Run, check_data, make_plan, score
+from hubprune.run import Run, check_data, make_plan, say_plan, score
 from hubprune.summary import scores_table, table
 
 VARIES: dict[StudyKind, str] = {
@@ -74,6 +74,7 @@ def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence
     if kind is None:
         scores = score(run)
         plan = make_plan(run, scores)
+        say_plan(plan, reporter=run.reporter)
         drawn = draw_scores(scores, plan, plot, base=run.base.name) if plot else ()
         told = Told(scores, scores_table(scores, plan=plan))
     else:

@@ -144,8 +144,25 @@ def test_the_work_folder_can_be_chosen(monkeypatch, tmp_path):
     assert work_folder().name == "hubprune"
 
 
+def test_what_a_run_elsewhere_offers_is_taken_where_nothing_is_kept_and_only_under_its_key(tmp_path):
+    def named(name):
+        return Check(name=name, passed=True, detail="")
+
+    taken = []
+    store = StageStore(tmp_path, on_reuse=lambda stage: taken.append(f"kept {stage}"))
+    store.offer("a", "key", named("7"), seconds=2.5, on_take=taken.append)
+    assert store.offers("a", "key")
+    assert store.run("a", "other", Check, lambda: named("1")).name == "1"
+    assert store.run("a", "key", Check, lambda: named("1")).name == "7"
+    assert (store.keys, store.seconds["a"], taken) == ({"a": "key"}, 2.5, ["a"])
+    assert store.run("a", "key", Check, lambda: named("1"), valid=lambda v: v.name == "1").name == "1"
+    assert not store.offers("a", "key")
+    assert store.run("a", "key", Check, lambda: named("2")).name == "1"
+    assert taken == ["a", "kept a"]
+
+
 def test_benchmarks_with_other_examples_are_other_benchmarks(tmp_path, monkeypatch):
-    from hubprune import pipeline
+    from hubprune import measuring
     from hubprune.evaluation import harness
 
     measured = []
@@ -164,5 +181,5 @@ def test_benchmarks_with_other_examples_are_other_benchmarks(tmp_path, monkeypat
             task_sources={}, runnable=SimpleNamespace(folder=tmp_path, own_code=False),
             identity=lambda *_: "base", answers_file=tmp_path / "answers.sqlite",
         )  # fmt: skip
-        pipeline._benchmark(run, SimpleNamespace(content="plan", widths=None, layout="pruned"), tmp_path)
+        measuring.benchmark(run, SimpleNamespace(content="plan", widths=None, layout="pruned"), tmp_path)
     assert measured == [{"mmlu": 0}, {"mmlu": 5}]

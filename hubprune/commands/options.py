@@ -221,6 +221,10 @@ Primer = Annotated[
         rich_help_panel=TARGET,
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Run even if the last publish is up to date.", rich_help_panel=TARGET),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

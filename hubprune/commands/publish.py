@@ -61,6 +61,7 @@ def publish(
     speed: card_options.Speed = False,
     overwrite_card: options.OverwriteCard = False,
     primer: options.Primer = True,
+    force: options.Force = False,
     dry_run: options.DryRun = False,
     out: options.Out = None,
     recipe: options.RecipeFile = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,13 +15,14 @@ from hubprune.errors import EvaluationError
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
 
-__all__ = ["DataSource", "commit_of", "hub_id", "merge", "state_of"]
+__all__ = ["DataSource", "commit_of", "content_of", "hub_id", "is_commit", "merge", "state_of"]
 
 FILE_FORMATS = frozenset({"arrow", "csv", "hdf5", "json", "pandas", "parquet", "text", "webdataset", "xml"})
 """Names that `load_dataset` takes for the format of files instead of for a repo."""
 TIMEOUT_SECONDS = 10.0
 ATTEMPTS = 3
 LONGEST_WAIT_SECONDS = 4.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _COMMIT_FOLDER = re.compile(r"[\\/]([0-9a-f]{40})[\\/][^\\/]+$")
 
 
@@ -99,9 +101,29 @@ def state_of(source: DataSource) -> str | None:
     """
     if hub_id(source.dataset):
         return _state_on_hub(source)
+    return " ".join(_state_of_place(place, task=source.task) for place in _places(source))
+
+
+def is_commit(state: str | None) -> bool:
+    """Tell whether a state from `state_of` is a commit on the Hub."""
+    return state is not None and _COMMIT.fullmatch(state) is not None
+
+
+def content_of(source: DataSource) -> str:
+    """Compute the SHA-256, in 64 hex digits, over what a data set of local files holds.
+
+    Unlike its state this is the same in every copy, since neither folders nor times are part of it.
+    """
+    digest = hashlib.sha256()
+    for place in _places(source):
+        for path in [] if "://" in place else _files_at(place):
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _places(source: DataSource) -> tuple[str, ...]:
     # The files that the YAML names in a folder are relative to it, and are among all of its files.
-    places = source.files if source.dataset in FILE_FORMATS else (source.dataset,)
-    return " ".join(_state_of_place(place, task=source.task) for place in places)
+    return source.files if source.dataset in FILE_FORMATS else (source.dataset,)
 
 
 def _state_of_place(place: str, *, task: str) -> str:

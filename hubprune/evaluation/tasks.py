@@ -18,11 +18,11 @@ from typing import Any
 
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.libraries import log_level
-from hubprune.evaluation.sources import DataSource, first_line, merge
+from hubprune.evaluation.sources import DataSource, content_of, first_line, hub_id, merge
 from hubprune.recipe import EvaluationSpec
 from hubprune.suites import SUITES
 
-__all__ = ["Suite", "data_sources", "find_tasks", "load_tasks", "task_paths"]
+__all__ = ["Suite", "data_sources", "find_tasks", "load_tasks", "local_data", "task_paths"]
 
 _DEFINITION = re.compile(rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
 
@@ -191,6 +191,17 @@ def data_sources(manager: Any, names: Iterable[str]) -> tuple[DataSource, ...]:
     """List where the tasks below the given names take their documents from; each data set once."""
     configs = (config for _, config in _tasks_below(manager.task_index, *names))
     return merge(source for config in configs if (source := DataSource.of_config(config)))
+
+
+def local_data(spec: EvaluationSpec) -> dict[str, str]:
+    """Return the SHA-256 of every data set of a spec that is made of local files, by its name for others."""
+    sources = data_sources(find_tasks(spec), spec.tasks)
+    return {_name_of(source): content_of(source) for source in sources if not hub_id(source.dataset)}
+
+
+def _name_of(source: DataSource) -> str:
+    """Name local files without the folders that they are in on this machine."""
+    return ", ".join(Path(place).name for place in source.files or (source.dataset,))
 
 
 def task_paths(manager: Any, names: Iterable[str]) -> tuple[Path, ...]:

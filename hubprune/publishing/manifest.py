@@ -100,30 +100,27 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
     """
     listed = tuple(f for f in list_files(folder) if f.path != MANIFEST)
     _check_unchanged(report.checkpoint, files=listed, folder=folder)
-    files = {f.path: {"sha256": f.sha256, "size": f.size} for f in listed}
+    files = {f.path: _row(f) for f in listed}
     content = scrub_all(_content(report)) | {"card_templates": template_hash}
     text = _finished({**content, "run": scrub_all(_run(report)), "files": files})
     write_atomically(folder / MANIFEST, text)
-    return tuple(sorted((*listed, _manifest_file(text.encode())), key=lambda f: f.path))
+    return tuple(sorted((*listed, _described(MANIFEST, text.encode())), key=lambda f: f.path))
 
 
-def replace_card(folder: Path, values: Mapping[str, Any], *, card: str, notes: str | None, template_hash: str) -> bool:
+def replace_card(folder: Path, values: Mapping[str, Any], *, card: str) -> bool:
     """Write another card of the same run, and the manifest that lists it; files that stay as they are are not touched.
 
     Args:
         folder: of the checkpoint.
-        values: of the manifest that is there.
+        values: of the manifest, but for what it says of the card's bytes.
         card: the new README.md.
-        notes: the author's own words on it.
-        template_hash: of the card templates that it was made by.
 
     Returns:
         Whether something was written.
     """
     data = card.encode()
-    row = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    changed = {"notes": scrub_all(notes), "card_templates": template_hash, "files": {**values["files"], CARD: row}}
-    text = _finished({**values, **changed})
+    files = {**values["files"], CARD: _row(_described(CARD, data))}
+    text = _finished(scrub_all(values) | {"files": files})
     written = [_put(folder / name, content) for name, content in ((CARD, data), (MANIFEST, text.encode()))]
     return any(written)
 
@@ -150,9 +147,14 @@ def _check_unchanged(checkpoint: WrittenCheckpoint, *, files: tuple[RepoFile, ..
             )
 
 
-def _manifest_file(data: bytes) -> RepoFile:
+def _described(path: str, data: bytes) -> RepoFile:
     git_oid = hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False).hexdigest()
-    return RepoFile(path=MANIFEST, size=len(data), sha256=hashlib.sha256(data).hexdigest(), git_oid=git_oid)
+    return RepoFile(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest(), git_oid=git_oid)
+
+
+def _row(file: RepoFile) -> dict[str, Any]:
+    """Describe a file; of small ones a Hub tells the git blob id alone."""
+    return file.model_dump(exclude={"path"})
 
 
 def _content(report: PublishReport) -> dict[str, Any]:
@@ -172,6 +174,7 @@ def _content(report: PublishReport) -> dict[str, Any]:
         "speed": dump["speed"],
         "notes": dump["notes"],
         "snippet": dump["snippet"],
+        "fingerprint": dump["fingerprint"],
     }
 
 
@@ -192,6 +195,7 @@ def _run(report: PublishReport) -> dict[str, Any]:
         "endpoint": public_address(report.endpoint),
         "environment": report.environment.model_dump(mode="json", exclude={"hubprune", "versions"}),
         "seconds": [[stage, seconds] for stage, seconds in report.seconds.items()],
+        "stage_keys": report.stage_keys,
     }
 
 
@@ -215,7 +219,9 @@ def _json(values: Any) -> str:
 class RemoteManifest:
     """What an earlier publish says it left in a repo.  Anybody may have edited it: all of it is read tolerantly."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], *, data: bytes = b"") -> None:
+        self.data = data
+        """The file itself."""
         files = values.get("files")
         self.files: dict[str, str] = {
             str(path): str(row["sha256"])
@@ -234,4 +240,4 @@ def read_manifest(data: bytes) -> RemoteManifest:
         values = json.loads(data)
     except (ValueError, RecursionError):
         values = {}
-    return RemoteManifest(values if isinstance(values, dict) else {})
+    return RemoteManifest(values if isinstance(values, dict) else {}, data=data)

@@ -115,6 +115,8 @@ def _report_values(values: Mapping[str, Any]) -> dict[str, Any]:
         "published": None,
         "environment": {**run["environment"], **versions},
         "seconds": seconds,
+        "fingerprint": values.get("fingerprint", {}),
+        "stage_keys": run.get("stage_keys", {}),
     }
 
 

@@ -40,6 +40,13 @@ def fences(card, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
 
 
+def without_torch(folder):
+    """A path for imports on which torch is there, for whoever asks, and cannot be imported."""
+    (folder / "without" / "torch").mkdir(parents=True)
+    (folder / "without" / "torch" / "__init__.py").write_text('raise AssertionError("torch was imported")\n')
+    return os.pathsep.join(filter(None, [str(folder / "without"), os.environ.get("PYTHONPATH")]))
+
+
 def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publish, hubprune, api, files, hub):
     first = publish("--attn-drop", 2, "--report", "report.json", "--out", "kept")
 
@@ -78,11 +85,33 @@ def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publi
     said = read_as_a_stranger(hubprune, files / "reader", code=code)
     assert visible(said, keep="\n\t") == printed  # this base writes control characters too
 
-    second = publish("--attn-drop", 2)
+    # What is published already, or needs another card alone, is done without torch.
+    without = without_torch(files)
+    second = publish("--attn-drop", 2, PYTHONPATH=without)
     assert second.code == 0, second.err
     assert "up to date" in second.out
-    assert "benchmarks: taken from an earlier run" in second.err
+    assert "[2/6]" not in second.err
     assert api.model_info(TARGET).sha == info.sha
+    (files / "notes.md").write_text("Mind the *gap*.\n")
+    third = publish("--attn-drop", 2, "--notes", "notes.md", PYTHONPATH=without)
+    assert third.code == 0, third.err
+    assert "changed since the last publish: card: new notes" in third.err
+    now = {s.rfilename: s.blob_id for s in api.model_info(TARGET, files_metadata=True).siblings}
+    changed = {s.rfilename for s in info.siblings if now[s.rfilename] != s.blob_id}
+    assert (changed, now.keys()) == ({"README.md", "hubprune.json"}, names)
+    assert len(api.list_repo_commits(TARGET)) == 3
+
+    # Another machine of the same kind, which has computed nothing yet, measures again what changed, and only that.
+    cold = publish("--attn-drop", 2, "--limit", 3, "--dry-run", "--json", HUBPRUNE_HOME=str(files / "cold"))
+    assert cold.code == 0, cold.err
+    assert "changed since the last publish: benchmarks: new limit 3; card: no notes any more" in cold.err
+    taken = {line.strip().partition(":")[0] for line in cold.err.splitlines() if "taken from the last publish" in line}
+    assert taken == {"scores", "generation", "snippet"}
+    found = json.loads(cold.out)
+    assert (found["plan"], found["scores"]) == (report["plan"], report["scores"])
+    assert found["generation"] == report["generation"]
+    assert found["benchmarks"]["limit"] == 3
+    assert found["checkpoint"] == report["checkpoint"]
     assert leftovers(files) == []
 
     verified = hubprune("verify", TARGET)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from hubprune import pipeline
+from hubprune import measuring
 from hubprune.artifacts import ModelTexts
 from hubprune.errors import EvaluationError
 from hubprune.evaluation import generation
@@ -234,7 +234,7 @@ def test_a_run_that_was_stopped_between_the_models_goes_on_with_the_second(
             recipe=recipe, runnable=SimpleNamespace(folder=base_folder, own_code=False), circumstances="here",
             store=StageStore(tmp_path), reporter=reporter,
         )  # fmt: skip
-        return pipeline._free_text(run, SimpleNamespace(content=plan), pruned_folder)
+        return measuring.free_text(run, SimpleNamespace(content=plan), pruned_folder)
 
     def stop(*args, **options):
         raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from hubprune.cli import app
 from hubprune.errors import CheckpointError, ConflictError, RecipeError
 from hubprune.files import list_files, write_atomically
 from hubprune.publishing import card
+from hubprune.publishing.fingerprint import card_part
 from hubprune.publishing.manifest import content_digest, write_manifest, write_recipe
 from hubprune.publishing.record import read_record
 from hubprune.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
@@ -36,7 +37,10 @@ def publish_into(folder, *, picture=None, recipe=None, **changes):
         (folder / picture).write_bytes(b"\x89PNG")
     files = tuple(f for f in list_files(folder) if not f.path.startswith(NOT_OF_THE_CHECKPOINT))
     used = recipe or made.recipe()
-    report = made.report(checkpoint=made.checkpoint(files=files), recipe=used.model_dump(mode="json"), **changes)
+    report = made.report(
+        checkpoint=made.checkpoint(files=files), recipe=used.model_dump(mode="json"),
+        fingerprint={"card": card_part(notes=changes.get("notes"), templates=None)}, **changes,
+    )  # fmt: skip
     (folder / "README.md").write_text(
         card.render(card.context_of(report, pictures=card.Pictures(importance=picture))), encoding="utf-8"
     )

@@ -43,13 +43,18 @@ def private_recipe():
     )
 
 
+def git_oid(data):
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
 def test_every_file_but_the_manifest_itself_is_listed_with_its_hash(tmp_path):
     folder = make_folder(tmp_path / "a")
     on_disk = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     del on_disk["hubprune.json"]
     listed = manifest(folder)["files"]
     assert listed == {
-        path: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for path, data in on_disk.items()
+        path: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "git_oid": git_oid(data)}
+        for path, data in on_disk.items()
     }
     assert {"README.md", "recipe.yaml", "tasks/own.yaml"} <= set(listed)
 

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hubprune import pipeline
+from hubprune import measuring
 from hubprune.artifacts import SnippetRun
 from hubprune.errors import VerificationError
 from hubprune.publishing.card import build_context, render
@@ -121,6 +121,6 @@ def test_a_snippet_template_of_ones_own_is_what_is_run(folder, tmp_path):
         recipe=SimpleNamespace(evaluation=evaluation, device="cpu"), circumstances="here", store=StageStore(tmp_path)
     )
     plan = made.plan().model_copy(update={"layout": "stock"})
-    done = pipeline._run_snippet(run, plan, folder, repo_id=REPO_ID, tag=None, template=own)
+    done = measuring.run_snippet(run, plan, folder, repo_id=REPO_ID, tag=None, template=own)
     assert done.code.endswith('print("mine")')
     assert done.output.endswith("mine")

@@ -1,0 +1,99 @@
+"""End a publish for which nothing has to be computed: the repo is up to date, or needs another card alone."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+from hubprune.artifacts import PublishedCommit, PublishReport, RepoFile
+from hubprune.cards import CardChoices, put_card, render_again
+from hubprune.console import Reporter
+from hubprune.files import list_files
+from hubprune.publishing.commit import publish as send
+from hubprune.publishing.commit import tag_commit
+from hubprune.publishing.manifest import MANIFEST, checkpoint_tag
+from hubprune.publishing.record import read_record
+from hubprune.publishing.remote import refs_of
+from hubprune.publishing.session import HubSession
+from hubprune.publishing.target import Target
+from hubprune.republishing.before import Before
+
+__all__ = ["leave_as_it_is", "publish_card"]
+
+
+def leave_as_it_is(before: Before, *, target: Target, session: HubSession) -> PublishReport:
+    """Report what is there; a tag that is missing is made, as after a publish that was killed before it came to that.
+
+    The report is the one of the publish that made it, as far as its manifest tells.
+
+    Raises:
+        HubError: the Hub refused or did not answer.
+    """
+    commit = before.remote.commit
+    published = PublishedCommit(
+        repo_id=target.repo_id, commit=commit, parent=None, created=False, files=_files(before),
+        url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", tag=_tag(before, target=target, session=session),
+    )  # fmt: skip
+    return before.record.report.model_copy(update={"published": published})
+
+
+def _tag(before: Before, *, target: Target, session: HubSession) -> str | None:
+    """Return the tag of what is published, which is only asked for where it is not there."""
+    tag = checkpoint_tag(before.record.report.checkpoint)
+    if target.create_pr:
+        return None
+    if tag in {ref.name for ref in refs_of(target.repo_id, session=session).tags}:
+        return tag
+    return tag_commit(tag, repo_id=target.repo_id, commit=before.remote.commit, session=session)
+
+
+def _files(before: Before) -> tuple[RepoFile, ...]:
+    """List what is published as the Hub has it, with the SHA-256 of everything."""
+    manifest = before.remote.manifest
+    digests = {path: file.sha256 for path, file in before.record.files.items()}
+    digests |= {MANIFEST: hashlib.sha256(manifest.data).hexdigest()} if manifest else {}
+    there = before.remote.files
+    return tuple(there[path].model_copy(update={"sha256": digest}) for path, digest in sorted(digests.items()))
+
+
+def publish_card(
+    before: Before,
+    choices: CardChoices,
+    *,
+    target: Target,
+    session: HubSession,
+    reporter: Reporter,
+    overwrite_card: bool,
+) -> PublishReport:
+    """Render the card of what is published again, and commit it with its manifest and nothing else.
+
+    Args:
+        before: what is published.
+        choices: templates and notes of the new card.
+        target: from the preflight.
+        session: which Hub, and as whom.
+        reporter: shows the upload.
+        overwrite_card: whether a card that was edited by hand may be replaced.
+
+    Raises:
+        RecipeError: a template of the user's own does not do.
+        ConflictError: somebody else committed meanwhile, or edited the card.
+        HubError: the Hub refused or did not answer.
+    """
+    record = before.record
+    with tempfile.TemporaryDirectory(prefix="hubprune-card-") as name:
+        folder = Path(name)
+        put_card(folder, record, choices, text=render_again(record, choices))
+        files = {**record.files, **{file.path: file for file in list_files(folder)}}
+        published = send(
+            folder,
+            target=target,
+            files=tuple(files[path] for path in sorted(files)),
+            message="Render the card again",
+            tag=checkpoint_tag(record.report.checkpoint),
+            session=session,
+            reporter=reporter,
+            overwrite_card=overwrite_card,
+        )
+        return read_record(folder).report.model_copy(update={"published": published})
