@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubprune import __version__
 from hubprune.architectures import ARCHITECTURES
@@ -36,6 +38,9 @@ from hubprune.publishing.privacy import public_recipe, scrub
 from hubprune.recipe import Recipe, parse
 from hubprune.templates import environment as template_environment
 from hubprune.templates import template_folder
+
+if TYPE_CHECKING:
+    from jinja2 import Environment as Templates
 
 __all__ = ["Pictures", "build_context", "check_templates", "context_of", "render", "skeleton", "template_hash"]
 
@@ -161,8 +166,14 @@ def render(context: CardContext, *, overrides: Path | None = None) -> str:
         RecipeError: a template of the user's own does not do.
     """
     with _template_errors(own=overrides is not None):
-        made = template_environment("card", filters=FILTERS, overrides=overrides)
+        made = template_environment("card", filters=FILTERS, overrides=overrides) if overrides else _shipped()
         return scrub(made.get_template(CARD_TEMPLATE).render(card=context))
+
+
+@cache
+def _shipped() -> Templates:
+    """Return the environment of the shipped templates, which are parsed once."""
+    return template_environment("card", filters=FILTERS)
 
 
 def check_templates(overrides: Path) -> None:

@@ -17,7 +17,7 @@ from hubprune.strict_json import parse_json
 
 __all__ = ["PublishRecord", "parse_record", "read_record"]
 
-AS_THEY_ARE = ("scores", "plan", "verification", "generation", "speed", "snippet", "notes")
+AS_THEY_ARE = ("scores", "plan", "verification", "generation", "snippet", "notes")
 """Parts of the report that the manifest holds unchanged."""
 
 
@@ -106,6 +106,7 @@ def _report_values(values: Mapping[str, Any]) -> dict[str, Any]:
     versions = {"hubprune": values["hubprune"], "versions": values["versions"]}
     return {
         **{name: values[name] for name in AS_THEY_ARE},
+        "speed": values.get("speed"),
         "recipe": {**recipe, "target": {**recipe["target"], "create_pr": run["create_pr"]}},
         "repo_id": run["repo_id"],
         "endpoint": run["endpoint"],
