@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hubprune.commands import options
+from hubprune.commands import card_options, options
 from hubprune.commands.terminal import errors_shown, open_session, to_json
 
 __all__ = ["DIFFERS", "EXAMPLES", "reproduce"]
@@ -32,6 +32,10 @@ TrustTasks = Annotated[
     typer.Option("--trust-tasks", help="Run the benchmark definitions that come with it: their templates are code."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on where it was stopped.")]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="auto|cpu|mps|cuda[:N]", help="Where to compute. Default: where the recipe says."),
+]
 Out = Annotated[Path | None, typer.Option(metavar="FOLDER", help="New folder that keeps the reproduced files.")]
 
 
@@ -42,6 +46,8 @@ def reproduce(
     trust_tasks: TrustTasks = False,
     fresh: Fresh = False,
     out: Out = None,
+    device: Device = None,
+    card_template: card_options.CardTemplate = None,
     report: options.ReportFile = None,
     endpoint: options.Endpoint = None,
     as_json: options.Json = False,
@@ -60,6 +66,8 @@ def reproduce(
             trust_tasks=trust_tasks,
             fresh=fresh,
             out=out,
+            device=device,
+            card_template=card_template,
         )
         seen = command.reproduce(published, chosen, session=session, reporter=reporter)
         if report:

@@ -26,11 +26,12 @@ from hubprune.errors import (
 )
 from hubprune.files import check_new_folder, move_folder
 from hubprune.kept import has_checkpoint
+from hubprune.publishing.card import check_templates
 from hubprune.publishing.manifest import CARD, MANIFEST
 from hubprune.publishing.preflight import check_disk
 from hubprune.publishing.privacy import TASK_FOLDER, is_local_data, public_name
 from hubprune.publishing.session import HubSession
-from hubprune.recipe import REPO_ID, Recipe
+from hubprune.recipe import REPO_ID, Recipe, parse
 from hubprune.reproducing.comparing import causes, compare
 from hubprune.reproducing.published import Published, read_published
 from hubprune.run import Run, check_data
@@ -56,6 +57,10 @@ class ReproduceOptions:
     """Compute everything again, instead of going on where an earlier reproduction stopped."""
     out: Path | None = None
     """New folder that keeps the reproduced files."""
+    device: str | None = None
+    """What it runs on; None for what the recipe says."""
+    card_template: Path | None = None
+    """The publisher's own card templates, which are not part of what was published."""
 
 
 def reproduce(name: str, options: ReproduceOptions, *, session: HubSession, reporter: Reporter) -> Reproduction:
@@ -77,6 +82,8 @@ def reproduce(name: str, options: ReproduceOptions, *, session: HubSession, repo
     stage()
     if options.out:
         check_new_folder(options.out)
+    if options.card_template:
+        check_templates(options.card_template)
     published = read_published(name, revision=options.revision, session=session, reporter=reporter)
     folder = _own_folder(published, fresh=options.fresh)
     store = StageStore(folder, on_reuse=lambda done: reporter.note(f"{done}: taken from an earlier reproduction"))
@@ -84,7 +91,7 @@ def reproduce(name: str, options: ReproduceOptions, *, session: HubSession, repo
     run = Run(recipe, session, reporter, store)
     _preflight(run, published)
     repo_id, tagged = published.shown_as
-    choices = CardChoices(notes=published.manifest.get("notes"), timed=published.speed or "never")
+    choices = CardChoices(published.notes, options.card_template, timed=published.speed or "never")
     with pipeline.produced(run, stage, repo_id=repo_id, tagged=tagged, choices=choices) as product:
         stage()
         seen = _compared(published, product)
@@ -132,6 +139,8 @@ def _compared(published: Published, product: pipeline.Product) -> Reproduction:
 def _recipe_to_run(published: Published, options: ReproduceOptions) -> Recipe:
     """Return the recipe with what only this machine knows: where the local files are that it names."""
     recipe, name = published.recipe, published.name
+    if options.device:
+        recipe = parse(Recipe, {**recipe.model_dump(exclude_none=True), "device": options.device})
     base = recipe.base
     if not REPO_ID.fullmatch(base.repo_id) or not COMMIT.fullmatch(base.revision):
         raise CheckpointError(

@@ -174,7 +174,8 @@ def _speed_part(speed: Any) -> Iterator[ComparedPart]:
 def _card_part(published: Published, *, card: bytes, templates: Any) -> ComparedPart:
     name, theirs = CARD, published.manifest.get("card_templates")
     if theirs != templates:
-        return ComparedPart(name=name, outcome="not compared", detail="it was rendered from other templates")
+        detail = "it was rendered from other templates, which are not published: --card-template FOLDER names a copy"
+        return ComparedPart(name=name, outcome="not compared", detail=detail)
     lost, new = (_only(a, b) for a, b in ((published.card, card), (card, published.card)))
     detail = "the same but for times, machine and versions"
     if lost or new:

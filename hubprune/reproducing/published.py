@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from hubprune.artifacts import RepoFile, SpeedReport
 from hubprune.console import Reporter
-from hubprune.errors import BaseNotFoundError, CheckpointError
+from hubprune.errors import BaseNotFoundError, CheckpointError, RecipeError
 from hubprune.files import list_files
 from hubprune.publishing import hub
 from hubprune.publishing.manifest import CARD, MANIFEST, NOT_LISTED, RECIPE
+from hubprune.publishing.notes import refuse_unsafe
 from hubprune.publishing.privacy import TASK_FOLDER
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.transfer import download
@@ -48,6 +49,15 @@ class Published:
         """README.md, empty where there is none."""
         path = self.folder / CARD
         return path.read_bytes() if path.is_file() else b""
+
+    @property
+    def notes(self) -> str | None:
+        """The author's own words; None where somebody put into them what no author may write."""
+        notes = self.manifest.get("notes")
+        try:
+            return refuse_unsafe(notes, name="The notes") if isinstance(notes, str) else None
+        except RecipeError:
+            return None
 
     @property
     def speed(self) -> SpeedReport | None:

@@ -45,6 +45,10 @@ subsets:
   - {dataset: meta/texts, config: plain, weight: 2}
   - {dataset: meta/texts, config: other, weight: 1}
 """
+SMALL = (
+    "--calibration", "mix.yaml", "--include-path", "tasks", "--tasks", "little", "--prompts", "prompts.txt",
+)  # fmt: skip
+"""Options of a publish with the small mix and the small task."""
 CONFIGS = """---
 configs:
 - {config_name: plain, data_files: plain.jsonl}
@@ -172,14 +176,19 @@ class CommandLine:
         return Ended(ended.code, ended.out, "".join(said) + ended.err)
 
 
+def write_files(folder: Path) -> Path:
+    """Write a mix and a task of one's own, as a user would have them in a folder."""
+    (folder / "mix.yaml").write_text(MIX)
+    (folder / "prompts.txt").write_text("The birds\nGive me\n")
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "little.yaml").write_text(TASK)
+    return folder
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A mix and a task of one's own, as a user would have them in a folder."""
-    (tmp_path / "mix.yaml").write_text(MIX)
-    (tmp_path / "prompts.txt").write_text("The birds\nGive me\n")
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "little.yaml").write_text(TASK)
-    return tmp_path
+    """That folder for one test."""
+    return write_files(tmp_path)
 
 
 @pytest.fixture
@@ -193,17 +202,7 @@ def publish(hubprune: CommandLine) -> Callable[..., Ended]:
     """`hubprune publish meta/tiny` with the small mix and the small task, and whatever else is asked for."""
 
     def run(*more: object, base: str = BASE, **options: str) -> Ended:
-        small = [
-            "--calibration",
-            "mix.yaml",
-            "--include-path",
-            "tasks",
-            "--tasks",
-            "little",
-            "--prompts",
-            "prompts.txt",
-        ]
-        return hubprune("publish", base, *small, *more, **options)
+        return hubprune("publish", base, *SMALL, *more, **options)
 
     return run
 

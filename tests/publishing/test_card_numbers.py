@@ -27,8 +27,9 @@ def both(name):
     """The card, and what of its data is published as JSON."""
     parts = made.card_parts(**CARDS[name])
     values = {key: value for key, value in parts.items() if key in PublishReport.model_fields}
-    report = PublishReport(**{**values, "recipe": parts["recipe"].model_dump(mode="json"), "published": None})
-    left_out = {"environment": True, "seconds": True, "base": {"files", "card"}, "scores": {"per_document"}}
+    told = {"recipe": parts["recipe"].model_dump(mode="json"), "endpoint": made.report().endpoint, "published": None}
+    report = PublishReport(**{**values, **told})
+    left_out = {"seconds": True, "base": {"files", "card"}, "scores": {"per_document"}}
     return card(**CARDS[name]), json.loads(report.model_dump_json(exclude=left_out))
 
 

@@ -25,14 +25,14 @@ NOT_FROM_JSON = (
     r"more than 88 characters",
 )  # fmt: skip
 """What the templates themselves say, the same in every card."""
-NOT_IN_MANIFEST = r"^\| (?:Hardware|Platform|Python) \|.*$|^\| Stage \| Time \|\n(?:\|.*\n?)*"
-"""What tells of the machine and the clock, which a manifest leaves out."""
+TIMES = r"^\| Stage \| Time \|\n(?:\|.*\n?)*"
+"""Wall-clock times, which are written in hours, minutes and seconds."""
 
 
 def numbers(text: str) -> Iterator[str]:
     """Yield every number of a card's body that its data should account for."""
     body = re.sub(r"(?s)\A---\n.*?\n---\n", "", text)
-    body = re.sub(NOT_IN_MANIFEST, "", FENCE.sub("", body), flags=re.M)
+    body = re.sub(TIMES, "", FENCE.sub("", body), flags=re.M)
     body = body.split("\n---\n")[0].replace("\\", "")
     for pattern in NOT_FROM_JSON:
         body = re.sub(pattern, "", body)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "publishing"))
 
@@ -16,8 +18,10 @@ import made
 from on_hub import make_folder
 
 from hubprune.console import Reporter
+from hubprune.errors import CheckpointError, HubpruneError
 from hubprune.publishing.manifest import content_digest
 from hubprune.publishing.session import HubSession
+from hubprune.reproducing.command import ReproduceOptions, reproduce
 from hubprune.reproducing.comparing import causes, compare, differences
 from hubprune.reproducing.published import read_published
 
@@ -122,6 +126,45 @@ def test_what_was_timed_is_taken_over_and_not_compared(published):
     assert timed.speed == made.speed()
     assert compared(timed)["speed"].outcome == "not compared"
     assert replace(published, manifest={"speed": {"rows": 3}}).speed is None
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        ({"base": {"repo_id": "a/b", "revision": "main"}}, {}, "pins no commit of a base"),
+        ({"evaluation": {"tasks": ["own"], "include_path": "tasks"}}, {}, "benchmark definitions of its own"),
+        ({}, {"device": "gpu"}, "--device 'gpu' is none of"),
+        ({}, {"calibration": (Path("x.jsonl"),)}, "scored on no local file called x.jsonl"),
+        (
+            {"calibration": {"name": "m", "subsets": [{"dataset": "mine.jsonl", "weight": 1}]}}, {},
+            "mine.jsonl, a file of its publisher",
+        ),
+        ({}, {"card_template": Path("/nowhere")}, "is no folder of card templates"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_said_at_once(published, change, options, said, monkeypatch, tmp_path):
+    monkeypatch.setenv("HUBPRUNE_HOME", str(tmp_path / "work"))
+    values = made.recipe().model_dump(mode="json", exclude_none=True)
+    pinned = {"base": {"repo_id": "a/b", "revision": "0" * 40}}
+    (published.folder / "recipe.yaml").write_text(yaml.safe_dump({**values, **pinned, **change}))
+    with pytest.raises(HubpruneError) as raised:
+        reproduce(str(published.folder), ReproduceOptions(**options), session=SESSION, reporter=Reporter(quiet=True))
+    assert said in raised.value.message
+
+
+@pytest.mark.parametrize("missing", ["recipe.yaml", "hubprune.json"])
+def test_a_folder_that_no_publish_wrote_has_nothing_to_run(published, missing):
+    (published.folder / missing).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {re.escape(missing)}"):
+        read_published(str(published.folder), revision=None, session=SESSION, reporter=Reporter(quiet=True))
+
+
+def test_notes_that_no_author_may_write_are_not_put_on_a_card(published):
+    def noted(notes):
+        return replace(published, manifest={**published.manifest, "notes": notes}).notes
+
+    assert noted("Fine *words*.") == "Fine *words*."
+    assert noted("<script>alert(1)</script>") is noted(["a"]) is noted(None) is None
 
 
 def test_absent_and_null_are_the_same_and_truth_is_no_number():
