@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
-from hubprune.localhub import cards
+from hubprune.localhub import cards, tensors
 from hubprune.localhub.hub import Hub, Repo, StoredFile
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.web import timestamp
@@ -65,6 +65,11 @@ class Description:
         """When the commit was made."""
         return self.repo.git.log(self.sha, limit=1)[0].date
 
+    @cached_property
+    def parameters(self) -> dict[str, Any] | None:
+        """How many parameters a model has, by dtype and in total."""
+        return tensors.count_parameters(self._hub, self.repo, self.sha)
+
     @property
     def storage(self) -> int:
         """Bytes of all files."""
@@ -112,6 +117,7 @@ _PROPERTIES: dict[str, Callable[[Description], Any]] = {
     "model-index": lambda shown: shown.of_model("model-index"),
     "pipeline_tag": lambda shown: shown.of_model("pipeline_tag"),
     "private": lambda shown: shown.settings.private,
+    "safetensors": lambda shown: shown.parameters if shown.repo.kind == "models" else None,
     "sha": lambda shown: shown.sha,
     "siblings": lambda shown: [_sibling(file) for file in shown.files],
     "spaces": lambda shown: [] if shown.repo.kind == "models" else None,
@@ -123,7 +129,7 @@ _PROPERTIES: dict[str, Callable[[Description], Any]] = {
 # What the Hub can tell and this one cannot: asked for, it is left out of the answer.
 _UNKNOWN_HERE = (
     *("childrenModelCount", "citation", "description", "evalResults", "gguf", "inference", "inferenceProviderMapping"),
-    *("mainSize", "mask_token", "paperswithcode_id", "resourceGroup", "safetensors", "securityRepoStatus"),
+    *("mainSize", "mask_token", "paperswithcode_id", "resourceGroup", "securityRepoStatus"),
     *("transformersInfo", "widgetData", "xetEnabled"),
 )
 
@@ -134,7 +140,7 @@ IN_LISTS = {"models": _BRIEF, "datasets": (*_FULL, "trendingScore")}
 """What a list tells by default, by kind of repository."""
 IN_FULL_LISTS = {"models": (*_FULL, "siblings"), "datasets": (*_FULL, "cardData", "siblings")}
 """What a list tells when all is asked for."""
-BY_ITSELF = (*_FULL, "cardData", "config", "model-index", "siblings", "spaces", "usedStorage")
+BY_ITSELF = (*_FULL, "cardData", "config", "model-index", "safetensors", "siblings", "spaces", "usedStorage")
 """What one repository tells by default."""
 
 

@@ -225,6 +225,16 @@ class Hub:
             self.lfs.write(sha256, self.xet.content(recipe))
         return self.lfs.path(sha256)
 
+    def first_bytes(self, repo: Repo, file: StoredFile, count: int) -> bytes:
+        """Return the beginning of a file, wherever it is kept."""
+        if file.pointer is None:
+            return repo.git.blob(file.entry.oid)[:count]
+        recipe = self.xet.by_sha256(file.pointer.sha256)
+        if recipe is not None:
+            return self.xet.first_bytes(recipe, count)
+        with self.large_file(file.pointer.sha256).open("rb") as stored:
+            return stored.read(count)
+
     def files(self, repo: Repo, entries: Sequence[Entry]) -> list[StoredFile]:
         """Look through the pointers among some entries of a tree; folders come back as they are."""
         small = [entry.oid for entry in entries if entry.kind == "file" and entry.size < POINTER_BYTES]

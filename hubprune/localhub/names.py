@@ -35,11 +35,15 @@ def kind_of(repo_type: str) -> str:
 
 def file_path(text: str) -> str:
     """Return `text` if it can be the path of a file in a repository: relative, and inside it."""
-    segments = text.split("/")
-    forbidden = any(segment in ("", ".", "..") or segment.lower() == ".git" for segment in segments)
-    if forbidden or not is_clean(text) or "\\" in text or len(text.encode()) > _MAX_PATH_BYTES:
+    if not is_file_path(text):
         raise RefusedError(400, f"Invalid path in repository: {text}")
     return text
+
+
+def is_file_path(text: str) -> bool:
+    """Tell whether `text` can be the path of a file in a repository."""
+    forbidden = any(segment in ("", ".", "..") or segment.lower() == ".git" for segment in text.split("/"))
+    return not (forbidden or not is_clean(text) or "\\" in text or len(text.encode()) > _MAX_PATH_BYTES)
 
 
 def is_clean(text: str) -> bool:

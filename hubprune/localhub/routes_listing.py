@@ -6,12 +6,13 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from hubprune.localhub import names
 from hubprune.localhub.access import Account
 from hubprune.localhub.descriptions import BY_ITSELF, IN_FULL_LISTS, IN_LISTS, Description, expanded
-from hubprune.localhub.hub import Repo
-from hubprune.localhub.names import KINDS
+from hubprune.localhub.hub import Repo, StoredFile
 from hubprune.localhub.refusal import RefusedError
 from hubprune.localhub.routes import REPO, HubRoutes
+from hubprune.localhub.tensors import HeaderError, read_headers
 from hubprune.localhub.web import Call, page, route
 
 _PER_PAGE = 1000
@@ -39,6 +40,8 @@ class ListingRoutes(HubRoutes):
             route("/api/organizations/{namespace}/settings/repositories", self.storage),
             route(REPO, self.info),
             route(f"{REPO}/revision/{{revision}}", self.info),
+            route(f"{REPO}/safetensors-metadata/{{path:path}}", self.tensors),
+            route(f"{REPO}/lfs-files", self.large_files),
         ]
 
     def info(self, call: Call) -> Response:
@@ -47,6 +50,26 @@ class ListingRoutes(HubRoutes):
         sha = repo.git.resolve(call.params.get("revision", "main"))
         asked = expanded(call.query.getlist("expand"))
         return JSONResponse(Description(self.hub, repo, sha).describe(asked or BY_ITSELF))
+
+    def tensors(self, call: Call) -> Response:
+        """Tell what tensors a sharded model has, from the headers of its files."""
+        repo = self.repo(call, "read")
+        try:
+            path, sha = names.file_path(call.params["path"]), repo.git.resolve("main")
+            metadata, headers = read_headers(self.hub, repo, sha, path)
+        except HeaderError as error:
+            raise RefusedError(400, str(error)) from error
+        return JSONResponse({"index": {"metadata": metadata}, "headers": headers})
+
+    def large_files(self, call: Call) -> Response:
+        """List the large files of all branches, tags and pull requests, each once."""
+        repo, rows = self.repo(call, "see"), dict[str, dict[str, Any]]()
+        for ref, sha in repo.git.refs().items():
+            entries = [entry for entry in repo.git.tree(sha, recursive=True) if entry.kind == "file"]
+            for file in self.hub.files(repo, entries):
+                if file.pointer is not None:
+                    rows.setdefault(file.pointer.sha256, _large_file_row(file, ref, repo.git.log(sha, limit=1)[0].date))
+        return page(call, list(rows.values()), size=_PER_PAGE, describe=list)
 
     def search(self, call: Call) -> Response:
         """List the repositories that the caller may see and that match, the newest commit first unless sorted."""
@@ -71,7 +94,7 @@ class ListingRoutes(HubRoutes):
         namespace = call.params.get("namespace", account.name)
         if not account.belongs_to(namespace):
             raise RefusedError(403, f"You are not a member of {namespace}")
-        mine = [shown for kind in KINDS for shown in self._visible(kind, account) if _in(namespace, shown.repo)]
+        mine = [shown for kind in names.KINDS for shown in self._visible(kind, account) if _in(namespace, shown.repo)]
         total = sum(shown.storage for shown in mine) or 1
         rows = [_storage_row(shown, total) for shown in sorted(mine, key=lambda shown: shown.changed, reverse=True)]
         return page(call, rows, size=_PER_PAGE, describe=list)
@@ -109,8 +132,8 @@ def _asked(call: Call) -> Sequence[str]:
     """Return the properties that a list is to tell of each repository."""
     if asked := expanded(call.query.getlist("expand")):
         return asked
-    names = IN_FULL_LISTS[call.kind] if call.flag("full") else IN_LISTS[call.kind]
-    return [*names, *(["cardData"] if call.flag("cardData") else []), *(["config"] if call.flag("config") else [])]
+    listed = IN_FULL_LISTS[call.kind] if call.flag("full") else IN_LISTS[call.kind]
+    return [*listed, *(["cardData"] if call.flag("cardData") else []), *(["config"] if call.flag("config") else [])]
 
 
 def _page_size(call: Call) -> int:
@@ -118,6 +141,12 @@ def _page_size(call: Call) -> int:
     if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and int(limit) > 0):
         raise RefusedError(400, "limit is a number above 0")
     return min(int(limit), _PER_PAGE)
+
+
+def _large_file_row(file: StoredFile, ref: str, date: str) -> dict[str, Any]:
+    sha256, size = (file.pointer.sha256, file.pointer.size) if file.pointer else (file.entry.oid, file.entry.size)
+    path = file.entry.path
+    return {"fileOid": sha256, "filename": path, "oid": sha256, "pushedAt": date, "ref": ref, "size": size}
 
 
 def _storage_row(shown: Description, total: int) -> dict[str, Any]:

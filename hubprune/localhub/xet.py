@@ -146,6 +146,16 @@ class XetStore:
         for term in recipe.terms:
             yield self._unpack(term)
 
+    def first_bytes(self, recipe: FileRecipe, count: int) -> bytes:
+        """Return the beginning of a file, unpacking no more chunks than it takes."""
+        _, spans = self.spans(recipe, 0, min(count, recipe.size))
+        blocks = []
+        for span in spans:
+            with self.xorb_path(span.xorb).open("rb") as file:
+                file.seek(span.chunks[0].offset)
+                blocks += [unpack_chunk(file.read(chunk.packed_bytes), chunk) for chunk in span.chunks]
+        return b"".join(blocks)[:count]
+
     def _check_content(self, file: FileRecipe) -> None:
         """Refuse a file that is not what its SHA-256 says: whoever else has that file would get this one."""
         if file.sha256 is None or file.sha256 in self._by_sha256:

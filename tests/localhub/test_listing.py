@@ -1,4 +1,6 @@
+import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,60 @@ def test_an_unknown_address_of_the_interface_is_no_page(hub):
     for method, path in (("GET", "/api/papers"), ("POST", "/api/models/a/b/like"), ("GET", "/api/spaces/a/b")):
         answer = get_session().request(method, hub.endpoint + path)
         assert (answer.status_code, "does not answer" in json.loads(answer.content)["error"]) == (404, True)
+
+
+def tensor_file(**shapes: list[int]) -> bytes:
+    """A safetensors file of zeros in bfloat16."""
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(at)
+
+
+def test_a_model_tells_its_parameters_and_its_tensors(everybody):
+    everybody.create_repo("labs/sharded")
+    shards = {"a-1.safetensors": tensor_file(embed=[1000, 8]), "a-2.safetensors": tensor_file(head=[8, 3], norm=[8])}
+    index = {"metadata": {"total_size": 16_064}, "weight_map": {"embed": "a-1.safetensors", "head": "a-2.safetensors"}}
+    files = {**shards, "model.safetensors.index.json": json.dumps(index).encode()}
+    operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+    everybody.create_commit("labs/sharded", operations, commit_message="Add weights")
+    counted = everybody.model_info("labs/sharded").safetensors
+    assert (counted.parameters, counted.total) == ({"BF16": 8032}, 8032)
+    at_once = everybody.get_sharded_safetensors_metadata("labs/sharded")
+    one_by_one = everybody.get_safetensors_metadata("labs/sharded")
+    assert at_once.files_metadata == one_by_one.files_metadata
+    assert at_once.metadata == one_by_one.metadata
+    listed = {file.filename: (file.file_oid, file.size) for file in everybody.list_lfs_files("labs/sharded")}
+    assert listed == {path: (hashlib.sha256(content).hexdigest(), len(content)) for path, content in shards.items()}
+    everybody.delete_repo("labs/sharded")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model.safetensors": b"short"},
+        {"model.safetensors": b"\xff" * 20},
+        {"model.safetensors": (5).to_bytes(8, "little") + b"[1]  "},
+        {"model.safetensors": (20).to_bytes(8, "little") + b'{"a": 1}' + bytes(12)},
+        {"model.safetensors": (8).to_bytes(8, "little") + b'{"a": 1}'},
+        {"model.safetensors.index.json": b"{"},
+        {"model.safetensors.index.json": b'{"weight_map": {"a": "../../x"}}'},
+        {"model.safetensors.index.json": b'{"weight_map": {"a": 1}}'},
+        {"model.safetensors.index.json": b'{"weight_map": {}}'},
+        {"model.safetensors.index.json": b'{"weight_map": {"a": "missing"}}'},
+    ],
+    ids=repr,
+)
+def test_files_that_say_nothing_are_no_obstacle(everybody, files):
+    everybody.create_repo("labs/odd")
+    operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+    everybody.create_commit("labs/odd", operations, commit_message="Add weights")
+    told = everybody.model_info("labs/odd").safetensors
+    assert told is None or told.total == 0
+    with pytest.raises(HfHubHTTPError) as error:
+        everybody.get_sharded_safetensors_metadata("labs/odd", filename=next(iter(files)))
+    assert error.value.response.status_code in (400, 404)
+    everybody.delete_repo("labs/odd")
