@@ -29,6 +29,7 @@ from hubprune.publishing.announcing import announce
 from hubprune.publishing.budget import check_budget
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.preflight import Target, check_disk, preflight
+from hubprune.publishing.staging import merge
 from hubprune.publishing.upload_plan import plan_upload
 from hubprune.republishing.again import leave_as_it_is, publish_card
 from hubprune.republishing.before import Before, last_publish
@@ -97,7 +98,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
         notes=options.notes, template=options.card_template, timed="now" if options.speed else "never"
     )
     target = check(run, options)
-    now = fingerprint(run, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices)
+    now = fingerprint(run, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices)
     before = last_publish(target, now, session=run.session, reporter=run.reporter)
     if before and (report := _without_computing(run, before, choices, target, options)):
         return _end(run, report, target, options)
@@ -105,7 +106,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     if before:
         offer_results(before, run)
     with produced(
-        run, stage, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices, before=before
+        run, stage, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices, before=before
     ) as product:
         stage()
         return deliver(run, product, target, options)
@@ -315,10 +316,21 @@ def _end(
             report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
     except VerificationError as error:
         _finish(run, folder, report, options)
-        raise VerificationError(f"It is published at {published.url}, but: {error.message}", hint=error.hint) from error
+        raise _does_not_load(published, target, error) from error
+    if target.staged and published.pull_request_url:
+        published = merge(published, target=target, tag=manifest.checkpoint_tag(report.checkpoint), session=run.session)
+        run.reporter.note(f"merged: {published.url}")
+        report = report.model_copy(update={"published": published})
     unfinished.end()
     announce(run.recipe.target, published, session=run.session, reporter=run.reporter)
     return _finish(run, folder, report, options)
+
+
+def _does_not_load(published: PublishedCommit, target: Target, error: VerificationError) -> VerificationError:
+    where = f"published at {published.url}"
+    if target.staged and published.pull_request_url:
+        where = f"proposed at {published.pull_request_url} and was not merged"
+    return VerificationError(f"It is {where}, but: {error.message}", hint=error.hint)
 
 
 def _plan_upload(run: Run, product: Product, target: Target, options: PublishOptions) -> UploadPlan:

@@ -161,6 +161,8 @@ class TargetSpec(Settings):
     private: bool = False
     create_pr: bool = False
     """Open a pull request instead of committing to the branch."""
+    staged: bool = False
+    """Open a pull request, load the result back from there, and only then merge it into the branch."""
     license: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.+-]*$")
     """Licence id for a base whose card names none; never another than the card's."""
     allow_name: bool = False
@@ -176,6 +178,12 @@ class TargetSpec(Settings):
         if value is not None and not (REPO_ID.fullmatch(value) and len(value) <= 96):
             raise ValueError(f"{value!r} is no repo id; it looks like namespace/name")
         return value
+
+    @model_validator(mode="after")
+    def _merged_or_not(self) -> TargetSpec:
+        if self.staged and self.create_pr:
+            raise ValueError("--create-pr leaves the pull request open, and --staged merges it: pass one of them")
+        return self
 
     @model_validator(mode="after")
     def _supersedes_another(self) -> TargetSpec:

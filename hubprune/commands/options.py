@@ -194,6 +194,14 @@ CreatePr = Annotated[
     bool | None,
     typer.Option("--create-pr", help="Open a pull request instead of committing.", rich_help_panel=TARGET),
 ]
+Staged = Annotated[
+    bool | None,
+    typer.Option(
+        "--staged",
+        help="Open a pull request, load the result back from it, and only then merge it.",
+        rich_help_panel=TARGET,
+    ),
+]
 Collection = Annotated[
     str | None,
     typer.Option(

@@ -52,6 +52,7 @@ def publish(
     revision: options.Revision = None,
     private: options.Private = None,
     create_pr: options.CreatePr = None,
+    staged: options.Staged = None,
     collection: options.Collection = None,
     supersedes: options.Supersedes = None,
     license: card_options.License = None,

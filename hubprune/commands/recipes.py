@@ -69,7 +69,16 @@ def _parts(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "prompts": read_prompts(file) if (file := given.get("prompts")) else None,
     }
     target = _given(
-        given, "repo_id", "revision", "private", "create_pr", "collection", "supersedes", "license", "allow_name"
+        given,
+        "repo_id",
+        "revision",
+        "private",
+        "create_pr",
+        "staged",
+        "collection",
+        "supersedes",
+        "license",
+        "allow_name",
     )
     parts = {"base": base, "drop": drop, "width": _width(given), "evaluation": evaluation, "target": target}
     made = {part: {k: v for k, v in fields.items() if v is not None} for part, fields in parts.items()}

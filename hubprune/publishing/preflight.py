@@ -148,10 +148,12 @@ def _look_at(
     head = heads.get(wanted.revision)
     if exists and head is None and wanted.create_pr:
         raise RecipeError(f"{repo_id} has no branch {wanted.revision!r} to open a pull request on.")
+    # Nobody reads yet what does not exist yet, so it needs no stage.
+    staged = wanted.staged and head is not None
     return Target(
         repo_id=repo_id, revision=wanted.revision, exists=exists, branch_exists=head is not None,
-        parent=head or heads.get("main"), private=wanted.private or base.private, create_pr=wanted.create_pr,
-        user=identity.name,
+        parent=head or heads.get("main"), private=wanted.private or base.private,
+        create_pr=wanted.create_pr or staged, staged=staged, user=identity.name,
     )  # fmt: skip
 
 

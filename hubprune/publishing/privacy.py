@@ -60,7 +60,7 @@ def public_recipe(recipe: Recipe, *, base: BaseCheckpoint) -> Recipe:
     subsets = tuple(s.model_copy(update={"dataset": public_name(s.dataset)}) for s in calibration.subsets)
     tasks = TASK_FOLDER if recipe.evaluation.include_path else None
     name = (recipe.target.repo_id or "").rsplit("/", 1)[-1] or None
-    target = {"repo_id": name, "create_pr": False, "collection": None, "supersedes": None}
+    target = {"repo_id": name, "create_pr": False, "staged": False, "collection": None, "supersedes": None}
     pinned = {"repo_id": base.name, "revision": base.commit or recipe.base.revision}
     return recipe.model_copy(
         update={

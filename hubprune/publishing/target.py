@@ -35,8 +35,16 @@ class Target(Artifact):
     private: bool
     """Whether nobody else may see it: asked for, or because the base is private."""
     create_pr: bool
+    """Whether the commit goes into a pull request."""
+    staged: bool = False
+    """Whether that is merged as soon as the result was loaded back from it."""
     user: str
     """Whose token it is."""
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether the branch gets the commit in the end, and the commit a name."""
+        return self.staged or not self.create_pr
 
 
 # ---- who may see it ----------------------------------------------------------------------------------------------

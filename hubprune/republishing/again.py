@@ -41,7 +41,7 @@ def leave_as_it_is(before: Before, *, target: Target, session: HubSession) -> Pu
 def _tag(before: Before, *, target: Target, session: HubSession) -> str | None:
     """Return the tag of what is published, which is only asked for where it is not there."""
     tag = checkpoint_tag(before.record.report.checkpoint)
-    if target.create_pr:
+    if not target.is_tagged:
         return None
     if tag in {ref.name for ref in refs_of(target.repo_id, session=session).tags}:
         return tag

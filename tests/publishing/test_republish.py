@@ -11,7 +11,7 @@ from on_hub import BASE_FILES, CONFIG, commit_files, make_folder
 
 from hubprune import pipeline
 from hubprune.cards import AS_SHIPPED
-from hubprune.errors import ConflictError, HubError
+from hubprune.errors import ConflictError, HubError, VerificationError
 from hubprune.files import list_files
 from hubprune.publishing import card, commit
 from hubprune.publishing.commit import publish as send
@@ -107,7 +107,7 @@ def produced_by(run, folder, choices=AS_SHIPPED, **changes):
     (folder / "hubprune.json").unlink()
     target = preflight(run.recipe, base=run.base, session=run.session)
     files = tuple(f for f in list_files(folder) if not f.path.startswith(NOT_OF_THE_CHECKPOINT))
-    depends_on = fingerprint(run, repo_id=target.repo_id, tagged=not target.create_pr, choices=choices)
+    depends_on = fingerprint(run, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices)
     report = made.report(
         checkpoint=made.checkpoint(files=files), recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
         base=run.base, repo_id=target.repo_id, endpoint=run.session.endpoint, notes=choices.notes, snippet=None,
@@ -169,6 +169,80 @@ def test_a_tag_that_a_killed_publish_left_out_is_made(published, run_of, user, a
     report = again(run_of(recipe_of(user)))
     [tag] = admin.list_repo_refs(first.repo_id).tags
     assert (tag.name, tag.target_commit) == (report.published.tag, first.commit)
+
+
+def staged_recipe(user):
+    return recipe_of(user, target=TargetSpec(repo_id=f"{user[0]}/pruned", staged=True))
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_staged_result_reaches_the_branch_once_it_was_loaded_back(
+    run_of, user, inputs, admin, tmp_path, monkeypatch, loads
+):
+    admin.create_repo(f"{user[0]}/pruned")
+    head = admin.model_info(f"{user[0]}/pruned").sha
+    run = run_of(staged_recipe(user))
+    product, target = produced_by(run, tmp_path / "first")
+    seen = []
+
+    def load(run, published, report):
+        seen.append((published.commit, admin.model_info(target.repo_id).sha))
+        if not loads:
+            raise VerificationError("it does not load.")
+
+    monkeypatch.setattr(pipeline, "_load_back", load)
+    if not loads:
+        with pytest.raises(
+            VerificationError, match=r"proposed at .*/discussions/1 and was not merged, but: it does not"
+        ):
+            pipeline.deliver(run, product, target, pipeline.PublishOptions())
+        assert admin.model_info(target.repo_id).sha == head
+        assert admin.list_repo_refs(target.repo_id).tags == []
+        return
+    done = pipeline.deliver(run, product, target, pipeline.PublishOptions()).published
+    [[proposed, at_the_time]] = seen
+    assert (at_the_time, done.commit) == (head, admin.model_info(target.repo_id).sha)
+    assert proposed != done.commit
+    assert [tag.target_commit for tag in admin.list_repo_refs(target.repo_id).tags] == [done.commit]
+    assert not again(run_of(staged_recipe(user))).published.created
+
+
+def test_a_staged_publish_that_was_killed_before_the_merge_is_completed(
+    run_of, user, inputs, admin, tmp_path, monkeypatch
+):
+    admin.create_repo(f"{user[0]}/pruned")
+    run = run_of(staged_recipe(user))
+    product, target = produced_by(run, tmp_path / "first")
+    monkeypatch.setattr(pipeline, "_load_back", lambda run, published, report: None)
+
+    def kill(*args, **options):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "merge", kill)
+        with pytest.raises(SystemExit):
+            pipeline.deliver(run, product, target, pipeline.PublishOptions())
+    done = pipeline.deliver(run, product, target, pipeline.PublishOptions()).published
+    assert done.pull_request_url.endswith("/discussions/1")
+    assert done.commit == admin.model_info(target.repo_id).sha
+    assert len(commits(admin, target.repo_id)) == 2
+
+
+def test_a_staged_repo_that_is_new_has_no_readers_to_protect(run_of, user, inputs, admin, tmp_path, monkeypatch):
+    run = run_of(staged_recipe(user))
+    product, target = produced_by(run, tmp_path / "first")
+    monkeypatch.setattr(pipeline, "_load_back", lambda run, published, report: None)
+    done = pipeline.deliver(run, product, target, pipeline.PublishOptions()).published
+    assert (done.pull_request_url, done.commit) == (None, admin.model_info(target.repo_id).sha)
+
+
+def test_a_card_alone_is_merged_too(published, run_of, user, admin, tmp_path):
+    _, first = published(staged_recipe(user))
+    notes = tmp_path / "notes.md"
+    notes.write_text("Mind the *gap*.\n")
+    done = again(run_of(staged_recipe(user)), notes=notes).published
+    assert done.commit == admin.model_info(first.repo_id).sha != first.commit
+    assert "Mind the *gap*." in read(admin, first.repo_id, "README.md")
 
 
 @pytest.mark.parametrize("killed_in", ["tag_commit", "_load_back"])
