@@ -37,8 +37,10 @@ REQUEST_SECONDS = 10.0
 """How long one question may take where the client lets us say so."""
 
 TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-STORAGE_TROUBLE = re.compile(r"connect|timed? ?out|timeout|reset|broken pipe|50[0-4]|429|unavailable", re.IGNORECASE)
-"""What the storage client's errors say when another try may help; it names no status."""
+STORAGE_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b")
+"""Where the storage client, whose exceptions are builtin ones, says a status."""
+STORAGE_TROUBLE = re.compile(r"connect|timed? ?out|timeout|reset|broken pipe|unavailable", re.IGNORECASE)
+"""What it says where another try may help and there was no status."""
 
 BUSY = "another conflicting operation is in progress"
 """The Hub creates one repo at a time for a user, and says this with a 409 until it is done."""
@@ -102,6 +104,8 @@ def is_transient(error: BaseException | None) -> bool:
         return error.response.status_code in TRANSIENT_STATUS or _is_busy(error)
     if isinstance(error, (httpx2.TransportError, ConnectionError)):
         return True
+    if status := _storage_status(error):
+        return status in TRANSIENT_STATUS
     return isinstance(error, RuntimeError) and (
         is_transient(error.__cause__) or bool(STORAGE_TROUBLE.search(str(error)))
     )
@@ -232,6 +236,20 @@ def _network_rules() -> tuple[_Rule, ...]:
 
     return (
         _Rule(
+            _storage_has(401, 403), PermissionDeniedError,
+            "Cannot {doing}: the storage of {endpoint} does not let this token in. {said}",
+            "Run the command again. Where it says the same, see whose token it is with `hf auth whoami`.",
+        ),
+        _Rule(
+            _storage_has(429), HubError, "Cannot {doing}: too many requests to {endpoint}. {said}",
+            "Wait some minutes and run the command again.",
+        ),
+        _Rule(
+            _storage_has(*TRANSIENT_STATUS), HubError,
+            "Cannot {doing}: the storage of {endpoint} has trouble. {said}",
+            "Run the command again later; what has arrived is not sent twice.",
+        ),
+        _Rule(
             _is(httpx2.TransportError, ConnectionError, hub.LocalEntryNotFoundError), HubUnreachableError,
             "Cannot {doing}: no connection to {endpoint}. {said}", f"Check the network. {WRONG_ADDRESS}",
         ),
@@ -263,6 +281,16 @@ def _is_web_page(error: Exception) -> bool:
     if response is None or "x-error-message" in response.headers or "x-error-code" in response.headers:
         return False
     return "html" in response.headers.get("content-type", "") and response.status_code not in TRANSIENT_STATUS
+
+
+def _storage_status(error: BaseException) -> int | None:
+    """Read the status in the words of the storage client."""
+    said = STORAGE_STATUS.search(str(error)) if isinstance(error, (ConnectionError, RuntimeError)) else None
+    return int(said[1]) if said else None
+
+
+def _storage_has(*statuses: int) -> Callable[[Exception], bool]:
+    return lambda error: _storage_status(error) in statuses
 
 
 def _method(error: Exception) -> str | None:

@@ -13,7 +13,9 @@ from fault_world import SILENCE_SECONDS, Case
 from hubprune.localhub import RequestRecord
 
 FATAL = (400, 401, 403, 404, 409, 412)
-"""Statuses that no client asks again after."""
+"""Statuses that no client asks again after, but for that of the Xet store."""
+REVOKED = (401, 403)
+"""Statuses that a token meets that was taken away in the middle of a run."""
 PASSING = (429, 500, 503)
 ALL_OF_IT = 1 << 40
 COMMIT = re.compile(r"POST .*/commit/")
@@ -92,6 +94,7 @@ PASSING_KINDS = (
 KINDS = (
     *(Kind(str(code), _status(code)) for code in FATAL),
     *PASSING_KINDS,
+    *(Kind(f"{code}, always", _status(code), lasting=True) for code in REVOKED),
     *(Kind(f"{kind.name}, always", kind.fault, lasting=True) for kind in PASSING_KINDS),
     Kind("SIGKILL before the work", _always(do="stall"), kills=True),
     Kind("SIGKILL after the work", _always(do="withhold"), kills=True),
