@@ -76,6 +76,8 @@ class PublishOptions:
     """File for the report as JSON; written as soon as there is a commit, and again at the end."""
     force: bool = False
     """Run all stages even where the last publish depends on the same."""
+    only_if_changed: bool = False
+    """Leave out files and dry run, too, where the last publish depends on the same."""
     told: Callable[[PublishReport], None] = lambda report: None
     """Called with the report each time that it is written, or would be."""
 
@@ -101,7 +103,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     now = fingerprint(run, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices)
     before = last_publish(target, now, session=run.session, reporter=run.reporter)
     if before and (report := _without_computing(run, before, choices, target, options)):
-        return _end(run, report, target, options)
+        return _finish(run, None, report, options) if options.dry_run else _end(run, report, target, options)
     _check_resources(run, options)
     if before:
         offer_results(before, run)
@@ -117,14 +119,17 @@ def _without_computing(
 ) -> PublishReport | None:
     """Do what a publish has to do where nothing has to be computed; None where something has, which is said.
 
-    Who asks for the files, or for a dry run, gets them from the stages.
+    Who asks for the files, or for a dry run, gets them from the stages, unless only a change is of interest.
     """
     what = f"changed since the last publish: {before.told}" if before.told else "nothing changed since the last publish"
     run.reporter.note(what)
-    if options.force or options.dry_run or options.out or not before.only_the_card:
+    if options.force or not before.only_the_card:
         return None
-    if before.is_up_to_date:
-        return leave_as_it_is(before, target=target, session=run.session)
+    needs_files = options.dry_run or options.out
+    if before.is_up_to_date and (options.only_if_changed or not needs_files):
+        return leave_as_it_is(before, target=target, session=run.session, missing="leave" if options.dry_run else "tag")
+    if needs_files:
+        return None
     return publish_card(
         before,
         choices,
@@ -353,7 +358,8 @@ def _finish(run: Run, folder: Path | None, report: PublishReport, options: Publi
     if options.out and folder:
         move_folder(folder, options.out)
     if options.dry_run:
-        run.reporter.note(f"dry run: nothing was written to the Hub; the files are in {options.out or folder}")
+        where = f"; the files are in {options.out or folder}" if folder else ", which is up to date"
+        run.reporter.note(f"dry run: nothing was written to the Hub{where}")
     return report
 
 

@@ -72,10 +72,7 @@ def read_report(path: Path) -> PublishReport:
 def _recipe(report: PublishReport) -> Recipe:
     """Return the recipe with the target that the card names, which no option can move."""
     recipe = parse(Recipe, report.recipe)
-    if report.snippet is None:
-        raise RecipeError("The report names no repo that its card is for.", hint=AGAIN)
-    target = recipe.target.model_copy(update={"repo_id": report.snippet.repo_id})
-    return recipe.model_copy(update={"target": target})
+    return recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": report.repo_id})})
 
 
 def _as_verified(folder: Path, report: PublishReport) -> tuple[RepoFile, ...]:

@@ -233,6 +233,14 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Run even if the last publish is up to date.", rich_help_panel=TARGET),
 ]
+OnlyIfChanged = Annotated[
+    bool,
+    typer.Option(
+        "--only-if-changed",
+        help="Compute nothing for --dry-run and --out either where the last publish is up to date.",
+        rich_help_panel=TARGET,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

@@ -63,6 +63,7 @@ def publish(
     overwrite_card: options.OverwriteCard = False,
     primer: options.Primer = True,
     force: options.Force = False,
+    only_if_changed: options.OnlyIfChanged = False,
     dry_run: options.DryRun = False,
     out: options.Out = None,
     recipe: options.RecipeFile = None,

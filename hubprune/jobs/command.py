@@ -23,7 +23,7 @@ __all__ = ["publish_on_jobs"]
 
 FLAGS: Mapping[tuple[str, bool], str] = {
     ("overwrite_card", True): "--overwrite-card", ("dry_run", True): "--dry-run", ("force", True): "--force",
-    ("speed", True): "--speed", ("primer", False): "--no-primer",
+    ("speed", True): "--speed", ("primer", False): "--no-primer", ("only_if_changed", True): "--only-if-changed",
 }  # fmt: skip
 """Options that no recipe holds and that the job gets as they were given here."""
 

@@ -70,7 +70,7 @@ def check_budget(limits: Mapping[str, float], benchmarks: BenchmarkComparison | 
         return
     over = ", ".join(line.name for line in lines if not line.kept)
     raise OverBudgetError(
-        f"Nothing was published, since more was lost than max_drop_pp allows by {over}: "
+        f"Nothing was published: {over} lost more than max_drop_pp allows. "
         f"{'; '.join(line.text for line in lines)}. (In points, with 95 % intervals; the change alone counts.)",
         hint="Drop less, or raise the budget: --max-drop-pp, or evaluation.max_drop_pp in the recipe.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from hubprune.artifacts import PublishedCommit, PublishReport, RepoFile
 from hubprune.cards import CardChoices, put_card, render_again
@@ -22,10 +23,16 @@ from hubprune.republishing.before import Before
 __all__ = ["leave_as_it_is", "publish_card"]
 
 
-def leave_as_it_is(before: Before, *, target: Target, session: HubSession) -> PublishReport:
-    """Report what is there; a tag that is missing is made, as after a publish that was killed before it came to that.
+def leave_as_it_is(
+    before: Before, *, target: Target, session: HubSession, missing: Literal["tag", "leave"] = "tag"
+) -> PublishReport:
+    """Report what is there, in the words of the publish that made it as far as its manifest tells.
 
-    The report is the one of the publish that made it, as far as its manifest tells.
+    Args:
+        before: what is published.
+        target: from the preflight.
+        session: which Hub, and as whom.
+        missing: whether a missing tag is made, as after a publish that was killed before it came to that.
 
     Raises:
         HubError: the Hub refused or did not answer.
@@ -33,18 +40,21 @@ def leave_as_it_is(before: Before, *, target: Target, session: HubSession) -> Pu
     commit = before.remote.commit
     published = PublishedCommit(
         repo_id=target.repo_id, commit=commit, parent=None, created=False, files=_files(before),
-        url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", tag=_tag(before, target=target, session=session),
+        url=f"{session.endpoint}/{target.repo_id}/commit/{commit}",
+        tag=_tag(before, target=target, session=session, missing=missing),
     )  # fmt: skip
     return before.record.report.model_copy(update={"published": published})
 
 
-def _tag(before: Before, *, target: Target, session: HubSession) -> str | None:
+def _tag(before: Before, *, target: Target, session: HubSession, missing: Literal["tag", "leave"]) -> str | None:
     """Return the tag of what is published, which is only asked for where it is not there."""
     tag = checkpoint_tag(before.record.report.checkpoint)
     if not target.is_tagged:
         return None
     if tag in {ref.name for ref in refs_of(target.repo_id, session=session).tags}:
         return tag
+    if missing == "leave":
+        return None
     return tag_commit(tag, repo_id=target.repo_id, commit=before.remote.commit, session=session)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,10 @@ def test_one_job_computes_without_any_token_and_the_other_sends_as_a_trusted_pub
     assert (code, outputs) == (1, {"outcome": "failed"})
     assert "config.json is not what the dry run left in result" in said
     assert r"config\.json is not what the dry run left" in summary
+    shutil.rmtree(workspace / "result")
+    code, said, summary, outputs = run("publish", "build")
+    assert (code, outputs["outcome"], outputs["commit"]) == (0, "up-to-date", info.sha), said
+    assert not (workspace / "result").exists()
     assert HfApi(endpoint=hub.endpoint).model_info("acme/from-ci").sha == info.sha
 
 

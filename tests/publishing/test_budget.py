@@ -31,7 +31,7 @@ def test_a_loss_over_the_budget_is_told_with_change_interval_and_allowance_of_ev
         check_budget({"arc_easy": 1, "lambada_openai": 5, "mean": 3.5}, MEASURED)
     assert caught.value.exit_code == 4
     assert caught.value.message == (
-        "Nothing was published, since more was lost than max_drop_pp allows by lambada_openai, mean: "
+        "Nothing was published: lambada_openai, mean lost more than max_drop_pp allows. "
         "arc_easy −0.76 (−2.96 to +1.44), 1.00 points allowed; "
         "lambada_openai −7.80 (−11.00 to −4.60), 5.00 points allowed, over budget; "
         "mean −4.28 (−6.22 to −2.34), 3.50 points allowed, over budget. "

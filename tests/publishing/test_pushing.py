@@ -25,9 +25,8 @@ def dry_run(tmp_path, user):
     def leave(**recipe):
         folder = make_folder(tmp_path / "result")
         checkpoint = made.checkpoint(files=tuple(f for f in list_files(folder) if f.path not in NOT_CHECKPOINT))
-        snippet = made.snippet().model_copy(update={"repo_id": f"{user[0]}/pushed"})
         values = made.recipe(**recipe).model_dump(mode="json")
-        report = made.report(checkpoint=checkpoint, snippet=snippet, recipe=values)
+        report = made.report(checkpoint=checkpoint, repo_id=f"{user[0]}/pushed", recipe=values)
         (tmp_path / "report.json").write_text(to_json(report))
         return folder, pushing.read_report(tmp_path / "report.json")
 

@@ -245,6 +245,26 @@ def test_a_card_alone_is_merged_too(published, run_of, user, admin, tmp_path):
     assert "Mind the *gap*." in read(admin, first.repo_id, "README.md")
 
 
+def test_a_dry_run_that_asks_for_changes_only_computes_nothing_and_makes_no_tag(published, run_of, user, hub, tmp_path):
+    published(tag=False)
+    with pytest.raises(ComputedError):
+        again(run_of(recipe_of(user)), dry_run=True)
+    seen = len(hub.log)
+    told = []
+    options = {"dry_run": True, "only_if_changed": True, "out": tmp_path / "out", "told": told.append}
+    report = again(
+        run_of(recipe_of(user, target=recipe_of(user).target.model_copy(update={"collection": "C"}))), **options
+    )
+    assert (report.published.created, report.published.tag, told[-1]) == (False, None, report)
+    assert not (tmp_path / "out").exists()
+    assert run_of.said[-1] == "dry run: nothing was written to the Hub, which is up to date"
+    sent = [r for r in hub.log[seen:] if r.method not in ("GET", "HEAD")]
+    assert [r.path for r in sent] == ["/api/validate-yaml"]
+    changed = recipe_of(user, drop=DropSpec(attn_drop=2, protect=(0, 1)))
+    with pytest.raises(ComputedError):
+        again(run_of(changed), dry_run=True, only_if_changed=True)
+
+
 @pytest.mark.parametrize("killed_in", ["tag_commit", "_load_back"])
 def test_a_publish_that_was_killed_after_its_commit_is_completed(
     run_of, user, inputs, admin, tmp_path, monkeypatch, killed_in
