@@ -21,7 +21,7 @@ from hubprune.errors import HubpruneError
 from hubprune.files import list_files
 from hubprune.publishing.retry import LONGEST_WAIT_SECONDS
 
-KILL_SECONDS = 30.0
+KILL_SECONDS = 60.0
 WORK_SECONDS = 0.15
 """How long the Hub gets to do the work of a request whose client is killed afterwards."""
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|Bearer \S*[A-Za-z0-9]{16}|xet-(?:read|write):[0-9]|stamp=[0-9]")
@@ -107,7 +107,7 @@ def run(world: World, cell: Cell, killable: Killable) -> Result:
     times = 1000 if cell.kind.lasting else 1
     world.hub.set_faults([{**fields, "match": cell.request.pattern(case), "skip": cell.request.nth, "times": times}])
     try:
-        attempt = killable.attempt(case) if cell.kind.kills else world.attempt(case)
+        attempt = killable.attempt(case) if cell.kind.kills else world.attempt(case, patience=cell.kind.patience)
     finally:
         world.hub.set_faults([])
     between = world.look(case)
@@ -260,12 +260,12 @@ class Killable:
     def attempt(self, case: Case) -> Attempt:
         """Publish a case until the Hub meets a fault, then kill; without one, until it ends."""
         output = case.folder.with_name(f"{case.folder.name}.said")
-        before = len(self._world.hub.log)
+        self._world.hub.clear_log()
         child = self._start(case, output)
-        self._await_fault(before, child)
+        self._await_fault(child)
         os.kill(child, signal.SIGKILL)
         status = int(self._say())
-        attempt = Attempt(said=output.read_text(), log=self._world.hub.log[before:])
+        attempt = Attempt(said=output.read_text(), log=self._world.hub.log)
         if not os.WIFSIGNALED(status):
             attempt.error = RuntimeError(f"it ended with {status} before it was killed: {attempt.said[-500:]}")
         time.sleep(WORK_SECONDS)  # what the Hub was doing for it is over then
@@ -295,10 +295,10 @@ class Killable:
     def _say(self) -> str:
         return self._process.stdout.readline()
 
-    def _await_fault(self, before: int, child: int) -> None:
+    def _await_fault(self, child: int) -> None:
         end = time.monotonic() + KILL_SECONDS
         while time.monotonic() < end and Path(f"/proc/{child}").exists():
-            if hit := [r for r in self._world.hub.log[before:] if r.fault]:
+            if hit := [r for r in self._world.hub.log if r.fault]:
                 time.sleep(WORK_SECONDS if hit[0].fault == "withhold" else 0)
                 return
             time.sleep(0.002)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fault_world import SILENCE_SECONDS, Case
+from fault_world import PATIENCE_SECONDS, SILENCE_SECONDS, Case
 
 from hubprune.localhub import RequestRecord
 
@@ -58,6 +58,11 @@ class Kind:
     """Whether every try from that request on goes wrong; else only the first."""
     kills: bool = False
     """Whether the publisher dies while the Hub holds the request."""
+
+    @property
+    def patience(self) -> float:
+        """How long the clients wait for an answer, in seconds."""
+        return SILENCE_SECONDS if self.name.startswith("slow") else PATIENCE_SECONDS
 
 
 def _status(code: int) -> Callable[[Request], dict[str, Any]]:

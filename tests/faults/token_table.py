@@ -138,15 +138,13 @@ def row(world: World, token: Token, action: Action) -> Row:
     from huggingface_hub.utils import _auth
 
     given = token.make(world)
-    before = len(world.hub.log)
+    world.hub.clear_log()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_auth, "_OIDC_TOKEN_CACHE", None)
         for name, value in token.variables(world).items():
             patch.setenv(name, value)
         outcome, code, said = _try(world, given, action)
-    wrote = tuple(
-        r.line for r in world.hub.log[before:] if r.method in WRITES and not any(h in r.path for h in HARMLESS)
-    )
+    wrote = tuple(r.line for r in world.hub.log if r.method in WRITES and not any(h in r.path for h in HARMLESS))
     return Row(token.name, action.name, outcome, code, said.replace(world.hub.endpoint, "HUB"), wrote)
 
 
