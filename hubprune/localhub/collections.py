@@ -36,7 +36,7 @@ class CollectionStore:
     def create(self, title: str, owner: str, *, private: bool, description: str | None) -> tuple[Row, bool]:
         """Make a collection, or return the owner's one of that title; the second value tells whether it is new."""
 
-        def change(rows: dict[str, Row]) -> tuple[Row, bool]:
+        def _found_or_made(rows: dict[str, Row]) -> tuple[Row, bool]:
             same = next((row for row in rows.values() if (row["owner"], row["title"]) == (owner, title)), None)
             if same:
                 return same, False
@@ -48,12 +48,12 @@ class CollectionStore:
             }  # fmt: skip
             return rows[slug], True
 
-        return self._change(change)
+        return self._change(_found_or_made)
 
     def add(self, slug: str, item_id: str, item_type: str, note: str | None) -> bool:
         """Put an item at the end of a collection; False where it is in it already."""
 
-        def change(rows: dict[str, Row]) -> bool:
+        def _appended(rows: dict[str, Row]) -> bool:
             items = rows[slug]["items"]
             if any((item["id"], item["type"]) == (item_id, item_type) for item in items):
                 return False
@@ -64,7 +64,7 @@ class CollectionStore:
             rows[slug]["lastUpdated"] = _now()
             return True
 
-        return self._change(change)
+        return self._change(_appended)
 
     def _read(self) -> dict[str, Row]:
         return json.loads(self._file.read_bytes()) if self._file.exists() else {}
