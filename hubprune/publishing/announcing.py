@@ -39,7 +39,7 @@ class _Told(TypedDict):
 def announce(spec: TargetSpec, published: PublishedCommit, *, session: HubSession, reporter: Reporter) -> None:
     """Add a published repo to the collection of a recipe, and propose it as the new version of the repo it supersedes.
 
-    What was proposed as a pull request is not announced: it is not there yet.
+    What was proposed as a pull request and left open is not announced: it is not there yet.
 
     Args:
         spec: names the collection and the superseded repo, if any.
@@ -47,7 +47,7 @@ def announce(spec: TargetSpec, published: PublishedCommit, *, session: HubSessio
         session: which Hub, and as whom.
         reporter: told what was done, and warned of what could not be.
     """
-    if published.pull_request_url or not (spec.collection or spec.supersedes):
+    if (spec.create_pr and published.pull_request_url) or not (spec.collection or spec.supersedes):
         return
     repo_id = published.repo_id
     told: _Told = {"session": session, "reporter": reporter}

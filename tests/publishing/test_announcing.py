@@ -111,11 +111,14 @@ def test_a_hint_whose_answer_was_lost_is_a_warning_and_not_given_again(said, new
     assert len(pull_requests(admin, old)) == 1
 
 
-def test_a_proposal_is_not_announced(result, session, reporter, hub):
+def test_a_proposal_is_not_announced_unless_it_was_merged(result, session, reporter, hub, user):
     hub.clear_log()
     proposed = result.model_copy(update={"pull_request_url": "http://hub/pr/1"})
-    announce(TargetSpec(collection="x", supersedes="a/b"), proposed, session=session, reporter=reporter)
+    asked = {"collection": "Merged", "supersedes": "a/b"}
+    announce(TargetSpec(create_pr=True, **asked), proposed, session=session, reporter=reporter)
     assert hub.log == []
+    announce(TargetSpec(staged=True, collection="Merged"), proposed, session=session, reporter=reporter)
+    assert [c.title for c in session.api.list_collections(owner=user[0])] == ["Merged"]
 
 
 @pytest.mark.parametrize(
