@@ -94,6 +94,34 @@ def test_what_is_installed_is_the_version_of_the_workflow():
     assert inputs["hubprune"]["default"] == f"hubprune[localhub,plots]=={version}"
 
 
+def run_step(workflow, name, *, cwd=ROOT, **variables):
+    """Run the shell of one step as a runner does, with this Python as `python`."""
+    [script] = [step["run"] for step in steps(ROOT / f".github/workflows/{workflow}.yml") if step.get("name") == name]
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), **variables}
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_tag_of_another_version_is_not_released():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert run_step("release", "Refuse a tag of another version", GITHUB_REF_NAME=f"v{version}") == (0, "")
+    code, said = run_step("release", "Refuse a tag of another version", GITHUB_REF_NAME="v99.0.0")
+    assert (code, said) == (1, f"::error::the tag is v99.0.0 and pyproject.toml has the version {version}\n")
+
+
+def test_a_pull_request_that_breaks_its_recipe_fails(tmp_path):
+    recipe = tmp_path / "recipe of mine.yaml"
+    recipe.write_text(
+        "base: {repo_id: a/b}\ndrop: {attn_drop: 1}\ncalibration: {name: c, subsets: [{dataset: a/t, weight: 1}]}\n"
+    )
+    assert run_step("publish", "Check the recipe", RECIPE=str(recipe)) == (0, "")
+    recipe.write_text(recipe.read_text().replace("attn_drop: 1", "attn_drop: 0"))
+    code, said = run_step("publish", "Check the recipe", RECIPE=str(recipe))
+    assert code == 1
+    assert "--attn-drop: 0 is neither a number of 1 or more nor a share" in said
+
+
 def test_the_lines_of_the_readme_are_a_workflow_that_calls_publish(tmp_path):
     section = (ROOT / "README.md").read_text().split("## Publish from CI")[1].split("\n## ")[0]
     text = re.search(r"```yaml\n(.*?)```", section, re.DOTALL)[1]
