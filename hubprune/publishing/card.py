@@ -85,25 +85,12 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
 
 
 def build_context(
-    recipe: Recipe,
-    *,
-    base: BaseCheckpoint,
-    scores: LayerScores | None,
-    plan: DropPlan,
-    checkpoint: WrittenCheckpoint,
-    verification: Verification,
-    benchmarks: BenchmarkComparison | None,
-    generation: GenerationComparison | None,
-    speed: SpeedReport | None = None,
-    snippet: SnippetRun | None = None,
-    environment: Environment,
-    seconds: Mapping[str, float],
-    repo_id: str,
-    endpoint: str = DEFAULT_ENDPOINT,
-    pictures: Pictures = Pictures(),
-    notes: str | None = None,
-    overrides: Path | None = None,
-) -> CardContext:
+    recipe: Recipe, *, base: BaseCheckpoint, scores: LayerScores | None, plan: DropPlan,
+    checkpoint: WrittenCheckpoint, verification: Verification, benchmarks: BenchmarkComparison | None,
+    generation: GenerationComparison | None, speed: SpeedReport | None = None, snippet: SnippetRun | None = None,
+    environment: Environment, seconds: Mapping[str, float], repo_id: str, endpoint: str = DEFAULT_ENDPOINT,
+    pictures: Pictures = Pictures(), notes: str | None = None, overrides: Path | None = None,
+) -> CardContext:  # fmt: skip
     """Build the one object that a card is rendered from.
 
     Args:
