@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hubprune.artifacts import DropPlan, LayerScores, LoadedBack, PublishedCommit, PublishReport, RepoFile, UploadPlan
 from hubprune.assembly import assemble
@@ -127,7 +127,11 @@ def _without_computing(
         return None
     needs_files = options.dry_run or options.out
     if before.is_up_to_date and (options.only_if_changed or not needs_files):
-        return leave_as_it_is(before, target=target, session=run.session, missing="leave" if options.dry_run else "tag")
+        missing: Literal["tag", "leave"] = "leave" if options.dry_run else "tag"
+        left = leave_as_it_is(before, target=target, session=run.session, missing=missing)
+        if left is None:
+            run.reporter.note("but its tag is missing, which a publish has to make")
+        return left
     if needs_files:
         return None
     return publish_card(

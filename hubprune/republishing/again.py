@@ -25,8 +25,10 @@ __all__ = ["leave_as_it_is", "publish_card"]
 
 def leave_as_it_is(
     before: Before, *, target: Target, session: HubSession, missing: Literal["tag", "leave"] = "tag"
-) -> PublishReport:
+) -> PublishReport | None:
     """Report what is there, in the words of the publish that made it as far as its manifest tells.
+
+    None where its tag is missing and is left so: a publish still has something to do.
 
     Args:
         before: what is published.
@@ -37,11 +39,12 @@ def leave_as_it_is(
     Raises:
         HubError: the Hub refused or did not answer.
     """
-    commit = before.remote.commit
+    commit, tag = before.remote.commit, _tag(before, target=target, session=session, missing=missing)
+    if tag is None and target.is_tagged:
+        return None
     published = PublishedCommit(
         repo_id=target.repo_id, commit=commit, parent=None, created=False, files=_files(before),
-        url=f"{session.endpoint}/{target.repo_id}/commit/{commit}",
-        tag=_tag(before, target=target, session=session, missing=missing),
+        url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", tag=tag,
     )  # fmt: skip
     return before.record.report.model_copy(update={"published": published})
 

@@ -245,8 +245,10 @@ def test_a_card_alone_is_merged_too(published, run_of, user, admin, tmp_path):
     assert "Mind the *gap*." in read(admin, first.repo_id, "README.md")
 
 
-def test_a_dry_run_that_asks_for_changes_only_computes_nothing_and_makes_no_tag(published, run_of, user, hub, tmp_path):
-    published(tag=False)
+def test_a_dry_run_that_asks_for_changes_only_computes_nothing_and_makes_no_tag(
+    published, run_of, user, admin, hub, tmp_path
+):
+    _, first = published()
     with pytest.raises(ComputedError):
         again(run_of(recipe_of(user)), dry_run=True)
     seen = len(hub.log)
@@ -255,7 +257,7 @@ def test_a_dry_run_that_asks_for_changes_only_computes_nothing_and_makes_no_tag(
     report = again(
         run_of(recipe_of(user, target=recipe_of(user).target.model_copy(update={"collection": "C"}))), **options
     )
-    assert (report.published.created, report.published.tag, told[-1]) == (False, None, report)
+    assert (report.published.created, report.published.tag, told[-1]) == (False, first.tag, report)
     assert not (tmp_path / "out").exists()
     assert run_of.said[-1] == "dry run: nothing was written to the Hub, which is up to date"
     sent = [r for r in hub.log[seen:] if r.method not in ("GET", "HEAD")]
@@ -263,6 +265,12 @@ def test_a_dry_run_that_asks_for_changes_only_computes_nothing_and_makes_no_tag(
     changed = recipe_of(user, drop=DropSpec(attn_drop=2, protect=(0, 1)))
     with pytest.raises(ComputedError):
         again(run_of(changed), dry_run=True, only_if_changed=True)
+    # Where a push was killed before it came to the tag, the next one has to get the files to complete that.
+    admin.delete_tag(first.repo_id, tag=first.tag)
+    with pytest.raises(ComputedError):
+        again(run_of(recipe_of(user)), dry_run=True, only_if_changed=True)
+    assert "tag is missing" in run_of.said[-1]
+    assert admin.list_repo_refs(first.repo_id).tags == []
 
 
 @pytest.mark.parametrize("killed_in", ["tag_commit", "_load_back"])
