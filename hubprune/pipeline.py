@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hubprune.artifacts import DropPlan, LayerScores, LoadedBack, PublishedCommit, PublishReport, RepoFile, UploadPlan
 from hubprune.assembly import assemble
@@ -31,7 +31,7 @@ from hubprune.publishing.commit import publish as send
 from hubprune.publishing.preflight import Target, check_disk, preflight
 from hubprune.publishing.staging import merge
 from hubprune.publishing.upload_plan import plan_upload
-from hubprune.republishing.again import leave_as_it_is, publish_card
+from hubprune.republishing.again import without_computing
 from hubprune.republishing.before import Before, last_publish
 from hubprune.republishing.inputs import fingerprint
 from hubprune.republishing.taking import offer_results, scores_before
@@ -102,7 +102,7 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     target = check(run, options)
     now = fingerprint(run, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices)
     before = last_publish(target, now, session=run.session, reporter=run.reporter)
-    if before and (report := _without_computing(run, before, choices, target, options)):
+    if before and (report := without_computing(run, before, choices, target, options)):
         return _finish(run, None, report, options) if options.dry_run else _end(run, report, target, options)
     _check_resources(run, options)
     if before:
@@ -112,36 +112,6 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     ) as product:
         stage()
         return deliver(run, product, target, options)
-
-
-def _without_computing(
-    run: Run, before: Before, choices: CardChoices, target: Target, options: PublishOptions
-) -> PublishReport | None:
-    """Do what a publish has to do where nothing has to be computed; None where something has, which is said.
-
-    Who asks for the files, or for a dry run, gets them from the stages, unless only a change is of interest.
-    """
-    what = f"changed since the last publish: {before.told}" if before.told else "nothing changed since the last publish"
-    run.reporter.note(what)
-    if options.force or not before.only_the_card:
-        return None
-    needs_files = options.dry_run or options.out
-    if before.is_up_to_date and (options.only_if_changed or not needs_files):
-        missing: Literal["tag", "leave"] = "leave" if options.dry_run else "tag"
-        left = leave_as_it_is(before, target=target, session=run.session, missing=missing)
-        if left is None:
-            run.reporter.note("but its tag is missing, which a publish has to make")
-        return left
-    if needs_files:
-        return None
-    return publish_card(
-        before,
-        choices,
-        target=target,
-        session=run.session,
-        reporter=run.reporter,
-        overwrite_card=options.overwrite_card,
-    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hubprune.artifacts import PublishedCommit, PublishReport, RepoFile
 from hubprune.cards import CardChoices, put_card, render_again
@@ -19,11 +19,55 @@ from hubprune.publishing.remote import refs_of
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target
 from hubprune.republishing.before import Before
+from hubprune.run import Run
 
-__all__ = ["leave_as_it_is", "publish_card"]
+if TYPE_CHECKING:
+    from hubprune.pipeline import PublishOptions
+
+__all__ = ["without_computing"]
 
 
-def leave_as_it_is(
+def without_computing(
+    run: Run, before: Before, choices: CardChoices, target: Target, options: PublishOptions
+) -> PublishReport | None:
+    """Do what a publish has to do where nothing has to be computed; None where something has, which is said.
+
+    Who asks for the files, or for a dry run, gets them from the stages, unless only a change is of interest.
+
+    Args:
+        run: whose recipe is published.
+        before: the last publish.
+        choices: what the author adds to the card.
+        target: from the preflight.
+        options: of the publish.
+
+    Raises:
+        HubpruneError: the card cannot be rendered or sent.
+    """
+    what = f"changed since the last publish: {before.told}" if before.told else "nothing changed since the last publish"
+    run.reporter.note(what)
+    if options.force or not before.only_the_card:
+        return None
+    needs_files = options.dry_run or options.out
+    if before.is_up_to_date and (options.only_if_changed or not needs_files):
+        missing: Literal["tag", "leave"] = "leave" if options.dry_run else "tag"
+        left = _leave_as_it_is(before, target=target, session=run.session, missing=missing)
+        if left is None:
+            run.reporter.note("but its tag is missing, which a publish has to make")
+        return left
+    if needs_files:
+        return None
+    return _publish_card(
+        before,
+        choices,
+        target=target,
+        session=run.session,
+        reporter=run.reporter,
+        overwrite_card=options.overwrite_card,
+    )
+
+
+def _leave_as_it_is(
     before: Before, *, target: Target, session: HubSession, missing: Literal["tag", "leave"] = "tag"
 ) -> PublishReport | None:
     """Report what is there, in the words of the publish that made it as far as its manifest tells.
@@ -70,7 +114,7 @@ def _files(before: Before) -> tuple[RepoFile, ...]:
     return tuple(there[path].model_copy(update={"sha256": digest}) for path, digest in sorted(digests.items()))
 
 
-def publish_card(
+def _publish_card(
     before: Before,
     choices: CardChoices,
     *,
