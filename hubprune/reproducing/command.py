@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -27,7 +28,7 @@ from hubprune.errors import (
 from hubprune.files import check_new_folder, move_folder
 from hubprune.kept import has_checkpoint
 from hubprune.publishing.card import check_templates
-from hubprune.publishing.manifest import CARD, MANIFEST
+from hubprune.publishing.manifest import CARD, MANIFEST, RECIPE
 from hubprune.publishing.preflight import check_disk
 from hubprune.publishing.privacy import TASK_FOLDER, is_local_data, public_name
 from hubprune.publishing.session import HubSession
@@ -116,6 +117,7 @@ def _own_folder(published: Published, *, fresh: bool) -> Path:
 def _compared(published: Published, product: pipeline.Product) -> Reproduction:
     values: Mapping[str, Any] = json.loads((product.folder / MANIFEST).read_bytes())
     files = {file.path: file.sha256 or "" for file in product.files}
+    files[RECIPE] = _recipe_digest(product.folder, device=published.recipe.device)
     parts = compare(published, values=values, files=files, card=(product.folder / CARD).read_bytes())
     report = product.report
     threads = report.environment.threads
@@ -131,6 +133,12 @@ def _compared(published: Published, product: pipeline.Product) -> Reproduction:
         environment=report.environment,
         seconds=report.seconds,
     )
+
+
+def _recipe_digest(folder: Path, *, device: str) -> str:
+    """Hash the recipe as it would be with the published device: another one here makes it no other recipe."""
+    text = (folder / RECIPE).read_text(encoding="utf-8")
+    return hashlib.sha256(re.sub(r"(?m)^device: .*$", f"device: {device}", text).encode()).hexdigest()
 
 
 # ---- what is needed ----------------------------------------------------------------------------------------------

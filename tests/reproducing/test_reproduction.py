@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 import sys
@@ -21,7 +22,7 @@ from hubprune.console import Reporter
 from hubprune.errors import CheckpointError, HubpruneError
 from hubprune.publishing.manifest import content_digest
 from hubprune.publishing.session import HubSession
-from hubprune.reproducing.command import ReproduceOptions, reproduce
+from hubprune.reproducing.command import ReproduceOptions, _recipe_digest, reproduce
 from hubprune.reproducing.comparing import causes, compare, differences
 from hubprune.reproducing.published import read_published
 
@@ -150,6 +151,15 @@ def test_what_cannot_be_run_is_said_at_once(published, change, options, said, mo
     with pytest.raises(HubpruneError) as raised:
         reproduce(str(published.folder), ReproduceOptions(**options), session=SESSION, reporter=Reporter(quiet=True))
     assert said in raised.value.message
+
+
+def test_another_device_makes_no_other_recipe(tmp_path):
+    published, here = made.recipe(device="cuda"), made.recipe(device="cpu")
+    (tmp_path / "recipe.yaml").write_text(here.to_yaml())
+    same = hashlib.sha256(published.to_yaml().encode()).hexdigest()
+    assert _recipe_digest(tmp_path, device="cuda") == same
+    (tmp_path / "recipe.yaml").write_text(made.recipe(device="cpu", seed=1).to_yaml())
+    assert _recipe_digest(tmp_path, device="cuda") != same
 
 
 @pytest.mark.parametrize("missing", ["recipe.yaml", "hubprune.json"])
