@@ -15,6 +15,11 @@ PEAKS: Mapping[str, str] = {
     "allocator": "weights and what the GPU's allocator held beside them",
     "resident": "resident memory of a process of its own, libraries and loading included",
 }
+MEASURES: Mapping[Measure, str] = {
+    "prefill": "Prefill, tokens/s", "first-token": "First token, ms", "decode": "Decoding, tokens/s",
+    "generation": "Whole answer, tokens/s",
+}  # fmt: skip
+"""Measure -> what the card calls it, with its unit."""
 GLANCE: tuple[tuple[Measure, str], ...] = (("prefill", "Prefill"), ("decode", "Decoding"))
 """Measures at a glance."""
 
@@ -52,11 +57,11 @@ def _told(row: SpeedRow) -> str:
         return "not resolved: the base differs from itself"
     if row.verdict == "not resolved":
         return f"not resolved ({ends} %)"
-    return f"{signed(row.measured.speedup_percent)} % ({ends})"
+    return f"{signed(row.measured.speedup_percent, digits=1)} % ({ends})"
 
 
 def _ends(ratio: Interval) -> str:
-    return span(100 * (ratio.low - 1), 100 * (ratio.high - 1), digits=2)
+    return span(100 * (ratio.low - 1), 100 * (ratio.high - 1), digits=1)
 
 
 def _peak_cells(peak: PeakMemory) -> tuple[str, ...]:
@@ -70,10 +75,10 @@ def section(speed: SpeedReport | None) -> Speed | None:
     """Show every measure with its interval and its control, and how it was measured; None where nothing was timed."""
     if speed is None or not speed.rows:
         return None
-    columns = ("Measure", "Base", "This model", "Speed-up, %", "Control, %", "Verdict", "SDR")
+    columns = ("Measure", "Base", "This model", "Speed-up, %", "Verdict", "SDR", "Control, %")
     return Speed(
         sentences=tuple(_how(speed)),
-        table=Table(columns=columns, align="lrrrrlr", rows=tuple(map(_row, speed.rows))),
+        table=Table(columns=columns, align="lrrrlrr", rows=tuple(map(_row, speed.rows))),
         memory=Table(columns=("Memory", "Base", "This model", "Change"), align="lrrr", rows=tuple(_memory(speed))),
         notes=tuple(_notes(speed)),
     )
@@ -94,6 +99,7 @@ def _how(speed: SpeedReport) -> Iterator[str]:
     yield (
         f"Both models were timed in one process on {hardware(speed)} ({speed.device}, {speed.dtype}, attention"
         f" {speed.attention}, {ran}): {prompt}{count(shape.new_tokens)} new tokens, batch size {shape.batch_size}."
+        " The tokens of a whole answer are the new ones, its time is that of both."
     )
     yield (
         f"Each of {shape.rounds} rounds timed the base, the base again and this model, in random order; both columns"
@@ -105,18 +111,8 @@ def _row(row: SpeedRow) -> tuple[str, ...]:
     seen = row.measured
     sdr = f"{plain(row.sdr.value, digits=3)} ({span(row.sdr.low, row.sdr.high, digits=3)})" if row.sdr else NONE
     verdict = "not resolved" if row.verdict == "control failed" else row.verdict
-    gain = f"{signed(seen.speedup_percent)} ({_ends(seen.ratio)})"
-    return _measure(seen), *_paces(seen), gain, _ends(seen.control), verdict, sdr
-
-
-def _measure(seen: SpeedMeasured) -> str:
-    """Name a measure with its unit."""
-    return {
-        "prefill": f"Prefill of {count(seen.depth)} tokens, tokens/s",
-        "first-token": "Time to the first token, ms",
-        "decode": f"Decoding behind {count(seen.depth)} tokens, tokens/s",
-        "generation": "Whole answer, new tokens/s",
-    }[seen.measure]
+    gain = f"{signed(seen.speedup_percent, digits=1)} ({_ends(seen.ratio)})"
+    return MEASURES[seen.measure], *_paces(seen), gain, verdict, sdr, _ends(seen.control)
 
 
 def _paces(seen: SpeedMeasured) -> tuple[str, str]:
