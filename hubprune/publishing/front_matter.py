@@ -28,11 +28,12 @@ METRICS: Mapping[str, str] = {"acc": "accuracy", "acc_norm": "accuracy", "em": "
 """lm-eval metric -> metric id on the Hub, where they differ."""
 
 AMBIGUOUS = re.compile(
-    r"[0-9a-f]{40}|[-+]?(\.\d+|\d[\d_]*(\.\d*)?)(e[-+]?\d+)?|0[xob]\w+|[-+]?\.(inf|nan)"
+    r"[0-9a-f]{40}|[-+]?[\d._][\d._:]*(e[-+]?[\d_]*)?|[-+]?0[xob]\w*|[-+]?\.(inf|nan)"
     r"|true|false|yes|no|y|n|on|off|null|~",
     re.IGNORECASE,
 )
-"""Strings that some YAML reader takes for a number, a truth value or nothing: 1e10 may be a short sha."""
+"""Strings that some YAML reader takes for a number, a truth value or nothing: 1e10 may be a short sha, and to
+ruamel.yaml a dot or a sign before an underscore begins a number."""
 
 
 class _Dumper(yaml.SafeDumper):

@@ -6,6 +6,7 @@ The suite tries a few hundred cards; `HOSTILE_CARDS=20000` tries as many.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 
@@ -63,6 +64,12 @@ def check_front_matter(context):
         "language", "license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model",
         "base_model_relation", "datasets", "tags", "metrics", "model-index",
     }  # fmt: skip
+
+
+def test_short_texts_that_look_like_numbers_stay_texts():
+    texts = ["".join(letters) for size in (1, 2, 3) for letters in itertools.product("-+._:~019eExobn", repeat=size)]
+    dumped = front_matter.dump({"tags": texts})
+    assert yaml.safe_load(dumped) == YAML(typ="safe", pure=True).load(io.StringIO(dumped)) == {"tags": texts}
 
 
 def check_page(text):
