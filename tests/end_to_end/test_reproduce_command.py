@@ -101,5 +101,7 @@ def test_a_data_set_or_commit_that_is_gone_is_named_before_anything_is_computed(
     edit(copy / "recipe.yaml", elsewhere)
     says(copy, "without what it was scored on", "meta/none")
     commit = json.loads((published / "hubprune.json").read_text())["base"]["commit"]
-    api.super_squash_history(BASE)
+    api.delete_repo(BASE)  # and somebody else's history in its place
+    api.create_repo(BASE)
+    api.upload_file(path_or_fileobj=b"other", path_in_repo="other.txt", repo_id=BASE)
     says(published, f"cannot be reproduced without its base, {BASE} at commit {commit}", "--base FOLDER")
