@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,18 @@ SMALL = (
     "--calibration", "mix.yaml", "--include-path", "tasks", "--tasks", "little", "--prompts", "prompts.txt",
 )  # fmt: skip
 """Options of a publish with the small mix and the small task."""
+EACH = """
+import json, sys
+from typer.testing import CliRunner
+from hubprune.cli import app
+ended = []
+for arguments in json.loads(sys.argv[1]):
+    result = CliRunner().invoke(app, arguments)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    ended.append((result.exit_code, result.stdout, result.stderr))
+print(json.dumps(ended))
+"""
 CONFIGS = """---
 configs:
 - {config_name: plain, data_files: plain.jsonl}
@@ -150,6 +162,16 @@ class CommandLine:
             env=self.environment(variables), start_new_session=True,
         )  # fmt: skip
         return self._interrupted(process, stop_at) if stop_at else self._ended(process)
+
+    def each(self, *commands: Sequence[object], **variables: str) -> list[Ended]:
+        """Run several commands in one process after each other, which imports the libraries once."""
+        given = json.dumps([[str(argument) for argument in command] for command in commands])
+        done = subprocess.run(
+            [sys.executable, "-c", EACH, given], capture_output=True, text=True, cwd=self.home,
+            env=self.environment(variables), timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return [Ended(*ended) for ended in json.loads(done.stdout.splitlines()[-1])]
 
     def environment(self, variables: dict[str, str]) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUBPRUNE_"))}

@@ -189,13 +189,13 @@ def umask():
 
 
 def test_score_prints_every_layer_in_the_order_of_its_score(hubprune, base_folder, files):
-    ended = hubprune("score", base_folder, "--calibration", "mix.yaml", "--attn-drop", 2, "--json")
+    command = ("score", base_folder, "--calibration", "mix.yaml", "--attn-drop", 2)
+    ended, table = hubprune.each((*command, "--json"), command)
     assert ended.code == 0, ended.err
     scores = json.loads(ended.out)
     assert "per_document" not in scores
     order = sorted(range(4), key=scores["mean"]["attn"].__getitem__)
 
-    table = hubprune("score", base_folder, "--calibration", "mix.yaml", "--attn-drop", 2)
     rows = [line.split() for line in table.out.splitlines()[2:]]
     assert [int(row[0]) for row in rows] == order
     assert [row[-1] == "dropped" for row in rows] == [True, True, False, False]

@@ -74,15 +74,15 @@ def test_a_folder_has_no_revisions(hubprune, base_folder):
 
 
 def test_the_smaller_numbers_of_samples_have_the_scores_that_they_have_alone(hubprune):
-    ended = hubprune("score", BASE, "--calibration", "mix.yaml", "--num-samples", "1,5,12", "--json")
+    command = ("score", BASE, "--calibration", "mix.yaml", "--json", "--num-samples")
+    ended, *alone = hubprune.each(*((*command, number) for number in ("1,5,12", "1", "5", "12")))
     assert ended.code == 0, ended.err
     study = json.loads(ended.out)
     assert study["nested"] is True
     assert [(e["label"], e["documents"]) for e in study["entries"]] == [("1", 1), ("5", 5), ("12", 12)]
     assert [len(e["agreements"]) for e in study["entries"]] == [3, 3, 0]
-    for entry in study["entries"]:
-        alone = hubprune("score", BASE, "--calibration", "mix.yaml", "--num-samples", entry["label"], "--json")
-        scores = json.loads(alone.out)
+    for entry, one in zip(study["entries"], alone, strict=True):
+        scores = json.loads(one.out)
         for kind in ("attn", "mlp", "block"):
             assert entry["mean"][kind] == pytest.approx(scores["mean"][kind], abs=1e-6)
             assert entry["standard_error"][kind] == pytest.approx(scores["standard_error"][kind], abs=1e-6)
