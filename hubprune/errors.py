@@ -78,6 +78,10 @@ class HubpruneError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
 
+    def advise(self, hint: str) -> None:
+        """Add a sentence to the hint."""
+        self.hint = f"{self.hint} {hint}" if self.hint else hint
+
 
 class RecipeError(HubpruneError):
     """The recipe or an option has a value that cannot be used."""

@@ -121,14 +121,25 @@ def publish(
         )  # fmt: skip
         change, landed = _land(change, session=session, reporter=reporter)
     commit, is_new = (landed.commit, landed.is_new) if landed else (parent, False)
-    arrived = check_remote(change.files, gone=change.delete, repo_id=target.repo_id, commit=commit, session=session)
     wanted = None if target.create_pr else tag
-    given = tag_commit(wanted, repo_id=target.repo_id, commit=commit, session=session)
+    with _done(commit, repo_id=target.repo_id):
+        arrived = check_remote(change.files, gone=change.delete, repo_id=target.repo_id, commit=commit, session=session)
+        given = tag_commit(wanted, repo_id=target.repo_id, commit=commit, session=session)
     return PublishedCommit(
         repo_id=target.repo_id, commit=commit, parent=parent if is_new else None, created=is_new, tag=given,
         url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", files=arrived,
         pull_request_url=landed.pull_request_url if landed else None,
     )  # fmt: skip
+
+
+@contextmanager
+def _done(commit: str, *, repo_id: str) -> Iterator[None]:
+    """Say of an error that the commit is there, whatever could not be done after it."""
+    try:
+        yield
+    except HubError as error:
+        error.advise(f"The commit {commit[:8]} is on {repo_id}; the same command does what is left.")
+        raise
 
 
 # ---- what was there -------------------------------------------------------------------------------------------------
@@ -209,8 +220,7 @@ def _unknown(change: _Change) -> Iterator[None]:
     except ConflictError:
         raise
     except HubError as error:
-        left = f"Whether {change.target.repo_id} has the commit could not be seen: the same command finds out."
-        error.hint = f"{error.hint} {left}" if error.hint else left
+        error.advise(f"Whether {change.target.repo_id} has the commit could not be seen: the same command finds out.")
         raise
 
 

@@ -83,7 +83,7 @@ def _undone(undo: _Undo, *, created: bool | None) -> Iterator[None]:
 def _say_left(error: BaseException, left: str) -> None:
     """Add to an error what is left on the Hub."""
     if isinstance(error, HubpruneError):
-        error.hint = f"{error.hint} {left}" if error.hint else left
+        error.advise(left)
 
 
 @contextmanager

@@ -432,6 +432,16 @@ def test_a_tag_that_exists_stays_where_it_is(send, admin, repo_id, checkpoint_fo
     assert admin.model_info(repo_id, revision="v1").sha == first.commit
 
 
+def test_an_error_after_the_commit_says_that_the_commit_is_there(hub, admin, send, repo_id, checkpoint_folder):
+    hub.set_faults([{"match": "POST /api/models/.*/tag/", "do": "status", "status": 403}])
+    with pytest.raises(PermissionDeniedError) as caught:
+        send(checkpoint_folder, repo_id, tag="v1")
+    commit = admin.list_repo_commits(repo_id)[0].commit_id
+    assert f"The commit {commit[:8]} is on {repo_id}; the same command does what is left." in str(caught.value)
+    assert not send(checkpoint_folder, repo_id, tag="v1").created
+    assert admin.model_info(repo_id, revision="v1").sha == commit
+
+
 def test_what_arrived_otherwise_is_seen(session, send, repo_id, checkpoint_folder):
     done = send(checkpoint_folder, repo_id)
     local = {f.path: f for f in list_files(checkpoint_folder)}
