@@ -20,7 +20,7 @@ SHORT = {
 LEGEND = (
     "ok: published all the same · net: HubUnreachableError · Hub: HubError · auth: AuthenticationError · denied:"
     " PermissionDeniedError\n+: the commit is there, else everything is as it was · *: an empty repo or branch is left,"
-    " which the error says · !: a problem\nEvery cell was run again without its fault."
+    " which the error says where there is one · !: a problem\nEvery cell was run again without its fault."
 )
 
 
