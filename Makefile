@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## Publish an embedded tiny model on a local Hub, all stages, nothing to download
 	$(BIN)/hubprune demo
 
-# Slow tests come late and in a row: a process that has none left takes some from the other.
+# A file is run by one process, which sets up its repos once, and in the order of the files: the slow ones come early.
 test: lint  ## Lint, run all tests, and load published folders with the oldest and the newest transformers
-	$(BIN)/pytest --numprocesses 2 --dist worksteal
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python tests/matrix oldest newest --brief --families llama llama-nemotron-nas mistral-window
 
 # Choose with VERSIONS="4.48.3 newest", FAMILIES="llama", CHECKS="padded cache"; JSON=FILE writes the results.

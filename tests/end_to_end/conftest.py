@@ -136,6 +136,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Iterator
         yield running
 
 
+def _listen_to_ctrl_c() -> None:
+    """Undo what a shell does to its background jobs, which tests may be one of: they ignore Ctrl-C, and so do theirs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass
 class Ended:
     """A command that has ended."""
@@ -159,7 +164,7 @@ class CommandLine:
         command = [sys.executable, "-m", "hubprune", *map(str, arguments)]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.home,
-            env=self.environment(variables), start_new_session=True,
+            env=self.environment(variables), start_new_session=True, preexec_fn=_listen_to_ctrl_c,
         )  # fmt: skip
         return self._interrupted(process, stop_at) if stop_at else self._ended(process)
 

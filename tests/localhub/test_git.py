@@ -189,8 +189,9 @@ def test_a_large_file_is_given_only_from_a_repository_that_has_it(local_hub, api
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes as Linux shows them")
 def test_a_client_that_leaves_in_the_middle_leaves_no_process(local_hub, api, repo):
-    noise = hashlib.shake_256(b"noise").hexdigest(4_000_000)
-    head = commit(api, repo, {"a.txt": noise.encode()}).oid
+    # More than the buffers of both ends hold.
+    noise = {f"{n}.txt": hashlib.shake_256(b"%d" % n).hexdigest(4_000_000).encode() for n in range(5)}
+    head = commit(api, repo, noise).oid
     path, address = str(local_hub._hub.find_repo("models", repo).git.path), urlsplit(local_hub.endpoint)
 
     def running() -> bool:
