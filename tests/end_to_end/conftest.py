@@ -137,7 +137,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Iterator
 
 
 def _listen_to_ctrl_c() -> None:
-    """Undo what a shell does to its background jobs, which tests may be one of: they ignore Ctrl-C, and so do theirs."""
+    """Undo what a shell does to its background jobs, as tests may be: they and their children ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
