@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +16,9 @@ from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target, check_still_private
 
 __all__ = ["branch_of"]
+
+CLOCKS_DIFFER = timedelta(minutes=1)
+"""How far the Hub's clock may be from ours."""
 
 
 @contextmanager
@@ -105,11 +109,24 @@ def _create(target: Target, *, session: HubSession) -> bool:
     body: dict[str, Any] = {"name": name, "organization": namespace, "type": "model"}
     if target.private:
         body["visibility"] = "private"
-    with _maybe_left(f"The repo {target.repo_id}"):
-        answer = session.post(
-            "/api/repos/create", body=body, doing=f"create {target.repo_id}", accepted=(409,), busy=BUSY
-        )
+    start = datetime.now(UTC)
+    try:
+        with _maybe_left(f"The repo {target.repo_id}"):
+            answer = session.post(
+                "/api/repos/create", body=body, doing=f"create {target.repo_id}", accepted=(409,), busy=BUSY
+            )
+    except KeyboardInterrupt:
+        with suppress(Exception):
+            _delete_if_just_made(target, since=start, session=session)
+        raise
     return answer.status != 409
+
+
+def _delete_if_just_made(target: Target, *, since: datetime, session: HubSession) -> None:
+    """Delete the repo if it was made in the moment of a Ctrl-C, which took the answer that would say by whom."""
+    made = session.api.model_info(target.repo_id).created_at
+    if made and made >= since - CLOCKS_DIFFER:
+        _delete_if_untouched(target, session=session)
 
 
 def _create_branch(target: Target, *, session: HubSession) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -304,6 +305,34 @@ def test_ctrl_c_removes_the_new_repo_unless_the_commit_landed(
     with pytest.raises(KeyboardInterrupt):
         send(checkpoint_folder, repo_id)
     assert admin.repo_exists(repo_id) == landed
+
+
+@pytest.mark.parametrize("minutes_old", [0, 10])
+def test_ctrl_c_in_the_creation_removes_a_repo_made_in_that_moment_only(
+    monkeypatch, admin, look, send, repo_id, checkpoint_folder, minutes_old
+):
+    from huggingface_hub import HfApi
+
+    from hubprune.publishing.session import HubSession
+
+    ask, model_info = HubSession.post, HfApi.model_info
+
+    def interrupted(self, path, **options):
+        ask(self, path, **options)
+        if path == "/api/repos/create":
+            raise KeyboardInterrupt
+
+    def aged(self, *args, **options):
+        info = model_info(self, *args, **options)
+        info.created_at -= timedelta(minutes=minutes_old)
+        return info
+
+    target = look(repo_id)
+    monkeypatch.setattr(HubSession, "post", interrupted)
+    monkeypatch.setattr(HfApi, "model_info", aged)
+    with pytest.raises(KeyboardInterrupt):
+        send(checkpoint_folder, repo_id, target=target)
+    assert admin.repo_exists(repo_id) == bool(minutes_old)
 
 
 def test_a_publish_that_was_killed_after_its_commit_is_completed(
