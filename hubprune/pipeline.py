@@ -288,7 +288,7 @@ def _end(
     published, unfinished = report.published, Unfinished(run.store.folder, target, endpoint=run.session.endpoint)
     if published is None:  # pragma: no cover - only what is published comes here
         return report
-    run.reporter.note(f"{'committed' if published.created else 'up to date'}: {published.url}")
+    run.reporter.note(f"{_how(published)}: {published.pull_request_url or published.url}")
     _write_report(report, options)
     try:
         if unfinished:
@@ -303,6 +303,13 @@ def _end(
     unfinished.end()
     announce(run.recipe.target, published, session=run.session, reporter=run.reporter)
     return _finish(run, folder, report, options)
+
+
+def _how(published: PublishedCommit) -> str:
+    """Say in two words how it came to be there."""
+    if published.pull_request_url:
+        return "proposed" if published.created else "proposed before"
+    return "committed" if published.created else "up to date"
 
 
 def _does_not_load(published: PublishedCommit, target: Target, error: VerificationError) -> VerificationError:

@@ -9,11 +9,13 @@ from pydantic import ValidationError
 
 from hubprune.artifacts import PublishReport, RepoFile
 from hubprune.console import Reporter
-from hubprune.errors import RecipeError, VerificationError
+from hubprune.errors import ConflictError, RecipeError, VerificationError
 from hubprune.files import list_files, make_writable
 from hubprune.pipeline import Product, PublishOptions, announcer, deliver
+from hubprune.publishing.changes import missing
 from hubprune.publishing.manifest import CARD, MANIFEST, read_manifest
-from hubprune.publishing.preflight import target_of
+from hubprune.publishing.preflight import Target, target_of
+from hubprune.publishing.remote import read_remote
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import Recipe, parse
 from hubprune.run import Run
@@ -49,11 +51,34 @@ def push(
     recipe = _recipe(report)
     files = _as_verified(folder, report)
     target = target_of(recipe, base=report.base, session=session, overwrite_card=options.overwrite_card)
+    _refuse_moved_branch(report, files, target, session=session)
     reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
     stage()
     run = Run(recipe, session, reporter, StageStore(work_folder()))
     # What the dry run expected of the upload is no part of what a publish reports.
     return deliver(run, Product(folder, files, report.model_copy(update={"upload": None})), target, options)
+
+
+def _refuse_moved_branch(
+    report: PublishReport, files: tuple[RepoFile, ...], target: Target, *, session: HubSession
+) -> None:
+    """Refuse to replace what came after the dry run, which its files were never compared with.
+
+    Raises:
+        ConflictError: naming both commits.
+    """
+    seen = report.upload.parent if report.upload else target.parent
+    if target.parent in (None, seen):
+        return
+    remote = read_remote(target.repo_id, commit=str(target.parent), session=session)
+    is_new = seen is None and remote.manifest is None
+    if is_new or not missing(files, remote=remote):  # what an earlier push sent before it was cut off
+        return
+    raise ConflictError(
+        f"{target.repo_id} has changed since the dry run: {target.revision} was at {seen or 'nothing'} and is at "
+        f"{target.parent}.",
+        hint=f"Nothing was changed. {AGAIN}",
+    )
 
 
 def read_report(path: Path) -> PublishReport:

@@ -52,6 +52,11 @@ class Estimate(Artifact):
     """Lower end of the 95 % interval."""
     high: float | None = None
 
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends of the 95 % interval; None where there is none."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
     def affine(self, *, times: float, plus: float = 0.0) -> Estimate:
         """Return times x value + plus, with its error; `times` may be negative."""
         ends = [None if end is None else times * end + plus for end in (self.low, self.high)]

@@ -80,7 +80,9 @@ class SpeedMeasured(Artifact):
         """Speed-up in percent."""
         return 100 * (self.ratio.median - 1)
 
-    def sdr(self, change_points: float, *, standard_error: float | None) -> Sdr | None:
+    def sdr(
+        self, change_points: float, *, standard_error: float | None, ends: tuple[float, float] | None = None
+    ) -> Sdr | None:
         """Return the speedup degradation ratio; None where no speed-up is resolved.
 
         Its interval spans all that the 95 % intervals of the change and of the speed-up allow together, and so covers
@@ -89,11 +91,13 @@ class SpeedMeasured(Artifact):
         Args:
             change_points: mean change of the benchmarks in points.
             standard_error: of that change; with None, the interval is that of the speed-up alone.
+            ends: of the change's own 95 % interval, where it has one that is not made of the standard error.
         """
         if self.verdict != "faster":
             return None
         spread = TWO_SIDED_95 * (standard_error or 0.0)
-        losses = (-change_points - spread, -change_points + spread)
+        low, high = ends or (change_points - spread, change_points + spread)
+        losses = (-high, -low)
         corners = [loss / (100 * (gain - 1)) for loss in losses for gain in (self.ratio.low, self.ratio.high)]
         return Sdr(value=-change_points / self.speedup_percent, low=min(corners), high=max(corners))
 
@@ -147,7 +151,15 @@ class BenchmarkChange(Artifact):
     points: float
     """Mean change of the tasks' main metrics that are shares."""
     standard_error: float | None
+    low: float | None = None
+    """Lower end of the 95 % interval, in points."""
+    high: float | None = None
     tasks: tuple[str, ...]
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends of the interval; None where there is none."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 class SpeedRow(Artifact):

@@ -109,7 +109,8 @@ class SweepPoint(Artifact):
         """Speedup degradation ratio of decoding; None where no speed-up is resolved, or no benchmarks were run."""
         if not self.speed or not self.mean_change:
             return None
-        return self.speed.sdr(self.mean_change.value, standard_error=self.mean_change.standard_error)
+        change = self.mean_change
+        return self.speed.sdr(change.value, standard_error=change.standard_error, ends=change.ends)
 
 
 class SweepOrder(Artifact):

@@ -34,7 +34,9 @@ class Outcome:
             return "ran elsewhere"
         if self.report.published is None:
             return "dry run"
-        return "published" if self.report.published.created else "up to date"
+        # A pull request that is there already is what was asked for, and nothing that the branch has.
+        is_there = not (self.report.published.created or self.report.published.pull_request_url)
+        return "up to date" if is_there else "published"
 
     @property
     def problem(self) -> tuple[str, str | None] | None:

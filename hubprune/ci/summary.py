@@ -58,7 +58,8 @@ def _links(published: PublishedCommit, *, failed: bool) -> str:
         links.append(f"tag {md(published.tag)}")
     if published.pull_request_url:
         links.append(f"[pull request]({_address(published.pull_request_url)})")
-    return f"{'It is published all the same: ' if failed else ''}{', '.join(links)}"
+    done = "proposed" if published.pull_request_url else "published"
+    return f"{f'It is {done} all the same: ' if failed else ''}{', '.join(links)}"
 
 
 def _planned(upload: UploadPlan) -> str:

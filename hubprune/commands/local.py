@@ -8,6 +8,7 @@ from hubprune.commands import options
 from hubprune.commands.terminal import errors_shown, to_json
 
 HUB_EXAMPLES = "Example:  hubprune hub --dir ./hub --port 8080"
+ENV_EXAMPLES = "Example:  hubprune env --json"
 DEMO_EXAMPLES = "Example:  hubprune demo --base tiny-mistral"
 
 

@@ -196,7 +196,11 @@ def data_sources(manager: Any, names: Iterable[str]) -> tuple[DataSource, ...]:
 def local_data(spec: EvaluationSpec) -> dict[str, str]:
     """Return the SHA-256 of every data set of a spec that is made of local files, by its name for others."""
     sources = data_sources(find_tasks(spec), spec.tasks)
-    return {_name_of(source): content_of(source) for source in sources if not hub_id(source.dataset)}
+    found: dict[str, list[str]] = {}
+    for source in sources:
+        if not hub_id(source.dataset):
+            found.setdefault(_name_of(source), []).append(content_of(source))
+    return {name: ", ".join(digests) for name, digests in found.items()}
 
 
 def _name_of(source: DataSource) -> str:

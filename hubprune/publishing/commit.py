@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,6 +44,8 @@ class _Change:
     target: Target
     parent: str
     folder: Path
+    before: Mapping[str, RepoFile]
+    """All files of the parent, by path."""
     files: tuple[RepoFile, ...]
     """What the repo is to hold of this publish; files that were only restated are left out."""
     upload: tuple[RepoFile, ...]
@@ -117,11 +119,12 @@ def publish(
         upload = missing(files, remote=remote)
         change = _Change(
             target=target, parent=parent, folder=folder, message=message, digest=digest, files=files, upload=upload,
-            delete=stale(files, remote=remote), base=base,
+            before=remote.files, delete=stale(files, remote=remote), base=base,
         )  # fmt: skip
         change, landed = _land(change, session=session, reporter=reporter)
     commit, is_new = (landed.commit, landed.is_new) if landed else (parent, False)
-    wanted = None if target.create_pr else tag
+    # A pull request gets its name when it is merged; where its files are there already, nothing will be.
+    wanted = tag if not target.create_pr or (target.staged and landed is None) else None
     with _done(commit, repo_id=target.repo_id):
         arrived = check_remote(change.files, gone=change.delete, repo_id=target.repo_id, commit=commit, session=session)
         given = tag_commit(wanted, repo_id=target.repo_id, commit=commit, session=session)
@@ -362,12 +365,21 @@ def _proposed(change: _Change, *, session: HubSession) -> tuple[_Change, _Landed
             continue
         remote = read_remote(change.target.repo_id, commit=head, session=session)
         files = without_restated(change.files, folder=change.folder, remote=remote)
-        if missing(files, remote=remote) or set(change.delete) & set(remote.files):
+        if missing(files, remote=remote) or not _changes_nothing_else(change, remote=remote.files):
             continue
         if _is_open(ref, change=change, session=session):
             url = _discussion(ref, change=change, session=session)
             return replace(change, files=files), _Landed(commit=head, pull_request_url=url, is_new=False)
     return None
+
+
+def _changes_nothing_else(change: _Change, *, remote: Mapping[str, RepoFile]) -> bool:
+    """Return whether all other files are the parent's: anybody can propose ours, with something beside them."""
+    ours = {file.path for file in change.files} | set(change.delete)
+    kept = {path: file for path, file in change.before.items() if path not in ours}
+    others = {path: file for path, file in remote.items() if path not in ours}
+    same = kept.keys() == others.keys() and all(kept[path].git_oid == others[path].git_oid for path in kept)
+    return same and not set(change.delete) & set(remote)
 
 
 def _is_open(ref: str, *, change: _Change, session: HubSession) -> bool:

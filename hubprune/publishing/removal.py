@@ -80,17 +80,12 @@ def _named_layers(plan: DropPlan) -> str:
 
 
 def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> list[str]:
-    gone = _named_layers(plan)
-    said = [f"Removed: {gone}, counted from 0 in the base."] if gone else []
+    said = _what_went(plan)
     said += [
         f"The base had lost the {name} of layer{'s'[: len(layers) - 1]} {listing(layers)} before."
         for kind, name in NAMES
         if (layers := plan.absent_layers[kind])
     ]
-    if plan.removed_layers:
-        one = len(plan.removed_layers) == 1
-        gone = f"{'Layer' if one else 'Layers'} {listing(plan.removed_layers)}"
-        said.append(f"{gone} lost both sublayers and {'is' if one else 'are'} gone altogether; later layers moved up.")
     if plan.protected:
         what = "losing a sublayer" if plan.widths else "removal"
         said.append(f"Protected from {what}: {listing(plan.protected)}.")
@@ -100,6 +95,19 @@ def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> list[str]:
     elif plan.dropped:
         said.append(f"{'The layer was' if len(plan.dropped) == 1 else 'The layers were'} chosen {_way(plan)}.")
     return [*said, *width_sentences(plan)]
+
+
+def _what_went(plan: DropPlan) -> list[str]:
+    """Name the sublayers that went, and the layers that are gone with them."""
+    whole, one = plan.removed_layers, len(plan.removed_layers) == 1
+    layers = f"layer{'s'[: len(whole) - 1]} {listing(whole)}" if whole else ""
+    if whole and sorted(sublayer.layer for sublayer in plan.dropped) == sorted(2 * whole):
+        return [f"Removed: {layers}, counted from 0 in the base, with both sublayers; later layers moved up."]
+    said = [f"Removed: {gone}, counted from 0 in the base."] if (gone := _named_layers(plan)) else []
+    if whole:
+        is_gone = f"lost both sublayers and {'is' if one else 'are'} gone altogether; later layers moved up."
+        said.append(f"{layers.capitalize()} {is_gone}")
+    return said
 
 
 def _way(plan: DropPlan) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hubprune.artifacts import PublishedCommit
 from hubprune.errors import ConflictError, HubError
 from hubprune.publishing.commit import tag_commit
-from hubprune.publishing.remote import check_remote, head_of
+from hubprune.publishing.remote import check_remote, head_of, refs_of
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target
 
@@ -37,6 +37,7 @@ def merge(proposed: PublishedCommit, *, target: Target, tag: str | None, session
     found = _look_at(number, target=target, session=session)
     if found.status != "merged":
         _check_mergeable(found, target=target, session=session)
+        _check_unchanged(number, proposed, target=target, session=session)
         _merge(number, target=target, session=session)
     head = head_of(target.repo_id, branch=target.revision, session=session)
     if head is None:
@@ -54,6 +55,17 @@ def _look_at(number: int, *, target: Target, session: HubSession) -> DiscussionW
         lambda api: api.get_discussion_details(target.repo_id, number),
         doing=f"read pull request {number} of {target.repo_id}",
     )
+
+
+def _check_unchanged(number: int, proposed: PublishedCommit, *, target: Target, session: HubSession) -> None:
+    """Merge only what was loaded back: whoever opened a pull request can add to it."""
+    refs = refs_of(target.repo_id, session=session).pull_requests or ()
+    head = next((ref.target_commit for ref in refs if ref.ref == f"refs/pr/{number}"), None)
+    if head != proposed.commit:
+        raise ConflictError(
+            f"Pull request {number} of {target.repo_id} was at {proposed.commit} and is at {head}; it was not merged.",
+            hint="Look at what was added; run the command again to propose the result anew.",
+        )
 
 
 def _check_mergeable(found: DiscussionWithDetails, *, target: Target, session: HubSession) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from hubprune import __version__
@@ -13,6 +14,7 @@ from hubprune.pruning import modeling
 from hubprune.pruning.calibration import file_hashes
 from hubprune.publishing.fingerprint import CARD_PART, Fingerprint, card_part, sha256, snippet_part
 from hubprune.publishing.privacy import public_name, scrub, scrub_all
+from hubprune.recipe import Recipe
 from hubprune.requests import Settings
 from hubprune.run import Run
 
@@ -39,7 +41,7 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
     target = recipe.target
     parts = {
         "base": {"repo": run.base.name, "commit": str(run.base.commit)},
-        "pruning": _settings(recipe.drop) | _settings(recipe.width) | _ranking(run),
+        "pruning": _settings(recipe.drop) | _width(recipe) | _ranking(run),
         "calibration": _calibration(run),
         "benchmarks": _benchmarks(run),
         "free text": _free_text(run),
@@ -52,6 +54,7 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
         "versions": {"hubprune": __version__, **_libraries()},
         "modeling file": {"template": sha256(modeling.render(run.architecture))},
         "snippet": snippet_part(choices.template),
+        "pictures": {"drawn": "yes" if find_spec("matplotlib") else "no"},
         CARD_PART: card_part(notes=choices.notes, templates=choices.template),
     }
     public: Fingerprint = scrub_all(parts)
@@ -66,6 +69,19 @@ def _settings(settings: Settings | None, *, without: frozenset[str] = frozenset(
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _width(recipe: Recipe) -> dict[str, str]:
+    """Name the settings of narrower MLPs apart from those of the ranking, which has a metric of its own."""
+    return {f"width {name}": value for name, value in _settings(recipe.width).items()}
+
+
+def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Collect values by their names, in their order: two files of one name are both part of it."""
+    values: dict[str, list[str]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(value)
+    return {name: ", ".join(found) for name, found in values.items()}
 
 
 def _ranking(run: Run) -> dict[str, str]:
@@ -98,8 +114,8 @@ def _calibration(run: Run) -> dict[str, str]:
         for subset in mix.subsets
     ]
     pairs = zip(mix.subsets, run.data_commits, strict=True)
-    commits = {f"data set {subset.dataset}": commit for subset, commit in pairs if commit}
-    files = {f"file {public_name(path)}": digest for path, digest in file_hashes(mix).items()}
+    commits = _joined((f"data set {subset.dataset}", commit) for subset, commit in pairs if commit)
+    files = _joined((f"file {public_name(path)}", digest) for path, digest in file_hashes(mix).items())
     asked = mix.model_dump(mode="json", include={"name", "num_samples", "max_tokens", "packed", "shuffle_buffer"})
     return {name: _text(value) for name, value in asked.items()} | {"subsets": sha256(_text(subsets))} | commits | files
 

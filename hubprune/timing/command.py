@@ -300,7 +300,11 @@ def _peak(how: Any, base: int, pruned: int, spec: SpeedSpec) -> PeakMemory:
 
 
 def _row(measured: SpeedMeasured, benchmarks: BenchmarkChange | None) -> SpeedRow:
-    sdr = measured.sdr(benchmarks.points, standard_error=benchmarks.standard_error) if benchmarks else None
+    sdr = (
+        measured.sdr(benchmarks.points, standard_error=benchmarks.standard_error, ends=benchmarks.ends)
+        if benchmarks
+        else None
+    )
     return SpeedRow(measured=measured, verdict=measured.verdict, sdr=sdr)
 
 
@@ -344,4 +348,6 @@ def change_of(found: BenchmarkComparison) -> BenchmarkChange | None:
     tasks = tuple(task.task for task in found.main_metrics() if task.is_share)
     if change is None:
         return None
-    return BenchmarkChange(points=change.value, standard_error=change.standard_error, tasks=tasks)
+    return BenchmarkChange(
+        points=change.value, standard_error=change.standard_error, low=change.low, high=change.high, tasks=tasks
+    )

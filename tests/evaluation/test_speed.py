@@ -144,6 +144,9 @@ def test_the_interval_of_sdr_spans_what_change_and_speed_up_allow_together():
     found = measured((1.20, 1.10, 1.40)).sdr(-2.0, standard_error=0.5)
     assert found.value == pytest.approx(2 / 20)
     assert (found.low, found.high) == pytest.approx(((2 - 0.98) / 40, (2 + 0.98) / 10))
+    # The change's own interval wins over one that is made of its standard error.
+    own = measured((1.20, 1.10, 1.40)).sdr(-2.0, standard_error=0.5, ends=(-4.0, -1.0))
+    assert (own.low, own.high) == (pytest.approx(1.0 / 40), pytest.approx(4.0 / 10))
     alone = measured((1.20, 1.10, 1.40)).sdr(-2.0, standard_error=None)
     assert (alone.low, alone.high) == pytest.approx((2 / 40, 2 / 10))
 

@@ -76,7 +76,9 @@ PICTURE = Pictures(importance="assets/importance.png")
 HAND = {
     "scores": None,
     "plan": made.plan_by_hand(),
-    "recipe": made.recipe(drop=DropSpec(drop_attn=(3, 5))),
+    "recipe": made.recipe(drop=DropSpec(drop_attn=(3, 5)), evaluation=EvaluationSpec(tasks=())),
+    "checkpoint": made.checkpoint(kv_bytes_per_token=24_576),
+    "seconds": {"checkpoint": 0.4},
     "benchmarks": None,
     "generation": None,
     "base": made.base(card=BaseCard()),
@@ -503,7 +505,7 @@ def test_a_block_drop_is_ranked_by_the_block_scores_and_shows_both_outcomes():
     columns, rows = score_rows(text)
     assert columns == ["Rank", "Layer", "Attention S", "MLP S", "Block S", "± SE", "Attention", "MLP"]
     assert [row[1] for row in rows if row[-2:] == ["dropped", "dropped"]] == ["3"]
-    assert "Layer 3 lost both sublayers and is gone altogether" in text
+    assert "Removed: layer 3, counted from 0 in the base, with both sublayers; later layers moved up." in text
 
 
 def test_a_joint_ranking_names_the_kinds_of_its_neighbours():

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import made
 import pytest
-from on_hub import make_folder
+from on_hub import commit_files, make_folder
 
 from hubprune import pipeline, pushing
-from hubprune.artifacts import LoadedBack
-from hubprune.errors import AuthenticationError, OverBudgetError, PermissionDeniedError, RecipeError, VerificationError
+from hubprune.artifacts import LoadedBack, UploadPlan
+from hubprune.errors import (
+    AuthenticationError,
+    ConflictError,
+    OverBudgetError,
+    PermissionDeniedError,
+    RecipeError,
+    VerificationError,
+)
 from hubprune.files import list_files
 from hubprune.pipeline import PublishOptions, to_json
 from hubprune.publishing.preflight import preflight
@@ -107,6 +114,33 @@ def test_a_trusted_publisher_is_enough_where_the_repo_exists(dry_run, push, hub,
     token = hub.add_user("trusted-publisher", role="publisher", writable=[repo_id])
     done = push(folder, report, session=HubSession.open(endpoint=hub.endpoint, token=token))
     assert done.published.created
+
+
+def upload_plan(user, parent):
+    return UploadPlan(
+        repo_id=f"{user[0]}/pushed", revision="main", parent=parent, create_pr=False, files=(), upload_bytes=0,
+        primer_bytes=0, new_bytes=0, card="# Card",
+    )  # fmt: skip
+
+
+def test_what_came_after_the_dry_run_is_not_replaced(dry_run, push, session, user):
+    folder, report = dry_run()
+    repo_id = f"{user[0]}/pushed"
+    session.api.create_repo(repo_id)
+    seen = session.api.model_info(repo_id).sha
+    report = report.model_copy(update={"upload": upload_plan(user, seen)})
+    head = commit_files(session.api, repo_id, {"notes.txt": b"a newer result"})
+    with pytest.raises(ConflictError, match=f"main was at {seen} and is at {head}"):
+        push(folder, report)
+    assert session.api.model_info(repo_id).sha == head
+
+
+def test_what_an_earlier_push_sent_is_no_conflict(dry_run, push, session, user):
+    folder, report = dry_run()
+    session.api.create_repo(f"{user[0]}/pushed")
+    report = report.model_copy(update={"upload": upload_plan(user, session.api.model_info(f"{user[0]}/pushed").sha)})
+    assert push(folder, report).published.created
+    assert not push(folder, report).published.created
 
 
 @pytest.mark.parametrize("text", ["", "{}", "nothing", '{"schema_version": 9}'])

@@ -23,6 +23,7 @@ from hubprune.republishing import inputs as inputs_of
 from hubprune.republishing.before import last_publish
 from hubprune.republishing.inputs import fingerprint
 from hubprune.republishing.taking import offer_results, scores_before
+from hubprune.requests import WidthSpec
 from hubprune.run import Run, scores_key
 from hubprune.stages import StageStore
 
@@ -378,6 +379,34 @@ def test_other_versions_and_templates_of_the_modeling_file_are_named(published, 
     assert "-> 99" in said
     assert "no lm_eval any more" in said
     assert said.endswith("modeling file: template changed")
+
+
+def parts_of(run, user):
+    return fingerprint(run, repo_id=f"{user[0]}/pruned", tagged=True, choices=AS_SHIPPED)
+
+
+def test_the_metric_of_neurons_is_told_apart_from_that_of_layers(run_of, user, inputs):
+    # What this is asked of has no sizes: a plan of widths would be refused.
+    recipes = [recipe_of(user, width=WidthSpec(drop_neurons="50%", metric=metric)) for metric in ("ppm", "l2")]
+    runs = [run_of(recipe_of(user)) for _ in recipes]
+    for run, recipe in zip(runs, recipes, strict=True):
+        run.base  # noqa: B018
+        object.__setattr__(run, "recipe", recipe)
+    found = [parts_of(run, user)["pruning"] for run in runs]
+    assert [(part["width metric"], part["metric"]) for part in found] == [("ppm", "cosine"), ("l2", "cosine")]
+
+
+def test_of_two_calibration_files_of_one_name_both_count(run_of, user, inputs, tmp_path):
+    for folder in ("en", "de"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.txt").write_text("A line.\n")
+    files = [str(tmp_path / folder / "train.txt") for folder in ("en", "de")]
+    mix = CalibrationMix(
+        name="two", subsets=tuple(CalibrationSubset(dataset=file, weight=1) for file in files), num_samples=2
+    )
+    before = parts_of(run_of(recipe_of(user, calibration=mix)), user)["calibration"]
+    (tmp_path / "en" / "train.txt").write_text("Another line.\n")
+    assert parts_of(run_of(recipe_of(user, calibration=mix)), user)["calibration"] != before
 
 
 def test_own_benchmarks_and_their_rows_are_part_of_it_and_their_folders_are_not(

@@ -79,6 +79,33 @@ def test_a_branch_that_moved_is_not_mixed_with_the_proposal(admin, session, targ
     assert not admin.list_repo_refs(repo_id).tags
 
 
+def test_what_was_added_to_a_pull_request_since_is_not_merged(admin, session, target, proposed, repo_id):
+    commit_files(admin, repo_id, {"more.py": b"import os"}, revision="refs/pr/1")
+    with pytest.raises(ConflictError, match=f"Pull request 1 of .* was at {proposed.commit} and is at"):
+        merge(proposed, target=target, tag="v1", session=session)
+    assert admin.model_info(repo_id).sha == target.parent
+
+
+@pytest.mark.parametrize("more", [{"pytorch_model.bin": b"x"}, {".gitattributes": b"* binary\n"}])
+def test_a_pull_request_of_our_files_with_others_beside_them_is_not_taken_for_ours(
+    admin, session, reporter, target, proposed, repo_id, checkpoint_folder, more
+):
+    commit_files(admin, repo_id, more, revision="refs/pr/1")
+    again = publish(checkpoint_folder, target=target, message="Drop 3", session=session, reporter=reporter)
+    assert again.created
+    assert again.pull_request_url.endswith("/discussions/2")
+
+
+def test_a_staged_target_that_has_all_files_gets_the_tag_that_is_missing(
+    admin, session, reporter, recipe, target, proposed, repo_id, checkpoint_folder
+):
+    done = merge(proposed, target=target, tag=None, session=session)
+    staged = target.model_copy(update={"parent": done.commit, "staged": True})
+    again = publish(checkpoint_folder, target=staged, message="Drop 3", session=session, reporter=reporter, tag="v1")
+    assert (again.created, again.tag) == (False, "v1")
+    assert admin.model_info(repo_id, revision="v1").sha == done.commit
+
+
 def test_a_pull_request_that_somebody_closed_stays_closed(admin, session, target, proposed, repo_id):
     admin.change_discussion_status(repo_id, 1, "closed")
     with pytest.raises(ConflictError, match=r"Pull request 1 of .* is closed"):
