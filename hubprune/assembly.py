@@ -25,7 +25,7 @@ def assemble(
         (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tasks" / name, scrub(text))
     add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
-    add_eval_results(folder, report.benchmarks, session=run.session)
+    add_eval_results(folder, report.benchmarks, session=run.session, warn=run.reporter.warn)
     context = card.context_of(report, pictures=_pictures(run, folder, report), overrides=card_template)
     write_atomically(folder / manifest.CARD, card.render(context, overrides=card_template))
     manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)

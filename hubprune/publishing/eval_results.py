@@ -7,7 +7,7 @@ guessed.  Format: https://huggingface.co/docs/hub/eval-results.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,28 @@ Tasks = Mapping[str, tuple[Mapping[str, Any], ...]]
 """Data set id -> the tasks of its eval.yaml."""
 
 
-def add_eval_results(folder: Path, comparison: BenchmarkComparison | None, *, session: HubSession) -> None:
+def add_eval_results(
+    folder: Path, comparison: BenchmarkComparison | None, *, session: HubSession, warn: Callable[[str], None]
+) -> None:
     """Write the file into a checkpoint's folder where any result belongs on a leaderboard.
 
-    A Hub on loopback has no leaderboards, and one that does not answer here costs a publish nothing.
+    A Hub on loopback has no leaderboards, and one that does not answer here costs a publish nothing but these results.
+
+    Args:
+        folder: of the checkpoint.
+        comparison: what was measured, if anything.
+        session: which Hub.
+        warn: told where the Hub did not say which benchmarks are registered.
     """
     rows = _whole(comparison)
     if not rows or page("x", endpoint=session.endpoint) is None:
         return
-    listed = entries(rows, registered_tasks({str(row.dataset) for row in rows}, session=session), comparison)
+    try:
+        tasks = registered_tasks({str(row.dataset) for row in rows}, session=session)
+    except HubError as error:
+        warn(f"No results are listed for leaderboards: {error.message} Publish again with --force to add them.")
+        return
+    listed = entries(rows, tasks, comparison)
     if listed:
         (folder / EVAL_RESULTS).parent.mkdir(exist_ok=True)
         write_atomically(folder / EVAL_RESULTS, "".join(_item(entry) for entry in listed))
@@ -57,17 +70,18 @@ def _whole(comparison: BenchmarkComparison | None) -> tuple[TaskComparison, ...]
 
 
 def registered_tasks(datasets: Iterable[str], *, session: HubSession) -> Tasks:
-    """Look up which data sets are registered benchmarks, and their tasks; nothing where the Hub does not say."""
-    try:
-        official = {
-            str(info.id)
-            for info in session.ask(
-                lambda api: list(api.list_datasets(benchmark="official")), doing="list registered benchmarks"
-            )
-        }
-        return {name: _tasks_of(name, session=session) for name in sorted(official & {*datasets})}
-    except HubError:
-        return {}
+    """Look up which data sets are registered benchmarks, and their tasks.
+
+    Raises:
+        HubError: the Hub refused or did not answer.
+    """
+    official = {
+        str(info.id)
+        for info in session.ask(
+            lambda api: list(api.list_datasets(benchmark="official")), doing="list registered benchmarks"
+        )
+    }
+    return {name: _tasks_of(name, session=session) for name in sorted(official & {*datasets})}
 
 
 def _tasks_of(dataset: str, *, session: HubSession) -> tuple[Mapping[str, Any], ...]:

@@ -44,8 +44,10 @@ def gsm8k(**changes):
     return made.benchmarks(tasks=(row.model_copy(update={**whole, **changes}),), limit=None)
 
 
-def written(folder, hub, comparison):
-    add_eval_results(folder, comparison, session=hub)
+def written(folder, hub, comparison, *, warnings=None):
+    warned = []
+    add_eval_results(folder, comparison, session=hub, warn=warned.append)
+    assert [warnings in warning for warning in warned] == ([True] if warnings else [])
     path = folder / EVAL_RESULTS
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -84,8 +86,8 @@ def test_a_data_set_that_is_not_registered_or_unclear_is_not_listed(tmp_path, hu
 
 def test_a_hub_that_does_not_answer_costs_nothing_and_one_on_loopback_is_not_asked(tmp_path):
     hub = Hub(tmp_path)
-    hub.ask = lambda *_, **__: (_ for _ in ()).throw(HubError("down"))
-    assert written(tmp_path, hub, gsm8k()) is None
+    hub.ask = lambda *_, **__: (_ for _ in ()).throw(HubError("It is down."))
+    assert written(tmp_path, hub, gsm8k(), warnings="It is down. Publish again with --force") is None
     local = Hub(tmp_path)
     local.endpoint = "http://127.0.0.1:80"
     assert written(tmp_path, local, gsm8k()) is None
