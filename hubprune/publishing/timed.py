@@ -109,7 +109,11 @@ def _how(speed: SpeedReport) -> Iterator[str]:
 
 def _row(row: SpeedRow) -> tuple[str, ...]:
     seen = row.measured
-    sdr = f"{plain(row.sdr.value, digits=3)} ({span(row.sdr.low, row.sdr.high, digits=3)})" if row.sdr else NONE
+    sdr = (
+        f"{plain(row.sdr.value, digits=3)} ({plain(row.sdr.low, digits=3)} to {plain(row.sdr.high, digits=3)})"
+        if row.sdr
+        else NONE
+    )
     verdict = "not resolved" if row.verdict == "control failed" else row.verdict
     gain = f"{signed(seen.speedup_percent, digits=1)} ({_ends(seen.ratio)})"
     return MEASURES[seen.measure], *_paces(seen), gain, verdict, sdr, _ends(seen.control)
