@@ -34,6 +34,7 @@ from hubprune.publishing.upload_plan import plan_upload
 from hubprune.republishing.again import without_computing
 from hubprune.republishing.before import Before, last_publish
 from hubprune.republishing.inputs import fingerprint
+from hubprune.republishing.proposed import proposed_before
 from hubprune.republishing.taking import offer_results, scores_before
 from hubprune.republishing.unfinished import Unfinished
 from hubprune.run import Run, check_data, make_plan, say_plan, scores_if_needed
@@ -104,6 +105,9 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     before = last_publish(target, now, session=run.session, reporter=run.reporter)
     if before and (report := without_computing(run, before, choices, target, options)):
         return _finish(run, None, report, options) if options.dry_run else _end(run, report, target, options)
+    asks_for_files = options.force or options.dry_run or options.out
+    if not asks_for_files and (report := proposed_before(target, now, session=run.session, reporter=run.reporter)):
+        return _end(run, report, target, options)
     _check_resources(run, options)
     if before:
         offer_results(before, run)

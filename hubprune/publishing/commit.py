@@ -18,7 +18,15 @@ from hubprune.publishing.changes import missing, stale, without_restated
 from hubprune.publishing.creation import branch_of
 from hubprune.publishing.manifest import CARD, files_digest
 from hubprune.publishing.primer import prime, shards_to_show
-from hubprune.publishing.remote import check_card_is_ours, check_remote, head_of, read_remote, refs_of
+from hubprune.publishing.remote import (
+    RECENT_PULL_REQUESTS,
+    check_card_is_ours,
+    check_remote,
+    head_of,
+    number_of,
+    pull_request_heads,
+    read_remote,
+)
 from hubprune.publishing.retry import is_transient, translate, wait_seconds
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target
@@ -33,8 +41,6 @@ RUN_LINE = "hubprune-run: "
 """Line in a commit's description: the digest after it tells our commit from everybody else's, and the word after
 that from one of the same files that another publisher made at the same time."""
 COMMIT_ATTEMPTS = 4
-RECENT_PULL_REQUESTS = 20
-"""How many pull requests, newest first, are searched for an earlier proposal of the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,21 +334,15 @@ def tag_commit(tag: str | None, *, repo_id: str, commit: str, session: HubSessio
 
 
 def _pull_requests(change: _Change, *, session: HubSession) -> frozenset[str]:
-    return frozenset(_pull_request_heads(change, session=session)) if change.target.create_pr else frozenset()
-
-
-def _pull_request_heads(change: _Change, *, session: HubSession) -> dict[str, str]:
-    """Map `refs/pr/<number>` to its commit, newest first."""
-    refs = refs_of(change.target.repo_id, session=session).pull_requests or ()
-    return {ref.ref: ref.target_commit for ref in sorted(refs, key=lambda r: -_number(r.ref))}
-
-
-def _number(ref: str) -> int:
-    return int(ref.rsplit("/", 1)[-1])
+    return (
+        frozenset(pull_request_heads(change.target.repo_id, session=session))
+        if change.target.create_pr
+        else frozenset()
+    )
 
 
 def _recover_pull_request(change: _Change, *, known: frozenset[str], session: HubSession) -> _Landed | None:
-    heads = _pull_request_heads(change, session=session)
+    heads = pull_request_heads(change.target.repo_id, session=session)
     for ref, head in heads.items():
         if ref in known:
             continue
@@ -353,12 +353,12 @@ def _recover_pull_request(change: _Change, *, known: frozenset[str], session: Hu
 
 
 def _discussion(ref: str, *, change: _Change, session: HubSession) -> str:
-    return f"{session.endpoint}/{change.target.repo_id}/discussions/{_number(ref)}"
+    return f"{session.endpoint}/{change.target.repo_id}/discussions/{number_of(ref)}"
 
 
 def _proposed(change: _Change, *, session: HubSession) -> tuple[_Change, _Landed] | None:
     """Find an open pull request of an earlier run that changes the same parent to the same files."""
-    heads = _pull_request_heads(change, session=session)
+    heads = pull_request_heads(change.target.repo_id, session=session)
     for ref, head in list(heads.items())[:RECENT_PULL_REQUESTS]:
         commits = _history(change.target, revision=head, session=session)
         if not _says_ours(commits, digest="", parent=change.parent):
@@ -388,7 +388,7 @@ def _is_open(ref: str, *, change: _Change, session: HubSession) -> bool:
 
     try:
         details = session.ask(
-            lambda api: api.get_discussion_details(change.target.repo_id, _number(ref)),
+            lambda api: api.get_discussion_details(change.target.repo_id, number_of(ref)),
             doing=f"look up {_discussion(ref, change=change, session=session)}",
             passing=(HfHubHTTPError,),
         )

@@ -17,16 +17,22 @@ if TYPE_CHECKING:
     from huggingface_hub import GitRefs
 
 __all__ = [
+    "RECENT_PULL_REQUESTS",
     "RemoteState",
     "branch_heads",
     "check_card_is_ours",
     "check_remote",
     "head_of",
     "is_same",
+    "number_of",
+    "pull_request_heads",
     "read_remote",
     "refs_of",
     "remote_files",
 ]
+
+RECENT_PULL_REQUESTS = 20
+"""How many pull requests, newest first, are searched for an earlier proposal of the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,17 @@ def refs_of(repo_id: str, *, session: HubSession) -> GitRefs:
     return session.ask(
         lambda api: api.list_repo_refs(repo_id, include_pull_requests=True), doing=f"list the branches of {repo_id}"
     )
+
+
+def pull_request_heads(repo_id: str, *, session: HubSession) -> dict[str, str]:
+    """Map `refs/pr/<number>` to its commit, newest first."""
+    refs = refs_of(repo_id, session=session).pull_requests or ()
+    return {ref.ref: ref.target_commit for ref in sorted(refs, key=lambda r: -number_of(r.ref))}
+
+
+def number_of(ref: str) -> int:
+    """Return the number of a pull request from its `refs/pr/<number>`."""
+    return int(ref.rsplit("/", 1)[-1])
 
 
 def branch_heads(refs: GitRefs) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hubprune.artifacts import PublishedCommit
 from hubprune.errors import ConflictError, HubError
 from hubprune.publishing.commit import tag_commit
-from hubprune.publishing.remote import check_remote, head_of, refs_of
+from hubprune.publishing.remote import check_remote, head_of, pull_request_heads
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target
 
@@ -59,8 +59,7 @@ def _look_at(number: int, *, target: Target, session: HubSession) -> DiscussionW
 
 def _check_unchanged(number: int, proposed: PublishedCommit, *, target: Target, session: HubSession) -> None:
     """Merge only what was loaded back: whoever opened a pull request can add to it."""
-    refs = refs_of(target.repo_id, session=session).pull_requests or ()
-    head = next((ref.target_commit for ref in refs if ref.ref == f"refs/pr/{number}"), None)
+    head = pull_request_heads(target.repo_id, session=session).get(f"refs/pr/{number}")
     if head != proposed.commit:
         raise ConflictError(
             f"Pull request {number} of {target.repo_id} was at {proposed.commit} and is at {head}; it was not merged.",

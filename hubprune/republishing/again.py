@@ -24,7 +24,7 @@ from hubprune.run import Run
 if TYPE_CHECKING:
     from hubprune.pipeline import PublishOptions
 
-__all__ = ["without_computing"]
+__all__ = ["leave_as_it_is", "without_computing"]
 
 
 def without_computing(
@@ -51,7 +51,7 @@ def without_computing(
     needs_files = options.dry_run or options.out
     if before.is_up_to_date and (options.only_if_changed or not needs_files):
         missing: Literal["tag", "leave"] = "leave" if options.dry_run else "tag"
-        left = _leave_as_it_is(before, target=target, session=run.session, missing=missing)
+        left = leave_as_it_is(before, target=target, session=run.session, missing=missing)
         if left is None:
             run.reporter.note("but its tag is missing, which a publish has to make")
         return left
@@ -67,7 +67,7 @@ def without_computing(
     )
 
 
-def _leave_as_it_is(
+def leave_as_it_is(
     before: Before, *, target: Target, session: HubSession, missing: Literal["tag", "leave"] = "tag"
 ) -> PublishReport | None:
     """Report what is there, in the words of the publish that made it as far as its manifest tells.

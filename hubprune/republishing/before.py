@@ -13,7 +13,7 @@ from hubprune.publishing.remote import RemoteState, is_same, read_remote
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target
 
-__all__ = ["Before", "last_publish"]
+__all__ = ["Before", "last_publish", "publish_at"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,22 @@ def last_publish(target: Target, now: Fingerprint, *, session: HubSession, repor
     """
     if not target.branch_exists or target.parent is None:
         return None
-    remote = read_remote(target.repo_id, commit=target.parent, session=session)
+    return publish_at(target.parent, target, now, session=session, reporter=reporter)
+
+
+def publish_at(
+    commit: str, target: Target, now: Fingerprint, *, session: HubSession, reporter: Reporter
+) -> Before | None:
+    """Look at a commit of the target's repo; None where nothing there can be compared.
+
+    Args:
+        commit: 40 hex digits.
+        target: from the preflight.
+        now: what this publish depends on.
+        session: which Hub.
+        reporter: told of a manifest that is of no use.
+    """
+    remote = read_remote(target.repo_id, commit=commit, session=session)
     if remote.manifest is None:
         return None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import made
@@ -272,6 +273,50 @@ def test_a_dry_run_that_asks_for_changes_only_computes_nothing_and_makes_no_tag(
         again(run_of(recipe_of(user)), dry_run=True, only_if_changed=True)
     assert "tag is missing" in run_of.said[-1]
     assert admin.list_repo_refs(first.repo_id).tags == []
+
+
+def proposing(user):
+    return recipe_of(user, target=TargetSpec(repo_id=f"{user[0]}/pruned", create_pr=True))
+
+
+def propose(run, folder, monkeypatch):
+    product, target = produced_by(run, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_load_back", lambda run, published, report: None)
+        return pipeline.deliver(run, product, target, pipeline.PublishOptions()).published
+
+
+def test_what_is_proposed_already_is_not_computed_again(run_of, user, session, inputs, admin, tmp_path, monkeypatch):
+    session.api.create_repo(f"{user[0]}/pruned")
+    first = propose(run_of(proposing(user)), tmp_path / "first", monkeypatch)
+    found = again(run_of(proposing(user))).published
+    assert (found.created, found.pull_request_url, found.commit) == (False, first.pull_request_url, first.commit)
+    assert f"proposed before: {first.pull_request_url}" in run_of.said
+    # To be merged, it would have to be loaded back first.
+    with pytest.raises(ComputedError):
+        again(run_of(staged_recipe(user)))
+    admin.change_discussion_status(first.repo_id, 1, "closed")
+    with pytest.raises(ComputedError):
+        again(run_of(proposing(user)))
+
+
+@pytest.mark.parametrize("who", ["somebody else", "an outdated one"])
+def test_a_proposal_of_somebody_else_or_for_another_parent_counts_for_nothing(
+    run_of, user, session, inputs, admin, tmp_path, monkeypatch, who
+):
+    from huggingface_hub import HfApi
+
+    session.api.create_repo(f"{user[0]}/pruned")
+    propose(run_of(proposing(user)), tmp_path / "first", monkeypatch)
+    if who == "somebody else":
+        details = HfApi.get_discussion_details
+        monkeypatch.setattr(
+            HfApi, "get_discussion_details", lambda *given, **more: replace(details(*given, **more), author="eve")
+        )
+    else:
+        commit_files(session.api, f"{user[0]}/pruned", {"notes.txt": b"x"})
+    with pytest.raises(ComputedError):
+        again(run_of(proposing(user)))
 
 
 @pytest.mark.parametrize("killed_in", ["tag_commit", "_load_back"])
