@@ -103,11 +103,9 @@ def publish(run: Run, options: PublishOptions) -> PublishReport:
     target = check(run, options)
     now = fingerprint(run, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices)
     before = last_publish(target, now, session=run.session, reporter=run.reporter)
-    if before and (report := without_computing(run, before, choices, target, options)):
+    report = without_computing(run, before, choices, target, options) if before else None
+    if report or (report := proposed_before(run, target, now, options)):
         return _finish(run, None, report, options) if options.dry_run else _end(run, report, target, options)
-    asks_for_files = options.force or options.dry_run or options.out
-    if not asks_for_files and (report := proposed_before(target, now, session=run.session, reporter=run.reporter)):
-        return _end(run, report, target, options)
     _check_resources(run, options)
     if before:
         offer_results(before, run)

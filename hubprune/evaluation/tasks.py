@@ -193,14 +193,10 @@ def data_sources(manager: Any, names: Iterable[str]) -> tuple[DataSource, ...]:
     return merge(source for config in configs if (source := DataSource.of_config(config)))
 
 
-def local_data(spec: EvaluationSpec) -> dict[str, str]:
-    """Return the SHA-256 of every data set of a spec that is made of local files, by its name for others."""
+def local_data(spec: EvaluationSpec) -> list[tuple[str, str]]:
+    """List the data sets of a spec that are made of local files: what others call it, and its SHA-256."""
     sources = data_sources(find_tasks(spec), spec.tasks)
-    found: dict[str, list[str]] = {}
-    for source in sources:
-        if not hub_id(source.dataset):
-            found.setdefault(_name_of(source), []).append(content_of(source))
-    return {name: ", ".join(digests) for name, digests in found.items()}
+    return [(_name_of(source), content_of(source)) for source in sources if not hub_id(source.dataset)]
 
 
 def _name_of(source: DataSource) -> str:

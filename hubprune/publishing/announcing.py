@@ -15,7 +15,7 @@ from hubprune.artifacts import PublishedCommit
 from hubprune.console import Reporter
 from hubprune.errors import HubpruneError
 from hubprune.publishing.manifest import CARD
-from hubprune.publishing.remote import refs_of
+from hubprune.publishing.remote import RECENT_PULL_REQUESTS, pull_request_heads
 from hubprune.publishing.retry import translate
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import TargetSpec
@@ -27,8 +27,6 @@ __all__ = ["announce"]
 
 SLUG = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}", re.ASCII)
 """What the Hub makes of a title: its owner, its words, and an id."""
-NEWEST_PULL_REQUESTS = 20
-"""How many pull requests of the old repo, newest first, are searched for an earlier hint."""
 
 
 class _Told(TypedDict):
@@ -135,9 +133,8 @@ def _propose(repo_id: str, card: str, title: str, *, session: HubSession) -> str
 
 def _was_proposed(old: str, title: str, *, session: HubSession) -> bool:
     """Look for the hint among the newest pull requests, closed ones too: a refusal is an answer."""
-    proposals = refs_of(old, session=session).pull_requests or []
-    newest = sorted(proposals, key=lambda ref: int(ref.ref.rsplit("/", 1)[-1]), reverse=True)[:NEWEST_PULL_REQUESTS]
-    return any(_titles(old, ref.ref, session=session)[:1] == [title] for ref in newest)
+    newest = list(pull_request_heads(old, session=session))[:RECENT_PULL_REQUESTS]
+    return any(_titles(old, ref, session=session)[:1] == [title] for ref in newest)
 
 
 def _titles(repo_id: str, ref: str, *, session: HubSession) -> list[str]:

@@ -24,6 +24,7 @@ from hubprune.publishing.remote import (
     check_remote,
     head_of,
     number_of,
+    pull_request,
     pull_request_heads,
     read_remote,
 )
@@ -383,15 +384,4 @@ def _changes_nothing_else(change: _Change, *, remote: Mapping[str, RepoFile]) ->
 
 
 def _is_open(ref: str, *, change: _Change, session: HubSession) -> bool:
-    """Ask whether a pull request waits for an answer; it does where the Hub keeps no discussions."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        details = session.ask(
-            lambda api: api.get_discussion_details(change.target.repo_id, number_of(ref)),
-            doing=f"look up {_discussion(ref, change=change, session=session)}",
-            passing=(HfHubHTTPError,),
-        )
-    except HfHubHTTPError:
-        return True
-    return details.status in ("open", "draft")
+    return pull_request(change.target.repo_id, number_of(ref), session=session).status in ("open", "draft")

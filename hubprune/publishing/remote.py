@@ -14,7 +14,7 @@ from hubprune.publishing.manifest import CARD, MANIFEST, RemoteManifest, read_ma
 from hubprune.publishing.session import HubSession
 
 if TYPE_CHECKING:
-    from huggingface_hub import GitRefs
+    from huggingface_hub import DiscussionWithDetails, GitRefs
 
 __all__ = [
     "RECENT_PULL_REQUESTS",
@@ -25,6 +25,7 @@ __all__ = [
     "head_of",
     "is_same",
     "number_of",
+    "pull_request",
     "pull_request_heads",
     "read_remote",
     "refs_of",
@@ -68,6 +69,13 @@ def pull_request_heads(repo_id: str, *, session: HubSession) -> dict[str, str]:
 def number_of(ref: str) -> int:
     """Return the number of a pull request from its `refs/pr/<number>`."""
     return int(ref.rsplit("/", 1)[-1])
+
+
+def pull_request(repo_id: str, number: int, *, session: HubSession) -> DiscussionWithDetails:
+    """Read a pull request: who opened it, and what became of it."""
+    return session.ask(
+        lambda api: api.get_discussion_details(repo_id, number), doing=f"read pull request {number} of {repo_id}"
+    )
 
 
 def branch_heads(refs: GitRefs) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hubprune.artifacts import PublishedCommit
 from hubprune.errors import ConflictError, HubError
 from hubprune.publishing.commit import tag_commit
-from hubprune.publishing.remote import check_remote, head_of, pull_request_heads
+from hubprune.publishing.remote import check_remote, head_of, pull_request, pull_request_heads
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target
 
@@ -34,7 +34,7 @@ def merge(proposed: PublishedCommit, *, target: Target, tag: str | None, session
         HubError: the Hub refused or did not answer.
     """
     number = int(str(proposed.pull_request_url).rsplit("/", 1)[-1])
-    found = _look_at(number, target=target, session=session)
+    found = pull_request(target.repo_id, number, session=session)
     if found.status != "merged":
         _check_mergeable(found, target=target, session=session)
         _check_unchanged(number, proposed, target=target, session=session)
@@ -47,13 +47,6 @@ def merge(proposed: PublishedCommit, *, target: Target, tag: str | None, session
     url = f"{session.endpoint}/{target.repo_id}/commit/{head}"
     return proposed.model_copy(
         update={"commit": head, "parent": target.parent, "created": True, "tag": given, "url": url, "files": files}
-    )
-
-
-def _look_at(number: int, *, target: Target, session: HubSession) -> DiscussionWithDetails:
-    return session.ask(
-        lambda api: api.get_discussion_details(target.repo_id, number),
-        doing=f"read pull request {number} of {target.repo_id}",
     )
 
 
@@ -86,5 +79,5 @@ def _merge(number: int, *, target: Target, session: HubSession) -> None:
     try:
         session.ask(lambda api: api.merge_pull_request(target.repo_id, number), doing=doing)
     except (HubError, ConflictError):
-        if _look_at(number, target=target, session=session).status != "merged":
+        if pull_request(target.repo_id, number, session=session).status != "merged":
             raise

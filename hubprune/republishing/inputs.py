@@ -138,7 +138,7 @@ def _data(run: Run) -> dict[str, str]:
 
     sources = run.task_sources
     hub = {public_name(name): state or "not known" for name, state in sources.items() if not state or is_commit(state)}
-    return hub | (local_data(run.recipe.evaluation) if len(hub) < len(sources) else {})
+    return hub | (_joined(local_data(run.recipe.evaluation)) if len(hub) < len(sources) else {})
 
 
 def _free_text(run: Run) -> dict[str, str]:

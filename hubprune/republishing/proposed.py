@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hubprune.artifacts import PublishReport
-from hubprune.console import Reporter
-from hubprune.errors import HubError
 from hubprune.publishing.fingerprint import Fingerprint
-from hubprune.publishing.remote import RECENT_PULL_REQUESTS, number_of, pull_request_heads
+from hubprune.publishing.remote import RECENT_PULL_REQUESTS, number_of, pull_request, pull_request_heads
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target
 from hubprune.republishing.again import leave_as_it_is
 from hubprune.republishing.before import Before, publish_at
+from hubprune.run import Run
+
+if TYPE_CHECKING:
+    from hubprune.pipeline import PublishOptions
 
 __all__ = ["proposed_before"]
 
 
-def proposed_before(
-    target: Target, now: Fingerprint, *, session: HubSession, reporter: Reporter
-) -> PublishReport | None:
+def proposed_before(run: Run, target: Target, now: Fingerprint, options: PublishOptions) -> PublishReport | None:
     """Report an open pull request of this user that proposes the same on top of the same commit; None without one.
 
     One that is to be merged is not looked for: it has to be loaded back first.  Nor is one of anybody else: whoever may
     propose could keep a result from being proposed by proposing what only says that it is the same.
 
     Args:
+        run: whose recipe is published.
         target: from the preflight.
         now: what this publish depends on.
-        session: which Hub, and as whom.
-        reporter: told of manifests that are of no use.
+        options: of the publish; who asks for the files gets them, unless only a change is of interest.
     """
-    if not target.create_pr or target.staged or target.parent is None:
+    needs_files = options.force or ((options.dry_run or options.out) and not options.only_if_changed)
+    if needs_files or not target.create_pr or target.staged or target.parent is None:
         return None
+    session, reporter = run.session, run.reporter
     for ref, head in list(pull_request_heads(target.repo_id, session=session).items())[:RECENT_PULL_REQUESTS]:
         if not _is_own_and_open(number_of(ref), target=target, session=session):
             continue
@@ -45,13 +49,7 @@ def proposed_before(
 
 
 def _is_own_and_open(number: int, *, target: Target, session: HubSession) -> bool:
-    try:
-        found = session.ask(
-            lambda api: api.get_discussion_details(target.repo_id, number),
-            doing=f"read pull request {number} of {target.repo_id}",
-        )
-    except HubError:  # it counts for nothing, and the run goes on as if it were not there
-        return False
+    found = pull_request(target.repo_id, number, session=session)
     return found.status in ("open", "draft") and found.author == target.user
 
 

@@ -292,6 +292,9 @@ def test_what_is_proposed_already_is_not_computed_again(run_of, user, session, i
     found = again(run_of(proposing(user))).published
     assert (found.created, found.pull_request_url, found.commit) == (False, first.pull_request_url, first.commit)
     assert f"proposed before: {first.pull_request_url}" in run_of.said
+    assert again(run_of(proposing(user)), dry_run=True, only_if_changed=True).published.commit == first.commit
+    with pytest.raises(ComputedError):
+        again(run_of(proposing(user)), dry_run=True)
     # To be merged, it would have to be loaded back first.
     with pytest.raises(ComputedError):
         again(run_of(staged_recipe(user)))
