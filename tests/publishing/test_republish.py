@@ -165,6 +165,16 @@ def test_what_is_published_already_is_up_to_date_and_nothing_is_written(publishe
     assert [r.path for r in sent] == ["/api/validate-yaml"]
 
 
+def test_what_may_follow_a_publish_is_made_up_for_where_all_else_is_up_to_date(
+    published, run_of, user, session, monkeypatch
+):
+    _, first = published()
+    spec = TargetSpec(repo_id=first.repo_id, collection="Pruned")
+    assert not again(run_of(recipe_of(user, target=spec))).published.created
+    [collection] = session.api.list_collections(owner=user[0])
+    assert [item.item_id for item in session.api.get_collection(collection.slug).items] == [first.repo_id]
+
+
 def test_a_tag_that_a_killed_publish_left_out_is_made(published, run_of, user, admin):
     _, first = published(tag=False)
     assert admin.list_repo_refs(first.repo_id).tags == []
