@@ -5,7 +5,7 @@ Names of tasks and messages of servers are other people's text: all of it goes t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote
 
 from hubprune.artifacts import PublishedCommit, PublishReport, UploadPlan
@@ -118,5 +118,5 @@ def _cells(table: Table) -> Iterator[Iterable[str]]:
         yield map(md, row)
 
 
-def _row(cells: Iterable[str] | Sequence[str]) -> str:
+def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from hubprune.console import Reporter
 from hubprune.errors import JobError, RecipeError
 from hubprune.jobs.order import IMAGE, LABEL, JobOrder
+from hubprune.publishing import oidc
 from hubprune.publishing.markdown import visible
 from hubprune.publishing.privacy import scrub
 from hubprune.publishing.retry import translate
@@ -21,7 +22,7 @@ __all__ = ["follow", "run_job", "submit"]
 
 POLL_SECONDS = 5.0
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
-SHORT_LIVED = ("hf_jwt_", "hf_oauth_")
+SHORT_LIVED = (oidc.PUBLISHER_PREFIX, "hf_oauth_")
 """How tokens begin that end before a job does."""
 
 

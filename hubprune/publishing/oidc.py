@@ -11,7 +11,7 @@ from hubprune.errors import AuthenticationError
 from hubprune.publishing.privacy import scrub
 from hubprune.publishing.retry import repeat
 
-__all__ = ["VARIABLE", "exchanged_token", "is_publishers", "reads_only", "trusted_repo"]
+__all__ = ["PUBLISHER_PREFIX", "VARIABLE", "exchanged_token", "is_publishers", "reads_only", "trusted_repo"]
 
 VARIABLE = "HF_OIDC_RESOURCE"
 """Names the repo, or the user, that the token is for; where it is set, it comes before HF_TOKEN."""
