@@ -112,7 +112,9 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Iterator[RunningHub]:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    with running_hub(tmp_path_factory.mktemp("hub")) as running:
+    # A client remembers what it sent to which address, and this Hub may have got the address of one that is gone.
+    with pytest.MonkeyPatch.context() as patch, running_hub(tmp_path_factory.mktemp("hub")) as running:
+        patch.setenv("HF_XET_CACHE", str(tmp_path_factory.mktemp("xet")))
         api = HfApi(endpoint=running.endpoint, token=running.token)
 
         def fill(repo_id: str, files: dict[str, bytes], repo_type: str = "model") -> None:
