@@ -263,7 +263,7 @@ def test_a_later_transformers_that_builds_its_layers_otherwise_gets_no_model(ren
 def test_layers_that_do_not_tell_their_kind_get_no_model(rendered):
     kinds = ["full_attention"] * 2 + ["sliding_attention"] * 3
     model, config = stock_layers(rendered, layer_types=kinds)
-    with pytest.raises(ImportError, match="layer 2 has no self_attn.sliding_window as config.json has it"):
+    with pytest.raises(ImportError, match=r"layer 2 has no self_attn\.sliding_window as config.json has it"):
         rendered["mistral"].check_layers(model, config)
 
 
