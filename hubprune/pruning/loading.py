@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hubprune.kv_cache import held_bytes
+from hubprune.neutral import fresh_generation, load_causal_lm, load_with_report
 from hubprune.pruning import mlx
 
 TIE = 1e-4
@@ -98,9 +99,7 @@ def compare(request: CompareRequest) -> Comparison:
     dtype = _comparison_dtype(request.base_folder)
     with torch.inference_mode():
         reference = _reference_logits(request, rows, dtype)
-        model, info = _load(
-            request.folder, dtype=dtype, trust_remote_code=request.custom_code, output_loading_info=True
-        )
+        model, info = load_with_report(request.folder, dtype=dtype, own_code=request.custom_code)
         logits = [model(ids).logits for ids in rows]
         pairs = list(zip(logits, reference, strict=True))
         alone = [_greedy(model, ids, request.new_tokens) for ids in rows]
@@ -136,23 +135,13 @@ def load(request: LoadRequest) -> Loaded:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request.repo_id, revision=request.commit, trust_remote_code=False)
-    model = _load(request.repo_id, dtype="auto", trust_remote_code=request.custom_code, revision=request.commit)
+    model = load_causal_lm(request.repo_id, dtype="auto", own_code=request.custom_code, revision=request.commit)
     ids = tokenizer(request.prompt, return_tensors="pt").input_ids
     with torch.inference_mode():
         new = _greedy(model, ids, request.new_tokens)
     # Decoded together: alone, a first token loses the space before it in some tokenizers.
     text = tokenizer.decode([*ids[0].tolist(), *new], skip_special_tokens=True)
     return Loaded(text=text, parameters=model.num_parameters())
-
-
-def _load(name: str, *, dtype: Any, trust_remote_code: bool, **options: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options
-    )
-    (loaded[0] if isinstance(loaded, tuple) else loaded).eval()
-    return loaded
 
 
 def _comparison_dtype(folder: str) -> Any:
@@ -178,7 +167,7 @@ def _comparison_dtype(folder: str) -> Any:
 def _reference_logits(request: CompareRequest, rows: Sequence[Any], dtype: Any) -> list[Any]:
     import torch
 
-    model = _load(request.base_folder, dtype=dtype, trust_remote_code=request.base_custom_code)
+    model = load_causal_lm(request.base_folder, dtype=dtype, own_code=request.base_custom_code)
     for name in request.zeroed:
         weight = model.get_parameter(name)
         weight.zero_()
@@ -209,11 +198,6 @@ def _narrow(model: Any, tensor: NarrowedTensor, *, exact: bool) -> None:
         left = parameter[:, kept].clone()
         parameter.zero_()
         parameter[:, kept] = left
-
-
-_PLAIN_GREEDY: Mapping[str, Any] = {
-    "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "temperature": None, "top_p": None, "top_k": None,
-}  # fmt: skip
 
 
 def _greedy(model: Any, ids: Any, new_tokens: int) -> list[int]:
@@ -261,15 +245,9 @@ def _generate(model: Any, ids: Any, new_tokens: int, *, use_cache: bool, attenti
     import torch
 
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask
-    new = model.generate(
-        ids,
-        attention_mask=mask,
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
-        use_cache=use_cache,
-        pad_token_id=0,
-        **_PLAIN_GREEDY,
-    )
+    ends = model.generation_config.eos_token_id
+    asked = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "use_cache": use_cache, "pad_token_id": 0}
+    new = model.generate(ids, attention_mask=mask, generation_config=fresh_generation(ends, **asked))
     rows: list[list[int]] = new[:, ids.shape[1] :].tolist()
     return rows
 

@@ -26,6 +26,7 @@ from hubprune.console import size
 from hubprune.decoder import Recorder
 from hubprune.errors import CheckpointError, DiskSpaceError
 from hubprune.memory import available_bytes
+from hubprune.neutral import ATTENTION, neutral_config
 from hubprune.pruning.bypass import take_out
 from hubprune.pruning.weights import TensorEntry, open_weights
 
@@ -186,14 +187,16 @@ class StreamedModel:
     def __init__(
         self, folder: Path, *, architecture: Architecture, dtype: str, device: str, own_code: bool = False
     ) -> None:
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
+        config = neutral_config(folder, own_code=own_code)
         self._architecture, self._reader = architecture, WeightReader(folder)
         self._dtype, self.device = getattr(torch, dtype), torch.device(device)
         with _parameters_without_data():
             self._model = (
-                AutoModel.from_config(config, dtype=self._dtype, trust_remote_code=own_code)
+                AutoModel.from_config(
+                    config, dtype=self._dtype, attn_implementation=ATTENTION, trust_remote_code=own_code
+                )
                 .eval()
                 .requires_grad_(False)
             )
