@@ -59,7 +59,7 @@ def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, adva
     """
     source = Path(base.folder or "")
     architecture = architecture_of(base.config, name=base.name)
-    weights = open_weights(source)
+    weights = open_weights(source).used(base.tensor_names)
     write_weights(weights, plan, architecture, folder, advance=advance)
     carry_files(source, folder)
     config_json.write_config(base, plan, folder)

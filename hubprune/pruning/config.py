@@ -80,9 +80,16 @@ def check_config(config: Mapping[str, Any], *, where: str) -> None:
     if config["num_hidden_layers"] > MAX_LAYERS:
         raise CheckpointError(f"{where} has num_hidden_layers={config['num_hidden_layers']}, more than {MAX_LAYERS}.")
     _check_types(given, where=where)
-    if isinstance(quantized := config.get("quantization_config"), Mapping):
+    pad, vocabulary = given.get("pad_token_id"), given.get("vocab_size")
+    if type(pad) is int and type(vocabulary) is int and not -vocabulary <= pad < vocabulary:
+        raise CheckpointError(
+            f"{where} has pad_token_id={pad}, and vocab_size={vocabulary}: there is no such token.",
+            hint="Set pad_token_id to null in config.json, where no token is for padding.",
+        )
+    if (quantized := given.get("quantization_config")) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
         raise UnsupportedFormatError(
-            f"{where} says that the weights are quantized ({quantized.get('quant_method', 'unknown method')}).",
+            f"{where} says that the weights are quantized ({method or 'unknown method'!s:.60}).",
             hint="Prune the unquantized base; quantize the result afterwards.",
         )
 

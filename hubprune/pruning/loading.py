@@ -153,7 +153,7 @@ def _comparison_dtype(folder: str) -> Any:
 
     import torch
 
-    from hubprune.devices import resolve_dtype
+    from hubprune.devices import resolve_dtype, with_dtype
     from hubprune.memory import available_bytes
     from hubprune.pruning.config import read_config
     from hubprune.pruning.weights import open_weights
@@ -161,7 +161,7 @@ def _comparison_dtype(folder: str) -> Any:
     needed = 4 * open_weights(Path(folder)).parameters()
     if needed < 0.8 * available_bytes():
         return torch.float32
-    return getattr(torch, resolve_dtype("auto", read_config(Path(folder))))
+    return getattr(torch, resolve_dtype("auto", with_dtype(read_config(Path(folder)), Path(folder))))
 
 
 def _reference_logits(request: CompareRequest, rows: Sequence[Any], dtype: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,9 +47,14 @@ STATES_SHARE = 0.5
 class WeightReader:
     """Reads tensors of a checkpoint into memory, by name."""
 
-    def __init__(self, folder: Path) -> None:
-        self._where = {tensor.name: (shard.path, tensor) for shard, tensor in open_weights(folder)}
+    def __init__(self, folder: Path, names: Mapping[str, str | None]) -> None:
+        self._where = {tensor.name: (shard.path, tensor) for shard, tensor in open_weights(folder).used(names)}
         self._folder = folder
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return frozenset(self._where)
 
     def entry(self, name: str) -> tuple[Path, TensorEntry]:
         """Return the file and the place of a tensor.
@@ -185,12 +190,19 @@ class StreamedModel:
     """A base whose decoder layers exist one at a time."""
 
     def __init__(
-        self, folder: Path, *, architecture: Architecture, dtype: str, device: str, own_code: bool = False
+        self,
+        folder: Path,
+        *,
+        architecture: Architecture,
+        dtype: str,
+        device: str,
+        own_code: bool = False,
+        tensor_names: Mapping[str, str | None] | None = None,
     ) -> None:
         from transformers import AutoModel
 
         config = neutral_config(folder, own_code=own_code)
-        self._architecture, self._reader = architecture, WeightReader(folder)
+        self._architecture, self._reader = architecture, WeightReader(folder, tensor_names or {})
         self._dtype, self.device = getattr(torch, dtype), torch.device(device)
         with _parameters_without_data():
             self._model = (

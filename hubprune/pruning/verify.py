@@ -27,7 +27,7 @@ from hubprune.pruning.inventory import count_parameters
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest, NarrowedTensor
 from hubprune.pruning.runnable import Runnable
 from hubprune.pruning.structure import Structure, read_structure
-from hubprune.pruning.weights import Shard, TensorEntry, open_weights
+from hubprune.pruning.weights import Shard, TensorEntry, Weights, open_weights
 from hubprune.pruning.width import KeptTensor, cuts
 from hubprune.strict_json import parse_json
 
@@ -59,24 +59,25 @@ def verify(
     Raises:
         VerificationError: the fresh process could not load one of the two.
     """
+    weights = base.weights()
     request = CompareRequest(
         base_folder=str(base.folder.resolve()),
         base_custom_code=base.own_code,
         folder=str(folder.resolve()),
         zeroed=_zeroed(plan, architecture),
-        narrowed=_narrowed(base.folder, plan, architecture),
+        narrowed=_narrowed(weights, plan, architecture),
         prompts=PROMPTS,
         new_tokens=NEW_TOKENS,
         custom_code=needs_modeling_file(plan),
     )
     seen = _in_fresh_process("compare", request, Comparison)
     in_mlx = _in_mlx(folder) if plan.layout == "nemotron-nas" and mlx.is_installed() else None
-    planned = _planned_parameters(base.folder, plan, config, architecture)
+    planned = _planned_parameters(weights, plan, config, architecture)
     planned_cache = kv_cache_bytes(config, gone=plan.gone("attn"), tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
         checks=(
             _files_check(folder, plan, architecture),
-            _bytes_check(base.folder, folder, plan, architecture),
+            _bytes_check(weights, folder, plan, architecture),
             *_checks(seen, planned, planned_cache, parts=plan.parts),
             *([in_mlx.check] if in_mlx else []),
         ),
@@ -220,9 +221,8 @@ def _zeroed(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
     return tuple(f"{architecture.layers_prefix}{d.layer}.{outputs[d.kind]}" for d in plan.dropped)
 
 
-def _narrowed(base_folder: Path, plan: DropPlan, architecture: Architecture) -> tuple[NarrowedTensor, ...]:
+def _narrowed(weights: Weights, plan: DropPlan, architecture: Architecture) -> tuple[NarrowedTensor, ...]:
     """List the tensors of the base of which only some neurons stay, with which ones."""
-    weights = open_weights(base_folder)
     if not (neurons := neurons_of(weights, plan, architecture)):
         return ()
     from hubprune.pruning.neurons import mask_of
@@ -235,10 +235,7 @@ def _narrowed(base_folder: Path, plan: DropPlan, architecture: Architecture) -> 
     )
 
 
-def _planned_parameters(
-    base_folder: Path, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
-) -> int:
-    base = open_weights(base_folder)
+def _planned_parameters(base: Weights, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture) -> int:
     gone = _dropped_prefixes(plan, architecture)
     dropped = sum(t.parameters for _, t in base if t.name.startswith(gone) and architecture.is_parameter(t.name))
     narrower = cuts(base, plan, architecture)
@@ -265,8 +262,8 @@ def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Ch
     return Check(name="dropped tensors are in no file", passed=not left, detail=detail)
 
 
-def _bytes_check(base_folder: Path, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
-    base, written = open_weights(base_folder), {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
+def _bytes_check(base: Weights, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
+    written = {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
     neurons = neurons_of(base, plan, architecture)
     kept = [(shard.source, tensor) for shard in shard_plans(base, plan, architecture) for tensor in shard.kept]
     differing = [t.name for shard, t in kept if not _same_bytes(shard, t, written.get(t.name), neurons)]

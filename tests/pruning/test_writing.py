@@ -229,7 +229,7 @@ def test_of_tied_weights_a_checkpoint_keeps_what_the_base_holds(tmp_path, held):
     out = pruned(base.folder, tmp_path / "out", attn=[1])
     assert load_folder(out).keys() & {HEAD, EMBEDDING} == held
     written = take_inventory(
-        Path(base.folder),
+        open_weights(Path(base.folder)),
         out,
         plan=plan(4, attn=[1]),
         config=config,
@@ -247,7 +247,7 @@ def test_the_inventory_counts_bytes_and_the_growth_of_the_cache(tmp_path):
     base = write_base(tmp_path / "base", config, random_tensors(TINY, dtype=torch.bfloat16))
     out = pruned(base.folder, tmp_path / "out", attn=[0])
     written = take_inventory(
-        Path(base.folder),
+        open_weights(Path(base.folder)),
         out,
         plan=plan(4, attn=[0]),
         config=config,
