@@ -76,7 +76,7 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     # With the config at hand, it does not look for one whose code it may not run, and complain.
     tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
     if (tokenizer.pad_token_id or 0) >= model.get_input_embeddings().num_embeddings:
-        tokenizer.pad_token = tokenizer.eos_token  # rows are filled with it, and it has no embedding
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # rows are filled with it, and it had no embedding
     return LoadedModel(model, tokenizer, input_device(model), str(model.dtype).removeprefix("torch."))
 
 

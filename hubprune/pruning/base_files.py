@@ -6,7 +6,6 @@ settle     once the weights are here: what transformers makes of them where conf
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from hubprune.artifacts import BaseCheckpoint
@@ -14,7 +13,7 @@ from hubprune.console import Reporter
 from hubprune.devices import with_dtype
 from hubprune.errors import CheckpointError
 from hubprune.pruning.checkpoint import carried_files
-from hubprune.pruning.fitness import Fit, Shapes, fit
+from hubprune.pruning.fitness import Fit, Shapes, first_words, fit, listed
 from hubprune.pruning.structure import read_structure
 from hubprune.pruning.weights import open_weights
 from hubprune.strict_json import parse_json
@@ -25,8 +24,6 @@ SAMPLE = "The first of 3 rivers (1,024 km) was high; Élise said: 'na und?'\n\ti
 """A text with words, numbers, signs and white space, as any calibration text has them."""
 READ_ROWS = 4096
 """Rows of an embedding that are in memory at once."""
-TOLD = 3
-"""Names that a message lists."""
 
 
 def examine(base: BaseCheckpoint, *, folder: Path, shapes: Shapes, reporter: Reporter) -> None:
@@ -47,8 +44,8 @@ def examine(base: BaseCheckpoint, *, folder: Path, shapes: Shapes, reporter: Rep
     _check_generation(folder, name=base.name)
     _check_tokenizer(folder, found, name=base.name, reporter=reporter)
     if unused := found.unused:
-        numbers = "1 tensor is" if len(unused) == 1 else f"{len(unused)} tensors are"
-        reporter.note(f"{numbers} left out, since transformers does not use them: {_list(unused)}")
+        which = "1 tensor, which" if len(unused) == 1 else f"{len(unused)} tensors, which"
+        reporter.note(f"leaving out {which} transformers does not use: {listed(unused)}")
 
 
 def settle(base: BaseCheckpoint, *, reporter: Reporter) -> BaseCheckpoint:
@@ -112,7 +109,7 @@ def _check_generation(folder: Path, *, name: str) -> None:
         GenerationConfig.from_pretrained(folder)
     except Exception as error:  # what the library raises at values that it does not expect is anything
         raise CheckpointError(
-            f"transformers cannot read {where}: {_first_words(error)}",
+            f"transformers cannot read {where}: {first_words(error)}",
             hint=f"Correct {GENERATION}; it is carried into the result as it is.",
         ) from error
 
@@ -126,31 +123,20 @@ def _check_tokenizer(folder: Path, found: Fit, *, name: str, reporter: Reporter)
         ids, vocabulary = tokenizer(SAMPLE)["input_ids"], tokenizer.get_vocab()
     except Exception as error:  # as above
         raise CheckpointError(
-            f"transformers cannot load the tokenizer of {name}: {_first_words(error)}",
+            f"transformers cannot load the tokenizer of {name}: {first_words(error)}",
             hint="Its tokenizer.json and tokenizer_config.json have to load in AutoTokenizer.",
         ) from error
-    special = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
-    if (highest := max([*ids, *special])) >= found.vocabulary:
+    if (highest := max(ids, default=0)) >= found.vocabulary:
         raise CheckpointError(
             f"The tokenizer of {name} gives token {highest}, and the embedding has {found.vocabulary} rows.",
             hint="The tokenizer is that of another model, or vocab_size in config.json is too small.",
         )
     if beyond := sorted(token for token, number in vocabulary.items() if number >= found.vocabulary):
-        reporter.warn(f"the embedding of {name} has no row for {_list(beyond)}: texts with them cannot be run")
+        reporter.warn(f"the embedding of {name} has no row for {listed(beyond)}: texts with them cannot be run")
     for key in ("bos_token_id", "eos_token_id"):
         token = getattr(found.config, key, None)
         if isinstance(token, int) and token >= found.vocabulary:
             reporter.warn(f"config.json of {name} has {key}={token}, and the embedding {found.vocabulary} rows")
-
-
-def _first_words(error: Exception) -> str:
-    said = re.sub(r"\s+", " ", str(error)).strip()
-    return f"{type(error).__name__}: {said:.300}"
-
-
-def _list(names: tuple[str, ...] | list[str]) -> str:
-    shown = ", ".join(names[:TOLD])
-    return f"{shown} and {len(names) - TOLD} more" if len(names) > TOLD else shown
 
 
 # ---- the head ----------------------------------------------------------------------------------------------------

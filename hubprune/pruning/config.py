@@ -29,8 +29,8 @@ READS_POSITIONS = ("llama3", "yarn", "longrope")
 DEFAULT_ROPE_BASE = 10_000.0
 """What LlamaConfig and MistralConfig take where config.json names none."""
 NOT_CARRIED = {
-    "_attn_implementation", "_name_or_path", "attn_implementation", "auto_map", "block_configs", "dropped_attn_layers",
-    "dropped_mlp_layers", "hubprune", "mlp_intermediate_sizes", "model_file",
+    "_attn_implementation", "_attn_implementation_internal", "_name_or_path", "attn_implementation", "auto_map",
+    "block_configs", "dropped_attn_layers", "dropped_mlp_layers", "hubprune", "mlp_intermediate_sizes", "model_file",
 }  # fmt: skip
 """Keys of a base's config.json that say nothing about the result: its path, what was dropped before, its code.
 

@@ -160,19 +160,32 @@ def _silence() -> Iterator[None]:
 
 
 def _no_model(error: Exception, keys: Mapping[str, Any], *, name: str) -> CheckpointError:
-    said = re.sub(r"\s+", " ", str(error)).strip()
-    culprit = _culprit(keys, said)
-    named = f" with {culprit}={keys[culprit]!r:.60}" if culprit else ""
+    culprits = ", ".join(f"{key}={keys[key]!r:.60}" for key in _culprits(keys, str(error)))
+    named = f" with {culprits}" if culprits else ""
     return CheckpointError(
-        f"transformers can make no model of config.json of {name}{named}: {type(error).__name__}: {said:.300}",
+        f"transformers can make no model of config.json of {name}{named}: {first_words(error)}",
         hint="Correct config.json so that AutoModelForCausalLM loads the base.",
     )
 
 
-def _culprit(keys: Mapping[str, Any], said: str) -> str | None:
-    """Return the key without which a model can be built, if there is one; those that the error speaks of come first."""
-    ordered = sorted(keys, key=lambda key: (key not in said, key in NEEDED_NUMBERS))
-    return next((key for key in ordered if _builds({k: v for k, v in keys.items() if k != key})), None)
+def first_words(error: Exception) -> str:
+    """Write the error of a library on one line."""
+    said = re.sub(r"\s+", " ", str(error)).strip()
+    return f"{type(error).__name__}: {said:.300}"
+
+
+def _culprits(keys: Mapping[str, Any], said: str) -> list[str]:
+    """Find the key without which a model can be built, if there is one; those that the error speaks of come first.
+
+    Where sizes contradict each other, it could be either of them.
+    """
+
+    def builds_without(key: str) -> bool:
+        return _builds({other: value for other, value in keys.items() if other != key})
+
+    others = sorted((key for key in keys if key not in NEEDED_NUMBERS), key=lambda key: key not in said)
+    found = next(filter(builds_without, others), None)
+    return [found] if found else list(filter(builds_without, NEEDED_NUMBERS))
 
 
 def _builds(keys: Mapping[str, Any]) -> bool:
@@ -210,9 +223,9 @@ def _require_whole(loaded: _Loaded, config: Mapping[str, Any], shapes: Shapes, n
             "not complete.",
         )
     if loaded.missing:
-        others = f" What they hold instead is {_list(loaded.unexpected)}." if loaded.unexpected else ""
+        others = f" What they hold instead is {listed(loaded.unexpected)}." if loaded.unexpected else ""
         raise CheckpointError(
-            f"The weights of {name} do not hold what config.json describes: {_list(loaded.missing)}.{others}",
+            f"The weights of {name} do not hold what config.json describes: {listed(loaded.missing)}.{others}",
             hint="transformers would fill the holes with random numbers. Take complete weights of that model"
             + (", and merge the adapter into them." if any("lora_" in key for key in shapes) else "."),
         )
@@ -244,6 +257,7 @@ def _names(loaded: _Loaded, shapes: Shapes, structure: Structure, name: str) -> 
     return names
 
 
-def _list(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Write the first of some names, and how many more there are."""
     shown = ", ".join(names[:TOLD])
     return f"{shown} and {len(names) - TOLD} more" if len(names) > TOLD else shown

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -68,6 +68,8 @@ class Comparison(BaseModel):
     cache_bytes: int
     cache_tokens: int
     transformers: str
+    not_finite: Literal["base", "result"] | None
+    """Whose logits are no finite numbers, if any; `max_logit_difference` then says nothing."""
 
 
 class LoadRequest(BaseModel):
@@ -102,6 +104,7 @@ def compare(request: CompareRequest) -> Comparison:
         model, info = load_with_report(request.folder, dtype=dtype, own_code=request.custom_code)
         logits = [model(ids).logits for ids in rows]
         pairs = list(zip(logits, reference, strict=True))
+        not_finite = "base" if _broken(reference) else "result" if _broken(logits) else None
         alone = [_greedy(model, ids, request.new_tokens) for ids in rows]
         cache = model(rows[0], use_cache=True).past_key_values
         return Comparison(
@@ -109,7 +112,7 @@ def compare(request: CompareRequest) -> Comparison:
             unexpected_keys=tuple(sorted(map(str, info["unexpected_keys"]))),
             parameters=model.num_parameters(),
             dtype=str(dtype).removeprefix("torch."),
-            max_logit_difference=max(float((one - other).abs().max()) for one, other in pairs),
+            max_logit_difference=0.0 if not_finite else max(float((one - other).abs().max()) for one, other in pairs),
             argmax_equal=all(_same_next_tokens(one, other) for one, other in pairs),
             positions=sum(ids.numel() for ids in rows),
             cached_equal=_same_texts(model, rows, alone, [_uncached(model, ids, request.new_tokens) for ids in rows]),
@@ -119,14 +122,20 @@ def compare(request: CompareRequest) -> Comparison:
             cache_bytes=held_bytes(cache),
             cache_tokens=rows[0].shape[1],
             transformers=transformers.__version__,
+            not_finite=not_finite,
         )
 
 
 def _same_next_tokens(one: Any, other: Any) -> bool:
-    """Tell whether two rows of logits have the same maxima, and are numbers at all."""
+    """Tell whether two rows of logits have the same maxima."""
     import torch
 
-    return bool(one.isfinite().all()) and torch.equal(one.argmax(-1), other.argmax(-1))
+    return torch.equal(one.argmax(-1), other.argmax(-1))
+
+
+def _broken(logits: Sequence[Any]) -> bool:
+    """Tell whether some logits are no finite numbers."""
+    return not all(bool(row.isfinite().all()) for row in logits)
 
 
 def load(request: LoadRequest) -> Loaded:

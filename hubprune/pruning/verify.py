@@ -20,6 +20,7 @@ from hubprune.architectures import Architecture
 from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
 from hubprune.errors import CheckpointError, VerificationError
 from hubprune.kv_cache import kv_cache_bytes
+from hubprune.processes import last_words
 from hubprune.pruning import mlx, modeling
 from hubprune.pruning.checkpoint import neurons_of, shard_plans
 from hubprune.pruning.config import MAX_LAYERS, needs_modeling_file, pruned_classes
@@ -57,7 +58,7 @@ def verify(
         architecture: the base's family.
 
     Raises:
-        VerificationError: the fresh process could not load one of the two.
+        VerificationError: the fresh process could not load one of the two, or what they compute is no number.
     """
     weights = base.weights()
     request = CompareRequest(
@@ -71,6 +72,12 @@ def verify(
         custom_code=needs_modeling_file(plan),
     )
     seen = _in_fresh_process("compare", request, Comparison)
+    if seen.not_finite:
+        raise VerificationError(
+            f"The logits of the {seen.not_finite} are not finite numbers, so that nothing can be compared.",
+            hint="Nothing was published. A weight is broken or overflows that no score depends on: the last norm or "
+            "the head.",
+        )
     in_mlx = _in_mlx(folder) if plan.layout == "nemotron-nas" and mlx.is_installed() else None
     planned = _planned_parameters(weights, plan, config, architecture)
     planned_cache = kv_cache_bytes(config, gone=plan.gone("attn"), tokens=seen.cache_tokens, dtype=seen.dtype)
@@ -331,13 +338,8 @@ def _in_fresh_process(
     try:
         return answer.model_validate_json(done.stdout.splitlines()[-1])
     except (IndexError, ValidationError) as error:
-        raise VerificationError(f"A fresh process could not load the checkpoint: {_last_line(done.stderr)}") from error
+        raise VerificationError(f"A fresh process could not load the checkpoint: {last_words(done.stderr)}") from error
 
 
 def _run(command: Sequence[str], text: str, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=text, capture_output=True, text=True, env=dict(variables), check=False)
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "it ended without a word."
