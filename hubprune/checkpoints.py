@@ -11,6 +11,7 @@ from hubprune.artifacts import BaseCheckpoint
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, VerificationError
 from hubprune.pruning import verify
+from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.config import check_config, read_config
 from hubprune.pruning.structure import read_structure
 from hubprune.publishing import hub
@@ -85,6 +86,7 @@ def find_base(
 
     Raises:
         BaseNotFoundError: there is no such base, or it was a folder and nobody says where.
+        CheckpointError: its files contradict each other.
     """
     name, commit = verify.base_of(config)
     if given is None and commit is None:
@@ -92,4 +94,7 @@ def find_base(
     spec = BaseModelSpec(repo_id=given or name, revision=commit if commit and given in (None, name) else "main")
     found = hub.resolve_base(spec, session=session)
     check_config(found.config, where=f"config.json of {found.name}")
-    return hub.download_base(found, session=session, reporter=reporter)
+    base = hub.download_base(found, session=session, reporter=reporter)
+    folder = Path(base.folder or "")
+    examine(base, folder=folder, shapes=shapes_in(folder), reporter=reporter)
+    return settle(base, reporter=reporter)
