@@ -119,6 +119,21 @@ def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publi
     assert "files as in the manifest" in verified.out
     assert "FAILED" not in verified.out
 
+    # Who works on the result on the Hub finds it as they left it, until somebody asks for the other.
+    weights = bytearray((files / "kept" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    healed = api.upload_file(path_or_fileobj=bytes(weights), path_in_repo="model.safetensors", repo_id=TARGET).oid
+    stopped = publish("--attn-drop", 2, "--only-if-changed", "--json", PYTHONPATH=without)
+    assert stopped.code == 5, stopped.err
+    named = f'{healed[:8]} "Upload model.safetensors with huggingface_hub" by local'
+    assert f"model.safetensors of {TARGET} was changed or removed since the last publish: {named}." in stopped.err
+    assert [row["paths"] for row in json.loads(stopped.out)["commits"]] == [["model.safetensors"]]
+    assert api.model_info(TARGET).sha == healed
+    taken_back = publish("--attn-drop", 2, "--overwrite")
+    assert taken_back.code == 0, taken_back.err
+    now = {s.rfilename: s.blob_id for s in api.model_info(TARGET, files_metadata=True).siblings}
+    assert {s.rfilename for s in info.siblings if now[s.rfilename] != s.blob_id} <= {"README.md", "hubprune.json"}
+
 
 def test_a_published_repo_can_be_pruned_and_published_again(hubprune, files):
     small = ("--calibration", "mix.yaml", "--tasks", "none", "--prompts", "prompts.txt", "--json")

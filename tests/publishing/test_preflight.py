@@ -112,7 +112,7 @@ def test_a_card_that_was_written_by_hand_stops_before_compute(admin, session, ba
     commit_files(admin, "acme/handmade", {"README.md": b"---\nlicense: mit\n---\n# Mine"})
     with pytest.raises(ConflictError, match=r"not written by hubprune.*--overwrite-card"):
         preflight(to(repo_id="acme/handmade"), base=base, session=session)
-    assert preflight(to(repo_id="acme/handmade"), base=base, session=session, overwrite_card=True).exists
+    assert preflight(to(repo_id="acme/handmade"), base=base, session=session, overwrite="card").exists
 
 
 def test_a_local_base_cannot_be_published(session, base, recipe):
