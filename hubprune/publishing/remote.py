@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hubprune.artifacts import RepoFile
 from hubprune.errors import RemoteMismatchError
+from hubprune.publishing.integrity import check_file
 from hubprune.publishing.manifest import CARD, MANIFEST, RemoteManifest, read_manifest
 from hubprune.publishing.session import HubSession
 
@@ -123,6 +124,7 @@ def _read(path: str, *, files: Mapping[str, RepoFile], repo_id: str, commit: str
     found = session.ask(
         lambda api: api.hf_hub_download(repo_id, path, revision=commit), doing=f"read {path} of {repo_id}"
     )
+    check_file(Path(found), files[path], repo_id=repo_id, commit=commit)
     return Path(found).read_bytes()
 
 
