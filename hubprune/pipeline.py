@@ -29,8 +29,10 @@ from hubprune.publishing.announcing import announce
 from hubprune.publishing.budget import check_budget
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.foreign import Overwrite
+from hubprune.publishing.integrity import check_arrived
 from hubprune.publishing.preflight import Target, check_disk, preflight
 from hubprune.publishing.staging import merge
+from hubprune.publishing.target import check_name_loads
 from hubprune.publishing.upload_plan import plan_upload
 from hubprune.republishing.again import without_computing
 from hubprune.republishing.before import Before, last_publish
@@ -161,6 +163,8 @@ def produced(
     stage()
     scores, plan = scores_before(before, run, depends_on) or _scored(run)
     say_plan(plan, reporter=run.reporter)
+    if needs_modeling_file(plan):
+        check_name_loads(repo_id)
     stage()
     with kept_checkpoint(run, plan) as (folder, made):
         stage()
@@ -375,6 +379,7 @@ def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> L
         new_tokens=LOADED_TOKENS,
         custom_code=needs_modeling_file(report.plan),
         work_folder=run.store.folder,
+        check=lambda folder: check_arrived(published, folder),
     )
     if loaded.parameters != report.checkpoint.parameters:
         raise VerificationError(

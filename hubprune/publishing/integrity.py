@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hubprune.artifacts import RepoFile
+from hubprune.artifacts import PublishedCommit, RepoFile
 from hubprune.console import Advance, Reporter
-from hubprune.errors import CheckpointError
+from hubprune.errors import CheckpointError, VerificationError
 from hubprune.files import READ_BYTES, write_atomically
 from hubprune.stages import work_folder
 
-__all__ = ["check_file", "check_files"]
+__all__ = ["check_arrived", "check_file", "check_files"]
 
 MEMORY = "checked.json"
 """File of the work folder."""
@@ -76,6 +76,20 @@ def check_file(
         hint=f"Look at all of its files with `hf cache verify {at}`, and fetch this one again with "
         f"`hf download {repo_id} {file.path} --revision {commit} --force-download`.",
     )
+
+
+def check_arrived(published: PublishedCommit, folder: Path) -> None:
+    """Compare what was loaded back from the Hub with what was sent there; files that were not loaded are passed over.
+
+    Raises:
+        VerificationError: a file is another one.
+    """
+    there = [file for file in published.files if (folder / file.path).is_file()]
+    try:
+        for file in there:
+            check_file(folder / file.path, file, repo_id=published.repo_id, commit=published.commit)
+    except CheckpointError as error:
+        raise VerificationError(f"what was loaded back is not what was sent: {error.message}") from error
 
 
 def _expected(file: RepoFile) -> str:

@@ -18,12 +18,13 @@ from hubprune.publishing.license import bare_name, card_in_force, check_license,
 from hubprune.publishing.manifest import CARD
 from hubprune.publishing.remote import branch_heads, read_remote, refs_of
 from hubprune.publishing.session import HubSession
-from hubprune.publishing.target import Target, check_branch, check_visibility, is_private
-from hubprune.recipe import Recipe
+from hubprune.publishing.target import SHORTER, Target, check_branch, check_name_loads, check_visibility, is_private
+from hubprune.recipe import LONGEST_NAME, Recipe
 
 __all__ = ["Target", "check_disk", "preflight", "target_of"]
 
-LONGEST_REPO_ID = 96
+WITHOUT_CODE = {"block-drop", "mlp-width"}
+"""Methods whose results stock classes load, as a rule."""
 UNKNOWN_SIZE = -1
 """Of a file that is yet to be made, and so the same as none that is there."""
 NOBODY = Identity(user=None)
@@ -116,8 +117,14 @@ def _identify(session: HubSession, *, wanted: str | None, excuse: Excuse | None)
 
 def _target_id(recipe: Recipe, *, identity: Identity, terms: BaseCard) -> str:
     repo_id = identity.repo_id(recipe.target.repo_id, default=bare_name(recipe.default_name, card=terms))
-    if len(repo_id) > LONGEST_REPO_ID:
-        raise RecipeError(f"{repo_id} is longer than {LONGEST_REPO_ID} characters.", hint="Pass a shorter repo id.")
+    name = repo_id.split("/")[-1]
+    if len(name) > LONGEST_NAME:
+        raise RecipeError(
+            f"The result would be called {name}, which has {len(name)} characters, and the Hub allows {LONGEST_NAME}.",
+            hint=SHORTER,
+        )
+    if recipe.layout != "stock" and not set(recipe.methods) <= WITHOUT_CODE:
+        check_name_loads(repo_id)
     return repo_id
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hubprune.artifacts import PublishedCommit, PublishReport, RepoFile
 from hubprune.cards import CardChoices, put_card, render_again
 from hubprune.console import Reporter
-from hubprune.files import list_files
+from hubprune.files import list_files, scratch_folder
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.commit import tag_commit
 from hubprune.publishing.foreign import Overwrite
@@ -140,8 +138,7 @@ def _publish_card(
         HubError: the Hub refused or did not answer.
     """
     record = before.record
-    with tempfile.TemporaryDirectory(prefix="hubprune-card-") as name:
-        folder = Path(name)
+    with scratch_folder(name="hubprune-card") as folder:
         put_card(folder, record, choices, text=render_again(record, choices))
         files = {**record.files, **{file.path: file for file in list_files(folder)}}
         published = send(
