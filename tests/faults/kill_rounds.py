@@ -1,4 +1,4 @@
-"""A whole `hubprune publish` that is killed at some moment and run again: what the repo holds, and what is left behind."""
+"""A whole `hubprune publish` that is killed at some moment and run again: what the repo holds, and what is left."""
 
 from __future__ import annotations
 
