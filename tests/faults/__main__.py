@@ -116,9 +116,13 @@ def _rounds(work: Path, number: int) -> list[race_rounds.Round]:
 
 
 def _kills(work: Path, number: int) -> list[kill_rounds.Kill]:
+    """Kill one run after the other, and say at once what became of each: all of them take a while."""
+    said, found = Console(stderr=True), []
     with kill_rounds.open_kill_world(work) as world:
-        drawn = list(enumerate(kill_rounds.moments(world, number), start=1))
-        return [world.run(n, at=at) for n, at in track(drawn, "killed runs", console=Console(stderr=True))]
+        for n, at in enumerate(kill_rounds.moments(world, number), start=1):
+            found.append(world.run(n, at=at))
+            said.print(f"kill {n} of {number}: {found[-1]}", markup=False, highlight=False, soft_wrap=True)
+    return found
 
 
 def _tokens(work: Path) -> list[token_table.Row]:

@@ -42,6 +42,11 @@ class Kill:
     """Whether it was still running."""
     problems: list[str] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        """Return it as a line."""
+        ended = "" if self.died else " (it had ended)"
+        return f"at {self.at}, after {self.said!r:.80}{ended}: {'; '.join(self.problems) or 'the same'}"
+
     def as_json(self) -> dict[str, object]:
         """Return the plain values."""
         return asdict(self)
