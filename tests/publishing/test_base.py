@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from on_hub import BASE_ID, CONFIG, Ticks, commit_files, safetensors
 
-from hubprune.artifacts import RepoFile
+from hubprune.artifacts import PublishedCommit, RepoFile
 from hubprune.errors import (
     AuthenticationError,
     BaseNotFoundError,
@@ -20,6 +21,7 @@ from hubprune.errors import (
     HubUnreachableError,
     UnsupportedArchitectureError,
     UnsupportedFormatError,
+    VerificationError,
 )
 from hubprune.publishing import integrity
 from hubprune.publishing.hub import download_base, needed_files, resolve_base, weight_files
@@ -121,6 +123,24 @@ def test_a_work_folder_that_cannot_be_written_hinders_no_download(base_repo, ses
     (tmp_path / "file").touch()
     monkeypatch.setenv("HUBPRUNE_HOME", str(tmp_path / "file"))
     assert download_base(resolve_base(spec(), session=session), session=session, reporter=reporter).folder
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
+def test_what_is_loaded_back_has_to_be_what_was_sent_byte_for_byte(new_repo, session, reporter, tmp_path, path):
+    repo_id = new_repo(MODEL)
+    base = resolve_base(spec(repo_id), session=session)
+    # A publish knows the SHA-256 of all its files, of small ones too.
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in MODEL.items()}
+    files = tuple(f.model_copy(update={"sha256": digests[f.path]}) for f in base.files if f.path in MODEL)
+    published = PublishedCommit(repo_id=repo_id, commit=base.commit, parent=None, url="", created=True, files=files)
+    for name, data in MODEL.items():
+        (tmp_path / name).write_bytes(data)
+    integrity.check_arrived(published, tmp_path)
+    (tmp_path / path).write_bytes(MODEL[path][:-1] + b"?")
+    with pytest.raises(VerificationError, match=rf"what was loaded back is not what was sent: {path} of"):
+        integrity.check_arrived(published, tmp_path)
+    (tmp_path / path).unlink()
+    integrity.check_arrived(published, tmp_path)
 
 
 def test_shards_are_those_that_the_index_names():
