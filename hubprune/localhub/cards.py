@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -14,7 +14,7 @@ _STRINGS_OR_LISTS = ("license", "language", "base_model", "datasets", "metrics",
 class _Loader(yaml.SafeLoader):
     """Reads plain words as the Hub does, by YAML 1.2: `no` is a language, 0123 has no octal digits, 1:30 is a text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
