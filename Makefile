@@ -31,11 +31,11 @@ matrix: install  ## Load published folders with every supported version of trans
 	$(BIN)/python tests/matrix $(VERSIONS) $(if $(FAMILIES),--families $(FAMILIES)) \
 		$(if $(CHECKS),--checks $(CHECKS)) $(if $(JSON),--json $(JSON))
 
-# Choose with PARTS="cells", SCENARIOS="older", REQUESTS="POST .*/commit/", FAULTS="503|SIGKILL"; JSON=FILE writes the results.
-faults: install  ## Spoil every request of a publish in every way, race two publishers, try every kind of token
+# Choose with PARTS="cells rounds tokens kills", SCENARIOS="older", REQUESTS="POST .*/commit/", FAULTS="503|SIGKILL"; JSON=FILE writes the results.
+faults: install  ## Spoil every request of a publish in every way, race two publishers, try every token, kill whole runs
 	$(BIN)/python tests/faults $(PARTS) $(if $(SCENARIOS),--scenarios "$(SCENARIOS)") \
 		$(if $(REQUESTS),--requests "$(REQUESTS)") $(if $(FAULTS),--faults "$(FAULTS)") \
-		$(if $(EVERY),--every) $(if $(JSON),--json $(JSON))
+		$(if $(EVERY),--every) $(if $(KILLS),--kills $(KILLS)) $(if $(JSON),--json $(JSON))
 
 runtimes: install  ## Compile llama.cpp, install mlx-lm, and compare what they compute with transformers
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[gguf,mlx]"

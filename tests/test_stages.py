@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from hubprune import stages
+from hubprune import files, stages
 from hubprune.artifacts import BenchmarkComparison, Check, Margin
 from hubprune.recipe import DropSpec, Recipe, parse
 from hubprune.stages import StageStore, key_of, work_folder
@@ -17,6 +20,23 @@ RECIPE = {
     "base": {"repo_id": "acme/base"}, "drop": {"attn_drop": 3},
     "calibration": {"name": "mine", "subsets": [{"dataset": "acme/texts", "weight": 1}]},
 }  # fmt: skip
+
+
+def test_a_store_that_is_opened_sweeps_up_after_processes_that_were_killed(tmp_path, monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "getpid", lambda: process.pid)
+        left = [files.scratch_prefix(name) for name in ("load", "hubprune-fresh", "report.json")]
+    places = [tmp_path / "work", tmp_path / "work" / "checkpoints", tmp_path / "tmp"]
+    for place in places:
+        for name in left:
+            (place / name).mkdir(parents=True)
+        (place / f"{files.scratch_prefix('load')}x").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    StageStore(tmp_path / "work")
+    for place in places:
+        assert [path.name for path in place.glob(".*")] == [f"{files.scratch_prefix('load')}x"]
 
 
 @pytest.fixture

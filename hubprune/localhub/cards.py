@@ -11,6 +11,33 @@ _STRINGS = ("library_name", "pipeline_tag", "license_name", "license_link")
 _STRINGS_OR_LISTS = ("license", "language", "base_model", "datasets", "metrics", "tags")
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads plain words as the Hub does, by YAML 1.2: `no` is a language, 0123 has no octal digits, 1:30 is a text."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    base = {"0o": 8, "0x": 16}.get(text[:2])
+    return int(text[2:], base) if base else int(text)
+
+
+_PLAIN = (
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+     "-+0123456789."),
+    ("merge", "<<", "<"),
+)  # fmt: skip
+"""What is no text although it has no quotes: the core schema, and merges, which the Hub's reader knows as well."""
+for _name, _pattern, _first in _PLAIN:
+    starts = [*_first, *([""] if _name == "null" else [])]
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), starts)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+
+
 class MetadataError(ValueError):
     """The metadata cannot be accepted; the text says why."""
 
@@ -22,8 +49,8 @@ def read_metadata(readme: str) -> dict[str, Any]:
     """
     match = _FRONT_MATTER.search(readme.removeprefix("\ufeff"))
     try:
-        metadata = yaml.safe_load(match[1]) if match else None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-45
+        metadata = yaml.load(match[1], Loader=_Loader) if match else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number of very many digits
         raise MetadataError(str(error)) from error
     if metadata is None:
         return {}

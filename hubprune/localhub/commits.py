@@ -2,8 +2,9 @@
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from hubprune.localhub import cards, names
@@ -69,7 +70,16 @@ def parse_order(body: bytes) -> CommitOrder:
     summary, description = text_field(header, "summary"), text_field(header, "description", "")
     if not summary.strip() or "\0" in summary + description:
         raise RefusedError(400, "The commit's message cannot be used")
+    _check_places(steps)
     return CommitOrder(summary, description, parent, tuple(steps))
+
+
+def _check_places(steps: Sequence[Change | LargeFile]) -> None:
+    """Refuse a commit that puts a file where it also puts a folder."""
+    files = {step.path for step in steps if isinstance(step, LargeFile) or step.content is not None}
+    for path in sorted(files):
+        if folder := next((str(above) for above in PurePosixPath(path).parents if str(above) in files), None):
+            raise RefusedError(400, f"{folder} cannot be a file and the folder of {path}")
 
 
 def _step(key: str, value: Mapping[str, Any]) -> Change | LargeFile:

@@ -15,6 +15,8 @@ _REF_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+@=-]{0,199}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{5,40}")
 _MAX_PATH_BYTES = 1024
+_IGNORED = dict.fromkeys([*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF])
+"""Characters that HFS+ leaves out of names."""
 
 
 def repo_id(namespace: str, name: str) -> str:
@@ -42,8 +44,14 @@ def file_path(text: str) -> str:
 
 def is_file_path(text: str) -> bool:
     """Tell whether `text` can be the path of a file in a repository."""
-    forbidden = any(segment in ("", ".", "..") or segment.lower() == ".git" for segment in text.split("/"))
+    forbidden = any(segment in ("", ".", "..") or _is_git_folder(segment) for segment in text.split("/"))
     return not (forbidden or not is_clean(text) or "\\" in text or len(text.encode()) > _MAX_PATH_BYTES)
+
+
+def _is_git_folder(segment: str) -> bool:
+    """Tell whether some file system takes a name for `.git`: NTFS, which has short names and streams, or HFS+."""
+    plain = segment.translate(_IGNORED).split(":")[0].rstrip(". ").lower()
+    return plain in (".git", "git~1")
 
 
 def is_clean(text: str) -> bool:

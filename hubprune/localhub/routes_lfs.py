@@ -67,7 +67,10 @@ class LfsRoutes(HubRoutes):
             in_parts = multipart and size > lfs.PART_BYTES
             whole = {"href": cdn_url(self.hub, call, sha256), "header": {}}
             upload = self._in_parts(call, sha256, size) if in_parts else whole
-            row["actions"] = {"upload": upload, "verify": {"href": f"{call.origin}/_lfs/verify", "header": {}}}
+            row["actions"] = {
+                "upload": upload,
+                "verify": {"href": cdn_url(self.hub, call, sha256, action="verify"), "header": {}},
+            }
         return row
 
     def _in_parts(self, call: Call, sha256: str, size: int) -> dict[str, Any]:

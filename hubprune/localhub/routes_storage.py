@@ -25,8 +25,8 @@ _XET_TOKEN_SECONDS = 900
 def cdn_url(hub: Hub, call: Call, sha256: str, *, action: str = "object", part: int | None = None) -> str:
     """Return the stamped address at which a large file can be fetched or uploaded.
 
-    With `part`, only that part of it is uploaded there. The action `complete`, at the Hub's own address, joins the
-    parts.
+    With `part`, only that part of it is uploaded there. The other actions are at the Hub's own address: `complete`
+    joins the parts, and `verify` tells whether the file has arrived.
     """
     stamp = hub.accounts.signer.stamp(f"{action} {sha256}", expires=int(time.time()) + _LINK_SECONDS)
     suffix = f"&part={part}" if part is not None else ""
@@ -43,7 +43,7 @@ class StorageRoutes(HubRoutes):
             route("/_lfs/object/{sha256}", self.download),
             Route("/_lfs/object/{sha256}", self.upload, methods=["PUT"]),
             route("/_lfs/complete/{sha256}", self.complete, method="POST"),
-            route("/_lfs/verify", self.verify, method="POST"),
+            route("/_lfs/verify/{sha256}", self.verify, method="POST"),
             route(f"{REPO}/xet-read-token/{{revision}}", self.xet_read_token),
             route(f"{REPO}/xet-write-token/{{revision}}", self.xet_write_token),
             route("/_xet/v1/xorbs/{prefix}/{hash}", self.put_xorb, method="POST"),
@@ -81,8 +81,8 @@ class StorageRoutes(HubRoutes):
 
     def verify(self, call: Call) -> Response:
         """Confirm that a large file has arrived with the size that the client expects."""
-        body = call.json()
-        if self.hub.stored_size(names.digest(field(body, "oid", str))) != field(body, "size", int):
+        sha256, body = self._stamped(call, "verify"), call.json()
+        if (field(body, "oid", str), field(body, "size", int)) != (sha256, self.hub.stored_size(sha256)):
             raise RefusedError(404, "No such object, or not of that size")
         return JSONResponse({})
 

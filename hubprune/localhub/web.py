@@ -47,7 +47,7 @@ class Call:
         and nobody would notice a client that does so with the Hub's real content network.
         """
         host, _, port = self.headers["host"].partition(":")
-        other = _LOOPBACK_NAMES[1 - _LOOPBACK_NAMES.index(host)]
+        other = _LOOPBACK_NAMES[1 - _LOOPBACK_NAMES.index(host.lower())]
         return f"http://{other}:{port}" if port else f"http://{other}"
 
     @property

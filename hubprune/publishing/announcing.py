@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from hubprune.artifacts import PublishedCommit
 from hubprune.console import Reporter
-from hubprune.errors import HubpruneError
+from hubprune.errors import HubError, HubpruneError
 from hubprune.publishing.manifest import CARD
 from hubprune.publishing.remote import RECENT_PULL_REQUESTS, pull_request_heads
 from hubprune.publishing.retry import translate
@@ -23,10 +23,17 @@ from hubprune.recipe import TargetSpec
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["announce"]
+__all__ = ["announce", "with_new_version"]
 
 SLUG = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}", re.ASCII)
 """What the Hub makes of a title: its owner, its words, and an id."""
+
+KEY = "new_version"
+FRONT_MATTER = re.compile(
+    r"\ufeff?---[ \t]*(?P<break>\r\n|\n|\r)(?P<values>(?:.*?(?:\r\n|\n|\r))??)---[ \t]*(?=[\r\n]|\Z)", re.DOTALL
+)
+"""The metadata on top of a card, and which line break it has."""
+LINE = re.compile(rf"^{KEY}[ \t]*:[^\r\n]*", re.MULTILINE)
 
 
 class _Told(TypedDict):
@@ -94,20 +101,70 @@ def _slug_of(title: str, repo_id: str, *, private: bool, session: HubSession) ->
 
 
 def _hint(old: str, repo_id: str, *, session: HubSession) -> str:
-    """Propose `new_version` in the metadata of the old repo, unless it is there or was proposed before."""
-    from huggingface_hub import ModelCard
+    """Propose `new_version` in the metadata of the old repo, unless it is there or was proposed before.
 
+    Raises:
+        HubError: its metadata is such that no line can be added to it.
+    """
     title = f"Point to the new version {repo_id}"
     text = _card_of(old, session=session)
     if text is None:
         return f"{old} has no card that could name its new version"
-    card = ModelCard(text)
-    if card.data.get("new_version") == repo_id:
+    if (KEY, repo_id) in (_pairs(_front_matter(text)) or ()):
         return f"{old} names it as its new version"
     if _was_proposed(old, title, session=session):
         return f"{old} was asked before to name it as its new version"
-    card.data["new_version"] = repo_id
-    return f"pull request to name it as the new version of {old}: {_propose(old, str(card), title, session=session)}"
+    card = with_new_version(text, repo_id)
+    if card is None:
+        raise HubError(f"The metadata of {old} takes no further line.", hint=f"Add `{KEY}: {repo_id}` to it by hand.")
+    return f"pull request to name it as the new version of {old}: {_propose(old, card, title, session=session)}"
+
+
+def with_new_version(card: str, repo_id: str) -> str | None:
+    """Name a new version in the metadata of a card that somebody else wrote; nothing but that one line is touched.
+
+    Args:
+        card: a README.md as it is, line breaks included.
+        repo_id: of the new version.
+
+    Returns:
+        The card, or None where a line would mean something else there.
+    """
+    line, found = f"{KEY}: {repo_id}", FRONT_MATTER.match(card)
+    if found is None:
+        mark = "\ufeff" if card.startswith("\ufeff") else ""
+        return f"{mark}---\n{line}\n---\n{card.removeprefix(mark)}"
+    start, end = found.span("values")
+    values, broken = found["values"], found["break"]
+    replaced, count = LINE.subn(line, values)
+    edited = replaced if count else f"{values}{line}{broken}"
+    before, after = _pairs(values), _pairs(edited)
+    if before is None or after is None or after.count((KEY, repo_id)) != 1:
+        return None
+    others = [[pair for pair in pairs if pair[0] != KEY] for pairs in (before, after)]
+    if others[0] != others[1] or len(after) != len(others[1]) + 1:
+        return None
+    return f"{card[:start]}{edited}{card[end:]}"
+
+
+def _front_matter(card: str) -> str:
+    found = FRONT_MATTER.match(card)
+    return found["values"] if found else ""
+
+
+def _pairs(text: str) -> list[tuple[str, str]] | None:
+    """Return the keys at the top of some metadata, each with what is written behind it; None where it is no mapping."""
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    if node is None:
+        return []
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    return [(str(key.value), text[value.start_mark.index : value.end_mark.index].rstrip()) for key, value in node.value]
 
 
 def _card_of(repo_id: str, *, session: HubSession) -> str | None:
@@ -120,14 +177,14 @@ def _card_of(repo_id: str, *, session: HubSession) -> str | None:
         )  # fmt: skip
     except EntryNotFoundError:
         return None
-    return Path(path).read_text(encoding="utf-8")
+    return Path(path).read_bytes().decode(errors="surrogateescape")  # no byte of it is to become another
 
 
 def _propose(repo_id: str, card: str, title: str, *, session: HubSession) -> str | None:
     """Open the pull request; asked once, since a second try after a lost answer would open another."""
     from huggingface_hub import CommitOperationAdd
 
-    change = CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode())
+    change = CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode(errors="surrogateescape"))
     return session.api.create_commit(repo_id, [change], commit_message=title, create_pr=True).pr_url
 
 

@@ -16,11 +16,12 @@ TASK_FOLDER = "tasks"
 """Folder of a published repo that holds the task YAMLs of `include_path`."""
 
 TOKEN = re.compile(
-    r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"
-    r"|\bhf_(?:jwt|oauth)_[\w.-]{16,}"  # of trusted publishers, and of a login in the browser
-    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+",  # the identity that a job shows
+    r"(?:hf|api_org)_[A-Za-z0-9]{16,}"
+    r"|hf_(?:jwt|oauth)_[\w.-]{16,}"  # of trusted publishers, and of a login in the browser
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+",  # the identity that a job shows
     re.ASCII,
 )
+"""Wherever it begins: a token that is stuck to the word before it is still one."""
 LOCAL_DATA = (".jsonl", ".json", ".parquet", ".txt", ".csv")
 
 

@@ -47,6 +47,11 @@ def test_code_of_a_tokenizer_is_never_run(folder, tmp_path, named):
     assert not marker.exists()
 
 
+def test_a_folder_may_have_any_name(pruned_folder, tmp_path):
+    long = shutil.copytree(pruned_folder, tmp_path / ("a-b." * 40))  # transformers makes 600 characters of it
+    assert type(load(long).model).__name__ == "PrunedLlamaForCausalLM"
+
+
 def test_weights_are_never_unpickled(folder):
     weights = folder / "model.safetensors"
     torch.save(load_file(weights), folder / "pytorch_model.bin")

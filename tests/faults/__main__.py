@@ -13,16 +13,17 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
+import kill_rounds
 import race_rounds
 import token_table
 from fault_cells import Result, chosen
-from fault_table import messages, show_cells, show_rounds
+from fault_table import messages, show_cells, show_kills, show_rounds
 from fault_workers import open_worker, run_one
 from fault_world import SCENARIOS, everything_under, open_world
 from rich.console import Console
 from rich.progress import track
 
-PARTS = ("cells", "rounds", "tokens")
+PARTS = ("cells", "rounds", "tokens", "kills")
 SECRET = re.compile(rb"\bhf_(?:jwt_)?[0-9a-f]{34}|xet-(?:read|write):[0-9]|eyJ[0-9a-f]{24}\.")
 
 
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--faults", metavar="REGEX", default="", help="what goes wrong, as in `503|SIGKILL`")
     found.add_argument("--every", action="store_true", help="spoil a request again where another scenario has it too")
     found.add_argument("--rounds", type=int, default=race_rounds.ROUNDS, help="of two publishers at once")
+    found.add_argument("--kills", type=int, default=kill_rounds.KILLS, help="of whole runs, each of which is run again")
     found.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time")
     found.add_argument("--messages", action="store_true", help="print every message once")
     found.add_argument("--json", type=Path, metavar="FILE", help="write every result here too")
@@ -52,11 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = _cells(Path(work), options) if "cells" in parts else []
         rounds = _rounds(Path(work), options.rounds) if "rounds" in parts else []
         tokens = _tokens(Path(work)) if "tokens" in parts else []
+        kills = _kills(Path(work) / "kills", options.kills) if "kills" in parts else []
         leaks = [path for path, content in everything_under(Path(work)) if SECRET.search(content)]
     if options.json:
-        found = {"cells": results, "rounds": rounds, "tokens": tokens}
+        found = {"cells": results, "rounds": rounds, "tokens": tokens, "kills": kills}
         options.json.write_text(json.dumps({k: [r.as_json() for r in v] for k, v in found.items()}, indent=1) + "\n")
-    return _show(console, results, rounds, tokens, leaks, with_messages=options.messages)
+    return _show(console, results, rounds, tokens, kills, leaks, with_messages=options.messages)
 
 
 def _show(
@@ -64,6 +67,7 @@ def _show(
     results: list[Result],
     rounds: list[race_rounds.Round],
     tokens: list[token_table.Row],
+    kills: list[kill_rounds.Kill],
     leaks: list[Path],
     *,
     with_messages: bool,
@@ -76,14 +80,17 @@ def _show(
         show_rounds(rounds, console)
     if tokens:
         console.print(token_table.as_text(tokens), markup=False, highlight=False, soft_wrap=True)
-    bad = [r for r in (*results, *rounds) if r.problems] + [r for r in tokens if r.wrote or "bare" in r.outcome]
+    if kills:
+        show_kills(kills, console)
+    bad = [r for r in (*results, *rounds, *kills) if r.problems] + [r for r in tokens if r.wrote or "bare" in r.outcome]
     for path in leaks:
         console.print(f"There is a token in {path}", style="bold red")
-    console.print(f"{len(results)} cells, {len(rounds)} rounds, {len(tokens)} tokens tried; {len(bad)} with a problem.")
+    tried = f"{len(results)} cells, {len(rounds)} rounds, {len(tokens)} tokens, {len(kills)} kills"
+    console.print(f"{tried} tried; {len(bad)} with a problem.")
     return int(bool(bad or leaks))
 
 
-# ---- the three parts ---------------------------------------------------------------------------------------------
+# ---- the parts ---------------------------------------------------------------------------------------------------
 
 
 def _cells(work: Path, options: argparse.Namespace) -> list[Result]:
@@ -106,6 +113,16 @@ def _rounds(work: Path, number: int) -> list[race_rounds.Round]:
     with open_world(work / "rounds") as world:
         numbers = track(range(number), "two publishers", console=Console(stderr=True))
         return [race_rounds.run(world, n) for n in numbers]
+
+
+def _kills(work: Path, number: int) -> list[kill_rounds.Kill]:
+    """Kill one run after the other, and say at once what became of each: all of them take a while."""
+    said, found = Console(stderr=True), []
+    with kill_rounds.open_kill_world(work) as world:
+        for n, at in enumerate(kill_rounds.moments(world, number), start=1):
+            found.append(world.run(n, at=at))
+            said.print(f"kill {n} of {number}: {found[-1]}", markup=False, highlight=False, soft_wrap=True)
+    return found
 
 
 def _tokens(work: Path) -> list[token_table.Row]:

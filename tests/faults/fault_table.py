@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from fault_cells import Result
+from kill_rounds import Kill
 from race_rounds import Round
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 SHORT = {
@@ -86,5 +88,16 @@ def show_rounds(rounds: Sequence[Round], console: Console) -> None:
             *found.said,
             str(found.commits),
             f"[bold red]{'; '.join(found.problems)}[/]",
+        )
+    console.print(drawn)
+
+
+def show_kills(kills: Sequence[Kill], console: Console) -> None:
+    """Print the runs that were killed, and what was wrong after the next one."""
+    drawn = Table("kill", "at", "it had said", "", title="Killed runs", title_justify="left")
+    for found in kills:
+        said = found.said if found.died else f"{found.said} (it had ended)"
+        drawn.add_row(
+            str(found.number), found.at, escape(said[:90]), f"[bold red]{escape('; '.join(found.problems))}[/]"
         )
     console.print(drawn)

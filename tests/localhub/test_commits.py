@@ -106,6 +106,16 @@ def test_a_card_with_broken_metadata_is_refused(api, repo):
     commit(api, repo, add("README.md", b"---\nlicense: mit\ntags: [pruned]\n---\n# A model\n"))
 
 
+def test_plain_words_of_a_card_are_read_as_the_hub_does(api, repo):
+    words = "language:\n- no\n- en\ntags: [yes, on, 1:30, 1_0]\nlicense: y\nbuild: 0123\nhex: 0x1F\nwhen: 2026-13-45\n"
+    commit(api, repo, add("README.md", f"---\n{words}truth: true\noctal: 0o17\n---\n# x\n".encode()))
+    info = api.model_info(repo)
+    assert {"no", "en", "yes", "on", "1:30", "1_0", "license:y"} <= set(info.tags)
+    data = vars(info.card_data)
+    assert (data["language"], data["build"], data["hex"]) == (["no", "en"], 123, 31)
+    assert (data["when"], data["truth"], data["octal"]) == ("2026-13-45", True, 15)
+
+
 def test_a_pull_request_leaves_the_branch_alone(local_hub, api, repo):
     from huggingface_hub import HfApi
 

@@ -9,7 +9,7 @@ from on_hub import commit_files
 
 from hubprune.artifacts import PublishedCommit
 from hubprune.errors import RecipeError
-from hubprune.publishing.announcing import announce
+from hubprune.publishing.announcing import announce, with_new_version
 from hubprune.recipe import TargetSpec, parse
 
 OLD_CARD = b"---\nlicense: apache-2.0\nnew_version: somebody/else\n---\n# Old\n\nText stays.\n"
@@ -96,11 +96,71 @@ def test_what_fails_is_a_warning_and_the_other_one_is_done_all_the_same(said, ta
     assert len(warned) == (2 if "collection" in target else 1)
 
 
-def test_a_card_that_cannot_be_read_is_a_warning(said, new_repo, monkeypatch):
-    old = new_repo({"README.md": OLD_CARD})
-    monkeypatch.setattr("huggingface_hub.repocard.yaml.load", lambda *_, **__: [1])  # no mapping
+ODD = b"""---
+# keep
+license: apache-2.0   # see LICENSE
+license: mit
+version: 1.10
+build: 0123
+flag: yes
+language:
+- no
+duration: 1:30
+model-index: 3
+text: |
+  new_version: not/this
+---
+new_version: nor/this
+"""
+LINE = b"new_version: me/new\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (ODD, ODD.replace(b"---\nnew_version: nor", LINE + b"---\nnew_version: nor")),
+        (
+            ODD.replace(b"\n", b"\r\n"),
+            ODD.replace(b"---\nnew_version: nor", LINE + b"---\nnew_version: nor").replace(b"\n", b"\r\n"),
+        ),
+        (b"---\nnew_version:   'a/b' # here\nx: 1\n---\n# Old", b"---\n" + LINE + b"x: 1\n---\n# Old"),
+        (b"---\n---\n# Old\n", b"---\n" + LINE + b"---\n# Old\n"),
+        (b"---\nx: 1\n---", b"---\nx: 1\n" + LINE + b"---"),
+        (b"# Old\n", b"---\n" + LINE + b"---\n# Old\n"),
+        ("\ufeff---\nx: 1\n---\n".encode(), "\ufeff---\nx: 1\n".encode() + LINE + b"---\n"),
+        (b"---\nx: 1\n---\n\xff\xfe", b"---\nx: 1\n" + LINE + b"---\n\xff\xfe"),
+        (b"---\nnew_version: >\n  a/b\nx: 1\n---\n", None),
+        (b"---\nnew_version: &a a/b\nx: *a\n---\n", None),
+        (b"---\nnew_version: a/b\nnew_version: c/d\n---\n", None),
+        (b"---\n'new_version': a/b\n---\n", None),
+        (b"---\n{x: 1}\n---\n", None),
+        (b"---\n- x\n---\n", None),
+        (b"---\nx: [\n---\n", None),
+        (b"---\nx: " + b"[" * 5000 + b"\n---\n", None),
+    ],
+)
+def test_one_line_of_a_card_of_somebody_else_is_written_and_nothing_else(before, after):
+    found = with_new_version(before.decode(errors="surrogateescape"), "me/new")
+    assert (found and found.encode(errors="surrogateescape")) == after
+
+
+def test_a_card_of_somebody_else_arrives_byte_for_byte_but_for_that_line(said, new_repo, admin, result):
+    old = new_repo({"README.md": ODD.replace(b"license: mit\n", b"").replace(b"model-index: 3\n", b"")})
+    said(supersedes=old)
+    [proposal] = pull_requests(admin, old)
+    changed = Path(admin.hf_hub_download(old, "README.md", revision=proposal.ref)).read_bytes().splitlines()
+    kept = Path(admin.hf_hub_download(old, "README.md")).read_bytes().splitlines()
+    assert [line for line in changed if line != f"new_version: {result.repo_id}".encode()] == kept
+
+
+def test_a_card_that_takes_no_line_is_a_warning_with_the_line(said, new_repo, admin, result):
+    old = new_repo({"README.md": b"---\n{license: mit}\n---\n"})
     [warning] = said(supersedes=old)[1]
-    assert warning.startswith("It is published, but: Cannot tell somebody/base-")
+    assert warning == (
+        f"It is published, but: The metadata of {old} takes no further line. "
+        f"Add `new_version: {result.repo_id}` to it by hand."
+    )
+    assert pull_requests(admin, old) == []
 
 
 def test_a_hint_whose_answer_was_lost_is_a_warning_and_not_given_again(said, new_repo, admin, hub):

@@ -146,6 +146,15 @@ def test_local_paths_and_tokens_are_scrubbed_wherever_they_hide(tmp_path, privat
     assert scrub(f"see {Path.home()}/a") == "see ~/a"
 
 
+JOB = f"eyJ{'a' * 20}.eyJ{'b' * 20}.{'c' * 20}"
+
+
+@pytest.mark.parametrize("before", ["", "my_", "x", "0", "é", "Bearer ", "token="])
+@pytest.mark.parametrize("token", ["hf_" + "a1B2" * 8, "api_org_" + "a1B2" * 8, "hf_jwt_" + "a.b-" * 8, JOB])
+def test_a_token_is_scrubbed_whatever_it_is_stuck_to(before, token):
+    assert scrub(f"{before}{token} after") == f"{before}hf_… after"
+
+
 def test_the_tag_depends_on_the_checkpoint_alone():
     files = made.checkpoint().files
     assert checkpoint_tag(made.checkpoint()) == f"hubprune-{files_digest(files)[:8]}"
