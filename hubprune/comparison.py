@@ -22,6 +22,7 @@ from hubprune.artifacts import (
     SublayerKind,
     TaskComparison,
 )
+from hubprune.console import decimal
 from hubprune.errors import BaseNotFoundError, CheckpointError
 from hubprune.kv_cache import kv_bytes_per_layer
 from hubprune.pruning.agreement import agreements
@@ -389,7 +390,8 @@ def _agreement_table(agreed: tuple[Agreement, ...]) -> str:
 def _benchmarks_table(pairs: tuple[ComparedMetric, ...]) -> str:
     rows = [["task", "metric", "n", "A", "its base", "B", "its base", "B − A"]]
     for pair in pairs:
-        values = (f"{v:.4f}" for v in (pair.first, pair.first_base, pair.second, pair.second_base))
-        change = f"{pair.change:+.2f} points" if pair.unit == "points" else f"{pair.change:+.4f}"
+        values = (decimal(v, digits=4) for v in (pair.first, pair.first_base, pair.second, pair.second_base))
+        own = pair.unit != "points"
+        change = f"{decimal(pair.change, digits=4 if own else 2, sign=True)}{'' if own else ' points'}"
         rows.append([pair.task, pair.metric, str(pair.documents), *values, change])
     return table(rows, left=2)

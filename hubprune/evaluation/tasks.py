@@ -10,12 +10,13 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from hubprune.console import LARGEST
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.libraries import log_level
 from hubprune.evaluation.sources import DataSource, content_of, first_line, hub_id, merge
@@ -229,7 +230,37 @@ def load_tasks(spec: EvaluationSpec) -> Suite:
         for task in loaded["tasks"].values():
             shots = spec.num_fewshot.get(name, task.get_config("num_fewshot") or 0)
             task.set_config(key="num_fewshot", value=shots)
+            task.aggregation = partial(_bounded, task.aggregation)
     return suite
+
+
+class BoundedAggregation:
+    """lm-eval's way to make one number of many, with `LARGEST` for one that is larger.
+
+    The perplexity of a ruined model is more than a float holds, and that is a result.  lm-eval looks up how to find the
+    standard error by the function, so this one is equal to what it stands for.
+    """
+
+    def __init__(self, function: Callable[[Sequence[Any]], Any]) -> None:
+        self._function = function
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, values: Sequence[Any]) -> Any:
+        try:
+            found = self._function(values)
+        except OverflowError:
+            return LARGEST
+        return min(found, LARGEST) if isinstance(found, float) else found  # NaN stays NaN
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._function == getattr(other, "_function", other))
+
+    def __hash__(self) -> int:
+        return hash(self._function)
+
+
+def _bounded(aggregation: Callable[[], Mapping[str, Any]]) -> dict[str, BoundedAggregation]:
+    return {metric: BoundedAggregation(function) for metric, function in aggregation().items()}
 
 
 def _load(manager: Any, name: str) -> Any:
