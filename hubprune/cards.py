@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from hubprune.artifacts import RepoFile, SpeedReport
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, ConflictError, RecipeError
+from hubprune.files import existing_folder
 from hubprune.pictures import BENCHMARK_PICTURE, CARD_PICTURE
 from hubprune.publishing import card, hub
 from hubprune.publishing.fingerprint import CARD_PART, card_part
@@ -170,8 +171,7 @@ def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Repo
     """
     from hubprune.localhub import Preview
 
-    folder = Path(name)
-    if folder.is_dir():
+    if folder := existing_folder(name):
         if not (folder / CARD).is_file():
             raise BaseNotFoundError(f"{folder} holds no {CARD}.", hint=f"Write it with: hubprune card {folder}")
         return Preview(title=folder.resolve().name, subtitle=str(folder), folder=folder)

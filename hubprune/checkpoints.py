@@ -10,6 +10,7 @@ from typing import Any, Literal
 from hubprune.artifacts import BaseCheckpoint
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, VerificationError
+from hubprune.files import existing_folder
 from hubprune.pruning import verify
 from hubprune.pruning.config import check_config, read_config
 from hubprune.pruning.structure import read_structure
@@ -47,8 +48,8 @@ def find_pruned(name: str, *, revision: str | None, session: HubSession, reporte
         CheckpointError: it was not written by hubprune, or is broken.
         BaseNotFoundError: there is no such folder or repo.
     """
-    if Path(name).is_dir():
-        return PrunedFolder(name=name, commit=None, folder=Path(name), config=read_config(Path(name)))
+    if there := existing_folder(name):
+        return PrunedFolder(name=name, commit=None, folder=there, config=read_config(there))
     if not REPO_ID.fullmatch(name):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
     repo = hub.resolve_repo(BaseModelSpec(repo_id=name, revision=revision or "main"), session=session)

@@ -20,6 +20,7 @@ from hubprune.console import LARGEST
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.libraries import log_level
 from hubprune.evaluation.sources import DataSource, content_of, first_line, hub_id, merge
+from hubprune.files import existing_folder
 from hubprune.recipe import EvaluationSpec
 from hubprune.suites import SUITES
 
@@ -56,7 +57,7 @@ def find_tasks(spec: EvaluationSpec) -> Any:
         EvaluationError: a name is unknown, the include path is no folder, a task runs generated code or needs more than
             text, or it cannot be shown as many examples as the spec says.
     """
-    if spec.include_path is not None and not Path(spec.include_path).is_dir():
+    if spec.include_path is not None and not existing_folder(spec.include_path):
         raise EvaluationError(f"There is no folder {spec.include_path}.", hint="Check --include-path.")
     with log_level("lm_eval.tasks", logging.ERROR):
         manager = _index(spec)

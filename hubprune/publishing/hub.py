@@ -12,6 +12,7 @@ from hubprune.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.carried import is_carried
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, CheckpointError, GatedBaseError, UnsupportedFormatError
+from hubprune.files import existing_folder, file_exists
 from hubprune.publishing import oidc
 from hubprune.publishing.retry import REQUEST_SECONDS
 from hubprune.publishing.session import HubSession
@@ -47,18 +48,19 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         UnsupportedFormatError: no safetensors.
         HubError: the Hub refused or did not answer.
     """
-    folder = Path(spec.repo_id).expanduser()
+    folder = existing_folder(spec.repo_id)
     looks_local = spec.repo_id.startswith(("/", "~", ".")) or not REPO_ID.fullmatch(spec.repo_id)
-    is_local = looks_local or (folder / "config.json").is_file()
-    found = _local_base(folder) if is_local else resolve_repo(spec, session=session)
+    if folder is None and looks_local:
+        hint = "A repo id looks like owner/name."
+        raise BaseNotFoundError(f"{spec.repo_id} is neither a folder nor a repo id.", hint=hint)
+    is_local = folder is not None and (looks_local or file_exists(folder / "config.json"))
+    found = _local_base(folder) if folder and is_local else resolve_repo(spec, session=session)
     architecture_of(found.config, name=found.name)
     _check_format(found)
     return found
 
 
 def _local_base(folder: Path) -> BaseCheckpoint:
-    if not folder.is_dir():
-        raise BaseNotFoundError(f"{folder} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
     if not (folder / "config.json").is_file():
         raise BaseNotFoundError(f"{folder} has no config.json, so it holds no transformers model.")
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
