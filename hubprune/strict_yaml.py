@@ -8,13 +8,14 @@ whatever Python raises.  All of it is one error with the file and, where there i
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import yaml
 
 from hubprune.errors import HubpruneError, RecipeError
 
-__all__ = ["TaggedText", "parse_yaml"]
+__all__ = ["TaggedText", "parse_yaml", "refuse_depth"]
 
 DEEPEST = 100
 """Levels of lists and mappings inside each other; PyYAML reads some 300, its C parser ends the process at 40,000."""
@@ -40,9 +41,9 @@ def parse_yaml(data: bytes, *, where: str, error: type[HubpruneError] = RecipeEr
     Raises:
         HubpruneError: of the given kind; it is no YAML, or two readers could read two different things out of it.
     """
+    refuse_depth(data, where=where, error=error)
     try:
         text = data.decode("utf-8-sig")
-        _refuse_depth(text)
         value = yaml.load(text, Loader=_Tagged if tags else _Strict)
         _refuse_bomb(value)
     except UnicodeDecodeError as caught:
@@ -64,16 +65,20 @@ def _reason(error: yaml.YAMLError) -> str:
     return " ".join(str(said).split())
 
 
-def _refuse_depth(text: str) -> None:
+def refuse_depth(data: bytes, *, where: str, error: type[HubpruneError]) -> None:
+    """Refuse a document whose lists and mappings nest deeper than `DEEPEST`; all else that is wrong is left to others.
+
+    Raises:
+        HubpruneError: of the given kind.
+    """
     depth = 0
-    for event in yaml.parse(text, Loader=_Events):  # the parser goes on step by step, whatever the depth
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
+    # The parser goes on step by step whatever the depth; what makes values of its steps does not.
+    with suppress(yaml.YAMLError, UnicodeError):
+        for event in yaml.parse(data, Loader=_Events):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                problem = f"lists and mappings are nested deeper than {DEEPEST} levels"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+                place = f"{where}, line {event.start_mark.line + 1}"
+                raise error(f"Cannot read {place}: lists and mappings are nested deeper than {DEEPEST} levels.")
 
 
 def _refuse_bomb(value: Any) -> None:
@@ -108,7 +113,7 @@ def _parts(item: Any) -> Iterator[Any]:
 _Events: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(_Events):  # type: ignore[misc]
     """The safe loader, which names the line of whatever it cannot make a value of."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

@@ -133,7 +133,7 @@ def test_a_recipe_cannot_be_changed():
 def test_yaml_never_makes_objects(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("base: !!python/object/apply:os.system ['true']\n")
-    with pytest.raises(RecipeError, match="the tag .* is not known"):
+    with pytest.raises(RecipeError, match=r"the tag .* is not known"):
         read_recipe(path)
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.console import LARGEST
-from hubprune.errors import EvaluationError
+from hubprune.errors import EvaluationError, HubpruneError
 from hubprune.evaluation.libraries import log_level
 from hubprune.evaluation.sources import DataSource, content_of, first_line, hub_id, merge
+from hubprune.evaluation.task_yaml import broken_files, refuse_misfit
 from hubprune.files import existing_folder
 from hubprune.recipe import EvaluationSpec
 from hubprune.suites import SUITES
@@ -54,16 +55,19 @@ def find_tasks(spec: EvaluationSpec) -> Any:
     Returns lm-eval's `TaskManager`.  Tasks under `include_path` come before stock ones of the same name.
 
     Raises:
-        EvaluationError: a name is unknown, the include path is no folder, a task runs generated code or needs more than
-            text, or it cannot be shown as many examples as the spec says.
+        EvaluationError: a name is unknown, the include path is no folder, a file of a task there is broken, a task runs
+            generated code, unpickles data or needs more than text, or it cannot be shown as many examples as the spec
+            says.
     """
     if spec.include_path is not None and not existing_folder(spec.include_path):
         raise EvaluationError(f"There is no folder {spec.include_path}.", hint="Check --include-path.")
+    broken = broken_files(Path(spec.include_path)) if spec.include_path and spec.tasks else {}
     with log_level("lm_eval.tasks", logging.ERROR):
         manager = _index(spec)
         if any(name not in manager.task_index and _is_mentioned(name) for name in spec.tasks):
             manager = _full_index(spec)  # a tag: its members may be anywhere
-    _refuse_unknown(spec, manager.task_index)
+    _refuse_broken(spec, manager, broken)
+    _refuse_unknown(spec, manager.task_index, broken)
     _refuse_unfit(spec, manager.task_index)
     _refuse_examples(spec, manager.task_index)
     return manager
@@ -140,13 +144,26 @@ def _member_names(items: Any) -> Iterator[str]:
     for item in items if isinstance(items, list) else ():
         if isinstance(item, str):
             yield item
+        elif not isinstance(item, dict):
+            raise EvaluationError(f"A group of benchmarks has a member that is no name: {str(item)[:60]!r}.")
         elif isinstance(item.get("task"), list):
             yield from _member_names(item["task"])
         else:
             yield str(item.get("group") or item.get("task"))
 
 
-def _refuse_unknown(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
+def _refuse_broken(spec: EvaluationSpec, manager: Any, broken: Mapping[Path, EvaluationError]) -> None:
+    """Refuse a name whose file cannot be read, or could be read in two ways."""
+    for path in task_paths(manager, spec.tasks):
+        if error := broken.get(path.resolve()):
+            raise error
+    unknown = [name.encode() for name in spec.tasks if name not in manager.task_index]
+    for path, error in broken.items():
+        if path.is_file() and any(name in path.read_bytes() for name in unknown):
+            raise error
+
+
+def _refuse_unknown(spec: EvaluationSpec, index: Mapping[str, Any], broken: Mapping[Path, EvaluationError]) -> None:
     unknown = [name for name in spec.tasks if name not in index]
     if not unknown:
         return
@@ -154,6 +171,7 @@ def _refuse_unknown(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
     places = f"lm-eval's own tasks or in {spec.include_path}" if spec.include_path else "lm-eval's own tasks"
     own = f"Suites: {', '.join(SUITES)}."
     own += "" if spec.include_path else " For tasks of your own, pass --include-path FOLDER."
+    own += f" Not read: {next(iter(broken.values())).message}" if broken else ""
     hint = f"Did you mean {' or '.join(near)}? {own}" if near else own
     raise EvaluationError(f"There is no benchmark {unknown[0]} in {places}.", hint=hint)
 
@@ -161,6 +179,8 @@ def _refuse_unknown(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
 def _refuse_unfit(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
     for name, entry in _walk(index, spec.tasks):
         config = (entry.cfg or {}) if entry else {}
+        if entry is not None and entry.kind.name == "TASK":
+            refuse_misfit(name, config)
         if config.get("unsafe_code"):
             raise EvaluationError(f"The benchmark {name} runs code that the model wrote, which hubprune never does.")
         if config.get("doc_to_image") or config.get("doc_to_audio"):
@@ -232,7 +252,20 @@ def load_tasks(spec: EvaluationSpec) -> Suite:
             shots = spec.num_fewshot.get(name, task.get_config("num_fewshot") or 0)
             task.set_config(key="num_fewshot", value=shots)
             task.aggregation = partial(_bounded, task.aggregation)
+            for step in ("build_all_requests", "process_results"):
+                setattr(task, step, partial(_as_written, task.task_name, getattr(task, step)))
     return suite
+
+
+def _as_written(name: str, step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Take a step of a task that runs its templates and code, and tell of whatever these raise."""
+    try:
+        return step(*args, **kwargs)
+    except HubpruneError:
+        raise
+    except Exception as error:
+        message = f"The benchmark {name} cannot be run as it is written: {type(error).__name__}: {first_line(error)}"
+        raise EvaluationError(message) from error
 
 
 class BoundedAggregation:
@@ -267,7 +300,9 @@ def _bounded(aggregation: Callable[[], Mapping[str, Any]]) -> dict[str, BoundedA
 def _load(manager: Any, name: str) -> Any:
     try:
         return manager.load([name])
-    except (OSError, ValueError, KeyError) as error:
+    except HubpruneError:
+        raise
+    except Exception as error:  # whatever lm-eval, its templates or `datasets` make of a task and its rows
         datasets = ", ".join(sorted({s.dataset for s in data_sources(manager, [name])})) or "made by its own code"
         message = f"Cannot load the benchmark {name} (data set: {datasets}): {first_line(error)}"
         raise EvaluationError(message) from error
