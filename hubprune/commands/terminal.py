@@ -66,7 +66,8 @@ def open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
     def say_reused(stage: str) -> None:
         reporter.note(f"{stage}: taken from an earlier run")
 
-    return Run(recipe, session, reporter, StageStore(work_folder(), on_reuse=say_reused))
+    store = StageStore(work_folder(), on_reuse=say_reused, warn=reporter.warn)
+    return Run(recipe, session, reporter, store)
 
 
 def show_page(shown: Preview, *, port: int, opens: bool, reporter: Reporter) -> None:
