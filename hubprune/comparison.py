@@ -90,7 +90,7 @@ def _of_repo(name: str, session: HubSession) -> Source:
         raise BaseNotFoundError(
             f"{name} is neither a folder, nor a file, nor a repo id.", hint="A repo id looks like owner/name."
         )
-    repo = hub.resolve_repo(BaseModelSpec(repo_id=repo_id, revision=revision or "main"), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
     if not any(file.path == MANIFEST for file in repo.files):
         return Source(_side_of_config(name, repo.config))
     path = session.ask(

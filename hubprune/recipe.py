@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hubprune.artifacts import Aggregation, EvalBackend, LayoutChoice, Method, Metric, Schedule
 from hubprune.errors import RecipeError
-from hubprune.requests import MOST, Count, DropSpec, Number, Settings, WidthSpec
+from hubprune.requests import MOST, Count, DropSpec, Number, Settings, WidthSpec, shown
 from hubprune.strict_yaml import parse_yaml
 from hubprune.suites import DEFAULT_SUITE, SUITES, expand
 
@@ -26,6 +26,8 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+Revision = Annotated[str, Field(min_length=1, max_length=250)]
+"""A branch, a tag or a commit, no longer than the name of a file, which git keeps it in."""
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
@@ -34,8 +36,17 @@ class BaseModelSpec(Settings):
 
     repo_id: str
     """Repo id on the Hub, or a local folder (not for publishing)."""
-    revision: str = "main"
+    revision: Revision = "main"
     """Branch, tag or commit of the base; resolved to a commit before anything else happens."""
+
+    @classmethod
+    def of(cls, repo_id: str, *, revision: str) -> BaseModelSpec:
+        """Name a repo or folder as a user wrote it.
+
+        Raises:
+            RecipeError: the revision is none.
+        """
+        return parse(cls, {"repo_id": repo_id, "revision": revision})
 
 
 class CalibrationSubset(Settings):
@@ -44,7 +55,7 @@ class CalibrationSubset(Settings):
     dataset: str
     """Data set id on the Hub, or the path of a local .jsonl, .parquet or .txt file."""
     config: str | None = None
-    revision: str | None = None
+    revision: Revision | None = None
     """Branch, tag or commit of the data set; None for its main branch.  A published recipe names the commit."""
     file: str | None = None
     """Path of one file in the data set's repo that is read by itself; None for the files that its config names."""
@@ -157,7 +168,7 @@ class TargetSpec(Settings):
 
     repo_id: str | None = None
     """None for `<your namespace>/<base>-attn-drop-<N>`."""
-    revision: str = "main"
+    revision: Revision = "main"
     """Branch that the commit goes to."""
     private: bool = False
     create_pr: bool = False
@@ -291,7 +302,7 @@ def _first_problem(error: ValidationError) -> str:
         return f"--device {problem['input']!r} is none of auto, cpu, mps, cuda and cuda:N."
     place = ".".join(map(str, problem["loc"]))
     known = problem["type"] != "extra_forbidden" and isinstance(problem["input"], (str, int, float))
-    got = f", not {problem['input']!r}" if known else ""
+    got = f", not {shown(problem['input'])}" if known else ""
     return f"{place}: {problem['msg']}{got}."
 
 

@@ -39,7 +39,8 @@ Count = Annotated[int, Number, Field(ge=1, le=MOST)]
 """How many there are of something, 1 at least."""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Write a value as an error repeats it."""
     text = repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
@@ -48,7 +49,7 @@ def _percent(value: Any) -> str:
     """Return a share in one spelling, as in 12.5%."""
     found = PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
     if not found:
-        raise ValueError(f"{_shown(value)} is no share; it looks like 60%")
+        raise ValueError(f"{shown(value)} is no share; it looks like 60%")
     if not 0 < float(found["percent"]) <= 100:
         raise ValueError(f"{value[:MOST_SHOWN]} is no share between 0 % and 100 %")
     return f"{Decimal(found['percent']).normalize():f}%"
@@ -60,7 +61,7 @@ def _amount(value: Any) -> int | str:
     digits = isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= len(str(MOST))
     number = int(value) if digits else value
     if type(number) is not int or not 1 <= number <= MOST:
-        raise ValueError(f"{_shown(value)} is neither a number of 1 or more nor a share like 10%")
+        raise ValueError(f"{shown(value)} is neither a number of 1 or more nor a share like 10%")
     return number
 
 
@@ -70,7 +71,7 @@ def _widths(value: Any) -> int | tuple[int, ...] | None:
     several = tuple(value) if isinstance(value, (list, tuple)) else None
     asked = (value,) if several is None else several
     if not asked or not all(type(width) is int and 1 <= width <= MOST for width in asked):
-        raise ValueError(f"{_shown(value)} is no width: pass a number of 1 or more, or one for every layer")
+        raise ValueError(f"{shown(value)} is no width: pass a number of 1 or more, or one for every layer")
     return int(value) if several is None else several
 
 

@@ -27,11 +27,20 @@ Value = TypeVar("Value", bound=BaseModel)
 
 
 def work_folder() -> Path:
-    """Return the folder that finished stages are kept in: `HUBPRUNE_HOME`, else the user's cache folder."""
+    """Return the folder that finished stages are kept in: `HUBPRUNE_HOME`, else the user's cache folder.
+
+    Raises:
+        RecipeError: neither exists.
+    """
     import platformdirs
 
-    home = os.environ.get("HUBPRUNE_HOME")
-    return Path(home) if home else Path(platformdirs.user_cache_dir("hubprune"))
+    if home := os.environ.get("HUBPRUNE_HOME"):
+        return Path(home)
+    try:
+        return Path(platformdirs.user_cache_dir("hubprune"))
+    except RuntimeError as error:  # where a container runs as a user that it does not know
+        hint = "Set HOME to a folder that can be written; the client of the Hub needs it as well."
+        raise RecipeError("This user has no home folder to keep results in.", hint=hint) from error
 
 
 def key_of(*inputs: Any) -> str:

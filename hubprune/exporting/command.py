@@ -153,7 +153,7 @@ def _find(name: str, revision: str, session: HubSession, reporter: Reporter) -> 
         return _Source(name=str(folder.resolve()), folder=folder, config=read_config(folder))
     if not REPO_ID.fullmatch(name):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    repo = hub.resolve_repo(BaseModelSpec(repo_id=name, revision=revision), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision), session=session)
     read_layers(repo.config, name=name)
     folder = download(hub.needed_files(repo), repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
     return _Source(name=name, folder=folder, config=read_config(folder))

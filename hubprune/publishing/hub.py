@@ -100,7 +100,12 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
 
 
 def _model_info(spec: BaseModelSpec, *, session: HubSession) -> ModelInfo:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return session.ask(
@@ -108,8 +113,11 @@ def _model_info(spec: BaseModelSpec, *, session: HubSession) -> ModelInfo:
                 spec.repo_id, revision=spec.revision, files_metadata=True, timeout=REQUEST_SECONDS
             ),
             doing=f"look up {spec.repo_id}",
-            passing=(RepositoryNotFoundError, RevisionNotFoundError),
+            passing=(RepositoryNotFoundError, RevisionNotFoundError, HFValidationError),
         )
+    except HFValidationError as error:
+        hint = "A repo id looks like owner/name, with at most 96 characters in each."
+        raise BaseNotFoundError(f"{spec.repo_id} is no repo id, and no folder either.", hint=hint) from error
     except GatedRepoError as error:  # a subclass of RepositoryNotFoundError: it has to come first
         raise _gated(spec.repo_id, error, session=session) from error
     except RepositoryNotFoundError as error:
