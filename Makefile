@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test matrix faults runtimes lint fix bench clean
+.PHONY: help install demo test matrix faults fuzz runtimes lint fix bench clean
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -27,6 +27,9 @@ test: lint  ## Lint, run all tests, and load published folders with the oldest a
 	$(BIN)/python tests/matrix oldest newest --brief --families llama llama-nemotron-nas mistral-window
 
 # Choose with VERSIONS="4.48.3 newest", FAMILIES="llama", CHECKS="padded cache"; JSON=FILE writes the results.
+fuzz: install  ## Read nearly valid files of every kind, of which none may end in a traceback
+	$(BIN)/python tests/fuzz $(EXAMPLES)
+
 matrix: install  ## Load published folders with every supported version of transformers
 	$(BIN)/python tests/matrix $(VERSIONS) $(if $(FAMILIES),--families $(FAMILIES)) \
 		$(if $(CHECKS),--checks $(CHECKS)) $(if $(JSON),--json $(JSON))

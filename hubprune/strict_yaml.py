@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -145,20 +145,21 @@ class _Strict(_Events):  # type: ignore[misc]
                 problem = f"the key {str(key)[:40]!r} stands there twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+        made: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        return made
 
 
 class _Tagged(_Strict):
     """The same with texts behind tags."""
 
 
-def _refuse_tag(loader: _Strict, node: yaml.Node) -> None:
+def _refuse_tag(loader: _Strict, node: yaml.Node) -> NoReturn:
     raise yaml.MarkedYAMLError(problem=f"the tag {node.tag!r} is not known", problem_mark=node.start_mark)
 
 
-def _tagged_text(loader: _Tagged, node: yaml.Node) -> TaggedText | None:
+def _tagged_text(loader: _Tagged, node: yaml.Node) -> TaggedText:
     if not isinstance(node, yaml.ScalarNode):
-        return _refuse_tag(loader, node)
+        _refuse_tag(loader, node)
     text = TaggedText(node.value)
     text.tag = node.tag
     return text

@@ -73,7 +73,7 @@ def check_texts(arguments: Sequence[str]) -> None:
 
 def fail_on_output(error: OSError) -> int:
     """Say that stdout could not be written, and return the exit code."""
-    sys.stdout = None  # type: ignore[assignment]  # which Python would try to flush once more
+    sys.stdout = None  # which Python would try to flush once more
     Reporter().error(f"The output cannot be written: {error.strerror}.", None)
     return OutputError.exit_code
 

@@ -137,8 +137,8 @@ def refuse_misfit(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _expect(name: str, key: str, value: Any, kind: type) -> None:
-    fits = isinstance(value, kind) and not (kind is int and (isinstance(value, bool) or value < 0))
-    if value is not None and not fits:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value is not None and not (is_count if kind is int else isinstance(value, kind)):
         raise EvaluationError(f"The benchmark {name} has a {key} that is no {KINDS[kind]}: {str(value)[:60]!r}.")
 
 

@@ -118,6 +118,7 @@ def _files(*, suffix: str) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if name.endswith(suffix))
 
 
+@cache
 def _is_mentioned(name: str) -> bool:
     """Tell whether a name occurs anywhere in the YAML files: only then can it be a tag."""
     return any(name.encode() in path.read_bytes() for path in _files(suffix="yaml"))
