@@ -27,12 +27,13 @@ test: lint  ## Lint, run all tests, and load published folders with the oldest a
 	$(BIN)/python tests/matrix oldest newest --brief --families llama llama-nemotron-nas mistral-window
 
 # Choose with VERSIONS="4.48.3 newest", FAMILIES="llama", CHECKS="padded cache"; JSON=FILE writes the results.
-fuzz: install  ## Read nearly valid files of every kind, of which none may end in a traceback
-	$(BIN)/python tests/fuzz $(EXAMPLES)
-
 matrix: install  ## Load published folders with every supported version of transformers
 	$(BIN)/python tests/matrix $(VERSIONS) $(if $(FAMILIES),--families $(FAMILIES)) \
 		$(if $(CHECKS),--checks $(CHECKS)) $(if $(JSON),--json $(JSON))
+
+# Choose with EXAMPLES="2000 --kinds recipe".
+fuzz: install  ## Read nearly valid files of every kind, of which none may end in a traceback
+	$(BIN)/python tests/fuzz $(EXAMPLES)
 
 # Choose with PARTS="cells", SCENARIOS="older", REQUESTS="POST .*/commit/", FAULTS="503|SIGKILL"; JSON=FILE writes the results.
 faults: install  ## Spoil every request of a publish in every way, race two publishers, try every kind of token

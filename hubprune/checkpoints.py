@@ -12,6 +12,7 @@ from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, VerificationError
 from hubprune.files import existing_folder
 from hubprune.pruning import verify
+from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.config import check_config, read_config
 from hubprune.pruning.structure import read_structure
 from hubprune.publishing import hub
@@ -86,6 +87,7 @@ def find_base(
 
     Raises:
         BaseNotFoundError: there is no such base, or it was a folder and nobody says where.
+        CheckpointError: its files contradict each other.
     """
     name, commit = verify.base_of(config)
     if given is None and commit is None:
@@ -93,4 +95,7 @@ def find_base(
     spec = BaseModelSpec.of(given or name, revision=commit if commit and given in (None, name) else "main")
     found = hub.resolve_base(spec, session=session)
     check_config(found.config, where=f"config.json of {found.name}")
-    return hub.download_base(found, session=session, reporter=reporter)
+    base = hub.download_base(found, session=session, reporter=reporter)
+    folder = Path(base.folder or "")
+    examine(base, folder=folder, shapes=shapes_in(folder), reporter=reporter)
+    return settle(base, reporter=reporter)

@@ -23,6 +23,7 @@ from hubprune.artifacts import (
     TaskComparison,
 )
 from hubprune.console import decimal
+from hubprune.devices import with_dtype
 from hubprune.errors import BaseNotFoundError, CheckpointError
 from hubprune.kv_cache import kv_bytes_per_layer
 from hubprune.pruning.agreement import agreements
@@ -107,7 +108,7 @@ def _of_folder(name: str, folder: Path) -> Source:
     layers = structure.num_hidden_layers - len(structure.no_attn)
     counted = {
         "parameters": count_parameters(weights, config, structure.architecture),
-        "kv_bytes_per_token": kv_bytes_per_layer(config) * layers,
+        "kv_bytes_per_token": kv_bytes_per_layer(with_dtype(config, folder)) * layers,
     }
     return Source(side.model_copy(update=counted))
 

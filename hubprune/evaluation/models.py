@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.placement import input_device, placement
+from hubprune.neutral import load_causal_lm
 
 __all__ = [
     "LoadedModel",
@@ -65,16 +66,17 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     """
     offload = tempfile.TemporaryDirectory(prefix="hubprune-offload-")
     with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = load_causal_lm(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            own_code=trust_remote_code,
             **placement(folder, device=device, dtype=dtype, offload_folder=offload.name),
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        ).eval()
+        )
     model.offload_folder = offload  # deleted with the model, which may read its weights from there
     # With the config at hand, it does not look for one whose code it may not run, and complain.
     tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
+    if (tokenizer.pad_token_id or 0) >= model.get_input_embeddings().num_embeddings:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # rows are filled with it, and it had no embedding
     return LoadedModel(model, tokenizer, input_device(model), str(model.dtype).removeprefix("torch."))
 
 

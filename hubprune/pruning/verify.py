@@ -20,6 +20,7 @@ from hubprune.architectures import Architecture
 from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
 from hubprune.errors import CheckpointError, VerificationError
 from hubprune.kv_cache import kv_cache_bytes
+from hubprune.processes import last_words
 from hubprune.pruning import mlx, modeling
 from hubprune.pruning.checkpoint import neurons_of, shard_plans
 from hubprune.pruning.config import MAX_LAYERS, needs_modeling_file, pruned_classes
@@ -27,7 +28,7 @@ from hubprune.pruning.inventory import count_parameters
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest, NarrowedTensor
 from hubprune.pruning.runnable import Runnable
 from hubprune.pruning.structure import Structure, read_structure
-from hubprune.pruning.weights import Shard, TensorEntry, open_weights
+from hubprune.pruning.weights import Shard, TensorEntry, Weights, open_weights
 from hubprune.pruning.width import KeptTensor, cuts
 from hubprune.strict_json import parse_json
 
@@ -57,26 +58,33 @@ def verify(
         architecture: the base's family.
 
     Raises:
-        VerificationError: the fresh process could not load one of the two.
+        VerificationError: the fresh process could not load one of the two, or what they compute is no number.
     """
+    weights = base.weights()
     request = CompareRequest(
         base_folder=str(base.folder.resolve()),
         base_custom_code=base.own_code,
         folder=str(folder.resolve()),
         zeroed=_zeroed(plan, architecture),
-        narrowed=_narrowed(base.folder, plan, architecture),
+        narrowed=_narrowed(weights, plan, architecture),
         prompts=PROMPTS,
         new_tokens=NEW_TOKENS,
         custom_code=needs_modeling_file(plan),
     )
     seen = _in_fresh_process("compare", request, Comparison)
+    if seen.not_finite:
+        raise VerificationError(
+            f"The logits of the {seen.not_finite} are not finite numbers, so that nothing can be compared.",
+            hint="Nothing was published. A weight is broken or overflows that no score depends on: the last norm or "
+            "the head.",
+        )
     in_mlx = _in_mlx(folder) if plan.layout == "nemotron-nas" and mlx.is_installed() else None
-    planned = _planned_parameters(base.folder, plan, config, architecture)
+    planned = _planned_parameters(weights, plan, config, architecture)
     planned_cache = kv_cache_bytes(config, gone=plan.gone("attn"), tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
         checks=(
             _files_check(folder, plan, architecture),
-            _bytes_check(base.folder, folder, plan, architecture),
+            _bytes_check(weights, folder, plan, architecture),
             *_checks(seen, planned, planned_cache, parts=plan.parts),
             *([in_mlx.check] if in_mlx else []),
         ),
@@ -220,9 +228,8 @@ def _zeroed(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
     return tuple(f"{architecture.layers_prefix}{d.layer}.{outputs[d.kind]}" for d in plan.dropped)
 
 
-def _narrowed(base_folder: Path, plan: DropPlan, architecture: Architecture) -> tuple[NarrowedTensor, ...]:
+def _narrowed(weights: Weights, plan: DropPlan, architecture: Architecture) -> tuple[NarrowedTensor, ...]:
     """List the tensors of the base of which only some neurons stay, with which ones."""
-    weights = open_weights(base_folder)
     if not (neurons := neurons_of(weights, plan, architecture)):
         return ()
     from hubprune.pruning.neurons import mask_of
@@ -235,10 +242,7 @@ def _narrowed(base_folder: Path, plan: DropPlan, architecture: Architecture) -> 
     )
 
 
-def _planned_parameters(
-    base_folder: Path, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
-) -> int:
-    base = open_weights(base_folder)
+def _planned_parameters(base: Weights, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture) -> int:
     gone = _dropped_prefixes(plan, architecture)
     dropped = sum(t.parameters for _, t in base if t.name.startswith(gone) and architecture.is_parameter(t.name))
     narrower = cuts(base, plan, architecture)
@@ -265,8 +269,8 @@ def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Ch
     return Check(name="dropped tensors are in no file", passed=not left, detail=detail)
 
 
-def _bytes_check(base_folder: Path, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
-    base, written = open_weights(base_folder), {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
+def _bytes_check(base: Weights, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
+    written = {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
     neurons = neurons_of(base, plan, architecture)
     kept = [(shard.source, tensor) for shard in shard_plans(base, plan, architecture) for tensor in shard.kept]
     differing = [t.name for shard, t in kept if not _same_bytes(shard, t, written.get(t.name), neurons)]
@@ -334,13 +338,8 @@ def _in_fresh_process(
     try:
         return answer.model_validate_json(done.stdout.splitlines()[-1])
     except (IndexError, ValidationError) as error:
-        raise VerificationError(f"A fresh process could not load the checkpoint: {_last_line(done.stderr)}") from error
+        raise VerificationError(f"A fresh process could not load the checkpoint: {last_words(done.stderr)}") from error
 
 
 def _run(command: Sequence[str], text: str, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=text, capture_output=True, text=True, env=dict(variables), check=False)
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "it ended without a word."
