@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from hubprune.artifacts import RepoFile, SpeedReport
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, ConflictError, RecipeError
+from hubprune.files import existing_folder
 from hubprune.pictures import BENCHMARK_PICTURE, CARD_PICTURE
 from hubprune.publishing import card, hub
 from hubprune.publishing.fingerprint import CARD_PART, card_part
@@ -170,8 +171,7 @@ def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Repo
     """
     from hubprune.localhub import Preview
 
-    folder = Path(name)
-    if folder.is_dir():
+    if folder := existing_folder(name):
         if not (folder / CARD).is_file():
             raise BaseNotFoundError(f"{folder} holds no {CARD}.", hint=f"Write it with: hubprune card {folder}")
         return Preview(title=folder.resolve().name, subtitle=str(folder), folder=folder)
@@ -179,7 +179,7 @@ def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Repo
     if not REPO_ID.fullmatch(repo_id):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
     session = open_session()
-    repo = hub.resolve_repo(BaseModelSpec(repo_id=repo_id, revision=revision or "main"), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
     shown = tuple(file for file in repo.files if any(fnmatch(file.path, pattern) for pattern in SHOWN))
     if not any(file.path == CARD for file in shown):
         raise BaseNotFoundError(f"{repo_id} has no {CARD} at {repo.commit}.")

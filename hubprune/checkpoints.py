@@ -10,6 +10,7 @@ from typing import Any, Literal
 from hubprune.artifacts import BaseCheckpoint
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, VerificationError
+from hubprune.files import existing_folder
 from hubprune.pruning import verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.config import check_config, read_config
@@ -48,11 +49,11 @@ def find_pruned(name: str, *, revision: str | None, session: HubSession, reporte
         CheckpointError: it was not written by hubprune, or is broken.
         BaseNotFoundError: there is no such folder or repo.
     """
-    if Path(name).is_dir():
-        return PrunedFolder(name=name, commit=None, folder=Path(name), config=read_config(Path(name)))
+    if there := existing_folder(name):
+        return PrunedFolder(name=name, commit=None, folder=there, config=read_config(there))
     if not REPO_ID.fullmatch(name):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    repo = hub.resolve_repo(BaseModelSpec(repo_id=name, revision=revision or "main"), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision or "main"), session=session)
     check_config(repo.config, where=f"config.json of {name}")
     verify.plan_of(repo.config)
     folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
@@ -91,7 +92,7 @@ def find_base(
     name, commit = verify.base_of(config)
     if given is None and commit is None:
         raise BaseNotFoundError(f"Its base was the local folder {name!r}.", hint=hint)
-    spec = BaseModelSpec(repo_id=given or name, revision=commit if commit and given in (None, name) else "main")
+    spec = BaseModelSpec.of(given or name, revision=commit if commit and given in (None, name) else "main")
     found = hub.resolve_base(spec, session=session)
     check_config(found.config, where=f"config.json of {found.name}")
     base = hub.download_base(found, session=session, reporter=reporter)

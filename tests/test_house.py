@@ -21,8 +21,8 @@ LAYERS = {
     0: {"errors"},
     1: {
         "architectures", "artifacts", "carried", "console", "decoder", "devices", "endpoint", "environment", "files",
-        "kv_cache", "memory", "neutral", "processes", "recipe", "requests", "stages", "strict_json", "suites",
-        "templates",
+        "kv_cache", "memory", "neutral", "processes", "recipe", "requests", "stages", "strict_json", "strict_yaml",
+        "suites", "templates",
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {

@@ -37,6 +37,7 @@ from hubprune.artifacts.evaluation import (
     SelfCheck,
     TaskComparison,
     main_rows,
+    perplexity_of,
 )
 from hubprune.artifacts.generation import (
     Continuation,
@@ -189,4 +190,5 @@ __all__ = [
     "WidthPlan",
     "WrittenCheckpoint",
     "main_rows",
+    "perplexity_of",
 ]

@@ -183,8 +183,8 @@ def check_templates(overrides: Path) -> None:
             made.get_template(name)
 
 
-WRONG_USE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What Python raises where a template calls something with the wrong thing."""
+WRONG_USE = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+"""What Python raises where a template calls something with the wrong thing, or itself."""
 
 
 @contextmanager

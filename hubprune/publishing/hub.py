@@ -12,6 +12,7 @@ from hubprune.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.carried import is_carried
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, CheckpointError, GatedBaseError, UnsupportedFormatError
+from hubprune.files import existing_folder, file_exists
 from hubprune.publishing import oidc
 from hubprune.publishing.integrity import check_file
 from hubprune.publishing.retry import REQUEST_SECONDS
@@ -48,18 +49,19 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         UnsupportedFormatError: no safetensors.
         HubError: the Hub refused or did not answer.
     """
-    folder = Path(spec.repo_id).expanduser()
+    folder = existing_folder(spec.repo_id)
     looks_local = spec.repo_id.startswith(("/", "~", ".")) or not REPO_ID.fullmatch(spec.repo_id)
-    is_local = looks_local or (folder / "config.json").is_file()
-    found = _local_base(folder) if is_local else resolve_repo(spec, session=session)
+    if folder is None and looks_local:
+        hint = "A repo id looks like owner/name."
+        raise BaseNotFoundError(f"{spec.repo_id} is neither a folder nor a repo id.", hint=hint)
+    is_local = folder is not None and (looks_local or file_exists(folder / "config.json"))
+    found = _local_base(folder) if folder and is_local else resolve_repo(spec, session=session)
     architecture_of(found.config, name=found.name)
     _check_format(found)
     return found
 
 
 def _local_base(folder: Path) -> BaseCheckpoint:
-    if not folder.is_dir():
-        raise BaseNotFoundError(f"{folder} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
     if not (folder / "config.json").is_file():
         raise BaseNotFoundError(f"{folder} has no config.json, so it holds no transformers model.")
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
@@ -102,7 +104,12 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
 
 
 def _model_info(spec: BaseModelSpec, *, session: HubSession) -> ModelInfo:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return session.ask(
@@ -110,8 +117,11 @@ def _model_info(spec: BaseModelSpec, *, session: HubSession) -> ModelInfo:
                 spec.repo_id, revision=spec.revision, files_metadata=True, timeout=REQUEST_SECONDS
             ),
             doing=f"look up {spec.repo_id}",
-            passing=(RepositoryNotFoundError, RevisionNotFoundError),
+            passing=(RepositoryNotFoundError, RevisionNotFoundError, HFValidationError),
         )
+    except HFValidationError as error:
+        hint = "A repo id looks like owner/name, with at most 96 characters in each."
+        raise BaseNotFoundError(f"{spec.repo_id} is no repo id, and no folder either.", hint=hint) from error
     except GatedRepoError as error:  # a subclass of RepositoryNotFoundError: it has to come first
         raise _gated(spec.repo_id, error, session=session) from error
     except RepositoryNotFoundError as error:

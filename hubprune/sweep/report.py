@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hubprune.artifacts import HeldOutDocuments, LayerScores, Recommendation, SweepPoint, SweepReport
+from hubprune.console import LARGEST
 from hubprune.devices import resolve_device, resolve_dtype
 from hubprune.files import write_atomically
 from hubprune.run import Run
@@ -198,7 +199,7 @@ def _mean_cells(point: SweepPoint) -> list[str]:
 
 
 def _perplexity_cells(point: SweepPoint) -> list[str]:
-    value = "over 1e304" if point.perplexity is None else f"{point.perplexity:.4g}"
+    value = f"> {LARGEST:.0e}" if point.perplexity is None else f"{point.perplexity:.4g}"
     return [value, rule.with_error(point.perplexity_change) if point.count and point.perplexity_change else ""]
 
 

@@ -1,0 +1,55 @@
+"""Count how nearly valid files of every kind are read: `python tests/fuzz 2000`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from kinds import KINDS
+from trying import attempt, files_of
+
+
+def count(name: str, examples: int) -> tuple[int, Counter[str]]:
+    """Read so many files of a kind; return their number, and what escaped how often."""
+    tried, escaped = 0, Counter()
+
+    @settings(
+        max_examples=examples, phases=[Phase.generate], deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(data=st.data())
+    def one(data):
+        nonlocal tried
+        tried += 1
+        if found := attempt(KINDS[name], data.draw(files_of(KINDS[name]))):
+            escaped[found] += 1
+
+    one()
+    return tried, escaped
+
+
+def main() -> int:
+    """Print a table of all kinds."""
+    parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
+    parser.add_argument("examples", nargs="?", type=int, default=1000, help="files of each kind")
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS), metavar="KIND")
+    parser.add_argument("--show", type=int, default=5, help="different escapes of a kind that are shown")
+    given_options = parser.parse_args()
+    failed = False
+    for name in given_options.kinds:
+        tried, escaped = count(name, given_options.examples)
+        failed = failed or bool(escaped)
+        print(
+            f"{name:24} {tried:7,} files  {sum(escaped.values()):7,} tracebacks  {len(escaped):5,} different",
+            flush=True,
+        )
+        for found, times in escaped.most_common(given_options.show):
+            print(f"    {times:5} x {found[:220]}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
