@@ -75,6 +75,14 @@ from hubprune.artifacts.publishing import (
     SnippetRun,
     UploadPlan,
 )
+from hubprune.artifacts.refreshing import (
+    ConfigChange,
+    FileChange,
+    FileOutcome,
+    Refreshed,
+    RefreshOutcome,
+    RefreshReport,
+)
 from hubprune.artifacts.reproduction import ComparedPart, Difference, Outcome, Reproduction, Scalar
 from hubprune.artifacts.speed import (
     BenchmarkChange,
@@ -118,6 +126,7 @@ __all__ = [
     "ComparedMetric",
     "ComparedPart",
     "ComparedSide",
+    "ConfigChange",
     "Continuation",
     "Difference",
     "DocumentScores",
@@ -127,6 +136,8 @@ __all__ = [
     "Environment",
     "Estimate",
     "EvalBackend",
+    "FileChange",
+    "FileOutcome",
     "GenerationComparison",
     "HeldOutDocuments",
     "ImportanceScores",
@@ -158,6 +169,9 @@ __all__ = [
     "PublishedCommit",
     "Ranking",
     "Recommendation",
+    "RefreshOutcome",
+    "RefreshReport",
+    "Refreshed",
     "Repetition",
     "RepetitionComparison",
     "RepoFile",

@@ -61,6 +61,18 @@ def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, adva
     architecture = architecture_of(base.config, name=base.name)
     weights = open_weights(source)
     write_weights(weights, plan, architecture, folder, advance=advance)
+    write_beside_weights(base, plan, folder)
+
+
+def write_beside_weights(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None:
+    """Write all files of a pruned checkpoint but its weights: tokenizer files, config.json, modeling file.
+
+    Args:
+        base: the base, of which what is small is in its folder.
+        plan: what goes.
+        folder: where to write.
+    """
+    source, architecture = Path(base.folder or ""), architecture_of(base.config, name=base.name)
     carry_files(source, folder)
     config_json.write_config(base, plan, folder)
     if config_json.needs_modeling_file(plan):
