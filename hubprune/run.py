@@ -33,6 +33,7 @@ from hubprune.pruning.inventory import take_inventory
 from hubprune.pruning.layouts import check_choice, choose_layout
 from hubprune.pruning.runnable import Runnable, make_runnable
 from hubprune.pruning.structure import read_structure
+from hubprune.pruning.tokenizer_files import ids_depend_on_version
 from hubprune.pruning.width import plan_widths
 from hubprune.publishing import hub
 from hubprune.publishing.session import HubSession
@@ -330,6 +331,8 @@ def write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
     with staged_folder(folder) as staged:
         with run.reporter.progress("writing", total=total, unit="B") as advance:
             checkpoint.write_checkpoint(base, plan, staged, advance=advance)
+        if differs := ids_depend_on_version(Path(base.folder or ""), architecture=run.architecture):
+            run.reporter.warn(f"the base's tokenizer depends on the version that reads it: {differs}")
         verification = verify.verify(run.runnable, staged, plan=plan, config=base.config, architecture=run.architecture)
         verify.require_passed(verification)
         run.reporter.note(f"verified in a fresh process: {len(verification.checks)} checks passed")

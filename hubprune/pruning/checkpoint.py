@@ -24,6 +24,7 @@ from hubprune.carried import is_carried
 from hubprune.errors import CheckpointError
 from hubprune.pruning import config as config_json
 from hubprune.pruning import modeling
+from hubprune.pruning.tokenizer_files import settle_tokenizer
 from hubprune.pruning.weights import INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
 from hubprune.pruning.width import Cut, KeptTensor, cuts
 
@@ -61,20 +62,25 @@ def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, adva
     architecture = architecture_of(base.config, name=base.name)
     weights = open_weights(source)
     write_weights(weights, plan, architecture, folder, advance=advance)
-    write_beside_weights(base, plan, folder)
+    write_companions(base, plan, folder)
 
 
-def write_beside_weights(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None:
-    """Write all files of a pruned checkpoint but its weights: tokenizer files, config.json, modeling file.
+def write_companions(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None:
+    """Write all files of a pruned checkpoint but its weights.
 
     Args:
-        base: the base, of which what is small is in its folder.
+        base: the base, of which config.json, tokenizer files and what else is carried have to be in its folder.
         plan: what goes.
         folder: where to write.
+
+    Raises:
+        CheckpointError: a file of the base is broken.
     """
     source, architecture = Path(base.folder or ""), architecture_of(base.config, name=base.name)
     carry_files(source, folder)
     config_json.write_config(base, plan, folder)
+    if tokenizer_class := settle_tokenizer(source, folder, architecture=architecture):
+        config_json.write_config(base, plan, folder, tokenizer_class=tokenizer_class)
     if config_json.needs_modeling_file(plan):
         code = modeling.render(architecture, layout=plan.layout)
         (folder / architecture.modeling_file(plan.layout)).write_text(code, encoding="utf-8")
@@ -238,7 +244,7 @@ def _write_index(metadata: Mapping[str, object], shards: Sequence[ShardPlan], pa
 
 
 def carry_files(source: Path, folder: Path) -> None:
-    """Copy tokenizer, generation, chat template and licence files byte for byte."""
+    """Copy tokenizer, generation, chat template and licence files byte for byte; see also `settle_tokenizer`."""
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         if is_carried(name.as_posix()) and path.is_file():

@@ -98,9 +98,17 @@ def _check_types(given: Mapping[str, Any], *, where: str) -> None:
         raise CheckpointError(f"{where} has {wrong[0]}={given[wrong[0]]!r:.60}, which is of the wrong type.")
 
 
-def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None:
-    """Write config.json; the tokenizer files must be in the folder already."""
-    write_json(pruned_config(base, plan, tokenizer_class=_tokenizer_class(folder)), folder)
+def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, tokenizer_class: str | None = None) -> None:
+    """Write config.json; the tokenizer files must be in the folder already.
+
+    Args:
+        base: the base with its parsed config.json.
+        plan: what goes.
+        folder: where to write.
+        tokenizer_class: class that stands there whatever the base's config.json names.
+    """
+    config = pruned_config(base, plan, tokenizer_class=_tokenizer_class(folder))
+    write_json({**config, "tokenizer_class": tokenizer_class} if tokenizer_class else config, folder)
 
 
 def write_json(config: Mapping[str, Any], folder: Path) -> None:

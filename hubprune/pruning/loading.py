@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from hubprune.kv_cache import held_bytes
 from hubprune.pruning import mlx
+from hubprune.pruning.tokenizer_files import load_tokenizer, token_ids
 
 TIE = 1e-4
 """Two logits are a tie when they differ by less than this share, or than four units in the last place."""
@@ -66,6 +67,9 @@ class Comparison(BaseModel):
     refused_without_trust: bool | None
     cache_bytes: int
     cache_tokens: int
+    other_ids: int
+    """Texts for which a reader, trusting the checkpoint's code or not, gets other token ids than from the base."""
+    compared_texts: int
     transformers: str
 
 
@@ -91,9 +95,9 @@ def compare(request: CompareRequest) -> Comparison:
     """Run both models on the prompts, one after the other, so that only one is in memory."""
     import torch
     import transformers
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(request.folder)
+    other_ids, compared_texts = _other_ids(request, tokenizer)
     rows = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in request.prompts]
     dtype = _comparison_dtype(request.base_folder)
     with torch.inference_mode():
@@ -119,8 +123,18 @@ def compare(request: CompareRequest) -> Comparison:
             refused_without_trust=_refused(request.folder) if request.custom_code else None,
             cache_bytes=held_bytes(cache),
             cache_tokens=rows[0].shape[1],
+            other_ids=other_ids,
+            compared_texts=compared_texts,
             transformers=transformers.__version__,
         )
+
+
+def _other_ids(request: CompareRequest, tokenizer: Any) -> tuple[int, int]:
+    """Count the texts for which a reader of the checkpoint gets other token ids than one of the base, and all texts."""
+    expected = token_ids(load_tokenizer(request.base_folder, trust_remote_code=request.base_custom_code))
+    readers = [tokenizer, *([load_tokenizer(request.folder, trust_remote_code=True)] if request.custom_code else [])]
+    found = [token_ids(reader) for reader in readers]
+    return sum(any(ids != row for ids in pair) for row, *pair in zip(expected, *found, strict=True)), len(expected)
 
 
 def _same_next_tokens(one: Any, other: Any) -> bool:
@@ -133,9 +147,8 @@ def _same_next_tokens(one: Any, other: Any) -> bool:
 def load(request: LoadRequest) -> Loaded:
     """Load a published commit and write a greedy continuation."""
     import torch
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.repo_id, revision=request.commit, trust_remote_code=False)
+    tokenizer = load_tokenizer(request.repo_id, revision=request.commit)
     model = _load(request.repo_id, dtype="auto", trust_remote_code=request.custom_code, revision=request.commit)
     ids = tokenizer(request.prompt, return_tensors="pt").input_ids
     with torch.inference_mode():

@@ -310,6 +310,13 @@ def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int,
             f"largest difference {seen.max_logit_difference:.2e} in {seen.dtype}",
         ),
         ("next tokens equal", seen.argmax_equal, f"{seen.positions} positions"),
+        (
+            "token ids equal the base's",
+            not seen.other_ids,
+            f"{seen.other_ids} of {seen.compared_texts} texts differ in transformers {seen.transformers}"
+            if seen.other_ids
+            else f"{seen.compared_texts} texts",
+        ),
         ("greedy text with KV cache equals without", seen.cached_equal, f"{seen.generated} tokens"),
         ("greedy text in a left-padded batch equals alone", seen.padded_equal, f"{len(PROMPTS)} prompts"),
     ]

@@ -19,7 +19,7 @@ from hubprune.cards import CardChoices, put_card, render_again
 from hubprune.errors import RecipeError
 from hubprune.files import list_files
 from hubprune.pruning import modeling
-from hubprune.pruning.checkpoint import write_beside_weights
+from hubprune.pruning.checkpoint import write_companions
 from hubprune.pruning.config import needs_modeling_file, read_config
 from hubprune.publishing.card import template_hash
 from hubprune.publishing.manifest import CARD, MANIFEST, checkpoint_tag, replace_card
@@ -116,7 +116,7 @@ def _write_small_files(published: Published, folder: Path) -> Iterator[str]:
     plan = published.record.report.plan
     if base := published.base:
         refuse_tokenizer_code(Path(base.folder or ""), name=base.name)
-        write_beside_weights(base, plan, folder)
+        write_companions(base, plan, folder)
         return
     for path in published.checkpoint:
         if not (is_weights(path) or is_licence(path)):
