@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from hubprune.cards import CardChoices, put_card, render_again
 from hubprune.errors import RecipeError
 from hubprune.files import list_files
 from hubprune.pruning import modeling
-from hubprune.pruning.checkpoint import write_companions
-from hubprune.pruning.config import needs_modeling_file, read_config
+from hubprune.pruning.checkpoint import carry_files, write_companions
+from hubprune.pruning.config import needs_modeling_file, read_config, stock_config, write_json
+from hubprune.pruning.structure import read_structure
+from hubprune.pruning.tokenizer_files import settle_tokenizer
 from hubprune.publishing.card import template_hash
 from hubprune.publishing.manifest import CARD, MANIFEST, checkpoint_tag, replace_card
 from hubprune.publishing.record import PublishRecord, read_record
@@ -113,20 +116,37 @@ def _check_templates(published: Published, choices: CardChoices, *, overwrite: b
 
 def _write_small_files(published: Published, folder: Path) -> Iterator[str]:
     """Write config, tokenizer and modeling file; yield what could not be done."""
-    plan = published.record.report.plan
     if base := published.base:
         refuse_tokenizer_code(Path(base.folder or ""), name=base.name)
-        write_companions(base, plan, folder)
+        write_companions(base, published.record.report.plan, folder)
         return
+    _write_without_base(published, folder)
+    yield (
+        "The base cannot be read, so config.json keeps its keys, and the tokenizer files are made of the repo's own: "
+        f"{published.why_no_base}"
+    )
+
+
+def _write_without_base(published: Published, folder: Path) -> None:
+    """Write what needs no base: the repo's own tokenizer files are the base's, with a config.json of its family."""
+    plan, config, name = published.record.report.plan, dict(published.config), published.target.repo_id
+    refuse_tokenizer_code(published.folder, name=name)
+    structure = read_structure(config, name=name)
+    architecture = structure.architecture
     for path in published.checkpoint:
         if not (is_weights(path) or is_licence(path)):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(published.folder / path, folder / path)
+    with tempfile.TemporaryDirectory(prefix="hubprune-base-") as scratch:
+        carry_files(published.folder, Path(scratch))
+        write_json(stock_config(config, structure), Path(scratch))
+        tokenizer_class = settle_tokenizer(Path(scratch), folder, architecture=architecture)
+    if tokenizer_class:
+        config["tokenizer_class"] = tokenizer_class
+    write_json({**config, "hubprune": {**config["hubprune"], "version": __version__}}, folder)
     if needs_modeling_file(plan):
-        architecture = architecture_of(published.config, name=published.target.repo_id)
         code = modeling.render(architecture, layout=plan.layout)
         (folder / architecture.modeling_file(plan.layout)).write_text(code, encoding="utf-8")
-    yield (f"config.json and tokenizer files stay as they are, since the base cannot be read: {published.why_no_base}")
 
 
 def _checkpoint(published: Published, folder: Path) -> WrittenCheckpoint:

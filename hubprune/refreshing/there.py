@@ -92,7 +92,7 @@ def target_of(repo_id: str, *, revision: str, create_pr: bool, writes: bool, ses
         HubError: the Hub refused or did not answer.
     """
     if not REPO_ID.fullmatch(repo_id):
-        raise BaseNotFoundError(f"{repo_id} is no repo id.", hint="A repo id looks like owner/name.")
+        raise BaseNotFoundError(f"{repo_id!r} is no repo id.", hint="A repo id looks like owner/name.")
     repo = hub.resolve_repo(BaseModelSpec(repo_id=repo_id, revision=revision), session=session)
     refs = refs_of(repo_id, session=session)
     check_branch(revision, refs=refs)

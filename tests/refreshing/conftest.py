@@ -81,11 +81,16 @@ def reporter():
     return Reporter(quiet=True)
 
 
-@pytest.fixture
-def published(api):
-    """The repo as the last version published it; its id."""
+def publish_last_version(api):
+    """Put the repo on the Hub as the last version published it."""
     api.delete_repo(REPO_ID, missing_ok=True)
     api.create_repo(REPO_ID)
     head = commit(api, REPO_ID, files_of("published"))
     api.create_tag(REPO_ID, tag=OLD_TAG, revision=head)
     return REPO_ID
+
+
+@pytest.fixture
+def published(api):
+    """The id of that repo."""
+    return publish_last_version(api)
