@@ -75,6 +75,8 @@ class RefreshReport(Artifact):
     seconds: float = 0.0
     error: str | None = None
     hint: str | None = None
+    exit_code: int = 0
+    """What the command line ends with for a repo that failed."""
 
     @property
     def changed(self) -> tuple[FileChange, ...]:

@@ -66,6 +66,7 @@ def refresh(
         )
         reports = command.refresh_all(repos, chosen, session=session, reporter=reporter)
         typer.echo(command.to_json(reports) if as_json else lines.refresh_lines(reports))
-        outcomes = {report.outcome for report in reports}
-        if code := 1 if "failed" in outcomes else WOULD_CHANGE if "would change" in outcomes else 0:
+        failed = {report.exit_code for report in reports if report.outcome == "failed"}
+        changes = any(report.outcome == "would change" for report in reports)
+        if code := (failed.pop() if len(failed) == 1 else 1) if failed else WOULD_CHANGE if changes else 0:
             raise typer.Exit(code)

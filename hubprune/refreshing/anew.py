@@ -6,8 +6,6 @@ Weights are those that are there.  Licence files and notices stay as they are: a
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from hubprune.architectures import architecture_of
 from hubprune.artifacts import ConfigChange, FileChange, Refreshed, RepoFile, WrittenCheckpoint
 from hubprune.cards import CardChoices, put_card, render_again
 from hubprune.errors import RecipeError
-from hubprune.files import list_files
+from hubprune.files import list_files, scratch_folder
 from hubprune.pruning import modeling
 from hubprune.pruning.checkpoint import carry_files, write_companions
 from hubprune.pruning.config import needs_modeling_file, read_config, stock_config, write_json
@@ -86,9 +84,10 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
         tuple(_file_changes(published, folder, checkpoint)),
         tuple(_key_changes(published.config, read_config(folder))),
     )
-    for change in changes:
-        if change.outcome == "same":
-            (folder / change.path).unlink()
+    same = {change.path for change in changes if change.outcome == "same"}
+    for file in list_files(folder):
+        if file.path in same:
+            (folder / file.path).unlink()
     record = _write_card(published, folder, checkpoint, (changes, config), choices)
     return Anew(
         folder=folder,
@@ -133,14 +132,12 @@ def _write_without_base(published: Published, folder: Path) -> None:
     refuse_tokenizer_code(published.folder, name=name)
     structure = read_structure(config, name=name)
     architecture = structure.architecture
-    for path in published.checkpoint:
-        if not (is_weights(path) or is_licence(path)):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(published.folder / path, folder / path)
-    with tempfile.TemporaryDirectory(prefix="hubprune-base-") as scratch:
-        carry_files(published.folder, Path(scratch))
-        write_json(stock_config(config, structure), Path(scratch))
-        tokenizer_class = settle_tokenizer(Path(scratch), folder, architecture=architecture)
+    carry_files(published.folder, folder)
+    with scratch_folder(folder.parent, name="base") as scratch:
+        carry_files(published.folder, scratch)
+        write_json(stock_config(config, structure), scratch)
+        write_json(config, folder)
+        tokenizer_class = settle_tokenizer(scratch, folder, architecture=architecture)
     if tokenizer_class:
         config["tokenizer_class"] = tokenizer_class
     write_json({**config, "hubprune": {**config["hubprune"], "version": __version__}}, folder)

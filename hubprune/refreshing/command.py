@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from hubprune.artifacts import PublishedCommit, RefreshReport
 from hubprune.console import Reporter
 from hubprune.endpoint import check_endpoint
 from hubprune.errors import HubpruneError, VerificationError
-from hubprune.files import make_writable
+from hubprune.files import make_writable, scratch_folder
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
 from hubprune.publishing.card import check_templates
@@ -76,7 +75,9 @@ def refresh_all(
             report = refresh(repo_id, options, session=session, reporter=reporter)
         except HubpruneError as error:
             reporter.error(error.message, error.hint)
-            report = RefreshReport(repo_id=repo_id, outcome="failed", error=error.message, hint=error.hint)
+            report = RefreshReport(
+                repo_id=repo_id, outcome="failed", error=error.message, hint=error.hint, exit_code=error.exit_code
+            )
         reports.append(report.model_copy(update={"seconds": round(time.monotonic() - start, 2)}))
     return tuple(reports)
 
@@ -91,8 +92,8 @@ def refresh(repo_id: str, options: RefreshOptions, *, session: HubSession, repor
         repo_id, revision=options.revision, create_pr=options.create_pr, writes=not options.check, session=session
     )
     published = read_published(target, overwrite=options.overwrite, session=session, reporter=reporter)
-    with tempfile.TemporaryDirectory(prefix="hubprune-refresh-") as name:
-        anew = write_anew(published, Path(name), template=options.card_template, overwrite=options.overwrite)
+    with scratch_folder(_work_folder(), name="refresh") as folder:
+        anew = write_anew(published, folder, template=options.card_template, overwrite=options.overwrite)
         for note in anew.notes:
             reporter.warn(note)
         report = RefreshReport(
@@ -106,6 +107,12 @@ def refresh(repo_id: str, options: RefreshOptions, *, session: HubSession, repor
             notes=anew.notes,
         )
         return report if options.check else _carried_out(report, published, anew, options, session, reporter)
+
+
+def _work_folder() -> Path:
+    folder = work_folder()
+    make_writable(folder)
+    return folder
 
 
 def to_json(reports: Sequence[RefreshReport]) -> str:
@@ -122,8 +129,7 @@ def _carried_out(
     reporter: Reporter,
 ) -> RefreshReport:
     """Commit what changes and load it back; of what is up to date, do what a killed refresh left undone."""
-    target, work = published.target, work_folder()
-    make_writable(work)
+    target, work = published.target, _work_folder()
     unfinished = Unfinished(work, target, endpoint=session.endpoint)
     if anew.is_up_to_date:
         report = report.model_copy(update={"tag": _make_up_for_tag(published, anew, session=session)})

@@ -14,7 +14,7 @@ from hubprune.artifacts import BaseCheckpoint, RepoFile
 from hubprune.carried import LICENSE_PATTERNS
 from hubprune.console import Reporter
 from hubprune.errors import BaseError, BaseNotFoundError, CheckpointError, ConflictError, RecipeError, VerificationError
-from hubprune.pruning.config import check_config, needs_modeling_file, pruned_classes
+from hubprune.pruning.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes
 from hubprune.pruning.verify import LEADS_TO_CODE, base_of, plan_of
 from hubprune.pruning.weights import INDEX_NAME
 from hubprune.publishing import hub
@@ -26,6 +26,7 @@ from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target, check_branch
 from hubprune.publishing.transfer import download
 from hubprune.recipe import REPO_ID, BaseModelSpec
+from hubprune.strict_json import parse_json
 
 __all__ = ["Published", "is_licence", "is_weights", "read_published", "target_of"]
 
@@ -137,12 +138,16 @@ def read_published(target: Target, *, overwrite: bool, session: HubSession, repo
     check_card_is_ours(remote, overwrite_card=overwrite)
     _refuse_edited(remote, record, overwrite=overwrite)
     _refuse_code(remote)
-    listed = {file.path for file in record.report.checkpoint.files}
-    small = [file for path, file in remote.files.items() if path in listed and not is_weights(path)]
+    listed = {file.path for file in record.report.checkpoint.files} & remote.files.keys()
+    if CONFIG_NAME not in listed:
+        raise CheckpointError(f"{repo_id} has no {CONFIG_NAME} that its {MANIFEST} lists.", hint="Publish it again.")
+    small = [remote.files[path] for path in sorted(listed) if not is_weights(path)]
     folder = download(small, repo_id=repo_id, commit=commit, session=session, reporter=reporter)
-    config = hub.resolve_repo(BaseModelSpec(repo_id=repo_id, revision=commit), session=session).config
+    config = parse_json((folder / CONFIG_NAME).read_bytes(), where=f"{CONFIG_NAME} of {repo_id}")
     _check_ours(config, folder, record, repo_id=repo_id)
     base, why = _base(record, session=session, reporter=reporter)
+    if base is None and overwrite:
+        _refuse_edited(remote, record, overwrite=False)
     return Published(
         target=target, remote=remote, record=record, config=config, folder=folder, base=base, why_no_base=why
     )
@@ -150,6 +155,8 @@ def read_published(target: Target, *, overwrite: bool, session: HubSession, repo
 
 def _refuse_edited(remote: RemoteState, record: PublishRecord, *, overwrite: bool) -> None:
     """Refuse a repo whose files are not as they were published: to replace them would undo somebody's work.
+
+    Where the base is gone, nothing can be overwritten: the repo's own files are all that there is to start from.
 
     Weights, and what beside the checkpoint is listed, cannot be written anew without computing, whatever is allowed.
     """

@@ -196,6 +196,23 @@ def test_a_check_needs_no_token_writes_nothing_and_reads_no_weights(refresh, pub
     assert not [record.line for record in hub.log if WEIGHTS in record.path]
 
 
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+sys.argv = ["hubprune", *sys.argv[1:]]
+from hubprune.cli import main
+main()
+"""
+
+
+def test_nothing_of_a_refresh_itself_needs_torch(published, hub, api):
+    before = commits(api)
+    arguments = ["refresh", REPO_ID, "--no-load-back", "--endpoint", hub.endpoint]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert commits(api)[1:] == before
+
+
 def test_the_exit_code_of_a_check_says_whether_there_is_something_to_do(published, hub):
     arguments = ["refresh", REPO_ID, "--endpoint", hub.endpoint]
     seen = CliRunner().invoke(app, [*arguments, "--check"])
