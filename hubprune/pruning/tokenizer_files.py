@@ -99,6 +99,10 @@ def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architect
         return None
     if not (folder / PIPELINE).is_file():  # transformers 5 makes it of a tokenizer.model, as transformers 4 would
         base.backend_tokenizer.save(str(folder / PIPELINE))
+        config = {
+            **{name: str(token) for name, token in base.special_tokens_map.items() if "_tokens" not in name},
+            **config,
+        }
     by_class = type(base).__name__
     written = KEEPS_PIPELINE if by_class in OF_NEWER else by_class
     if written == KEEPS_PIPELINE:  # says in words what the class that was named does by itself in transformers 4
