@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from hubprune.artifacts import Check, Verification
 from hubprune.checkpoints import Trust, find_base, find_pruned, refuse_foreign_code
 from hubprune.console import Reporter
 from hubprune.errors import VerificationError
-from hubprune.files import list_files
+from hubprune.files import list_files, scratch_folder
 from hubprune.pruning import verify
 from hubprune.pruning.runnable import make_runnable
 from hubprune.pruning.structure import read_structure
@@ -42,8 +41,8 @@ def check(
     refuse_foreign_code(pruned, trust=trust)
     hint = "Say where it is with --base FOLDER."
     found = find_base(base, config, hint=hint, session=session, reporter=reporter)
-    with tempfile.TemporaryDirectory(prefix="hubprune-base-") as work:
-        runnable = make_runnable(found, Path(work) / "base")
+    with scratch_folder(name="hubprune-base") as work:
+        runnable = make_runnable(found, work / "base")
         seen = verify.verify(runnable, folder, plan=plan, config=found.config, architecture=structure.architecture)
     return seen.model_copy(update={"checks": (*_manifest_checks(folder), *seen.checks)})
 

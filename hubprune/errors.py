@@ -22,6 +22,7 @@ with which value, and its hint says what to do next.  Anything else that escapes
     │   ├── AuthenticationError      no token, an expired one, or one the Hub does not know
     │   ├── PermissionDeniedError    the token is valid and may not do this
     │   ├── ConflictError            somebody else committed in between
+    │   │   └── EditedError          somebody changed on the Hub what an earlier publish wrote
     │   ├── RemoteMismatchError      a remote file is not what was uploaded
     │   └── JobError                 a job on Hugging Face Jobs failed or was cancelled
     ├── DiskSpaceError               not enough room for what the run would write
@@ -30,7 +31,8 @@ with which value, and its hint says what to do next.  Anything else that escapes
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 __all__ = [
     "AuthenticationError",
@@ -40,6 +42,7 @@ __all__ = [
     "CheckpointError",
     "ConflictError",
     "DiskSpaceError",
+    "EditedError",
     "EvaluationError",
     "GatedBaseError",
     "HubError",
@@ -157,6 +160,20 @@ class PermissionDeniedError(HubError):
 
 class ConflictError(HubError):
     """Somebody else committed to the target between our reading of it and our commit."""
+
+
+class EditedError(ConflictError):
+    """Somebody changed on the Hub what an earlier publish wrote, or has files of their own where it would write.
+
+    Attributes:
+        commits: what they committed, as values for JSON; empty for files that no publish ever wrote.
+    """
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, hint: str | None = None, commits: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.commits = tuple(commits)
 
 
 class RemoteMismatchError(HubError):

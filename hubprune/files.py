@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 READ_BYTES = 2**22
 PARTIAL = ".partial-"
+LONGEST_LABEL = 60
+"""Bytes; a file name has 255 at most, of which a host takes up to 64."""
 
 
 @contextmanager
@@ -53,18 +55,66 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_folder(parent: Path, *, name: str) -> Iterator[Path]:
-    """Yield a temporary folder that goes when the block ends; one that a killed process left is swept up next time."""
-    folder = _partial_folder(parent / name)
+def scratch_folder(parent: Path | None = None, *, name: str) -> Iterator[Path]:
+    """Yield a temporary folder that goes when the block ends; one that a killed process left is swept up next time.
+
+    Args:
+        parent: where to make it; None for the folder of temporary files.
+        name: what it is for, in a word.
+    """
+    folder = _partial_folder((parent or Path(tempfile.gettempdir())) / name)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def scratch_prefix(name: str) -> str:
+    """Return how the name of a temporary file or folder has to begin for `sweep` to know whose it is."""
+    return f"{_start(name)}{os.getpid()}-"
+
+
+def sweep(folder: Path, *, name: str | None = None) -> None:
+    """Remove what processes of this machine that are gone left half-done in a folder.
+
+    Args:
+        folder: where to look, and nowhere below it.
+        name: what it was for; None for anything.
+    """
+    # On a shared file system other hosts have processes of their own, of which this one knows nothing.
+    label = "*" if name is None else glob.escape(_label(name))
+    for left in folder.glob(f".{label}{PARTIAL}{glob.escape(_host())}-*"):
+        pid = left.name.rpartition(f"{PARTIAL}{_host()}-")[2].split("-")[0]
+        if not pid.isdigit() or _alive(int(pid)):
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def _partial_folder(target: Path) -> Path:
-    _sweep(target)
-    return Path(tempfile.mkdtemp(prefix=f".{target.name}{PARTIAL}{_host()}-{os.getpid()}-", dir=target.parent))
+    sweep(target.parent, name=target.name)
+    return Path(tempfile.mkdtemp(prefix=scratch_prefix(target.name), dir=target.parent))
+
+
+def _start(name: str) -> str:
+    return f".{_label(name)}{PARTIAL}{_host()}-"
+
+
+def _label(name: str) -> str:
+    """Return a name, or what stands for a long one: with host and process beside it, it has to be legal still."""
+    data = os.fsencode(name)
+    return name if len(data) <= LONGEST_LABEL else hashlib.sha256(data).hexdigest()[:16]
+
+
+def short_name(name: str) -> str:
+    """Shorten a name to what leaves room for a key behind it; two long names never become the same."""
+    data = os.fsencode(name)
+    if len(data) <= LONGEST_LABEL:
+        return name
+    start = os.fsdecode(data[: LONGEST_LABEL - 9]).encode(errors="ignore").decode()
+    return f"{start}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def make_writable(folder: Path) -> None:
@@ -88,15 +138,6 @@ def check_new_folder(target: Path) -> None:
         raise RecipeError(f"Cannot write to {there}.", hint="Choose another --out.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RecipeError(f"{target} exists already.", hint="Choose another --out, or remove it.")
-
-
-def _sweep(target: Path) -> None:
-    # On a shared file system other hosts have processes of their own, of which this one knows nothing.
-    start = f".{target.name}{PARTIAL}{_host()}-"
-    for left in target.parent.glob(f"{glob.escape(start)}*"):
-        pid = left.name.removeprefix(start).split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _host() -> str:
@@ -141,7 +182,7 @@ def move_folder(source: Path, target: Path) -> None:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name and rename it, so that readers see the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    staged = path.with_name(f"{scratch_prefix(path.name)}tmp")
     try:
         staged.write_bytes(content.encode() if isinstance(content, str) else content)
         staged.replace(path)

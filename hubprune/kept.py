@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from hubprune.artifacts import DropPlan, PrunedCheckpoint
 from hubprune.errors import RecipeError
+from hubprune.files import short_name
 from hubprune.run import Run, write_verified
 from hubprune.stages import key_of
 
@@ -26,7 +27,7 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedChec
         RecipeError: another run uses it.
     """
     key = key_of(run.circumstances, plan.content, plan.widths, plan.layout)
-    folder = run.store.folder / "checkpoints" / f"{run.recipe.default_name}-{key}"
+    folder = run.store.folder / "checkpoints" / f"{short_name(run.recipe.default_name)}-{key}"
     folder.parent.mkdir(exist_ok=True)
     with _alone(folder):
         made = _written_before(run, plan, folder, key)
@@ -36,7 +37,8 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedChec
 
 def has_checkpoint(run: Run) -> bool:
     """Tell whether an earlier run left a checkpoint of as many drops, so that little new room is needed on the disk."""
-    return any((run.store.folder / "checkpoints").glob(f"{glob.escape(run.recipe.default_name)}-*"))
+    name = glob.escape(short_name(run.recipe.default_name))
+    return any((run.store.folder / "checkpoints").glob(f"{name}-*"))
 
 
 @contextmanager

@@ -28,8 +28,11 @@ from hubprune.publishing import hub, manifest
 from hubprune.publishing.announcing import announce
 from hubprune.publishing.budget import check_budget
 from hubprune.publishing.commit import publish as send
+from hubprune.publishing.foreign import Overwrite
+from hubprune.publishing.integrity import check_arrived
 from hubprune.publishing.preflight import Target, check_disk, preflight
 from hubprune.publishing.staging import merge
+from hubprune.publishing.target import check_name_loads
 from hubprune.publishing.upload_plan import plan_upload
 from hubprune.republishing.again import without_computing
 from hubprune.republishing.before import Before, last_publish
@@ -65,6 +68,8 @@ class PublishOptions:
     """Do everything but write to the Hub."""
     overwrite_card: bool = False
     """Replace a README.md that somebody edited on the Hub."""
+    overwrite: bool = False
+    """Replace every file of the last publish that somebody changed on the Hub, and others that are in the way."""
     primer: bool = True
     """Ask the Hub, before the upload, which chunks of the base it has."""
     notes: Path | None = None
@@ -81,6 +86,11 @@ class PublishOptions:
     """Leave out files and dry run, too, where the last publish depends on the same."""
     told: Callable[[PublishReport], None] = lambda report: None
     """Called with the report each time that it is written, or would be."""
+
+    @property
+    def replaces(self) -> Overwrite:
+        """What of other people's work may be replaced."""
+        return "everything" if self.overwrite else "card" if self.overwrite_card else "nothing"
 
     @classmethod
     def of(cls, given: Mapping[str, Any], *, told: Callable[[PublishReport], None]) -> PublishOptions:
@@ -153,6 +163,8 @@ def produced(
     stage()
     scores, plan = scores_before(before, run, depends_on) or _scored(run)
     say_plan(plan, reporter=run.reporter)
+    if needs_modeling_file(plan):
+        check_name_loads(repo_id)
     stage()
     with kept_checkpoint(run, plan) as (folder, made):
         stage()
@@ -214,7 +226,7 @@ def check(run: Run, options: PublishOptions) -> Target:
         run.recipe,
         base=run.base,
         session=run.session,
-        overwrite_card=options.overwrite_card,
+        overwrite=options.replaces,
         excuse=_excuse(run) if options.dry_run else None,
     )
     run.task_texts, run.task_sources  # noqa: B018
@@ -270,7 +282,7 @@ def deliver(run: Run, product: Product, target: Target, options: PublishOptions)
         session=run.session,
         reporter=run.reporter,
         base=report.base if options.primer else None,
-        overwrite_card=options.overwrite_card,
+        overwrite=options.replaces,
     )
     return _end(run, report.model_copy(update={"published": published, "upload": None}), target, options, folder=folder)
 
@@ -331,7 +343,7 @@ def _plan_upload(run: Run, product: Product, target: Target, options: PublishOpt
         reporter=run.reporter,
         scratch=run.store.folder,
         primer=options.primer,
-        overwrite_card=options.overwrite_card,
+        overwrite=options.replaces,
     )
 
 
@@ -367,6 +379,7 @@ def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> L
         new_tokens=LOADED_TOKENS,
         custom_code=needs_modeling_file(report.plan),
         work_folder=run.store.folder,
+        check=lambda folder: check_arrived(published, folder),
     )
     if loaded.parameters != report.checkpoint.parameters:
         raise VerificationError(

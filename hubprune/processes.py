@@ -1,13 +1,19 @@
-"""Whether a command runs in several processes, as `torchrun` and `accelerate launch` start them.
+"""The processes that a command consists of: those that it starts, and those that it was started as.
 
-The first one runs the command.  The others follow it: they load the models that it loads and compute their share.
+`torchrun` and `accelerate launch` start several.  The first one runs the command.  The others follow it: they load the
+models that it loads and compute their share.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
-__all__ = ["VARIABLES", "local_rank", "local_world_size", "rank", "world_size"]
+__all__ = ["VARIABLES", "local_rank", "local_world_size", "rank", "run_to_end", "world_size"]
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What tells a process that it is one of several; a program that it starts by itself is none of them."""
@@ -31,3 +37,32 @@ def world_size() -> int:
 def local_world_size() -> int:
     """Return the number of processes on this machine, which share its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+# ---- programs that are started ---------------------------------------------------------------------------------------
+
+
+def run_to_end(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program and return how it ended; on Linux it never outlives this process, not even one that is killed.
+
+    Args:
+        command: the program and its arguments.
+        options: of `subprocess.run`.
+    """
+    return subprocess.run(command, check=False, preexec_fn=_ends_with_parent(), **options)
+
+
+def _ends_with_parent() -> Callable[[], None] | None:
+    """Return what a new process does first: ask for a SIGKILL once this one is gone."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    parent, prctl, set_signal = os.getpid(), ctypes.CDLL(None, use_errno=True).prctl, 1
+
+    def ask() -> None:
+        prctl(set_signal, signal.SIGKILL)
+        if os.getppid() != parent:  # it went before anybody could be asked
+            os._exit(1)
+
+    return ask

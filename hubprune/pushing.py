@@ -35,7 +35,7 @@ def push(
     Args:
         folder: from `--out`.
         report: from `--report` of the same run.
-        options: where the new report goes, and whether a card edited on the Hub may be replaced.
+        options: where the new report goes, and what may be replaced of what people changed on the Hub.
         session: which Hub, and as whom; it goes as well where this token may not read the base.
         reporter: told what is going on.
 
@@ -50,7 +50,7 @@ def push(
         make_writable(options.report.absolute().parent)
     recipe = _recipe(report)
     files = _as_verified(folder, report)
-    target = target_of(recipe, base=report.base, session=session, overwrite_card=options.overwrite_card)
+    target = target_of(recipe, base=report.base, session=session, overwrite=options.replaces)
     _refuse_moved_branch(report, files, target, session=session)
     reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
     stage()

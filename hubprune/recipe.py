@@ -16,6 +16,8 @@ from hubprune.requests import DropSpec, Settings, WidthSpec
 from hubprune.suites import DEFAULT_SUITE, SUITES, expand
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+LONGEST_NAME = 96
+"""Characters that the Hub allows for a namespace, and as many for a name in it."""
 MEAN = "mean"
 """Name, in a regression budget, of the mean change over all tasks."""
 DEFAULT_TASKS = tuple(SUITES[DEFAULT_SUITE])
@@ -175,8 +177,10 @@ class TargetSpec(Settings):
     @field_validator("repo_id", "supersedes")
     @classmethod
     def _valid_repo_id(cls, value: str | None) -> str | None:
-        if value is not None and not (REPO_ID.fullmatch(value) and len(value) <= 96):
+        if value is not None and not REPO_ID.fullmatch(value):
             raise ValueError(f"{value!r} is no repo id; it looks like namespace/name")
+        if value is not None and (part := max(value.split("/"), key=len)) and len(part) > LONGEST_NAME:
+            raise ValueError(f"the name {part} has {len(part)} characters, and the Hub allows {LONGEST_NAME}")
         return value
 
     @model_validator(mode="after")

@@ -129,7 +129,7 @@ class Run:
     def runnable(self) -> Runnable:
         """The base as transformers can load it; one that was pruned before gets its modeling file from here."""
         key = key_of(self._base_identity, modeling.render(self.architecture))
-        return make_runnable(self.downloaded, self.store.folder / "bases" / f"{self.base.name.split('/')[-1]}-{key}")
+        return make_runnable(self.downloaded, self.store.folder / "bases" / key)
 
     @property
     def architecture(self) -> Architecture:

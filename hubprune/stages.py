@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from hubprune import __version__
-from hubprune.files import make_writable, write_atomically
+from hubprune.files import make_writable, sweep, write_atomically
 
 Value = TypeVar("Value", bound=BaseModel)
 
@@ -57,6 +58,8 @@ class StageStore:
     def __init__(self, folder: Path, *, on_reuse: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
         make_writable(folder)
+        for place in (folder, *(path for path in folder.iterdir() if path.is_dir()), Path(tempfile.gettempdir())):
+            sweep(place)
         self.seconds: dict[str, float] = {}
         """Stage -> how long it took, when it was run."""
         self.keys: dict[str, str] = {}

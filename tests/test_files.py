@@ -103,6 +103,34 @@ def test_what_a_killed_process_left_is_swept_up_and_what_a_running_one_writes_is
     assert [folder.exists() for folder in (*left, *other)] == [False, True, True, True, True]
 
 
+def test_everything_that_killed_processes_left_in_a_folder_is_swept_up_and_nothing_else(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    gone, host = dead.stdout.strip(), re.sub(r"\W", "_", socket.gethostname())
+    left = [f".load.partial-{host}-{gone}-x", f".*.partial-{host}-{gone}-x", f".a.json.partial-{host}-{gone}-tmp"]
+    kept = [f".load.partial-{host}-{os.getpid()}-x", f".load.partial-elsewhere-{gone}-x", f"x.partial-{host}-{gone}-x"]
+    for name in (*left, *kept):
+        (tmp_path / name).mkdir() if not name.endswith("tmp") else (tmp_path / name).touch()
+    (tmp_path / f".out.partial-{host}-{gone}-link").symlink_to(tmp_path / kept[2])
+    files.sweep(tmp_path)
+    assert names(tmp_path) == sorted(kept)
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "a-b." * 60])
+def test_the_longest_names_leave_room_for_host_and_process(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(socket, "gethostname", lambda: "h" * 63)
+    with staged_folder(tmp_path / name) as staged:
+        (staged / "a").touch()
+    write_atomically(tmp_path / name / name, "x")
+    assert names(tmp_path / name) == sorted(["a", name])
+
+
+def test_short_names_of_long_ones_differ_and_leave_room_for_a_key():
+    assert files.short_name("Llama-3.2-3B-attn-drop-3") == "Llama-3.2-3B-attn-drop-3"
+    long = [files.short_name("é" * 100 + end) for end in "ab"]
+    assert long[0] != long[1]
+    assert max(len(os.fsencode(name)) for name in long) <= files.LONGEST_LABEL
+
+
 def test_a_published_folder_is_an_ordinary_one(tmp_path):
     before = os.umask(0o022)
     try:

@@ -181,7 +181,10 @@ REFUSED = {
     "target that is no repo id": ({"target": {"repo_id": "a/b/c"}}, "^'a/b/c' is no repo id"),
     "target with two dots": ({"target": {"repo_id": "a/b..c"}}, "is no repo id; it looks like namespace/name"),
     "target that climbs": ({"target": {"repo_id": "../c"}}, "is no repo id"),
-    "target too long": ({"target": {"repo_id": "a/" + "b" * 95}}, "is no repo id"),
+    "target too long": (
+        {"target": {"repo_id": "a/" + "b" * 97}},
+        r"The name b{97} has 97 characters, and the Hub allows 96",
+    ),
     "target with a newline": ({"target": {"repo_id": "a/b\n"}}, "is no repo id"),
 }
 

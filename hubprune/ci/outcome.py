@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hubprune.errors import HubpruneError, OverBudgetError
+from hubprune.errors import EditedError, HubpruneError, OverBudgetError
 
 if TYPE_CHECKING:
     from hubprune.artifacts import PublishReport
 
 __all__ = ["Ending", "Outcome"]
 
-Ending = Literal["published", "up to date", "dry run", "ran elsewhere", "over budget", "failed"]
+Ending = Literal["published", "up to date", "dry run", "ran elsewhere", "over budget", "edited", "failed"]
+OF_ERRORS: Mapping[type[HubpruneError], Ending] = {OverBudgetError: "over budget", EditedError: "edited"}
+"""Errors that are an outcome of their own: nothing is broken, and somebody has to decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class Outcome:
     def ending(self) -> Ending:
         """The outcome in two words."""
         if self.error is not None:
-            return "over budget" if isinstance(self.error, OverBudgetError) else "failed"
+            return next((ending for kind, ending in OF_ERRORS.items() if isinstance(self.error, kind)), "failed")
         if self.report is None:
             return "ran elsewhere"
         if self.report.published is None:

@@ -24,7 +24,7 @@ __all__ = ["job_summary"]
 TITLES: Mapping[Ending, str] = {
     "published": "Published", "up to date": "Up to date", "dry run": "Dry run: nothing was written to the Hub",
     "ran elsewhere": "Done on Hugging Face Jobs", "over budget": "Over budget: nothing was published",
-    "failed": "Failed",
+    "edited": "Edited on the Hub: nothing was published", "failed": "Failed",
 }  # fmt: skip
 ADDRESS = ":/?#&=@%+,;~-._"
 """Characters that an address keeps inside a Markdown link."""

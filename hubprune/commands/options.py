@@ -220,6 +220,15 @@ OverwriteCard = Annotated[
     bool,
     typer.Option("--overwrite-card", help="Replace a README.md that was edited on the Hub.", rich_help_panel=TARGET),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace whatever was changed on the Hub since the last publish: weights, configs, tokenizer, card. "
+        "Without it, a publish stops there and exits with 5.",
+        rich_help_panel=TARGET,
+    ),
+]
 NoOpen = Annotated[bool, typer.Option("--no-open", help="Print the address of the preview, and open no browser.")]
 Primer = Annotated[
     bool,

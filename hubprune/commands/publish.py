@@ -7,7 +7,7 @@ import typer
 from hubprune.ci.github import told_to_job
 from hubprune.commands import card_options, job_options, options
 from hubprune.commands.recipes import make_recipe
-from hubprune.commands.terminal import errors_shown, open_run
+from hubprune.commands.terminal import edits_as_json, errors_shown, open_run
 
 JOB_OPTIONS = ("on", "flavor", "timeout", "namespace", "requirement")
 EXAMPLES = (
@@ -36,6 +36,7 @@ def publish(
     license: card_options.License = None, allow_name: card_options.AllowName = None,
     notes: card_options.Notes = None, card_template: card_options.CardTemplate = None,
     speed: card_options.Speed = False, overwrite_card: options.OverwriteCard = False,
+    overwrite: options.Overwrite = False,
     primer: options.Primer = True, force: options.Force = False, only_if_changed: options.OnlyIfChanged = False,
     dry_run: options.DryRun = False, out: options.Out = None, recipe: options.RecipeFile = None,
     report: options.ReportFile = None, endpoint: options.Endpoint = None, seed: options.Seed = None,
@@ -46,7 +47,7 @@ def publish(
 ) -> None:  # fmt: skip
     """Score, prune, verify, benchmark and publish a base in one commit, then load it back."""
     given = locals()
-    with errors_shown() as reporter, told_to_job(reporter) as told:
+    with errors_shown() as reporter, told_to_job(reporter) as told, edits_as_json(wanted=as_json):
         run = open_run(make_recipe(given), endpoint, reporter)
         from hubprune import pipeline, summary
 

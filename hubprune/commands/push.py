@@ -9,7 +9,7 @@ import typer
 
 from hubprune.ci.github import told_to_job
 from hubprune.commands import options
-from hubprune.commands.terminal import errors_shown, open_session
+from hubprune.commands.terminal import edits_as_json, errors_shown, open_session
 
 EXAMPLES = (
     "Example:  hubprune publish --recipe recipe.yaml --repo-id me/tiny --dry-run --out result --report report.json"
@@ -24,16 +24,17 @@ def push(
     folder: Folder,
     dry_run_report: Report,
     overwrite_card: options.OverwriteCard = False,
+    overwrite: options.Overwrite = False,
     report: options.ReportFile = None,
     endpoint: options.Endpoint = None,
     as_json: options.Json = False,
 ) -> None:
     """Publish what a dry run made, on another machine and with another token if need be; nothing is computed again."""
-    with errors_shown() as reporter, told_to_job(reporter) as told:
+    with errors_shown() as reporter, told_to_job(reporter) as told, edits_as_json(wanted=as_json):
         session = open_session(endpoint)
         from hubprune import pipeline, pushing, summary
 
         made = pushing.read_report(dry_run_report)
-        chosen = pipeline.PublishOptions(overwrite_card=overwrite_card, report=report, told=told)
+        chosen = pipeline.PublishOptions(overwrite_card=overwrite_card, overwrite=overwrite, report=report, told=told)
         done = pushing.push(folder, made, chosen, session=session, reporter=reporter)
         typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hubprune.console import Reporter
-from hubprune.errors import DiskSpaceError, HubpruneError
+from hubprune.errors import DiskSpaceError, EditedError, HubpruneError
 from hubprune.processes import rank, world_size
 
 if TYPE_CHECKING:
@@ -47,6 +48,18 @@ def errors_shown(*, resume: str = RESUME) -> Iterator[Reporter]:
     except KeyboardInterrupt as interrupt:
         reporter.error("Interrupted.", str(interrupt) or resume)
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def edits_as_json(*, wanted: bool) -> Iterator[None]:
+    """Print, for machines, who changed what where a publish stops because of it; the error goes on."""
+    try:
+        yield
+    except EditedError as error:
+        if wanted:
+            said = {"outcome": "edited", "message": error.message, "hint": error.hint, "commits": error.commits}
+            typer.echo(json.dumps(said, indent=2))
+        raise
 
 
 def open_session(endpoint: str | None) -> HubSession:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from hubprune.errors import EvaluationError
 from hubprune.evaluation.models import LoadedModel, is_memory_error, load_model, release_memory
 from hubprune.evaluation.speed import SpeedSpec, answer, inputs
 from hubprune.kv_cache import held_bytes
+from hubprune.processes import run_to_end
 
 __all__ = ["allocated_peak", "cache_bytes", "largest", "largest_batch", "resident_peak"]
 
@@ -83,7 +83,7 @@ def resident_peak(folder: Path, spec: SpeedSpec, *, dtype: str, trust_remote_cod
         batch_size=spec.batch_size,
     )
     command = [sys.executable, "-m", "hubprune.evaluation.footprint"]
-    done = subprocess.run(command, input=request.model_dump_json(), capture_output=True, text=True, check=False)
+    done = run_to_end(command, input=request.model_dump_json(), capture_output=True, text=True)
     if done.returncode:
         raise EvaluationError(
             f"The fresh process that measures the memory of {folder} ended with code {done.returncode}.",

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.placement import input_device, placement
+from hubprune.files import scratch_prefix
 
 __all__ = [
     "LoadedModel",
@@ -63,18 +64,20 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
         EvaluationError: the device's memory is too small.
         RecipeError: this machine has no such device.
     """
-    offload = tempfile.TemporaryDirectory(prefix="hubprune-offload-")
+    offload = tempfile.TemporaryDirectory(prefix=scratch_prefix("hubprune-offload"))
+    link = Path(offload.name, "model")  # a folder's name becomes part of a module's, which is too long for some
+    link.symlink_to(folder.resolve(), target_is_directory=True)
     with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."):
         model = AutoModelForCausalLM.from_pretrained(
-            folder,
+            link,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            **placement(folder, device=device, dtype=dtype, offload_folder=offload.name),
+            **placement(folder, device=device, dtype=dtype, offload_folder=str(Path(offload.name, "weights"))),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         ).eval()
     model.offload_folder = offload  # deleted with the model, which may read its weights from there
     # With the config at hand, it does not look for one whose code it may not run, and complain.
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(link, config=model.config, trust_remote_code=False)
     return LoadedModel(model, tokenizer, input_device(model), str(model.dtype).removeprefix("torch."))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from hubprune.exporting.artifact import GgufExport, Outtype, Parity
 from hubprune.exporting.content import plan_content, read_layers
 from hubprune.exporting.parity_process import ParitySeen
 from hubprune.exporting.writing import GgufContent, check_space, check_target, check_writer, staged_file, write_gguf
+from hubprune.files import scratch_folder
 from hubprune.pruning.config import read_config
 from hubprune.publishing import hub
 from hubprune.publishing.session import HubSession
@@ -178,8 +178,8 @@ def _control(
     if obstacle := parity.obstacle(base.folder):
         return None, obstacle
     check_space(file.parent, needed=content.data_bytes)
-    with tempfile.TemporaryDirectory(prefix=".control-", dir=file.parent) as folder:
-        control = Path(folder) / "control.gguf"
+    with scratch_folder(file.parent, name="control") as folder:
+        control = folder / "control.gguf"
         _write(content, control, reporter, what="the unpruned base as a control")
         return _measure(control, content, base), None
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +22,9 @@ from hubprune.errors import VerificationError
 from hubprune.exporting.artifact import Outtype, Parity, ParityFigures
 from hubprune.exporting.parity_process import ParityRequest, ParitySeen
 from hubprune.exporting.writing import INSTALL, GgufContent
+from hubprune.files import scratch_folder
 from hubprune.memory import available_bytes
+from hubprune.processes import run_to_end
 from hubprune.pruning.config import stock_config, write_json
 from hubprune.pruning.runnable import link_model
 from hubprune.pruning.structure import Structure
@@ -103,28 +103,28 @@ def measure(
 @contextmanager
 def _reference_folder(folder: Path, config: Mapping[str, Any], structure: Structure) -> Iterator[Path]:
     """Yield a folder with links to the weights and with code that is ours, if any; a subfolder has the tokenizer."""
-    with tempfile.TemporaryDirectory(prefix="hubprune-parity-") as made:
-        link_model(config, structure, folder, Path(made))
-        tokenizer = Path(made) / TOKENIZER
-        tokenizer.mkdir()
+    with scratch_folder(name="hubprune-parity") as made:
+        model = made / "model"
+        tokenizer = model / TOKENIZER
+        tokenizer.mkdir(parents=True)
+        link_model(config, structure, folder, model)
         write_json(stock_config(config, structure), tokenizer)
         for path in filter(Path.is_file, folder.iterdir()):
             if is_carried(path.name):
                 (tokenizer / path.name).symlink_to(path.resolve())
-        yield Path(made)
+        yield model
 
 
 def _in_fresh_process(request: ParityRequest) -> ParitySeen:
-    with tempfile.TemporaryDirectory(prefix="hubprune-modules-") as modules:
+    with scratch_folder(name="hubprune-modules") as modules:
         # transformers copies the modeling file into a cache of modules before it imports it; ours is thrown away.
-        done = subprocess.run(
+        done = run_to_end(
             [sys.executable, "-m", "hubprune.exporting.parity_process"],
             input=request.model_dump_json(),
             capture_output=True,
             text=True,
             errors="replace",
-            env={**os.environ, "HF_MODULES_CACHE": modules},
-            check=False,
+            env={**os.environ, "HF_MODULES_CACHE": str(modules)},
         )
     if done.returncode == -9:
         raise VerificationError(

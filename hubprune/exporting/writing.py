@@ -19,6 +19,7 @@ from hubprune.exporting.hyperparameters import Hyperparameters
 from hubprune.exporting.layers import LayerSlot
 from hubprune.exporting.tensors import GgufTensor
 from hubprune.exporting.vocabulary import Vocabulary
+from hubprune.files import scratch_prefix, sweep
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +81,8 @@ def staged_file(target: Path) -> Iterator[Path]:
         DiskSpaceError: the disk filled up.
     """
     check_target(target)
-    staged = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    sweep(target.parent, name=target.name)
+    staged = target.with_name(f"{scratch_prefix(target.name)}file")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield staged

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["publish_on_jobs"]
 
 FLAGS: Mapping[tuple[str, bool], str] = {
-    ("overwrite_card", True): "--overwrite-card", ("dry_run", True): "--dry-run", ("force", True): "--force",
+    ("overwrite_card", True): "--overwrite-card", ("overwrite", True): "--overwrite",
+    ("dry_run", True): "--dry-run", ("force", True): "--force",
     ("speed", True): "--speed", ("primer", False): "--no-primer", ("only_if_changed", True): "--only-if-changed",
 }  # fmt: skip
 """Options that no recipe holds and that the job gets as they were given here."""

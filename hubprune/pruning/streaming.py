@@ -25,6 +25,7 @@ from hubprune.artifacts import SublayerKind
 from hubprune.console import size
 from hubprune.decoder import Recorder
 from hubprune.errors import CheckpointError, DiskSpaceError
+from hubprune.files import scratch_prefix
 from hubprune.memory import available_bytes
 from hubprune.pruning.bypass import take_out
 from hubprune.pruning.weights import TensorEntry, open_weights
@@ -141,7 +142,8 @@ def empty_states(shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: to
         if needed_bytes <= STATES_SHARE * _free_bytes(place):
             return [torch.empty(shape, dtype=dtype, device=place) for shape in shapes]
     _require_disk(needed_bytes)
-    with tempfile.NamedTemporaryFile(prefix="hubprune-states-") as file:  # once mapped, it needs no name any more
+    with tempfile.NamedTemporaryFile(prefix=scratch_prefix("hubprune-states")) as file:
+        # Once mapped, it needs no name any more.
         mapped = torch.from_file(file.name, shared=True, size=sum(counts), dtype=dtype)
     return [part.view(shape) for part, shape in zip(mapped.split(counts), shapes, strict=True)]
 

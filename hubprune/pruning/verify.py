@@ -7,10 +7,8 @@ is what their removal must amount to.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +17,9 @@ from pydantic import BaseModel, Field, ValidationError
 from hubprune.architectures import Architecture
 from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
 from hubprune.errors import CheckpointError, VerificationError
+from hubprune.files import scratch_folder
 from hubprune.kv_cache import kv_cache_bytes
+from hubprune.processes import run_to_end
 from hubprune.pruning import mlx, modeling
 from hubprune.pruning.checkpoint import neurons_of, shard_plans
 from hubprune.pruning.config import MAX_LAYERS, needs_modeling_file, pruned_classes
@@ -107,7 +107,14 @@ def require_passed(verification: Verification) -> None:
 
 
 def load_from_hub(
-    repo_id: str, *, commit: str, prompt: str, new_tokens: int, custom_code: bool, work_folder: Path
+    repo_id: str,
+    *,
+    commit: str,
+    prompt: str,
+    new_tokens: int,
+    custom_code: bool,
+    work_folder: Path,
+    check: Callable[[Path], None] = lambda _: None,
 ) -> Loaded:
     """Load a published commit over HTTP in a fresh process with an empty cache, and let it write a greedy text.
 
@@ -118,15 +125,18 @@ def load_from_hub(
         new_tokens: length of its continuation.
         custom_code: whether it ships a modeling file.
         work_folder: where the files are put for the moment.
+        check: called with the folder of the files that were loaded.
 
     Raises:
         VerificationError: it does not load.
     """
-    with tempfile.TemporaryDirectory(prefix=".load-", dir=work_folder) as cache:
+    with scratch_folder(work_folder, name="load") as cache:
         request = LoadRequest(
             repo_id=repo_id, commit=commit, prompt=prompt, new_tokens=new_tokens, custom_code=custom_code
         )
-        return _in_fresh_process("load", request, Loaded, environment={"HF_HUB_CACHE": cache})
+        loaded = _in_fresh_process("load", request, Loaded, environment={"HF_HUB_CACHE": str(cache)})
+        check(cache / f"models--{repo_id.replace('/', '--')}" / "snapshots" / commit)
+    return loaded
 
 
 def ships_only_our_code(folder: Path, config: Mapping[str, Any], structure: Structure) -> bool:
@@ -329,10 +339,12 @@ def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int,
 def _in_fresh_process(
     action: str, request: BaseModel, answer: type[Answer], *, environment: Mapping[str, str] | None = None
 ) -> Answer:
-    with tempfile.TemporaryDirectory(prefix="hubprune-modules-") as modules:
+    with scratch_folder(name="hubprune-fresh") as work:
         # transformers copies remote code into a cache of modules before it imports it; ours is thrown away.
-        variables = {**os.environ, "HF_MODULES_CACHE": modules, **(environment or {})}
-        done = _run([sys.executable, "-m", "hubprune.pruning.loading", action], request.model_dump_json(), variables)
+        variables = {**os.environ, "HF_MODULES_CACHE": str(work / "modules"), **(environment or {})}
+        asked = _with_short_names(request, work).model_dump_json()
+        command = [sys.executable, "-m", "hubprune.pruning.loading", action]
+        done = run_to_end(command, input=asked, capture_output=True, text=True, env=variables)
     if done.returncode < 0:
         raise VerificationError(
             f"The fresh process that loads the checkpoint was killed by signal {-done.returncode}.",
@@ -344,8 +356,15 @@ def _in_fresh_process(
         raise VerificationError(f"A fresh process could not load the checkpoint: {_last_line(done.stderr)}") from error
 
 
-def _run(command: Sequence[str], text: str, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, input=text, capture_output=True, text=True, env=dict(variables), check=False)
+def _with_short_names(request: BaseModel, work: Path) -> BaseModel:
+    """Let the folders of a request be found under the names of their fields, whatever they are called themselves.
+
+    transformers makes the last part of a path a part of a module's, with seven characters more for each hyphen.
+    """
+    links = {name: work / name for name, value in request if name.endswith("folder") and isinstance(value, str)}
+    for name, link in links.items():
+        link.symlink_to(getattr(request, name), target_is_directory=True)
+    return request.model_copy(update={name: str(link) for name, link in links.items()})
 
 
 def _last_line(text: str) -> str:

@@ -16,11 +16,11 @@ from hubprune.errors import ConflictError, HubError
 from hubprune.files import list_files
 from hubprune.publishing.changes import missing, stale, without_restated
 from hubprune.publishing.creation import branch_of
-from hubprune.publishing.manifest import CARD, files_digest
+from hubprune.publishing.foreign import RUN_LINE, Overwrite, check_is_ours
+from hubprune.publishing.manifest import files_digest
 from hubprune.publishing.primer import prime, shards_to_show
 from hubprune.publishing.remote import (
     RECENT_PULL_REQUESTS,
-    check_card_is_ours,
     check_remote,
     head_of,
     number_of,
@@ -36,11 +36,8 @@ from hubprune.publishing.transfer import ByteCounter, addition, observed_uploads
 if TYPE_CHECKING:
     from huggingface_hub import GitCommitInfo, HfApi
 
-__all__ = ["RUN_LINE", "publish", "tag_commit"]
+__all__ = ["publish", "tag_commit"]
 
-RUN_LINE = "hubprune-run: "
-"""Line in a commit's description: the digest after it tells our commit from everybody else's, and the word after
-that from one of the same files that another publisher made at the same time."""
 COMMIT_ATTEMPTS = 4
 
 
@@ -90,7 +87,7 @@ def publish(
     files: tuple[RepoFile, ...] | None = None,
     base: BaseCheckpoint | None = None,
     tag: str | None = None,
-    overwrite_card: bool = False,
+    overwrite: Overwrite = "nothing",
 ) -> PublishedCommit:
     """Put a folder into its repo with one commit, compare what arrived, and tag it.
 
@@ -107,10 +104,11 @@ def publish(
         base: of which the weights are a part, so that the Hub is asked first which of its chunks it has; None to leave
             that out.
         tag: name to give the commit, unless it is a pull request; a tag that exists stays where it is.
-        overwrite_card: whether a card that was edited by hand may be replaced.
+        overwrite: what may be replaced of what people changed there.
 
     Raises:
-        ConflictError: somebody else committed meanwhile, or edited the card.
+        EditedError: somebody changed files of the publish before, or has others that are in the way.
+        ConflictError: somebody else committed meanwhile.
         RemoteMismatchError: what arrived is not what was sent.
         RecipeError: the repo is public by now, and the result is to be private.
         HubError: the Hub refused or did not answer.
@@ -120,9 +118,8 @@ def publish(
     with branch_of(target, session=session) as found:
         parent = _check_head(found, target=target, digest=digest, session=session)
         remote = read_remote(target.repo_id, commit=parent, session=session)
-        card = next((f.sha256 for f in files if f.path == CARD), None)
-        check_card_is_ours(remote, overwrite_card=overwrite_card, new_sha256=card)
-        files = files if overwrite_card else without_restated(files, folder=folder, remote=remote)
+        check_is_ours(remote, session=session, overwrite=overwrite, coming=files)
+        files = files if overwrite != "nothing" else without_restated(files, folder=folder, remote=remote)
         upload = missing(files, remote=remote)
         change = _Change(
             target=target, parent=parent, folder=folder, message=message, digest=digest, files=files, upload=upload,

@@ -13,6 +13,7 @@ from hubprune.carried import is_carried
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, CheckpointError, GatedBaseError, UnsupportedFormatError
 from hubprune.publishing import oidc
+from hubprune.publishing.integrity import check_file
 from hubprune.publishing.retry import REQUEST_SECONDS
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.transfer import download
@@ -74,6 +75,7 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
     Raises:
         BaseNotFoundError: no such repo or revision, or no config.json in it.
         GatedBaseError: access has to be asked for.
+        CheckpointError: the config.json in the cache is not the one of the commit.
         HubError: the Hub refused or did not answer.
     """
     info = _model_info(spec, session=session)
@@ -91,6 +93,8 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         lambda api: api.hf_hub_download(spec.repo_id, "config.json", revision=commit),
         doing=f"read config.json of {spec.repo_id}",
     )
+    listed = next(file for file in files if file.path == "config.json")
+    check_file(Path(path), listed, repo_id=spec.repo_id, commit=commit)
     config = _read_config(Path(path), name=spec.repo_id)
     return BaseCheckpoint(
         name=spec.repo_id, commit=commit, private=bool(info.private), config=config, files=files, card=_card(info)
@@ -213,6 +217,7 @@ def download_base(base: BaseCheckpoint, *, session: HubSession, reporter: Report
     """Fetch the needed files of a base at its commit, unless they are here, and return the base with its folder.
 
     Raises:
+        CheckpointError: a file in the cache is not the one of the commit.
         HubError: the Hub refused or did not answer.
     """
     if base.folder is not None or base.commit is None:

@@ -73,7 +73,7 @@ def content_digest(values: Mapping[str, Any]) -> str | None:
     listed = {path: row for path, row in (files.items() if isinstance(files, dict) else ()) if path != CARD}
     try:
         return hashlib.sha256(_json({"content": content, "files": listed}).encode()).hexdigest()
-    except ValueError:  # NaN, or half of a surrogate pair
+    except (ValueError, RecursionError):  # NaN, half of a surrogate pair, or too deep
         return None
 
 
@@ -229,9 +229,23 @@ class RemoteManifest:
             if isinstance(row, dict) and isinstance(row.get("sha256"), str)
         }
         """Path -> SHA-256."""
+        self.listed = _listed(files)
+        """Path -> what a Hub tells of the file."""
         digest = values.get("content_sha256")
         self.content_sha256 = digest if isinstance(digest, str) else None
         """Digest of everything that the publish decided, without the card and without what a clock measured."""
+        self.is_intact = self.content_sha256 is not None and self.content_sha256 == content_digest(values)
+        """Whether it says what it said when it was written, by the rules of this version."""
+
+
+def _listed(files: Any) -> dict[str, RepoFile]:
+    found = {}
+    for path, row in files.items() if isinstance(files, dict) else ():
+        try:
+            found[str(path)] = RepoFile(path=str(path), **row)
+        except (TypeError, ValueError):  # not as a manifest is written: nothing can be compared with it
+            continue
+    return found
 
 
 def read_manifest(data: bytes) -> RemoteManifest:

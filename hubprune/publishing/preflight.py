@@ -11,17 +11,22 @@ from hubprune.console import size
 from hubprune.endpoint import check_endpoint
 from hubprune.errors import AuthenticationError, DiskSpaceError, HubpruneError, PermissionDeniedError, RecipeError
 from hubprune.publishing.card import skeleton
-from hubprune.publishing.hub import needed_files, weight_files
+from hubprune.publishing.foreign import Overwrite, check_is_ours
+from hubprune.publishing.hub import INDEX, SINGLE, needed_files, weight_files
 from hubprune.publishing.identity import Identity, check_can_create, check_can_write, identify
 from hubprune.publishing.license import bare_name, card_in_force, check_license, check_name
-from hubprune.publishing.remote import branch_heads, check_card_is_ours, read_remote, refs_of
+from hubprune.publishing.manifest import CARD
+from hubprune.publishing.remote import branch_heads, read_remote, refs_of
 from hubprune.publishing.session import HubSession
-from hubprune.publishing.target import Target, check_branch, check_visibility, is_private
-from hubprune.recipe import Recipe
+from hubprune.publishing.target import SHORTER, Target, check_branch, check_name_loads, check_visibility, is_private
+from hubprune.recipe import LONGEST_NAME, Recipe
 
 __all__ = ["Target", "check_disk", "preflight", "target_of"]
 
-LONGEST_REPO_ID = 96
+WITHOUT_CODE = {"block-drop", "mlp-width"}
+"""Methods whose results stock classes load, as a rule."""
+UNKNOWN_SIZE = -1
+"""Of a file that is yet to be made, and so the same as none that is there."""
 NOBODY = Identity(user=None)
 """Who runs without a token."""
 Excuse = Callable[[HubpruneError], None]
@@ -32,7 +37,7 @@ def preflight(
     *,
     base: BaseCheckpoint,
     session: HubSession,
-    overwrite_card: bool = False,
+    overwrite: Overwrite = "nothing",
     excuse: Excuse | None = None,
 ) -> Target:
     """Check that nothing will stop the publish at its end; takes seconds and writes nothing.
@@ -41,13 +46,13 @@ def preflight(
         recipe: what is asked for.
         base: from `resolve_base`.
         session: which Hub, and as whom.
-        overwrite_card: whether a card that was edited by hand may be replaced.
+        overwrite: what may be replaced of what people changed there.
         excuse: told, in a dry run, that the token may not write there, or that there is none; None to refuse both.
 
     Raises:
         AuthenticationError: no token, or one that is not valid.
         PermissionDeniedError: the token may not write there.
-        ConflictError: the card there was edited by hand.
+        EditedError: somebody changed files of the publish before, or has others that are in the way.
         RecipeError: libraries that talk to different Hubs, a local base, a name that is no repo id or that the
             licence does not allow, a licence that is not the base's, a revision that is no branch, a public repo for
             what is private, or metadata that the Hub refuses.
@@ -62,14 +67,12 @@ def preflight(
     name = repo_id.split("/")[-1]
     check_name(name, card=terms, allowed=recipe.target.allow_name)
     target = _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session, excuse=excuse)
-    if target.parent:
-        remote = read_remote(repo_id, commit=target.parent, session=session)
-        check_card_is_ours(remote, overwrite_card=overwrite_card)
+    _check_nothing_is_undone(target, base=base, session=session, overwrite=overwrite)
     _check_metadata(skeleton(recipe, base=base, name=name), session=session)
     return target
 
 
-def target_of(recipe: Recipe, *, base: BaseCheckpoint, session: HubSession, overwrite_card: bool = False) -> Target:
+def target_of(recipe: Recipe, *, base: BaseCheckpoint, session: HubSession, overwrite: Overwrite = "nothing") -> Target:
     """Check the target of a result that a dry run made, and that was checked in all else then.
 
     The base is not asked for: a token that may write to one repo and nothing else is enough.
@@ -78,7 +81,7 @@ def target_of(recipe: Recipe, *, base: BaseCheckpoint, session: HubSession, over
         recipe: names the target in full.
         base: as the dry run saw it.
         session: which Hub, and as whom.
-        overwrite_card: whether a card that was edited by hand may be replaced.
+        overwrite: what may be replaced of what people changed there.
 
     Raises:
         HubpruneError: as `preflight`.
@@ -86,9 +89,7 @@ def target_of(recipe: Recipe, *, base: BaseCheckpoint, session: HubSession, over
     check_endpoint(session.endpoint)
     repo_id, identity = str(recipe.target.repo_id), identify(session)
     target = _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session)
-    if target.parent:
-        remote = read_remote(repo_id, commit=target.parent, session=session)
-        check_card_is_ours(remote, overwrite_card=overwrite_card)
+    _check_nothing_is_undone(target, base=base, session=session, overwrite=overwrite)
     return target
 
 
@@ -116,8 +117,14 @@ def _identify(session: HubSession, *, wanted: str | None, excuse: Excuse | None)
 
 def _target_id(recipe: Recipe, *, identity: Identity, terms: BaseCard) -> str:
     repo_id = identity.repo_id(recipe.target.repo_id, default=bare_name(recipe.default_name, card=terms))
-    if len(repo_id) > LONGEST_REPO_ID:
-        raise RecipeError(f"{repo_id} is longer than {LONGEST_REPO_ID} characters.", hint="Pass a shorter repo id.")
+    name = repo_id.split("/")[-1]
+    if len(name) > LONGEST_NAME:
+        raise RecipeError(
+            f"The result would be called {name}, which has {len(name)} characters, and the Hub allows {LONGEST_NAME}.",
+            hint=SHORTER,
+        )
+    if recipe.layout != "stock" and not set(recipe.methods) <= WITHOUT_CODE:
+        check_name_loads(repo_id)
     return repo_id
 
 
@@ -155,6 +162,20 @@ def _look_at(
         parent=head or heads.get("main"), private=wanted.private or base.private,
         create_pr=wanted.create_pr or staged, staged=staged, user=identity.name,
     )  # fmt: skip
+
+
+def _check_nothing_is_undone(
+    target: Target, *, base: BaseCheckpoint, session: HubSession, overwrite: Overwrite
+) -> None:
+    """Refuse what the commit itself would refuse hours later, as far as it can be told which files are coming."""
+    if not target.parent:
+        return
+    remote = read_remote(target.repo_id, commit=target.parent, session=session)
+    weights = {file.path for file in weight_files(base.files)}
+    made = {CARD, "config.json", SINGLE, INDEX, *weights}
+    carried = [file for file in needed_files(base) if file.path not in made]
+    coming = [*carried, *(RepoFile(path=path, size=UNKNOWN_SIZE) for path in sorted(made))]
+    check_is_ours(remote, session=session, overwrite=overwrite, coming=coming)
 
 
 # ---- room and metadata -------------------------------------------------------------------------------------------

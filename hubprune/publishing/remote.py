@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubprune.artifacts import RepoFile
-from hubprune.errors import ConflictError, RemoteMismatchError
+from hubprune.errors import RemoteMismatchError
+from hubprune.publishing.integrity import check_file
 from hubprune.publishing.manifest import CARD, MANIFEST, RemoteManifest, read_manifest
 from hubprune.publishing.session import HubSession
 
@@ -20,7 +21,6 @@ __all__ = [
     "RECENT_PULL_REQUESTS",
     "RemoteState",
     "branch_heads",
-    "check_card_is_ours",
     "check_remote",
     "head_of",
     "is_same",
@@ -124,30 +124,8 @@ def _read(path: str, *, files: Mapping[str, RepoFile], repo_id: str, commit: str
     found = session.ask(
         lambda api: api.hf_hub_download(repo_id, path, revision=commit), doing=f"read {path} of {repo_id}"
     )
+    check_file(Path(found), files[path], repo_id=repo_id, commit=commit)
     return Path(found).read_bytes()
-
-
-def check_card_is_ours(remote: RemoteState, *, overwrite_card: bool, new_sha256: str | None = None) -> None:
-    """Refuse to replace a card that somebody wrote or edited by hand.
-
-    Args:
-        remote: the repo as it is.
-        overwrite_card: True to replace it all the same.
-        new_sha256: of the card to come; the same card is no conflict.
-
-    Raises:
-        ConflictError: naming the repo and the commit.
-    """
-    if overwrite_card or remote.card_sha256 in (None, new_sha256):
-        return
-    written = remote.manifest.files.get(CARD) if remote.manifest else None
-    if written == remote.card_sha256:
-        return
-    what = "was edited by hand since the last publish" if written else "was not written by hubprune"
-    raise ConflictError(
-        f"README.md of {remote.repo_id} at {remote.commit[:8]} {what}.",
-        hint="Pass --overwrite-card to replace it; the old one stays in the history.",
-    )
 
 
 def is_same(local: RepoFile, remote: RepoFile | None) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from hubprune.artifacts import SnippetRun
 from hubprune.errors import VerificationError
+from hubprune.files import scratch_folder
+from hubprune.processes import run_to_end
 from hubprune.publishing.markdown import FILTERS, visible
 from hubprune.publishing.privacy import scrub
 from hubprune.strict_json import parse_json
@@ -83,21 +84,20 @@ def samples(folder: Path) -> bool:
 
 
 def _output(code: str, folder: Path, *, repo_id: str, gpu: bool) -> str:
-    with tempfile.TemporaryDirectory(prefix="hubprune-snippet-") as name:
+    with scratch_folder(name="hubprune-snippet") as work:
         # from_pretrained takes a folder of that name for the repo, at whatever revision.
-        link = Path(name, "run", repo_id)
+        link = work / "run" / repo_id
         link.parent.mkdir(parents=True)
         link.symlink_to(folder.resolve(), target_is_directory=True)
-        variables = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(name, "modules")), "PYTHONUTF8": "1"}
-        done = subprocess.run(
+        variables = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), "PYTHONUTF8": "1"}
+        done = run_to_end(
             [sys.executable, "-P", "-c", code],
-            cwd=Path(name, "run"),
+            cwd=work / "run",
             env={**os.environ, **variables, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            check=False,
         )
     if done.returncode:
         raise _failed(done)

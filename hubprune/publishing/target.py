@@ -14,12 +14,24 @@ from hubprune.recipe import Recipe
 if TYPE_CHECKING:
     from huggingface_hub import GitRefs
 
-__all__ = ["Target", "check_branch", "check_still_private", "check_visibility", "is_private"]
+__all__ = [
+    "SHORTER",
+    "Target",
+    "check_branch",
+    "check_name_loads",
+    "check_still_private",
+    "check_visibility",
+    "is_private",
+]
 
 BRANCH = re.compile(r"(?!refs/)(?!.*(\.\.|//|/\.|@\{|\.lock(/|$)))\w[\w./+@=-]*(?<![./])", re.ASCII)
 """Names that git takes for a branch, but for some that nobody needs."""
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
 """Full and shortened commit ids: a branch of such a name could not be told from a commit."""
+
+LONGEST_FOLDER = 255
+"""Bytes in the name of a folder, for the modules that transformers copies too."""
+SHORTER = "Pass a shorter name as --repo-id."
 
 
 class Target(Artifact):
@@ -45,6 +57,28 @@ class Target(Artifact):
     def is_tagged(self) -> bool:
         """Whether the branch gets the commit in the end, and the commit a name."""
         return self.staged or not self.create_pr
+
+
+# ---- what it is called -------------------------------------------------------------------------------------------
+
+
+def check_name_loads(repo_id: str) -> None:
+    """Refuse the name of a repo with a modeling file that transformers could not load for anybody.
+
+    It makes a folder of each part of the name, with `_hyphen_` for a hyphen and `_dot_` for a dot.
+
+    Raises:
+        RecipeError: such a folder would have a name that file systems do not take.
+    """
+    for part in repo_id.split("/"):
+        folder = part.replace(".", "_dot_").replace("-", "_hyphen_")
+        if len(folder) > LONGEST_FOLDER:
+            raise RecipeError(
+                f"Nobody could load the modeling file of a repo called {part}: transformers writes each hyphen as "
+                f"_hyphen_ and each dot as _dot_, which makes {len(folder)} characters, and a folder's name has "
+                f"{LONGEST_FOLDER} at most.",
+                hint=SHORTER,
+            )
 
 
 # ---- who may see it ----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubprune.artifacts import RepoFile
 from hubprune.console import Advance, Reporter
+from hubprune.publishing.integrity import check_files
 from hubprune.publishing.session import HubSession
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ class ByteCounter:
 def download(files: Iterable[RepoFile], *, repo_id: str, commit: str, session: HubSession, reporter: Reporter) -> Path:
     """Fetch files of a model repo at a commit into the cache and return the snapshot's folder.
 
+    All of them are compared with the hashes that the Hub gave for them, whether they were fetched or there already.
+
     Raises:
+        CheckpointError: a file in the cache is not the one of the commit.
         HubError: the Hub refused or did not answer.
     """
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -67,6 +71,7 @@ def download(files: Iterable[RepoFile], *, repo_id: str, commit: str, session: H
             path = _download_one(file, repo_id=repo_id, commit=commit, session=session, counter=counter)
             counter.finish()
             folder = path.parents[file.path.count("/")]
+    check_files(files, folder, repo_id=repo_id, commit=commit, reporter=reporter)
     return folder
 
 

@@ -9,10 +9,11 @@ from hubprune.artifacts import BaseCheckpoint, PlannedFile, RepoFile, UploadPlan
 from hubprune.console import Reporter
 from hubprune.errors import DiskSpaceError
 from hubprune.publishing.changes import missing, stale, without_restated
+from hubprune.publishing.foreign import Overwrite, check_is_ours
 from hubprune.publishing.hub import weight_files
 from hubprune.publishing.manifest import CARD
 from hubprune.publishing.primer import shards_to_show, uses_xet
-from hubprune.publishing.remote import RemoteState, check_card_is_ours, read_remote
+from hubprune.publishing.remote import RemoteState, read_remote
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target
 from hubprune.publishing.xet_cost import new_bytes
@@ -30,7 +31,7 @@ def plan_upload(
     reporter: Reporter,
     scratch: Path,
     primer: bool = True,
-    overwrite_card: bool = False,
+    overwrite: Overwrite = "nothing",
 ) -> UploadPlan:
     """Compare a folder with its repo as `commit.publish` does, and estimate how many bytes the Hub lacks.
 
@@ -46,16 +47,15 @@ def plan_upload(
         reporter: shows the progress.
         scratch: folder for what is compared, on a disk with room for a shard and the upload.
         primer: whether the publish would use it.
-        overwrite_card: whether a card that was edited by hand may be replaced.
+        overwrite: what may be replaced of what people changed there.
 
     Raises:
-        ConflictError: the card was edited by hand.
+        EditedError: somebody changed files of the publish before, or has others that are in the way.
         HubError: the Hub refused or did not answer.
     """
     remote = _remote(target, session=session)
-    card = next((f.sha256 for f in files if f.path == CARD), None)
-    check_card_is_ours(remote, overwrite_card=overwrite_card, new_sha256=card)
-    sent = files if overwrite_card else without_restated(files, folder=folder, remote=remote)
+    check_is_ours(remote, session=session, overwrite=overwrite, coming=files)
+    sent = files if overwrite != "nothing" else without_restated(files, folder=folder, remote=remote)
     upload = missing(sent, remote=remote)
     shown = tuple(f.path for f in shards_to_show(base, upload=upload)) if primer and uses_xet() else ()
     lacking, primed = _lacking(folder, upload=upload, base=base, shown=shown, scratch=scratch, reporter=reporter)

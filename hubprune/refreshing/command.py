@@ -19,6 +19,7 @@ from hubprune.pruning.config import needs_modeling_file
 from hubprune.publishing.card import check_templates
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.commit import tag_commit
+from hubprune.publishing.integrity import check_arrived
 from hubprune.publishing.remote import refs_of
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import Recipe, parse
@@ -129,81 +130,81 @@ def _carried_out(
     reporter: Reporter,
 ) -> RefreshReport:
     """Commit what changes and load it back; of what is up to date, do what a killed refresh left undone."""
-    target, work = published.target, _work_folder()
-    unfinished = Unfinished(work, target, endpoint=session.endpoint)
+    work = _work_folder()
+    unfinished = Unfinished(work, published.target, endpoint=session.endpoint)
     if anew.is_up_to_date:
-        report = report.model_copy(update={"tag": _make_up_for_tag(published, anew, session=session)})
-        commit = published.remote.commit
+        there = _as_it_is(published, anew, session=session)
+        report = report.model_copy(update={"tag": there.tag})
     else:
         unfinished.begin()
-        sent = _send(published, anew, session=session, reporter=reporter)
-        reporter.note(f"{'committed' if sent.created else 'there already'}: {sent.pull_request_url or sent.url}")
-        commit = sent.commit
-        report = report.model_copy(
-            update={
-                "outcome": "proposed" if sent.pull_request_url else "committed",
-                "commit": commit,
-                "url": sent.pull_request_url or sent.url,
-                "tag": sent.tag,
-                "sent_bytes": sum(change.size for change in anew.changes) if sent.created else 0,
-            }
-        )
+        there = _send(published, anew, options, session=session, reporter=reporter)
+        url = there.pull_request_url or there.url
+        reporter.note(f"{'committed' if there.created else 'there already'}: {url}")
+        outcome = "proposed" if there.pull_request_url else "committed"
+        sent = sum(change.size for change in anew.changes) if there.created else 0
+        told = {"outcome": outcome, "commit": there.commit, "url": url, "tag": there.tag, "sent_bytes": sent}
+        report = report.model_copy(update=told)
     if unfinished and options.load_back:
-        text = _load_back(published, commit, work=work, reporter=reporter)
-        report = report.model_copy(update={"loaded_back": text})
+        report = report.model_copy(update={"loaded_back": _load_back(published, there, work=work, reporter=reporter)})
         unfinished.end()
     return report
 
 
-def _send(published: Published, anew: Anew, *, session: HubSession, reporter: Reporter) -> PublishedCommit:
+def _send(
+    published: Published, anew: Anew, options: RefreshOptions, *, session: HubSession, reporter: Reporter
+) -> PublishedCommit:
     changed = [change.path for change in anew.changes if change.outcome != "same"]
-    told = f"Refresh with hubprune {__version__}" if anew.record.report.refreshed else "Render the card again"
     reporter.note(f"{len(changed)} files change: {', '.join(changed)}")
+    is_new = anew.record.report.refreshed != published.record.report.refreshed
     return send(
         anew.folder,
         target=published.target,
         files=anew.files,
-        message=told,
+        message=f"Refresh with hubprune {__version__}" if is_new else "Render the card again",
         tag=anew.tag,
         session=session,
         reporter=reporter,
-        overwrite_card=True,  # whether it may be replaced was found out on the same parent
+        overwrite="everything" if options.overwrite else "nothing",
     )
 
 
-def _make_up_for_tag(published: Published, anew: Anew, *, session: HubSession) -> str | None:
-    """Name the files of a refresh that was cut off between its commit and its tag."""
-    repo_id, report = published.target.repo_id, anew.record.report
-    if report.recipe["target"]["create_pr"] or published.target.create_pr:
-        return None
-    if anew.tag in {ref.name for ref in refs_of(repo_id, session=session).tags}:
-        return anew.tag
-    return tag_commit(anew.tag, repo_id=repo_id, commit=published.remote.commit, session=session)
+def _as_it_is(published: Published, anew: Anew, *, session: HubSession) -> PublishedCommit:
+    """Describe what is there, and name its files where a refresh was cut off between its commit and its tag."""
+    repo_id, commit, tag = published.target.repo_id, published.remote.commit, None
+    if not (anew.record.report.recipe["target"]["create_pr"] or published.target.create_pr):
+        tag = anew.tag
+        if tag not in {ref.name for ref in refs_of(repo_id, session=session).tags}:
+            tag_commit(tag, repo_id=repo_id, commit=commit, session=session)
+    url = f"{session.endpoint}/{repo_id}/commit/{commit}"
+    return PublishedCommit(
+        repo_id=repo_id, commit=commit, parent=None, url=url, created=False, tag=tag, files=anew.files
+    )
 
 
-def _load_back(published: Published, commit: str, *, work: Path, reporter: Reporter) -> str:
+def _load_back(published: Published, there: PublishedCommit, *, work: Path, reporter: Reporter) -> str:
     """Load a commit over HTTP in a fresh process with an empty cache, and return what it writes.
 
     Raises:
-        VerificationError: it does not load, or has another number of parameters.
+        VerificationError: it does not load, or is not what was sent.
     """
-    report, target = published.record.report, published.target
+    report, commit = published.record.report, there.commit
     reporter.note("loading it back from the Hub in a fresh process")
     expected = report.checkpoint.parameters
     try:
         loaded = verify.load_from_hub(
-            target.repo_id,
+            there.repo_id,
             commit=commit,
             prompt=parse(Recipe, report.recipe).evaluation.prompt_texts()[0],
             new_tokens=NEW_TOKENS,
             custom_code=needs_modeling_file(report.plan),
             work_folder=work,
+            check=lambda folder: check_arrived(there, folder),
         )
         if loaded.parameters != expected:
             raise VerificationError(f"it loads with {loaded.parameters:,} parameters instead of {expected:,}.")
     except VerificationError as error:
         raise VerificationError(
-            f"{target.repo_id} is refreshed at {commit[:8]}, but: {error.message}",
+            f"{there.repo_id} is refreshed at {commit[:8]}, but: {error.message}",
             hint=f"The commit before, {published.remote.commit[:8]}, has the files as they were.",
         ) from error
     return loaded.text

@@ -13,15 +13,24 @@ from hubprune.architectures import architecture_of
 from hubprune.artifacts import BaseCheckpoint, RepoFile
 from hubprune.carried import LICENSE_PATTERNS
 from hubprune.console import Reporter
-from hubprune.errors import BaseError, BaseNotFoundError, CheckpointError, ConflictError, RecipeError, VerificationError
+from hubprune.errors import (
+    BaseError,
+    BaseNotFoundError,
+    CheckpointError,
+    ConflictError,
+    EditedError,
+    RecipeError,
+    VerificationError,
+)
 from hubprune.pruning.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes
 from hubprune.pruning.verify import LEADS_TO_CODE, base_of, plan_of
 from hubprune.pruning.weights import INDEX_NAME
 from hubprune.publishing import hub
+from hubprune.publishing.foreign import check_is_ours
 from hubprune.publishing.identity import check_can_write, identify
 from hubprune.publishing.manifest import CARD, MANIFEST
 from hubprune.publishing.record import PublishRecord, parse_record
-from hubprune.publishing.remote import RemoteState, branch_heads, check_card_is_ours, is_same, read_remote, refs_of
+from hubprune.publishing.remote import RemoteState, branch_heads, is_same, read_remote, refs_of
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.target import Target, check_branch
 from hubprune.publishing.transfer import download
@@ -123,7 +132,7 @@ def read_published(target: Target, *, overwrite: bool, session: HubSession, repo
 
     Raises:
         CheckpointError: hubprune did not publish it, or with another kind of manifest.
-        ConflictError: somebody changed a file of ours since.
+        EditedError: somebody changed a file of ours since.
         VerificationError: it holds code that hubprune does not write.
         HubError: the Hub refused or did not answer.
     """
@@ -134,9 +143,8 @@ def read_published(target: Target, *, overwrite: bool, session: HubSession, repo
             f"{repo_id} has no {MANIFEST}, so hubprune did not publish it.",
             hint="Only repos that hubprune publish wrote can be refreshed.",
         )
-    record = parse_record(remote.manifest.data, where=f"{MANIFEST} of {repo_id}")
-    check_card_is_ours(remote, overwrite_card=overwrite)
-    _refuse_edited(remote, record, overwrite=overwrite)
+    record = _record(remote, remote.manifest.data, session=session)
+    _refuse_edited(remote, record, overwrite=overwrite, session=session)
     _refuse_code(remote)
     listed = {file.path for file in record.report.checkpoint.files} & remote.files.keys()
     if CONFIG_NAME not in listed:
@@ -147,33 +155,40 @@ def read_published(target: Target, *, overwrite: bool, session: HubSession, repo
     _check_ours(config, folder, record, repo_id=repo_id)
     base, why = _base(record, session=session, reporter=reporter)
     if base is None and overwrite:
-        _refuse_edited(remote, record, overwrite=False)
+        # The repo's own files are all that there is to start from.
+        _refuse_edited(remote, record, overwrite=False, session=session)
     return Published(
         target=target, remote=remote, record=record, config=config, folder=folder, base=base, why_no_base=why
     )
 
 
-def _refuse_edited(remote: RemoteState, record: PublishRecord, *, overwrite: bool) -> None:
+def _record(remote: RemoteState, manifest: bytes, *, session: HubSession) -> PublishRecord:
+    """Read the manifest; of one that somebody edited, say who."""
+    try:
+        return parse_record(manifest, where=f"{MANIFEST} of {remote.repo_id}")
+    except CheckpointError:
+        check_is_ours(remote, session=session)
+        raise
+
+
+def _refuse_edited(remote: RemoteState, record: PublishRecord, *, overwrite: bool, session: HubSession) -> None:
     """Refuse a repo whose files are not as they were published: to replace them would undo somebody's work.
 
-    Where the base is gone, nothing can be overwritten: the repo's own files are all that there is to start from.
-
-    Weights, and what beside the checkpoint is listed, cannot be written anew without computing, whatever is allowed.
+    Weights, and what is listed beside the checkpoint, cannot be written anew without computing, whatever is allowed.
     """
-    strays = sorted(
-        path for path, file in record.files.items() if path != CARD and not is_same(file, remote.files.get(path))
-    )
-    rewritten = {file.path for file in record.report.checkpoint.files if not is_weights(file.path)}
-    if not strays or (overwrite and rewritten.issuperset(strays)):
-        return
-    what = "is not the file" if len(strays) == 1 else "are not the files"
-    lasting = [path for path in strays if path not in rewritten]
-    hint = "Pass --overwrite to replace it all the same; the old one stays in the history."
+    rewritten = {CARD, *(file.path for file in record.report.checkpoint.files if not is_weights(file.path))}
+    strays = (path for path, file in record.files.items() if not is_same(file, remote.files.get(path)))
+    lasting = sorted(path for path in strays if path not in rewritten)
+    hint = "Pass --overwrite to replace what is there, which stays in the history."
     if lasting:
         hint = f"A refresh cannot write {lasting[0]} anew: publish again, or give the repo its own file back."
-    raise ConflictError(
-        f"{', '.join(strays)} of {remote.repo_id} at {remote.commit[:8]} {what} that {MANIFEST} lists.", hint=hint
-    )
+    try:
+        check_is_ours(remote, session=session, overwrite="everything" if overwrite and not lasting else "nothing")
+    except EditedError as error:
+        error.hint = hint
+        raise
+    if lasting:
+        raise ConflictError(f"{', '.join(lasting)} of {remote.repo_id} did not arrive as published.", hint=hint)
 
 
 def _refuse_code(remote: RemoteState) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hubprune.artifacts import PublishedCommit, PublishReport, RepoFile
 from hubprune.cards import CardChoices, put_card, render_again
 from hubprune.console import Reporter
-from hubprune.files import list_files
+from hubprune.files import list_files, scratch_folder
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.commit import tag_commit
+from hubprune.publishing.foreign import Overwrite
 from hubprune.publishing.manifest import MANIFEST, checkpoint_tag
 from hubprune.publishing.record import read_record
 from hubprune.publishing.remote import refs_of
@@ -63,7 +62,7 @@ def without_computing(
         target=target,
         session=run.session,
         reporter=run.reporter,
-        overwrite_card=options.overwrite_card,
+        overwrite=options.replaces,
     )
 
 
@@ -121,7 +120,7 @@ def _publish_card(
     target: Target,
     session: HubSession,
     reporter: Reporter,
-    overwrite_card: bool,
+    overwrite: Overwrite,
 ) -> PublishReport:
     """Render the card of what is published again, and commit it with its manifest and nothing else.
 
@@ -131,16 +130,15 @@ def _publish_card(
         target: from the preflight.
         session: which Hub, and as whom.
         reporter: shows the upload.
-        overwrite_card: whether a card that was edited by hand may be replaced.
+        overwrite: what may be replaced of what people changed there.
 
     Raises:
         RecipeError: a template of the user's own does not do.
-        ConflictError: somebody else committed meanwhile, or edited the card.
+        ConflictError: somebody else committed meanwhile, or changed what is published.
         HubError: the Hub refused or did not answer.
     """
     record = before.record
-    with tempfile.TemporaryDirectory(prefix="hubprune-card-") as name:
-        folder = Path(name)
+    with scratch_folder(name="hubprune-card") as folder:
         put_card(folder, record, choices, text=render_again(record, choices))
         files = {**record.files, **{file.path: file for file in list_files(folder)}}
         published = send(
@@ -151,6 +149,6 @@ def _publish_card(
             tag=checkpoint_tag(record.report.checkpoint),
             session=session,
             reporter=reporter,
-            overwrite_card=overwrite_card,
+            overwrite=overwrite,
         )
         return read_record(folder).report.model_copy(update={"published": published})

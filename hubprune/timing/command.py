@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from hubprune.checkpoints import PrunedFolder, find_base, find_pruned, refuse_fo
 from hubprune.console import Reporter
 from hubprune.environment import describe_environment
 from hubprune.errors import CheckpointError, RecipeError
-from hubprune.files import write_atomically
+from hubprune.files import scratch_folder, write_atomically
 from hubprune.kv_cache import kv_cache_bytes
 from hubprune.pruning.runnable import Runnable, make_runnable
 from hubprune.pruning.structure import read_structure
@@ -65,8 +64,8 @@ def measure_speed(name: str, request: TimingRequest, *, session: HubSession, rep
     hint = f"Say where it is: hubprune speed FOLDER {name}."
     base = find_base(request.base, pruned.config, hint=hint, session=session, reporter=reporter)
     check_pair(base, pruned)
-    with tempfile.TemporaryDirectory(prefix="hubprune-base-") as work:
-        runnable = make_runnable(base, Path(work) / "base")
+    with scratch_folder(name="hubprune-base") as work:
+        runnable = make_runnable(base, work / "base")
         report = time_pair(
             base, pruned, runnable=runnable, request=request, benchmarks=benchmark_change(pruned.folder),
             reporter=reporter,

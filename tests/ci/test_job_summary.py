@@ -13,7 +13,7 @@ from hubprune.ci.github import told_to_job
 from hubprune.ci.outcome import Outcome
 from hubprune.ci.summary import job_summary
 from hubprune.console import Reporter
-from hubprune.errors import OverBudgetError, RecipeError
+from hubprune.errors import EditedError, OverBudgetError, RecipeError
 
 COMMIT = "ab" * 20
 URL = f"https://huggingface.co/me/tiny/commit/{COMMIT}"
@@ -134,6 +134,7 @@ def test_the_job_gets_summary_and_outputs_after_what_was_there(job, reporter):
     ("error", "outcome", "said"),
     [
         (OverBudgetError("Too much."), "over-budget", "> Too much."),
+        (EditedError("It was changed."), "edited", "## hubprune: Edited on the Hub: nothing was published\n\n> It was"),
         (RecipeError("No base."), "failed", "> No base."),
         (KeyboardInterrupt(), "failed", "> It was interrupted."),
         (ZeroDivisionError("secret"), "failed", "> It broke off with ZeroDivisionError; the log has the traceback."),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import leftovers
+from conftest import SMALL, leftovers
 
 from hubprune.publishing.markdown import visible
 
@@ -45,6 +45,35 @@ def without_torch(folder):
     (folder / "without" / "torch").mkdir(parents=True)
     (folder / "without" / "torch" / "__init__.py").write_text('raise AssertionError("torch was imported")\n')
     return os.pathsep.join(filter(None, [str(folder / "without"), os.environ.get("PYTHONPATH")]))
+
+
+LONG = "Llama-3.1-8B-Instruct-abliterated-SFT-DPO-merged-slerp-NEO-CODE-Di-IMatrix-MAX-uncensored-v2.5-x"
+HOST = "ip-172-31-45-123.eu-central-1.compute.internal.of-a-long-domain"
+"""The longest name of a base, and of a machine."""
+
+
+def test_the_longest_names_of_a_base_a_machine_and_a_folder_stop_nothing(hubprune, api, files, base_folder):
+    from huggingface_hub import CommitOperationAdd
+
+    assert (len(LONG), len(HOST)) == (96, 63)
+    (files / "site").mkdir()
+    (files / "site" / "sitecustomize.py").write_text(f"import socket\nsocket.gethostname = lambda: {HOST!r}\n")
+    named = {"PYTHONPATH": os.pathsep.join(filter(None, [str(files / "site"), os.environ.get("PYTHONPATH")]))}
+    api.create_repo(f"meta/{LONG}")
+    adds = [CommitOperationAdd(path.name, path) for path in base_folder.iterdir()]
+    api.create_commit(f"meta/{LONG}", adds, commit_message="Fill")
+    command = ["publish", f"meta/{LONG}", "--drop-attn", 1, "--drop-mlp", 2, *SMALL]
+    refused = hubprune(*command, **named)
+    assert refused.code == 2, refused.err
+    assert f"The result would be called {LONG}-attn-drop-1-mlp-drop-1, which has 119 characters" in refused.err
+    assert "--repo-id" in refused.err
+    assert "[2/6]" not in refused.err
+    out = "-" * 50 + "." * 50 + "o" * 150
+    done = hubprune(*command, "--repo-id", "local/short", "--out", out, **named)
+    assert done.code == 0, done.err
+    verified = hubprune("verify", f"./{out}", **named)
+    assert verified.code == 0, verified.err
+    assert leftovers(files) == []
 
 
 def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publish, hubprune, api, files, hub):
@@ -118,6 +147,21 @@ def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publi
     assert verified.code == 0, verified.err
     assert "files as in the manifest" in verified.out
     assert "FAILED" not in verified.out
+
+    # Who works on the result on the Hub finds it as they left it, until somebody asks for the other.
+    weights = bytearray((files / "kept" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    healed = api.upload_file(path_or_fileobj=bytes(weights), path_in_repo="model.safetensors", repo_id=TARGET).oid
+    stopped = publish("--attn-drop", 2, "--only-if-changed", "--json", PYTHONPATH=without)
+    assert stopped.code == 5, stopped.err
+    named = f'{healed[:8]} "Upload model.safetensors with huggingface_hub" by local'
+    assert f"model.safetensors of {TARGET} was changed or removed since the last publish: {named}." in stopped.err
+    assert [row["paths"] for row in json.loads(stopped.out)["commits"]] == [["model.safetensors"]]
+    assert api.model_info(TARGET).sha == healed
+    taken_back = publish("--attn-drop", 2, "--overwrite")
+    assert taken_back.code == 0, taken_back.err
+    now = {s.rfilename: s.blob_id for s in api.model_info(TARGET, files_metadata=True).siblings}
+    assert {s.rfilename for s in info.siblings if now[s.rfilename] != s.blob_id} <= {"README.md", "hubprune.json"}
 
 
 def test_a_published_repo_can_be_pruned_and_published_again(hubprune, files):

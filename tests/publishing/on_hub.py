@@ -81,6 +81,7 @@ def only_hub(running, home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_XET_CACHE", str(home / "xet"))
         patch.setenv("HF_ENDPOINT", running.endpoint)
+        patch.setenv("HUBPRUNE_HOME", str(home / "work"))
         patch.delenv("HF_TOKEN", raising=False)
         patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))

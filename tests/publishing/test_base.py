@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hubprune.errors import (
     UnsupportedArchitectureError,
     UnsupportedFormatError,
 )
+from hubprune.publishing import integrity
 from hubprune.publishing.hub import download_base, needed_files, resolve_base, weight_files
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import BaseModelSpec
@@ -56,11 +58,69 @@ def test_only_what_a_result_is_made_of_is_downloaded(hub, base_repo, session, re
     assert not [r for r in hub.log if "original" in r.path or ".bin" in r.path or "consolidated" in r.path]
 
 
-def test_downloads_report_every_byte_once(base_repo, session):
-    base = resolve_base(spec(), session=session)
-    ticks = Ticks()
+def test_downloads_report_every_byte_once(base_repo, session, tmp_path, monkeypatch):
+    base, ticks = resolve_base(spec(), session=session), Ticks()
+    monkeypatch.setenv("HUBPRUNE_HOME", str(tmp_path))
     download_base(base, session=session, reporter=ticks)
-    assert ticks.total == ticks.done == sum(f.size for f in needed_files(base))
+    fetched = sum(f.size for f in needed_files(base))
+    assert ticks.total == ticks.done == 2 * fetched  # each is read once more to be compared
+    download_base(base, session=session, reporter=ticks)
+    assert ticks.total == ticks.done == 3 * fetched
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("model.safetensors", "SHA-256"), ("tokenizer.json", "git blob id"), ("LICENSE", "git blob id")],
+)
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_a_file_that_was_damaged_in_the_cache_is_named_with_the_way_to_get_it_again(
+    new_repo, session, reporter, path, kind, seen_before
+):
+    repo_id = new_repo({**MODEL, "tokenizer.json": b'{"a": 1}', "LICENSE": b"terms"})
+    base = resolve_base(spec(repo_id), session=session)
+    cached = Path(session.api.hf_hub_download(repo_id, path, revision=base.commit)).resolve()
+    if seen_before:
+        download_base(base, session=session, reporter=reporter)
+    data = bytearray(cached.read_bytes())
+    data[-1] ^= 1
+    cached.write_bytes(data)
+    with pytest.raises(CheckpointError) as caught:
+        download_base(base, session=session, reporter=reporter)
+    message, hint = caught.value.message, caught.value.hint
+    assert f"{path} of {repo_id} in the cache is not the file of commit {base.commit[:8]}: its {kind} is" in message
+    assert f"`hf cache verify {repo_id} --revision {base.commit}`" in hint
+    session.api.hf_hub_download(repo_id, path, revision=base.commit, force_download=True)
+    assert download_base(base, session=session, reporter=reporter).folder
+
+
+def test_a_config_that_was_damaged_in_the_cache_is_told_before_it_is_read(new_repo, session):
+    repo_id = new_repo(MODEL)
+    base = resolve_base(spec(repo_id), session=session)
+    cached = Path(session.api.hf_hub_download(repo_id, "config.json", revision=base.commit)).resolve()
+    cached.write_bytes(cached.read_bytes().replace(b"8", b"9"))
+    with pytest.raises(CheckpointError, match=r"config\.json of .* in the cache is not the file of commit"):
+        resolve_base(spec(repo_id), session=session)
+
+
+def test_what_was_compared_is_not_read_again_until_it_is_touched(base_repo, session, reporter, tmp_path, monkeypatch):
+    monkeypatch.setenv("HUBPRUNE_HOME", str(tmp_path / "work"))
+    base = resolve_base(spec(), session=session)
+    folder = Path(download_base(base, session=session, reporter=reporter).folder)
+    read = []
+    monkeypatch.setattr(integrity, "_digest", lambda path, **options: read.append(path.name) or "")
+    download_base(base, session=session, reporter=reporter)
+    assert read == []
+    weights = (folder / "model.safetensors").resolve()
+    os.utime(weights)
+    with pytest.raises(CheckpointError):
+        download_base(base, session=session, reporter=reporter)
+    assert read == [weights.name]
+
+
+def test_a_work_folder_that_cannot_be_written_hinders_no_download(base_repo, session, reporter, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HUBPRUNE_HOME", str(tmp_path / "file"))
+    assert download_base(resolve_base(spec(), session=session), session=session, reporter=reporter).folder
 
 
 def test_shards_are_those_that_the_index_names():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import namedtuple
 
-import made
 import pytest
 from on_hub import BASE_FILES, BASE_ID, commit_files
 
@@ -20,7 +19,7 @@ from hubprune.publishing import preflight as module
 from hubprune.publishing.hub import resolve_base
 from hubprune.publishing.preflight import check_disk, preflight
 from hubprune.publishing.session import HubSession
-from hubprune.recipe import BaseModelSpec, TargetSpec
+from hubprune.recipe import BaseModelSpec, DropSpec, TargetSpec, parse
 
 pytestmark = pytest.mark.usefixtures("base_repo")
 
@@ -112,7 +111,7 @@ def test_a_card_that_was_written_by_hand_stops_before_compute(admin, session, ba
     commit_files(admin, "acme/handmade", {"README.md": b"---\nlicense: mit\n---\n# Mine"})
     with pytest.raises(ConflictError, match=r"not written by hubprune.*--overwrite-card"):
         preflight(to(repo_id="acme/handmade"), base=base, session=session)
-    assert preflight(to(repo_id="acme/handmade"), base=base, session=session, overwrite_card=True).exists
+    assert preflight(to(repo_id="acme/handmade"), base=base, session=session, overwrite="card").exists
 
 
 def test_a_local_base_cannot_be_published(session, base, recipe):
@@ -166,13 +165,29 @@ def test_libraries_that_talk_to_different_hubs_are_refused(monkeypatch, session,
         preflight(recipe, base=base, session=session)
 
 
-def test_a_name_that_is_too_long_is_refused(user, session, base, to):
-    with pytest.raises(RecipeError, match="longer than 96"):
-        preflight(to(repo_id="x" * 95), base=base, session=session)
+def test_a_namespace_and_a_name_may_each_be_as_long_as_the_hub_allows(user, session, base, to):
+    assert preflight(to(repo_id="x" * 96), base=base, session=session).repo_id == f"{user[0]}/{'x' * 96}"
+    assert TargetSpec(repo_id=f"{'n' * 96}/{'x' * 96}")
+    for repo_id in ("x" * 97, f"me/{'x' * 97}", f"{'x' * 97}/y"):
+        with pytest.raises(RecipeError, match=r"The name x{97} has 97 characters, and the Hub allows 96"):
+            parse(TargetSpec, {"repo_id": repo_id})
 
 
-def test_no_name_of_the_fixed_artifacts_is_longer_than_the_hub_allows():
-    assert len(made.REPO_ID) <= 96
+def test_a_name_that_is_derived_and_too_long_is_refused_with_the_option_for_another(session, base, recipe, user):
+    long = recipe.model_copy(update={"base": BaseModelSpec(repo_id=f"acme/{'b' * 96}")})
+    with pytest.raises(RecipeError, match=r"would be called b{96}-attn-drop-3, which has 108 characters") as caught:
+        preflight(long, base=base, session=session)
+    assert "--repo-id" in caught.value.hint
+
+
+def test_a_name_under_which_nobody_could_load_a_modeling_file_is_refused(user, session, base, to, recipe):
+    assert preflight(to(repo_id="a-" * 28 + "b"), base=base, session=session)  # 28 times _hyphen_, and 29 letters
+    long = TargetSpec(repo_id="a-" * 28 + "bcdefg")
+    with pytest.raises(RecipeError, match=r"each hyphen as _hyphen_ .* makes 258 characters") as caught:
+        preflight(recipe.model_copy(update={"target": long}), base=base, session=session)
+    assert "--repo-id" in caught.value.hint
+    blocks = {"drop": DropSpec(block_drop=1), "target": long}
+    assert preflight(recipe.model_copy(update=blocks), base=base, session=session)
 
 
 # ---- who may see it ----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from on_hub import BASE_ID, Ticks, commit_files, finish, make_folder, safetensor
 
 from hubprune.errors import (
     ConflictError,
+    EditedError,
     HubError,
     HubpruneError,
     PermissionDeniedError,
@@ -40,9 +41,9 @@ def look(session, recipe):
     """Run the preflight for a target and return what it saw."""
     base = resolve_base(BaseModelSpec(repo_id=BASE_ID), session=session)
 
-    def run(repo_id, **options):
+    def run(repo_id, overwrite="nothing", **options):
         changed = recipe.model_copy(update={"target": TargetSpec(repo_id=repo_id, **options)})
-        return preflight(changed, base=base, session=session)
+        return preflight(changed, base=base, session=session, overwrite=overwrite)
 
     return run
 
@@ -53,7 +54,7 @@ def send(session, reporter, look):
 
     def run(folder, repo_id, *, target=None, **options):
         settings = {k: options.pop(k) for k in ("revision", "create_pr", "private") if k in options}
-        target = target or look(repo_id, **settings)
+        target = target or look(repo_id, overwrite=options.get("overwrite", "nothing"), **settings)
         values = {"message": "Drop 3", "session": session, "reporter": reporter, **options}
         return publish(folder, target=target, **values)
 
@@ -187,10 +188,10 @@ def test_a_manifest_that_was_tampered_with_deletes_nothing_else(admin, send, rep
     manifest["files"] |= {"../../etc": {"sha256": "0"}, "": {"sha256": "0"}, "tasks": {"sha256": "0"}, "x": 3}
     manifest["content_sha256"] = ["no"]
     commit_files(admin, repo_id, {"hubprune.json": json.dumps(manifest).encode()})
-    assert send(checkpoint_folder, repo_id).created
+    assert send(checkpoint_folder, repo_id, overwrite="everything").created
     assert "tasks/own.yaml" in {f.path for f in admin.list_repo_tree(repo_id, recursive=True)}
     commit_files(admin, repo_id, {"hubprune.json": b"[" * 100_000})
-    with pytest.raises(ConflictError, match="not written by hubprune"):
+    with pytest.raises(EditedError, match=r"hubprune\.json of .* was changed or removed since the last publish"):
         send(checkpoint_folder, repo_id)
 
 
@@ -203,7 +204,7 @@ def test_a_card_that_was_edited_by_hand_stops_the_publish(admin, send, look, rep
     with pytest.raises(ConflictError, match=r"edited by hand since the last publish.*--overwrite-card"):
         send(checkpoint_folder, repo_id, target=seen)
     assert admin.model_info(repo_id).sha == edited
-    assert send(checkpoint_folder, repo_id, target=seen, overwrite_card=True).created
+    assert send(checkpoint_folder, repo_id, target=seen, overwrite="card").created
 
 
 def test_somebody_elses_commit_stops_the_publish_before_the_upload(hub, admin, send, look, repo_id, checkpoint_folder):

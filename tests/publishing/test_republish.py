@@ -12,7 +12,7 @@ from on_hub import BASE_FILES, CONFIG, commit_files, make_folder
 
 from hubprune import pipeline
 from hubprune.cards import AS_SHIPPED
-from hubprune.errors import ConflictError, HubError, VerificationError
+from hubprune.errors import ConflictError, EditedError, HubError, RemoteMismatchError, VerificationError
 from hubprune.files import list_files
 from hubprune.publishing import card, commit
 from hubprune.publishing.commit import publish as send
@@ -487,13 +487,115 @@ def test_own_benchmarks_and_their_rows_are_part_of_it_and_their_folders_are_not(
     assert run_of.said[-1] == "changed since the last publish: benchmarks: data set rows.jsonl changed"
 
 
-def test_a_file_that_is_gone_or_another_is_published_again(published, run_of, user, admin):
+FOREIGN = {
+    "healed weights": {"model.safetensors": b"healed"},
+    "a config": {"config.json": b"{}"},
+    "a modeling file": {"modeling_pruned_llama.py": b"code = 2\n"},
+    "a task": {"tasks/own.yaml": b"task: other\n"},
+    "the manifest": {"hubprune.json": b"{}"},
+    "a file that is gone": {"config.json": None},
+    "a manifest that is gone": {"hubprune.json": None},
+}  # fmt: skip
+UNATTENDED = ({}, {"only_if_changed": True, "dry_run": True}, {"force": True})
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_somebody_committed_to_a_file_of_ours_is_not_undone(published, run_of, user, admin, name):
     _, first = published()
-    admin.delete_file("config.json", first.repo_id)
-    commit_files(admin, first.repo_id, {"model.safetensors": b"other"})
+    [(path, data)] = FOREIGN[name].items()
+    if data is None:
+        edit = admin.delete_file(path, first.repo_id, commit_message="Better so").oid
+    else:
+        edit = commit_files(admin, first.repo_id, {path: data})
+    head = commit_files(admin, first.repo_id, {"notes.txt": b"nothing of ours"})
+    title = "Better so" if data is None else "files"
+    told = f'{path} of {first.repo_id} was changed or removed since the last publish: {edit[:8]} "{title}" by local.'
+    targets = [TargetSpec(repo_id=first.repo_id, **more) for more in ({}, {"create_pr": True}, {"staged": True})]
+    for options in UNATTENDED:
+        for target in targets:
+            with pytest.raises(EditedError) as caught:
+                again(run_of(recipe_of(user, target=target)), **options)
+            assert caught.value.message == told
+            assert "--overwrite " in caught.value.hint
+    with pytest.raises(EditedError):
+        again(run_of(recipe_of(user)), overwrite_card=True)
+    assert admin.model_info(first.repo_id).sha == head
+    with pytest.raises(ComputedError):
+        again(run_of(recipe_of(user)), overwrite=True)
+
+
+def test_an_edit_that_was_taken_back_and_files_that_are_none_of_ours_stop_nothing(published, run_of, user, admin):
+    _, first = published()
+    config = Path(admin.hf_hub_download(first.repo_id, "config.json")).read_bytes()
+    commit_files(admin, first.repo_id, {"config.json": b"{}"})
+    commit_files(admin, first.repo_id, {"config.json": config, "model.gguf": b"GGUF"})
+    assert not again(run_of(recipe_of(user))).published.created
+
+
+def test_every_commit_is_named_and_a_long_history_is_not_read_commit_by_commit(published, run_of, user, admin, hub):
+    _, first = published()
+    healed = commit_files(admin, first.repo_id, {"model.safetensors": b"healed"})
+    for number in range(20):
+        commit_files(admin, first.repo_id, {"notes.txt": str(number).encode()})
+    both = commit_files(admin, first.repo_id, {"config.json": b"{}", "README.md": b"# Mine\n"})
+    hub.clear_log()
+    with pytest.raises(EditedError) as caught:
+        again(run_of(recipe_of(user)))
+    assert caught.value.message == (
+        f"README.md, config.json and model.safetensors of {first.repo_id} were changed or removed since the last "
+        f'publish: {both[:8]} "files" by local; {healed[:8]} "files" by local.'
+    )
+    assert len([r for r in hub.log if "/tree/" in r.path]) < 15
+
+
+def test_what_an_upload_of_ours_broke_is_repaired(published, run_of, user, admin, monkeypatch):
+    """The commit that left it so is the publish's own: nobody else's work is in it."""
+    from hubprune.publishing import commit as module
+
+    post = module._post
+
+    def spoil(change, **options):
+        (change.folder / "config.json").write_text("{spoiled}")
+        return post(change, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_post", spoil)
+        with pytest.raises(RemoteMismatchError, match=r"config\.json has"):
+            published()
     with pytest.raises(ComputedError):
         again(run_of(recipe_of(user)))
-    assert run_of.said[-1] == "changed since the last publish: not as published: config.json, model.safetensors"
+    assert run_of.said[-1] == "changed since the last publish: not as published: config.json"
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_merged_pull_request_is_a_publish_and_what_was_added_to_it_is_not(
+    run_of, user, inputs, session, admin, tmp_path, monkeypatch, added
+):
+    session.api.create_repo(f"{user[0]}/pruned")
+    first = propose(run_of(proposing(user)), tmp_path / "first", monkeypatch)
+    if added:
+        commit_files(admin, first.repo_id, {"model.safetensors": b"healed"}, revision="refs/pr/1")
+    admin.merge_pull_request(first.repo_id, 1)
+    merged = admin.model_info(first.repo_id).sha
+    commit_files(admin, first.repo_id, {"notes.txt": b"x"})
+    if added:
+        with pytest.raises(EditedError, match=rf"model\.safetensors of .* since the last publish: {merged[:8]} "):
+            again(run_of(proposing(user)))
+    else:
+        assert not again(run_of(proposing(user)), only_if_changed=True).published.created
+
+
+def test_files_of_somebody_else_that_a_publish_would_replace_stop_it(run_of, user, inputs, session, admin):
+    repo_id = f"{user[0]}/pruned"
+    session.api.create_repo(repo_id)
+    edit = commit_files(session.api, repo_id, {"model.safetensors": b"mine", "generation_config.json": b"{}"})
+    # The base's own generation_config.json is the one that is carried: the very same bytes are there.
+    with pytest.raises(
+        EditedError, match=rf"^model\.safetensors of {repo_id} at {edit[:8]} was not written by hubprune"
+    ):
+        again(run_of(recipe_of(user)))
+    with pytest.raises(ComputedError):
+        again(run_of(recipe_of(user)), overwrite=True)
 
 
 @pytest.mark.parametrize("options", [{"force": True}, {"dry_run": True}, {"out": True}])
@@ -512,13 +614,13 @@ def test_a_manifest_that_was_edited_or_is_of_another_version_is_no_reason_to_do_
     values["plan"]["dropped"] = []
     commit_files(admin, first.repo_id, {"hubprune.json": json.dumps(values).encode()})
     with pytest.raises(ComputedError):
-        again(run_of(recipe_of(user)))
+        again(run_of(recipe_of(user)), overwrite=True)
     assert "was changed after it was written" in run_of.said[-1]
     old = {**values, "schema_version": 1}
     old["content_sha256"] = content_digest(old)
     commit_files(admin, first.repo_id, {"hubprune.json": json.dumps(old).encode()})
     with pytest.raises(ComputedError):
-        again(run_of(recipe_of(user)))
+        again(run_of(recipe_of(user)), overwrite=True)
     assert "schema version 1" in run_of.said[-1]
 
 

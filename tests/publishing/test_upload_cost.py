@@ -299,7 +299,7 @@ def test_a_dry_run_refuses_to_replace_a_card_that_was_edited_by_hand(admin, base
     commit_files(admin, "acme/edited", {"README.md": b"---\nlicense: mit\n---\n# By hand\n"})
     with pytest.raises(ConflictError, match="edited by hand"):
         plan(folder, "acme/edited")
-    assert {f.path: f.change for f in plan(folder, "acme/edited", overwrite_card=True).files}["README.md"] == "changed"
+    assert {f.path: f.change for f in plan(folder, "acme/edited", overwrite="card").files}["README.md"] == "changed"
 
 
 def test_a_dry_run_without_room_for_the_comparison_says_so(monkeypatch, base, cold, pruned, plan):

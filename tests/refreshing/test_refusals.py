@@ -65,8 +65,9 @@ EDITS = {
 def test_a_file_that_somebody_edited_stops_it_and_the_commit_is_named(refused, published, api, path):
     edit = commit(api, REPO_ID, {path: EDITS[path]}, message="Mend it")
     error = refused()
-    assert path in error.message
-    assert edit[:8] in error.message
+    assert error.message.startswith(f"{path} of {REPO_ID} was ")
+    assert f'{edit[:8]} "Mend it"' in error.message
+    assert error.exit_code == 5
 
 
 @pytest.mark.parametrize("path", ["config.json", "README.md", "tokenizer_config.json"])
@@ -107,8 +108,8 @@ def test_a_manifest_of_another_kind_is_named_with_its_version(refused, published
 
 def test_a_manifest_that_was_edited_is_refused(refused, published, api):
     data = files_of("published")["hubprune.json"].replace(b'"kv_bytes_per_token": 64', b'"kv_bytes_per_token": 32')
-    commit(api, REPO_ID, {"hubprune.json": data})
-    assert "hubprune.json" in refused().message
+    edit = commit(api, REPO_ID, {"hubprune.json": data}, message="Better figures")
+    assert f'{edit[:8]} "Better figures"' in refused().message
 
 
 def test_a_modeling_file_that_hubprune_did_not_write_stops_it_even_if_the_manifest_lists_it(refused, published, api):
