@@ -62,7 +62,7 @@ class RefreshReport(Artifact):
     """All that were looked at, card and manifest included where something changes."""
     config: tuple[ConfigChange, ...] = ()
     notes: tuple[str, ...] = ()
-    """What could not be done, and why."""
+    """What could not be done, and what readers may meet."""
     commit: str | None = None
     """The new commit; None where there is none."""
     url: str | None = None

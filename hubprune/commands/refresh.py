@@ -15,7 +15,8 @@ WOULD_CHANGE = 3
 """Exit code of a check that found something to do."""
 RESUME = "Run the same command again: a repo that has its commit gets none again."
 EXAMPLES = (
-    "Exit codes: 0 all is up to date or refreshed, 3 --check found something to do, 1 a repo could not be refreshed."
+    "Exit codes: 0 all is up to date or refreshed, 3 --check found something to do, 5 somebody edited a repo,"
+    " 1 one could not be refreshed for another reason, or several for more than one."
     "  |  Examples:  hubprune refresh me/Llama-3.2-3B-attn-drop-3 --check"
     "  |  hubprune refresh me/one me/two me/three"
     "  |  hubprune refresh acme/model --create-pr"

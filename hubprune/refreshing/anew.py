@@ -21,12 +21,12 @@ from hubprune.pruning import modeling
 from hubprune.pruning.checkpoint import carry_files, write_companions
 from hubprune.pruning.config import needs_modeling_file, read_config, stock_config, write_json
 from hubprune.pruning.structure import read_structure
-from hubprune.pruning.tokenizer_files import settle_tokenizer
+from hubprune.pruning.tokenizer_files import ids_depend_on_version, settle_tokenizer
 from hubprune.publishing.card import template_hash
 from hubprune.publishing.manifest import CARD, MANIFEST, checkpoint_tag, replace_card
 from hubprune.publishing.record import PublishRecord, read_record
 from hubprune.publishing.remote import is_same
-from hubprune.refreshing.there import Published, is_licence, is_weights
+from hubprune.refreshing.there import Published, is_licence, stays
 from hubprune.republishing.inputs import MODELING_PART, modeling_part
 from hubprune.run import refuse_tokenizer_code
 
@@ -50,7 +50,7 @@ class Anew:
     record: PublishRecord
     """The manifest to be."""
     notes: tuple[str, ...]
-    """What could not be done, and why."""
+    """What could not be done, and what readers may meet."""
 
     @property
     def is_up_to_date(self) -> bool:
@@ -80,10 +80,8 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
     _check_templates(published, choices, overwrite=overwrite)
     notes = tuple(_write_small_files(published, folder))
     checkpoint = _checkpoint(published, folder)
-    changes, config = (
-        tuple(_file_changes(published, folder, checkpoint)),
-        tuple(_key_changes(published.config, read_config(folder))),
-    )
+    changes = tuple(_file_changes(published, folder, checkpoint))
+    config = tuple(_key_changes(published.config, read_config(folder)))
     same = {change.path for change in changes if change.outcome == "same"}
     for file in list_files(folder):
         if file.path in same:
@@ -114,10 +112,13 @@ def _check_templates(published: Published, choices: CardChoices, *, overwrite: b
 
 
 def _write_small_files(published: Published, folder: Path) -> Iterator[str]:
-    """Write config, tokenizer and modeling file; yield what could not be done."""
+    """Write config, tokenizer and modeling file; yield what there is to say of them."""
     if base := published.base:
         refuse_tokenizer_code(Path(base.folder or ""), name=base.name)
         write_companions(base, published.record.report.plan, folder)
+        architecture = architecture_of(base.config, name=base.name)
+        if differs := ids_depend_on_version(Path(base.folder or ""), architecture=architecture):
+            yield f"The base's tokenizer depends on the version that reads it: {differs}."
         return
     _write_without_base(published, folder)
     yield (
@@ -148,7 +149,7 @@ def _write_without_base(published: Published, folder: Path) -> None:
 
 def _checkpoint(published: Published, folder: Path) -> WrittenCheckpoint:
     """Describe the checkpoint to be: weights and licence files as they are, and what was written beside them."""
-    kept = {path: file for path, file in published.checkpoint.items() if is_weights(path) or is_licence(path)}
+    kept = {path: file for path, file in published.checkpoint.items() if stays(path)}
     for path in folder.rglob("*"):
         if is_licence(path.relative_to(folder).as_posix()) and path.is_file():
             path.unlink()
@@ -160,7 +161,7 @@ def _checkpoint(published: Published, folder: Path) -> WrittenCheckpoint:
 def _file_changes(published: Published, folder: Path, checkpoint: WrittenCheckpoint) -> Iterator[FileChange]:
     there, anew = published.remote.files, {file.path: file for file in checkpoint.files}
     for path in sorted({*published.checkpoint, *anew}):
-        if is_weights(path) or is_licence(path):
+        if stays(path):
             continue
         before = _sha256(published.folder / path) if path in there else None
         yield _change(path, before=before, after=anew.get(path), same=is_same_file(anew.get(path), there.get(path)))

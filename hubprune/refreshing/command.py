@@ -136,7 +136,8 @@ def _carried_out(
         there = _as_it_is(published, anew, session=session)
         report = report.model_copy(update={"tag": there.tag})
     else:
-        unfinished.begin()
+        if options.load_back:
+            unfinished.begin()
         there = _send(published, anew, options, session=session, reporter=reporter)
         url = there.pull_request_url or there.url
         reporter.note(f"{'committed' if there.created else 'there already'}: {url}")

@@ -26,7 +26,7 @@ from hubprune.pruning.config import CONFIG_NAME, check_config, needs_modeling_fi
 from hubprune.pruning.verify import LEADS_TO_CODE, base_of, plan_of
 from hubprune.pruning.weights import INDEX_NAME
 from hubprune.publishing import hub
-from hubprune.publishing.foreign import check_is_ours
+from hubprune.publishing.foreign import Overwrite, check_is_ours
 from hubprune.publishing.identity import check_can_write, identify
 from hubprune.publishing.manifest import CARD, MANIFEST
 from hubprune.publishing.record import PublishRecord, parse_record
@@ -37,7 +37,7 @@ from hubprune.publishing.transfer import download
 from hubprune.recipe import REPO_ID, BaseModelSpec
 from hubprune.strict_json import parse_json
 
-__all__ = ["Published", "is_licence", "is_weights", "read_published", "target_of"]
+__all__ = ["Published", "is_licence", "read_published", "stays", "target_of"]
 
 OUR_FIRST_LINE = re.compile(rb"# Written by hubprune (?P<version>[0-9][\w.+!-]*); template sha256 [0-9a-f]{64}\.")
 """How every modeling file of ours begins."""
@@ -72,14 +72,18 @@ class Published:
         return refreshed[-1].to_version if refreshed else self.record.report.environment.hubprune
 
 
-def is_weights(path: str) -> bool:
-    """Tell whether a file of a checkpoint holds weights, or says which file holds which."""
-    return path.endswith(".safetensors") or path == INDEX_NAME
-
-
 def is_licence(path: str) -> bool:
     """Tell whether a file of a checkpoint is a licence text or a notice."""
     return any(fnmatchcase(path, pattern) for pattern in LICENSE_PATTERNS)
+
+
+def stays(path: str) -> bool:
+    """Tell whether a file of a checkpoint is never written anew: weights, their index, licence texts."""
+    return _is_weights(path) or is_licence(path)
+
+
+def _is_weights(path: str) -> bool:
+    return path.endswith(".safetensors") or path == INDEX_NAME
 
 
 # ---- which branch, and as whom -----------------------------------------------------------------------------------
@@ -144,19 +148,20 @@ def read_published(target: Target, *, overwrite: bool, session: HubSession, repo
             hint="Only repos that hubprune publish wrote can be refreshed.",
         )
     record = _record(remote, remote.manifest.data, session=session)
-    _refuse_edited(remote, record, overwrite=overwrite, session=session)
+    hint = "Pass --overwrite to replace what is there, which stays in the history."
+    _refuse_edited(remote, record, overwrite="everything" if overwrite else "nothing", hint=hint, session=session)
     _refuse_code(remote)
     listed = {file.path for file in record.report.checkpoint.files} & remote.files.keys()
     if CONFIG_NAME not in listed:
         raise CheckpointError(f"{repo_id} has no {CONFIG_NAME} that its {MANIFEST} lists.", hint="Publish it again.")
-    small = [remote.files[path] for path in sorted(listed) if not is_weights(path)]
+    small = [remote.files[path] for path in sorted(listed) if not _is_weights(path)]
     folder = download(small, repo_id=repo_id, commit=commit, session=session, reporter=reporter)
     config = parse_json((folder / CONFIG_NAME).read_bytes(), where=f"{CONFIG_NAME} of {repo_id}")
     _check_ours(config, folder, record, repo_id=repo_id)
     base, why = _base(record, session=session, reporter=reporter)
     if base is None and overwrite:
-        # The repo's own files are all that there is to start from.
-        _refuse_edited(remote, record, overwrite=False, session=session)
+        why_not = f"The files of the repo are all that there is to start from: {why}"
+        _refuse_edited(remote, record, overwrite="card", hint=why_not, session=session)
     return Published(
         target=target, remote=remote, record=record, config=config, folder=folder, base=base, why_no_base=why
     )
@@ -171,19 +176,20 @@ def _record(remote: RemoteState, manifest: bytes, *, session: HubSession) -> Pub
         raise
 
 
-def _refuse_edited(remote: RemoteState, record: PublishRecord, *, overwrite: bool, session: HubSession) -> None:
+def _refuse_edited(
+    remote: RemoteState, record: PublishRecord, *, overwrite: Overwrite, hint: str, session: HubSession
+) -> None:
     """Refuse a repo whose files are not as they were published: to replace them would undo somebody's work.
 
-    Weights, and what is listed beside the checkpoint, cannot be written anew without computing, whatever is allowed.
+    Weights, licence texts, and what is listed beside the checkpoint are not written anew, whatever is allowed.
     """
-    rewritten = {CARD, *(file.path for file in record.report.checkpoint.files if not is_weights(file.path))}
+    rewritten = {CARD, *(file.path for file in record.report.checkpoint.files if not stays(file.path))}
     strays = (path for path, file in record.files.items() if not is_same(file, remote.files.get(path)))
     lasting = sorted(path for path in strays if path not in rewritten)
-    hint = "Pass --overwrite to replace what is there, which stays in the history."
     if lasting:
         hint = f"A refresh cannot write {lasting[0]} anew: publish again, or give the repo its own file back."
     try:
-        check_is_ours(remote, session=session, overwrite="everything" if overwrite and not lasting else "nothing")
+        check_is_ours(remote, session=session, overwrite="nothing" if lasting else overwrite)
     except EditedError as error:
         error.hint = hint
         raise
@@ -232,6 +238,6 @@ def _base(
     except BaseError as error:
         return None, error.message
     check_config(base.config, where=f"config.json of {base.name}")
-    small = [file for file in hub.needed_files(base) if not is_weights(file.path)]
+    small = [file for file in hub.needed_files(base) if not _is_weights(file.path)]
     folder = download(small, repo_id=base.name, commit=str(base.commit), session=session, reporter=reporter)
     return base.model_copy(update={"folder": str(folder)}), None

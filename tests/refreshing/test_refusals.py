@@ -58,6 +58,7 @@ EDITS = {
     WEIGHTS: files_of("base")[WEIGHTS],
     "README.md": b"# My own words\n",
     "recipe.yaml": b"schema_version: 1\n",
+    "LICENSE": b"Mine\n",
 }
 
 
@@ -80,12 +81,28 @@ def test_what_is_written_anew_may_be_overwritten(session, reporter, published, a
     assert command.refresh(REPO_ID, chosen, session=session, reporter=reporter).outcome == "up to date"
 
 
-@pytest.mark.parametrize("path", [WEIGHTS, "recipe.yaml"])
+@pytest.mark.parametrize("path", [WEIGHTS, "recipe.yaml", "LICENSE"])
 def test_what_cannot_be_written_without_computing_is_never_overwritten(refused, published, api, path):
     commit(api, REPO_ID, {path: EDITS[path]}, message="Heal it")
     error = refused(overwrite=True)
     assert path in error.message
     assert f"A refresh cannot write {path} anew" in error.hint
+
+
+def test_nothing_is_overwritten_where_the_base_is_gone(published, hub, api, reporter):
+    edit = commit(api, REPO_ID, {"config.json": EDITS["config.json"]}, message="Mend it")
+    session = HubSession.open(
+        endpoint=hub.endpoint, token=hub.add_user("outsider2", role="fineGrained", writable=(REPO_ID,))
+    )
+    api.update_repo_settings(BASE_ID, private=True)
+    chosen = command.RefreshOptions(load_back=False, overwrite=True)
+    try:
+        with pytest.raises(HubpruneError) as caught:
+            command.refresh(REPO_ID, chosen, session=session, reporter=reporter)
+    finally:
+        api.update_repo_settings(BASE_ID, private=False)
+    assert edit[:8] in caught.value.message
+    assert "all that there is to start from" in caught.value.hint
 
 
 # ---- not ours ----------------------------------------------------------------------------------------------------
