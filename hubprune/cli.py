@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from hubprune.commands import cards, export, local, measure, options, prune, publish, push, reproduce
+from hubprune.commands import cards, export, local, measure, options, prune, publish, push, refresh, reproduce
 from hubprune.commands.terminal import (
     INTERRUPTED,
     check_texts,
@@ -84,6 +84,7 @@ app.command(epilog=prune.SCORE_EXAMPLES)(prune.score)
 app.command(epilog=prune.PRUNE_EXAMPLES)(prune.prune)
 app.command(epilog=prune.VERIFY_EXAMPLES)(prune.verify)
 app.command(epilog=reproduce.EXAMPLES)(reproduce.reproduce)
+app.command(epilog=refresh.EXAMPLES)(refresh.refresh)
 app.command(epilog=measure.SWEEP_EXAMPLES)(measure.sweep)
 app.command(epilog=measure.SPEED_EXAMPLES)(measure.speed)
 app.command(epilog=measure.COMPARE_EXAMPLES)(measure.compare)

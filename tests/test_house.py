@@ -27,8 +27,8 @@ LAYERS = {
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {
         "assembly", "cards", "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures",
-        "pushing", "studies", "summary", "ci", "jobs", "exporting", "kept", "measuring", "reproducing", "republishing",
-        "sweep", "timing",
+        "pushing", "refreshing", "studies", "summary", "ci", "jobs", "exporting", "kept", "measuring", "reproducing",
+        "republishing", "sweep", "timing",
     },
     4: {"cli", "commands", "__main__", "__init__"},
 }  # fmt: skip

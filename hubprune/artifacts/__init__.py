@@ -76,6 +76,14 @@ from hubprune.artifacts.publishing import (
     SnippetRun,
     UploadPlan,
 )
+from hubprune.artifacts.refreshing import (
+    ConfigChange,
+    FileChange,
+    FileOutcome,
+    Refreshed,
+    RefreshOutcome,
+    RefreshReport,
+)
 from hubprune.artifacts.reproduction import ComparedPart, Difference, Outcome, Reproduction, Scalar
 from hubprune.artifacts.speed import (
     BenchmarkChange,
@@ -119,6 +127,7 @@ __all__ = [
     "ComparedMetric",
     "ComparedPart",
     "ComparedSide",
+    "ConfigChange",
     "Continuation",
     "Difference",
     "DocumentScores",
@@ -128,6 +137,8 @@ __all__ = [
     "Environment",
     "Estimate",
     "EvalBackend",
+    "FileChange",
+    "FileOutcome",
     "GenerationComparison",
     "HeldOutDocuments",
     "ImportanceScores",
@@ -159,6 +170,9 @@ __all__ = [
     "PublishedCommit",
     "Ranking",
     "Recommendation",
+    "RefreshOutcome",
+    "RefreshReport",
+    "Refreshed",
     "Repetition",
     "RepetitionComparison",
     "RepoFile",

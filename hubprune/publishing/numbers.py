@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hubprune.artifacts import Estimate
 from hubprune.console import SCIENTIFIC, decimal, size
 
@@ -97,7 +99,7 @@ def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.9995 else "p = 1"
 
 
-def listing(numbers: tuple[int, ...]) -> str:
-    """Write numbers as a list in words: 18, 21 and 22."""
-    words = [str(n) for n in numbers]
+def listing(items: Sequence[int] | Sequence[str]) -> str:
+    """Write numbers or names as a list in words: 18, 21 and 22."""
+    words = [str(item) for item in items]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
