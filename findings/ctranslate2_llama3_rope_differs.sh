@@ -35,7 +35,10 @@ SCALINGS = {
 ids = [7 * i % 64 for i in range(200)]
 vocabulary = {f"t{i}": i for i in range(64)}
 tokenizer = PreTrainedTokenizerFast(
-    tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t0")), unk_token="t0", bos_token="t1", eos_token="t2"
+    tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t0")),
+    unk_token="t0",
+    bos_token="t1",
+    eos_token="t2",
 )
 converted, difference = {}, {}
 for name, rope_parameters in SCALINGS.items():
@@ -60,7 +63,9 @@ for name, rope_parameters in SCALINGS.items():
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits.numpy()
     difference[name] = float(np.abs(converted[name] - logits).max())
-    print(f"{name}: largest difference of the logits {difference[name]:.6f}, their standard deviation {logits.std():.2f}")
+    print(
+        f"{name}: largest difference of the logits {difference[name]:.6f}, their standard deviation {logits.std():.2f}"
+    )
 
 same = bool((converted["llama3-8192"] == converted["llama3-4096"]).all())
 print(f"ctranslate2's logits with 8192 and 4096 are equal: {same}")

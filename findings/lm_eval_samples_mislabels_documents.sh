@@ -48,7 +48,7 @@ Path("test.jsonl").write_text(lines("Q"))
 CONFIG = {
     "task": "tiny",
     "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"train": str(Path("train.jsonl").resolve()), "test": str(Path("test.jsonl").resolve())}},
+    "dataset_kwargs": {"data_files": {split: str(Path(f"{split}.jsonl").resolve()) for split in ("train", "test")}},
     "output_type": "multiple_choice",
     "test_split": "test",
     "fewshot_split": "train",

@@ -37,7 +37,8 @@ PY
 changed=0
 for family in llama qwen3; do
     code=0
-    venv/bin/mergekit-yaml --no-copy-tokenizer --no-write-model-card "$family.yaml" "$family-merged" >"$family.log" 2>&1 || code=$?
+    venv/bin/mergekit-yaml --no-copy-tokenizer --no-write-model-card "$family.yaml" "$family-merged" \
+        >"$family.log" 2>&1 || code=$?
     echo "$family: exit $code, $(cd "$family-merged" && echo *.safetensors *.json)"
     grep --max-count 1 'must be equal' "$family.log" || true
     [ "$family $code" = "llama 0" ] || [ "$family $code" = "qwen3 1" ] || changed=1

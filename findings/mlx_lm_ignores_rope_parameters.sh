@@ -58,7 +58,9 @@ def compare(family: str) -> tuple[float, float]:
     torch.manual_seed(0)
     rope = {"rope_type": "default", "rope_theta": BASE}
     head_dim = {"head_dim": 64} if family in ("mistral", "qwen3") else {}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, rope_parameters=rope, **SIZES, **head_dim)).eval()
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, rope_parameters=rope, **SIZES, **head_dim)
+    ).eval()
     folder = Path(family)
     model.save_pretrained(folder)
     with torch.no_grad():
@@ -71,7 +73,9 @@ def compare(family: str) -> tuple[float, float]:
 
 for family in OLD_KEY_ONLY + BOTH_KEYS:
     as_saved, with_old_key = compare(family)
-    print(f"{family}: largest difference of the logits {as_saved:.6f}; with rope_theta in config.json {with_old_key:.6f}")
+    print(
+        f"{family}: largest difference of the logits {as_saved:.6f}; with rope_theta in config.json {with_old_key:.6f}"
+    )
     if with_old_key > 1e-3 or (as_saved > 1) != (family in OLD_KEY_ONLY):
         raise SystemExit(f"changed: mlx-lm reads {family}'s RoPE in another way now")
 PY

@@ -33,7 +33,8 @@ seen = {}
 for dtype in (torch.float16, torch.bfloat16, torch.float32):
     for channel in (46_000, 47_000):
         seen[dtype, channel] = cosine_with_itself(channel, dtype)
-        print(f"{dtype}, two channels at {channel} (norm {2**0.5 * channel:.0f}): cos(x, x) = {seen[dtype, channel]:.3f}")
+        norm = 2**0.5 * channel
+        print(f"{dtype}, two channels at {channel} (norm {norm:.0f}): cos(x, x) = {seen[dtype, channel]:.3f}")
 
 zeros = {key for key, cosine in seen.items() if cosine == 0.0}
 ones = {key for key, cosine in seen.items() if abs(cosine - 1.0) < 0.01}

@@ -122,13 +122,16 @@ ids = (7 * torch.arange(512) % VOCABULARY)[None]
 off = {}
 with torch.no_grad():
     for name, written in (("plain", plain), ("linear", linear), ("llama3", llama3)):
-        read = AutoModelForCausalLM.from_pretrained(".", gguf_file=f"{name}.gguf", dtype=torch.float32).eval()
+        read, report = AutoModelForCausalLM.from_pretrained(
+            ".", gguf_file=f"{name}.gguf", dtype=torch.float32, output_loading_info=True
+        )
         logits = read(ids).logits
         off[name] = (logits - written(ids).logits).abs().max().item()
         from_plain = (logits - plain(ids).logits).abs().max().item()
-        print(f"{name}: {read.config.rope_parameters}; largest difference of the logits from")
-        print(f"  the model written: {off[name]:.6f}, plain RoPE: {from_plain:.6f}")
-        if from_plain > 1e-4 or read.config.rope_parameters["rope_type"] != "default":
+        unused = report["unexpected_keys"]
+        print(f"{name}: {read.config.rope_parameters}, weights reported as unused: {len(unused)}")
+        print(f"  largest difference of the logits from the model written {off[name]:.6f}, plain RoPE {from_plain:.6f}")
+        if from_plain > 1e-4 or unused or read.config.rope_parameters["rope_type"] != "default":
             raise SystemExit("changed: the scaling of RoPE is read from the file now")
 if min(off["linear"], off["llama3"]) < 1:
     raise SystemExit("changed: the models written are no longer told apart")

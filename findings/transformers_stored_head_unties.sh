@@ -24,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sizes = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
 torch.manual_seed(0)
-LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=2, tie_word_embeddings=True, **sizes)).save_pretrained("base")
+config = LlamaConfig(vocab_size=64, num_hidden_layers=2, tie_word_embeddings=True, **sizes)
+LlamaForCausalLM(config).save_pretrained("base")
 weights = load_file("base/model.safetensors")
 weights["lm_head.weight"] = 1.5 * weights["model.embed_tokens.weight"]
 save_file(weights, "base/model.safetensors", metadata={"format": "pt"})
