@@ -120,14 +120,14 @@ def _is_readable_by_4(named: Any, config: Mapping[str, Any]) -> bool:
     return isinstance(named, str) and named not in OF_NEWER and not isinstance(config.get("extra_special_tokens"), list)
 
 
-def _is_followed(named: str, base: Any, config: Mapping[str, Any]) -> bool:
+def _is_followed(named: Any, base: Any, config: Mapping[str, Any]) -> bool:
     """Tell whether transformers 5 goes by the class that the base names, as it does for a `model_type` of ours.
 
     Where the family has a class of its own there, that depends on the version, even if this one comes to the same.
     """
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-    names = {_generic(named), _generic(type(base).__name__)}
+    names = {_generic(str(named)), _generic(type(base).__name__)}
     return config.get("model_type") not in TOKENIZER_MAPPING_NAMES or len(names) == 1
 
 
