@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ __all__ = ["download_base", "needed_files", "resolve_base", "resolve_repo"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
 
 
 # ---- resolve -----------------------------------------------------------------------------------------------------
@@ -37,7 +38,7 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
 
     Args:
         spec: a repo id and a revision, or a local folder.  A folder is one that is written like a path, or that
-            holds a config.json.
+            holds a config.json or an adapter.
         session: which Hub.
 
     Raises:
@@ -49,7 +50,7 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
     """
     folder = Path(spec.repo_id).expanduser()
     looks_local = spec.repo_id.startswith(("/", "~", ".")) or not REPO_ID.fullmatch(spec.repo_id)
-    is_local = looks_local or (folder / "config.json").is_file()
+    is_local = looks_local or any((folder / name).is_file() for name in ("config.json", ADAPTER))
     found = _local_base(folder) if is_local else resolve_repo(spec, session=session)
     architecture_of(found.config, name=found.name)
     _check_format(found)
@@ -60,12 +61,21 @@ def _local_base(folder: Path) -> BaseCheckpoint:
     if not folder.is_dir():
         raise BaseNotFoundError(f"{folder} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
     if not (folder / "config.json").is_file():
-        raise BaseNotFoundError(f"{folder} has no config.json, so it holds no transformers model.")
+        raise _no_config(str(folder), [path.name for path in folder.iterdir()])
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     files = tuple(RepoFile(path=p.relative_to(folder).as_posix(), size=p.stat().st_size) for p in paths)
     config = _read_config(folder / "config.json", name=str(folder))
     folder = folder.resolve()
     return BaseCheckpoint(name=folder.name, commit=None, folder=str(folder), config=config, files=files)
+
+
+def _no_config(name: str, paths: Sequence[str]) -> BaseNotFoundError:
+    if ADAPTER in paths:
+        return BaseNotFoundError(
+            f"{name} holds an adapter and no model: {ADAPTER} and no config.json.",
+            hint="Merge it into its base first, with merge_and_unload() of peft, and prune what comes of it.",
+        )
+    return BaseNotFoundError(f"{name} has no config.json, so it is no transformers model.")
 
 
 def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
@@ -82,9 +92,7 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         for s in info.siblings or ()
     )
     if not any(f.path == "config.json" for f in files):
-        raise BaseNotFoundError(
-            f"{spec.repo_id} at {spec.revision} has no config.json, so it is no transformers model."
-        )
+        raise _no_config(f"{spec.repo_id} at {spec.revision}", [file.path for file in files])
     _check_access(spec.repo_id, session=session)
     commit = str(info.sha)
     path = session.ask(
