@@ -15,6 +15,7 @@ from hubprune import __version__
 from hubprune.architectures import architecture_of
 from hubprune.artifacts import ConfigChange, FileChange, Refreshed, RepoFile, WrittenCheckpoint
 from hubprune.cards import CardChoices, put_card, render_again
+from hubprune.carried import is_license
 from hubprune.errors import RecipeError
 from hubprune.files import list_files, scratch_folder
 from hubprune.pruning import modeling
@@ -26,7 +27,7 @@ from hubprune.publishing.card import template_hash
 from hubprune.publishing.manifest import CARD, MANIFEST, checkpoint_tag, replace_card
 from hubprune.publishing.record import PublishRecord, read_record
 from hubprune.publishing.remote import is_same
-from hubprune.refreshing.there import Published, is_licence, stays
+from hubprune.refreshing.there import Published, stays
 from hubprune.republishing.inputs import MODELING_PART, modeling_part
 from hubprune.run import refuse_tokenizer_code
 
@@ -47,6 +48,8 @@ class Anew:
     changes: tuple[FileChange, ...]
     """Of every file that was written anew, card and manifest included."""
     config: tuple[ConfigChange, ...]
+    config_json: Mapping[str, Any]
+    """The config.json to be."""
     record: PublishRecord
     """The manifest to be."""
     notes: tuple[str, ...]
@@ -81,7 +84,8 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
     notes = tuple(_write_small_files(published, folder))
     checkpoint = _checkpoint(published, folder)
     changes = tuple(_file_changes(published, folder, checkpoint))
-    config = tuple(_key_changes(published.config, read_config(folder)))
+    config_json = read_config(folder)
+    config = tuple(_key_changes(published.config, config_json))
     same = {change.path for change in changes if change.outcome == "same"}
     for file in list_files(folder):
         if file.path in same:
@@ -92,6 +96,7 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
         files=_all_files(published, folder, record),
         changes=(*changes, *_card_changes(published, folder)),
         config=config,
+        config_json=config_json,
         record=record,
         notes=notes,
     )
@@ -151,7 +156,7 @@ def _checkpoint(published: Published, folder: Path) -> WrittenCheckpoint:
     """Describe the checkpoint to be: weights and licence files as they are, and what was written beside them."""
     kept = {path: file for path, file in published.checkpoint.items() if stays(path)}
     for path in folder.rglob("*"):
-        if is_licence(path.relative_to(folder).as_posix()) and path.is_file():
+        if is_license(path.relative_to(folder).as_posix()) and path.is_file():
             path.unlink()
     files = {**kept, **{file.path: file for file in list_files(folder)}}
     in_order = tuple(files[path] for path in sorted(files))

@@ -12,17 +12,20 @@ from hubprune import __version__
 from hubprune.artifacts import PublishedCommit, RefreshReport
 from hubprune.console import Reporter
 from hubprune.endpoint import check_endpoint
-from hubprune.errors import HubpruneError, VerificationError
+from hubprune.errors import CheckpointError, HubpruneError, VerificationError
 from hubprune.files import make_writable, scratch_folder
 from hubprune.pruning import verify
 from hubprune.pruning.config import needs_modeling_file
+from hubprune.pruning.fitness import fit
+from hubprune.publishing import hub
 from hubprune.publishing.card import check_templates
 from hubprune.publishing.commit import publish as send
 from hubprune.publishing.commit import tag_commit
+from hubprune.publishing.headers import stored_shapes
 from hubprune.publishing.integrity import check_arrived
 from hubprune.publishing.remote import refs_of
 from hubprune.publishing.session import HubSession
-from hubprune.recipe import Recipe, parse
+from hubprune.recipe import BaseModelSpec, Recipe, parse
 from hubprune.refreshing.anew import Anew, write_anew
 from hubprune.refreshing.there import Published, read_published, target_of
 from hubprune.republishing.unfinished import Unfinished
@@ -30,6 +33,7 @@ from hubprune.stages import work_folder
 
 __all__ = ["RefreshOptions", "refresh", "refresh_all", "to_json"]
 
+BUG = "Nothing was changed. This is a bug worth reporting, with the name of the repo."
 NEW_TOKENS = 40
 """How many a refreshed model writes after it was loaded back."""
 
@@ -154,6 +158,8 @@ def _carried_out(
 def _send(
     published: Published, anew: Anew, options: RefreshOptions, *, session: HubSession, reporter: Reporter
 ) -> PublishedCommit:
+    if options.load_back:
+        _check_fit(published, anew, session=session)
     changed = [change.path for change in anew.changes if change.outcome != "same"]
     reporter.note(f"{len(changed)} files change: {', '.join(changed)}")
     is_new = anew.record.report.refreshed != published.record.report.refreshed
@@ -167,6 +173,23 @@ def _send(
         reporter=reporter,
         overwrite="everything" if options.overwrite else "nothing",
     )
+
+
+def _check_fit(published: Published, anew: Anew, *, session: HubSession) -> None:
+    """Let transformers build the model of the files to be, without data, and compare it with the weights there.
+
+    Raises:
+        VerificationError: it is another model.
+    """
+    spec = BaseModelSpec(repo_id=published.target.repo_id, revision=published.remote.commit)
+    shapes = stored_shapes(hub.resolve_repo(spec, session=session), session=session)
+    what = f"What this version writes for {spec.repo_id}"
+    try:
+        unused = fit(anew.config_json, shapes, name=spec.repo_id).unused
+    except CheckpointError as error:
+        raise VerificationError(f"{what} does not fit its weights: {error.message}", hint=BUG) from error
+    if unused:
+        raise VerificationError(f"{what} makes no use of {unused[0]} in its weights.", hint=BUG)
 
 
 def _as_it_is(published: Published, anew: Anew, *, session: HubSession) -> PublishedCommit:

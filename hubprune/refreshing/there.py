@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from hubprune.architectures import architecture_of
 from hubprune.artifacts import BaseCheckpoint, RepoFile
-from hubprune.carried import LICENSE_PATTERNS
+from hubprune.carried import is_license
 from hubprune.console import Reporter
+from hubprune.devices import STORED
 from hubprune.errors import (
     BaseError,
     BaseNotFoundError,
@@ -27,6 +27,7 @@ from hubprune.pruning.verify import LEADS_TO_CODE, base_of, plan_of
 from hubprune.pruning.weights import INDEX_NAME
 from hubprune.publishing import hub
 from hubprune.publishing.foreign import Overwrite, check_is_ours
+from hubprune.publishing.headers import small_files
 from hubprune.publishing.identity import check_can_write, identify
 from hubprune.publishing.manifest import CARD, MANIFEST
 from hubprune.publishing.record import PublishRecord, parse_record
@@ -37,7 +38,7 @@ from hubprune.publishing.transfer import download
 from hubprune.recipe import REPO_ID, BaseModelSpec
 from hubprune.strict_json import parse_json
 
-__all__ = ["Published", "is_licence", "read_published", "stays", "target_of"]
+__all__ = ["Published", "read_published", "stays", "target_of"]
 
 OUR_FIRST_LINE = re.compile(rb"# Written by hubprune (?P<version>[0-9][\w.+!-]*); template sha256 [0-9a-f]{64}\.")
 """How every modeling file of ours begins."""
@@ -72,14 +73,9 @@ class Published:
         return refreshed[-1].to_version if refreshed else self.record.report.environment.hubprune
 
 
-def is_licence(path: str) -> bool:
-    """Tell whether a file of a checkpoint is a licence text or a notice."""
-    return any(fnmatchcase(path, pattern) for pattern in LICENSE_PATTERNS)
-
-
 def stays(path: str) -> bool:
     """Tell whether a file of a checkpoint is never written anew: weights, their index, licence texts."""
-    return _is_weights(path) or is_licence(path)
+    return _is_weights(path) or is_license(path)
 
 
 def _is_weights(path: str) -> bool:
@@ -158,7 +154,7 @@ def read_published(target: Target, *, overwrite: bool, session: HubSession, repo
     folder = download(small, repo_id=repo_id, commit=commit, session=session, reporter=reporter)
     config = parse_json((folder / CONFIG_NAME).read_bytes(), where=f"{CONFIG_NAME} of {repo_id}")
     _check_ours(config, folder, record, repo_id=repo_id)
-    base, why = _base(record, session=session, reporter=reporter)
+    base, why = _base(record, config, session=session)
     if base is None and overwrite:
         why_not = f"The files of the repo are all that there is to start from: {why}"
         _refuse_edited(remote, record, overwrite="card", hint=why_not, session=session)
@@ -228,9 +224,12 @@ def _check_ours(config: Mapping[str, Any], folder: Path, record: PublishRecord, 
 
 
 def _base(
-    record: PublishRecord, *, session: HubSession, reporter: Reporter
+    record: PublishRecord, config: Mapping[str, Any], *, session: HubSession
 ) -> tuple[BaseCheckpoint, None] | tuple[None, str]:
-    """Fetch the small files of the base at the commit of the publish; where it is gone, say why."""
+    """Fetch the small files of the base at the commit of the publish; where it is gone, say why.
+
+    Where a publish takes a value of config.json from the base's weights, those of the repo tell the same.
+    """
     published = record.report.base
     spec = BaseModelSpec(repo_id=published.name, revision=str(published.commit))
     try:
@@ -238,6 +237,17 @@ def _base(
     except BaseError as error:
         return None, error.message
     check_config(base.config, where=f"config.json of {base.name}")
-    small = [file for file in hub.needed_files(base) if not _is_weights(file.path)]
-    folder = download(small, repo_id=base.name, commit=str(base.commit), session=session, reporter=reporter)
-    return base.model_copy(update={"folder": str(folder)}), None
+    known = {key: config[key] for key in ("dtype", "torch_dtype") if config.get(key)}
+    values = dict(base.config)
+    if not (values.get("dtype") or values.get("torch_dtype")):
+        values |= known or _stored_dtype(record)
+    if config.get("tie_word_embeddings") is False:
+        values["tie_word_embeddings"] = False
+    folder = small_files(base, session=session)
+    return base.model_copy(update={"config": values, "folder": str(folder)}), None
+
+
+def _stored_dtype(record: PublishRecord) -> dict[str, str]:
+    """Return the dtype of all weights, if they have one; of a mixture, only its headers know the first."""
+    floating = [STORED[dtype] for dtype in record.report.checkpoint.dtypes if dtype in STORED]
+    return {"dtype": floating[0]} if len(floating) == 1 else {}

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BASE_COMMIT, BASE_ID, OLD_TAG, REPO_ID, files_of
+from conftest import BASE_COMMIT, BASE_ID, OLD_TAG, REPO_ID, commit, files_of
 from typer.testing import CliRunner
 
 from hubprune import pipeline
 from hubprune.checkup import _manifest_checks
 from hubprune.cli import app
+from hubprune.publishing import hub as hub_of_bases
 from hubprune.publishing.manifest import checkpoint_tag
 from hubprune.publishing.record import parse_record
 from hubprune.recipe import read_recipe
@@ -287,6 +288,38 @@ def test_without_its_base_what_needs_none_is_refreshed(refresh, published, hub, 
     [again] = refresh(published)
     assert (again.outcome, again.changed) == ("up to date", ())
     assert commits(api) == before
+
+
+@pytest.mark.parametrize(
+    ("of_base", "of_repo", "written"),
+    [
+        ({"torch_dtype": None}, {"torch_dtype": None}, {"dtype": "bfloat16", "torch_dtype": "bfloat16"}),
+        ({"torch_dtype": None}, {"torch_dtype": "float16"}, {"torch_dtype": "float16"}),
+        ({"tie_word_embeddings": True}, {"tie_word_embeddings": False}, {"tie_word_embeddings": False}),
+    ],
+    ids=["no dtype", "dtype of a later version", "a head of its own"],
+)
+def test_what_a_publish_takes_from_the_weights_of_the_base_is_taken_from_the_repo(
+    refresh, published, api, monkeypatch, of_base, of_repo, written
+):
+    from test_refusals import with_file
+
+    resolve = hub_of_bases.resolve_base
+
+    def resolve_otherwise(spec, *, session):
+        base = resolve(spec, session=session)
+        return base.model_copy(update={"config": without_none({**base.config, **of_base})})
+
+    monkeypatch.setattr(hub_of_bases, "resolve_base", resolve_otherwise)
+    config = without_none({**json.loads(files_of("published")["config.json"]), **of_repo})
+    commit(api, REPO_ID, with_file("config.json", json.dumps(config).encode()))
+    [report] = refresh(published)
+    now = json.loads(Path(api.hf_hub_download(REPO_ID, "config.json", revision=report.commit)).read_bytes())
+    assert {key: now.get(key) for key in written} == written
+
+
+def without_none(values):
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def test_the_fixture_is_as_the_last_version_left_it():

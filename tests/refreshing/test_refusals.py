@@ -12,16 +12,16 @@ from test_refresh import WEIGHTS, commits, manifest_at
 from hubprune.errors import HubpruneError
 from hubprune.publishing.manifest import SCHEMA_VERSION, content_digest
 from hubprune.publishing.session import HubSession
-from hubprune.refreshing import command
+from hubprune.refreshing import anew, command
 
 
 @pytest.fixture
 def refused(session, reporter, api):
     """Refresh the repo, find that nothing was committed, and return the error."""
 
-    def run(repo_id=REPO_ID, *, session=session, **options):
+    def run(repo_id=REPO_ID, *, session=session, load_back=False, **options):
         before = commits(api)
-        chosen = command.RefreshOptions(load_back=False, **options)
+        chosen = command.RefreshOptions(load_back=load_back, **options)
         with pytest.raises(HubpruneError) as caught:
             command.refresh(repo_id, chosen, session=session, reporter=reporter)
         assert commits(api) == before
@@ -197,3 +197,17 @@ def test_what_does_not_load_afterwards_says_which_commit_has_the_files_as_they_w
         command.refresh(REPO_ID, command.RefreshOptions(), session=session, reporter=reporter)
     assert f"is refreshed at {commits(api)[0][:8]}, but: A fresh process could not" in caught.value.message
     assert before[0][:8] in caught.value.hint
+
+
+def test_files_that_do_not_fit_the_weights_are_not_sent(refused, published, monkeypatch):
+    write = anew.write_companions
+
+    def write_another(base, plan, folder):
+        write(base, plan, folder)
+        config = json.loads((folder / "config.json").read_bytes())
+        (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+
+    monkeypatch.setattr(anew, "write_companions", write_another)
+    error = refused(load_back=True)
+    assert error.message.startswith(f"What this version writes for {REPO_ID} does not fit its weights")
+    assert "Nothing was changed" in error.hint
