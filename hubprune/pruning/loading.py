@@ -130,7 +130,7 @@ def _same_next_tokens(one: Any, other: Any) -> bool:
     """Tell whether two rows of logits have the same maxima."""
     import torch
 
-    return torch.equal(one.argmax(-1), other.argmax(-1))
+    return bool(torch.equal(one.argmax(-1), other.argmax(-1)))
 
 
 def _broken(logits: Sequence[Any]) -> bool:
