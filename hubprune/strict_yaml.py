@@ -77,8 +77,8 @@ def refuse_depth(data: bytes, *, where: str, error: type[HubpruneError]) -> None
         for event in yaml.parse(data, Loader=_Events):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                place = f"{where}, line {event.start_mark.line + 1}"
-                raise error(f"Cannot read {place}: lists and mappings are nested deeper than {DEEPEST} levels.")
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise error(f"Cannot read {where}, line {line}: lists and mappings are nested deeper than {DEEPEST} levels.")
 
 
 def _refuse_bomb(value: Any) -> None:
