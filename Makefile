@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test matrix faults runtimes lint fix bench clean
+.PHONY: help install demo test matrix faults fuzz runtimes lint fix bench clean
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -24,12 +24,16 @@ demo: install  ## Publish an embedded tiny model on a local Hub, all stages, not
 # A file is run by one process, which sets up its repos once, and in the order of the files: the slow ones come early.
 test: lint  ## Lint, run all tests, and load published folders with the oldest and the newest transformers
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python tests/matrix oldest newest --brief --families llama llama-nemotron-nas mistral-window
+	$(BIN)/python tests/matrix oldest newest --brief --families llama llama-nemotron-nas mistral-window tokenizers
 
-# Choose with VERSIONS="4.48.3 newest", FAMILIES="llama", CHECKS="padded cache"; JSON=FILE writes the results.
+# Choose with VERSIONS="4.48.3 newest", FAMILIES="llama tokenizers", CHECKS="padded cache"; JSON=FILE writes the results.
 matrix: install  ## Load published folders with every supported version of transformers
 	$(BIN)/python tests/matrix $(VERSIONS) $(if $(FAMILIES),--families $(FAMILIES)) \
 		$(if $(CHECKS),--checks $(CHECKS)) $(if $(JSON),--json $(JSON))
+
+# Choose with EXAMPLES="2000 --kinds recipe".
+fuzz: install  ## Read nearly valid files of every kind, of which none may end in a traceback
+	$(BIN)/python tests/fuzz $(EXAMPLES)
 
 # Choose with PARTS="cells rounds tokens kills", SCENARIOS="older", REQUESTS="POST .*/commit/", FAULTS="503|SIGKILL"; JSON=FILE writes the results.
 faults: install  ## Spoil every request of a publish in every way, race two publishers, try every token, kill whole runs

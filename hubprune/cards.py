@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from hubprune.artifacts import RepoFile, SpeedReport
 from hubprune.console import Reporter
-from hubprune.errors import BaseNotFoundError, ConflictError, RecipeError
+from hubprune.errors import BaseNotFoundError, CheckpointError, ConflictError, RecipeError
+from hubprune.files import existing_folder
 from hubprune.pictures import BENCHMARK_PICTURE, CARD_PICTURE
 from hubprune.publishing import card, hub
 from hubprune.publishing.fingerprint import CARD_PART, card_part
-from hubprune.publishing.manifest import CARD, replace_card
+from hubprune.publishing.manifest import CARD, MANIFEST, replace_card
 from hubprune.publishing.notes import read_notes
 from hubprune.publishing.record import PublishRecord, read_record
 from hubprune.publishing.session import HubSession
@@ -101,9 +102,16 @@ def render_again(record: PublishRecord, choices: CardChoices) -> str:
 
     Raises:
         RecipeError: a template of the user's own does not do.
+        CheckpointError: parts of the manifest do not fit one another, as where a score is missing of a layer.
     """
     report = record.report.model_copy(update={"notes": choices.notes})
-    context = card.context_of(report, pictures=_pictures(record), overrides=choices.template)
+    try:
+        context = card.context_of(report, pictures=_pictures(record), overrides=choices.template)
+    except card.WRONG_USE as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CheckpointError(
+            f"The parts of {MANIFEST} do not fit one another ({why}).", hint="Take it from the Hub, or publish again."
+        ) from error
     return card.render(context, overrides=choices.template)
 
 
@@ -170,8 +178,7 @@ def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Repo
     """
     from hubprune.localhub import Preview
 
-    folder = Path(name)
-    if folder.is_dir():
+    if folder := existing_folder(name):
         if not (folder / CARD).is_file():
             raise BaseNotFoundError(f"{folder} holds no {CARD}.", hint=f"Write it with: hubprune card {folder}")
         return Preview(title=folder.resolve().name, subtitle=str(folder), folder=folder)
@@ -179,7 +186,7 @@ def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Repo
     if not REPO_ID.fullmatch(repo_id):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
     session = open_session()
-    repo = hub.resolve_repo(BaseModelSpec(repo_id=repo_id, revision=revision or "main"), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
     shown = tuple(file for file in repo.files if any(fnmatch(file.path, pattern) for pattern in SHOWN))
     if not any(file.path == CARD for file in shown):
         raise BaseNotFoundError(f"{repo_id} has no {CARD} at {repo.commit}.")

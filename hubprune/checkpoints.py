@@ -10,7 +10,9 @@ from typing import Any, Literal
 from hubprune.artifacts import BaseCheckpoint
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, VerificationError
+from hubprune.files import existing_folder
 from hubprune.pruning import verify
+from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.config import check_config, read_config
 from hubprune.pruning.structure import read_structure
 from hubprune.publishing import hub
@@ -47,11 +49,11 @@ def find_pruned(name: str, *, revision: str | None, session: HubSession, reporte
         CheckpointError: it was not written by hubprune, or is broken.
         BaseNotFoundError: there is no such folder or repo.
     """
-    if Path(name).is_dir():
-        return PrunedFolder(name=name, commit=None, folder=Path(name), config=read_config(Path(name)))
+    if there := existing_folder(name):
+        return PrunedFolder(name=name, commit=None, folder=there, config=read_config(there))
     if not REPO_ID.fullmatch(name):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    repo = hub.resolve_repo(BaseModelSpec(repo_id=name, revision=revision or "main"), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision or "main"), session=session)
     check_config(repo.config, where=f"config.json of {name}")
     verify.plan_of(repo.config)
     folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
@@ -67,7 +69,8 @@ def refuse_foreign_code(found: PrunedFolder, *, trust: Trust) -> None:
     if trust == "own" and not verify.ships_only_our_code(found.folder, found.config, read_structure(found.config)):
         raise VerificationError(
             f"{found.name} names or ships code that this version of hubprune would not write.",
-            hint="Read its auto_map and every .py file, then pass --trust-remote-code to run them all the same.",
+            hint="If an earlier hubprune published it, `hubprune refresh REPO` writes its code anew. Else read its "
+            "auto_map and every .py file, then pass --trust-remote-code to run them all the same.",
         )
 
 
@@ -85,11 +88,15 @@ def find_base(
 
     Raises:
         BaseNotFoundError: there is no such base, or it was a folder and nobody says where.
+        CheckpointError: its files contradict each other.
     """
     name, commit = verify.base_of(config)
     if given is None and commit is None:
         raise BaseNotFoundError(f"Its base was the local folder {name!r}.", hint=hint)
-    spec = BaseModelSpec(repo_id=given or name, revision=commit if commit and given in (None, name) else "main")
+    spec = BaseModelSpec.of(given or name, revision=commit if commit and given in (None, name) else "main")
     found = hub.resolve_base(spec, session=session)
     check_config(found.config, where=f"config.json of {found.name}")
-    return hub.download_base(found, session=session, reporter=reporter)
+    base = hub.download_base(found, session=session, reporter=reporter)
+    folder = Path(base.folder or "")
+    examine(base, folder=folder, shapes=shapes_in(folder), reporter=reporter)
+    return settle(base, reporter=reporter)

@@ -51,7 +51,10 @@ def require_passed(seen: Verification) -> None:
     """Raise VerificationError if some check failed."""
     failed = [check.name for check in seen.checks if not check.passed]
     if failed:
-        raise VerificationError(f"{len(failed)} of {len(seen.checks)} checks failed: {', '.join(failed)}.")
+        raise VerificationError(
+            f"{len(failed)} of {len(seen.checks)} checks failed: {', '.join(failed)}.",
+            hint="If an earlier hubprune published it, `hubprune refresh REPO` brings its files to this one's.",
+        )
 
 
 def _manifest_checks(folder: Path) -> list[Check]:

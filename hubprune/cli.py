@@ -6,14 +6,23 @@ answers at once.
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from typing import NoReturn
 
 import typer
 
-from hubprune.commands import cards, export, local, measure, options, prune, publish, push, reproduce
-from hubprune.commands.terminal import INTERRUPTED, dismiss, follow
+from hubprune.commands import cards, export, local, measure, options, prune, publish, push, refresh, reproduce
+from hubprune.commands.terminal import (
+    INTERRUPTED,
+    check_texts,
+    dismiss,
+    errors_shown,
+    fail_on_output,
+    follow,
+    prepare_streams,
+)
 from hubprune.processes import rank
 
 app = typer.Typer(
@@ -32,11 +41,12 @@ app.add_typer(exports, name="export")
 def main() -> NoReturn:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
+    prepare_streams()
     try:
         if rank() > 0:
             follow()
         else:
-            app()
+            _run()
     except KeyboardInterrupt:  # in the moment before or after a command
         sys.exit(INTERRUPTED)
     except SystemExit as end:
@@ -44,6 +54,16 @@ def main() -> NoReturn:
             dismiss()
         raise
     sys.exit(0)
+
+
+def _run() -> None:
+    """Run the command that the arguments name; where stdout itself fails, in a help for example, say so."""
+    try:
+        app()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # those of files are shown by the commands
+            raise
+        sys.exit(fail_on_output(error))
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -54,6 +74,8 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 @app.callback()
 def _hubprune(version: options.Version = False) -> None:
     """Prune a language model from the Hugging Face Hub, measure what it cost, publish the result."""
+    with errors_shown():
+        check_texts(sys.argv[1:])
 
 
 app.command(epilog=publish.EXAMPLES)(publish.publish)
@@ -62,6 +84,7 @@ app.command(epilog=prune.SCORE_EXAMPLES)(prune.score)
 app.command(epilog=prune.PRUNE_EXAMPLES)(prune.prune)
 app.command(epilog=prune.VERIFY_EXAMPLES)(prune.verify)
 app.command(epilog=reproduce.EXAMPLES)(reproduce.reproduce)
+app.command(epilog=refresh.EXAMPLES)(refresh.refresh)
 app.command(epilog=measure.SWEEP_EXAMPLES)(measure.sweep)
 app.command(epilog=measure.SPEED_EXAMPLES)(measure.speed)
 app.command(epilog=measure.COMPARE_EXAMPLES)(measure.compare)

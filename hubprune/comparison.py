@@ -22,6 +22,8 @@ from hubprune.artifacts import (
     SublayerKind,
     TaskComparison,
 )
+from hubprune.console import decimal
+from hubprune.devices import with_dtype
 from hubprune.errors import BaseNotFoundError, CheckpointError
 from hubprune.kv_cache import kv_bytes_per_layer
 from hubprune.pruning.agreement import agreements
@@ -89,7 +91,7 @@ def _of_repo(name: str, session: HubSession) -> Source:
         raise BaseNotFoundError(
             f"{name} is neither a folder, nor a file, nor a repo id.", hint="A repo id looks like owner/name."
         )
-    repo = hub.resolve_repo(BaseModelSpec(repo_id=repo_id, revision=revision or "main"), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
     if not any(file.path == MANIFEST for file in repo.files):
         return Source(_side_of_config(name, repo.config))
     path = session.ask(
@@ -106,7 +108,7 @@ def _of_folder(name: str, folder: Path) -> Source:
     layers = structure.num_hidden_layers - len(structure.no_attn)
     counted = {
         "parameters": count_parameters(weights, config, structure.architecture),
-        "kv_bytes_per_token": kv_bytes_per_layer(config) * layers,
+        "kv_bytes_per_token": kv_bytes_per_layer(with_dtype(config, folder)) * layers,
     }
     return Source(side.model_copy(update=counted))
 
@@ -389,7 +391,8 @@ def _agreement_table(agreed: tuple[Agreement, ...]) -> str:
 def _benchmarks_table(pairs: tuple[ComparedMetric, ...]) -> str:
     rows = [["task", "metric", "n", "A", "its base", "B", "its base", "B − A"]]
     for pair in pairs:
-        values = (f"{v:.4f}" for v in (pair.first, pair.first_base, pair.second, pair.second_base))
-        change = f"{pair.change:+.2f} points" if pair.unit == "points" else f"{pair.change:+.4f}"
+        values = (decimal(v, digits=4) for v in (pair.first, pair.first_base, pair.second, pair.second_base))
+        own = pair.unit != "points"
+        change = f"{decimal(pair.change, digits=4 if own else 2, sign=True)}{'' if own else ' points'}"
         rows.append([pair.task, pair.metric, str(pair.documents), *values, change])
     return table(rows, left=2)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 Unit = Literal["B", "documents", "sequences", "batches", "requests", "tokens", "files", "points", "rounds"]
 LOG_INTERVAL_SECONDS = 10.0
+LARGEST = 1e150
+"""A value from here on is told as this, a bound: no float holds a perplexity beyond 1.8e308, which a ruined model may
+have.  Its square, of which errors are made, is a float too."""
+SCIENTIFIC = 1e9
+"""From which value on a power of ten says more than all the digits."""
 
 
 class Advance(Protocol):
@@ -140,6 +145,16 @@ def size(number: float) -> str:
             return f"{number:.0f} B" if unit == "B" else f"{number:.2f} {unit}"
         number /= 1000
     return f"{number:.2f} TB"
+
+
+def decimal(value: float, *, digits: int, sign: bool = False) -> str:
+    """Write a number with a fixed number of digits; from a billion on as 1.23e+30, and a bound with a > before it."""
+    plus = "+" if sign else ""
+    if abs(value) < SCIENTIFIC:
+        return f"{value:{plus}.{digits}f}"
+    if abs(value) < LARGEST:
+        return f"{value:{plus}.2e}"
+    return f"> {LARGEST:{plus}.0e}" if value > 0 else f"< {-LARGEST:.0e}"
 
 
 def duration(seconds: float) -> str:

@@ -30,8 +30,12 @@ def use_endpoint(endpoint: str | None) -> str:
     """
     # datasets fails with a misleading message where the address ends in a slash.
     chosen = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-    parts = urlsplit(chosen)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(chosen)
+        fits = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:  # brackets that do not close, or a port that is none
+        fits = False
+    if not fits or not chosen.isprintable() or " " in chosen:
         raise RecipeError(f"{chosen!r} is no address of a Hub.", hint="It looks like https://huggingface.co.")
     os.environ["HF_ENDPOINT"] = chosen
     check_endpoint(chosen)

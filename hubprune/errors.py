@@ -26,6 +26,7 @@ with which value, and its hint says what to do next.  Anything else that escapes
     │   ├── RemoteMismatchError      a remote file is not what was uploaded
     │   └── JobError                 a job on Hugging Face Jobs failed or was cancelled
     ├── DiskSpaceError               not enough room for what the run would write
+    ├── OutputError                  stdout cannot be written
     └── MissingDependencyError       a program or an extra that this command needs is not installed
 """
 
@@ -50,6 +51,7 @@ __all__ = [
     "HubpruneError",
     "JobError",
     "MissingDependencyError",
+    "OutputError",
     "OverBudgetError",
     "PermissionDeniedError",
     "PlanError",
@@ -186,6 +188,10 @@ class JobError(HubError):
 
 class DiskSpaceError(HubpruneError):
     """There is not enough room on disk for what the run would write."""
+
+
+class OutputError(HubpruneError):
+    """Stdout cannot be written, on a full disk for example."""
 
 
 class MissingDependencyError(HubpruneError):

@@ -117,6 +117,20 @@ def short_name(name: str) -> str:
     return f"{start}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
+def existing_folder(name: str) -> Path | None:
+    """Return the folder that a user means by a name, with `~` or without; None where there is none.
+
+    pathlib raises for what no file system can hold: thousands of characters, NUL, the home of an unknown user.
+    """
+    path = os.path.expanduser(name)  # noqa: PTH111
+    return Path(path) if os.path.isdir(path) else None  # noqa: PTH112
+
+
+def file_exists(path: str | Path) -> bool:
+    """Tell whether there is a file of a name that a user wrote, whatever stands in it."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def make_writable(folder: Path) -> None:
     """Make a folder where it is missing.
 

@@ -176,7 +176,7 @@ def produced(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
             repo_id=repo_id,
             endpoint=run.session.endpoint,
-            base=run.base,
+            base=run.base.model_copy(update={"config": run.downloaded.config}),
             scores=scores,
             plan=plan,
             checkpoint=made.written,
@@ -239,10 +239,11 @@ def _excuse(run: Run) -> Callable[[HubpruneError], None]:
 
 
 def _check_resources(run: Run, options: PublishOptions) -> None:
-    """Check what only a run that computes needs: room on the disk, calibration texts, a device, memory."""
+    """Check what only a run that computes needs: room on the disk, texts, a device, a base of one piece, memory."""
     check_disk(run.base, folder=run.store.folder, written=has_checkpoint(run), loads_back=not options.dry_run)
     check_data(run)
     run.environment  # noqa: B018
+    run.examined  # noqa: B018
     warn_of_memory(run)
 
 

@@ -7,13 +7,19 @@ models that it loads and compute their share.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["VARIABLES", "local_rank", "local_world_size", "rank", "run_to_end", "world_size"]
+__all__ = ["VARIABLES", "last_words", "local_rank", "local_world_size", "rank", "run_to_end", "world_size"]
+
+PROGRESS = re.compile(r"\d%\|")
+"""What a line of tqdm has in it."""
+NAMED_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)(:|$)")
+"""How the last paragraph of a traceback begins; its message may have more lines."""
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What tells a process that it is one of several; a program that it starts by itself is none of them."""
@@ -66,3 +72,10 @@ def _ends_with_parent() -> Callable[[], None] | None:
             os._exit(1)
 
     return ask
+
+
+def last_words(stderr: str) -> str:
+    """Return the line of a process's stderr that says why it ended: the error, or the last line that is no progress."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", stderr) if line.strip() and not PROGRESS.search(line)]
+    errors = [line for line in lines if NAMED_ERROR.match(line)]
+    return (errors or lines or ["it ended without a word."])[-1]

@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hubprune.artifacts import Aggregation, EvalBackend, LayoutChoice, Method, Metric, Schedule
 from hubprune.errors import RecipeError
-from hubprune.requests import DropSpec, Settings, WidthSpec
+from hubprune.requests import MOST, Count, DropSpec, Number, Settings, WidthSpec, shown
+from hubprune.strict_yaml import parse_yaml
 from hubprune.suites import DEFAULT_SUITE, SUITES, expand
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -27,6 +28,8 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+Revision = Annotated[str, Field(min_length=1, max_length=250)]
+"""A branch, a tag or a commit, no longer than the name of a file, which git keeps it in."""
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
@@ -35,8 +38,17 @@ class BaseModelSpec(Settings):
 
     repo_id: str
     """Repo id on the Hub, or a local folder (not for publishing)."""
-    revision: str = "main"
+    revision: Revision = "main"
     """Branch, tag or commit of the base; resolved to a commit before anything else happens."""
+
+    @classmethod
+    def of(cls, repo_id: str, *, revision: str) -> BaseModelSpec:
+        """Name a repo or folder as a user wrote it.
+
+        Raises:
+            RecipeError: the revision is none.
+        """
+        return parse(cls, {"repo_id": repo_id, "revision": revision})
 
 
 class CalibrationSubset(Settings):
@@ -45,7 +57,7 @@ class CalibrationSubset(Settings):
     dataset: str
     """Data set id on the Hub, or the path of a local .jsonl, .parquet or .txt file."""
     config: str | None = None
-    revision: str | None = None
+    revision: Revision | None = None
     """Branch, tag or commit of the data set; None for its main branch.  A published recipe names the commit."""
     file: str | None = None
     """Path of one file in the data set's repo that is read by itself; None for the files that its config names."""
@@ -53,7 +65,7 @@ class CalibrationSubset(Settings):
     """Name of the split; what is one file has one split, `train`."""
     column: str | Annotated[tuple[str, ...], Field(min_length=1)] = "text"
     """Column that holds the document, or several whose texts are joined by blank lines."""
-    weight: float = Field(gt=0)
+    weight: Annotated[float, Number] = Field(gt=0, le=1e12)
     """Relative weight; weights need not add to 1."""
 
     @model_validator(mode="after")
@@ -78,13 +90,13 @@ class CalibrationMix(Settings):
 
     name: str
     subsets: tuple[CalibrationSubset, ...] = Field(min_length=1)
-    num_samples: int = Field(default=400, ge=1)
+    num_samples: Count = 400
     """Documents in all, or sequences where they are packed."""
-    max_tokens: int = Field(default=512, ge=2)
+    max_tokens: Annotated[Count, Field(ge=2)] = 512
     """Tokens after which a document is cut off, or the exact length of a packed sequence."""
     packed: bool = False
     """Whether documents are joined and cut into sequences of one length, instead of each being cut off by itself."""
-    shuffle_buffer: int = Field(default=1000, ge=1)
+    shuffle_buffer: Count = 1000
     """Documents that the streaming shuffle holds at a time; the choice of documents depends on it."""
 
     def counts(self) -> tuple[int, ...]:
@@ -104,21 +116,21 @@ class EvaluationSpec(Settings):
 
     tasks: tuple[str, ...] = DEFAULT_TASKS
     """lm-eval task names; names of suites may be given among them, and the tasks of these take their place."""
-    num_fewshot: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    num_fewshot: dict[str, Annotated[int, Number, Field(ge=0, le=MOST)]] = Field(default_factory=dict)
     """Task -> examples before each question; lm-eval's own number for tasks that are not named.  A number alone may be
     given for all tasks."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: Count | None = None
     """Documents per task at most."""
     include_path: str | None = None
     """Folder with task YAMLs of one's own."""
-    batch_size: int | None = Field(default=None, ge=1)
+    batch_size: Count | None = None
     """Sequences that are read at once; None for as many as fit into memory."""
     backend: EvalBackend = "shared"
     """What computes log-likelihoods."""
     prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Prompts for the free text; None for the shipped ones."""
-    max_new_tokens: int = Field(default=128, ge=1)
-    max_drop_pp: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    max_new_tokens: Count = 128
+    max_drop_pp: dict[str, Annotated[float, Number, Field(ge=0)]] = Field(default_factory=dict)
     """The regression budget: task, or `mean` for the mean of all -> points that the result may lose at most; one that
     loses more is not published."""
 
@@ -158,7 +170,7 @@ class TargetSpec(Settings):
 
     repo_id: str | None = None
     """None for `<your namespace>/<base>-attn-drop-<N>`."""
-    revision: str = "main"
+    revision: Revision = "main"
     """Branch that the commit goes to."""
     private: bool = False
     create_pr: bool = False
@@ -216,11 +228,12 @@ class Recipe(Settings):
     schedule: Schedule = "one-shot"
     """Whether everything goes by one set of scores, or one after the other with new scores in between."""
     aggregation: Aggregation = "document"
-    score_batch_size: int = Field(default=8, ge=1)
+    score_batch_size: Count = 8
     """Documents per batch while scoring; it changes speed, not scores."""
     evaluation: EvaluationSpec = EvaluationSpec()
     target: TargetSpec = TargetSpec()
-    seed: int = Field(default=0, ge=0)
+    seed: Annotated[int, Number] = Field(default=0, ge=0, lt=2**32)
+    """Of all that is drawn; NumPy takes 32 bits."""
     device: Device = "auto"
     dtype: Dtype = "auto"
     """dtype that scoring and benchmarks compute in; `auto` is the checkpoint's own.  Files are never cast."""
@@ -293,7 +306,7 @@ def _first_problem(error: ValidationError) -> str:
         return f"--device {problem['input']!r} is none of auto, cpu, mps, cuda and cuda:N."
     place = ".".join(map(str, problem["loc"]))
     known = problem["type"] != "extra_forbidden" and isinstance(problem["input"], (str, int, float))
-    got = f", not {problem['input']!r}" if known else ""
+    got = f", not {shown(problem['input'])}" if known else ""
     return f"{place}: {problem['msg']}{got}."
 
 
@@ -301,12 +314,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        RecipeError: the file is missing, is no YAML, or holds no mapping.
+        RecipeError: the file is missing, is no YAML, holds no mapping, or has a key twice.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"Cannot read {path}: {error}") from error
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"Cannot read {path}: {getattr(error, 'strerror', error)}.") from error
+    values = parse_yaml(data, where=str(path))
     if not isinstance(values, dict):
         raise RecipeError(f"{path} holds no mapping of settings.")
     return values
@@ -333,7 +347,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """
     try:
         prompts = tuple(_prompt_lines(path))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(f"Cannot read the prompts in {path}: {error}") from error
     if not prompts:
         raise RecipeError(f"{path} holds no prompt.")

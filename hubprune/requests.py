@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from hubprune.artifacts import Method, Ranking, SublayerKind, WidthMetric
 
@@ -20,22 +21,50 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+MOST = 2**31 - 1
+"""Most documents, tokens, layers and whatever else is counted; the libraries below count in C."""
+MOST_SHOWN = 60
+"""Characters of a value that an error repeats."""
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a number, and YAML reads yes, no, on and off as none")
+    return value
+
+
+Number = BeforeValidator(_no_boolean)
+"""Keeps pydantic from taking true for 1."""
+Count = Annotated[int, Number, Field(ge=1, le=MOST)]
+"""How many there are of something, 1 at least."""
+
+
+def shown(value: Any) -> str:
+    """Write a value as an error repeats it, in one line."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a whole number with more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
 def _percent(value: Any) -> str:
     """Return a share in one spelling, as in 12.5%."""
     found = PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
     if not found:
-        raise ValueError(f"{value!r} is no share; it looks like 60%")
+        raise ValueError(f"{shown(value)} is no share; it looks like 60%")
     if not 0 < float(found["percent"]) <= 100:
-        raise ValueError(f"{value} is no share between 0 % and 100 %")
+        raise ValueError(f"{value[:MOST_SHOWN]} is no share between 0 % and 100 %")
     return f"{Decimal(found['percent']).normalize():f}%"
 
 
 def _amount(value: Any) -> int | str:
     if isinstance(value, str) and "%" in value:
         return _percent(value)
-    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-    if type(number) is not int or number < 1:
-        raise ValueError(f"{value!r} is neither a number of 1 or more nor a share like 10%")
+    digits = isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= len(str(MOST))
+    number = int(value) if digits else value
+    if type(number) is not int or not 1 <= number <= MOST:
+        raise ValueError(f"{shown(value)} is neither a number of 1 or more nor a share like 10%")
     return number
 
 
@@ -44,8 +73,8 @@ def _widths(value: Any) -> int | tuple[int, ...] | None:
         return None
     several = tuple(value) if isinstance(value, (list, tuple)) else None
     asked = (value,) if several is None else several
-    if not asked or not all(type(width) is int and width >= 1 for width in asked):
-        raise ValueError(f"{value!r} is no width: pass a number of 1 or more, or one for every layer")
+    if not asked or not all(type(width) is int and 1 <= width <= MOST for width in asked):
+        raise ValueError(f"{shown(value)} is no width: pass a number of 1 or more, or one for every layer")
     return int(value) if several is None else several
 
 
@@ -53,7 +82,7 @@ Share = Annotated[str, BeforeValidator(_percent)]
 """A share as in 60%."""
 Amount = Annotated[int | str, BeforeValidator(_amount)]
 """A number, or a share of what there is."""
-Layers = tuple[Annotated[int, Field(ge=0)], ...]
+Layers = tuple[Annotated[int, Number, Field(ge=0, le=MOST)], ...]
 
 OPTIONS: Mapping[Ranking, str] = {
     "attn": "--attn-drop", "mlp": "--mlp-drop", "block": "--block-drop", "joint": "--joint-drop",
@@ -155,11 +184,11 @@ class WidthSpec(Settings):
     """Share of the neurons that go."""
     width: Annotated[int | tuple[int, ...] | None, BeforeValidator(_widths)] = None
     """Neurons that stay: in every MLP, or one number per layer."""
-    expansion_ratio: float | None = Field(default=None, gt=0)
+    expansion_ratio: Annotated[float, Number, Field(gt=0, le=1000)] | None = None
     """Neurons that stay over hidden size."""
     metric: WidthMetric = "max_abs"
     """Importance of a neuron, from its weights."""
-    multiple: int = Field(default=64, ge=1)
+    multiple: Count = 64
     """The width is rounded to the nearest multiple of this; a width that is given as a number is taken as it is."""
 
     @model_validator(mode="after")

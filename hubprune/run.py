@@ -27,14 +27,17 @@ from hubprune.environment import describe_environment
 from hubprune.errors import RecipeError, UnsupportedFormatError
 from hubprune.files import check_new_folder, staged_folder
 from hubprune.pruning import calibration, checkpoint, documents, iterative, modeling, selection, verify
+from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.config import check_config
 from hubprune.pruning.inventory import take_inventory
 from hubprune.pruning.layouts import check_choice, choose_layout
 from hubprune.pruning.runnable import Runnable, make_runnable
 from hubprune.pruning.structure import read_structure
+from hubprune.pruning.tokenizer_files import ids_depend_on_version
 from hubprune.pruning.width import plan_widths
 from hubprune.publishing import hub
+from hubprune.publishing.headers import small_files, stored_shapes
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import Recipe
 from hubprune.stages import StageStore, key_of
@@ -89,11 +92,19 @@ class Run:
         )
 
     @cached_property
+    def examined(self) -> BaseCheckpoint:
+        """The base, found to be of one piece; of its weights, only the headers were read."""
+        folder = small_files(self.base, session=self.session)
+        refuse_tokenizer_code(folder, name=self.base.name)
+        shapes = stored_shapes(self.base, session=self.session) if self.base.folder is None else shapes_in(folder)
+        examine(self.base, folder=folder, shapes=shapes, reporter=self.reporter)
+        return self.base
+
+    @cached_property
     def downloaded(self) -> BaseCheckpoint:
-        """The base with its files on disk."""
-        base = hub.download_base(self.base, session=self.session, reporter=self.reporter)
-        refuse_tokenizer_code(Path(base.folder or ""), name=base.name)
-        return base
+        """The base with its files on disk, and with a config.json that says what transformers makes of them."""
+        base = hub.download_base(self.examined, session=self.session, reporter=self.reporter)
+        return settle(base, reporter=self.reporter)
 
     @property
     def pinned_recipe(self) -> Recipe:
@@ -223,10 +234,11 @@ def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
     scoring = Scoring(
         architecture=run.architecture,
         own_code=run.runnable.own_code,
+        tensor_names=run.runnable.tensor_names,
         metric=recipe.metric,
         aggregation=recipe.aggregation,
         batch_size=recipe.score_batch_size,
-        dtype=resolve_dtype(recipe.dtype, run.base.config),
+        dtype=resolve_dtype(recipe.dtype, run.downloaded.config),
         device=resolve_device(recipe.device),
     )
     return Scorer(run.runnable.folder, drawn, scoring, keeps_states=keeps_states)
@@ -330,12 +342,14 @@ def write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
     with staged_folder(folder) as staged:
         with run.reporter.progress("writing", total=total, unit="B") as advance:
             checkpoint.write_checkpoint(base, plan, staged, advance=advance)
+        if differs := ids_depend_on_version(Path(base.folder or ""), architecture=run.architecture):
+            run.reporter.warn(f"the base's tokenizer depends on the version that reads it: {differs}")
         verification = verify.verify(run.runnable, staged, plan=plan, config=base.config, architecture=run.architecture)
         verify.require_passed(verification)
         run.reporter.note(f"verified in a fresh process: {len(verification.checks)} checks passed")
         with run.reporter.progress("hashing", total=total, unit="B") as advance:
             written = take_inventory(
-                run.runnable.folder,
+                run.runnable.weights(),
                 staged,
                 plan=plan,
                 config=base.config,

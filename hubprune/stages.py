@@ -1,7 +1,8 @@
 """Remember what a stage found, so that a run that was stopped goes on where it was.
 
 A stage's result is kept as JSON under a key of everything it depends on.  Whatever changes gives another key, so
-nothing has to be thrown away by hand, and two runs that share a stage share its result.
+nothing has to be thrown away by hand, and two runs that share a stage share its result.  A file that is not as it was
+written, by its SHA-256, is computed again: the numbers in it are those that get published.
 """
 
 from __future__ import annotations
@@ -20,17 +21,27 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from hubprune import __version__
+from hubprune.errors import RecipeError
 from hubprune.files import make_writable, sweep, write_atomically
 
 Value = TypeVar("Value", bound=BaseModel)
 
 
 def work_folder() -> Path:
-    """Return the folder that finished stages are kept in: `HUBPRUNE_HOME`, else the user's cache folder."""
+    """Return the folder that finished stages are kept in: `HUBPRUNE_HOME`, else the user's cache folder.
+
+    Raises:
+        RecipeError: neither exists.
+    """
     import platformdirs
 
-    home = os.environ.get("HUBPRUNE_HOME")
-    return Path(home) if home else Path(platformdirs.user_cache_dir("hubprune"))
+    if home := os.environ.get("HUBPRUNE_HOME"):
+        return Path(home)
+    try:
+        return Path(platformdirs.user_cache_dir("hubprune"))
+    except RuntimeError as error:  # where a container runs as a user that it does not know
+        hint = "Set HOME to a folder that can be written; the client of the Hub needs it as well."
+        raise RecipeError("This user has no home folder to keep results in.", hint=hint) from error
 
 
 def key_of(*inputs: Any) -> str:
@@ -51,19 +62,31 @@ class _Offer:
 class StageStore:
     """Results of stages on disk, and the seconds each stage took.
 
+    Args:
+        folder: where they are kept.
+        on_reuse: told the stage whose result is taken from an earlier run.
+        warn: told of a kept result that is not as it was written, in a sentence.
+
     Raises:
         RecipeError: nothing can be written there.
     """
 
-    def __init__(self, folder: Path, *, on_reuse: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        on_reuse: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.folder = folder
-        make_writable(folder)
+        make_writable(folder / "stages")
         for place in (folder, *(path for path in folder.iterdir() if path.is_dir()), Path(tempfile.gettempdir())):
             sweep(place)
         self.seconds: dict[str, float] = {}
         """Stage -> how long it took, when it was run."""
         self.keys: dict[str, str] = {}
         """Stage -> its key."""
+        self.warn = warn
         self._on_reuse = on_reuse
         self._offers: dict[tuple[str, str], _Offer] = {}
 
@@ -84,10 +107,18 @@ class StageStore:
             kind: type of the result.
             compute: makes the result.
             valid: tells whether a kept result can still be used, where it speaks of files that may be gone.
+
+        Raises:
+            RecipeError: the result could not be kept, as a folder stands in its place.
         """
-        path = self.folder / "stages" / f"{stage}-{key}.json"
+        path = self._path(stage, key)
+        if path.is_dir():
+            raise RecipeError(f"{path} is a folder, and a file belongs there.", hint="Remove it.")
         self.keys[stage] = key
-        if (kept := self._read(path, kind)) and valid(kept[0]):
+        kept = self._read(path, kind)
+        if kept is None and path.exists():
+            self.warn(f"{stage}: what an earlier run kept in {path} is not as it was written, and is computed again")
+        if kept and valid(kept[0]):
             value, self.seconds[stage] = kept
             self._on_reuse(stage)
             return value
@@ -102,8 +133,11 @@ class StageStore:
         return value
 
     def has(self, stage: str, key: str) -> bool:
-        """Tell whether a result is kept under this key."""
-        return (self.folder / "stages" / f"{stage}-{key}.json").is_file()
+        """Tell whether a result is kept under this key, as it was written."""
+        return _content(self._path(stage, key)) is not None
+
+    def _path(self, stage: str, key: str) -> Path:
+        return self.folder / "stages" / f"{stage}-{key}.json"
 
     def offer(
         self, stage: str, key: str, value: BaseModel, *, seconds: float, on_take: Callable[[str], object]
@@ -129,13 +163,28 @@ class StageStore:
 
     @staticmethod
     def _read(path: Path, kind: type[Value]) -> tuple[Value, float] | None:
+        content = _content(path)
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            return kind.model_validate(kept["value"]), float(kept["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, ValidationError):
-            return None  # absent, or of another shape: it is computed again
+            return (kind.model_validate(content["value"]), float(content["seconds"])) if content else None
+        except (ValidationError, ValueError, KeyError, TypeError):
+            return None  # of another shape: it is computed again
 
     @staticmethod
     def _write(path: Path, value: BaseModel, seconds: float) -> None:
-        kept = {"seconds": seconds, "value": value.model_dump(mode="json")}
+        content = json.loads(json.dumps({"seconds": seconds, "value": value.model_dump(mode="json")}))
+        kept = {**content, "sha256": _digest(content)}
         write_atomically(path, json.dumps(kept, sort_keys=True) + "\n")
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """Read a kept result; None where there is none, or where it is not what was written."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        digest = kept.pop("sha256", None) if isinstance(kept, dict) else None
+        return kept if digest is not None and digest == _digest(kept) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,7 @@ from hubprune.artifacts import (
     Verification,
     WrittenCheckpoint,
 )
-from hubprune.console import size
+from hubprune.console import decimal, size
 
 
 def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -121,14 +121,16 @@ def _benchmark_row(task: TaskComparison) -> list[str]:
     points, percent = task.points, task.percent
     change = f"{points.value:+.2f}" if points else ""
     ends = _interval(points) if points else f"{ends} %" if percent and (ends := _interval(percent)) else ""
-    relative = f"{percent.value:+.2f} %" if percent else ""
-    values = (f"{v.value:.4f}" for v in (task.base, task.pruned))
+    relative = f"{decimal(percent.value, digits=2, sign=True)} %" if percent else ""
+    values = (decimal(v.value, digits=4) for v in (task.base, task.pruned))
     mark = (task.paired and task.paired.mark) or ""
     return [task.task, task.metric, str(task.documents), *values, change, ends, relative, mark]
 
 
 def _interval(estimate: Estimate) -> str:
-    return "" if estimate.low is None or estimate.high is None else f"{estimate.low:+.2f} to {estimate.high:+.2f}"
+    if not estimate.ends:
+        return ""
+    return " to ".join(decimal(end, digits=2, sign=True) for end in estimate.ends)
 
 
 def free_text_line(repetition: RepetitionComparison) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TemplateKind = Literal["modeling", "card"]
+MOST_COPIES = 10_000
+"""How often a template may repeat a text or list, and the largest power of a number; a card is some 1,000 lines."""
 
 
 def template_folder(kind: TemplateKind) -> Path:
@@ -27,6 +30,24 @@ def template_folder(kind: TemplateKind) -> Path:
     raise FileNotFoundError(f"{kind}_templates is neither in {package} nor beside it: reinstall hubprune")
 
 
+@cache
+def _bounded_sandbox() -> type[Environment]:
+    """Make the sandbox in which no product or power takes all memory or time."""
+    from jinja2.sandbox import SandboxedEnvironment
+
+    class BoundedSandbox(SandboxedEnvironment):
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            """Compute a product or power unless it repeats something, a number with itself too, without end."""
+            is_plain = operator == "*" and all(isinstance(value, (int, float)) for value in (left, right))
+            if not is_plain and any(isinstance(n, int) and n > MOST_COPIES for n in (left, right)):
+                raise OverflowError(f"{operator} with a number over {MOST_COPIES:,}")
+            return super().call_binop(context, operator, left, right)
+
+    return BoundedSandbox
+
+
 def environment(
     kind: TemplateKind, *, filters: Mapping[str, Callable[..., str]] | None = None, overrides: Path | None = None
 ) -> Environment:
@@ -41,11 +62,10 @@ def environment(
             include them, under `shipped/`.
     """
     from jinja2 import ChoiceLoader, FileSystemLoader, PrefixLoader, StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
 
     shipped = template_folder(kind)
     folders = [*([overrides] if overrides else []), shipped]
-    made = SandboxedEnvironment(
+    made = _bounded_sandbox()(
         loader=ChoiceLoader(
             [FileSystemLoader([str(f) for f in folders]), PrefixLoader({"shipped": FileSystemLoader(str(shipped))})]
         ),

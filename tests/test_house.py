@@ -21,13 +21,14 @@ LAYERS = {
     0: {"errors"},
     1: {
         "architectures", "artifacts", "carried", "console", "decoder", "devices", "endpoint", "environment", "files",
-        "kv_cache", "memory", "processes", "recipe", "requests", "stages", "strict_json", "suites", "templates",
+        "kv_cache", "memory", "neutral", "processes", "recipe", "requests", "stages", "strict_json", "strict_yaml",
+        "suites", "templates",
     },
     2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
     3: {
         "assembly", "cards", "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures",
-        "pushing", "studies", "summary", "ci", "jobs", "exporting", "kept", "measuring", "reproducing", "republishing",
-        "sweep", "timing",
+        "pushing", "refreshing", "studies", "summary", "ci", "jobs", "exporting", "kept", "measuring", "reproducing",
+        "republishing", "sweep", "timing",
     },
     4: {"cli", "commands", "__main__", "__init__"},
 }  # fmt: skip
@@ -121,6 +122,20 @@ def test_every_command_explains_itself(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
     assert result.exit_code == 0, result.output
     assert f"Usage: hubprune {command}" in result.output
+
+
+OWN_LOADS = {
+    "neutral.py",  # the door
+    "pruning/loading.py",  # tries what must be refused
+    "publishing/hub.py",  # a line that is shown
+    "demo/measure.py",  # models of the package's own
+}
+
+
+def test_models_are_loaded_through_one_door_only():
+    loads = re.compile(r"AutoModel\w*\.from_pretrained\(")
+    found = {path.as_posix() for path in MODULES if loads.search((PACKAGE / path).read_text(encoding="utf-8"))}
+    assert found == OWN_LOADS
 
 
 # ---- errors ------------------------------------------------------------------------------------------------------

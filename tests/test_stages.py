@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 
 from hubprune import files, stages
 from hubprune.artifacts import BenchmarkComparison, Check, Margin
+from hubprune.errors import RecipeError
 from hubprune.recipe import DropSpec, Recipe, parse
 from hubprune.stages import StageStore, key_of, work_folder
 
@@ -91,6 +93,13 @@ BROKEN = {
     "no value": lambda text: json.dumps({"seconds": 1}),
     "no seconds": lambda text: json.dumps({"value": json.loads(text)["value"]}),
     "seconds are text": lambda text: text.replace('"seconds": 0.0', '"seconds": "soon"'),
+    "deep": lambda text: "[" * 100_000,
+    "deep and closed": lambda text: "[" * 100_000 + "]" * 100_000,
+    "another name": lambda text: text.replace("first", "worst"),
+    "other seconds": lambda text: text.replace("0.0", "0.5"),
+    "another digest": lambda text: re.sub("[0-9a-f]{64}", "0" * 64, text),
+    "digest of another type": lambda text: re.sub('"[0-9a-f]{64}"', "[1]", text),
+    "half a surrogate pair": lambda text: text.replace("first", "\\ud800"),
     "unknown field": lambda text: text.replace('"detail"', '"details"'),
     "other type": lambda text: text.replace("true", "[1]"),
     "null": lambda text: "null",
@@ -101,11 +110,27 @@ BROKEN = {
 def test_a_result_that_cannot_be_read_is_computed_anew_and_replaced(run, tmp_path, damage):
     run(name="first")
     (path,) = (tmp_path / "stages").iterdir()
-    before = path.read_text()
+    before, warned = path.read_text(), []
     path.write_text(damage(before))
     assert path.read_text() != before
-    assert run(name="second")[0].name == "second"
+    assert not StageStore(tmp_path).has("scores", "k")
+    store = StageStore(tmp_path, warn=warned.append)
+    assert store.run("scores", "k", Check, lambda: Check(name="second", passed=True, detail="")).name == "second"
+    assert warned == [f"scores: what an earlier run kept in {path} is not as it was written, and is computed again"]
     assert run(name="third")[0].name == "second"
+
+
+def test_a_folder_in_the_place_of_a_result_is_told_before_it_is_computed(run, tmp_path):
+    (tmp_path / "stages" / "scores-k.json").mkdir(parents=True)
+    with pytest.raises(RecipeError, match=r"scores-k.json is a folder, and a file belongs there"):
+        run()
+    assert run.computed == []
+
+
+def test_a_file_in_the_place_of_the_folder_of_results_is_told_at_once(tmp_path):
+    (tmp_path / "stages").write_text("")
+    with pytest.raises(RecipeError, match=r"Cannot write to .*stages: File exists"):
+        StageStore(tmp_path)
 
 
 def test_a_result_that_is_no_text_is_computed_anew(run, tmp_path):

@@ -37,6 +37,7 @@ from hubprune.artifacts.evaluation import (
     SelfCheck,
     TaskComparison,
     main_rows,
+    perplexity_of,
 )
 from hubprune.artifacts.generation import (
     Continuation,
@@ -74,6 +75,14 @@ from hubprune.artifacts.publishing import (
     PublishReport,
     SnippetRun,
     UploadPlan,
+)
+from hubprune.artifacts.refreshing import (
+    ConfigChange,
+    FileChange,
+    FileOutcome,
+    Refreshed,
+    RefreshOutcome,
+    RefreshReport,
 )
 from hubprune.artifacts.reproduction import ComparedPart, Difference, Outcome, Reproduction, Scalar
 from hubprune.artifacts.speed import (
@@ -118,6 +127,7 @@ __all__ = [
     "ComparedMetric",
     "ComparedPart",
     "ComparedSide",
+    "ConfigChange",
     "Continuation",
     "Difference",
     "DocumentScores",
@@ -127,6 +137,8 @@ __all__ = [
     "Environment",
     "Estimate",
     "EvalBackend",
+    "FileChange",
+    "FileOutcome",
     "GenerationComparison",
     "HeldOutDocuments",
     "ImportanceScores",
@@ -158,6 +170,9 @@ __all__ = [
     "PublishedCommit",
     "Ranking",
     "Recommendation",
+    "RefreshOutcome",
+    "RefreshReport",
+    "Refreshed",
     "Repetition",
     "RepetitionComparison",
     "RepoFile",
@@ -189,4 +204,5 @@ __all__ = [
     "WidthPlan",
     "WrittenCheckpoint",
     "main_rows",
+    "perplexity_of",
 ]

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal, Protocol, TypeVar
 
 from hubprune.artifacts.artifact import Artifact
+from hubprune.console import LARGEST
 
 EvalBackend = Literal["shared", "hf"]
 """What computes log-likelihoods: one pass for all models, or lm-eval's own Hugging Face backend for each."""
+
+
+def perplexity_of(nats: float) -> float:
+    """Return the exponential of a mean negative log-likelihood, or `LARGEST` where it is larger."""
+    return math.exp(nats) if nats < math.log(LARGEST) else LARGEST
 
 
 class MetricValue(Artifact):
     """A metric of one model on one task."""
 
     value: float
+    """`LARGEST` stands for itself and for all that is larger."""
     standard_error: float | None = None
+
+    @property
+    def is_bound(self) -> bool:
+        """True where the value itself is larger than can be told."""
+        return abs(self.value) >= LARGEST
 
 
 class OfTask(Protocol):
@@ -136,7 +149,10 @@ class TaskComparison(Artifact):
         """Pruned over base minus one in percent, for perplexities with an interval; None where the base is 0."""
         if self.paired and self.paired.ratio:
             return self.paired.ratio.affine(times=100, plus=-100)
-        return Estimate(value=100 * (self.pruned.value / self.base.value - 1)) if self.base.value else None
+        if not self.base.value or self.base.is_bound or self.pruned.is_bound:
+            return None
+        change = 100 * (self.pruned.value / self.base.value - 1)
+        return Estimate(value=change) if math.isfinite(change) else None
 
     @property
     def is_share(self) -> bool:
@@ -177,6 +193,8 @@ class BenchmarkComparison(Artifact):
     """Wall-clock time for both models, from loading them to the last metric; what was known before takes none."""
     mean_change: Estimate | None = None
     """Of the main metrics that are shares, in points, with its paired error; None in older files."""
+    left_out: tuple[str, ...] = ()
+    """A sentence for each metric that is no finite number for one of the models."""
 
     def main_metrics(self) -> tuple[TaskComparison, ...]:
         """The first metric of each task."""

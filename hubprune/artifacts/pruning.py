@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
+
+from pydantic import Field
 
 from hubprune.artifacts.artifact import (
     Aggregation,
@@ -52,9 +55,11 @@ class BaseCheckpoint(Artifact):
     folder: str | None = None
     """Local folder with the files: the given one, or the cache's snapshot once downloaded."""
     config: dict[str, Any]
-    """The parsed config.json, unchanged."""
+    """The parsed config.json; of a downloaded base, with what transformers makes of its weights where it is silent."""
     files: tuple[RepoFile, ...]
     card: BaseCard = BaseCard()
+    tensor_names: Mapping[str, str | None] = Field(default={}, exclude=True)
+    """Name of a tensor in the files -> in the model, None where transformers does not use it; others keep theirs."""
 
     @property
     def num_hidden_layers(self) -> int:

@@ -11,6 +11,7 @@ from hubprune.artifacts.environment import Environment
 from hubprune.artifacts.evaluation import BenchmarkComparison
 from hubprune.artifacts.generation import GenerationComparison
 from hubprune.artifacts.pruning import BaseCheckpoint, DropPlan, LayerScores, RepoFile, Verification, WrittenCheckpoint
+from hubprune.artifacts.refreshing import Refreshed
 from hubprune.artifacts.speed import SpeedReport
 
 
@@ -105,6 +106,8 @@ class PublishReport(Artifact):
     """The author's own words on the card."""
     snippet: SnippetRun | None = None
     """None in reports of versions that did not run it."""
+    refreshed: tuple[Refreshed, ...] = ()
+    """What later versions wrote anew in the repo without computing, oldest first."""
     published: PublishedCommit | None
     """None for a dry run."""
     upload: UploadPlan | None = None

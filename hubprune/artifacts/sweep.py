@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from hubprune.artifacts.artifact import Artifact, Metric, Ranking, SublayerKind
 from hubprune.artifacts.environment import Environment
-from hubprune.artifacts.evaluation import Estimate, MetricValue
+from hubprune.artifacts.evaluation import Estimate, MetricValue, perplexity_of
 from hubprune.artifacts.pruning import DroppedSublayer
 from hubprune.artifacts.speed import Sdr, SpeedMeasured
+from hubprune.console import LARGEST
 
 # ---- what one model measured -------------------------------------------------------------------------------------
 
@@ -57,7 +57,8 @@ class PerplexityAnswers(Artifact):
     @property
     def perplexity(self) -> float | None:
         """Its exponential; None where that is too large to write down."""
-        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else None
+        found = perplexity_of(self.nats_per_token)
+        return found if found < LARGEST else None
 
 
 class HeldOutDocuments(Artifact):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
-
 from hubprune.commands import card_options, options
-from hubprune.commands.terminal import errors_shown, open_session, show_page
+from hubprune.commands.terminal import errors_shown, open_session, show, show_page
 
 EXAMPLES = "Examples:  hubprune card ./kept --notes notes.md  |  hubprune card me/Llama-3.2-3B-attn-drop-3@v2 --preview"
 
@@ -33,4 +31,4 @@ def card(
             return
         choices = cards.CardChoices.read(notes=notes, template=card_template)
         done = cards.write_card(Path(published), choices, overwrite_card=overwrite_card)
-        typer.echo(f"{done.path}  {done.outcome}  sha256 {done.sha256}")
+        show(f"{done.path}  {done.outcome}  sha256 {done.sha256}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from hubprune.commands import options
-from hubprune.commands.terminal import errors_shown, open_session, to_json
+from hubprune.commands.terminal import errors_shown, open_session, show, to_json
 
 EXAMPLES = "Example:  hubprune export gguf me/Llama-3.2-3B-attn-drop-3 --outtype q8_0 --out pruned.gguf"
 
@@ -33,4 +31,4 @@ def gguf(
             verify="skip" if no_verify else "compare",
         )
         made = command.export_gguf(checkpoint, chosen, session=session, reporter=reporter)
-        typer.echo(to_json(made) if as_json else lines.export_lines(made))
+        show(to_json(made) if as_json else lines.export_lines(made))

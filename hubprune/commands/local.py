@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from hubprune.commands import options
-from hubprune.commands.terminal import errors_shown, to_json
+from hubprune.commands.terminal import errors_shown, show, to_json
 
 HUB_EXAMPLES = "Example:  hubprune hub --dir ./hub --port 8080"
 ENV_EXAMPLES = "Example:  hubprune env --json"
@@ -48,9 +48,10 @@ def demo(base: options.DemoBase = "tiny-llama", directory: options.DemoDirectory
 
 def env(as_json: options.Json = False) -> None:
     """Print versions, machine, and where unfinished work is kept."""
-    from hubprune import summary
-    from hubprune.environment import describe_environment
-    from hubprune.stages import work_folder
+    with errors_shown():
+        from hubprune import summary
+        from hubprune.environment import describe_environment
+        from hubprune.stages import work_folder
 
-    found = describe_environment()
-    typer.echo(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {work_folder()}")
+        found, folder = describe_environment(), work_folder()
+        show(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {folder}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from hubprune.commands import options, speed_options, sweep_options
-from hubprune.commands.terminal import errors_shown, open_run, open_session, to_json
+from hubprune.commands.terminal import errors_shown, open_run, open_session, show, to_json
 
 SWEEP_EXAMPLES = (
     "Examples:  hubprune sweep meta-llama/Llama-3.2-3B --method attn,joint --counts 0:12 --limit 200 --out sweep"
@@ -61,7 +59,7 @@ def sweep(
         from hubprune.sweep import command, report
 
         done = command.sweep(run, request)
-        typer.echo(report.to_json(done) if as_json else report.lines(done, out=out))
+        show(report.to_json(done) if as_json else report.lines(done, out=out))
 
 
 def speed(
@@ -89,7 +87,7 @@ def speed(
         from hubprune.timing import command, lines
 
         done = command.measure_speed(pruned, request, session=session, reporter=reporter)
-        typer.echo(to_json(done) if as_json else lines.speed_lines(done))
+        show(to_json(done) if as_json else lines.speed_lines(done))
 
 
 def compare(
@@ -101,4 +99,4 @@ def compare(
         from hubprune import comparison
 
         seen = comparison.compare(first, second, session=session)
-        typer.echo(to_json(seen) if as_json else comparison.comparison_text(seen))
+        show(to_json(seen) if as_json else comparison.comparison_text(seen))

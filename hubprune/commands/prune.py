@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import typer
-
 from hubprune.commands import options, variants
 from hubprune.commands.recipes import make_recipe
-from hubprune.commands.terminal import errors_shown, open_run, open_session, to_json
+from hubprune.commands.terminal import errors_shown, open_run, open_session, show, to_json
 
 SCORE_EXAMPLES = (
     "Examples:  hubprune score meta-llama/Llama-3.2-3B --attn-drop 3 --num-samples 128"
@@ -43,7 +41,7 @@ def score(
         from hubprune import studies
 
         done = studies.conduct(asked.kind, made, counts=asked.counts, plot=plot)
-        typer.echo(to_json(done.value) if as_json else done.text)
+        show(to_json(done.value) if as_json else done.text)
 
 
 def prune(
@@ -84,7 +82,7 @@ def prune(
         from hubprune import summary
 
         _, pruned = stages.prune(made, out)
-        typer.echo(to_json(pruned) if as_json else summary.pruned_lines(pruned.written, folder=out))
+        show(to_json(pruned) if as_json else summary.pruned_lines(pruned.written, folder=out))
 
 
 def verify(
@@ -108,5 +106,5 @@ def verify(
             session=session,
             reporter=reporter,
         )
-        typer.echo(to_json(seen) if as_json else summary.verification_table(seen))
+        show(to_json(seen) if as_json else summary.verification_table(seen))
         checkup.require_passed(seen)

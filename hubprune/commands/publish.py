@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import typer
-
 from hubprune.ci.github import told_to_job
 from hubprune.commands import card_options, job_options, options
 from hubprune.commands.recipes import make_recipe
-from hubprune.commands.terminal import edits_as_json, errors_shown, open_run
+from hubprune.commands.terminal import edits_as_json, errors_shown, open_run, show
 
 JOB_OPTIONS = ("on", "flavor", "timeout", "namespace", "requirement")
 EXAMPLES = (
@@ -55,7 +53,7 @@ def publish(
         if any(given[name] is not None for name in JOB_OPTIONS):
             from hubprune.jobs.command import publish_on_jobs
 
-            typer.echo(publish_on_jobs(run, chosen, given))
+            show(publish_on_jobs(run, chosen, given))
             return
         done = pipeline.publish(run, chosen)
-        typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))
+        show(pipeline.to_json(done) if as_json else summary.publish_summary(done))

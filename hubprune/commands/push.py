@@ -9,7 +9,7 @@ import typer
 
 from hubprune.ci.github import told_to_job
 from hubprune.commands import options
-from hubprune.commands.terminal import edits_as_json, errors_shown, open_session
+from hubprune.commands.terminal import edits_as_json, errors_shown, open_session, show
 
 EXAMPLES = (
     "Example:  hubprune publish --recipe recipe.yaml --repo-id me/tiny --dry-run --out result --report report.json"
@@ -37,4 +37,4 @@ def push(
         made = pushing.read_report(dry_run_report)
         chosen = pipeline.PublishOptions(overwrite_card=overwrite_card, overwrite=overwrite, report=report, told=told)
         done = pushing.push(folder, made, chosen, session=session, reporter=reporter)
-        typer.echo(pipeline.to_json(done) if as_json else summary.publish_summary(done))
+        show(pipeline.to_json(done) if as_json else summary.publish_summary(done))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hubprune.commands import card_options, options
-from hubprune.commands.terminal import errors_shown, open_session, to_json
+from hubprune.commands.terminal import errors_shown, open_session, show, to_json
 
 __all__ = ["DIFFERS", "EXAMPLES", "reproduce"]
 
@@ -72,6 +72,6 @@ def reproduce(
         seen = command.reproduce(published, chosen, session=session, reporter=reporter)
         if report:
             write_atomically(report, f"{to_json(seen)}\n")
-        typer.echo(to_json(seen) if as_json else lines.reproduction_lines(seen))
+        show(to_json(seen) if as_json else lines.reproduction_lines(seen))
         if not seen.equal:
             raise typer.Exit(DIFFERS)

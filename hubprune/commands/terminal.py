@@ -1,18 +1,21 @@
-"""What every command does around its work: show errors, open sessions and runs, write JSON."""
+"""What every command does around its work: show errors and results, open sessions and runs, write JSON."""
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 from hubprune.console import Reporter
-from hubprune.errors import DiskSpaceError, EditedError, HubpruneError
+from hubprune.errors import DiskSpaceError, EditedError, HubpruneError, OutputError, RecipeError
 from hubprune.processes import rank, world_size
 
 if TYPE_CHECKING:
@@ -25,6 +28,57 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 RESUME = "Run the same command again: it goes on after the last finished stage."
+CIRCUMSTANCES = frozenset(
+    {
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP,
+        errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETXTBSY, errno.EFBIG,
+    }
+)  # fmt: skip
+"""What the system refuses over a file and no program can help; anything else is a bug and keeps its traceback."""
+
+
+# ---- before a command --------------------------------------------------------------------------------------------
+
+
+def prepare_streams() -> None:
+    r"""Let stdout and stderr write every character; what their encoding lacks becomes \u2026, which JSON reads back."""
+    codecs.register_error("hubprune", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # and not None, as where it was closed
+            stream.reconfigure(errors="hubprune")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def check_texts(arguments: Sequence[str]) -> None:
+    """Refuse arguments and folders whose names are no text, before anything is computed that would name them in JSON.
+
+    Raises:
+        RecipeError: one is not UTF-8.
+    """
+    named = {"The argument": arguments, "The working directory": [os.getcwd()]}  # noqa: PTH109
+    named["HUBPRUNE_HOME"] = [os.environ.get("HUBPRUNE_HOME", "")]
+    for name, values in named.items():
+        for value in values:
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                hint = "Choose another name: this one fits into no JSON."
+                raise RecipeError(f"{name} {value!r} is not UTF-8.", hint=hint) from error
+
+
+def fail_on_output(error: OSError) -> int:
+    """Say that stdout could not be written, and return the exit code."""
+    sys.stdout = None  # which Python would try to flush once more
+    Reporter().error(f"The output cannot be written: {error.strerror}.", None)
+    return OutputError.exit_code
+
+
+# ---- around its work ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -41,10 +95,14 @@ def errors_shown(*, resume: str = RESUME) -> Iterator[Reporter]:
         reporter.error(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reporter.error("The disk is full; nothing half-written was kept.", "Free some space and run it again.")
+            raise typer.Exit(DiskSpaceError.exit_code) from None
+        if error.errno not in CIRCUMSTANCES:
             raise
-        reporter.error("The disk is full; nothing half-written was kept.", "Free some space and run it again.")
-        raise typer.Exit(DiskSpaceError.exit_code) from None
+        place = f": {error.filename}" if error.filename else ""
+        reporter.error(f"{error.strerror}{place}.", "Set it right and run the same command again.")
+        raise typer.Exit(HubpruneError.exit_code) from None
     except KeyboardInterrupt as interrupt:
         reporter.error("Interrupted.", str(interrupt) or resume)
         raise typer.Exit(INTERRUPTED) from None
@@ -58,7 +116,7 @@ def edits_as_json(*, wanted: bool) -> Iterator[None]:
     except EditedError as error:
         if wanted:
             said = {"outcome": "edited", "message": error.message, "hint": error.hint, "commits": error.commits}
-            typer.echo(json.dumps(said, indent=2))
+            show(json.dumps(said, indent=2))
         raise
 
 
@@ -79,7 +137,8 @@ def open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
     def say_reused(stage: str) -> None:
         reporter.note(f"{stage}: taken from an earlier run")
 
-    return Run(recipe, session, reporter, StageStore(work_folder(), on_reuse=say_reused))
+    store = StageStore(work_folder(), on_reuse=say_reused, warn=reporter.warn)
+    return Run(recipe, session, reporter, store)
 
 
 def show_page(shown: Preview, *, port: int, opens: bool, reporter: Reporter) -> None:
@@ -95,6 +154,21 @@ def show_page(shown: Preview, *, port: int, opens: bool, reporter: Reporter) -> 
             reporter.warn("no browser could be opened: open the address above")
 
     serve_preview(shown, port=port, announce=announce)
+
+
+def show(text: str) -> None:
+    """Write a result to stdout.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        typer.echo(text)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read it had enough
+            raise
+        hint = "What was computed is kept: run the same command again."
+        raise OutputError(f"The result cannot be written to stdout: {error.strerror}.", hint=hint) from error
 
 
 def to_json(value: BaseModel) -> str:

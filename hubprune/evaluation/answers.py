@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hubprune.artifacts import PairedComparison, TaskComparison
+from hubprune.artifacts import PairedComparison, TaskComparison, perplexity_of
 from hubprune.evaluation.compare import Scale, Value, compare_pairs, pair
 
 __all__ = ["Answers", "Document", "compare_answers", "fits", "read_answers"]
@@ -81,12 +81,7 @@ def fits(tasks: Sequence[Answers], *, scale: Scale, expected: float) -> bool:
     """Tell whether a number is what a scale makes of the values of all documents, every task counting the same."""
     means = [_mean(list(answers.values())) for answers in tasks]
     nats = -sum(means) / len(means)
-    try:
-        value = {"mean": lambda: -nats, "perplexity": lambda: math.exp(nats), "bits": lambda: nats / math.log(2)}[
-            scale
-        ]()
-    except OverflowError:
-        return False
+    value = {"mean": -nats, "perplexity": perplexity_of(nats), "bits": nats / math.log(2)}[scale]
     return math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9)
 
 

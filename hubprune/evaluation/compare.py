@@ -18,7 +18,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from hubprune.artifacts import Estimate, Mark, PairedComparison, TaskComparison, main_rows
+from hubprune.artifacts import Estimate, Mark, PairedComparison, TaskComparison, main_rows, perplexity_of
+from hubprune.console import LARGEST
 from hubprune.errors import EvaluationError
 
 __all__ = [
@@ -38,8 +39,6 @@ __all__ = [
 
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
-LARGEST_NATS = 50.0
-"""A perplexity ratio beyond the exponential of this, or below its inverse, is told as that."""
 ROUNDING = 1e-9
 """Standard errors below this share of their value are what floating point leaves of differences that are all alike."""
 
@@ -178,13 +177,17 @@ def combine(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate
 
 
 def as_ratio(nats: Estimate) -> Estimate:
-    """Turn a difference of log perplexities into the ratio of the perplexities; the error is that of a product."""
+    """Turn a difference of log perplexities into the ratio of the perplexities; the error is that of a product.
+
+    A ratio beyond `LARGEST`, or below its inverse, is told as that.
+    """
     value, low, high = (
-        None if n is None else math.exp(max(-LARGEST_NATS, min(n, LARGEST_NATS)))
+        None if n is None else perplexity_of(n) if n > 0 else 1 / perplexity_of(-n)
         for n in (nats.value, nats.low, nats.high)
     )
     value = value or 0.0
-    error = None if nats.standard_error is None else value * nats.standard_error
+    bounded = value in (LARGEST, 1 / LARGEST)
+    error = None if bounded or nats.standard_error is None else value * nats.standard_error
     return Estimate(value=value, standard_error=error, low=low, high=high)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from hubprune.artifacts import GenerationComparison, ModelText, ModelTexts
 from hubprune.console import Advance, Reporter
@@ -17,6 +17,7 @@ from hubprune.evaluation.batching import Batches, run_batches, similar_length
 from hubprune.evaluation.libraries import quiet
 from hubprune.evaluation.models import LoadedModel, load_model, memory_errors, release_memory
 from hubprune.evaluation.paired_texts import pair_texts
+from hubprune.neutral import fresh_generation
 
 __all__ = ["Request", "compare", "write"]
 
@@ -159,19 +160,9 @@ def _room(model: LoadedModel, rows: Sequence[Sequence[int]], request: Request, r
 
 
 def _greedy(model: LoadedModel, *, max_new_tokens: int) -> Any:
-    """Make the one way of decoding that both models get, and forget what the checkpoint would have liked."""
+    """Make the one way of decoding that both models get."""
     ends = _end_tokens(model)
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends or None,
-        pad_token_id=_pad_token(model, ends),
-    )
-    # `generate` fills whatever its config leaves open from this one, penalties and beams included.
-    model.model.generation_config = config
-    return config
+    return fresh_generation(ends, max_new_tokens=max_new_tokens, pad_token_id=_pad_token(model, ends))
 
 
 def _end_tokens(model: LoadedModel) -> list[int]:

@@ -291,16 +291,20 @@ def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path)
 
 def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> BenchmarkComparison:
     commits = {name: commit_of(getattr(task, "dataset", None)) for name, task in plan.suite.tasks.items()}
+    left_out: list[str] = []
     tasks = compare_results(
         measured.results["base"],
         measured.results["pruned"],
         requested=plan.suite.requested,
         commits=commits,
-        warn=plan.reporter.warn,
+        warn=left_out.append,
     )
+    for sentence in left_out:
+        plan.reporter.warn(sentence)
     return BenchmarkComparison(
         tasks=tasks,
         mean_change=mean_change(tasks),
+        left_out=tuple(left_out),
         limit=plan.spec.limit,
         backend="hf" if measured.fallback else plan.spec.backend,
         fallback=measured.fallback,

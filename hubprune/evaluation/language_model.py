@@ -15,7 +15,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Variant
 from hubprune.evaluation.libraries import log_level
-from hubprune.evaluation.packing import Answer, Request
+from hubprune.evaluation.packing import Answer, Request, refuse_not_finite
 from hubprune.evaluation.placement import input_device
 
 __all__ = ["PLAIN_ROWS", "PanelLM", "Prompt"]
@@ -87,10 +87,16 @@ class PanelLM(HFLM):
         return self.panel.texts(self._variant.name, [request.args for request in requests])
 
     def plain(self, requests: Sequence[Request], *, rows: int) -> list[Answer]:
-        """Let lm-eval's backend itself score requests, with so many rows in a batch."""
+        """Let lm-eval's backend itself score requests, with so many rows in a batch.
+
+        Raises:
+            EvaluationError: a log-likelihood is not finite, of which lm-eval would make an accuracy like any other.
+        """
         triples = [(None, list(r.tokens[: -r.scored]), list(r.targets)) for r in requests]
         with self._variant.active(), self._rows(rows):
-            return [Answer(value, greedy) for value, greedy in super()._loglikelihood_tokens(triples)]
+            answers = [Answer(value, greedy) for value, greedy in super()._loglikelihood_tokens(triples)]
+        refuse_not_finite((answer.log_likelihood for answer in answers), model=self._variant.name)
+        return answers
 
     def write(self, prompts: Sequence[Prompt]) -> list[str]:
         """Let lm-eval's backend itself continue a batch of prompts."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Memo:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        try:
+        with self._told():
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
             # Each statement is its own transaction: what was put is there after the process is killed.
@@ -49,10 +50,6 @@ class Memo:
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = normal")
             self._db.executescript(SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise EvaluationError(
-                f"Cannot use the memory of answers in {path}: {error}.", hint="Delete the file, or set HUBPRUNE_HOME."
-            ) from error
 
     def answers(self, model: str, requests: Sequence[bytes]) -> dict[bytes, Answer]:
         """Return the known answers of a model, by the keys of their requests."""
@@ -74,7 +71,8 @@ class Memo:
 
     def check(self, model: str) -> tuple[int, float] | None:
         """Return how many answers of a model were compared with lm-eval's own, and how far they differed."""
-        found = self._db.execute("select requests, difference from checks where model = ?", [model]).fetchone()
+        with self._told():
+            found = self._db.execute("select requests, difference from checks where model = ?", [model]).fetchone()
         return (int(found[0]), float(found[1])) if found else None
 
     def put_check(self, model: str, requests: int, difference: float) -> None:
@@ -89,13 +87,26 @@ class Memo:
         for start in range(0, len(requests), AT_ONCE):
             keys = requests[start : start + AT_ONCE]
             marks = ", ".join("?" * len(keys))
-            yield from self._db.execute(f"{query} where model = ? and request in ({marks})", [model, *keys])
+            with self._told():
+                yield from self._db.execute(f"{query} where model = ? and request in ({marks})", [model, *keys])
 
     def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        self._db.execute("begin")
+        with self._told():
+            self._db.execute("begin")
+            try:
+                self._db.executemany(statement, rows)
+            except BaseException:
+                self._db.execute("rollback")
+                raise
+            self._db.execute("commit")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell of a file that broke, on a full disk for example."""
         try:
-            self._db.executemany(statement, rows)
-        except BaseException:
-            self._db.execute("rollback")
-            raise
-        self._db.execute("commit")
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise EvaluationError(
+                f"Cannot use the memory of answers in {self._path}: {error}.",
+                hint="Delete the file, or set HUBPRUNE_HOME.",
+            ) from error

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.placement import input_device, placement
 from hubprune.files import scratch_prefix
+from hubprune.neutral import load_causal_lm
 
 __all__ = [
     "LoadedModel",
@@ -68,16 +69,17 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     link = Path(offload.name, "model")  # a folder's name becomes part of a module's, which is too long for some
     link.symlink_to(folder.resolve(), target_is_directory=True)
     with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = load_causal_lm(
             link,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            own_code=trust_remote_code,
             **placement(folder, device=device, dtype=dtype, offload_folder=str(Path(offload.name, "weights"))),
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        ).eval()
+        )
     model.offload_folder = offload  # deleted with the model, which may read its weights from there
     # With the config at hand, it does not look for one whose code it may not run, and complain.
     tokenizer = AutoTokenizer.from_pretrained(link, config=model.config, trust_remote_code=False)
+    if (tokenizer.pad_token_id or 0) >= model.get_input_embeddings().num_embeddings:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # rows are filled with it, and it had no embedding
     return LoadedModel(model, tokenizer, input_device(model), str(model.dtype).removeprefix("torch."))
 
 

@@ -8,13 +8,16 @@ ending is read as if it stood alone.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
 
-__all__ = ["Answer", "Member", "Request", "Row", "alone", "batches", "make_rows", "slots"]
+from hubprune.errors import EvaluationError
+
+__all__ = ["Answer", "Member", "Request", "Row", "alone", "batches", "make_rows", "refuse_not_finite", "slots"]
 
 LEAST_GAIN = 8
 """Tokens that a request has to save to join a row: a mask costs time as well."""
@@ -69,6 +72,15 @@ class Answer:
     """Of all targets together, in nats."""
     is_greedy: bool
     """Whether each target is the most likely token."""
+
+
+def refuse_not_finite(log_likelihoods: Iterable[float], *, model: str) -> None:
+    """Raise EvaluationError where a log-likelihood is NaN or infinite; very small ones are results."""
+    if not all(map(math.isfinite, log_likelihoods)):
+        raise EvaluationError(
+            f"A log-likelihood of the {model} model is not finite.",
+            hint="Try --dtype float32; if it computed in that, its logits overflow and nothing can be measured.",
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hubprune.devices import resolve_device, resolve_dtype
+from hubprune.devices import resolve_device, resolve_dtype, with_dtype
 from hubprune.memory import available_bytes
 from hubprune.processes import local_rank, local_world_size, world_size
 from hubprune.strict_json import parse_json
@@ -61,7 +61,7 @@ def weight_bytes(folder: Path, *, dtype: str) -> int:
     """Return the memory that the weights of a folder take once they are cast; `auto` casts nothing."""
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     config = folder / "config.json"
-    own = resolve_dtype("auto", parse_json(config.read_bytes(), where=str(config)))
+    own = resolve_dtype("auto", with_dtype(parse_json(config.read_bytes(), where=str(config)), folder))
     sizes: Mapping[str, int] = {name: getattr(torch, name).itemsize for name in {own, dtype} - {"auto"}}
     return stored * sizes.get(dtype, sizes[own]) // sizes[own]
 

@@ -49,14 +49,17 @@ def compare_results(
     the other benchmarks in a mean.  A group without an aggregate or with mixed few-shot counts stands for its members,
     and so does a tag.
 
-    A metric without a finite value for both models is left out, and `warn` is told so.
+    A metric without a finite value for both models is left out, and `warn` is told so: a model that lost nearly all has
+    such metrics, as where each of its choices is so unlikely that their shares are 0 / 0.
 
     `requested` maps each requested name to its tasks, `commits` each task to the commit of its data set.
 
     Raises:
-        EvaluationError: a task has no metric with a finite value for both models.
+        EvaluationError: a task has no metric with a finite value for the base, or none has one for both models.
     """
     rows = _all_rows(base, pruned, requested, commits, warn)
+    if not rows:
+        raise EvaluationError("No benchmark has a metric with a finite value for both models.")
     paired = (compare_answers(_per_task(base, row), _per_task(pruned, row), row) for row in rows)
     return judge([row.model_copy(update={"paired": p}) for row, p in zip(rows, paired, strict=True)])
 
@@ -148,8 +151,8 @@ def _rows(
                 **facts,
             )
         )
-    if not rows:
-        raise EvaluationError(f"The benchmark {name} has no metric with a finite value for both models.")
+    if not rows and not any(_metric(base["results"][name], key) for key in _metric_keys(base, name).values()):
+        raise EvaluationError(f"The benchmark {name} has no metric with a finite value.")
     return rows
 
 
@@ -224,7 +227,10 @@ def _place(metric: str) -> int:
 def _metric(result: Mapping[str, Any], key: str) -> MetricValue | None:
     metric, _, filter_name = key.partition(",")
     value, error = _finite(result.get(key)), _finite(result.get(f"{metric}_stderr,{filter_name}"))
-    return None if value is None else MetricValue(value=value, standard_error=error)
+    if value is None:
+        return None
+    found = MetricValue(value=value, standard_error=error)
+    return found.model_copy(update={"standard_error": None}) if found.is_bound else found
 
 
 def _finite(value: Any) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ import torch
 from hubprune.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Batch, LayerTree, Variant, collate, head_alone
 from hubprune.evaluation.models import is_memory_error, release_memory
-from hubprune.evaluation.packing import Answer, Request, Row, alone, batches, make_rows, slots
+from hubprune.evaluation.packing import Answer, Request, Row, alone, batches, make_rows, refuse_not_finite, slots
 
 __all__ = ["Scored", "Scorer"]
 
@@ -115,10 +114,7 @@ def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, 
     for request, value, best in zip(batch.owners, found, right, strict=True):
         nats[request] = nats.get(request, 0.0) + value
         greedy[request] = greedy.get(request, True) and best
-    if not all(map(math.isfinite, nats.values())):
-        raise EvaluationError(
-            f"A log-likelihood of the {variant.name} model is not finite.", hint="Try --dtype float32."
-        )
+    refuse_not_finite(nats.values(), model=variant.name)
     return {request: Answer(value, greedy[request]) for request, value in nats.items()}
 
 

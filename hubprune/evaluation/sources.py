@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.errors import EvaluationError
+from hubprune.files import existing_folder
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
@@ -76,7 +77,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def hub_id(dataset: str | None) -> str | None:
     """Name the Hub repo that lm-eval's `dataset_path` stands for; None for local folders and files."""
-    return None if not dataset or dataset in FILE_FORMATS or Path(dataset).is_dir() else dataset
+    return None if not dataset or dataset in FILE_FORMATS or existing_folder(dataset) else dataset
 
 
 def commit_of(dataset: Any) -> str | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from hubprune.errors import EvaluationError
+from hubprune.evaluation.task_yaml import calls_python, includes_of, read_task_file
 from hubprune.evaluation.tasks import find_tasks, task_paths
 from hubprune.recipe import EvaluationSpec
 
@@ -46,13 +45,11 @@ def _collect(path: Path, folder: Path, found: dict[str, Path]) -> None:
 
 
 def _includes(file: Path) -> list[str]:
-    try:
-        # The safe loader knows no tags beyond YAML's own, however a file writes `!function`.
-        included = yaml.safe_load(file.read_bytes()).get("include") or []
-    except yaml.constructor.ConstructorError as error:
+    values = read_task_file(file)
+    if calls_python(values):  # however it writes `!function`
         message = f"The benchmark file {file} calls Python functions, and such tasks cannot be published."
-        raise EvaluationError(message, hint="Write it without !function, or bring the task into lm-eval.") from error
-    names = [str(name) for name in (included if isinstance(included, list) else [included])]
+        raise EvaluationError(message, hint="Write it without !function, or bring the task into lm-eval.")
+    names = list(includes_of(values, where=file))
     if absolute := next((name for name in names if Path(name).is_absolute()), None):
         message = f"The benchmark file {file} includes {absolute}, a path of this machine alone."
         raise EvaluationError(message, hint="Write the path relative to the file that includes it.")

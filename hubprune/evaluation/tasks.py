@@ -10,16 +10,20 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from hubprune.errors import EvaluationError
+from hubprune.console import LARGEST
+from hubprune.errors import EvaluationError, HubpruneError
 from hubprune.evaluation.libraries import log_level
 from hubprune.evaluation.sources import DataSource, content_of, first_line, hub_id, merge
+from hubprune.evaluation.task_yaml import broken_files, refuse_misfit
+from hubprune.files import existing_folder
 from hubprune.recipe import EvaluationSpec
+from hubprune.requests import shown
 from hubprune.suites import SUITES
 
 __all__ = ["Suite", "data_sources", "find_tasks", "load_tasks", "local_data", "task_paths"]
@@ -52,29 +56,30 @@ def find_tasks(spec: EvaluationSpec) -> Any:
     Returns lm-eval's `TaskManager`.  Tasks under `include_path` come before stock ones of the same name.
 
     Raises:
-        EvaluationError: a name is unknown, the include path is no folder, a task runs generated code or needs more than
-            text, or it cannot be shown as many examples as the spec says.
+        EvaluationError: a name is unknown, the include path is no folder, a file of a task there is broken, a task runs
+            generated code, unpickles data or needs more than text, or it cannot be shown as many examples as the spec
+            says.
     """
-    if spec.include_path is not None and not Path(spec.include_path).is_dir():
+    if spec.include_path is not None and not existing_folder(spec.include_path):
         raise EvaluationError(f"There is no folder {spec.include_path}.", hint="Check --include-path.")
+    broken = broken_files(Path(spec.include_path)) if spec.include_path and spec.tasks else {}
     with log_level("lm_eval.tasks", logging.ERROR):
-        manager = _index(spec)
+        manager = _index(spec, broken)
         if any(name not in manager.task_index and _is_mentioned(name) for name in spec.tasks):
-            manager = _full_index(spec)  # a tag: its members may be anywhere
-    _refuse_unknown(spec, manager.task_index)
+            manager = _manager(broken, include_path=spec.include_path)  # a tag: its members may be anywhere
+    _refuse_broken(spec, manager, broken)
+    _refuse_unknown(spec, manager.task_index, broken)
     _refuse_unfit(spec, manager.task_index)
     _refuse_examples(spec, manager.task_index)
     return manager
 
 
-def _index(spec: EvaluationSpec) -> Any:
+def _index(spec: EvaluationSpec, broken: Mapping[Path, EvaluationError]) -> Any:
     """Index the folders of the requested names, then of what their groups name, until nothing is missing."""
-    from lm_eval.tasks import TaskManager
-
     include = [spec.include_path] if spec.include_path else []
     folders: set[Path] = set()
     while True:
-        manager = TaskManager(include_path=[*_outermost(folders), *include], include_defaults=False)
+        manager = _manager(broken, include_path=[*_outermost(folders), *include], include_defaults=False)
         missing = {name for name, entry in _walk(manager.task_index, spec.tasks) if entry is None}
         new = {folder for name in missing if (folder := stock_folders().get(name))} - folders
         if not new:
@@ -82,10 +87,15 @@ def _index(spec: EvaluationSpec) -> Any:
         folders |= new
 
 
-def _full_index(spec: EvaluationSpec) -> Any:
+def _manager(broken: Mapping[Path, EvaluationError], **options: Any) -> Any:
+    """Make lm-eval's index, which fails over some of the files that are read otherwise here, or not at all."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=spec.include_path)
+    try:
+        return TaskManager(**options)
+    except Exception as error:
+        own = EvaluationError(f"lm-eval cannot read the files of tasks: {first_line(error)}.")
+        raise next(iter(broken.values()), own) from error
 
 
 def _outermost(folders: Iterable[Path]) -> list[Path]:
@@ -112,6 +122,7 @@ def _files(*, suffix: str) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if name.endswith(suffix))
 
 
+@cache
 def _is_mentioned(name: str) -> bool:
     """Tell whether a name occurs anywhere in the YAML files: only then can it be a tag."""
     return any(name.encode() in path.read_bytes() for path in _files(suffix="yaml"))
@@ -138,13 +149,27 @@ def _member_names(items: Any) -> Iterator[str]:
     for item in items if isinstance(items, list) else ():
         if isinstance(item, str):
             yield item
+        elif not isinstance(item, dict):
+            raise EvaluationError(f"A group of benchmarks has a member that is no name: {shown(item)}.")
         elif isinstance(item.get("task"), list):
             yield from _member_names(item["task"])
         else:
-            yield str(item.get("group") or item.get("task"))
+            member = item.get("group") or item.get("task")
+            yield member if isinstance(member, str) else shown(member)
 
 
-def _refuse_unknown(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
+def _refuse_broken(spec: EvaluationSpec, manager: Any, broken: Mapping[Path, EvaluationError]) -> None:
+    """Refuse a name whose file cannot be read, or could be read in two ways."""
+    for path in task_paths(manager, spec.tasks):
+        if error := broken.get(path.resolve()):
+            raise error
+    unknown = [name.encode() for name in spec.tasks if name not in manager.task_index]
+    for path, error in broken.items():
+        if path.is_file() and any(name in path.read_bytes() for name in unknown):
+            raise error
+
+
+def _refuse_unknown(spec: EvaluationSpec, index: Mapping[str, Any], broken: Mapping[Path, EvaluationError]) -> None:
     unknown = [name for name in spec.tasks if name not in index]
     if not unknown:
         return
@@ -152,6 +177,7 @@ def _refuse_unknown(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
     places = f"lm-eval's own tasks or in {spec.include_path}" if spec.include_path else "lm-eval's own tasks"
     own = f"Suites: {', '.join(SUITES)}."
     own += "" if spec.include_path else " For tasks of your own, pass --include-path FOLDER."
+    own += f" Not read: {next(iter(broken.values())).message}" if broken else ""
     hint = f"Did you mean {' or '.join(near)}? {own}" if near else own
     raise EvaluationError(f"There is no benchmark {unknown[0]} in {places}.", hint=hint)
 
@@ -159,6 +185,8 @@ def _refuse_unknown(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
 def _refuse_unfit(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
     for name, entry in _walk(index, spec.tasks):
         config = (entry.cfg or {}) if entry else {}
+        if entry is not None and entry.kind.name == "TASK":
+            refuse_misfit(name, config)
         if config.get("unsafe_code"):
             raise EvaluationError(f"The benchmark {name} runs code that the model wrote, which hubprune never does.")
         if config.get("doc_to_image") or config.get("doc_to_audio"):
@@ -229,13 +257,58 @@ def load_tasks(spec: EvaluationSpec) -> Suite:
         for task in loaded["tasks"].values():
             shots = spec.num_fewshot.get(name, task.get_config("num_fewshot") or 0)
             task.set_config(key="num_fewshot", value=shots)
+            task.aggregation = partial(_bounded, task.aggregation)
+            for step in ("build_all_requests", "process_results"):
+                setattr(task, step, partial(_as_written, task.task_name, getattr(task, step)))
     return suite
+
+
+def _as_written(name: str, step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Take a step of a task that runs its templates and code, and tell of whatever these raise."""
+    try:
+        return step(*args, **kwargs)
+    except HubpruneError:
+        raise
+    except Exception as error:
+        message = f"The benchmark {name} cannot be run as it is written: {type(error).__name__}: {first_line(error)}"
+        raise EvaluationError(message) from error
+
+
+class BoundedAggregation:
+    """lm-eval's way to make one number of many, with `LARGEST` for one that is larger.
+
+    The perplexity of a ruined model is more than a float holds, and that is a result.  lm-eval looks up how to find the
+    standard error by the function, so this one is equal to what it stands for.
+    """
+
+    def __init__(self, function: Callable[[Sequence[Any]], Any]) -> None:
+        self._function = function
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, values: Sequence[Any]) -> Any:
+        try:
+            found = self._function(values)
+        except OverflowError:
+            return LARGEST
+        return min(found, LARGEST) if isinstance(found, float) else found  # NaN stays NaN
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._function == getattr(other, "_function", other))
+
+    def __hash__(self) -> int:
+        return hash(self._function)
+
+
+def _bounded(aggregation: Callable[[], Mapping[str, Any]]) -> dict[str, BoundedAggregation]:
+    return {metric: BoundedAggregation(function) for metric, function in aggregation().items()}
 
 
 def _load(manager: Any, name: str) -> Any:
     try:
         return manager.load([name])
-    except (OSError, ValueError, KeyError) as error:
+    except HubpruneError:
+        raise
+    except Exception as error:  # whatever lm-eval, its templates or `datasets` make of a task and its rows
         datasets = ", ".join(sorted({s.dataset for s in data_sources(manager, [name])})) or "made by its own code"
         message = f"Cannot load the benchmark {name} (data set: {datasets}): {first_line(error)}"
         raise EvaluationError(message) from error

@@ -15,7 +15,7 @@ from hubprune.exporting.artifact import GgufExport, Outtype, Parity
 from hubprune.exporting.content import plan_content, read_layers
 from hubprune.exporting.parity_process import ParitySeen
 from hubprune.exporting.writing import GgufContent, check_space, check_target, check_writer, staged_file, write_gguf
-from hubprune.files import scratch_folder
+from hubprune.files import existing_folder, scratch_folder
 from hubprune.pruning.config import read_config
 from hubprune.publishing import hub
 from hubprune.publishing.session import HubSession
@@ -148,11 +148,11 @@ def _sha256(path: Path) -> str:
 
 def _find(name: str, revision: str, session: HubSession, reporter: Reporter) -> _Source:
     """Return a checkpoint; a repo is downloaded once its config.json says that it can be exported."""
-    if Path(name).is_dir():
-        return _Source(name=str(Path(name).resolve()), folder=Path(name), config=read_config(Path(name)))
+    if folder := existing_folder(name):
+        return _Source(name=str(folder.resolve()), folder=folder, config=read_config(folder))
     if not REPO_ID.fullmatch(name):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    repo = hub.resolve_repo(BaseModelSpec(repo_id=name, revision=revision), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision), session=session)
     read_layers(repo.config, name=name)
     folder = download(hub.needed_files(repo), repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
     return _Source(name=name, folder=folder, config=read_config(folder))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from hubprune.exporting.artifact import ParityFigures
+from hubprune.neutral import load_causal_lm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,14 +93,12 @@ def compare(request: ParityRequest) -> ParitySeen:
 
 def _ask_transformers(request: ParityRequest) -> _Reference:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request.tokenizer_folder, trust_remote_code=False)
     room = max(2, request.context_length)
     rows = [tokenizer(prompt).input_ids[:room] for prompt in request.prompts]
-    model = AutoModelForCausalLM.from_pretrained(
-        request.folder, dtype=torch.float32, trust_remote_code=request.custom_code, use_safetensors=True
-    ).eval()
+    model = load_causal_lm(request.folder, dtype=torch.float32, own_code=request.custom_code)
     with torch.inference_mode():
         logits = [model(torch.tensor([row])).logits[0].numpy() for row in rows]
         continued = [_greedy(model, _start(row, request), request.new_tokens, room) for row in rows]

@@ -16,6 +16,7 @@ from hubprune.artifacts import CalibrationRecord, CalibrationSource
 from hubprune.console import Advance, Reporter, Unit
 from hubprune.endpoint import no_calls_elsewhere
 from hubprune.errors import CalibrationError
+from hubprune.files import file_exists
 from hubprune.pruning.documents import stream, unreadable
 from hubprune.pruning.mixes import is_file
 from hubprune.pruning.sequences import end_of_document, pack
@@ -62,7 +63,7 @@ def file_hashes(mix: CalibrationMix) -> dict[str, str]:
 
 def _resolve_commit(dataset: str, revision: str | None) -> str | None:
     if is_file(dataset):
-        if not Path(dataset).is_file():
+        if not file_exists(dataset):
             raise CalibrationError(f"The calibration file {dataset} does not exist.")
         return None
     try:

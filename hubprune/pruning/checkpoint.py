@@ -24,6 +24,7 @@ from hubprune.carried import is_carried
 from hubprune.errors import CheckpointError
 from hubprune.pruning import config as config_json
 from hubprune.pruning import modeling
+from hubprune.pruning.tokenizer_files import settle_tokenizer
 from hubprune.pruning.weights import INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
 from hubprune.pruning.width import Cut, KeptTensor, cuts
 
@@ -59,10 +60,27 @@ def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, adva
     """
     source = Path(base.folder or "")
     architecture = architecture_of(base.config, name=base.name)
-    weights = open_weights(source)
+    weights = open_weights(source).used(base.tensor_names)
     write_weights(weights, plan, architecture, folder, advance=advance)
+    write_companions(base, plan, folder)
+
+
+def write_companions(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None:
+    """Write all files of a pruned checkpoint but its weights.
+
+    Args:
+        base: the base, of which config.json, tokenizer files and what else is carried have to be in its folder.
+        plan: what goes.
+        folder: where to write.
+
+    Raises:
+        CheckpointError: a file of the base is broken.
+    """
+    source, architecture = Path(base.folder or ""), architecture_of(base.config, name=base.name)
     carry_files(source, folder)
     config_json.write_config(base, plan, folder)
+    if tokenizer_class := settle_tokenizer(source, folder, architecture=architecture):
+        config_json.write_config(base, plan, folder, tokenizer_class=tokenizer_class)
     if config_json.needs_modeling_file(plan):
         code = modeling.render(architecture, layout=plan.layout)
         (folder / architecture.modeling_file(plan.layout)).write_text(code, encoding="utf-8")
@@ -226,9 +244,30 @@ def _write_index(metadata: Mapping[str, object], shards: Sequence[ShardPlan], pa
 
 
 def carry_files(source: Path, folder: Path) -> None:
-    """Copy tokenizer, generation, chat template and licence files byte for byte."""
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        if is_carried(name.as_posix()) and path.is_file():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / name)
+    """Copy tokenizer, generation, chat template and licence files byte for byte; see also `settle_tokenizer`.
+
+    Raises:
+        CheckpointError: one is a link to somewhere else on this machine.
+    """
+    for path in carried_files(source):
+        copy = folder / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def carried_files(source: Path) -> list[Path]:
+    """List the files of a checkpoint that a result carries.
+
+    Raises:
+        CheckpointError: one is a link to somewhere else on this machine: what is there is nobody's to publish.
+    """
+    named = [path for path in sorted(source.rglob("*")) if is_carried(path.relative_to(source).as_posix())]
+    inside = [source.resolve()]
+    if inside[0].parent.name == "snapshots":  # in the cache of the Hub's client, whose files are links to blobs
+        inside.append(inside[0].parent.parent / "blobs")
+    for path in named:
+        if not any(path.resolve().is_relative_to(place) for place in inside):
+            raise CheckpointError(
+                f"{path} is a link that leads out of its folder.", hint="Put a copy of the file there instead."
+            )
+    return [path for path in named if path.is_file()]

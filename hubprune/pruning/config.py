@@ -29,8 +29,8 @@ READS_POSITIONS = ("llama3", "yarn", "longrope")
 DEFAULT_ROPE_BASE = 10_000.0
 """What LlamaConfig and MistralConfig take where config.json names none."""
 NOT_CARRIED = {
-    "_attn_implementation", "_name_or_path", "attn_implementation", "auto_map", "block_configs", "dropped_attn_layers",
-    "dropped_mlp_layers", "hubprune", "mlp_intermediate_sizes", "model_file",
+    "_attn_implementation", "_attn_implementation_internal", "_name_or_path", "attn_implementation", "auto_map",
+    "block_configs", "dropped_attn_layers", "dropped_mlp_layers", "hubprune", "mlp_intermediate_sizes", "model_file",
 }  # fmt: skip
 """Keys of a base's config.json that say nothing about the result: its path, what was dropped before, its code.
 
@@ -80,9 +80,16 @@ def check_config(config: Mapping[str, Any], *, where: str) -> None:
     if config["num_hidden_layers"] > MAX_LAYERS:
         raise CheckpointError(f"{where} has num_hidden_layers={config['num_hidden_layers']}, more than {MAX_LAYERS}.")
     _check_types(given, where=where)
-    if isinstance(quantized := config.get("quantization_config"), Mapping):
+    pad, vocabulary = given.get("pad_token_id"), given.get("vocab_size")
+    if type(pad) is int and type(vocabulary) is int and not -vocabulary <= pad < vocabulary:
+        raise CheckpointError(
+            f"{where} has pad_token_id={pad}, and vocab_size={vocabulary}: there is no such token.",
+            hint="Set pad_token_id to null in config.json, where no token is for padding.",
+        )
+    if (quantized := given.get("quantization_config")) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
         raise UnsupportedFormatError(
-            f"{where} says that the weights are quantized ({quantized.get('quant_method', 'unknown method')}).",
+            f"{where} says that the weights are quantized ({method or 'unknown method'!s:.60}).",
             hint="Prune the unquantized base; quantize the result afterwards.",
         )
 
@@ -98,9 +105,17 @@ def _check_types(given: Mapping[str, Any], *, where: str) -> None:
         raise CheckpointError(f"{where} has {wrong[0]}={given[wrong[0]]!r:.60}, which is of the wrong type.")
 
 
-def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None:
-    """Write config.json; the tokenizer files must be in the folder already."""
-    write_json(pruned_config(base, plan, tokenizer_class=_tokenizer_class(folder)), folder)
+def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, tokenizer_class: str | None = None) -> None:
+    """Write config.json; the tokenizer files must be in the folder already.
+
+    Args:
+        base: the base with its parsed config.json.
+        plan: what goes.
+        folder: where to write.
+        tokenizer_class: class that stands there whatever the base's config.json names.
+    """
+    config = pruned_config(base, plan, tokenizer_class=_tokenizer_class(folder))
+    write_json({**config, "tokenizer_class": tokenizer_class} if tokenizer_class else config, folder)
 
 
 def write_json(config: Mapping[str, Any], folder: Path) -> None:

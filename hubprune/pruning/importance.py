@@ -11,9 +11,9 @@ The squared difference is computed in float32 and summed in float64: it is never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -48,6 +48,8 @@ class Scoring:
     architecture: Architecture
     own_code: bool = False
     """Whether the folder holds a modeling file of ours, which is then run."""
+    tensor_names: Mapping[str, str | None] = field(default_factory=dict)
+    """Name of a tensor in the files -> in the model, as in `BaseCheckpoint`."""
     metric: Metric = "cosine"
     aggregation: Aggregation = "document"
     """How documents are averaged."""
@@ -88,6 +90,7 @@ class Scorer:
             dtype=scoring.dtype,
             device=scoring.device,
             own_code=scoring.own_code,
+            tensor_names=scoring.tensor_names,
         )
         layers, ids = len(self.model), [batch.ids for batch in self._batches]
         with torch.inference_mode():

@@ -56,7 +56,7 @@ def layers_without(model: Any, plan: DropPlan, architecture: Architecture) -> tu
     Layers that lose nothing are the base's own, and weights are never copied.  They are for passes without a KV cache,
     since attentions keep the base's numbers of their slots.
     """
-    code, made = _published_code(architecture), list(model.model.layers)
+    code, made = published_code(architecture), list(model.model.layers)
     no_attn, no_mlp = set(plan.gone("attn")), set(plan.gone("mlp"))
     for number in no_attn | no_mlp:
         layer = made[number]
@@ -78,7 +78,7 @@ def _with(layer: nn.Module, name: str, stand_in: nn.Module, norms: tuple[str, ..
 
 
 def _bypass(decoder: Any, plan: DropPlan, architecture: Architecture, undo: ExitStack) -> None:
-    code = _published_code(architecture)
+    code = published_code(architecture)
     no_attn, no_mlp = frozenset(plan.gone("attn")), frozenset(plan.gone("mlp"))
     slots = code["cache_slots"](decoder.layers, no_attn)
     for number, layer in enumerate(list(decoder.layers)):
@@ -108,7 +108,7 @@ def _replace(parent: nn.Module, name: str, module: nn.Module, undo: ExitStack) -
     setattr(parent, name, module)
 
 
-def _published_code(architecture: Architecture) -> Mapping[str, Any]:
+def published_code(architecture: Architecture) -> Mapping[str, Any]:
     """Return what the modeling file of a family defines, as this version of hubprune writes it."""
     return _defined_by(modeling.render(architecture), architecture.modeling_file("pruned"))
 

@@ -14,7 +14,7 @@ from hubprune.pruning.weights import DTYPE_BITS, Weights, open_weights
 
 
 def take_inventory(
-    base_folder: Path,
+    base: Weights,
     folder: Path,
     *,
     plan: DropPlan,
@@ -25,14 +25,14 @@ def take_inventory(
     """Describe a written checkpoint beside its base.
 
     Args:
-        base_folder: the base's files.
+        base: the base's weights, as its model uses them.
         folder: the written checkpoint.
         plan: what was dropped.
         config: the base's config.json.
         architecture: the base's family.
         advance: told the number of bytes after each piece that was hashed.
     """
-    base, pruned = open_weights(base_folder), open_weights(folder)
+    pruned = open_weights(folder)
     per_layer = kv_bytes_per_layer(config)
     layers = plan.num_hidden_layers
     return WrittenCheckpoint(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from hubprune.kv_cache import held_bytes
+from hubprune.neutral import fresh_generation, load_causal_lm, load_with_report
 from hubprune.pruning import mlx
+from hubprune.pruning.tokenizer_files import load_tokenizer, token_ids
 
 TIE = 1e-4
 """Two logits are a tie when they differ by less than this share, or than four units in the last place."""
@@ -66,7 +68,12 @@ class Comparison(BaseModel):
     refused_without_trust: bool | None
     cache_bytes: int
     cache_tokens: int
+    other_ids: int
+    """Texts for which a reader, trusting the checkpoint's code or not, gets other token ids than from the base."""
+    compared_texts: int
     transformers: str
+    not_finite: Literal["base", "result"] | None
+    """Whose logits are no finite numbers, if any; `max_logit_difference` then says nothing."""
 
 
 class LoadRequest(BaseModel):
@@ -91,18 +98,17 @@ def compare(request: CompareRequest) -> Comparison:
     """Run both models on the prompts, one after the other, so that only one is in memory."""
     import torch
     import transformers
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(request.folder)
+    other_ids, compared_texts = _other_ids(request, tokenizer)
     rows = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in request.prompts]
     dtype = _comparison_dtype(request.base_folder)
     with torch.inference_mode():
         reference = _reference_logits(request, rows, dtype)
-        model, info = _load(
-            request.folder, dtype=dtype, trust_remote_code=request.custom_code, output_loading_info=True
-        )
+        model, info = load_with_report(request.folder, dtype=dtype, own_code=request.custom_code)
         logits = [model(ids).logits for ids in rows]
         pairs = list(zip(logits, reference, strict=True))
+        not_finite = "base" if _broken(reference) else "result" if _broken(logits) else None
         alone = [_greedy(model, ids, request.new_tokens) for ids in rows]
         cache = model(rows[0], use_cache=True).past_key_values
         return Comparison(
@@ -110,7 +116,7 @@ def compare(request: CompareRequest) -> Comparison:
             unexpected_keys=tuple(sorted(map(str, info["unexpected_keys"]))),
             parameters=model.num_parameters(),
             dtype=str(dtype).removeprefix("torch."),
-            max_logit_difference=max(float((one - other).abs().max()) for one, other in pairs),
+            max_logit_difference=0.0 if not_finite else max(float((one - other).abs().max()) for one, other in pairs),
             argmax_equal=all(_same_next_tokens(one, other) for one, other in pairs),
             positions=sum(ids.numel() for ids in rows),
             cached_equal=_same_texts(model, rows, alone, [_uncached(model, ids, request.new_tokens) for ids in rows]),
@@ -119,40 +125,45 @@ def compare(request: CompareRequest) -> Comparison:
             refused_without_trust=_refused(request.folder) if request.custom_code else None,
             cache_bytes=held_bytes(cache),
             cache_tokens=rows[0].shape[1],
+            other_ids=other_ids,
+            compared_texts=compared_texts,
             transformers=transformers.__version__,
+            not_finite=not_finite,
         )
 
 
+def _other_ids(request: CompareRequest, tokenizer: Any) -> tuple[int, int]:
+    """Count the texts for which a reader of the checkpoint gets other token ids than one of the base, and all texts."""
+    expected = token_ids(load_tokenizer(request.base_folder, trust_remote_code=request.base_custom_code))
+    readers = [tokenizer, *([load_tokenizer(request.folder, trust_remote_code=True)] if request.custom_code else [])]
+    found = [token_ids(reader) for reader in readers]
+    return sum(any(ids != row for ids in pair) for row, *pair in zip(expected, *found, strict=True)), len(expected)
+
+
 def _same_next_tokens(one: Any, other: Any) -> bool:
-    """Tell whether two rows of logits have the same maxima, and are numbers at all."""
+    """Tell whether two rows of logits have the same maxima."""
     import torch
 
-    return bool(one.isfinite().all()) and torch.equal(one.argmax(-1), other.argmax(-1))
+    return bool(torch.equal(one.argmax(-1), other.argmax(-1)))
+
+
+def _broken(logits: Sequence[Any]) -> bool:
+    """Tell whether some logits are no finite numbers."""
+    return not all(bool(row.isfinite().all()) for row in logits)
 
 
 def load(request: LoadRequest) -> Loaded:
     """Load a published commit and write a greedy continuation."""
     import torch
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.repo_id, revision=request.commit, trust_remote_code=False)
-    model = _load(request.repo_id, dtype="auto", trust_remote_code=request.custom_code, revision=request.commit)
+    tokenizer = load_tokenizer(request.repo_id, revision=request.commit)
+    model = load_causal_lm(request.repo_id, dtype="auto", own_code=request.custom_code, revision=request.commit)
     ids = tokenizer(request.prompt, return_tensors="pt").input_ids
     with torch.inference_mode():
         new = _greedy(model, ids, request.new_tokens)
     # Decoded together: alone, a first token loses the space before it in some tokenizers.
     text = tokenizer.decode([*ids[0].tolist(), *new], skip_special_tokens=True)
     return Loaded(text=text, parameters=model.num_parameters())
-
-
-def _load(name: str, *, dtype: Any, trust_remote_code: bool, **options: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options
-    )
-    (loaded[0] if isinstance(loaded, tuple) else loaded).eval()
-    return loaded
 
 
 def _comparison_dtype(folder: str) -> Any:
@@ -164,7 +175,7 @@ def _comparison_dtype(folder: str) -> Any:
 
     import torch
 
-    from hubprune.devices import resolve_dtype
+    from hubprune.devices import resolve_dtype, with_dtype
     from hubprune.memory import available_bytes
     from hubprune.pruning.config import read_config
     from hubprune.pruning.weights import open_weights
@@ -172,13 +183,13 @@ def _comparison_dtype(folder: str) -> Any:
     needed = 4 * open_weights(Path(folder)).parameters()
     if needed < 0.8 * available_bytes():
         return torch.float32
-    return getattr(torch, resolve_dtype("auto", read_config(Path(folder))))
+    return getattr(torch, resolve_dtype("auto", with_dtype(read_config(Path(folder)), Path(folder))))
 
 
 def _reference_logits(request: CompareRequest, rows: Sequence[Any], dtype: Any) -> list[Any]:
     import torch
 
-    model = _load(request.base_folder, dtype=dtype, trust_remote_code=request.base_custom_code)
+    model = load_causal_lm(request.base_folder, dtype=dtype, own_code=request.base_custom_code)
     for name in request.zeroed:
         weight = model.get_parameter(name)
         weight.zero_()
@@ -209,11 +220,6 @@ def _narrow(model: Any, tensor: NarrowedTensor, *, exact: bool) -> None:
         left = parameter[:, kept].clone()
         parameter.zero_()
         parameter[:, kept] = left
-
-
-_PLAIN_GREEDY: Mapping[str, Any] = {
-    "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "temperature": None, "top_p": None, "top_k": None,
-}  # fmt: skip
 
 
 def _greedy(model: Any, ids: Any, new_tokens: int) -> list[int]:
@@ -261,15 +267,9 @@ def _generate(model: Any, ids: Any, new_tokens: int, *, use_cache: bool, attenti
     import torch
 
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask
-    new = model.generate(
-        ids,
-        attention_mask=mask,
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
-        use_cache=use_cache,
-        pad_token_id=0,
-        **_PLAIN_GREEDY,
-    )
+    ends = model.generation_config.eos_token_id
+    asked = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "use_cache": use_cache, "pad_token_id": 0}
+    new = model.generate(ids, attention_mask=mask, generation_config=fresh_generation(ends, **asked))
     rows: list[list[int]] = new[:, ids.shape[1] :].tolist()
     return rows
 

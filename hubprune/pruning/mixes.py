@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hubprune.errors import RecipeError
+from hubprune.files import file_exists
 from hubprune.recipe import CalibrationMix, CalibrationSubset, parse, read_yaml
 
 DOCUMENT_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
@@ -87,7 +88,7 @@ def find_mix(name: str, *, num_samples: int | None = None, max_tokens: int | Non
 
 
 def _from_file(path: Path) -> CalibrationMix:
-    if path.suffix in (*DOCUMENT_FILES, ".yaml", ".yml") and not path.is_file():
+    if path.suffix in (*DOCUMENT_FILES, ".yaml", ".yml") and not file_exists(path):
         raise RecipeError(f"The calibration file {path} does not exist.")
     if path.suffix not in (*DOCUMENT_FILES, ".yaml", ".yml"):
         raise RecipeError(

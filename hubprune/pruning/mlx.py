@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hubprune.artifacts import Check
+from hubprune.neutral import load_causal_lm
 
 TOLERANCE = 1e-3
 """Largest allowed difference of a logit in float32; mlx-lm sums in another order."""
@@ -69,11 +70,8 @@ def compare(request: MlxRequest) -> MlxComparison:
 
 def _transformers_logits(folder: str, rows: Sequence[Sequence[int]]) -> list[Any]:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=True, use_safetensors=True
-    ).eval()
+    model = load_causal_lm(folder, dtype=torch.float32, own_code=True)
     with torch.inference_mode():
         return [model(torch.tensor([row])).logits[0] for row in rows]
 

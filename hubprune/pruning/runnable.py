@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hubprune.pruning import modeling
 from hubprune.pruning.checkpoint import carry_files
 from hubprune.pruning.config import layout_keys, stock_config, write_json
 from hubprune.pruning.structure import Structure, read_structure
-from hubprune.pruning.weights import INDEX_NAME, open_weights
+from hubprune.pruning.weights import INDEX_NAME, Weights, open_weights
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,12 @@ class Runnable:
     folder: Path
     own_code: bool = False
     """True where this version of hubprune wrote the folder's modeling file; False for folders without one."""
+    tensor_names: Mapping[str, str | None] = field(default_factory=dict)
+    """Name of a tensor in the files -> in the model, as in `BaseCheckpoint`."""
+
+    def weights(self) -> Weights:
+        """Open its weights as the model calls them, without what it does not use."""
+        return open_weights(self.folder).used(self.tensor_names)
 
     def tokenizer(self) -> Any:
         """Load its tokenizer, which never runs code."""
@@ -51,13 +57,13 @@ def make_runnable(base: BaseCheckpoint, folder: Path) -> Runnable:
     source = Path(base.folder or "")
     structure = read_structure(base.config, name=base.name)
     if structure.layout == "stock":
-        return Runnable(source)
+        return Runnable(source, tensor_names=base.tensor_names)
     if not folder.is_dir() or not all(path.exists() for path in folder.rglob("*")):  # a link may have lost its target
         shutil.rmtree(folder, ignore_errors=True)
         with staged_folder(folder) as staged:
             carry_files(source, staged)
             link_model(base.config, structure, source, staged)
-    return Runnable(folder, own_code=True)
+    return Runnable(folder, own_code=True, tensor_names=base.tensor_names)
 
 
 def link_model(config: Mapping[str, Any], structure: Structure, source: Path, folder: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,7 @@ from hubprune.decoder import Recorder
 from hubprune.errors import CheckpointError, DiskSpaceError
 from hubprune.files import scratch_prefix
 from hubprune.memory import available_bytes
+from hubprune.neutral import ATTENTION, neutral_config
 from hubprune.pruning.bypass import take_out
 from hubprune.pruning.weights import TensorEntry, open_weights
 
@@ -47,9 +48,14 @@ STATES_SHARE = 0.5
 class WeightReader:
     """Reads tensors of a checkpoint into memory, by name."""
 
-    def __init__(self, folder: Path) -> None:
-        self._where = {tensor.name: (shard.path, tensor) for shard, tensor in open_weights(folder)}
+    def __init__(self, folder: Path, names: Mapping[str, str | None]) -> None:
+        self._where = {tensor.name: (shard.path, tensor) for shard, tensor in open_weights(folder).used(names)}
         self._folder = folder
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return frozenset(self._where)
 
     def entry(self, name: str) -> tuple[Path, TensorEntry]:
         """Return the file and the place of a tensor.
@@ -186,16 +192,25 @@ class StreamedModel:
     """A base whose decoder layers exist one at a time."""
 
     def __init__(
-        self, folder: Path, *, architecture: Architecture, dtype: str, device: str, own_code: bool = False
+        self,
+        folder: Path,
+        *,
+        architecture: Architecture,
+        dtype: str,
+        device: str,
+        own_code: bool = False,
+        tensor_names: Mapping[str, str | None] | None = None,
     ) -> None:
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
-        self._architecture, self._reader = architecture, WeightReader(folder)
+        config = neutral_config(folder, own_code=own_code)
+        self._architecture, self._reader = architecture, WeightReader(folder, tensor_names or {})
         self._dtype, self.device = getattr(torch, dtype), torch.device(device)
         with _parameters_without_data():
             self._model = (
-                AutoModel.from_config(config, dtype=self._dtype, trust_remote_code=own_code)
+                AutoModel.from_config(
+                    config, dtype=self._dtype, attn_implementation=ATTENTION, trust_remote_code=own_code
+                )
                 .eval()
                 .requires_grad_(False)
             )

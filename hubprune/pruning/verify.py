@@ -19,7 +19,7 @@ from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verific
 from hubprune.errors import CheckpointError, VerificationError
 from hubprune.files import scratch_folder
 from hubprune.kv_cache import kv_cache_bytes
-from hubprune.processes import run_to_end
+from hubprune.processes import last_words, run_to_end
 from hubprune.pruning import mlx, modeling
 from hubprune.pruning.checkpoint import neurons_of, shard_plans
 from hubprune.pruning.config import MAX_LAYERS, needs_modeling_file, pruned_classes
@@ -27,7 +27,7 @@ from hubprune.pruning.inventory import count_parameters
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest, NarrowedTensor
 from hubprune.pruning.runnable import Runnable
 from hubprune.pruning.structure import Structure, read_structure
-from hubprune.pruning.weights import Shard, TensorEntry, open_weights
+from hubprune.pruning.weights import Shard, TensorEntry, Weights, open_weights
 from hubprune.pruning.width import KeptTensor, cuts
 from hubprune.strict_json import parse_json
 
@@ -57,26 +57,33 @@ def verify(
         architecture: the base's family.
 
     Raises:
-        VerificationError: the fresh process could not load one of the two.
+        VerificationError: the fresh process could not load one of the two, or what they compute is no number.
     """
+    weights = base.weights()
     request = CompareRequest(
         base_folder=str(base.folder.resolve()),
         base_custom_code=base.own_code,
         folder=str(folder.resolve()),
         zeroed=_zeroed(plan, architecture),
-        narrowed=_narrowed(base.folder, plan, architecture),
+        narrowed=_narrowed(weights, plan, architecture),
         prompts=PROMPTS,
         new_tokens=NEW_TOKENS,
         custom_code=needs_modeling_file(plan),
     )
     seen = _in_fresh_process("compare", request, Comparison)
+    if seen.not_finite:
+        raise VerificationError(
+            f"The logits of the {seen.not_finite} are not finite numbers, so that nothing can be compared.",
+            hint="Nothing was published. A weight is broken or overflows that no score depends on: the last norm or "
+            "the head.",
+        )
     in_mlx = _in_mlx(folder) if plan.layout == "nemotron-nas" and mlx.is_installed() else None
-    planned = _planned_parameters(base.folder, plan, config, architecture)
+    planned = _planned_parameters(weights, plan, config, architecture)
     planned_cache = kv_cache_bytes(config, gone=plan.gone("attn"), tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
         checks=(
             _files_check(folder, plan, architecture),
-            _bytes_check(base.folder, folder, plan, architecture),
+            _bytes_check(weights, folder, plan, architecture),
             *_checks(seen, planned, planned_cache, parts=plan.parts),
             *([in_mlx.check] if in_mlx else []),
         ),
@@ -230,9 +237,8 @@ def _zeroed(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
     return tuple(f"{architecture.layers_prefix}{d.layer}.{outputs[d.kind]}" for d in plan.dropped)
 
 
-def _narrowed(base_folder: Path, plan: DropPlan, architecture: Architecture) -> tuple[NarrowedTensor, ...]:
+def _narrowed(weights: Weights, plan: DropPlan, architecture: Architecture) -> tuple[NarrowedTensor, ...]:
     """List the tensors of the base of which only some neurons stay, with which ones."""
-    weights = open_weights(base_folder)
     if not (neurons := neurons_of(weights, plan, architecture)):
         return ()
     from hubprune.pruning.neurons import mask_of
@@ -245,10 +251,7 @@ def _narrowed(base_folder: Path, plan: DropPlan, architecture: Architecture) -> 
     )
 
 
-def _planned_parameters(
-    base_folder: Path, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
-) -> int:
-    base = open_weights(base_folder)
+def _planned_parameters(base: Weights, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture) -> int:
     gone = _dropped_prefixes(plan, architecture)
     dropped = sum(t.parameters for _, t in base if t.name.startswith(gone) and architecture.is_parameter(t.name))
     narrower = cuts(base, plan, architecture)
@@ -275,8 +278,8 @@ def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Ch
     return Check(name="dropped tensors are in no file", passed=not left, detail=detail)
 
 
-def _bytes_check(base_folder: Path, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
-    base, written = open_weights(base_folder), {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
+def _bytes_check(base: Weights, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
+    written = {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
     neurons = neurons_of(base, plan, architecture)
     kept = [(shard.source, tensor) for shard in shard_plans(base, plan, architecture) for tensor in shard.kept]
     differing = [t.name for shard, t in kept if not _same_bytes(shard, t, written.get(t.name), neurons)]
@@ -320,6 +323,13 @@ def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int,
             f"largest difference {seen.max_logit_difference:.2e} in {seen.dtype}",
         ),
         ("next tokens equal", seen.argmax_equal, f"{seen.positions} positions"),
+        (
+            "token ids equal the base's",
+            not seen.other_ids,
+            f"{seen.other_ids} of {seen.compared_texts} texts differ in transformers {seen.transformers}"
+            if seen.other_ids
+            else f"{seen.compared_texts} texts",
+        ),
         ("greedy text with KV cache equals without", seen.cached_equal, f"{seen.generated} tokens"),
         ("greedy text in a left-padded batch equals alone", seen.padded_equal, f"{len(PROMPTS)} prompts"),
     ]
@@ -346,7 +356,7 @@ def _in_fresh_process(
     try:
         return answer.model_validate_json(done.stdout.splitlines()[-1])
     except (IndexError, ValidationError) as error:
-        raise VerificationError(f"A fresh process could not load the checkpoint: {_last_line(done.stderr)}") from error
+        raise VerificationError(f"A fresh process could not load the checkpoint: {last_words(done.stderr)}") from error
 
 
 def _with_short_names(request: BaseModel, work: Path) -> BaseModel:
@@ -358,8 +368,3 @@ def _with_short_names(request: BaseModel, work: Path) -> BaseModel:
     for name, link in links.items():
         link.symlink_to(getattr(request, name), target_is_directory=True)
     return request.model_copy(update={name: str(link) for name, link in links.items()})
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "it ended without a word."

@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,19 @@ class Weights:
         """Yield every tensor with its shard."""
         return ((shard, tensor) for shard in self.shards for tensor in shard.tensors)
 
+    def used(self, names: Mapping[str, str | None]) -> Weights:
+        """Return them as a model calls them, without what it does not use.
+
+        Args:
+            names: of a tensor in the files -> in the model, None where it is not used; all others keep theirs.
+        """
+
+        def used(shard: Shard) -> Shard:
+            named = ((tensor, names.get(tensor.name, tensor.name)) for tensor in shard.tensors)
+            return replace(shard, tensors=tuple(replace(t, name=name) for t, name in named if name is not None))
+
+        return replace(self, shards=tuple(map(used, self.shards))) if names else self
+
     def parameters(self) -> int:
         """Number of elements of all stored tensors."""
         return sum(tensor.parameters for _, tensor in self)
@@ -125,7 +138,12 @@ def _open_sharded(folder: Path) -> Weights:
     shards = tuple(read_shard(folder / name) for name in names)
     _check_index(path, weight_map, shards)
     metadata = index.get("metadata")
-    return Weights(folder, shards, metadata if isinstance(metadata, dict) else {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(
+            f"{path} has no metadata, and without it transformers loads none of the shards.",
+            hint='Add "metadata": {} beside its weight_map.',
+        )
+    return Weights(folder, shards, metadata)
 
 
 def _check_shard_name(index: Path, name: str) -> None:

@@ -20,6 +20,7 @@ from hubprune.artifacts import (
     GenerationComparison,
     LayerScores,
     PublishReport,
+    Refreshed,
     SnippetRun,
     SpeedReport,
     Verification,
@@ -74,6 +75,7 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
         generation=report.generation,
         speed=report.speed,
         snippet=report.snippet,
+        refreshed=report.refreshed,
         environment=report.environment,
         seconds=report.seconds,
         repo_id=report.repo_id,
@@ -88,8 +90,9 @@ def build_context(
     recipe: Recipe, *, base: BaseCheckpoint, scores: LayerScores | None, plan: DropPlan,
     checkpoint: WrittenCheckpoint, verification: Verification, benchmarks: BenchmarkComparison | None,
     generation: GenerationComparison | None, speed: SpeedReport | None = None, snippet: SnippetRun | None = None,
-    environment: Environment, seconds: Mapping[str, float], repo_id: str, endpoint: str = DEFAULT_ENDPOINT,
-    pictures: Pictures = Pictures(), notes: str | None = None, overrides: Path | None = None,
+    refreshed: tuple[Refreshed, ...] = (), environment: Environment, seconds: Mapping[str, float], repo_id: str,
+    endpoint: str = DEFAULT_ENDPOINT, pictures: Pictures = Pictures(), notes: str | None = None,
+    overrides: Path | None = None,
 ) -> CardContext:  # fmt: skip
     """Build the one object that a card is rendered from.
 
@@ -97,6 +100,7 @@ def build_context(
         recipe: what was asked for; local paths in it are left out.
         checkpoint: sizes, and the files without README.md, recipe.yaml and hubprune.json.
         scores, benchmarks, generation, speed, snippet: None where nothing was scored, measured, written, timed or run.
+        refreshed: what later versions wrote anew, oldest first.
         notes: the author's own words, from `notes.read_notes`.
         overrides: a folder of the user whose templates will win over the shipped ones.
     """
@@ -105,7 +109,14 @@ def build_context(
     public, named = public_recipe(recipe, base=base), tuple(recipe.drop.by_hand)
     tag = None if recipe.target.create_pr else checkpoint_tag(checkpoint)
     usage = overview.usage(
-        repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, snippet=snippet, tag=tag
+        repo_id,
+        base=base,
+        plan=plan,
+        checkpoint=checkpoint,
+        verification=verification,
+        snippet=snippet,
+        tag=tag,
+        refreshed=refreshed,
     )
     has_code, picture = usage.code is not None, pictures.importance
     matter = front_matter.metadata(
@@ -131,7 +142,7 @@ def build_context(
         limits=limits(plan, scores=scores, comparison=benchmarks, generation=generation, speed=speed),
         notes=notes,
         reproduction=provenance.reproduction(
-            public, repo_id=repo_id, tag=tag, base=base, environment=environment, seconds=seconds
+            public, repo_id=repo_id, tag=tag, base=base, environment=environment, seconds=seconds, refreshed=refreshed
         ),
         licence=provenance.licence(base, plan=plan, name=name, given=given),
         citations=provenance.citations(base, plan=plan, has_benchmarks=benchmarks is not None, endpoint=endpoint),
@@ -183,8 +194,8 @@ def check_templates(overrides: Path) -> None:
             made.get_template(name)
 
 
-WRONG_USE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What Python raises where a template calls something with the wrong thing."""
+WRONG_USE = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+"""What Python raises where a template calls something with the wrong thing, or itself."""
 
 
 @contextmanager

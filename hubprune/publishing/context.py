@@ -205,6 +205,8 @@ class Reproduction(Described):
     """Command that publishes it again."""
     needs_tasks: bool
     """Whether the command reads task files that are published with the model."""
+    refreshed: str | None
+    """Which files a later version wrote anew, so that nothing here was measured with them; None where none did."""
     environment: Table
     seconds: Table | None
 

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hubprune.artifacts import BenchmarkComparison, TaskComparison
 from hubprune.endpoint import page
-from hubprune.errors import HubError
+from hubprune.errors import HubError, RecipeError
 from hubprune.files import write_atomically
 from hubprune.publishing.front_matter import dump
 from hubprune.publishing.session import HubSession
+from hubprune.strict_yaml import parse_yaml
 
 __all__ = ["EVAL_RESULTS", "add_eval_results", "entries", "registered_tasks"]
 
@@ -90,8 +89,8 @@ def _tasks_of(dataset: str, *, session: HubSession) -> tuple[Mapping[str, Any], 
         doing=f"read {SPECIFICATION} of {dataset}",
     )
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = parse_yaml(Path(path).read_bytes(), where=SPECIFICATION)
+    except (OSError, RecipeError):
         return ()
     tasks = values.get("tasks") if isinstance(values, dict) else None
     return tuple(task for task in tasks if isinstance(task, dict) and "id" in task) if isinstance(tasks, list) else ()

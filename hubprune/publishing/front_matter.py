@@ -122,7 +122,7 @@ def model_index(benchmarks: BenchmarkComparison | None, *, name: str) -> list[di
     """Build `model-index`: the values of this model alone, one result per task whose data set is known."""
     by_task: dict[str, list[TaskComparison]] = {}
     for row in benchmarks.tasks if benchmarks else ():
-        if row.dataset:
+        if row.dataset and not row.pruned.is_bound:  # a bound is no value that a list could be sorted by
             by_task.setdefault(row.task, []).append(row)
     results = [_result(rows) for rows in by_task.values()]
     return [{"name": name, "results": results}] if results else []

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from hubprune.artifacts import BaseCard, BaseCheckpoint
-from hubprune.carried import LICENSE_PATTERNS
+from hubprune.carried import is_license
 from hubprune.errors import RecipeError
 from hubprune.files import write_atomically
 from hubprune.recipe import Recipe
@@ -197,8 +196,7 @@ def _text(path: Path) -> str:
 
 def license_files(base: BaseCheckpoint) -> tuple[str, ...]:
     """List the base's licence files, which are copied at the pinned commit."""
-    names = sorted(f.path for f in base.files if any(fnmatchcase(f.path, pattern) for pattern in LICENSE_PATTERNS))
-    return tuple(name for name in names if "/" not in name)
+    return tuple(sorted(file.path for file in base.files if is_license(file.path)))
 
 
 # ---- what the card says ------------------------------------------------------------------------------------------

@@ -125,6 +125,7 @@ def _benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
     if comparison is None or not comparison.tasks:
         yield "No benchmark was run: what the removal cost is not known."
         return
+    yield from comparison.left_out
     yield from filter(None, map(_clear_loss, comparison.tasks))
     if (mean := _clear_mean(comparison)) and mean.value < 0:
         told = with_interval(mean, unit=" points", label=INTERVAL)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hubprune.artifacts import Estimate
-from hubprune.console import size
+from hubprune.console import SCIENTIFIC, decimal, size
 
 __all__ = [
     "change_percent",
@@ -35,9 +37,9 @@ def count(number: int) -> str:
 
 
 def plain(value: float, *, digits: int) -> str:
-    """Write a number with a fixed number of digits and a real minus sign, and never a negative zero."""
-    text = f"{value:.{digits}f}"
-    if float(text) == 0:
+    """Write a number as `decimal` does, but with a real minus sign, and never a negative zero."""
+    text = decimal(value, digits=digits)
+    if abs(value) < 1 and float(text) == 0:
         text = text.lstrip("-")
     return text.replace("-", MINUS)
 
@@ -47,8 +49,8 @@ def signed(value: float | None, *, digits: int = 2, unit: str = "") -> str:
     if value is None:
         return NONE
     text = plain(value, digits=digits)
-    sign = "" if text.startswith(MINUS) or float(text) == 0 else "+"
-    return f"{sign}{text}{unit}"
+    sign = "" if value < 0 or (value < 1 and float(text) == 0) else "+"
+    return f"{text.replace('> ', f'> {sign}') if text.startswith('>') else sign + text}{unit}"
 
 
 def span(low: float, high: float, *, digits: int) -> str:
@@ -74,7 +76,7 @@ def size_change(base: int, now: int) -> str:
 
 def with_error(value: float, error: float | None, *, digits: int = 4) -> str:
     """Write a value with its standard error, where there is one."""
-    if abs(value) >= WHOLE:
+    if WHOLE <= abs(value) < SCIENTIFIC:
         return f"{value:,.0f}" + (f" ± {error:,.0f}" if error is not None else "")
     return plain(value, digits=digits) + (f" ± {plain(error, digits=digits)}" if error is not None else "")
 
@@ -97,7 +99,7 @@ def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.9995 else "p = 1"
 
 
-def listing(numbers: tuple[int, ...]) -> str:
-    """Write numbers as a list in words: 18, 21 and 22."""
-    words = [str(n) for n in numbers]
+def listing(items: Sequence[int] | Sequence[str]) -> str:
+    """Write numbers or names as a list in words: 18, 21 and 22."""
+    words = [str(item) for item in items]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 from urllib.parse import quote
 
@@ -12,6 +12,7 @@ from hubprune.artifacts import (
     BenchmarkComparison,
     DropPlan,
     Layout,
+    Refreshed,
     RepetitionComparison,
     SnippetRun,
     SpeedReport,
@@ -196,17 +197,34 @@ def usage(
     checkpoint: WrittenCheckpoint,
     verification: Verification,
     snippet: SnippetRun | None,
+    refreshed: Sequence[Refreshed] = (),
 ) -> Usage:
-    """Show the snippet that was run, with what it printed; one for another place than this says nothing here."""
+    """Show the snippet that was run, with what it printed; one for another place than this says nothing here.
+
+    Of a refreshed repo it is the same code with the tag of the files that are there now.
+    """
     code = _custom_code(plan, checkpoint)
     versions = [_versions(base)] if code else []
     run = snippet if snippet and (snippet.repo_id, snippet.revision) == (repo_id, tag) else None
+    before = _run_before(snippet, repo_id, tag) if refreshed and not run else None
+    shown, printed = (run.code, _printed(run)) if run else before or (None, None)
     return Usage(
-        snippet=run.code if run else Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None).code(),
-        printed=_printed(run) if run else None,
+        snippet=shown or Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None).code(),
+        printed=printed,
         code=code,
         runtimes=(RUNTIMES[plan.layout], *versions, _really_run(verification)),
     )
+
+
+def _run_before(snippet: SnippetRun | None, repo_id: str, tag: str | None) -> tuple[str, Printed] | None:
+    """Return the code that was run before a refresh, with the tag of the files that are there now."""
+    if snippet is None or snippet.repo_id != repo_id or not (snippet.revision and tag):
+        return None
+    label = (
+        f"Before this repo was refreshed, this code was run on its files as they are at {snippet.revision}, with"
+        f" transformers {snippet.transformers}. It printed:"
+    )
+    return snippet.code.replace(snippet.revision, tag), Printed(label=label, text=wrapped(snippet.output))
 
 
 def _printed(snippet: SnippetRun) -> Printed:

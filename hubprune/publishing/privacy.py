@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from hubprune.artifacts import BaseCheckpoint
@@ -28,7 +29,7 @@ LOCAL_DATA = (".jsonl", ".json", ".parquet", ".txt", ".csv")
 def scrub(text: str) -> str:
     """Replace access tokens, and the home folder by `~`."""
     text = TOKEN.sub("hf_…", text)
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # noqa: PTH111, pathlib raises where a user has none
     return re.sub(re.escape(home) + r"(?=[/\\\s:'\"]|$)", "~", text) if len(home) > 1 else text
 
 

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from hubprune.artifacts import BaseCheckpoint, DropPlan, Environment
+from hubprune.artifacts import BaseCheckpoint, DropPlan, Environment, Refreshed
 from hubprune.console import duration
 from hubprune.endpoint import page
 from hubprune.publishing.command import publish_command, reproduce_command
 from hubprune.publishing.context import Licence, Link, Reproduction, Table
 from hubprune.publishing.license import card_in_force, license_files, license_name, license_sentences
+from hubprune.publishing.numbers import listing
 from hubprune.recipe import Recipe
 
 __all__ = ["citations", "licence", "reproduction", "without_times"]
@@ -38,6 +39,7 @@ def reproduction(
     base: BaseCheckpoint,
     environment: Environment,
     seconds: Mapping[str, float],
+    refreshed: tuple[Refreshed, ...] = (),
 ) -> Reproduction:
     """Collect commands, versions, hardware and times.
 
@@ -48,13 +50,29 @@ def reproduction(
         base: its commit is named.
         environment: where the run took place.
         seconds: wall-clock seconds per stage.
+        refreshed: what later versions wrote anew, oldest first.
     """
     return Reproduction(
         check=reproduce_command(recipe, repo_id=repo_id, tag=tag),
         command=publish_command(recipe),
         needs_tasks=recipe.evaluation.include_path is not None,
+        refreshed=_told_refreshes(refreshed),
         environment=_environment_table(base, environment=environment),
         seconds=_seconds_table(seconds),
+    )
+
+
+def _told_refreshes(refreshed: tuple[Refreshed, ...]) -> str | None:
+    """Say in one line which files are those of a later version, and with which ones everything was measured."""
+    if not refreshed:
+        return None
+    first, last = refreshed[0], refreshed[-1]
+    paths = sorted({file.path for refresh in refreshed for file in refresh.files})
+    there = f"tag {first.tag}" if first.tag else f"commit {first.commit[:12]}"
+    return (
+        f"Refreshed with hubprune {last.to_version}, which wrote {listing(paths)} anew and computed nothing: the"
+        " weights are the same, and all that this card tells of was measured with the files of hubprune"
+        f" {first.from_version}, {there}."
     )
 
 

@@ -107,6 +107,7 @@ def _report_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: values[name] for name in AS_THEY_ARE},
         "speed": values.get("speed"),
+        "refreshed": values.get("refreshed", ()),
         "recipe": {**recipe, "target": {**recipe["target"], "create_pr": run["create_pr"]}},
         "repo_id": run["repo_id"],
         "endpoint": run["endpoint"],

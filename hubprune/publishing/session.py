@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hubprune.errors import AuthenticationError, HubError
 from hubprune.publishing import oidc
 from hubprune.publishing.retry import repeat
 
@@ -46,10 +47,23 @@ class HubSession:
 
     @classmethod
     def open(cls, *, endpoint: str | None = None, token: str | None = None) -> HubSession:
-        """Make a session; what is not given comes from HF_ENDPOINT and from the login of this machine."""
-        from huggingface_hub import constants
+        """Make a session; what is not given comes from HF_ENDPOINT and from the login of this machine.
 
-        _bound_waiting()
+        Raises:
+            AuthenticationError: the token is none that can be sent.
+            HubError: the client cannot start in this environment.
+        """
+        try:
+            from huggingface_hub import constants, get_session, get_token
+
+            _bound_waiting()
+            get_session()
+        except ValueError as error:  # a timeout that is no number, a proxy of no known scheme
+            hint = "Check the variables that start with HF_, and HTTP_PROXY, HTTPS_PROXY and ALL_PROXY."
+            raise HubError(f"The client of the Hub cannot start in this environment: {error}.", hint=hint) from error
+        if not _can_be_sent(token or get_token() or ""):
+            hint = "Copy it again from https://huggingface.co/settings/tokens into HF_TOKEN, or run `hf auth login`."
+            raise AuthenticationError("The token of this machine holds characters that no token has.", hint=hint)
         return cls(endpoint=(endpoint or str(constants.ENDPOINT)).rstrip("/"), given_token=token)
 
     @property
@@ -121,6 +135,11 @@ class HubSession:
             hf_raise_for_status(response)
         values = response.json() if response.content else {}
         return Answer(status=response.status_code, body=values if isinstance(values, dict) else {})
+
+
+def _can_be_sent(token: str) -> bool:
+    """Tell whether a header can hold a token: letters, digits and signs of ASCII."""
+    return token.isascii() and token.isprintable() and " " not in token
 
 
 def _bound_waiting() -> None:

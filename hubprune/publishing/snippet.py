@@ -12,7 +12,7 @@ from pathlib import Path
 from hubprune.artifacts import SnippetRun
 from hubprune.errors import VerificationError
 from hubprune.files import scratch_folder
-from hubprune.processes import run_to_end
+from hubprune.processes import last_words, run_to_end
 from hubprune.publishing.markdown import FILTERS, visible
 from hubprune.publishing.privacy import scrub
 from hubprune.strict_json import parse_json
@@ -105,8 +105,7 @@ def _output(code: str, folder: Path, *, repo_id: str, gpu: bool) -> str:
 
 
 def _failed(done: subprocess.CompletedProcess[str]) -> VerificationError:
-    lines = done.stderr.strip().splitlines()
-    said = f"it was killed by signal {-done.returncode}" if done.returncode < 0 else lines[-1] if lines else "no word"
+    said = f"it was killed by signal {-done.returncode}" if done.returncode < 0 else last_words(done.stderr)
     return VerificationError(
         f"The code that the card would show does not run on the written files: {said}",
         hint="Nothing was published. The memory has to hold the whole model."

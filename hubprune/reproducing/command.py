@@ -87,7 +87,11 @@ def reproduce(name: str, options: ReproduceOptions, *, session: HubSession, repo
         check_templates(options.card_template)
     published = read_published(name, revision=options.revision, session=session, reporter=reporter)
     folder = _own_folder(published, fresh=options.fresh)
-    store = StageStore(folder, on_reuse=lambda done: reporter.note(f"{done}: taken from an earlier reproduction"))
+
+    def say_reused(stage: str) -> None:
+        reporter.note(f"{stage}: taken from an earlier reproduction")
+
+    store = StageStore(folder, on_reuse=say_reused, warn=reporter.warn)
     recipe = _with_tasks(_recipe_to_run(published, options), published, folder / TASK_FOLDER)
     run = Run(recipe, session, reporter, store)
     _preflight(run, published)

@@ -42,7 +42,7 @@ def compare(published: Published, *, values: Values, files: Mapping[str, str], c
         _files_part(published.files, files),
         _json_part("checkpoint", theirs, ours, take=_checkpoint, unit="values"),
         _json_part("benchmarks", theirs, ours, take=lambda m: m.get("benchmarks"), unit="values"),
-        _json_part("free text", theirs, ours, take=_texts, unit="values"),
+        _json_part("free text", theirs, ours, take=lambda m: _texts(m, refreshed=_is_refreshed(theirs)), unit="values"),
         *_speed_part(theirs.get("speed")),
         _card_part(published, card=card, templates=ours.get("card_templates")),
     )
@@ -118,10 +118,15 @@ def _checkpoint(values: Values) -> Any:
     return {"figures": figures or None, "verified": verified}
 
 
-def _texts(values: Values) -> Any:
-    """Take the free text, and what the card's code printed."""
+def _is_refreshed(values: Values) -> bool:
+    """Tell whether a later version wrote files anew, so that what was measured was measured with others."""
+    return bool(values.get("refreshed"))
+
+
+def _texts(values: Values, *, refreshed: bool) -> Any:
+    """Take the free text, and what the card's code printed, which was run on the files before a refresh."""
     generation, snippet = values.get("generation"), values.get("snippet")
-    printed = snippet.get("output") if isinstance(snippet, Mapping) else None
+    printed = snippet.get("output") if isinstance(snippet, Mapping) and not refreshed else None
     return {"free text": generation, "printed by the card's code": printed} if generation or printed else None
 
 
@@ -176,6 +181,9 @@ def _card_part(published: Published, *, card: bytes, templates: Any) -> Compared
     if theirs != templates:
         detail = "it was rendered from other templates, which are not published: --card-template FOLDER names a copy"
         return ComparedPart(name=name, outcome="not compared", detail=detail)
+    if _is_refreshed(published.manifest):
+        detail = "it tells of a refresh, and of what was measured with the files before"
+        return ComparedPart(name=name, outcome="not compared", detail=detail)
     lost, new = (_only(a, b) for a, b in ((published.card, card), (card, published.card)))
     detail = "the same but for times, machine and versions"
     if lost or new:
@@ -214,7 +222,7 @@ def causes(published: Values, found: Values, *, machine: str, parts: Iterable[Co
         machine: where that took place.
         parts: what came of comparing them.
     """
-    named = [*_versions(published, found), *_data(published, found)]
+    named = [*_versions(published, found), *_data(published, found), *_refreshes(published)]
     differing = [part.name for part in parts if part.outcome == "differs"]
     if {*differing} - {"manifest", CARD} and not named:
         named.append(f"no version differs: it may be the machine, which is {machine} here; the card names the other")
@@ -230,6 +238,16 @@ def _versions(published: Values, found: Values) -> Iterator[str]:
             yield f"{name} {ours or 'is missing'} instead of {theirs or 'none'}"
     if published.get("card_templates") != found.get("card_templates"):
         yield "other card templates"
+
+
+def _refreshes(published: Values) -> Iterator[str]:
+    refreshed = published.get("refreshed")
+    first = refreshed[0] if isinstance(refreshed, list) and refreshed else None
+    if isinstance(first, Mapping):
+        yield (
+            f"the repo was refreshed: it was measured with the files of hubprune {first.get('from_version')} at"
+            f" {first.get('tag') or first.get('commit')}"
+        )
 
 
 def _pairs(published: Any, found: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from hubprune.artifacts import RepoFile, SpeedReport
 from hubprune.console import Reporter
 from hubprune.errors import BaseNotFoundError, CheckpointError, RecipeError
-from hubprune.files import list_files
+from hubprune.files import existing_folder, list_files
 from hubprune.publishing import hub
 from hubprune.publishing.manifest import CARD, MANIFEST, NOT_LISTED, RECIPE
 from hubprune.publishing.notes import refuse_unsafe
@@ -92,8 +92,8 @@ def read_published(name: str, *, revision: str | None, session: HubSession, repo
         CheckpointError: `hubprune publish` did not write it.
         RecipeError: its recipe has a value that cannot be used.
     """
-    if Path(name).is_dir():
-        folder, commit = Path(name), None
+    if there := existing_folder(name):
+        folder, commit = there, None
         files = _files_of_folder(folder, reporter=reporter)
     elif REPO_ID.fullmatch(name):
         folder, commit, files = _files_of_repo(name, revision or "main", session=session, reporter=reporter)
@@ -138,7 +138,7 @@ def _files_of_repo(
     name: str, revision: str, *, session: HubSession, reporter: Reporter
 ) -> tuple[Path, str, dict[str, str]]:
     """Fetch what is small and what is read; of a large file the Hub itself says the SHA-256."""
-    repo = hub.resolve_repo(BaseModelSpec(repo_id=name, revision=revision), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision), session=session)
     commit, paths = str(repo.commit), {file.path for file in repo.files}
     for needed in (MANIFEST, RECIPE):
         if needed not in paths:

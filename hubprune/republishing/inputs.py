@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from hubprune import __version__
+from hubprune.architectures import Architecture
 from hubprune.cards import CardChoices
 from hubprune.environment import library_versions
 from hubprune.pruning import modeling
@@ -18,10 +19,12 @@ from hubprune.recipe import Recipe
 from hubprune.requests import Settings
 from hubprune.run import Run
 
-__all__ = ["fingerprint"]
+__all__ = ["MODELING_PART", "fingerprint", "modeling_part"]
 
 MOVE_BYTES = ("huggingface_hub", "hf-xet")
 """Libraries that change nothing in what they carry."""
+MODELING_PART = "modeling file"
+"""The part that a refresh brings up to date without computing."""
 SPEED = {"score_batch_size"}
 """Settings that change how long something takes and not what comes of it."""
 
@@ -52,13 +55,18 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
             **_terms(target.license, target.allow_name),
         },
         "versions": {"hubprune": __version__, **_libraries()},
-        "modeling file": {"template": sha256(modeling.render(run.architecture))},
+        MODELING_PART: modeling_part(run.architecture),
         "snippet": snippet_part(choices.template),
         "pictures": {"drawn": "yes" if find_spec("matplotlib") else "no"},
         CARD_PART: card_part(notes=choices.notes, templates=choices.template),
     }
     public: Fingerprint = scrub_all(parts)
     return public
+
+
+def modeling_part(architecture: Architecture) -> dict[str, str]:
+    """Say what the modeling file of a family depends on."""
+    return {"template": sha256(modeling.render(architecture))}
 
 
 def _settings(settings: Settings | None, *, without: frozenset[str] = frozenset()) -> dict[str, str]:

@@ -64,7 +64,7 @@ class _Bench:
     ) -> None:
         self._run, self._request, self._documents, self._plans = run, request, documents, plans
         # The run's own store would say of every point that it was taken from an earlier run.
-        self._store = StageStore(run.store.folder)
+        self._store = StageStore(run.store.folder, warn=run.store.warn)
 
     def is_kept(self, plan: DropPlan) -> bool:
         """Tell whether an earlier run measured all that is asked for."""

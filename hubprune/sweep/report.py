@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hubprune.artifacts import HeldOutDocuments, LayerScores, Recommendation, SweepPoint, SweepReport
+from hubprune.console import LARGEST
 from hubprune.devices import resolve_device, resolve_dtype
 from hubprune.files import write_atomically
-from hubprune.pruning.weights import open_weights
 from hubprune.run import Run
 from hubprune.summary import ratio_text, sdr_text, table
 from hubprune.sweep import rule, statistics
@@ -41,7 +41,7 @@ def assemble(
         documents: that perplexity was measured on.
     """
     recipe, base = run.recipe, measured[0]
-    whole, parts = sublayer_parameters(open_weights(run.runnable.folder), run.base.config, run.architecture)
+    whole, parts = sublayer_parameters(run.runnable.weights(), run.downloaded.config, run.architecture)
     rows = [
         _point(point, found, base, parameters=whole - sum(parts.get(place, 0) for place in point.plan.sublayers))
         for point, found in zip(points, measured, strict=True)
@@ -65,7 +65,7 @@ def assemble(
         recommendations=tuple(_recommendations(run, request, rows)),
         environment=run.environment,
         device=resolve_device(recipe.device),
-        dtype=resolve_dtype(recipe.dtype, run.base.config),
+        dtype=resolve_dtype(recipe.dtype, run.downloaded.config),
     )
 
 
@@ -199,7 +199,7 @@ def _mean_cells(point: SweepPoint) -> list[str]:
 
 
 def _perplexity_cells(point: SweepPoint) -> list[str]:
-    value = "over 1e304" if point.perplexity is None else f"{point.perplexity:.4g}"
+    value = f"> {LARGEST:.0e}" if point.perplexity is None else f"{point.perplexity:.4g}"
     return [value, rule.with_error(point.perplexity_change) if point.count and point.perplexity_change else ""]
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from hubprune.artifacts import Estimate, Ranking, Recommendation, SweepPoint
+from hubprune.publishing.numbers import plain, signed
 from hubprune.requests import OPTIONS
 from hubprune.sweep.request import Limits
 
@@ -83,5 +84,5 @@ def _number(point: SweepPoint, limits: Limits) -> Iterator[str]:
 
 def with_error(change: Estimate) -> str:
     """Write a change with its paired standard error, where it has one."""
-    text = f"{change.value:+.2f}".replace("-", "−")
-    return text if change.standard_error is None else f"{text} ± {change.standard_error:.2f}"
+    text = signed(change.value)
+    return text if change.standard_error is None else f"{text} ± {plain(change.standard_error, digits=2)}"

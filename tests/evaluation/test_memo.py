@@ -50,3 +50,11 @@ def test_a_file_that_is_no_memory_is_named(tmp_path):
     with pytest.raises(EvaluationError, match=r"Cannot use the memory of answers in .*answers.sqlite") as caught:
         Memo(path)
     assert "Delete the file" in caught.value.hint
+
+
+def test_a_file_that_breaks_while_it_is_used_is_named(tmp_path):
+    memo = Memo(tmp_path / "answers.sqlite")
+    memo._db.execute("drop table answers")
+    for use in (lambda: memo.answers("m", [b"k"]), lambda: memo.put_answers("m", {b"k": Answer(-1.0, True)})):
+        with pytest.raises(EvaluationError, match=r"answers in .*answers\.sqlite: no such table"):
+            use()

@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from environments import python_of
+from environments import python_of, released
 from kinds import KINDS, NEWEST, VERSIONS, Kind, all_versions
 from rich.console import Console
 from table import Result, any_failed, show
 
 INSIDE = Path(__file__).resolve().with_name("inside.py")
 LIMIT_SECONDS = 3600
+TOKENIZERS = "tokenizers"
+"""Stands for all bases that are there for their tokenizer."""
 DIED = "the process that runs the checks"
 """Check of the result that stands for all that a process did not get to."""
 
@@ -30,9 +32,10 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="make matrix", description=__doc__)
     found.add_argument(
         "versions", nargs="*", type=version_of, default=list(all_versions()), metavar="VERSION",
-        help="versions of transformers, or oldest, or newest; all where none is named",
+        help="versions of transformers, or oldest, newest (of those known here), released (on PyPI); all by default",
     )  # fmt: skip
-    found.add_argument("--families", nargs="+", choices=[kind.label for kind in KINDS], help="bases to prune")
+    labels = [*(kind.label for kind in KINDS), TOKENIZERS]
+    found.add_argument("--families", nargs="+", choices=labels, help="bases to prune")
     found.add_argument("--checks", nargs="+", metavar="CHECK", help="names of rows, or parts of names")
     found.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="versions at a time")
     found.add_argument("--brief", action="store_true", help="leave out the tables of bases with which all is well")
@@ -42,12 +45,16 @@ def parser() -> argparse.ArgumentParser:
 
 def version_of(word: str) -> str:
     """Return the version that a word on the command line means."""
-    return {"oldest": VERSIONS[0], "newest": NEWEST}.get(word, word)
+    return released() if word == "released" else {"oldest": VERSIONS[0], "newest": NEWEST}.get(word, word)
 
 
 def selected(kinds: Sequence[Kind], version: str, families: Sequence[str] | None) -> list[str]:
     """Return the labels of the kinds that a version reads, of those asked for."""
-    return [kind.label for kind in kinds if kind.runs_on(version) and (not families or kind.label in families)]
+    return [kind.label for kind in kinds if kind.runs_on(version) and _is_asked_for(kind, families)]
+
+
+def _is_asked_for(kind: Kind, families: Sequence[str] | None) -> bool:
+    return not families or kind.label in families or (kind.words is not None and TOKENIZERS in families)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

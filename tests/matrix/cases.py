@@ -57,6 +57,12 @@ class Case:
     """Layers of the base."""
     saved: str = ""
     """The folder as the newest transformers saves it again; empty where there is no such copy."""
+    texts: tuple[str, ...] = ()
+    """What tokenizers are compared on; `{bos}` and `{eos}` stand for the special tokens."""
+    ids: tuple[tuple[int, ...], ...] = ()
+    """Token ids of the texts, and of a chat, by the base's tokenizer and the newest transformers."""
+    for_words: bool = False
+    """Whether it is there for its tokenizer alone."""
 
     def load(self, auto: Any = AutoModelForCausalLM, *, dtype: Any = torch.float32, **options: Any) -> Any:
         """Load the folder as a reader would."""
@@ -103,9 +109,13 @@ class Check:
     """Drop sets that it runs on; all but `widths` where None."""
     older: bool = False
     """Whether it is for a transformers that is too old, and for no other."""
+    of_words: bool = False
+    """Whether it is for bases that are there for their tokenizer, and for no others."""
 
     def takes(self, case: Case) -> bool:
         """Tell whether it runs on a case, with this transformers."""
+        if case.for_words != self.of_words:
+            return False
         return self.older == OLDER and (case.drops != "widths" if self.drops is None else case.drops in self.drops)
 
 
@@ -114,12 +124,12 @@ FEW = ("none", "first", "joint")
 
 
 def check(
-    name: str, *, drops: tuple[str, ...] | None = None, older: bool = False
+    name: str, *, drops: tuple[str, ...] | None = None, older: bool = False, of_words: bool = False
 ) -> Callable[[Callable[[Case], None]], Any]:
     """Add a row."""
 
     def add(run: Callable[[Case], None]) -> Callable[[Case], None]:
-        CHECKS[name] = Check(name, run, drops, older)
+        CHECKS[name] = Check(name, run, drops, older, of_words)
         return run
 
     return add

@@ -16,6 +16,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 IDS = prompt()
 TEXT = "Paris is the capital of"
+CHAT = [
+    {"role": "user", "content": " How old is 2024? "},
+    {"role": "assistant", "content": "Old."},
+    {"role": "user", "content": "So?"},
+]
 LAYER_KEYS = ("dropped_attn_layers", "dropped_mlp_layers", "mlp_intermediate_sizes", "block_configs")
 NUMBERED = ("dropped_attn_layers", "dropped_mlp_layers")
 
@@ -112,6 +117,41 @@ def tokenizer(case: Case) -> None:
     found = AutoTokenizer.from_pretrained(case.folder, trust_remote_code=False)
     same(found.decode(found(TEXT).input_ids), TEXT, "text")
     same(found(TEXT).input_ids, AutoTokenizer.from_pretrained(case.base)(TEXT).input_ids, "tokens")
+
+
+@check("token ids of the base", of_words=True)
+def token_ids(case: Case) -> None:
+    """Both as their readers load them, with and without trust in the code.
+
+    What transformers 4 cannot read since transformers 5 saved it, the result lets it read, with the newest's ids.
+    """
+    newest = [list(ids) for ids in case.ids]
+    try:
+        base = AutoTokenizer.from_pretrained(case.base)
+    except Exception:  # it raises whatever comes of keys that it does not know
+        base = None
+    expected = newest if base is None else _ids(base, case.texts)
+    for trust in {False, case.trust}:
+        found = AutoTokenizer.from_pretrained(case.folder, trust_remote_code=trust)
+        ids = _ids(found, case.texts)
+        if expected != newest and (ids == newest or case.folder == case.base):
+            # Some versions read the base itself otherwise than those before and after them.
+            raise AbsentError("the base's own tokenizer has other ids here than with the newest transformers")
+        for text, row, other in zip((*case.texts, *case.texts, "a chat"), ids, expected, strict=False):
+            same(row, other, repr(text))
+        same(len(ids), len(expected), "texts")
+        if base is not None:
+            same(sorted(found(TEXT)), sorted(base(TEXT)), "inputs")
+
+
+def _ids(words: Any, texts: tuple[str, ...]) -> list[list[int]]:
+    special = {"bos": words.bos_token or "", "eos": words.eos_token or ""}
+    filled = [text.replace("{bos}", special["bos"]).replace("{eos}", special["eos"]) for text in texts]
+    found = [list(words(text, add_special_tokens=added).input_ids) for added in (True, False) for text in filled]
+    if words.chat_template:
+        chat = words.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
+        found.append(list(words(chat, add_special_tokens=False).input_ids))
+    return found
 
 
 @check("AutoModel", drops=FEW)

@@ -6,6 +6,7 @@ finds most requirements satisfied, and installs transformers and the few package
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,18 @@ def python_of(version: str, *, folder: Path = FOLDER, say: Callable[[str], None]
     folder.mkdir(exist_ok=True)
     with FileLock(folder / f"{version}.lock"):
         return _made(folder / version, requirements(version), say)
+
+
+def released(package: str = "transformers") -> str:
+    """Return the newest version of a package that pip finds, prereleases apart.
+
+    Raises:
+        subprocess.CalledProcessError: pip reached no index.
+    """
+    options = ["--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--report", "-"]
+    command = [sys.executable, "-m", "pip", "install", *options, package]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return str(found["install"][0]["metadata"]["version"])
 
 
 def requirements(version: str) -> list[str]:

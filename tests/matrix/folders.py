@@ -10,11 +10,13 @@ import torch
 from cases import FEW
 from kinds import END, Drop, Kind
 from safetensors.torch import load_file, save_file
+from tokenizers_of import write_words
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubprune.architectures import architecture_of
 from hubprune.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
 from hubprune.pruning.checkpoint import write_checkpoint
+from hubprune.pruning.tokenizer_files import TEXTS, load_tokenizer, token_ids
 
 WEIGHTS = "model.safetensors"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -50,7 +52,8 @@ def _case(kind: Kind, base: BaseCheckpoint, name: str, drop: Drop, folder: Path)
         "zeroed": outputs(kind, drop), "narrowed": narrowed(kind, drop),
         "cached": [layer for layer in range(layers) if layer not in drop.attn],
         "slots": used_slots(kind, plan), "layers": layers,
-        "saved": saved_again(published) if drop.attn and name in FEW else "",
+        "saved": saved_again(published) if drop.attn and name in FEW and not kind.words else "",
+        "texts": TEXTS, "ids": token_ids(load_tokenizer(base.folder)), "for_words": kind.words is not None,
     }  # fmt: skip
 
 
@@ -100,7 +103,10 @@ def write_base(kind: Kind, folder: Path) -> BaseCheckpoint:
     (folder / "config.json").write_text(json.dumps(kind.config, indent=2))
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     save_file(random_weights(model), folder / WEIGHTS, metadata={"format": "pt"})
-    write_tokenizer(folder)
+    if kind.words:
+        write_words(kind.words, folder)
+    else:
+        write_tokenizer(folder)
     return BaseCheckpoint(name="tiny", commit=None, folder=str(folder), config=dict(kind.config), files=())
 
 

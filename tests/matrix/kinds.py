@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from packaging.version import Version
+from tokenizers_of import Words
 
-VERSIONS = ("4.48.3", "4.53.3", "4.57.6", "5.0.0", "5.17.0", "5.18.0", "5.20.0", "5.23.0")
+VERSIONS = ("4.48.3", "4.53.3", "4.57.6", "5.0.0", "5.17.0", "5.18.0", "5.20.0", "5.23.0", "5.24.0")
 NEWEST = VERSIONS[-1]
 OLDER = "4.45.2"
 """One that the modeling files do not run on, which is all that is checked with it."""
@@ -50,12 +51,14 @@ class Kind:
     """Oldest transformers that reads it."""
     everywhere: bool = True
     """Whether it runs on all versions from the floor on, or on the floor and the newest only."""
+    words: Words | None = None
+    """The tokenizer that the base is there for; None for one of bytes."""
 
     def runs_on(self, version: str) -> bool:
         """Tell whether a version reads this kind."""
         if self.everywhere or version == OLDER:
             return version == OLDER or Version(version) >= Version(self.floor)
-        return version in (self.floor, NEWEST)
+        return version == self.floor or Version(version) >= Version(NEWEST)
 
 
 LLAMA = {
@@ -146,6 +149,43 @@ LLAMA3_ROPE: Mapping[str, Any] = {
 }
 """As Llama 3.1 and later have it."""
 
+BOS = {"add_bos_token": True, "add_eos_token": False}
+NO_BOS = {"add_bos_token": False, "add_eos_token": False}
+EXTRA = {"additional_special_tokens": ["<|user|>", "<|assistant|>"]}
+SPACELESS = {"add_prefix_space": False}
+
+
+def tokenized() -> Iterator[tuple[str, Mapping[str, Any], str, str, Words]]:
+    """Yield family, config.json, floor, layout and tokenizer: as in real repos, and as transformers 5 saves them."""
+    named = (
+        ("llama", LLAMA, "4.48.3", Words("llama3", "PreTrainedTokenizerFast", EXTRA)),
+        ("llama", LLAMA, "4.48.3", Words("metaspace", "LlamaTokenizer", {**BOS, "legacy": False})),
+        ("llama", LLAMA, "4.48.3", Words("prepended", None)),
+        ("llama", LLAMA, "4.48.3", Words("digits", "GPT2Tokenizer", SPACELESS)),
+        ("mistral", MISTRAL, "4.48.3", Words("metaspace", "LlamaTokenizer", {**BOS, **EXTRA, "legacy": False})),
+        ("mistral", MISTRAL, "4.48.3", Words("prepended", "LlamaTokenizer", {**BOS, "legacy": True})),
+        ("mistral", MISTRAL, "4.48.3", Words("prepended", "LlamaTokenizerFast", BOS)),
+        ("mistral", MISTRAL, "4.48.3", Words("gpt4", "LlamaTokenizer", NO_BOS)),
+        ("mistral", MISTRAL, "4.48.3", Words("metaspace", None)),
+        ("qwen2", QWEN2, "4.48.3", Words("qwen", "Qwen2Tokenizer", {**SPACELESS, **EXTRA})),
+        ("qwen2", QWEN2, "4.48.3", Words("qwen", "LlamaTokenizerFast", NO_BOS)),
+        ("qwen3", QWEN3, "4.51.3", Words("qwen", "Qwen2Tokenizer", {**SPACELESS, **NO_BOS})),
+        ("smollm3", SMOLLM3, "4.53.3", Words("gpt4", "PreTrainedTokenizerFast", EXTRA)),
+        ("phi3", PHI3, "4.48.3", Words("unopened", "LlamaTokenizerFast", {**NO_BOS, "legacy": False})),
+        ("phi3", PHI3, "4.48.3", Words("prepended", "LlamaTokenizer", BOS)),
+        ("phi3", PHI3, "4.48.3", Words("gpt4", "GPT2Tokenizer", SPACELESS)),
+        ("granite", GRANITE, "4.48.3", Words("digits", "GPT2Tokenizer", {**SPACELESS, **NO_BOS})),
+        ("olmo2", OLMO2, "4.48.3", Words("gpt4", "GPT2Tokenizer", SPACELESS)),
+        ("gemma2", GEMMA2, "4.53.3", Words("gemma", "GemmaTokenizer", {**BOS, **EXTRA})),
+        ("gemma3_text", GEMMA3, "4.53.3", Words("gemma", "GemmaTokenizerFast", BOS)),
+    )
+    for family, config, floor, words in named:
+        yield family, config, floor, "pruned", words
+        yield family, config, floor, "pruned", replace(words, saved_by_newest=True)
+    for family, config, _, words in (named[0], named[4]):
+        yield f"{family} without a layer", config, "4.48.3", "stock", replace(words, saved_by_newest=True)
+
+
 KINDS = (
     Kind("llama", LLAMA),
     Kind("llama-nemotron-nas", {**LLAMA, **LLAMA3_ROPE, "intermediate_size": 512}, NEMOTRON_NAS, layout="nemotron-nas"),
@@ -162,6 +202,17 @@ KINDS = (
     Kind("olmo2", OLMO2, ONE_KIND, everywhere=False),
     Kind("gemma2", GEMMA2, few((0, 2, 3)), floor="4.53.3", everywhere=False),
     Kind("gemma3_text", GEMMA3, few((0, 1, 3, 5), last=5), floor="4.53.3", everywhere=False),
+    *(
+        Kind(
+            f"{family}, {words.named or 'unnamed'} ({words.pipeline}){', saved by 5' * words.saved_by_newest}",
+            {**config, "vocab_size": 800},
+            {"joint": FIVE_LAYERS["joint"]} if layout == "pruned" else {"first": Drop(attn=(2,), mlp=(2,))},
+            layout=layout,
+            floor=floor,
+            words=words,
+        )
+        for family, config, floor, layout, words in tokenized()
+    ),
 )
 
 

@@ -232,6 +232,32 @@ def test_a_sublayer_without_tensors_cannot_be_dropped(single, part):
     assert f"has no model.layers.0.{part[:-1]} to drop" in refused(single).message
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("NaN", "nan, which is no number of JSON, under 'odd'"),
+        ("-Infinity", "-inf, which is no number of JSON, under 'odd'"),
+        ("1e999", "inf, which is no number of JSON, under 'odd'"),
+        ("[1, [2, NaN]]", "nan, which is no number of JSON, under 'odd'"),
+        ('{"deep": [NaN]}', "nan, which is no number of JSON, under 'deep'"),
+        (r'"\ud800"', "half of a surrogate pair, which is no text, under 'odd'"),
+        (r'["\udc00"]', "half of a surrogate pair, which is no text, under 'odd'"),
+        (r'{"\ud800": 1}', "half of a surrogate pair, which is no text, under"),
+    ],
+)
+def test_a_config_with_what_only_some_readers_take_for_json_is_refused(tmp_path, value, told):
+    (tmp_path / "config.json").write_text('{"odd": ' + value + "}")
+    with pytest.raises(CheckpointError) as error:
+        read_config(tmp_path)
+    assert told in error.value.message
+
+
+def test_a_whole_surrogate_pair_is_text(tmp_path):
+    (tmp_path / "config.json").write_text(r'{"odd": "\ud83d\ude00"}')
+    with pytest.raises(CheckpointError, match="num_hidden_layers"):
+        read_config(tmp_path)
+
+
 def test_a_config_with_a_key_twice_is_refused(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"num_hidden_layers": 2, "num_hidden_layers": 3}')

@@ -225,6 +225,60 @@ def test_a_kind_of_attention_must_not_vanish(rendered):
     assert rendered["mistral"].cache_slots(layers, {0, 2}) == {1: 0, 3: 2, 4: 3}
 
 
+def stock_layers(rendered, **keys):
+    """A stock Mistral as the file finds it, before anything is replaced, and its config."""
+    from transformers import MistralConfig, MistralModel
+
+    config = MistralConfig(**{**MISTRAL, **SMALL})
+    model = MistralModel(config)
+    for name, values in keys.items():
+        setattr(config, name, values)
+    return model, config
+
+
+def _plain_norm(layer):
+    del layer.input_layernorm
+    layer.input_layernorm = len
+
+
+LATER = {
+    "attentions are not numbered": (lambda layer: delattr(layer.self_attn, "layer_idx"), "no self_attn.layer_idx of 1"),
+    "attentions are numbered otherwise": (lambda layer: setattr(layer.self_attn, "layer_idx", 2), "layer_idx of 1"),
+    "the MLP has another name": (lambda layer: delattr(layer, "mlp"), "layer 1 has no mlp"),
+    "a norm has another name": (lambda layer: delattr(layer, "input_layernorm"), "no input_layernorm"),
+    "a norm is no module": (_plain_norm, "no input_layernorm"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), LATER.values(), ids=LATER)
+def test_a_later_transformers_that_builds_its_layers_otherwise_gets_no_model(rendered, change, message):
+    model, config = stock_layers(rendered)
+    rendered["mistral"].check_layers(model, config)
+    change(model.layers[1])
+    with pytest.raises(ImportError, match=message) as caught:
+        rendered["mistral"].check_layers(model, config)
+    assert "newer revision of this repo" in str(caught.value)
+
+
+def test_layers_that_do_not_tell_their_kind_get_no_model(rendered):
+    kinds = ["full_attention"] * 2 + ["sliding_attention"] * 3
+    model, config = stock_layers(rendered, layer_types=kinds)
+    with pytest.raises(ImportError, match=r"layer 2 has no self_attn\.sliding_window as config.json has it"):
+        rendered["mistral"].check_layers(model, config)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache", "whatever_comes_next"])
+def test_the_cache_is_trimmed_whatever_it_is_called(rendered, name):
+    from transformers import DynamicCache, MistralConfig
+
+    cache, config = DynamicCache(config=MistralConfig(**{**MISTRAL, **SMALL})), [DynamicCache]
+    rendered["mistral"].trim_cache(None, (config,), {name: cache, "use_cache": True, "other": [1, 2, 3]}, {0, 2})
+    assert len(cache.layers) == 3
+    again = DynamicCache(config=MistralConfig(**{**MISTRAL, **SMALL}))
+    rendered["mistral"].trim_cache(None, (None, again), {}, {0})
+    assert len(again.layers) == 1
+
+
 @every_file
 def test_an_old_transformers_is_refused_with_the_version_it_takes(family, layout, monkeypatch):
     import transformers

@@ -102,7 +102,7 @@ def test_verification_compares_with_the_pruned_base(own_modules, monkeypatch, or
     seen = verify.verify(runnable, tmp_path / "twice", plan=drop, config=base.config, architecture=architecture)
     assert [check.name for check in seen.checks if not check.passed] == []
     inventory = take_inventory(
-        runnable.folder, tmp_path / "twice", plan=drop, config=base.config, architecture=architecture,
+        runnable.weights(), tmp_path / "twice", plan=drop, config=base.config, architecture=architecture,
         advance=lambda _: None,
     )  # fmt: skip
     per_layer = 2 * 2 * 16 * 4  # keys and values of two heads of size 16, in float32

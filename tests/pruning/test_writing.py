@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hubprune.architectures import ARCHITECTURES
+from hubprune.carried import is_carried
 from hubprune.errors import CheckpointError, DiskSpaceError
 from hubprune.files import staged_folder
 from hubprune.pruning import checkpoint
-from hubprune.pruning.checkpoint import write_checkpoint, write_weights
+from hubprune.pruning.checkpoint import carry_files, write_checkpoint, write_weights
 from hubprune.pruning.inventory import take_inventory
 from hubprune.pruning.weights import INDEX_NAME, SINGLE_NAME, open_weights, read_shard
 
@@ -228,7 +229,7 @@ def test_of_tied_weights_a_checkpoint_keeps_what_the_base_holds(tmp_path, held):
     out = pruned(base.folder, tmp_path / "out", attn=[1])
     assert load_folder(out).keys() & {HEAD, EMBEDDING} == held
     written = take_inventory(
-        Path(base.folder),
+        open_weights(Path(base.folder)),
         out,
         plan=plan(4, attn=[1]),
         config=config,
@@ -246,7 +247,7 @@ def test_the_inventory_counts_bytes_and_the_growth_of_the_cache(tmp_path):
     base = write_base(tmp_path / "base", config, random_tensors(TINY, dtype=torch.bfloat16))
     out = pruned(base.folder, tmp_path / "out", attn=[0])
     written = take_inventory(
-        Path(base.folder),
+        open_weights(Path(base.folder)),
         out,
         plan=plan(4, attn=[0]),
         config=config,
@@ -285,6 +286,52 @@ def test_tokenizer_and_licence_files_come_along_unchanged_and_nothing_else_does(
     assert {path.name for path in out.iterdir()} == {
         *carried, "config.json", "model.safetensors", "modeling_pruned_llama.py",
     }  # fmt: skip
+
+
+NOT_CARRIED = [
+    "tokenizer.pkl", "tokenizer.bin", "vocab.pth", "vocab.PY", "tokenizer.So", "LICENSE.exe", "NOTICE.so",
+    "license.BAT", "tokenizer", "chat_template.sh", "chat_templates/tool.py", "chat_templates/deeper/tool.jinja",
+    "docs/LICENSE",
+]  # fmt: skip
+CARRIED = [
+    "tokenizer.json", "tokenizer.model.v3", "vocab.txt", "vocab.bpe", "a.tiktoken", "License", "LICENSE-2.0",
+    "notice.MD", "LICENSE.pdf", "chat_templates/tool.jinja", "chat_template.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_CARRIED)
+def test_what_a_program_could_run_or_unpickle_is_never_carried(name):
+    assert not is_carried(name)
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_texts_and_vocabularies_are_carried_however_their_names_are_spelled(name):
+    assert is_carried(name)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "tokenizer.json"])
+def test_a_link_out_of_a_base_is_not_followed(tmp_path, name):
+    base = write_base(tmp_path / "base", TINY)
+    (tmp_path / "secret").write_text("of this machine")
+    path = Path(base.folder, name)
+    path.unlink(missing_ok=True)
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=f"{name} is a link that leads out of its folder"):
+        carry_files(Path(base.folder), tmp_path)
+
+
+def test_links_within_a_base_and_into_the_blobs_of_the_cache_are_followed(tmp_path):
+    repo = tmp_path / "models--me--tiny"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "blobs" / "a1").write_text("terms")
+    snapshot, out = repo / "snapshots" / "c0", tmp_path / "out"
+    snapshot.mkdir(parents=True)
+    (snapshot / "LICENSE").symlink_to(Path("../../blobs/a1"))
+    (snapshot / "NOTICE").symlink_to(snapshot / "LICENSE")
+    out.mkdir()
+    carry_files(snapshot, out)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"LICENSE": "terms", "NOTICE": "terms"}
+    assert not any(path.is_symlink() for path in out.iterdir())
 
 
 def test_whole_layers_alone_need_no_modeling_file(llama, tmp_path):

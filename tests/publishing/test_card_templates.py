@@ -85,7 +85,19 @@ def test_a_folder_that_does_not_do_is_refused_before_anything_is_computed(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ card.nothing }}", "{{ card.__class__.__mro__ }}", '{% include "missing" %}', "{{ ''.join(1) }}"]
+    "template",
+    [
+        "{{ card.nothing }}",
+        "{{ card.__class__.__mro__ }}",
+        '{% include "missing" %}',
+        "{{ ''.join(1) }}",
+        "{{ 'a' * 99999999999 }}",
+        "{{ [1] * 3000000000 }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{{ range(99999999) | list }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        '{% include "footer.md.jinja" %}',
+    ],
 )
 def test_a_template_that_cannot_be_rendered_is_one_error_that_says_that_the_work_is_kept(tmp_path, template):
     with pytest.raises(RecipeError) as error:

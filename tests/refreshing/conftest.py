@@ -1,0 +1,96 @@
+"""A local Hub with a repo that the last version published, and the base that it was made of."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from hubprune.console import Reporter
+from hubprune.publishing.session import HubSession
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent / "publishing"))
+
+BASE_ID, REPO_ID = "acme/tiny-mistral", "acme/tiny-mistral-attn-drop-1"
+OLD_TAG = "hubprune-494fd1d1"
+BASE_COMMIT = "b3afb6142303208b991a799fc38011d51ae53bf6"
+"""That the published files name: the same files at the same time have it on every Hub."""
+TIME = "1796037296 +0000"
+
+
+def files_of(name):
+    folder = HERE / "last_version" / name
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def commit(api, repo_id, files, message="Upload"):
+    from huggingface_hub import CommitOperationAdd
+
+    adds = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in files.items()]
+    return api.create_commit(repo_id, adds, commit_message=message).oid
+
+
+@pytest.fixture(scope="package")
+def hub(tmp_path_factory):
+    """A Hub for all tests of this folder, and libraries that know no other one and no login of this machine."""
+    pytest.importorskip("starlette")
+    from huggingface_hub import HfApi
+    from on_hub import only_hub
+
+    from hubprune.localhub import git, running_hub
+
+    home = tmp_path_factory.mktemp("hf_home")
+    with running_hub(tmp_path_factory.mktemp("hub")) as running, only_hub(running, home) as patch:
+        patch.setenv("HF_TOKEN", running.token)
+        patch.setenv("HF_HOME", str(home))
+        api = HfApi(endpoint=running.endpoint, token=running.token)
+        with pytest.MonkeyPatch.context() as clock:
+            for name in ("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"):
+                clock.setitem(git._ENVIRONMENT, name, TIME)
+            api.create_repo(BASE_ID)
+            assert commit(api, BASE_ID, files_of("base")) == BASE_COMMIT
+        yield running
+
+
+@pytest.fixture
+def api(hub):
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=hub.endpoint, token=hub.token)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    """Waits between tries are as short as they can be, and what is unfinished is kept for one test."""
+    from hubprune.publishing import retry
+
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setenv("HUBPRUNE_HOME", str(tmp_path / "work"))
+
+
+@pytest.fixture
+def session(hub):
+    return HubSession.open(endpoint=hub.endpoint, token=hub.token)
+
+
+@pytest.fixture
+def reporter():
+    return Reporter(quiet=True)
+
+
+def publish_last_version(api):
+    """Put the repo on the Hub as the last version published it."""
+    api.delete_repo(REPO_ID, missing_ok=True)
+    api.create_repo(REPO_ID)
+    head = commit(api, REPO_ID, files_of("published"))
+    api.create_tag(REPO_ID, tag=OLD_TAG, revision=head)
+    return REPO_ID
+
+
+@pytest.fixture
+def published(api):
+    """The id of that repo."""
+    return publish_last_version(api)
