@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from hubprune.artifacts import RepoFile, SpeedReport
 from hubprune.console import Reporter
-from hubprune.errors import BaseNotFoundError, ConflictError, RecipeError
+from hubprune.errors import BaseNotFoundError, CheckpointError, ConflictError, RecipeError
 from hubprune.files import existing_folder
 from hubprune.pictures import BENCHMARK_PICTURE, CARD_PICTURE
 from hubprune.publishing import card, hub
 from hubprune.publishing.fingerprint import CARD_PART, card_part
-from hubprune.publishing.manifest import CARD, replace_card
+from hubprune.publishing.manifest import CARD, MANIFEST, replace_card
 from hubprune.publishing.notes import read_notes
 from hubprune.publishing.record import PublishRecord, read_record
 from hubprune.publishing.session import HubSession
@@ -102,9 +102,16 @@ def render_again(record: PublishRecord, choices: CardChoices) -> str:
 
     Raises:
         RecipeError: a template of the user's own does not do.
+        CheckpointError: parts of the manifest do not fit one another, as where a score is missing of a layer.
     """
     report = record.report.model_copy(update={"notes": choices.notes})
-    context = card.context_of(report, pictures=_pictures(record), overrides=choices.template)
+    try:
+        context = card.context_of(report, pictures=_pictures(record), overrides=choices.template)
+    except card.WRONG_USE as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CheckpointError(
+            f"The parts of {MANIFEST} do not fit one another ({why}).", hint="Take it from the Hub, or publish again."
+        ) from error
     return card.render(context, overrides=choices.template)
 
 

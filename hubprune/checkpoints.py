@@ -69,8 +69,8 @@ def refuse_foreign_code(found: PrunedFolder, *, trust: Trust) -> None:
     if trust == "own" and not verify.ships_only_our_code(found.folder, found.config, read_structure(found.config)):
         raise VerificationError(
             f"{found.name} names or ships code that this version of hubprune would not write.",
-            hint="If an earlier hubprune published it, `hubprune refresh REPO` writes its code anew. Else read its auto_map "
-            "and every .py file, then pass --trust-remote-code to run them all the same.",
+            hint="If an earlier hubprune published it, `hubprune refresh REPO` writes its code anew. Else read its "
+            "auto_map and every .py file, then pass --trust-remote-code to run them all the same.",
         )
 
 

@@ -53,7 +53,7 @@ def require_passed(seen: Verification) -> None:
     if failed:
         raise VerificationError(
             f"{len(failed)} of {len(seen.checks)} checks failed: {', '.join(failed)}.",
-            hint="If an earlier hubprune published it, `hubprune refresh REPO` brings its files to what this one writes.",
+            hint="If an earlier hubprune published it, `hubprune refresh REPO` brings its files to this one's.",
         )
 
 

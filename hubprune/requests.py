@@ -40,8 +40,11 @@ Count = Annotated[int, Number, Field(ge=1, le=MOST)]
 
 
 def shown(value: Any) -> str:
-    """Write a value as an error repeats it."""
-    text = repr(value)
+    """Write a value as an error repeats it, in one line."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a whole number with more digits than Python writes
+        return "a number of thousands of digits"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 

@@ -124,6 +124,20 @@ def test_every_command_explains_itself(command):
     assert f"Usage: hubprune {command}" in result.output
 
 
+OWN_LOADS = {
+    "neutral.py",  # the door
+    "pruning/loading.py",  # tries what must be refused
+    "publishing/hub.py",  # a line that is shown
+    "demo/measure.py",  # models of the package's own
+}
+
+
+def test_models_are_loaded_through_one_door_only():
+    loads = re.compile(r"AutoModel\w*\.from_pretrained\(")
+    found = {path.as_posix() for path in MODULES if loads.search((PACKAGE / path).read_text(encoding="utf-8"))}
+    assert found == OWN_LOADS
+
+
 # ---- errors ------------------------------------------------------------------------------------------------------
 
 CLASSES = {

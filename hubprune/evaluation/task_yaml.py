@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.errors import EvaluationError
+from hubprune.requests import shown
 from hubprune.strict_yaml import TaggedText, parse_yaml, refuse_depth
 
 __all__ = ["broken_files", "calls_python", "includes_of", "read_task_file", "refuse_misfit"]
@@ -87,13 +88,13 @@ def _read_all(path: Path, *, above: tuple[Path, ...]) -> None:
 
 def _refuse_odd_names(values: Mapping[str, Any], *, where: Path) -> None:
     """Refuse names that are no texts: lm-eval sorts those of all files, and cannot sort numbers among them."""
-    for key in ("task", "group", "tag"):
-        given = values.get(key)
+    for key in {"task", "group", "tag"} & values.keys():
+        given = values[key]
         # The members of a group are looked up by name and never sorted.
         names = given if isinstance(given, list) and key == "tag" else [] if isinstance(given, list) else [given]
-        if odd := [name for name in names if name is not None and not isinstance(name, str)]:
+        if odd := [name for name in names if not isinstance(name, str) and (name is not None or key != "tag")]:
             hint = "Put it in quotes."
-            raise _DeadlyFileError(f"{where} has a {key} that is no text: {str(odd[0])[:60]!r}.", hint=hint)
+            raise _DeadlyFileError(f"{where} has a {key} that is no text: {shown(odd[0])}.", hint=hint)
 
 
 def calls_python(value: Any) -> bool:
@@ -126,8 +127,8 @@ def refuse_misfit(name: str, config: Mapping[str, Any]) -> None:
     _expect(name, "num_fewshot", config.get("num_fewshot"), int)
     _expect(name, "metric_list", config.get("metric_list"), list)
     for row in config.get("metric_list") or ():
-        _expect(name, "metric_list", row, dict)
-        _expect(name, "metric_list.metric", row.get("metric", 0), str)
+        if not isinstance(row, dict) or not isinstance(row.get("metric"), str):
+            raise EvaluationError(f"The benchmark {name} has a metric in metric_list without a name: {shown(row)}.")
     _expect(name, "generation_kwargs", config.get("generation_kwargs"), dict)
     if config.get("dataset_path") in UNPICKLING:
         message = f"The benchmark {name} reads {config['dataset_path']} files, which are unpickled, and that runs code."
@@ -139,7 +140,7 @@ def refuse_misfit(name: str, config: Mapping[str, Any]) -> None:
 def _expect(name: str, key: str, value: Any, kind: type) -> None:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if value is not None and not (is_count if kind is int else isinstance(value, kind)):
-        raise EvaluationError(f"The benchmark {name} has a {key} that is no {KINDS[kind]}: {str(value)[:60]!r}.")
+        raise EvaluationError(f"The benchmark {name} has a {key} that is no {KINDS[kind]}: {shown(value)}.")
 
 
 def _texts(value: Any) -> Iterator[str]:

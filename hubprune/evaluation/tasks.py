@@ -23,6 +23,7 @@ from hubprune.evaluation.sources import DataSource, content_of, first_line, hub_
 from hubprune.evaluation.task_yaml import broken_files, refuse_misfit
 from hubprune.files import existing_folder
 from hubprune.recipe import EvaluationSpec
+from hubprune.requests import shown
 from hubprune.suites import SUITES
 
 __all__ = ["Suite", "data_sources", "find_tasks", "load_tasks", "local_data", "task_paths"]
@@ -63,9 +64,9 @@ def find_tasks(spec: EvaluationSpec) -> Any:
         raise EvaluationError(f"There is no folder {spec.include_path}.", hint="Check --include-path.")
     broken = broken_files(Path(spec.include_path)) if spec.include_path and spec.tasks else {}
     with log_level("lm_eval.tasks", logging.ERROR):
-        manager = _index(spec)
+        manager = _index(spec, broken)
         if any(name not in manager.task_index and _is_mentioned(name) for name in spec.tasks):
-            manager = _full_index(spec)  # a tag: its members may be anywhere
+            manager = _manager(broken, include_path=spec.include_path)  # a tag: its members may be anywhere
     _refuse_broken(spec, manager, broken)
     _refuse_unknown(spec, manager.task_index, broken)
     _refuse_unfit(spec, manager.task_index)
@@ -73,14 +74,12 @@ def find_tasks(spec: EvaluationSpec) -> Any:
     return manager
 
 
-def _index(spec: EvaluationSpec) -> Any:
+def _index(spec: EvaluationSpec, broken: Mapping[Path, EvaluationError]) -> Any:
     """Index the folders of the requested names, then of what their groups name, until nothing is missing."""
-    from lm_eval.tasks import TaskManager
-
     include = [spec.include_path] if spec.include_path else []
     folders: set[Path] = set()
     while True:
-        manager = TaskManager(include_path=[*_outermost(folders), *include], include_defaults=False)
+        manager = _manager(broken, include_path=[*_outermost(folders), *include], include_defaults=False)
         missing = {name for name, entry in _walk(manager.task_index, spec.tasks) if entry is None}
         new = {folder for name in missing if (folder := stock_folders().get(name))} - folders
         if not new:
@@ -88,10 +87,15 @@ def _index(spec: EvaluationSpec) -> Any:
         folders |= new
 
 
-def _full_index(spec: EvaluationSpec) -> Any:
+def _manager(broken: Mapping[Path, EvaluationError], **options: Any) -> Any:
+    """Make lm-eval's index, which fails over some of the files that are read otherwise here, or not at all."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=spec.include_path)
+    try:
+        return TaskManager(**options)
+    except Exception as error:
+        own = EvaluationError(f"lm-eval cannot read the files of tasks: {first_line(error)}.")
+        raise next(iter(broken.values()), own) from error
 
 
 def _outermost(folders: Iterable[Path]) -> list[Path]:
@@ -146,11 +150,12 @@ def _member_names(items: Any) -> Iterator[str]:
         if isinstance(item, str):
             yield item
         elif not isinstance(item, dict):
-            raise EvaluationError(f"A group of benchmarks has a member that is no name: {str(item)[:60]!r}.")
+            raise EvaluationError(f"A group of benchmarks has a member that is no name: {shown(item)}.")
         elif isinstance(item.get("task"), list):
             yield from _member_names(item["task"])
         else:
-            yield str(item.get("group") or item.get("task"))
+            member = item.get("group") or item.get("task")
+            yield member if isinstance(member, str) else shown(member)
 
 
 def _refuse_broken(spec: EvaluationSpec, manager: Any, broken: Mapping[Path, EvaluationError]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ __all__ = ["download_base", "needed_files", "resolve_base", "resolve_repo"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
 
 
 # ---- resolve -----------------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
 
     Args:
         spec: a repo id and a revision, or a local folder.  A folder is one that is written like a path, or that
-            holds a config.json.
+            holds a config.json or an adapter.
         session: which Hub.
 
     Raises:
@@ -54,7 +55,9 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
     if folder is None and looks_local:
         hint = "A repo id looks like owner/name."
         raise BaseNotFoundError(f"{spec.repo_id} is neither a folder nor a repo id.", hint=hint)
-    is_local = folder is not None and (looks_local or file_exists(folder / "config.json"))
+    is_local = folder is not None and (
+        looks_local or any(file_exists(folder / name) for name in ("config.json", ADAPTER))
+    )
     found = _local_base(folder) if folder and is_local else resolve_repo(spec, session=session)
     architecture_of(found.config, name=found.name)
     _check_format(found)
@@ -63,12 +66,21 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
 
 def _local_base(folder: Path) -> BaseCheckpoint:
     if not (folder / "config.json").is_file():
-        raise BaseNotFoundError(f"{folder} has no config.json, so it holds no transformers model.")
+        raise _no_config(str(folder), [path.name for path in folder.iterdir()])
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     files = tuple(RepoFile(path=p.relative_to(folder).as_posix(), size=p.stat().st_size) for p in paths)
     config = _read_config(folder / "config.json", name=str(folder))
     folder = folder.resolve()
     return BaseCheckpoint(name=folder.name, commit=None, folder=str(folder), config=config, files=files)
+
+
+def _no_config(name: str, paths: Sequence[str]) -> BaseNotFoundError:
+    if ADAPTER in paths:
+        return BaseNotFoundError(
+            f"{name} holds an adapter and no model: {ADAPTER} and no config.json.",
+            hint="Merge it into its base first, with merge_and_unload() of peft, and prune what comes of it.",
+        )
+    return BaseNotFoundError(f"{name} has no config.json, so it is no transformers model.")
 
 
 def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
@@ -86,9 +98,7 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         for s in info.siblings or ()
     )
     if not any(f.path == "config.json" for f in files):
-        raise BaseNotFoundError(
-            f"{spec.repo_id} at {spec.revision} has no config.json, so it is no transformers model."
-        )
+        raise _no_config(f"{spec.repo_id} at {spec.revision}", [file.path for file in files])
     _check_access(spec.repo_id, session=session)
     commit = str(info.sha)
     path = session.ask(

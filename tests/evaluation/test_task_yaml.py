@@ -74,8 +74,7 @@ MISFITS = {
     "dataset_kwargs": {"dataset_kwargs": "x"},
     "dataset_kwargs.data_dir": {"dataset_kwargs": {"data_dir": 5}},
     "num_fewshot": {"num_fewshot": True},
-    "metric_list": {"metric_list": ["acc"]},
-    "metric_list.metric": {"metric_list": [{"metric": 5}]},
+    "metric_list": {"metric_list": "acc"},
     "test_split": {"test_split": ["a"]},
     "NUL": {"dataset_kwargs": {"data_files": {"test": ["a\0b"]}}},
 }
@@ -87,6 +86,12 @@ def test_a_value_of_another_type_is_refused_with_its_key(folder, write_task, key
     assert f"The benchmark mine {'names data with a NUL' if key == 'NUL' else f'has a {key} that is no '}" in refusal(
         folder, "mine"
     )
+
+
+@pytest.mark.parametrize("row", [None, "acc", {}, {"metric": 5}])
+def test_a_metric_without_a_name_is_refused(folder, write_task, row):
+    write_task(folder, "mine", [ROW], metric_list=[row])
+    assert "The benchmark mine has a metric in metric_list without a name" in refusal(folder, "mine")
 
 
 @pytest.mark.parametrize("form", ["pandas", "webdataset"])

@@ -85,7 +85,7 @@ def refused(world, tmp_path, monkeypatch):
             {"base": BaseModelSpec(repo_id=LLAMA), "target": TargetSpec(repo_id="ana/tiny")},
         ),
         (errors.PermissionDeniedError, "not one of its namespaces", {"target": TargetSpec(repo_id="zoe/result")}),
-        (errors.ConflictError, "not written by hubprune", {"target": TargetSpec(repo_id=HANDMADE)}),
+        (errors.EditedError, "not written by hubprune", {"target": TargetSpec(repo_id=HANDMADE)}),
         (errors.RecipeError, "is a tag", {"target": TargetSpec(repo_id=HANDMADE, revision="v1")}),
         (errors.RecipeError, "is public", {"target": TargetSpec(repo_id=HANDMADE, private=True)}),
         (errors.CalibrationError, "nobody/texts", {"calibration": NO_DATA}),

@@ -24,10 +24,10 @@ from mutations import as_json, as_yaml
 from on_hub import make_folder
 
 from hubprune.artifacts import LayerScores
+from hubprune.cards import AS_SHIPPED, render_again
 from hubprune.console import Reporter
 from hubprune.files import list_files
 from hubprune.pruning.mixes import find_mix
-from hubprune.publishing.card import context_of, render
 from hubprune.publishing.manifest import content_digest, read_manifest, write_manifest
 from hubprune.publishing.record import parse_record
 from hubprune.publishing.session import HubSession
@@ -154,7 +154,6 @@ def use_stage(path: Path) -> None:
 
 
 def manifest() -> Any:
-    """What a publish says of itself."""
     with tempfile.TemporaryDirectory() as name:
         make_folder(folder := Path(name, "result"))
         (folder / "hubprune.json").unlink()
@@ -175,8 +174,7 @@ def signed_json(values: Any) -> bytes:
 def use_manifest(path: Path) -> None:
     data = path.read_bytes()
     assert read_manifest(data).data == data
-    record = parse_record(data, where=path.name)
-    assert render(context_of(record.report))
+    assert render_again(parse_record(data, where=path.name), AS_SHIPPED)
 
 
 # ---- tasks -------------------------------------------------------------------------------------------------------

@@ -46,8 +46,11 @@ def files_of(kind: Kind):
     return nearly(kind.valid, kind.write)
 
 
-def attempt(kind: Kind, data: bytes) -> str | None:
-    """Read a file of a kind, and return what escaped other than an error in words, or None."""
+READ, REFUSED = "read", "refused"
+
+
+def attempt(kind: Kind, data: bytes) -> str:
+    """Read a file of a kind; return that it was read, or refused in one line, or else what escaped."""
     with tempfile.TemporaryDirectory(prefix="hubprune-fuzz-") as folder, quietly(), deadline(DEADLINE_SECONDS):
         path = Path(folder, kind.file)
         path.parent.mkdir(exist_ok=True)
@@ -56,11 +59,11 @@ def attempt(kind: Kind, data: bytes) -> str | None:
             kind.read(path)
         except HubpruneError as error:
             in_one_line = error.message and "\n" not in error.message
-            return None if in_one_line else f"an error of several lines: {error.message[:200]!r}"
+            return REFUSED if in_one_line else f"an error of several lines: {error.message[:200]!r}"
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             return f"{type(error).__name__}: {str(error)[:200]} ({Path(last.filename).name}:{last.lineno})"
-    return None
+    return READ
 
 
 @contextlib.contextmanager

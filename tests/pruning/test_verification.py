@@ -18,6 +18,7 @@ from hubprune.errors import (
     UnsupportedFormatError,
     VerificationError,
 )
+from hubprune.processes import last_words
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.config import check_config, read_config
@@ -61,6 +62,23 @@ def in_process(own_modules, monkeypatch):
     """Compare in this process: it costs a tenth of a fresh one."""
     monkeypatch.setattr(verify, "NEW_TOKENS", 12)
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        (
+            "Traceback\n  File x\nValueError: no\n  more of it\nLoading weights: 100%|####| 42/42 [00:00]",
+            "ValueError: no",
+        ),
+        ("Loading: 10%|#   | 1/10\rLoading: 100%|####| 10/10\n", "it ended without a word."),
+        ("a.b.SomeValidationError: x\ny\n", "a.b.SomeValidationError: x"),
+        ("Killed\n\n", "Killed"),
+        ("", "it ended without a word."),
+    ],
+)
+def test_the_last_words_of_a_process_are_its_error_and_no_progress_bar(stderr, said):
+    assert last_words(stderr) == said
 
 
 # ---- what is written does what the plan says ---------------------------------------------------------------------

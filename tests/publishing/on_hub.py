@@ -17,9 +17,14 @@ CONFIG = {"model_type": "llama", "num_hidden_layers": 8, "architectures": ["Llam
 BASE_CARD = "---\nlanguage: en\nlicense: apache-2.0\ngated_prompt: no\n---\n# Base\n"
 
 
-def safetensors(size):
-    header = json.dumps({"w": {"dtype": "F32", "shape": [size], "data_offsets": [0, 4 * size]}}).encode()
-    return struct.pack("<Q", len(header)) + header + b"\x01\x02\x03\x04" * size
+def raw(header):
+    """A safetensors file of a header alone."""
+    return struct.pack("<Q", len(header)) + header
+
+
+def safetensors(size, name="w"):
+    header = json.dumps({name: {"dtype": "F32", "shape": [size], "data_offsets": [0, 4 * size]}}).encode()
+    return raw(header) + b"\x01\x02\x03\x04" * size
 
 
 BASE_FILES = {

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from on_hub import BASE_ID, CONFIG, Ticks, commit_files, safetensors
+from on_hub import BASE_ID, CONFIG, Ticks, commit_files, raw, safetensors
 
 from hubprune.artifacts import PublishedCommit, RepoFile
 from hubprune.errors import (
@@ -24,6 +24,7 @@ from hubprune.errors import (
     VerificationError,
 )
 from hubprune.publishing import integrity
+from hubprune.publishing.headers import small_files, stored_shapes
 from hubprune.publishing.hub import download_base, needed_files, resolve_base, weight_files
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import BaseModelSpec
@@ -196,6 +197,11 @@ def test_an_expired_token_is_told_from_a_missing_repo(hub, base_repo):
     ("files", "error", "said"),
     [
         ({"model.safetensors": safetensors(1)}, BaseNotFoundError, "has no config.json"),
+        (
+            {"adapter_config.json": b"{}", "adapter_model.safetensors": b""},
+            BaseNotFoundError,
+            "an adapter and no model",
+        ),
         ({**MODEL, "config.json": b'{"model_type": "bloom"}'}, UnsupportedArchitectureError, "'bloom'"),
         ({**MODEL, "config.json": b"[" * 100_000}, CheckpointError, "is no valid JSON"),
         ({"config.json": MODEL["config.json"], "pytorch_model.bin": b"x"}, UnsupportedFormatError, "save_pretrained"),
@@ -205,6 +211,44 @@ def test_an_expired_token_is_told_from_a_missing_repo(hub, base_repo):
 def test_a_base_that_cannot_be_used_says_why(new_repo, session, files, error, said):
     with pytest.raises(error, match=said):
         resolve_base(spec(new_repo(files)), session=session)
+
+
+def test_a_folder_with_an_adapter_alone_is_no_repo_id(session, tmp_path, monkeypatch):
+    (tmp_path / "odd" / "adapter").mkdir(parents=True)
+    (tmp_path / "odd" / "adapter" / "adapter_config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BaseNotFoundError, match="an adapter and no model") as caught:
+        resolve_base(spec("odd/adapter"), session=session)
+    assert "merge_and_unload" in caught.value.hint
+
+
+# ---- what is known before the weights are here -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+def test_of_weights_only_the_headers_are_read(hub, new_repo, session, size):
+    shards = {f"model-0000{i}-of-00002.safetensors": safetensors(size + i, name=f"w{i}") for i in (1, 2)}
+    repo_id = new_repo({"config.json": MODEL["config.json"], "consolidated.safetensors": b"x", **shards})
+    base = resolve_base(spec(repo_id), session=session)
+    hub.clear_log()
+    assert stored_shapes(base, session=session) == {"w1": (size + 1,), "w2": (size + 2,)}
+    asked = [request for request in hub.log if "/resolve/" in request.path]
+    assert {Path(request.path).name for request in asked} == set(shards)
+    folder = small_files(base, session=session)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_a_header_of_many_tensors_is_read_whole(new_repo, session):
+    header = {f"model.layers.{i}.w": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(3000)}
+    repo_id = new_repo({"config.json": MODEL["config.json"], "model.safetensors": raw(json.dumps(header).encode())})
+    assert len(stored_shapes(resolve_base(spec(repo_id), session=session), session=session)) == 3000
+
+
+@pytest.mark.parametrize("header", [b"{", b"[]", b'{"w": 1}', b'{"w": {}}', b'{"w": {"dtype": "F32", "shape": 3}}'])
+def test_a_header_that_is_none_names_the_file(new_repo, session, header):
+    base = resolve_base(spec(new_repo({**MODEL, "model.safetensors": raw(header)})), session=session)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors of somebody/base-.* is no safetensors file"):
+        stored_shapes(base, session=session)
 
 
 def test_a_hub_that_does_not_answer_is_named(session):
