@@ -237,17 +237,17 @@ def _base(
     except BaseError as error:
         return None, error.message
     check_config(base.config, where=f"config.json of {base.name}")
-    known = {key: config[key] for key in ("dtype", "torch_dtype") if config.get(key)}
     values = dict(base.config)
-    if not (values.get("dtype") or values.get("torch_dtype")):
-        values |= known or _stored_dtype(record)
+    if not (values.get("dtype") or values.get("torch_dtype")) and (dtype := _dtype(config, record)):
+        values["dtype"] = dtype
     if config.get("tie_word_embeddings") is False:
         values["tie_word_embeddings"] = False
     folder = small_files(base, session=session)
     return base.model_copy(update={"config": values, "folder": str(folder)}), None
 
 
-def _stored_dtype(record: PublishRecord) -> dict[str, str]:
-    """Return the dtype of all weights, if they have one; of a mixture, only its headers know the first."""
-    floating = [STORED[dtype] for dtype in record.report.checkpoint.dtypes if dtype in STORED]
-    return {"dtype": floating[0]} if len(floating) == 1 else {}
+def _dtype(config: Mapping[str, Any], record: PublishRecord) -> str | None:
+    """Return the dtype that config.json names, or that all weights have; None for a mixture without a name."""
+    stored = [STORED[dtype] for dtype in record.report.checkpoint.dtypes if dtype in STORED]
+    named = config.get("dtype") or config.get("torch_dtype")
+    return str(named) if named else stored[0] if len(stored) == 1 else None

@@ -179,6 +179,9 @@ def test_a_published_repo_can_be_pruned_and_published_again(hubprune, files):
     assert "The base had lost the attention of layer 1 before." in (files / "twice" / "README.md").read_text()
     verified = hubprune("verify", "local/twice")
     assert verified.code == 0, verified.err
+    # What a publish writes is what a refresh would write, so that it has nothing to do.
+    refreshed = hubprune("refresh", "local/once", "local/twice", "--check")
+    assert refreshed.code == 0, refreshed.out + refreshed.err
 
 
 def test_a_dry_run_writes_nothing_to_the_hub(publish, api):

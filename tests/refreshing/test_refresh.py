@@ -294,7 +294,7 @@ def test_without_its_base_what_needs_none_is_refreshed(refresh, published, hub, 
     ("of_base", "of_repo", "written"),
     [
         ({"torch_dtype": None}, {"torch_dtype": None}, {"dtype": "bfloat16", "torch_dtype": "bfloat16"}),
-        ({"torch_dtype": None}, {"torch_dtype": "float16"}, {"torch_dtype": "float16"}),
+        ({"torch_dtype": None}, {"torch_dtype": "float16"}, {"dtype": "float16", "torch_dtype": "float16"}),
         ({"tie_word_embeddings": True}, {"tie_word_embeddings": False}, {"tie_word_embeddings": False}),
     ],
     ids=["no dtype", "dtype of a later version", "a head of its own"],
@@ -316,6 +316,7 @@ def test_what_a_publish_takes_from_the_weights_of_the_base_is_taken_from_the_rep
     [report] = refresh(published)
     now = json.loads(Path(api.hf_hub_download(REPO_ID, "config.json", revision=report.commit)).read_bytes())
     assert {key: now.get(key) for key in written} == written
+    assert refresh(published)[0].outcome == "up to date"
 
 
 def without_none(values):
