@@ -78,7 +78,9 @@ def refuse_depth(data: bytes, *, where: str, error: type[HubpruneError]) -> None
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 line = event.start_mark.line + 1 if event.start_mark else 1
-                raise error(f"Cannot read {where}, line {line}: lists and mappings are nested deeper than {DEEPEST} levels.")
+                raise error(
+                    f"Cannot read {where}, line {line}: lists and mappings are nested deeper than {DEEPEST} levels."
+                )
 
 
 def _refuse_bomb(value: Any) -> None:
