@@ -146,6 +146,12 @@ def test_a_config_of_another_plan_than_the_manifest_stops_it(refused, published,
     assert "tells of another plan or base" in refused().message
 
 
+def test_a_config_that_is_not_what_the_plan_leaves_of_the_base_stops_it(refused, published, api):
+    other = {**CONFIG, "dropped_attn_layers": [0]}
+    commit(api, REPO_ID, with_file("config.json", json.dumps(other).encode()))
+    assert f"is not what its plan leaves of {BASE_ID} at b3afb614" in refused().message
+
+
 @pytest.mark.parametrize("path", ["adapter_config.json", "custom_generate/generate.py"])
 def test_a_repo_that_leads_to_other_code_is_left_alone(refused, published, api, path):
     commit(api, REPO_ID, {path: b"{}"})
