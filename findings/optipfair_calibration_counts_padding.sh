@@ -3,7 +3,7 @@
 # Behaviour: prune_model(..., dataloader=...) weighs MLP neurons by their activations on calibration texts. It hands
 #   the attention mask to the model but sums the activations over every position, padding included; and it adds up the
 #   norms of batches, each a root of a sum of squares. So which neurons go depends on how the same texts are padded
-#   and batched. (Its score of whole layers, analyze_layer_importance, does leave padding out.)
+#   and batched. (By its source, the score of whole layers does leave padding out.)
 # Seen: 8 texts of 12 tokens, 64 of 256 neurons to drop in each of 2 layers: other neurons go when the texts are
 #   padded to 48 tokens, and when they come one by one instead of as one batch.
 # Why it matters: batch size and padding look like matters of speed. Here they choose the neurons, so that two people

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hubprune.artifacts import BenchmarkComparison, DropPlan, GenerationComparison, ModelTexts, SnippetRun
 from hubprune.devices import resolve_device
 from hubprune.pruning.config import needs_modeling_file
-from hubprune.publishing.snippet import Snippet, samples
+from hubprune.publishing.snippet import Snippet, asks_for_more, samples
 from hubprune.run import Run
 from hubprune.stages import key_of
 
@@ -120,6 +120,7 @@ def run_snippet(
         prompt=run.recipe.evaluation.prompt_texts()[0],
         custom_code=needs_modeling_file(plan),
         samples=samples(folder),
+        plain=asks_for_more(folder),
     )
     gpu = resolve_device(run.recipe.device) != "cpu"
     key = key_of(run.circumstances, plan.content, plan.layout, snippet.code(overrides=template))

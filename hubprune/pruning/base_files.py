@@ -102,7 +102,11 @@ def _check_generation(folder: Path, *, name: str) -> None:
     path, where = folder / GENERATION, f"{GENERATION} of {name}"
     if not path.is_file():
         return
-    parse_json(path.read_bytes(), where=where)
+    ends = parse_json(path.read_bytes(), where=where).get("eos_token_id")
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends or 0])):
+        raise CheckpointError(
+            f"{where} has eos_token_id={ends!r:.60}, which is no token id.", hint="It is an id, a list of ids, or null."
+        )
     from transformers import GenerationConfig
 
     try:

@@ -55,10 +55,8 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
     if folder is None and looks_local:
         hint = "A repo id looks like owner/name."
         raise BaseNotFoundError(f"{spec.repo_id} is neither a folder nor a repo id.", hint=hint)
-    is_local = folder is not None and (
-        looks_local or any(file_exists(folder / name) for name in ("config.json", ADAPTER))
-    )
-    found = _local_base(folder) if folder and is_local else resolve_repo(spec, session=session)
+    marked = folder is not None and any(file_exists(folder / name) for name in ("config.json", ADAPTER))
+    found = _local_base(folder) if folder and (looks_local or marked) else resolve_repo(spec, session=session)
     architecture_of(found.config, name=found.name)
     _check_format(found)
     return found

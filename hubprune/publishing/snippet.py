@@ -18,11 +18,17 @@ from hubprune.publishing.privacy import scrub
 from hubprune.strict_json import parse_json
 from hubprune.templates import environment as template_environment
 
-__all__ = ["Snippet", "samples"]
+__all__ = ["Snippet", "asks_for_more", "samples"]
 
 SNIPPET_TEMPLATE = "snippet.py.jinja"
 DEFAULT_PROMPT = "Paris is the capital of"
 NEW_TOKENS = 40
+ORDINARY = {
+    "_from_model_config", "bos_token_id", "do_sample", "eos_token_id", "max_length", "max_new_tokens", "min_p",
+    "pad_token_id", "repetition_penalty", "temperature", "top_k", "top_p", "transformers_version", "typical_p",
+    "use_cache",
+}  # fmt: skip
+"""Keys of a generation_config.json with which `generate` needs nothing else, and makes one text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,8 @@ class Snippet:
     """Whether the repo ships a modeling file."""
     samples: bool = False
     """Whether the model's own settings would draw its words at random, so that the code has to say otherwise."""
+    plain: bool = False
+    """Whether the model's own settings ask for more than `generate` does alone, so that the code puts them aside."""
 
     def code(self, *, overrides: Path | None = None) -> str:
         """Write the code, without a line break at its end, as the fence of the card leaves it.
@@ -50,7 +58,8 @@ class Snippet:
             revision=self.revision,
             prompt=self.prompt,
             custom_code=self.custom_code,
-            samples=self.samples,
+            samples=self.samples and not self.plain,
+            plain=self.plain,
             new_tokens=NEW_TOKENS,
         )
         return scrub(visible(text, keep="\n\t")).rstrip("\n")
@@ -81,6 +90,13 @@ def samples(folder: Path) -> bool:
     files = [folder / name for name in ("generation_config.json", "config.json")]
     settings = [parse_json(path.read_bytes(), where=str(path)) for path in files if path.is_file()]
     return any(values.get("do_sample") is True for values in settings)
+
+
+def asks_for_more(folder: Path) -> bool:
+    """Return whether a generation_config.json asks for what `generate` may refuse, or do otherwise, all by itself."""
+    path = folder / "generation_config.json"
+    given = parse_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
+    return any(key not in ORDINARY for key, value in given.items() if value not in (None, False))
 
 
 def _output(code: str, folder: Path, *, repo_id: str, gpu: bool) -> str:

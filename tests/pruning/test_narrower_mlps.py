@@ -323,7 +323,7 @@ def test_in_a_coarse_dtype_the_reference_adds_up_the_same_neurons_and_no_zeros(l
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(llama.folder)
-    rows = verify._narrowed(Path(llama.folder), narrowed(LLAMA, 20), ARCHITECTURES["llama"])
+    rows = verify._narrowed(open_weights(Path(llama.folder)), narrowed(LLAMA, 20), ARCHITECTURES["llama"])
     for tensor in rows:
         loading._narrow(model, tensor, exact=False)
     kept = kept_numbers(llama, narrowed(LLAMA, 20), 3)

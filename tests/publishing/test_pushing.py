@@ -11,6 +11,7 @@ from hubprune.artifacts import LoadedBack, UploadPlan
 from hubprune.errors import (
     AuthenticationError,
     ConflictError,
+    EditedError,
     OverBudgetError,
     PermissionDeniedError,
     RecipeError,
@@ -46,8 +47,8 @@ def push(session, reporter, tmp_path, monkeypatch):
     loaded = LoadedBack(prompt="p", text="t", parameters=made.checkpoint().parameters)
     monkeypatch.setattr(pipeline, "_load_back", lambda *_: loaded)
 
-    def run(folder, report, *, session=session):
-        options = PublishOptions(primer=False, report=tmp_path / "published.json")
+    def run(folder, report, *, session=session, **more):
+        options = PublishOptions(primer=False, report=tmp_path / "published.json", **more)
         return pushing.push(folder, report, options, session=session, reporter=reporter)
 
     return run
@@ -133,6 +134,23 @@ def test_what_came_after_the_dry_run_is_not_replaced(dry_run, push, session, use
     with pytest.raises(ConflictError, match=f"main was at {seen} and is at {head}"):
         push(folder, report)
     assert session.api.model_info(repo_id).sha == head
+
+
+def test_a_push_undoes_nothing_that_somebody_committed_unless_the_dry_run_saw_it_and_it_is_asked_to(
+    dry_run, push, session, user
+):
+    folder, report = dry_run()
+    repo_id = f"{user[0]}/pushed"
+    session.api.create_repo(repo_id)
+    report = report.model_copy(update={"upload": upload_plan(user, session.api.model_info(repo_id).sha)})
+    push(folder, report)
+    healed = commit_files(session.api, repo_id, {"model.safetensors": b"healed"})
+    with pytest.raises(EditedError, match=rf"model\.safetensors of {repo_id} .* {healed[:8]} \"files\" by {user[0]}\."):
+        push(folder, report)
+    with pytest.raises(ConflictError, match=f"has changed since the dry run: .* is at {healed}"):
+        push(folder, report, overwrite=True)
+    later = report.model_copy(update={"upload": upload_plan(user, healed)})
+    assert push(folder, later, overwrite=True).published.created
 
 
 def test_what_an_earlier_push_sent_is_no_conflict(dry_run, push, session, user):

@@ -17,7 +17,7 @@ from hubprune import measuring
 from hubprune.artifacts import SnippetRun
 from hubprune.errors import VerificationError
 from hubprune.publishing.card import build_context, render
-from hubprune.publishing.snippet import Snippet, samples
+from hubprune.publishing.snippet import Snippet, asks_for_more, samples
 from hubprune.stages import StageStore
 
 REPO_ID = "acme/tiny-attn-drop-1"
@@ -98,6 +98,21 @@ def test_a_model_that_would_draw_at_random_is_told_not_to(tmp_path, files, expec
         (tmp_path / name).write_text(json.dumps(values))
     assert samples(tmp_path) is expected
     assert ("do_sample=False" in snippet(tmp_path).code()) is expected
+
+
+def test_code_for_a_model_with_settings_that_generate_refuses_puts_them_aside(folder, tmp_path):
+    wishes = {
+        "stop_strings": ["a"], "prompt_lookup_num_tokens": 3, "return_dict_in_generate": True, "num_beams": 2,
+        "cache_implementation": "quantized", "eos_token_id": 1,
+    }  # fmt: skip
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "generation_config.json").write_text(json.dumps(wishes))
+    assert not asks_for_more(folder)
+    assert asks_for_more(tmp_path)
+    run = snippet(tmp_path, plain=True).run(tmp_path, gpu=False)
+    assert run.output == snippet(folder).run(folder, gpu=False).output
+    assert "GenerationConfig\n\nrepo_id" in run.code
 
 
 def test_a_token_in_a_prompt_is_neither_run_nor_shown():
