@@ -19,6 +19,7 @@ from hubprune.errors import (
     CheckpointError,
     ConflictError,
     EditedError,
+    PermissionDeniedError,
     RecipeError,
     VerificationError,
 )
@@ -112,7 +113,12 @@ def target_of(repo_id: str, *, revision: str, create_pr: bool, writes: bool, ses
         raise RecipeError(f"{repo_id} has no branch {revision!r}.", hint="Leave --revision out to refresh main.")
     identity = identify(session) if writes else None
     if identity:
-        check_can_write(repo_id, identity=identity, create_pr=create_pr, session=session)
+        try:
+            check_can_write(repo_id, identity=identity, create_pr=create_pr, session=session)
+        except PermissionDeniedError as error:
+            if "--create-pr" in (error.hint or ""):  # and speaks of publishing elsewhere
+                error.hint = "Propose the refresh with --create-pr, or ask for write access."
+            raise
     return Target(
         repo_id=repo_id, revision=revision, exists=True, branch_exists=True, parent=head, private=repo.private,
         create_pr=create_pr, user=identity.name if identity else NOBODY,

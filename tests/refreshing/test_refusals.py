@@ -171,7 +171,7 @@ def test_a_token_that_may_not_write_is_told_of_pull_requests(refused, published,
     stranger = HubSession.open(endpoint=hub.endpoint, token=hub.add_user("stranger"))
     error = refused(session=stranger)
     assert "may not write to acme/tiny-mistral-attn-drop-1" in error.message
-    assert "--create-pr" in error.hint
+    assert error.hint == "Propose the refresh with --create-pr, or ask for write access."
     chosen = command.RefreshOptions(load_back=False, create_pr=True)
     assert command.refresh(REPO_ID, chosen, session=stranger, reporter=reporter).outcome == "proposed"
 
