@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import pytest
-from conftest import BASE_ID, REPO_ID, commit, files_of
-from test_refresh import WEIGHTS, commits, manifest_at
+from last_version_repo import (
+    BASE_ID,
+    REPO_ID,
+    WEIGHTS,
+    commit,
+    commits,
+    files_of,
+    manifest_at,
+    rewritten,
+    with_file,
+)
 
 from hubprune.errors import HubpruneError
-from hubprune.publishing.manifest import SCHEMA_VERSION, content_digest
+from hubprune.publishing.manifest import SCHEMA_VERSION
 from hubprune.publishing.session import HubSession
 from hubprune.refreshing import anew, command
 
@@ -28,23 +36,6 @@ def refused(session, reporter, api):
         return caught.value
 
     return run
-
-
-def rewritten(**changes):
-    """The manifest with other values, as a publish of such would have written it."""
-    values = {**json.loads(files_of("published")["hubprune.json"]), **changes}
-    return json.dumps({**values, "content_sha256": content_digest(values)}).encode()
-
-
-def with_file(path, data):
-    """Files that put another file into the repo, which the manifest lists as its own."""
-    files = json.loads(files_of("published")["hubprune.json"])["files"]
-    row = {
-        "size": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "git_oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(),
-    }
-    return {path: data, "hubprune.json": rewritten(files={**files, path: row})}
 
 
 # ---- edited ------------------------------------------------------------------------------------------------------
