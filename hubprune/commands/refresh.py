@@ -33,7 +33,7 @@ Overwrite = Annotated[
     ),
 ]
 NoLoadBack = Annotated[
-    bool, typer.Option("--no-load-back", help="Do not download the result to load it in a fresh process.")
+    bool, typer.Option("--no-load-back", help="Neither build the model beforehand nor download the result and load it.")
 ]
 
 
@@ -50,7 +50,7 @@ def refresh(
 ) -> None:
     """Bring repos that are out to what this version writes: modeling file, tokenizer files, config.json and card.
 
-    Nothing is computed and no weights are read or sent.  Every repo gets one commit, is loaded back, and says in its
+    Nothing is computed and no weights are sent.  Every repo gets one commit, is loaded back, and says in its
     hubprune.json and on its card what changed.
     """
     with errors_shown(resume=RESUME) as reporter:

@@ -19,10 +19,12 @@ from hubprune.errors import (
     CheckpointError,
     ConflictError,
     EditedError,
+    PermissionDeniedError,
     RecipeError,
     VerificationError,
 )
 from hubprune.pruning.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes
+from hubprune.pruning.structure import read_structure
 from hubprune.pruning.verify import LEADS_TO_CODE, base_of, plan_of
 from hubprune.pruning.weights import INDEX_NAME
 from hubprune.publishing import hub
@@ -111,7 +113,12 @@ def target_of(repo_id: str, *, revision: str, create_pr: bool, writes: bool, ses
         raise RecipeError(f"{repo_id} has no branch {revision!r}.", hint="Leave --revision out to refresh main.")
     identity = identify(session) if writes else None
     if identity:
-        check_can_write(repo_id, identity=identity, create_pr=create_pr, session=session)
+        try:
+            check_can_write(repo_id, identity=identity, create_pr=create_pr, session=session)
+        except PermissionDeniedError as error:
+            if "--create-pr" in (error.hint or ""):  # and speaks of publishing elsewhere
+                error.hint = "Propose the refresh with --create-pr, or ask for write access."
+            raise
     return Target(
         repo_id=repo_id, revision=revision, exists=True, branch_exists=True, parent=head, private=repo.private,
         create_pr=create_pr, user=identity.name if identity else NOBODY,
@@ -155,6 +162,8 @@ def read_published(target: Target, *, overwrite: bool, session: HubSession, repo
     config = parse_json((folder / CONFIG_NAME).read_bytes(), where=f"{CONFIG_NAME} of {repo_id}")
     _check_ours(config, folder, record, repo_id=repo_id)
     base, why = _base(record, config, session=session)
+    if base:
+        _check_plan(record, config, base, repo_id=repo_id)
     if base is None and overwrite:
         why_not = f"The files of the repo are all that there is to start from: {why}"
         _refuse_edited(remote, record, overwrite="card", hint=why_not, session=session)
@@ -207,7 +216,9 @@ def _check_ours(config: Mapping[str, Any], folder: Path, record: PublishRecord, 
     """Compare config.json and modeling file with what the manifest says of the plan, and with how ours look."""
     report, where = record.report, f"config.json of {repo_id}"
     check_config(config, where=where)
-    if plan_of(config).content != report.plan.content or base_of(config) != (report.base.name, report.base.commit):
+    told, plan = plan_of(config), report.plan
+    same_plan = (told.content, told.num_hidden_layers) == (plan.content, plan.num_hidden_layers)
+    if not same_plan or base_of(config) != (report.base.name, report.base.commit):
         raise CheckpointError(f"{where} tells of another plan or base than its {MANIFEST}.", hint="Publish it again.")
     if not needs_modeling_file(report.plan):
         return
@@ -220,6 +231,17 @@ def _check_ours(config: Mapping[str, Any], folder: Path, record: PublishRecord, 
     if not OUR_FIRST_LINE.fullmatch(first):
         raise VerificationError(
             f"{path.name} of {repo_id} does not begin as a modeling file of hubprune does.", hint="Publish it again."
+        )
+
+
+def _check_plan(record: PublishRecord, config: Mapping[str, Any], base: BaseCheckpoint, *, repo_id: str) -> None:
+    """Make sure that the repo is what the plan leaves of the base."""
+    plan, structure = record.report.plan, read_structure(base.config, name=base.name)
+    layers = {plan.num_hidden_layers, *([len(plan.widths.kept)] if plan.widths else [])}
+    is_of_base = layers == {structure.num_hidden_layers}
+    if not is_of_base or structure.without(plan) != read_structure(config, name=repo_id):
+        raise CheckpointError(
+            f"{repo_id} is not what its plan leaves of {base.name} at {str(base.commit)[:8]}.", hint="Publish it again."
         )
 
 

@@ -10,27 +10,10 @@ import pytest
 from hubprune.console import Reporter
 from hubprune.publishing.session import HubSession
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-sys.path.insert(0, str(HERE.parent / "publishing"))
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "publishing"))
 
-BASE_ID, REPO_ID = "acme/tiny-mistral", "acme/tiny-mistral-attn-drop-1"
-OLD_TAG = "hubprune-494fd1d1"
-BASE_COMMIT = "b3afb6142303208b991a799fc38011d51ae53bf6"
-"""That the published files name: the same files at the same time have it on every Hub."""
-TIME = "1796037296 +0000"
-
-
-def files_of(name):
-    folder = HERE / "last_version" / name
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def commit(api, repo_id, files, message="Upload"):
-    from huggingface_hub import CommitOperationAdd
-
-    adds = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in files.items()]
-    return api.create_commit(repo_id, adds, commit_message=message).oid
+from last_version_repo import BASE_COMMIT, BASE_ID, TIME, commit, files_of, publish_last_version
 
 
 @pytest.fixture(scope="package")
@@ -79,15 +62,6 @@ def session(hub):
 @pytest.fixture
 def reporter():
     return Reporter(quiet=True)
-
-
-def publish_last_version(api):
-    """Put the repo on the Hub as the last version published it."""
-    api.delete_repo(REPO_ID, missing_ok=True)
-    api.create_repo(REPO_ID)
-    head = commit(api, REPO_ID, files_of("published"))
-    api.create_tag(REPO_ID, tag=OLD_TAG, revision=head)
-    return REPO_ID
 
 
 @pytest.fixture

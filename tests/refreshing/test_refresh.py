@@ -9,7 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BASE_COMMIT, BASE_ID, OLD_TAG, REPO_ID, commit, files_of
+from last_version_repo import (
+    BASE_COMMIT,
+    BASE_ID,
+    OLD_TAG,
+    REPO_ID,
+    WEIGHTS,
+    commit,
+    commits,
+    files_of,
+    publish_last_version,
+    with_file,
+)
 from typer.testing import CliRunner
 
 from hubprune import pipeline
@@ -36,19 +47,10 @@ print(json.dumps([
     for folder in sys.argv[2:]
 ]))
 """
-WEIGHTS = "model.safetensors"
-
-
-def commits(api, repo_id=REPO_ID, revision="main"):
-    return [commit.commit_id for commit in api.list_repo_commits(repo_id, revision=revision)]
 
 
 def folder_at(api, folder, revision="main"):
     return Path(api.snapshot_download(REPO_ID, revision=revision, local_dir=folder))
-
-
-def manifest_at(api, revision="main"):
-    return json.loads(Path(api.hf_hub_download(REPO_ID, "hubprune.json", revision=revision)).read_bytes())
 
 
 # ---- what it does ------------------------------------------------------------------------------------------------
@@ -57,7 +59,6 @@ def manifest_at(api, revision="main"):
 @pytest.fixture(scope="module")
 def refreshed(hub, tmp_path_factory):
     """The published repo after a refresh with all that belongs to it: its report, and its files."""
-    from conftest import publish_last_version
     from huggingface_hub import HfApi
 
     from hubprune.console import Reporter
@@ -302,8 +303,6 @@ def test_without_its_base_what_needs_none_is_refreshed(refresh, published, hub, 
 def test_what_a_publish_takes_from_the_weights_of_the_base_is_taken_from_the_repo(
     refresh, published, api, monkeypatch, of_base, of_repo, written
 ):
-    from test_refusals import with_file
-
     resolve = hub_of_bases.resolve_base
 
     def resolve_otherwise(spec, *, session):

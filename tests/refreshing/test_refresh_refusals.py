@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import pytest
-from conftest import BASE_ID, REPO_ID, commit, files_of
-from test_refresh import WEIGHTS, commits, manifest_at
+from last_version_repo import (
+    BASE_ID,
+    REPO_ID,
+    WEIGHTS,
+    commit,
+    commits,
+    files_of,
+    manifest_at,
+    rewritten,
+    with_file,
+)
 
 from hubprune.errors import HubpruneError
-from hubprune.publishing.manifest import SCHEMA_VERSION, content_digest
+from hubprune.publishing.manifest import SCHEMA_VERSION
 from hubprune.publishing.session import HubSession
 from hubprune.refreshing import anew, command
 
@@ -28,23 +36,6 @@ def refused(session, reporter, api):
         return caught.value
 
     return run
-
-
-def rewritten(**changes):
-    """The manifest with other values, as a publish of such would have written it."""
-    values = {**json.loads(files_of("published")["hubprune.json"]), **changes}
-    return json.dumps({**values, "content_sha256": content_digest(values)}).encode()
-
-
-def with_file(path, data):
-    """Files that put another file into the repo, which the manifest lists as its own."""
-    files = json.loads(files_of("published")["hubprune.json"])["files"]
-    row = {
-        "size": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "git_oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(),
-    }
-    return {path: data, "hubprune.json": rewritten(files={**files, path: row})}
 
 
 # ---- edited ------------------------------------------------------------------------------------------------------
@@ -146,6 +137,12 @@ def test_a_config_of_another_plan_than_the_manifest_stops_it(refused, published,
     assert "tells of another plan or base" in refused().message
 
 
+def test_a_config_that_is_not_what_the_plan_leaves_of_the_base_stops_it(refused, published, api):
+    other = {**CONFIG, "dropped_attn_layers": [0]}
+    commit(api, REPO_ID, with_file("config.json", json.dumps(other).encode()))
+    assert f"is not what its plan leaves of {BASE_ID} at b3afb614" in refused().message
+
+
 @pytest.mark.parametrize("path", ["adapter_config.json", "custom_generate/generate.py"])
 def test_a_repo_that_leads_to_other_code_is_left_alone(refused, published, api, path):
     commit(api, REPO_ID, {path: b"{}"})
@@ -165,7 +162,7 @@ def test_a_token_that_may_not_write_is_told_of_pull_requests(refused, published,
     stranger = HubSession.open(endpoint=hub.endpoint, token=hub.add_user("stranger"))
     error = refused(session=stranger)
     assert "may not write to acme/tiny-mistral-attn-drop-1" in error.message
-    assert "--create-pr" in error.hint
+    assert error.hint == "Propose the refresh with --create-pr, or ask for write access."
     chosen = command.RefreshOptions(load_back=False, create_pr=True)
     assert command.refresh(REPO_ID, chosen, session=stranger, reporter=reporter).outcome == "proposed"
 
