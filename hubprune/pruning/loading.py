@@ -61,6 +61,8 @@ class Comparison(BaseModel):
     parameters: int
     dtype: str
     max_logit_difference: float
+    largest_logit: float
+    """Of the base, by its absolute value."""
     argmax_equal: bool
     positions: int
     cached_equal: bool
@@ -118,6 +120,7 @@ def compare(request: CompareRequest) -> Comparison:
             parameters=model.num_parameters(),
             dtype=str(dtype).removeprefix("torch."),
             max_logit_difference=0.0 if not_finite else max(float((one - other).abs().max()) for one, other in pairs),
+            largest_logit=0.0 if not_finite else max(float(row.abs().max()) for row in reference),
             argmax_equal=all(_same_next_tokens(one, other) for one, other in pairs),
             positions=sum(ids.numel() for ids in rows),
             cached_equal=_same_texts(model, rows, alone, [_uncached(model, ids, request.new_tokens) for ids in rows]),
