@@ -308,6 +308,19 @@ def test_verification_sees_other_neurons_than_the_planned_ones(in_process, llama
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("scale", [1.0, 3e4])
+def test_logits_are_as_close_as_their_size_allows(in_process, tmp_path, scale):
+    tensors = random_tensors(LLAMA)
+    tensors["model.norm.weight"] *= scale
+    base, drop = write_base(tmp_path / "base", LLAMA, tensors), narrowed(LLAMA, 20)
+    folder = written(base, drop, tmp_path / "out")
+    assert failed(checked(base, folder, drop)) == set()
+    spoiled = load_file(folder / "model.safetensors")
+    spoiled["model.layers.0.self_attn.o_proj.weight"] *= 1.01
+    write_tensors(folder, spoiled)
+    assert "logits equal the base without the dropped neurons" in failed(checked(base, folder, drop))
+
+
 def test_verification_sees_columns_in_another_order(in_process, llama, tmp_path):
     drop = narrowed(LLAMA, 20)
     folder = written(llama, drop, tmp_path / "out")
