@@ -30,6 +30,8 @@ VOCABULARIES = (PIPELINE, "tokenizer.model", "vocab.json", "tekken.json")
 """Files of which one at least makes a tokenizer."""
 KEEPS_PIPELINE = "PreTrainedTokenizerFast"
 """Name of the class that keeps tokenizer.json as it is; transformers 5 calls it TokenizersBackend, which 4 has not."""
+FOLLOWS_NAME = ("llama", "smollm3")
+"""Families for which transformers 5 registers no class: it goes by the one that is named, as it does for ours."""
 OF_NEWER = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend")
 """Classes that transformers 5 writes and transformers 4 does not know."""
 TEXTS = (
@@ -94,8 +96,11 @@ def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architect
         return None
     config, own = _json(folder / CONFIG), _json(base_folder / "config.json")
     named = config.get("tokenizer_class") or own.get("tokenizer_class")
+    readable = _is_readable_by_4(named, config)
+    if readable and architecture.model_type in FOLLOWS_NAME:
+        return None
     base = _loaded(base_folder)
-    if _is_readable_by_4(named, config) and _is_followed(named, base, own) and _same(_loaded(folder), base):
+    if readable and _generic(named) == _generic(type(base).__name__) and _same(_loaded(folder), base):
         return None
     if not (folder / PIPELINE).is_file():  # transformers 5 makes it of a tokenizer.model, as transformers 4 would
         base.backend_tokenizer.save(str(folder / PIPELINE))
@@ -118,17 +123,6 @@ def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architect
 
 def _is_readable_by_4(named: Any, config: Mapping[str, Any]) -> bool:
     return isinstance(named, str) and named not in OF_NEWER and not isinstance(config.get("extra_special_tokens"), list)
-
-
-def _is_followed(named: Any, base: Any, config: Mapping[str, Any]) -> bool:
-    """Tell whether transformers 5 goes by the class that the base names, as it does for a `model_type` of ours.
-
-    Where the family has a class of its own there, that depends on the version, even if this one comes to the same.
-    """
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
-
-    names = {_generic(str(named)), _generic(type(base).__name__)}
-    return config.get("model_type") not in TOKENIZER_MAPPING_NAMES or len(names) == 1
 
 
 def _generic(name: str) -> str:

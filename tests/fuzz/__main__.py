@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections import Counter
 
+from fuzz_kinds import KINDS
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from kinds import KINDS
 from trying import READ, REFUSED, attempt, files_of
 
 

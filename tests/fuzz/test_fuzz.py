@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 
 import pytest
+from fuzz_kinds import KINDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kinds import KINDS
 from trying import READ, REFUSED, attempt, files_of
 
 MANY = int(os.environ.get("FUZZ", "0"))

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from kinds import Kind
+from fuzz_kinds import Kind
 from mutations import nearly
 
 from hubprune.errors import HubpruneError
