@@ -12,6 +12,7 @@
 set -euo pipefail
 
 work=$(mktemp -d)
+export TMPDIR="$work"
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0 transformers==5.24.0 ctranslate2==4.8.5

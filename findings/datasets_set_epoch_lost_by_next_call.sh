@@ -10,6 +10,7 @@
 set -euo pipefail
 
 work=$(mktemp -d)
+export TMPDIR="$work"
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --no-compile datasets==5.2.0

@@ -12,6 +12,7 @@
 set -euo pipefail
 
 work=$(mktemp -d)
+export TMPDIR="$work"
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --no-compile lm-eval==0.4.13 datasets==5.2.0

@@ -11,6 +11,7 @@
 set -euo pipefail
 
 work=$(mktemp -d)
+export TMPDIR="$work"
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0 transformers==5.24.0 requests==2.32.5

@@ -12,6 +12,7 @@
 set -euo pipefail
 
 work=$(mktemp -d)
+export TMPDIR="$work"
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/v5"
 python3 -m venv "$work/v4"

@@ -55,7 +55,7 @@ def on_jobs(session, reporter, small_base, tmp_path, monkeypatch):
 
 def test_the_job_gets_the_recipe_this_version_and_the_token_as_a_secret_only(on_jobs, hub, user, tmp_path, capsys):
     hub.script_job(JobScript(lines=LOG))
-    told = on_jobs(timeout="90m", overwrite_card=True)
+    told = on_jobs(timeout="90m", overwrite_card=True, overwrite=True)
     [name, token], job = user, hub.jobs[-1]
     assert told.splitlines()[0].split() == ["job", f"{name}/{job.id}"]
     assert told.splitlines()[2].split() == ["target", f"{name}/Llama-Small-attn-drop-1"]
@@ -76,7 +76,7 @@ def test_the_job_gets_the_recipe_this_version_and_the_token_as_a_secret_only(on_
     done = subprocess.run(
         job.spec["command"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert done.stdout.endswith("hubprune publish --recipe recipe.yaml --overwrite-card\n")
+    assert done.stdout.endswith("hubprune publish --recipe recipe.yaml --overwrite-card --overwrite\n")
     recipe = read_recipe(tmp_path / "recipe.yaml")
     assert (recipe.base.revision, recipe.target.repo_id) == ("main", f"{name}/Llama-Small-attn-drop-1")
 
