@@ -100,7 +100,7 @@ def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architect
     if readable and architecture.model_type in FOLLOWS_NAME:
         return None
     base = _loaded(base_folder)
-    if readable and _generic(named) == _generic(type(base).__name__) and _same(_loaded(folder), base):
+    if readable and _generic(str(named)) == _generic(type(base).__name__) and _same(_loaded(folder), base):
         return None
     if not (folder / PIPELINE).is_file():  # transformers 5 makes it of a tokenizer.model, as transformers 4 would
         base.backend_tokenizer.save(str(folder / PIPELINE))
