@@ -138,6 +138,20 @@ def test_models_are_loaded_through_one_door_only():
     assert found == OWN_LOADS
 
 
+# ---- what is temporary -------------------------------------------------------------------------------------------
+
+TEMPORARY = re.compile(
+    r"tempfile\.(TemporaryDirectory|NamedTemporaryFile|mkdtemp|mkstemp)\((?!prefix=scratch_prefix\()"
+)
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parts[0] != "localhub"], ids=str)
+def test_whatever_is_temporary_has_a_name_by_which_the_next_run_sweeps_it_up(path):
+    """A process that is killed removes nothing itself; the local Hub sweeps up its own folder."""
+    if path.name != "files.py":
+        assert not TEMPORARY.search((PACKAGE / path).read_text(encoding="utf-8")), "use files.scratch_folder"
+
+
 # ---- errors ------------------------------------------------------------------------------------------------------
 
 CLASSES = {

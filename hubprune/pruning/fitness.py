@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.architectures import architecture_of
 from hubprune.errors import CheckpointError
+from hubprune.files import scratch_folder
 from hubprune.neutral import ATTENTION, neutral_config
 from hubprune.pruning.config import NEEDED_NUMBERS, layout_keys, stock_config, write_json
 from hubprune.pruning.structure import Structure, read_structure
@@ -135,8 +134,8 @@ def _classes(keys: Mapping[str, Any]) -> tuple[Any, Any]:
         return code[family.pruned_class], code[f"Pruned{family.config_class}"](**keys)
     import transformers
 
-    with tempfile.TemporaryDirectory(prefix="hubprune-config-") as folder:
-        write_json(keys, Path(folder))
+    with scratch_folder(name="hubprune-config") as folder:
+        write_json(keys, folder)
         return getattr(transformers, family.causal_lm_class), neutral_config(folder, own_code=False)
 
 

@@ -119,7 +119,7 @@ def _kills(work: Path, number: int) -> list[kill_rounds.Kill]:
     """Kill one run after the other, and say at once what became of each: all of them take a while."""
     said, found = Console(stderr=True), []
     with kill_rounds.open_kill_world(work) as world:
-        for n, at in enumerate(kill_rounds.moments(world, number), start=1):
+        for n, at in enumerate(kill_rounds.moments(number), start=1):
             found.append(world.run(n, at=at))
             said.print(f"kill {n} of {number}: {found[-1]}", markup=False, highlight=False, soft_wrap=True)
     return found
