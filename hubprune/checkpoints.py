@@ -93,8 +93,11 @@ def find_base(
     name, commit = verify.base_of(config)
     if given is None and commit is None:
         raise BaseNotFoundError(f"Its base was the local folder {name!r}.", hint=hint)
-    spec = BaseModelSpec.of(given or name, revision=commit if commit and given in (None, name) else "main")
-    found = hub.resolve_base(spec, session=session)
+    if given is None and commit:
+        found = hub.resolve_recorded(name, commit, session=session)
+    else:
+        revision = commit if commit and given == name else "main"
+        found = hub.resolve_base(BaseModelSpec.of(given or name, revision=revision), session=session)
     check_config(found.config, where=f"config.json of {found.name}")
     base = hub.download_base(found, session=session, reporter=reporter)
     folder = Path(base.folder or "")

@@ -38,6 +38,7 @@ from hubprune.pruning.tokenizer_files import ids_depend_on_version
 from hubprune.pruning.width import plan_widths
 from hubprune.publishing import hub
 from hubprune.publishing.headers import small_files, stored_shapes
+from hubprune.publishing.integrity import check_files
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import Recipe
 from hubprune.stages import StageStore, key_of
@@ -96,7 +97,8 @@ class Run:
         """The base, found to be of one piece; of its weights, only the headers were read."""
         folder = small_files(self.base, session=self.session)
         refuse_tokenizer_code(folder, name=self.base.name)
-        shapes = stored_shapes(self.base, session=self.session) if self.base.folder is None else shapes_in(folder)
+        is_here = self.base.folder is not None
+        shapes = shapes_in(folder) if is_here else stored_shapes(self.base, session=self.session, folder=folder)
         examine(self.base, folder=folder, shapes=shapes, reporter=self.reporter)
         return self.base
 
@@ -339,10 +341,19 @@ def write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
     """
     base = run.downloaded
     total = sum(f.size for f in base.files if f.path.endswith(".safetensors"))
+    if base.commit:  # once more, since these bytes are what goes out
+        check_files(
+            hub.weight_files(base.files),
+            Path(base.folder or ""),
+            repo_id=base.name,
+            commit=base.commit,
+            reporter=run.reporter,
+            remembered=False,
+        )
     with staged_folder(folder) as staged:
         with run.reporter.progress("writing", total=total, unit="B") as advance:
             checkpoint.write_checkpoint(base, plan, staged, advance=advance)
-        if differs := ids_depend_on_version(Path(base.folder or ""), architecture=run.architecture):
+        if differs := ids_depend_on_version(Path(base.folder or ""), staged, architecture=run.architecture):
             run.reporter.warn(f"the base's tokenizer depends on the version that reads it: {differs}")
         verification = verify.verify(run.runnable, staged, plan=plan, config=base.config, architecture=run.architecture)
         verify.require_passed(verification)

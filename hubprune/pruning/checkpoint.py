@@ -264,7 +264,8 @@ def carried_files(source: Path) -> list[Path]:
     named = [path for path in sorted(source.rglob("*")) if is_carried(path.relative_to(source).as_posix())]
     inside = [source.resolve()]
     if inside[0].parent.name == "snapshots":  # in the cache of the Hub's client, whose files are links to blobs
-        inside.append(inside[0].parent.parent / "blobs")
+        repo = inside[0].parent.parent
+        inside += [repo / "blobs", repo.parent / "blobs"]  # the second one is for what comes through Xet
     for path in named:
         if not any(path.resolve().is_relative_to(place) for place in inside):
             raise CheckpointError(

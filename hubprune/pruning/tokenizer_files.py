@@ -96,8 +96,8 @@ def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architect
         return None
     config, own = _json(folder / CONFIG), _json(base_folder / "config.json")
     named = config.get("tokenizer_class") or own.get("tokenizer_class")
-    readable = _is_readable_by_4(named, config)
-    if readable and architecture.model_type in FOLLOWS_NAME:
+    readable = _is_readable_by_4(config)
+    if readable and architecture.model_type in FOLLOWS_NAME and not _is_misnamed(named, folder):
         return None
     base = _loaded(base_folder)
     if readable and _generic(str(named)) == _generic(type(base).__name__) and _same(_loaded(folder), base):
@@ -110,9 +110,9 @@ def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architect
         }
     by_class = type(base).__name__
     written = KEEPS_PIPELINE if by_class in OF_NEWER else by_class
-    if written == KEEPS_PIPELINE:  # says in words what the class that was named does by itself in transformers 4
-        left = {"padding_side": "left"} if _in_version_4(named, architecture).pads_left else {}
-        config = {"model_input_names": ["input_ids", "attention_mask"], **left, **config}
+    # What the class that was named does by itself in transformers 4 is written down.
+    left = {"padding_side": "left"} if _in_version_4(named, architecture).pads_left else {}
+    config = {"model_input_names": ["input_ids", "attention_mask"], **left, **config}
     extra = config.get("extra_special_tokens")
     if isinstance(extra, list):  # transformers 4 takes a mapping there, and this for a list
         config = {key: value for key, value in config.items() if key != "extra_special_tokens"}
@@ -121,8 +121,19 @@ def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architect
     return written
 
 
-def _is_readable_by_4(named: Any, config: Mapping[str, Any]) -> bool:
-    return isinstance(named, str) and named not in OF_NEWER and not isinstance(config.get("extra_special_tokens"), list)
+def _is_readable_by_4(config: Mapping[str, Any]) -> bool:
+    """Tell whether transformers 4 finds a class that it knows; for that of config.json it would have to trust code."""
+    named, extra = config.get("tokenizer_class"), config.get("extra_special_tokens")
+    return isinstance(named, str) and named not in OF_NEWER and not isinstance(extra, list)
+
+
+def _is_misnamed(named: Any, folder: Path) -> bool:
+    """Tell whether a tokenizer of bytes is called one of pieces, as by DeepSeek.
+
+    Versions of transformers 5 make up for that by repo ids, by the pipeline, or not at all.
+    """
+    is_of_pieces = str(named).removesuffix("Fast") == "LlamaTokenizer"
+    return is_of_pieces and "ByteLevel" in json.dumps(_json(folder / PIPELINE).get("pre_tokenizer"))
 
 
 def _generic(name: str) -> str:
@@ -135,15 +146,16 @@ def _in_version_4(named: Any, architecture: Architecture) -> _Fast:
     return IN_VERSION_4.get(str(name).removesuffix("Fast"), _Fast())
 
 
-def ids_depend_on_version(base_folder: Path, *, architecture: Architecture) -> str | None:
-    """Say where transformers 4 and 5 put other tokens around a text of the base; None where they do not.
+def ids_depend_on_version(base_folder: Path, folder: Path, *, architecture: Architecture) -> str | None:
+    """Say where transformers 4 puts other tokens around a text of the base than around one of the result, else None.
 
     Some classes of transformers 4 go by `add_bos_token` and `add_eos_token`, or by a habit of theirs, and forget what
     tokenizer.json says; transformers 5 goes by tokenizer.json.  No result can follow both.
     """
     config, own = _json(base_folder / CONFIG), _json(base_folder / "config.json")
     fast = _in_version_4(config.get("tokenizer_class") or own.get("tokenizer_class"), architecture)
-    if fast.adds_bos is None or not (base_folder / PIPELINE).is_file():
+    is_changed = _json(folder / CONFIG).get("tokenizer_class") != config.get("tokenizer_class")
+    if not is_changed or fast.adds_bos is None or not (base_folder / PIPELINE).is_file():
         return None
     adds_bos = config.get("add_bos_token")
     told = (fast.adds_bos if adds_bos is None else bool(adds_bos), bool(config.get("add_eos_token")))

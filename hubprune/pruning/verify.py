@@ -27,6 +27,7 @@ from hubprune.pruning.inventory import count_parameters
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest, NarrowedTensor
 from hubprune.pruning.runnable import Runnable
 from hubprune.pruning.structure import Structure, read_structure
+from hubprune.pruning.tokenizer_files import ids_depend_on_version
 from hubprune.pruning.weights import Shard, TensorEntry, Weights, open_weights
 from hubprune.pruning.width import KeptTensor, cuts
 from hubprune.strict_json import parse_json
@@ -86,7 +87,7 @@ def verify(
         checks=(
             _files_check(folder, plan, architecture),
             _bytes_check(weights, folder, plan, architecture),
-            *_checks(seen, planned, planned_cache, parts=plan.parts),
+            *_checks(seen, planned, planned_cache, parts=plan.parts, ids=_ids_told(seen, base, folder, architecture)),
             *([in_mlx.check] if in_mlx else []),
         ),
         max_logit_difference=seen.max_logit_difference,
@@ -305,7 +306,18 @@ def _same_bytes(
         return all(first.read(piece) == second.read(piece) for piece in pieces)
 
 
-def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int, *, parts: str) -> list[Check]:
+def _ids_told(seen: Comparison, base: Runnable, folder: Path, architecture: Architecture) -> str:
+    """Say what was found out about token ids, and with which transformers."""
+    texts = f"{seen.compared_texts} texts"
+    if seen.other_ids:
+        return f"{seen.other_ids} of {texts} differ in transformers {seen.transformers}"
+    depends = ids_depend_on_version(base.folder, folder, architecture=architecture)
+    return f"{texts} in transformers {seen.transformers}" + (f"; {depends}" if depends else "")
+
+
+def _checks(
+    seen: Comparison, planned_parameters: int, planned_cache_bytes: int, *, parts: str, ids: str
+) -> list[Check]:
     keys = [*seen.missing_keys, *seen.unexpected_keys]
     rows: list[tuple[str, bool, str]] = [
         ("loads without missing or unexpected keys", not keys, ", ".join(keys[:3]) or "all tensors used"),
@@ -325,13 +337,7 @@ def _checks(seen: Comparison, planned_parameters: int, planned_cache_bytes: int,
             f"largest difference {seen.max_logit_difference:.2e} in {seen.dtype}",
         ),
         ("next tokens equal", seen.argmax_equal, f"{seen.positions} positions"),
-        (
-            "token ids equal the base's",
-            not seen.other_ids,
-            f"{seen.other_ids} of {seen.compared_texts} texts differ in transformers {seen.transformers}"
-            if seen.other_ids
-            else f"{seen.compared_texts} texts",
-        ),
+        ("token ids equal the base's", not seen.other_ids, ids),
         ("greedy text with KV cache equals without", seen.cached_equal, f"{seen.generated} tokens"),
         ("greedy text in a left-padded batch equals alone", seen.padded_equal, f"{len(PROMPTS)} prompts"),
     ]

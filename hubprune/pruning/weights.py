@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def _open_sharded(folder: Path) -> Weights:
     for name in names:
         _check_shard_name(path, name)
     shards = tuple(read_shard(folder / name) for name in names)
-    _check_index(path, weight_map, shards)
+    check_index(weight_map, [(tensor.name, shard.path.name) for shard in shards for tensor in shard.tensors], path)
     metadata = index.get("metadata")
     if not isinstance(metadata, dict):
         raise CheckpointError(
@@ -154,13 +154,34 @@ def _check_shard_name(index: Path, name: str) -> None:
         raise CheckpointError(f"{index} names the shard {name!r}, which does not exist.")
 
 
-def _check_index(path: Path, weight_map: Mapping[str, str], shards: tuple[Shard, ...]) -> None:
-    found = [(tensor.name, shard.path.name) for shard in shards for tensor in shard.tensors]
+def read_index(path: Path) -> Mapping[str, str]:
+    """Read which tensor an index has in which shard.
+
+    Raises:
+        CheckpointError: it is broken.
+    """
+    return _string_map(path, parse_json(_read_text(path), where=str(path)).get("weight_map")) or {}
+
+
+def check_index(weight_map: Mapping[str, str], found: Sequence[tuple[str, str]], where: Path | str) -> None:
+    """Compare an index with what is in the shards.
+
+    Args:
+        weight_map: tensor -> shard, as the index has it.
+        found: tensors and their shards.
+        where: how messages call the index.
+
+    Raises:
+        CheckpointError: they disagree, or a tensor is in two shards.
+    """
     if len(dict(found)) != len(found):
-        raise CheckpointError(f"{path.parent} holds the same tensor in two shards.")
+        raise CheckpointError(f"The shards of {where} hold the same tensor twice.")
     if differing := set(found) ^ set(weight_map.items()):
         name, shard = min(differing)
-        raise CheckpointError(f"{path} and the shards disagree, first about {name!r} in {shard!r}.")
+        raise CheckpointError(
+            f"{where} and the shards disagree, first about {name!r} in {shard!r}.",
+            hint="Save the base again, as with AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER).",
+        )
 
 
 def read_shard(path: Path) -> Shard:

@@ -8,6 +8,7 @@ from pathlib import Path
 from hubprune.artifacts import BaseCheckpoint, RepoFile
 from hubprune.console import Reporter
 from hubprune.errors import CheckpointError
+from hubprune.pruning.weights import INDEX_NAME, check_index, read_index
 from hubprune.publishing.hub import needed_files, weight_files
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.transfer import download
@@ -33,19 +34,30 @@ def small_files(base: BaseCheckpoint, *, session: HubSession) -> Path:
     return download(files, repo_id=base.name, commit=str(base.commit), session=session, reporter=Reporter(quiet=True))
 
 
-def stored_shapes(base: BaseCheckpoint, *, session: HubSession) -> dict[str, tuple[int, ...]]:
+def stored_shapes(
+    base: BaseCheckpoint, *, session: HubSession, folder: Path | None = None
+) -> dict[str, tuple[int, ...]]:
     """Read names and shapes of all tensors from the headers of a base's weights; a few kilobytes of each file.
 
+    Args:
+        base: a base on the Hub.
+        session: which Hub.
+        folder: with the base's small files, whose index is then compared with the headers.
+
     Raises:
-        CheckpointError: a file is no safetensors file.
+        CheckpointError: a file is no safetensors file, or the index disagrees with the headers.
         HubError: the Hub refused or did not answer.
     """
 
     def read(file: RepoFile) -> dict[str, tuple[int, ...]]:
         return _shapes(file.path, base=base, session=session)
 
+    files = weight_files(base.files)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        headers = list(pool.map(read, weight_files(base.files)))
+        headers = list(pool.map(read, files))
+    if folder and len(files) > 1 and (folder / INDEX_NAME).is_file():
+        found = [(name, file.path) for file, header in zip(files, headers, strict=True) for name in header]
+        check_index(read_index(folder / INDEX_NAME), found, f"{INDEX_NAME} of {base.name}")
     return {name: shape for header in headers for name, shape in header.items()}
 
 

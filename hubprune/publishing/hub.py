@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.errors import GatedRepoError
 
-__all__ = ["download_base", "needed_files", "resolve_base", "resolve_repo"]
+__all__ = ["download_base", "needed_files", "resolve_base", "resolve_recorded", "resolve_repo"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -57,6 +57,22 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         raise BaseNotFoundError(f"{spec.repo_id} is neither a folder nor a repo id.", hint=hint)
     marked = folder is not None and any(file_exists(folder / name) for name in ("config.json", ADAPTER))
     found = _local_base(folder) if folder and (looks_local or marked) else resolve_repo(spec, session=session)
+    architecture_of(found.config, name=found.name)
+    _check_format(found)
+    return found
+
+
+def resolve_recorded(name: str, commit: str, *, session: HubSession) -> BaseCheckpoint:
+    """Find the base that a result was made of, by the commit that the result names; never a folder of that name.
+
+    Raises:
+        BaseNotFoundError: there is no such repo or commit, or no config.json in it.
+        GatedBaseError: access has to be asked for.
+        UnsupportedArchitectureError: a family without an entry.
+        UnsupportedFormatError: no safetensors.
+        HubError: the Hub refused or did not answer.
+    """
+    found = resolve_repo(BaseModelSpec.of(name, revision=commit), session=session)
     architecture_of(found.config, name=found.name)
     _check_format(found)
     return found

@@ -26,7 +26,15 @@ MEMORY = "checked.json"
 SHOWN_DIGITS = 12
 
 
-def check_files(files: Iterable[RepoFile], folder: Path, *, repo_id: str, commit: str, reporter: Reporter) -> None:
+def check_files(
+    files: Iterable[RepoFile],
+    folder: Path,
+    *,
+    repo_id: str,
+    commit: str,
+    reporter: Reporter,
+    remembered: bool = True,
+) -> None:
     """Compare files of a snapshot with the hashes that the Hub gave for its commit.
 
     Args:
@@ -35,13 +43,15 @@ def check_files(files: Iterable[RepoFile], folder: Path, *, repo_id: str, commit
         repo_id: the repo.
         commit: 40 hex digits.
         reporter: shows how far it is, where something has to be read.
+        remembered: whether a file that was right once counts as right while its time is what it was; a bad disk changes
+            no times.
 
     Raises:
         CheckpointError: a file is another one; the message names it, the hint how to get it again.
     """
     memory = _Memory(work_folder() / MEMORY)
     paths = {file: (folder / file.path).resolve() for file in files if _expected(file)}
-    unread = {file: path for file, path in paths.items() if not memory.has(path, _expected(file))}
+    unread = {file: path for file, path in paths.items() if not (remembered and memory.has(path, _expected(file)))}
     if not unread:
         return
     total = sum(file.size for file in unread)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hubprune.errors import AuthenticationError, HubError
@@ -54,14 +56,14 @@ class HubSession:
             HubError: the client cannot start in this environment.
         """
         try:
-            from huggingface_hub import constants, get_session, get_token
+            from huggingface_hub import constants, get_session
 
             _bound_waiting()
             get_session()
         except ValueError as error:  # a timeout that is no number, a proxy of no known scheme
             hint = "Check the variables that start with HF_, and HTTP_PROXY, HTTPS_PROXY and ALL_PROXY."
             raise HubError(f"The client of the Hub cannot start in this environment: {error}.", hint=hint) from error
-        if not _can_be_sent(token or get_token() or ""):
+        if not _can_be_sent(token or _stored_token(Path(constants.HF_TOKEN_PATH))):
             hint = "Copy it again from https://huggingface.co/settings/tokens into HF_TOKEN, or run `hf auth login`."
             raise AuthenticationError("The token of this machine holds characters that no token has.", hint=hint)
         return cls(endpoint=(endpoint or str(constants.ENDPOINT)).rstrip("/"), given_token=token)
@@ -135,6 +137,15 @@ class HubSession:
             hf_raise_for_status(response)
         values = response.json() if response.content else {}
         return Answer(status=response.status_code, body=values if isinstance(values, dict) else {})
+
+
+def _stored_token(login: Path) -> str:
+    """Return the token that this machine keeps, if any; the client's own function would exchange identities, too."""
+    if named := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return named.strip()
+    with suppress(OSError):
+        return login.read_text(encoding="utf-8", errors="surrogateescape").strip()
+    return ""
 
 
 def _can_be_sent(token: str) -> bool:

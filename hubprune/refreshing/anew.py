@@ -122,7 +122,7 @@ def _write_small_files(published: Published, folder: Path) -> Iterator[str]:
         refuse_tokenizer_code(Path(base.folder or ""), name=base.name)
         write_companions(base, published.record.report.plan, folder)
         architecture = architecture_of(base.config, name=base.name)
-        if differs := ids_depend_on_version(Path(base.folder or ""), architecture=architecture):
+        if differs := ids_depend_on_version(Path(base.folder or ""), folder, architecture=architecture):
             yield f"The base's tokenizer depends on the version that reads it: {differs}."
         return
     _write_without_base(published, folder)

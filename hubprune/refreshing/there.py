@@ -253,9 +253,8 @@ def _base(
     Where a publish takes a value of config.json from the base's weights, those of the repo tell the same.
     """
     published = record.report.base
-    spec = BaseModelSpec(repo_id=published.name, revision=str(published.commit))
     try:
-        base = hub.resolve_base(spec, session=session)
+        base = hub.resolve_recorded(published.name, str(published.commit), session=session)
     except BaseError as error:
         return None, error.message
     check_config(base.config, where=f"config.json of {base.name}")

@@ -102,15 +102,16 @@ def test_a_typo_in_a_task_of_ones_own_names_the_folder(task_folder):
 def test_a_typo_does_not_index_everything_but_a_tag_does(monkeypatch):
     indexed = []
 
-    def full_index(spec):
-        indexed.append(spec.tasks)
+    def manager(broken, *, include_defaults=True, **options):
+        indexed.append(include_defaults)
         return SimpleNamespace(task_index={})
 
-    monkeypatch.setattr(tasks, "_full_index", full_index)
-    for name in ("hellaswagg", "ai2_arc"):
+    monkeypatch.setattr(tasks, "_manager", manager)
+    for name, everything in (("hellaswagg", False), ("ai2_arc", True)):
+        indexed.clear()
         with pytest.raises(EvaluationError):
             tasks.find_tasks(spec(name))
-    assert indexed == [("ai2_arc",)]
+        assert (True in indexed) is everything
 
 
 def test_a_task_of_ones_own_comes_before_a_stock_one(task_folder, tmp_path, write_task):
@@ -126,7 +127,13 @@ MAIN = {
 
 
 def test_the_tasks_of_all_suites_are_there_and_judged_by_the_metric_that_papers_tell(monkeypatch):
-    monkeypatch.setattr(tasks, "_full_index", lambda spec: pytest.fail("every task of lm-eval was indexed"))
+    made = tasks._manager
+
+    def manager(broken, *, include_defaults=True, **options):
+        assert not include_defaults, "every task of lm-eval was indexed"
+        return made(broken, include_defaults=False, **options)
+
+    monkeypatch.setattr(tasks, "_manager", manager)
     names = EvaluationSpec(tasks=tuple(SUITES), num_fewshot={"winogrande": 0, "hellaswag": 0})
     index = tasks.find_tasks(names).task_index
     first = {name: min((m["metric"] for m in index[name].cfg["metric_list"]), key=_place) for name in MAIN}

@@ -162,6 +162,7 @@ def tokenized() -> Iterator[tuple[str, Mapping[str, Any], str, str, Words]]:
         ("llama", LLAMA, "4.48.3", Words("metaspace", "LlamaTokenizer", {**BOS, "legacy": False})),
         ("llama", LLAMA, "4.48.3", Words("prepended", None)),
         ("llama", LLAMA, "4.48.3", Words("digits", "GPT2Tokenizer", SPACELESS)),
+        ("llama", LLAMA, "4.48.3", Words("llama3", "LlamaTokenizerFast", {**BOS, "legacy": True})),
         ("mistral", MISTRAL, "4.48.3", Words("metaspace", "LlamaTokenizer", {**BOS, **EXTRA, "legacy": False})),
         ("mistral", MISTRAL, "4.48.3", Words("prepended", "LlamaTokenizer", {**BOS, "legacy": True})),
         ("mistral", MISTRAL, "4.48.3", Words("prepended", "LlamaTokenizerFast", BOS)),

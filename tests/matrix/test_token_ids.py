@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from folders import plan_of, write_base
-from kinds import GRANITE, LLAMA, MISTRAL, NO_BOS, PHI3, Drop, Kind
+from kinds import GRANITE, LLAMA, MISTRAL, NO_BOS, PHI3, QWEN2, Drop, Kind
 from tokenizers_of import Words
 
 from hubprune.architectures import architecture_of
@@ -45,6 +45,7 @@ def named(folder):
         (GRANITE, Words("digits", "GPT2TokenizerFast"), GENERIC),
         (LLAMA, Words("llama3", GENERIC, saved_by_newest=True), GENERIC),
         (LLAMA, Words("prepended", None), GENERIC),
+        (LLAMA, Words("llama3", "LlamaTokenizerFast"), GENERIC),
     ],
     ids=str,
 )
@@ -90,6 +91,17 @@ def test_a_list_of_special_tokens_is_one_that_transformers_4_can_read(tmp_path):
     after = json.loads((out / "tokenizer_config.json").read_text())
     assert "extra_special_tokens" not in after
     assert after["additional_special_tokens"] == ["<|user|>"]
+
+
+def test_a_class_that_config_json_names_alone_is_named_where_all_versions_look(tmp_path):
+    _, _, out = published({**LLAMA, "tokenizer_class": "LlamaTokenizer"}, Words("metaspace", None), tmp_path)
+    assert named(out) == "LlamaTokenizer"
+
+
+def test_padding_follows_the_class_that_the_base_names_whatever_the_result_names(tmp_path):
+    _, _, out = published(QWEN2, Words("qwen", "LlamaTokenizerFast", NO_BOS), tmp_path)
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert (config["tokenizer_class"], config["padding_side"]) == ("Qwen2Tokenizer", "left")
 
 
 def test_a_verification_finds_a_tokenizer_that_gives_other_ids(tmp_path):
@@ -139,9 +151,16 @@ def test_a_base_that_ships_a_sentencepiece_model_alone_gets_the_pipeline_that_is
     ids=str,
 )
 def test_it_is_told_where_the_base_itself_reads_otherwise_in_4_and_5(words, said, tmp_path):
-    _, base, _ = published(MISTRAL, words, tmp_path)
-    found = ids_depend_on_version(Path(base.folder), architecture=architecture_of(MISTRAL))
+    kind, base, out = published(MISTRAL, words, tmp_path)
+    family = architecture_of(MISTRAL)
+    found = ids_depend_on_version(Path(base.folder), out, architecture=family)
     assert found is None if said is None else said in found
+    if said:
+        plan = plan_of(kind, FIRST)
+        seen = verify.verify(Runnable(Path(base.folder)), out, plan=plan, config=base.config, architecture=family)
+        assert {c.name: c.detail for c in seen.checks}["token ids equal the base's"].endswith(found)
+    same = Path(base.folder)
+    assert ids_depend_on_version(same, same, architecture=family) is None
 
 
 def test_a_broken_tokenizer_is_named(tmp_path):

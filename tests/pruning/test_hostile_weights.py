@@ -203,7 +203,7 @@ def test_the_same_tensor_in_two_shards_is_refused(sharded):
     header, data = parts(sharded / FIRST)
     header[NORM] = {"dtype": "U8", "shape": [1], "data_offsets": [len(data), len(data) + 1]}
     (sharded / FIRST).write_bytes(raw_file(header, data + b"x"))
-    assert "holds the same tensor in two shards" in refused(sharded).message
+    assert "hold the same tensor twice" in refused(sharded).message
 
 
 def test_a_shard_that_is_a_folder_is_refused(sharded):

@@ -23,6 +23,7 @@ from hubprune.errors import (
     UnsupportedFormatError,
     VerificationError,
 )
+from hubprune.pruning.checkpoint import carried_files
 from hubprune.publishing import integrity
 from hubprune.publishing.headers import small_files, stored_shapes
 from hubprune.publishing.hub import download_base, needed_files, resolve_base, weight_files
@@ -236,6 +237,49 @@ def test_of_weights_only_the_headers_are_read(hub, new_repo, session, size):
     assert {Path(request.path).name for request in asked} == set(shards)
     folder = small_files(base, session=session)
     assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_files_that_the_client_shares_between_repos_are_no_links_to_elsewhere(new_repo, session):
+    attributes = b"*.model filter=lfs diff=lfs merge=lfs -text\n*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+    pieces = {"tokenizer.model": b"pieces" * 1000, ".gitattributes": attributes}
+    base = resolve_base(spec(new_repo({**MODEL, **pieces})), session=session)
+    folder = small_files(base, session=session)
+    (found,) = [path for path in carried_files(folder) if path.name == "tokenizer.model"]
+    assert found.read_bytes() == pieces["tokenizer.model"]
+    blobs = folder.parent.parent / "blobs"
+    assert not found.resolve().is_relative_to(blobs), "else this shows nothing: the client keeps it with the repo"
+
+
+def test_an_index_that_the_headers_contradict_is_found_before_the_weights_are_fetched(hub, new_repo, session):
+    shards = {f"model-0000{i}-of-00002.safetensors": safetensors(4, f"w{i}") for i in (1, 2)}
+    index = {
+        "metadata": {},
+        "weight_map": {"w1": "model-00001-of-00002.safetensors", "w2": "model-00001-of-00002.safetensors"},
+    }
+    files = {"config.json": MODEL["config.json"], "model.safetensors.index.json": json.dumps(index).encode(), **shards}
+    base = resolve_base(spec(new_repo(files)), session=session)
+    folder = small_files(base, session=session)
+    with pytest.raises(CheckpointError, match=r"index\.json of somebody/base-.* disagree, first about 'w2'"):
+        stored_shapes(base, session=session, folder=folder)
+
+
+def test_a_byte_that_rots_without_changing_a_time_is_found_where_nothing_is_taken_from_memory(
+    base_repo, session, reporter, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HUBPRUNE_HOME", str(tmp_path / "home"))
+    base = download_base(resolve_base(spec(), session=session), session=session, reporter=reporter)
+    weights, folder = weight_files(base.files), Path(base.folder)
+    asked = {"repo_id": base.name, "commit": base.commit, "reporter": reporter}
+    path = (folder / "model.safetensors").resolve()
+    before, times = path.read_bytes(), path.stat()
+    try:
+        path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        integrity.check_files(weights, folder, **asked)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors of .* is not the file of commit"):
+            integrity.check_files(weights, folder, **asked, remembered=False)
+    finally:
+        path.write_bytes(before)
 
 
 def test_a_header_of_many_tensors_is_read_whole(new_repo, session):

@@ -188,6 +188,18 @@ def refresh(session, reporter):
     return run
 
 
+def test_a_folder_that_is_called_like_the_base_is_not_taken_for_it(refresh, published, tmp_path, monkeypatch):
+    folder = tmp_path / BASE_ID
+    folder.mkdir(parents=True)
+    config = json.loads(files_of("base")["config.json"])
+    (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 77.0}))
+    (folder / "model.safetensors").write_bytes(files_of("base")["model.safetensors"])
+    monkeypatch.chdir(tmp_path)
+    [report] = refresh(published, check=True)
+    assert "rope_theta" not in {change.key for change in report.config}
+    assert report.outcome == "would change"
+
+
 def test_a_check_needs_no_token_writes_nothing_and_reads_no_weights(refresh, published, api, hub):
     from hubprune.publishing.session import HubSession
 
@@ -305,13 +317,13 @@ def test_without_its_base_what_needs_none_is_refreshed(refresh, published, hub, 
 def test_what_a_publish_takes_from_the_weights_of_the_base_is_taken_from_the_repo(
     refresh, published, api, monkeypatch, of_base, of_repo, written
 ):
-    resolve = hub_of_bases.resolve_base
+    resolve = hub_of_bases.resolve_recorded
 
-    def resolve_otherwise(spec, *, session):
-        base = resolve(spec, session=session)
+    def resolve_otherwise(name, commit, *, session):
+        base = resolve(name, commit, session=session)
         return base.model_copy(update={"config": without_none({**base.config, **of_base})})
 
-    monkeypatch.setattr(hub_of_bases, "resolve_base", resolve_otherwise)
+    monkeypatch.setattr(hub_of_bases, "resolve_recorded", resolve_otherwise)
     config = without_none({**json.loads(files_of("published")["config.json"]), **of_repo})
     commit(api, REPO_ID, with_file("config.json", json.dumps(config).encode()))
     [report] = refresh(published)
