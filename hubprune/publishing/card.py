@@ -109,15 +109,9 @@ def build_context(
     public, named = public_recipe(recipe, base=base), tuple(recipe.drop.by_hand)
     tag = None if recipe.target.create_pr else checkpoint_tag(checkpoint)
     usage = overview.usage(
-        repo_id,
-        base=base,
-        plan=plan,
-        checkpoint=checkpoint,
-        verification=verification,
-        snippet=snippet,
-        tag=tag,
+        repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, snippet=snippet, tag=tag,
         refreshed=refreshed,
-    )
+    )  # fmt: skip
     has_code, picture = usage.code is not None, pictures.importance
     matter = front_matter.metadata(
         base, terms=terms, name=name, methods=plan.methods, has_code=has_code, scores=scores, benchmarks=benchmarks
