@@ -35,9 +35,10 @@ from hubprune.pruning.layouts import check_choice, choose_layout
 from hubprune.pruning.runnable import Runnable, make_runnable
 from hubprune.pruning.structure import read_structure
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
+from hubprune.pruning.weights import INDEX_NAME, merged_headers
 from hubprune.pruning.width import plan_widths
 from hubprune.publishing import hub
-from hubprune.publishing.headers import small_files, stored_shapes
+from hubprune.publishing.headers import small_files, stored_headers
 from hubprune.publishing.integrity import check_files
 from hubprune.publishing.session import HubSession
 from hubprune.recipe import Recipe
@@ -97,8 +98,11 @@ class Run:
         """The base, found to be of one piece; of its weights, only the headers were read."""
         folder = small_files(self.base, session=self.session)
         refuse_tokenizer_code(folder, name=self.base.name)
-        is_here = self.base.folder is not None
-        shapes = shapes_in(folder) if is_here else stored_shapes(self.base, session=self.session, folder=folder)
+        if self.base.folder is not None:
+            shapes = shapes_in(folder)
+        else:
+            headers = stored_headers(self.base, session=self.session)
+            shapes = merged_headers(headers, index=folder / INDEX_NAME, name=self.base.name)
         examine(self.base, folder=folder, shapes=shapes, reporter=self.reporter)
         return self.base
 

@@ -163,6 +163,25 @@ def read_index(path: Path) -> Mapping[str, str]:
     return _string_map(path, parse_json(_read_text(path), where=str(path)).get("weight_map")) or {}
 
 
+def merged_headers(
+    headers: Mapping[str, Mapping[str, tuple[int, ...]]], *, index: Path, name: str
+) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of all tensors in some files, which have to be as the index says.
+
+    Args:
+        headers: file -> name -> shape.
+        index: where the index is, if there is more than one file.
+        name: how messages call the checkpoint.
+
+    Raises:
+        CheckpointError: the index disagrees, or a tensor is in two files.
+    """
+    if len(headers) > 1 and index.is_file():
+        found = [(tensor, file) for file, header in headers.items() for tensor in header]
+        check_index(read_index(index), found, f"{index.name} of {name}")
+    return {tensor: shape for header in headers.values() for tensor, shape in header.items()}
+
+
 def check_index(weight_map: Mapping[str, str], found: Sequence[tuple[str, str]], where: Path | str) -> None:
     """Compare an index with what is in the shards.
 
@@ -180,7 +199,7 @@ def check_index(weight_map: Mapping[str, str], found: Sequence[tuple[str, str]],
         name, shard = min(differing)
         raise CheckpointError(
             f"{where} and the shards disagree, first about {name!r} in {shard!r}.",
-            hint="Save the base again, as with AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER).",
+            hint="Save the base again: `save_pretrained` of transformers writes an index that fits.",
         )
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from hubprune.artifacts import BaseCheckpoint, RepoFile
 from hubprune.console import Reporter
 from hubprune.errors import CheckpointError
-from hubprune.pruning.weights import INDEX_NAME, check_index, read_index
 from hubprune.publishing.hub import needed_files, weight_files
 from hubprune.publishing.session import HubSession
 from hubprune.publishing.transfer import download
 
-__all__ = ["small_files", "stored_shapes"]
+__all__ = ["small_files", "stored_headers", "stored_shapes"]
 
 AT_ONCE = 8
 """Headers that are asked for at the same time."""
@@ -34,18 +33,11 @@ def small_files(base: BaseCheckpoint, *, session: HubSession) -> Path:
     return download(files, repo_id=base.name, commit=str(base.commit), session=session, reporter=Reporter(quiet=True))
 
 
-def stored_shapes(
-    base: BaseCheckpoint, *, session: HubSession, folder: Path | None = None
-) -> dict[str, tuple[int, ...]]:
-    """Read names and shapes of all tensors from the headers of a base's weights; a few kilobytes of each file.
-
-    Args:
-        base: a base on the Hub.
-        session: which Hub.
-        folder: with the base's small files, whose index is then compared with the headers.
+def stored_headers(base: BaseCheckpoint, *, session: HubSession) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Read the headers of the weights of a base on the Hub: file -> name -> shape; a few kilobytes of each file.
 
     Raises:
-        CheckpointError: a file is no safetensors file, or the index disagrees with the headers.
+        CheckpointError: a file is no safetensors file.
         HubError: the Hub refused or did not answer.
     """
 
@@ -54,11 +46,13 @@ def stored_shapes(
 
     files = weight_files(base.files)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        headers = list(pool.map(read, files))
-    if folder and len(files) > 1 and (folder / INDEX_NAME).is_file():
-        found = [(name, file.path) for file, header in zip(files, headers, strict=True) for name in header]
-        check_index(read_index(folder / INDEX_NAME), found, f"{INDEX_NAME} of {base.name}")
-    return {name: shape for header in headers for name, shape in header.items()}
+        return {file.path: header for file, header in zip(files, pool.map(read, files), strict=True)}
+
+
+def stored_shapes(base: BaseCheckpoint, *, session: HubSession) -> dict[str, tuple[int, ...]]:
+    """Read names and shapes of all tensors from the headers, as `stored_headers`."""
+    headers = stored_headers(base, session=session)
+    return {name: shape for header in headers.values() for name, shape in header.items()}
 
 
 def _shapes(path: str, *, base: BaseCheckpoint, session: HubSession) -> dict[str, tuple[int, ...]]:
