@@ -23,7 +23,7 @@ from hubprune.architectures import Architecture
 from hubprune.errors import CheckpointError
 from hubprune.strict_json import parse_json
 
-__all__ = ["TEXTS", "settle_tokenizer", "token_ids"]
+__all__ = ["TEXTS", "ids_depend_on_version", "load_tokenizer", "settle_tokenizer", "token_ids"]
 
 CONFIG, PIPELINE = "tokenizer_config.json", "tokenizer.json"
 VOCABULARIES = (PIPELINE, "tokenizer.model", "vocab.json", "tekken.json")
