@@ -149,7 +149,7 @@ def answer_of_child(way: str, folder: Path, rows: int | None) -> dict[str, Any]:
     import torch
     from transformers.utils import logging
 
-    from hubprune.recipe import EvaluationSpec
+    from hubprune.core.recipe import EvaluationSpec
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -163,7 +163,7 @@ def answer_of_child(way: str, folder: Path, rows: int | None) -> dict[str, Any]:
 
 
 def _pair(folder: Path, spec: Any, *, memo: Path | None) -> dict[str, Any]:
-    from hubprune.console import Reporter
+    from hubprune.core.console import Reporter
     from hubprune.evaluation import harness
 
     base = harness.ModelFolder(folder / "base", identity="base")
@@ -198,9 +198,9 @@ def _answers(samples: Path) -> dict[str, list[tuple[float, bool]]]:
 
 
 def _sweep(folder: Path, spec: Any, *, memo: Path | None) -> dict[str, Any]:
-    from hubprune.architectures import architecture_of
-    from hubprune.artifacts import DroppedSublayer, DropPlan
-    from hubprune.console import Reporter
+    from hubprune.core.architectures import architecture_of
+    from hubprune.core.artifacts import DroppedSublayer, DropPlan
+    from hubprune.core.console import Reporter
     from hubprune.evaluation.computing import Models
     from hubprune.evaluation.harness import InMemory
     from hubprune.evaluation.layer_tree import Variant

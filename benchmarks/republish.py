@@ -21,8 +21,8 @@ from pathlib import Path
 
 from measuring import Row, at_most, report
 
-from hubprune.demonstration import publish_options
 from hubprune.localhub import running_hub
+from hubprune.workflows.demo import publish_options
 
 BASE = "tiny-llama"
 RUNS = 3

@@ -76,7 +76,7 @@ class Limited:
 
 
 def random_documents(vocab_size: int) -> CalibrationSet:
-    from hubprune.artifacts import CalibrationRecord, CalibrationSource
+    from hubprune.core.artifacts import CalibrationRecord, CalibrationSource
     from hubprune.pruning.calibration import CalibrationSet, Document
 
     source = random.Random(0)
@@ -93,8 +93,8 @@ def random_documents(vocab_size: int) -> CalibrationSet:
 
 def score_with_hubprune(folder: Path, documents: CalibrationSet) -> list[list[float]]:
     """Scores of every layer: attention and MLP."""
-    from hubprune.architectures import ARCHITECTURES
-    from hubprune.console import Reporter
+    from hubprune.core.architectures import ARCHITECTURES
+    from hubprune.core.console import Reporter
     from hubprune.pruning.importance import score
 
     scores = score(

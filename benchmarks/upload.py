@@ -43,14 +43,14 @@ from urllib.parse import urlsplit
 from measuring import Bound, Row, at_most, report
 from random_llama import LlamaShape, write_llama
 
-from hubprune.artifacts import DroppedSublayer, DropPlan, WidthPlan
-from hubprune.console import Reporter
-from hubprune.files import list_files, write_atomically
+from hubprune.core.artifacts import DroppedSublayer, DropPlan, WidthPlan
+from hubprune.core.console import Reporter
+from hubprune.core.files import list_files, write_atomically
 from hubprune.localhub import RunningHub, running_hub
 
 if TYPE_CHECKING:
-    from hubprune.artifacts import BaseCheckpoint
-    from hubprune.publishing.session import HubSession
+    from hubprune.core.artifacts import BaseCheckpoint
+    from hubprune.hub.session import HubSession
 
 FULL = LlamaShape(1024, 2816, 10, 16, 16, 8000, "BF16")
 QUICK = LlamaShape(256, 704, 10, 8, 8, 1024, "BF16")
@@ -225,7 +225,7 @@ def push_base(folder: str) -> dict[str, Any]:
 
 
 def write(kind: str, folder: str, *, card: str = "# Card\n", primer: bool = True) -> dict[str, Any]:
-    from hubprune.publishing.upload_plan import plan_upload
+    from hubprune.hub.upload_plan import plan_upload
 
     session, base = download()
     result = Path(folder)
@@ -249,7 +249,7 @@ def write(kind: str, folder: str, *, card: str = "# Card\n", primer: bool = True
 
 
 def publish(kind: str, folder: str, *, card: str = "# Card\n", primer: bool = True) -> dict[str, Any]:
-    from hubprune.publishing.commit import publish
+    from hubprune.hub.commit import publish
 
     session, base = download()
     publish(
@@ -264,9 +264,9 @@ def publish(kind: str, folder: str, *, card: str = "# Card\n", primer: bool = Tr
 
 
 def download() -> tuple[HubSession, BaseCheckpoint]:
-    from hubprune.publishing.hub import download_base, resolve_base
-    from hubprune.publishing.session import HubSession
-    from hubprune.recipe import BaseModelSpec
+    from hubprune.core.recipe import BaseModelSpec
+    from hubprune.hub.repos import download_base, resolve_base
+    from hubprune.hub.session import HubSession
 
     session = HubSession.open()
     base = resolve_base(BaseModelSpec(repo_id=BASE_ID), session=session)
@@ -274,8 +274,8 @@ def download() -> tuple[HubSession, BaseCheckpoint]:
 
 
 def look_at_target(session: HubSession) -> Any:
-    from hubprune.publishing.remote import head_of
-    from hubprune.publishing.target import Target, is_private
+    from hubprune.hub.remote import head_of
+    from hubprune.hub.target import Target, is_private
 
     exists = is_private(RESULT_ID, session=session) is not None
     parent = head_of(RESULT_ID, branch="main", session=session) if exists else None

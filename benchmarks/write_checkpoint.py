@@ -33,8 +33,8 @@ from tempfile import TemporaryDirectory
 from measuring import Row, at_least, at_most, report, run_child, warm
 from random_llama import LlamaShape, write_llama
 
-from hubprune.artifacts import DroppedSublayer, DropPlan
-from hubprune.pruning.weights import open_weights
+from hubprune.core.artifacts import DroppedSublayer, DropPlan
+from hubprune.core.weights import open_weights
 
 FULL = LlamaShape(2048, 5632, 22, 32, 4, 32000, "BF16")
 QUICK = LlamaShape(256, 704, 8, 8, 2, 1024, "BF16")
@@ -87,9 +87,9 @@ def _spread(seconds: list[float]) -> str:
 def write_with_hubprune(base: Path, target: Path) -> float:
     import jinja2  # noqa: F401  for the modeling file
 
-    from hubprune.artifacts import BaseCheckpoint
+    from hubprune.core.artifacts import BaseCheckpoint
+    from hubprune.core.config import read_config
     from hubprune.pruning.checkpoint import write_checkpoint
-    from hubprune.pruning.config import read_config
 
     start = time.perf_counter()
     config = read_config(base)

@@ -23,7 +23,7 @@ from hubprune.commands.terminal import (
     follow,
     prepare_streams,
 )
-from hubprune.processes import rank
+from hubprune.core.processes import rank
 
 app = typer.Typer(
     name="hubprune",

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from hubprune import console
-from hubprune.console import Reporter, duration, size
+from hubprune.core import console
+from hubprune.core.console import Reporter, duration, size
 
 
 class Clock:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from hubprune import files
-from hubprune.errors import DiskSpaceError, RecipeError
-from hubprune.files import list_files, move_folder, staged_folder, write_atomically
+from hubprune.core import files
+from hubprune.core.errors import DiskSpaceError, RecipeError
+from hubprune.core.files import list_files, move_folder, staged_folder, write_atomically
 
 
 def names(folder):

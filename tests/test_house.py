@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 import hubprune
-from hubprune import architectures, errors, templates
 from hubprune.cli import app
+from hubprune.core import architectures, errors, templates
 
 PACKAGE = Path(hubprune.__file__).parent
 LAYERS = {
@@ -64,7 +64,7 @@ class Imports(ast.NodeVisitor):
         start = self.package[: len(self.package) - node.level + 1] if node.level else []
         module = ".".join([*start, *([node.module] if node.module else [])])
         for alias in node.names:
-            # `from hubprune import files` names a module, `from hubprune import __version__` a value.
+            # `from hubprune.core import files` names a module, `from hubprune import __version__` a value.
             below = alias.name in LAYER_OF or (PACKAGE / alias.name).exists()
             self.found.add(f"{module}.{alias.name}" if module == "hubprune" and below else module)
             if module == "hubprune" and not below:
@@ -96,8 +96,8 @@ def test_the_layer_check_sees_imports_inside_functions_and_not_those_for_types(t
         "from typing import TYPE_CHECKING\n"
         "from hubprune import __version__\n"
         "from . import weights\n"
-        "if TYPE_CHECKING:\n    from hubprune.pipeline import Run\n"
-        "def f():\n    from hubprune.evaluation.results import x\n    import hubprune.publishing.hub\n"
+        "if TYPE_CHECKING:\n    from hubprune.workflows.publish.pipeline import Run\n"
+        "def f():\n    from hubprune.evaluation.results import x\n    import hubprune.hub.repos\n"
         "    from ..cli import app\n    from hubprune import commands\n"
     )
     assert imported_parts(path) == {"pruning", "evaluation", "publishing", "cli", "commands"}

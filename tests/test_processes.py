@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hubprune.processes import run_to_end
+from hubprune.core.processes import run_to_end
 
 PARENT = """
 import sys
-from hubprune.processes import run_to_end
+from hubprune.core.processes import run_to_end
 run_to_end([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"])
 """
 

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.errors import RecipeError
-from hubprune.recipe import (
+from hubprune.core.drop_spec import DropSpec, WidthSpec, count_of
+from hubprune.core.errors import RecipeError
+from hubprune.core.recipe import (
     BaseModelSpec,
     CalibrationMix,
     CalibrationSubset,
@@ -21,7 +22,6 @@ from hubprune.recipe import (
     read_prompts,
     read_recipe,
 )
-from hubprune.requests import DropSpec, WidthSpec, count_of
 
 MINIMAL = {
     "base": {"repo_id": "acme/base"},

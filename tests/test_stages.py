@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from hubprune import files, stages
-from hubprune.artifacts import BenchmarkComparison, Check, Margin
-from hubprune.errors import RecipeError
-from hubprune.recipe import DropSpec, Recipe, parse
-from hubprune.stages import StageStore, key_of, work_folder
+from hubprune.core import files, stages
+from hubprune.core.artifacts import BenchmarkComparison, Check, Margin
+from hubprune.core.errors import RecipeError
+from hubprune.core.recipe import DropSpec, Recipe, parse
+from hubprune.core.stages import StageStore, key_of, work_folder
 
 RECIPE = {
     "base": {"repo_id": "acme/base"}, "drop": {"attn_drop": 3},
@@ -207,8 +207,8 @@ def test_what_a_run_elsewhere_offers_is_taken_where_nothing_is_kept_and_only_und
 
 
 def test_benchmarks_with_other_examples_are_other_benchmarks(tmp_path, monkeypatch):
-    from hubprune import measuring
     from hubprune.evaluation import harness
+    from hubprune.workflows.publish import measuring
 
     measured = []
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from hubprune import endpoint
 from hubprune.commands import terminal
-from hubprune.errors import AuthenticationError, BaseNotFoundError, RecipeError
+from hubprune.core import endpoint
+from hubprune.core.errors import AuthenticationError, BaseNotFoundError, RecipeError
 
 NO_HOME = """
 import os, pwd
@@ -104,13 +104,13 @@ def test_a_user_without_a_home_is_told_to_set_one():
 @pytest.mark.parametrize("name", ["~nouser/x", "a" * 5000, "/" + "a" * 5000, "a/" + "b" * 300, "x\0y"])
 @pytest.mark.parametrize("command", ["base", "pruned", "published", "exported"])
 def test_a_name_that_no_folder_can_have_is_told_so(name, command, monkeypatch):
-    from hubprune.checkpoints import find_pruned
-    from hubprune.console import Reporter
-    from hubprune.exporting.command import _find
-    from hubprune.publishing.hub import resolve_base
-    from hubprune.publishing.session import HubSession
-    from hubprune.recipe import BaseModelSpec
-    from hubprune.reproducing.published import read_published
+    from hubprune.core.console import Reporter
+    from hubprune.core.recipe import BaseModelSpec
+    from hubprune.hub.repos import resolve_base
+    from hubprune.hub.session import HubSession
+    from hubprune.workflows.checkpoints import find_pruned
+    from hubprune.workflows.export import _find
+    from hubprune.workflows.reproduce.published import read_published
 
     monkeypatch.setattr("time.sleep", lambda _: None)  # between tries to reach a Hub that is not there
     session, reporter = HubSession.open(endpoint="http://127.0.0.1:9", token="hf_x"), Reporter(quiet=True)
@@ -138,7 +138,7 @@ def test_an_address_that_is_none_is_refused(monkeypatch, address):
 
 @pytest.mark.parametrize("token", ["hf_é", "hf_a b", "hf_\x07", "hf_\udcff"])
 def test_a_token_that_no_header_can_hold_is_refused(token):
-    from hubprune.publishing.session import HubSession
+    from hubprune.hub.session import HubSession
 
     with pytest.raises(AuthenticationError, match="holds characters that no token has") as caught:
         HubSession.open(endpoint="http://127.0.0.1:9", token=token)

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from hubprune.cli import app
 from hubprune.commands.variants import read_variants
-from hubprune.errors import RecipeError
+from hubprune.core.errors import RecipeError
 
 
 def asked(**given):

@@ -22,7 +22,7 @@ def card(
 ) -> None:
     """Render the card of a published folder again, from its hubprune.json alone; --preview shows one in a browser."""
     with errors_shown() as reporter:
-        from hubprune import cards
+        from hubprune.workflows import card as cards
 
         if preview:
             cards.check_shown_as_is(notes=notes, card_template=card_template, overwrite_card=overwrite_card)

@@ -21,7 +21,8 @@ def gguf(
     """Write a GGUF file for llama.cpp, and compare it with the checkpoint in transformers."""
     with errors_shown() as reporter:
         session = open_session(endpoint)
-        from hubprune.exporting import command, lines
+        from hubprune.commands import export_lines as lines
+        from hubprune.workflows import export as command
 
         chosen = command.ExportOptions(
             out=out,

@@ -41,7 +41,7 @@ def hub(
 def demo(base: options.DemoBase = "tiny-llama", directory: options.DemoDirectory = None) -> None:
     """Publish an embedded tiny model on a local Hub, with every stage and nothing to download."""
     with errors_shown() as reporter:
-        from hubprune import demonstration
+        from hubprune.workflows import demo as demonstration
 
         raise typer.Exit(demonstration.run(base, directory=directory, reporter=reporter))
 
@@ -49,9 +49,9 @@ def demo(base: options.DemoBase = "tiny-llama", directory: options.DemoDirectory
 def env(as_json: options.Json = False) -> None:
     """Print versions, machine, and where unfinished work is kept."""
     with errors_shown():
-        from hubprune import summary
-        from hubprune.environment import describe_environment
-        from hubprune.stages import work_folder
+        from hubprune.commands import summary
+        from hubprune.core.environment import describe_environment
+        from hubprune.core.stages import work_folder
 
         found, folder = describe_environment(), work_folder()
         show(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {folder}")

@@ -56,7 +56,8 @@ def sweep(
     with errors_shown() as reporter:
         recipe, request = sweep_options.make_sweep(given)
         run = open_run(recipe, endpoint, reporter)
-        from hubprune.sweep import command, report
+        from hubprune.commands import sweep_report as report
+        from hubprune.workflows.sweep import command
 
         done = command.sweep(run, request)
         show(report.to_json(done) if as_json else report.lines(done, out=out))
@@ -84,7 +85,8 @@ def speed(
     with errors_shown(resume=speed_options.AGAIN) as reporter:
         pruned, request = speed_options.make_request(given)
         session = open_session(endpoint)
-        from hubprune.timing import command, lines
+        from hubprune.commands import speed_lines as lines
+        from hubprune.workflows.speed import command
 
         done = command.measure_speed(pruned, request, session=session, reporter=reporter)
         show(to_json(done) if as_json else lines.speed_lines(done))
@@ -96,7 +98,7 @@ def compare(
     """Compare two pruned folders, repos, reports or plans: what went, what is left, what was measured."""
     with errors_shown():
         session = open_session(endpoint)
-        from hubprune import comparison
+        from hubprune.workflows import compare as comparison
 
         seen = comparison.compare(first, second, session=session)
         show(to_json(seen) if as_json else comparison.comparison_text(seen))

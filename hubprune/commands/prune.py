@@ -38,7 +38,7 @@ def score(
     with errors_shown() as reporter:
         asked = variants.read_variants(given)
         made = {label: open_run(recipe, endpoint, reporter) for label, recipe in asked.recipes.items()}
-        from hubprune import studies
+        from hubprune.workflows import score as studies
 
         done = studies.conduct(asked.kind, made, counts=asked.counts, plot=plot)
         show(to_json(done.value) if as_json else done.text)
@@ -78,8 +78,8 @@ def prune(
     given = locals()
     with errors_shown() as reporter:
         made = open_run(make_recipe(given), endpoint, reporter)
-        from hubprune import run as stages
-        from hubprune import summary
+        from hubprune.commands import summary
+        from hubprune.workflows import run as stages
 
         _, pruned = stages.prune(made, out)
         show(to_json(pruned) if as_json else summary.pruned_lines(pruned.written, folder=out))
@@ -96,7 +96,8 @@ def verify(
     """Check a pruned folder or repo against its base: files, loading, logits, KV cache."""
     with errors_shown() as reporter:
         session = open_session(endpoint)
-        from hubprune import checkup, summary
+        from hubprune.commands import summary
+        from hubprune.workflows import verify as checkup
 
         seen = checkup.check(
             checkpoint,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hubprune.ci.github import told_to_job
 from hubprune.commands import card_options, job_options, options
+from hubprune.commands.ci.github import told_to_job
 from hubprune.commands.recipes import make_recipe
 from hubprune.commands.terminal import edits_as_json, errors_shown, open_run, show
 
@@ -47,11 +47,12 @@ def publish(
     given = locals()
     with errors_shown() as reporter, told_to_job(reporter) as told, edits_as_json(wanted=as_json):
         run = open_run(make_recipe(given), endpoint, reporter)
-        from hubprune import pipeline, summary
+        from hubprune.commands import summary
+        from hubprune.workflows.publish import pipeline
 
         chosen = pipeline.PublishOptions.of(given, told=told)
         if any(given[name] is not None for name in JOB_OPTIONS):
-            from hubprune.jobs.command import publish_on_jobs
+            from hubprune.workflows.jobs.command import publish_on_jobs
 
             show(publish_on_jobs(run, chosen, given))
             return

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hubprune.ci.github import told_to_job
 from hubprune.commands import options
+from hubprune.commands.ci.github import told_to_job
 from hubprune.commands.terminal import edits_as_json, errors_shown, open_session, show
 
 EXAMPLES = (
@@ -32,7 +32,9 @@ def push(
     """Publish what a dry run made, on another machine and with another token if need be; nothing is computed again."""
     with errors_shown() as reporter, told_to_job(reporter) as told, edits_as_json(wanted=as_json):
         session = open_session(endpoint)
-        from hubprune import pipeline, pushing, summary
+        from hubprune.commands import summary
+        from hubprune.workflows import push as pushing
+        from hubprune.workflows.publish import pipeline
 
         made = pushing.read_report(dry_run_report)
         chosen = pipeline.PublishOptions(overwrite_card=overwrite_card, overwrite=overwrite, report=report, told=told)

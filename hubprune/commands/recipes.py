@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hubprune.errors import RecipeError
+from hubprune.core.errors import RecipeError
 
 if TYPE_CHECKING:
-    from hubprune.recipe import Recipe
+    from hubprune.core.recipe import Recipe
 
 __all__ = ["make_recipe"]
 
@@ -26,7 +26,7 @@ def make_recipe(given: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: no base, nothing to drop, or a value that cannot be used.
     """
-    from hubprune.recipe import Recipe, parse, read_recipe
+    from hubprune.core.recipe import Recipe, parse, read_recipe
 
     file = given.get("recipe")
     values = read_recipe(file).model_dump(exclude_none=True) if file else {}
@@ -51,7 +51,7 @@ def make_recipe(given: Mapping[str, Any]) -> Recipe:
 
 def _parts(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Read the options of each part of a recipe."""
-    from hubprune.recipe import read_prompts
+    from hubprune.core.recipe import read_prompts
 
     base = {"repo_id": given.get("base"), "revision": given.get("base_revision")}
     drop = {

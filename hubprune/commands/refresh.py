@@ -55,7 +55,8 @@ def refresh(
     """
     with errors_shown(resume=RESUME) as reporter:
         session = open_session(endpoint)
-        from hubprune.refreshing import command, lines
+        from hubprune.commands import refresh_lines as lines
+        from hubprune.workflows.refresh import command
 
         chosen = command.RefreshOptions(
             revision=revision,

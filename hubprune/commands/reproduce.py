@@ -55,8 +55,9 @@ def reproduce(
     """Run the recipe of a published result again, publish nothing, and say what is equal and what differs."""
     with errors_shown() as reporter:
         session = open_session(endpoint)
-        from hubprune.files import make_writable, write_atomically
-        from hubprune.reproducing import command, lines
+        from hubprune.commands import reproduce_lines as lines
+        from hubprune.core.files import make_writable, write_atomically
+        from hubprune.workflows.reproduce import command
 
         if report:
             make_writable(report.absolute().parent)

@@ -12,8 +12,8 @@ from hubprune.commands.options import DROPPING, MEASURING
 from hubprune.commands.recipes import make_recipe
 
 if TYPE_CHECKING:
-    from hubprune.recipe import Recipe
-    from hubprune.sweep.request import SweepRequest
+    from hubprune.core.recipe import Recipe
+    from hubprune.workflows.sweep.request import SweepRequest
 
 Methods = Annotated[
     str,
@@ -74,8 +74,8 @@ def make_sweep(given: Mapping[str, Any]) -> tuple[Recipe, SweepRequest]:
     Raises:
         RecipeError: a value that cannot be used.
     """
-    from hubprune.sweep.counts import parse_counts, parse_methods
-    from hubprune.sweep.request import Limits, SpeedRequest, SweepRequest
+    from hubprune.workflows.sweep.counts import parse_counts, parse_methods
+    from hubprune.workflows.sweep.request import Limits, SpeedRequest, SweepRequest
 
     methods = parse_methods(given["method"])
     request = SweepRequest(

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hubprune.console import Reporter
-from hubprune.errors import DiskSpaceError, EditedError, HubpruneError, OutputError, RecipeError
-from hubprune.processes import rank, world_size
+from hubprune.core.console import Reporter
+from hubprune.core.errors import DiskSpaceError, EditedError, HubpruneError, OutputError, RecipeError
+from hubprune.core.processes import rank, world_size
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from hubprune.core.recipe import Recipe
+    from hubprune.hub.session import HubSession
     from hubprune.localhub import Preview
-    from hubprune.publishing.session import HubSession
-    from hubprune.recipe import Recipe
-    from hubprune.run import Run
+    from hubprune.workflows.run import Run
 
 INTERRUPTED = 130
 RESUME = "Run the same command again: it goes on after the last finished stage."
@@ -122,8 +122,8 @@ def edits_as_json(*, wanted: bool) -> Iterator[None]:
 
 def open_session(endpoint: str | None) -> HubSession:
     """Open a session with a Hub; None for the one that the environment names."""
-    from hubprune.endpoint import use_endpoint
-    from hubprune.publishing.session import HubSession
+    from hubprune.core.endpoint import use_endpoint
+    from hubprune.hub.session import HubSession
 
     return HubSession.open(endpoint=use_endpoint(endpoint))
 
@@ -131,8 +131,8 @@ def open_session(endpoint: str | None) -> HubSession:
 def open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
     """Open a run of a recipe over the work folder; what is taken from it is said."""
     session = open_session(endpoint)
-    from hubprune.run import Run
-    from hubprune.stages import StageStore, work_folder
+    from hubprune.core.stages import StageStore, work_folder
+    from hubprune.workflows.run import Run
 
     def say_reused(stage: str) -> None:
         reporter.note(f"{stage}: taken from an earlier run")

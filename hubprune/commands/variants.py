@@ -11,11 +11,11 @@ import typer
 
 from hubprune.commands.options import SCORING
 from hubprune.commands.recipes import make_recipe
-from hubprune.errors import RecipeError
+from hubprune.core.errors import RecipeError
 
 if TYPE_CHECKING:
-    from hubprune.artifacts import StudyKind
-    from hubprune.recipe import Recipe
+    from hubprune.core.artifacts import StudyKind
+    from hubprune.core.recipe import Recipe
 
 STUDY = "Side by side (one of these may be a list)"
 Revisions = Annotated[

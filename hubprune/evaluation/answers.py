@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hubprune.artifacts import PairedComparison, TaskComparison, perplexity_of
+from hubprune.core.artifacts import PairedComparison, TaskComparison, perplexity_of
 from hubprune.evaluation.compare import Scale, Value, compare_pairs, pair
 
 __all__ = ["Answers", "Document", "compare_answers", "fits", "read_answers"]

@@ -18,9 +18,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from hubprune.artifacts import Estimate, Mark, PairedComparison, TaskComparison, main_rows, perplexity_of
-from hubprune.console import LARGEST
-from hubprune.errors import EvaluationError
+from hubprune.core.artifacts import Estimate, Mark, PairedComparison, TaskComparison, main_rows, perplexity_of
+from hubprune.core.console import LARGEST
+from hubprune.core.errors import EvaluationError
 
 __all__ = [
     "Pairs",

@@ -13,10 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune.artifacts import BenchmarkAnswers, BenchmarkComparison, SelfCheck
-from hubprune.console import Reporter, size
-from hubprune.endpoint import no_calls_elsewhere
-from hubprune.errors import EvaluationError
+from hubprune.core.artifacts import BenchmarkAnswers, BenchmarkComparison, SelfCheck
+from hubprune.core.console import Reporter, size
+from hubprune.core.endpoint import no_calls_elsewhere
+from hubprune.core.errors import EvaluationError
+from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
 from hubprune.evaluation.libraries import quiet
 from hubprune.evaluation.memo import Memo
@@ -24,7 +25,6 @@ from hubprune.evaluation.results import answers_of, compare_results, refuse_diff
 from hubprune.evaluation.sources import commit_of, state_of
 from hubprune.evaluation.task_files import task_files
 from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
-from hubprune.recipe import EvaluationSpec
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Computing, Models

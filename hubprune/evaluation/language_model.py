@@ -12,7 +12,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Variant
 from hubprune.evaluation.libraries import log_level
 from hubprune.evaluation.packing import Answer, Request, refuse_not_finite

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hubprune.decoder import Recorder, recording
+from hubprune.core.decoder import Recorder, recording
 from hubprune.evaluation.packing import Row
 
 __all__ = ["Batch", "LayerTree", "Variant", "collate", "why_not"]

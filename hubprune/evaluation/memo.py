@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.packing import Answer
 
 __all__ = ["Memo"]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
+from hubprune.core.files import scratch_prefix
+from hubprune.core.neutral import load_causal_lm
 from hubprune.evaluation.placement import input_device, placement
-from hubprune.files import scratch_prefix
-from hubprune.neutral import load_causal_lm
 
 __all__ = [
     "LoadedModel",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
 
 __all__ = ["Answer", "Member", "Request", "Row", "alone", "batches", "make_rows", "refuse_not_finite", "slots"]
 

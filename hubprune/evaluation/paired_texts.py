@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from operator import and_
 from statistics import mean
 
-from hubprune.artifacts import (
+from hubprune.core.artifacts import (
     Continuation,
     Estimate,
     GenerationComparison,

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from hubprune.artifacts import EvalBackend, SelfCheck
-from hubprune.console import Advance, Reporter
+from hubprune.core.artifacts import EvalBackend, SelfCheck
+from hubprune.core.console import Advance, Reporter
 from hubprune.evaluation.language_model import Prompt
 from hubprune.evaluation.layer_tree import why_not
 from hubprune.evaluation.memo import Memo

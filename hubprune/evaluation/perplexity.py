@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hubprune.artifacts import PerplexityAnswers
-from hubprune.errors import EvaluationError
+from hubprune.core.artifacts import PerplexityAnswers
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.models import LoadedModel, memory_errors
 
 __all__ = ["measure"]

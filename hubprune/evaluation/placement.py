@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from hubprune.devices import resolve_device, resolve_dtype, with_dtype
-from hubprune.memory import available_bytes
-from hubprune.processes import local_rank, local_world_size, world_size
-from hubprune.strict_json import parse_json
+from hubprune.core.devices import resolve_device, resolve_dtype, with_dtype
+from hubprune.core.memory import available_bytes
+from hubprune.core.processes import local_rank, local_world_size, world_size
+from hubprune.core.strict_json import parse_json
 
 __all__ = ["free_bytes", "input_device", "own_device", "placed_on", "placement", "weight_bytes"]
 

@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Sequence
 
-from hubprune.artifacts import Loop, Repetition
+from hubprune.core.artifacts import Loop, Repetition
 
 __all__ = ["distinct", "diversity", "longest_repeat", "measure", "seq_rep", "terminal_loop"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from statistics import mean
 from typing import Any
 
-from hubprune.artifacts import MetricValue, TaskAnswers, TaskComparison
-from hubprune.errors import EvaluationError
+from hubprune.core.artifacts import MetricValue, TaskAnswers, TaskComparison
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.answers import Answers, compare_answers, fits, read_answers
 from hubprune.evaluation.compare import judge, refuse_other_documents
 from hubprune.evaluation.sources import hub_id

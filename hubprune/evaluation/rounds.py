@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import TypeVar
 
-from hubprune.artifacts import Interval
+from hubprune.core.artifacts import Interval
 
 __all__ = ["Round", "bootstrap", "ratio_to_base", "take_turns"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Batch, LayerTree, Variant, collate, head_alone
 from hubprune.evaluation.models import is_memory_error, release_memory
 from hubprune.evaluation.packing import Answer, Request, Row, alone, batches, make_rows, refuse_not_finite, slots

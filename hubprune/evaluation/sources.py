@@ -10,8 +10,8 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune.errors import EvaluationError
-from hubprune.files import existing_folder
+from hubprune.core.errors import EvaluationError
+from hubprune.core.files import existing_folder
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo

@@ -16,8 +16,8 @@ from typing import Any, get_args
 
 import torch
 
-from hubprune.artifacts import Measure, SpeedMeasured
-from hubprune.errors import EvaluationError
+from hubprune.core.artifacts import Measure, SpeedMeasured
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.clocks import Clock, clock_of
 from hubprune.evaluation.models import LoadedModel, memory_errors
 from hubprune.evaluation.rounds import Round, ratio_to_base, take_turns

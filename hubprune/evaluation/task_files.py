@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
+from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.task_yaml import calls_python, includes_of, read_task_file
 from hubprune.evaluation.tasks import find_tasks, task_paths
-from hubprune.recipe import EvaluationSpec
 
 __all__ = ["task_files"]
 

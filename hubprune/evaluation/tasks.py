@@ -16,15 +16,15 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from hubprune.console import LARGEST
-from hubprune.errors import EvaluationError, HubpruneError
+from hubprune.core.console import LARGEST
+from hubprune.core.drop_spec import shown
+from hubprune.core.errors import EvaluationError, HubpruneError
+from hubprune.core.files import existing_folder
+from hubprune.core.recipe import EvaluationSpec
+from hubprune.core.suites import SUITES
 from hubprune.evaluation.libraries import log_level
 from hubprune.evaluation.sources import DataSource, content_of, first_line, hub_id, merge
 from hubprune.evaluation.task_yaml import broken_files, refuse_misfit
-from hubprune.files import existing_folder
-from hubprune.recipe import EvaluationSpec
-from hubprune.requests import shown
-from hubprune.suites import SUITES
 
 __all__ = ["Suite", "data_sources", "find_tasks", "load_tasks", "local_data", "task_paths"]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch.distributed as dist
 
+from hubprune.core.processes import rank, world_size
 from hubprune.evaluation.computing import Computing, Models, Names
 from hubprune.evaluation.language_model import Prompt
 from hubprune.evaluation.packing import Answer, Request
 from hubprune.evaluation.scorer import Scored
-from hubprune.processes import rank, world_size
 
 __all__ = ["Team", "assemble", "dismiss", "follow"]
 

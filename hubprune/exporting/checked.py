@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hubprune.errors import CheckpointError
+from hubprune.core.errors import CheckpointError
 
 LARGEST = 2**31 - 1
 LARGEST_REAL = 1e15

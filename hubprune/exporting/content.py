@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hubprune.architectures import NEMOTRON_NAS, architecture_of
-from hubprune.errors import CheckpointError, UnsupportedArchitectureError
+from hubprune.core.architectures import NEMOTRON_NAS, architecture_of
+from hubprune.core.config import CONFIG_NAME
+from hubprune.core.errors import CheckpointError, UnsupportedArchitectureError
+from hubprune.core.structure import Structure, read_structure
+from hubprune.core.weights import open_weights
 from hubprune.exporting.artifact import Outtype
 from hubprune.exporting.hyperparameters import check_layers, read_hyperparameters
 from hubprune.exporting.layers import gguf_architecture, lay_out
 from hubprune.exporting.tensors import plan_tensors
 from hubprune.exporting.vocabulary import read_vocabulary
 from hubprune.exporting.writing import GgufContent
-from hubprune.pruning.config import CONFIG_NAME
-from hubprune.pruning.structure import Structure, read_structure
-from hubprune.pruning.weights import open_weights
 
 EXPORTABLE = ("llama", "mistral")
 """Families whose layers are what llama.cpp's architectures `llama` and `deci` compute."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hubprune.errors import CheckpointError, UnsupportedFormatError
+from hubprune.core.errors import CheckpointError, UnsupportedFormatError
+from hubprune.core.weights import Shard, TensorEntry
 from hubprune.exporting.tensors import GgufTensor
-from hubprune.pruning.weights import Shard, TensorEntry
 
 if TYPE_CHECKING:
     import numpy as np

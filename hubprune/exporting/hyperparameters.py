@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hubprune.architectures import Architecture
-from hubprune.errors import CheckpointError, UnsupportedArchitectureError
+from hubprune.core.architectures import Architecture
+from hubprune.core.errors import CheckpointError, UnsupportedArchitectureError
 from hubprune.exporting.checked import flag, natural, positive
 from hubprune.exporting.rope import Rope, read_rope
 

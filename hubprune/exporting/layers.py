@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hubprune.errors import UnsupportedArchitectureError
+from hubprune.core.errors import UnsupportedArchitectureError
+from hubprune.core.structure import Structure
 from hubprune.exporting.artifact import GgufArchitecture
-from hubprune.pruning.structure import Structure
 
 ZERO_MLP_WIDTH = 32
 """Neurons of an MLP that stands in for none: one block of the quantized types."""

@@ -16,19 +16,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hubprune.carried import is_carried
-from hubprune.console import size
-from hubprune.errors import VerificationError
+from hubprune.core.carried import is_carried
+from hubprune.core.config import stock_config, write_json
+from hubprune.core.console import size
+from hubprune.core.errors import VerificationError
+from hubprune.core.files import scratch_folder
+from hubprune.core.memory import available_bytes
+from hubprune.core.processes import run_to_end
+from hubprune.core.structure import Structure
+from hubprune.core.weights import open_weights
 from hubprune.exporting.artifact import Outtype, Parity, ParityFigures
 from hubprune.exporting.parity_process import ParityRequest, ParitySeen
 from hubprune.exporting.writing import INSTALL, GgufContent
-from hubprune.files import scratch_folder
-from hubprune.memory import available_bytes
-from hubprune.processes import run_to_end
-from hubprune.pruning.config import stock_config, write_json
 from hubprune.pruning.runnable import link_model
-from hubprune.pruning.structure import Structure
-from hubprune.pruning.weights import open_weights
 
 F32_TOLERANCE = 1e-3
 """Largest allowed difference of a logit where the file holds float32."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from hubprune.core.neutral import load_causal_lm
 from hubprune.exporting.artifact import ParityFigures
-from hubprune.neutral import load_causal_lm
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hubprune.errors import CheckpointError, UnsupportedArchitectureError
+from hubprune.core.errors import CheckpointError, UnsupportedArchitectureError
 from hubprune.exporting.checked import positive
 
 DEFAULT_THETA = 10000.0

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hubprune.architectures import Architecture
-from hubprune.errors import CheckpointError, UnsupportedArchitectureError, UnsupportedFormatError
+from hubprune.core.architectures import Architecture
+from hubprune.core.errors import CheckpointError, UnsupportedArchitectureError, UnsupportedFormatError
+from hubprune.core.weights import Shard, TensorEntry, Weights
 from hubprune.exporting.artifact import Outtype
 from hubprune.exporting.hyperparameters import Hyperparameters
 from hubprune.exporting.layers import ZERO_MLP_WIDTH, LayerSlot
-from hubprune.pruning.weights import Shard, TensorEntry, Weights
 
 Encoding = Literal["F32", "F16", "BF16", "Q8_0"]
 READABLE = ("F32", "F16", "BF16")

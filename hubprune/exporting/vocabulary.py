@@ -13,8 +13,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from hubprune.errors import CheckpointError, UnsupportedFormatError
-from hubprune.strict_json import parse_json
+from hubprune.core.errors import CheckpointError, UnsupportedFormatError
+from hubprune.core.strict_json import parse_json
 
 
 class TokenType(IntEnum):

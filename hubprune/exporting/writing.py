@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubprune.console import size
-from hubprune.errors import DiskSpaceError, MissingDependencyError, RecipeError
+from hubprune.core.console import size
+from hubprune.core.errors import DiskSpaceError, MissingDependencyError, RecipeError
+from hubprune.core.files import scratch_prefix, sweep
 from hubprune.exporting.artifact import GgufArchitecture, Outtype
 from hubprune.exporting.encoding import encoded_blocks
 from hubprune.exporting.hyperparameters import Hyperparameters
 from hubprune.exporting.layers import LayerSlot
 from hubprune.exporting.tensors import GgufTensor
 from hubprune.exporting.vocabulary import Vocabulary
-from hubprune.files import scratch_prefix, sweep
 
 if TYPE_CHECKING:
     import numpy as np

@@ -50,7 +50,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    from hubprune.errors import MissingDependencyError
+    from hubprune.core.errors import MissingDependencyError
 
     try:
         return getattr(import_module(_HOME[name]), name)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubprune.errors import MissingDependencyError
+from hubprune.core.errors import MissingDependencyError
 from hubprune.localhub import names
 from hubprune.localhub.refusal import RefusedError, entry_not_found, revision_not_found
 

@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from hubprune.errors import HubpruneError
+from hubprune.core.errors import HubpruneError
 
 HOSTS = ("127.0.0.1", "localhost")
 """Names that a server answers to: a web page elsewhere may get a browser to resolve its own name to 127.0.0.1."""

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from starlette.responses import HTMLResponse, Response
 
-from hubprune.console import size
+from hubprune.core.console import size
 from hubprune.localhub import cards
 from hubprune.localhub.markup import AddressOf, render
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hubprune.errors import HubpruneError
+from hubprune.core.errors import HubpruneError
 from hubprune.localhub.access import Account, Role
 from hubprune.localhub.app import build_app
 from hubprune.localhub.faults import Fault, RequestRecord, Wire

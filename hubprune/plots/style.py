@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from hubprune.errors import MissingDependencyError
-from hubprune.files import write_atomically
+from hubprune.core.errors import MissingDependencyError
+from hubprune.core.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

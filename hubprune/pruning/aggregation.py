@@ -5,8 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from hubprune.artifacts import Aggregation, CalibrationRecord, DocumentScores, ImportanceScores, LayerScores, Metric
-from hubprune.errors import ScoringError
+from hubprune.core.artifacts import (
+    Aggregation,
+    CalibrationRecord,
+    DocumentScores,
+    ImportanceScores,
+    LayerScores,
+    Metric,
+)
+from hubprune.core.errors import ScoringError
 
 
 def aggregate(

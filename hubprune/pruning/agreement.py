@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
-from hubprune.artifacts import Agreement, ImportanceScores, ScoreKind
+from hubprune.core.artifacts import Agreement, ImportanceScores, ScoreKind
 
 KINDS: tuple[ScoreKind, ...] = ("attn", "mlp", "block")
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hubprune.artifacts import BaseCheckpoint
-from hubprune.console import Reporter
-from hubprune.devices import with_dtype
-from hubprune.errors import CheckpointError
+from hubprune.core.artifacts import BaseCheckpoint
+from hubprune.core.console import Reporter
+from hubprune.core.devices import with_dtype
+from hubprune.core.errors import CheckpointError
+from hubprune.core.strict_json import parse_json
+from hubprune.core.structure import read_structure
+from hubprune.core.weights import open_weights
 from hubprune.pruning.checkpoint import carried_files
 from hubprune.pruning.fitness import Fit, Shapes, first_words, fit, listed
-from hubprune.pruning.structure import read_structure
-from hubprune.pruning.weights import open_weights
-from hubprune.strict_json import parse_json
 
 ADAPTER = "adapter_config.json"
 GENERATION = "generation_config.json"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import SublayerKind
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import SublayerKind
 
 
 class NoAttention(nn.Module):

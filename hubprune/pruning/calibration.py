@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from hubprune.artifacts import CalibrationRecord, CalibrationSource
-from hubprune.console import Advance, Reporter, Unit
-from hubprune.endpoint import no_calls_elsewhere
-from hubprune.errors import CalibrationError
-from hubprune.files import file_exists
+from hubprune.core.artifacts import CalibrationRecord, CalibrationSource
+from hubprune.core.console import Advance, Reporter, Unit
+from hubprune.core.endpoint import no_calls_elsewhere
+from hubprune.core.errors import CalibrationError
+from hubprune.core.files import file_exists
+from hubprune.core.recipe import CalibrationMix, CalibrationSubset
 from hubprune.pruning.documents import stream, unreadable
 from hubprune.pruning.mixes import is_file
 from hubprune.pruning.sequences import end_of_document, pack
-from hubprune.recipe import CalibrationMix, CalibrationSubset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from hubprune.architectures import Architecture, architecture_of
-from hubprune.artifacts import BaseCheckpoint, DropPlan, SublayerKind
-from hubprune.carried import is_carried
-from hubprune.errors import CheckpointError
-from hubprune.pruning import config as config_json
+from hubprune.core import config as config_json
+from hubprune.core.architectures import Architecture, architecture_of
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, SublayerKind
+from hubprune.core.carried import is_carried
+from hubprune.core.errors import CheckpointError
+from hubprune.core.weights import INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
 from hubprune.pruning import modeling
 from hubprune.pruning.tokenizer_files import settle_tokenizer
-from hubprune.pruning.weights import INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
 from hubprune.pruning.width import Cut, KeptTensor, cuts
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from hubprune.endpoint import no_calls_elsewhere
-from hubprune.errors import CalibrationError, HubpruneError
+from hubprune.core.endpoint import no_calls_elsewhere
+from hubprune.core.errors import CalibrationError, HubpruneError
+from hubprune.core.recipe import CalibrationMix, CalibrationSubset
 from hubprune.pruning.mixes import DOCUMENT_FILES, is_file
-from hubprune.recipe import CalibrationMix, CalibrationSubset
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from hubprune.architectures import architecture_of
-from hubprune.errors import CheckpointError
-from hubprune.files import scratch_folder
-from hubprune.neutral import ATTENTION, neutral_config
-from hubprune.pruning.config import NEEDED_NUMBERS, layout_keys, stock_config, write_json
-from hubprune.pruning.structure import Structure, read_structure
+from hubprune.core.architectures import architecture_of
+from hubprune.core.config import NEEDED_NUMBERS, layout_keys, stock_config, write_json
+from hubprune.core.errors import CheckpointError
+from hubprune.core.files import scratch_folder
+from hubprune.core.neutral import ATTENTION, neutral_config
+from hubprune.core.structure import Structure, read_structure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import Aggregation, DocumentScores, ImportanceScores, LayerScores, Metric
-from hubprune.console import Advance, Reporter
-from hubprune.errors import ScoringError
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import Aggregation, DocumentScores, ImportanceScores, LayerScores, Metric
+from hubprune.core.console import Advance, Reporter
+from hubprune.core.errors import ScoringError
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.metrics import measure, pass_through

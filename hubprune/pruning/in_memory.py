@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import DropPlan
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import DropPlan
 from hubprune.pruning import modeling
 
 

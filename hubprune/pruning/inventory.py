@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import DropPlan, WrittenCheckpoint
-from hubprune.files import list_files
-from hubprune.kv_cache import kv_bytes_per_layer
-from hubprune.pruning.weights import DTYPE_BITS, Weights, open_weights
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import DropPlan, WrittenCheckpoint
+from hubprune.core.files import list_files
+from hubprune.core.kv_cache import kv_bytes_per_layer
+from hubprune.core.weights import DTYPE_BITS, Weights, open_weights
 
 
 def take_inventory(

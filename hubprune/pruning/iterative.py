@@ -16,23 +16,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hubprune.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, Ranking
-from hubprune.artifacts.artifact import Artifact
-from hubprune.console import Reporter, duration
-from hubprune.errors import DiskSpaceError, PlanError
-from hubprune.pruning.selection import (
-    OWN,
-    Shape,
-    by_hand,
-    check_request,
-    droppable,
-    finish,
-    margin,
-    ranked,
-    rows_of,
-)
-from hubprune.requests import DropSpec, count_of
-from hubprune.stages import StageStore, key_of
+from hubprune.core.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, Ranking
+from hubprune.core.artifacts.artifact import Artifact
+from hubprune.core.console import Reporter, duration
+from hubprune.core.drop_spec import DropSpec, count_of
+from hubprune.core.errors import DiskSpaceError, PlanError
+from hubprune.core.stages import StageStore, key_of
+from hubprune.pruning.selection import OWN, Shape, by_hand, check_request, droppable, finish, margin, ranked, rows_of
 
 if TYPE_CHECKING:
     from hubprune.pruning.importance import Scorer

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hubprune.architectures import MISTRAL_WINDOW, SLIDING, Architecture, architecture_of
-from hubprune.artifacts import DropPlan, Layout, LayoutChoice, Method, WidthPlan
-from hubprune.errors import PlanError
-from hubprune.pruning.config import READS_POSITIONS
-from hubprune.pruning.structure import Structure, read_structure
+from hubprune.core.architectures import MISTRAL_WINDOW, SLIDING, Architecture, architecture_of
+from hubprune.core.artifacts import DropPlan, Layout, LayoutChoice, Method, WidthPlan
+from hubprune.core.config import READS_POSITIONS
+from hubprune.core.errors import PlanError
+from hubprune.core.structure import Structure, read_structure
 
 LLAMA3_THETA = 500_000.0
 WIDTH_MULTIPLE = 256

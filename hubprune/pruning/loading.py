@@ -2,7 +2,7 @@
 
 It loads as a reader would: `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` where the checkpoint
 ships a modeling file, which is one that hubprune rendered; so is that of a base that was pruned before.  What the files
-only wish for, attention and settings of generation, is the same for both: see `hubprune.neutral`.
+only wish for, attention and settings of generation, is the same for both: see `hubprune.core.neutral`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from hubprune.kv_cache import held_bytes
-from hubprune.neutral import fresh_generation, load_causal_lm, load_with_report
+from hubprune.core.kv_cache import held_bytes
+from hubprune.core.neutral import fresh_generation, load_causal_lm, load_with_report
 from hubprune.pruning import mlx
 from hubprune.pruning.tokenizer_files import load_tokenizer, token_ids
 
@@ -179,10 +179,10 @@ def _comparison_dtype(folder: str) -> Any:
 
     import torch
 
-    from hubprune.devices import resolve_dtype, with_dtype
-    from hubprune.memory import available_bytes
-    from hubprune.pruning.config import read_config
-    from hubprune.pruning.weights import open_weights
+    from hubprune.core.config import read_config
+    from hubprune.core.devices import resolve_dtype, with_dtype
+    from hubprune.core.memory import available_bytes
+    from hubprune.core.weights import open_weights
 
     needed = 4 * open_weights(Path(folder)).parameters()
     if needed < 0.8 * available_bytes():

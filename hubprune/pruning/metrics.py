@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import Metric
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import Metric
 
 
 @dataclass(slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hubprune.errors import RecipeError
-from hubprune.files import file_exists
-from hubprune.recipe import CalibrationMix, CalibrationSubset, parse, read_yaml
+from hubprune.core.errors import RecipeError
+from hubprune.core.files import file_exists
+from hubprune.core.recipe import CalibrationMix, CalibrationSubset, parse, read_yaml
 
 DOCUMENT_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 """Suffix of a local file of documents -> builder of datasets that reads it."""

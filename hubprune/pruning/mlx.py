@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hubprune.artifacts import Check
-from hubprune.neutral import load_causal_lm
+from hubprune.core.artifacts import Check
+from hubprune.core.neutral import load_causal_lm
 
 TOLERANCE = 1e-3
 """Largest allowed difference of a logit in float32; mlx-lm sums in another order."""

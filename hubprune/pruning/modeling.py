@@ -13,9 +13,9 @@ from typing import Any
 from packaging.version import Version
 
 from hubprune import __version__
-from hubprune.architectures import Architecture
-from hubprune.artifacts import Layout
-from hubprune.templates import environment, template_folder
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import Layout
+from hubprune.core.templates import environment, template_folder
 
 TEMPLATE = "modeling_pruned.py.jinja"
 INCLUDED = "nemotron_nas_config.py.jinja"

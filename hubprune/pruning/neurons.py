@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import WidthMetric, WidthPlan
-from hubprune.errors import CheckpointError, ScoringError
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import WidthMetric, WidthPlan
+from hubprune.core.errors import CheckpointError, ScoringError
+from hubprune.core.weights import DTYPE_BITS, TensorEntry, Weights
 from hubprune.pruning.streaming import TORCH_DTYPES
-from hubprune.pruning.weights import DTYPE_BITS, TensorEntry, Weights
 from hubprune.pruning.width import Cut
 
 BLOCK_ELEMENTS = 2**20

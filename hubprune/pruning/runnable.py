@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubprune.artifacts import BaseCheckpoint
-from hubprune.files import staged_folder
+from hubprune.core.artifacts import BaseCheckpoint
+from hubprune.core.config import layout_keys, stock_config, write_json
+from hubprune.core.files import staged_folder
+from hubprune.core.structure import Structure, read_structure
+from hubprune.core.weights import INDEX_NAME, Weights, open_weights
 from hubprune.pruning import modeling
 from hubprune.pruning.checkpoint import carry_files
-from hubprune.pruning.config import layout_keys, stock_config, write_json
-from hubprune.pruning.structure import Structure, read_structure
-from hubprune.pruning.weights import INDEX_NAME, Weights, open_weights
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hubprune.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, Metric, Ranking, SublayerKind
-from hubprune.errors import PlanError
+from hubprune.core.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, Metric, Ranking, SublayerKind
+from hubprune.core.drop_spec import HAND, OPTIONS, DropSpec, count_of
+from hubprune.core.errors import PlanError
 from hubprune.pruning.aggregation import stratified_standard_error
-from hubprune.requests import HAND, OPTIONS, DropSpec, count_of
 
 KINDS: tuple[SublayerKind, ...] = ("attn", "mlp")
 PARTS: Mapping[Ranking, tuple[SublayerKind, ...]] = {

@@ -20,16 +20,16 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import SublayerKind
-from hubprune.console import size
-from hubprune.decoder import Recorder
-from hubprune.errors import CheckpointError, DiskSpaceError
-from hubprune.files import scratch_prefix
-from hubprune.memory import available_bytes
-from hubprune.neutral import ATTENTION, neutral_config
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import SublayerKind
+from hubprune.core.console import size
+from hubprune.core.decoder import Recorder
+from hubprune.core.errors import CheckpointError, DiskSpaceError
+from hubprune.core.files import scratch_prefix
+from hubprune.core.memory import available_bytes
+from hubprune.core.neutral import ATTENTION, neutral_config
+from hubprune.core.weights import TensorEntry, open_weights
 from hubprune.pruning.bypass import take_out
-from hubprune.pruning.weights import TensorEntry, open_weights
 
 TORCH_DTYPES = {
     "F64": torch.float64,

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubprune.architectures import Architecture
-from hubprune.errors import CheckpointError
-from hubprune.strict_json import parse_json
+from hubprune.core.architectures import Architecture
+from hubprune.core.errors import CheckpointError
+from hubprune.core.strict_json import parse_json
 
 __all__ = ["TEXTS", "ids_depend_on_version", "load_tokenizer", "settle_tokenizer", "token_ids"]
 

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
-from hubprune.errors import CheckpointError, VerificationError
-from hubprune.files import scratch_folder
-from hubprune.kv_cache import kv_cache_bytes
-from hubprune.processes import last_words, run_to_end
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
+from hubprune.core.config import MAX_LAYERS, needs_modeling_file, pruned_classes
+from hubprune.core.errors import CheckpointError, VerificationError
+from hubprune.core.files import scratch_folder
+from hubprune.core.kv_cache import kv_cache_bytes
+from hubprune.core.processes import last_words, run_to_end
+from hubprune.core.strict_json import parse_json
+from hubprune.core.structure import Structure, read_structure
+from hubprune.core.weights import Shard, TensorEntry, Weights, open_weights
 from hubprune.pruning import mlx, modeling
 from hubprune.pruning.checkpoint import neurons_of, shard_plans
-from hubprune.pruning.config import MAX_LAYERS, needs_modeling_file, pruned_classes
 from hubprune.pruning.inventory import count_parameters
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest, NarrowedTensor
 from hubprune.pruning.runnable import Runnable
-from hubprune.pruning.structure import Structure, read_structure
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
-from hubprune.pruning.weights import Shard, TensorEntry, Weights, open_weights
 from hubprune.pruning.width import KeptTensor, cuts
-from hubprune.strict_json import parse_json
 
 if TYPE_CHECKING:
     from hubprune.pruning.neurons import Neurons

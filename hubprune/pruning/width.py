@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
-from hubprune.architectures import Architecture
-from hubprune.artifacts import DropPlan, WidthPlan
-from hubprune.errors import CheckpointError, PlanError
-from hubprune.pruning.structure import Structure
-from hubprune.pruning.weights import DTYPE_BITS, TensorEntry, Weights
-from hubprune.requests import WidthSpec
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import DropPlan, WidthPlan
+from hubprune.core.drop_spec import WidthSpec
+from hubprune.core.errors import CheckpointError, PlanError
+from hubprune.core.structure import Structure
+from hubprune.core.weights import DTYPE_BITS, TensorEntry, Weights
 
 # ---- how wide ----------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ import made
 import pytest
 from rich.console import Console
 
-from hubprune.artifacts import PlannedFile, PublishedCommit, UploadPlan
-from hubprune.ci.github import told_to_job
-from hubprune.ci.outcome import Outcome
-from hubprune.ci.summary import job_summary
-from hubprune.console import Reporter
-from hubprune.errors import EditedError, OverBudgetError, RecipeError
+from hubprune.commands.ci.github import told_to_job
+from hubprune.commands.ci.outcome import Outcome
+from hubprune.commands.ci.summary import job_summary
+from hubprune.core.artifacts import PlannedFile, PublishedCommit, UploadPlan
+from hubprune.core.console import Reporter
+from hubprune.core.errors import EditedError, OverBudgetError, RecipeError
 
 COMMIT = "ab" * 20
 URL = f"https://huggingface.co/me/tiny/commit/{COMMIT}"

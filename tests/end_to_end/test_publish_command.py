@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, leftovers
 
-from hubprune.publishing.markdown import visible
+from hubprune.cards.markdown import visible
 
 TARGET = "local/tiny-attn-drop-2"
 READER = """
@@ -29,7 +29,7 @@ except ValueError as error:
 
 def read_as_a_stranger(hubprune, home, *, code, arguments=()):
     """A process that knows nothing but transformers, with a cache of its own."""
-    environment = hubprune.environment({"HF_HOME": str(home), "PYTHONPATH": ""})
+    environment = hubprune.core.environment({"HF_HOME": str(home), "PYTHONPATH": ""})
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, env=environment, cwd=home.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,16 +6,16 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from hubprune.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan, SpeedReport
 from hubprune.cli import app
-from hubprune.console import Reporter
-from hubprune.errors import BaseNotFoundError, CheckpointError, RecipeError, VerificationError
+from hubprune.core.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan, SpeedReport
+from hubprune.core.config import read_config
+from hubprune.core.console import Reporter
+from hubprune.core.errors import BaseNotFoundError, CheckpointError, RecipeError, VerificationError
 from hubprune.evaluation import footprint
+from hubprune.hub.session import HubSession
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.config import read_config
-from hubprune.publishing.session import HubSession
-from hubprune.timing import command
-from hubprune.timing.request import TimingRequest
+from hubprune.workflows.speed import command
+from hubprune.workflows.speed.request import TimingRequest
 
 LAYERS = (1, 3)
 

@@ -7,11 +7,11 @@ import pytest
 from conftest import leftovers
 
 from hubprune.commands import sweep_options
-from hubprune.console import Reporter
-from hubprune.publishing.session import HubSession
-from hubprune.run import Run
-from hubprune.stages import StageStore
-from hubprune.sweep import command
+from hubprune.core.console import Reporter
+from hubprune.core.stages import StageStore
+from hubprune.hub.session import HubSession
+from hubprune.workflows.run import Run
+from hubprune.workflows.sweep import command
 
 SMALL = ("--calibration", "mix.yaml", "--include-path", "tasks", "--tasks", "little")
 

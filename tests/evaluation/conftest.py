@@ -15,7 +15,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hubprune.console import Reporter
+from hubprune.core.console import Reporter
 
 MODELING = """
 import torch

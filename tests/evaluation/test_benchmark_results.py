@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.results import compare_results, refuse_different_documents
 
 

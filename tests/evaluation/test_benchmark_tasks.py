@@ -10,12 +10,12 @@ from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
+from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec
+from hubprune.core.suites import SUITES
 from hubprune.evaluation import harness, tasks
 from hubprune.evaluation.results import _place
 from hubprune.evaluation.sources import commit_of
-from hubprune.recipe import DEFAULT_TASKS, EvaluationSpec
-from hubprune.suites import SUITES
 
 
 def spec(*names, include=None) -> EvaluationSpec:

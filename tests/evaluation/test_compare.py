@@ -15,9 +15,9 @@ from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmode
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
-from hubprune.artifacts import Estimate, MetricValue, PairedComparison, TaskComparison
-from hubprune.console import LARGEST
-from hubprune.errors import EvaluationError
+from hubprune.core.artifacts import Estimate, MetricValue, PairedComparison, TaskComparison
+from hubprune.core.console import LARGEST
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation import compare
 from hubprune.evaluation.compare import Pairs
 

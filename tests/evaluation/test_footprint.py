@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation import footprint
 from hubprune.evaluation.models import load_model
 from hubprune.evaluation.speed import SpeedSpec

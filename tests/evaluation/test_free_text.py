@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from hubprune import measuring
-from hubprune.artifacts import ModelTexts
-from hubprune.errors import EvaluationError
+from hubprune.core.artifacts import ModelTexts
+from hubprune.core.errors import EvaluationError
+from hubprune.core.recipe import EvaluationSpec
+from hubprune.core.stages import StageStore
 from hubprune.evaluation import generation
 from hubprune.evaluation.repetition import measure, seq_rep
-from hubprune.recipe import EvaluationSpec
-from hubprune.stages import StageStore
+from hubprune.workflows.publish import measuring
 
 PROMPTS = ("Paris is", "A rather longer prompt than the first one", "Why?")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hubprune.console import Reporter
-from hubprune.errors import EvaluationError, RecipeError
+from hubprune.core.console import Reporter
+from hubprune.core.errors import EvaluationError, RecipeError
+from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import harness
-from hubprune.recipe import EvaluationSpec
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation import scorer as scoring
 from hubprune.evaluation.layer_tree import Variant, why_not
 from hubprune.evaluation.packing import Request

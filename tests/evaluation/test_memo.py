@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.memo import AT_ONCE, Memo
 from hubprune.evaluation.packing import Answer
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
+from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import generation, harness
 from hubprune.evaluation.models import load_model
-from hubprune.recipe import EvaluationSpec
 
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),

@@ -9,9 +9,9 @@ import numpy
 import pytest
 from scipy import stats
 
+from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import harness
 from hubprune.evaluation.results import compare_results
-from hubprune.recipe import EvaluationSpec
 
 PROSE = [{"text": "It was late, and nobody came."}, {"text": "Two birds sang."}, {"text": "Why not? Because."}]
 ROLLING = {

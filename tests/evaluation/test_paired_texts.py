@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hubprune.artifacts import GenerationComparison
+from hubprune.core.artifacts import GenerationComparison
 from hubprune.evaluation.paired_texts import compare_repetition
 from hubprune.evaluation.repetition import measure
 

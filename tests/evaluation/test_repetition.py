@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hubprune.artifacts import Loop
+from hubprune.core.artifacts import Loop
 from hubprune.evaluation.repetition import distinct, diversity, longest_repeat, measure, seq_rep, terminal_loop
 
 BEFORE = (

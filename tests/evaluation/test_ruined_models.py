@@ -13,18 +13,18 @@ from safetensors.torch import load_file, save_file
 from test_benchmark_results import compare as compare_results
 from test_benchmark_results import results
 
-from hubprune.artifacts import BenchmarkComparison, Estimate, MetricValue, PerplexityAnswers, perplexity_of
-from hubprune.console import LARGEST
-from hubprune.errors import EvaluationError
+from hubprune.cards.front_matter import model_index
+from hubprune.cards.measured import benchmarks
+from hubprune.commands.summary import benchmarks_table
+from hubprune.core.artifacts import BenchmarkComparison, Estimate, MetricValue, PerplexityAnswers, perplexity_of
+from hubprune.core.console import LARGEST
+from hubprune.core.errors import EvaluationError
+from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import harness
 from hubprune.evaluation.answers import fits
 from hubprune.evaluation.compare import as_ratio
 from hubprune.evaluation.generation import Request, compare
 from hubprune.evaluation.tasks import BoundedAggregation
-from hubprune.publishing.front_matter import model_index
-from hubprune.publishing.measured import benchmarks
-from hubprune.recipe import EvaluationSpec
-from hubprune.summary import benchmarks_table
 
 PETS = [
     {"question": "What barks?", "choices": ["a dog", "a very quiet cat", "fish"], "answer": 0},

@@ -13,10 +13,10 @@ TASKS = ("pets", "words", "answers")
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-from hubprune.console import Reporter
+from hubprune.core.console import Reporter
 from hubprune.evaluation import computing, harness, team
-from hubprune.processes import rank
-from hubprune.recipe import EvaluationSpec
+from hubprune.core.processes import rank
+from hubprune.core.recipe import EvaluationSpec
 
 base, pruned, tasks, out = map(Path, sys.argv[1:5])
 backend = sys.argv[5]

@@ -12,12 +12,12 @@ import weakref
 
 import pytest
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
+from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import computing, harness, placement, sharing
 from hubprune.evaluation.memo import Memo
 from hubprune.evaluation.packing import Request
 from hubprune.evaluation.scorer import Scorer
-from hubprune.recipe import EvaluationSpec
 
 TASKS = ("pets", "shown_pets", "words", "answers", "whole_texts", "without_context")
 
@@ -270,9 +270,9 @@ def test_texts_are_remembered_and_those_drawn_at_random_are_not(evaluate, tmp_pa
 
 KILLED = """
 import os, signal, sys
-from hubprune.console import Reporter
+from hubprune.core.console import Reporter
 from hubprune.evaluation import harness, scorer
-from hubprune.recipe import EvaluationSpec
+from hubprune.core.recipe import EvaluationSpec
 from pathlib import Path
 
 scorer.CPU_SLOTS = 60

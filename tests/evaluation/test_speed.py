@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from hubprune.artifacts import Interval, SpeedMeasured
-from hubprune.errors import EvaluationError
+from hubprune.core.artifacts import Interval, SpeedMeasured
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation import clocks
 from hubprune.evaluation.models import LoadedModel, load_model
 from hubprune.evaluation.speed import WARM_UPS, SpeedSpec, answer, fit_depths, inputs, measure

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
+from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import harness
-from hubprune.recipe import EvaluationSpec
 
 ROW = {"question": "?", "choices": ["a", "b"], "answer": 0}
 

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from hubprune.errors import EvaluationError
+from hubprune.core.errors import EvaluationError
+from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import harness, tasks
 from hubprune.evaluation.task_yaml import refuse_misfit
-from hubprune.recipe import EvaluationSpec
 
 ROW = {"question": "?", "choices": ["a", "b"], "answer": 0}
 

@@ -10,10 +10,10 @@ import torch
 from bases import LLAMA, plan, random_tensors, write_base, write_tensors
 from safetensors.torch import load_file
 
-from hubprune.console import Reporter
-from hubprune.exporting.command import ExportOptions, export_gguf
+from hubprune.core.console import Reporter
+from hubprune.hub.session import HubSession
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.publishing.session import HubSession
+from hubprune.workflows.export import ExportOptions, export_gguf
 
 SESSION = HubSession(endpoint="http://127.0.0.1:9")
 LAYERS = LLAMA["num_hidden_layers"]

@@ -10,7 +10,7 @@ import pytest
 from bases import MISTRAL, write_base
 from exported import DROPS, base, biased, export, nemotron_nas, pruned, with_widths
 
-from hubprune.errors import VerificationError
+from hubprune.core.errors import VerificationError
 from hubprune.exporting import byte_level, encoding, layers, parity, rope, tensors
 
 pytest.importorskip("llama_cpp")

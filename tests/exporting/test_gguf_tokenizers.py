@@ -11,7 +11,7 @@ from exported import base, export
 from gguf import GGUFReader
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from hubprune.errors import CheckpointError, UnsupportedFormatError
+from hubprune.core.errors import CheckpointError, UnsupportedFormatError
 from hubprune.exporting import byte_level
 from hubprune.exporting.parity import TEXTS
 from hubprune.exporting.vocabulary import TokenType, read_vocabulary

@@ -14,7 +14,7 @@ from exported import base, biased, export, pruned, with_widths
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from safetensors.torch import load_file
 
-from hubprune.errors import (
+from hubprune.core.errors import (
     CheckpointError,
     DiskSpaceError,
     RecipeError,

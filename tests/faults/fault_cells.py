@@ -17,9 +17,9 @@ from pathlib import Path
 from fault_kinds import KINDS, Kind, Request, requests_of
 from fault_world import BASE_ID, TAG, Attempt, Case, Remote, Scenario, World, environment
 
-from hubprune.errors import HubpruneError
-from hubprune.files import list_files
-from hubprune.publishing.retry import LONGEST_WAIT_SECONDS
+from hubprune.core.errors import HubpruneError
+from hubprune.core.files import list_files
+from hubprune.hub.retry import LONGEST_WAIT_SECONDS
 
 KILL_SECONDS = 60.0
 WORK_SECONDS = 0.15

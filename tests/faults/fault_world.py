@@ -24,15 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "publishing"))
 import made
 from on_hub import BASE_FILES, BASE_ID, commit_files, finish, make_folder, only_hub, safetensors
 
-from hubprune.artifacts import BaseCheckpoint, PublishedCommit
-from hubprune.console import Reporter
+from hubprune.core.artifacts import BaseCheckpoint, PublishedCommit
+from hubprune.core.console import Reporter
+from hubprune.core.recipe import BaseModelSpec, Recipe, TargetSpec
+from hubprune.hub import commit
+from hubprune.hub.preflight import preflight
+from hubprune.hub.repos import resolve_base
+from hubprune.hub.session import HubSession
+from hubprune.hub.transfer import download
 from hubprune.localhub import RequestRecord, RunningHub, running_hub
-from hubprune.publishing import commit
-from hubprune.publishing.hub import resolve_base
-from hubprune.publishing.preflight import preflight
-from hubprune.publishing.session import HubSession
-from hubprune.publishing.transfer import download
-from hubprune.recipe import BaseModelSpec, Recipe, TargetSpec
 
 TAG = "hubprune-12345678"
 USER = "ana"
@@ -306,7 +306,8 @@ def shorten(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let the clients give up on an answer after some seconds."""
     from huggingface_hub import constants
 
-    from hubprune.publishing import hub, session, target
+    from hubprune.hub import repos as hub
+    from hubprune.hub import session, target
 
     for module in (hub, target):
         patch.setattr(module, "REQUEST_SECONDS", seconds)

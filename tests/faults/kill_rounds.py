@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from hubprune.cards.manifest import CARD, MANIFEST
+from hubprune.cards.provenance import without_times
 from hubprune.localhub import RunningHub, running_hub
-from hubprune.publishing.manifest import CARD, MANIFEST
-from hubprune.publishing.provenance import without_times
 
 KILLS = 30
 REPO = "local/killed"

@@ -20,7 +20,7 @@ def main() -> None:
     import huggingface_hub.file_download
     import huggingface_hub.hf_api  # noqa: F401 - what every fork needs
 
-    from hubprune.publishing import commit, preflight, transfer  # noqa: F401
+    from hubprune.hub import commit, preflight, transfer  # noqa: F401
 
     for line in sys.stdin:
         job = json.loads(line)

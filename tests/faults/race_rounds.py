@@ -14,7 +14,7 @@ from pathlib import Path
 from fault_world import SCENARIOS, Case, World, environment
 from fault_world import publish as publish_case
 
-from hubprune.errors import HubpruneError
+from hubprune.core.errors import HubpruneError
 
 ROUNDS = 20
 PROCESS = """

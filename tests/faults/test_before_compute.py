@@ -10,13 +10,21 @@ import pytest
 from on_hub import BASE_FILES, commit_files
 from token_table import HARMLESS, WRITES
 
-from hubprune import errors, pipeline
-from hubprune.console import Reporter
-from hubprune.publishing import preflight
-from hubprune.publishing.session import HubSession
-from hubprune.recipe import BaseModelSpec, CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, TargetSpec
-from hubprune.run import Run
-from hubprune.stages import StageStore
+from hubprune.core import errors
+from hubprune.core.console import Reporter
+from hubprune.core.recipe import (
+    BaseModelSpec,
+    CalibrationMix,
+    CalibrationSubset,
+    DropSpec,
+    EvaluationSpec,
+    TargetSpec,
+)
+from hubprune.core.stages import StageStore
+from hubprune.hub import preflight
+from hubprune.hub.session import HubSession
+from hubprune.workflows.publish import pipeline
+from hubprune.workflows.run import Run
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 8, "hidden_size": 32,

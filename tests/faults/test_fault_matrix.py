@@ -10,7 +10,7 @@ from fault_kinds import COMMIT, KINDS
 from fault_table import cell, messages, summary
 from fault_world import BASE_ID, SCENARIOS
 
-from hubprune.publishing import commit, creation
+from hubprune.hub import commit, creation
 
 NEW, OLDER = SCENARIOS[:2]
 BY_NAME = {kind.name: kind for kind in KINDS}

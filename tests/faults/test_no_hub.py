@@ -9,18 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from on_hub import BASE_ID
 
-from hubprune.errors import DiskSpaceError, HubError, HubUnreachableError
-from hubprune.publishing.hub import resolve_base
-from hubprune.publishing.identity import identify
-from hubprune.publishing.session import HubSession
-from hubprune.recipe import BaseModelSpec
+from hubprune.core.errors import DiskSpaceError, HubError, HubUnreachableError
+from hubprune.core.recipe import BaseModelSpec
+from hubprune.hub.identity import identify
+from hubprune.hub.repos import resolve_base
+from hubprune.hub.session import HubSession
 
 PAGE = b"<html><body><h1>Please log in to this network</h1></body></html>"
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    from hubprune.publishing import retry
+    from hubprune.hub import retry
 
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
 

@@ -12,14 +12,14 @@ import pytest
 from fault_world import SCENARIOS, World
 from on_hub import BASE_FILES, BASE_ID, commit_files
 
-from hubprune.console import Reporter
-from hubprune.errors import HubpruneError
-from hubprune.publishing import commit
-from hubprune.publishing.hub import resolve_base
-from hubprune.publishing.preflight import preflight
-from hubprune.publishing.session import HubSession
-from hubprune.publishing.target import Target
-from hubprune.recipe import BaseModelSpec, TargetSpec
+from hubprune.core.console import Reporter
+from hubprune.core.errors import HubpruneError
+from hubprune.core.recipe import BaseModelSpec, TargetSpec
+from hubprune.hub import commit
+from hubprune.hub.preflight import preflight
+from hubprune.hub.repos import resolve_base
+from hubprune.hub.session import HubSession
+from hubprune.hub.target import Target
 
 OWNER, ORG, STRANGER = "tess", "acorn", "bob"
 GATED, PRIVATE = "meta-llama/Gated-Tiny", f"{ORG}/Hidden-Tiny"

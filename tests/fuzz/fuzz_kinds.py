@@ -23,18 +23,18 @@ import made
 from mutations import as_json, as_yaml
 from on_hub import make_folder
 
-from hubprune.artifacts import LayerScores
-from hubprune.cards import AS_SHIPPED, render_again
-from hubprune.console import Reporter
-from hubprune.files import list_files
+from hubprune.cards.manifest import content_digest, read_manifest, write_manifest
+from hubprune.cards.record import parse_record
+from hubprune.core.artifacts import LayerScores
+from hubprune.core.console import Reporter
+from hubprune.core.files import list_files
+from hubprune.core.recipe import CalibrationMix, EvaluationSpec, Recipe, parse, read_recipe
+from hubprune.core.stages import StageStore
+from hubprune.hub.session import HubSession
 from hubprune.pruning.mixes import find_mix
-from hubprune.publishing.manifest import content_digest, read_manifest, write_manifest
-from hubprune.publishing.record import parse_record
-from hubprune.publishing.session import HubSession
-from hubprune.pushing import read_report
-from hubprune.recipe import CalibrationMix, EvaluationSpec, Recipe, parse, read_recipe
-from hubprune.run import Run
-from hubprune.stages import StageStore
+from hubprune.workflows.card import AS_SHIPPED, render_again
+from hubprune.workflows.push import read_report
+from hubprune.workflows.run import Run
 
 
 @dataclass(frozen=True)

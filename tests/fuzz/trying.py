@@ -15,7 +15,7 @@ from pathlib import Path
 from fuzz_kinds import Kind
 from mutations import nearly
 
-from hubprune.errors import HubpruneError
+from hubprune.core.errors import HubpruneError
 
 DEADLINE_SECONDS = 30
 """For one file, which takes milliseconds: a loop without an end is found, and no busy machine."""

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from hubprune.cards import preview
-from hubprune.console import Reporter
-from hubprune.errors import BaseNotFoundError
+from hubprune.cards.markdown import fence, md, visible
+from hubprune.core.console import Reporter
+from hubprune.core.errors import BaseNotFoundError
 from hubprune.localhub import Preview
 from hubprune.localhub.markup import render
 from hubprune.localhub.preview import build_preview
-from hubprune.publishing.markdown import fence, md, visible
+from hubprune.workflows.card import preview
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
@@ -241,7 +241,7 @@ def test_front_matter_that_cannot_be_read_is_told(page, folder):
 def test_of_a_repo_only_the_card_and_its_pictures_are_fetched(local_hub, api, repo, tmp_path, monkeypatch):
     from huggingface_hub import CommitOperationAdd, constants
 
-    from hubprune.publishing.session import HubSession
+    from hubprune.hub.session import HubSession
 
     files = {"README.md": GOOD.encode(), "assets/importance.png": png(4, 4), "config.json": b"{}", "w.bin": b"\0" * 999}
     api.create_commit(repo, [CommitOperationAdd(path, data) for path, data in files.items()], commit_message="Add")

@@ -21,10 +21,10 @@ import made
 from test_card_pages import ACTIVE, address, folder  # noqa: F401 - fixtures
 from test_hostile_cards import SECTIONS, parts, text
 
-from hubprune.errors import RecipeError
-from hubprune.publishing.card import build_context, render
-from hubprune.publishing.markdown import visible
-from hubprune.publishing.notes import check_notes
+from hubprune.cards.card import build_context, render
+from hubprune.cards.markdown import visible
+from hubprune.cards.notes import check_notes
+from hubprune.core.errors import RecipeError
 
 CARDS = int(os.environ.get("HOSTILE_CARDS", "40"))
 A_PAGE = 40

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from hubprune.errors import HubpruneError, MissingDependencyError
+from hubprune.core.errors import HubpruneError, MissingDependencyError
 from hubprune.localhub import running_hub, serve
 
 
@@ -137,7 +137,7 @@ def test_a_missing_package_is_named_with_what_to_install():
     source = """
 import sys
 sys.modules["starlette"] = None
-from hubprune.errors import MissingDependencyError
+from hubprune.core.errors import MissingDependencyError
 import hubprune.localhub
 try:
     hubprune.localhub.serve

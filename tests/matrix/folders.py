@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers_of import write_words
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hubprune.architectures import architecture_of
-from hubprune.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
+from hubprune.core.architectures import architecture_of
+from hubprune.core.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.tokenizer_files import TEXTS, load_tokenizer, token_ids
 

@@ -19,7 +19,7 @@ from kinds import FIVE_LAYERS, KINDS, NEWEST, OLDER, Kind, all_versions
 from rich.console import Console
 from table import Result, any_failed, cell, show
 
-from hubprune.architectures import ARCHITECTURES
+from hubprune.core.architectures import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from folders import plan_of, write_base
 from kinds import GRANITE, LLAMA, MISTRAL, NO_BOS, PHI3, QWEN2, Drop, Kind
 from tokenizers_of import Words
 
-from hubprune.architectures import architecture_of
-from hubprune.errors import CheckpointError
+from hubprune.core.architectures import architecture_of
+from hubprune.core.errors import CheckpointError
 from hubprune.pruning import verify
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.runnable import Runnable

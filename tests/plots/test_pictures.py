@@ -10,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 
 from hubprune import plots
-from hubprune.errors import MissingDependencyError
+from hubprune.core.errors import MissingDependencyError
 from hubprune.plots import style
 
 LAYERS = 12

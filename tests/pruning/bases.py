@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from hubprune.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
+from hubprune.core.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bases import LLAMA, MISTRAL, write_base
 
-from hubprune.console import Reporter
+from hubprune.core.console import Reporter
 
 
 @pytest.fixture(scope="session")

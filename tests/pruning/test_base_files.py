@@ -11,16 +11,16 @@ from bases import FAMILIES, LLAMA, family_tensors, plan, random_tensors, write_b
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hubprune.architectures import architecture_of
-from hubprune.artifacts import RepoFile
-from hubprune.console import Reporter
-from hubprune.devices import resolve_dtype
-from hubprune.errors import CheckpointError, UnsupportedFormatError, VerificationError
-from hubprune.neutral import load_causal_lm, neutral_config
+from hubprune.core.architectures import architecture_of
+from hubprune.core.artifacts import RepoFile
+from hubprune.core.config import check_config
+from hubprune.core.console import Reporter
+from hubprune.core.devices import resolve_dtype
+from hubprune.core.errors import CheckpointError, UnsupportedFormatError, VerificationError
+from hubprune.core.neutral import load_causal_lm, neutral_config
 from hubprune.pruning import loading, verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.config import check_config
 from hubprune.pruning.inventory import take_inventory
 from hubprune.pruning.runnable import make_runnable
 from hubprune.pruning.streaming import StreamedModel

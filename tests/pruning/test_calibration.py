@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubprune.commands.recipes import make_recipe
-from hubprune.errors import CalibrationError, RecipeError
+from hubprune.core.errors import CalibrationError, RecipeError
+from hubprune.core.recipe import CalibrationMix, CalibrationSubset
 from hubprune.pruning.calibration import draw, file_hashes, resolve_commits
 from hubprune.pruning.documents import check_subsets, text_of
 from hubprune.pruning.mixes import COSMOPEDIA, MIXES, find_mix
-from hubprune.recipe import CalibrationMix, CalibrationSubset
 
 
 def mix(*subsets, **options):

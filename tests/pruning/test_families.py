@@ -8,14 +8,14 @@ import pytest
 import torch
 from bases import FAMILIES, family_tensors, plan, write_base
 
-from hubprune.architectures import ARCHITECTURES, architecture_of
-from hubprune.artifacts import BaseCheckpoint, CalibrationRecord, CalibrationSource
-from hubprune.console import Reporter
-from hubprune.errors import PlanError, UnsupportedArchitectureError
+from hubprune.core.architectures import ARCHITECTURES, architecture_of
+from hubprune.core.artifacts import BaseCheckpoint, CalibrationRecord, CalibrationSource
+from hubprune.core.config import pruned_config
+from hubprune.core.console import Reporter
+from hubprune.core.errors import PlanError, UnsupportedArchitectureError
 from hubprune.pruning import loading, verify
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.config import pruned_config
 from hubprune.pruning.importance import score
 from hubprune.pruning.layouts import choose_layout
 from hubprune.pruning.runnable import Runnable

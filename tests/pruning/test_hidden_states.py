@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hubprune import memory
-from hubprune.architectures import ARCHITECTURES
-from hubprune.artifacts import CalibrationRecord, CalibrationSource
-from hubprune.errors import DiskSpaceError
+from hubprune.core import memory
+from hubprune.core.architectures import ARCHITECTURES
+from hubprune.core.artifacts import CalibrationRecord, CalibrationSource
+from hubprune.core.errors import DiskSpaceError
 from hubprune.pruning import streaming
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.importance import score

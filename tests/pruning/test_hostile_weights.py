@@ -14,12 +14,12 @@ from bases import LLAMA, parts, plan, random_tensors, raw_file, write_base, writ
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.artifacts import BaseCheckpoint
-from hubprune.errors import CheckpointError, HubpruneError, UnsupportedFormatError
-from hubprune.files import staged_folder
+from hubprune.core.artifacts import BaseCheckpoint
+from hubprune.core.config import check_config, read_config
+from hubprune.core.errors import CheckpointError, HubpruneError, UnsupportedFormatError
+from hubprune.core.files import staged_folder
+from hubprune.core.weights import INDEX_NAME, SINGLE_NAME, open_weights, read_shard
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.config import check_config, read_config
-from hubprune.pruning.weights import INDEX_NAME, SINGLE_NAME, open_weights, read_shard
 
 SMALL = {**LLAMA, "num_hidden_layers": 2, "hidden_size": 4, "intermediate_size": 4, "vocab_size": 8}
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

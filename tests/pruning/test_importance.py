@@ -11,9 +11,9 @@ import pytest
 import torch
 from bases import LLAMA, MISTRAL, plan, random_tensors, write_base
 
-from hubprune.architectures import architecture_of
-from hubprune.artifacts import CalibrationRecord, CalibrationSource
-from hubprune.errors import CheckpointError, ScoringError
+from hubprune.core.architectures import architecture_of
+from hubprune.core.artifacts import CalibrationRecord, CalibrationSource
+from hubprune.core.errors import CheckpointError, ScoringError
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.importance import score

@@ -11,18 +11,18 @@ from bases import LLAMA, MISTRAL, random_tensors, write_base
 from safetensors.torch import load_file
 from test_importance import SHARED, calibration, planted, scored
 
-from hubprune.architectures import architecture_of
-from hubprune.console import Reporter
-from hubprune.errors import DiskSpaceError, PlanError, RecipeError
+from hubprune.core.architectures import architecture_of
+from hubprune.core.console import Reporter
+from hubprune.core.drop_spec import DropSpec
+from hubprune.core.errors import DiskSpaceError, PlanError, RecipeError
+from hubprune.core.recipe import Recipe, parse
+from hubprune.core.stages import StageStore
 from hubprune.pruning import streaming
 from hubprune.pruning.importance import Scorer, Scoring
 from hubprune.pruning.iterative import drop_in_rounds, in_rounds
 from hubprune.pruning.selection import Shape, make_plan
 from hubprune.pruning.streaming import WeightReader
-from hubprune.recipe import Recipe, parse
-from hubprune.requests import DropSpec
-from hubprune.run import Run, score
-from hubprune.stages import StageStore
+from hubprune.workflows.run import Run, score
 
 OUTPUTS = {"attn": "self_attn.o_proj.weight", "mlp": "mlp.down_proj.weight"}
 LAYERS, BATCHES = 5, 3

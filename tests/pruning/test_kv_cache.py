@@ -5,10 +5,10 @@ import torch
 from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, random_tensors, write_base
 from transformers import AutoModelForCausalLM
 
-from hubprune.kv_cache import held_bytes, kv_cache_bytes
+from hubprune.core.config import read_config
+from hubprune.core.kv_cache import held_bytes, kv_cache_bytes
+from hubprune.core.structure import read_structure
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.config import read_config
-from hubprune.pruning.structure import read_structure
 
 
 def shape(*, layers, heads, kv_heads, model_type="llama", **more):

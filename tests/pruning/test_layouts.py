@@ -9,13 +9,13 @@ import pytest
 import torch
 from bases import LLAMA, MISTRAL, plan, write_base
 
-from hubprune.architectures import architecture_of
-from hubprune.errors import CheckpointError, PlanError, UnsupportedArchitectureError
+from hubprune.core.architectures import architecture_of
+from hubprune.core.errors import CheckpointError, PlanError, UnsupportedArchitectureError
+from hubprune.core.structure import read_structure
 from hubprune.pruning import loading, mlx, verify
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.layouts import check_choice, choose_layout
 from hubprune.pruning.runnable import Runnable
-from hubprune.pruning.structure import read_structure
 
 SERVED = {**LLAMA, "intermediate_size": 256, "hidden_size": 64}
 LLAMA3 = {
@@ -206,7 +206,7 @@ def test_no_auto_class_and_no_stock_class_loads_it_without_its_code(own_modules,
 def foreign(**changes):
     """The config of a nemotron-nas repo in which a part of layer 1 is changed."""
     drop = plan(5, attn=[2], layout="nemotron-nas")
-    from hubprune.pruning.config import layout_keys
+    from hubprune.core.config import layout_keys
 
     made = {**SERVED, **layout_keys("nemotron-nas", SERVED, read_structure(SERVED).without(drop))}
     for part, values in changes.items():

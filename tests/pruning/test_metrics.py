@@ -7,7 +7,7 @@ import torch
 from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, random_tensors, write_base
 from test_importance import WEIGHTS, calibration, planted, scored, values
 
-from hubprune.architectures import ARCHITECTURES
+from hubprune.core.architectures import ARCHITECTURES
 from hubprune.pruning.metrics import Part, Passage, measure
 
 OTHERS = ("cosine-no-residual", "relative-magnitude")

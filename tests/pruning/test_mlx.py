@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bases import LLAMA, plan, write_base
 
-from hubprune.architectures import architecture_of
+from hubprune.core.architectures import architecture_of
 from hubprune.pruning import mlx, verify
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.runnable import Runnable

@@ -25,16 +25,16 @@ from bases import (
 )
 from safetensors.torch import load_file
 
-from hubprune.architectures import ARCHITECTURES, architecture_of
-from hubprune.artifacts import BaseCheckpoint, WidthPlan
-from hubprune.errors import CheckpointError
+from hubprune.core.architectures import ARCHITECTURES, architecture_of
+from hubprune.core.artifacts import BaseCheckpoint, WidthPlan
+from hubprune.core.errors import CheckpointError
+from hubprune.core.structure import read_structure
+from hubprune.core.weights import INDEX_NAME, open_weights
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint, write_weights
 from hubprune.pruning.layouts import choose_layout
 from hubprune.pruning.neurons import Neurons
 from hubprune.pruning.runnable import make_runnable
-from hubprune.pruning.structure import read_structure
-from hubprune.pruning.weights import INDEX_NAME, open_weights
 
 WIDE = 48
 
@@ -154,11 +154,11 @@ def zeros(folder, config):
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from hubprune.architectures import ARCHITECTURES
-from hubprune.artifacts import DropPlan
+from hubprune.core.architectures import ARCHITECTURES
+from hubprune.core.artifacts import DropPlan
 from hubprune.pruning import neurons
 from hubprune.pruning.checkpoint import write_weights
-from hubprune.pruning.weights import open_weights
+from hubprune.core.weights import open_weights
 plan = DropPlan.model_validate_json(sys.argv[3])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write_weights(open_weights(Path(sys.argv[1])), plan, ARCHITECTURES["llama"], Path(sys.argv[2]), advance=lambda _: None)
@@ -279,7 +279,7 @@ def test_biases_go_with_their_neurons(in_process, tmp_path):
 
 
 def test_where_only_bfloat16_fits_into_memory_the_comparison_is_as_strict(in_process, monkeypatch, tmp_path):
-    monkeypatch.setattr("hubprune.memory.available_bytes", lambda: 0)
+    monkeypatch.setattr("hubprune.core.memory.available_bytes", lambda: 0)
     for name in ("llama", "phi3"):
         config = {**FAMILIES.get(name, LLAMA), "torch_dtype": "bfloat16"}
         tensors = {n: t.bfloat16() for n, t in family_tensors(config).items()}

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from hubprune.architectures import ARCHITECTURES
-from hubprune.artifacts import WidthPlan
-from hubprune.errors import CheckpointError, ScoringError
+from hubprune.core.architectures import ARCHITECTURES
+from hubprune.core.artifacts import WidthPlan
+from hubprune.core.errors import CheckpointError, ScoringError
+from hubprune.core.weights import open_weights
 from hubprune.pruning import neurons
 from hubprune.pruning.neurons import Neurons, from_mask, highest, mask_of
-from hubprune.pruning.weights import open_weights
 
 SHARED = Path(os.environ.get("HUBPRUNE_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
 FORMULAS = {

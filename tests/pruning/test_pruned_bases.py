@@ -10,17 +10,17 @@ import torch
 from bases import LLAMA, plan, write_base
 from safetensors.torch import load_file
 
-from hubprune.architectures import architecture_of
-from hubprune.artifacts import BaseCheckpoint, CalibrationRecord, CalibrationSource, DroppedSublayer, DropPlan
-from hubprune.errors import PlanError
+from hubprune.core.architectures import architecture_of
+from hubprune.core.artifacts import BaseCheckpoint, CalibrationRecord, CalibrationSource, DroppedSublayer, DropPlan
+from hubprune.core.drop_spec import DropSpec
+from hubprune.core.errors import PlanError
+from hubprune.core.structure import read_structure
 from hubprune.pruning import importance, loading, mlx, verify
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.inventory import take_inventory
 from hubprune.pruning.runnable import make_runnable
 from hubprune.pruning.selection import Shape, check_request, make_plan
-from hubprune.pruning.structure import read_structure
-from hubprune.requests import DropSpec
 
 SERVED = {**LLAMA, "intermediate_size": 256, "hidden_size": 64}
 ABSENT = (("attn", 1), ("attn", 3), ("mlp", 2))

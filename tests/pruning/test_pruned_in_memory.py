@@ -7,7 +7,7 @@ import torch
 from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, random_tensors, write_base
 from transformers import AutoModelForCausalLM
 
-from hubprune.architectures import architecture_of
+from hubprune.core.architectures import architecture_of
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.in_memory import bypassed
 from hubprune.pruning.runnable import make_runnable
@@ -59,8 +59,8 @@ def test_a_bypassed_base_computes_bit_for_bit_what_the_reloaded_checkpoint_compu
 
 
 def test_a_base_that_was_pruned_before_is_bypassed_as_well(llama, tmp_path, own_modules):
-    from hubprune.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
-    from hubprune.pruning.config import read_config
+    from hubprune.core.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
+    from hubprune.core.config import read_config
 
     for name, layers in (("once", {"attn": (1,)}), ("twice", {"attn": (1, 3)})):
         (tmp_path / name).mkdir()

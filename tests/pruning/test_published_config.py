@@ -10,9 +10,9 @@ import torch
 from bases import LLAMA, MISTRAL, plan
 
 from hubprune import __version__
-from hubprune.artifacts import BaseCheckpoint
-from hubprune.errors import CheckpointError
-from hubprune.pruning.config import check_config, pruned_config, write_config
+from hubprune.core.artifacts import BaseCheckpoint
+from hubprune.core.config import check_config, pruned_config, write_config
+from hubprune.core.errors import CheckpointError
 
 LLAMA3 = {
     "factor": 8.0,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.artifacts import CalibrationRecord, CalibrationSource, DocumentScores, ImportanceScores
-from hubprune.errors import ScoringError
+from hubprune.core.artifacts import CalibrationRecord, CalibrationSource, DocumentScores, ImportanceScores
+from hubprune.core.errors import ScoringError
 from hubprune.pruning.aggregation import aggregate
 
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from hubprune.artifacts import CalibrationRecord, CalibrationSource, DocumentScores, ImportanceScores
-from hubprune.errors import PlanError
+from hubprune.core.artifacts import CalibrationRecord, CalibrationSource, DocumentScores, ImportanceScores
+from hubprune.core.drop_spec import DropSpec
+from hubprune.core.errors import PlanError
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.selection import Shape, check_request, make_plan
-from hubprune.requests import DropSpec
 
 
 def scores(*documents, aggregation="document", tokens=(4, 4, 4, 4)):

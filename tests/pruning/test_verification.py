@@ -11,20 +11,20 @@ import torch
 from bases import LLAMA, MISTRAL, parts, plan, random_tensors, raw_file, write_base
 from safetensors.torch import load_file, save_file
 
-from hubprune.architectures import architecture_of
-from hubprune.errors import (
+from hubprune.core.architectures import architecture_of
+from hubprune.core.config import check_config, read_config
+from hubprune.core.errors import (
     CheckpointError,
     UnsupportedArchitectureError,
     UnsupportedFormatError,
     VerificationError,
 )
-from hubprune.processes import last_words
+from hubprune.core.processes import last_words
+from hubprune.core.structure import read_structure
+from hubprune.core.weights import SINGLE_NAME
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.config import check_config, read_config
 from hubprune.pruning.runnable import Runnable
-from hubprune.pruning.structure import read_structure
-from hubprune.pruning.weights import SINGLE_NAME
 
 DROPS = {
     "first": plan(5, attn=[0]),

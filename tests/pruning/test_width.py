@@ -9,18 +9,18 @@ from bases import LLAMA, plan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.architectures import ARCHITECTURES
-from hubprune.artifacts import WidthPlan
-from hubprune.errors import CheckpointError, PlanError, RecipeError
+from hubprune.core.architectures import ARCHITECTURES
+from hubprune.core.artifacts import WidthPlan
+from hubprune.core.config import pruned_config
+from hubprune.core.drop_spec import WidthSpec
+from hubprune.core.errors import CheckpointError, PlanError, RecipeError
+from hubprune.core.recipe import Recipe, parse
+from hubprune.core.structure import read_structure
+from hubprune.core.weights import Shard, TensorEntry, Weights
 from hubprune.pruning.checkpoint import shard_plans
-from hubprune.pruning.config import pruned_config
 from hubprune.pruning.inventory import count_parameters
 from hubprune.pruning.layouts import check_choice, choose_layout
-from hubprune.pruning.structure import read_structure
-from hubprune.pruning.weights import Shard, TensorEntry, Weights
 from hubprune.pruning.width import plan_widths
-from hubprune.recipe import Recipe, parse
-from hubprune.requests import WidthSpec
 
 THREE_B = {
     "head_dim": 128, "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 131072,
@@ -125,7 +125,7 @@ def laid_out(config, kept, requested="auto", **drops):
 
 
 def config_of(config, drop):
-    from hubprune.artifacts import BaseCheckpoint
+    from hubprune.core.artifacts import BaseCheckpoint
 
     base = BaseCheckpoint(name="tiny", commit=None, folder="", config=config, files=())
     return pruned_config(base, drop)

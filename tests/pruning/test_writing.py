@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from hubprune.architectures import ARCHITECTURES
-from hubprune.carried import is_carried
-from hubprune.errors import CheckpointError, DiskSpaceError
-from hubprune.files import staged_folder
+from hubprune.core.architectures import ARCHITECTURES
+from hubprune.core.carried import is_carried
+from hubprune.core.errors import CheckpointError, DiskSpaceError
+from hubprune.core.files import staged_folder
+from hubprune.core.weights import INDEX_NAME, SINGLE_NAME, open_weights, read_shard
 from hubprune.pruning import checkpoint
 from hubprune.pruning.checkpoint import carry_files, write_checkpoint, write_weights
 from hubprune.pruning.inventory import take_inventory
-from hubprune.pruning.weights import INDEX_NAME, SINGLE_NAME, open_weights, read_shard
 
 ATTN = ("self_attn.", "input_layernorm.")
 MLP = ("mlp.", "post_attention_layernorm.")

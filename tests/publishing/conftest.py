@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hubprune.console import Reporter
-from hubprune.publishing.session import HubSession
+from hubprune.core.console import Reporter
+from hubprune.hub.session import HubSession
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -33,7 +33,7 @@ def hub(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Waits between tries are as short as they can be."""
-    from hubprune.publishing import retry
+    from hubprune.hub import retry
 
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
 
@@ -87,7 +87,7 @@ def new_repo(admin):
 
 @pytest.fixture
 def recipe():
-    from hubprune.recipe import BaseModelSpec
+    from hubprune.core.recipe import BaseModelSpec
 
     return made.recipe(base=BaseModelSpec(repo_id=BASE_ID))
 

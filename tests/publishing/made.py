@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hubprune.artifacts import (
+from hubprune.cards.manifest import checkpoint_tag
+from hubprune.cards.snippet import Snippet
+from hubprune.core.artifacts import (
     BaseCard,
     BaseCheckpoint,
     BenchmarkChange,
@@ -35,11 +37,9 @@ from hubprune.artifacts import (
     Verification,
     WrittenCheckpoint,
 )
+from hubprune.core.recipe import BaseModelSpec, CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, Recipe
 from hubprune.evaluation import compare
 from hubprune.evaluation.paired_texts import pair_texts
-from hubprune.publishing.manifest import checkpoint_tag
-from hubprune.publishing.snippet import Snippet
-from hubprune.recipe import BaseModelSpec, CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, Recipe
 
 BASE_COMMIT = "13afe5124825b4f3751f836b40dafda64c1ed062"
 DATA_COMMIT = "1234567890123456789012345678901234567890"

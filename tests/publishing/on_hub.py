@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import made
 import pytest
 
-from hubprune.console import Reporter
+from hubprune.core.console import Reporter
 
 BASE_ID = "meta-llama/Llama-Tiny"
 CONFIG = {"model_type": "llama", "num_hidden_layers": 8, "architectures": ["LlamaForCausalLM"]}
@@ -51,7 +51,7 @@ def commit_files(api, repo_id, files, **options):
 
 
 def make_folder(folder, *, card="# Card\n", **report):
-    from hubprune.publishing.manifest import write_recipe
+    from hubprune.cards.manifest import write_recipe
 
     folder.mkdir()
     (folder / "config.json").write_text('{"dropped": [1]}')
@@ -66,8 +66,8 @@ def make_folder(folder, *, card="# Card\n", **report):
 
 
 def finish(folder, *, card, report):
-    from hubprune.files import list_files
-    from hubprune.publishing.manifest import write_manifest
+    from hubprune.cards.manifest import write_manifest
+    from hubprune.core.files import list_files
 
     written = tuple(f for f in list_files(folder) if f.path not in ("README.md", "recipe.yaml", "hubprune.json"))
     report = report.model_copy(update={"checkpoint": made.checkpoint(files=written)})

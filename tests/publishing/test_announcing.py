@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from on_hub import commit_files
 
-from hubprune.artifacts import PublishedCommit
-from hubprune.errors import RecipeError
-from hubprune.publishing.announcing import announce, with_new_version
-from hubprune.recipe import TargetSpec, parse
+from hubprune.core.artifacts import PublishedCommit
+from hubprune.core.errors import RecipeError
+from hubprune.core.recipe import TargetSpec, parse
+from hubprune.hub.announcing import announce, with_new_version
 
 OLD_CARD = b"---\nlicense: apache-2.0\nnew_version: somebody/else\n---\n# Old\n\nText stays.\n"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from on_hub import BASE_ID, CONFIG, Ticks, commit_files, raw, safetensors
 
-from hubprune.artifacts import PublishedCommit, RepoFile
-from hubprune.errors import (
+from hubprune.core.artifacts import PublishedCommit, RepoFile
+from hubprune.core.errors import (
     AuthenticationError,
     BaseNotFoundError,
     CheckpointError,
@@ -23,13 +23,13 @@ from hubprune.errors import (
     UnsupportedFormatError,
     VerificationError,
 )
+from hubprune.core.recipe import BaseModelSpec
+from hubprune.core.weights import merged_headers
+from hubprune.hub import integrity
+from hubprune.hub.headers import small_files, stored_headers, stored_shapes
+from hubprune.hub.repos import download_base, needed_files, resolve_base, weight_files
+from hubprune.hub.session import HubSession
 from hubprune.pruning.checkpoint import carried_files
-from hubprune.pruning.weights import merged_headers
-from hubprune.publishing import integrity
-from hubprune.publishing.headers import small_files, stored_headers, stored_shapes
-from hubprune.publishing.hub import download_base, needed_files, resolve_base, weight_files
-from hubprune.publishing.session import HubSession
-from hubprune.recipe import BaseModelSpec
 
 MODEL = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": safetensors(10)}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import made
 import pytest
 
+from hubprune.cards.budget import budget_lines, check_budget
 from hubprune.commands.recipes import make_recipe
-from hubprune.errors import OverBudgetError, RecipeError
-from hubprune.publishing.budget import budget_lines, check_budget
-from hubprune.recipe import read_recipe
+from hubprune.core.errors import OverBudgetError, RecipeError
+from hubprune.core.recipe import read_recipe
 
 MEASURED = made.benchmarks()  # arc_easy -0.76, lambada_openai -7.80, in the mean -4.28
 ASKED = {"base": "acme/base", "attn_drop": "1", "tasks": "arc_easy,piqa"}

@@ -11,15 +11,15 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from hubprune.artifacts import BaseCard, DroppedSublayer, Margin, TaskComparison
+from hubprune.cards import front_matter
+from hubprune.cards.card import Pictures, build_context, render, skeleton
+from hubprune.cards.free_text import shown_pairs
+from hubprune.cards.license import notice_text
+from hubprune.cards.manifest import checkpoint_tag
+from hubprune.core.artifacts import BaseCard, DroppedSublayer, Margin, TaskComparison
+from hubprune.core.drop_spec import DropSpec
+from hubprune.core.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
 from hubprune.evaluation.paired_texts import pair_texts
-from hubprune.publishing import front_matter
-from hubprune.publishing.card import Pictures, build_context, render, skeleton
-from hubprune.publishing.free_text import shown_pairs
-from hubprune.publishing.license import notice_text
-from hubprune.publishing.manifest import checkpoint_tag
-from hubprune.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
-from hubprune.requests import DropSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -13,17 +13,17 @@ from on_hub import make_folder
 from test_card import HAND
 from typer.testing import CliRunner
 
-from hubprune.artifacts import BaseCard
-from hubprune.cards import CardChoices, write_card
-from hubprune.checkup import _manifest_checks
+from hubprune.cards import card
+from hubprune.cards.fingerprint import card_part
+from hubprune.cards.manifest import content_digest, write_manifest, write_recipe
+from hubprune.cards.record import read_record
 from hubprune.cli import app
-from hubprune.errors import CheckpointError, ConflictError, RecipeError
-from hubprune.files import list_files, write_atomically
-from hubprune.publishing import card
-from hubprune.publishing.fingerprint import card_part
-from hubprune.publishing.manifest import content_digest, write_manifest, write_recipe
-from hubprune.publishing.record import read_record
-from hubprune.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
+from hubprune.core.artifacts import BaseCard
+from hubprune.core.errors import CheckpointError, ConflictError, RecipeError
+from hubprune.core.files import list_files, write_atomically
+from hubprune.core.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
+from hubprune.workflows.card import CardChoices, write_card
+from hubprune.workflows.verify import _manifest_checks
 
 NOT_OF_THE_CHECKPOINT = ("README.md", "recipe.yaml", "hubprune.json", "assets/", "tasks/")
 
@@ -158,7 +158,7 @@ def test_a_write_that_was_cut_off_between_card_and_manifest_is_completed(tmp_pat
         write_atomically(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr("hubprune.publishing.manifest.write_atomically", write_once)
+        patch.setattr("hubprune.cards.manifest.write_atomically", write_once)
         with pytest.raises(KeyboardInterrupt):
             write_card(folder, choices)
     assert write_card(folder, choices).outcome == "written"

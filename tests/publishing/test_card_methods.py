@@ -10,8 +10,8 @@ import made
 import pytest
 from test_card import GOLDEN, card, check_structure, headings
 
-from hubprune.artifacts import DroppedSublayer, Margin
-from hubprune.recipe import DropSpec
+from hubprune.core.artifacts import DroppedSublayer, Margin
+from hubprune.core.recipe import DropSpec
 
 BLOCK = tuple(round(2 * score, 6) for score in made.ATTN)
 MLP = tuple(reversed(made.ATTN))

@@ -11,7 +11,7 @@ from test_card_methods import METHODS
 from test_card_widths import narrow
 from traced import misprints, numbers, untraced
 
-from hubprune.artifacts import PublishReport
+from hubprune.core.artifacts import PublishReport
 
 CARDS = {
     "attention": {},

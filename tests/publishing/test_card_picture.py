@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import made
 import pytest
 
-from hubprune import assembly, pictures, plots
-from hubprune.console import Reporter
-from hubprune.plots import style
+from hubprune import plots
+from hubprune.cards.card import Pictures, build_context, render
+from hubprune.core.console import Reporter
+from hubprune.plots import pictures, style
 from hubprune.plots.intervals import LOOKS
-from hubprune.publishing.card import Pictures, build_context, render
+from hubprune.workflows.publish import assembly
 
 
 @pytest.fixture

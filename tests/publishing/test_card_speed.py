@@ -10,8 +10,8 @@ import made
 import pytest
 from test_card import GOLDEN, card, check_structure, headings
 
-from hubprune.artifacts import PeakMemory
-from hubprune.publishing.timed import _three_digits
+from hubprune.cards.timed import _three_digits
+from hubprune.core.artifacts import PeakMemory
 
 
 def glance(text):

@@ -9,11 +9,11 @@ import re
 import pytest
 from test_card import card, context, headings
 
-from hubprune.errors import RecipeError
-from hubprune.publishing.card import check_templates, render, template_hash
-from hubprune.publishing.markdown import FILTERS
-from hubprune.publishing.schema import SCHEMA, context_schema
-from hubprune.templates import template_folder
+from hubprune.cards.card import check_templates, render, template_hash
+from hubprune.cards.markdown import FILTERS
+from hubprune.cards.schema import SCHEMA, context_schema
+from hubprune.core.errors import RecipeError
+from hubprune.core.templates import template_folder
 
 SHIPPED = template_folder("card")
 README = (SHIPPED / "README.md").read_text(encoding="utf-8")

@@ -10,9 +10,9 @@ import made
 import pytest
 from test_card import GOLDEN, card, check_structure, fences, matter
 
-from hubprune.artifacts import RepoFile, WidthPlan
-from hubprune.recipe import DropSpec
-from hubprune.requests import WidthSpec
+from hubprune.core.artifacts import RepoFile, WidthPlan
+from hubprune.core.drop_spec import WidthSpec
+from hubprune.core.recipe import DropSpec
 
 FILES = (
     RepoFile(path="config.json", size=900, sha256="c" * 64),

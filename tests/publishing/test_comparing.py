@@ -6,11 +6,11 @@ import made
 import pytest
 from typer.testing import CliRunner
 
-from hubprune import comparison
-from hubprune.artifacts import ImportanceScores
 from hubprune.cli import app
-from hubprune.errors import BaseNotFoundError, CheckpointError
-from hubprune.publishing.session import HubSession
+from hubprune.core.artifacts import ImportanceScores
+from hubprune.core.errors import BaseNotFoundError, CheckpointError
+from hubprune.hub.session import HubSession
+from hubprune.workflows import compare as comparison
 
 OTHER_COMMIT = "f" * 40
 

@@ -8,8 +8,8 @@ import made
 import pytest
 import yaml
 
-from hubprune.errors import HubError
-from hubprune.publishing.eval_results import EVAL_RESULTS, add_eval_results
+from hubprune.cards.eval_results import EVAL_RESULTS, add_eval_results
+from hubprune.core.errors import HubError
 
 EVAL_YAML = (
     "name: GSM8K\ntasks:\n- {id: gsm8k, config: main, split: test}\n- {id: other, config: socratic, split: test}\n"

@@ -19,9 +19,9 @@ from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 from test_card import card, check_structure, headings
 
-from hubprune.artifacts import BaseCard, Continuation
-from hubprune.publishing import front_matter
-from hubprune.publishing.card import build_context, render
+from hubprune.cards import front_matter
+from hubprune.cards.card import build_context, render
+from hubprune.core.artifacts import BaseCard, Continuation
 
 CARDS = int(os.environ.get("HOSTILE_CARDS", "200"))
 SCRIPTS = [

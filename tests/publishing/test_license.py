@@ -6,9 +6,9 @@ import made
 import pytest
 from test_card import card, split
 
-from hubprune.artifacts import BaseCard, RepoFile
-from hubprune.publishing import license as terms
-from hubprune.recipe import TargetSpec
+from hubprune.cards import license as terms
+from hubprune.core.artifacts import BaseCard, RepoFile
+from hubprune.core.recipe import TargetSpec
 
 LLAMA = (
     "Llama {0} is licensed under the Llama {0} Community License, Copyright © Meta Platforms, Inc. All Rights Reserved."

@@ -5,9 +5,9 @@ from __future__ import annotations
 import made
 import pytest
 
-from hubprune.artifacts import Estimate, Margin, PairedLoops
+from hubprune.cards.limits import limits, verdict
+from hubprune.core.artifacts import Estimate, Margin, PairedLoops
 from hubprune.evaluation.paired_texts import pair_texts
-from hubprune.publishing.limits import limits, verdict
 
 
 def said(plan=None, *, scores=None, comparison=None, generation=None):

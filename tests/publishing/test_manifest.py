@@ -10,14 +10,14 @@ import made
 import pytest
 from on_hub import finish, make_folder
 
-from hubprune.artifacts import RepoFile
+from hubprune.cards.command import publish_command
+from hubprune.cards.manifest import checkpoint_tag, files_digest, read_manifest, write_manifest, write_recipe
 from hubprune.commands.recipes import make_recipe
-from hubprune.errors import VerificationError
-from hubprune.files import list_files
-from hubprune.publishing.command import publish_command
-from hubprune.publishing.manifest import checkpoint_tag, files_digest, read_manifest, write_manifest, write_recipe
-from hubprune.publishing.privacy import public_recipe, scrub
-from hubprune.recipe import (
+from hubprune.core.artifacts import RepoFile
+from hubprune.core.errors import VerificationError
+from hubprune.core.files import list_files
+from hubprune.core.privacy import public_recipe, scrub
+from hubprune.core.recipe import (
     CalibrationMix,
     CalibrationSubset,
     DropSpec,

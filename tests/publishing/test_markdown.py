@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hubprune.publishing.front_matter import dump
-from hubprune.publishing.markdown import fence, html, md, py, visible
+from hubprune.cards.front_matter import dump
+from hubprune.cards.markdown import fence, html, md, py, visible
 
 hostile = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=8)), max_size=6).map("".join) | st.text(
     alphabet=st.characters(), max_size=40

@@ -5,10 +5,10 @@ from __future__ import annotations
 import made
 import pytest
 
-from hubprune.artifacts import Margin
-from hubprune.publishing.card import build_context, render
-from hubprune.publishing.removal import removal
-from hubprune.summary import scores_table
+from hubprune.cards.card import build_context, render
+from hubprune.cards.removal import removal
+from hubprune.commands.summary import scores_table
+from hubprune.core.artifacts import Margin
 
 FORMULAS = {
     "cosine": ("S = 1 − cos(X, Y)", "S = 1 - cos(X, Y)", "cosines were taken in float32"),

@@ -14,16 +14,16 @@ from hubprune import __version__
 from hubprune.commands.publish import JOB_OPTIONS, publish
 from hubprune.commands.recipes import make_recipe
 from hubprune.commands.terminal import errors_shown
-from hubprune.errors import HubError, JobError, RecipeError
-from hubprune.jobs import running
-from hubprune.jobs.command import FLAGS, publish_on_jobs
-from hubprune.jobs.order import HERE_ONLY
+from hubprune.core.errors import HubError, JobError, RecipeError
+from hubprune.core.recipe import read_recipe
+from hubprune.core.stages import StageStore
+from hubprune.hub.session import HubSession
 from hubprune.localhub import JobScript
-from hubprune.pipeline import PublishOptions
-from hubprune.publishing.session import HubSession
-from hubprune.recipe import read_recipe
-from hubprune.run import Run
-from hubprune.stages import StageStore
+from hubprune.workflows.jobs import running
+from hubprune.workflows.jobs.command import FLAGS, publish_on_jobs
+from hubprune.workflows.jobs.order import HERE_ONLY
+from hubprune.workflows.publish.pipeline import PublishOptions
+from hubprune.workflows.run import Run
 
 BASE = "meta-llama/Llama-Small"
 CONFIG = {

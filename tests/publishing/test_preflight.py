@@ -7,19 +7,19 @@ from collections import namedtuple
 import pytest
 from on_hub import BASE_FILES, BASE_ID, commit_files
 
-from hubprune.artifacts import BaseCard
-from hubprune.errors import (
+from hubprune.core.artifacts import BaseCard
+from hubprune.core.errors import (
     AuthenticationError,
     ConflictError,
     DiskSpaceError,
     PermissionDeniedError,
     RecipeError,
 )
-from hubprune.publishing import preflight as module
-from hubprune.publishing.hub import resolve_base
-from hubprune.publishing.preflight import check_disk, preflight
-from hubprune.publishing.session import HubSession
-from hubprune.recipe import BaseModelSpec, DropSpec, TargetSpec, parse
+from hubprune.core.recipe import BaseModelSpec, DropSpec, TargetSpec, parse
+from hubprune.hub import preflight as module
+from hubprune.hub.preflight import check_disk, preflight
+from hubprune.hub.repos import resolve_base
+from hubprune.hub.session import HubSession
 
 pytestmark = pytest.mark.usefixtures("base_repo")
 

@@ -13,7 +13,8 @@ import made
 import pytest
 from on_hub import BASE_ID, Ticks, commit_files, finish, make_folder, safetensors
 
-from hubprune.errors import (
+from hubprune.cards.manifest import files_digest
+from hubprune.core.errors import (
     ConflictError,
     EditedError,
     HubError,
@@ -22,14 +23,13 @@ from hubprune.errors import (
     RecipeError,
     RemoteMismatchError,
 )
-from hubprune.files import list_files
-from hubprune.publishing import commit as module
-from hubprune.publishing.commit import RUN_LINE, publish
-from hubprune.publishing.hub import resolve_base
-from hubprune.publishing.manifest import files_digest
-from hubprune.publishing.preflight import preflight
-from hubprune.publishing.remote import check_remote, remote_files
-from hubprune.recipe import BaseModelSpec, TargetSpec
+from hubprune.core.files import list_files
+from hubprune.core.recipe import BaseModelSpec, TargetSpec
+from hubprune.hub import commit as module
+from hubprune.hub.commit import RUN_LINE, publish
+from hubprune.hub.preflight import preflight
+from hubprune.hub.remote import check_remote, remote_files
+from hubprune.hub.repos import resolve_base
 
 pytestmark = pytest.mark.usefixtures("base_repo")
 numbers = itertools.count(1)
@@ -314,7 +314,7 @@ def test_ctrl_c_in_the_creation_removes_a_repo_made_in_that_moment_only(
 ):
     from huggingface_hub import HfApi
 
-    from hubprune.publishing.session import HubSession
+    from hubprune.hub.session import HubSession
 
     ask, model_info = HubSession.post, HfApi.model_info
 

@@ -6,9 +6,8 @@ import made
 import pytest
 from on_hub import commit_files, make_folder
 
-from hubprune import pipeline, pushing
-from hubprune.artifacts import LoadedBack, UploadPlan
-from hubprune.errors import (
+from hubprune.core.artifacts import LoadedBack, UploadPlan
+from hubprune.core.errors import (
     AuthenticationError,
     ConflictError,
     EditedError,
@@ -17,11 +16,13 @@ from hubprune.errors import (
     RecipeError,
     VerificationError,
 )
-from hubprune.files import list_files
-from hubprune.pipeline import PublishOptions, to_json
-from hubprune.publishing.preflight import preflight
-from hubprune.publishing.session import HubSession
-from hubprune.recipe import EvaluationSpec, TargetSpec
+from hubprune.core.files import list_files
+from hubprune.core.recipe import EvaluationSpec, TargetSpec
+from hubprune.hub.preflight import preflight
+from hubprune.hub.session import HubSession
+from hubprune.workflows import push as pushing
+from hubprune.workflows.publish import pipeline
+from hubprune.workflows.publish.pipeline import PublishOptions, to_json
 
 NOT_CHECKPOINT = ("README.md", "recipe.yaml", "hubprune.json", "tasks/own.yaml")
 

@@ -10,23 +10,31 @@ import made
 import pytest
 from on_hub import BASE_FILES, CONFIG, commit_files, make_folder
 
-from hubprune import pipeline
-from hubprune.cards import AS_SHIPPED
-from hubprune.errors import ConflictError, EditedError, HubError, RemoteMismatchError, VerificationError
-from hubprune.files import list_files
-from hubprune.publishing import card, commit
-from hubprune.publishing.commit import publish as send
-from hubprune.publishing.fingerprint import CARD_PART, changes, told
-from hubprune.publishing.manifest import checkpoint_tag, content_digest, write_manifest, write_recipe
-from hubprune.publishing.preflight import preflight
-from hubprune.recipe import BaseModelSpec, CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, TargetSpec
-from hubprune.republishing import inputs as inputs_of
-from hubprune.republishing.before import last_publish
-from hubprune.republishing.inputs import fingerprint
-from hubprune.republishing.taking import offer_results, scores_before
-from hubprune.requests import WidthSpec
-from hubprune.run import Run, scores_key
-from hubprune.stages import StageStore
+from hubprune.cards import card
+from hubprune.cards.fingerprint import CARD_PART, changes, told
+from hubprune.cards.manifest import checkpoint_tag, content_digest, write_manifest, write_recipe
+from hubprune.core.drop_spec import WidthSpec
+from hubprune.core.errors import ConflictError, EditedError, HubError, RemoteMismatchError, VerificationError
+from hubprune.core.files import list_files
+from hubprune.core.recipe import (
+    BaseModelSpec,
+    CalibrationMix,
+    CalibrationSubset,
+    DropSpec,
+    EvaluationSpec,
+    TargetSpec,
+)
+from hubprune.core.stages import StageStore
+from hubprune.hub import commit
+from hubprune.hub.commit import publish as send
+from hubprune.hub.preflight import preflight
+from hubprune.workflows.card import AS_SHIPPED
+from hubprune.workflows.publish import pipeline
+from hubprune.workflows.publish.republishing import inputs as inputs_of
+from hubprune.workflows.publish.republishing.before import last_publish
+from hubprune.workflows.publish.republishing.inputs import fingerprint
+from hubprune.workflows.publish.republishing.taking import offer_results, scores_before
+from hubprune.workflows.run import Run, scores_key
 
 TEXTS, BASE_ID = "somebody/texts", "somebody/whole-base"
 SIZES = {
@@ -550,7 +558,7 @@ def test_every_commit_is_named_and_a_long_history_is_not_read_commit_by_commit(p
 
 def test_what_an_upload_of_ours_broke_is_repaired(published, run_of, user, admin, monkeypatch):
     """The commit that left it so is the publish's own: nobody else's work is in it."""
-    from hubprune.publishing import commit as module
+    from hubprune.hub import commit as module
 
     post = module._post
 
@@ -669,7 +677,7 @@ def test_scores_are_taken_with_their_plan_or_not_at_all(published, run_of, user,
         patch.setattr(StageStore, "has", lambda self, stage, key: True)
         assert taken()[1] is None  # what this machine found itself tells more
     elsewhere = made.environment()
-    monkeypatch.setattr("hubprune.run.describe_environment", lambda device: elsewhere)
+    monkeypatch.setattr("hubprune.workflows.run.describe_environment", lambda device: elsewhere)
     assert taken()[1] is None
 
 
@@ -685,7 +693,7 @@ def test_what_was_measured_is_offered_to_machines_of_the_same_kind_alone(publish
 
     assert offered() == [False, False, False]
     assert run_of.said[-1] == "the last publish ran on Two-Core CPU: nothing that it measured is taken"
-    monkeypatch.setattr("hubprune.run.describe_environment", lambda device: made.environment())
+    monkeypatch.setattr("hubprune.workflows.run.describe_environment", lambda device: made.environment())
     assert offered() == [True, True, False]
 
 

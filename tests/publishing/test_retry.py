@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from hubprune.errors import (
+from hubprune.core.errors import (
     AuthenticationError,
     ConflictError,
     DiskSpaceError,
@@ -17,7 +17,7 @@ from hubprune.errors import (
     HubUnreachableError,
     PermissionDeniedError,
 )
-from hubprune.publishing.retry import LONGEST_WAIT_SECONDS, is_transient, translate, wait_seconds
+from hubprune.hub.retry import LONGEST_WAIT_SECONDS, is_transient, translate, wait_seconds
 
 HUB = "https://hub.example"
 TOKEN = "hf_" + "a" * 34
@@ -94,7 +94,7 @@ def test_a_token_in_the_servers_words_is_taken_out():
 
 @pytest.mark.parametrize(("asked", "seconds"), [("7", 7), ("100000", LONGEST_WAIT_SECONDS), ("soon", 1), (None, 1)])
 def test_no_wait_is_longer_than_a_minute(monkeypatch, asked, seconds):
-    from hubprune.publishing import retry
+    from hubprune.hub import retry
 
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.5)
     headers = {"Retry-After": asked} if asked else {}

@@ -13,12 +13,12 @@ from markdown_it import MarkdownIt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hubprune import measuring
-from hubprune.artifacts import SnippetRun
-from hubprune.errors import VerificationError
-from hubprune.publishing.card import build_context, render
-from hubprune.publishing.snippet import Snippet, asks_for_more, samples
-from hubprune.stages import StageStore
+from hubprune.cards.card import build_context, render
+from hubprune.cards.snippet import Snippet, asks_for_more, samples
+from hubprune.core.artifacts import SnippetRun
+from hubprune.core.errors import VerificationError
+from hubprune.core.stages import StageStore
+from hubprune.workflows.publish import measuring
 
 REPO_ID = "acme/tiny-attn-drop-1"
 HOSTILE_PROMPT = 'It said: "```\n{{ 7 * 7 }}\\" \u202e\u115f \U0001f426 # no end'

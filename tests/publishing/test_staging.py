@@ -7,13 +7,13 @@ import itertools
 import pytest
 from on_hub import BASE_ID, commit_files
 
-from hubprune.errors import ConflictError, PermissionDeniedError, RemoteMismatchError
-from hubprune.files import list_files
-from hubprune.publishing.commit import publish
-from hubprune.publishing.hub import resolve_base
-from hubprune.publishing.preflight import preflight
-from hubprune.publishing.staging import merge
-from hubprune.recipe import BaseModelSpec, TargetSpec
+from hubprune.core.errors import ConflictError, PermissionDeniedError, RemoteMismatchError
+from hubprune.core.files import list_files
+from hubprune.core.recipe import BaseModelSpec, TargetSpec
+from hubprune.hub.commit import publish
+from hubprune.hub.preflight import preflight
+from hubprune.hub.repos import resolve_base
+from hubprune.hub.staging import merge
 
 pytestmark = pytest.mark.usefixtures("base_repo")
 numbers = itertools.count(1)

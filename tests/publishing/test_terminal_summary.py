@@ -6,8 +6,8 @@ import re
 
 import made
 
+from hubprune.commands.summary import benchmarks_table, free_text_line, publish_summary
 from hubprune.evaluation.paired_texts import compare_repetition
-from hubprune.summary import benchmarks_table, free_text_line, publish_summary
 
 
 def test_every_metric_has_its_change_with_an_interval_and_a_verdict():

@@ -11,22 +11,22 @@ import made
 import pytest
 from on_hub import commit_files, finish
 
-from hubprune.artifacts import DroppedSublayer, DropPlan, PlannedFile, PublishedCommit, RepoFile, UploadPlan
-from hubprune.errors import ConflictError
-from hubprune.files import list_files
+from hubprune.cards.manifest import write_recipe
+from hubprune.commands.summary import publish_summary, upload_lines
+from hubprune.core.artifacts import DroppedSublayer, DropPlan, PlannedFile, PublishedCommit, RepoFile, UploadPlan
+from hubprune.core.errors import ConflictError
+from hubprune.core.files import list_files
+from hubprune.core.recipe import BaseModelSpec
+from hubprune.hub import primer, xet_cost
+from hubprune.hub.changes import stale
+from hubprune.hub.commit import publish
+from hubprune.hub.primer import shards_to_show
+from hubprune.hub.remote import head_of, remote_files
+from hubprune.hub.repos import download_base, resolve_base
+from hubprune.hub.session import HubSession
+from hubprune.hub.target import Target, is_private
+from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.publishing import primer, xet_cost
-from hubprune.publishing.changes import stale
-from hubprune.publishing.commit import publish
-from hubprune.publishing.hub import download_base, resolve_base
-from hubprune.publishing.manifest import write_recipe
-from hubprune.publishing.primer import shards_to_show
-from hubprune.publishing.remote import head_of, remote_files
-from hubprune.publishing.session import HubSession
-from hubprune.publishing.target import Target, is_private
-from hubprune.publishing.upload_plan import plan_upload
-from hubprune.recipe import BaseModelSpec
-from hubprune.summary import publish_summary, upload_lines
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -56,7 +56,7 @@ def base(hub, admin, owner, quiet, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quiet():
-    from hubprune.console import Reporter
+    from hubprune.core.console import Reporter
 
     return Reporter(quiet=True)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hubprune.console import Reporter
-from hubprune.publishing.session import HubSession
+from hubprune.core.console import Reporter
+from hubprune.hub.session import HubSession
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "publishing"))
@@ -48,7 +48,7 @@ def api(hub):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     """Waits between tries are as short as they can be, and what is unfinished is kept for one test."""
-    from hubprune.publishing import retry
+    from hubprune.hub import retry
 
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setenv("HUBPRUNE_HOME", str(tmp_path / "work"))

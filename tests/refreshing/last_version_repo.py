@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from hubprune.publishing.manifest import content_digest
+from hubprune.cards.manifest import content_digest
 
 HERE = Path(__file__).parent
 BASE_ID, REPO_ID = "acme/tiny-mistral", "acme/tiny-mistral-attn-drop-1"

@@ -23,19 +23,19 @@ from last_version_repo import (
 )
 from typer.testing import CliRunner
 
-from hubprune import pipeline
-from hubprune.checkup import _manifest_checks
+from hubprune.cards.manifest import checkpoint_tag
+from hubprune.cards.record import parse_record
 from hubprune.cli import app
-from hubprune.publishing import hub as hub_of_bases
-from hubprune.publishing.manifest import checkpoint_tag
-from hubprune.publishing.record import parse_record
-from hubprune.recipe import read_recipe
-from hubprune.refreshing import command
-from hubprune.reproducing.comparing import compare
-from hubprune.reproducing.published import read_published
-from hubprune.republishing import inputs
-from hubprune.run import Run
-from hubprune.stages import StageStore
+from hubprune.core.recipe import read_recipe
+from hubprune.core.stages import StageStore
+from hubprune.hub import repos as hub_of_bases
+from hubprune.workflows.publish import pipeline
+from hubprune.workflows.publish.republishing import inputs
+from hubprune.workflows.refresh import command
+from hubprune.workflows.reproduce.comparing import compare
+from hubprune.workflows.reproduce.published import read_published
+from hubprune.workflows.run import Run
+from hubprune.workflows.verify import _manifest_checks
 
 TEXTS = (" leading", "two  spaces", "<s>hi</s> yo", "In 2024, 12345", "def f():\n    return 1", "Übergröße 東京", "")
 IDS = """
@@ -61,8 +61,8 @@ def refreshed(hub, tmp_path_factory):
     """The published repo after a refresh with all that belongs to it: its report, and its files."""
     from huggingface_hub import HfApi
 
-    from hubprune.console import Reporter
-    from hubprune.publishing.session import HubSession
+    from hubprune.core.console import Reporter
+    from hubprune.hub.session import HubSession
 
     api = HfApi(endpoint=hub.endpoint, token=hub.token)
     publish_last_version(api)
@@ -201,7 +201,7 @@ def test_a_folder_that_is_called_like_the_base_is_not_taken_for_it(refresh, publ
 
 
 def test_a_check_needs_no_token_writes_nothing_and_reads_no_weights(refresh, published, api, hub):
-    from hubprune.publishing.session import HubSession
+    from hubprune.hub.session import HubSession
 
     before = commits(api)
     hub.clear_log()
@@ -264,7 +264,7 @@ def test_what_a_killed_refresh_left_undone_is_done_by_the_next(refresh, publishe
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr("hubprune.publishing.commit.tag_commit", die)
+        patch.setattr("hubprune.hub.commit.tag_commit", die)
         with pytest.raises(KilledError):
             refresh(published, load_back=True)
     loaded = []
@@ -289,7 +289,7 @@ def test_several_repos_are_refreshed_one_after_the_other_whatever_becomes_of_one
 
 
 def test_without_its_base_what_needs_none_is_refreshed(refresh, published, hub, api):
-    from hubprune.publishing.session import HubSession
+    from hubprune.hub.session import HubSession
 
     token = hub.add_user("outsider", role="fineGrained", writable=(REPO_ID,))
     api.update_repo_settings(BASE_ID, private=True)

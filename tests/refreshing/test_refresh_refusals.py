@@ -17,10 +17,10 @@ from last_version_repo import (
     with_file,
 )
 
-from hubprune.errors import HubpruneError
-from hubprune.publishing.manifest import SCHEMA_VERSION
-from hubprune.publishing.session import HubSession
-from hubprune.refreshing import anew, command
+from hubprune.cards.manifest import SCHEMA_VERSION
+from hubprune.core.errors import HubpruneError
+from hubprune.hub.session import HubSession
+from hubprune.workflows.refresh import anew, command
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_card_by_templates_of_its_publisher_is_not_replaced_by_a_shipped_one(r
 def test_what_does_not_load_afterwards_says_which_commit_has_the_files_as_they_were(
     published, session, reporter, api, monkeypatch
 ):
-    from hubprune.errors import VerificationError
+    from hubprune.core.errors import VerificationError
     from hubprune.pruning import verify
 
     def fail(*args, **options):

@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "publishing"))
 import made
 from on_hub import make_folder
 
-from hubprune.console import Reporter
-from hubprune.errors import CheckpointError, HubpruneError
-from hubprune.publishing.manifest import content_digest
-from hubprune.publishing.session import HubSession
-from hubprune.reproducing.command import ReproduceOptions, _recipe_digest, reproduce
-from hubprune.reproducing.comparing import causes, compare, differences
-from hubprune.reproducing.published import read_published
+from hubprune.cards.manifest import content_digest
+from hubprune.core.console import Reporter
+from hubprune.core.errors import CheckpointError, HubpruneError
+from hubprune.hub.session import HubSession
+from hubprune.workflows.reproduce.command import ReproduceOptions, _recipe_digest, reproduce
+from hubprune.workflows.reproduce.comparing import causes, compare, differences
+from hubprune.workflows.reproduce.published import read_published
 
 SESSION = HubSession(endpoint="http://127.0.0.1:9")
 

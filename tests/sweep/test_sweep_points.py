@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.artifacts import CalibrationRecord, CalibrationSource, ImportanceScores, LayerScores
-from hubprune.errors import PlanError
+from hubprune.core.artifacts import CalibrationRecord, CalibrationSource, ImportanceScores, LayerScores
+from hubprune.core.errors import PlanError
 from hubprune.pruning.selection import Shape
-from hubprune.sweep.counts import RANKINGS
-from hubprune.sweep.points import Ranked, make_points, order_of
-from hubprune.sweep.request import SweepRequest
+from hubprune.workflows.sweep.counts import RANKINGS
+from hubprune.workflows.sweep.points import Ranked, make_points, order_of
+from hubprune.workflows.sweep.request import SweepRequest
 
 LAYERS = 6
 CONFIG = {"model_type": "llama", "num_hidden_layers": LAYERS}

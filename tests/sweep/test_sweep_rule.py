@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.artifacts import (
+from hubprune.core.artifacts import (
     BenchmarkAnswers,
     Estimate,
     Interval,
@@ -16,10 +16,10 @@ from hubprune.artifacts import (
     SweepPoint,
     TaskAnswers,
 )
-from hubprune.errors import EvaluationError
-from hubprune.sweep import statistics
-from hubprune.sweep.request import Limits
-from hubprune.sweep.rule import recommend, rule_text
+from hubprune.core.errors import EvaluationError
+from hubprune.workflows.sweep import statistics
+from hubprune.workflows.sweep.request import Limits
+from hubprune.workflows.sweep.rule import recommend, rule_text
 
 
 def point(count, *, mean=None, rise=None, speed=None):

@@ -5,7 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from hubprune.artifacts import (
+from hubprune.cli import app
+from hubprune.commands.speed_lines import speed_lines
+from hubprune.core.artifacts import (
     BenchmarkChange,
     Environment,
     Interval,
@@ -16,16 +18,14 @@ from hubprune.artifacts import (
     SpeedReport,
     SpeedRow,
 )
-from hubprune.cli import app
-from hubprune.console import Reporter
-from hubprune.errors import RecipeError
+from hubprune.core.console import Reporter
+from hubprune.core.errors import RecipeError
 from hubprune.evaluation import footprint
 from hubprune.evaluation.models import LoadedModel
 from hubprune.evaluation.speed import SpeedSpec
-from hubprune.timing import command
-from hubprune.timing.command import benchmark_change
-from hubprune.timing.lines import speed_lines
-from hubprune.timing.request import TimingRequest, check_request, parse_depths
+from hubprune.workflows.speed import command
+from hubprune.workflows.speed.command import benchmark_change
+from hubprune.workflows.speed.request import TimingRequest, check_request, parse_depths
 
 STEADY = (1.0, 0.99, 1.01)
 

@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "publishing"))
 
 import made
 
-from hubprune.console import Reporter
-from hubprune.stages import StageStore
-from hubprune.timing import publishing
+from hubprune.core.console import Reporter
+from hubprune.core.stages import StageStore
+from hubprune.workflows.publish import timing as publishing
 
 
 def stub(store, **changes):

@@ -1,0 +1,159 @@
+"""The YAML block on top of the card: a whitelist of keys in a fixed order, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from hubprune.cards.markdown import visible
+from hubprune.core.artifacts import BaseCard, BaseCheckpoint, BenchmarkComparison, LayerScores, Method, TaskComparison
+from hubprune.core.privacy import is_local_data
+
+__all__ = ["CUSTOM_CODE", "dump", "metadata", "model_index"]
+
+CUSTOM_CODE = "custom_code"
+"""Tag that makes the Hub's own snippet pass `trust_remote_code=True`."""
+
+METHOD_TAGS: Mapping[Method, str] = {
+    "attn-drop": "attention-drop",
+    "mlp-drop": "mlp-drop",
+    "block-drop": "block-drop",
+    "joint-drop": "joint-layer-drop",
+    "mlp-width": "width-pruning",
+}
+METRICS: Mapping[str, str] = {"acc": "accuracy", "acc_norm": "accuracy", "em": "exact_match"}
+"""lm-eval metric -> metric id on the Hub, where they differ."""
+
+AMBIGUOUS = re.compile(
+    r"[0-9a-f]{40}|[-+]?[\d._][\d._:]*(e[-+]?[\d_]*)?|[-+]?0[xob]\w*|[-+]?\.(inf|nan)"
+    r"|true|false|yes|no|y|n|on|off|null|~",
+    re.IGNORECASE,
+)
+"""Strings that some YAML reader takes for a number, a truth value or nothing: 1e10 may be a short sha, and to
+ruamel.yaml a dot or a sign before an underscore begins a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every string that another reader could take for something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if AMBIGUOUS.fullmatch(text) else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """Dump metadata as YAML that PyYAML and a YAML 1.2 reader parse to the same values; no markers around it."""
+    return yaml.dump(_plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+def _plain(value: Any) -> Any:
+    """Turn values into what every YAML reader knows: no numpy, no tuples, no invisible characters."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (bool, int, type(None))) else float(value)
+
+
+def metadata(
+    base: BaseCheckpoint,
+    *,
+    terms: BaseCard,
+    name: str,
+    methods: Sequence[Method],
+    has_code: bool,
+    scores: LayerScores | None,
+    benchmarks: BenchmarkComparison | None,
+) -> dict[str, Any]:
+    """Build the card's metadata in its final order; keys without a value are absent.
+
+    Args:
+        base: its name is the `base_model`.
+        terms: languages and licence, from the base's card at the commit it is pinned to.
+        name: name of the result, for `model-index`.
+        methods: of the plan.
+        has_code: whether a modeling file ships.
+        scores: its calibration data sets are listed.
+        benchmarks: this model's values go into `model-index`.
+    """
+    values = {
+        "language": terms.language[0] if len(terms.language) == 1 else list(terms.language),
+        "license": terms.license,
+        "license_name": terms.license_name,
+        "license_link": terms.license_link,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": base.name,
+        "base_model_relation": "finetune",
+        "datasets": _datasets(scores),
+        "tags": _tags(methods, has_code=has_code, scores=scores),
+        "metrics": _metrics(benchmarks),
+        "model-index": model_index(benchmarks, name=name),
+    }
+    return {key: value for key, value in values.items() if value}
+
+
+def _tags(methods: Sequence[Method], *, has_code: bool, scores: LayerScores | None) -> list[str]:
+    """Scores over a file that nobody else has cannot be reproduced."""
+    sources = scores.calibration.sources if scores else ()
+    public = not any(is_local_data(s.dataset) for s in sources)
+    last = [*(["reproducible"] if public else []), *([CUSTOM_CODE] if has_code else [])]
+    return ["hubprune", "pruned", *(METHOD_TAGS[method] for method in methods), *last]
+
+
+def _datasets(scores: LayerScores | None) -> list[str]:
+    sources = scores.calibration.sources if scores else ()
+    return list(dict.fromkeys(s.dataset for s in sources if not is_local_data(s.dataset)))
+
+
+def _metrics(benchmarks: BenchmarkComparison | None) -> list[str]:
+    return list(dict.fromkeys(METRICS.get(t.metric, t.metric) for t in (benchmarks.tasks if benchmarks else ())))
+
+
+def model_index(benchmarks: BenchmarkComparison | None, *, name: str) -> list[dict[str, Any]]:
+    """Build `model-index`: the values of this model alone, one result per task whose data set is known."""
+    by_task: dict[str, list[TaskComparison]] = {}
+    for row in benchmarks.tasks if benchmarks else ():
+        if row.dataset and not row.pruned.is_bound:  # a bound is no value that a list could be sorted by
+            by_task.setdefault(row.task, []).append(row)
+    results = [_result(rows) for rows in by_task.values()]
+    return [{"name": name, "results": results}] if results else []
+
+
+def _result(rows: list[TaskComparison]) -> dict[str, Any]:
+    return {
+        "task": {"type": "text-generation", "name": "Text Generation"},
+        "dataset": _dataset_of(rows[0]),
+        "metrics": [_metric_of(row) for row in rows],
+    }
+
+
+def _dataset_of(row: TaskComparison) -> dict[str, Any]:
+    fields = {
+        "name": row.task,
+        "type": row.dataset,
+        "config": row.dataset_config,
+        "split": row.split,
+        "revision": row.dataset_commit,
+        "args": {"num_few_shot": row.num_fewshot},
+    }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _metric_of(row: TaskComparison) -> dict[str, Any]:
+    whole = row.documents == row.documents_available
+    part = "" if whole else f", {row.documents} of {row.documents_available} documents"
+    read_by = f"{row.filter}, " if row.filter else ""
+    return {
+        "type": METRICS.get(row.metric, row.metric),
+        "value": round(float(row.pruned.value), 6),
+        "name": f"{row.metric} ({read_by}{row.num_fewshot}-shot{part})",
+    }

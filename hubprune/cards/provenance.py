@@ -1,0 +1,177 @@
+"""The end of the card: how to reproduce it, whose terms apply, what to cite."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from hubprune.cards.command import publish_command, reproduce_command
+from hubprune.cards.context import Licence, Link, Reproduction, Table
+from hubprune.cards.license import card_in_force, license_files, license_name, license_sentences
+from hubprune.cards.numbers import listing
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, Refreshed
+from hubprune.core.console import duration
+from hubprune.core.endpoint import page
+from hubprune.core.recipe import Recipe
+
+__all__ = ["citations", "licence", "reproduction", "without_times"]
+
+STAGES: Mapping[str, str] = {
+    "rounds": "scores of later rounds",
+    "checkpoint": "pruning and verification",
+    "benchmarks": "benchmarks of both",
+    "base-text": "free text of the base",
+    "generation": "free text of this model",
+    "snippet": "the code under Use it",
+}
+"""Stage of a run -> what the card calls it."""
+TIMES = ("Stage", "Time")
+TIMES_TABLE = re.compile(rb"^\| Stage \| Time \|\n(?:\|.*\n?)*", re.MULTILINE)
+"""That table as the card has it."""
+
+
+def reproduction(
+    recipe: Recipe,
+    *,
+    repo_id: str,
+    tag: str | None,
+    base: BaseCheckpoint,
+    environment: Environment,
+    seconds: Mapping[str, float],
+    refreshed: tuple[Refreshed, ...] = (),
+) -> Reproduction:
+    """Collect commands, versions, hardware and times.
+
+    Args:
+        recipe: as it is published (`privacy.public_recipe`).
+        repo_id: where the result is.
+        tag: that names it there; None where there is none.
+        base: its commit is named.
+        environment: where the run took place.
+        seconds: wall-clock seconds per stage.
+        refreshed: what later versions wrote anew, oldest first.
+    """
+    return Reproduction(
+        check=reproduce_command(recipe, repo_id=repo_id, tag=tag),
+        command=publish_command(recipe),
+        needs_tasks=recipe.evaluation.include_path is not None,
+        refreshed=_told_refreshes(refreshed),
+        environment=_environment_table(base, environment=environment),
+        seconds=_seconds_table(seconds),
+    )
+
+
+def _told_refreshes(refreshed: tuple[Refreshed, ...]) -> str | None:
+    """Say in one line which files are those of a later version, and with which ones everything was measured."""
+    if not refreshed:
+        return None
+    first, last = refreshed[0], refreshed[-1]
+    paths = sorted({file.path for refresh in refreshed for file in refresh.files})
+    there = f"tag {first.tag}" if first.tag else f"commit {first.commit[:12]}"
+    return (
+        f"Refreshed with hubprune {last.to_version}, which wrote {listing(paths)} anew and computed nothing: the"
+        " weights are the same, and all that this card tells of was measured with the files of hubprune"
+        f" {first.from_version}, {there}."
+    )
+
+
+def _environment_table(base: BaseCheckpoint, *, environment: Environment) -> Table:
+    versions = {
+        "hubprune": environment.hubprune,
+        "Python": environment.python,
+        **dict(sorted(environment.versions.items())),
+    }
+    rows = [
+        ("Base", base.name),
+        *([("Base commit", base.commit)] if base.commit else []),
+        ("Hardware", f"{environment.machine}, {environment.threads} thread{'s'[: environment.threads - 1]}"),
+        ("Platform", environment.platform),
+        *versions.items(),
+    ]
+    return Table(columns=("", "Value"), align="ll", rows=tuple(rows))
+
+
+def _seconds_table(seconds: Mapping[str, float]) -> Table | None:
+    rows = tuple((STAGES.get(stage, stage), duration(value)) for stage, value in seconds.items())
+    return Table(columns=TIMES, align="lr", rows=rows) if rows else None
+
+
+def without_times(card: bytes) -> bytes:
+    """Leave the table of wall-clock times out of a card: two runs of the same never take the same seconds."""
+    return TIMES_TABLE.sub(b"", card)
+
+
+def licence(base: BaseCheckpoint, *, plan: DropPlan, name: str, given: str | None) -> Licence:
+    """Say whose terms apply; a base without a licence gets no guess.
+
+    Args:
+        base: its card and its files.
+        plan: what was changed.
+        name: of the result, without its namespace.
+        given: the licence by its publisher, for a base whose card names none.
+    """
+    changed = f"The files of {base.name} were changed: {plan.parts} were removed as described above."
+    return Licence(
+        name=license_name(card_in_force(base, given=given)),
+        sentences=(changed, *license_sentences(base, given=given, name=name)),
+        files=tuple(Link(name=path, url=quote(path)) for path in license_files(base)),
+    )
+
+
+def citations(base: BaseCheckpoint, *, plan: DropPlan, has_benchmarks: bool, endpoint: str) -> tuple[str, ...]:
+    """Return BibTeX entries for the base at its endpoint, the methods, the benchmarks if any were run, and hubprune."""
+    methods = [*([PAPER] if plan.dropped else []), *([WIDTH_PAPER] if plan.widths else [])]
+    return (_cite_base(base, endpoint=endpoint), *methods, *([LM_EVAL] if has_benchmarks else []), HUBPRUNE)
+
+
+def _cite_base(base: BaseCheckpoint, *, endpoint: str) -> str:
+    owner, _, name = base.name.rpartition("/")
+    fields = {
+        "title": _bibtex(name),
+        "author": f"{{{_bibtex(owner)}}}" if owner else "",
+        "howpublished": f"\\url{{{url}}}" if base.commit and (url := page(base.name, endpoint=endpoint)) else "",
+        "note": f"Commit {base.commit}" if base.commit else "",
+    }
+    lines = [f"  {key} = {{{value}}}" for key, value in fields.items() if value]
+    return "@misc{base,\n" + ",\n".join(lines) + "\n}"
+
+
+def _bibtex(text: str) -> str:
+    return text.replace("_", r"\_")
+
+
+PAPER = """\
+@article{he2024matters,
+  title = {What Matters in Transformers? Not All Attention is Needed},
+  author = {He, Shwai and Sun, Guoheng and Shen, Zheyu and Li, Ang},
+  journal = {arXiv preprint arXiv:2406.15786},
+  year = {2024}
+}"""
+
+WIDTH_PAPER = """\
+@article{martra2025fragile,
+  title = {Fragile Knowledge, Robust Instruction-Following: The Width Pruning Dichotomy in Llama-3.2},
+  author = {Martra, Pere},
+  journal = {arXiv preprint arXiv:2512.22671},
+  year = {2025}
+}"""
+
+LM_EVAL = """\
+@misc{eval-harness,
+  title = {The Language Model Evaluation Harness},
+  author = {Gao, Leo and Tow, Jonathan and Abbasi, Baber and Biderman, Stella and Black, Sid and DiPofi, Anthony and
+            Foster, Charles and Golding, Laurence and Hsu, Jeffrey and Le Noac'h, Alain and Li, Haonan and
+            McDonell, Kyle and Muennighoff, Niklas and Ociepa, Chris and Phang, Jason and Reynolds, Laria and
+            Schoelkopf, Hailey and Skowron, Aviya and Sutawika, Lintang and Tang, Eric and Thite, Anish and
+            Wang, Ben and Wang, Kevin and Zou, Andy},
+  publisher = {Zenodo},
+  year = {2024},
+  doi = {10.5281/zenodo.12608602}
+}"""
+
+HUBPRUNE = """\
+@software{hubprune,
+  title = {hubprune: prune a language model, measure what it cost, publish the result},
+  author = {{The hubprune authors}}
+}"""

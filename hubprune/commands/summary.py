@@ -1,0 +1,206 @@
+"""Write results for people: the tables that commands print on stdout.  JSON for machines comes from the artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from hubprune.core.artifacts import (
+    BenchmarkComparison,
+    DropPlan,
+    Environment,
+    Estimate,
+    Interval,
+    LayerScores,
+    Metric,
+    PublishReport,
+    RepetitionComparison,
+    Sdr,
+    TaskComparison,
+    UploadPlan,
+    Verification,
+    WrittenCheckpoint,
+)
+from hubprune.core.console import decimal, size
+
+
+def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Align columns; the first `left` ones to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = (
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def ratio_text(ratio: Interval) -> str:
+    """Write a ratio with its interval."""
+    return f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def sdr_text(sdr: Sdr | None) -> str:
+    """Write a speedup degradation ratio with its interval."""
+    return f"{sdr.value:.2f} [{sdr.low:.2f}, {sdr.high:.2f}]" if sdr else "n/a"
+
+
+def pruned_lines(written: WrittenCheckpoint, *, folder: Path) -> str:
+    """Write what became smaller, and where the checkpoint is."""
+    return f"{checkpoint_lines(written)}\n\nwritten and verified: {folder}"
+
+
+FORMULAS: Mapping[Metric, str] = {
+    "cosine": "1 - cos(X, Y)", "cosine-no-residual": "1 - cos(U, f(U))", "relative-magnitude": "|F| / |X + F|",
+}  # fmt: skip
+"""Formulas of the metrics; X and Y enter and leave a sublayer, U enters its module f, and F is what it adds to X."""
+
+
+def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
+    """Write all layers, the lowest attention score first, with what a plan drops."""
+    outcomes = _outcomes(plan) if plan else {}
+    rows = [["layer", "attention", "± se", "MLP", "block", ""]]
+    for layer in scores.mean.ascending("attn"):
+        values = scores.mean.attn, scores.standard_error.attn, scores.mean.mlp, scores.mean.block
+        rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), outcomes.get(layer, "")])
+    record = scores.calibration
+    head = (
+        f"Importance S = {FORMULAS.get(scores.metric, scores.metric)}, {scores.aggregation} mean, "
+        f"{record.documents} {record.unit}, {record.tokens:,} tokens of {record.mix}\n"
+    )
+    return head + table(rows, left=0)
+
+
+def _outcomes(plan: DropPlan) -> dict[int, str]:
+    """Say of every layer that loses or lacks something what that is; where only attentions go, the word is enough."""
+    alone = not plan.layers("mlp")
+    found: dict[int, list[str]] = {}
+    for kind, name in (("attn", "attention"), ("mlp", "MLP")):
+        for layer in plan.layers("attn" if kind == "attn" else "mlp"):
+            found.setdefault(layer, []).append("dropped" if alone else f"{name} dropped")
+    for layer in plan.absent_layers["attn"]:
+        found.setdefault(layer, []).append("not in the base")
+    return {layer: ", ".join(words) for layer, words in found.items()}
+
+
+def verification_table(verification: Verification) -> str:
+    """Write every check with what it saw."""
+    rows = [["passed" if c.passed else "FAILED", c.name, c.detail] for c in verification.checks]
+    return table(rows, left=3)
+
+
+def checkpoint_lines(written: WrittenCheckpoint) -> str:
+    """Write what became smaller, and by how much."""
+    rows = [
+        ["", "base", "pruned", "change"],
+        ["parameters", f"{written.base_parameters:,}", f"{written.parameters:,}"],
+        ["weights", size(written.base_weight_bytes), size(written.weight_bytes)],
+        ["KV cache per token", f"{written.base_kv_bytes_per_token:,} B", f"{written.kv_bytes_per_token:,} B"],
+    ]
+    pairs = (
+        (written.base_parameters, written.parameters),
+        (written.base_weight_bytes, written.weight_bytes),
+        (written.base_kv_bytes_per_token, written.kv_bytes_per_token),
+    )
+    for row, (base, pruned) in zip(rows[1:], pairs, strict=True):
+        row.append(f"{100 * (pruned / base - 1):+.2f} %")
+    return table(rows)
+
+
+def benchmarks_table(benchmarks: BenchmarkComparison) -> str:
+    """Write every metric of base and pruned with its change in points and in relative percent, and the mean change."""
+    rows = [["task", "metric", "n", "base", "pruned", "Δ points", "95 % interval", "Δ relative", "verdict"]]
+    rows += [_benchmark_row(task) for task in benchmarks.tasks]
+    parts = [table(rows, left=2)]
+    if mean := benchmarks.mean_points:
+        within = f" [{ends}]" if (ends := _interval(mean)) else ""
+        parts.append(f"mean change of the shares: {mean.value:+.2f} points{within}")
+    return "\n".join(parts)
+
+
+def _benchmark_row(task: TaskComparison) -> list[str]:
+    points, percent = task.points, task.percent
+    change = f"{points.value:+.2f}" if points else ""
+    ends = _interval(points) if points else f"{ends} %" if percent and (ends := _interval(percent)) else ""
+    relative = f"{decimal(percent.value, digits=2, sign=True)} %" if percent else ""
+    values = (decimal(v.value, digits=4) for v in (task.base, task.pruned))
+    mark = (task.paired and task.paired.mark) or ""
+    return [task.task, task.metric, str(task.documents), *values, change, ends, relative, mark]
+
+
+def _interval(estimate: Estimate) -> str:
+    if not estimate.ends:
+        return ""
+    return " to ".join(decimal(end, digits=2, sign=True) for end in estimate.ends)
+
+
+def free_text_line(repetition: RepetitionComparison) -> str:
+    """Write how much more the pruned model repeats itself, in one line."""
+    seq_rep, loops = repetition.seq_rep_4, repetition.loops
+    change = seq_rep.change.affine(times=100)
+    within = f" [{ends}]" if (ends := _interval(change)) else ""
+    return (
+        f"free text: seq-rep-4 {100 * seq_rep.base:.2f} % -> {100 * seq_rep.pruned:.2f} %, {change.value:+.2f} points"
+        f"{within}; texts ending in a loop: {loops.base} -> {loops.pruned} of {loops.texts}"
+    )
+
+
+def publish_summary(report: PublishReport) -> str:
+    """Write what a publish did: where the result is, what became smaller, what it cost, what it writes now."""
+    return "\n\n".join(_publish_parts(report))
+
+
+def _publish_parts(report: PublishReport) -> Iterator[str]:
+    if report.upload and not report.published:  # long, so it comes before what is read first at the end of a terminal
+        yield f"README.md as it would be published:\n\n{report.upload.card.strip()}"
+    yield checkpoint_lines(report.checkpoint)
+    if report.benchmarks:
+        yield benchmarks_table(report.benchmarks)
+    if report.generation and report.generation.repetition:
+        yield free_text_line(report.generation.repetition)
+    if loaded := report.loaded_back:
+        yield f"Loaded back from the Hub, given the prompt {loaded.prompt!r} it writes:\n{loaded.text.strip()} …"
+    if published := report.published:
+        what = "published" if published.created else "up to date"
+        rows = [[what, published.repo_id], ["commit", published.commit], ["url", published.url]]
+        rows += [["tag", published.tag]] if published.tag else []
+        rows += [["pull request", published.pull_request_url]] if published.pull_request_url else []
+        yield table(rows, left=2)
+    else:
+        if report.upload:
+            yield upload_lines(report.upload)
+        yield "dry run: nothing was published"
+
+
+def upload_lines(plan: UploadPlan) -> str:
+    """Write what a publish would do with every file, and how much it would send."""
+    where = f"{plan.repo_id}, branch {plan.revision}{' (as a pull request)' if plan.create_pr else ''}"
+    state = f"compared with {plan.parent[:12]}" if plan.parent else "which does not exist yet"
+    rows = [["", "file", "size", "new to the Hub"]]
+    rows += [[f.change, f.path, size(f.size), "?" if f.new_bytes is None else size(f.new_bytes)] for f in plan.files]
+    return f"{where}, {state}:\n{table(rows, left=2)}\n\n{_upload_total(plan)}"
+
+
+def _upload_total(plan: UploadPlan) -> str:
+    counted = {change: sum(f.change == change for f in plan.files) for change in ("new", "changed", "deleted")}
+    changes = ", ".join(f"{number} {change}" for change, number in counted.items() if number)
+    if not changes:
+        return "nothing would change"
+    if plan.new_bytes is None:
+        return f"files: {changes}; {size(plan.upload_bytes)}, of which the new part could not be found out"
+    share = f" ({100 * plan.new_bytes / plan.upload_bytes:.2f} %)" if plan.upload_bytes else ""
+    primer = f", {size(plan.primer_bytes)} of it to ask for the base's chunks" if plan.primer_bytes else ""
+    sent = f"about {size(plan.new_bytes)}{share} would be sent{primer}"
+    return f"files: {changes}; {size(plan.upload_bytes)}, of which {sent}"
+
+
+def environment_table(environment: Environment) -> str:
+    """Write versions and machine."""
+    rows = [
+        ["hubprune", environment.hubprune],
+        ["python", environment.python],
+        ["platform", environment.platform],
+        ["machine", environment.machine],
+        ["threads", str(environment.threads)],
+        *([name, version] for name, version in environment.versions.items()),
+    ]
+    return table(rows, left=2)

@@ -1,0 +1,1 @@
+"""What every floor may use: errors, artifacts, the recipe, files, devices, the console."""

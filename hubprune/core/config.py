@@ -1,0 +1,265 @@
+"""The published config.json: the base's own JSON with a few keys changed.
+
+It never goes through a transformers config: version 5 writes only `rope_parameters`, and a 4.x that reads it back runs
+silently with the default rope base.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hubprune import __version__
+from hubprune.core.architectures import FULL, NEMOTRON_NAS, SLIDING, Architecture
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Layout
+from hubprune.core.errors import CheckpointError, UnsupportedFormatError
+from hubprune.core.strict_json import parse_json
+from hubprune.core.structure import NEMOTRON_NAS_CLASS, Structure, block_configs, read_structure
+
+CONFIG_NAME = "config.json"
+READS_POSITIONS = ("llama3", "yarn", "longrope")
+"""Kinds of rope scaling whose defaults depend on `max_position_embeddings`."""
+DEFAULT_ROPE_BASE = 10_000.0
+"""What LlamaConfig and MistralConfig take where config.json names none."""
+NOT_CARRIED = {
+    "_attn_implementation", "_attn_implementation_internal", "_name_or_path", "attn_implementation", "auto_map",
+    "block_configs", "dropped_attn_layers", "dropped_mlp_layers", "hubprune", "mlp_intermediate_sizes", "model_file",
+}  # fmt: skip
+"""Keys of a base's config.json that say nothing about the result: its path, what was dropped before, its code.
+
+A `model_file` is code that mlx-lm runs, an `attn_implementation` may name a repo whose kernels transformers runs.
+"""
+MAX_LAYERS = 4096
+"""More than any model has: what is computed per layer should not fill the memory first."""
+NEEDED_NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+OTHER_NUMBERS = (
+    "head_dim", "intermediate_size", "max_position_embeddings", "no_rope_layer_interval", "num_key_value_heads",
+    "sliding_window_pattern",
+)  # fmt: skip
+
+
+def needs_modeling_file(plan: DropPlan) -> bool:
+    """Tell whether transformers needs code of ours to load what a plan leaves."""
+    return plan.layout != "stock"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a folder's config.json.
+
+    Raises:
+        CheckpointError: it is missing, no JSON object, or has no usable number of layers.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config = parse_json(path.read_bytes(), where=str(path))
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
+    check_config(config, where=str(path))
+    return config
+
+
+def check_config(config: Mapping[str, Any], *, where: str) -> None:
+    """Check the values that everything else relies on.
+
+    Raises:
+        CheckpointError: one is missing or of another type.
+        UnsupportedFormatError: the weights are quantized.
+    """
+    given = {key: value for key, value in config.items() if value is not None}
+    for key in (*NEEDED_NUMBERS, *(key for key in OTHER_NUMBERS if key in given)):
+        value = config.get(key)
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{where} has {key}={value!r:.60}, which is no positive number.")
+    if config["num_hidden_layers"] > MAX_LAYERS:
+        raise CheckpointError(f"{where} has num_hidden_layers={config['num_hidden_layers']}, more than {MAX_LAYERS}.")
+    _check_types(given, where=where)
+    pad, vocabulary = given.get("pad_token_id"), given.get("vocab_size")
+    if type(pad) is int and type(vocabulary) is int and not -vocabulary <= pad < vocabulary:
+        raise CheckpointError(
+            f"{where} has pad_token_id={pad}, and vocab_size={vocabulary}: there is no such token.",
+            hint="Set pad_token_id to null in config.json, where no token is for padding.",
+        )
+    if (quantized := given.get("quantization_config")) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
+        raise UnsupportedFormatError(
+            f"{where} says that the weights are quantized ({method or 'unknown method'!s:.60}).",
+            hint="Prune the unquantized base; quantize the result afterwards.",
+        )
+
+
+def _check_types(given: Mapping[str, Any], *, where: str) -> None:
+    kinds = given.get("layer_types", [])
+    fits = {
+        "layer_types": isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds),
+        **{key: isinstance(given.get(key, {}), dict) for key in ("rope_parameters", "rope_scaling")},
+        **{key: type(given.get(key, 0)) is int for key in ("max_window_layers", "sliding_window")},
+    }
+    if wrong := [key for key, fit in fits.items() if not fit]:
+        raise CheckpointError(f"{where} has {wrong[0]}={given[wrong[0]]!r:.60}, which is of the wrong type.")
+
+
+def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, tokenizer_class: str | None = None) -> None:
+    """Write config.json; the tokenizer files must be in the folder already.
+
+    Args:
+        base: the base with its parsed config.json.
+        plan: what goes.
+        folder: where to write.
+        tokenizer_class: class that stands there whatever the base's config.json names.
+    """
+    config = pruned_config(base, plan, tokenizer_class=_tokenizer_class(folder))
+    write_json({**config, "tokenizer_class": tokenizer_class} if tokenizer_class else config, folder)
+
+
+def write_json(config: Mapping[str, Any], folder: Path) -> None:
+    """Write a config.json as it is."""
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def pruned_config(base: BaseCheckpoint, plan: DropPlan, *, tokenizer_class: str | None = None) -> dict[str, Any]:
+    """Return the published config.json of a plan.
+
+    Args:
+        base: the base with its parsed config.json.
+        plan: what goes.
+        tokenizer_class: class named by the tokenizer's own config; older `pipeline()`s look for it here.
+    """
+    structure = read_structure(base.config, name=base.name)
+    config = stock_config(base.config, structure)
+    config.update(_both_spellings(config, structure.architecture))
+    config.update(_fewer_layers(config, plan, structure.architecture))
+    if tokenizer_class:
+        config.setdefault("tokenizer_class", tokenizer_class)
+    config.update(layout_keys(plan.layout, config, structure.without(plan)))
+    config["hubprune"] = _provenance(base, plan)
+    return config if plan.layout == "stock" else _without_pair(config)
+
+
+def stock_config(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """Return a base's config.json as that of its family, without what makes it a pruned one or names foreign code."""
+    kept = {key: value for key, value in config.items() if key not in NOT_CARRIED}
+    if structure.layout == "stock":
+        return kept
+    family, scaling = structure.architecture, kept.get("rope_scaling")
+    return {
+        **kept,
+        # Where the pruned layouts have it, no stock class of transformers 4 would find it.
+        **({"rope_theta": scaling["rope_theta"]} if isinstance(scaling, dict) and "rope_theta" in scaling else {}),
+        "model_type": family.model_type,
+        "architectures": [family.causal_lm_class],
+        "intermediate_size": max(structure.mlp_widths),
+    }
+
+
+def _both_spellings(config: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """Add the keys that transformers 4.x reads where the base has only those of 5.x."""
+    added: dict[str, Any] = {}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and architecture.local_rope_base and isinstance(rope.get(FULL), dict):
+        local = rope.get(SLIDING) or {}
+        added |= {architecture.local_rope_base: local["rope_theta"]} if "rope_theta" in local else {}
+        rope = rope[FULL]
+    if isinstance(rope, dict) and rope:
+        added |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+        scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if architecture.scaling_keys:
+            added |= {k: v for k, v in scaling.items() if k not in ("rope_type", "type", *architecture.scaling_keys)}
+            scaling = {"type": kind} | {k: scaling[k] for k in architecture.scaling_keys if k in scaling}
+        added["rope_scaling"] = None if kind == "default" else scaling
+    if "dtype" in config:
+        added["torch_dtype"] = config["dtype"]
+    return {key: value for key, value in added.items() if key not in config}
+
+
+def _without_pair(config: dict[str, Any]) -> dict[str, Any]:
+    """Move `rope_theta` into `rope_scaling` in a config.json that only code of ours understands.
+
+    Where it may not run code, AutoTokenizer of transformers 5 makes a plain config of the file, and fails on the two
+    side by side if the scaling is one of these.  Of the other runtimes, mlx-lm then takes its default, the rope base of
+    Llama 3.
+    """
+    scaling = config.get("rope_scaling")
+    if not isinstance(scaling, dict) or scaling.get("rope_type", scaling.get("type")) not in READS_POSITIONS:
+        return config
+    needed = {key: config[key] for key in ("original_max_position_embeddings",) if key in config}
+    theta = (config.get("rope_parameters") or scaling).get("rope_theta", config.get("rope_theta"))
+    moved = {**needed, **scaling, "rope_theta": theta}
+    return {**{key: value for key, value in config.items() if key != "rope_theta"}, "rope_scaling": moved}
+
+
+def _fewer_layers(config: Mapping[str, Any], plan: DropPlan, architecture: Architecture) -> dict[str, Any]:
+    kept = sorted(plan.published_numbers)
+    if len(kept) == plan.num_hidden_layers:
+        return {}
+    return {"num_hidden_layers": len(kept), **architecture.cut_lists(config, kept)}
+
+
+def layout_keys(layout: Layout, config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """Return the keys of config.json that say, in a layout, which classes load it and which sublayers are there.
+
+    Without a single `intermediate_size`, a stock class that is called by its name fails instead of loading the
+    checkpoint with random numbers in its holes.
+    """
+    if layout == "stock":
+        return {"intermediate_size": max(structure.mlp_widths)}
+    own = {
+        "dropped_attn_layers": sorted(structure.no_attn),
+        "dropped_mlp_layers": sorted(structure.no_mlp),
+        "mlp_intermediate_sizes": list(structure.mlp_widths),
+    }
+    served = {
+        "block_configs": block_configs(structure.mlp_widths, structure.no_attn, config),
+        **_rope_spelled_out(config),
+    }
+    keys = served if layout == "nemotron-nas" else own
+    return {**pruned_classes(structure.architecture, layout), **keys, "intermediate_size": None}
+
+
+def _rope_spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the rope base that transformers takes by default, and the kind of scaling under the name that all look for.
+
+    Without, mlx-lm takes the rope base of Llama 3 without a word; of a scaling with a `type` alone it loads none.
+    """
+    scaling = config.get("rope_scaling") or {}
+    theta = config.get("rope_theta") or scaling.get("rope_theta", DEFAULT_ROPE_BASE)
+    named = {"rope_scaling": {**scaling, "rope_type": scaling["type"]}} if "type" in scaling else {}
+    return {"rope_theta": theta, **named}
+
+
+def pruned_classes(architecture: Architecture, layout: Layout) -> dict[str, Any]:
+    """Return the keys of config.json that name the classes of the modeling file."""
+    module = Path(architecture.modeling_file(layout)).stem
+    served = layout == "nemotron-nas"
+    return {
+        "model_type": NEMOTRON_NAS if served else architecture.pruned_model_type,
+        "architectures": [NEMOTRON_NAS_CLASS if served else architecture.pruned_class],
+        "auto_map": {
+            "AutoConfig": f"{module}.Pruned{architecture.config_class}",
+            "AutoModel": f"{module}.Pruned{architecture.model_class}",
+            "AutoModelForCausalLM": f"{module}.{architecture.pruned_class}",
+        },
+    }
+
+
+def _provenance(base: BaseCheckpoint, plan: DropPlan) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "base_model": base.name,
+        "base_commit": base.commit,
+        "base_num_hidden_layers": plan.num_hidden_layers,
+        "dropped_attn_layers_of_base": list(plan.layers("attn")),
+        "dropped_mlp_layers_of_base": list(plan.layers("mlp")),
+        **{f"absent_{kind}_layers_of_base": list(layers) for kind, layers in plan.absent_layers.items() if layers},
+        **({"widths_of_base": plan.widths.model_dump(mode="json")} if plan.widths else {}),
+    }
+
+
+def _tokenizer_class(folder: Path) -> str | None:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return None
+    found = parse_json(path.read_bytes(), where=str(path)).get("tokenizer_class")
+    return found if isinstance(found, str) else None

@@ -1,0 +1,213 @@
+"""What can be asked to go: sublayers by rank or by number, and neurons of MLPs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from hubprune.core.artifacts import Method, Ranking, SublayerKind, WidthMetric
+
+PERCENT = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%", re.ASCII)
+
+
+class Settings(BaseModel):
+    """A frozen part of the recipe that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+MOST = 2**31 - 1
+"""Most documents, tokens, layers and whatever else is counted; the libraries below count in C."""
+MOST_SHOWN = 60
+"""Characters of a value that an error repeats."""
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a number, and YAML reads yes, no, on and off as none")
+    return value
+
+
+Number = BeforeValidator(_no_boolean)
+"""Keeps pydantic from taking true for 1."""
+Count = Annotated[int, Number, Field(ge=1, le=MOST)]
+"""How many there are of something, 1 at least."""
+
+
+def shown(value: Any) -> str:
+    """Write a value as an error repeats it, in one line."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a whole number with more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _percent(value: Any) -> str:
+    """Return a share in one spelling, as in 12.5%."""
+    found = PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if not found:
+        raise ValueError(f"{shown(value)} is no share; it looks like 60%")
+    if not 0 < float(found["percent"]) <= 100:
+        raise ValueError(f"{value[:MOST_SHOWN]} is no share between 0 % and 100 %")
+    return f"{Decimal(found['percent']).normalize():f}%"
+
+
+def _amount(value: Any) -> int | str:
+    if isinstance(value, str) and "%" in value:
+        return _percent(value)
+    digits = isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= len(str(MOST))
+    number = int(value) if digits else value
+    if type(number) is not int or not 1 <= number <= MOST:
+        raise ValueError(f"{shown(value)} is neither a number of 1 or more nor a share like 10%")
+    return number
+
+
+def _widths(value: Any) -> int | tuple[int, ...] | None:
+    if value is None:
+        return None
+    several = tuple(value) if isinstance(value, (list, tuple)) else None
+    asked = (value,) if several is None else several
+    if not asked or not all(type(width) is int and 1 <= width <= MOST for width in asked):
+        raise ValueError(f"{shown(value)} is no width: pass a number of 1 or more, or one for every layer")
+    return int(value) if several is None else several
+
+
+Share = Annotated[str, BeforeValidator(_percent)]
+"""A share as in 60%."""
+Amount = Annotated[int | str, BeforeValidator(_amount)]
+"""A number, or a share of what there is."""
+Layers = tuple[Annotated[int, Number, Field(ge=0, le=MOST)], ...]
+
+OPTIONS: Mapping[Ranking, str] = {
+    "attn": "--attn-drop", "mlp": "--mlp-drop", "block": "--block-drop", "joint": "--joint-drop",
+}  # fmt: skip
+HAND: Mapping[SublayerKind, str] = {"attn": "--drop-attn", "mlp": "--drop-mlp"}
+
+
+def count_of(amount: int | str, *, of: int) -> int:
+    """Return how many of `of` things an amount stands for; a share is rounded to the nearest number, 1 at least."""
+    if isinstance(amount, int):
+        return amount
+    return max(1, int(float(amount.removesuffix("%")) / 100 * of + 0.5))
+
+
+class DropSpec(Settings):
+    """Which sublayers go: so many by score, or exactly the given ones."""
+
+    attn_drop: Amount | None = None
+    """Attention sublayers to drop, lowest score first."""
+    mlp_drop: Amount | None = None
+    """MLP sublayers to drop."""
+    block_drop: Amount | None = None
+    """Whole layers to drop."""
+    joint_drop: Amount | None = None
+    """Sublayers to drop, attentions and MLPs ranked in one list."""
+    drop_attn: Layers | None = None
+    """Layers whose attention is dropped, whatever the scores say."""
+    drop_mlp: Layers | None = None
+    """Layers whose MLP is dropped, whatever the scores say."""
+    protect: Layers = ()
+    """Layers that are never dropped."""
+
+    @field_validator("drop_attn", "drop_mlp", "protect")
+    @classmethod
+    def _sorted_and_unique(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if value is None else tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _one_request(self) -> DropSpec:
+        given = list(self.amounts)
+        for whole in ("joint", "block"):
+            if whole in given and len(given) > 1:
+                other = next(OPTIONS[ranking] for ranking in given if ranking != whole)
+                raise ValueError(f"{OPTIONS[whole]} and {other} exclude each other: pass one of them")
+        for kind, layers in self.by_hand.items():
+            self._check_hand(kind, layers)
+        return self
+
+    def _check_hand(self, kind: SublayerKind, layers: tuple[int, ...]) -> None:
+        if clash := [ranking for ranking in self.amounts if ranking in (kind, "block", "joint")]:
+            raise ValueError(f"{OPTIONS[clash[0]]} and {HAND[kind]} exclude each other: pass one of them")
+        if not layers:
+            raise ValueError(f"{HAND[kind]} names no layer")
+        if both := set(layers) & set(self.protect):
+            raise ValueError(f"layers {sorted(both)} are both in {HAND[kind]} and in --protect")
+
+    @property
+    def amounts(self) -> dict[Ranking, int | str]:
+        """What is chosen by rank: ranking -> how much of it."""
+        found: dict[Ranking, int | str | None] = {
+            "attn": self.attn_drop, "mlp": self.mlp_drop, "block": self.block_drop, "joint": self.joint_drop,
+        }  # fmt: skip
+        return {ranking: amount for ranking, amount in found.items() if amount is not None}
+
+    @property
+    def by_hand(self) -> dict[SublayerKind, tuple[int, ...]]:
+        """What is named: kind of sublayer -> layers."""
+        found: dict[SublayerKind, tuple[int, ...] | None] = {"attn": self.drop_attn, "mlp": self.drop_mlp}
+        return {kind: layers for kind, layers in found.items() if layers is not None}
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that are asked for, in a fixed order."""
+        asked = {*self.amounts, *self.by_hand}
+        rows: tuple[tuple[Ranking, Method], ...] = (
+            ("attn", "attn-drop"), ("mlp", "mlp-drop"), ("block", "block-drop"), ("joint", "joint-drop"),
+        )  # fmt: skip
+        return tuple(method for ranking, method in rows if ranking in asked)
+
+    @property
+    def name_parts(self) -> list[str]:
+        """What the result's name says of the request, as in attn-drop-3."""
+        numbers: dict[Ranking, int | str] = dict(self.amounts)
+        numbers.update({kind: len(layers) for kind, layers in self.by_hand.items()})
+        return [f"{m}-{str(numbers[_ranking(m)]).replace('%', 'pct')}" for m in self.methods]
+
+
+def _ranking(method: Method) -> Ranking:
+    found: Mapping[Method, Ranking] = {
+        "attn-drop": "attn", "mlp-drop": "mlp", "block-drop": "block", "joint-drop": "joint",
+    }  # fmt: skip
+    return found[method]
+
+
+class WidthSpec(Settings):
+    """How many neurons go from every MLP; one of the first three is given."""
+
+    drop_neurons: Share | None = None
+    """Share of the neurons that go."""
+    width: Annotated[int | tuple[int, ...] | None, BeforeValidator(_widths)] = None
+    """Neurons that stay: in every MLP, or one number per layer."""
+    expansion_ratio: Annotated[float, Number, Field(gt=0, le=1000)] | None = None
+    """Neurons that stay over hidden size."""
+    metric: WidthMetric = "max_abs"
+    """Importance of a neuron, from its weights."""
+    multiple: Count = 64
+    """The width is rounded to the nearest multiple of this; a width that is given as a number is taken as it is."""
+
+    @model_validator(mode="after")
+    def _one_request(self) -> WidthSpec:
+        rows = {
+            "--drop-neurons": self.drop_neurons, "--mlp-width": self.width, "--expansion-ratio": self.expansion_ratio,
+        }  # fmt: skip
+        given = [option for option, value in rows.items() if value is not None]
+        if not given:
+            raise ValueError("how narrow? pass --drop-neurons 60%, --mlp-width 3277 or --expansion-ratio 1.07")
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} exclude each other: pass one of them")
+        return self
+
+    @property
+    def name_part(self) -> str:
+        """What the result's name says of the request, as in drop-neurons-60pct."""
+        if self.drop_neurons:
+            return f"drop-neurons-{self.drop_neurons.replace('%', 'pct')}"
+        if self.expansion_ratio:
+            return f"expansion-{self.expansion_ratio:g}"
+        return f"mlp-width-{self.width if isinstance(self.width, int) else 'mixed'}"

@@ -1,0 +1,1 @@
+"""The hub room: one session, one atomic commit, and all that is checked around it."""

@@ -1,0 +1,201 @@
+"""What may follow a publish: an item in a collection, and a hint on the repo that it supersedes.
+
+Both come after the commit and are best effort: a failure is a warning, since the result is published all the same.
+Nothing is done twice, so a re-run makes up for what failed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from hubprune.cards.manifest import CARD
+from hubprune.core.artifacts import PublishedCommit
+from hubprune.core.console import Reporter
+from hubprune.core.errors import HubError, HubpruneError
+from hubprune.core.recipe import TargetSpec
+from hubprune.hub.remote import RECENT_PULL_REQUESTS, pull_request_heads
+from hubprune.hub.retry import translate
+from hubprune.hub.session import HubSession
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = ["announce", "with_new_version"]
+
+SLUG = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}", re.ASCII)
+"""What the Hub makes of a title: its owner, its words, and an id."""
+
+KEY = "new_version"
+FRONT_MATTER = re.compile(
+    r"\ufeff?---[ \t]*(?P<break>\r\n|\n|\r)(?P<values>(?:.*?(?:\r\n|\n|\r))??)---[ \t]*(?=[\r\n]|\Z)", re.DOTALL
+)
+"""The metadata on top of a card, and which line break it has."""
+LINE = re.compile(rf"^{KEY}[ \t]*:[^\r\n]*", re.MULTILINE)
+
+
+class _Told(TypedDict):
+    session: HubSession
+    reporter: Reporter
+
+
+def announce(spec: TargetSpec, published: PublishedCommit, *, session: HubSession, reporter: Reporter) -> None:
+    """Add a published repo to the collection of a recipe, and propose it as the new version of the repo it supersedes.
+
+    What was proposed as a pull request and left open is not announced: it is not there yet.
+
+    Args:
+        spec: names the collection and the superseded repo, if any.
+        published: what is on the Hub.
+        session: which Hub, and as whom.
+        reporter: told what was done, and warned of what could not be.
+    """
+    if (spec.create_pr and published.pull_request_url) or not (spec.collection or spec.supersedes):
+        return
+    repo_id = published.repo_id
+    told: _Told = {"session": session, "reporter": reporter}
+    if title := spec.collection:
+        said = f"add {repo_id} to the collection {title!r}"
+        _try(said, lambda: _collect(title, repo_id, private=spec.private, session=session), **told)
+    if old := spec.supersedes:
+        said = f"tell {old} of its new version {repo_id}"
+        _try(said, lambda: _hint(old, repo_id, session=session), **told)
+
+
+def _try(doing: str, step: Callable[[], str], *, session: HubSession, reporter: Reporter) -> None:
+    try:
+        reporter.note(step())
+    except Exception as error:  # nothing that happens here may fail a publish that is done
+        told = error if isinstance(error, HubpruneError) else translate(error, doing=doing, endpoint=session.endpoint)
+        reporter.warn(f"It is published, but: {told}")
+
+
+# ---- collections -------------------------------------------------------------------------------------------------
+
+
+def _collect(name: str, repo_id: str, *, private: bool, session: HubSession) -> str:
+    """Add a repo to a collection by slug or title; one that is missing is created in the repo's namespace."""
+    slug = name if SLUG.fullmatch(name) else _slug_of(name, repo_id, private=private, session=session)
+    added = session.ask(
+        lambda api: api.add_collection_item(slug, repo_id, "model", exists_ok=True),
+        doing=f"add {repo_id} to the collection {name}",
+    )
+    return f"in the collection {added.url}"
+
+
+def _slug_of(title: str, repo_id: str, *, private: bool, session: HubSession) -> str:
+    owner = repo_id.split("/")[0]
+    doing = f"find or create the collection {title} of {owner}"
+
+    def find_or_create(api: HfApi) -> str:
+        # Asking for it first keeps the second try of a request with a lost answer from making another.
+        known = next((c for c in api.list_collections(owner=owner) if c.title == title), None)
+        return (known or api.create_collection(title, namespace=owner, private=private, exists_ok=True)).slug
+
+    return session.ask(find_or_create, doing=doing)
+
+
+# ---- the old version ---------------------------------------------------------------------------------------------
+
+
+def _hint(old: str, repo_id: str, *, session: HubSession) -> str:
+    """Propose `new_version` in the metadata of the old repo, unless it is there or was proposed before.
+
+    Raises:
+        HubError: its metadata is such that no line can be added to it.
+    """
+    title = f"Point to the new version {repo_id}"
+    text = _card_of(old, session=session)
+    if text is None:
+        return f"{old} has no card that could name its new version"
+    if (KEY, repo_id) in (_pairs(_front_matter(text)) or ()):
+        return f"{old} names it as its new version"
+    if _was_proposed(old, title, session=session):
+        return f"{old} was asked before to name it as its new version"
+    card = with_new_version(text, repo_id)
+    if card is None:
+        raise HubError(f"The metadata of {old} takes no further line.", hint=f"Add `{KEY}: {repo_id}` to it by hand.")
+    return f"pull request to name it as the new version of {old}: {_propose(old, card, title, session=session)}"
+
+
+def with_new_version(card: str, repo_id: str) -> str | None:
+    """Name a new version in the metadata of a card that somebody else wrote; nothing but that one line is touched.
+
+    Args:
+        card: a README.md as it is, line breaks included.
+        repo_id: of the new version.
+
+    Returns:
+        The card, or None where a line would mean something else there.
+    """
+    line, found = f"{KEY}: {repo_id}", FRONT_MATTER.match(card)
+    if found is None:
+        mark = "\ufeff" if card.startswith("\ufeff") else ""
+        return f"{mark}---\n{line}\n---\n{card.removeprefix(mark)}"
+    start, end = found.span("values")
+    values, broken = found["values"], found["break"]
+    replaced, count = LINE.subn(line, values)
+    edited = replaced if count else f"{values}{line}{broken}"
+    before, after = _pairs(values), _pairs(edited)
+    if before is None or after is None or after.count((KEY, repo_id)) != 1:
+        return None
+    others = [[pair for pair in pairs if pair[0] != KEY] for pairs in (before, after)]
+    if others[0] != others[1] or len(after) != len(others[1]) + 1:
+        return None
+    return f"{card[:start]}{edited}{card[end:]}"
+
+
+def _front_matter(card: str) -> str:
+    found = FRONT_MATTER.match(card)
+    return found["values"] if found else ""
+
+
+def _pairs(text: str) -> list[tuple[str, str]] | None:
+    """Return the keys at the top of some metadata, each with what is written behind it; None where it is no mapping."""
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    if node is None:
+        return []
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    return [(str(key.value), text[value.start_mark.index : value.end_mark.index].rstrip()) for key, value in node.value]
+
+
+def _card_of(repo_id: str, *, session: HubSession) -> str | None:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        path = session.ask(
+            lambda api: api.hf_hub_download(repo_id, CARD), doing=f"read {CARD} of {repo_id}",
+            passing=(EntryNotFoundError,),
+        )  # fmt: skip
+    except EntryNotFoundError:
+        return None
+    return Path(path).read_bytes().decode(errors="surrogateescape")  # no byte of it is to become another
+
+
+def _propose(repo_id: str, card: str, title: str, *, session: HubSession) -> str | None:
+    """Open the pull request; asked once, since a second try after a lost answer would open another."""
+    from huggingface_hub import CommitOperationAdd
+
+    change = CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode(errors="surrogateescape"))
+    return session.api.create_commit(repo_id, [change], commit_message=title, create_pr=True).pr_url
+
+
+def _was_proposed(old: str, title: str, *, session: HubSession) -> bool:
+    """Look for the hint among the newest pull requests, closed ones too: a refusal is an answer."""
+    newest = list(pull_request_heads(old, session=session))[:RECENT_PULL_REQUESTS]
+    return any(_titles(old, ref, session=session)[:1] == [title] for ref in newest)
+
+
+def _titles(repo_id: str, ref: str, *, session: HubSession) -> list[str]:
+    commits = session.ask(
+        lambda api: api.list_repo_commits(repo_id, revision=ref), doing=f"read the pull requests of {repo_id}"
+    )
+    return [commit.title for commit in commits]

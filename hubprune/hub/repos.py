@@ -1,0 +1,260 @@
+"""The base on the Hub: which commit, which files, and how to get just those that are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubprune.core.architectures import architecture_of
+from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
+from hubprune.core.carried import is_carried
+from hubprune.core.console import Reporter
+from hubprune.core.errors import BaseNotFoundError, CheckpointError, GatedBaseError, UnsupportedFormatError
+from hubprune.core.files import existing_folder, file_exists
+from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.core.strict_json import parse_json
+from hubprune.hub import oidc
+from hubprune.hub.integrity import check_file
+from hubprune.hub.retry import REQUEST_SECONDS
+from hubprune.hub.session import HubSession
+from hubprune.hub.transfer import download
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+    from huggingface_hub.errors import GatedRepoError
+
+__all__ = ["download_base", "needed_files", "resolve_base", "resolve_recorded", "resolve_repo"]
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
+
+
+# ---- resolve -----------------------------------------------------------------------------------------------------
+
+
+def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
+    """Find a base and read its config.json; no weights are touched.
+
+    Args:
+        spec: a repo id and a revision, or a local folder.  A folder is one that is written like a path, or that
+            holds a config.json or an adapter.
+        session: which Hub.
+
+    Raises:
+        BaseNotFoundError: no such repo, revision or folder, or no config.json in it.
+        GatedBaseError: access has to be asked for.
+        UnsupportedArchitectureError: a family without an entry.
+        UnsupportedFormatError: no safetensors.
+        HubError: the Hub refused or did not answer.
+    """
+    folder = existing_folder(spec.repo_id)
+    looks_local = spec.repo_id.startswith(("/", "~", ".")) or not REPO_ID.fullmatch(spec.repo_id)
+    if folder is None and looks_local:
+        hint = "A repo id looks like owner/name."
+        raise BaseNotFoundError(f"{spec.repo_id} is neither a folder nor a repo id.", hint=hint)
+    marked = folder is not None and any(file_exists(folder / name) for name in ("config.json", ADAPTER))
+    found = _local_base(folder) if folder and (looks_local or marked) else resolve_repo(spec, session=session)
+    architecture_of(found.config, name=found.name)
+    _check_format(found)
+    return found
+
+
+def resolve_recorded(name: str, commit: str, *, session: HubSession) -> BaseCheckpoint:
+    """Find the base that a result was made of, by the commit that the result names; never a folder of that name.
+
+    Raises:
+        BaseNotFoundError: there is no such repo or commit, or no config.json in it.
+        GatedBaseError: access has to be asked for.
+        UnsupportedArchitectureError: a family without an entry.
+        UnsupportedFormatError: no safetensors.
+        HubError: the Hub refused or did not answer.
+    """
+    found = resolve_repo(BaseModelSpec.of(name, revision=commit), session=session)
+    architecture_of(found.config, name=found.name)
+    _check_format(found)
+    return found
+
+
+def _local_base(folder: Path) -> BaseCheckpoint:
+    if not (folder / "config.json").is_file():
+        raise _no_config(str(folder), [path.name for path in folder.iterdir()])
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    files = tuple(RepoFile(path=p.relative_to(folder).as_posix(), size=p.stat().st_size) for p in paths)
+    config = _read_config(folder / "config.json", name=str(folder))
+    folder = folder.resolve()
+    return BaseCheckpoint(name=folder.name, commit=None, folder=str(folder), config=config, files=files)
+
+
+def _no_config(name: str, paths: Sequence[str]) -> BaseNotFoundError:
+    if ADAPTER in paths:
+        return BaseNotFoundError(
+            f"{name} holds an adapter and no model: {ADAPTER} and no config.json.",
+            hint="Merge it into its base first, with merge_and_unload() of peft, and prune what comes of it.",
+        )
+    return BaseNotFoundError(f"{name} has no config.json, so it is no transformers model.")
+
+
+def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
+    """Find a model repo, supported or not, and read its config.json.
+
+    Raises:
+        BaseNotFoundError: no such repo or revision, or no config.json in it.
+        GatedBaseError: access has to be asked for.
+        CheckpointError: the config.json in the cache is not the one of the commit.
+        HubError: the Hub refused or did not answer.
+    """
+    info = _model_info(spec, session=session)
+    files = tuple(
+        RepoFile(path=s.rfilename, size=s.size or 0, sha256=s.lfs.sha256 if s.lfs else None, git_oid=s.blob_id)
+        for s in info.siblings or ()
+    )
+    if not any(f.path == "config.json" for f in files):
+        raise _no_config(f"{spec.repo_id} at {spec.revision}", [file.path for file in files])
+    _check_access(spec.repo_id, session=session)
+    commit = str(info.sha)
+    path = session.ask(
+        lambda api: api.hf_hub_download(spec.repo_id, "config.json", revision=commit),
+        doing=f"read config.json of {spec.repo_id}",
+    )
+    listed = next(file for file in files if file.path == "config.json")
+    check_file(Path(path), listed, repo_id=spec.repo_id, commit=commit)
+    config = _read_config(Path(path), name=spec.repo_id)
+    return BaseCheckpoint(
+        name=spec.repo_id, commit=commit, private=bool(info.private), config=config, files=files, card=_card(info)
+    )
+
+
+def _model_info(spec: BaseModelSpec, *, session: HubSession) -> ModelInfo:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return session.ask(
+            lambda api: api.model_info(
+                spec.repo_id, revision=spec.revision, files_metadata=True, timeout=REQUEST_SECONDS
+            ),
+            doing=f"look up {spec.repo_id}",
+            passing=(RepositoryNotFoundError, RevisionNotFoundError, HFValidationError),
+        )
+    except HFValidationError as error:
+        hint = "A repo id looks like owner/name, with at most 96 characters in each."
+        raise BaseNotFoundError(f"{spec.repo_id} is no repo id, and no folder either.", hint=hint) from error
+    except GatedRepoError as error:  # a subclass of RepositoryNotFoundError: it has to come first
+        raise _gated(spec.repo_id, error, session=session) from error
+    except RepositoryNotFoundError as error:
+        raise _not_found(spec.repo_id, session=session) from error
+    except RevisionNotFoundError as error:
+        raise BaseNotFoundError(
+            f"{spec.repo_id} has no revision {spec.revision!r}.", hint="Pass a branch, a tag or a full commit id."
+        ) from error
+
+
+def _not_found(repo_id: str, *, session: HubSession) -> BaseNotFoundError:
+    token = session.token
+    if token is None:
+        seen, then = "it is private: no token is set", "; for a private base run `hf auth login` first"
+    elif oidc.is_publishers(token):
+        seen, then = "this token may not see it", ". A trusted publisher's token sees public repos and its own"
+    else:
+        seen, then = "this token may not see it", ", and whose token it is with `hf auth whoami`"
+    return BaseNotFoundError(
+        f"{session.endpoint} has no model {repo_id}, or {seen}.", hint=f"Check the spelling{then}."
+    )
+
+
+def _gated(repo_id: str, error: GatedRepoError, *, session: HubSession) -> GatedBaseError:
+    token, page = session.token, f"{session.endpoint}/{repo_id}"
+    if token is None:
+        who, hint = "no token is set", f"Ask for access at {page}, then run `hf auth login`."
+    elif oidc.is_publishers(token):
+        who = "the token of a trusted publisher reads no gated repo"
+        hint = "Run publish --dry-run --out FOLDER with a token that may, and send the folder with `hubprune push`."
+    elif "fine-grained" in (error.server_message or ""):
+        who = "this fine-grained token may not read gated repos"
+        hint = f"Allow it to, at {session.endpoint}/settings/tokens."
+    else:
+        who, hint = "this token was not granted access", f"Ask for access at {page}."
+    return GatedBaseError(f"{repo_id} is gated and {who}.", hint=hint)
+
+
+def _check_access(repo_id: str, *, session: HubSession) -> None:
+    """A gated repo tells everybody what it holds; only this tells whether its files may be read."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        session.ask(lambda api: api.auth_check(repo_id), doing=f"read {repo_id}", passing=(RepositoryNotFoundError,))
+    except GatedRepoError as error:
+        raise _gated(repo_id, error, session=session) from error
+    except RepositoryNotFoundError as error:
+        raise _not_found(repo_id, session=session) from error
+
+
+def _card(info: ModelInfo) -> BaseCard:
+    values: dict[str, Any] = dict(vars(info.card_data)) if info.card_data else {}
+    language = values.get("language") or ()
+    languages = (language,) if isinstance(language, str) else tuple(str(item) for item in language)
+    texts = {key: str(values[key]) for key in ("license", "license_name", "license_link") if values.get(key)}
+    return BaseCard(language=languages, **texts)
+
+
+def _read_config(path: Path, *, name: str) -> dict[str, Any]:
+    try:
+        return parse_json(path.read_bytes(), where=f"config.json of {name}")
+    except OSError as error:
+        raise CheckpointError(f"config.json of {name} cannot be read: {error.strerror}.") from error
+
+
+def _check_format(base: BaseCheckpoint) -> None:
+    if weight_files(base.files):
+        return
+    others = [f.path for f in base.files if f.path.endswith((".bin", ".pth", ".pt", ".gguf"))]
+    if not others:
+        raise UnsupportedFormatError(f"{base.name} has no model*.safetensors at its top level.")
+    raise UnsupportedFormatError(
+        f"{base.name} has no safetensors, only {others[0]}; files that can run code are never opened.",
+        hint=f"Convert it where you trust it: {_conversion(base)}",
+    )
+
+
+def _conversion(base: BaseCheckpoint) -> str:
+    source = base.name if base.commit else "FOLDER"
+    load = f"AutoModelForCausalLM.from_pretrained('{source}')"
+    return f"python -c \"from transformers import AutoModelForCausalLM; {load}.save_pretrained('converted')\""
+
+
+# ---- which files -------------------------------------------------------------------------------------------------
+
+
+def weight_files(files: Iterable[RepoFile]) -> tuple[RepoFile, ...]:
+    """Return the safetensors that transformers would load: never a `consolidated.safetensors` beside them."""
+    top = [f for f in files if "/" not in f.path and f.path.endswith(".safetensors")]
+    single = tuple(f for f in top if f.path == SINGLE)
+    return single or tuple(f for f in top if fnmatch(f.path, "model-*-of-*.safetensors"))
+
+
+def needed_files(base: BaseCheckpoint) -> tuple[RepoFile, ...]:
+    """Return what a result is made of: weights and their index, config, tokenizer, templates, licence files."""
+    weights = weight_files(base.files)
+    index = INDEX if weights and weights[0].path != SINGLE else None
+    keep = {f.path for f in weights} | {index, "config.json"}
+    return tuple(f for f in base.files if f.path in keep or is_carried(f.path))
+
+
+def download_base(base: BaseCheckpoint, *, session: HubSession, reporter: Reporter) -> BaseCheckpoint:
+    """Fetch the needed files of a base at its commit, unless they are here, and return the base with its folder.
+
+    Raises:
+        CheckpointError: a file in the cache is not the one of the commit.
+        HubError: the Hub refused or did not answer.
+    """
+    if base.folder is not None or base.commit is None:
+        return base
+    folder = download(needed_files(base), repo_id=base.name, commit=base.commit, session=session, reporter=reporter)
+    return base.model_copy(update={"folder": str(folder)})

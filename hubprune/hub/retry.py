@@ -1,0 +1,335 @@
+"""Try again where that can help, and say in one's own words what went wrong.
+
+The client retries uploads and downloads by itself.  It does not retry questions, nor the creation of repos and tags:
+`repeat` does.  One table turns its many exceptions into the package's few.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from hubprune.core.errors import (
+    AuthenticationError,
+    ConflictError,
+    DiskSpaceError,
+    HubError,
+    HubpruneError,
+    HubUnreachableError,
+    PermissionDeniedError,
+)
+from hubprune.core.privacy import scrub
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+__all__ = ["BUSY", "LOGIN", "REQUEST_SECONDS", "is_transient", "repeat", "translate", "wait_seconds"]
+
+ATTEMPTS = 4
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 60.0
+REQUEST_SECONDS = 10.0
+"""How long one question may take where the client lets us say so."""
+
+TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+STORAGE_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b")
+"""Where the storage client, whose exceptions are builtin ones, says a status."""
+STORAGE_TROUBLE = re.compile(r"connect|timed? ?out|timeout|reset|broken pipe|unavailable", re.IGNORECASE)
+"""What it says where another try may help and there was no status."""
+
+BUSY = "another conflicting operation is in progress"
+"""The Hub creates one repo at a time for a user, and says this with a 409 until it is done."""
+
+Result = TypeVar("Result")
+
+
+# ---- again -------------------------------------------------------------------------------------------------------
+
+
+def repeat(
+    action: Callable[[], Result], *, doing: str, endpoint: str, passing: tuple[type[Exception], ...] = ()
+) -> Result:
+    """Run an action that may run twice, a bounded number of times.
+
+    Args:
+        action: one request.
+        doing: what it is for, as in "Cannot <doing>".
+        endpoint: named where it does not answer.
+        passing: exceptions that go to the caller as they are; those that another try may help against do so last.
+
+    Raises:
+        HubError: translated from the last failure.
+    """
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt
+
+    retrying = Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        retry=retry_if_exception(is_transient),
+        wait=_wait,
+        reraise=True,
+    )
+    try:
+        return retrying(action)
+    except passing:
+        raise
+    except _client_errors() as error:
+        raise translate(error, doing=doing, endpoint=endpoint) from error
+
+
+def _wait(state: RetryCallState) -> float:
+    return wait_seconds(state.outcome.exception() if state.outcome else None, attempt=state.attempt_number)
+
+
+def wait_seconds(error: BaseException | None, *, attempt: int) -> float:
+    """Compute the wait after an attempt (from 1): what the server asks for, else doubling from half a second."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "")
+    seconds = float(asked) if asked.isdecimal() else FIRST_WAIT_SECONDS * 2 ** (attempt - 1)
+    return min(seconds, LONGEST_WAIT_SECONDS)
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Return whether another try may help: the network, an overloaded server, a storage hiccup."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    # A download that found no connection was tried several times by the client already.
+    if error is None or isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        return False
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in TRANSIENT_STATUS or _is_busy(error)
+    if isinstance(error, (httpx2.TransportError, ConnectionError)):
+        return True
+    if status := _storage_status(error):
+        return status in TRANSIENT_STATUS
+    return isinstance(error, RuntimeError) and (
+        is_transient(error.__cause__) or bool(STORAGE_TROUBLE.search(str(error)))
+    )
+
+
+def _is_busy(error: Exception) -> bool:
+    return _status(error) == 409 and BUSY in str(error)
+
+
+# ---- in one's own words ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """One row of the table: which exceptions, and what they become."""
+
+    matches: Callable[[Exception], bool]
+    error: type[HubpruneError]
+    message: str
+    """May use {doing}, {endpoint}, {status} and {said}, the server's own words."""
+    hint: str | None = None
+
+
+LOGIN = "Run `hf auth login`, or set HF_TOKEN to a token from the Hub's settings."
+WRONG_ADDRESS = "Check HF_ENDPOINT if it is set, and HTTPS_PROXY and NO_PROXY if there is a proxy."
+NO_ADVICE = "Run the command again. Where it says the same, HF_DEBUG=1 shows the requests."
+
+
+def translate(error: Exception, *, doing: str, endpoint: str) -> HubpruneError:
+    """Turn an exception of the client into the package's own, by the first row of the table that fits."""
+    error = _behind(error)
+    rule = next(rule for rule in _rules() if rule.matches(error))
+    message = rule.message.format(doing=doing, endpoint=endpoint, said=_said(error), status=_status(error))
+    return rule.error(scrub(message), hint=rule.hint)
+
+
+def _behind(error: Exception) -> Exception:
+    """Return what made a download or an upload fail; the client wraps it into an exception that says less."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    cause = error.__cause__
+    wraps = isinstance(error, (LocalEntryNotFoundError, RuntimeError)) and isinstance(cause, Exception)
+    return _behind(cause) if wraps else error  # type: ignore[arg-type]
+
+
+@functools.cache
+def _rules() -> tuple[_Rule, ...]:
+    """The table; subclasses come before their parents."""
+    return (*_local_rules(), *_status_rules(), *_network_rules())
+
+
+def _local_rules() -> tuple[_Rule, ...]:
+    """What no server said."""
+    from huggingface_hub import errors as hub
+
+    return (
+        _Rule(_is_full_disk, DiskSpaceError, "Cannot {doing}: the disk is full.", "Free some space and try again."),
+        _Rule(_is(hub.LocalTokenNotFoundError), AuthenticationError, "There is no token for {endpoint}.", LOGIN),
+        _Rule(
+            _is(hub.OfflineModeIsEnabled), HubUnreachableError, "Cannot {doing}: HF_HUB_OFFLINE is set.",
+            "Unset HF_HUB_OFFLINE.",
+        ),
+        _Rule(
+            _is(json.JSONDecodeError, hub.FileMetadataError), HubError,
+            "Cannot {doing}: what answers at {endpoint} is no Hub.", WRONG_ADDRESS,
+        ),
+        _Rule(
+            _is_web_page, HubError,
+            "Cannot {doing}: a web page came back, with status {status}. Something on the way to {endpoint}, such as a"
+            " proxy, answers in its place.",
+            WRONG_ADDRESS,
+        ),
+    )  # fmt: skip
+
+
+def _status_rules() -> tuple[_Rule, ...]:
+    """What the Hub said."""
+    from huggingface_hub import errors as hub
+
+    return (
+        _Rule(
+            _is(hub.GatedRepoError), PermissionDeniedError,
+            "Cannot {doing}: the repo is gated and this token was not granted access.", "Ask for access on its page.",
+        ),
+        _Rule(
+            _is(hub.DisabledRepoError), PermissionDeniedError, "Cannot {doing}: the repo was disabled by the Hub.",
+            "Its page says why.",
+        ),
+        _Rule(
+            _is(hub.RepositoryNotFoundError), HubError,
+            "Cannot {doing}: {endpoint} has no such repo, or this token may not see it.",
+            "Check its name, and whose token it is with `hf auth whoami`.",
+        ),
+        _Rule(
+            _has_status(401), AuthenticationError,
+            "{endpoint} does not accept the token: it is unknown there or has expired. Even public repos cannot be"
+            " read with it, though they can without any token.",
+            "Run `hf auth login --force`, or set HF_TOKEN to a valid token, or unset it.",
+        ),
+        _Rule(
+            _all(_has_status(403), _reads), PermissionDeniedError, "Cannot {doing}: the token may not. {said}",
+            "Use a token that may read it.",
+        ),
+        _Rule(
+            _has_status(403), PermissionDeniedError, "Cannot {doing}: the token may not do that. {said}",
+            "Use a token with write permission for that namespace.",
+        ),
+        _Rule(
+            _all(_has_status(409, 412), _writes), ConflictError, "Cannot {doing}: somebody else was faster. {said}",
+            "Run the command again to publish on top of it.",
+        ),
+        _Rule(
+            _has_status(429), HubError, "Cannot {doing}: too many requests to {endpoint}. {said}",
+            "Wait some minutes and run the command again.",
+        ),
+        _Rule(
+            _has_status(500, 502, 503, 504), HubError, "Cannot {doing}: {endpoint} has trouble. {said}",
+            "Run the command again later.",
+        ),
+        _Rule(_is(hub.HfHubHTTPError), HubError, "Cannot {doing}: {said}", NO_ADVICE),
+    )  # fmt: skip
+
+
+def _network_rules() -> tuple[_Rule, ...]:
+    """What became of the connection, and whatever is left."""
+    import httpx2
+    from huggingface_hub import errors as hub
+
+    return (
+        _Rule(
+            _storage_has(401, 403), PermissionDeniedError,
+            "Cannot {doing}: the storage of {endpoint} does not let this token in. {said}",
+            "Run the command again. Where it says the same, see whose token it is with `hf auth whoami`.",
+        ),
+        _Rule(
+            _storage_has(429), HubError, "Cannot {doing}: too many requests to {endpoint}. {said}",
+            "Wait some minutes and run the command again.",
+        ),
+        _Rule(
+            _storage_has(*TRANSIENT_STATUS), HubError,
+            "Cannot {doing}: the storage of {endpoint} has trouble. {said}",
+            "Run the command again later; what has arrived is not sent twice.",
+        ),
+        _Rule(
+            _is(httpx2.TransportError, ConnectionError, hub.LocalEntryNotFoundError), HubUnreachableError,
+            "Cannot {doing}: no connection to {endpoint}. {said}", f"Check the network. {WRONG_ADDRESS}",
+        ),
+        _Rule(
+            is_transient, HubUnreachableError, "Cannot {doing}: the transfer broke off. {said}",
+            "Run the command again; what has arrived is not sent twice.",
+        ),
+        _Rule(lambda error: True, HubError, "Cannot {doing}: {said}", NO_ADVICE),
+    )  # fmt: skip
+
+
+@functools.cache
+def _client_errors() -> tuple[type[Exception], ...]:
+    """What the client raises when the Hub or the way to it is at fault; anything else is a bug and shows itself."""
+    import httpx2
+    from huggingface_hub import errors as hub
+
+    storage = (OSError, RuntimeError)
+    return (httpx2.HTTPError, hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, json.JSONDecodeError, *storage)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _is_web_page(error: Exception) -> bool:
+    """A page for people, with a status that the Hub would explain in headers: proxies and log-in portals send such."""
+    response = getattr(error, "response", None)
+    if response is None or "x-error-message" in response.headers or "x-error-code" in response.headers:
+        return False
+    return "html" in response.headers.get("content-type", "") and response.status_code not in TRANSIENT_STATUS
+
+
+def _storage_status(error: BaseException) -> int | None:
+    """Read the status in the words of the storage client."""
+    said = STORAGE_STATUS.search(str(error)) if isinstance(error, (ConnectionError, RuntimeError)) else None
+    return int(said[1]) if said else None
+
+
+def _storage_has(*statuses: int) -> Callable[[Exception], bool]:
+    return lambda error: _storage_status(error) in statuses
+
+
+def _method(error: Exception) -> str | None:
+    response = getattr(error, "response", None)
+    return str(response.request.method) if response is not None else None
+
+
+def _reads(error: Exception) -> bool:
+    return _method(error) in ("GET", "HEAD")
+
+
+def _writes(error: Exception) -> bool:
+    return not _reads(error)
+
+
+def _all(*matches: Callable[[Exception], bool]) -> Callable[[Exception], bool]:
+    return lambda error: all(match(error) for match in matches)
+
+
+def _is(*classes: type[Exception]) -> Callable[[Exception], bool]:
+    return lambda error: isinstance(error, classes)
+
+
+def _has_status(*statuses: int) -> Callable[[Exception], bool]:
+    return lambda error: _status(error) in statuses
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    return response.status_code if response is not None else None
+
+
+def _said(error: Exception) -> str:
+    """The server's words, or those of the network, in one line that ends with a full stop."""
+    text = getattr(error, "server_message", None) or _status_line(error) or str(error.__cause__ or error)
+    line = " ".join(text.split()) or type(error).__name__
+    return line if line.endswith((".", "!", "?")) else f"{line}."
+
+
+def _status_line(error: Exception) -> str | None:
+    status = _status(error)
+    return f"It answered {status}" if status else None

@@ -1,0 +1,181 @@
+"""One Hub and one token for a whole run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hubprune.core.errors import AuthenticationError, HubError
+from hubprune.hub import oidc
+from hubprune.hub.retry import repeat
+
+if TYPE_CHECKING:
+    import httpx2
+    from huggingface_hub import HfApi
+
+__all__ = ["Answer", "HubSession"]
+
+ANSWER_SECONDS = 300.0
+"""How long the Hub may keep silent in the middle of a request: to join the parts of a large file takes it minutes."""
+CONNECT_SECONDS = 30.0
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a request of one's own came back with."""
+
+    status: int
+    body: Mapping[str, Any]
+    """Empty where the answer was no JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSession:
+    """Which Hub, and as whom.  No request is made before the first question.
+
+    Make one with `HubSession.open()`.
+    """
+
+    endpoint: str
+    """Address of the Hub, without a trailing slash."""
+    given_token: str | None = field(default=None, repr=False)
+    """Token that the caller passed; None to use the one that the machine is logged in with."""
+
+    @classmethod
+    def open(cls, *, endpoint: str | None = None, token: str | None = None) -> HubSession:
+        """Make a session; what is not given comes from HF_ENDPOINT and from the login of this machine.
+
+        Raises:
+            AuthenticationError: the token is none that can be sent.
+            HubError: the client cannot start in this environment.
+        """
+        try:
+            from huggingface_hub import constants, get_session
+
+            _bound_waiting()
+            get_session()
+        except ValueError as error:  # a timeout that is no number, a proxy of no known scheme
+            hint = "Check the variables that start with HF_, and HTTP_PROXY, HTTPS_PROXY and ALL_PROXY."
+            raise HubError(f"The client of the Hub cannot start in this environment: {error}.", hint=hint) from error
+        if not _can_be_sent(token or _stored_token(Path(constants.HF_TOKEN_PATH))):
+            hint = "Copy it again from https://huggingface.co/settings/tokens into HF_TOKEN, or run `hf auth login`."
+            raise AuthenticationError("The token of this machine holds characters that no token has.", hint=hint)
+        return cls(endpoint=(endpoint or str(constants.ENDPOINT)).rstrip("/"), given_token=token)
+
+    @property
+    def token(self) -> str | None:
+        """The token in use, or None; looked up each time, since some logins hand out short-lived ones.
+
+        Raises:
+            HubError: this job is to exchange its identity for a token, and did not get one.
+        """
+        from huggingface_hub import get_token
+
+        if self.given_token:
+            return self.given_token
+        return oidc.exchanged_token(endpoint=self.endpoint) if oidc.VARIABLE in os.environ else get_token()
+
+    @property
+    def api(self) -> HfApi:
+        """A client that sends this session's token, and none where there is none."""
+        from huggingface_hub import HfApi
+
+        from hubprune import __version__
+
+        return HfApi(
+            endpoint=self.endpoint, token=self.token or False, library_name="hubprune", library_version=__version__
+        )
+
+    def ask(
+        self, question: Callable[[HfApi], Result], *, doing: str, passing: tuple[type[Exception], ...] = ()
+    ) -> Result:
+        """Ask the Hub something that may be asked twice, again after a passing failure.
+
+        Args:
+            question: one call of the client.
+            doing: what the call is for, as in "Cannot <doing>".
+            passing: exceptions of the client that the caller deals with itself.
+
+        Raises:
+            HubError: the Hub refused, or did not answer in several tries.
+        """
+        return repeat(lambda: question(self.api), doing=doing, endpoint=self.endpoint, passing=passing)
+
+    def post(
+        self, path: str, *, body: Mapping[str, Any], doing: str, accepted: tuple[int, ...] = (), busy: str | None = None
+    ) -> Answer:
+        """Send a request that may be sent twice and that the client has no fitting call for.
+
+        Args:
+            path: below the endpoint.
+            body: sent as JSON.
+            doing: what the request is for, as in "Cannot <doing>".
+            accepted: statuses that are answers although they look like errors.
+            busy: text of an answer that is to be asked for again whatever its status.
+
+        Raises:
+            HubError: the Hub refused, or did not answer in several tries.
+        """
+        return self.ask(lambda _: self._post(path, body=body, accepted=accepted, busy=busy), doing=doing)
+
+    def _post(self, path: str, *, body: Mapping[str, Any], accepted: tuple[int, ...], busy: str | None) -> Answer:
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            get_session,
+            hf_raise_for_status,
+        )
+
+        headers = build_hf_headers(token=self.token or False, library_name="hubprune")
+        response = get_session().post(f"{self.endpoint}{path}", json=dict(body), headers=headers)
+        if response.status_code not in accepted or (busy and busy in response.text):
+            hf_raise_for_status(response)
+        values = response.json() if response.content else {}
+        return Answer(status=response.status_code, body=values if isinstance(values, dict) else {})
+
+
+def _stored_token(login: Path) -> str:
+    """Return the token that this machine keeps, if any; the client's own function would exchange identities, too."""
+    if named := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return named.strip()
+    with suppress(OSError):
+        return login.read_text(encoding="utf-8", errors="surrogateescape").strip()
+    return ""
+
+
+def _can_be_sent(token: str) -> bool:
+    """Tell whether a header can hold a token: letters, digits and signs of ASCII."""
+    return token.isascii() and token.isprintable() and " " not in token
+
+
+def _bound_waiting() -> None:
+    """Let the client give up on a connection that keeps silent, where it would wait for ever by itself.
+
+    A program that has set a client of its own keeps it.
+    """
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    if getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) is _http.default_client_factory:
+        set_client_factory(_bounded_client)
+
+
+def _bounded_client() -> httpx2.Client:
+    from huggingface_hub.utils._http import default_client_factory
+
+    client = default_client_factory()
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "request": [*hooks["request"], _bound]}
+    return client
+
+
+def _bound(request: httpx2.Request) -> None:
+    """Give a request a limit where it has none; some of the client's functions ask for none."""
+    asked: Mapping[str, float | None] = request.extensions.get("timeout", {})
+    limits = {"connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": ANSWER_SECONDS}
+    request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}

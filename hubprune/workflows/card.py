@@ -1,0 +1,203 @@
+"""The card of a published folder or repo: rendered again from its hubprune.json, or shown in a browser."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hubprune.cards import card
+from hubprune.cards.fingerprint import CARD_PART, card_part
+from hubprune.cards.manifest import CARD, MANIFEST, replace_card
+from hubprune.cards.notes import read_notes
+from hubprune.cards.record import PublishRecord, read_record
+from hubprune.core.artifacts import RepoFile, SpeedReport
+from hubprune.core.console import Reporter
+from hubprune.core.errors import BaseNotFoundError, CheckpointError, ConflictError, RecipeError
+from hubprune.core.files import existing_folder
+from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.hub import repos as hub
+from hubprune.hub.session import HubSession
+from hubprune.hub.transfer import download
+from hubprune.plots.pictures import BENCHMARK_PICTURE, CARD_PICTURE
+
+if TYPE_CHECKING:
+    from hubprune.localhub import Preview
+
+SHOWN = (CARD, "*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.svg")
+"""Files of a repo that its card may show."""
+
+
+Timed = Literal["now", "never"] | SpeedReport
+
+
+@dataclass(frozen=True)
+class CardChoices:
+    """What an author adds to a card, which no recipe holds."""
+
+    notes: str | None = None
+    """The author's own words, as `read_notes` returns them."""
+    template: Path | None = None
+    """Folder whose templates override the shipped ones."""
+    timed: Timed = "never"
+    """Whether base and result are timed for it, or what was found when they were."""
+
+    @classmethod
+    def read(cls, *, notes: Path | None, template: Path | None, timed: Timed = "never") -> CardChoices:
+        """Read the notes and check the templates, before anything is computed.
+
+        Raises:
+            RecipeError: something in them is not allowed, or cannot be read.
+        """
+        if template:
+            card.check_templates(template)
+        return cls(read_notes(notes) if notes else None, template, timed)
+
+
+AS_SHIPPED = CardChoices()
+
+
+# ---- again -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardWritten:
+    """What became of a card."""
+
+    path: Path
+    sha256: str
+    outcome: Literal["unchanged", "written"]
+
+
+def write_card(folder: Path, choices: CardChoices = AS_SHIPPED, *, overwrite_card: bool = False) -> CardWritten:
+    """Write README.md of a published folder anew, and the manifest with it; where nothing changed, no file is touched.
+
+    Args:
+        folder: as `hubprune publish --out` wrote it, or the download of a published repo.
+        choices: templates, and notes in the place of those that the manifest holds.
+        overwrite_card: whether a card that was edited by hand may be replaced.
+
+    Raises:
+        RecipeError: a template of the user's own does not do.
+        CheckpointError: it is no such folder, or its manifest is broken, changed, or of another version.
+        ConflictError: the card was edited by hand.
+    """
+    record = read_record(folder)
+    used = CardChoices(choices.notes or record.report.notes, choices.template)
+    text = render_again(record, used)
+    path, digest = folder / CARD, hashlib.sha256(text.encode()).hexdigest()
+    _check_not_edited(path, listed=record.files.get(CARD), new=digest, overwrite=overwrite_card)
+    written = put_card(folder, record, used, text=text)
+    return CardWritten(path=path, sha256=digest, outcome="written" if written else "unchanged")
+
+
+def render_again(record: PublishRecord, choices: CardChoices) -> str:
+    """Render the card of a published result from what its manifest says.
+
+    Args:
+        record: the manifest.
+        choices: templates, and notes; None for a card without any.
+
+    Raises:
+        RecipeError: a template of the user's own does not do.
+        CheckpointError: parts of the manifest do not fit one another, as where a score is missing of a layer.
+    """
+    report = record.report.model_copy(update={"notes": choices.notes})
+    try:
+        context = card.context_of(report, pictures=_pictures(record), overrides=choices.template)
+    except card.WRONG_USE as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CheckpointError(
+            f"The parts of {MANIFEST} do not fit one another ({why}).", hint="Take it from the Hub, or publish again."
+        ) from error
+    return card.render(context, overrides=choices.template)
+
+
+def put_card(folder: Path, record: PublishRecord, choices: CardChoices, *, text: str) -> bool:
+    """Write a card into a folder, and the manifest that lists it; return whether something was written.
+
+    Args:
+        folder: holds what is published, or is empty.
+        record: the manifest so far.
+        choices: what the card was rendered with.
+        text: the card.
+    """
+    depends_on = card_part(notes=choices.notes, templates=choices.template)
+    changed = {
+        "notes": choices.notes,
+        "card_templates": depends_on["templates"],
+        "fingerprint": {**record.report.fingerprint, CARD_PART: depends_on},
+    }
+    return replace_card(folder, {**record.values, **changed}, card=text)
+
+
+def _check_not_edited(path: Path, *, listed: RepoFile | None, new: str, overwrite: bool) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if found not in (None, new, listed and listed.sha256) and not overwrite:
+        raise ConflictError(
+            f"{path} was edited by hand since it was written.", hint="Pass --overwrite-card to replace it."
+        )
+
+
+def _pictures(record: PublishRecord) -> card.Pictures:
+    importance, benchmarks = (path if path in record.files else None for path in (CARD_PICTURE, BENCHMARK_PICTURE))
+    return card.Pictures(importance=importance, benchmarks=benchmarks)
+
+
+# ---- in a browser ------------------------------------------------------------------------------------------------
+
+
+def check_shown_as_is(*, notes: Path | None, card_template: Path | None, overwrite_card: bool) -> None:
+    """Refuse options of rendering together with --preview, which shows what is there.
+
+    Raises:
+        RecipeError: naming the option.
+    """
+    given = {"--notes": notes, "--card-template": card_template, "--overwrite-card": overwrite_card}
+    for option, value in given.items():
+        if value:
+            raise RecipeError(
+                f"--preview shows a card as it is, and {option} would change it.",
+                hint="Run hubprune card twice: first to write the card, then with --preview alone.",
+            )
+
+
+def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Reporter) -> Preview:
+    """Find what a page of a folder or repo shows; of a repo only the card and its pictures are downloaded.
+
+    Args:
+        name: folder, or repo id on the Hub with `@` and a revision where it is not main.
+        open_session: called where a Hub has to be asked.
+        reporter: told of the download.
+
+    Raises:
+        BaseNotFoundError: there is no such folder or repo, or it has no card.
+        MissingDependencyError: the extra `localhub` is not installed.
+    """
+    from hubprune.localhub import Preview
+
+    if folder := existing_folder(name):
+        if not (folder / CARD).is_file():
+            raise BaseNotFoundError(f"{folder} holds no {CARD}.", hint=f"Write it with: hubprune card {folder}")
+        return Preview(title=folder.resolve().name, subtitle=str(folder), folder=folder)
+    repo_id, _, revision = name.partition("@")
+    if not REPO_ID.fullmatch(repo_id):
+        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
+    session = open_session()
+    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
+    shown = tuple(file for file in repo.files if any(fnmatch(file.path, pattern) for pattern in SHOWN))
+    if not any(file.path == CARD for file in shown):
+        raise BaseNotFoundError(f"{repo_id} has no {CARD} at {repo.commit}.")
+    here = download(shown, repo_id=repo_id, commit=str(repo.commit), session=session, reporter=reporter)
+    from huggingface_hub import constants
+
+    return Preview(
+        title=repo_id,
+        subtitle=f"{session.endpoint} at {repo.commit}",
+        folder=here,
+        linked=(Path(constants.HF_HUB_CACHE),),
+        listed={file.path: file.size for file in repo.files},
+    )

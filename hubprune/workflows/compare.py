@@ -1,0 +1,398 @@
+"""Compare two pruned checkpoints or plans: what went, what is left, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hubprune.cards.manifest import MANIFEST
+from hubprune.commands.summary import table
+from hubprune.core.artifacts import (
+    Agreement,
+    CheckpointComparison,
+    ComparedMetric,
+    ComparedSide,
+    DroppedSets,
+    DropPlan,
+    LayerScores,
+    SameBase,
+    ScoreKind,
+    SublayerKind,
+    TaskComparison,
+)
+from hubprune.core.config import read_config
+from hubprune.core.console import decimal
+from hubprune.core.devices import with_dtype
+from hubprune.core.errors import BaseNotFoundError, CheckpointError
+from hubprune.core.kv_cache import kv_bytes_per_layer
+from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.core.strict_json import parse_json
+from hubprune.core.structure import read_structure
+from hubprune.core.weights import open_weights
+from hubprune.hub import repos as hub
+from hubprune.hub.session import HubSession
+from hubprune.pruning.agreement import agreements
+from hubprune.pruning.inventory import count_parameters
+from hubprune.pruning.verify import base_of, plan_of
+
+NAMES: Mapping[ScoreKind, str] = {"attn": "attention", "mlp": "MLP", "block": "block"}
+Kind = TypeVar("Kind", bound=BaseModel)
+
+UNKNOWN = "not known"
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that could be read of one of the two."""
+
+    side: ComparedSide
+    scores: LayerScores | None = None
+    tasks: tuple[TaskComparison, ...] = ()
+    circumstances: tuple[tuple[str, object], ...] = ()
+    """What else decides the values of benchmarks: dtype, device, version of lm-eval."""
+
+
+def compare(first: str, second: str, *, session: HubSession) -> CheckpointComparison:
+    """Compare two pruned folders, repos, reports or plans.
+
+    Args:
+        first: folder, JSON file, or repo id on the Hub with `@` and a revision where it is not main.
+        second: the same.
+        session: which Hub.
+
+    Raises:
+        BaseNotFoundError: one of them is not there.
+        CheckpointError: one was not written by hubprune, or is broken.
+    """
+    return compared(read(first, session=session), read(second, session=session))
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def read(name: str, *, session: HubSession) -> Source:
+    """Read what one of the two says of itself; weights are counted only where nothing else tells their number."""
+    path = Path(name)
+    if path.is_file():
+        return _of_json(name, path.read_bytes())
+    if path.is_dir():
+        manifest = path / MANIFEST
+        return _of_json(name, manifest.read_bytes()) if manifest.is_file() else _of_folder(name, path)
+    return _of_repo(name, session)
+
+
+def _of_repo(name: str, session: HubSession) -> Source:
+    repo_id, _, revision = name.partition("@")
+    if not REPO_ID.fullmatch(repo_id):
+        raise BaseNotFoundError(
+            f"{name} is neither a folder, nor a file, nor a repo id.", hint="A repo id looks like owner/name."
+        )
+    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
+    if not any(file.path == MANIFEST for file in repo.files):
+        return Source(_side_of_config(name, repo.config))
+    path = session.ask(
+        lambda api: api.hf_hub_download(repo_id, MANIFEST, revision=repo.commit), doing=f"read {MANIFEST} of {repo_id}"
+    )
+    return _of_json(name, Path(path).read_bytes())
+
+
+def _of_folder(name: str, folder: Path) -> Source:
+    config = read_config(folder)
+    structure = read_structure(config, name=name)
+    side = _side_of_config(name, config)
+    weights = open_weights(folder)
+    layers = structure.num_hidden_layers - len(structure.no_attn)
+    counted = {
+        "parameters": count_parameters(weights, config, structure.architecture),
+        "kv_bytes_per_token": kv_bytes_per_layer(with_dtype(config, folder)) * layers,
+    }
+    return Source(side.model_copy(update=counted))
+
+
+def _side_of_config(name: str, config: Mapping[str, Any]) -> ComparedSide:
+    base, commit = base_of(config)
+    # A config.json says what went, not by which method.
+    return _side(name, plan_of(config), base=base, commit=commit).model_copy(update={"methods": ()})
+
+
+def _of_json(name: str, data: bytes) -> Source:
+    """Read a manifest, a report or a plan; what else than the plan cannot be understood counts as absent."""
+    values = parse_json(data, where=name)
+    if "plan" not in values:
+        return Source(_side(name, _plan(values, name), base=None, commit=None))
+    base, checkpoint, benchmarks = (_mapping(values.get(key)) for key in ("base", "checkpoint", "benchmarks"))
+    scores = _understood(LayerScores, values.get("scores"))
+    side = _side(
+        name,
+        _plan(values["plan"], name),
+        base=_text(base.get("repo_id") or base.get("name")),
+        commit=_text(base.get("commit")),
+    )
+    told = {
+        **{key: n for key in ("parameters", "kv_bytes_per_token") if isinstance(n := checkpoint.get(key), int)},
+        **(_calibration(scores) if scores else {}),
+    }
+    rows = benchmarks.get("tasks")
+    tasks = [_understood(TaskComparison, row) for row in (rows if isinstance(rows, list) else [])]
+    return Source(
+        side.model_copy(update=told),
+        scores=scores,
+        tasks=tuple(task for task in tasks if task),
+        circumstances=tuple((key, benchmarks.get(key)) for key in ("dtype", "device", "lm_eval")),
+    )
+
+
+def _plan(values: Any, name: str) -> DropPlan:
+    try:
+        return DropPlan.model_validate(values)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CheckpointError(
+            f"{name} holds no plan that this version of hubprune can read: {place}: {error.errors()[0]['msg']}.",
+            hint="Name a folder or repo that hubprune wrote, its hubprune.json, a report, or a plan.",
+        ) from error
+
+
+def _understood(kind: type[Kind], values: Any) -> Kind | None:
+    try:
+        return kind.model_validate(values)
+    except ValidationError:
+        return None
+
+
+def _mapping(values: Any) -> Mapping[str, Any]:
+    return values if isinstance(values, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _calibration(scores: LayerScores) -> dict[str, str]:
+    record = scores.calibration
+    text = f"{record.mix}: {record.documents:,} {record.unit}, {record.tokens:,} tokens, seed {record.seed}"
+    return {"calibration": text, "calibration_sha256": record.token_sha256}
+
+
+def _side(name: str, plan: DropPlan, *, base: str | None, commit: str | None) -> ComparedSide:
+    return ComparedSide(
+        name=name,
+        base=base,
+        base_commit=commit,
+        num_hidden_layers=plan.num_hidden_layers,
+        methods=plan.methods,
+        layout=plan.layout,
+        dropped_attn=plan.layers("attn"),
+        dropped_mlp=plan.layers("mlp"),
+        widths=plan.widths.kept if plan.widths else None,
+    )
+
+
+# ---- comparing ---------------------------------------------------------------------------------------------------
+
+
+def compared(first: Source, second: Source) -> CheckpointComparison:
+    """Compare what was read of two."""
+    base = same_base(first.side, second.side)
+    comparable = base != "different"
+    return CheckpointComparison(
+        first=first.side,
+        second=second.side,
+        base=base,
+        dropped=_dropped(first.side, second.side) if comparable else (),
+        agreements=_agreements(first, second) if comparable else (),
+        benchmarks=tuple(_pairs(first, second)),
+        notes=tuple(_notes(first, second, base)),
+    )
+
+
+def same_base(first: ComparedSide, second: ComparedSide) -> SameBase:
+    """Tell whether two were made of the same base, at the same commit."""
+    if first.num_hidden_layers != second.num_hidden_layers:
+        return "different"
+    if first.base is None or second.base is None:
+        return "unknown"
+    if first.base != second.base:
+        return "different"
+    if first.base_commit is None or second.base_commit is None:
+        return "unknown"
+    return "same" if first.base_commit == second.base_commit else "different"
+
+
+def _agreements(first: Source, second: Source) -> tuple[Agreement, ...]:
+    if first.scores is None or second.scores is None:
+        return ()
+    one, other = first.scores.mean, second.scores.mean
+    if any(len(getattr(one, kind)) != len(getattr(other, kind)) for kind in ("attn", "mlp", "block")):
+        return ()
+    return agreements(one, other, lowest=max(1, *(len(source.side.dropped_attn) for source in (first, second))))
+
+
+def _dropped(first: ComparedSide, second: ComparedSide) -> tuple[DroppedSets, ...]:
+    rows: tuple[tuple[SublayerKind, tuple[int, ...], tuple[int, ...]], ...] = (
+        ("attn", first.dropped_attn, second.dropped_attn), ("mlp", first.dropped_mlp, second.dropped_mlp),
+    )  # fmt: skip
+    return tuple(
+        DroppedSets(
+            kind=kind,
+            both=tuple(sorted({*one} & {*other})),
+            only_first=tuple(sorted({*one} - {*other})),
+            only_second=tuple(sorted({*other} - {*one})),
+        )
+        for kind, one, other in rows
+    )
+
+
+def _pairs(first: Source, second: Source) -> Iterator[ComparedMetric]:
+    others = {_documents_of(task): task for task in second.tasks}
+    for task in first.tasks:
+        if other := others.get(_documents_of(task)):
+            factor = 100 if task.is_share else 1
+            yield ComparedMetric(
+                task=task.task,
+                metric=task.metric,
+                documents=task.documents,
+                first=task.pruned.value,
+                second=other.pruned.value,
+                first_base=task.base.value,
+                second_base=other.base.value,
+                change=factor * (other.pruned.value - task.pruned.value),
+                unit="points" if task.is_share else "own",
+            )
+
+
+def _documents_of(task: TaskComparison) -> tuple[object, ...]:
+    """Return what has to be equal for two values to come from the same questions."""
+    return (
+        task.task, task.metric, task.version, task.num_fewshot, task.documents, task.dataset, task.dataset_config,
+        task.dataset_commit, task.split,
+    )  # fmt: skip
+
+
+def _notes(first: Source, second: Source, base: SameBase) -> Iterator[str]:
+    if base == "different":
+        yield (
+            "The bases differ: layer numbers and scores of one say nothing about the other, and a difference in "
+            "benchmarks is not what pruning did."
+        )
+    elif base == "unknown":
+        yield "Whether the bases are the same is not known: at least one of the two names no commit."
+    if (first.scores is None) != (second.scores is None):
+        yield f"Only {(first if first.scores else second).side.name} has scores."
+    yield from _benchmark_notes(first, second)
+
+
+def _benchmark_notes(first: Source, second: Source) -> Iterator[str]:
+    if not first.tasks and not second.tasks:
+        return
+    if not first.tasks or not second.tasks:
+        yield f"Only {(first if first.tasks else second).side.name} has benchmarks."
+        return
+    shared = {(pair.task, pair.metric) for pair in _pairs(first, second)}
+    named = ({(task.task, task.metric) for task in source.tasks} for source in (first, second))
+    if other := sorted({task for task, metric in set.intersection(*named) - shared}):
+        yield f"Measured on other documents, with other shots or by another version, not compared: {', '.join(other)}."
+    if changed := [
+        f"{key} {one} and {other}"
+        for (key, one), (_, other) in zip(first.circumstances, second.circumstances, strict=True)
+        if one != other
+    ]:
+        yield f"The benchmarks ran under different circumstances: {', '.join(changed)}."
+
+
+# ---- telling -----------------------------------------------------------------------------------------------------
+
+
+def comparison_text(comparison: CheckpointComparison) -> str:
+    """Write what differs: one table for what the two are, and below it what went, scores, benchmarks and notes."""
+    parts = [_sides_table(comparison.first, comparison.second), *_dropped_lines(comparison)]
+    if comparison.agreements:
+        parts.append(_agreement_table(comparison.agreements))
+    if comparison.benchmarks:
+        parts.append(_benchmarks_table(comparison.benchmarks))
+    return "\n\n".join([*parts, *(f"note: {note}" for note in comparison.notes)])
+
+
+def _sides_table(first: ComparedSide, second: ComparedSide) -> str:
+    rows = [["", "A", "B", ""]]
+    pairs = zip(_column(first).items(), _column(second).values(), strict=True)
+    rows += [[name, one, other, _verdict(one, other)] for (name, one), other in pairs]
+    rows[1][3] = ""
+    for row, one, other in (
+        (rows[-4], first.parameters, second.parameters),
+        (rows[-3], first.kv_bytes_per_token, second.kv_bytes_per_token),
+    ):
+        row[3] = UNKNOWN if one is None or other is None else _change(one, other)
+    return table(rows, left=4)
+
+
+def _column(side: ComparedSide) -> dict[str, str]:
+    return {
+        "name": side.name,
+        "base": side.base or UNKNOWN,
+        "commit of the base": (side.base_commit or "none")[:12],
+        "layers of the base": str(side.num_hidden_layers),
+        "method": ", ".join(side.methods) or UNKNOWN,
+        "attention dropped": _layers(side.dropped_attn),
+        "MLP dropped": _layers(side.dropped_mlp),
+        "MLP widths": _widths(side),
+        "layout": side.layout,
+        "parameters": _count(side.parameters),
+        "KV cache per token": _count(side.kv_bytes_per_token, unit=" B"),
+        "calibration": side.calibration or "none",
+        "its tokens": (side.calibration_sha256 or "none")[:12],
+    }
+
+
+def _verdict(one: str, other: str) -> str:
+    return UNKNOWN if UNKNOWN in (one, other) else "same" if one == other else "differs"
+
+
+def _change(one: int, other: int) -> str:
+    return "same" if one == other else f"{100 * (other / one - 1):+.2f} %" if one else "differs"
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers)) or "none"
+
+
+def _widths(side: ComparedSide) -> str:
+    if side.widths is None:
+        return "the base's"
+    there = {width for layer, width in enumerate(side.widths) if layer not in side.dropped_mlp}
+    return f"{min(there):,}" if len(there) == 1 else f"{min(there):,} to {max(there):,}" if there else "none"
+
+
+def _count(number: int | None, *, unit: str = "") -> str:
+    return UNKNOWN if number is None else f"{number:,}{unit}"
+
+
+def _dropped_lines(comparison: CheckpointComparison) -> Iterator[str]:
+    for row in comparison.dropped:
+        if row.both or row.only_first or row.only_second:
+            yield (
+                f"{NAMES[row.kind]} dropped in both: {_layers(row.both)}; only in A: {_layers(row.only_first)}; "
+                f"only in B: {_layers(row.only_second)}"
+            )
+
+
+def _agreement_table(agreed: tuple[Agreement, ...]) -> str:
+    rows = [["order of the scores", "Spearman's ρ", "Kendall's τ", f"of the {agreed[0].lowest} lowest, the same"]]
+    for row in agreed:
+        values = ("no order" if value is None else f"{value:.3f}" for value in (row.spearman, row.kendall))
+        rows.append([NAMES[row.kind], *values, str(row.overlap)])
+    return table(rows)
+
+
+def _benchmarks_table(pairs: tuple[ComparedMetric, ...]) -> str:
+    rows = [["task", "metric", "n", "A", "its base", "B", "its base", "B − A"]]
+    for pair in pairs:
+        values = (decimal(v, digits=4) for v in (pair.first, pair.first_base, pair.second, pair.second_base))
+        own = pair.unit != "points"
+        change = f"{decimal(pair.change, digits=4 if own else 2, sign=True)}{'' if own else ' points'}"
+        rows.append([pair.task, pair.metric, str(pair.documents), *values, change])
+    return table(rows, left=2)

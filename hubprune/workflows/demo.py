@@ -1,0 +1,114 @@
+"""`hubprune demo`: a local Hub that holds the embedded models and data sets, and the ordinary `publish` against it.
+
+Nothing here knows more than a user does: it starts `hubprune hub`, fills it with the client, and runs
+`hubprune publish` with options that anybody can type.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hubprune import demo
+from hubprune.core.console import Reporter
+from hubprune.core.errors import HubError, RecipeError
+from hubprune.core.files import make_writable
+from hubprune.core.processes import VARIABLES
+from hubprune.core.stages import work_folder
+
+DROPPED = 3
+"""Attention sublayers that the demo drops."""
+HUB_STOP_SECONDS = 10
+
+
+def run(base: str, *, directory: Path | None, reporter: Reporter) -> int:
+    """Publish an embedded model on a local Hub and return the exit code of that publish.
+
+    Args:
+        base: name of an embedded model.
+        directory: where Hub, caches and work are kept; None for a place in the work folder.
+        reporter: told what is going on.
+
+    Raises:
+        RecipeError: there is no such embedded model.
+        HubError: the local Hub did not start.
+    """
+    if base not in demo.MODELS:
+        raise RecipeError(f"There is no embedded model {base!r}.", hint=f"Embedded: {', '.join(demo.MODELS)}.")
+    place = (directory or work_folder() / "demo").resolve()
+    make_writable(place)
+    with _local_hub(place / "hub") as address:
+        environment = {**_clean_environment(), **address, **_own_caches(place)}
+        reporter.note(f"local Hub at {address['HF_ENDPOINT']}, kept in {place}")
+        _run([sys.executable, "-m", "hubprune.demo.fill"], environment)
+        command = publish_options(base)
+        reporter.note(f"$ hubprune {shlex.join(command)}")
+        code = _run([sys.executable, "-m", "hubprune", *command], environment, strict=False)
+    if not code:
+        _say_what_next(place, reporter)
+    return code
+
+
+def _say_what_next(place: Path, reporter: Reporter) -> None:
+    cards = sorted((place / "work" / "checkpoints").glob("*/README.md"), key=lambda path: path.stat().st_mtime)
+    reporter.note("")
+    if cards:
+        reporter.note(f"The card and all published files: {cards[-1].parent}")
+    reporter.note(f"The demo's Hub has stopped; start it again with: hubprune hub --dir {place / 'hub'}")
+    reporter.note("On a real model: hf auth login && hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3")
+
+
+def publish_options(base: str) -> list[str]:
+    """Return the command line that the demo runs, without the program's name."""
+    return [
+        *("publish", demo.repo_id(base), "--attn-drop", str(DROPPED)),
+        *("--calibration", str(demo.MIX), "--include-path", str(demo.TASKS), "--tasks", ",".join(demo.TASK_NAMES)),
+        *("--prompts", str(demo.PROMPTS), "--batch-size", "32", "--score-batch-size", "32"),
+    ]
+
+
+def _clean_environment() -> Mapping[str, str]:
+    """Leave out what would send the clients offline, to other caches, or to loopback through a proxy."""
+    passed_over = ("HF_", "HUGGING", "TRANSFORMERS_", *VARIABLES)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(passed_over)}
+    return {**kept, "NO_PROXY": "127.0.0.1,localhost", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _own_caches(place: Path) -> Mapping[str, str]:
+    """A client's cache that remembers another Hub at the same address would make uploads fail."""
+    return {"HF_HOME": str(place / "hf"), "HUBPRUNE_HOME": str(place / "work")}
+
+
+@contextmanager
+def _local_hub(directory: Path) -> Iterator[Mapping[str, str]]:
+    """Run `hubprune hub` while the block runs, and yield the two variables that it prints first."""
+    command = [sys.executable, "-m", "hubprune", "hub", "--dir", str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            lines = [server.stdout.readline().strip() for _ in range(2)]
+            if not all("=" in line for line in lines):
+                raise HubError("The local Hub did not start.", hint="Its own message is above.")
+            yield dict(line.split("=", 1) for line in lines)
+        finally:
+            server.terminate()
+            _wait(server)
+
+
+def _wait(server: subprocess.Popen[str]) -> None:
+    try:
+        server.wait(HUB_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], *, strict: bool = True) -> int:
+    code = subprocess.run(command, env=dict(environment), check=False).returncode
+    if code and strict:
+        raise HubError("The local Hub could not be filled.", hint="The message above says why.")
+    return code

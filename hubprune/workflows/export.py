@@ -1,0 +1,215 @@
+"""Export a folder or repo as GGUF: plan, write, compare, and only then put the file where it belongs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hubprune.core.config import read_config
+from hubprune.core.console import Reporter
+from hubprune.core.errors import BaseNotFoundError, HubpruneError, RecipeError
+from hubprune.core.files import existing_folder, scratch_folder
+from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.exporting import parity
+from hubprune.exporting.artifact import GgufExport, Outtype, Parity
+from hubprune.exporting.content import plan_content, read_layers
+from hubprune.exporting.parity_process import ParitySeen
+from hubprune.exporting.writing import GgufContent, check_space, check_target, check_writer, staged_file, write_gguf
+from hubprune.hub import repos as hub
+from hubprune.hub.session import HubSession
+from hubprune.hub.transfer import download
+
+Comparing = Literal["compare", "skip"]
+READ_BYTES = 2**22
+SKIPPED = "--no-verify was passed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What an export is asked for."""
+
+    out: Path | None = None
+    """The file; None for one named after the checkpoint, in the current folder."""
+    outtype: Outtype = "f16"
+    base: str | None = None
+    """Folder or repo of the unpruned base, which becomes the control; None for the one that config.json names."""
+    revision: str = "main"
+    """Of the repo."""
+    verify: Comparing = "compare"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A checkpoint on this machine."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+
+
+def check_outtype(text: str) -> Outtype:
+    """Return the type that a text names.
+
+    Raises:
+        RecipeError: it names none.
+    """
+    for known in get_args(Outtype):
+        if text.lower() == known:
+            found: Outtype = known
+            return found
+    raise RecipeError(f"There is no --outtype {text!r:.40}.", hint=f"There are {', '.join(get_args(Outtype))}.")
+
+
+def export_gguf(name: str, options: ExportOptions, *, session: HubSession, reporter: Reporter) -> GgufExport:
+    """Write a checkpoint as a GGUF file and compare it with the checkpoint.
+
+    Args:
+        name: folder or repo id.
+        options: what is asked for.
+        session: which Hub.
+        reporter: told what is going on.
+
+    Raises:
+        UnsupportedArchitectureError: llama.cpp does not compute what this model does.
+        UnsupportedFormatError: its tokenizer or its weights cannot be written.
+        CheckpointError: a file of the checkpoint is broken.
+        VerificationError: llama.cpp computes something else; no file is kept.
+        RecipeError: the target exists, or cannot be written.
+        MissingDependencyError: gguf is not installed.
+    """
+    check_writer()
+    target = options.out or Path(f"{Path(name.rstrip('/')).resolve().name}-{options.outtype.upper()}.gguf")
+    check_target(target)
+    source = _find(name, options.revision, session, reporter)
+    content = plan_content(source.folder, source.config, name=Path(source.name).name, outtype=options.outtype)
+    check_space(target, needed=content.data_bytes)
+    with staged_file(target) as staged:
+        _write(content, staged, reporter, what=target.name)
+        not_verified = SKIPPED if options.verify == "skip" else parity.obstacle(source.folder)
+        compared = None if not_verified else _compare(staged, content, source, options, session, reporter)
+        return _describe(staged, target, content, compared, not_verified)
+
+
+def _write(content: GgufContent, path: Path, reporter: Reporter, *, what: str) -> None:
+    with reporter.progress(f"write {what}", total=content.data_bytes, unit="B") as advance:
+        write_gguf(content, path, advance=advance)
+
+
+def _compare(
+    file: Path, content: GgufContent, source: _Source, options: ExportOptions, session: HubSession, reporter: Reporter
+) -> Parity:
+    reporter.note("compare with transformers")
+    seen = _measure(file, content, source)
+    control, without_control = _control(file, source, options, session, reporter)
+    judged = parity.judge(options.outtype, seen, control=control, without_control=without_control)
+    parity.require_passed(judged)
+    return judged
+
+
+def _measure(file: Path, content: GgufContent, source: _Source) -> ParitySeen:
+    structure = read_layers(source.config, name=source.name)
+    return parity.measure(file, content, folder=source.folder, config=source.config, structure=structure)
+
+
+def _describe(
+    file: Path, target: Path, content: GgufContent, compared: Parity | None, not_verified: str | None
+) -> GgufExport:
+    slots, vocabulary = content.slots, content.vocabulary
+    return GgufExport(
+        file=str(target),
+        size=file.stat().st_size,
+        sha256=_sha256(file),
+        architecture=content.architecture,
+        outtype=content.outtype,
+        layers=len(slots),
+        layers_without_attention=tuple(i for i, slot in enumerate(slots) if slot.attention != "full"),
+        layers_without_mlp=tuple(i for i, slot in enumerate(slots) if not slot.has_mlp),
+        context_length=content.sizes.context_length,
+        tokenizer=f"{vocabulary.model}, {vocabulary.pre}",
+        notes=(*content.sizes.notes, *vocabulary.notes),
+        parity=compared,
+        not_verified=not_verified,
+    )
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            found.update(piece)
+    return found.hexdigest()
+
+
+# ---- where the files are -----------------------------------------------------------------------------------------
+
+
+def _find(name: str, revision: str, session: HubSession, reporter: Reporter) -> _Source:
+    """Return a checkpoint; a repo is downloaded once its config.json says that it can be exported."""
+    if folder := existing_folder(name):
+        return _Source(name=str(folder.resolve()), folder=folder, config=read_config(folder))
+    if not REPO_ID.fullmatch(name):
+        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
+    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision), session=session)
+    read_layers(repo.config, name=name)
+    folder = download(hub.needed_files(repo), repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
+    return _Source(name=name, folder=folder, config=read_config(folder))
+
+
+def _control(
+    file: Path, source: _Source, options: ExportOptions, session: HubSession, reporter: Reporter
+) -> tuple[ParitySeen | None, str | None]:
+    """Write and compare the unpruned base in the same way, beside the file and for the moment.
+
+    Returns:
+        What was seen and None, or None and why there is no control.
+    """
+    base, why = _base(source, options, session, reporter)
+    if base is None:
+        return None, why
+    try:
+        content = plan_content(base.folder, base.config, name=Path(base.name).name, outtype=options.outtype)
+    except HubpruneError as error:
+        if options.base is not None:
+            raise
+        return None, f"the base {base.name:.100} cannot be exported ({error.message})"  # half of it may be in the cache
+    if obstacle := parity.obstacle(base.folder):
+        return None, obstacle
+    check_space(file.parent, needed=content.data_bytes)
+    with scratch_folder(file.parent, name="control") as folder:
+        control = folder / "control.gguf"
+        _write(content, control, reporter, what="the unpruned base as a control")
+        return _measure(control, content, base), None
+
+
+def _base(
+    source: _Source, options: ExportOptions, session: HubSession, reporter: Reporter
+) -> tuple[_Source | None, str | None]:
+    """Return the unpruned base; one that was not named on the command line is never downloaded."""
+    if options.base is not None:
+        return _find(options.base, "main", session, reporter), None
+    origin = source.config.get("hubprune")
+    named = origin.get("base_model") if isinstance(origin, dict) else None
+    if not isinstance(named, str):
+        return None, "config.json names no base; pass --base FOLDER_OR_REPO"
+    commit = origin.get("base_commit") if isinstance(origin, dict) else None
+    folder = _cached(named, commit) if isinstance(commit, str) else Path(named)
+    if folder is None or not (folder / "config.json").is_file():
+        return None, f"the base {named:.100} is not on this machine; pass --base FOLDER_OR_REPO"
+    try:
+        return _Source(name=named, folder=folder, config=read_config(folder)), None
+    except HubpruneError as error:
+        return None, f"the base {named:.100} cannot be read ({error.message})"
+
+
+def _cached(repo_id: str, commit: str) -> Path | None:
+    """Return the folder of a snapshot that was downloaded before."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=commit, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, ValueError, OSError):
+        return None

@@ -1,0 +1,1 @@
+"""Publish: check, score, prune, verify, benchmark, write, commit, load back."""

@@ -1,0 +1,123 @@
+"""Publish what a dry run made, perhaps on another machine and with another token: nothing is computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from hubprune.cards.manifest import CARD, MANIFEST, read_manifest
+from hubprune.core.artifacts import PublishReport, RepoFile
+from hubprune.core.console import Reporter
+from hubprune.core.errors import ConflictError, RecipeError, VerificationError
+from hubprune.core.files import list_files, make_writable
+from hubprune.core.recipe import Recipe, parse
+from hubprune.core.stages import StageStore, work_folder
+from hubprune.hub.changes import missing
+from hubprune.hub.preflight import Target, target_of
+from hubprune.hub.remote import read_remote
+from hubprune.hub.session import HubSession
+from hubprune.workflows.publish.pipeline import Product, PublishOptions, announcer, deliver
+from hubprune.workflows.run import Run
+
+__all__ = ["push", "read_report"]
+
+STAGES = ("Check", "Publish and load back")
+AGAIN = "Make both again with hubprune publish --dry-run --out FOLDER --report REPORT."
+
+
+def push(
+    folder: Path, report: PublishReport, options: PublishOptions, *, session: HubSession, reporter: Reporter
+) -> PublishReport:
+    """Publish a folder that a dry run wrote, in one commit, if it is still what the dry run saw.
+
+    Args:
+        folder: from `--out`.
+        report: from `--report` of the same run.
+        options: where the new report goes, and what may be replaced of what people changed on the Hub.
+        session: which Hub, and as whom; it goes as well where this token may not read the base.
+        reporter: told what is going on.
+
+    Raises:
+        VerificationError: a file was changed, added or removed since.
+        OverBudgetError: it lost more than its recipe allows.
+        HubpruneError: it may not be published there, or could not be.
+    """
+    stage = announcer(reporter, STAGES)
+    stage()
+    if options.report:
+        make_writable(options.report.absolute().parent)
+    recipe = _recipe(report)
+    files = _as_verified(folder, report)
+    target = target_of(recipe, base=report.base, session=session, overwrite=options.replaces)
+    _refuse_moved_branch(report, files, target, session=session)
+    reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
+    stage()
+    run = Run(recipe, session, reporter, StageStore(work_folder()))
+    # What the dry run expected of the upload is no part of what a publish reports.
+    return deliver(run, Product(folder, files, report.model_copy(update={"upload": None})), target, options)
+
+
+def _refuse_moved_branch(
+    report: PublishReport, files: tuple[RepoFile, ...], target: Target, *, session: HubSession
+) -> None:
+    """Refuse to replace what came after the dry run, which its files were never compared with.
+
+    Raises:
+        ConflictError: naming both commits.
+    """
+    seen = report.upload.parent if report.upload else target.parent
+    if target.parent in (None, seen):
+        return
+    remote = read_remote(target.repo_id, commit=str(target.parent), session=session)
+    is_new = seen is None and remote.manifest is None
+    if is_new or not missing(files, remote=remote):  # what an earlier push sent before it was cut off
+        return
+    raise ConflictError(
+        f"{target.repo_id} has changed since the dry run: {target.revision} was at {seen or 'nothing'} and is at "
+        f"{target.parent}.",
+        hint=f"Nothing was changed. {AGAIN}",
+    )
+
+
+def read_report(path: Path) -> PublishReport:
+    """Read the report of a publish.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    try:
+        return PublishReport.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no report of this version"
+        raise RecipeError(f"Cannot read the report {path}: {why}.", hint=AGAIN) from error
+
+
+def _recipe(report: PublishReport) -> Recipe:
+    """Return the recipe with the target that the card names, which no option can move."""
+    recipe = parse(Recipe, report.recipe)
+    return recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": report.repo_id})})
+
+
+def _as_verified(folder: Path, report: PublishReport) -> tuple[RepoFile, ...]:
+    """List the files of a folder, each of which has to be what the manifest says, and that what the report says."""
+    if not (folder / MANIFEST).is_file():
+        raise RecipeError(f"{folder} holds no {MANIFEST}.", hint=AGAIN)
+    files = list_files(folder)
+    listed = read_manifest((folder / MANIFEST).read_bytes()).files
+    found = {file.path: str(file.sha256) for file in files if file.path != MANIFEST}
+    _refuse_difference(found, listed, where=folder)
+    checkpoint = {file.path: str(file.sha256) for file in report.checkpoint.files}
+    _refuse_difference({path: found.get(path, "") for path in checkpoint}, checkpoint, where=folder)
+    if CARD not in found:
+        raise VerificationError(f"{folder} has no {CARD}.", hint=AGAIN)
+    return files
+
+
+def _refuse_difference(found: Mapping[str, str], expected: Mapping[str, str], *, where: Path) -> None:
+    different = sorted(path for path in {*found, *expected} if found.get(path) != expected.get(path))
+    if different:
+        what = "is not" if different[0] in found else "has gone from"
+        rest = f", nor are {len(different) - 1} more" if len(different) > 1 else ""
+        raise VerificationError(f"{different[0]} {what} what the dry run left in {where}{rest}.", hint=AGAIN)

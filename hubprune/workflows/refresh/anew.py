@@ -1,0 +1,276 @@
+"""Write what this version would write for the plan and base of a published repo, and say what of it differs.
+
+Weights are those that are there.  Licence files and notices stay as they are: a commit of the base never changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubprune import __version__
+from hubprune.cards.card import template_hash
+from hubprune.cards.manifest import CARD, MANIFEST, checkpoint_tag, replace_card
+from hubprune.cards.record import PublishRecord, read_record
+from hubprune.core.architectures import architecture_of
+from hubprune.core.artifacts import ConfigChange, FileChange, Refreshed, RepoFile, WrittenCheckpoint
+from hubprune.core.carried import is_license
+from hubprune.core.config import needs_modeling_file, read_config, stock_config, write_json
+from hubprune.core.errors import RecipeError
+from hubprune.core.files import list_files, scratch_folder
+from hubprune.core.structure import read_structure
+from hubprune.hub.remote import is_same
+from hubprune.pruning import modeling
+from hubprune.pruning.checkpoint import carry_files, write_companions
+from hubprune.pruning.tokenizer_files import ids_depend_on_version, settle_tokenizer
+from hubprune.workflows.card import CardChoices, put_card, render_again
+from hubprune.workflows.publish.republishing.inputs import MODELING_PART, modeling_part
+from hubprune.workflows.refresh.there import Published, stays
+from hubprune.workflows.run import refuse_tokenizer_code
+
+__all__ = ["Anew", "write_anew"]
+
+SHIPPED_BEFORE = ("1ccd488f2b6d9c368b1a1d8c954f7284e9b0c0c5f5009a957d1fc5d2d21f7e27",)
+"""Hashes of the card templates that earlier versions shipped; a card of any others was designed by its publisher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anew:
+    """What a refresh would commit."""
+
+    folder: Path
+    """Holds the files to send."""
+    files: tuple[RepoFile, ...]
+    """All that the repo is to hold of ours, card and manifest included."""
+    changes: tuple[FileChange, ...]
+    """Of every file that was written anew, card and manifest included."""
+    config: tuple[ConfigChange, ...]
+    config_json: Mapping[str, Any]
+    """The config.json to be."""
+    record: PublishRecord
+    """The manifest to be."""
+    notes: tuple[str, ...]
+    """What could not be done, and what readers may meet."""
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether there is nothing to send."""
+        return all(change.outcome == "same" for change in self.changes)
+
+    @property
+    def tag(self) -> str:
+        """Name of the files of the checkpoint."""
+        return checkpoint_tag(self.record.report.checkpoint)
+
+
+def write_anew(published: Published, folder: Path, *, template: Path | None = None, overwrite: bool = False) -> Anew:
+    """Write the files of this version into an empty folder, and leave there those that differ.
+
+    Args:
+        published: what is there.
+        folder: an empty one.
+        template: folder of card templates that win over the shipped ones.
+        overwrite: whether a card by templates of its publisher may be replaced by one of the shipped ones.
+
+    Raises:
+        RecipeError: the card was made by templates of its publisher.
+        CheckpointError: the base is broken.
+    """
+    choices = CardChoices(published.record.report.notes, template)
+    _check_templates(published, choices, overwrite=overwrite)
+    notes = tuple(_write_small_files(published, folder))
+    checkpoint = _checkpoint(published, folder)
+    changes = tuple(_file_changes(published, folder, checkpoint))
+    config_json = read_config(folder)
+    config = tuple(_key_changes(published.config, config_json))
+    same = {change.path for change in changes if change.outcome == "same"}
+    for file in list_files(folder):
+        if file.path in same:
+            (folder / file.path).unlink()
+    record = _write_card(published, folder, checkpoint, (changes, config), choices)
+    return Anew(
+        folder=folder,
+        files=_all_files(published, folder, record),
+        changes=(*changes, *_card_changes(published, folder)),
+        config=config,
+        config_json=config_json,
+        record=record,
+        notes=notes,
+    )
+
+
+def _check_templates(published: Published, choices: CardChoices, *, overwrite: bool) -> None:
+    """Refuse to replace a card whose look is its publisher's own by one of the shipped ones."""
+    used = published.record.values.get("card_templates")
+    if overwrite or choices.template or used in (template_hash(), *SHIPPED_BEFORE):
+        return
+    raise RecipeError(
+        f"The card of {published.target.repo_id} was made by templates that hubprune does not ship.",
+        hint="Name their folder with --card-template, or pass --overwrite for a card by the shipped ones.",
+    )
+
+
+# ---- the checkpoint's files --------------------------------------------------------------------------------------
+
+
+def _write_small_files(published: Published, folder: Path) -> Iterator[str]:
+    """Write config, tokenizer and modeling file; yield what there is to say of them."""
+    if base := published.base:
+        refuse_tokenizer_code(Path(base.folder or ""), name=base.name)
+        write_companions(base, published.record.report.plan, folder)
+        architecture = architecture_of(base.config, name=base.name)
+        if differs := ids_depend_on_version(Path(base.folder or ""), folder, architecture=architecture):
+            yield f"The base's tokenizer depends on the version that reads it: {differs}."
+        return
+    _write_without_base(published, folder)
+    yield (
+        "The base cannot be read, so config.json keeps its keys, and the tokenizer files are made of the repo's own: "
+        f"{published.why_no_base}"
+    )
+
+
+def _write_without_base(published: Published, folder: Path) -> None:
+    """Write what needs no base: the repo's own tokenizer files are the base's, with a config.json of its family."""
+    plan, config, name = published.record.report.plan, dict(published.config), published.target.repo_id
+    refuse_tokenizer_code(published.folder, name=name)
+    structure = read_structure(config, name=name)
+    architecture = structure.architecture
+    carry_files(published.folder, folder)
+    with scratch_folder(folder.parent, name="base") as scratch:
+        carry_files(published.folder, scratch)
+        write_json(stock_config(config, structure), scratch)
+        write_json(config, folder)
+        tokenizer_class = settle_tokenizer(scratch, folder, architecture=architecture)
+    if tokenizer_class:
+        config["tokenizer_class"] = tokenizer_class
+    write_json({**config, "hubprune": {**config["hubprune"], "version": __version__}}, folder)
+    if needs_modeling_file(plan):
+        code = modeling.render(architecture, layout=plan.layout)
+        (folder / architecture.modeling_file(plan.layout)).write_text(code, encoding="utf-8")
+
+
+def _checkpoint(published: Published, folder: Path) -> WrittenCheckpoint:
+    """Describe the checkpoint to be: weights and licence files as they are, and what was written beside them."""
+    kept = {path: file for path, file in published.checkpoint.items() if stays(path)}
+    for path in folder.rglob("*"):
+        if is_license(path.relative_to(folder).as_posix()) and path.is_file():
+            path.unlink()
+    files = {**kept, **{file.path: file for file in list_files(folder)}}
+    in_order = tuple(files[path] for path in sorted(files))
+    return published.record.report.checkpoint.model_copy(update={"files": in_order})
+
+
+def _file_changes(published: Published, folder: Path, checkpoint: WrittenCheckpoint) -> Iterator[FileChange]:
+    there, anew = published.remote.files, {file.path: file for file in checkpoint.files}
+    for path in sorted({*published.checkpoint, *anew}):
+        if stays(path):
+            continue
+        before = _sha256(published.folder / path) if path in there else None
+        yield _change(path, before=before, after=anew.get(path), same=is_same_file(anew.get(path), there.get(path)))
+
+
+def is_same_file(local: RepoFile | None, remote: RepoFile | None) -> bool:
+    """Tell whether a file need not be sent, or deleted."""
+    return local is remote if local is None else is_same(local, remote)
+
+
+def _change(path: str, *, before: str | None, after: RepoFile | None, same: bool) -> FileChange:
+    if same:
+        return FileChange(path=path, outcome="same", before=before, after=before)
+    if after is None:
+        return FileChange(path=path, outcome="removed", before=before, after=None)
+    outcome = "changed" if before else "added"
+    return FileChange(path=path, outcome=outcome, before=before, after=after.sha256, size=after.size)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _key_changes(before: Mapping[str, Any], after: Mapping[str, Any], *, inside: str = "") -> Iterator[ConfigChange]:
+    """List the keys of config.json that differ; lists are compared as a whole."""
+    for key in dict.fromkeys((*after, *before)):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _key_changes(old, new, inside=f"{inside}{key}.")
+        elif old != new or (key in before) != (key in after):
+            yield ConfigChange(key=f"{inside}{key}", before=old, after=new)
+
+
+# ---- card and manifest -------------------------------------------------------------------------------------------
+
+
+def _write_card(
+    published: Published,
+    folder: Path,
+    checkpoint: WrittenCheckpoint,
+    found: tuple[tuple[FileChange, ...], tuple[ConfigChange, ...]],
+    choices: CardChoices,
+) -> PublishRecord:
+    """Write the manifest that tells of the refresh, and the card that it gives; of both only what differs stays."""
+    record, target = published.record, published.target
+    changed = tuple(change for change in found[0] if change.outcome != "same")
+    same_card = render_again(record, choices).encode() == published.remote.card
+    if not changed and same_card:
+        return record
+    values = dict(record.values)
+    values["run"] = {**values["run"], "create_pr": target.create_pr}
+    if changed:
+        values |= _with_files(published, checkpoint)
+        entry = _entry(published, changed, found[1]).model_dump(mode="json")
+        values["refreshed"] = [*values.get("refreshed", ()), entry]
+    if "target" in values.get("fingerprint", {}):
+        named = "not named" if target.create_pr else "named"
+        values["fingerprint"] = {
+            **values["fingerprint"],
+            "target": {**values["fingerprint"]["target"], "tag": named},
+        }
+    replace_card(folder, values, card="")
+    record = read_record(folder)
+    put_card(folder, record, choices, text=render_again(record, choices))
+    return read_record(folder)
+
+
+def _with_files(published: Published, checkpoint: WrittenCheckpoint) -> dict[str, Any]:
+    """Return the parts of a manifest that follow from the files of the checkpoint."""
+    values, before = published.record.values, published.checkpoint
+    others = {path: row for path, row in values["files"].items() if path not in before}
+    rows = {file.path: file.model_dump(exclude={"path"}) for file in checkpoint.files}
+    architecture = architecture_of(published.config, name=published.target.repo_id)
+    return {
+        "checkpoint": {**values["checkpoint"], "files": [file.path for file in checkpoint.files]},
+        "files": others | rows,
+        "fingerprint": {**values.get("fingerprint", {}), MODELING_PART: modeling_part(architecture)},
+    }
+
+
+def _entry(published: Published, changed: tuple[FileChange, ...], config: tuple[ConfigChange, ...]) -> Refreshed:
+    report = published.record.report
+    return Refreshed(
+        from_version=published.version,
+        to_version=__version__,
+        commit=published.remote.commit,
+        tag=None if report.recipe["target"]["create_pr"] else checkpoint_tag(report.checkpoint),
+        files=changed,
+        config=tuple(change.key for change in config),
+    )
+
+
+def _card_changes(published: Published, folder: Path) -> Iterator[FileChange]:
+    card = published.remote.card_sha256
+    manifest = hashlib.sha256(published.remote.manifest.data).hexdigest() if published.remote.manifest else None
+    written = {file.path: file for file in list_files(folder)}
+    for path, before in ((CARD, card), (MANIFEST, manifest)):
+        after = written.get(path)
+        yield _change(path, before=before, after=after, same=after is None or after.sha256 == before)
+
+
+def _all_files(published: Published, folder: Path, record: PublishRecord) -> tuple[RepoFile, ...]:
+    """List what the repo is to hold: all that the manifest lists, and the manifest itself."""
+    written = {file.path: file for file in list_files(folder)}
+    manifest = written.get(MANIFEST) or published.remote.files[MANIFEST]
+    files = {**record.files, MANIFEST: manifest}
+    return tuple(files[path] for path in sorted(files))

@@ -1,0 +1,274 @@
+"""Read a published repo, and refuse one that is not as a publish of ours left it; none of its code is run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubprune.cards.manifest import CARD, MANIFEST
+from hubprune.cards.record import PublishRecord, parse_record
+from hubprune.core.architectures import architecture_of
+from hubprune.core.artifacts import BaseCheckpoint, RepoFile
+from hubprune.core.carried import is_license
+from hubprune.core.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes
+from hubprune.core.console import Reporter
+from hubprune.core.devices import STORED
+from hubprune.core.errors import (
+    BaseError,
+    BaseNotFoundError,
+    CheckpointError,
+    ConflictError,
+    EditedError,
+    PermissionDeniedError,
+    RecipeError,
+    VerificationError,
+)
+from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.core.strict_json import parse_json
+from hubprune.core.structure import read_structure
+from hubprune.core.weights import INDEX_NAME
+from hubprune.hub import repos as hub
+from hubprune.hub.foreign import Overwrite, check_is_ours
+from hubprune.hub.headers import small_files
+from hubprune.hub.identity import check_can_write, identify
+from hubprune.hub.remote import RemoteState, branch_heads, is_same, read_remote, refs_of
+from hubprune.hub.session import HubSession
+from hubprune.hub.target import Target, check_branch
+from hubprune.hub.transfer import download
+from hubprune.pruning.verify import LEADS_TO_CODE, base_of, plan_of
+
+__all__ = ["Published", "read_published", "stays", "target_of"]
+
+OUR_FIRST_LINE = re.compile(rb"# Written by hubprune (?P<version>[0-9][\w.+!-]*); template sha256 [0-9a-f]{64}\.")
+"""How every modeling file of ours begins."""
+NOBODY = "nobody"
+"""Who only looks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A repo as the last publish or refresh left it."""
+
+    target: Target
+    remote: RemoteState
+    record: PublishRecord
+    config: Mapping[str, Any]
+    """Its config.json."""
+    folder: Path
+    """Holds its small files."""
+    base: BaseCheckpoint | None
+    """With its small files in its folder; None where it is gone."""
+    why_no_base: str | None = None
+
+    @property
+    def checkpoint(self) -> Mapping[str, RepoFile]:
+        """Files of the checkpoint by path: weights, config, tokenizer, licence and modeling file."""
+        return {file.path: file for file in self.record.report.checkpoint.files}
+
+    @property
+    def version(self) -> str:
+        """The hubprune that wrote its files."""
+        refreshed = self.record.report.refreshed
+        return refreshed[-1].to_version if refreshed else self.record.report.environment.hubprune
+
+
+def stays(path: str) -> bool:
+    """Tell whether a file of a checkpoint is never written anew: weights, their index, licence texts."""
+    return _is_weights(path) or is_license(path)
+
+
+def _is_weights(path: str) -> bool:
+    return path.endswith(".safetensors") or path == INDEX_NAME
+
+
+# ---- which branch, and as whom -----------------------------------------------------------------------------------
+
+
+def target_of(repo_id: str, *, revision: str, create_pr: bool, writes: bool, session: HubSession) -> Target:
+    """Find the branch that a refresh goes to, and whether this token may write there.
+
+    Args:
+        repo_id: of the repo.
+        revision: its branch.
+        create_pr: whether the commit goes into a pull request.
+        writes: False to only look, which needs no token for what is public.
+        session: which Hub, and as whom.
+
+    Raises:
+        BaseNotFoundError: there is no such repo.
+        PermissionDeniedError: the token may not write there.
+        RecipeError: the revision is no branch.
+        HubError: the Hub refused or did not answer.
+    """
+    if not REPO_ID.fullmatch(repo_id):
+        raise BaseNotFoundError(f"{repo_id!r} is no repo id.", hint="A repo id looks like owner/name.")
+    repo = hub.resolve_repo(BaseModelSpec(repo_id=repo_id, revision=revision), session=session)
+    refs = refs_of(repo_id, session=session)
+    check_branch(revision, refs=refs)
+    head = branch_heads(refs).get(revision)
+    if head is None:
+        raise RecipeError(f"{repo_id} has no branch {revision!r}.", hint="Leave --revision out to refresh main.")
+    identity = identify(session) if writes else None
+    if identity:
+        try:
+            check_can_write(repo_id, identity=identity, create_pr=create_pr, session=session)
+        except PermissionDeniedError as error:
+            if "--create-pr" in (error.hint or ""):  # and speaks of publishing elsewhere
+                error.hint = "Propose the refresh with --create-pr, or ask for write access."
+            raise
+    return Target(
+        repo_id=repo_id, revision=revision, exists=True, branch_exists=True, parent=head, private=repo.private,
+        create_pr=create_pr, user=identity.name if identity else NOBODY,
+    )  # fmt: skip
+
+
+# ---- what is there -----------------------------------------------------------------------------------------------
+
+
+def read_published(target: Target, *, overwrite: bool, session: HubSession, reporter: Reporter) -> Published:
+    """Read what the last publish left, without its weights, and its base at the commit that it was made of.
+
+    Args:
+        target: the branch that is looked at.
+        overwrite: whether small files that somebody edited since may be replaced.
+        session: which Hub.
+        reporter: told of downloads.
+
+    Raises:
+        CheckpointError: hubprune did not publish it, or with another kind of manifest.
+        EditedError: somebody changed a file of ours since.
+        VerificationError: it holds code that hubprune does not write.
+        HubError: the Hub refused or did not answer.
+    """
+    repo_id, commit = target.repo_id, str(target.parent)
+    remote = read_remote(repo_id, commit=commit, session=session)
+    if remote.manifest is None:
+        raise CheckpointError(
+            f"{repo_id} has no {MANIFEST}, so hubprune did not publish it.",
+            hint="Only repos that hubprune publish wrote can be refreshed.",
+        )
+    record = _record(remote, remote.manifest.data, session=session)
+    hint = "Pass --overwrite to replace what is there, which stays in the history."
+    _refuse_edited(remote, record, overwrite="everything" if overwrite else "nothing", hint=hint, session=session)
+    _refuse_code(remote)
+    listed = {file.path for file in record.report.checkpoint.files} & remote.files.keys()
+    if CONFIG_NAME not in listed:
+        raise CheckpointError(f"{repo_id} has no {CONFIG_NAME} that its {MANIFEST} lists.", hint="Publish it again.")
+    small = [remote.files[path] for path in sorted(listed) if not _is_weights(path)]
+    folder = download(small, repo_id=repo_id, commit=commit, session=session, reporter=reporter)
+    config = parse_json((folder / CONFIG_NAME).read_bytes(), where=f"{CONFIG_NAME} of {repo_id}")
+    _check_ours(config, folder, record, repo_id=repo_id)
+    base, why = _base(record, config, session=session)
+    if base:
+        _check_plan(record, config, base, repo_id=repo_id)
+    if base is None and overwrite:
+        why_not = f"The files of the repo are all that there is to start from: {why}"
+        _refuse_edited(remote, record, overwrite="card", hint=why_not, session=session)
+    return Published(
+        target=target, remote=remote, record=record, config=config, folder=folder, base=base, why_no_base=why
+    )
+
+
+def _record(remote: RemoteState, manifest: bytes, *, session: HubSession) -> PublishRecord:
+    """Read the manifest; of one that somebody edited, say who."""
+    try:
+        return parse_record(manifest, where=f"{MANIFEST} of {remote.repo_id}")
+    except CheckpointError:
+        check_is_ours(remote, session=session)
+        raise
+
+
+def _refuse_edited(
+    remote: RemoteState, record: PublishRecord, *, overwrite: Overwrite, hint: str, session: HubSession
+) -> None:
+    """Refuse a repo whose files are not as they were published: to replace them would undo somebody's work.
+
+    Weights, licence texts, and what is listed beside the checkpoint are not written anew, whatever is allowed.
+    """
+    rewritten = {CARD, *(file.path for file in record.report.checkpoint.files if not stays(file.path))}
+    strays = (path for path, file in record.files.items() if not is_same(file, remote.files.get(path)))
+    lasting = sorted(path for path in strays if path not in rewritten)
+    if lasting:
+        hint = f"A refresh cannot write {lasting[0]} anew: publish again, or give the repo its own file back."
+    try:
+        check_is_ours(remote, session=session, overwrite="nothing" if lasting else overwrite)
+    except EditedError as error:
+        error.hint = hint
+        raise
+    if lasting:
+        raise ConflictError(f"{', '.join(lasting)} of {remote.repo_id} did not arrive as published.", hint=hint)
+
+
+def _refuse_code(remote: RemoteState) -> None:
+    """Refuse a repo with files that lead transformers to code or weights that are not ours."""
+    found = [path for path in sorted(remote.files) if path.split("/")[0] in LEADS_TO_CODE]
+    if found:
+        raise VerificationError(
+            f"{remote.repo_id} holds {found[0]}, which hubprune never writes and which leads to other code or weights.",
+            hint="Take it out of the repo first.",
+        )
+
+
+def _check_ours(config: Mapping[str, Any], folder: Path, record: PublishRecord, *, repo_id: str) -> None:
+    """Compare config.json and modeling file with what the manifest says of the plan, and with how ours look."""
+    report, where = record.report, f"config.json of {repo_id}"
+    check_config(config, where=where)
+    told, plan = plan_of(config), report.plan
+    same_plan = (told.content, told.num_hidden_layers) == (plan.content, plan.num_hidden_layers)
+    if not same_plan or base_of(config) != (report.base.name, report.base.commit):
+        raise CheckpointError(f"{where} tells of another plan or base than its {MANIFEST}.", hint="Publish it again.")
+    if not needs_modeling_file(report.plan):
+        return
+    architecture, layout = architecture_of(config, name=repo_id), report.plan.layout
+    classes = pruned_classes(architecture, layout)
+    if {key: config.get(key) for key in classes} != classes or "model_file" in config:
+        raise VerificationError(f"{where} names classes that hubprune does not write.", hint="Publish it again.")
+    path = folder / architecture.modeling_file(layout)
+    first = path.read_bytes().partition(b"\n")[0] if path.is_file() else b""
+    if not OUR_FIRST_LINE.fullmatch(first):
+        raise VerificationError(
+            f"{path.name} of {repo_id} does not begin as a modeling file of hubprune does.", hint="Publish it again."
+        )
+
+
+def _check_plan(record: PublishRecord, config: Mapping[str, Any], base: BaseCheckpoint, *, repo_id: str) -> None:
+    """Make sure that the repo is what the plan leaves of the base."""
+    plan, structure = record.report.plan, read_structure(base.config, name=base.name)
+    layers = {plan.num_hidden_layers, *([len(plan.widths.kept)] if plan.widths else [])}
+    is_of_base = layers == {structure.num_hidden_layers}
+    if not is_of_base or structure.without(plan) != read_structure(config, name=repo_id):
+        raise CheckpointError(
+            f"{repo_id} is not what its plan leaves of {base.name} at {str(base.commit)[:8]}.", hint="Publish it again."
+        )
+
+
+def _base(
+    record: PublishRecord, config: Mapping[str, Any], *, session: HubSession
+) -> tuple[BaseCheckpoint, None] | tuple[None, str]:
+    """Fetch the small files of the base at the commit of the publish; where it is gone, say why.
+
+    Where a publish takes a value of config.json from the base's weights, those of the repo tell the same.
+    """
+    published = record.report.base
+    try:
+        base = hub.resolve_recorded(published.name, str(published.commit), session=session)
+    except BaseError as error:
+        return None, error.message
+    check_config(base.config, where=f"config.json of {base.name}")
+    values = dict(base.config)
+    if not (values.get("dtype") or values.get("torch_dtype")) and (dtype := _dtype(config, record)):
+        values["dtype"] = dtype
+    if config.get("tie_word_embeddings") is False:
+        values["tie_word_embeddings"] = False
+    folder = small_files(base, session=session)
+    return base.model_copy(update={"config": values, "folder": str(folder)}), None
+
+
+def _dtype(config: Mapping[str, Any], record: PublishRecord) -> str | None:
+    """Return the dtype that config.json names, or that all weights have; None for a mixture without a name."""
+    stored = [STORED[dtype] for dtype in record.report.checkpoint.dtypes if dtype in STORED]
+    named = config.get("dtype") or config.get("torch_dtype")
+    return str(named) if named else stored[0] if len(stored) == 1 else None

@@ -1,0 +1,275 @@
+"""Compare a published result with the same run anew, part by part; pure."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from hubprune.cards.manifest import CARD, MANIFEST, content_digest, read_manifest
+from hubprune.cards.provenance import without_times
+from hubprune.core.artifacts import ComparedPart, Difference, Scalar
+from hubprune.core.environment import LIBRARIES
+from hubprune.workflows.reproduce.published import Published
+
+__all__ = ["causes", "compare", "differences"]
+
+Values = Mapping[str, Any]
+CLOCKED = frozenset({"seconds", "self_check", "batch_size", "device", "lm_eval", "transformers", "runtimes"})
+"""Keys whose values tell where a run took place, or how much memory there was, and not what came of it."""
+WHERE_RUN = ("Hardware", "Platform", "hubprune", "Python", *LIBRARIES)
+"""Rows of the card's table that do the same."""
+SHOWN = 200
+"""Characters of a list or mapping that stands where something else was expected."""
+
+
+def compare(published: Published, *, values: Values, files: Mapping[str, str], card: bytes) -> tuple[ComparedPart, ...]:
+    """Compare all parts of a published result.
+
+    Args:
+        published: the result.
+        values: the manifest of the same run anew.
+        files: path -> SHA-256 of all its files.
+        card: its README.md.
+    """
+    ours, theirs = values, published.manifest
+    return (
+        _manifest_part(published),
+        _json_part("recipe", theirs, ours, take=lambda m: m.get("recipe"), unit="settings"),
+        _json_part("scores", theirs, ours, take=lambda m: m.get("scores"), unit="values"),
+        _json_part("plan", theirs, ours, take=lambda m: m.get("plan"), unit="values"),
+        _files_part(published.files, files),
+        _json_part("checkpoint", theirs, ours, take=_checkpoint, unit="values"),
+        _json_part("benchmarks", theirs, ours, take=lambda m: m.get("benchmarks"), unit="values"),
+        _json_part("free text", theirs, ours, take=lambda m: _texts(m, refreshed=_is_refreshed(theirs)), unit="values"),
+        *_speed_part(theirs.get("speed")),
+        _card_part(published, card=card, templates=ours.get("card_templates")),
+    )
+
+
+# ---- values ------------------------------------------------------------------------------------------------------
+
+
+def differences(published: Any, found: Any, *, place: str = "") -> Iterator[Difference]:
+    """Yield every value in which two JSON values differ; a key that is absent is as good as one that holds null."""
+    if isinstance(published, Mapping) and isinstance(found, Mapping):
+        for key in sorted({*published, *found} - CLOCKED):
+            yield from differences(published.get(key), found.get(key), place=f"{place}.{key}" if place else key)
+    elif isinstance(published, list) and isinstance(found, list):
+        if len(published) != len(found):
+            yield Difference(place=f"number of {place}", published=len(published), found=len(found))
+        for index, pair in enumerate(zip(published, found, strict=False)):
+            yield from differences(*pair, place=f"{place}[{_label(index, pair[0])}]")
+    elif published != found or isinstance(published, bool) != isinstance(found, bool):
+        yield Difference(place=place, published=_scalar(published), found=_scalar(found))
+
+
+def _label(index: int, item: Any) -> str:
+    """Name an item of a list by what it is about; what has no name has its number from 0, as layers do."""
+    if isinstance(item, Mapping) and isinstance(task := item.get("task"), str):
+        return f"{task} {item.get('metric')}"
+    return str(index)
+
+
+def _scalar(value: Any) -> Scalar:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(_count(item) for key, item in value.items() if key not in CLOCKED)
+    return sum(map(_count, value)) if isinstance(value, list) else 1
+
+
+def _json_part(name: str, theirs: Values, ours: Values, *, take: Callable[[Values], Any], unit: str) -> ComparedPart:
+    published, found = take(theirs), take(ours)
+    if published is None and found is None:
+        return ComparedPart(name=name, outcome="nothing to compare", detail="the recipe asks for none")
+    seen = tuple(differences(published, found))
+    if not seen:
+        return ComparedPart(name=name, outcome="equal", detail=f"{_count(published):,} {unit}")
+    largest = max(filter(None, map(_gap, seen)), default=None, key=lambda pair: pair[0])
+    told = f", numbers by {largest[0]:.3g} at most ({largest[1]})" if largest else ""
+    return ComparedPart(
+        name=name,
+        outcome="differs",
+        detail=f"{len(seen):,} of {_count(published):,} {unit} differ{told}",
+        largest_difference=largest[0] if largest else None,
+        differences=seen,
+    )
+
+
+def _gap(difference: Difference) -> tuple[float, str] | None:
+    pair = (difference.published, difference.found)
+    numbers = [value for value in pair if isinstance(value, int | float) and not isinstance(value, bool)]
+    return (abs(numbers[0] - numbers[1]), difference.place) if len(numbers) == len(pair) else None
+
+
+def _checkpoint(values: Values) -> Any:
+    """Take the figures of the checkpoint, and what a fresh process counted in it."""
+    seen, counted = values.get("verification"), ("parameters", "cache_bytes", "cache_tokens")
+    verified = {key: seen.get(key) for key in counted} if isinstance(seen, Mapping) else None
+    # Which files there are is compared by itself, and manifests of the first version do not say it here.
+    figures = {key: value for key, value in _mapping(values.get("checkpoint")).items() if key != "files"}
+    return {"figures": figures or None, "verified": verified}
+
+
+def _is_refreshed(values: Values) -> bool:
+    """Tell whether a later version wrote files anew, so that what was measured was measured with others."""
+    return bool(values.get("refreshed"))
+
+
+def _texts(values: Values, *, refreshed: bool) -> Any:
+    """Take the free text, and what the card's code printed, which was run on the files before a refresh."""
+    generation, snippet = values.get("generation"), values.get("snippet")
+    printed = snippet.get("output") if isinstance(snippet, Mapping) and not refreshed else None
+    return {"free text": generation, "printed by the card's code": printed} if generation or printed else None
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def _manifest_part(published: Published) -> ComparedPart:
+    """Compare the manifest with itself and with the files beside it: no run is needed for that."""
+    claimed = read_manifest(json.dumps(published.manifest).encode())
+    digest = content_digest(published.manifest)
+    seen = list(_other_files(claimed.files, published.files))
+    if claimed.content_sha256 != digest:
+        seen.insert(0, Difference(place="content_sha256", published=claimed.content_sha256, found=digest))
+    if not seen:
+        detail = f"as it was written, and {len(claimed.files)} files have their SHA-256"
+        return ComparedPart(name="manifest", outcome="equal", detail=detail)
+    edited = [f"{MANIFEST} was edited after it was written"] if claimed.content_sha256 != digest else []
+    wrong = [row.place for row in seen if row.place != "content_sha256"]
+    files = [f"the files beside it are others: {', '.join(wrong)}"] if wrong else []
+    return ComparedPart(
+        name="manifest", outcome="differs", detail="; ".join([*edited, *files]), differences=tuple(seen)
+    )
+
+
+def _files_part(published: Mapping[str, str], found: Mapping[str, str]) -> ComparedPart:
+    """Compare the SHA-256 of all files but the two that name the machine: the manifest's parts and the card come apart.
+
+    Those that are published are hashed, not looked up in the manifest.
+    """
+    kept = [{path: sha for path, sha in files.items() if path not in (CARD, MANIFEST)} for files in (published, found)]
+    seen = tuple(_other_files(*kept))
+    detail = f"{len(kept[0])} files have the same SHA-256"
+    if seen:
+        detail = f"{len(seen)} of {len(kept[0])} files differ: {', '.join(row.place for row in seen)}"
+    return ComparedPart(name="files", outcome="differs" if seen else "equal", detail=detail, differences=seen)
+
+
+def _other_files(published: Mapping[str, str], found: Mapping[str, str]) -> Iterator[Difference]:
+    for path in sorted({*published, *found}):
+        if published.get(path) != found.get(path):
+            yield Difference(place=path, published=published.get(path), found=found.get(path))
+
+
+def _speed_part(speed: Any) -> Iterator[ComparedPart]:
+    if speed is not None:
+        detail = "times of two runs do not compare: the card takes over what was published"
+        yield ComparedPart(name="speed", outcome="not compared", detail=detail)
+
+
+def _card_part(published: Published, *, card: bytes, templates: Any) -> ComparedPart:
+    name, theirs = CARD, published.manifest.get("card_templates")
+    if theirs != templates:
+        detail = "it was rendered from other templates, which are not published: --card-template FOLDER names a copy"
+        return ComparedPart(name=name, outcome="not compared", detail=detail)
+    if _is_refreshed(published.manifest):
+        detail = "it tells of a refresh, and of what was measured with the files before"
+        return ComparedPart(name=name, outcome="not compared", detail=detail)
+    lost, new = (_only(a, b) for a, b in ((published.card, card), (card, published.card)))
+    detail = "the same but for times, machine and versions"
+    if lost or new:
+        detail = f"{max(len(lost), len(new))} lines differ, times, machine and versions left aside"
+    rows = [lost + [None] * (len(new) - len(lost)), new + [None] * (len(lost) - len(new))]
+    seen = tuple(Difference(place="line", published=a, found=b) for a, b in zip(*rows, strict=True))
+    return ComparedPart(name=name, outcome="differs" if seen else "equal", detail=detail, differences=seen)
+
+
+def _only(card: bytes, other: bytes) -> list[Scalar]:
+    """List the lines that a card has and another has not, in order."""
+    left = Counter(_lines(other))
+    only: list[Scalar] = []
+    for line in _lines(card):
+        left[line] -= 1
+        if left[line] < 0:
+            only.append(line)
+    return only
+
+
+def _lines(card: bytes) -> list[str]:
+    rows = tuple(f"| {name} |" for name in WHERE_RUN)
+    lines = without_times(card).decode(errors="replace").splitlines()
+    return [line for line in lines if not line.replace("\\", "").startswith(rows)]
+
+
+# ---- causes ------------------------------------------------------------------------------------------------------
+
+
+def causes(published: Values, found: Values, *, machine: str, parts: Iterable[ComparedPart]) -> tuple[str, ...]:
+    """Name what differs between two runs and may be why their results do.
+
+    Args:
+        published: manifest of the published run.
+        found: manifest of the one here.
+        machine: where that took place.
+        parts: what came of comparing them.
+    """
+    named = [*_versions(published, found), *_data(published, found), *_refreshes(published)]
+    differing = [part.name for part in parts if part.outcome == "differs"]
+    if {*differing} - {"manifest", CARD} and not named:
+        named.append(f"no version differs: it may be the machine, which is {machine} here; the card names the other")
+    return tuple(named)
+
+
+def _versions(published: Values, found: Values) -> Iterator[str]:
+    for name, theirs, ours in (
+        ("hubprune", published.get("hubprune"), found.get("hubprune")),
+        *_pairs(published.get("versions"), found.get("versions")),
+    ):
+        if theirs != ours:
+            yield f"{name} {ours or 'is missing'} instead of {theirs or 'none'}"
+    if published.get("card_templates") != found.get("card_templates"):
+        yield "other card templates"
+
+
+def _refreshes(published: Values) -> Iterator[str]:
+    refreshed = published.get("refreshed")
+    first = refreshed[0] if isinstance(refreshed, list) and refreshed else None
+    if isinstance(first, Mapping):
+        yield (
+            f"the repo was refreshed: it was measured with the files of hubprune {first.get('from_version')} at"
+            f" {first.get('tag') or first.get('commit')}"
+        )
+
+
+def _pairs(published: Any, found: Any) -> Iterator[tuple[str, Any, Any]]:
+    theirs, ours = _mapping(published), _mapping(found)
+    for name in sorted({*theirs, *ours}):
+        yield name, theirs.get(name), ours.get(name)
+
+
+def _mapping(values: Any) -> Values:
+    return values if isinstance(values, Mapping) else {}
+
+
+def _data(published: Values, found: Values) -> Iterator[str]:
+    devices = [str(_mapping(values.get("scores")).get("device")) for values in (published, found)]
+    if devices[0] != devices[1]:
+        yield f"scored on {devices[1]} instead of {devices[0]}"
+    if any(row.place.endswith(".token_sha256") for row in differences(published.get("scores"), found.get("scores"))):
+        yield "other calibration texts: their token ids have another SHA-256"
+    moved = dict.fromkeys(
+        f"the data set of {row.place.partition('[')[2].rsplit(' ', 1)[0]} is at commit {row.found} instead of "
+        f"{row.published}"
+        for row in differences(published.get("benchmarks"), found.get("benchmarks"))
+        if row.place.endswith(".dataset_commit")
+    )
+    yield from moved

@@ -1,0 +1,367 @@
+"""One run of a recipe, and its pruning half: resolve, score, select, write, verify.
+
+Each stage goes on from what an earlier run of it found.  Heavy libraries are imported by the stages that need them:
+what fails fast must not wait for torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubprune.core.architectures import Architecture, architecture_of
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, PrunedCheckpoint, WidthPlan
+from hubprune.core.config import check_config
+from hubprune.core.console import Reporter
+from hubprune.core.devices import resolve_device, resolve_dtype
+from hubprune.core.environment import describe_environment
+from hubprune.core.errors import RecipeError, UnsupportedFormatError
+from hubprune.core.files import check_new_folder, staged_folder
+from hubprune.core.recipe import Recipe
+from hubprune.core.stages import StageStore, key_of
+from hubprune.core.strict_json import parse_json
+from hubprune.core.structure import read_structure
+from hubprune.core.weights import INDEX_NAME, merged_headers
+from hubprune.hub import repos as hub
+from hubprune.hub.headers import small_files, stored_headers
+from hubprune.hub.integrity import check_files
+from hubprune.hub.session import HubSession
+from hubprune.pruning import calibration, checkpoint, documents, iterative, modeling, selection, verify
+from hubprune.pruning.base_files import examine, settle, shapes_in
+from hubprune.pruning.calibration import file_hashes
+from hubprune.pruning.inventory import take_inventory
+from hubprune.pruning.layouts import check_choice, choose_layout
+from hubprune.pruning.runnable import Runnable, make_runnable
+from hubprune.pruning.tokenizer_files import ids_depend_on_version
+from hubprune.pruning.width import plan_widths
+
+if TYPE_CHECKING:
+    from hubprune.pruning.importance import Scorer
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a recipe: what all stages share."""
+
+    recipe: Recipe
+    session: HubSession
+    reporter: Reporter
+    store: StageStore
+
+    @cached_property
+    def base(self) -> BaseCheckpoint:
+        """The base, resolved to a commit and found fit for the request; nothing but its config was read."""
+        base = hub.resolve_base(self.recipe.base, session=self.session)
+        check_config(base.config, where=f"config.json of {base.name}")
+        selection.check_request(self.recipe.drop, shape_of(base))
+        widths = _widths(self.recipe, base, gone=self.recipe.drop.drop_mlp or ())
+        check_choice(self.recipe.layout, base.config, methods=self.recipe.methods, widths=widths)
+        if not self.recipe.needs_scores:
+            _plan(self.recipe, None, base)
+        return base
+
+    @cached_property
+    def data_commits(self) -> tuple[str | None, ...]:
+        """Commits of the calibration data sets, one per subset of the mix."""
+        return calibration.resolve_commits(self.recipe.calibration)
+
+    @cached_property
+    def found_data(self) -> tuple[str | None, ...]:
+        """The same commits, once every config, split and column that the mix names was found there."""
+        documents.check_subsets(self.recipe.calibration, self.data_commits)
+        return self.data_commits
+
+    @cached_property
+    def in_rounds(self) -> tuple[LayerScores, DropPlan]:
+        """Scores of the base and what goes, where the schedule is iterative."""
+        return iterative.drop_in_rounds(
+            self.recipe.drop,
+            shape_of(self.base),
+            open_scorer=lambda: open_scorer(self, keeps_states=True),
+            store=self.store,
+            key=scores_key(self),
+            reporter=self.reporter,
+        )
+
+    @cached_property
+    def examined(self) -> BaseCheckpoint:
+        """The base, found to be of one piece; of its weights, only the headers were read."""
+        folder = small_files(self.base, session=self.session)
+        refuse_tokenizer_code(folder, name=self.base.name)
+        if self.base.folder is not None:
+            shapes = shapes_in(folder)
+        else:
+            headers = stored_headers(self.base, session=self.session)
+            shapes = merged_headers(headers, index=folder / INDEX_NAME, name=self.base.name)
+        examine(self.base, folder=folder, shapes=shapes, reporter=self.reporter)
+        return self.base
+
+    @cached_property
+    def downloaded(self) -> BaseCheckpoint:
+        """The base with its files on disk, and with a config.json that says what transformers makes of them."""
+        base = hub.download_base(self.examined, session=self.session, reporter=self.reporter)
+        return settle(base, reporter=self.reporter)
+
+    @property
+    def pinned_recipe(self) -> Recipe:
+        """The recipe with the commits of the data sets that the scores come from."""
+        mix = self.recipe.calibration
+        if not self.recipe.needs_scores:
+            return self.recipe
+        pairs = zip(mix.subsets, self.data_commits, strict=True)
+        subsets = tuple(subset.model_copy(update={"revision": commit}) for subset, commit in pairs)
+        return self.recipe.model_copy(update={"calibration": mix.model_copy(update={"subsets": subsets})})
+
+    @cached_property
+    def environment(self) -> Environment:
+        """Where the run takes place."""
+        return describe_environment(device=resolve_device(self.recipe.device))
+
+    @cached_property
+    def task_texts(self) -> dict[str, str]:
+        """Task files of the user's own that the benchmarks need, by their path below the include folder."""
+        from hubprune.evaluation.harness import task_files
+
+        files = task_files(self.recipe.evaluation)
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+
+    @property
+    def circumstances(self) -> object:
+        """What stands for the base and the machine in keys: another library or device may find other numbers."""
+        device = resolve_device(self.recipe.device)
+        return [self._base_identity, self.environment.versions, self.environment.machine, device, self.recipe.dtype]
+
+    @cached_property
+    def runnable(self) -> Runnable:
+        """The base as transformers can load it; one that was pruned before gets its modeling file from here."""
+        key = key_of(self._base_identity, modeling.render(self.architecture))
+        return make_runnable(self.downloaded, self.store.folder / "bases" / key)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The base's family."""
+        return architecture_of(self.base.config, name=self.base.name)
+
+    @cached_property
+    def task_sources(self) -> dict[str, str | None]:
+        """Data sets of the benchmarks, found to be within reach, each with its commit."""
+        from hubprune.evaluation.harness import check_tasks
+
+        return check_tasks(self.recipe.evaluation)
+
+    def identity(self, *parts: object) -> str:
+        """Return what stands for the base, or with `parts` for what becomes of it, in the memory of answers."""
+        return key_of(self.circumstances, *parts)
+
+    @property
+    def answers_file(self) -> Path:
+        """Where the answers to benchmark requests are kept."""
+        return self.store.folder / "answers.sqlite"
+
+    @property
+    def _base_identity(self) -> object:
+        """The base's commit, or the sizes and times of a local folder's files."""
+        if self.base.commit:
+            return [self.base.name, self.base.commit]
+        folder = Path(self.base.folder or "").resolve()
+        return [str(folder), [[f.path, f.size, (folder / f.path).stat().st_mtime_ns] for f in self.base.files]]
+
+
+# ---- scoring -----------------------------------------------------------------------------------------------------
+
+
+def score(run: Run) -> LayerScores:
+    """Score the base of a run, or take the scores of an earlier run on the same base and mix.
+
+    Raises:
+        RecipeError: the metric of the recipe computes nothing.
+    """
+    if run.recipe.metric in ("reverse-order", "random"):
+        raise RecipeError(
+            f"--metric {run.recipe.metric} is an order of layers and computes no scores.",
+            hint="Pass cosine, cosine-no-residual or relative-magnitude.",
+        )
+    if run.recipe.schedule == "iterative":
+        return run.in_rounds[0]
+    return run.store.run("scores", scores_key(run), LayerScores, lambda: _score(run))
+
+
+def scores_key(run: Run) -> str:
+    """Return the key of a run's scores."""
+    recipe = run.recipe
+    # The commits say what the revisions stand for; how these were spelled changes nothing.
+    mix = recipe.calibration.model_dump(mode="json", exclude={"subsets": {"__all__": {"revision"}}})
+    return key_of(
+        run.circumstances, mix, run.data_commits, file_hashes(recipe.calibration), recipe.seed,
+        recipe.aggregation, recipe.metric,
+    )  # fmt: skip
+
+
+def check_data(run: Run) -> None:
+    """Make sure that what the mix names is there, unless it was scored on before.
+
+    Raises:
+        CalibrationError: something is not there, with what is.
+    """
+    if run.recipe.needs_scores and not run.store.has("scores", scores_key(run)):
+        run.found_data  # noqa: B018
+
+
+def _score(run: Run) -> LayerScores:
+    scorer = open_scorer(run)
+    with run.reporter.progress("scoring", total=scorer.cost(), unit="batches") as advance:
+        scorer.run(advance)
+    return scorer.scores()
+
+
+def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
+    """Draw the calibration set of a run and make its base ready to be scored; no layer is read yet."""
+    from hubprune.pruning.importance import Scorer, Scoring
+
+    recipe = run.recipe
+    drawn = calibration.draw(
+        recipe.calibration,
+        commits=run.found_data,
+        seed=recipe.seed,
+        tokenizer=run.runnable.tokenizer(),
+        context_length=run.base.config.get("max_position_embeddings"),
+        reporter=run.reporter,
+    )
+    scoring = Scoring(
+        architecture=run.architecture,
+        own_code=run.runnable.own_code,
+        tensor_names=run.runnable.tensor_names,
+        metric=recipe.metric,
+        aggregation=recipe.aggregation,
+        batch_size=recipe.score_batch_size,
+        dtype=resolve_dtype(recipe.dtype, run.downloaded.config),
+        device=resolve_device(recipe.device),
+    )
+    return Scorer(run.runnable.folder, drawn, scoring, keeps_states=keeps_states)
+
+
+def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
+    """Select what goes."""
+    if scores and run.recipe.schedule == "iterative":
+        return _laid_out(run.recipe, run.in_rounds[1], run.base)
+    return _plan(run.recipe, scores, run.base)
+
+
+def say_plan(plan: DropPlan, *, reporter: Reporter) -> None:
+    """Say what goes."""
+    for kind, noun in selection.OWN.items():
+        if layers := plan.layers(kind):
+            word = "layer" if len(layers) == 1 else "layers"
+            reporter.note(f"dropping the {noun} of {word} {', '.join(map(str, layers))}")
+    for (before, kept), layers in plan.widths.changes.items() if plan.widths else ():
+        word = "layer" if len(layers) == 1 else "layers"
+        reporter.note(f"keeping {kept:,} of {before:,} neurons in the MLP of {word} {', '.join(map(str, layers))}")
+    for margin in plan.margins:
+        if margin.near_tie:
+            reporter.note(
+                f"near tie: the {selection.OWN[margin.kinds[0]]} of layer {margin.last_dropped} and the "
+                f"{selection.OWN[margin.kinds[1]]} of layer {margin.first_kept} are within two standard errors"
+            )
+
+
+def shape_of(base: BaseCheckpoint) -> selection.Shape:
+    """Return what a selection has to know of a base."""
+    structure = read_structure(base.config, name=base.name)
+    return selection.Shape(
+        num_hidden_layers=structure.num_hidden_layers,
+        name=base.name,
+        absent=structure.absences,
+        attention_kinds=tuple(structure.architecture.attention_kinds(base.config)),
+    )
+
+
+def _plan(recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint) -> DropPlan:
+    plan = selection.make_plan(recipe.drop, scores, shape_of(base), metric=recipe.metric, seed=recipe.seed)
+    return _laid_out(recipe, iterative.in_rounds(plan) if recipe.schedule == "iterative" else plan, base)
+
+
+def _laid_out(recipe: Recipe, plan: DropPlan, base: BaseCheckpoint) -> DropPlan:
+    """Complete a plan of sublayers with the widths that were asked for, and with the layout that fits all of it."""
+    widths = _widths(recipe, base, gone=plan.layers("mlp"))
+    plan = plan.model_copy(update={"methods": recipe.methods, "widths": widths})
+    return plan.model_copy(update={"layout": choose_layout(recipe.layout, plan, base.config)})
+
+
+def _widths(recipe: Recipe, base: BaseCheckpoint, *, gone: Collection[int]) -> WidthPlan | None:
+    if recipe.width is None:
+        return None
+    structure = read_structure(base.config, name=base.name)
+    return plan_widths(recipe.width, structure, base.config, name=base.name, gone=gone)
+
+
+def refuse_tokenizer_code(folder: Path, *, name: str) -> None:
+    """Refuse a base whose tokenizer is made by code of its own: it would run here, and for every reader of the result.
+
+    Raises:
+        UnsupportedFormatError: it is.
+    """
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and "auto_map" in parse_json(path.read_bytes(), where=str(path)):
+        raise UnsupportedFormatError(
+            f"The tokenizer of {name} needs code of its own, which hubprune never runs.",
+            hint="Only bases whose tokenizer is one of transformers' own classes can be pruned.",
+        )
+
+
+def scores_if_needed(run: Run) -> LayerScores | None:
+    """Score, unless the recipe names the layers itself."""
+    if run.recipe.needs_scores:
+        return score(run)
+    run.reporter.note("no scores are needed: nothing is chosen by them")
+    return None
+
+
+# ---- pruning -----------------------------------------------------------------------------------------------------
+
+
+def prune(run: Run, out: Path) -> tuple[DropPlan, PrunedCheckpoint]:
+    """Write the pruned checkpoint of a recipe into a new folder; nothing appears there unless it was verified."""
+    check_new_folder(out)
+    plan = make_plan(run, scores_if_needed(run))
+    say_plan(plan, reporter=run.reporter)
+    return plan, write_verified(run, plan, out)
+
+
+def write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
+    """Write a checkpoint of a plan into a new folder, which appears once it was verified in a fresh process.
+
+    Raises:
+        VerificationError: it does not compute what it should; nothing is left of it then.
+    """
+    base = run.downloaded
+    total = sum(f.size for f in base.files if f.path.endswith(".safetensors"))
+    if base.commit:  # once more, since these bytes are what goes out
+        check_files(
+            hub.weight_files(base.files),
+            Path(base.folder or ""),
+            repo_id=base.name,
+            commit=base.commit,
+            reporter=run.reporter,
+            remembered=False,
+        )
+    with staged_folder(folder) as staged:
+        with run.reporter.progress("writing", total=total, unit="B") as advance:
+            checkpoint.write_checkpoint(base, plan, staged, advance=advance)
+        if differs := ids_depend_on_version(Path(base.folder or ""), staged, architecture=run.architecture):
+            run.reporter.warn(f"the base's tokenizer depends on the version that reads it: {differs}")
+        verification = verify.verify(run.runnable, staged, plan=plan, config=base.config, architecture=run.architecture)
+        verify.require_passed(verification)
+        run.reporter.note(f"verified in a fresh process: {len(verification.checks)} checks passed")
+        with run.reporter.progress("hashing", total=total, unit="B") as advance:
+            written = take_inventory(
+                run.runnable.weights(),
+                staged,
+                plan=plan,
+                config=base.config,
+                architecture=run.architecture,
+                advance=advance,
+            )
+    return PrunedCheckpoint(written=written, verification=verification)

@@ -1,0 +1,327 @@
+"""Score one base under several circumstances: training checkpoints, calibration mixes, numbers of samples.
+
+Every pass over the base is a stage of its own, so that a study that was stopped goes on after the last finished pass,
+and shares its passes with other commands.  Numbers of samples take one pass, with the largest: a draw reads each
+subset's shuffled stream from its start, so that what a smaller draw takes is the beginning of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubprune import plots
+from hubprune.commands.summary import scores_table, table
+from hubprune.core.artifacts import (
+    CalibrationRecord,
+    DocumentScores,
+    LayerScores,
+    ScoreKind,
+    ScoreStudy,
+    StudyEntry,
+    StudyKind,
+)
+from hubprune.core.drop_spec import count_of
+from hubprune.core.errors import BaseNotFoundError, PlanError, RecipeError
+from hubprune.core.files import make_writable
+from hubprune.plots.pictures import NAMES, draw_scores, measure_name, panels
+from hubprune.pruning.aggregation import aggregate
+from hubprune.pruning.agreement import agreements
+from hubprune.workflows.run import Run, check_data, make_plan, say_plan, score
+
+VARIES: dict[StudyKind, str] = {
+    "revisions": "revision of the base", "calibration": "calibration mix", "samples": "number of samples",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a base that a study needs."""
+
+    label: str
+    run: Run
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a score command found, for machines and for people."""
+
+    value: LayerScores | ScoreStudy
+    text: str
+
+
+# ---- conducting --------------------------------------------------------------------------------------------------
+
+
+def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence[int], plot: Path | None) -> Told:
+    """Score what was asked for, and draw it where that was asked for too.
+
+    Args:
+        kind: what varies; None for one pass.
+        runs: label -> run of every pass.
+        counts: numbers of samples, ascending, where these vary.
+        plot: folder for the pictures.
+
+    Raises:
+        MissingDependencyError: pictures are asked for and matplotlib is not installed; nothing was scored then.
+    """
+    passes = [Pass(label, run) for label, run in runs.items()]
+    run = passes[0].run
+    if plot:
+        plots.require_matplotlib()
+        make_writable(plot)
+    if kind is None:
+        scores = score(run)
+        plan = make_plan(run, scores)
+        say_plan(plan, reporter=run.reporter)
+        drawn = draw_scores(scores, plan, plot, base=run.base.name) if plot else ()
+        told = Told(scores, scores_table(scores, plan=plan))
+    else:
+        study = _studied(kind, passes, counts)
+        drawn = draw_study(study, plot) if plot else ()
+        told = Told(study, study_tables(study))
+    for path in drawn:
+        run.reporter.note(f"drawn: {path}")
+    return told
+
+
+def _studied(kind: StudyKind, passes: Sequence[Pass], counts: Sequence[int]) -> ScoreStudy:
+    if kind == "samples":
+        return by_samples(passes[0], counts)
+    return by_revision(passes) if kind == "revisions" else by_calibration(passes)
+
+
+def by_revision(passes: Sequence[Pass]) -> ScoreStudy:
+    """Score a base at several of its commits; each is resolved before the first is scored.
+
+    Args:
+        passes: one per revision.
+
+    Raises:
+        RecipeError: the base is a folder, which has no revisions.
+        BaseNotFoundError: a revision does not exist.
+        PlanError: the revisions have different numbers of layers.
+    """
+    if local := [made.run.base.name for made in passes[:1] if made.run.base.commit is None]:
+        raise RecipeError(f"{local[0]} is a folder, which has no revisions.", hint="Name a repo on the Hub.")
+    return _by_pass("revisions", passes, reference=passes[-1])
+
+
+def by_calibration(passes: Sequence[Pass]) -> ScoreStudy:
+    """Score a base on several calibration mixes; each is found before the first is scored.
+
+    Args:
+        passes: one per mix.
+
+    Raises:
+        CalibrationError: a data set cannot be read.
+    """
+    return _by_pass("calibration", passes, reference=passes[0])
+
+
+def by_samples(largest: Pass, counts: Sequence[int]) -> ScoreStudy:
+    """Score a base once, with the largest number of samples, and average the first documents of it for the smaller.
+
+    Args:
+        largest: asks for the largest of the numbers.
+        counts: numbers of samples, ascending.
+
+    Raises:
+        CalibrationError: a data set cannot be read.
+    """
+    _resolve([largest])
+    scores = score(largest.run)
+    entries = [_entry(f"{count}", first_samples(scores, largest.run, count), largest.run) for count in counts]
+    return _study("samples", entries, scores, largest.run, reference=entries[-1].label)
+
+
+def first_samples(scores: LayerScores, run: Run, count: int) -> LayerScores:
+    """Average the documents that a draw of `count` samples takes out of those that were scored.
+
+    The mix says how many documents that is of each subset.  A subset of which it is none is left out, and the weights
+    of the others are scaled up, as in a draw of that size.
+    """
+    mix = run.recipe.calibration
+    drawn = [i for i, documents in enumerate(mix.counts()) if documents]
+    wanted = mix.model_copy(update={"num_samples": count}).counts()
+    kept = [place for place, subset in enumerate(drawn) if wanted[subset]]
+    rows = [
+        row.model_copy(update={"source": new})
+        for new, place in enumerate(kept)
+        for row in [r for r in scores.per_document if r.source == place][: wanted[drawn[place]]]
+    ]
+    return aggregate(
+        rows,
+        _record_of(scores, rows, kept),
+        aggregation=scores.aggregation,
+        dtype=scores.dtype,
+        device=scores.device,
+        metric=scores.metric,
+    )
+
+
+def _record_of(scores: LayerScores, rows: Sequence[DocumentScores], kept: Sequence[int]) -> CalibrationRecord:
+    record = scores.calibration
+    total = sum(record.sources[place].weight for place in kept)
+    sources = []
+    for new, place in enumerate(kept):
+        own, source = [row for row in rows if row.source == new], record.sources[place]
+        seen = {"documents": len(own), "tokens": sum(row.tokens for row in own), "weight": source.weight / total}
+        sources.append(source.model_copy(update=seen))
+    return record.model_copy(update={"sources": tuple(sources)})
+
+
+def _by_pass(kind: StudyKind, passes: Sequence[Pass], *, reference: Pass) -> ScoreStudy:
+    _resolve(passes)
+    found: list[LayerScores] = []
+    for number, made in enumerate(passes, start=1):
+        made.run.reporter.stage(number, len(passes), f"Scores of {made.label}")
+        found.append(score(made.run))
+    entries = [_entry(made.label, scores, made.run) for made, scores in zip(passes, found, strict=True)]
+    return _study(kind, entries, found[-1], reference.run, reference=reference.label)
+
+
+def _resolve(passes: Sequence[Pass]) -> None:
+    """Find all bases and all data before anything is downloaded or computed."""
+    missing: dict[str, BaseNotFoundError] = {}
+    for made in passes:
+        try:
+            made.run.base  # noqa: B018
+        except BaseNotFoundError as error:
+            missing[made.label] = error
+    if missing:
+        raise _missing(missing, passes)
+    layers = {made.label: made.run.base.num_hidden_layers for made in passes}
+    if len(set(layers.values())) > 1:
+        raise PlanError(
+            f"Scores cannot be put side by side: {', '.join(f'{k} has {n} layers' for k, n in layers.items())}."
+        )
+    for made in passes:
+        check_data(made.run)
+
+
+def _missing(missing: dict[str, BaseNotFoundError], passes: Sequence[Pass]) -> BaseNotFoundError:
+    first, name = next(iter(missing.values())), passes[0].run.recipe.base.repo_id
+    if len(missing) in (1, len(passes)):  # one has its own sentence; where all are missing, the repo itself may be
+        return first
+    return BaseNotFoundError(f"{name} has no revisions {', '.join(missing)}.", hint=first.hint)
+
+
+def _entry(label: str, scores: LayerScores, run: Run) -> StudyEntry:
+    record = scores.calibration
+    return StudyEntry(
+        label=label,
+        commit=run.base.commit,
+        mix=record.mix,
+        documents=record.documents,
+        tokens=record.tokens,
+        mean=scores.mean,
+        standard_error=scores.standard_error,
+    )
+
+
+def _study(
+    kind: StudyKind, entries: Sequence[StudyEntry], scores: LayerScores, run: Run, *, reference: str
+) -> ScoreStudy:
+    against, lowest = next(entry for entry in entries if entry.label == reference), _lowest(run)
+    compared = [
+        entry
+        if entry is against
+        else entry.model_copy(update={"agreements": agreements(entry.mean, against.mean, lowest=lowest)})
+        for entry in entries
+    ]
+    return ScoreStudy(
+        kind=kind,
+        base=run.base.name,
+        metric=scores.metric,
+        aggregation=scores.aggregation,
+        seed=run.recipe.seed,
+        dtype=scores.dtype,
+        device=scores.device,
+        entries=tuple(compared),
+        reference=reference,
+        nested=kind == "samples",
+    )
+
+
+def _lowest(run: Run) -> int:
+    """Return how many of the lowest are compared: as many as are marked, or a quarter of the layers if that is one."""
+    layers = run.base.num_hidden_layers
+    count = count_of(run.recipe.drop.attn_drop or 1, of=layers)
+    return count if count > 1 else max(1, layers // 4)
+
+
+# ---- telling -----------------------------------------------------------------------------------------------------
+
+
+def study_tables(study: ScoreStudy) -> str:
+    """Write the scores side by side, one table per kind, and below them how well the orders agree."""
+    parts = [_head(study), *(_scores_table(study, kind) for kind in NAMES)]
+    return "\n\n".join([*parts, *([_agreement_table(study)] if len(study.entries) > 1 else [])])
+
+
+def _head(study: ScoreStudy) -> str:
+    same = ", each draw the beginning of the next larger one" if study.nested and len(study.entries) > 1 else ""
+    rows = [[VARIES[study.kind], "commit of the base", "documents", "tokens", "mix"]]
+    for entry in study.entries:
+        rows.append(
+            [entry.label, (entry.commit or "local")[:12], f"{entry.documents:,}", f"{entry.tokens:,}", entry.mix]
+        )
+    what = f"Importance of {study.base} by {VARIES[study.kind]}: {study.metric}, {study.aggregation} mean{same}"
+    return f"{what}\n{table(rows, left=2)}"
+
+
+def _scores_table(study: ScoreStudy, kind: ScoreKind) -> str:
+    columns = [getattr(entry.mean, kind) for entry in study.entries]
+    rows = [[NAMES[kind], *(entry.label for entry in study.entries)]]
+    rows += [[str(layer), *(f"{value:.6f}" for value in row)] for layer, row in enumerate(zip(*columns, strict=True))]
+    return table(rows)
+
+
+def _agreement_table(study: ScoreStudy) -> str:
+    lowest = next(a.lowest for entry in study.entries for a in entry.agreements)
+    rows = [[f"against {study.reference}", "", "Spearman's ρ", "Kendall's τ", f"of the {lowest} lowest, the same"]]
+    for entry in study.entries:
+        rows += [
+            [entry.label, NAMES[a.kind], _number(a.spearman), _number(a.kendall), str(a.overlap)]
+            for a in entry.agreements
+        ]
+    return table(rows, left=2)
+
+
+def _number(value: float | None) -> str:
+    return "no order" if value is None else f"{value:.3f}"
+
+
+# ---- drawing -----------------------------------------------------------------------------------------------------
+
+
+def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
+    """Draw a study: a heat map over revisions, lines per mix, or lines and agreement per number of samples.
+
+    Returns:
+        Paths of the PNG and of the SVG.
+    """
+    measure, drawn = measure_name(study.metric), [panels(entry.mean) for entry in study.entries]
+    title = f"Importance of {study.base} by {VARIES[study.kind]}"
+    labels = [entry.label for entry in study.entries]
+    if study.kind == "revisions":
+        rows = {name: [panel[name] for panel in drawn] for name in NAMES.values()}
+        figure = plots.heat_map(rows, labels=labels, title=title, measure=measure)
+    elif study.kind == "calibration":
+        figure = plots.side_by_side(dict(zip(labels, drawn, strict=True)), title=title, measure=measure)
+    else:
+        series = {int(label): panel for label, panel in zip(labels, drawn, strict=True)}
+        figure = plots.stability(series, agreement=_lines(study), title=title, measure=measure)
+    return plots.save(figure, folder, f"importance-by-{study.kind}")
+
+
+def _lines(study: ScoreStudy) -> dict[str, list[tuple[int, float]]]:
+    """Return the rho of every number of samples, the reference's own 1 at the end."""
+    lines: dict[str, list[tuple[int, float]]] = {name: [] for name in NAMES.values()}
+    for entry in study.entries:
+        for agreement in entry.agreements:
+            if agreement.spearman is not None:
+                lines[NAMES[agreement.kind]].append((int(entry.label), agreement.spearman))
+    return {name: [*points, (int(study.reference), 1.0)] for name, points in lines.items()}

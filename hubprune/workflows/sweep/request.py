@@ -1,0 +1,109 @@
+"""What a sweep is asked for beyond the recipe of its run, and the checks that need no weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubprune.core.artifacts import Ranking
+from hubprune.core.drop_spec import DropSpec
+from hubprune.core.errors import PlanError, RecipeError
+from hubprune.core.files import check_new_folder, make_writable
+from hubprune.core.recipe import parse
+from hubprune.pruning.selection import NOUNS, Shape, check_request
+
+REPORT = "sweep.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the recommended count keeps to."""
+
+    points: float = 1.0
+    """Points of the mean that may be lost."""
+    perplexity_percent: float = 5.0
+    """Percent that the perplexity may rise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRequest:
+    """How speed is measured."""
+
+    depth: int = 512
+    """Tokens in the KV cache when decoding starts; fewer where the base has no positions for them."""
+    new_tokens: int = 32
+    rounds: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest:
+    """Which points, what is measured at each, and where the result goes."""
+
+    methods: tuple[Ranking, ...]
+    counts: tuple[int, ...]
+    """Ascending, 0 among them."""
+    perplexity: str | None = None
+    """File of documents or mix that perplexity is measured on; None for no perplexity."""
+    perplexity_samples: int | None = None
+    """Documents of it; None for the default."""
+    speed: SpeedRequest | None = None
+    limits: Limits = Limits()
+    out: Path | None = None
+    """Folder for table, report and pictures."""
+    next_options: tuple[str, ...] = ()
+    """Options of the sweep that the next command needs, too."""
+
+
+def drop_spec(method: Ranking, count: int, *, protect: tuple[int, ...]) -> DropSpec:
+    """Return the request for so many drops of one method; of 0 it asks for nothing."""
+    return parse(DropSpec, {"protect": protect, **({f"{method}_drop": count} if count else {})})
+
+
+def check_counts(request: SweepRequest, shape: Shape, *, protect: tuple[int, ...]) -> None:
+    """Refuse counts that a method cannot drop; needs no scores.
+
+    Raises:
+        PlanError: with the most that it can.
+    """
+    for method in request.methods:
+        if _fits(method, request.counts[-1], shape, protect):
+            continue
+        most = next((n for n in range(request.counts[-1], 0, -1) if _fits(method, n, shape, protect)), 0)
+        raise too_many(method, request.counts[-1], most, shape.text)
+
+
+def too_many(method: Ranking, count: int, most: int, text: str) -> PlanError:
+    """Make the error for a count that is beyond what a method can drop."""
+    hint = f"Pass --counts 0:{most} or less for --method {method}." if most else f"Leave {method} out of --method."
+    return PlanError(f"Cannot drop {count} {NOUNS[method]}: {text}, and {most} of them can go.", hint=hint)
+
+
+def _fits(method: Ranking, count: int, shape: Shape, protect: tuple[int, ...]) -> bool:
+    try:
+        check_request(drop_spec(method, count, protect=protect), shape)
+    except PlanError:
+        return False
+    return True
+
+
+def check_measures(request: SweepRequest, tasks: tuple[str, ...]) -> None:
+    """Refuse a sweep that measures nothing.
+
+    Raises:
+        RecipeError: it does.
+    """
+    if not tasks and not request.perplexity and not request.speed:
+        raise RecipeError("There is nothing to measure.", hint="Pass --tasks, --perplexity FILE or --speed.")
+
+
+def check_out(folder: Path | None) -> None:
+    """Make sure that the result can be written: into a new folder, or over an earlier sweep.
+
+    Raises:
+        RecipeError: the folder holds something else, or cannot be written.
+    """
+    if folder is None:
+        return
+    if not (folder / REPORT).is_file():
+        check_new_folder(folder)
+    make_writable(folder)
