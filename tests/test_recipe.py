@@ -9,7 +9,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.core.drop_spec import DropSpec, WidthSpec, count_of
 from hubprune.core.errors import RecipeError
 from hubprune.core.recipe import (
     BaseModelSpec,
@@ -22,6 +21,7 @@ from hubprune.core.recipe import (
     read_prompts,
     read_recipe,
 )
+from hubprune.core.specs import DropSpec, WidthSpec, count_of
 
 MINIMAL = {
     "base": {"repo_id": "acme/base"},

@@ -208,7 +208,7 @@ def test_what_a_run_elsewhere_offers_is_taken_where_nothing_is_kept_and_only_und
 
 def test_benchmarks_with_other_examples_are_other_benchmarks(tmp_path, monkeypatch):
     from hubprune.evaluation import harness
-    from hubprune.workflows.publish import measuring
+    from hubprune.workflows.publish import stages
 
     measured = []
 
@@ -226,5 +226,5 @@ def test_benchmarks_with_other_examples_are_other_benchmarks(tmp_path, monkeypat
             task_sources={}, runnable=SimpleNamespace(folder=tmp_path, own_code=False),
             identity=lambda *_: "base", answers_file=tmp_path / "answers.sqlite",
         )  # fmt: skip
-        measuring.benchmark(run, SimpleNamespace(content="plan", widths=None, layout="pruned"), tmp_path)
+        stages.benchmark(run, SimpleNamespace(content="plan", widths=None, layout="pruned"), tmp_path)
     assert measured == [{"mmlu": 0}, {"mmlu": 5}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hubprune.core.errors import EvaluationError, RecipeError
-from hubprune.core.strict_yaml import TaggedText, parse_yaml
+from hubprune.core.strict import TaggedText, parse_yaml
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]\n" for n in range(1, 12)

@@ -108,9 +108,9 @@ def test_a_name_that_no_folder_can_have_is_told_so(name, command, monkeypatch):
     from hubprune.core.recipe import BaseModelSpec
     from hubprune.hub.repos import resolve_base
     from hubprune.hub.session import HubSession
-    from hubprune.workflows.checkpoints import find_pruned
     from hubprune.workflows.export import _find
     from hubprune.workflows.reproduce.published import read_published
+    from hubprune.workflows.verify import find_pruned
 
     monkeypatch.setattr("time.sleep", lambda _: None)  # between tries to reach a Hub that is not there
     session, reporter = HubSession.open(endpoint="http://127.0.0.1:9", token="hf_x"), Reporter(quiet=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubprune import __version__
-from hubprune.cards import free_text, front_matter, measured, overview, provenance, timed
+from hubprune.cards import free_text, front_matter, measured, overview, provenance
 from hubprune.cards import removal as removed
 from hubprune.cards.context import CardContext, Glance
 from hubprune.cards.license import attribution_line, card_in_force, license_warnings
@@ -131,7 +131,7 @@ def build_context(
         removal=removed.removal(plan, scores=scores, verification=verification, by_hand=named, picture=picture),
         calibration=removed.calibration(scores),
         benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks),
-        speed=timed.section(speed),
+        speed=measured.section(speed),
         free_text=free_text.section(generation),
         limits=limits(plan, scores=scores, comparison=benchmarks, generation=generation, speed=speed),
         notes=notes,

@@ -2,14 +2,18 @@
 
 Text is raw here.  Templates escape it with the filter that fits the place, so that nothing is escaped twice or never.
 A section that has no data is None.
+
+The JSON schema of what a card template sees, for those who write templates of their own.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import ClassVar
 
 __all__ = [
+    "SCHEMA",
     "Benchmarks",
     "Calibration",
     "CardContext",
@@ -28,7 +32,11 @@ __all__ = [
     "Table",
     "Usage",
     "VerificationSummary",
-]
+    "context_schema",
+]  # fmt: skip
+
+
+# ---- context -------------------------------------------------------------------------------------------------------
 
 
 class Described:
@@ -252,3 +260,18 @@ class CardContext(Described):
     citations: tuple[str, ...]
     """BibTeX entries."""
     footer: str
+
+
+# ---- schema --------------------------------------------------------------------------------------------------------
+
+
+SCHEMA = "context.schema.json"
+"""File among the card templates that holds the schema."""
+
+
+def context_schema() -> str:
+    """Write the JSON schema of the context, with what every field holds, as it is kept beside the templates."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(CardContext).json_schema(mode="serialization")
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hubprune.cards.context import FreeText, Pair, Table
-from hubprune.cards.numbers import INTERVAL, NONE, count, listing, plain, signed, span
+from hubprune.cards.markdown import INTERVAL, NONE, count, listing, plain, signed, span
 from hubprune.core.artifacts import (
     Continuation,
     Estimate,

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint
-from hubprune.core.carried import is_license
 from hubprune.core.errors import RecipeError
-from hubprune.core.files import write_atomically
+from hubprune.core.files import is_license, write_atomically
 from hubprune.core.recipe import Recipe
 
 __all__ = [

@@ -1,14 +1,31 @@
-"""The benchmarks of base and pruned model, task by task, and how their changes were tested."""
+"""The benchmarks of base and pruned model, task by task, and how their changes were tested.
+
+What the card says of speed and memory: rows at a glance, and a section with where and how they were measured.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from hubprune.cards.context import Benchmarks, Picture, Table
-from hubprune.cards.numbers import NONE, count, plain, signed, with_error, with_interval
-from hubprune.core.artifacts import BenchmarkComparison, PairedComparison, TaskComparison
+from hubprune.cards.context import Benchmarks, Picture, Speed, Table
+from hubprune.cards.markdown import NONE, count, plain, signed, size_change, span, with_error, with_interval
+from hubprune.core.artifacts import (
+    BenchmarkComparison,
+    Interval,
+    Measure,
+    PairedComparison,
+    PeakMemory,
+    SpeedMeasured,
+    SpeedReport,
+    SpeedRow,
+    TaskComparison,
+)
+from hubprune.core.console import size
 
-__all__ = ["benchmarks"]
+__all__ = ["benchmarks", "hardware", "section", "speed_rows"]
+
+
+# ---- measured ------------------------------------------------------------------------------------------------------
 
 
 def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = None) -> Benchmarks | None:
@@ -124,3 +141,143 @@ def _chance_rule(comparison: BenchmarkComparison) -> str:
         " At chance: neither of them, and the base is no better than guessing (exact binomial test, one-sided, 5 %), so"
         " that the task could show no loss."
     )
+
+
+# ---- timed ---------------------------------------------------------------------------------------------------------
+
+
+PEAKS: Mapping[str, str] = {
+    "allocator": "weights and what the GPU's allocator held beside them",
+    "resident": "resident memory of a process of its own, libraries and loading included",
+}
+MEASURES: Mapping[Measure, str] = {
+    "prefill": "Prefill, tokens/s", "first-token": "First token, ms", "decode": "Decoding, tokens/s",
+    "generation": "Whole answer, tokens/s",
+}  # fmt: skip
+"""Measure -> what the card calls it, with its unit."""
+GLANCE: tuple[tuple[Measure, str], ...] = (("prefill", "Prefill"), ("decode", "Decoding"))
+"""Measures at a glance."""
+
+
+def hardware(speed: SpeedReport) -> str:
+    """Name what was timed on: a GPU by its name, a CPU with the number of its threads that were used."""
+    machine = speed.environment.machine
+    return f"{machine}, {speed.threads} thread{'s'[: speed.threads - 1]}" if speed.device == "cpu" else machine
+
+
+# ---- at a glance -------------------------------------------------------------------------------------------------
+
+
+def speed_rows(speed: SpeedReport | None) -> list[tuple[str, ...]]:
+    """Compare speed and peak memory, each with the hardware; no rows where nothing was timed."""
+    if speed is None:
+        return []
+    deepest = {row.measured.measure: row for row in speed.rows}
+    rows = [_glance_row(name, deepest[key], speed) for key, name in GLANCE if key in deepest]
+    if peak := speed.peak_memory:
+        rows.append((f"Peak memory ({hardware(speed)})", *_peak_cells(peak)))
+    return rows
+
+
+def _glance_row(name: str, row: SpeedRow, speed: SpeedReport) -> tuple[str, ...]:
+    seen = row.measured
+    label = f"{name}, tokens/s ({hardware(speed)})"
+    return label, *_paces(seen), _told(row)
+
+
+def _told(row: SpeedRow) -> str:
+    ratio = row.measured.ratio
+    ends = _ends(ratio)
+    if row.verdict == "control failed":
+        return "not resolved: the base differs from itself"
+    if row.verdict == "not resolved":
+        return f"not resolved ({ends} %)"
+    return f"{signed(row.measured.speedup_percent, digits=1)} % ({ends})"
+
+
+def _ends(ratio: Interval) -> str:
+    return span(100 * (ratio.low - 1), 100 * (ratio.high - 1), digits=1)
+
+
+def _peak_cells(peak: PeakMemory) -> tuple[str, ...]:
+    return size(peak.base), size(peak.pruned), size_change(peak.base, peak.pruned)
+
+
+# ---- section -----------------------------------------------------------------------------------------------------
+
+
+def section(speed: SpeedReport | None) -> Speed | None:
+    """Show every measure with its interval and its control, and how it was measured; None where nothing was timed."""
+    if speed is None or not speed.rows:
+        return None
+    columns = ("Measure", "Base", "This model", "Speed-up, %", "Verdict", "SDR", "Control, %")
+    return Speed(
+        sentences=tuple(_how(speed)),
+        table=Table(columns=columns, align="lrrrlrr", rows=tuple(map(_row, speed.rows))),
+        memory=Table(columns=("Memory", "Base", "This model", "Change"), align="lrrr", rows=tuple(_memory(speed))),
+        notes=tuple(_notes(speed)),
+    )
+
+
+def _memory(speed: SpeedReport) -> Iterator[tuple[str, ...]]:
+    if peak := speed.peak_memory:
+        yield f"Peak: {PEAKS[peak.how]}", *_peak_cells(peak)
+    cache = speed.kv_cache
+    cells = size(cache.base), size(cache.pruned), size_change(cache.base, cache.pruned)
+    yield f"KV cache of {count(cache.tokens)} tokens, counted", *cells
+
+
+def _how(speed: SpeedReport) -> Iterator[str]:
+    shape, versions = speed.rows[-1].measured, speed.environment.versions
+    prompt = f"a prompt of {count(shape.depth)} tokens, then " if shape.depth else ""
+    ran = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
+    yield (
+        f"Both models were timed in one process on {hardware(speed)} ({speed.device}, {speed.dtype}, attention"
+        f" {speed.attention}, {ran}): {prompt}{count(shape.new_tokens)} new tokens, batch size {shape.batch_size}."
+        " The tokens of a whole answer are the new ones, its time is that of both."
+    )
+    yield (
+        f"Each of {shape.rounds} rounds timed the base, the base again and this model, in random order; both columns"
+        " are medians."
+    )
+
+
+def _row(row: SpeedRow) -> tuple[str, ...]:
+    seen = row.measured
+    sdr = (
+        f"{plain(row.sdr.value, digits=3)} ({plain(row.sdr.low, digits=3)} to {plain(row.sdr.high, digits=3)})"
+        if row.sdr
+        else NONE
+    )
+    verdict = "not resolved" if row.verdict == "control failed" else row.verdict
+    gain = f"{signed(seen.speedup_percent, digits=1)} ({_ends(seen.ratio)})"
+    return MEASURES[seen.measure], *_paces(seen), gain, verdict, sdr, _ends(seen.control)
+
+
+def _paces(seen: SpeedMeasured) -> tuple[str, str]:
+    if seen.tokens_per_second is None or seen.base_tokens_per_second is None:
+        return _three_digits(1000 * seen.base_seconds), _three_digits(1000 * seen.seconds)
+    return _three_digits(seen.base_tokens_per_second), _three_digits(seen.tokens_per_second)
+
+
+def _three_digits(value: float) -> str:
+    """Write a positive number with three digits at least: 1,234, 56.7, 0.891."""
+    digits = next(digits for digits, least in enumerate((99.95, 9.995, 0.9995, 0.0)) if value >= least)
+    return f"{value:,.{digits}f}"
+
+
+def _notes(speed: SpeedReport) -> Iterator[str]:
+    yield (
+        "Speed-up is the median over the rounds of the base's time over this model's, minus 1; in brackets is its"
+        " 95 % bootstrap interval. It need not be the quotient of the two columns, which are medians of their own."
+        " Control is that interval for the base against itself. Not resolved: the speed-up's interval holds 0, or the"
+        " control's does not."
+    )
+    if change := speed.benchmarks:
+        tasks = "1 benchmark" if len(change.tasks) == 1 else f"{len(change.tasks)} benchmarks"
+        yield (
+            f"SDR is points lost per percent of speed-up (equation 7 of arXiv 2406.15786): the mean of {tasks} changed"
+            f" by {signed(change.points)} points. It exists where this model is faster, and its interval spans all that"
+            " the intervals of both allow together."
+        )
+    yield from speed.notes

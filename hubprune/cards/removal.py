@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Literal
 
 from hubprune.cards.context import Calibration, Picture, Removal, Table, VerificationSummary
-from hubprune.cards.numbers import NONE, count, listing, plain, with_error
+from hubprune.cards.markdown import NONE, count, listing, plain, with_error
 from hubprune.cards.overview import NAMES
-from hubprune.cards.widths import sentences as width_sentences
+from hubprune.cards.overview import sentences as width_sentences
 from hubprune.core.artifacts import (
     CalibrationRecord,
     CalibrationSource,

@@ -15,7 +15,7 @@ from hubprune.core.errors import VerificationError
 from hubprune.core.files import scratch_folder
 from hubprune.core.privacy import scrub
 from hubprune.core.processes import last_words, run_to_end
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 from hubprune.core.templates import environment as template_environment
 
 __all__ = ["Snippet", "asks_for_more", "samples"]

@@ -50,7 +50,7 @@ def env(as_json: options.Json = False) -> None:
     """Print versions, machine, and where unfinished work is kept."""
     with errors_shown():
         from hubprune.commands import summary
-        from hubprune.core.environment import describe_environment
+        from hubprune.core.devices import describe_environment
         from hubprune.core.stages import work_folder
 
         found, folder = describe_environment(), work_folder()

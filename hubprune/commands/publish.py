@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hubprune.commands import card_options, job_options, options
-from hubprune.commands.ci.github import told_to_job
+from hubprune.commands.ci import told_to_job
 from hubprune.commands.recipes import make_recipe
 from hubprune.commands.terminal import edits_as_json, errors_shown, open_run, show
 
@@ -52,7 +52,7 @@ def publish(
 
         chosen = pipeline.PublishOptions.of(given, told=told)
         if any(given[name] is not None for name in JOB_OPTIONS):
-            from hubprune.workflows.jobs.command import publish_on_jobs
+            from hubprune.workflows.jobs import publish_on_jobs
 
             show(publish_on_jobs(run, chosen, given))
             return

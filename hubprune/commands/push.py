@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hubprune.commands import options
-from hubprune.commands.ci.github import told_to_job
+from hubprune.commands.ci import told_to_job
 from hubprune.commands.terminal import edits_as_json, errors_shown, open_session, show
 
 EXAMPLES = (

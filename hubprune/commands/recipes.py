@@ -107,7 +107,7 @@ def _given(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _mix(given: Mapping[str, Any], from_file: dict[str, Any] | None) -> dict[str, Any]:
-    from hubprune.pruning.mixes import COSMOPEDIA, find_mix, is_file
+    from hubprune.pruning.documents import COSMOPEDIA, find_mix, is_file
 
     sizes = _given(given, "num_samples", "max_tokens")
     if name := given.get("calibration"):

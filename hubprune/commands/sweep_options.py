@@ -74,8 +74,7 @@ def make_sweep(given: Mapping[str, Any]) -> tuple[Recipe, SweepRequest]:
     Raises:
         RecipeError: a value that cannot be used.
     """
-    from hubprune.workflows.sweep.counts import parse_counts, parse_methods
-    from hubprune.workflows.sweep.request import Limits, SpeedRequest, SweepRequest
+    from hubprune.workflows.sweep.request import Limits, SpeedRequest, SweepRequest, parse_counts, parse_methods
 
     methods = parse_methods(given["method"])
     request = SweepRequest(

@@ -7,13 +7,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from hubprune.workflows.sweep.measuring import compare_tasks, mean_chance, mean_change, mean_percent, perplexity_change
+from hubprune.workflows.sweep.points import recommend, rule_text, with_error
 from hubprune.commands.summary import ratio_text, sdr_text, table
 from hubprune.core.artifacts import HeldOutDocuments, LayerScores, Recommendation, SweepPoint, SweepReport
 from hubprune.core.console import LARGEST
 from hubprune.core.devices import resolve_device, resolve_dtype
 from hubprune.core.files import write_atomically
 from hubprune.workflows.run import Run
-from hubprune.workflows.sweep import rule, statistics
 from hubprune.workflows.sweep.measuring import Measured
 from hubprune.workflows.sweep.points import Point, order_of, sublayer_parameters
 from hubprune.workflows.sweep.request import REPORT, SweepRequest
@@ -57,11 +58,11 @@ def assemble(
         mix=recipe.calibration.name if scores else None,
         tasks=recipe.evaluation.tasks,
         limit=recipe.evaluation.limit,
-        chance=statistics.mean_chance(base.benchmarks) if base.benchmarks else None,
+        chance=mean_chance(base.benchmarks) if base.benchmarks else None,
         perplexity_on=f"{len(documents.documents)} documents of {documents.name}" if documents else None,
         orders=tuple(order_of(points, method) for method in request.methods),
         points=tuple(rows),
-        rule=rule.rule_text(request.limits, rows),
+        rule=rule_text(request.limits, rows),
         recommendations=tuple(_recommendations(run, request, rows)),
         environment=run.environment,
         device=resolve_device(recipe.device),
@@ -71,27 +72,27 @@ def assemble(
 
 def _point(point: Point, found: Measured, base: Measured, *, parameters: int) -> SweepPoint:
     own, other = found.benchmarks, base.benchmarks
-    tasks = statistics.compare_tasks(own, other) if own and other else ()
+    tasks = compare_tasks(own, other) if own and other else ()
     read, before = found.perplexity, base.perplexity
     return SweepPoint(
         method=point.method,
         count=point.count,
         dropped=point.plan.sublayers,
         parameters=parameters,
-        mean=statistics.mean_percent(own) if own else None,
-        mean_change=statistics.mean_change(tasks),
+        mean=mean_percent(own) if own else None,
+        mean_change=mean_change(tasks),
         tasks=tasks,
         perplexity=read.perplexity if read else None,
-        perplexity_change=statistics.perplexity_change(read, before) if read and before else None,
+        perplexity_change=perplexity_change(read, before) if read and before else None,
         speed=found.speed,
     )
 
 
 def _recommendations(run: Run, request: SweepRequest, rows: Sequence[SweepPoint]) -> list[Recommendation]:
-    if not rule.rule_text(request.limits, rows):
+    if not rule_text(request.limits, rows):
         return []
     return [
-        rule.recommend(
+        recommend(
             method,
             [row for row in rows if row.method == method],
             request.limits,
@@ -195,12 +196,12 @@ def _rows(report: SweepReport) -> list[list[str]]:
 
 def _mean_cells(point: SweepPoint) -> list[str]:
     mean = "n/a" if point.mean is None else f"{point.mean:.2f}"
-    return [mean, rule.with_error(point.mean_change) if point.count and point.mean_change else ""]
+    return [mean, with_error(point.mean_change) if point.count and point.mean_change else ""]
 
 
 def _perplexity_cells(point: SweepPoint) -> list[str]:
     value = f"> {LARGEST:.0e}" if point.perplexity is None else f"{point.perplexity:.4g}"
-    return [value, rule.with_error(point.perplexity_change) if point.count and point.perplexity_change else ""]
+    return [value, with_error(point.perplexity_change) if point.count and point.perplexity_change else ""]
 
 
 def _speed_cells(point: SweepPoint) -> list[str]:

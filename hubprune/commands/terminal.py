@@ -179,8 +179,8 @@ def to_json(value: BaseModel) -> str:
 
 def follow() -> None:
     """Compute what the first of several processes tells."""
+    from hubprune.core.console import quiet
     from hubprune.evaluation import team
-    from hubprune.evaluation.libraries import quiet
 
     try:
         with errors_shown(), quiet():

@@ -15,7 +15,7 @@ from hubprune import __version__
 from hubprune.core.architectures import FULL, NEMOTRON_NAS, SLIDING, Architecture
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Layout
 from hubprune.core.errors import CheckpointError, UnsupportedFormatError
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 from hubprune.core.structure import NEMOTRON_NAS_CLASS, Structure, block_configs, read_structure
 
 CONFIG_NAME = "config.json"

@@ -1,13 +1,37 @@
-"""Resolve `auto`: which device and which dtype a run computes in."""
+"""Resolve `auto`: which device and which dtype a run computes in.
+
+How much memory a run may take: what the machine has free, or less where a control group says so.
+
+psutil sees the whole machine.  In a container or under a batch scheduler the process is ended at the limit of its
+group, long before the machine is full.
+
+How many bytes a KV cache takes: by arithmetic from a config.json, and counted in a cache object.
+
+Say where a run takes place: versions, platform, processor.  Nothing here imports a heavy library.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Collection, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from hubprune import __version__
+from hubprune.core.architectures import FULL, SLIDING, architecture_of
+from hubprune.core.artifacts import Environment
 from hubprune.core.errors import RecipeError
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
+
+__all__ = ["held_bytes", "kv_bytes_per_layer", "kv_cache_bytes"]
+
+
+# ---- devices -------------------------------------------------------------------------------------------------------
+
 
 DTYPES = ("float32", "bfloat16", "float16")
 NAMED_OTHERWISE = {"float": "float32", "half": "float16"}
@@ -71,3 +95,129 @@ def stored_dtype(folder: Path) -> str:
     with safe_open(files[0], framework="np") as weights:
         kinds = [weights.get_slice(name).get_dtype() for name in sorted(weights.keys())]
     return next((STORED[kind] for kind in kinds if kind in STORED), "float32")
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+GROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def available_bytes() -> int:
+    """Return the bytes that this process may still take, page cache that can be dropped included."""
+    used = psutil.Process().memory_info().rss
+    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit in group_limits())]))
+
+
+def group_limits(*, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> Iterator[int]:
+    """Yield the memory limits, in bytes, of this process's control group and of those around it.
+
+    Each line of `membership` is `number:controllers:path` (cgroups(7)).  Inside a container the path may be that of
+    the host, which does not exist here; the group at the top is then the container's own.
+    """
+    lines = membership.read_text().splitlines() if membership.is_file() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers:  # version 2
+            yield from _limits_upwards(groups, path, "memory.max")
+        elif "memory" in controllers.split(","):  # version 1
+            yield from _limits_upwards(groups / "memory", path, "memory.limit_in_bytes")
+
+
+def _limits_upwards(top: Path, path: str, name: str) -> Iterator[int]:
+    group = top / path.lstrip("/")
+    for folder in (group, *group.parents):
+        file = folder / name
+        if file.is_file() and (limit := file.read_text().strip()).isdigit():  # version 2 writes "max" for no limit
+            yield int(limit)
+
+
+# ---- kv cache ------------------------------------------------------------------------------------------------------
+
+
+COMPUTE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+
+
+def kv_cache_bytes(
+    config: Mapping[str, Any], *, gone: Collection[int], tokens: int, sequences: int = 1, dtype: str = "auto"
+) -> int:
+    """Return the bytes of a KV cache that holds some sequences of equal length.
+
+    Args:
+        config: a config.json, pruned or not.
+        gone: layers without attention, in the numbers of that config; those of a plan are `plan.gone("attn")`.
+        tokens: per sequence.
+        sequences: batch size.
+        dtype: of keys and values; `auto` for the one that config.json names.
+    """
+    # A sliding cache forgets what the next token will not look at.
+    held = {FULL: tokens, SLIDING: min(tokens, (config.get("sliding_window") or tokens + 1) - 1)}
+    kinds = architecture_of(config).attention_kinds(config)
+    slots = sum(held[kind] for layer, kind in enumerate(kinds) if layer not in gone)
+    return sequences * slots * kv_bytes_per_layer({**config, "dtype": resolve_dtype(dtype, config)})
+
+
+def kv_bytes_per_layer(config: Mapping[str, Any]) -> int:
+    """Return the bytes that one attention's keys and values take per token: 2 x KV heads x head size x dtype bytes."""
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+    return 2 * kv_heads * head_dim * COMPUTE_BITS[resolve_dtype("auto", config)] // 8
+
+
+def held_bytes(cache: Any) -> int:
+    """Sum the bytes of the keys and values that a cache object of transformers holds."""
+    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+    return sum(int(t.numel() * t.element_size()) for t in tensors)
+
+
+# ---- environment ---------------------------------------------------------------------------------------------------
+
+
+LIBRARIES = ("torch", "transformers", "huggingface_hub", "hf-xet", "datasets", "lm_eval", "safetensors", "tokenizers")
+
+
+def describe_environment(*, device: str = "cpu") -> Environment:
+    """Describe this machine and its libraries; for a GPU, `device` names which."""
+    return Environment(
+        hubprune=__version__,
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        machine=_gpu_name(device) if device.startswith("cuda") else _processor_name(),
+        threads=_threads(),
+        versions=library_versions(),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that a run goes through, of those that are installed."""
+    return {name: found for name in LIBRARIES if (found := _version(name))}
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _threads() -> int:
+    """Processors that this process may use; torch takes as many unless OMP_NUM_THREADS says otherwise."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(allowed, int(wanted)) if wanted.isdigit() else allowed
+
+
+def _processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu_name(device: str) -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name(device))

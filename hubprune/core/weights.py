@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.core.errors import CheckpointError, UnsupportedFormatError
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

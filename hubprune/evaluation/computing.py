@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from hubprune.evaluation.batching import Batches, run_batches, similar_length
 from hubprune.evaluation.language_model import PLAIN_ROWS, PanelLM, Prompt
 from hubprune.evaluation.layer_tree import Variant
 from hubprune.evaluation.models import memory_errors
-from hubprune.evaluation.packing import Answer, Request, Row
+from hubprune.evaluation.packing import Answer, Batches, Request, Row, run_batches, similar_length
 from hubprune.evaluation.scorer import Scored, Scorer
 
 __all__ = ["Computing", "Models", "Names"]

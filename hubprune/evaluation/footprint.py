@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
+from hubprune.core.devices import held_bytes
 from hubprune.core.errors import EvaluationError
-from hubprune.core.kv_cache import held_bytes
 from hubprune.core.processes import run_to_end
 from hubprune.evaluation.models import LoadedModel, is_memory_error, load_model, release_memory
 from hubprune.evaluation.speed import SpeedSpec, answer, inputs

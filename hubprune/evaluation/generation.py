@@ -11,13 +11,12 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from hubprune.core.artifacts import GenerationComparison, ModelText, ModelTexts
-from hubprune.core.console import Advance, Reporter
+from hubprune.core.console import Advance, Reporter, quiet
 from hubprune.core.errors import EvaluationError
 from hubprune.core.neutral import fresh_generation
-from hubprune.evaluation.batching import Batches, run_batches, similar_length
-from hubprune.evaluation.libraries import quiet
 from hubprune.evaluation.models import LoadedModel, load_model, memory_errors, release_memory
-from hubprune.evaluation.paired_texts import pair_texts
+from hubprune.evaluation.packing import Batches, run_batches, similar_length
+from hubprune.evaluation.repetition import pair_texts
 
 __all__ = ["Request", "compare", "write"]
 

@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.core.artifacts import BenchmarkAnswers, BenchmarkComparison, SelfCheck
-from hubprune.core.console import Reporter, size
+from hubprune.core.console import Reporter, quiet, size
 from hubprune.core.endpoint import no_calls_elsewhere
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
-from hubprune.evaluation.libraries import quiet
-from hubprune.evaluation.memo import Memo
+from hubprune.evaluation.panel import Memo
 from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents
 from hubprune.evaluation.sources import commit_of, state_of
-from hubprune.evaluation.task_files import task_files
-from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
+from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, task_files
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Computing, Models
@@ -170,7 +168,7 @@ class _Measured:
 
 
 def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    from hubprune.evaluation.placement import free_bytes, weight_bytes
+    from hubprune.evaluation.models import free_bytes, weight_bytes
 
     needed = sum(weight_bytes(folder.path, dtype=plan.dtype) for folder in folders.values())
     free = free_bytes(plan.device)
@@ -211,7 +209,7 @@ def _ask(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measur
 
 def _where(models: Computing) -> tuple[str, str]:
     """Name the devices and the dtype of models that answer together."""
-    from hubprune.evaluation.placement import placed_on
+    from hubprune.evaluation.models import placed_on
 
     model = next(iter(models.variants.values())).model
     return placed_on(model), str(model.dtype).removeprefix("torch.")
@@ -221,8 +219,7 @@ def load_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, ba
     """Load model folders that are to answer together."""
     from hubprune.evaluation.computing import Models
     from hubprune.evaluation.layer_tree import Variant
-    from hubprune.evaluation.models import load_model
-    from hubprune.evaluation.sharing import share_weights
+    from hubprune.evaluation.models import load_model, share_weights
 
     loaded = [
         load_model(folder.path, device=device, dtype=dtype, trust_remote_code=folder.own_code)

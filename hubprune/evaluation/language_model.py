@@ -12,11 +12,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from hubprune.core.console import log_level
 from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Variant
-from hubprune.evaluation.libraries import log_level
+from hubprune.evaluation.models import input_device
 from hubprune.evaluation.packing import Answer, Request, refuse_not_finite
-from hubprune.evaluation.placement import input_device
 
 __all__ = ["PLAIN_ROWS", "PanelLM", "Prompt"]
 

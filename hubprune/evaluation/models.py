@@ -1,30 +1,45 @@
-"""Load a model folder for measuring, and let go of it again."""
+"""Load a model folder for measuring, and let go of it again.
+
+Where a model goes: onto one device, or where it is larger, by accelerate's device map over all there are.
+
+Let a pruned model use the base's weights where both hold the same ones, proved number by number.
+
+That halves the memory of the two, and tells the layer tree which layers are the same.
+
+Perplexity of a loaded model on documents that it is handed as token ids.
+"""
 
 from __future__ import annotations
 
 import gc
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer
 
+from hubprune.core.artifacts import PerplexityAnswers
+from hubprune.core.devices import available_bytes, resolve_device, resolve_dtype, with_dtype
 from hubprune.core.errors import EvaluationError
 from hubprune.core.files import scratch_prefix
 from hubprune.core.neutral import load_causal_lm
-from hubprune.evaluation.placement import input_device, placement
+from hubprune.core.processes import local_rank, local_world_size, world_size
+from hubprune.core.strict import parse_json
 
 __all__ = [
-    "LoadedModel",
-    "is_memory_error",
-    "load_model",
-    "memory_errors",
-    "release_memory",
-]
+    "LoadedModel", "free_bytes", "input_device", "is_memory_error", "load_model", "measure", "memory_errors",
+    "own_device", "placed_on", "placement", "release_memory", "share_weights", "weight_bytes",
+]  # fmt: skip
+
+
+# ---- models --------------------------------------------------------------------------------------------------------
+
 
 NO_MEMORY = (
     "DefaultCPUAllocator",
@@ -106,3 +121,163 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     elif torch.mps.is_available():
         torch.mps.empty_cache()
+
+
+# ---- placement -----------------------------------------------------------------------------------------------------
+
+
+GPU_SHARE, CPU_SHARE = 0.85, 0.6
+"""Share of the free memory that weights may take; the rest is for what is computed."""
+
+
+def own_device(device: str) -> str:
+    """Return the device of this process; each of several on a machine takes a GPU of its own."""
+    found = resolve_device(device)
+    return f"cuda:{local_rank()}" if found == "cuda" and world_size() > 1 else found
+
+
+def free_bytes(device: str) -> int:
+    """Return the memory that a device has free; `auto` may be one.
+
+    Raises:
+        RecipeError: this machine has no such device.
+    """
+    place = own_device(device)
+    return int(torch.cuda.mem_get_info(place)[0]) if place.startswith("cuda") else _own_memory()
+
+
+def _own_memory() -> int:
+    """Return the share of the machine's memory that this process may take."""
+    return available_bytes() // local_world_size()
+
+
+def placement(folder: Path, *, device: str, dtype: str, offload_folder: str) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that say where a model goes.
+
+    A device that was named is taken.  `auto` is the first one where the weights fit into its memory; else they go to
+    all GPUs, then to memory, and what is left to `offload_folder`, which has to be there as long as the model.
+    """
+    whole = {"device_map": {"": own_device(device)}}
+    share = GPU_SHARE if own_device(device).startswith("cuda") else CPU_SHARE
+    if device != "auto" or weight_bytes(folder, dtype=dtype) <= share * free_bytes(device):
+        return whole
+    limits: dict[int | str, int] = {"cpu": int(CPU_SHARE * _own_memory())}
+    if torch.cuda.is_available():
+        gpus = [local_rank()] if world_size() > 1 else range(torch.cuda.device_count())
+        limits |= {number: int(GPU_SHARE * torch.cuda.mem_get_info(number)[0]) for number in gpus}
+    return {"device_map": "auto", "max_memory": limits, "offload_folder": offload_folder}
+
+
+def weight_bytes(folder: Path, *, dtype: str) -> int:
+    """Return the memory that the weights of a folder take once they are cast; `auto` casts nothing."""
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    config = folder / "config.json"
+    own = resolve_dtype("auto", with_dtype(parse_json(config.read_bytes(), where=str(config)), folder))
+    sizes: Mapping[str, int] = {name: getattr(torch, name).itemsize for name in {own, dtype} - {"auto"}}
+    return stored * sizes.get(dtype, sizes[own]) // sizes[own]
+
+
+def placed_on(model: Any) -> str:
+    """Name the devices that a loaded model is on: `cuda:0`, or `cuda:0, cpu and disk`."""
+    places = dict.fromkeys(map(_name, getattr(model, "hf_device_map", {}).values())) or {str(model.device): None}
+    *others, last = places
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _name(place: Any) -> str:
+    return f"cuda:{place}" if isinstance(place, int) else str(place)
+
+
+def input_device(model: Any) -> str:
+    """Name the device that a model takes token ids on."""
+    places = [name for place in getattr(model, "hf_device_map", {}).values() if (name := _name(place)) != "disk"]
+    return places[0] if places else str(model.device) if model.device.type != "meta" else "cpu"
+
+
+# ---- sharing -------------------------------------------------------------------------------------------------------
+
+
+_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
+SAMPLES = 64
+"""Numbers of a tensor that are looked at before all are compared."""
+
+
+def share_weights(base: Any, other: Any) -> Callable[[], None]:
+    """Put the base's tensors in the place of equal ones of another model; modules stay apart.
+
+    A tensor may be found in another layer, since those behind a dropped one are renumbered.  Nothing is shared between
+    devices or dtypes.
+
+    Returns:
+        What puts the other model's own tensors back, as long as it is kept.
+    """
+    candidates: dict[object, dict[str, torch.Tensor]] = {}
+    for name, parameter in base.named_parameters():
+        candidates.setdefault(_looks(name, parameter), {})[name] = parameter.data
+    replaced = list(_replace(other, candidates))
+
+    def put_back() -> None:
+        for parameter, own in replaced:
+            parameter.data = own
+
+    return put_back
+
+
+def _replace(
+    model: Any, candidates: Mapping[object, Mapping[str, torch.Tensor]]
+) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+    """Replace tensors by equal ones, and yield each parameter with the tensor that it had.
+
+    That of the same name comes first: norms of several layers may be equal, and a layer is known by all its tensors.
+    """
+    for name, parameter in model.named_parameters():
+        own, found = parameter.data, candidates.get(_looks(name, parameter), {})
+        for _, tensor in sorted(found.items(), key=lambda item: item[0] != name):
+            if torch.equal(tensor, own):
+                parameter.data = tensor
+                yield parameter, own
+                break
+
+
+def _looks(name: str, parameter: torch.Tensor) -> object:
+    """Return what equal tensors have in common, without reading all of them: name, kind, and a few numbers."""
+    flat = parameter.detach().flatten()
+    few = flat[:: max(1, len(flat) // SAMPLES)].tolist()
+    return _LAYER.sub("*", name), parameter.shape, parameter.dtype, parameter.device, repr(few)
+
+
+# ---- perplexity ----------------------------------------------------------------------------------------------------
+
+
+def measure(model: LoadedModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> PerplexityAnswers:
+    """Sum the negative log-likelihood of every document, in nats and in float32.
+
+    Args:
+        model: what reads them.
+        rows: token ids of the documents, two or more each.
+        batch_size: documents at a time; those of similar length go together.
+
+    Raises:
+        EvaluationError: a likelihood is not finite, or the device's memory is too small.
+    """
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    nats = [0.0] * len(rows)
+    with torch.inference_mode(), memory_errors(f"at batch size {batch_size}", hint="Pass a smaller --batch-size."):
+        for start in range(0, len(order), batch_size):
+            members = order[start : start + batch_size]
+            for i, value in zip(members, _nats(model, [rows[i] for i in members]), strict=True):
+                nats[i] = value
+    if not torch.tensor(nats).isfinite().all():
+        raise EvaluationError("The likelihood of a document is not finite.", hint="Try --dtype float32.")
+    return PerplexityAnswers(nats=tuple(nats), tokens=tuple(len(row) - 1 for row in rows))
+
+
+def _nats(model: LoadedModel, rows: Sequence[Sequence[int]]) -> list[float]:
+    """Return the nats of each document; rows are padded on the right, where causal attention never looks."""
+    tensors = [torch.tensor(row) for row in rows]
+    ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(model.device)  # [batch, tokens]
+    targets = nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=-100)[:, 1:].to(model.device)
+    logits: Any = model.model(ids, use_cache=False).logits[:, :-1]
+    losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    found: list[float] = losses.double().sum(dim=1).tolist() if losses.device.type != "mps" else losses.sum(1).tolist()
+    return found

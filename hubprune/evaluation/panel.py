@@ -3,27 +3,39 @@
 Whatever is asked of one of them is computed for all that have not answered it yet, since that costs far less than to
 compute it again later.  Before the first batch, a few requests go through lm-eval's own backend as well; where the two
 differ by more than rounding, everything does.
+
+Remember what each model answered, request by request, so that nothing is computed twice.
+
+A request is known by the tokens that the model reads, after they were cut to its length.  So answers outlive another
+limit, another list of tasks and a run that was killed, and a re-publish finds those of its base.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hubprune.core.artifacts import EvalBackend, SelfCheck
 from hubprune.core.console import Advance, Reporter
+from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.language_model import Prompt
 from hubprune.evaluation.layer_tree import why_not
-from hubprune.evaluation.memo import Memo
 from hubprune.evaluation.packing import Answer, Request
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Computing, Names
 
-__all__ = ["Panel"]
+__all__ = ["Memo", "Panel"]
+
+
+# ---- panel ---------------------------------------------------------------------------------------------------------
+
 
 CHECKED_PAIRS = 4
 """Neighbours in the order of their tokens that are compared with lm-eval's backend: two that often share a row."""
@@ -230,3 +242,101 @@ def _largest(found: Mapping[int, Answer], expected: Sequence[Answer]) -> float:
 
 def _prompt_key(prompt: Prompt) -> bytes:
     return hashlib.sha256(json.dumps([prompt[0], prompt[1]], sort_keys=True).encode()).digest()
+
+
+# ---- memo ----------------------------------------------------------------------------------------------------------
+
+
+SCHEMA = """
+create table if not exists answers(
+    model text, request blob, nats real, greedy int, primary key(model, request)) without rowid;
+create table if not exists texts(
+    model text, request blob, text text, primary key(model, request)) without rowid;
+create table if not exists checks(
+    model text primary key, requests int, difference real) without rowid;
+"""
+AT_ONCE = 500
+"""Keys that one query asks for."""
+BUSY_SECONDS = 60.0
+"""Time that another run may take to write."""
+
+
+class Memo:
+    """Answers by model and request, in a file that several runs may use at once.
+
+    `model` is whatever tells apart models that may answer differently: weights, dtype, machine, versions.
+
+    Raises:
+        EvaluationError: the file cannot be written, or is none of ours.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        with self._told():
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            # Each statement is its own transaction: what was put is there after the process is killed.
+            self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None)
+            self._db.execute("pragma journal_mode = wal")
+            self._db.execute("pragma synchronous = normal")
+            self._db.executescript(SCHEMA)
+
+    def answers(self, model: str, requests: Sequence[bytes]) -> dict[bytes, Answer]:
+        """Return the known answers of a model, by the keys of their requests."""
+        rows = self._rows("select request, nats, greedy from answers", model, requests)
+        return {bytes(key): Answer(nats, bool(greedy)) for key, nats, greedy in rows}
+
+    def put_answers(self, model: str, answers: Mapping[bytes, Answer]) -> None:
+        """Keep answers of a model."""
+        rows = [(model, key, answer.log_likelihood, answer.is_greedy) for key, answer in answers.items()]
+        self._insert("insert or replace into answers values(?, ?, ?, ?)", rows)
+
+    def texts(self, model: str, requests: Sequence[bytes]) -> dict[bytes, str]:
+        """Return what a model is known to have written, by the keys of the requests."""
+        return {bytes(key): text for key, text in self._rows("select request, text from texts", model, requests)}
+
+    def put_texts(self, model: str, texts: Mapping[bytes, str]) -> None:
+        """Keep what a model wrote."""
+        self._insert("insert or replace into texts values(?, ?, ?)", [(model, k, text) for k, text in texts.items()])
+
+    def check(self, model: str) -> tuple[int, float] | None:
+        """Return how many answers of a model were compared with lm-eval's own, and how far they differed."""
+        with self._told():
+            found = self._db.execute("select requests, difference from checks where model = ?", [model]).fetchone()
+        return (int(found[0]), float(found[1])) if found else None
+
+    def put_check(self, model: str, requests: int, difference: float) -> None:
+        """Keep the outcome of such a comparison."""
+        self._insert("insert or replace into checks values(?, ?, ?)", [(model, requests, difference)])
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    def _rows(self, query: str, model: str, requests: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(requests), AT_ONCE):
+            keys = requests[start : start + AT_ONCE]
+            marks = ", ".join("?" * len(keys))
+            with self._told():
+                yield from self._db.execute(f"{query} where model = ? and request in ({marks})", [model, *keys])
+
+    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        with self._told():
+            self._db.execute("begin")
+            try:
+                self._db.executemany(statement, rows)
+            except BaseException:
+                self._db.execute("rollback")
+                raise
+            self._db.execute("commit")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell of a file that broke, on a full disk for example."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise EvaluationError(
+                f"Cannot use the memory of answers in {self._path}: {error}.",
+                hint="Delete the file, or set HUBPRUNE_HOME.",
+            ) from error

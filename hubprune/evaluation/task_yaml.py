@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hubprune.core.drop_spec import shown
 from hubprune.core.errors import EvaluationError
-from hubprune.core.strict_yaml import TaggedText, parse_yaml, refuse_depth
+from hubprune.core.specs import shown
+from hubprune.core.strict import TaggedText, parse_yaml, refuse_depth
 
 __all__ = ["broken_files", "calls_python", "includes_of", "read_task_file", "refuse_misfit"]
 

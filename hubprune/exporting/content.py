@@ -13,8 +13,7 @@ from hubprune.core.structure import Structure, read_structure
 from hubprune.core.weights import open_weights
 from hubprune.exporting.artifact import Outtype
 from hubprune.exporting.hyperparameters import check_layers, read_hyperparameters
-from hubprune.exporting.layers import gguf_architecture, lay_out
-from hubprune.exporting.tensors import plan_tensors
+from hubprune.exporting.tensors import gguf_architecture, lay_out, plan_tensors
 from hubprune.exporting.vocabulary import read_vocabulary
 from hubprune.exporting.writing import GgufContent
 

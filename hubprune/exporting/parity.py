@@ -16,12 +16,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hubprune.core.carried import is_carried
 from hubprune.core.config import stock_config, write_json
 from hubprune.core.console import size
+from hubprune.core.devices import available_bytes
 from hubprune.core.errors import VerificationError
-from hubprune.core.files import scratch_folder
-from hubprune.core.memory import available_bytes
+from hubprune.core.files import is_carried, scratch_folder
 from hubprune.core.processes import run_to_end
 from hubprune.core.structure import Structure
 from hubprune.core.weights import open_weights

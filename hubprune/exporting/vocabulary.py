@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hubprune.core.errors import CheckpointError, UnsupportedFormatError
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 
 
 class TokenType(IntEnum):
@@ -98,7 +98,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vo
         CheckpointError: the files are broken or do not fit the embedding.
         UnsupportedFormatError: llama.cpp would cut texts in another way.
     """
-    from hubprune.exporting import byte_level, pieces, sentencepiece_model
+    from hubprune.exporting import byte_level, sentencepiece
 
     files = TokenizerFiles(
         folder=folder,
@@ -108,9 +108,9 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vo
         size=size,
     )
     if files.tokenizer:
-        return pieces.read(files) if pieces.fits(files) else byte_level.read(files)
-    if (folder / sentencepiece_model.FILE).is_file():
-        return sentencepiece_model.read(files)
+        return sentencepiece.read_pieces(files) if sentencepiece.fits(files) else byte_level.read(files)
+    if (folder / sentencepiece.FILE).is_file():
+        return sentencepiece.read_model(files)
     raise UnsupportedFormatError(
         f"{folder} has neither tokenizer.json nor tokenizer.model.", hint="A GGUF file holds the tokenizer too."
     )

@@ -15,10 +15,8 @@ from hubprune.core.console import size
 from hubprune.core.errors import DiskSpaceError, MissingDependencyError, RecipeError
 from hubprune.core.files import scratch_prefix, sweep
 from hubprune.exporting.artifact import GgufArchitecture, Outtype
-from hubprune.exporting.encoding import encoded_blocks
 from hubprune.exporting.hyperparameters import Hyperparameters
-from hubprune.exporting.layers import LayerSlot
-from hubprune.exporting.tensors import GgufTensor
+from hubprune.exporting.tensors import GgufTensor, LayerSlot, encoded_blocks
 from hubprune.exporting.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

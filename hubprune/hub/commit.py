@@ -15,23 +15,24 @@ from hubprune.core.artifacts import BaseCheckpoint, PublishedCommit, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, HubError
 from hubprune.core.files import list_files
-from hubprune.hub.changes import missing, stale, without_restated
-from hubprune.hub.creation import branch_of
 from hubprune.hub.foreign import RUN_LINE, Overwrite, check_is_ours
-from hubprune.hub.primer import prime, shards_to_show
 from hubprune.hub.remote import (
     RECENT_PULL_REQUESTS,
     check_remote,
     head_of,
+    missing,
     number_of,
     pull_request,
     pull_request_heads,
     read_remote,
+    stale,
+    without_restated,
 )
 from hubprune.hub.retry import is_transient, translate, wait_seconds
 from hubprune.hub.session import HubSession
-from hubprune.hub.target import Target
+from hubprune.hub.target import Target, branch_of
 from hubprune.hub.transfer import ByteCounter, addition, observed_uploads
+from hubprune.hub.upload_plan import prime, shards_to_show
 
 if TYPE_CHECKING:
     from huggingface_hub import GitCommitInfo, HfApi

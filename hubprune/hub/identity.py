@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hubprune.core.errors import AuthenticationError, HubpruneError, PermissionDeniedError, RecipeError
-from hubprune.hub import oidc
 from hubprune.hub.retry import LOGIN, translate
-from hubprune.hub.session import HubSession
+from hubprune.hub.session import VARIABLE, HubSession, is_publishers, reads_only, trusted_repo
 
 __all__ = ["Identity", "check_can_create", "check_can_write", "identify"]
 
@@ -17,7 +16,7 @@ READ_ONLY = ("read",)
 CREATES = frozenset({"repo.write"})
 PROPOSES = frozenset({"discussion.write", "repo.write"})
 PUBLISHER = "a trusted publisher"
-JOBS_REPO = f"Set {oidc.VARIABLE} to the repo, OWNER/NAME, that lists this job under Trusted Publishers."
+JOBS_REPO = f"Set {VARIABLE} to the repo, OWNER/NAME, that lists this job under Trusted Publishers."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class Identity:
             return wanted
         if self.user:
             return f"{self.user}/{wanted or default}"
-        if repo := oidc.trusted_repo():
+        if repo := trusted_repo():
             return f"{repo.split('/')[0]}/{wanted}" if wanted else repo
         raise RecipeError(
             "The token is a trusted publisher's, which is for one repo, and --repo-id does not say for which.",
@@ -67,13 +66,13 @@ def identify(session: HubSession) -> Identity:
     token = session.token
     if token is None:
         raise AuthenticationError(f"Publishing on {session.endpoint} needs a token, and there is none.", hint=LOGIN)
-    if oidc.is_publishers(token):
+    if is_publishers(token):
         return Identity(user=None)
     answer: Mapping[str, Any] = session.ask(lambda api: api.whoami(), doing="look up whose token this is")
     given = (answer.get("auth") or {}).get("accessToken")
     given = given if isinstance(given, Mapping) else {}
     orgs = {str(o.get("name")): o.get("roleInOrg") for o in answer.get("orgs") or () if isinstance(o, Mapping)}
-    role = "read" if oidc.reads_only() and not session.given_token else given.get("role")
+    role = "read" if reads_only() and not session.given_token else given.get("role")
     return Identity(
         user=str(answer["name"]), role=str(role) if role else None, orgs=orgs, scopes=_scopes(given.get("fineGrained"))
     )
@@ -134,7 +133,7 @@ def _way_to_write(repo_id: str, *, identity: Identity, endpoint: str) -> str:
     if identity.user is None:
         return f"It is for one repo alone: list this job under Trusted Publishers at {endpoint}/{repo_id}/settings."
     if identity.role in READ_ONLY:
-        return JOBS_REPO if oidc.reads_only() else _new_token(endpoint)
+        return JOBS_REPO if reads_only() else _new_token(endpoint)
     if namespace != identity.user and namespace not in identity.orgs:
         return f"Publish as {identity.user}/{name}, or propose the result with --create-pr."
     if identity.role == "fineGrained":
@@ -202,9 +201,9 @@ def _check_namespace(repo_id: str, *, identity: Identity, user: str) -> None:
 def _check_role(identity: Identity, *, session: HubSession) -> None:
     if identity.role not in READ_ONLY:
         return
-    if user := oidc.reads_only():
+    if user := reads_only():
         raise PermissionDeniedError(
-            f"{oidc.VARIABLE}={user} gives this job a token that only reads.",
+            f"{VARIABLE}={user} gives this job a token that only reads.",
             hint=JOBS_REPO,
         )
     raise PermissionDeniedError(f"The token of {identity.name} is read-only.", hint=_new_token(session.endpoint))

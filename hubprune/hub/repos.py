@@ -1,31 +1,39 @@
-"""The base on the Hub: which commit, which files, and how to get just those that are needed."""
+"""The base on the Hub: which commit, which files, and how to get just those that are needed.
+
+What can be known of a base on the Hub before its weights are here: its small files, and the weights' headers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
-from hubprune.core.carried import is_carried
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, GatedBaseError, UnsupportedFormatError
-from hubprune.core.files import existing_folder, file_exists
+from hubprune.core.files import existing_folder, file_exists, is_carried
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
-from hubprune.core.strict_json import parse_json
-from hubprune.hub import oidc
-from hubprune.hub.integrity import check_file
+from hubprune.core.strict import parse_json
 from hubprune.hub.retry import REQUEST_SECONDS
-from hubprune.hub.session import HubSession
-from hubprune.hub.transfer import download
+from hubprune.hub.session import HubSession, is_publishers
+from hubprune.hub.transfer import check_file, download
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.errors import GatedRepoError
 
-__all__ = ["download_base", "needed_files", "resolve_base", "resolve_recorded", "resolve_repo"]
+__all__ = [
+    "download_base", "needed_files", "resolve_base", "resolve_recorded", "resolve_repo", "small_files",
+    "stored_headers", "stored_shapes",
+]  # fmt: skip
+
+
+# ---- repos ---------------------------------------------------------------------------------------------------------
+
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -160,7 +168,7 @@ def _not_found(repo_id: str, *, session: HubSession) -> BaseNotFoundError:
     token = session.token
     if token is None:
         seen, then = "it is private: no token is set", "; for a private base run `hf auth login` first"
-    elif oidc.is_publishers(token):
+    elif is_publishers(token):
         seen, then = "this token may not see it", ". A trusted publisher's token sees public repos and its own"
     else:
         seen, then = "this token may not see it", ", and whose token it is with `hf auth whoami`"
@@ -173,7 +181,7 @@ def _gated(repo_id: str, error: GatedRepoError, *, session: HubSession) -> Gated
     token, page = session.token, f"{session.endpoint}/{repo_id}"
     if token is None:
         who, hint = "no token is set", f"Ask for access at {page}, then run `hf auth login`."
-    elif oidc.is_publishers(token):
+    elif is_publishers(token):
         who = "the token of a trusted publisher reads no gated repo"
         hint = "Run publish --dry-run --out FOLDER with a token that may, and send the folder with `hubprune push`."
     elif "fine-grained" in (error.server_message or ""):
@@ -258,3 +266,63 @@ def download_base(base: BaseCheckpoint, *, session: HubSession, reporter: Report
         return base
     folder = download(needed_files(base), repo_id=base.name, commit=base.commit, session=session, reporter=reporter)
     return base.model_copy(update={"folder": str(folder)})
+
+
+# ---- headers -------------------------------------------------------------------------------------------------------
+
+
+AT_ONCE = 8
+"""Headers that are asked for at the same time."""
+BROKEN_HEADER = (AttributeError, KeyError, TypeError, ValueError)
+"""What the client raises at a header that is JSON of another form."""
+
+
+def small_files(base: BaseCheckpoint, *, session: HubSession) -> Path:
+    """Return a folder with all files of a base that a result carries, and without its weights where they are not here.
+
+    Raises:
+        HubError: the Hub refused or did not answer.
+    """
+    if base.folder is not None:
+        return Path(base.folder)
+    weights = weight_files(base.files)
+    files = [file for file in needed_files(base) if file not in weights]
+    return download(files, repo_id=base.name, commit=str(base.commit), session=session, reporter=Reporter(quiet=True))
+
+
+def stored_headers(base: BaseCheckpoint, *, session: HubSession) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Read the headers of the weights of a base on the Hub: file -> name -> shape; a few kilobytes of each file.
+
+    Raises:
+        CheckpointError: a file is no safetensors file.
+        HubError: the Hub refused or did not answer.
+    """
+
+    def read(file: RepoFile) -> dict[str, tuple[int, ...]]:
+        return _shapes(file.path, base=base, session=session)
+
+    files = weight_files(base.files)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return {file.path: header for file, header in zip(files, pool.map(read, files), strict=True)}
+
+
+def stored_shapes(base: BaseCheckpoint, *, session: HubSession) -> dict[str, tuple[int, ...]]:
+    """Read names and shapes of all tensors from the headers, as `stored_headers`."""
+    headers = stored_headers(base, session=session)
+    return {name: shape for header in headers.values() for name, shape in header.items()}
+
+
+def _shapes(path: str, *, base: BaseCheckpoint, session: HubSession) -> dict[str, tuple[int, ...]]:
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    try:
+        header = session.ask(
+            lambda api: api.parse_safetensors_file_metadata(base.name, path, revision=base.commit),
+            doing=f"read the header of {path} of {base.name}",
+            passing=(SafetensorsParsingError, *BROKEN_HEADER),
+        )
+        return {name: tuple(tensor.shape) for name, tensor in header.tensors.items()}
+    except (SafetensorsParsingError, *BROKEN_HEADER) as error:
+        raise CheckpointError(
+            f"{path} of {base.name} is no safetensors file: {' '.join(str(error).split())}"
+        ) from error

@@ -1,24 +1,228 @@
-"""What a publish would change and send, found out without writing anything to the Hub."""
+"""What a publish would change and send, found out without writing anything to the Hub.
+
+Teach this machine, before an upload, which chunks the Hub has already.
+
+Xet cuts files into chunks of about 64 kB and uploads those that the Hub does not have.  A client remembers for weeks
+what it has uploaded itself.  About all else it asks the Hub only for the first chunk of a file, and for one chunk in
+1024, so once in 64 MB.  The first chunk of a pruned shard holds a header that the Hub has never seen, and what comes
+before the next question is sent in vain.  But the Hub knows the first chunk of the base's own shard: asked for that, it
+answers with all chunks that were uploaded together with it.
+
+Find out how much of some files Xet would have to store, without asking the Hub and without sending anything.
+
+The client can upload into a folder instead.  There it cuts, compares and packs chunks as it does for the Hub, and says
+what was new.  So the base's shards go there first, for what the Hub knows, and then the pruned ones.  What it packed of
+the base is removed after each shard: it compares with its lists of chunks, a thousandth of that size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hubprune.cards.manifest import CARD
 from hubprune.core.artifacts import BaseCheckpoint, PlannedFile, RepoFile, UploadPlan
-from hubprune.core.console import Reporter
+from hubprune.core.console import Advance, Reporter
 from hubprune.core.errors import DiskSpaceError
-from hubprune.hub.changes import missing, stale, without_restated
+from hubprune.core.files import scratch_folder
 from hubprune.hub.foreign import Overwrite, check_is_ours
-from hubprune.hub.primer import shards_to_show, uses_xet
-from hubprune.hub.remote import RemoteState, read_remote
+from hubprune.hub.remote import RemoteState, missing, read_remote, stale, without_restated
 from hubprune.hub.repos import weight_files
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
-from hubprune.hub.xet_cost import new_bytes
+from hubprune.hub.transfer import ByteCounter
 
-__all__ = ["plan_upload"]
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+__all__ = ["PRIMER_BYTES", "beginning", "new_bytes", "plan_upload", "prime", "shards_to_show", "uses_xet"]
+
+
+# ---- primer --------------------------------------------------------------------------------------------------------
+
+
+PRIMER_BYTES = 300_000
+"""How much of a shard is shown: more than the largest chunk, 128 KiB, so that the first one is in it as a whole."""
+SMALLEST_SHARD_BYTES = 1_000_000
+"""Below this the question costs about as much as it can save."""
+
+logger = logging.getLogger(__name__)
+
+
+def uses_xet() -> bool:
+    """Return whether uploads of this process go to Xet rather than to LFS."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
+
+
+def shards_to_show(base: BaseCheckpoint | None, *, upload: Sequence[RepoFile]) -> tuple[RepoFile, ...]:
+    """Choose the base's shards whose chunks the Hub should tell: those of which the upload may hold a pruned form.
+
+    Args:
+        base: None, or one that is not on the Hub, has none.
+        upload: files to upload; a shard that is among them as it was in the base is found by its own first chunk.
+    """
+    if base is None or base.commit is None:
+        return ()
+    whole = {f.sha256 for f in weight_files(base.files)}
+    if not any(f.sha256 not in whole and _is_worth_it(f) for f in weight_files(upload)):
+        return ()
+    unchanged = {f.sha256 for f in upload}
+    return tuple(f for f in weight_files(base.files) if _is_worth_it(f) and f.sha256 not in unchanged)
+
+
+def _is_worth_it(file: RepoFile) -> bool:
+    return file.size >= SMALLEST_SHARD_BYTES
+
+
+def prime(
+    shards: Sequence[RepoFile], *, base: BaseCheckpoint, target: Target, session: HubSession, reporter: Reporter
+) -> None:
+    """Upload the beginnings of some shards, which no commit will name, so that the client asks the Hub for them.
+
+    An upload goes on without: whatever fails here is only written into the log.
+
+    Args:
+        shards: from `shards_to_show`; nothing happens where there is none, or where uploads do not go to Xet.
+        base: that they are of; what is not on this disk is read from the Hub.
+        target: whose Xet token is used; it has to exist.
+        session: which Hub, and as whom.
+        reporter: told what is done.
+    """
+    import httpx2
+
+    if not shards or not uses_xet():
+        return
+    reporter.note(f"asking the Hub which parts of {_counted(len(shards))} of the base it has")
+    try:
+        session.api.preupload_lfs_files(
+            target.repo_id,
+            [_addition(shard, base=base, session=session) for shard in shards],
+            revision=target.revision,
+            create_pr=target.create_pr,
+        )
+    except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
+        # Its text may hold an address that was signed for this user.
+        logger.debug("the Hub was not asked for the base's chunks: %s", type(error).__name__)
+
+
+def _counted(shards: int) -> str:
+    return "the weights" if shards == 1 else f"{shards} shards"
+
+
+def _addition(shard: RepoFile, *, base: BaseCheckpoint, session: HubSession) -> CommitOperationAdd:
+    from huggingface_hub import CommitOperationAdd
+
+    here = _on_disk(shard, base=base)
+    content = beginning(here) if here else _from_hub(shard, base=base, session=session)
+    return CommitOperationAdd(path_in_repo=shard.path, path_or_fileobj=content)
+
+
+def _on_disk(shard: RepoFile, *, base: BaseCheckpoint) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    if base.folder is not None and (path := Path(base.folder, shard.path)).is_file():
+        return path
+    cached = try_to_load_from_cache(base.name, shard.path, revision=base.commit)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def beginning(shard: Path) -> bytes:
+    """Read as much of a shard as the primer shows."""
+    with shard.open("rb") as file:
+        return file.read(PRIMER_BYTES)
+
+
+def _from_hub(shard: RepoFile, *, base: BaseCheckpoint, session: HubSession) -> bytes:
+    from huggingface_hub import HfFileSystem
+
+    files = HfFileSystem(endpoint=session.endpoint, token=session.token or False, skip_instance_cache=True)
+    # Its caches read ahead, by megabytes.
+    with files.open(f"{base.name}@{base.commit}/{shard.path}", cache_type="none") as file:
+        return bytes(file.read(min(PRIMER_BYTES, shard.size)))
+
+
+# ---- xet cost ------------------------------------------------------------------------------------------------------
+
+
+def new_bytes(
+    files: Sequence[Path], *, known: Sequence[Path], shown: Sequence[Path] = (), scratch: Path, reporter: Reporter
+) -> dict[Path, int]:
+    """Compute how many bytes each file adds to a Xet store that holds other files, packed as they would be sent.
+
+    Args:
+        files: to be uploaded, in this order: what one adds is no longer new to the next.
+        known: files that the store holds.
+        shown: those of them whose beginnings are uploaded before, by the primer; each is in the answer too.
+        scratch: folder on a disk with room for the largest known file and for what is new.
+        reporter: shows the progress.
+
+    Raises:
+        DiskSpaceError: there is not enough room.
+        OSError, RuntimeError: the client failed.
+    """
+    sizes = {path: path.stat().st_size for path in (*known, *files)}
+    _check_room(scratch, max((sizes[path] for path in known), default=0) + sum(sizes[path] for path in files))
+    import hf_xet  # type: ignore[import-untyped]
+
+    session = hf_xet.XetSession()
+    with (
+        scratch_folder(scratch, name="xet") as folder,
+        reporter.progress("comparing chunks with the base's", total=sum(sizes.values()), unit="B") as advance,
+    ):
+        store = _Store(session, folder, advance)
+        try:
+            return store.measure(files, known=known, shown=shown, sizes=sizes)
+        except KeyboardInterrupt:
+            session.sigint_abort()
+            raise
+
+
+def _check_room(scratch: Path, needed: int) -> None:
+    if (free := shutil.disk_usage(scratch).free) < needed:
+        raise DiskSpaceError(f"Comparing chunks needs {needed:,} bytes below {scratch}, which has {free:,} free.")
+
+
+class _Store:
+    """A Xet store in a folder."""
+
+    def __init__(self, session: Any, folder: Path, advance: Advance) -> None:
+        self._session, self._folder, self._advance = session, folder, advance
+
+    def measure(
+        self, files: Iterable[Path], *, known: Iterable[Path], shown: Iterable[Path], sizes: dict[Path, int]
+    ) -> dict[Path, int]:
+        """Upload all files one after the other, and return what each of `shown` and `files` added."""
+        for path in known:
+            self._add(path, size=sizes[path])
+            shutil.rmtree(self._folder / "xet" / "xorbs", ignore_errors=True)
+        found = {path: self._add(beginning(path), size=0) for path in shown}
+        return found | {path: self._add(path, size=sizes[path]) for path in files}
+
+    def _add(self, content: Path | bytes, *, size: int) -> int:
+        """Upload one file, count `size` bytes of progress, and return how many packed bytes were new."""
+        import hf_xet
+
+        counter = ByteCounter(self._advance, total=size)
+        commit = self._session.new_upload_commit(
+            endpoint=f"local://{self._folder}",
+            progress_callback=lambda total, _: counter.reach(int(total.total_bytes_completed)),
+        )
+        if isinstance(content, bytes):
+            commit.start_upload_bytes(content, sha256=hf_xet.SKIP_SHA256)
+        else:
+            commit.start_upload_file(str(content), sha256=hf_xet.SKIP_SHA256)
+        metrics = commit.wait_to_finish().dedup_metrics
+        counter.finish()
+        return int(metrics.xorb_bytes_uploaded)
+
+
+# ---- upload plan ---------------------------------------------------------------------------------------------------
 
 
 def plan_upload(

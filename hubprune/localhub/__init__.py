@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hubprune.localhub.faults import Fault, RequestRecord
     from hubprune.localhub.jobs import JobRecord, JobScript
-    from hubprune.localhub.preview import Preview, serve_preview
+    from hubprune.localhub.pages import Preview, serve_preview
     from hubprune.localhub.server import RunningHub, running_hub, serve
 
 __all__ = [
@@ -35,12 +35,12 @@ _HOME = {
     "Fault": "hubprune.localhub.faults",
     "JobRecord": "hubprune.localhub.jobs",
     "JobScript": "hubprune.localhub.jobs",
-    "Preview": "hubprune.localhub.preview",
+    "Preview": "hubprune.localhub.pages",
     "RequestRecord": "hubprune.localhub.faults",
     "RunningHub": "hubprune.localhub.server",
     "running_hub": "hubprune.localhub.server",
     "serve": "hubprune.localhub.server",
-    "serve_preview": "hubprune.localhub.preview",
+    "serve_preview": "hubprune.localhub.pages",
 }
 
 

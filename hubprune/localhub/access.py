@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hubprune.localhub import disk
-from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub import names
+from hubprune.localhub.names import RefusedError
 
 Role = Literal["write", "read", "fineGrained", "publisher"]
 
@@ -115,7 +115,7 @@ class Accounts:
             self._tokens[token] = account
             tokens = {known: asdict(owner) for known, owner in self._tokens.items()}
             state = {"signing_key": self._key, "tokens": tokens}
-            disk.write_bytes(self._file, json.dumps(state, indent=1, sort_keys=True).encode())
+            names.write_bytes(self._file, json.dumps(state, indent=1, sort_keys=True).encode())
 
     def identify(self, authorization: str | None) -> Account | None:
         """Return the account behind an Authorization header, None where there is none.

@@ -15,21 +15,15 @@ from starlette.routing import BaseRoute, Route
 from hubprune.localhub import names
 from hubprune.localhub.hub import Hub
 from hubprune.localhub.loopback import HOSTS
-from hubprune.localhub.refusal import RefusedError
-from hubprune.localhub.routes_collections import CollectionRoutes
+from hubprune.localhub.names import RefusedError
 from hubprune.localhub.routes_commits import CommitRoutes
-from hubprune.localhub.routes_discussion_pages import DiscussionPageRoutes
 from hubprune.localhub.routes_discussions import DiscussionRoutes
-from hubprune.localhub.routes_files import FileRoutes
-from hubprune.localhub.routes_git import GitRoutes
-from hubprune.localhub.routes_jobs import JobRoutes
-from hubprune.localhub.routes_lfs import LfsRoutes
+from hubprune.localhub.routes_files import FileRoutes, GitRoutes
+from hubprune.localhub.routes_jobs import CollectionRoutes, JobRoutes
 from hubprune.localhub.routes_listing import ListingRoutes
-from hubprune.localhub.routes_moving import MovingRoutes
-from hubprune.localhub.routes_pages import PageRoutes
-from hubprune.localhub.routes_repos import RepoRoutes
-from hubprune.localhub.routes_storage import StorageRoutes
-from hubprune.localhub.routes_tokens import TokenRoutes
+from hubprune.localhub.routes_pages import DiscussionPageRoutes, PageRoutes
+from hubprune.localhub.routes_repos import MovingRoutes, RepoRoutes, TokenRoutes
+from hubprune.localhub.routes_storage import LfsRoutes, StorageRoutes
 from hubprune.localhub.web import refusal_response
 
 _PARTS = (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hubprune.core.errors import MissingDependencyError
 from hubprune.localhub import names
-from hubprune.localhub.refusal import RefusedError, entry_not_found, revision_not_found
+from hubprune.localhub.names import RefusedError, entry_not_found, revision_not_found
 
 _NOWHERE = "0" * 40
 _REF_KINDS = ("refs/heads/", "refs/tags/", "refs/pr/")

@@ -1,24 +1,57 @@
-"""The hub itself: its repositories, its stores, and who may open what."""
+"""The hub itself: its repositories, its stores, and who may open what.
+
+What a server that was killed leaves lying about, and the next one clears away before it starts.
+"""
 
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hubprune.localhub import disk
+from hubprune.localhub import names
 from hubprune.localhub.access import Account, Accounts
-from hubprune.localhub.collections import CollectionStore
 from hubprune.localhub.git import Change, Entry, GitRepo, require_git
-from hubprune.localhub.jobs import JobStore
+from hubprune.localhub.jobs import CollectionStore, JobStore
 from hubprune.localhub.lfs import GITATTRIBUTES, POINTER_BYTES, LfsStore, Pointer, parse_pointer
-from hubprune.localhub.names import KINDS
-from hubprune.localhub.refusal import RefusedError
-from hubprune.localhub.sweeping import sweep
+from hubprune.localhub.names import KINDS, RefusedError
 from hubprune.localhub.xet import XetStore
+
+# ---- sweeping ------------------------------------------------------------------------------------------------------
+
+
+_UNFINISHED = (".incoming-*", "lfs/.incoming-*", "xet/*/.incoming-*", "repos/.new-*", "repos/.old-*")
+"""Files that were being written, repositories on their way in or out."""
+_UNFINISHED_IN_A_REPO = ("incoming-*", ".incoming-*")
+_LOCKS = ("*.lock", "refs/**/*.lock")
+"""Files with which git keeps others from a reference while it moves: nobody is left to take them away."""
+
+
+def sweep(directory: Path) -> None:
+    """Remove what is half-done below a hub's directory; no server may be running there.
+
+    Nothing that was ever visible is touched: every file and repository takes its name in one step, at its end.
+    """
+    for path in _leftovers(directory):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _leftovers(directory: Path) -> Iterator[Path]:
+    for pattern in _UNFINISHED:
+        yield from directory.glob(pattern)
+    for repo in directory.glob("repos/*/*/*.git"):
+        for pattern in (*_UNFINISHED_IN_A_REPO, *_LOCKS):
+            yield from repo.glob(pattern)
+
+
+# ---- hub -----------------------------------------------------------------------------------------------------------
+
 
 Need = Literal["see", "read", "propose", "write"]
 """see: know that it exists, its settings and file names · read: have its content · propose: upload, open a pull
@@ -80,7 +113,7 @@ class Repo:
 
     def change_settings(self, **changes: Any) -> None:
         """Replace some of the settings."""
-        disk.write_bytes(self.git.path / "hub.json", _encode(replace(self.settings, **changes)))
+        names.write_bytes(self.git.path / "hub.json", _encode(replace(self.settings, **changes)))
 
     def web_path(self) -> str:
         """Return the repository's path in addresses."""
@@ -140,7 +173,7 @@ class Hub:
             repo.git.path.rename(path)
         except OSError as error:  # not empty
             raise FileExistsError(repo_id) from error
-        disk.write_bytes(repo.git.path.with_suffix(_MOVED), repo_id.encode())
+        names.write_bytes(repo.git.path.with_suffix(_MOVED), repo_id.encode())
         return Repo(repo.kind, repo_id, GitRepo(path))
 
     def moved_to(self, kind: str, repo_id: str) -> str | None:
@@ -163,7 +196,7 @@ class Hub:
         with tempfile.TemporaryDirectory(dir=self._repos, prefix=".new-") as scratch:
             git = GitRepo(Path(scratch, "git"))
             git.init()
-            disk.write_bytes(git.path / "hub.json", _encode(settings))
+            names.write_bytes(git.path / "hub.json", _encode(settings))
             fill(git)
             try:
                 git.path.rename(path)

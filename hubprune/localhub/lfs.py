@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubprune.localhub import disk
-from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub import names
+from hubprune.localhub.names import RefusedError
 
 PART_BYTES = 32_000_000
 """Files above this size are uploaded in parts of it."""
@@ -77,7 +77,7 @@ class LfsStore:
     def write(self, sha256: str, blocks: Iterable[bytes]) -> None:
         """Store an object, refusing one whose content does not match its name."""
         checksum = hashlib.sha256()
-        with disk.replacing(self.path(sha256)) as file:
+        with names.replacing(self.path(sha256)) as file:
             for block in blocks:
                 checksum.update(block)
                 file.write(block)
@@ -90,7 +90,7 @@ class LfsStore:
         The checksum of a part is looked at when the parts are joined.
         """
         checksum = hashlib.sha256()
-        with disk.replacing(self.path(sha256) if part is None else self._part(sha256, part)) as file:
+        with names.replacing(self.path(sha256) if part is None else self._part(sha256, part)) as file:
             async for block in blocks:
                 checksum.update(block)
                 file.write(block)

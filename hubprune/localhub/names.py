@@ -2,11 +2,58 @@
 
 Every repository name, revision, file path and hash passes through here; whatever comes out is safe to join to a
 folder or to hand to git.
+
+The one exception with which a handler turns a request down.
+
+Write files so that a reader sees the old content or the new, never half of one.
 """
 
+import os
 import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
 
-from hubprune.localhub.refusal import RefusedError
+# ---- refusal -------------------------------------------------------------------------------------------------------
+
+
+class RefusedError(Exception):
+    """Answer the request with an error that the Hub's clients understand.
+
+    `code` becomes the X-Error-Code header, from which `huggingface_hub` picks its exception class: RepoNotFound,
+    RevisionNotFound, EntryNotFound or GatedRepo.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.headers = dict(headers or {})
+
+
+def conflict() -> RefusedError:
+    """Refuse a commit because the branch has moved."""
+    return RefusedError(412, "A commit has happened since. Please refresh and try again.")
+
+
+def revision_not_found(revision: str) -> RefusedError:
+    """Refuse a revision that no branch, tag, pull request or commit answers to."""
+    return RefusedError(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
+
+
+def entry_not_found(path: str, sha: str) -> RefusedError:
+    """Refuse a path that the commit does not hold; clients note the commit to remember the absence."""
+    message = f'{path} does not exist on "{sha}"'
+    return RefusedError(404, message, code="EntryNotFound", headers={"X-Repo-Commit": sha})
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
 
 KINDS = ("models", "datasets")
 
@@ -82,3 +129,29 @@ def digest(text: str) -> str:
     if not _HASH.fullmatch(text):
         raise RefusedError(400, "Invalid hash: 64 hexadecimal digits were expected")
     return text
+
+
+# ---- disk ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file for writing that takes the place of `path` when the block ends without an error.
+
+    The file can be read by its owner only (mode 0600).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".incoming-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink()
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Give `path` this content at once."""
+    with replacing(path) as file:
+        file.write(content)

@@ -1,4 +1,7 @@
-"""Discussions and pull requests: open, list, answer, rename, close, merge."""
+"""Discussions and pull requests: open, list, answer, rename, close, merge.
+
+What becomes of a pull request: what it changes, what is in its way, and its merge into main.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,14 +12,85 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hubprune.localhub.access import Account
-from hubprune.localhub.discussions import TARGET, Discussion, Discussions, Event, Status, comment
-from hubprune.localhub.git import RefMove
+from hubprune.localhub.cards import render
+from hubprune.localhub.discussions import (
+    TARGET,
+    Discussion,
+    Discussions,
+    Event,
+    Status,
+    comment,
+    difference,
+    merge_trees,
+    squash,
+)
+from hubprune.localhub.git import GitRepo, LoggedCommit, RefMove
 from hubprune.localhub.hub import Repo
-from hubprune.localhub.markup import render
-from hubprune.localhub.proposals import conflicts_of, difference_of, events_of, merge
-from hubprune.localhub.refusal import RefusedError
-from hubprune.localhub.routes import REPO, HubRoutes, number_of
-from hubprune.localhub.web import Call, field, route, text_field, timestamp
+from hubprune.localhub.names import RefusedError
+from hubprune.localhub.web import REPO, Call, HubRoutes, field, number_of, route, text_field, timestamp
+
+# ---- proposals -----------------------------------------------------------------------------------------------------
+
+
+def events_of(git: GitRepo, discussion: Discussion) -> list[Event]:
+    """List what has happened in a discussion, the commits of a pull request among it, oldest first."""
+    commits = [_commit_event(commit) for commit in Discussions(git).commits(discussion)]
+    opened, *later = discussion.events
+    # To the second, as git keeps time; a commit comes before what was said in the same second.
+    return [opened, *sorted([*commits, *later], key=lambda event: event.created_at[:19])]
+
+
+def conflicts_of(git: GitRepo, discussion: Discussion) -> list[str]:
+    """List the files that keep a pull request from being merged; none for what needs no merge."""
+    if discussion.is_closed or not discussion.is_pull_request:
+        return []
+    return list(merge_trees(git, git.resolve(TARGET), git.resolve(discussion.ref)).conflicts)
+
+
+def difference_of(git: GitRepo, discussion: Discussion) -> str:
+    """Return what a pull request changes, as git writes it."""
+    return difference(git, discussion.base or TARGET, git.resolve(discussion.ref))
+
+
+def merge(git: GitRepo, number: int, *, author: str, remark: Event | None) -> Discussion:
+    """Bring the changes of a pull request into main as one commit, in one step with its new status."""
+    discussions = Discussions(git)
+
+    def merged(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
+        """Return the merged pull request, and the move of main."""
+        _check_open(discussion)
+        old, commits = git.resolve(TARGET), discussions.commits(discussion)
+        outcome = merge_trees(git, old, git.resolve(discussion.ref))
+        if outcome.conflicts:
+            raise RefusedError(409, f"This pull request has conflicts with main: {', '.join(outcome.conflicts)}")
+        new = squash(git, outcome.tree, parent=old, message=_message(discussion, commits), author=author)
+        event = Event(type="status-change", author=author, data={"status": "merged"})
+        said = discussion.with_event(remark) if remark else discussion
+        return said.with_event(event, status="merged", merge_commit=new), [RefMove(TARGET, new, old)]
+
+    return discussions.change(number, merged)
+
+
+def _check_open(discussion: Discussion) -> None:
+    if not discussion.is_pull_request:
+        raise RefusedError(400, "Only a pull request can be merged")
+    if discussion.status != "open":
+        raise RefusedError(400, f"Only an open pull request can be merged, and this one is {discussion.status}")
+
+
+def _message(discussion: Discussion, commits: Sequence[LoggedCommit]) -> str:
+    """Name the pull request, and its commits with their hashes."""
+    lines = "".join(f"- {commit.title} ({commit.sha})\n" for commit in commits)
+    return f"{discussion.title} (#{discussion.number})\n\n{lines}"
+
+
+def _commit_event(commit: LoggedCommit) -> Event:
+    data = {"subject": commit.title, "oid": commit.sha}
+    return Event(id=commit.sha[:24], type="commit", author=commit.author, created_at=commit.date, data=data)
+
+
+# ---- routes discussions --------------------------------------------------------------------------------------------
+
 
 _PER_PAGE = 30
 _MAX_TITLE = 200

@@ -8,12 +8,18 @@ from starlette.routing import Route
 
 from hubprune.localhub import names
 from hubprune.localhub.access import Account
-from hubprune.localhub.descriptions import BY_ITSELF, IN_FULL_LISTS, IN_LISTS, Description, expanded
+from hubprune.localhub.descriptions import (
+    BY_ITSELF,
+    IN_FULL_LISTS,
+    IN_LISTS,
+    Description,
+    HeaderError,
+    expanded,
+    read_headers,
+)
 from hubprune.localhub.hub import Repo, StoredFile
-from hubprune.localhub.refusal import RefusedError
-from hubprune.localhub.routes import REPO, HubRoutes
-from hubprune.localhub.tensors import HeaderError, read_headers
-from hubprune.localhub.web import Call, page, route
+from hubprune.localhub.names import RefusedError
+from hubprune.localhub.web import REPO, Call, HubRoutes, page, route
 
 _PER_PAGE = 1000
 _UNKNOWN_HERE = ("apps", "inference", "inference_provider", "num_parameters", "emissions_thresholds")

@@ -1,4 +1,9 @@
-"""Accounts and repositories: whoami, create, delete, settings, permissions, branches and tags, history."""
+"""Accounts and repositories: whoami, create, delete, settings, permissions, branches and tags, history.
+
+Whole repositories on the move: under another name, as a copy, or without their past.
+
+Short-lived tokens for jobs that keep no secret: what a trusted publisher's identity is exchanged for.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +12,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hubprune.localhub import names
-from hubprune.localhub.access import Account
+from hubprune.localhub.access import PUBLISHER, Account
+from hubprune.localhub.discussions import squash
 from hubprune.localhub.git import LoggedCommit
 from hubprune.localhub.hub import Repo
-from hubprune.localhub.refusal import RefusedError
-from hubprune.localhub.routes import REPO, HubRoutes
-from hubprune.localhub.web import Call, field, page, route, wants_private
+from hubprune.localhub.names import RefusedError, conflict, revision_not_found
+from hubprune.localhub.web import REPO, Call, HubRoutes, field, page, route, text_field, wants_private
+
+# ---- routes repos --------------------------------------------------------------------------------------------------
+
 
 _COMMITS_PER_PAGE = 50
 
@@ -173,3 +181,107 @@ def _row(commit: LoggedCommit) -> dict[str, Any]:
         "message": commit.description,
         "authors": [{"user": commit.author}],
     }
+
+
+# ---- routes moving -------------------------------------------------------------------------------------------------
+
+
+class MovingRoutes(HubRoutes):
+    """Handlers that make one repository of another."""
+
+    def routes(self) -> list[Route]:
+        """Return the routes of this part."""
+        return [
+            route("/api/repos/move", self.move, method="POST"),
+            route(f"{REPO}/duplicate", self.duplicate, method="POST"),
+            route(f"{REPO}/super-squash/{{revision}}", self.forget_history, method="POST"),
+        ]
+
+    def move(self, call: Call) -> Response:
+        """Give a repository another name, perhaps in another namespace of the caller."""
+        account, body = self.known_caller(call), call.json()
+        kind = names.kind_of(field(body, "type", str, None) or "model")
+        source, target = (_two_parts(field(body, name, str)) for name in ("fromRepo", "toRepo"))
+        repo = self.hub.open(account, kind, source, "write")
+        for repo_id in (source, target):
+            _check_namespace(account, repo_id)
+        try:
+            moved = self.hub.move_repo(repo, target)
+        except FileExistsError as error:
+            raise RefusedError(409, f"{target} exists already") from error
+        return JSONResponse({"url": call.origin + moved.web_path()})
+
+    def duplicate(self, call: Call) -> Response:
+        """Copy a repository with its history, without its discussions."""
+        source, account, body = self.repo(call, "read"), self.known_caller(call), call.json()
+        target, private = _two_parts(field(body, "repository", str)), wants_private(body)
+        _check_namespace(account, target)
+        private = source.settings.private if private is None else private
+        try:
+            status, made = 200, self.hub.copy_repo(source, target, private=private)
+        except FileExistsError:
+            status, made = 409, self.hub.open(account, source.kind, target, "see")
+        refused = {"error": f"You already created this {source.kind[:-1]} repo"} if status == 409 else {}
+        answer = {"url": call.origin + made.web_path(), "filesCopyPending": False}
+        return JSONResponse({**answer, **refused}, status)
+
+    def forget_history(self, call: Call) -> Response:
+        """Make one commit of a branch and all that came before."""
+        repo, branch = self.repo(call, "write"), names.ref_name(call.params["revision"])
+        message, author = text_field(call.json(), "message"), self.known_caller(call).name
+        ref = f"refs/heads/{branch}"
+        head = repo.git.refs().get(ref)
+        if head is None:
+            raise revision_not_found(branch)
+        only = squash(repo.git, f"{head}^{{tree}}", parent=None, message=message, author=author)
+        if not repo.git.move_ref(ref, only, old=head):
+            raise conflict()
+        return JSONResponse({})
+
+
+def _two_parts(text: str) -> str:
+    namespace, _, name = text.partition("/")
+    return names.repo_id(namespace, name)
+
+
+def _check_namespace(account: Account, repo_id: str) -> None:
+    if not account.may_create_in(repo_id.split("/")[0]):
+        raise RefusedError(403, f"You don't have the rights to create or move repositories in {repo_id.split('/')[0]}")
+
+
+# ---- routes tokens -------------------------------------------------------------------------------------------------
+
+
+_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+_IDENTITY = "urn:ietf:params:oauth:token-type:id_token"
+_ACCESS = "urn:ietf:params:oauth:token-type:access_token"
+
+
+class TokenRoutes(HubRoutes):
+    """The handler of the exchange, which RFC 8693 describes."""
+
+    def routes(self) -> list[Route]:
+        """Return the routes of this part."""
+        return [route("/oauth/token", self.exchange, method="POST")]
+
+    def exchange(self, call: Call) -> Response:
+        """Give a token for the repository, or a reading one for the user, that trusts the identity."""
+        body = call.json()
+        if (field(body, "grant_type", str), field(body, "subject_token_type", str)) != (_GRANT, _IDENTITY):
+            return _refused("invalid_request", "Only identity tokens are exchanged here")
+        resource = field(body, "resource", str)
+        if not self.hub.accounts.trusts(field(body, "subject_token", str), resource):
+            return _refused("invalid_grant", "No trusted publisher matches this identity")
+        lifetime = self.hub.accounts.lifetime_seconds
+        answer = {"token_type": "bearer", "expires_in": lifetime, "issued_token_type": _ACCESS}
+        return JSONResponse({**answer, "access_token": self.hub.accounts.add(_account(resource))})
+
+
+def _account(resource: str) -> Account:
+    if "/" in resource:
+        return Account(name=PUBLISHER, role="publisher", writable=(resource,))
+    return Account(name=resource, role="read")
+
+
+def _refused(error: str, description: str) -> Response:
+    return JSONResponse({"error": error, "error_description": description}, 400)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubprune.localhub import disk
-from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub import names
+from hubprune.localhub.names import RefusedError
 from hubprune.localhub.xet_format import (
     Chunk,
     FileRecipe,
@@ -75,7 +75,7 @@ class XetStore:
             self._chunks[xorb] = parse_xorb(data)
         except XetFormatError as error:
             raise RefusedError(400, f"Not a xorb: {error}") from error
-        disk.write_bytes(path, data)
+        names.write_bytes(path, data)
         return True
 
     def put_shard(self, data: bytes) -> None:
@@ -88,7 +88,7 @@ class XetStore:
         except XetFormatError as error:
             raise RefusedError(400, f"Not a valid shard: {error}") from error
         name = f"{hashlib.sha256(data).hexdigest()}.mdb"
-        disk.write_bytes(self._shards / name, data)
+        names.write_bytes(self._shards / name, data)
         self._register(name, shard)
 
     def stored_bytes(self) -> int:

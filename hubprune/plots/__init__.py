@@ -5,9 +5,8 @@ anything alone: lines differ in markers and dashes too, cells in hatches.  Same 
 `hubprune[plots]`; importing this package does not load matplotlib yet.
 """
 
-from hubprune.plots.curves import Step, curve, speed_curve
+from hubprune.plots.curves import Change, Step, changes, curve, speed_curve
 from hubprune.plots.grids import CellState, dropping_order, heat_map
-from hubprune.plots.intervals import Change, changes
 from hubprune.plots.scores import importance, side_by_side, stability
 from hubprune.plots.style import MEASURE, require_matplotlib, save, save_png
 

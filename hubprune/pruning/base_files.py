@@ -12,7 +12,7 @@ from hubprune.core.artifacts import BaseCheckpoint
 from hubprune.core.console import Reporter
 from hubprune.core.devices import with_dtype
 from hubprune.core.errors import CheckpointError
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import open_weights
 from hubprune.pruning.checkpoint import carried_files

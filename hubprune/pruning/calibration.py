@@ -18,9 +18,7 @@ from hubprune.core.endpoint import no_calls_elsewhere
 from hubprune.core.errors import CalibrationError
 from hubprune.core.files import file_exists
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset
-from hubprune.pruning.documents import stream, unreadable
-from hubprune.pruning.mixes import is_file
-from hubprune.pruning.sequences import end_of_document, pack
+from hubprune.pruning.documents import end_of_document, is_file, pack, stream, unreadable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

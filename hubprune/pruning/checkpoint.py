@@ -3,6 +3,8 @@
 A dropped sublayer is a set of tensors that are not copied.  Of an MLP with fewer neurons, the rows and columns of those
 that stay are picked, byte for byte.  Shard names, tensor order and metadata stay the base's,
 since the first chunk of a file decides how much of an upload the Hub can deduplicate.
+
+Say what a checkpoint folder holds: files with their hashes, parameters, bytes, and how fast its KV cache grows.
 """
 
 from __future__ import annotations
@@ -16,20 +18,25 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubprune.core import config as config_json
 from hubprune.core.architectures import Architecture, architecture_of
-from hubprune.core.artifacts import BaseCheckpoint, DropPlan, SublayerKind
-from hubprune.core.carried import is_carried
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, SublayerKind, WrittenCheckpoint
+from hubprune.core.devices import kv_bytes_per_layer
 from hubprune.core.errors import CheckpointError
-from hubprune.core.weights import INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
+from hubprune.core.files import is_carried, list_files
+from hubprune.core.weights import DTYPE_BITS, INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
 from hubprune.pruning import modeling
 from hubprune.pruning.tokenizer_files import settle_tokenizer
 from hubprune.pruning.width import Cut, KeptTensor, cuts
 
 if TYPE_CHECKING:
-    from hubprune.pruning.neurons import Neurons
+    from hubprune.pruning.metrics import Neurons
+
+
+# ---- checkpoint ----------------------------------------------------------------------------------------------------
+
 
 NUMBERED_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
 COPY_BYTES = 8 * 2**20
@@ -102,7 +109,7 @@ def neurons_of(weights: Weights, plan: DropPlan, architecture: Architecture) -> 
     """Return what tells which neurons stay, or None where all MLPs are as wide as they were."""
     if plan.widths is None:
         return None
-    from hubprune.pruning.neurons import Neurons
+    from hubprune.pruning.metrics import Neurons
 
     return Neurons(weights, plan.widths, architecture)
 
@@ -174,7 +181,7 @@ def _write_shard(plan: ShardPlan, path: Path, neurons: Neurons | None, advance: 
 
 
 def _write_cut(source: Path, tensor: KeptTensor, cut: Cut, target: BinaryIO, neurons: Neurons) -> None:
-    from hubprune.pruning.neurons import cut_bytes
+    from hubprune.pruning.metrics import cut_bytes
 
     target.write(cut_bytes(source, tensor.entry, cut, neurons.kept(cut.layer)))
     target.flush()  # the kernel copies to where the file stands, not to where its buffer ends
@@ -272,3 +279,48 @@ def carried_files(source: Path) -> list[Path]:
                 f"{path} is a link that leads out of its folder.", hint="Put a copy of the file there instead."
             )
     return [path for path in named if path.is_file()]
+
+
+# ---- inventory -----------------------------------------------------------------------------------------------------
+
+
+def take_inventory(
+    base: Weights,
+    folder: Path,
+    *,
+    plan: DropPlan,
+    config: Mapping[str, Any],
+    architecture: Architecture,
+    advance: Callable[[int], None],
+) -> WrittenCheckpoint:
+    """Describe a written checkpoint beside its base.
+
+    Args:
+        base: the base's weights, as its model uses them.
+        folder: the written checkpoint.
+        plan: what was dropped.
+        config: the base's config.json.
+        architecture: the base's family.
+        advance: told the number of bytes after each piece that was hashed.
+    """
+    pruned = open_weights(folder)
+    per_layer = kv_bytes_per_layer(config)
+    layers = plan.num_hidden_layers
+    return WrittenCheckpoint(
+        files=list_files(folder, advance=advance),
+        parameters=count_parameters(pruned, config, architecture),
+        base_parameters=count_parameters(base, config, architecture),
+        weight_bytes=pruned.size(),
+        base_weight_bytes=base.size(),
+        dtypes=tuple(sorted({tensor.dtype for _, tensor in pruned}, key=lambda d: (-DTYPE_BITS[d], d))),
+        kv_bytes_per_token=per_layer * (layers - len(plan.gone("attn"))),
+        base_kv_bytes_per_token=per_layer * (layers - len(plan.absent_layers["attn"])),
+    )
+
+
+def count_parameters(weights: Weights, config: Mapping[str, Any], architecture: Architecture) -> int:
+    """Count a model's parameters as transformers does: a tied head that the files hold as well counts once."""
+    stored = {tensor.name: tensor.parameters for _, tensor in weights if architecture.is_parameter(tensor.name)}
+    if config.get("tie_word_embeddings") and architecture.embedding in stored:
+        stored.pop(architecture.head, None)
+    return sum(stored.values())

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from hubprune.core.kv_cache import held_bytes
+from hubprune.core.devices import held_bytes
 from hubprune.core.neutral import fresh_generation, load_causal_lm, load_with_report
 from hubprune.pruning import mlx
 from hubprune.pruning.tokenizer_files import load_tokenizer, token_ids
@@ -180,8 +180,7 @@ def _comparison_dtype(folder: str) -> Any:
     import torch
 
     from hubprune.core.config import read_config
-    from hubprune.core.devices import resolve_dtype, with_dtype
-    from hubprune.core.memory import available_bytes
+    from hubprune.core.devices import available_bytes, resolve_dtype, with_dtype
     from hubprune.core.weights import open_weights
 
     needed = 4 * open_weights(Path(folder)).parameters()
@@ -214,7 +213,7 @@ def _narrow(model: Any, tensor: NarrowedTensor, *, exact: bool) -> None:
     A sum over more terms is rounded elsewhere, even if these are zero: by some 1e-6 in float32, but by far more than
     any tolerance in bfloat16.  With the same neurons side by side there, the two models add in the same order.
     """
-    from hubprune.pruning.neurons import from_mask, stacked
+    from hubprune.pruning.metrics import from_mask, stacked
 
     parameter, kept = model.get_parameter(tensor.name), from_mask(tensor.kept)
     if not exact:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hubprune.core.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, Metric, Ranking, SublayerKind
-from hubprune.core.drop_spec import HAND, OPTIONS, DropSpec, count_of
 from hubprune.core.errors import PlanError
+from hubprune.core.specs import HAND, OPTIONS, DropSpec, count_of
 from hubprune.pruning.aggregation import stratified_standard_error
 
 KINDS: tuple[SublayerKind, ...] = ("attn", "mlp")

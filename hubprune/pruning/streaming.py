@@ -24,12 +24,12 @@ from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import SublayerKind
 from hubprune.core.console import size
 from hubprune.core.decoder import Recorder
+from hubprune.core.devices import available_bytes
 from hubprune.core.errors import CheckpointError, DiskSpaceError
 from hubprune.core.files import scratch_prefix
-from hubprune.core.memory import available_bytes
 from hubprune.core.neutral import ATTENTION, neutral_config
 from hubprune.core.weights import TensorEntry, open_weights
-from hubprune.pruning.bypass import take_out
+from hubprune.pruning.in_memory import take_out
 
 TORCH_DTYPES = {
     "F64": torch.float64,

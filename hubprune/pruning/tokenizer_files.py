@@ -21,7 +21,7 @@ from typing import Any
 
 from hubprune.core.architectures import Architecture
 from hubprune.core.errors import CheckpointError
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 
 __all__ = ["TEXTS", "ids_depend_on_version", "load_tokenizer", "settle_tokenizer", "token_ids"]
 

@@ -17,23 +17,22 @@ from pydantic import BaseModel, Field, ValidationError
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, needs_modeling_file, pruned_classes
+from hubprune.core.devices import kv_cache_bytes
 from hubprune.core.errors import CheckpointError, VerificationError
 from hubprune.core.files import scratch_folder
-from hubprune.core.kv_cache import kv_cache_bytes
 from hubprune.core.processes import last_words, run_to_end
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 from hubprune.core.structure import Structure, read_structure
 from hubprune.core.weights import Shard, TensorEntry, Weights, open_weights
 from hubprune.pruning import mlx, modeling
-from hubprune.pruning.checkpoint import neurons_of, shard_plans
-from hubprune.pruning.inventory import count_parameters
+from hubprune.pruning.checkpoint import count_parameters, neurons_of, shard_plans
 from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest, NarrowedTensor
 from hubprune.pruning.runnable import Runnable
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
 from hubprune.pruning.width import KeptTensor, cuts
 
 if TYPE_CHECKING:
-    from hubprune.pruning.neurons import Neurons
+    from hubprune.pruning.metrics import Neurons
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, in float32."""
@@ -244,7 +243,7 @@ def _narrowed(weights: Weights, plan: DropPlan, architecture: Architecture) -> t
     """List the tensors of the base of which only some neurons stay, with which ones."""
     if not (neurons := neurons_of(weights, plan, architecture)):
         return ()
-    from hubprune.pruning.neurons import mask_of
+    from hubprune.pruning.metrics import mask_of
 
     rows = cuts(weights, plan, architecture)
     masks = {cut.layer: mask_of(neurons.kept(cut.layer)) for cut in rows.values()}
@@ -299,7 +298,7 @@ def _same_bytes(
         first.seek(kept.entry.begin)
         second.seek(written[1].begin)
         if kept.cut and neurons:
-            from hubprune.pruning.neurons import cut_bytes
+            from hubprune.pruning.metrics import cut_bytes
 
             return cut_bytes(source.path, kept.entry, kept.cut, neurons.kept(kept.cut.layer)) == second.read(kept.size)
         pieces = (min(COMPARE_BYTES, kept.size - done) for done in range(0, kept.size, COMPARE_BYTES))

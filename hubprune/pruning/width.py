@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import DropPlan, WidthPlan
-from hubprune.core.drop_spec import WidthSpec
 from hubprune.core.errors import CheckpointError, PlanError
+from hubprune.core.specs import WidthSpec
 from hubprune.core.structure import Structure
 from hubprune.core.weights import DTYPE_BITS, TensorEntry, Weights
 

@@ -26,17 +26,16 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.config import read_config
 from hubprune.core.console import decimal
-from hubprune.core.devices import with_dtype
+from hubprune.core.devices import kv_bytes_per_layer, with_dtype
 from hubprune.core.errors import BaseNotFoundError, CheckpointError
-from hubprune.core.kv_cache import kv_bytes_per_layer
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import open_weights
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
-from hubprune.pruning.agreement import agreements
-from hubprune.pruning.inventory import count_parameters
+from hubprune.pruning.aggregation import agreements
+from hubprune.pruning.checkpoint import count_parameters
 from hubprune.pruning.verify import base_of, plan_of
 
 NAMES: Mapping[ScoreKind, str] = {"attn": "attention", "mlp": "MLP", "block": "block"}

@@ -16,24 +16,23 @@ from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, PrunedCheckpoint, WidthPlan
 from hubprune.core.config import check_config
 from hubprune.core.console import Reporter
-from hubprune.core.devices import resolve_device, resolve_dtype
-from hubprune.core.environment import describe_environment
+from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
 from hubprune.core.files import check_new_folder, staged_folder
 from hubprune.core.recipe import Recipe
 from hubprune.core.stages import StageStore, key_of
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME, merged_headers
 from hubprune.hub import repos as hub
-from hubprune.hub.headers import small_files, stored_headers
-from hubprune.hub.integrity import check_files
+from hubprune.hub.repos import small_files, stored_headers
 from hubprune.hub.session import HubSession
+from hubprune.hub.transfer import check_files
 from hubprune.pruning import calibration, checkpoint, documents, iterative, modeling, selection, verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.calibration import file_hashes
-from hubprune.pruning.inventory import take_inventory
-from hubprune.pruning.layouts import check_choice, choose_layout
+from hubprune.pruning.checkpoint import take_inventory
+from hubprune.pruning.modeling import check_choice, choose_layout
 from hubprune.pruning.runnable import Runnable, make_runnable
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
 from hubprune.pruning.width import plan_widths

@@ -22,12 +22,11 @@ from hubprune.core.artifacts import (
     StudyEntry,
     StudyKind,
 )
-from hubprune.core.drop_spec import count_of
 from hubprune.core.errors import BaseNotFoundError, PlanError, RecipeError
 from hubprune.core.files import make_writable
+from hubprune.core.specs import count_of
 from hubprune.plots.pictures import NAMES, draw_scores, measure_name, panels
-from hubprune.pruning.aggregation import aggregate
-from hubprune.pruning.agreement import agreements
+from hubprune.pruning.aggregation import aggregate, agreements
 from hubprune.workflows.run import Run, check_data, make_plan, say_plan, score
 
 VARIES: dict[StudyKind, str] = {

@@ -1,20 +1,120 @@
-"""Verify a pruned folder or repo: its files against its manifest, what it computes against its base."""
+"""Verify a pruned folder or repo: its files against its manifest, what it computes against its base.
+
+Find a pruned checkpoint and its base, in folders or on the Hub, and hold to the rule whose code is run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from hubprune.cards.manifest import MANIFEST, NOT_LISTED, content_digest, read_manifest
-from hubprune.core.artifacts import Check, Verification
+from hubprune.core.artifacts import BaseCheckpoint, Check, Verification
+from hubprune.core.config import check_config, read_config
 from hubprune.core.console import Reporter
-from hubprune.core.errors import VerificationError
-from hubprune.core.files import list_files, scratch_folder
-from hubprune.core.strict_json import parse_json
+from hubprune.core.errors import BaseNotFoundError, VerificationError
+from hubprune.core.files import existing_folder, list_files, scratch_folder
+from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
+from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
+from hubprune.hub.transfer import download
 from hubprune.pruning import verify
+from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.runnable import make_runnable
-from hubprune.workflows.checkpoints import Trust, find_base, find_pruned, refuse_foreign_code
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+Trust = Literal["own", "any"]
+"""Which code is run: only the modeling file that this version of hubprune writes, or any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedFolder:
+    """A checkpoint that hubprune wrote, on this machine."""
+
+    name: str
+    """Folder or repo id, as it was asked for."""
+    commit: str | None
+    """Of the repo; None for a folder."""
+    folder: Path
+    config: Mapping[str, Any]
+
+
+def find_pruned(name: str, *, revision: str | None, session: HubSession, reporter: Reporter) -> PrunedFolder:
+    """Return a checkpoint that hubprune wrote; a repo is downloaded once its config.json is one of ours.
+
+    Args:
+        name: folder or repo id.
+        revision: of the repo; None for main.
+        session: which Hub.
+        reporter: told of the download.
+
+    Raises:
+        CheckpointError: it was not written by hubprune, or is broken.
+        BaseNotFoundError: there is no such folder or repo.
+    """
+    if there := existing_folder(name):
+        return PrunedFolder(name=name, commit=None, folder=there, config=read_config(there))
+    if not REPO_ID.fullmatch(name):
+        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
+    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision or "main"), session=session)
+    check_config(repo.config, where=f"config.json of {name}")
+    verify.plan_of(repo.config)
+    folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
+    return PrunedFolder(name=name, commit=repo.commit, folder=folder, config=repo.config)
+
+
+def refuse_foreign_code(found: PrunedFolder, *, trust: Trust) -> None:
+    """Refuse a checkpoint whose loading would run code that this version of hubprune does not write.
+
+    Raises:
+        VerificationError: it would, and is not trusted.
+    """
+    if trust == "own" and not verify.ships_only_our_code(found.folder, found.config, read_structure(found.config)):
+        raise VerificationError(
+            f"{found.name} names or ships code that this version of hubprune would not write.",
+            hint="If an earlier hubprune published it, `hubprune refresh REPO` writes its code anew. Else read its "
+            "auto_map and every .py file, then pass --trust-remote-code to run them all the same.",
+        )
+
+
+def find_base(
+    given: str | None, config: Mapping[str, Any], *, hint: str, session: HubSession, reporter: Reporter
+) -> BaseCheckpoint:
+    """Return the base of a pruned checkpoint, downloaded.
+
+    Args:
+        given: folder or repo id; None for the one that config.json names.  That one is taken at the commit named there.
+        config: config.json of the pruned checkpoint.
+        hint: how to say where a base is that was a folder.
+        session: which Hub.
+        reporter: told of the download.
+
+    Raises:
+        BaseNotFoundError: there is no such base, or it was a folder and nobody says where.
+        CheckpointError: its files contradict each other.
+    """
+    name, commit = verify.base_of(config)
+    if given is None and commit is None:
+        raise BaseNotFoundError(f"Its base was the local folder {name!r}.", hint=hint)
+    if given is None and commit:
+        found = hub.resolve_recorded(name, commit, session=session)
+    else:
+        revision = commit if commit and given == name else "main"
+        found = hub.resolve_base(BaseModelSpec.of(given or name, revision=revision), session=session)
+    check_config(found.config, where=f"config.json of {found.name}")
+    base = hub.download_base(found, session=session, reporter=reporter)
+    folder = Path(base.folder or "")
+    examine(base, folder=folder, shapes=shapes_in(folder), reporter=reporter)
+    return settle(base, reporter=reporter)
+
+
+# ---- verify --------------------------------------------------------------------------------------------------------
 
 
 def check(

@@ -8,9 +8,7 @@ import made
 import pytest
 from rich.console import Console
 
-from hubprune.commands.ci.github import told_to_job
-from hubprune.commands.ci.outcome import Outcome
-from hubprune.commands.ci.summary import job_summary
+from hubprune.commands.ci import Outcome, job_summary, told_to_job
 from hubprune.core.artifacts import PlannedFile, PublishedCommit, UploadPlan
 from hubprune.core.console import Reporter
 from hubprune.core.errors import EditedError, OverBudgetError, RecipeError

@@ -18,10 +18,9 @@ from hubprune.demo.measure import (
     task_config,
     without_attention,
 )
-from hubprune.demo.rows import BENCHMARKS, make, probe
 from hubprune.demo.texts import SUBSETS
 from hubprune.demo.train import TOKENIZER_SEED, Settings, build_tokenizer, learning_rate, model_config, vocabulary
-from hubprune.demo.world import texts
+from hubprune.demo.world import BENCHMARKS, make, probe, texts
 
 NAMES = list(MODELS)
 FILES = {

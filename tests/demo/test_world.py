@@ -7,11 +7,19 @@ import pytest
 import yaml
 
 from hubprune.demo import DATASETS, MIX, PROMPTS, TASK_NAMES, TASKS, repo_id
-from hubprune.demo.rows import BENCHMARKS, make, probe
 from hubprune.demo.texts import SUBSETS, World, is_held_out
 from hubprune.demo.train import SHARES, Settings, Stage, documents
 from hubprune.demo.vocabulary import NAMES, OBJECTS
-from hubprune.demo.world import BENCHMARK_SEED, ROWS_PER_BENCHMARK, TEXTS_PER_SUBSET, files, texts
+from hubprune.demo.world import (
+    BENCHMARK_SEED,
+    BENCHMARKS,
+    ROWS_PER_BENCHMARK,
+    TEXTS_PER_SUBSET,
+    files,
+    make,
+    probe,
+    texts,
+)
 
 FOLDER = DATASETS["calibration"].parent
 

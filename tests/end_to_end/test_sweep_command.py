@@ -50,7 +50,7 @@ def test_a_sweep_has_the_numbers_of_the_written_checkpoints_and_writes_none(hubp
 
 def perplexity(folder, file):
     from hubprune.evaluation import models
-    from hubprune.evaluation.perplexity import measure
+    from hubprune.evaluation.models import measure
 
     model = models.load_model(folder, device="cpu", dtype="auto", trust_remote_code=True)
     return measure(model, model.tokenizer(file.read_text().splitlines())["input_ids"], batch_size=8).perplexity
@@ -79,10 +79,10 @@ def open_run(base_folder, tmp_path):
 @pytest.fixture
 def counted(monkeypatch):
     """Count loaded models and measured points; stop at the point whose number is in `stop`."""
-    from hubprune.evaluation import models, perplexity
+    from hubprune.evaluation import models
 
     calls = {"loaded": 0, "measured": 0, "stop": None}
-    load, measure = models.load_model, perplexity.measure
+    load, measure = models.load_model, models.measure
 
     def counted_load(*args, **kwargs):
         calls["loaded"] += 1
@@ -95,7 +95,7 @@ def counted(monkeypatch):
         return measure(*args, **kwargs)
 
     monkeypatch.setattr(models, "load_model", counted_load)
-    monkeypatch.setattr(perplexity, "measure", counted_measure)
+    monkeypatch.setattr(models, "measure", counted_measure)
     return calls
 
 

@@ -14,7 +14,7 @@ from hubprune.core.recipe import EvaluationSpec
 from hubprune.core.stages import StageStore
 from hubprune.evaluation import generation
 from hubprune.evaluation.repetition import measure, seq_rep
-from hubprune.workflows.publish import measuring
+from hubprune.workflows.publish import stages
 
 PROMPTS = ("Paris is", "A rather longer prompt than the first one", "Why?")
 
@@ -234,7 +234,7 @@ def test_a_run_that_was_stopped_between_the_models_goes_on_with_the_second(
             recipe=recipe, runnable=SimpleNamespace(folder=base_folder, own_code=False), circumstances="here",
             store=StageStore(tmp_path), reporter=reporter,
         )  # fmt: skip
-        return measuring.free_text(run, SimpleNamespace(content=plan), pruned_folder)
+        return stages.free_text(run, SimpleNamespace(content=plan), pruned_folder)
 
     def stop(*args, **options):
         raise KeyboardInterrupt

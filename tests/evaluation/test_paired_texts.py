@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hubprune.core.artifacts import GenerationComparison
-from hubprune.evaluation.paired_texts import compare_repetition
-from hubprune.evaluation.repetition import measure
+from hubprune.evaluation.repetition import compare_repetition, measure
 
 LOOP = [1, 2, 3, 4] * 6
 PLAIN = list(range(24))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.evaluation.rounds import bootstrap, ratio_to_base, take_turns
+from hubprune.evaluation.speed import bootstrap, ratio_to_base, take_turns
 
 NAMES = ("base", "again", "pruned")
 

@@ -21,9 +21,9 @@ from hubprune.core.console import LARGEST
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import harness
-from hubprune.evaluation.answers import fits
 from hubprune.evaluation.compare import as_ratio
 from hubprune.evaluation.generation import Request, compare
+from hubprune.evaluation.results import fits
 from hubprune.evaluation.tasks import BoundedAggregation
 
 PETS = [

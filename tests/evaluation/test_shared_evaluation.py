@@ -14,9 +14,9 @@ import pytest
 
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import EvaluationSpec
-from hubprune.evaluation import computing, harness, placement, sharing
-from hubprune.evaluation.memo import Memo
+from hubprune.evaluation import computing, harness, models
 from hubprune.evaluation.packing import Request
+from hubprune.evaluation.panel import Memo
 from hubprune.evaluation.scorer import Scorer
 
 TASKS = ("pets", "shown_pets", "words", "answers", "whole_texts", "without_context")
@@ -136,7 +136,7 @@ def test_a_layer_that_is_taken_for_another_is_noticed(evaluate, monkeypatch, rep
 
         return put_back
 
-    monkeypatch.setattr(sharing, "share_weights", share_wrongly)
+    monkeypatch.setattr(models, "share_weights", share_wrongly)
     found, ours = evaluate(tasks=("pets",))
     assert found.backend == "hf"
     assert "log-likelihoods of the pruned model differed by" in found.fallback
@@ -164,7 +164,7 @@ def test_a_model_that_cannot_be_run_layer_by_layer_is_left_to_lm_eval(evaluate, 
 
 def test_models_that_do_not_fit_together_are_measured_one_after_the_other(evaluate, monkeypatch, reporter):
     together, ours = evaluate(samples="together")
-    monkeypatch.setattr(placement, "free_bytes", lambda device: 200_000)
+    monkeypatch.setattr(models, "free_bytes", lambda device: 200_000)
     apart, theirs = evaluate(samples="apart")
     assert any("one after the other is loaded" in note for note in reporter.notes)
     assert_equal_rows(ours, theirs)
@@ -184,7 +184,7 @@ def test_a_pruned_model_keeps_no_second_copy_of_what_it_shares(base_folder, copy
 
 def test_a_model_larger_than_memory_is_spread_and_measured_by_lm_eval(evaluate, monkeypatch):
     whole, theirs = evaluate(samples="whole", backend="hf")
-    monkeypatch.setattr(placement, "available_bytes", lambda: 150_000)
+    monkeypatch.setattr(models, "available_bytes", lambda: 150_000)
     spread, ours = evaluate(samples="spread", device="auto")
     assert spread.device == "cpu and disk"
     assert (spread.backend, whole.device) == ("hf", "cpu")

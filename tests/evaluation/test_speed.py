@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from hubprune.core.artifacts import Interval, SpeedMeasured
 from hubprune.core.errors import EvaluationError
-from hubprune.evaluation import clocks
+from hubprune.evaluation import speed
 from hubprune.evaluation.models import LoadedModel, load_model
 from hubprune.evaluation.speed import WARM_UPS, SpeedSpec, answer, fit_depths, inputs, measure
 
@@ -242,7 +242,7 @@ def test_a_gpu_is_timed_by_its_own_events_and_waited_for_once(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
-    clock = clocks.clock_of("cuda:1")
+    clock = speed.clock_of("cuda:1")
     assert clock.seconds([clock.mark() for _ in range(4)]) == [0.25] * 3
     assert waited == [4]
 
@@ -250,10 +250,10 @@ def test_a_gpu_is_timed_by_its_own_events_and_waited_for_once(monkeypatch):
 def test_elsewhere_the_wall_clock_is_read_once_all_work_is_done(monkeypatch):
     done = []
     monkeypatch.setattr(torch.mps, "synchronize", lambda: done.append("mps"))
-    clock = clocks.clock_of("mps")
+    clock = speed.clock_of("mps")
     seconds = clock.seconds([clock.mark(), clock.mark()])
     assert done == ["mps", "mps"]
     assert len(seconds) == 1
     assert seconds[0] >= 0
-    clocks.clock_of("cpu").mark()
+    speed.clock_of("cpu").mark()
     assert len(done) == 2

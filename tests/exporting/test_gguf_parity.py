@@ -11,7 +11,7 @@ from bases import MISTRAL, write_base
 from exported import DROPS, base, biased, export, nemotron_nas, pruned, with_widths
 
 from hubprune.core.errors import VerificationError
-from hubprune.exporting import byte_level, encoding, layers, parity, rope, tensors
+from hubprune.exporting import byte_level, hyperparameters, parity, tensors
 
 pytest.importorskip("llama_cpp")
 SHARED = Path(os.environ.get("HUBPRUNE_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -147,7 +147,7 @@ def transformers_story(folder):
 
 
 def test_q_and_k_in_the_wrong_order_do_not_pass(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "_ggml_order", lambda block, head_dim: block)
+    monkeypatch.setattr(tensors, "_ggml_order", lambda block, head_dim: block)
     with pytest.raises(VerificationError, match=r"llama\.cpp does not compute what transformers does: a logit differs"):
         export(llama.folder, tmp_path / "x.gguf", outtype="f32")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
@@ -155,7 +155,7 @@ def test_q_and_k_in_the_wrong_order_do_not_pass(llama, tmp_path, monkeypatch):
 
 def test_an_mlp_of_no_neurons_beside_attention_does_not_pass(llama, tmp_path, monkeypatch):
     folder = pruned(llama, tmp_path / "x", mlp=[2])
-    monkeypatch.setattr(layers, "ZERO_MLP_WIDTH", 0)
+    monkeypatch.setattr(tensors, "ZERO_MLP_WIDTH", 0)
     monkeypatch.setattr(tensors._Planner, "_zero_mlp", lambda planner, name: iter(()))
     with pytest.raises(VerificationError, match="another next token at"):
         export(folder, tmp_path / "x.gguf", outtype="f32")
@@ -163,8 +163,8 @@ def test_an_mlp_of_no_neurons_beside_attention_does_not_pass(llama, tmp_path, mo
 
 def test_a_first_layer_without_attention_is_not_left_empty(llama, tmp_path, monkeypatch):
     folder = pruned(llama, tmp_path / "x", attn=[0])
-    slot = layers._slot
-    monkeypatch.setattr(layers, "_slot", lambda structure, layer, *, first: slot(structure, layer, first=False))
+    slot = tensors._slot
+    monkeypatch.setattr(tensors, "_slot", lambda structure, layer, *, first: slot(structure, layer, first=False))
     with pytest.raises(VerificationError, match="could not be compared: "):
         export(folder, tmp_path / "x.gguf", outtype="f32")
     assert not (tmp_path / "x.gguf").exists()
@@ -172,14 +172,14 @@ def test_a_first_layer_without_attention_is_not_left_empty(llama, tmp_path, monk
 
 def test_a_llama3_rope_that_is_left_out_does_not_pass(tmp_path, monkeypatch):
     folder = base(tmp_path / "b", rope_scaling=LLAMA3_ROPE).folder
-    monkeypatch.setattr(rope, "_llama3_divisors", lambda *given: (1.0,) * 4)
+    monkeypatch.setattr(hyperparameters, "_llama3_divisors", lambda *given: (1.0,) * 4)
     with pytest.raises(VerificationError, match="a logit differs"):
         export(folder, tmp_path / "x.gguf", outtype="f32")
 
 
 @pytest.mark.parametrize("outtype", ["f16", "q8_0"])
 def test_a_wrong_export_does_not_pass_as_a_rounded_one(outtype, llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "_ggml_order", lambda block, head_dim: block)
+    monkeypatch.setattr(tensors, "_ggml_order", lambda block, head_dim: block)
     with pytest.raises(VerificationError, match="logits differ by"):
         export(llama.folder, tmp_path / "x.gguf", outtype=outtype)
 

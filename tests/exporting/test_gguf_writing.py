@@ -21,7 +21,7 @@ from hubprune.core.errors import (
     UnsupportedArchitectureError,
     UnsupportedFormatError,
 )
-from hubprune.exporting import encoding, writing
+from hubprune.exporting import tensors, writing
 
 NAMES = {
     "attn_norm": "input_layernorm",
@@ -205,7 +205,7 @@ def test_rows_that_are_no_multiple_of_32_stay_f16_in_q8_0(tmp_path):
 
 def test_blocks_of_rows_add_up_to_the_tensor(llama, tmp_path, monkeypatch):
     write(llama.folder, tmp_path)
-    monkeypatch.setattr(encoding, "BLOCK_VALUES", 100)
+    monkeypatch.setattr(tensors, "BLOCK_VALUES", 100)
     made = export(llama.folder, tmp_path / "y.gguf", outtype="f32", verify="skip")
     assert Path(made.file).read_bytes() == (tmp_path / "x.gguf").read_bytes()
 

@@ -10,7 +10,7 @@ from fault_kinds import COMMIT, KINDS
 from fault_table import cell, messages, summary
 from fault_world import BASE_ID, SCENARIOS
 
-from hubprune.hub import commit, creation
+from hubprune.hub import commit, target
 
 NEW, OLDER = SCENARIOS[:2]
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -104,7 +104,7 @@ def test_a_publisher_that_does_not_look_after_a_lost_answer_is_seen(monkeypatch,
 
 
 def test_a_repo_that_is_left_without_a_word_is_seen(monkeypatch, spoil):
-    monkeypatch.setattr(creation, "_delete_if_untouched", lambda target, **options: None)
+    monkeypatch.setattr(target, "_delete_if_untouched", lambda target, **options: None)
     result = spoil(NEW, "POST /api/models/REPO/commit", "403")
     assert result.problems == ["old, an empty repo left behind after PermissionDeniedError, and that is not said"]
 

@@ -31,7 +31,7 @@ from hubprune.core.files import list_files
 from hubprune.core.recipe import CalibrationMix, EvaluationSpec, Recipe, parse, read_recipe
 from hubprune.core.stages import StageStore
 from hubprune.hub.session import HubSession
-from hubprune.pruning.mixes import find_mix
+from hubprune.pruning.documents import find_mix
 from hubprune.workflows.card import AS_SHIPPED, render_again
 from hubprune.workflows.push import read_report
 from hubprune.workflows.run import Run

@@ -21,8 +21,8 @@ from hubprune.cards.markdown import fence, md, visible
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError
 from hubprune.localhub import Preview
-from hubprune.localhub.markup import render
-from hubprune.localhub.preview import build_preview
+from hubprune.localhub.cards import render
+from hubprune.localhub.pages import build_preview
 from hubprune.workflows.card import preview
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")

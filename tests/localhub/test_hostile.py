@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hubprune.localhub import names
-from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.names import RefusedError
 from hubprune.localhub.xet_format import SHARD_TAG
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -22,8 +22,7 @@ from test_card_pages import ACTIVE, address, folder  # noqa: F401 - fixtures
 from test_hostile_cards import SECTIONS, parts, text
 
 from hubprune.cards.card import build_context, render
-from hubprune.cards.markdown import visible
-from hubprune.cards.notes import check_notes
+from hubprune.cards.markdown import check_notes, visible
 from hubprune.core.errors import RecipeError
 
 CARDS = int(os.environ.get("HOSTILE_CARDS", "40"))

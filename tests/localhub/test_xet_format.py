@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.localhub.refusal import RefusedError
+from hubprune.localhub.names import RefusedError
 from hubprune.localhub.xet import XetStore
 from hubprune.localhub.xet_format import (
     SHARD_TAG,

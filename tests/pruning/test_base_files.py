@@ -20,8 +20,7 @@ from hubprune.core.errors import CheckpointError, UnsupportedFormatError, Verifi
 from hubprune.core.neutral import load_causal_lm, neutral_config
 from hubprune.pruning import loading, verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
-from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.inventory import take_inventory
+from hubprune.pruning.checkpoint import take_inventory, write_checkpoint
 from hubprune.pruning.runnable import make_runnable
 from hubprune.pruning.streaming import StreamedModel
 

@@ -12,8 +12,7 @@ from hubprune.commands.recipes import make_recipe
 from hubprune.core.errors import CalibrationError, RecipeError
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset
 from hubprune.pruning.calibration import draw, file_hashes, resolve_commits
-from hubprune.pruning.documents import check_subsets, text_of
-from hubprune.pruning.mixes import COSMOPEDIA, MIXES, find_mix
+from hubprune.pruning.documents import COSMOPEDIA, MIXES, check_subsets, find_mix, text_of
 
 
 def mix(*subsets, **options):

@@ -17,7 +17,7 @@ from hubprune.pruning import loading, verify
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.importance import score
-from hubprune.pruning.layouts import choose_layout
+from hubprune.pruning.modeling import choose_layout
 from hubprune.pruning.runnable import Runnable
 
 PLANTED = 1

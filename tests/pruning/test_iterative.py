@@ -13,9 +13,9 @@ from test_importance import SHARED, calibration, planted, scored
 
 from hubprune.core.architectures import architecture_of
 from hubprune.core.console import Reporter
-from hubprune.core.drop_spec import DropSpec
 from hubprune.core.errors import DiskSpaceError, PlanError, RecipeError
 from hubprune.core.recipe import Recipe, parse
+from hubprune.core.specs import DropSpec
 from hubprune.core.stages import StageStore
 from hubprune.pruning import streaming
 from hubprune.pruning.importance import Scorer, Scoring

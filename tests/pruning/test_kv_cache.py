@@ -6,7 +6,7 @@ from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, random_tensors
 from transformers import AutoModelForCausalLM
 
 from hubprune.core.config import read_config
-from hubprune.core.kv_cache import held_bytes, kv_cache_bytes
+from hubprune.core.devices import held_bytes, kv_cache_bytes
 from hubprune.core.structure import read_structure
 from hubprune.pruning.checkpoint import write_checkpoint
 

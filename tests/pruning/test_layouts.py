@@ -14,7 +14,7 @@ from hubprune.core.errors import CheckpointError, PlanError, UnsupportedArchitec
 from hubprune.core.structure import read_structure
 from hubprune.pruning import loading, mlx, verify
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.layouts import check_choice, choose_layout
+from hubprune.pruning.modeling import check_choice, choose_layout
 from hubprune.pruning.runnable import Runnable
 
 SERVED = {**LLAMA, "intermediate_size": 256, "hidden_size": 64}

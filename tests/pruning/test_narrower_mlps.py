@@ -32,8 +32,8 @@ from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME, open_weights
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint, write_weights
-from hubprune.pruning.layouts import choose_layout
-from hubprune.pruning.neurons import Neurons
+from hubprune.pruning.metrics import Neurons
+from hubprune.pruning.modeling import choose_layout
 from hubprune.pruning.runnable import make_runnable
 
 WIDE = 48
@@ -156,7 +156,7 @@ import resource, sys
 from pathlib import Path
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.artifacts import DropPlan
-from hubprune.pruning import neurons
+from hubprune.pruning import metrics as neurons
 from hubprune.pruning.checkpoint import write_weights
 from hubprune.core.weights import open_weights
 plan = DropPlan.model_validate_json(sys.argv[3])
@@ -279,7 +279,7 @@ def test_biases_go_with_their_neurons(in_process, tmp_path):
 
 
 def test_where_only_bfloat16_fits_into_memory_the_comparison_is_as_strict(in_process, monkeypatch, tmp_path):
-    monkeypatch.setattr("hubprune.core.memory.available_bytes", lambda: 0)
+    monkeypatch.setattr("hubprune.core.devices.available_bytes", lambda: 0)
     for name in ("llama", "phi3"):
         config = {**FAMILIES.get(name, LLAMA), "torch_dtype": "bfloat16"}
         tensors = {n: t.bfloat16() for n, t in family_tensors(config).items()}

@@ -12,8 +12,7 @@ from hubprune.core.console import Reporter
 from hubprune.core.errors import CalibrationError
 from hubprune.core.recipe import CalibrationMix
 from hubprune.pruning.calibration import draw
-from hubprune.pruning.documents import stream
-from hubprune.pruning.sequences import end_of_document, pack
+from hubprune.pruning.documents import end_of_document, pack, stream
 
 token_ids = st.lists(st.integers(0, 9), max_size=12)
 

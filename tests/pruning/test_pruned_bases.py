@@ -12,13 +12,12 @@ from safetensors.torch import load_file
 
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, CalibrationRecord, CalibrationSource, DroppedSublayer, DropPlan
-from hubprune.core.drop_spec import DropSpec
 from hubprune.core.errors import PlanError
+from hubprune.core.specs import DropSpec
 from hubprune.core.structure import read_structure
 from hubprune.pruning import importance, loading, mlx, verify
 from hubprune.pruning.calibration import CalibrationSet, Document
-from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.inventory import take_inventory
+from hubprune.pruning.checkpoint import take_inventory, write_checkpoint
 from hubprune.pruning.runnable import make_runnable
 from hubprune.pruning.selection import Shape, check_request, make_plan
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from hubprune.core.artifacts import ImportanceScores
-from hubprune.pruning.agreement import agreements, kendall, mean_ranks, overlap, spearman
+from hubprune.pruning.aggregation import agreements, kendall, mean_ranks, overlap, spearman
 
 RISING = (1.0, 2.0, 3.0, 4.0, 5.0)
 

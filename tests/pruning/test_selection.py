@@ -7,8 +7,8 @@ import math
 import pytest
 
 from hubprune.core.artifacts import CalibrationRecord, CalibrationSource, DocumentScores, ImportanceScores
-from hubprune.core.drop_spec import DropSpec
 from hubprune.core.errors import PlanError
+from hubprune.core.specs import DropSpec
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.selection import Shape, check_request, make_plan
 

@@ -18,13 +18,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hubprune.core.architectures import ARCHITECTURES
-from hubprune.core.carried import is_carried
 from hubprune.core.errors import CheckpointError, DiskSpaceError
-from hubprune.core.files import staged_folder
+from hubprune.core.files import is_carried, staged_folder
 from hubprune.core.weights import INDEX_NAME, SINGLE_NAME, open_weights, read_shard
 from hubprune.pruning import checkpoint
-from hubprune.pruning.checkpoint import carry_files, write_checkpoint, write_weights
-from hubprune.pruning.inventory import take_inventory
+from hubprune.pruning.checkpoint import carry_files, take_inventory, write_checkpoint, write_weights
 
 ATTN = ("self_attn.", "input_layernorm.")
 MLP = ("mlp.", "post_attention_layernorm.")

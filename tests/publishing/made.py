@@ -39,7 +39,7 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.recipe import BaseModelSpec, CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec, Recipe
 from hubprune.evaluation import compare
-from hubprune.evaluation.paired_texts import pair_texts
+from hubprune.evaluation.repetition import pair_texts
 
 BASE_COMMIT = "13afe5124825b4f3751f836b40dafda64c1ed062"
 DATA_COMMIT = "1234567890123456789012345678901234567890"

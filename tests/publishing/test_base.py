@@ -25,9 +25,16 @@ from hubprune.core.errors import (
 )
 from hubprune.core.recipe import BaseModelSpec
 from hubprune.core.weights import merged_headers
-from hubprune.hub import integrity
-from hubprune.hub.headers import small_files, stored_headers, stored_shapes
-from hubprune.hub.repos import download_base, needed_files, resolve_base, weight_files
+from hubprune.hub import transfer
+from hubprune.hub.repos import (
+    download_base,
+    needed_files,
+    resolve_base,
+    small_files,
+    stored_headers,
+    stored_shapes,
+    weight_files,
+)
 from hubprune.hub.session import HubSession
 from hubprune.pruning.checkpoint import carried_files
 
@@ -112,7 +119,7 @@ def test_what_was_compared_is_not_read_again_until_it_is_touched(base_repo, sess
     base = resolve_base(spec(), session=session)
     folder = Path(download_base(base, session=session, reporter=reporter).folder)
     read = []
-    monkeypatch.setattr(integrity, "_digest", lambda path, **options: read.append(path.name) or "")
+    monkeypatch.setattr(transfer, "_digest", lambda path, **options: read.append(path.name) or "")
     download_base(base, session=session, reporter=reporter)
     assert read == []
     weights = (folder / "model.safetensors").resolve()
@@ -138,12 +145,12 @@ def test_what_is_loaded_back_has_to_be_what_was_sent_byte_for_byte(new_repo, ses
     published = PublishedCommit(repo_id=repo_id, commit=base.commit, parent=None, url="", created=True, files=files)
     for name, data in MODEL.items():
         (tmp_path / name).write_bytes(data)
-    integrity.check_arrived(published, tmp_path)
+    transfer.check_arrived(published, tmp_path)
     (tmp_path / path).write_bytes(MODEL[path][:-1] + b"?")
     with pytest.raises(VerificationError, match=rf"what was loaded back is not what was sent: {path} of"):
-        integrity.check_arrived(published, tmp_path)
+        transfer.check_arrived(published, tmp_path)
     (tmp_path / path).unlink()
-    integrity.check_arrived(published, tmp_path)
+    transfer.check_arrived(published, tmp_path)
 
 
 def test_shards_are_those_that_the_index_names():
@@ -278,9 +285,9 @@ def test_a_byte_that_rots_without_changing_a_time_is_found_where_nothing_is_take
     try:
         path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        integrity.check_files(weights, folder, **asked)
+        transfer.check_files(weights, folder, **asked)
         with pytest.raises(CheckpointError, match=r"model\.safetensors of .* is not the file of commit"):
-            integrity.check_files(weights, folder, **asked, remembered=False)
+            transfer.check_files(weights, folder, **asked, remembered=False)
     finally:
         path.write_bytes(before)
 

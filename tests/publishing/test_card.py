@@ -17,9 +17,9 @@ from hubprune.cards.free_text import shown_pairs
 from hubprune.cards.license import notice_text
 from hubprune.cards.manifest import checkpoint_tag
 from hubprune.core.artifacts import BaseCard, DroppedSublayer, Margin, TaskComparison
-from hubprune.core.drop_spec import DropSpec
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
-from hubprune.evaluation.paired_texts import pair_texts
+from hubprune.core.specs import DropSpec
+from hubprune.evaluation.repetition import pair_texts
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -9,8 +9,8 @@ from hubprune import plots
 from hubprune.cards.card import Pictures, build_context, render
 from hubprune.core.console import Reporter
 from hubprune.plots import pictures, style
-from hubprune.plots.intervals import LOOKS
-from hubprune.workflows.publish import assembly
+from hubprune.plots.curves import LOOKS
+from hubprune.workflows.publish import stages
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def run(capsys):
 
 def drawn(run, folder, **changes):
     parts = {"scores": made.scores(), "plan": made.plan(), "base": made.base(), "benchmarks": None, **changes}
-    return assembly._pictures(run, folder, SimpleNamespace(**parts)).importance
+    return stages._pictures(run, folder, SimpleNamespace(**parts)).importance
 
 
 def test_it_lies_where_the_card_links_it_and_is_the_same_every_time(run, tmp_path):

@@ -10,7 +10,7 @@ import made
 import pytest
 from test_card import GOLDEN, card, check_structure, headings
 
-from hubprune.cards.timed import _three_digits
+from hubprune.cards.measured import _three_digits
 from hubprune.core.artifacts import PeakMemory
 
 

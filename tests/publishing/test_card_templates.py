@@ -10,8 +10,8 @@ import pytest
 from test_card import card, context, headings
 
 from hubprune.cards.card import check_templates, render, template_hash
+from hubprune.cards.context import SCHEMA, context_schema
 from hubprune.cards.markdown import FILTERS
-from hubprune.cards.schema import SCHEMA, context_schema
 from hubprune.core.errors import RecipeError
 from hubprune.core.templates import template_folder
 

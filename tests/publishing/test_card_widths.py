@@ -11,8 +11,8 @@ import pytest
 from test_card import GOLDEN, card, check_structure, fences, matter
 
 from hubprune.core.artifacts import RepoFile, WidthPlan
-from hubprune.core.drop_spec import WidthSpec
 from hubprune.core.recipe import DropSpec
+from hubprune.core.specs import WidthSpec
 
 FILES = (
     RepoFile(path="config.json", size=900, sha256="c" * 64),

@@ -8,7 +8,7 @@ import made
 import pytest
 import yaml
 
-from hubprune.cards.eval_results import EVAL_RESULTS, add_eval_results
+from hubprune.cards.front_matter import EVAL_RESULTS, add_eval_results
 from hubprune.core.errors import HubError
 
 EVAL_YAML = (

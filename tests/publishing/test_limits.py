@@ -7,7 +7,7 @@ import pytest
 
 from hubprune.cards.limits import limits, verdict
 from hubprune.core.artifacts import Estimate, Margin, PairedLoops
-from hubprune.evaluation.paired_texts import pair_texts
+from hubprune.evaluation.repetition import pair_texts
 
 
 def said(plan=None, *, scores=None, comparison=None, generation=None):

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_card import MarkdownIt, card, check_structure, headings, parse
 
-from hubprune.cards.notes import check_notes, read_notes
+from hubprune.cards.markdown import check_notes, read_notes
 from hubprune.core.errors import RecipeError
 
 RUNS = ("javascript:alert(1)", "JaVaScRiPt:x", "data:text/html,x", "vbscript:x", " file:///etc/passwd", "a&#x3a;b")

@@ -19,9 +19,8 @@ from hubprune.core.recipe import read_recipe
 from hubprune.core.stages import StageStore
 from hubprune.hub.session import HubSession
 from hubprune.localhub import JobScript
-from hubprune.workflows.jobs import running
-from hubprune.workflows.jobs.command import FLAGS, publish_on_jobs
-from hubprune.workflows.jobs.order import HERE_ONLY
+from hubprune.workflows import jobs
+from hubprune.workflows.jobs import FLAGS, HERE_ONLY, publish_on_jobs
 from hubprune.workflows.publish.pipeline import PublishOptions
 from hubprune.workflows.run import Run
 
@@ -43,7 +42,7 @@ def small_base(admin):
 @pytest.fixture
 def on_jobs(session, reporter, small_base, tmp_path, monkeypatch):
     """Publish on Jobs with some options of the command."""
-    monkeypatch.setattr(running, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
 
     def run(*, session=session, **given):
         asked = {"base": BASE, "drop_attn": "1", "tasks": "none", "on": "hf-jobs", "flavor": "t4-small", **given}
@@ -93,7 +92,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(on_jobs, hub, m
     def interrupted(line):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "visible", lambda *_, **__: interrupted(""))
+    monkeypatch.setattr(jobs, "visible", lambda *_, **__: interrupted(""))
     hub.script_job(JobScript(lines=("working",), holds=True))
     with pytest.raises(typer.Exit) as caught, errors_shown():
         on_jobs()
@@ -185,6 +184,6 @@ def test_the_preflight_comes_first(on_jobs, hub):
 
 
 def test_a_token_that_ends_before_the_job_is_refused(on_jobs, hub, user, monkeypatch):
-    monkeypatch.setattr(running, "SHORT_LIVED", ("hf_",))
+    monkeypatch.setattr(jobs, "SHORT_LIVED", ("hf_",))
     with pytest.raises(RecipeError, match="ends before the job does"):
         on_jobs()

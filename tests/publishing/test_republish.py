@@ -11,9 +11,8 @@ import pytest
 from on_hub import BASE_FILES, CONFIG, commit_files, make_folder
 
 from hubprune.cards import card
-from hubprune.cards.fingerprint import CARD_PART, changes, told
 from hubprune.cards.manifest import checkpoint_tag, content_digest, write_manifest, write_recipe
-from hubprune.core.drop_spec import WidthSpec
+from hubprune.cards.record import CARD_PART, changes, told
 from hubprune.core.errors import ConflictError, EditedError, HubError, RemoteMismatchError, VerificationError
 from hubprune.core.files import list_files
 from hubprune.core.recipe import (
@@ -24,16 +23,16 @@ from hubprune.core.recipe import (
     EvaluationSpec,
     TargetSpec,
 )
+from hubprune.core.specs import WidthSpec
 from hubprune.core.stages import StageStore
 from hubprune.hub import commit
 from hubprune.hub.commit import publish as send
 from hubprune.hub.preflight import preflight
 from hubprune.workflows.card import AS_SHIPPED
+from hubprune.workflows.publish import before as inputs_of
 from hubprune.workflows.publish import pipeline
-from hubprune.workflows.publish.republishing import inputs as inputs_of
-from hubprune.workflows.publish.republishing.before import last_publish
-from hubprune.workflows.publish.republishing.inputs import fingerprint
-from hubprune.workflows.publish.republishing.taking import offer_results, scores_before
+from hubprune.workflows.publish.again import offer_results, scores_before
+from hubprune.workflows.publish.before import fingerprint, last_publish
 from hubprune.workflows.run import Run, scores_key
 
 TEXTS, BASE_ID = "somebody/texts", "somebody/whole-base"

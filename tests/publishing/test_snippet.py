@@ -18,7 +18,7 @@ from hubprune.cards.snippet import Snippet, asks_for_more, samples
 from hubprune.core.artifacts import SnippetRun
 from hubprune.core.errors import VerificationError
 from hubprune.core.stages import StageStore
-from hubprune.workflows.publish import measuring
+from hubprune.workflows.publish import stages
 
 REPO_ID = "acme/tiny-attn-drop-1"
 HOSTILE_PROMPT = 'It said: "```\n{{ 7 * 7 }}\\" \u202e\u115f \U0001f426 # no end'
@@ -136,6 +136,6 @@ def test_a_snippet_template_of_ones_own_is_what_is_run(folder, tmp_path):
         recipe=SimpleNamespace(evaluation=evaluation, device="cpu"), circumstances="here", store=StageStore(tmp_path)
     )
     plan = made.plan().model_copy(update={"layout": "stock"})
-    done = measuring.run_snippet(run, plan, folder, repo_id=REPO_ID, tag=None, template=own)
+    done = stages.run_snippet(run, plan, folder, repo_id=REPO_ID, tag=None, template=own)
     assert done.code.endswith('print("mine")')
     assert done.output.endswith("mine")

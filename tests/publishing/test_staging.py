@@ -10,10 +10,10 @@ from on_hub import BASE_ID, commit_files
 from hubprune.core.errors import ConflictError, PermissionDeniedError, RemoteMismatchError
 from hubprune.core.files import list_files
 from hubprune.core.recipe import BaseModelSpec, TargetSpec
+from hubprune.hub.announcing import merge
 from hubprune.hub.commit import publish
 from hubprune.hub.preflight import preflight
 from hubprune.hub.repos import resolve_base
-from hubprune.hub.staging import merge
 
 pytestmark = pytest.mark.usefixtures("base_repo")
 numbers = itertools.count(1)

@@ -7,7 +7,7 @@ import re
 import made
 
 from hubprune.commands.summary import benchmarks_table, free_text_line, publish_summary
-from hubprune.evaluation.paired_texts import compare_repetition
+from hubprune.evaluation.repetition import compare_repetition
 
 
 def test_every_metric_has_its_change_with_an_interval_and_a_verdict():

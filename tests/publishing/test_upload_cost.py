@@ -17,15 +17,13 @@ from hubprune.core.artifacts import DroppedSublayer, DropPlan, PlannedFile, Publ
 from hubprune.core.errors import ConflictError
 from hubprune.core.files import list_files
 from hubprune.core.recipe import BaseModelSpec
-from hubprune.hub import primer, xet_cost
-from hubprune.hub.changes import stale
+from hubprune.hub import upload_plan
 from hubprune.hub.commit import publish
-from hubprune.hub.primer import shards_to_show
-from hubprune.hub.remote import head_of, remote_files
+from hubprune.hub.remote import head_of, remote_files, stale
 from hubprune.hub.repos import download_base, resolve_base
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target, is_private
-from hubprune.hub.upload_plan import plan_upload
+from hubprune.hub.upload_plan import plan_upload, shards_to_show
 from hubprune.pruning.checkpoint import write_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -217,7 +215,7 @@ def test_a_machine_without_the_base_reads_only_the_beginnings_of_its_shards(
     send(folder, "acme/elsewhere", base=base.model_copy(update={"folder": None}))
     assert hub.stored_bytes.xet - before < 0.3 * weights(folder)
     read = sum(r.bytes_out for r in hub.log if r.method == "GET")
-    assert 3 * primer.PRIMER_BYTES < read < 3 * primer.PRIMER_BYTES + 200_000
+    assert 3 * upload_plan.PRIMER_BYTES < read < 3 * upload_plan.PRIMER_BYTES + 200_000
 
 
 def test_only_shards_that_are_uploaded_in_a_pruned_form_are_shown(base, pruned):
@@ -226,7 +224,7 @@ def test_only_shards_that_are_uploaded_in_a_pruned_form_are_shown(base, pruned):
     whole = [f for f in base.files if f.path in SHARDS]
     assert shards_to_show(base, upload=whole) == ()
     assert shards_to_show(base, upload=[f for f in upload if f.path not in SHARDS]) == ()
-    small = [RepoFile(path=SHARDS[0], size=primer.SMALLEST_SHARD_BYTES - 1, sha256="0" * 64)]
+    small = [RepoFile(path=SHARDS[0], size=upload_plan.SMALLEST_SHARD_BYTES - 1, sha256="0" * 64)]
     assert shards_to_show(base, upload=small) == ()
     assert shards_to_show(base.model_copy(update={"commit": None}), upload=upload) == ()
     assert shards_to_show(None, upload=upload) == ()
@@ -314,7 +312,7 @@ def test_a_broken_client_costs_a_dry_run_only_the_estimate(monkeypatch, base, co
     def broken(*args, **options):
         raise RuntimeError("no xorbs today")
 
-    monkeypatch.setattr(xet_cost._Store, "measure", broken)
+    monkeypatch.setattr(upload_plan._Store, "measure", broken)
     assert plan(pruned(2), "acme/broken").new_bytes is None
 
 

@@ -29,8 +29,8 @@ from hubprune.cli import app
 from hubprune.core.recipe import read_recipe
 from hubprune.core.stages import StageStore
 from hubprune.hub import repos as hub_of_bases
+from hubprune.workflows.publish import before as inputs
 from hubprune.workflows.publish import pipeline
-from hubprune.workflows.publish.republishing import inputs
 from hubprune.workflows.refresh import command
 from hubprune.workflows.reproduce.comparing import compare
 from hubprune.workflows.reproduce.published import read_published

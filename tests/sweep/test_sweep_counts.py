@@ -6,8 +6,15 @@ from hypothesis import strategies as st
 
 from hubprune.core.errors import PlanError, RecipeError
 from hubprune.pruning.selection import Shape
-from hubprune.workflows.sweep.counts import RANKINGS, parse_counts, parse_methods
-from hubprune.workflows.sweep.request import SweepRequest, check_counts, check_measures, check_out
+from hubprune.workflows.sweep.request import (
+    RANKINGS,
+    SweepRequest,
+    check_counts,
+    check_measures,
+    check_out,
+    parse_counts,
+    parse_methods,
+)
 
 SHAPE = Shape(num_hidden_layers=10, name="acme/base")
 NUMBERS = st.integers(0, 200)

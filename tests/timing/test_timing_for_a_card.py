@@ -14,7 +14,7 @@ import made
 
 from hubprune.core.console import Reporter
 from hubprune.core.stages import StageStore
-from hubprune.workflows.publish import timing as publishing
+from hubprune.workflows.publish import stages as publishing
 
 
 def stub(store, **changes):

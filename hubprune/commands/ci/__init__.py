@@ -1,1 +1,237 @@
-"""What a CI job is told of a publish: a summary for people and outputs for its next steps."""
+"""How a publish ended.
+
+Tell the GitHub Actions job that a process runs in how a publish ended.
+
+The two files that a job names in its environment are appended to; elsewhere nothing happens.  No workflow command is
+printed and no token goes anywhere: what is told are results and messages, scrubbed.
+
+The summary of a publish on the page of a CI job, in Markdown.
+
+Names of tasks and messages of servers are other people's text: all of it goes through the filters of the card.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+from hubprune.cards.context import Table
+from hubprune.cards.limits import budget_lines
+from hubprune.cards.markdown import NONE, change_percent, count, md, plain, with_interval
+from hubprune.cards.measured import benchmarks
+from hubprune.cards.removal import removal
+from hubprune.core.artifacts import PublishedCommit, PublishReport, UploadPlan
+from hubprune.core.console import Reporter, size
+from hubprune.core.errors import EditedError, HubpruneError, OverBudgetError
+from hubprune.core.privacy import scrub
+from hubprune.core.processes import rank
+
+if TYPE_CHECKING:
+    from hubprune.core.artifacts import PublishReport
+
+__all__ = ["OUTPUT", "SUMMARY", "Ending", "Outcome", "job_summary", "told_to_job"]
+
+
+# ---- outcome -------------------------------------------------------------------------------------------------------
+
+
+Ending = Literal["published", "up to date", "dry run", "ran elsewhere", "over budget", "edited", "failed"]
+OF_ERRORS: Mapping[type[HubpruneError], Ending] = {OverBudgetError: "over budget", EditedError: "edited"}
+"""Errors that are an outcome of their own: nothing is broken, and somebody has to decide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a publish came to."""
+
+    report: PublishReport | None
+    """The last that was known of it; None where it ended before there was any result."""
+    error: BaseException | None
+    """What ended it early."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ending(self) -> Ending:
+        """The outcome in two words."""
+        if self.error is not None:
+            return next((ending for kind, ending in OF_ERRORS.items() if isinstance(self.error, kind)), "failed")
+        if self.report is None:
+            return "ran elsewhere"
+        if self.report.published is None:
+            return "dry run"
+        # A pull request that is there already is what was asked for, and nothing that the branch has.
+        is_there = not (self.report.published.created or self.report.published.pull_request_url)
+        return "up to date" if is_there else "published"
+
+    @property
+    def problem(self) -> tuple[str, str | None] | None:
+        """What went wrong and what to do about it; None where nothing did."""
+        if self.error is None:
+            return None
+        if isinstance(self.error, HubpruneError):
+            return self.error.message, self.error.hint
+        if isinstance(self.error, KeyboardInterrupt):
+            return "It was interrupted.", "Run it again: it goes on after the last finished stage."
+        return f"It broke off with {type(self.error).__name__}; the log has the traceback.", None
+
+
+# ---- github --------------------------------------------------------------------------------------------------------
+
+
+SUMMARY, OUTPUT = "GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"
+
+
+@contextmanager
+def told_to_job(reporter: Reporter) -> Iterator[Callable[[PublishReport], None]]:
+    """Yield what takes a report each time there is a newer one, and tell the job how the block ended, failures too."""
+    reports: list[PublishReport] = []
+    error: BaseException | None = None
+    try:
+        yield reports.append
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        if rank() == 0 and (os.environ.get(SUMMARY) or os.environ.get(OUTPUT)):
+            _tell(Outcome(report=reports[-1] if reports else None, error=error, warnings=reporter.warned), reporter)
+
+
+def _tell(outcome: Outcome, reporter: Reporter) -> None:
+    pass  # MERGED
+
+    try:
+        _append(SUMMARY, lambda: job_summary(outcome))
+        _append(OUTPUT, lambda: "".join(f"{name}={value}\n" for name, value in outputs(outcome).items()))
+    except OSError as error:  # the publish is done or has failed already: this must not change its exit code
+        reporter.warn(f"The job's summary could not be written: {error}")
+
+
+def _append(variable: str, text: Callable[[], str]) -> None:
+    if path := os.environ.get(variable):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text())
+
+
+def outputs(outcome: Outcome) -> dict[str, str]:
+    """Return what later steps can use, each a single line; without a commit only how it ended."""
+    found = {"outcome": outcome.ending.replace(" ", "-")}
+    if outcome.report and (published := outcome.report.published):
+        found |= {
+            "repo_id": published.repo_id,
+            "commit": published.commit,
+            "url": published.url,
+            "tag": published.tag or "",
+            "pull_request_url": published.pull_request_url or "",
+            "created": "true" if published.created else "false",
+        }
+    # Nothing of this can hold a line break, and one would be another output.
+    return {name: " ".join(value.split()) for name, value in found.items()}
+
+
+# ---- summary -------------------------------------------------------------------------------------------------------
+
+
+TITLES: Mapping[Ending, str] = {
+    "published": "Published", "up to date": "Up to date", "dry run": "Dry run: nothing was written to the Hub",
+    "ran elsewhere": "Done on Hugging Face Jobs", "over budget": "Over budget: nothing was published",
+    "edited": "Edited on the Hub: nothing was published", "failed": "Failed",
+}  # fmt: skip
+ADDRESS = ":/?#&=@%+,;~-._"
+"""Characters that an address keeps inside a Markdown link."""
+
+
+def job_summary(outcome: Outcome) -> str:
+    """Write how a publish ended: where the result is, what was dropped, what that cost, and what to look at."""
+    return scrub("\n\n".join(_parts(outcome))) + "\n"
+
+
+def _parts(outcome: Outcome) -> Iterator[str]:
+    report = outcome.report
+    yield f"## hubprune: {md(TITLES[outcome.ending])}"
+    if outcome.problem:
+        yield "\n".join(f"> {md(line)}" for line in outcome.problem if line)
+    if report:
+        if report.published:
+            yield _links(report.published, failed=outcome.ending == "failed")
+        elif report.upload:
+            yield _planned(report.upload)
+        yield _dropped(report)
+        yield from _measured(report)
+    if outcome.warnings:
+        yield "### Warnings"
+        yield "\n".join(f"- {md(warning)}" for warning in outcome.warnings)
+
+
+def _links(published: PublishedCommit, *, failed: bool) -> str:
+    links = [f"{md(published.repo_id)} at [{published.commit[:12]}]({_address(published.url)})"]
+    if published.tag:
+        links.append(f"tag {md(published.tag)}")
+    if published.pull_request_url:
+        links.append(f"[pull request]({_address(published.pull_request_url)})")
+    done = "proposed" if published.pull_request_url else "published"
+    return f"{f'It is {done} all the same: ' if failed else ''}{', '.join(links)}"
+
+
+def _planned(upload: UploadPlan) -> str:
+    new = "an unknown part" if upload.new_bytes is None else size(upload.new_bytes)
+    changed = sum(file.change != "unchanged" for file in upload.files)
+    return md(f"It would go to {upload.repo_id}: {changed} of {count(len(upload.files))} files, {new} new to the Hub.")
+
+
+def _address(url: str) -> str:
+    return quote(url, safe=ADDRESS)
+
+
+def _dropped(report: PublishReport) -> str:
+    base, written = report.base, report.checkpoint
+    sentences = removal(report.plan, scores=None, verification=report.verification).sentences
+    parameters = f"{count(written.base_parameters)} to {count(written.parameters)}"
+    weights = f"{size(written.base_weight_bytes)} to {size(written.weight_bytes)}"
+    lines = [
+        f"Base: {base.name} at {str(base.commit)[:12]}",
+        *sentences,
+        f"Parameters: {parameters} ({change_percent(written.base_parameters, written.parameters)}); weights: {weights}",
+    ]
+    return "\n".join(f"- {md(line)}" for line in lines)
+
+
+def _measured(report: PublishReport) -> Iterator[str]:
+    found = benchmarks(report.benchmarks)
+    if found:
+        yield "### Benchmarks"
+        yield _table(found.table)
+        if report.benchmarks and (mean := report.benchmarks.mean_points):
+            yield f"Mean change: {md(with_interval(mean))} points."
+    if limits := report.recipe.get("evaluation", {}).get("max_drop_pp"):
+        lines = budget_lines(limits, report.benchmarks)
+        yield "### Budget"
+        rows = [
+            (
+                line.name,
+                with_interval(line.change) if line.change else NONE,
+                plain(-line.allowed, digits=2),
+                "yes" if line.kept else "no",
+            )
+            for line in lines
+        ]
+        yield _table(Table(columns=("Task", "Δ points", "Allowed", "Kept"), align="lrrl", rows=tuple(rows)))
+
+
+def _table(table: Table) -> str:
+    return "\n".join(_row(cells) for cells in _cells(table))
+
+
+def _cells(table: Table) -> Iterator[Iterable[str]]:
+    yield map(md, table.columns)
+    yield table.rules
+    for row in table.rows:
+        yield map(md, row)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

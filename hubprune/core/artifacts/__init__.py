@@ -10,6 +10,7 @@ differ only where whole layers went.
 from hubprune.core.artifacts.artifact import (
     Aggregation,
     Artifact,
+    Environment,
     Layout,
     LayoutChoice,
     Method,
@@ -19,36 +20,26 @@ from hubprune.core.artifacts.artifact import (
     SublayerKind,
     WidthMetric,
 )
-from hubprune.core.artifacts.comparison import (
-    CheckpointComparison,
-    ComparedMetric,
-    ComparedSide,
-    DroppedSets,
-    SameBase,
-)
-from hubprune.core.artifacts.environment import Environment
 from hubprune.core.artifacts.evaluation import (
     BenchmarkComparison,
+    Continuation,
     Estimate,
     EvalBackend,
-    Mark,
-    MetricValue,
-    PairedComparison,
-    SelfCheck,
-    TaskComparison,
-    main_rows,
-    perplexity_of,
-)
-from hubprune.core.artifacts.generation import (
-    Continuation,
     GenerationComparison,
     Loop,
+    Mark,
+    MetricValue,
     ModelText,
     ModelTexts,
+    PairedComparison,
     PairedLoops,
     PairedNumber,
     Repetition,
     RepetitionComparison,
+    SelfCheck,
+    TaskComparison,
+    main_rows,
+    perplexity_of,
 )
 from hubprune.core.artifacts.pruning import (
     BaseCard,
@@ -76,39 +67,50 @@ from hubprune.core.artifacts.publishing import (
     SnippetRun,
     UploadPlan,
 )
-from hubprune.core.artifacts.refreshing import (
+from hubprune.core.artifacts.reports import (
+    Agreement,
+    CheckpointComparison,
+    ComparedMetric,
+    ComparedPart,
+    ComparedSide,
     ConfigChange,
+    Difference,
+    DroppedSets,
     FileChange,
     FileOutcome,
+    Outcome,
     Refreshed,
     RefreshOutcome,
     RefreshReport,
+    Reproduction,
+    SameBase,
+    Scalar,
+    ScoreKind,
+    ScoreStudy,
+    StudyEntry,
+    StudyKind,
 )
-from hubprune.core.artifacts.reproduction import ComparedPart, Difference, Outcome, Reproduction, Scalar
 from hubprune.core.artifacts.speed import (
+    BenchmarkAnswers,
     BenchmarkChange,
+    HeldOutDocuments,
     Interval,
     KvCacheMeasured,
     LargestBatch,
     Measure,
     PeakMemory,
+    PerplexityAnswers,
+    Recommendation,
     Sdr,
     SpeedMeasured,
     SpeedReport,
     SpeedRow,
-    Verdict,
-)
-from hubprune.core.artifacts.studies import Agreement, ScoreKind, ScoreStudy, StudyEntry, StudyKind
-from hubprune.core.artifacts.sweep import (
-    BenchmarkAnswers,
-    HeldOutDocuments,
-    PerplexityAnswers,
-    Recommendation,
     SweepOrder,
     SweepPoint,
     SweepReport,
     SweepTask,
     TaskAnswers,
+    Verdict,
 )
 
 __all__ = [

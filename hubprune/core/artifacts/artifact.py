@@ -1,10 +1,16 @@
-"""The type that all artifacts share."""
+"""The type that all artifacts share.
+
+Artifact of the machine and its software.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+# ---- artifact ------------------------------------------------------------------------------------------------------
+
 
 SublayerKind = Literal["attn", "mlp"]
 Ranking = Literal["attn", "mlp", "block", "joint"]
@@ -24,3 +30,19 @@ class Artifact(BaseModel):
     """A frozen value whose JSON form is stable: unknown keys are refused, NaN never gets in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# ---- environment ---------------------------------------------------------------------------------------------------
+
+
+class Environment(Artifact):
+    """Where a run took place."""
+
+    hubprune: str
+    python: str
+    platform: str
+    machine: str
+    """Processor or GPU by name."""
+    threads: int
+    versions: dict[str, str]
+    """Library -> version."""

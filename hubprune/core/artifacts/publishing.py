@@ -6,10 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hubprune.core.artifacts.artifact import Artifact
-from hubprune.core.artifacts.environment import Environment
-from hubprune.core.artifacts.evaluation import BenchmarkComparison
-from hubprune.core.artifacts.generation import GenerationComparison
+from hubprune.core.artifacts.artifact import Artifact, Environment
+from hubprune.core.artifacts.evaluation import BenchmarkComparison, GenerationComparison
 from hubprune.core.artifacts.pruning import (
     BaseCheckpoint,
     DropPlan,
@@ -18,7 +16,7 @@ from hubprune.core.artifacts.pruning import (
     Verification,
     WrittenCheckpoint,
 )
-from hubprune.core.artifacts.refreshing import Refreshed
+from hubprune.core.artifacts.reports import Refreshed
 from hubprune.core.artifacts.speed import SpeedReport
 
 

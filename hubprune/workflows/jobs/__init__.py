@@ -1,1 +1,310 @@
-"""Run a publish on Hugging Face Jobs instead of on this machine."""
+"""What is asked of Hugging Face Jobs: the command, the machine, and the recipe in the job's environment.
+
+Send a job, follow its log to the end, and say how it ended.
+
+`hubprune publish --on hf-jobs`: check everything here, then let a job do the work.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hubprune import __version__
+from hubprune.cards.markdown import visible
+from hubprune.commands.summary import table
+from hubprune.core.console import Reporter
+from hubprune.core.endpoint import DEFAULT_ENDPOINT
+from hubprune.core.errors import JobError, RecipeError
+from hubprune.core.privacy import is_local_data, scrub
+from hubprune.core.recipe import Recipe
+from hubprune.hub import session
+from hubprune.hub.retry import translate
+from hubprune.hub.session import HubSession
+from hubprune.workflows.publish.pipeline import PublishOptions, check
+from hubprune.workflows.run import Run, check_data
+
+if TYPE_CHECKING:
+    from huggingface_hub import JobInfo
+
+__all__ = ["HERE_ONLY", "JobOrder", "Machine", "follow", "publish_on_jobs", "refuse_local", "run_job", "submit"]
+
+
+# ---- order ---------------------------------------------------------------------------------------------------------
+
+
+IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
+"""The client's own image for jobs of uv; torch brings its CUDA libraries along."""
+RECIPE_VARIABLE = "HUBPRUNE_RECIPE"
+LABEL = "hubprune-job"
+"""Label by which a job is found again whose answer was lost."""
+LONGEST_RECIPE = 64_000
+"""Bytes; an environment variable of Linux holds twice as much."""
+HERE_ONLY: Mapping[str, str] = {
+    "notes": "--notes", "card_template": "--card-template", "out": "--out", "report": "--report",
+}  # fmt: skip
+"""Options that name files of this machine."""
+UNFIT_FOR_NAMES = re.compile(r"[^A-Za-z0-9_-]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where a job runs, and for how long at most."""
+
+    flavor: str
+    """As `hf jobs hardware` lists them."""
+    timeout: str = "12h"
+    """A number with s, m, h or d; the job is ended after it."""
+    namespace: str | None = None
+    """Who runs and pays the job; None for the user whose token it is."""
+    requirement: str = f"hubprune[plots]=={__version__}"
+    """What uv installs in the job: this very version, as a rule."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d+(\.\d+)?[smhd]?", self.timeout):
+            raise RecipeError(f"--timeout {self.timeout!r} is no time span.", hint="Write it like 90m, 12h or 1d.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOrder:
+    """One job, ready to be sent."""
+
+    recipe: Recipe
+    """With the full name of its target, which does not depend on whose token the job has."""
+    machine: Machine
+    flags: tuple[str, ...]
+    """Further options of `hubprune publish`, such as --overwrite-card."""
+    run_id: str
+    """Tells this order from all others."""
+    endpoint: str
+
+    @property
+    def command(self) -> list[str]:
+        """The command of the job: write the recipe, then publish by it."""
+        publish = shlex.join(["hubprune", "publish", "--recipe", "recipe.yaml", *self.flags])
+        install = shlex.join(["uv", "run", "--no-project", "--with", self.machine.requirement])
+        return ["bash", "-euc", f"printf '%s' \"${RECIPE_VARIABLE}\" > recipe.yaml; exec {install} {publish}"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of the job, which anybody who may see the job can read: there is no token among them."""
+        elsewhere = {"HF_ENDPOINT": self.endpoint} if self.endpoint != DEFAULT_ENDPOINT else {}
+        return {RECIPE_VARIABLE: self.recipe.to_yaml(), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **elsewhere}
+
+    @property
+    def name(self) -> str:
+        """A name for the list of jobs."""
+        return UNFIT_FOR_NAMES.sub("-", f"hubprune-{str(self.recipe.target.repo_id).split('/')[-1]}")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """By which the job can be found."""
+        return {LABEL: self.run_id, "hubprune": UNFIT_FOR_NAMES.sub("-", __version__)}
+
+
+def refuse_local(recipe: Recipe, given: Mapping[str, object]) -> None:
+    """Refuse what only this machine has: the job could not find it.
+
+    Args:
+        recipe: what is asked for.
+        given: options of the command by the names of their parameters.
+
+    Raises:
+        RecipeError: with the first such thing.
+    """
+    for what in _local(recipe, given):
+        raise RecipeError(
+            f"{what} is on this machine, and the job runs on another.",
+            hint="Put the data on the Hub and name it there, or run without --on.",
+        )
+    if len(recipe.to_yaml().encode()) > LONGEST_RECIPE:
+        raise RecipeError("The recipe is too long for a job's environment.", hint="Shorten its prompts.")
+
+
+def _local(recipe: Recipe, given: Mapping[str, object]) -> Iterator[str]:
+    for name, option in HERE_ONLY.items():
+        if given.get(name) is not None:
+            yield f"What {option} names"
+    if recipe.evaluation.include_path:
+        yield f"The folder of tasks {recipe.evaluation.include_path}"
+    if recipe.needs_scores:
+        yield from (
+            f"The calibration file {subset.dataset}"
+            for subset in recipe.calibration.subsets
+            if is_local_data(subset.dataset)
+        )
+
+
+# ---- running -------------------------------------------------------------------------------------------------------
+
+
+POLL_SECONDS = 5.0
+ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
+SHORT_LIVED = (session.PUBLISHER_PREFIX, "hf_oauth_")
+"""How tokens begin that end before a job does."""
+
+
+def run_job(order: JobOrder, *, session: HubSession, reporter: Reporter, show: Callable[[str], None]) -> JobInfo:
+    """Send a job and follow it to its end; Ctrl-C leaves the job running and says how to come back to it.
+
+    Args:
+        order: what to run.
+        session: which Hub, and as whom; the job publishes with the same token.
+        reporter: told where the job is.
+        show: called with each line of the job's log.
+
+    Raises:
+        JobError: the job failed, or was cancelled.
+        HubError: the Hub refused it.
+    """
+    job = submit(order, session=session)
+    reporter.note(f"job {job.owner.name}/{job.id} on {order.machine.flavor}: {job.url}")
+    return follow(job, session=session, reporter=reporter, show=show)
+
+
+def submit(order: JobOrder, *, session: HubSession) -> JobInfo:
+    """Send a job, once: where the answer is lost, it is looked for instead of being sent again.
+
+    Raises:
+        RecipeError: the token ends before a job does.
+        HubError: the Hub refused it.
+    """
+    token, namespace = session.token, order.machine.namespace
+    if token and token.startswith(SHORT_LIVED):
+        raise RecipeError(
+            "This login's token ends before the job does, which publishes with it.",
+            hint="Set HF_TOKEN to a token with write permission from the Hub's settings.",
+        )
+    try:
+        return session.api.run_job(
+            image=IMAGE,
+            command=order.command,
+            env=order.environment,
+            secrets={"HF_TOKEN": token},
+            flavor=order.machine.flavor,
+            timeout=order.machine.timeout,
+            name=order.name,
+            labels=order.labels,
+            namespace=namespace,
+        )
+    except Exception as error:
+        told = translate(error, doing=f"run a job as {namespace}", endpoint=session.endpoint)
+        if getattr(error, "response", None) is not None:
+            raise told from error
+        found = session.ask(
+            lambda api: list(api.list_jobs(namespace=namespace, labels={LABEL: order.run_id})), doing="list the jobs"
+        )
+        if not found:
+            raise told from error
+        return found[0]
+
+
+def follow(job: JobInfo, *, session: HubSession, reporter: Reporter, show: Callable[[str], None]) -> JobInfo:
+    """Show the log of a job as it is written, and wait for its end.
+
+    Raises:
+        JobError: the job failed, or was cancelled.
+        HubError: the Hub does not tell how it ended.
+    """
+    name = f"{job.owner.name}/{job.id}"
+    again = f"Follow it again: hf jobs logs -f {name}"
+    try:
+        _show_log(job, session=session, reporter=reporter, show=show)
+        ended = _wait(job, session=session)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"The job goes on.  {again}   Cancel it: hf jobs cancel {name}") from None
+    if ended.status.stage != "COMPLETED":
+        _refuse(ended, hint=f"Its log: hf jobs logs {name}")
+    return ended
+
+
+def _show_log(job: JobInfo, *, session: HubSession, reporter: Reporter, show: Callable[[str], None]) -> None:
+    lines = session.api.fetch_job_logs(job_id=job.id, namespace=job.owner.name, follow=True)
+    try:
+        for line in lines:
+            show(scrub(visible(line.rstrip("\n"), keep="\t")))
+    except Exception as error:  # the job goes on without anybody who reads its log
+        told = translate(error, doing="follow the log", endpoint=session.endpoint)
+        reporter.warn(f"{told.message} Waiting for the job to end.")
+
+
+def _wait(job: JobInfo, *, session: HubSession) -> JobInfo:
+    while True:
+        seen = session.ask(
+            lambda api: api.inspect_job(job_id=job.id, namespace=job.owner.name), doing=f"look at the job {job.id}"
+        )
+        if seen.status.stage in ENDED:
+            return seen
+        time.sleep(POLL_SECONDS)
+
+
+def _refuse(job: JobInfo, *, hint: str) -> NoReturn:
+    said = f": {scrub(visible(job.status.message))}" if job.status.message else "."
+    raise JobError(f"The job {job.id} ended as {str(job.status.stage).split('.')[-1]}{said}", hint=hint)
+
+
+# ---- command -------------------------------------------------------------------------------------------------------
+
+
+FLAGS: Mapping[tuple[str, bool], str] = {
+    ("overwrite_card", True): "--overwrite-card", ("overwrite", True): "--overwrite",
+    ("dry_run", True): "--dry-run", ("force", True): "--force",
+    ("speed", True): "--speed", ("primer", False): "--no-primer", ("only_if_changed", True): "--only-if-changed",
+}  # fmt: skip
+"""Options that no recipe holds and that the job gets as they were given here."""
+
+
+def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any]) -> str:
+    """Check a publish here, run it on Hugging Face Jobs, follow it, and return what to print of it.
+
+    Args:
+        run: over the recipe; nothing of it is computed here.
+        options: of the publish.
+        given: options of the command by the names of their parameters.
+
+    Raises:
+        HubpruneError: it could not work, or the job failed.
+    """
+    machine = _machine(given)
+    refuse_local(run.recipe, given)
+    target = check(run, options)
+    check_data(run)
+    order = JobOrder(
+        recipe=_named(run.recipe, repo_id=target.repo_id),
+        machine=machine if machine.namespace else Machine(**{**vars(machine), "namespace": target.user}),
+        flags=tuple(flag for (name, value), flag in FLAGS.items() if given.get(name) is value),
+        run_id=secrets.token_hex(8),
+        endpoint=run.session.endpoint,
+    )
+    ended = run_job(order, session=run.session, reporter=run.reporter, show=lambda line: print(line, file=sys.stderr))
+    return _told(ended, order, as_json=bool(given.get("as_json")))
+
+
+def _machine(given: Mapping[str, Any]) -> Machine:
+    if given.get("on") != "hf-jobs":
+        raise RecipeError(f"--on {given.get('on')!r} is no place to run.", hint="There is one: --on hf-jobs.")
+    if not given.get("flavor"):
+        raise RecipeError(
+            "A job needs a machine.", hint="Pass one of `hf jobs hardware`, as in --flavor a100-large; it is billed."
+        )
+    named = {name: given.get(name) for name in ("flavor", "timeout", "namespace", "requirement")}
+    return Machine(**{name: value for name, value in named.items() if value is not None})
+
+
+def _named(recipe: Recipe, *, repo_id: str) -> Recipe:
+    """Name the target in full; the base stays as it is, so that a webhook can run the job again for a newer commit."""
+    return recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": repo_id})})
+
+
+def _told(job: JobInfo, order: JobOrder, *, as_json: bool) -> str:
+    rows = {"job": f"{job.owner.name}/{job.id}", "url": job.url, "target": str(order.recipe.target.repo_id)}
+    if "--dry-run" in order.flags:
+        rows["dry run"] = "nothing was published"
+    return json.dumps(rows, indent=2) if as_json else table([[name, value] for name, value in rows.items()], left=2)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.cards import manifest
-from hubprune.cards.budget import check_budget
+from hubprune.cards.limits import check_budget
 from hubprune.core.artifacts import (
     DropPlan,
     LayerScores,
@@ -26,30 +26,30 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.config import needs_modeling_file
 from hubprune.core.console import Reporter, size
+from hubprune.core.devices import available_bytes
 from hubprune.core.errors import HubpruneError, OverBudgetError, VerificationError
 from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
-from hubprune.core.memory import available_bytes
 from hubprune.hub import repos as hub
-from hubprune.hub.announcing import announce
+from hubprune.hub.announcing import announce, merge
 from hubprune.hub.commit import publish as send
 from hubprune.hub.foreign import Overwrite
-from hubprune.hub.integrity import check_arrived
 from hubprune.hub.preflight import Target, check_disk, preflight
-from hubprune.hub.staging import merge
 from hubprune.hub.target import check_name_loads
+from hubprune.hub.transfer import check_arrived
 from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning import verify
 from hubprune.workflows.card import AS_SHIPPED, CardChoices
-from hubprune.workflows.publish.assembly import assemble
-from hubprune.workflows.publish.kept import has_checkpoint, kept_checkpoint
-from hubprune.workflows.publish.measuring import benchmark, free_text, run_snippet
-from hubprune.workflows.publish.republishing.again import without_computing
-from hubprune.workflows.publish.republishing.before import Before, last_publish
-from hubprune.workflows.publish.republishing.inputs import fingerprint
-from hubprune.workflows.publish.republishing.proposed import proposed_before
-from hubprune.workflows.publish.republishing.taking import offer_results, scores_before
-from hubprune.workflows.publish.republishing.unfinished import Unfinished
-from hubprune.workflows.publish.timing import find_speed
+from hubprune.workflows.publish.again import offer_results, proposed_before, scores_before, without_computing
+from hubprune.workflows.publish.before import Before, Unfinished, fingerprint, last_publish
+from hubprune.workflows.publish.stages import (
+    assemble,
+    benchmark,
+    find_speed,
+    free_text,
+    has_checkpoint,
+    kept_checkpoint,
+    run_snippet,
+)
 from hubprune.workflows.run import Run, check_data, make_plan, say_plan, scores_if_needed
 
 STAGES = (

@@ -17,17 +17,16 @@ from hubprune.cards.manifest import CARD, MANIFEST, checkpoint_tag, replace_card
 from hubprune.cards.record import PublishRecord, read_record
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import ConfigChange, FileChange, Refreshed, RepoFile, WrittenCheckpoint
-from hubprune.core.carried import is_license
 from hubprune.core.config import needs_modeling_file, read_config, stock_config, write_json
 from hubprune.core.errors import RecipeError
-from hubprune.core.files import list_files, scratch_folder
+from hubprune.core.files import is_license, list_files, scratch_folder
 from hubprune.core.structure import read_structure
 from hubprune.hub.remote import is_same
 from hubprune.pruning import modeling
 from hubprune.pruning.checkpoint import carry_files, write_companions
 from hubprune.pruning.tokenizer_files import ids_depend_on_version, settle_tokenizer
 from hubprune.workflows.card import CardChoices, put_card, render_again
-from hubprune.workflows.publish.republishing.inputs import MODELING_PART, modeling_part
+from hubprune.workflows.publish.before import MODELING_PART, modeling_part
 from hubprune.workflows.refresh.there import Published, stays
 from hubprune.workflows.run import refuse_tokenizer_code
 

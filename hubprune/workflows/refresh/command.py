@@ -21,13 +21,13 @@ from hubprune.core.stages import work_folder
 from hubprune.hub import repos as hub
 from hubprune.hub.commit import publish as send
 from hubprune.hub.commit import tag_commit
-from hubprune.hub.headers import stored_shapes
-from hubprune.hub.integrity import check_arrived
 from hubprune.hub.remote import refs_of
+from hubprune.hub.repos import stored_shapes
 from hubprune.hub.session import HubSession
+from hubprune.hub.transfer import check_arrived
 from hubprune.pruning import verify
 from hubprune.pruning.fitness import fit
-from hubprune.workflows.publish.republishing.unfinished import Unfinished
+from hubprune.workflows.publish.before import Unfinished
 from hubprune.workflows.refresh.anew import Anew, write_anew
 from hubprune.workflows.refresh.there import Published, read_published, target_of
 

@@ -12,7 +12,6 @@ from hubprune.cards.manifest import CARD, MANIFEST
 from hubprune.cards.record import PublishRecord, parse_record
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, RepoFile
-from hubprune.core.carried import is_license
 from hubprune.core.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes
 from hubprune.core.console import Reporter
 from hubprune.core.devices import STORED
@@ -26,15 +25,16 @@ from hubprune.core.errors import (
     RecipeError,
     VerificationError,
 )
+from hubprune.core.files import is_license
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
 from hubprune.hub.foreign import Overwrite, check_is_ours
-from hubprune.hub.headers import small_files
 from hubprune.hub.identity import check_can_write, identify
 from hubprune.hub.remote import RemoteState, branch_heads, is_same, read_remote, refs_of
+from hubprune.hub.repos import small_files
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target, check_branch
 from hubprune.hub.transfer import download

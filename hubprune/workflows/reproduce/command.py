@@ -33,7 +33,7 @@ from hubprune.hub.preflight import check_disk
 from hubprune.hub.session import HubSession
 from hubprune.workflows.card import CardChoices
 from hubprune.workflows.publish import pipeline
-from hubprune.workflows.publish.kept import has_checkpoint
+from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.reproduce.comparing import causes, compare
 from hubprune.workflows.reproduce.published import Published, read_published
 from hubprune.workflows.run import Run, check_data

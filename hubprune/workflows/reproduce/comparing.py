@@ -10,7 +10,7 @@ from typing import Any
 from hubprune.cards.manifest import CARD, MANIFEST, content_digest, read_manifest
 from hubprune.cards.provenance import without_times
 from hubprune.core.artifacts import ComparedPart, Difference, Scalar
-from hubprune.core.environment import LIBRARIES
+from hubprune.core.devices import LIBRARIES
 from hubprune.workflows.reproduce.published import Published
 
 __all__ = ["causes", "compare", "differences"]

@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from hubprune.cards.manifest import CARD, MANIFEST, NOT_LISTED, RECIPE
-from hubprune.cards.notes import refuse_unsafe
+from hubprune.cards.markdown import refuse_unsafe
 from hubprune.core.artifacts import RepoFile, SpeedReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, RecipeError
 from hubprune.core.files import existing_folder, list_files
 from hubprune.core.privacy import TASK_FOLDER
 from hubprune.core.recipe import REPO_ID, BaseModelSpec, Recipe, read_recipe
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download

@@ -25,17 +25,16 @@ from hubprune.core.artifacts import (
     SpeedRow,
 )
 from hubprune.core.console import Reporter
-from hubprune.core.environment import describe_environment
+from hubprune.core.devices import describe_environment, kv_cache_bytes
 from hubprune.core.errors import CheckpointError, RecipeError
 from hubprune.core.files import scratch_folder, write_atomically
-from hubprune.core.kv_cache import kv_cache_bytes
-from hubprune.core.strict_json import parse_json
+from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.hub.session import HubSession
 from hubprune.pruning.runnable import Runnable, make_runnable
 from hubprune.pruning.verify import plan_of
-from hubprune.workflows.checkpoints import PrunedFolder, find_base, find_pruned, refuse_foreign_code
 from hubprune.workflows.speed.request import TimingRequest, check_request
+from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code
 
 if TYPE_CHECKING:
     from hubprune.evaluation.models import LoadedModel
@@ -147,7 +146,7 @@ class _Pair:
         """Measure everything and put it together."""
         import torch
 
-        from hubprune.evaluation.libraries import quiet
+        from hubprune.core.console import quiet
         from hubprune.evaluation.models import release_memory
 
         with quiet():

@@ -9,7 +9,7 @@ from typing import Literal
 from hubprune.core.devices import resolve_device
 from hubprune.core.errors import RecipeError
 from hubprune.core.files import make_writable
-from hubprune.workflows.checkpoints import Trust
+from hubprune.workflows.verify import Trust
 
 DEEPEST = 2**24
 """Tokens; no model reads more."""

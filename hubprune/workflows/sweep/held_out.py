@@ -11,7 +11,7 @@ from hubprune.core.recipe import CalibrationMix, CalibrationSubset
 from hubprune.core.stages import key_of
 from hubprune.pruning import calibration, documents
 from hubprune.pruning.calibration import CalibrationSet, file_hashes
-from hubprune.pruning.mixes import find_mix, is_file
+from hubprune.pruning.documents import find_mix, is_file
 from hubprune.workflows.run import Run
 
 DEFAULT_SAMPLES = 64

@@ -1,4 +1,7 @@
-"""Measure the points of a sweep on one base in memory; each is a stage of its own, so that a sweep can be stopped."""
+"""Measure the points of a sweep on one base in memory; each is a stage of its own, so that a sweep can be stopped.
+
+Changes of a point against the base, from the answers to each document; pure.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import BenchmarkAnswers, DropPlan, HeldOutDocuments, PerplexityAnswers, SpeedMeasured
+from hubprune.core.artifacts import (
+    BenchmarkAnswers,
+    DropPlan,
+    Estimate,
+    HeldOutDocuments,
+    PerplexityAnswers,
+    SpeedMeasured,
+    SweepTask,
+    TaskAnswers,
+    main_rows,
+)
 from hubprune.core.stages import StageStore, key_of
+from hubprune.evaluation import compare
 from hubprune.pruning.runnable import Runnable
 from hubprune.workflows.run import Run
 from hubprune.workflows.sweep.points import Point
@@ -21,6 +36,10 @@ if TYPE_CHECKING:
     from hubprune.evaluation.harness import InMemory
     from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import LoadedModel
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
 
 BENCHMARKS, PERPLEXITY, SPEED = "sweep-benchmarks", "sweep-perplexity", "sweep-speed"
 
@@ -84,12 +103,12 @@ class _Bench:
     def measure(self, plan: DropPlan) -> Measured:
         """Measure a point, or take what was measured before."""
         keys, store = self._keys(plan), self._store
-        perplexity = speed = None
+        models = speed = None
         if PERPLEXITY in keys:
-            perplexity = store.run(PERPLEXITY, keys[PERPLEXITY], PerplexityAnswers, lambda: self._read(plan))
+            models = store.run(PERPLEXITY, keys[PERPLEXITY], PerplexityAnswers, lambda: self._read(plan))
         if SPEED in keys:
             speed = store.run(SPEED, keys[SPEED], SpeedMeasured, lambda: self._time(plan))
-        return Measured(self._benchmarks(plan), perplexity, speed)
+        return Measured(self._benchmarks(plan), models, speed)
 
     def _keys(self, plan: DropPlan) -> dict[str, str]:
         run, spec = self._run, self._run.recipe.evaluation
@@ -143,11 +162,11 @@ class _Bench:
         return self._suite.measure(self._identity(plan))
 
     def _read(self, plan: DropPlan) -> PerplexityAnswers:
-        from hubprune.evaluation import perplexity
+        from hubprune.evaluation import models
 
         rows = self._documents.documents if self._documents else ()
         with self._bypass(plan)():
-            return perplexity.measure(self._model, rows, batch_size=self._run.recipe.evaluation.batch_size or 8)
+            return models.measure(self._model, rows, batch_size=self._run.recipe.evaluation.batch_size or 8)
 
     def _time(self, plan: DropPlan) -> SpeedMeasured:
         from hubprune.evaluation import speed
@@ -194,8 +213,58 @@ def _variant(name: str, model: Any, plan: DropPlan, architecture: Architecture) 
 
 
 def _load(base: Runnable, device: str, dtype: str) -> LoadedModel:
-    from hubprune.evaluation.libraries import quiet
+    from hubprune.core.console import quiet
     from hubprune.evaluation.models import load_model
 
     with quiet():
         return load_model(base.folder, device=device, dtype=dtype, trust_remote_code=base.own_code)
+
+
+# ---- statistics ----------------------------------------------------------------------------------------------------
+
+
+def mean_percent(answers: BenchmarkAnswers) -> float | None:
+    """Return the mean of the main metrics that are shares, in percent; None where there is none."""
+    shares = [row.result.value for row in main_rows(answers.tasks) if row.is_share]
+    return 100 * mean(shares) if shares else None
+
+
+def mean_chance(answers: BenchmarkAnswers) -> float | None:
+    """Return what guessing gets in the same mean, in percent; None where a task has no such value."""
+    values = [row.chance for row in main_rows(answers.tasks) if row.is_share]
+    known = [value for value in values if value is not None]
+    return 100 * mean(known) if known and len(known) == len(values) else None
+
+
+def compare_tasks(point: BenchmarkAnswers, base: BenchmarkAnswers) -> tuple[SweepTask, ...]:
+    """Compare the main metric of every task with the base's.
+
+    Raises:
+        EvaluationError: the two answered different documents.
+    """
+    others = {(row.task, row.metric): row for row in base.tasks}
+    return tuple(_compare(row, others.get((row.task, row.metric))) for row in main_rows(point.tasks))
+
+
+def _compare(row: TaskAnswers, base: TaskAnswers | None) -> SweepTask:
+    change = _change(row, base) if base and row.is_share else None
+    return SweepTask(task=row.task, metric=row.metric, value=row.result.value, change_points=change)
+
+
+def _change(row: TaskAnswers, base: TaskAnswers) -> Estimate:
+    if not row.answers or not base.answers:
+        return Estimate(value=100 * (row.result.value - base.result.value))
+    ours, theirs = (dict(zip(r.documents, r.answers, strict=True)) for r in (base, row))
+    return compare.difference(compare.pair(ours, theirs, of=row.task)).affine(times=100)
+
+
+def mean_change(tasks: Sequence[SweepTask]) -> Estimate | None:
+    """Average the changes in points; tasks count as independent of each other."""
+    changes = [task.change_points for task in tasks if task.change_points]
+    return compare.combine(changes, [1 / len(changes)] * len(changes)) if changes else None
+
+
+def perplexity_change(point: PerplexityAnswers, base: PerplexityAnswers) -> Estimate:
+    """Return perplexity over the base's minus one in percent, from the nats and tokens of every document."""
+    nats = compare.difference(compare.Pairs(base.nats, point.nats, point.tokens))
+    return compare.as_ratio(nats).affine(times=100, plus=-100)

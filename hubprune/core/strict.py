@@ -1,4 +1,6 @@
-"""Read YAML that a person wrote: recipes, mixes and files of tasks.
+"""Parse JSON of strangers so that no two readers can read two different things out of it.
+
+Read YAML that a person wrote: recipes, mixes and files of tasks.
 
 What the safe loader of PyYAML does not see to: a key that stands there twice, nesting so deep that a parser in C runs
 out of its stack, aliases that stand for more than memory holds, and values such as the date 2024-13-45, which raise
@@ -7,15 +9,75 @@ whatever Python raises.  All of it is one error with the file and, where there i
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import json
+import math
+import re
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NoReturn
 
 import yaml
 
-from hubprune.core.errors import HubpruneError, RecipeError
+from hubprune.core.errors import CheckpointError, HubpruneError, RecipeError
 
 __all__ = ["TaggedText", "parse_yaml", "refuse_depth"]
+
+
+# ---- strict json ---------------------------------------------------------------------------------------------------
+
+
+HALF_PAIR = re.compile(r"[\ud800-\udfff]")
+
+
+def parse_json(text: bytes, *, where: str) -> dict[str, Any]:
+    """Parse a JSON object in which no key occurs twice and every number and text is one that all readers know.
+
+    Raises:
+        CheckpointError: it is no JSON object, or two readers could read two different things out of it.
+    """
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Make a dict of the pairs unless a key stands there twice, or a value is none of JSON's."""
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise CheckpointError(f"{where} has the key {twice!r:.80} twice.")
+        for key, value in made.items():
+            if odd := next(filter(None, map(_oddity, _flat((key, value)))), None):
+                raise CheckpointError(f"{where} has {odd} under {key!r:.80}.")
+        return made
+
+    try:
+        # Decoded here, since json would guess UTF-16 and UTF-32 too, which no other reader of these files does.
+        value = json.loads(text.decode(), object_pairs_hook=checked)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is no valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} is no JSON object.")
+    return value
+
+
+def _flat(values: Iterable[Any]) -> Iterable[Any]:
+    """Yield the values of lists in lists; objects in them were checked when they were parsed."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _oddity(value: Any) -> str | None:
+    """Name what of a value only some readers take for JSON, or None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, which is no number of JSON,"
+    if isinstance(value, str) and HALF_PAIR.search(value):
+        return "half of a surrogate pair, which is no text,"
+    return None
+
+
+# ---- strict yaml ---------------------------------------------------------------------------------------------------
+
 
 DEEPEST = 100
 """Levels of lists and mappings inside each other; PyYAML reads some 300, its C parser ends the process at 40,000."""

@@ -1,29 +1,84 @@
-"""End a publish for which nothing has to be computed: the repo is up to date, or needs another card alone."""
+"""Take over what the last publish found, on a machine that has not computed it itself.
+
+Only what would come out again is taken: the key of a stage stands for everything that its result depends on, the
+machine and the versions included.
+
+End a publish for which nothing has to be computed: the repo is up to date, or needs another card alone.
+
+Find the pull request in which an earlier run proposed what this one would propose, before anything is computed.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from hubprune.cards.manifest import MANIFEST, checkpoint_tag
-from hubprune.cards.record import read_record
-from hubprune.core.artifacts import PublishedCommit, PublishReport, RepoFile
+from hubprune.cards.record import Fingerprint, read_record
+from hubprune.core.artifacts import DropPlan, LayerScores, PublishedCommit, PublishReport, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.files import list_files, scratch_folder
 from hubprune.hub.commit import publish as send
 from hubprune.hub.commit import tag_commit
 from hubprune.hub.foreign import Overwrite
-from hubprune.hub.remote import refs_of
+from hubprune.hub.remote import RECENT_PULL_REQUESTS, number_of, pull_request, pull_request_heads, refs_of
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
 from hubprune.workflows.card import CardChoices, put_card, render_again
-from hubprune.workflows.publish.republishing.before import Before
-from hubprune.workflows.run import Run
+from hubprune.workflows.publish.before import Before, publish_at
+from hubprune.workflows.run import Run, scores_key
 
 if TYPE_CHECKING:
     from hubprune.workflows.publish.pipeline import PublishOptions
 
-__all__ = ["leave_as_it_is", "without_computing"]
+__all__ = ["leave_as_it_is", "offer_results", "proposed_before", "scores_before", "without_computing"]
+
+
+# ---- taking --------------------------------------------------------------------------------------------------------
+
+
+SCORES, ROUNDS = "scores", "rounds"
+OFFERED = ("benchmarks", "generation", "speed", "snippet")
+"""Stages whose whole result is in a manifest, each under the name of its part."""
+
+
+def offer_results(before: Before, run: Run) -> None:
+    """Hold ready in the run's store what the last publish measured."""
+    report = before.record.report
+    if report.environment.machine != run.environment.machine:
+        run.reporter.note(f"the last publish ran on {report.environment.machine}: nothing that it measured is taken")
+        return
+    for stage in OFFERED:
+        key, value = report.stage_keys.get(stage), getattr(report, stage)
+        if key and value is not None:
+            run.store.offer(stage, key, value, seconds=report.seconds.get(stage, 0.0), on_take=_say(run))
+
+
+def scores_before(before: Before | None, run: Run, now: Fingerprint) -> tuple[LayerScores, DropPlan] | None:
+    """Return scores and plan of the last publish where this run would find the same; None where it has to score.
+
+    A manifest has no scores of single documents, without which no other plan could tell how sure it is.  So both are
+    taken or neither.
+    """
+    report = before.record.report if before else None
+    if report is None or report.scores is None or report.fingerprint.get("pruning") != now["pruning"]:
+        return None
+    key = scores_key(run)
+    if run.store.has(SCORES, key) or report.stage_keys.get(SCORES) != key:
+        return None
+    for stage in (SCORES, ROUNDS):
+        if stage in report.stage_keys:
+            run.store.take(stage, report.stage_keys[stage], seconds=report.seconds.get(stage, 0.0))
+            _say(run)(stage)
+    return report.scores, report.plan
+
+
+def _say(run: Run) -> Callable[[str], None]:
+    return lambda stage: run.reporter.note(f"{stage}: taken from the last publish")
+
+
+# ---- again ---------------------------------------------------------------------------------------------------------
 
 
 def without_computing(
@@ -152,3 +207,48 @@ def _publish_card(
             overwrite=overwrite,
         )
         return read_record(folder).report.model_copy(update={"published": published})
+
+
+# ---- proposed ------------------------------------------------------------------------------------------------------
+
+
+def proposed_before(run: Run, target: Target, now: Fingerprint, options: PublishOptions) -> PublishReport | None:
+    """Report an open pull request of this user that proposes the same on top of the same commit; None without one.
+
+    One that is to be merged is not looked for: it has to be loaded back first.  Nor is one of anybody else: whoever may
+    propose could keep a result from being proposed by proposing what only says that it is the same.
+
+    Args:
+        run: whose recipe is published.
+        target: from the preflight.
+        now: what this publish depends on.
+        options: of the publish; who asks for the files gets them, unless only a change is of interest.
+    """
+    needs_files = options.force or ((options.dry_run or options.out) and not options.only_if_changed)
+    if needs_files or not target.create_pr or target.staged or target.parent is None:
+        return None
+    session, reporter = run.session, run.reporter
+    for ref, head in list(pull_request_heads(target.repo_id, session=session).items())[:RECENT_PULL_REQUESTS]:
+        if not _is_own_and_open(number_of(ref), target=target, session=session):
+            continue
+        before = publish_at(head, target, now, session=session, reporter=reporter)
+        if before and before.is_up_to_date and _lies_on(target.parent, before, target=target, session=session):
+            url = f"{session.endpoint}/{target.repo_id}/discussions/{number_of(ref)}"
+            report = leave_as_it_is(before, target=target, session=session)
+            if report and report.published:
+                published = report.published.model_copy(update={"pull_request_url": url})
+                return report.model_copy(update={"published": published})
+    return None
+
+
+def _is_own_and_open(number: int, *, target: Target, session: HubSession) -> bool:
+    found = pull_request(target.repo_id, number, session=session)
+    return found.status in ("open", "draft") and found.author == target.user
+
+
+def _lies_on(parent: str, before: Before, *, target: Target, session: HubSession) -> bool:
+    commits = session.ask(
+        lambda api: api.list_repo_commits(target.repo_id, revision=before.remote.commit),
+        doing=f"read the history of {target.repo_id}",
+    )
+    return len(commits) > 1 and commits[1].commit_id == parent

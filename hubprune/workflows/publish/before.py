@@ -1,25 +1,55 @@
-"""Collect what a run depends on, without computing anything and without a library that computes."""
+"""Collect what a run depends on, without computing anything and without a library that computes.
+
+What the last publish left on the branch that this one goes to, and what of it differs from what is asked for now.
+
+Remember on this machine that a publish was sent and not yet loaded back, in case that it is killed in between.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from hubprune import __version__
-from hubprune.cards.fingerprint import CARD_PART, Fingerprint, card_part, sha256, snippet_part
+from hubprune.cards.manifest import CARD, MANIFEST
+from hubprune.cards.record import (
+    CARD_PART,
+    Change,
+    Fingerprint,
+    PublishRecord,
+    card_part,
+    changes,
+    parse_record,
+    sha256,
+    snippet_part,
+    told,
+)
 from hubprune.core.architectures import Architecture
-from hubprune.core.drop_spec import Settings
-from hubprune.core.environment import library_versions
+from hubprune.core.console import Reporter
+from hubprune.core.devices import library_versions
+from hubprune.core.errors import CheckpointError, RecipeError
+from hubprune.core.files import write_atomically
 from hubprune.core.privacy import public_name, scrub, scrub_all
 from hubprune.core.recipe import Recipe
+from hubprune.core.specs import Settings
+from hubprune.core.stages import key_of
+from hubprune.hub.remote import RemoteState, is_same, read_remote
+from hubprune.hub.session import HubSession
+from hubprune.hub.target import Target
 from hubprune.pruning import modeling
 from hubprune.pruning.calibration import file_hashes
 from hubprune.workflows.card import CardChoices
 from hubprune.workflows.run import Run
 
-__all__ = ["MODELING_PART", "fingerprint", "modeling_part"]
+__all__ = ["MODELING_PART", "Before", "Unfinished", "fingerprint", "last_publish", "modeling_part", "publish_at"]
+
+
+# ---- inputs --------------------------------------------------------------------------------------------------------
+
 
 MOVE_BYTES = ("huggingface_hub", "hf-xet")
 """Libraries that change nothing in what they carry."""
@@ -152,3 +182,102 @@ def _data(run: Run) -> dict[str, str]:
 def _free_text(run: Run) -> dict[str, str]:
     spec = run.recipe.evaluation
     return {"prompts": sha256(_text(spec.prompt_texts())), "max_new_tokens": str(spec.max_new_tokens)}
+
+
+# ---- before --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """A repo as the last publish left it, beside the fingerprint of this one."""
+
+    remote: RemoteState
+    record: PublishRecord
+    changes: tuple[Change, ...]
+    """What a publish depends on and is another now."""
+    strays: tuple[str, ...]
+    """Files that are not there as they were published; the card is not among them."""
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.only_the_card and not self.changes and self._card_is_as_written
+
+    @property
+    def only_the_card(self) -> bool:
+        """Whether at most the card has to be rendered again."""
+        return not self.strays and all(change.part == CARD_PART for change in self.changes)
+
+    @property
+    def _card_is_as_written(self) -> bool:
+        listed = self.record.files.get(CARD)
+        return listed is not None and listed.sha256 == self.remote.card_sha256
+
+    @property
+    def told(self) -> str:
+        """What changed, in one line."""
+        strays = f"not as published: {', '.join(self.strays)}" if self.strays else ""
+        edited = "" if self._card_is_as_written else f"{CARD} was edited by hand"
+        return "; ".join(filter(None, (told(self.changes), strays, edited)))
+
+
+def last_publish(target: Target, now: Fingerprint, *, session: HubSession, reporter: Reporter) -> Before | None:
+    """Look at the branch that a publish goes to; None where nothing there can be compared.
+
+    Args:
+        target: from the preflight.
+        now: what this publish depends on.
+        session: which Hub.
+        reporter: told of a manifest that is of no use.
+    """
+    if not target.branch_exists or target.parent is None:
+        return None
+    return publish_at(target.parent, target, now, session=session, reporter=reporter)
+
+
+def publish_at(
+    commit: str, target: Target, now: Fingerprint, *, session: HubSession, reporter: Reporter
+) -> Before | None:
+    """Look at a commit of the target's repo; None where nothing there can be compared.
+
+    Args:
+        commit: 40 hex digits.
+        target: from the preflight.
+        now: what this publish depends on.
+        session: which Hub.
+        reporter: told of a manifest that is of no use.
+    """
+    remote = read_remote(target.repo_id, commit=commit, session=session)
+    if remote.manifest is None:
+        return None
+    try:
+        record = parse_record(remote.manifest.data, where=f"{MANIFEST} of {target.repo_id}")
+    except (CheckpointError, RecipeError) as error:
+        reporter.note(f"everything is run: {error.message}")
+        return None
+    strays = (path for path, file in record.files.items() if path != CARD and not is_same(file, remote.files.get(path)))
+    return Before(
+        remote=remote, record=record, changes=changes(record.report.fingerprint, now), strays=tuple(sorted(strays))
+    )
+
+
+# ---- unfinished ----------------------------------------------------------------------------------------------------
+
+
+class Unfinished:
+    """A mark in the work folder, from the moment before a commit until its result was loaded back."""
+
+    def __init__(self, work_folder: Path, target: Target, *, endpoint: str) -> None:
+        self._path = work_folder / "unfinished" / key_of(endpoint, target.repo_id, target.revision, target.create_pr)
+
+    def begin(self) -> None:
+        """Set the mark."""
+        write_atomically(self._path, "")
+
+    def end(self) -> None:
+        """Take it away."""
+        self._path.unlink(missing_ok=True)
+
+    def __bool__(self) -> bool:
+        """Tell whether an earlier run did not come to its end."""
+        return self._path.exists()

@@ -1,0 +1,310 @@
+"""Checkpoints that are kept in the work folder, so that another run of the same recipe need not write them again.
+
+The stages that look at a written checkpoint: benchmarks, free text, and the code that its card shows.
+
+Time a result that is about to be published, for its card and its manifest.
+
+Make a repo of a checkpoint: card, pictures, notices, recipe and manifest beside the weights.
+"""
+
+from __future__ import annotations
+
+import glob
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from hubprune.cards import card, manifest
+from hubprune.cards.front_matter import add_eval_results
+from hubprune.cards.license import add_notice, card_in_force
+from hubprune.cards.snippet import Snippet, asks_for_more, samples
+from hubprune.core.artifacts import (
+    BenchmarkComparison,
+    DropPlan,
+    GenerationComparison,
+    ModelTexts,
+    PrunedCheckpoint,
+    PublishReport,
+    RepoFile,
+    SnippetRun,
+    SpeedReport,
+)
+from hubprune.core.config import needs_modeling_file, read_config
+from hubprune.core.devices import resolve_device
+from hubprune.core.errors import MissingDependencyError, RecipeError
+from hubprune.core.files import short_name, write_atomically
+from hubprune.core.privacy import scrub
+from hubprune.core.stages import key_of
+from hubprune.plots import pictures
+from hubprune.workflows.card import Timed
+from hubprune.workflows.run import Run, write_verified
+from hubprune.workflows.speed.command import change_of, time_pair
+from hubprune.workflows.speed.request import TimingRequest
+from hubprune.workflows.verify import PrunedFolder
+
+if TYPE_CHECKING:
+    from hubprune.evaluation.generation import Request
+
+__all__ = ["assemble", "benchmark", "find_speed", "free_text", "run_snippet", "time_result"]
+
+
+# ---- kept ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedCheckpoint]]:
+    """Yield the checkpoint of a plan in the work folder: that of an earlier run where all its files are there.
+
+    While the block runs, no other run can use the folder.
+
+    Raises:
+        RecipeError: another run uses it.
+    """
+    key = key_of(run.circumstances, plan.content, plan.widths, plan.layout)
+    folder = run.store.folder / "checkpoints" / f"{short_name(run.recipe.default_name)}-{key}"
+    folder.parent.mkdir(exist_ok=True)
+    with _alone(folder):
+        made = _written_before(run, plan, folder, key)
+        _remove_all_but(folder, {f.path for f in made.written.files})
+        yield folder, made
+
+
+def has_checkpoint(run: Run) -> bool:
+    """Tell whether an earlier run left a checkpoint of as many drops, so that little new room is needed on the disk."""
+    name = glob.escape(short_name(run.recipe.default_name))
+    return any((run.store.folder / "checkpoints").glob(f"{name}-*"))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RecipeError(
+            "Another run is working on the same base and drops.", hint="Wait for it, or set another HUBPRUNE_HOME."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _written_before(run: Run, plan: DropPlan, folder: Path, key: str) -> PrunedCheckpoint:
+    def write() -> PrunedCheckpoint:
+        shutil.rmtree(folder, ignore_errors=True)
+        return write_verified(run, plan, folder)
+
+    def complete(kept: PrunedCheckpoint) -> bool:
+        return all(_same_size(folder / f.path, f.size) for f in kept.written.files)
+
+    return run.store.run("checkpoint", key, PrunedCheckpoint, write, valid=complete)
+
+
+def _same_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _remove_all_but(folder: Path, paths: set[str]) -> None:
+    """Remove what an earlier run added to a checkpoint: its card, its manifest, its tasks."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file() and path.relative_to(folder).as_posix() not in paths:
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | None:
+    """Run the benchmarks of a recipe on base and pruned model; None where it asks for none.
+
+    Args:
+        run: whose recipe is followed.
+        plan: what was dropped.
+        folder: of the pruned checkpoint.
+    """
+    from hubprune.evaluation import harness
+
+    recipe, spec = run.recipe, run.recipe.evaluation
+    if not spec.tasks:
+        run.reporter.note("no tasks asked for")
+        return None
+    key = key_of(
+        run.circumstances, plan.content, plan.widths, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size,
+        spec.backend, run.task_texts, run.task_sources, recipe.seed,
+    )  # fmt: skip
+    base, pruned = run.runnable, run.identity(plan.content, plan.widths, plan.layout)
+    return run.store.run(
+        "benchmarks",
+        key,
+        BenchmarkComparison,
+        lambda: harness.run(
+            harness.ModelFolder(base.folder, own_code=base.own_code, identity=run.identity()),
+            harness.ModelFolder(folder, own_code=True, identity=pruned),
+            spec=spec,
+            seed=recipe.seed,
+            device=recipe.device,
+            dtype=recipe.dtype,
+            reporter=run.reporter,
+            memo=run.answers_file,
+            samples_folder=run.store.folder / "samples" / key,
+        ),
+    )
+
+
+def free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison:
+    """Let both models write; what the base wrote serves every plan.
+
+    Args:
+        run: whose recipe is followed.
+        plan: what was dropped.
+        folder: of the pruned checkpoint.
+    """
+    spec = run.recipe.evaluation
+    asked = run.circumstances, spec.prompt_texts(), spec.max_new_tokens
+    key = key_of(*asked, plan.content)
+
+    def base() -> ModelTexts:
+        return run.store.run("base-text", key_of(*asked), ModelTexts, lambda: _base_text(run))
+
+    # Where both texts come from the last publish, the base need not write its own again.
+    written = None if run.store.offers("generation", key) else base()
+    return run.store.run(
+        "generation",
+        key,
+        GenerationComparison,
+        lambda: _compare_texts(run, folder, written or base()),
+        valid=lambda kept: kept.repetition is not None,
+    )
+
+
+def _base_text(run: Run) -> ModelTexts:
+    from hubprune.evaluation import generation
+
+    base, request = run.runnable, _text_request(run)
+    return generation.write(base.folder, request, name="base", trust_remote_code=base.own_code, reporter=run.reporter)
+
+
+def _compare_texts(run: Run, folder: Path, base_texts: ModelTexts) -> GenerationComparison:
+    from hubprune.evaluation import generation
+
+    return generation.compare(
+        run.runnable.folder,
+        folder,
+        request=_text_request(run),
+        base_code=run.runnable.own_code,
+        base_texts=base_texts,
+        reporter=run.reporter,
+    )
+
+
+def run_snippet(
+    run: Run, plan: DropPlan, folder: Path, *, repo_id: str, tag: str | None, template: Path | None
+) -> SnippetRun:
+    """Run the code that the card will show, or take what an earlier run of the same code printed.
+
+    Args:
+        run: whose recipe is followed.
+        plan: what was dropped.
+        folder: of the pruned checkpoint.
+        repo_id: under which the code finds the files.
+        tag: of exactly these files; None where there will be none.
+        template: folder of card templates that win over the shipped ones.
+    """
+    snippet = Snippet(
+        repo_id=repo_id,
+        revision=tag,
+        prompt=run.recipe.evaluation.prompt_texts()[0],
+        custom_code=needs_modeling_file(plan),
+        samples=samples(folder),
+        plain=asks_for_more(folder),
+    )
+    gpu = resolve_device(run.recipe.device) != "cpu"
+    key = key_of(run.circumstances, plan.content, plan.layout, snippet.code(overrides=template))
+    return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu, overrides=template))
+
+
+def _text_request(run: Run) -> Request:
+    from hubprune.evaluation.generation import Request
+
+    recipe, spec = run.recipe, run.recipe.evaluation
+    return Request(
+        prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens, device=recipe.device, dtype=recipe.dtype
+    )
+
+
+# ---- timing --------------------------------------------------------------------------------------------------------
+
+
+DEPTHS = (512,)
+"""One shape for a card, cut to what the model has positions for; `hubprune speed` measures any."""
+
+
+def find_speed(
+    run: Run, plan: DropPlan, folder: Path, timed: Timed, *, repo_id: str, benchmarks: BenchmarkComparison | None
+) -> SpeedReport | None:
+    """Return what a card says of speed: what is timed now, or was before; None where it says nothing."""
+    if timed == "now":
+        return time_result(run, plan, folder, repo_id=repo_id, benchmarks=benchmarks)
+    return None if timed == "never" else timed
+
+
+def time_result(
+    run: Run, plan: DropPlan, folder: Path, *, repo_id: str, benchmarks: BenchmarkComparison | None
+) -> SpeedReport:
+    """Time base and result in turns on this machine, or take what an earlier run of the same found here.
+
+    Raises:
+        EvaluationError: the device's memory is too small.
+    """
+    recipe, change = run.recipe, change_of(benchmarks) if benchmarks else None
+    request = TimingRequest(depths=DEPTHS, device=recipe.device, dtype=recipe.dtype, seed=recipe.seed)
+    pruned = PrunedFolder(name=repo_id, commit=None, folder=folder, config=read_config(folder))
+    shape = request.depths, request.new_tokens, request.rounds, request.batch_size, request.seed
+    key = key_of(run.circumstances, run.environment.threads, plan.content, plan.widths, plan.layout, shape, change)
+    timed = run.store.run(
+        "speed",
+        key,
+        SpeedReport,
+        lambda: time_pair(
+            run.downloaded, pruned, runnable=run.runnable, request=request, benchmarks=change, reporter=run.reporter
+        ),
+    )
+    return timed.model_copy(update={"pruned": repo_id})
+
+
+# ---- assembly ------------------------------------------------------------------------------------------------------
+
+
+def assemble(
+    run: Run, folder: Path, report: PublishReport, *, card_template: Path | None = None
+) -> tuple[RepoFile, ...]:
+    """Add to a checkpoint what makes it a repo: tasks, notice, pictures, card, recipe, manifest; return all files."""
+    for name, text in run.task_texts.items():
+        (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "tasks" / name, scrub(text))
+    add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
+    add_eval_results(folder, report.benchmarks, session=run.session, warn=run.reporter.warn)
+    context = card.context_of(report, pictures=_pictures(run, folder, report), overrides=card_template)
+    write_atomically(folder / manifest.CARD, card.render(context, overrides=card_template))
+    manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
+    return manifest.write_manifest(folder, report=report, template_hash=card.template_hash(card_template))
+
+
+def _pictures(run: Run, folder: Path, report: PublishReport) -> card.Pictures:
+    """Draw scores and changes for the card; without matplotlib it has their tables alone."""
+    base = report.base.name
+    try:
+        return card.Pictures(
+            importance=pictures.draw_for_card(report.scores, report.plan, folder, base=base) if report.scores else None,
+            benchmarks=pictures.draw_changes(report.benchmarks, folder, base=base) if report.benchmarks else None,
+        )
+    except MissingDependencyError as error:
+        run.reporter.warn(f"The card gets no pictures: {error.message} {error.hint or ''}")
+        return card.Pictures()
