@@ -21,13 +21,13 @@ from hubprune.core.console import size
 from hubprune.core.devices import available_bytes
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import is_carried, scratch_folder
+from hubprune.core.modeling import link_model
 from hubprune.core.processes import run_to_end
 from hubprune.core.structure import Structure
 from hubprune.core.weights import open_weights
 from hubprune.exporting.artifact import Outtype, Parity, ParityFigures
 from hubprune.exporting.parity_process import ParityRequest, ParitySeen
 from hubprune.exporting.writing import INSTALL, GgufContent
-from hubprune.pruning.runnable import link_model
 
 F32_TOLERANCE = 1e-3
 """Largest allowed difference of a logit where the file holds float32."""
