@@ -22,21 +22,6 @@ from hubprune.core.artifacts import Estimate, Mark, PairedComparison, TaskCompar
 from hubprune.core.console import LARGEST
 from hubprune.core.errors import EvaluationError
 
-__all__ = [
-    "Pairs",
-    "as_ratio",
-    "at_chance",
-    "combine",
-    "compare_pairs",
-    "difference",
-    "holm",
-    "judge",
-    "mcnemar",
-    "mean_change",
-    "pair",
-    "refuse_other_documents",
-]
-
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
 ROUNDING = 1e-9

@@ -16,8 +16,6 @@ from hubprune.core.processes import run_to_end
 from hubprune.evaluation.models import LoadedModel, is_memory_error, load_model, release_memory
 from hubprune.evaluation.speed import SpeedSpec, answer, inputs
 
-__all__ = ["allocated_peak", "cache_bytes", "largest", "largest_batch", "resident_peak"]
-
 LIMIT = 4096
 """Where the search for the largest batch ends."""
 STATUS = Path("/proc/self/status")

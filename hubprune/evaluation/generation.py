@@ -14,11 +14,16 @@ from hubprune.core.artifacts import GenerationComparison, ModelText, ModelTexts
 from hubprune.core.console import Advance, Reporter, quiet
 from hubprune.core.errors import EvaluationError
 from hubprune.core.neutral import fresh_generation
-from hubprune.evaluation.models import LoadedModel, load_model, memory_errors, release_memory
-from hubprune.evaluation.packing import Batches, run_batches, similar_length
+from hubprune.evaluation.models import (
+    Batches,
+    LoadedModel,
+    load_model,
+    memory_errors,
+    release_memory,
+    run_batches,
+    similar_length,
+)
 from hubprune.evaluation.repetition import pair_texts
-
-__all__ = ["Request", "compare", "write"]
 
 BATCH_TOKENS = 8192
 """Tokens of prompts and texts that are in memory at once, at most; the 32 shipped prompts are one batch."""

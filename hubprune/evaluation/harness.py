@@ -19,16 +19,15 @@ from hubprune.core.endpoint import no_calls_elsewhere
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
-from hubprune.evaluation.panel import Memo
+from hubprune.evaluation.memo import Memo
 from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents
 from hubprune.evaluation.sources import commit_of, state_of
-from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, task_files
+from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
 
 if TYPE_CHECKING:
-    from hubprune.evaluation.computing import Computing, Models
-    from hubprune.evaluation.panel import Panel
+    from hubprune.evaluation.computing import Models
+    from hubprune.evaluation.panel import Computing, Panel
 
-__all__ = ["InMemory", "ModelFolder", "check_tasks", "run", "task_files"]
 
 # lm-eval's own 100,000 take 46 s per model for lambada's perplexity alone; 0 would switch off every standard error.
 BOOTSTRAP_ITERATIONS = 1000

@@ -19,8 +19,6 @@ from torch import nn
 from hubprune.core.decoder import Recorder, recording
 from hubprune.evaluation.packing import Row
 
-__all__ = ["Batch", "LayerTree", "Variant", "collate", "why_not"]
-
 PASSED_OVER = frozenset({"layer_idx", "name_or_path", "training"})
 """Plain attributes of modules that change nothing in a pass without a KV cache."""
 MASKED = ("sdpa", "eager")

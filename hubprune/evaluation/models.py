@@ -1,12 +1,8 @@
-"""Load a model folder for measuring, and let go of it again.
+"""Load a model folder for measuring, put it where it fits, run it in batches that fit, and let go of it again.
 
-Where a model goes: onto one device, or where it is larger, by accelerate's device map over all there are.
-
-Let a pruned model use the base's weights where both hold the same ones, proved number by number.
-
-That halves the memory of the two, and tells the layer tree which layers are the same.
-
-Perplexity of a loaded model on documents that it is handed as token ids.
+A model goes onto one device, or where it is larger, by accelerate's device map over all there are.  A pruned model may
+use the base's weights where both hold the same ones, proved number by number: that halves the memory of the two, and
+tells the layer tree which layers are the same.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -32,15 +28,6 @@ from hubprune.core.neutral import load_causal_lm
 from hubprune.core.processes import local_rank, local_world_size, world_size
 from hubprune.core.strict import parse_json
 
-__all__ = [
-    "LoadedModel", "free_bytes", "input_device", "is_memory_error", "load_model", "measure", "memory_errors",
-    "own_device", "placed_on", "placement", "release_memory", "share_weights", "weight_bytes",
-]  # fmt: skip
-
-
-# ---- models --------------------------------------------------------------------------------------------------------
-
-
 NO_MEMORY = (
     "DefaultCPUAllocator",
     "MPS backend out of memory",
@@ -48,6 +35,15 @@ NO_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 """What torch says in a plain RuntimeError where memory ran out."""
+GPU_SHARE, CPU_SHARE = 0.85, 0.6
+"""Share of the free memory that weights may take; the rest is for what is computed."""
+_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
+SAMPLES = 64
+"""Numbers of a tensor that are looked at before all are compared."""
+Result = TypeVar("Result")
+Batch = tuple[int, ...]
+"""Indices of rows that are run together."""
+Batches = tuple[Batch, ...]
 
 
 @dataclass(frozen=True)
@@ -123,13 +119,6 @@ def release_memory() -> None:
         torch.mps.empty_cache()
 
 
-# ---- placement -----------------------------------------------------------------------------------------------------
-
-
-GPU_SHARE, CPU_SHARE = 0.85, 0.6
-"""Share of the free memory that weights may take; the rest is for what is computed."""
-
-
 def own_device(device: str) -> str:
     """Return the device of this process; each of several on a machine takes a GPU of its own."""
     found = resolve_device(device)
@@ -146,8 +135,7 @@ def free_bytes(device: str) -> int:
     return int(torch.cuda.mem_get_info(place)[0]) if place.startswith("cuda") else _own_memory()
 
 
-def _own_memory() -> int:
-    """Return the share of the machine's memory that this process may take."""
+def _own_memory() -> int:  # of several processes on a machine, each may take its share
     return available_bytes() // local_world_size()
 
 
@@ -194,14 +182,6 @@ def input_device(model: Any) -> str:
     return places[0] if places else str(model.device) if model.device.type != "meta" else "cpu"
 
 
-# ---- sharing -------------------------------------------------------------------------------------------------------
-
-
-_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
-SAMPLES = 64
-"""Numbers of a tensor that are looked at before all are compared."""
-
-
 def share_weights(base: Any, other: Any) -> Callable[[], None]:
     """Put the base's tensors in the place of equal ones of another model; modules stay apart.
 
@@ -246,10 +226,69 @@ def _looks(name: str, parameter: torch.Tensor) -> object:
     return _LAYER.sub("*", name), parameter.shape, parameter.dtype, parameter.device, repr(few)
 
 
-# ---- perplexity ----------------------------------------------------------------------------------------------------
+# ---- in batches that fit ---------------------------------------------------------------------------------------------
 
 
-def measure(model: LoadedModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> PerplexityAnswers:
+def similar_length(lengths: Sequence[int], *, tokens: int | None = None, rows: int | None = None) -> Batches:
+    """Put rows of similar length together, so that little of a batch is padding; the longest come first.
+
+    A batch has one row, or as many as take at most `tokens` tokens once all are padded to the longest of them, and
+    `rows` at most.
+    Where memory is too small, the longest rows tell at once.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        members = len(batches[-1]) if batches else 0
+        if members and members != rows and (tokens is None or (members + 1) * lengths[batches[-1][0]] <= tokens):
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return tuple(map(tuple, batches))
+
+
+def run_batches(
+    batches: Batches, work: Callable[[Batch], Sequence[Result]], *, on_split: Callable[[int], None]
+) -> tuple[list[Result], Batches]:
+    """Run all batches, with fewer rows at a time from where memory ran out on.
+
+    Args:
+        batches: every row from 0 on in exactly one of them.
+        work: returns one result per row of a batch.
+        on_split: told the number of rows that a batch has from now on at most.
+
+    Returns:
+        The results in the order of the rows, and the batches that they come from.
+
+    Raises:
+        RuntimeError: whatever `work` raises; that memory ran out only where it did for a single row.
+    """
+    waiting, done = list(batches), []
+    results: dict[int, Result] = {}
+    while waiting:
+        found = _attempt(work, waiting[0])
+        if found is None:
+            rows = (len(waiting[0]) + 1) // 2
+            waiting = [batch[start : start + rows] for batch in waiting for start in range(0, len(batch), rows)]
+            on_split(rows)
+            continue
+        results.update(zip(waiting[0], found, strict=True))
+        done.append(waiting.pop(0))
+    return [results[i] for i in range(len(results))], tuple(done)
+
+
+def _attempt(work: Callable[[Batch], Sequence[Result]], batch: Batch) -> Sequence[Result] | None:
+    """Run a batch; None where memory ran out, and what it held is free again."""
+    try:
+        return work(batch)
+    except RuntimeError as error:
+        if len(batch) == 1 or not is_memory_error(error):
+            raise
+    # Here the error is gone, and with its traceback the tensors of the frames that it came through.
+    release_memory()
+    return None
+
+
+def measure_perplexity(model: LoadedModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> PerplexityAnswers:
     """Sum the negative log-likelihood of every document, in nats and in float32.
 
     Args:

@@ -30,12 +30,6 @@ from hubprune.core.artifacts import (
 )
 from hubprune.evaluation.compare import Pairs, difference
 
-__all__ = [
-    "compare_repetition", "distinct", "diversity", "longest_repeat", "measure", "pair_texts", "seq_rep",
-    "terminal_loop",
-]  # fmt: skip
-
-
 # ---- repetition ----------------------------------------------------------------------------------------------------
 
 

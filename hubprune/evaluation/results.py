@@ -15,12 +15,6 @@ from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.compare import Scale, Value, compare_pairs, judge, pair, refuse_other_documents
 from hubprune.evaluation.sources import hub_id
 
-__all__ = [
-    "Answers", "Document", "answers_of", "compare_answers", "compare_results", "fits", "read_answers",
-    "refuse_different_documents",
-]  # fmt: skip
-
-
 # ---- answers -------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,6 @@ from hubprune.core.files import existing_folder
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
 
-__all__ = ["DataSource", "commit_of", "content_of", "hub_id", "is_commit", "merge", "state_of"]
 
 FILE_FORMATS = frozenset({"arrow", "csv", "hdf5", "json", "pandas", "parquet", "text", "webdataset", "xml"})
 """Names that `load_dataset` takes for the format of files instead of for a repo."""

@@ -31,22 +31,6 @@ from hubprune.core.artifacts import Interval, Measure, SpeedMeasured
 from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.models import LoadedModel, memory_errors
 
-__all__ = [
-    "WARM_UPS",
-    "Clock",
-    "Round",
-    "SpeedSpec",
-    "answer",
-    "bootstrap",
-    "clock_of",
-    "fit_depths",
-    "inputs",
-    "measure",
-    "ratio_to_base",
-    "take_turns",
-]  # fmt: skip
-
-
 # ---- clocks --------------------------------------------------------------------------------------------------------
 
 

@@ -15,8 +15,6 @@ from hubprune.core.errors import EvaluationError
 from hubprune.core.specs import shown
 from hubprune.core.strict import TaggedText, parse_yaml, refuse_depth
 
-__all__ = ["broken_files", "calls_python", "includes_of", "read_task_file", "refuse_misfit"]
-
 UNPICKLING = frozenset({"pandas", "webdataset"})
 """Formats of files whose reader in `datasets` unpickles, or has done so."""
 

@@ -26,9 +26,6 @@ from hubprune.core.specs import SUITES, shown
 from hubprune.evaluation.sources import DataSource, content_of, first_line, hub_id, merge
 from hubprune.evaluation.task_yaml import broken_files, calls_python, includes_of, read_task_file, refuse_misfit
 
-__all__ = ["Suite", "data_sources", "find_tasks", "load_tasks", "local_data", "task_files", "task_paths"]
-
-
 # ---- tasks ---------------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +287,7 @@ class BoundedAggregation:
         self.__name__ = getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, values: Sequence[Any]) -> Any:
+        """Make one number of many, `LARGEST` at most."""
         try:
             found = self._function(values)
         except OverflowError:

@@ -15,12 +15,9 @@ from typing import Any
 import torch.distributed as dist
 
 from hubprune.core.processes import rank, world_size
-from hubprune.evaluation.computing import Computing, Models, Names
-from hubprune.evaluation.language_model import Prompt
-from hubprune.evaluation.packing import Answer, Request
-from hubprune.evaluation.scorer import Scored
-
-__all__ = ["Team", "assemble", "dismiss", "follow"]
+from hubprune.evaluation.computing import Models
+from hubprune.evaluation.memo import Answer, Request
+from hubprune.evaluation.panel import Computing, Names, Prompt, Scored
 
 PATIENCE = timedelta(weeks=4)
 """How long followers wait, for instance while the first process scores, prunes and verifies."""

@@ -122,7 +122,7 @@ class Run:
     @cached_property
     def task_texts(self) -> dict[str, str]:
         """Task files of the user's own that the benchmarks need, by their path below the include folder."""
-        from hubprune.evaluation.harness import task_files
+        from hubprune.evaluation.tasks import task_files
 
         files = task_files(self.recipe.evaluation)
         return {name: path.read_text(encoding="utf-8") for name, path in files.items()}

@@ -15,9 +15,8 @@ import pytest
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import computing, harness, models
-from hubprune.evaluation.packing import Request
-from hubprune.evaluation.panel import Memo
-from hubprune.evaluation.scorer import Scorer
+from hubprune.evaluation.computing import Scorer
+from hubprune.evaluation.memo import Memo, Request
 
 TASKS = ("pets", "shown_pets", "words", "answers", "whole_texts", "without_context")
 
@@ -271,12 +270,12 @@ def test_texts_are_remembered_and_those_drawn_at_random_are_not(evaluate, tmp_pa
 KILLED = """
 import os, signal, sys
 from hubprune.core.console import Reporter
-from hubprune.evaluation import harness, scorer
+from hubprune.evaluation import computing, harness
 from hubprune.core.recipe import EvaluationSpec
 from pathlib import Path
 
-scorer.CPU_SLOTS = 60
-original, batches = scorer.Scorer.answer, []
+computing.CPU_SLOTS = 60
+original, batches = computing.Scorer.answer, []
 
 def answer(self, rows, requests):
     batches.append(rows)
@@ -284,7 +283,7 @@ def answer(self, rows, requests):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, rows, requests)
 
-scorer.Scorer.answer = answer
+computing.Scorer.answer = answer
 base, pruned, tasks, memo = sys.argv[1:]
 harness.run(
     harness.ModelFolder(Path(base), identity="base"),
