@@ -34,7 +34,6 @@ BOOTSTRAP_ITERATIONS = 1000
 MEMORY_SHARE = 0.6
 """Share of the free memory that the weights of all models may take; the rest is for what they compute.  No more than a
 single model may take, or else the last of them would not be put on the device as a whole."""
-_UNFIT_FOR_FILES = re.compile(r"[^\w.-]+")
 
 
 def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
@@ -96,8 +95,8 @@ def run(
     results = measured.results
     refuse_different_documents(results["base"], results["pruned"])
     if samples_folder is not None:
-        for name in results:
-            _write_samples(results[name]["samples"], samples_folder / name)
+        for name, found in results.items():
+            _write_samples(found["samples"], samples_folder / name)
     return _comparison(plan, measured, seconds=time.monotonic() - start)
 
 
@@ -186,10 +185,10 @@ def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Me
 
 def _measure_together(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
     """Load models, let all of them answer, and let go of them."""
-    from hubprune.evaluation import models
+    from hubprune.evaluation.models import release_memory
 
-    found = _ask(plan, folders, memo)
-    models.release_memory()
+    found = _ask(plan, folders, memo)  # when it is done, nothing holds on to the models
+    release_memory()
     return found
 
 
@@ -220,10 +219,8 @@ def load_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, ba
     from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import load_model, share_weights
 
-    loaded = [
-        load_model(folder.path, device=device, dtype=dtype, trust_remote_code=folder.own_code)
-        for folder in folders.values()
-    ]
+    load = partial(load_model, device=device, dtype=dtype)
+    loaded = [load(folder.path, trust_remote_code=folder.own_code) for folder in folders.values()]
     return Models(
         [Variant.of(name, model.model) for name, model in zip(folders, loaded, strict=True)],
         loaded[0].tokenizer,
@@ -239,9 +236,15 @@ def _panel(plan: _Plan, models: Computing, identities: Mapping[str, str], memo: 
 
 
 def _evaluate(plan: _Plan, panel: Panel, name: str) -> Mapping[str, Any]:
+    import numpy
+    import torch
     from lm_eval import evaluate
 
-    _set_seeds(plan)
+    random.seed(plan.seed)
+    numpy.random.seed(plan.seed)
+    torch.manual_seed(plan.seed)
+    for task in plan.suite.tasks.values():
+        task.set_fewshot_seed(seed=plan.seed)
     results: Mapping[str, Any] = evaluate(
         lm=panel.language_models[name],
         task_dict=plan.suite.task_dict(),
@@ -262,23 +265,13 @@ def _forget_answers(task: Any, **_: Any) -> None:
         request.filtered_resps = {}
 
 
-def _set_seeds(plan: _Plan) -> None:
-    import numpy
-    import torch
-
-    random.seed(plan.seed)
-    numpy.random.seed(plan.seed)
-    torch.manual_seed(plan.seed)
-    for task in plan.suite.tasks.values():
-        task.set_fewshot_seed(seed=plan.seed)
-
-
 def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path) -> None:
     from lm_eval.utils import handle_non_serializable
 
     folder.mkdir(parents=True, exist_ok=True)
     for task, rows in samples.items():
-        path = folder / f"samples_{_UNFIT_FOR_FILES.sub('_', task)}.jsonl"
+        fit_for_a_file = re.sub(r"[^\w.-]+", "_", task)
+        path = folder / f"samples_{fit_for_a_file}.jsonl"
         unfinished = path.with_suffix(".tmp")
         with unfinished.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(r, default=handle_non_serializable, sort_keys=True) + "\n" for r in rows)
@@ -288,13 +281,9 @@ def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path)
 def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> BenchmarkComparison:
     commits = {name: commit_of(getattr(task, "dataset", None)) for name, task in plan.suite.tasks.items()}
     left_out: list[str] = []
-    tasks = compare_results(
-        measured.results["base"],
-        measured.results["pruned"],
-        requested=plan.suite.requested,
-        commits=commits,
-        warn=left_out.append,
-    )
+    base, pruned = measured.results["base"], measured.results["pruned"]
+    asked = plan.suite.requested
+    tasks = compare_results(base, pruned, requested=asked, commits=commits, warn=left_out.append)
     for sentence in left_out:
         plan.reporter.warn(sentence)
     return BenchmarkComparison(
