@@ -29,11 +29,8 @@ from hubprune.core.processes import local_rank, local_world_size, world_size
 from hubprune.core.strict import parse_json
 
 NO_MEMORY = (
-    "DefaultCPUAllocator",
-    "MPS backend out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
+    "DefaultCPUAllocator", "MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 """What torch says in a plain RuntimeError where memory ran out."""
 GPU_SHARE, CPU_SHARE = 0.85, 0.6
 """Share of the free memory that weights may take; the rest is for what is computed."""
@@ -80,12 +77,9 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     link = Path(offload.name, "model")  # a folder's name becomes part of a module's, which is too long for some
     link.symlink_to(folder.resolve(), target_is_directory=True)
     with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."):
-        model = load_causal_lm(
-            link,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            own_code=trust_remote_code,
-            **placement(folder, device=device, dtype=dtype, offload_folder=str(Path(offload.name, "weights"))),
-        )
+        place = placement(folder, device=device, dtype=dtype, offload_folder=str(Path(offload.name, "weights")))
+        cast = dtype if dtype == "auto" else getattr(torch, dtype)
+        model = load_causal_lm(link, dtype=cast, own_code=trust_remote_code, **place)
     model.offload_folder = offload  # deleted with the model, which may read its weights from there
     # With the config at hand, it does not look for one whose code it may not run, and complain.
     tokenizer = AutoTokenizer.from_pretrained(link, config=model.config, trust_remote_code=False)
@@ -167,19 +161,19 @@ def weight_bytes(folder: Path, *, dtype: str) -> int:
 
 def placed_on(model: Any) -> str:
     """Name the devices that a loaded model is on: `cuda:0`, or `cuda:0, cpu and disk`."""
-    places = dict.fromkeys(map(_name, getattr(model, "hf_device_map", {}).values())) or {str(model.device): None}
-    *others, last = places
+    *others, last = _places(model) or [str(model.device)]
     return f"{', '.join(others)} and {last}" if others else last
-
-
-def _name(place: Any) -> str:
-    return f"cuda:{place}" if isinstance(place, int) else str(place)
 
 
 def input_device(model: Any) -> str:
     """Name the device that a model takes token ids on."""
-    places = [name for place in getattr(model, "hf_device_map", {}).values() if (name := _name(place)) != "disk"]
+    places = [place for place in _places(model) if place != "disk"]
     return places[0] if places else str(model.device) if model.device.type != "meta" else "cpu"
+
+
+def _places(model: Any) -> list[str]:
+    places = getattr(model, "hf_device_map", {}).values()
+    return list(dict.fromkeys(f"cuda:{place}" if isinstance(place, int) else str(place) for place in places))
 
 
 def share_weights(base: Any, other: Any) -> Callable[[], None]:
@@ -194,29 +188,20 @@ def share_weights(base: Any, other: Any) -> Callable[[], None]:
     candidates: dict[object, dict[str, torch.Tensor]] = {}
     for name, parameter in base.named_parameters():
         candidates.setdefault(_looks(name, parameter), {})[name] = parameter.data
-    replaced = list(_replace(other, candidates))
+    replaced: list[tuple[nn.Parameter, torch.Tensor]] = []
+    for name, parameter in other.named_parameters():
+        own, found = parameter.data, candidates.get(_looks(name, parameter), {})
+        # That of the same name comes first: norms of several layers may be equal, and a layer is known by all of its.
+        ordered = (tensor for _, tensor in sorted(found.items(), key=lambda item: item[0] != name))
+        if (equal := next((tensor for tensor in ordered if torch.equal(tensor, own)), None)) is not None:
+            parameter.data = equal
+            replaced.append((parameter, own))
 
     def put_back() -> None:
         for parameter, own in replaced:
             parameter.data = own
 
     return put_back
-
-
-def _replace(
-    model: Any, candidates: Mapping[object, Mapping[str, torch.Tensor]]
-) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-    """Replace tensors by equal ones, and yield each parameter with the tensor that it had.
-
-    That of the same name comes first: norms of several layers may be equal, and a layer is known by all its tensors.
-    """
-    for name, parameter in model.named_parameters():
-        own, found = parameter.data, candidates.get(_looks(name, parameter), {})
-        for _, tensor in sorted(found.items(), key=lambda item: item[0] != name):
-            if torch.equal(tensor, own):
-                parameter.data = tensor
-                yield parameter, own
-                break
 
 
 def _looks(name: str, parameter: torch.Tensor) -> object:
@@ -291,10 +276,7 @@ def _attempt(work: Callable[[Batch], Sequence[Result]], batch: Batch) -> Sequenc
 def measure_perplexity(model: LoadedModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> PerplexityAnswers:
     """Sum the negative log-likelihood of every document, in nats and in float32.
 
-    Args:
-        model: what reads them.
-        rows: token ids of the documents, two or more each.
-        batch_size: documents at a time; those of similar length go together.
+    Each document has two or more token ids; `batch_size` of similar length are read at a time.
 
     Raises:
         EvaluationError: a likelihood is not finite, or the device's memory is too small.

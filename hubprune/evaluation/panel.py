@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from hubprune.core.artifacts import EvalBackend, SelfCheck
-from hubprune.core.console import Advance, Reporter, log_level
+from hubprune.core.console import Reporter, log_level
 from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Variant, why_not
 from hubprune.evaluation.memo import Answer, Memo, Request, refuse_not_finite
@@ -93,13 +93,7 @@ class Panel:
     """
 
     def __init__(
-        self,
-        models: Computing,
-        *,
-        identities: Mapping[str, str],
-        memo: Memo,
-        backend: EvalBackend,
-        reporter: Reporter,
+        self, models: Computing, *, identities: Mapping[str, str], memo: Memo, backend: EvalBackend, reporter: Reporter
     ) -> None:
         self._models, self._variants, self._asked_backend = models, models.variants, backend
         self._identities, self._memo, self._reporter = identities, memo, reporter
@@ -144,8 +138,6 @@ class Panel:
         """Return what a variant is called in the memory: two ways to compute agree within rounding only."""
         return f"{self._identities[name]} {self.backend}"
 
-    # ---- log-likelihoods ---------------------------------------------------------------------------------------
-
     def log_likelihoods(self, name: str, requests: Sequence[Request]) -> list[Answer]:
         """Return what a variant says of each request.
 
@@ -180,15 +172,15 @@ class Panel:
         with self._reporter.progress(f"Benchmarks, {named}", total=total, unit="requests") as advance:
             for missing, names in groups.items():
                 # A set has no order that a second run would find again.
-                self._score(tuple(names), [unique[key] for key in sorted(missing)], advance)
+                asked = [unique[key] for key in sorted(missing)]
+                for name, answers in self._scored(tuple(names), asked):
+                    self._memo.put_answers(self._model(name), {asked[n].key: a for n, a in answers.items()})
+                    advance(len(answers))
 
-    def _score(self, names: Names, requests: Sequence[Request], advance: Advance) -> None:
+    def _scored(self, names: Names, requests: Sequence[Request]) -> Iterator[tuple[str, dict[int, Answer]]]:
+        """Yield batch by batch what each of some variants answered, by the number of the request."""
         for scored in self._models.score(names, requests):
-            for name, answers in scored.items():
-                self._memo.put_answers(self._model(name), {requests[n].key: a for n, a in answers.items()})
-                advance(len(answers))
-
-    # ---- the comparison with lm-eval ---------------------------------------------------------------------------
+            yield from scored.items()
 
     def _check(self, requests: Sequence[Request], names: set[str]) -> None:
         """Compare a few answers with those of lm-eval's own backend, and fall back to it where they differ."""
@@ -199,9 +191,8 @@ class Panel:
         expected = {name: self._models.plain(name, chosen) for name in new}
         self._models.share_weights()
         found: dict[str, dict[int, Answer]] = {name: {} for name in new}
-        for scored in self._models.score(new, chosen):
-            for name, answers in scored.items():
-                found[name] |= answers
+        for name, answers in self._scored(new, chosen):
+            found[name] |= answers
         for name in new:
             pairs = ((found[name][number], answer) for number, answer in enumerate(expected[name]))
             difference = max(abs(ours.log_likelihood - theirs.log_likelihood) for ours, theirs in pairs)
@@ -217,8 +208,6 @@ class Panel:
         self._models.let_own_weights_go()
         self._checked |= names
 
-    # ---- lm-eval's own backend ---------------------------------------------------------------------------------
-
     def _answer_plainly(self, name: str, unique: Mapping[bytes, Request]) -> None:
         missing = sorted(self._missing(name, unique), key=lambda key: (-len(unique[key].tokens), key))
         if not missing:
@@ -229,8 +218,6 @@ class Panel:
                 answers = self._models.plain(name, [unique[key] for key in keys])
                 self._memo.put_answers(self._model(name), dict(zip(keys, answers, strict=True)))
                 advance(len(keys))
-
-    # ---- texts -------------------------------------------------------------------------------------------------
 
     def texts(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes after each prompt; texts that are drawn at random are never remembered.

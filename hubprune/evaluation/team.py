@@ -118,8 +118,7 @@ def _serve(own: Models) -> None:
     while (order := _hear()) is not None:
         what, *arguments = order
         if what == "score":
-            for _ in _rounds(own, *arguments):
-                pass
+            list(_rounds(own, *arguments))
         elif what in ("plain", "write"):
             _gather(_part(own, what, *arguments))
         else:
@@ -140,26 +139,19 @@ def _part(own: Models, what: str, name: str, items: Sequence[Any]) -> list[Any]:
     return found
 
 
-# ---- messages ----------------------------------------------------------------------------------------------------
-
-
-def _join() -> None:
+def _tell(order: Any) -> Any:
+    """Send an order from the first process to all others, and return it in all of them."""
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=PATIENCE)
-
-
-def _tell(order: Any) -> None:
-    _join()
-    dist.broadcast_object_list([order], src=0)
+    box = [order]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def _hear() -> Any:
-    _join()
-    box = [None]
-    dist.broadcast_object_list(box, src=0)
-    if box[0] == OVER:
+    if (order := _tell(None)) == OVER:
         raise _Dismissed
-    return box[0]
+    return order
 
 
 def _gather(mine: Any) -> list[Any] | None:
