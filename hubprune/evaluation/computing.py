@@ -69,23 +69,12 @@ class Models:
         Raises:
             EvaluationError: a single request does not fit into memory, or a log-likelihood is not finite.
         """
-        for rows in self.plan(names, requests):
-            yield self.answer(names, rows, requests)
+        scorer = self.scorer(names)
+        for rows in scorer.plan(requests):
+            yield scorer.answer(rows, requests)
 
-    def plan(self, names: Names, requests: Sequence[Request]) -> list[list[Row]]:
-        """Divide requests into batches; every process that holds these models divides them alike."""
-        return self._scorer(names).plan(requests)
-
-    def answer(self, names: Names, rows: Sequence[Row], requests: Sequence[Request]) -> Scored:
-        """Return the answers of some variants to a batch of the plan."""
-        found: Scored = self._scorer(names).answer(rows, requests)
-        return found
-
-    def layer_calls(self, names: Names) -> int:
-        """Return how many layers were run so far for some variants together."""
-        return self._scorer(names).layer_calls
-
-    def _scorer(self, names: Names) -> Scorer:
+    def scorer(self, names: Names) -> Scorer:
+        """Return what scores requests for some variants, as long as no weights are exchanged."""
         if names not in self._scorers:
             self._scorers[names] = Scorer([self.variants[name] for name in names], most_rows=self._batch_size)
         return self._scorers[names]
@@ -144,11 +133,9 @@ def _run(batches: Batches, work: Callable[[tuple[int, ...]], list[Result]]) -> l
 
 
 class Scorer:
-    """Scores requests for variants of one model.
+    """Scores requests for variants of one model, which share weights where these are the same.
 
-    Args:
-        variants: models that share weights where they are the same.
-        most_rows: rows of a batch at most; None for as many as fit.
+    `most_rows` are the rows of a batch at most; None for as many as fit.
     """
 
     def __init__(self, variants: Sequence[Variant], *, most_rows: int | None = None) -> None:
@@ -163,7 +150,7 @@ class Scorer:
         return self._tree.calls
 
     def plan(self, requests: Sequence[Request]) -> list[list[Row]]:
-        """Divide requests into batches, the largest first; the same ones for the same requests."""
+        """Divide requests into batches, the largest first; every process that holds the models divides them alike."""
         return list(batches(make_rows(requests), most_slots=self._most_slots, most_rows=self._most_rows))
 
     @torch.inference_mode()
@@ -224,26 +211,16 @@ def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, 
     """Add up the log-likelihoods of each request's targets, in float64, from logits in float32."""
     nats: dict[int, float] = {}
     greedy: dict[int, bool] = {}
-    found, right = _target_log_probabilities(variant, states, batch.targets)
-    for request, value, best in zip(batch.owners, found, right, strict=True):
-        nats[request] = nats.get(request, 0.0) + value
-        greedy[request] = greedy.get(request, True) and best
-    refuse_not_finite(nats.values(), model=variant.name)
-    return {request: Answer(value, greedy[request]) for request, value in nats.items()}
-
-
-def _target_log_probabilities(
-    variant: Variant, states: torch.Tensor, targets: torch.Tensor
-) -> tuple[list[float], list[bool]]:
-    """Return the log-probability of each target, and whether it is the most likely token."""
-    found: list[float] = []
-    right: list[bool] = []
+    owners = iter(batch.owners)
     logit_bytes = CPU_LOGIT_BYTES if states.device.type == "cpu" else GPU_LOGIT_BYTES
     step = max(1, logit_bytes // (4 * variant.model.config.get_text_config().vocab_size))
     with head_alone(variant) as logits_of:
-        for part, wanted in zip(states.split(step), targets.split(step), strict=True):
+        for part, wanted in zip(states.split(step), batch.targets.split(step), strict=True):
             logits = logits_of(part).float()  # [n, vocabulary]
             values = logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
-            found += values.tolist()
-            right += (logits.argmax(-1) == wanted).tolist()
-    return found, right
+            right = logits.argmax(-1) == wanted
+            for value, best, request in zip(values.tolist(), right.tolist(), owners):  # noqa: B905  # more are to come
+                nats[request] = nats.get(request, 0.0) + value
+                greedy[request] = greedy.get(request, True) and best
+    refuse_not_finite(nats.values(), model=variant.name)
+    return {request: Answer(value, greedy[request]) for request, value in nats.items()}

@@ -166,14 +166,20 @@ class _Measured:
 
 
 def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    from hubprune.evaluation.models import free_bytes, weight_bytes
+    from hubprune.evaluation.models import free_bytes, release_memory, weight_bytes
 
     needed = sum(weight_bytes(folder.path, dtype=plan.dtype) for folder in folders.values())
     free = free_bytes(plan.device)
     if needed < free * MEMORY_SHARE:
-        return _measure_together(plan, folders, memo)
+        together = _measure_together(plan, folders, memo)
+        release_memory()
+        return together
     plan.reporter.note(f"both models take {size(needed)} and {size(free)} are free: one after the other is loaded")
-    one, other = (_measure_together(plan, {name: folder}, memo) for name, folder in folders.items())
+    parts = []
+    for name, folder in folders.items():
+        parts.append(_measure_together(plan, {name: folder}, memo))
+        release_memory()
+    one, other = parts
     checks = [check for check in (one.self_check, other.self_check) if check]
     return replace(
         one,
@@ -184,15 +190,7 @@ def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Me
 
 
 def _measure_together(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    """Load models, let all of them answer, and let go of them."""
-    from hubprune.evaluation.models import release_memory
-
-    found = _ask(plan, folders, memo)  # when it is done, nothing holds on to the models
-    release_memory()
-    return found
-
-
-def _ask(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
+    """Load models and let all of them answer; at the end nothing holds on to them."""
     from hubprune.evaluation import team
 
     models = team.assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)

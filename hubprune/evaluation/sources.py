@@ -166,8 +166,8 @@ def _state_on_hub(source: DataSource) -> str | None:
         raise EvaluationError(f"{named} is read by a script, {script}, which datasets no longer runs.")
     declared = (info.card_data.get("configs") if info.card_data else None) or []
     names = [str(config.get("config_name", "default")) for config in declared if isinstance(config, dict)]
-    if names and (missing := [config for config in source.configs if config not in names]):
-        raise EvaluationError(f"{named} has no config {missing[0]}.", hint=f"It has: {', '.join(names)}.")
+    if names and (absent := [config for config in source.configs if config not in names]):
+        raise EvaluationError(f"{named} has no config {absent[0]}.", hint=f"It has: {', '.join(names)}.")
     return info.sha
 
 

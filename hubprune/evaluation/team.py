@@ -127,10 +127,11 @@ def _serve(own: Models) -> None:
 
 def _rounds(own: Models, names: Names, requests: Sequence[Request]) -> Iterator[list[Any] | None]:
     """Answer every `world_size`-th batch, and gather what the others answered in the same round."""
-    batches = own.plan(names, requests)
+    scorer = own.scorer(names)
+    batches = scorer.plan(requests)
     for start in range(0, len(batches), world_size()):
         mine = batches[start + rank() : start + rank() + 1]
-        yield _gather(own.answer(names, mine[0], requests) if mine else None)
+        yield _gather(scorer.answer(mine[0], requests) if mine else None)
 
 
 def _part(own: Models, what: str, name: str, items: Sequence[Any]) -> list[Any]:

@@ -106,9 +106,10 @@ def test_folders_run_the_layers_that_they_have_in_common_once(base_folder, prune
     models = harness.load_folders(folders, "cpu", "auto", None)
     models.share_weights()
     request = Request.of([1, 2, 3], [4], max_length=9)
-    for rows in models.plan(("base", "pruned"), [request]):
-        models.answer(("base", "pruned"), rows, [request])
-    assert models.layer_calls(("base", "pruned")) == 1 + 2  # the second layer is the one that was pruned
+    scorer = models.scorer(("base", "pruned"))
+    for rows in scorer.plan([request]):
+        scorer.answer(rows, [request])
+    assert scorer.layer_calls == 1 + 2  # the second layer is the one that was pruned
 
 
 def test_half_precision_is_allowed_its_own_rounding(evaluate, base_folder, pruned_folder, all_tasks, reporter):
