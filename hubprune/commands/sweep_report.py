@@ -7,16 +7,21 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from hubprune.workflows.sweep.measuring import compare_tasks, mean_chance, mean_change, mean_percent, perplexity_change
-from hubprune.workflows.sweep.points import recommend, rule_text, with_error
 from hubprune.commands.summary import ratio_text, sdr_text, table
 from hubprune.core.artifacts import HeldOutDocuments, LayerScores, Recommendation, SweepPoint, SweepReport
 from hubprune.core.console import LARGEST
 from hubprune.core.devices import resolve_device, resolve_dtype
 from hubprune.core.files import write_atomically
 from hubprune.workflows.run import Run
-from hubprune.workflows.sweep.measuring import Measured
-from hubprune.workflows.sweep.points import Point, order_of, sublayer_parameters
+from hubprune.workflows.sweep.measuring import (
+    Measured,
+    compare_tasks,
+    mean_chance,
+    mean_change,
+    mean_percent,
+    perplexity_change,
+)
+from hubprune.workflows.sweep.points import Point, order_of, recommend, rule_text, sublayer_parameters, with_error
 from hubprune.workflows.sweep.request import REPORT, SweepRequest
 
 CSV = "sweep.csv"
