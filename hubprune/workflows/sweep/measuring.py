@@ -26,7 +26,7 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.stages import StageStore, key_of
 from hubprune.evaluation import compare
-from hubprune.pruning.runnable import Runnable
+from hubprune.pruning.layouts import Runnable
 from hubprune.workflows.run import Run
 from hubprune.workflows.sweep.points import Point
 from hubprune.workflows.sweep.request import SpeedRequest, SweepRequest

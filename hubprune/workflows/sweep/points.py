@@ -27,7 +27,7 @@ from hubprune.core.errors import PlanError
 from hubprune.core.specs import OPTIONS
 from hubprune.core.weights import Weights
 from hubprune.pruning.checkpoint import count_parameters
-from hubprune.pruning.modeling import require_every_kind
+from hubprune.pruning.layouts import require_every_kind
 from hubprune.pruning.selection import Shape, make_plan
 from hubprune.workflows.sweep.request import Limits, SweepRequest, drop_spec, too_many
 
