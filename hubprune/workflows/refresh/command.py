@@ -26,7 +26,7 @@ from hubprune.hub.repos import stored_shapes
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import check_arrived
 from hubprune.pruning import verify
-from hubprune.pruning.fitness import fit
+from hubprune.pruning.base_files import fit
 from hubprune.workflows.publish.before import Unfinished
 from hubprune.workflows.refresh.anew import Anew, write_anew
 from hubprune.workflows.refresh.there import Published, read_published, target_of

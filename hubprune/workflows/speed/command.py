@@ -31,7 +31,7 @@ from hubprune.core.files import scratch_folder, write_atomically
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.hub.session import HubSession
-from hubprune.pruning.runnable import Runnable, make_runnable
+from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.pruning.verify import plan_of
 from hubprune.workflows.speed.request import TimingRequest, check_request
 from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code

@@ -21,7 +21,7 @@ from hubprune.core.stages import StageStore, key_of
 from hubprune.pruning import calibration
 from hubprune.pruning.calibration import CalibrationSet, file_hashes
 from hubprune.pruning.documents import find_mix, is_file, stream
-from hubprune.pruning.runnable import Runnable
+from hubprune.pruning.layouts import Runnable
 from hubprune.workflows.run import Run
 from hubprune.workflows.sweep.points import Point, SpeedRequest, SweepRequest
 

@@ -14,7 +14,7 @@ from hubprune.core.errors import PlanError, RecipeError
 from hubprune.core.files import check_new_folder, make_writable
 from hubprune.core.recipe import parse
 from hubprune.core.specs import DropSpec
-from hubprune.pruning.modeling import require_every_kind
+from hubprune.pruning.layouts import require_every_kind
 from hubprune.pruning.selection import NOUNS, Shape, check_request, make_plan
 
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
