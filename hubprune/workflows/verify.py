@@ -16,7 +16,7 @@ from hubprune.core.config import check_config, read_config
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, VerificationError
 from hubprune.core.files import existing_folder, list_files, scratch_folder
-from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.core.recipe import BaseModelSpec
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.hub import repos as hub
@@ -60,9 +60,7 @@ def find_pruned(name: str, *, revision: str | None, session: HubSession, reporte
     """
     if there := existing_folder(name):
         return PrunedFolder(name=name, commit=None, folder=there, config=read_config(there))
-    if not REPO_ID.fullmatch(name):
-        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision or "main"), session=session)
+    repo = hub.find_repo(name, revision=revision, session=session)
     check_config(repo.config, where=f"config.json of {name}")
     verify.plan_of(repo.config)
     folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
