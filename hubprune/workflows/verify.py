@@ -1,6 +1,6 @@
 """Verify a pruned folder or repo: its files against its manifest, what it computes against its base.
 
-Find a pruned checkpoint and its base, in folders or on the Hub, and hold to the rule whose code is run.
+Before that, both are found, in folders or on the Hub, and the rule is held to whose code is run.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ from hubprune.hub.transfer import download
 from hubprune.pruning import verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.layouts import make_runnable
-
-# ---- checkpoints ---------------------------------------------------------------------------------------------------
-
 
 Trust = Literal["own", "any"]
 """Which code is run: only the modeling file that this version of hubprune writes, or any."""
