@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -155,3 +156,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Give `path` this content at once."""
     with replacing(path) as file:
         file.write(content)
+
+
+def timestamp(seconds: float) -> str:
+    """Write a time, in seconds since the epoch, as the Hub does: 2026-01-31T12:00:00.000Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
