@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import made
 import pytest
 from browser import CHROMIUM, browser
+from hostile import SECTIONS, parts, text
 from hypothesis import HealthCheck, Phase, given, settings
 from test_card_pages import ACTIVE, address, folder  # noqa: F401 - fixtures
-from test_hostile_cards import SECTIONS, parts, text
 
 from hubprune.cards.card import build_context, render
 from hubprune.cards.markdown import check_notes, visible
