@@ -10,6 +10,7 @@ import yaml
 
 from hubprune.cards.front_matter import EVAL_RESULTS, add_eval_results
 from hubprune.core.errors import HubError
+from hubprune.workflows.publish.stages import leaderboards
 
 EVAL_YAML = (
     "name: GSM8K\ntasks:\n- {id: gsm8k, config: main, split: test}\n- {id: other, config: socratic, split: test}\n"
@@ -46,7 +47,7 @@ def gsm8k(**changes):
 
 def written(folder, hub, comparison, *, warnings=None):
     warned = []
-    add_eval_results(folder, comparison, session=hub, warn=warned.append)
+    add_eval_results(folder, comparison, tasks=leaderboards(comparison, session=hub, warn=warned.append))
     assert [warnings in warning for warning in warned] == ([True] if warnings else [])
     path = folder / EVAL_RESULTS
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -18,7 +18,7 @@ from hubprune.cards.manifest import content_digest
 from hubprune.core.console import Reporter
 from hubprune.core.errors import CheckpointError, HubpruneError
 from hubprune.hub.session import HubSession
-from hubprune.workflows.reproduce.command import ReproduceOptions, _recipe_digest, reproduce
+from hubprune.workflows.reproduce import ReproduceOptions, _recipe_digest, reproduce
 from hubprune.workflows.reproduce.comparing import causes, compare, differences
 from hubprune.workflows.reproduce.published import read_published
 

@@ -23,9 +23,8 @@ from hubprune.core.errors import RecipeError
 from hubprune.evaluation import footprint
 from hubprune.evaluation.models import LoadedModel
 from hubprune.evaluation.speed import SpeedSpec
-from hubprune.workflows.speed import command
-from hubprune.workflows.speed.command import benchmark_change
-from hubprune.workflows.speed.request import TimingRequest, check_request, parse_depths
+from hubprune.workflows import speed as timing
+from hubprune.workflows.speed import TimingRequest, benchmark_change, check_request, parse_depths
 
 STEADY = (1.0, 0.99, 1.01)
 
@@ -145,7 +144,7 @@ def test_after_ctrl_c_nothing_is_promised_that_does_not_happen(monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "measure_speed", interrupt)
+    monkeypatch.setattr(timing, "measure_speed", interrupt)
     ended = CliRunner().invoke(app, ["speed", "a", "b"])
     assert ended.exit_code == 130
     assert "nothing was kept" in " ".join(ended.stderr.split())
@@ -157,7 +156,7 @@ def test_after_ctrl_c_nothing_is_promised_that_does_not_happen(monkeypatch):
 )
 def test_one_name_is_that_of_the_pruned_checkpoint_and_two_begin_with_the_base(monkeypatch, arguments, base, pruned):
     asked = []
-    monkeypatch.setattr(command, "measure_speed", lambda name, request, **_: asked.append((name, request)) or report())
+    monkeypatch.setattr(timing, "measure_speed", lambda name, request, **_: asked.append((name, request)) or report())
     ended = CliRunner().invoke(app, ["speed", *arguments, "--json", "--rounds", "30", "--depths", "7,3"])
     assert ended.exit_code == 0, ended.output
     assert SpeedReport.model_validate_json(ended.stdout) == report()
@@ -182,7 +181,7 @@ def test_the_largest_batch_is_searched_for_with_one_model_on_the_device_at_a_tim
     monkeypatch.setattr(
         footprint, "largest_batch", lambda model, **_: moves.append(model.model.name) or found[model.model.name]
     )
-    pair = command._Pair(None, None, None, TimingRequest(), Reporter(quiet=True))
+    pair = timing._Pair(None, None, None, TimingRequest(), Reporter(quiet=True))
     seen = pair._largest(base, pruned, SpeedSpec(depth=512, new_tokens=32, rounds=20))
     assert (seen.base, seen.pruned, seen.depth) == (12, 17, 512)
     assert moves == [

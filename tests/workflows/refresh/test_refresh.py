@@ -29,9 +29,9 @@ from hubprune.cli import app
 from hubprune.core.recipe import read_recipe
 from hubprune.core.stages import StageStore
 from hubprune.hub import repos as hub_of_bases
+from hubprune.workflows import refresh as refreshing
 from hubprune.workflows.publish import before as inputs
 from hubprune.workflows.publish import pipeline
-from hubprune.workflows.refresh import command
 from hubprune.workflows.reproduce.comparing import compare
 from hubprune.workflows.reproduce.published import read_published
 from hubprune.workflows.run import Run
@@ -70,8 +70,8 @@ def refreshed(hub, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUBPRUNE_HOME", str(tmp_path_factory.mktemp("work")))
         hub.clear_log()
-        options = command.RefreshOptions()
-        [report] = command.refresh_all([REPO_ID], options, session=session, reporter=Reporter(quiet=True))
+        options = refreshing.RefreshOptions()
+        [report] = refreshing.refresh_all([REPO_ID], options, session=session, reporter=Reporter(quiet=True))
     return report, folder_at(api, tmp_path_factory.mktemp("refreshed"), report.commit)
 
 
@@ -182,8 +182,8 @@ def test_a_second_refresh_finds_nothing_to_do(refreshed, api, refresh):
 @pytest.fixture
 def refresh(session, reporter):
     def run(*repo_ids, session=session, load_back=False, **options):
-        chosen = command.RefreshOptions(load_back=load_back, **options)
-        return command.refresh_all(repo_ids, chosen, session=session, reporter=reporter)
+        chosen = refreshing.RefreshOptions(load_back=load_back, **options)
+        return refreshing.refresh_all(repo_ids, chosen, session=session, reporter=reporter)
 
     return run
 
@@ -268,7 +268,7 @@ def test_what_a_killed_refresh_left_undone_is_done_by_the_next(refresh, publishe
         with pytest.raises(KilledError):
             refresh(published, load_back=True)
     loaded = []
-    monkeypatch.setattr(command, "_load_back", lambda *args, **options: loaded.append(args) or "text")
+    monkeypatch.setattr(refreshing, "_load_back", lambda *args, **options: loaded.append(args) or "text")
     before = commits(api)
     [report] = refresh(published, load_back=True)
     assert (report.outcome, report.loaded_back) == ("up to date", "text")

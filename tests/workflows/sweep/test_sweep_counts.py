@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hubprune.core.errors import PlanError, RecipeError
 from hubprune.pruning.selection import Shape
-from hubprune.workflows.sweep.request import (
+from hubprune.workflows.sweep.points import (
     RANKINGS,
     SweepRequest,
     check_counts,

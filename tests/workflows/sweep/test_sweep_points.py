@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hubprune.core.artifacts import CalibrationRecord, CalibrationSource, ImportanceScores, LayerScores
 from hubprune.core.errors import PlanError
 from hubprune.pruning.selection import Shape
-from hubprune.workflows.sweep.points import Ranked, make_points, order_of
-from hubprune.workflows.sweep.request import RANKINGS, SweepRequest
+from hubprune.workflows.sweep.points import RANKINGS, Ranked, SweepRequest, make_points, order_of
 
 LAYERS = 6
 CONFIG = {"model_type": "llama", "num_hidden_layers": LAYERS}

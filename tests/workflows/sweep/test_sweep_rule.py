@@ -17,9 +17,9 @@ from hubprune.core.artifacts import (
     TaskAnswers,
 )
 from hubprune.core.errors import EvaluationError
-from hubprune.workflows.sweep import measuring
-from hubprune.workflows.sweep.points import recommend, rule_text
-from hubprune.workflows.sweep.request import Limits
+from hubprune.workflows.sweep import report as reporting
+from hubprune.workflows.sweep.points import Limits
+from hubprune.workflows.sweep.report import recommend, rule_text
 
 
 def point(count, *, mean=None, rise=None, speed=None):
@@ -97,9 +97,9 @@ def answers(*values, task="pets", documents=None, chance=0.5):
 
 def test_the_error_of_a_change_is_paired_by_document():
     base, same, worse = answers(1, 0, 1, 1), answers(1, 0, 1, 1), answers(1, 0, 0, 1)
-    (unchanged,) = measuring.compare_tasks(same, base)
+    (unchanged,) = reporting.compare_tasks(same, base)
     assert (unchanged.change_points.value, unchanged.change_points.standard_error) == (0.0, 0.0)
-    (task,) = measuring.compare_tasks(worse, base)
+    (task,) = reporting.compare_tasks(worse, base)
     assert task.change_points.value == -25.0
     assert task.change_points.standard_error == pytest.approx(25.0)  # stdev of 0, 0, -100, 0 is 50; over sqrt(4)
     assert task.change_points.low < -25.0 < task.change_points.high
@@ -107,26 +107,26 @@ def test_the_error_of_a_change_is_paired_by_document():
 
 def test_tasks_add_their_errors_in_squares():
     base, worse = answers(1, 0, 1, 1), answers(1, 0, 0, 1)
-    tasks = measuring.compare_tasks(worse, base) * 4
-    found = measuring.mean_change(tasks)
+    tasks = reporting.compare_tasks(worse, base) * 4
+    found = reporting.mean_change(tasks)
     assert (found.value, found.standard_error) == (-25.0, pytest.approx(25 / math.sqrt(4)))
 
 
 def test_points_that_answered_different_documents_are_not_compared():
     with pytest.raises(EvaluationError, match="different documents of pets"):
-        measuring.compare_tasks(answers(1, 0, documents=("a", "b")), answers(1, 0, documents=("a", "c")))
+        reporting.compare_tasks(answers(1, 0, documents=("a", "b")), answers(1, 0, documents=("a", "c")))
 
 
 def test_the_mean_of_chance_is_known_only_where_every_task_has_one():
-    assert measuring.mean_chance(answers(1, 0)) == 50.0
-    assert measuring.mean_chance(answers(1, 0, chance=None)) is None
+    assert reporting.mean_chance(answers(1, 0)) == 50.0
+    assert reporting.mean_chance(answers(1, 0, chance=None)) is None
 
 
 def test_perplexity_weighs_tokens_and_its_error_is_paired():
     base = PerplexityAnswers(nats=(10.0, 30.0), tokens=(10, 20))
     assert base.perplexity == pytest.approx(math.exp(40 / 30))
     more = PerplexityAnswers(nats=(11.0, 32.0), tokens=(10, 20))
-    found = measuring.perplexity_change(more, base)
+    found = reporting.perplexity_change(more, base)
     assert found.value == pytest.approx(100 * (math.exp(0.1) - 1))
     assert found.standard_error == pytest.approx(0.0, abs=1e-9)  # 0.1 nats more per token in either document
     assert PerplexityAnswers(nats=(1e6,), tokens=(1,)).perplexity is None

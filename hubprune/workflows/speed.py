@@ -1,13 +1,13 @@
-"""Time a pruned checkpoint against its base: both in one process, in turns."""
+"""Time a pruned checkpoint against its base, both in one process, in turns, and measure the memory of both."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -20,25 +20,66 @@ from hubprune.core.artifacts import (
     KvCacheMeasured,
     LargestBatch,
     PeakMemory,
+    Sdr,
     SpeedMeasured,
     SpeedReport,
     SpeedRow,
 )
 from hubprune.core.console import Reporter
-from hubprune.core.devices import describe_environment, kv_cache_bytes
+from hubprune.core.devices import describe_environment, kv_cache_bytes, resolve_device
 from hubprune.core.errors import CheckpointError, RecipeError
-from hubprune.core.files import scratch_folder, write_atomically
+from hubprune.core.files import make_writable, scratch_folder, write_atomically
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.hub.session import HubSession
-from hubprune.pruning.runnable import Runnable, make_runnable
+from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.pruning.verify import plan_of
-from hubprune.workflows.speed.request import TimingRequest, check_request
-from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code
+from hubprune.workflows.verify import PrunedFolder, Trust, find_base, find_pruned, refuse_foreign_code
 
 if TYPE_CHECKING:
     from hubprune.evaluation.models import LoadedModel
     from hubprune.evaluation.speed import SpeedSpec
+
+DEEPEST = 2**24
+"""Tokens; no model reads more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingRequest:
+    """Which shapes are timed, how often, and on what."""
+
+    depths: tuple[int, ...] = (0, 512, 2048)
+    """Tokens in the KV cache when decoding starts, ascending."""
+    new_tokens: int = 32
+    batch_size: int = 1
+    rounds: int = 20
+    largest_batch: Literal["find", "skip"] = "skip"
+    base: str | None = None
+    """Folder or repo of the base; None for the one that the pruned checkpoint names."""
+    revision: str | None = None
+    """Of the pruned repo; None for main."""
+    trust: Trust = "own"
+    device: str = "auto"
+    dtype: str = "auto"
+    seed: int = 0
+    """Of the order within a round, and of the bootstrap."""
+    report: Path | None = None
+    """File for the report as JSON."""
+
+
+def parse_depths(text: str) -> tuple[int, ...]:
+    """Read a list of depths, ascending and each once.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 9 for part in parts):
+        raise RecipeError(f"--depths {text!r:.60} is no list of depths.", hint="Write it like --depths 0,512,2048.")
+    depths = tuple(sorted({int(part) for part in parts}))
+    if depths[-1] > DEEPEST:
+        raise RecipeError(f"--depths {text!r:.60} goes beyond {DEEPEST:,} tokens.", hint="Name smaller depths.")
+    return depths
 
 
 def measure_speed(name: str, request: TimingRequest, *, session: HubSession, reporter: Reporter) -> SpeedReport:
@@ -74,6 +115,41 @@ def measure_speed(name: str, request: TimingRequest, *, session: HubSession, rep
     return report
 
 
+def check_request(request: TimingRequest) -> None:
+    """Refuse what this machine cannot do, before anything is downloaded.
+
+    Raises:
+        RecipeError: there is no such device, the CPU is asked for the largest batch, or the report cannot be written.
+    """
+    device = resolve_device(request.device)
+    if request.largest_batch == "find" and device == "cpu":
+        raise RecipeError(
+            "The largest batch can be searched for on a GPU only: on a CPU, the system would end the process.",
+            hint="Leave --largest-batch out.",
+        )
+    if request.report:
+        make_writable(request.report.absolute().parent)
+
+
+def check_pair(base: BaseCheckpoint, pruned: PrunedFolder) -> None:
+    """Refuse a base that the checkpoint cannot have been made of.
+
+    Raises:
+        RecipeError: another family, or another number of layers.
+    """
+    plan, family = plan_of(pruned.config), read_structure(pruned.config, name=pruned.name).architecture.model_type
+    own = read_structure(base.config, name=base.name).architecture.model_type
+    if (own, base.num_hidden_layers) != (family, plan.num_hidden_layers):
+        raise RecipeError(
+            f"{pruned.name} was made of a {family} of {plan.num_hidden_layers} layers; {base.name} is a {own} of "
+            f"{base.num_hidden_layers}.",
+            hint="Name the base it was made of, or leave it out to take the one that its config.json names.",
+        )
+
+
+# ---- timing ---------------------------------------------------------------------------------------------------------
+
+
 def time_pair(
     base: BaseCheckpoint,
     pruned: PrunedFolder,
@@ -97,22 +173,6 @@ def time_pair(
         EvaluationError: the device's memory is too small.
     """
     return _Pair(base, pruned, runnable, request, reporter, benchmarks).report()
-
-
-def check_pair(base: BaseCheckpoint, pruned: PrunedFolder) -> None:
-    """Refuse a base that the checkpoint cannot have been made of.
-
-    Raises:
-        RecipeError: another family, or another number of layers.
-    """
-    plan, family = plan_of(pruned.config), read_structure(pruned.config, name=pruned.name).architecture.model_type
-    own = read_structure(base.config, name=base.name).architecture.model_type
-    if (own, base.num_hidden_layers) != (family, plan.num_hidden_layers):
-        raise RecipeError(
-            f"{pruned.name} was made of a {family} of {plan.num_hidden_layers} layers; {base.name} is a {own} of "
-            f"{base.num_hidden_layers}.",
-            hint="Name the base it was made of, or leave it out to take the one that its config.json names.",
-        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +212,6 @@ class _Pair:
         with quiet():
             seen = self._measure()
         release_memory()
-        benchmarks = self.benchmarks
         peak = seen.peak or self._resident(seen)
         return SpeedReport(
             base=self.base.name,
@@ -160,24 +219,56 @@ class _Pair:
             pruned=self.pruned.name,
             pruned_commit=self.pruned.commit,
             dropped=plan_of(self.pruned.config).sublayers,
-            rows=tuple(_row(measured, benchmarks) for measured in seen.measured),
+            rows=tuple(SpeedRow(measured=row, verdict=row.verdict, sdr=self._sdr(row)) for row in seen.measured),
             kv_cache=seen.kv_cache,
             peak_memory=peak,
             largest_batch=seen.largest_batch,
-            benchmarks=benchmarks,
+            benchmarks=self.benchmarks,
             environment=describe_environment(device=seen.device),
             device=seen.device,
             dtype=seen.dtype,
             threads=torch.get_num_threads(),
             attention=seen.attention,
             seed=self.request.seed,
-            notes=(*seen.notes, *_control_notes(seen.measured), *_missing(benchmarks, peak, seen.device)),
+            notes=(*seen.notes, *self._notes(seen, peak)),
         )
+
+    def _sdr(self, row: SpeedMeasured) -> Sdr | None:
+        change = self.benchmarks
+        return row.sdr(change.points, standard_error=change.standard_error, ends=change.ends) if change else None
+
+    def _notes(self, seen: _Seen, peak: PeakMemory | None) -> Iterator[str]:
+        """Say what is strange, and what there is no number of."""
+        cache, config = seen.kv_cache, self.base.config
+        if not cache.as_computed:
+            yield (
+                f"The KV cache is not what config.json says: {cache.base:,} and {cache.pruned:,} bytes counted, "
+                f"{cache.base_computed:,} and {cache.pruned_computed:,} computed."
+            )
+        slides = SLIDING in read_structure(config).architecture.attention_kinds(config)
+        if slides and (config.get("sliding_window") or math.inf) <= cache.tokens:
+            yield f"Sliding attentions forget: KV bytes per token are the mean over {cache.tokens} tokens."
+        if failed := sum(row.verdict == "control failed" for row in seen.measured):
+            yield (
+                f"In {failed} of {len(seen.measured)} measures the base differs from itself, as about 1 in 16 does by "
+                "chance: nothing is said of these. Leave the machine alone, or pass more --rounds."
+            )
+        if self.benchmarks is None:
+            yield f"No SDR: there are no benchmarks in {MANIFEST}."
+        elif self.benchmarks.standard_error is None:
+            yield "The interval of SDR is that of the speed-up alone: the benchmarks have no standard error."
+        if peak is None:
+            yield f"Peak memory: not measured on {seen.device}."
 
     # ---- with both in memory -------------------------------------------------------------------------------------
 
     def _measure(self) -> _Seen:
-        base, pruned = self._load()
+        from hubprune.evaluation.models import load_model
+
+        self.reporter.note(f"load {self.base.name} and {self.pruned.name}")
+        device, code = self.request.device, self.runnable.own_code
+        base = load_model(self.runnable.folder, device=device, dtype=self.request.dtype, trust_remote_code=code)
+        pruned = load_model(self.pruned.folder, device=device, dtype=base.dtype, trust_remote_code=True)
         specs, notes = self._specs(base, pruned)
         measured = tuple(row for spec in specs for row in self._timed(base, pruned, spec))
         deepest = specs[-1]
@@ -190,16 +281,8 @@ class _Pair:
             device=base.device,
             dtype=base.dtype,
             attention=str(base.model.config._attn_implementation),
-            notes=(*notes, *self._cache_notes(cache)),
+            notes=tuple(notes),
         )
-
-    def _load(self) -> tuple[LoadedModel, LoadedModel]:
-        from hubprune.evaluation.models import load_model
-
-        self.reporter.note(f"load {self.base.name} and {self.pruned.name}")
-        device, code = self.request.device, self.runnable.own_code
-        base = load_model(self.runnable.folder, device=device, dtype=self.request.dtype, trust_remote_code=code)
-        return base, load_model(self.pruned.folder, device=device, dtype=base.dtype, trust_remote_code=True)
 
     def _specs(self, base: LoadedModel, pruned: LoadedModel) -> tuple[list[SpeedSpec], list[str]]:
         """Return the shapes that the models have positions for, and a note where that cut them."""
@@ -215,10 +298,8 @@ class _Pair:
                 f"{asked.new_tokens} of them for new tokens."
             )
             self.reporter.note(notes[-1])
-        shape: dict[str, int] = {
-            "new_tokens": asked.new_tokens, "rounds": asked.rounds, "batch_size": asked.batch_size, "seed": asked.seed
-        }  # fmt: skip
-        return [SpeedSpec(depth=depth, **shape) for depth in depths], notes
+        same = {"new_tokens": asked.new_tokens, "rounds": asked.rounds, "batch_size": asked.batch_size}
+        return [SpeedSpec(depth=depth, seed=asked.seed, **same) for depth in depths], notes
 
     def _timed(self, base: LoadedModel, pruned: LoadedModel, spec: SpeedSpec) -> tuple[SpeedMeasured, ...]:
         from hubprune.evaluation import speed
@@ -230,24 +311,16 @@ class _Pair:
     def _kv_cache(self, base: LoadedModel, pruned: LoadedModel, *, tokens: int) -> KvCacheMeasured:
         from hubprune.evaluation.footprint import cache_bytes
 
+        def computed(config: Mapping[str, Any], dtype: str) -> int:
+            return kv_cache_bytes(config, gone=read_structure(config).no_attn, tokens=tokens, dtype=dtype)
+
         return KvCacheMeasured(
             tokens=tokens,
             base=cache_bytes(base, tokens=tokens),
             pruned=cache_bytes(pruned, tokens=tokens),
-            base_computed=_computed(self.base.config, tokens=tokens, dtype=base.dtype),
-            pruned_computed=_computed(self.pruned.config, tokens=tokens, dtype=pruned.dtype),
+            base_computed=computed(self.base.config, base.dtype),
+            pruned_computed=computed(self.pruned.config, pruned.dtype),
         )
-
-    def _cache_notes(self, cache: KvCacheMeasured) -> Iterator[str]:
-        if not cache.as_computed:
-            yield (
-                f"The KV cache is not what config.json says: {cache.base:,} and {cache.pruned:,} bytes counted, "
-                f"{cache.base_computed:,} and {cache.pruned_computed:,} computed."
-            )
-        config = self.base.config
-        slides = SLIDING in read_structure(config).architecture.attention_kinds(config)
-        if slides and (config.get("sliding_window") or math.inf) <= cache.tokens:
-            yield f"Sliding attentions forget: KV bytes per token are the mean over {cache.tokens} tokens."
 
     def _largest(self, base: LoadedModel, pruned: LoadedModel, spec: SpeedSpec) -> LargestBatch:
         """Search with one model on the device, the other in the memory of the host."""
@@ -280,10 +353,6 @@ class _Pair:
         return _peak("resident", base, pruned, spec) if base and pruned else None
 
 
-def _computed(config: Mapping[str, Any], *, tokens: int, dtype: str) -> int:
-    return kv_cache_bytes(config, gone=read_structure(config).no_attn, tokens=tokens, dtype=dtype)
-
-
 def _allocated(base: LoadedModel, pruned: LoadedModel, spec: SpeedSpec) -> PeakMemory | None:
     from hubprune.evaluation.footprint import allocated_peak
 
@@ -297,32 +366,6 @@ def _peak(how: Any, base: int, pruned: int, spec: SpeedSpec) -> PeakMemory:
     )
 
 
-def _row(measured: SpeedMeasured, benchmarks: BenchmarkChange | None) -> SpeedRow:
-    sdr = (
-        measured.sdr(benchmarks.points, standard_error=benchmarks.standard_error, ends=benchmarks.ends)
-        if benchmarks
-        else None
-    )
-    return SpeedRow(measured=measured, verdict=measured.verdict, sdr=sdr)
-
-
-def _control_notes(measured: Sequence[SpeedMeasured]) -> Iterator[str]:
-    if failed := sum(row.verdict == "control failed" for row in measured):
-        yield (
-            f"In {failed} of {len(measured)} measures the base differs from itself, as about 1 in 16 does by chance: "
-            "nothing is said of these. Leave the machine alone, or pass more --rounds."
-        )
-
-
-def _missing(benchmarks: BenchmarkChange | None, peak: PeakMemory | None, device: str) -> Iterator[str]:
-    if benchmarks is None:
-        yield f"No SDR: there are no benchmarks in {MANIFEST}."
-    elif benchmarks.standard_error is None:
-        yield "The interval of SDR is that of the speed-up alone: the benchmarks have no standard error."
-    if peak is None:
-        yield f"Peak memory: not measured on {device}."
-
-
 # ---- benchmarks --------------------------------------------------------------------------------------------------
 
 
@@ -334,18 +377,15 @@ def benchmark_change(folder: Path) -> BenchmarkChange | None:
     try:
         values = parse_json(path.read_bytes(), where=str(path)).get("benchmarks")
         # What a clock measured is left out of manifests.
-        found = BenchmarkComparison.model_validate({**(values or {}), "seconds": 0.0})
+        return change_of(BenchmarkComparison.model_validate({**(values or {}), "seconds": 0.0}))
     except (CheckpointError, ValidationError, TypeError):
         return None
-    return change_of(found)
 
 
 def change_of(found: BenchmarkComparison) -> BenchmarkChange | None:
     """Return what benchmarks lost on average; None where none of them is a share."""
-    change = found.mean_points
-    tasks = tuple(task.task for task in found.main_metrics() if task.is_share)
-    if change is None:
+    if (change := found.mean_points) is None:
         return None
-    return BenchmarkChange(
-        points=change.value, standard_error=change.standard_error, low=change.low, high=change.high, tasks=tasks
-    )
+    tasks = tuple(task.task for task in found.main_metrics() if task.is_share)
+    error = change.standard_error
+    return BenchmarkChange(points=change.value, standard_error=error, low=change.low, high=change.high, tasks=tasks)
