@@ -283,3 +283,16 @@ def report(**changes):
     values |= {"recipe": recipe().model_dump(mode="json"), "published": None, "endpoint": "https://huggingface.co"}
     used = {**values, **changes}
     return PublishReport(**used)
+
+
+BY_HAND = {
+    "scores": None,
+    "plan": plan_by_hand(),
+    "recipe": recipe(drop=DropSpec(drop_attn=(3, 5)), evaluation=EvaluationSpec(tasks=())),
+    "checkpoint": checkpoint(kv_bytes_per_token=24_576),
+    "seconds": {"checkpoint": 0.4},
+    "benchmarks": None,
+    "generation": None,
+    "base": base(card=BaseCard()),
+}
+"""What makes the parts of a card those of a drop by hand, of which nothing was measured."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import made
 import pytest
-from test_card import card, split
+from card_text import card, split
 
 from hubprune.cards import license as terms
 from hubprune.core.artifacts import BaseCard, RepoFile

@@ -12,47 +12,17 @@ import re
 
 import made
 import yaml
-from hostile import HOSTILE
+from card_text import check_structure, headings
+from hostile import SECTIONS, parts, text
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
-from test_card import card, check_structure, headings
 
 from hubprune.cards import front_matter
 from hubprune.cards.card import build_context, render
-from hubprune.core.artifacts import BaseCard, Continuation
 
 CARDS = int(os.environ.get("HOSTILE_CARDS", "200"))
-SCRIPTS = [
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</code></pre><script>", "[a](javascript:alert(1))",
-    "<svg/onload=alert(1)>", "![x](javascript:alert(1))", "<iframe srcdoc='<script>'>", "{{ card.__class__ }}", "--- |",
-]  # fmt: skip
-text = st.lists(st.one_of(st.sampled_from([*HOSTILE, *SCRIPTS]), st.text(max_size=8)), max_size=5).map("".join)
 PAGE = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-SECTIONS = headings(card())
-
-
-def parts(sample, name, dataset, task, label):
-    """A card's parts with a hostile sample, model name, data set, task and other labels."""
-    pair = Continuation(prompt=sample, base=sample + name, pruned=sample, base_tokens=1, pruned_tokens=1)
-    row = made.benchmarks().tasks[0].model_copy(
-        update={
-            "task": task, "metric": label or "acc", "dataset": dataset or None, "dataset_config": name, "split": task,
-        }
-    )  # fmt: skip
-    scores = made.scores()
-    source = scores.calibration.sources[0].model_copy(update={"dataset": dataset, "config": name, "split": task})
-    record = scores.calibration.model_copy(update={"sources": (source,), "mix": label})
-    check = made.verification().checks[0].model_copy(update={"name": label, "detail": sample})
-    return {
-        "base": made.base(name=name or "x", card=BaseCard().model_copy(update={"license": label, "language": (task,)})),
-        "benchmarks": made.benchmarks().model_copy(update={"tasks": (row,), "mean_change": None}),
-        "generation": made.generation().model_copy(update={"continuations": (pair,)}),
-        "scores": scores.model_copy(update={"calibration": record}),
-        "verification": made.verification().model_copy(update={"checks": (check,), "transformers": label}),
-        "repo_id": f"me/{name}",
-    }
 
 
 def check_front_matter(context):

@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from test_card import card, context, headings
+from card_text import card, context, headings
 
 from hubprune.cards.card import check_templates, render, template_hash
 from hubprune.cards.context import SCHEMA, context_schema

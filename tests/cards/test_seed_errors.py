@@ -7,7 +7,7 @@ import difflib
 import re
 
 import made
-from test_card import card, fences, split
+from card_text import card, fences, split
 from test_card_widths import narrow
 
 HAND = {

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import made
 import pytest
-import yaml
-from markdown_it import MarkdownIt
+from card_text import card, check_structure, context, fences, headings, matter, parse, split
 
 from hubprune.cards import front_matter
-from hubprune.cards.card import Pictures, build_context, render, skeleton
+from hubprune.cards.card import Pictures, render, skeleton
 from hubprune.cards.free_text import shown_pairs
 from hubprune.cards.license import notice_text
 from hubprune.cards.manifest import checkpoint_tag
@@ -24,68 +23,10 @@ from hubprune.evaluation.repetition import pair_texts
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def context(**changes):
-    parts = made.card_parts(**changes)
-    return build_context(parts.pop("recipe"), **parts)
-
-
-def card(**changes):
-    return render(context(**changes))
-
-
-def split(text):
-    matter, body = re.fullmatch(r"---\n(.*?\n)---\n(.*)", text, re.DOTALL).groups()
-    return yaml.safe_load(matter), body
-
-
-def matter(**changes):
-    return split(card(**changes))[0]
-
-
-def parse(text):
-    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(split(text)[1])
-
-
-def headings(text):
-    tokens = parse(text)
-    return [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open" and t.tag == "h2"]
-
-
-def fences(text):
-    return [t for t in parse(text) if t.type == "fence"]
-
-
-def check_structure(text):
-    """Every table is rectangular, every fence closed, and no line looks like a table row without being one."""
-    widths, rows = [], 0
-    for token in parse(text):
-        if token.type == "tr_open":
-            widths.append(0)
-        elif token.type in ("th_open", "td_open"):
-            widths[-1] += 1
-        elif token.type == "table_close":
-            assert len(set(widths)) == 1, widths
-            rows, widths = rows + len(widths), []
-        elif token.type == "inline" and not widths:
-            assert not token.content.startswith("|"), token.content
-    outside = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", split(text)[1])
-    assert rows == len([line for line in outside.splitlines() if re.match(r"\|(?! ---)", line)])
-
-
 PICTURE = Pictures(importance="assets/importance.png")
-HAND = {
-    "scores": None,
-    "plan": made.plan_by_hand(),
-    "recipe": made.recipe(drop=DropSpec(drop_attn=(3, 5)), evaluation=EvaluationSpec(tasks=())),
-    "checkpoint": made.checkpoint(kv_bytes_per_token=24_576),
-    "seconds": {"checkpoint": 0.4},
-    "benchmarks": None,
-    "generation": None,
-    "base": made.base(card=BaseCard()),
-}
 
 
-@pytest.mark.parametrize(("name", "changes"), [("scored", {}), ("by_hand", HAND)])
+@pytest.mark.parametrize(("name", "changes"), [("scored", {}), ("by_hand", made.BY_HAND)])
 def test_the_card_is_the_golden_one(name, changes):
     text, path = card(**changes), GOLDEN / f"{name}.md"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -104,7 +45,7 @@ def test_a_picture_of_the_scores_is_linked_with_what_it_shows_in_words():
             "marked as dropped",
         )
     ]
-    assert "![" not in card() + card(**{**HAND, "pictures": PICTURE})
+    assert "![" not in card() + card(**{**made.BY_HAND, "pictures": PICTURE})
 
 
 def test_sections_come_in_their_order():
@@ -115,11 +56,11 @@ def test_sections_come_in_their_order():
 
 
 def test_a_section_without_data_is_absent():
-    assert headings(card(**HAND)) == [
+    assert headings(card(**made.BY_HAND)) == [
         "At a glance", "Use it", "What was removed", "Limits", "Reproduce", "Licence and attribution", "Citation"
     ]  # fmt: skip
-    assert "EleutherAI" not in card(**HAND)
-    assert "eval-harness" not in card(**HAND)
+    assert "EleutherAI" not in card(**made.BY_HAND)
+    assert "eval-harness" not in card(**made.BY_HAND)
 
 
 def test_metadata_is_a_whitelist_in_a_fixed_order():

@@ -6,7 +6,7 @@ import json
 
 import made
 import pytest
-from test_card import card
+from card_text import card
 from test_card_methods import METHODS
 from test_card_widths import narrow
 from traced import misprints, numbers, untraced

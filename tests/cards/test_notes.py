@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from card_text import card, check_structure, headings, parse
 from hostile import HOSTILE
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_card import MarkdownIt, card, check_structure, headings, parse
+from markdown_it import MarkdownIt
 
 from hubprune.cards.markdown import check_notes, read_notes
 from hubprune.core.errors import RecipeError

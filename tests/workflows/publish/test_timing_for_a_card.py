@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "publishing"))
-
 import made
+import pytest
 
 from hubprune.core.console import Reporter
 from hubprune.core.stages import StageStore

@@ -10,7 +10,6 @@ import sys
 import made
 import pytest
 from on_hub import make_folder
-from test_card import HAND
 from typer.testing import CliRunner
 
 from hubprune.cards import card
@@ -61,7 +60,7 @@ CASES = {
         "base": made.base(card=BaseCard()),
         "recipe": made.recipe(target=TargetSpec(license="mit", allow_name=True)),
     },
-    "by hand, no benchmarks, no licence": {key: value for key, value in HAND.items() if key != "checkpoint"},
+    "by hand, no benchmarks, no licence": {key: value for key, value in made.BY_HAND.items() if key != "checkpoint"},
     "a pull request": {"recipe": made.recipe(target=TargetSpec(create_pr=True, repo_id="somebody/else"))},
     "another Hub": {"endpoint": "https://hub.example.org"},
     "a local Hub": {"endpoint": "http://127.0.0.1:4321"},

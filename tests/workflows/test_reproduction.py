@@ -6,16 +6,12 @@ import copy
 import hashlib
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import made
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "publishing"))
-
-import made
 from on_hub import make_folder
 
 from hubprune.cards.manifest import content_digest

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import made
 import pytest
-from test_card import GOLDEN, card, check_structure, headings
+from card_text import card, check_structure, headings
+from test_card import GOLDEN
 
 from hubprune.core.artifacts import DroppedSublayer, Margin
 from hubprune.core.recipe import DropSpec
