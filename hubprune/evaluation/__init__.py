@@ -1,6 +1,6 @@
 """Evaluations: how good and how fast a pruned model is against its base, on the same documents, prompts and tokens.
 
-In come folders or loaded models; out come comparisons that state their errors.  The modules up to harness need no torch.
+In come folders or loaded models; out come comparisons that state their errors.  Those up to harness need no torch.
 
 - task_yaml, sources, tasks: lm-eval's tasks by name, their files and data sets checked before anything is computed.
 - compare, results: from lm-eval's results to paired differences, intervals and marks.
