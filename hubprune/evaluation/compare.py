@@ -222,7 +222,7 @@ Scale = Literal["mean", "perplexity", "bits"]
 def compare_pairs(tasks: Sequence[Pairs], *, scale: Scale, chance: float | None = None) -> PairedComparison:
     """Compare what two models got on the documents of a task, or of a group whose metric is the mean over its tasks.
 
-    `scale` is that of the metric, `chance` the accuracy of guessing where documents are right or wrong, if there is one.
+    `scale` is that of the metric, `chance` the accuracy of guessing where documents are right or wrong; None for none.
     """
     if len(tasks) > 1:
         even = combine([difference(pairs) for pairs in tasks], [1 / len(tasks)] * len(tasks))

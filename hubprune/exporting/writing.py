@@ -117,7 +117,7 @@ def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype:
 def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vocabulary:
     """Read the tokenizer of a checkpoint: tokenizer.json, which transformers runs, else SentencePiece's own file.
 
-    Special tokens may be named in config.json, too.  The embedding has `size` rows; those without a token are filled in.
+    Special tokens may be named in config.json too.  The embedding has `size` rows; those without a token are filled.
 
     Raises:
         CheckpointError: the files are broken or do not fit the embedding.
