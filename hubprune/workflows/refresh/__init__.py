@@ -39,8 +39,6 @@ from hubprune.workflows.publish.before import Unfinished
 from hubprune.workflows.refresh.anew import Anew, write_anew
 from hubprune.workflows.refresh.there import Published, read_published, target_of
 
-__all__ = ["RefreshOptions", "refresh", "refresh_all", "to_json"]
-
 BUG = "Nothing was changed. This is a bug worth reporting, with the name of the repo."
 NEW_TOKENS = 40
 """How many a refreshed model writes after it was loaded back."""
