@@ -13,8 +13,7 @@ from typing import Any
 
 from hubprune.localhub import cards
 from hubprune.localhub.hub import Hub, Repo, StoredFile
-from hubprune.localhub.names import RefusedError, is_file_path
-from hubprune.localhub.web import timestamp
+from hubprune.localhub.names import RefusedError, is_file_path, timestamp
 
 # ---- tensors -------------------------------------------------------------------------------------------------------
 

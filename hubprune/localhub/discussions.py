@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from hubprune.localhub.git import GitError, GitRepo, LoggedCommit, RefMove
-from hubprune.localhub.names import RefusedError
-from hubprune.localhub.web import timestamp
+from hubprune.localhub.names import RefusedError, timestamp
 
 # ---- merging -------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -129,6 +130,11 @@ def digest(text: str) -> str:
     if not _HASH.fullmatch(text):
         raise RefusedError(400, "Invalid hash: 64 hexadecimal digits were expected")
     return text
+
+
+def timestamp(seconds: float) -> str:
+    """Write a time, in seconds since the epoch, as the Hub does: 2026-01-31T12:00:00.000Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # ---- disk ----------------------------------------------------------------------------------------------------------

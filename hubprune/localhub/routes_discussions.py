@@ -26,8 +26,8 @@ from hubprune.localhub.discussions import (
 )
 from hubprune.localhub.git import GitRepo, LoggedCommit, RefMove
 from hubprune.localhub.hub import Repo
-from hubprune.localhub.names import RefusedError
-from hubprune.localhub.web import REPO, Call, HubRoutes, field, number_of, route, text_field, timestamp
+from hubprune.localhub.names import RefusedError, timestamp
+from hubprune.localhub.web import REPO, Call, HubRoutes, field, number_of, route, text_field
 
 # ---- proposals -----------------------------------------------------------------------------------------------------
 

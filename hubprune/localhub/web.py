@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlencode
 
@@ -79,11 +78,6 @@ class Call:
 
 
 Handler = Callable[[Call], Response]
-
-
-def timestamp(seconds: float) -> str:
-    """Write a time, in seconds since the epoch, as the Hub does: 2026-01-31T12:00:00.000Z."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def json_object(text: bytes) -> dict[str, Any]:
