@@ -56,11 +56,11 @@ def sweep(
     with errors_shown() as reporter:
         recipe, request = sweep_options.make_sweep(given)
         run = open_run(recipe, endpoint, reporter)
-        from hubprune.commands import sweep_report as report
-        from hubprune.workflows.sweep import command
+        from hubprune.commands.sweep_lines import sweep_lines
+        from hubprune.workflows.sweep import command, report
 
         done = command.sweep(run, request)
-        show(report.to_json(done) if as_json else report.lines(done, out=out))
+        show(report.to_json(done) if as_json else sweep_lines(done, out=out))
 
 
 def speed(
@@ -98,7 +98,8 @@ def compare(
     """Compare two pruned folders, repos, reports or plans: what went, what is left, what was measured."""
     with errors_shown():
         session = open_session(endpoint)
+        from hubprune.commands.side_by_side import comparison_text
         from hubprune.workflows import compare as comparison
 
         seen = comparison.compare(first, second, session=session)
-        show(to_json(seen) if as_json else comparison.comparison_text(seen))
+        show(to_json(seen) if as_json else comparison_text(seen))

@@ -38,10 +38,11 @@ def score(
     with errors_shown() as reporter:
         asked = variants.read_variants(given)
         made = {label: open_run(recipe, endpoint, reporter) for label, recipe in asked.recipes.items()}
+        from hubprune.commands.side_by_side import scored_text
         from hubprune.workflows import score as studies
 
         done = studies.conduct(asked.kind, made, counts=asked.counts, plot=plot)
-        show(to_json(done.value) if as_json else done.text)
+        show(to_json(done.value) if as_json else scored_text(done))
 
 
 def prune(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from hubprune.commands import card_options, job_options, options
 from hubprune.commands.ci import told_to_job
 from hubprune.commands.recipes import make_recipe
@@ -54,7 +56,8 @@ def publish(
         if any(given[name] is not None for name in JOB_OPTIONS):
             from hubprune.workflows.jobs import publish_on_jobs
 
-            show(publish_on_jobs(run, chosen, given))
+            job = publish_on_jobs(run, chosen, given)
+            show(json.dumps(job, indent=2) if as_json else summary.table(list(map(list, job.items())), left=2))
             return
         done = pipeline.publish(run, chosen)
         show(pipeline.to_json(done) if as_json else summary.publish_summary(done))

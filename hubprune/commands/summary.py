@@ -57,17 +57,26 @@ FORMULAS: Mapping[Metric, str] = {
 
 def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
     """Write all layers, the lowest attention score first, with what a plan drops."""
+    return f"{scores_head(scores)}\n{table(score_rows(scores, plan=plan), left=0)}"
+
+
+def score_rows(scores: LayerScores, *, plan: DropPlan | None = None) -> list[list[str]]:
+    """Return the cells of that table, its head first."""
     outcomes = _outcomes(plan) if plan else {}
     rows = [["layer", "attention", "± se", "MLP", "block", ""]]
     for layer in scores.mean.ascending("attn"):
         values = scores.mean.attn, scores.standard_error.attn, scores.mean.mlp, scores.mean.block
         rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), outcomes.get(layer, "")])
+    return rows
+
+
+def scores_head(scores: LayerScores) -> str:
+    """Say what the scores are, and what they were computed on."""
     record = scores.calibration
-    head = (
+    return (
         f"Importance S = {FORMULAS.get(scores.metric, scores.metric)}, {scores.aggregation} mean, "
-        f"{record.documents} {record.unit}, {record.tokens:,} tokens of {record.mix}\n"
+        f"{record.documents} {record.unit}, {record.tokens:,} tokens of {record.mix}"
     )
-    return head + table(rows, left=0)
 
 
 def _outcomes(plan: DropPlan) -> dict[int, str]:
@@ -84,12 +93,21 @@ def _outcomes(plan: DropPlan) -> dict[int, str]:
 
 def verification_table(verification: Verification) -> str:
     """Write every check with what it saw."""
-    rows = [["passed" if c.passed else "FAILED", c.name, c.detail] for c in verification.checks]
-    return table(rows, left=3)
+    return table(check_rows(verification), left=3)
+
+
+def check_rows(verification: Verification) -> list[list[str]]:
+    """Return the cells of that table."""
+    return [["passed" if c.passed else "FAILED", c.name, c.detail] for c in verification.checks]
 
 
 def checkpoint_lines(written: WrittenCheckpoint) -> str:
     """Write what became smaller, and by how much."""
+    return table(checkpoint_rows(written))
+
+
+def checkpoint_rows(written: WrittenCheckpoint) -> list[list[str]]:
+    """Return the cells of that table, its head first."""
     rows = [
         ["", "base", "pruned", "change"],
         ["parameters", f"{written.base_parameters:,}", f"{written.parameters:,}"],
@@ -103,18 +121,26 @@ def checkpoint_lines(written: WrittenCheckpoint) -> str:
     )
     for row, (base, pruned) in zip(rows[1:], pairs, strict=True):
         row.append(f"{100 * (pruned / base - 1):+.2f} %")
-    return table(rows)
+    return rows
 
 
 def benchmarks_table(benchmarks: BenchmarkComparison) -> str:
     """Write every metric of base and pruned with its change in points and in relative percent, and the mean change."""
-    rows = [["task", "metric", "n", "base", "pruned", "Δ points", "95 % interval", "Δ relative", "verdict"]]
-    rows += [_benchmark_row(task) for task in benchmarks.tasks]
-    parts = [table(rows, left=2)]
-    if mean := benchmarks.mean_points:
-        within = f" [{ends}]" if (ends := _interval(mean)) else ""
-        parts.append(f"mean change of the shares: {mean.value:+.2f} points{within}")
-    return "\n".join(parts)
+    return "\n".join([table(benchmark_rows(benchmarks), left=2), *mean_lines(benchmarks)])
+
+
+def benchmark_rows(benchmarks: BenchmarkComparison) -> list[list[str]]:
+    """Return the cells of that table, its head first."""
+    head = ["task", "metric", "n", "base", "pruned", "Δ points", "95 % interval", "Δ relative", "verdict"]
+    return [head, *(_benchmark_row(task) for task in benchmarks.tasks)]
+
+
+def mean_lines(benchmarks: BenchmarkComparison) -> list[str]:
+    """Write the mean change with its interval, where there is one."""
+    if not (mean := benchmarks.mean_points):
+        return []
+    within = f" [{ends}]" if (ends := _interval(mean)) else ""
+    return [f"mean change of the shares: {mean.value:+.2f} points{within}"]
 
 
 def _benchmark_row(task: TaskComparison) -> list[str]:

@@ -161,3 +161,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Give `path` this content at once."""
     with replacing(path) as file:
         file.write(content)
+
+
+def timestamp(seconds: float) -> str:
+    """Write a time, in seconds since the epoch, as the Hub does: 2026-01-31T12:00:00.000Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -8,7 +8,7 @@ anything alone: lines differ in markers and dashes too, cells in hatches.  Same 
 from hubprune.plots.curves import Change, Step, changes, curve, speed_curve
 from hubprune.plots.grids import CellState, dropping_order, heat_map
 from hubprune.plots.scores import importance, side_by_side, stability
-from hubprune.plots.style import MEASURE, require_matplotlib, save, save_png
+from hubprune.plots.style import MEASURE, png, require_matplotlib, save, save_png
 
 __all__ = [
     "MEASURE",
@@ -20,6 +20,7 @@ __all__ = [
     "dropping_order",
     "heat_map",
     "importance",
+    "png",
     "require_matplotlib",
     "save",
     "save_png",

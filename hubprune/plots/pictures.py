@@ -33,7 +33,7 @@ def draw_scores(scores: LayerScores, plan: DropPlan, folder: Path, *, base: str)
     Returns:
         Paths of the PNG and of the SVG.
     """
-    return plots.save(_importance(scores, plan, base=base), folder, "importance")
+    return plots.save(importance_figure(scores, plan, base=base), folder, "importance")
 
 
 def draw_for_card(scores: LayerScores, plan: DropPlan, folder: Path, *, base: str) -> str:
@@ -42,7 +42,7 @@ def draw_for_card(scores: LayerScores, plan: DropPlan, folder: Path, *, base: st
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    plots.save_png(_importance(scores, plan, base=base), folder / CARD_PICTURE)
+    plots.save_png(importance_figure(scores, plan, base=base), folder / CARD_PICTURE)
     return CARD_PICTURE
 
 
@@ -55,6 +55,13 @@ def draw_changes(comparison: BenchmarkComparison, folder: Path, *, base: str) ->
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
+    if figure := changes_figure(comparison, base=base):
+        plots.save_png(figure, folder / BENCHMARK_PICTURE)
+    return BENCHMARK_PICTURE if figure else None
+
+
+def changes_figure(comparison: BenchmarkComparison, *, base: str) -> Figure | None:
+    """Draw the same, and write nothing yet; None where no task has a metric that changes in points."""
     rows = tuple(
         plots.Change(label=row.task, points=points.value, low=points.low, high=points.high, mark=_mark(row))
         for row in comparison.main_metrics()
@@ -64,24 +71,27 @@ def draw_changes(comparison: BenchmarkComparison, folder: Path, *, base: str) ->
         return None
     mean = comparison.mean_points
     ends = plots.Change(label="mean", points=mean.value, low=mean.low, high=mean.high) if mean and rows[1:] else None
-    title = scrub(f"Benchmarks against {base}")
-    plots.save_png(plots.changes(rows, mean=ends, title=title), folder / BENCHMARK_PICTURE)
-    return BENCHMARK_PICTURE
+    return plots.changes(rows, mean=ends, title=scrub(f"Benchmarks against {base}"))
 
 
 def _mark(row: TaskComparison) -> str:
     return (row.paired.mark if row.paired else None) or "not tested"
 
 
-def _importance(scores: LayerScores, plan: DropPlan, *, base: str) -> Figure:
-    record, lost = scores.calibration, plan.absent_layers
-    lost_whole = sorted({*lost["attn"]} & {*lost["mlp"]})
-    removed = [layer for layer in plan.removed_layers if layer not in lost_whole]
+def importance_figure(scores: LayerScores, plan: DropPlan | None, *, base: str) -> Figure:
+    """Draw the three scores of every layer, with what a plan drops, if there is one; nothing is written yet."""
+    record, dropped, absent = scores.calibration, {}, {}
+    if plan:
+        lost = plan.absent_layers
+        lost_whole = sorted({*lost["attn"]} & {*lost["mlp"]})
+        removed = [layer for layer in plan.removed_layers if layer not in lost_whole]
+        dropped = {NAMES[kind]: plan.layers(kind) for kind in ("attn", "mlp")} | {"block": removed}
+        absent = {NAMES[kind]: lost[kind] for kind in ("attn", "mlp")} | {"block": lost_whole}
     return plots.importance(
         panels(scores.mean),
         errors=panels(scores.standard_error),
-        dropped={NAMES[kind]: plan.layers(kind) for kind in ("attn", "mlp")} | {"block": removed},
-        absent={NAMES[kind]: lost[kind] for kind in ("attn", "mlp")} | {"block": lost_whole},
+        dropped=dropped,
+        absent=absent,
         title=scrub(f"Importance of {base} on {record.documents} {record.unit} of {record.mix}"),
         measure=measure_name(scores.metric),
     )

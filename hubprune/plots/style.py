@@ -182,8 +182,13 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as PNG alone, for a page that shows nothing else."""
+    write_atomically(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as the bytes of a PNG file."""
     _lay_out(figure)
-    write_atomically(path, _rendered(figure, "png", {"Software": None}))
+    return _rendered(figure, "png", {"Software": None})
 
 
 def _title(figure: Figure) -> str:

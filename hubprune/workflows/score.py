@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubprune import plots
-from hubprune.commands.summary import scores_table, table
 from hubprune.core.artifacts import (
     CalibrationRecord,
     DocumentScores,
+    DropPlan,
     LayerScores,
-    ScoreKind,
     ScoreStudy,
     StudyEntry,
     StudyKind,
@@ -43,17 +42,18 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a score command found, for machines and for people."""
+class Scored:
+    """What was found."""
 
     value: LayerScores | ScoreStudy
-    text: str
+    plan: DropPlan | None = None
+    """What these scores would drop; None of a study."""
 
 
 # ---- conducting --------------------------------------------------------------------------------------------------
 
 
-def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence[int], plot: Path | None) -> Told:
+def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence[int], plot: Path | None) -> Scored:
     """Score what was asked for, and draw it where that was asked for too.
 
     Args:
@@ -75,14 +75,14 @@ def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence
         plan = make_plan(run, scores)
         say_plan(plan, reporter=run.reporter)
         drawn = draw_scores(scores, plan, plot, base=run.base.name) if plot else ()
-        told = Told(scores, scores_table(scores, plan=plan))
+        found = Scored(scores, plan)
     else:
         study = _studied(kind, passes, counts)
         drawn = draw_study(study, plot) if plot else ()
-        told = Told(study, study_tables(study))
+        found = Scored(study)
     for path in drawn:
         run.reporter.note(f"drawn: {path}")
-    return told
+    return found
 
 
 def _studied(kind: StudyKind, passes: Sequence[Pass], counts: Sequence[int]) -> ScoreStudy:
@@ -249,48 +249,6 @@ def _lowest(run: Run) -> int:
     layers = run.base.num_hidden_layers
     count = count_of(run.recipe.drop.attn_drop or 1, of=layers)
     return count if count > 1 else max(1, layers // 4)
-
-
-# ---- telling -----------------------------------------------------------------------------------------------------
-
-
-def study_tables(study: ScoreStudy) -> str:
-    """Write the scores side by side, one table per kind, and below them how well the orders agree."""
-    parts = [_head(study), *(_scores_table(study, kind) for kind in NAMES)]
-    return "\n\n".join([*parts, *([_agreement_table(study)] if len(study.entries) > 1 else [])])
-
-
-def _head(study: ScoreStudy) -> str:
-    same = ", each draw the beginning of the next larger one" if study.nested and len(study.entries) > 1 else ""
-    rows = [[VARIES[study.kind], "commit of the base", "documents", "tokens", "mix"]]
-    for entry in study.entries:
-        rows.append(
-            [entry.label, (entry.commit or "local")[:12], f"{entry.documents:,}", f"{entry.tokens:,}", entry.mix]
-        )
-    what = f"Importance of {study.base} by {VARIES[study.kind]}: {study.metric}, {study.aggregation} mean{same}"
-    return f"{what}\n{table(rows, left=2)}"
-
-
-def _scores_table(study: ScoreStudy, kind: ScoreKind) -> str:
-    columns = [getattr(entry.mean, kind) for entry in study.entries]
-    rows = [[NAMES[kind], *(entry.label for entry in study.entries)]]
-    rows += [[str(layer), *(f"{value:.6f}" for value in row)] for layer, row in enumerate(zip(*columns, strict=True))]
-    return table(rows)
-
-
-def _agreement_table(study: ScoreStudy) -> str:
-    lowest = next(a.lowest for entry in study.entries for a in entry.agreements)
-    rows = [[f"against {study.reference}", "", "Spearman's ρ", "Kendall's τ", f"of the {lowest} lowest, the same"]]
-    for entry in study.entries:
-        rows += [
-            [entry.label, NAMES[a.kind], _number(a.spearman), _number(a.kendall), str(a.overlap)]
-            for a in entry.agreements
-        ]
-    return table(rows, left=2)
-
-
-def _number(value: float | None) -> str:
-    return "no order" if value is None else f"{value:.3f}"
 
 
 # ---- drawing -----------------------------------------------------------------------------------------------------

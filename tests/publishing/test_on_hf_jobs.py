@@ -56,8 +56,8 @@ def test_the_job_gets_the_recipe_this_version_and_the_token_as_a_secret_only(on_
     hub.script_job(JobScript(lines=LOG))
     told = on_jobs(timeout="90m", overwrite_card=True, overwrite=True)
     [name, token], job = user, hub.jobs[-1]
-    assert told.splitlines()[0].split() == ["job", f"{name}/{job.id}"]
-    assert told.splitlines()[2].split() == ["target", f"{name}/Llama-Small-attn-drop-1"]
+    assert told["job"] == f"{name}/{job.id}"
+    assert told["target"] == f"{name}/Llama-Small-attn-drop-1"
     assert capsys.readouterr().err.splitlines() == [LOG[0], "a\\x1b[31mred\\u202e"]
 
     assert job.spec["secrets"] == {"HF_TOKEN": token}
@@ -148,7 +148,7 @@ def test_every_option_of_a_publish_is_in_the_recipe_or_reaches_the_job_or_is_ref
 
 
 def test_what_is_asked_beside_the_recipe_reaches_the_job(on_jobs, hub):
-    told = json.loads(on_jobs(dry_run=True, speed=True, primer=False, as_json=True))
+    told = on_jobs(dry_run=True, speed=True, primer=False)
     assert hub.jobs[-1].spec["command"][-1].endswith("--recipe recipe.yaml --dry-run --speed --no-primer")
     assert told["dry run"] == "nothing was published"
 

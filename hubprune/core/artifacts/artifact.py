@@ -5,7 +5,8 @@ Artifact of the machine and its software.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,10 +27,27 @@ LayoutChoice = Literal["auto", "stock", "nemotron-nas", "pruned"]
 """A layout, or `auto` for the first of them that fits."""
 
 
+Shown = TypeVar("Shown", bound="Artifact")
+
+
 class Artifact(BaseModel):
     """A frozen value whose JSON form is stable: unknown keys are refused, NaN never gets in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def _repr_html_(self) -> str | None:
+        """Show the value in a notebook, as whatever `shown_by` named for its type; None leaves it to its repr."""
+        views = (VIEWS[kind] for kind in type(self).__mro__ if kind in VIEWS)
+        return next((view(self) for view in views), None)
+
+
+VIEWS: dict[type, Callable[[Any], str]] = {}
+"""Type of an artifact -> what writes it as HTML.  Tables and pictures are made on higher floors, which enter them."""
+
+
+def shown_by(kind: type[Shown], view: Callable[[Shown], str]) -> None:
+    """Name what a notebook shows of an artifact: a function that writes one of this type as HTML."""
+    VIEWS[kind] = view
 
 
 # ---- environment ---------------------------------------------------------------------------------------------------

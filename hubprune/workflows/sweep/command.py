@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hubprune.commands.sweep_report import assemble, write_files
 from hubprune.core.artifacts import SweepReport
 from hubprune.core.errors import MissingDependencyError
 from hubprune.core.recipe import CalibrationMix
@@ -11,6 +10,7 @@ from hubprune.workflows.run import Run, check_data, scores_if_needed, shape_of
 from hubprune.workflows.sweep.held_out import held_out, overlaps, read_mix
 from hubprune.workflows.sweep.measuring import measure_all
 from hubprune.workflows.sweep.points import Ranked, make_points
+from hubprune.workflows.sweep.report import assemble, write_files
 from hubprune.workflows.sweep.request import SweepRequest, check_counts, check_measures, check_out
 
 STAGES = ("Base and checks", "Scores", "Points", "Report")

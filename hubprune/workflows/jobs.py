@@ -7,7 +7,6 @@ Send a job, follow its log to the end, and say how it ended.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shlex
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hubprune import __version__
 from hubprune.cards.markdown import visible
-from hubprune.commands.summary import table
 from hubprune.core.console import Reporter
 from hubprune.core.endpoint import DEFAULT_ENDPOINT
 from hubprune.core.errors import JobError, RecipeError
@@ -261,8 +259,8 @@ FLAGS: Mapping[tuple[str, bool], str] = {
 """Options that no recipe holds and that the job gets as they were given here."""
 
 
-def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any]) -> str:
-    """Check a publish here, run it on Hugging Face Jobs, follow it, and return what to print of it.
+def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any]) -> dict[str, str]:
+    """Check a publish here, run it on Hugging Face Jobs, follow it, and return what there is to tell of the job.
 
     Args:
         run: over the recipe; nothing of it is computed here.
@@ -284,7 +282,8 @@ def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any])
         endpoint=run.session.endpoint,
     )
     ended = run_job(order, session=run.session, reporter=run.reporter, show=lambda line: print(line, file=sys.stderr))
-    return _told(ended, order, as_json=bool(given.get("as_json")))
+    told = {"job": f"{ended.owner.name}/{ended.id}", "url": ended.url, "target": target.repo_id}
+    return {**told, "dry run": "nothing was published"} if "--dry-run" in order.flags else told
 
 
 def _machine(given: Mapping[str, Any]) -> Machine:
@@ -301,10 +300,3 @@ def _machine(given: Mapping[str, Any]) -> Machine:
 def _named(recipe: Recipe, *, repo_id: str) -> Recipe:
     """Name the target in full; the base stays as it is, so that a webhook can run the job again for a newer commit."""
     return recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": repo_id})})
-
-
-def _told(job: JobInfo, order: JobOrder, *, as_json: bool) -> str:
-    rows = {"job": f"{job.owner.name}/{job.id}", "url": job.url, "target": str(order.recipe.target.repo_id)}
-    if "--dry-run" in order.flags:
-        rows["dry run"] = "nothing was published"
-    return json.dumps(rows, indent=2) if as_json else table([[name, value] for name, value in rows.items()], left=2)

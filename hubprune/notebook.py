@@ -1,0 +1,130 @@
+"""What a notebook shows of results: tables and pictures as HTML, each cell escaped, with no style but alignment.
+
+The rows are those of the tables that commands print.  Importing this module is what makes artifacts show themselves.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from typing import TYPE_CHECKING, TypeVar
+
+from hubprune.commands import summary
+from hubprune.commands.speed_lines import speed_lines
+from hubprune.core.artifacts import (
+    BenchmarkComparison,
+    LayerScores,
+    PrunedCheckpoint,
+    PublishReport,
+    SpeedReport,
+    Verification,
+)
+from hubprune.core.artifacts.artifact import Artifact, shown_by
+from hubprune.core.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Shown = TypeVar("Shown", bound=Artifact)
+
+
+def table(rows: Sequence[Sequence[str]], *, left: int, head: bool = True) -> str:
+    """Write rows as a table; the first `left` columns are aligned to the left, the others to the right."""
+
+    def line(row: Sequence[str], tag: str) -> str:
+        cells = (
+            f'<{tag} style="text-align: {"left" if i < left else "right"}">{escape(cell)}</{tag}>'
+            for i, cell in enumerate(row)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+    top = f"<thead>{line(rows[0], 'th')}</thead>" if head else ""
+    return f"<table>{top}<tbody>{''.join(line(row, 'td') for row in rows[head:])}</tbody></table>"
+
+
+def paragraph(text: str) -> str:
+    """Write a text that is no table."""
+    return f"<p>{escape(text)}</p>"
+
+
+def preformatted(text: str) -> str:
+    """Write the text that a command prints, in columns as there."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def picture(draw: Callable[[], Figure | None], *, alt: str) -> str:
+    """Draw a picture into the page itself; nothing where matplotlib is not installed or there is nothing to draw."""
+    from hubprune import plots
+
+    try:
+        figure = draw()
+    except MissingDependencyError:
+        return ""
+    if figure is None:
+        return ""
+    content = base64.b64encode(plots.png(figure)).decode()
+    return f'<img alt="{escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{content}">'
+
+
+# ---- one function for each kind of result ------------------------------------------------------------------------
+
+
+def _scores(scores: LayerScores) -> Iterator[str]:
+    from hubprune.plots import pictures
+
+    yield paragraph(summary.scores_head(scores))
+    yield table(summary.score_rows(scores), left=0)
+    yield picture(lambda: pictures.importance_figure(scores, None, base="the base"), alt="Importance of every layer")
+
+
+def _benchmarks(benchmarks: BenchmarkComparison, *, base: str = "the base") -> Iterator[str]:
+    from hubprune.plots import pictures
+
+    yield table(summary.benchmark_rows(benchmarks), left=2)
+    yield from map(paragraph, summary.mean_lines(benchmarks))
+    yield picture(lambda: pictures.changes_figure(benchmarks, base=base), alt="Changes against the base")
+
+
+def _verification(verification: Verification) -> Iterator[str]:
+    yield table([["outcome", "check", "what was seen"], *summary.check_rows(verification)], left=3)
+
+
+def _pruned(pruned: PrunedCheckpoint) -> Iterator[str]:
+    yield table(summary.checkpoint_rows(pruned.written), left=1)
+    yield from _verification(pruned.verification)
+
+
+def _published(report: PublishReport) -> Iterator[str]:
+    from hubprune.plots import pictures
+
+    base, scores = report.base.name, report.scores
+    if done := report.published:
+        link = escape(done.pull_request_url or done.url)
+        yield f'<p>{"published" if done.created else "up to date"}: <a href="{link}">{escape(done.repo_id)}</a></p>'
+    else:
+        yield paragraph(f"dry run: nothing was published to {report.repo_id}")
+    yield table(summary.checkpoint_rows(report.checkpoint), left=1)
+    if report.benchmarks:
+        yield from _benchmarks(report.benchmarks, base=base)
+    if report.generation and report.generation.repetition:
+        yield paragraph(summary.free_text_line(report.generation.repetition))
+    if scores:
+        figure = lambda: pictures.importance_figure(scores, report.plan, base=base)  # noqa: E731
+        yield picture(figure, alt="Importance of every layer, and what was dropped")
+
+
+def _speed(report: SpeedReport) -> Iterator[str]:
+    yield preformatted(speed_lines(report))
+
+
+def _enter(kind: type[Shown], parts: Callable[[Shown], Iterator[str]]) -> None:
+    shown_by(kind, lambda value: "\n".join(parts(value)))
+
+
+_enter(LayerScores, _scores)
+_enter(BenchmarkComparison, _benchmarks)
+_enter(Verification, _verification)
+_enter(PrunedCheckpoint, _pruned)
+_enter(PublishReport, _published)
+_enter(SpeedReport, _speed)
