@@ -132,11 +132,6 @@ def digest(text: str) -> str:
     return text
 
 
-def timestamp(seconds: float) -> str:
-    """Write a time, in seconds since the epoch, as the Hub does: 2026-01-31T12:00:00.000Z."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 # ---- disk ----------------------------------------------------------------------------------------------------------
 
 
