@@ -87,9 +87,9 @@ def speed(
         pruned, request = speed_options.make_request(given)
         session = open_session(endpoint)
         from hubprune.commands import speed_lines as lines
-        from hubprune.workflows.speed import command
+        from hubprune.workflows import speed as timing
 
-        done = command.measure_speed(pruned, request, session=session, reporter=reporter)
+        done = timing.measure_speed(pruned, request, session=session, reporter=reporter)
         show(to_json(done) if as_json else lines.speed_lines(done))
 
 

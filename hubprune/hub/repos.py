@@ -98,6 +98,22 @@ def _no_config(name: str, paths: Sequence[str]) -> BaseNotFoundError:
     return BaseNotFoundError(f"{name} has no config.json, so it is no transformers model.")
 
 
+def find_repo(name: str, *, revision: str | None, session: HubSession) -> BaseCheckpoint:
+    """Find the model repo that a name stands for which is no folder here.
+
+    Args:
+        name: repo id.
+        revision: of the repo; None for main.
+        session: which Hub.
+
+    Raises:
+        BaseNotFoundError: it is no repo id, or there is no such repo or revision.
+    """
+    if not REPO_ID.fullmatch(name):
+        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
+    return resolve_repo(BaseModelSpec.of(name, revision=revision or "main"), session=session)
+
+
 def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
     """Find a model repo, supported or not, and read its config.json.
 
