@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubprune.core import modeling
+from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, PrunedCheckpoint, WidthPlan
 from hubprune.core.config import check_config
@@ -122,7 +122,7 @@ class Run:
     @cached_property
     def task_texts(self) -> dict[str, str]:
         """Task files of the user's own that the benchmarks need, by their path below the include folder."""
-        from hubprune.evaluation.harness import task_files
+        from hubprune.evaluation.tasks import task_files
 
         files = task_files(self.recipe.evaluation)
         return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
@@ -136,7 +136,7 @@ class Run:
     @cached_property
     def runnable(self) -> Runnable:
         """The base as transformers can load it; one that was pruned before gets its modeling file from here."""
-        key = key_of(self._base_identity, modeling.render(self.architecture))
+        key = key_of(self._base_identity, templates.modeling_code(self.architecture))
         return make_runnable(self.downloaded, self.store.folder / "bases" / key)
 
     @property

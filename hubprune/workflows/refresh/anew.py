@@ -15,7 +15,7 @@ from hubprune import __version__
 from hubprune.cards.card import template_hash
 from hubprune.cards.manifest import CARD, MANIFEST, checkpoint_tag, replace_card
 from hubprune.cards.record import PublishRecord, read_record
-from hubprune.core import modeling
+from hubprune.core import templates
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import ConfigChange, FileChange, Refreshed, RepoFile, WrittenCheckpoint
 from hubprune.core.config import needs_modeling_file, read_config, stock_config, write_json
@@ -140,7 +140,7 @@ def _write_without_base(published: Published, folder: Path) -> None:
         config["tokenizer_class"] = tokenizer_class
     write_json({**config, "hubprune": {**config["hubprune"], "version": __version__}}, folder)
     if needs_modeling_file(plan):
-        code = modeling.render(architecture, layout=plan.layout)
+        code = templates.modeling_code(architecture, layout=plan.layout)
         (folder / architecture.modeling_file(plan.layout)).write_text(code, encoding="utf-8")
 
 
