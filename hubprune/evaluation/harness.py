@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from hubprune.core.artifacts import BenchmarkAnswers, BenchmarkComparison, SelfCheck
 from hubprune.core.console import Reporter, quiet, size
-from hubprune.core.endpoint import no_calls_elsewhere
 from hubprune.core.errors import EvaluationError
+from hubprune.core.privacy import no_calls_elsewhere
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
 from hubprune.evaluation.memo import Memo

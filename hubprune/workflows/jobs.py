@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from hubprune import __version__
 from hubprune.cards.markdown import visible
 from hubprune.core.console import Reporter
-from hubprune.core.endpoint import DEFAULT_ENDPOINT
 from hubprune.core.errors import JobError, RecipeError
-from hubprune.core.privacy import is_local_data, scrub
+from hubprune.core.privacy import DEFAULT_ENDPOINT, is_local_data, scrub
 from hubprune.core.recipe import Recipe
 from hubprune.hub.retry import translate
 from hubprune.hub.session import PUBLISHER_PREFIX, HubSession

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubprune.core import modeling
+from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, PrunedCheckpoint, WidthPlan
 from hubprune.core.config import check_config
@@ -136,7 +136,7 @@ class Run:
     @cached_property
     def runnable(self) -> Runnable:
         """The base as transformers can load it; one that was pruned before gets its modeling file from here."""
-        key = key_of(self._base_identity, modeling.render(self.architecture))
+        key = key_of(self._base_identity, templates.modeling_code(self.architecture))
         return make_runnable(self.downloaded, self.store.folder / "bases" / key)
 
     @property
