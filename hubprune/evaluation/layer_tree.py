@@ -18,7 +18,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hubprune.core.decoder import Recorder, recording
-from hubprune.evaluation.packing import Row
+from hubprune.evaluation.requests import Row
 
 PASSED_OVER = frozenset({"layer_idx", "name_or_path", "training"})
 """Plain attributes of modules that change nothing in a pass without a KV cache."""
