@@ -39,13 +39,10 @@ TEXT_ROWS = 64
 
 
 class Models:
-    """Variants of one model in this process.
+    """Variants of one model in this process, and the tokenizer of all of them.
 
-    Args:
-        variants: the models.
-        tokenizer: of all of them.
-        batch_size: rows of a batch; None for as many as fit.
-        share: lets the variants use one another's equal weights, and returns what undoes that.
+    A batch has `batch_size` rows; None for as many as fit.  `share` lets the variants use one another's equal weights,
+    and returns what undoes that.
     """
 
     def __init__(
@@ -155,11 +152,7 @@ class Scorer:
 
     @torch.inference_mode()
     def answer(self, rows: Sequence[Row], requests: Sequence[Request]) -> Scored:
-        """Return the answers of all variants to a batch, which is divided where it does not fit into memory.
-
-        Args:
-            rows: a batch of the plan.
-            requests: those that were planned.
+        """Return the answers of all variants to a batch of the plan, divided where it does not fit into memory.
 
         Raises:
             EvaluationError: a single request does not fit, or a log-likelihood is not finite.

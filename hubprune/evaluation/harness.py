@@ -103,12 +103,8 @@ def run(
 class InMemory:
     """Benchmarks for models that are loaded already.
 
-    The documents are read once.  What is asked of one model is computed for all of them.
-
-    Args:
-        models: what answers.
-        identities: what stands for each of them in the memory of answers, by name.
-        memo: the file of that memory; None for one that ends with this object.
+    The documents are read once.  What is asked of one model is computed for all of them.  `identities` stand for the
+    models in the memory of answers, by name, and `memo` is its file; None for one that ends with this object.
 
     Raises:
         EvaluationError: a task or its data set cannot be loaded.

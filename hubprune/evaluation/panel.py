@@ -82,15 +82,7 @@ class Computing(Protocol):
 
 
 class Panel:
-    """Variants of one model with the memory of what they answered.
-
-    Args:
-        models: what computes.
-        identities: what stands for each variant in the memory, by name.
-        memo: the memory.
-        backend: what is to compute log-likelihoods.
-        reporter: told of progress.
-    """
+    """Variants of one model with the memory of what they answered, in which `identities` stand for them."""
 
     def __init__(
         self, models: Computing, *, identities: Mapping[str, str], memo: Memo, backend: EvalBackend, reporter: Reporter
