@@ -249,7 +249,7 @@ class _Bench:
 
         rows = self._documents.documents if self._documents else ()
         with self._pruned(plan) as model:
-            return models.measure(model, rows, batch_size=self._run.recipe.evaluation.batch_size or 8)
+            return models.measure_perplexity(model, rows, batch_size=self._run.recipe.evaluation.batch_size or 8)
 
     def _time(self, plan: DropPlan) -> SpeedMeasured:
         from hubprune.evaluation import speed
