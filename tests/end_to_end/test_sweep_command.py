@@ -4,7 +4,7 @@ import csv
 import json
 
 import pytest
-from conftest import leftovers
+from little import leftovers
 
 from hubprune.commands import sweep_options
 from hubprune.core.console import Reporter

@@ -93,10 +93,12 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
         if file.path in same:
             (folder / file.path).unlink()
     record = _write_card(published, folder, checkpoint, (changes, config), choices)
+    written = {file.path: file for file in list_files(folder)}
+    files = {**record.files, MANIFEST: written.get(MANIFEST) or published.remote.files[MANIFEST]}
     return Anew(
         folder=folder,
-        files=_all_files(published, folder, record),
-        changes=(*changes, *_card_changes(published, folder)),
+        files=tuple(files[path] for path in sorted(files)),
+        changes=(*changes, *_card_changes(published, written)),
         config=config,
         config_json=config_json,
         record=record,
@@ -237,18 +239,9 @@ def _with_files(published: Published, checkpoint: WrittenCheckpoint) -> dict[str
     }
 
 
-def _card_changes(published: Published, folder: Path) -> Iterator[FileChange]:
-    card = published.remote.card_sha256
-    manifest = hashlib.sha256(published.remote.manifest.data).hexdigest() if published.remote.manifest else None
-    written = {file.path: file for file in list_files(folder)}
-    for path, before in ((CARD, card), (MANIFEST, manifest)):
+def _card_changes(published: Published, written: Mapping[str, RepoFile]) -> Iterator[FileChange]:
+    remote = published.remote
+    manifest = hashlib.sha256(remote.manifest.data).hexdigest() if remote.manifest else None
+    for path, before in ((CARD, remote.card_sha256), (MANIFEST, manifest)):
         after = written.get(path)
         yield _change(path, before=before, after=after, same=after is None or after.sha256 == before)
-
-
-def _all_files(published: Published, folder: Path, record: PublishRecord) -> tuple[RepoFile, ...]:
-    """List what the repo is to hold: all that the manifest lists, and the manifest itself."""
-    written = {file.path: file for file in list_files(folder)}
-    manifest = written.get(MANIFEST) or published.remote.files[MANIFEST]
-    files = {**record.files, MANIFEST: manifest}
-    return tuple(files[path] for path in sorted(files))
