@@ -12,7 +12,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from hubprune.cards import front_matter
-from hubprune.cards.card import Pictures, build_context, render, skeleton
+from hubprune.cards.card import Pictures, render, skeleton
 from hubprune.cards.free_text import shown_pairs
 from hubprune.cards.license import notice_text
 from hubprune.cards.manifest import checkpoint_tag
@@ -25,8 +25,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def context(**changes):
-    parts = made.card_parts(**changes)
-    return build_context(parts.pop("recipe"), **parts)
+    return made.card_context(**changes)
 
 
 def card(**changes):

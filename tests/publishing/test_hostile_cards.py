@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from test_card import card, check_structure, headings
 
 from hubprune.cards import front_matter
-from hubprune.cards.card import build_context, render
+from hubprune.cards.card import render
 from hubprune.core.artifacts import BaseCard, Continuation
 
 CARDS = int(os.environ.get("HOSTILE_CARDS", "200"))
@@ -89,8 +89,7 @@ def check_page(text):
 @settings(max_examples=CARDS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text, text, text, text, text)
 def test_a_card_of_hostile_text_is_whole(sample, name, dataset, task, label):
-    values = made.card_parts(**parts(sample, name, dataset, task, label))
-    context = build_context(**values)
+    context = made.card_context(**parts(sample, name, dataset, task, label))
     rendered = render(context)
     rendered.encode("utf-8")
     check_front_matter(context)
