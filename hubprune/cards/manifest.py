@@ -18,10 +18,9 @@ from pydantic import ValidationError
 
 from hubprune.cards.markdown import refuse_unsafe
 from hubprune.core.artifacts import PublishReport, RepoFile, WrittenCheckpoint
-from hubprune.core.endpoint import public_address
 from hubprune.core.errors import CheckpointError, VerificationError
 from hubprune.core.files import list_files, write_atomically
-from hubprune.core.privacy import public_name, public_recipe, scrub, scrub_all
+from hubprune.core.privacy import public_address, public_name, public_recipe, scrub, scrub_all
 from hubprune.core.recipe import Recipe, parse
 from hubprune.core.strict import parse_json
 

@@ -122,7 +122,7 @@ def edits_as_json(*, wanted: bool) -> Iterator[None]:
 
 def open_session(endpoint: str | None) -> HubSession:
     """Open a session with a Hub; None for the one that the environment names."""
-    from hubprune.core.endpoint import use_endpoint
+    from hubprune.core.privacy import use_endpoint
     from hubprune.hub.session import HubSession
 
     return HubSession.open(endpoint=use_endpoint(endpoint))

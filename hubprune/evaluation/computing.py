@@ -1,64 +1,48 @@
-"""What computes answers: models that are loaded in this process."""
+"""What computes answers: models that are loaded in this process.
+
+Log-likelihoods of endings come for several variants at once, in batches that fit into memory; what lm-eval's own
+backend is asked for goes through it one variant at a time.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from hubprune.evaluation.language_model import PLAIN_ROWS, PanelLM, Prompt
-from hubprune.evaluation.layer_tree import Variant
-from hubprune.evaluation.models import memory_errors
-from hubprune.evaluation.packing import Answer, Batches, Request, Row, run_batches, similar_length
-from hubprune.evaluation.scorer import Scored, Scorer
+import torch
 
-__all__ = ["Computing", "Models", "Names"]
+from hubprune.core.errors import EvaluationError
+from hubprune.evaluation.layer_tree import Batch, LayerTree, Variant, collate, head_alone
+from hubprune.evaluation.memo import Answer, Request, refuse_not_finite
+from hubprune.evaluation.models import (
+    Batches,
+    Result,
+    is_memory_error,
+    memory_errors,
+    release_memory,
+    run_batches,
+    similar_length,
+)
+from hubprune.evaluation.packing import Row, alone, batches, make_rows, slots
+from hubprune.evaluation.panel import PLAIN_ROWS, Names, PanelLM, Prompt, Scored
 
+CPU_SLOTS = 1024
+"""Tokens of a batch on a CPU, whose caches larger ones do not fit into."""
+GPU_SLOTS = 32768
+"""Tokens that a batch begins with elsewhere; it is halved until it fits."""
+CPU_LOGIT_BYTES, GPU_LOGIT_BYTES = 2**24, 2**28
+"""Memory that logits in float32 take at a time; on a CPU they are to stay in its cache."""
 TEXT_SLOTS = 16384
 """Tokens of a batch of texts that are written at once, those to come included."""
 TEXT_ROWS = 64
-Names = tuple[str, ...]
-Result = TypeVar("Result")
-
-
-class Computing(Protocol):
-    """What a panel computes with: the models of this process, or those of several processes."""
-
-    variants: dict[str, Variant]
-    language_models: dict[str, PanelLM]
-
-    def score(self, names: Names, requests: Sequence[Request]) -> Iterator[Scored]:
-        """Yield the answers of some variants to all requests, batch by batch."""
-
-    def plain(self, name: str, requests: Sequence[Request]) -> list[Answer]:
-        """Return a variant's answers as lm-eval's own backend computes them."""
-
-    def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
-        """Return what a variant writes after each prompt, by lm-eval's own backend."""
-
-    def share_weights(self) -> None:
-        """Let the variants use one another's equal weights."""
-
-    def put_weights_back(self) -> None:
-        """Undo that."""
-
-    def let_own_weights_go(self) -> None:
-        """Give the memory back that is kept to undo it."""
-
-    def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
-        """Return what a variant writes where it draws at random, which depends on what was drawn before."""
-
-    def close(self) -> None:
-        """Say that nothing more will be asked."""
 
 
 class Models:
-    """Variants of one model in this process.
+    """Variants of one model in this process, and the tokenizer of all of them.
 
-    Args:
-        variants: the models.
-        tokenizer: of all of them.
-        batch_size: rows of a batch; None for as many as fit.
-        share: lets the variants use one another's equal weights, and returns what undoes that.
+    A batch has `batch_size` rows; None for as many as fit.  `share` lets the variants use one another's equal weights,
+    and returns what undoes that.
     """
 
     def __init__(
@@ -82,23 +66,12 @@ class Models:
         Raises:
             EvaluationError: a single request does not fit into memory, or a log-likelihood is not finite.
         """
-        for rows in self.plan(names, requests):
-            yield self.answer(names, rows, requests)
+        scorer = self.scorer(names)
+        for rows in scorer.plan(requests):
+            yield scorer.answer(rows, requests)
 
-    def plan(self, names: Names, requests: Sequence[Request]) -> list[list[Row]]:
-        """Divide requests into batches; every process that holds these models divides them alike."""
-        return self._scorer(names).plan(requests)
-
-    def answer(self, names: Names, rows: Sequence[Row], requests: Sequence[Request]) -> Scored:
-        """Return the answers of some variants to a batch of the plan."""
-        found: Scored = self._scorer(names).answer(rows, requests)
-        return found
-
-    def layer_calls(self, names: Names) -> int:
-        """Return how many layers were run so far for some variants together."""
-        return self._scorer(names).layer_calls
-
-    def _scorer(self, names: Names) -> Scorer:
+    def scorer(self, names: Names) -> Scorer:
+        """Return what scores requests for some variants, as long as no weights are exchanged."""
         if names not in self._scorers:
             self._scorers[names] = Scorer([self.variants[name] for name in names], most_rows=self._batch_size)
         return self._scorers[names]
@@ -141,7 +114,7 @@ class Models:
 
     def let_own_weights_go(self) -> None:
         """Give the memory back that is kept to undo it."""
-        self._put_back = _nothing
+        self._put_back = lambda: None
 
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random, which depends on what was drawn before."""
@@ -151,10 +124,96 @@ class Models:
         """Do nothing: nobody else waits."""
 
 
-def _nothing() -> None:
-    """Undo nothing."""
-
-
 def _run(batches: Batches, work: Callable[[tuple[int, ...]], list[Result]]) -> list[Result]:
     with memory_errors("over a single row", hint="Pass --dtype bfloat16, or --device cpu."):
         return run_batches(batches, work, on_split=lambda rows: None)[0]
+
+
+class Scorer:
+    """Scores requests for variants of one model, which share weights where these are the same.
+
+    `most_rows` are the rows of a batch at most; None for as many as fit.
+    """
+
+    def __init__(self, variants: Sequence[Variant], *, most_rows: int | None = None) -> None:
+        self._tree = LayerTree(variants)
+        self._device = next(variants[0].model.parameters()).device
+        self._most_rows = most_rows
+        self._most_slots = CPU_SLOTS if self._device.type == "cpu" else GPU_SLOTS
+
+    @property
+    def layer_calls(self) -> int:
+        """Layers that were run so far, each for all variants that share it."""
+        return self._tree.calls
+
+    def plan(self, requests: Sequence[Request]) -> list[list[Row]]:
+        """Divide requests into batches, the largest first; every process that holds the models divides them alike."""
+        return list(batches(make_rows(requests), most_slots=self._most_slots, most_rows=self._most_rows))
+
+    @torch.inference_mode()
+    def answer(self, rows: Sequence[Row], requests: Sequence[Request]) -> Scored:
+        """Return the answers of all variants to a batch of the plan, divided where it does not fit into memory.
+
+        Raises:
+            EvaluationError: a single request does not fit, or a log-likelihood is not finite.
+        """
+        answers: Scored = {variant.name: {} for variant in self._tree.variants}
+        parts = deque([list(rows)])
+        while parts:
+            part = parts.popleft()
+            if len(part) > 1 and slots(part) > self._most_slots:
+                parts.extendleft(reversed(_halves(part)))
+                continue
+            if (found := self._forward_or_none(part)) is None:
+                release_memory()
+                parts.extendleft(reversed(self._smaller(part, requests)))
+                continue
+            for name, some in found.items():
+                answers[name] |= some
+        return answers
+
+    def _forward_or_none(self, rows: Sequence[Row]) -> Scored | None:
+        """Answer a batch; None where memory ran out, and by then nothing holds on to its tensors."""
+        try:
+            batch = collate(rows, self._device)
+            return {v.name: _answers(v, states, batch) for v, states in self._tree.hidden_states(batch)}
+        except RuntimeError as error:
+            if not is_memory_error(error):
+                raise
+            return None
+
+    def _smaller(self, part: list[Row], requests: Sequence[Request]) -> list[list[Row]]:
+        """Divide a batch that did not fit, and make all that follow smaller."""
+        if len(part) > 1:
+            self._most_slots = slots(part) // 2
+            return _halves(part)
+        if len(part[0].members) > 1:
+            return [[row] for row in alone(part[0], requests)]
+        raise EvaluationError(
+            f"The device ran out of memory over a single request of {len(part[0])} tokens.",
+            hint="Pass --dtype bfloat16, or --device cpu.",
+        )
+
+
+def _halves(rows: list[Row]) -> list[list[Row]]:
+    middle = len(rows) // 2
+    return [rows[:middle], rows[middle:]]
+
+
+def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, Answer]:
+    """Add up the log-likelihoods of each request's targets, in float64, from logits in float32."""
+    nats: dict[int, float] = {}
+    greedy: dict[int, bool] = {}
+    owners = iter(batch.owners)
+    logit_bytes = CPU_LOGIT_BYTES if states.device.type == "cpu" else GPU_LOGIT_BYTES
+    step = max(1, logit_bytes // (4 * variant.model.config.get_text_config().vocab_size))
+    with head_alone(variant) as logits_of:
+        for part, wanted in zip(states.split(step), batch.targets.split(step), strict=True):
+            logits = logits_of(part).float()  # [n, vocabulary]
+            values = logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
+            right = logits.argmax(-1) == wanted
+            for value, best, request in zip(values.tolist(), right.tolist(), owners):  # noqa: B905  # more are to come
+                nats[request] = nats.get(request, 0.0) + value
+                greedy[request] = greedy.get(request, True) and best
+    refuse_not_finite(nats.values(), model=variant.name)
+    return {request: Answer(value, greedy[request]) for request, value in nats.items()}

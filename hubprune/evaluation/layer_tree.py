@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hubprune.core.decoder import Recorder, recording
 from hubprune.evaluation.packing import Row
-
-__all__ = ["Batch", "LayerTree", "Variant", "collate", "why_not"]
 
 PASSED_OVER = frozenset({"layer_idx", "name_or_path", "training"})
 """Plain attributes of modules that change nothing in a pass without a KV cache."""
@@ -61,9 +60,6 @@ def why_not(variant: Variant) -> str | None:
         return f"its attention is {decoder.config._attn_implementation}"
     missing = [name for name in ("layers", "norm", "embed_tokens") if not hasattr(decoder, name)]
     return f"its decoder has no {' and no '.join(missing)}" if missing else None
-
-
-# ---- a batch -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +116,6 @@ def collate(rows: Sequence[Row], device: torch.device) -> Batch:
     )
 
 
-# ---- what is the same --------------------------------------------------------------------------------------------
-
-
 def _behaviour(module: nn.Module) -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
     """List the classes below a module with their plain attributes: with the same weights they do the same."""
     return [
@@ -148,10 +141,6 @@ def _buffers(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _sign(layer: nn.Module, window: int | None) -> str:
-    return repr((window, _weights(layer), _behaviour(layer)))
-
-
 def windows_of(variant: Variant) -> tuple[int | None, ...]:
     """Return for each layer how far its attention sees, in positions; None for all of them."""
     config = variant.decoder.config
@@ -163,9 +152,6 @@ def windows_of(variant: Variant) -> tuple[int | None, ...]:
     return tuple(window if kind == "sliding_attention" else None for kind in kinds[: len(variant.layers)])
 
 
-# ---- running -----------------------------------------------------------------------------------------------------
-
-
 class _Trunk:
     """What comes before the first layer, for all variants that begin alike."""
 
@@ -173,23 +159,24 @@ class _Trunk:
         self._decoder = variant.decoder
         self._recorders = [Recorder(layer) for layer in variant.layers]
         self._windows = windows_of(variant)
-        self._additive = self._decoder.config._attn_implementation == "eager"
 
     @staticmethod
     def key(variant: Variant) -> object:
         """Return what has to be the same for two variants to begin alike and hand the same things to their layers."""
         decoder = variant.decoder
         rest = {name: module for name, module in decoder.named_children() if name not in ("layers", "norm")}
-        weights = {name: _weights(module) for name, module in rest.items()}
-        behaviour = {name: _behaviour(module) for name, module in rest.items()}
-        buffers = {name: _buffers(module) for name, module in rest.items()}
+        parts = {name: (_weights(part), _behaviour(part), _buffers(part)) for name, part in rest.items()}
         own = sorted((k, repr(v)) for k, v in vars(decoder).items() if _is_plain(k, v))
-        kinds = windows_of(variant), decoder.config._attn_implementation
-        return repr((weights, behaviour, buffers, own, kinds))
+        return repr((parts, own, windows_of(variant), decoder.config._attn_implementation))
 
     def enter(self, batch: Batch) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         """Return the hidden states that enter the first layer, and what each layer is handed besides."""
-        masks = {window: self._as_asked(batch.mask(window)) for window in {None, *self._windows}}
+        masks = {window: batch.mask(window) for window in {None, *self._windows}}
+        if self._decoder.config._attn_implementation == "eager":  # it adds the mask to its scores
+            dtype = self._decoder.dtype
+            for window, mask in masks.items():
+                if mask is not None:
+                    masks[window] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         given = {} if batch.positions is None else {"position_ids": batch.positions, "attention_mask": masks[None]}
         with recording(self._decoder, self._recorders):
             self._decoder(input_ids=batch.ids, use_cache=False, **given)
@@ -200,13 +187,6 @@ class _Trunk:
             # Transformers counts a window in tokens of the row; an ending is at another distance in positions.
             calls = [c | {"attention_mask": masks[w]} for c, w in zip(calls, self._windows, strict=True)]
         return states, calls
-
-    def _as_asked(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Write a mask as the attention wants it: the eager one adds it to its scores."""
-        if mask is None or not self._additive:
-            return mask
-        dtype = self._decoder.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,14 +212,8 @@ class LayerTree:
     @cached_property
     def _signs(self) -> list[list[str]]:
         """What stands for each layer of each variant: where it is the same, so is the layer."""
-        return [
-            [
-                repr((window, _weights(layer), _behaviour(layer)))
-                for layer, window in zip(v.layers, windows, strict=True)
-            ]
-            for v in self.variants
-            for windows in [windows_of(v)]
-        ]
+        pairs = [zip(windows_of(variant), variant.layers, strict=True) for variant in self.variants]
+        return [[repr((window, _weights(layer), _behaviour(layer))) for window, layer in each] for each in pairs]
 
     @cached_property
     def _trunks(self) -> list[tuple[_Trunk, list[int]]]:
@@ -260,15 +234,12 @@ class LayerTree:
         """Run the next layer, or each of the next layers, of variants that agree so far."""
         signs = [self._signs[n][step] if step < len(self.variants[n].layers) else "" for n in limb.variants]
         for numbers in _grouped(limb.variants, signs):
-            layers = self.variants[numbers[0]].layers
-            states = self._run(layers[step], limb, step) if step < len(layers) else limb.states
+            layers, states = self.variants[numbers[0]].layers, limb.states
+            if step < len(layers):
+                self.calls += 1
+                output = layers[step](states, **limb.calls[step])
+                states = output[0] if isinstance(output, tuple) else output
             yield _Limb(states, limb.calls, numbers)
-
-    def _run(self, layer: nn.Module, limb: _Limb, step: int) -> torch.Tensor:
-        self.calls += 1
-        output = layer(limb.states, **limb.calls[step])
-        states: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        return states
 
 
 def _grouped(numbers: Sequence[int], keys: Sequence[object]) -> list[list[int]]:
@@ -279,20 +250,12 @@ def _grouped(numbers: Sequence[int], keys: Sequence[object]) -> list[list[int]]:
     return list(groups.values())
 
 
-# ---- the head ----------------------------------------------------------------------------------------------------
-
-
 class _Handed(nn.Module):
-    """Stands where a decoder was and returns what it is given."""
+    """Stands where a decoder was and returns what it is given, as a decoder does."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.states = torch.empty(0)
+    states = torch.empty(0)
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        """Return the hidden states as a decoder does."""
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
         return BaseModelOutputWithPast(last_hidden_state=self.states)
 
 

@@ -3,32 +3,16 @@
 The endings of a multiple-choice question follow the same context.  A row holds that context once and all endings after
 it; position ids start again where an ending begins, and a mask keeps endings from seeing one another, so that every
 ending is read as if it stood alone.
-
-Run a model over rows in batches that fit into memory, however little of it there is.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
-from typing import TypeVar
 
-from hubprune.core.errors import EvaluationError
-from hubprune.evaluation.models import is_memory_error, release_memory
-
-__all__ = [
-    "Answer", "Batches", "Member", "Request", "Row", "alone", "batches", "make_rows", "refuse_not_finite",
-    "run_batches", "similar_length", "slots",
-]  # fmt: skip
-
-
-# ---- packing -------------------------------------------------------------------------------------------------------
-
+from hubprune.evaluation.memo import Request
 
 LEAST_GAIN = 8
 """Tokens that a request has to save to join a row: a mask costs time as well."""
@@ -38,60 +22,6 @@ WORTHWHILE = 0.25
 """Share of the most slots from which on a batch is large enough to be closed rather than padded."""
 WASTE = 0.03
 """Share of padding at which it then is."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Tokens for a model to read, and how many of the last ones it is scored on."""
-
-    tokens: tuple[int, ...]
-    """Context and ending; the last token is scored and never read."""
-    scored: int
-
-    @classmethod
-    def of(cls, context: Sequence[int], ending: Sequence[int], *, max_length: int) -> Request:
-        """Join context and ending, and cut off on the left what a model has no positions for, as lm-eval does.
-
-        Raises:
-            ValueError: the context or the ending is empty, or the ending alone is longer than `max_length`.
-        """
-        if not context or not 0 < len(ending) <= max_length:
-            raise ValueError(f"{len(context)} tokens of context and {len(ending)} of {max_length} to score")
-        return cls((*context, *ending)[-(max_length + 1) :], len(ending))
-
-    @property
-    def read(self) -> tuple[int, ...]:
-        """The tokens that go into the model."""
-        return self.tokens[:-1]
-
-    @property
-    def targets(self) -> tuple[int, ...]:
-        """The tokens that are scored."""
-        return self.tokens[-self.scored :]
-
-    @property
-    def key(self) -> bytes:
-        """SHA-256 of what the model reads and is scored on."""
-        return hashlib.sha256(struct.pack(f"<I{len(self.tokens)}I", self.scored, *self.tokens)).digest()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one model says of one request."""
-
-    log_likelihood: float
-    """Of all targets together, in nats."""
-    is_greedy: bool
-    """Whether each target is the most likely token."""
-
-
-def refuse_not_finite(log_likelihoods: Iterable[float], *, model: str) -> None:
-    """Raise EvaluationError where a log-likelihood is NaN or infinite; very small ones are results."""
-    if not all(map(math.isfinite, log_likelihoods)):
-        raise EvaluationError(
-            f"A log-likelihood of the {model} model is not finite.",
-            hint="Try --dtype float32; if it computed in that, its logits overflow and nothing can be measured.",
-        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +79,8 @@ def _groups(order: Iterable[int], reads: Sequence[tuple[int, ...]]) -> Iterator[
     for number in order:
         read = reads[number]
         if members:
-            less = min(shared, _common(reads[members[0]], read))
+            in_common = sum(takewhile(bool, map(eq, reads[members[0]], read)))
+            less = min(shared, in_common)
             before = total - (len(members) - 1) * shared
             after = total + len(read) - len(members) * less
             if after <= before + len(read) - LEAST_GAIN and after <= LONGEST_ROW:
@@ -159,11 +90,6 @@ def _groups(order: Iterable[int], reads: Sequence[tuple[int, ...]]) -> Iterator[
         members, shared, total = [number], len(read), len(read)
     if members:
         yield members, shared
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the tokens that two sequences begin with."""
-    return sum(takewhile(bool, map(eq, one, other)))
 
 
 def _row(members: Sequence[int], shared: int, reads: Sequence[tuple[int, ...]], requests: Sequence[Request]) -> Row:
@@ -210,76 +136,3 @@ def batches(rows: Iterable[Row], *, most_slots: int, most_rows: int | None = Non
         real += len(row)
     if batch:
         yield batch
-
-
-# ---- batching ------------------------------------------------------------------------------------------------------
-
-
-Result = TypeVar("Result")
-Batch = tuple[int, ...]
-"""Indices of rows that are run together."""
-Batches = tuple[Batch, ...]
-
-
-def similar_length(lengths: Sequence[int], *, tokens: int | None = None, rows: int | None = None) -> Batches:
-    """Put rows of similar length together, so that little of a batch is padding; the longest come first.
-
-    A batch has one row, or as many as take at most `tokens` tokens once all are padded to the longest of them, and
-    `rows` at most.
-    Where memory is too small, the longest rows tell at once.
-    """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        members = len(batches[-1]) if batches else 0
-        if members and members != rows and (tokens is None or (members + 1) * lengths[batches[-1][0]] <= tokens):
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return tuple(map(tuple, batches))
-
-
-def run_batches(
-    batches: Batches, work: Callable[[Batch], Sequence[Result]], *, on_split: Callable[[int], None]
-) -> tuple[list[Result], Batches]:
-    """Run all batches, with fewer rows at a time from where memory ran out on.
-
-    Args:
-        batches: every row from 0 on in exactly one of them.
-        work: returns one result per row of a batch.
-        on_split: told the number of rows that a batch has from now on at most.
-
-    Returns:
-        The results in the order of the rows, and the batches that they come from.
-
-    Raises:
-        RuntimeError: whatever `work` raises; that memory ran out only where it did for a single row.
-    """
-    waiting, done = list(batches), []
-    results: dict[int, Result] = {}
-    while waiting:
-        found = _attempt(work, waiting[0])
-        if found is None:
-            rows = (len(waiting[0]) + 1) // 2
-            waiting = list(_split(waiting, rows=rows))
-            on_split(rows)
-            continue
-        results.update(zip(waiting[0], found, strict=True))
-        done.append(waiting.pop(0))
-    return [results[i] for i in range(len(results))], tuple(done)
-
-
-def _attempt(work: Callable[[Batch], Sequence[Result]], batch: Batch) -> Sequence[Result] | None:
-    """Run a batch; None where memory ran out, and what it held is free again."""
-    try:
-        return work(batch)
-    except RuntimeError as error:
-        if len(batch) == 1 or not is_memory_error(error):
-            raise
-    # Here the error is gone, and with its traceback the tensors of the frames that it came through.
-    release_memory()
-    return None
-
-
-def _split(batches: Iterable[Batch], *, rows: int) -> Iterable[Batch]:
-    for batch in batches:
-        yield from (batch[start : start + rows] for start in range(0, len(batch), rows))

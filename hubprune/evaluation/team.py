@@ -15,12 +15,9 @@ from typing import Any
 import torch.distributed as dist
 
 from hubprune.core.processes import rank, world_size
-from hubprune.evaluation.computing import Computing, Models, Names
-from hubprune.evaluation.language_model import Prompt
-from hubprune.evaluation.packing import Answer, Request
-from hubprune.evaluation.scorer import Scored
-
-__all__ = ["Team", "assemble", "dismiss", "follow"]
+from hubprune.evaluation.computing import Models
+from hubprune.evaluation.memo import Answer, Request
+from hubprune.evaluation.panel import Computing, Names, Prompt, Scored
 
 PATIENCE = timedelta(weeks=4)
 """How long followers wait, for instance while the first process scores, prunes and verifies."""
@@ -121,8 +118,7 @@ def _serve(own: Models) -> None:
     while (order := _hear()) is not None:
         what, *arguments = order
         if what == "score":
-            for _ in _rounds(own, *arguments):
-                pass
+            list(_rounds(own, *arguments))
         elif what in ("plain", "write"):
             _gather(_part(own, what, *arguments))
         else:
@@ -131,10 +127,11 @@ def _serve(own: Models) -> None:
 
 def _rounds(own: Models, names: Names, requests: Sequence[Request]) -> Iterator[list[Any] | None]:
     """Answer every `world_size`-th batch, and gather what the others answered in the same round."""
-    batches = own.plan(names, requests)
+    scorer = own.scorer(names)
+    batches = scorer.plan(requests)
     for start in range(0, len(batches), world_size()):
         mine = batches[start + rank() : start + rank() + 1]
-        yield _gather(own.answer(names, mine[0], requests) if mine else None)
+        yield _gather(scorer.answer(mine[0], requests) if mine else None)
 
 
 def _part(own: Models, what: str, name: str, items: Sequence[Any]) -> list[Any]:
@@ -143,26 +140,19 @@ def _part(own: Models, what: str, name: str, items: Sequence[Any]) -> list[Any]:
     return found
 
 
-# ---- messages ----------------------------------------------------------------------------------------------------
-
-
-def _join() -> None:
+def _tell(order: Any) -> Any:
+    """Send an order from the first process to all others, and return it in all of them."""
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=PATIENCE)
-
-
-def _tell(order: Any) -> None:
-    _join()
-    dist.broadcast_object_list([order], src=0)
+    box = [order]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def _hear() -> Any:
-    _join()
-    box = [None]
-    dist.broadcast_object_list(box, src=0)
-    if box[0] == OVER:
+    if (order := _tell(None)) == OVER:
         raise _Dismissed
-    return box[0]
+    return order
 
 
 def _gather(mine: Any) -> list[Any] | None:

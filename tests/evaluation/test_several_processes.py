@@ -22,15 +22,16 @@ base, pruned, tasks, out = map(Path, sys.argv[1:5])
 backend = sys.argv[5]
 computed = {"batches": 0, "texts": 0, "plain": 0}
 
-def counted(name, what):
-    original = getattr(computing.Models, name)
+def counted(owner, name, what):
+    original = getattr(owner, name)
     def count(self, *arguments):
         computed[what] += 1
         return original(self, *arguments)
-    setattr(computing.Models, name, count)
+    setattr(owner, name, count)
 
-for name, what in (("answer", "batches"), ("write", "texts"), ("plain", "plain")):
-    counted(name, what)
+counted(computing.Scorer, "answer", "batches")
+counted(computing.Models, "write", "texts")
+counted(computing.Models, "plain", "plain")
 if rank():
     team.follow()
 else:

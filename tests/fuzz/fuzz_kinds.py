@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "publishing"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "pruning"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "shared"))
 
 import bases
 import made
@@ -194,8 +193,7 @@ GROUP = {
 
 
 def use_task(path: Path) -> None:
-    from hubprune.evaluation.harness import task_files
-    from hubprune.evaluation.tasks import data_sources, find_tasks
+    from hubprune.evaluation.tasks import data_sources, find_tasks, task_files
 
     spec = EvaluationSpec(tasks=("fuzzed_task",), include_path=str(path.parent))
     data_sources(find_tasks(spec), spec.tasks)

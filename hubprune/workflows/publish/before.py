@@ -17,6 +17,7 @@ from typing import Any
 from hubprune import __version__
 from hubprune.cards.card import CARD_PART, Change, Fingerprint, card_part, changes, sha256, snippet_part, told
 from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, parse_record
+from hubprune.core import templates
 from hubprune.core.architectures import Architecture
 from hubprune.core.console import Reporter
 from hubprune.core.devices import library_versions
@@ -29,7 +30,6 @@ from hubprune.core.stages import key_of
 from hubprune.hub.remote import RemoteState, is_same, read_remote
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
-from hubprune.pruning import modeling
 from hubprune.pruning.calibration import file_hashes
 from hubprune.workflows.card import CardChoices
 from hubprune.workflows.run import Run
@@ -85,7 +85,7 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
 
 def modeling_part(architecture: Architecture) -> dict[str, str]:
     """Say what the modeling file of a family depends on."""
-    return {"template": sha256(modeling.render(architecture))}
+    return {"template": sha256(templates.modeling_code(architecture))}
 
 
 def _settings(settings: Settings | None, *, without: frozenset[str] = frozenset()) -> dict[str, str]:

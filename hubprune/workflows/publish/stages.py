@@ -44,8 +44,7 @@ from hubprune.hub.session import HubSession
 from hubprune.plots import pictures
 from hubprune.workflows.card import Timed
 from hubprune.workflows.run import Run, write_verified
-from hubprune.workflows.speed.command import change_of, time_pair
-from hubprune.workflows.speed.request import TimingRequest
+from hubprune.workflows.speed import TimingRequest, change_of, time_pair
 from hubprune.workflows.verify import PrunedFolder
 
 if TYPE_CHECKING:
