@@ -24,8 +24,8 @@ from hubprune.core.artifacts import EvalBackend, SelfCheck
 from hubprune.core.console import Reporter, log_level
 from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Variant, why_not
-from hubprune.evaluation.memo import Answer, Memo, Request, refuse_not_finite
 from hubprune.evaluation.models import input_device
+from hubprune.evaluation.requests import Answer, Memo, Request, refuse_not_finite
 
 CHECKED_PAIRS = 4
 """Neighbours in the order of their tokens that are compared with lm-eval's backend: two that often share a row."""
