@@ -1,10 +1,10 @@
 """Which options of `hubprune score` may be lists, and what they stand for."""
 
 import pytest
+from hubprune.commands.variants import read_variants
 from typer.testing import CliRunner
 
 from hubprune.cli import app
-from hubprune.commands.variants import read_variants
 from hubprune.core.errors import RecipeError
 
 

@@ -13,8 +13,8 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NoReturn
 
 from hubprune import __version__
 from hubprune.cards.markdown import visible
@@ -23,11 +23,13 @@ from hubprune.core.endpoint import DEFAULT_ENDPOINT
 from hubprune.core.errors import JobError, RecipeError
 from hubprune.core.privacy import is_local_data, scrub
 from hubprune.core.recipe import Recipe
+from hubprune.core.requests import JobRequest
 from hubprune.hub import session
 from hubprune.hub.retry import translate
 from hubprune.hub.session import HubSession
-from hubprune.workflows.publish.pipeline import PublishOptions, check
-from hubprune.workflows.run import Run, check_data
+from hubprune.workflows.publish.pipeline import check
+from hubprune.workflows.recipes import recipe_of
+from hubprune.workflows.run import Run, check_data, open_run
 
 if TYPE_CHECKING:
     from huggingface_hub import JobInfo
@@ -107,17 +109,13 @@ class JobOrder:
         return {LABEL: self.run_id, "hubprune": UNFIT_FOR_NAMES.sub("-", __version__)}
 
 
-def refuse_local(recipe: Recipe, given: Mapping[str, object]) -> None:
+def refuse_local(recipe: Recipe, request: JobRequest) -> None:
     """Refuse what only this machine has: the job could not find it.
-
-    Args:
-        recipe: what is asked for.
-        given: options of the command by the names of their parameters.
 
     Raises:
         RecipeError: with the first such thing.
     """
-    for what in _local(recipe, given):
+    for what in _local(recipe, request):
         raise RecipeError(
             f"{what} is on this machine, and the job runs on another.",
             hint="Put the data on the Hub and name it there, or run without --on.",
@@ -126,9 +124,9 @@ def refuse_local(recipe: Recipe, given: Mapping[str, object]) -> None:
         raise RecipeError("The recipe is too long for a job's environment.", hint="Shorten its prompts.")
 
 
-def _local(recipe: Recipe, given: Mapping[str, object]) -> Iterator[str]:
+def _local(recipe: Recipe, request: JobRequest) -> Iterator[str]:
     for name, option in HERE_ONLY.items():
-        if given.get(name) is not None:
+        if getattr(request, name) is not None:
             yield f"What {option} names"
     if recipe.evaluation.include_path:
         yield f"The folder of tasks {recipe.evaluation.include_path}"
@@ -259,25 +257,29 @@ FLAGS: Mapping[tuple[str, bool], str] = {
 """Options that no recipe holds and that the job gets as they were given here."""
 
 
-def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any]) -> dict[str, str]:
+def publish_on_jobs(request: JobRequest, *, reporter: Reporter) -> dict[str, str]:
     """Check a publish here, run it on Hugging Face Jobs, follow it, and return what there is to tell of the job.
 
     Args:
-        run: over the recipe; nothing of it is computed here.
-        options: of the publish.
-        given: options of the command by the names of their parameters.
+        request: of the publish; nothing of it is computed here.
+        reporter: told what is going on.
 
     Raises:
         HubpruneError: it could not work, or the job failed.
     """
-    machine = _machine(given)
-    refuse_local(run.recipe, given)
-    target = check(run, options)
+    return run_on_jobs(open_run(recipe_of(request), request.endpoint, reporter), request)
+
+
+def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
+    """Do the same for a run that is open already."""
+    machine, recipe = _machine(request), run.recipe
+    refuse_local(recipe, request)
+    target = check(run, request)
     check_data(run)
     order = JobOrder(
-        recipe=_named(run.recipe, repo_id=target.repo_id),
-        machine=machine if machine.namespace else Machine(**{**vars(machine), "namespace": target.user}),
-        flags=tuple(flag for (name, value), flag in FLAGS.items() if given.get(name) is value),
+        recipe=_named(recipe, repo_id=target.repo_id),
+        machine=machine if machine.namespace else replace(machine, namespace=target.user),
+        flags=tuple(flag for (name, value), flag in FLAGS.items() if getattr(request, name) is value),
         run_id=secrets.token_hex(8),
         endpoint=run.session.endpoint,
     )
@@ -286,15 +288,15 @@ def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any])
     return {**told, "dry run": "nothing was published"} if "--dry-run" in order.flags else told
 
 
-def _machine(given: Mapping[str, Any]) -> Machine:
-    if given.get("on") != "hf-jobs":
-        raise RecipeError(f"--on {given.get('on')!r} is no place to run.", hint="There is one: --on hf-jobs.")
-    if not given.get("flavor"):
+def _machine(request: JobRequest) -> Machine:
+    if request.on != "hf-jobs":
+        raise RecipeError(f"--on {request.on!r} is no place to run.", hint="There is one: --on hf-jobs.")
+    if not request.flavor:
         raise RecipeError(
             "A job needs a machine.", hint="Pass one of `hf jobs hardware`, as in --flavor a100-large; it is billed."
         )
-    named = {name: given.get(name) for name in ("flavor", "timeout", "namespace", "requirement")}
-    return Machine(**{name: value for name, value in named.items() if value is not None})
+    named = {"timeout": request.timeout, "namespace": request.namespace, "requirement": request.requirement}
+    return Machine(flavor=request.flavor, **{name: value for name, value in named.items() if value is not None})
 
 
 def _named(recipe: Recipe, *, repo_id: str) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,12 +13,13 @@ from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, RecipeError, VerificationError
 from hubprune.core.files import list_files, make_writable
 from hubprune.core.recipe import Recipe, parse
+from hubprune.core.requests import PushRequest
 from hubprune.core.stages import StageStore, work_folder
 from hubprune.hub.preflight import Target, target_of
 from hubprune.hub.remote import missing, read_remote
 from hubprune.hub.session import HubSession
-from hubprune.workflows.publish.pipeline import Product, PublishOptions, announcer, deliver
-from hubprune.workflows.run import Run
+from hubprune.workflows.publish.pipeline import Delivery, Product, announcer, deliver
+from hubprune.workflows.run import Run, open_session
 
 __all__ = ["push", "read_report"]
 
@@ -27,35 +28,44 @@ AGAIN = "Make both again with hubprune publish --dry-run --out FOLDER --report R
 
 
 def push(
-    folder: Path, report: PublishReport, options: PublishOptions, *, session: HubSession, reporter: Reporter
+    request: PushRequest,
+    *,
+    reporter: Reporter,
+    session: HubSession | None = None,
+    told: Callable[[PublishReport], None] = lambda report: None,
 ) -> PublishReport:
     """Publish a folder that a dry run wrote, in one commit, if it is still what the dry run saw.
 
     Args:
-        folder: from `--out`.
-        report: from `--report` of the same run.
-        options: where the new report goes, and what may be replaced of what people changed on the Hub.
-        session: which Hub, and as whom; it goes as well where this token may not read the base.
+        request: folder and report of the dry run, and what may be replaced of what people changed on the Hub.
         reporter: told what is going on.
+        session: which Hub, and as whom; None for the one that the request names.  It goes as well where this token may
+            not read the base.
+        told: called with the report each time that it is written, or would be.
 
     Raises:
+        RecipeError: the report is none.
         VerificationError: a file was changed, added or removed since.
         OverBudgetError: it lost more than its recipe allows.
         HubpruneError: it may not be published there, or could not be.
     """
+    session = session or open_session(request.endpoint)
+    folder, report = Path(request.folder), read_report(Path(request.dry_run_report))
+    written = Path(request.report) if request.report else None
     stage = announcer(reporter, STAGES)
     stage()
-    if options.report:
-        make_writable(options.report.absolute().parent)
+    if written:
+        make_writable(written.absolute().parent)
     recipe = _recipe(report)
     files = _as_verified(folder, report)
-    target = target_of(recipe, base=report.base, session=session, overwrite=options.replaces)
+    target = target_of(recipe, base=report.base, session=session, overwrite=request.replaces)
     _refuse_moved_branch(report, files, target, session=session)
     reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
     stage()
     run = Run(recipe, session, reporter, StageStore(work_folder()))
+    delivery = Delivery(replaces=request.replaces, report=written, told=told)
     # What the dry run expected of the upload is no part of what a publish reports.
-    return deliver(run, Product(folder, files, report.model_copy(update={"upload": None})), target, options)
+    return deliver(run, Product(folder, files, report.model_copy(update={"upload": None})), target, delivery)
 
 
 def _refuse_moved_branch(

@@ -7,7 +7,7 @@ subset's shuffled stream from its start, so that what a smaller draw takes is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,15 @@ from hubprune.core.artifacts import (
     StudyEntry,
     StudyKind,
 )
+from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, PlanError, RecipeError
 from hubprune.core.files import make_writable
+from hubprune.core.requests import ScoreRequest
 from hubprune.core.specs import count_of
 from hubprune.plots.pictures import NAMES, draw_scores, measure_name, panels
 from hubprune.pruning.aggregation import aggregate, agreements
-from hubprune.workflows.run import Run, check_data, make_plan, say_plan, score
+from hubprune.workflows.recipes import passes_of
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_plan, score
 
 VARIES: dict[StudyKind, str] = {
     "revisions": "revision of the base", "calibration": "calibration mix", "samples": "number of samples",
@@ -53,19 +56,16 @@ class Scored:
 # ---- conducting --------------------------------------------------------------------------------------------------
 
 
-def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence[int], plot: Path | None) -> Scored:
-    """Score what was asked for, and draw it where that was asked for too.
-
-    Args:
-        kind: what varies; None for one pass.
-        runs: label -> run of every pass.
-        counts: numbers of samples, ascending, where these vary.
-        plot: folder for the pictures.
+def conduct(request: ScoreRequest, *, reporter: Reporter) -> Scored:
+    """Score what is asked for, and draw it where that is asked for too.
 
     Raises:
         MissingDependencyError: pictures are asked for and matplotlib is not installed; nothing was scored then.
+        HubpruneError: the first thing that is wrong.
     """
-    passes = [Pass(label, run) for label, run in runs.items()]
+    asked, plot = passes_of(request), Path(request.plot) if request.plot else None
+    kind = asked.kind
+    passes = [Pass(label, open_run(recipe, request.endpoint, reporter)) for label, recipe in asked.recipes.items()]
     run = passes[0].run
     if plot:
         plots.require_matplotlib()
@@ -77,7 +77,7 @@ def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence
         drawn = draw_scores(scores, plan, plot, base=run.base.name) if plot else ()
         found = Scored(scores, plan)
     else:
-        study = _studied(kind, passes, counts)
+        study = _studied(kind, passes, asked.counts)
         drawn = draw_study(study, plot) if plot else ()
         found = Scored(study)
     for path in drawn:

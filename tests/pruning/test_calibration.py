@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from hubprune.commands.recipes import make_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.commands.recipes import make_recipe
 from hubprune.core.errors import CalibrationError, RecipeError
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset
 from hubprune.pruning.calibration import draw, file_hashes, resolve_commits

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import made
 import pytest
+from hubprune.commands.recipes import make_recipe
 
 from hubprune.cards.limits import budget_lines, check_budget
-from hubprune.commands.recipes import make_recipe
 from hubprune.core.errors import OverBudgetError, RecipeError
 from hubprune.core.recipe import read_recipe
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import made
 import pytest
+from hubprune.commands.recipes import make_recipe
 from on_hub import finish, make_folder
 
 from hubprune.cards.manifest import checkpoint_tag, files_digest, read_manifest, write_manifest, write_recipe
 from hubprune.cards.provenance import publish_command
-from hubprune.commands.recipes import make_recipe
 from hubprune.core.artifacts import RepoFile
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import list_files

@@ -8,11 +8,11 @@ import subprocess
 
 import pytest
 import typer
+from hubprune.commands.recipes import make_recipe
 from on_hub import BASE_FILES, commit_files
 
 from hubprune import __version__
 from hubprune.commands.publish import JOB_OPTIONS, publish
-from hubprune.commands.recipes import make_recipe
 from hubprune.commands.terminal import errors_shown
 from hubprune.core.errors import HubError, JobError, RecipeError
 from hubprune.core.recipe import read_recipe

@@ -28,11 +28,13 @@ from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, kv_cache_bytes
 from hubprune.core.errors import CheckpointError, RecipeError
 from hubprune.core.files import scratch_folder, write_atomically
+from hubprune.core.requests import SpeedRequest
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.hub.session import HubSession
 from hubprune.pruning.runnable import Runnable, make_runnable
 from hubprune.pruning.verify import plan_of
+from hubprune.workflows.run import open_session
 from hubprune.workflows.speed.request import TimingRequest, check_request
 from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code
 
@@ -41,14 +43,8 @@ if TYPE_CHECKING:
     from hubprune.evaluation.speed import SpeedSpec
 
 
-def measure_speed(name: str, request: TimingRequest, *, session: HubSession, reporter: Reporter) -> SpeedReport:
+def measure_speed(request: SpeedRequest, *, reporter: Reporter) -> SpeedReport:
     """Time a pruned folder or repo against its base.
-
-    Args:
-        name: folder or repo id of the pruned checkpoint.
-        request: shapes, rounds, device; where the base is.
-        session: which Hub.
-        reporter: told what is going on.
 
     Raises:
         CheckpointError: it was not written by hubprune, or is broken.
@@ -57,6 +53,12 @@ def measure_speed(name: str, request: TimingRequest, *, session: HubSession, rep
         RecipeError: the two do not belong together, or this machine cannot do what is asked for.
         EvaluationError: the device's memory is too small.
     """
+    asked = TimingRequest.of(request)
+    return measure(request.second or request.first, asked, session=open_session(request.endpoint), reporter=reporter)
+
+
+def measure(name: str, request: TimingRequest, *, session: HubSession, reporter: Reporter) -> SpeedReport:
+    """Do the same for the pruned checkpoint of that name."""
     check_request(request)
     pruned = find_pruned(name, revision=request.revision, session=session, reporter=reporter)
     refuse_foreign_code(pruned, trust=request.trust)

@@ -9,6 +9,7 @@ from typing import Literal
 from hubprune.core.devices import resolve_device
 from hubprune.core.errors import RecipeError
 from hubprune.core.files import make_writable
+from hubprune.core.requests import SpeedRequest
 from hubprune.workflows.verify import Trust
 
 DEEPEST = 2**24
@@ -36,6 +37,29 @@ class TimingRequest:
     """Of the order within a round, and of the bootstrap."""
     report: Path | None = None
     """File for the report as JSON."""
+
+    @classmethod
+    def of(cls, request: SpeedRequest) -> TimingRequest:
+        """Read what is asked for.
+
+        Raises:
+            RecipeError: a value that cannot be used.
+        """
+        depths = request.depths if isinstance(request.depths, str) else ",".join(map(str, request.depths))
+        return cls(
+            depths=parse_depths(depths),
+            new_tokens=request.new_tokens,
+            batch_size=request.batch_size,
+            rounds=request.rounds,
+            largest_batch="find" if request.largest_batch else "skip",
+            base=request.first if request.second else None,
+            revision=request.revision,
+            trust="any" if request.trust_remote_code else "own",
+            device=request.device or "auto",
+            dtype=request.dtype or "auto",
+            seed=request.seed,
+            report=Path(request.report) if request.report else None,
+        )
 
 
 def parse_depths(text: str) -> tuple[int, ...]:

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from hubprune.core.artifacts import SweepReport
+from hubprune.core.console import Reporter
 from hubprune.core.errors import MissingDependencyError
 from hubprune.core.recipe import CalibrationMix
+from hubprune.core.requests import SweepRequest
 from hubprune.pruning import calibration, documents
-from hubprune.workflows.run import Run, check_data, scores_if_needed, shape_of
+from hubprune.workflows.recipes import recipe_of
+from hubprune.workflows.run import Run, check_data, open_run, scores_if_needed, shape_of
 from hubprune.workflows.sweep.held_out import held_out, overlaps, read_mix
 from hubprune.workflows.sweep.measuring import measure_all
 from hubprune.workflows.sweep.points import Ranked, make_points
 from hubprune.workflows.sweep.report import assemble, write_files
-from hubprune.workflows.sweep.request import SweepRequest, check_counts, check_measures, check_out
+from hubprune.workflows.sweep.request import SweepPlan, check_counts, check_measures, check_out
 
 STAGES = ("Base and checks", "Scores", "Points", "Report")
 
 
-def sweep(run: Run, request: SweepRequest) -> SweepReport:
+def sweep(request: SweepRequest, *, reporter: Reporter) -> SweepReport:
     """Run a sweep, or go on with one that was stopped, and write its files where a folder was named.
 
     Raises:
         HubpruneError: the first thing that is wrong; what can be checked without weights is checked first.
     """
+    plan = SweepPlan.of(request)
+    # A recipe has to drop something; which point it is makes no difference.
+    recipe = recipe_of(request, drop={f"{plan.methods[0]}_drop": "1"})
+    return sweep_run(open_run(recipe, request.endpoint, reporter), plan)
+
+
+def sweep_run(run: Run, request: SweepPlan) -> SweepReport:
+    """Do the same over a run that is open already."""
     _stage(run, 1)
     mix = _check(run, request)
     _stage(run, 2)
@@ -49,7 +60,7 @@ def _stage(run: Run, number: int) -> None:
     run.reporter.stage(number, len(STAGES), STAGES[number - 1])
 
 
-def _check(run: Run, request: SweepRequest) -> CalibrationMix | None:
+def _check(run: Run, request: SweepPlan) -> CalibrationMix | None:
     """Check all that needs no weights, and return the mix that the perplexity is measured on."""
     check_measures(request, run.recipe.evaluation.tasks)
     check_counts(request, shape_of(run.base), protect=run.recipe.drop.protect)
@@ -65,7 +76,7 @@ def _check(run: Run, request: SweepRequest) -> CalibrationMix | None:
     return mix
 
 
-def _write(run: Run, report: SweepReport, request: SweepRequest) -> None:
+def _write(run: Run, report: SweepReport, request: SweepPlan) -> None:
     if request.out is None:
         return
     write_files(report, request.out)

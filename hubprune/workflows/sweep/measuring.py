@@ -29,7 +29,7 @@ from hubprune.evaluation import compare
 from hubprune.pruning.runnable import Runnable
 from hubprune.workflows.run import Run
 from hubprune.workflows.sweep.points import Point
-from hubprune.workflows.sweep.request import SpeedRequest, SweepRequest
+from hubprune.workflows.sweep.request import SpeedPlan, SweepPlan
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Models
@@ -54,7 +54,7 @@ class Measured:
 
 
 def measure_all(
-    run: Run, request: SweepRequest, points: Sequence[Point], documents: HeldOutDocuments | None
+    run: Run, request: SweepPlan, points: Sequence[Point], documents: HeldOutDocuments | None
 ) -> tuple[Measured, ...]:
     """Measure all points that no earlier run did, in their order; two that drop the same are measured once.
 
@@ -79,7 +79,7 @@ class _Bench:
     """The base and its documents, loaded when the first point needs them."""
 
     def __init__(
-        self, run: Run, request: SweepRequest, documents: HeldOutDocuments | None, plans: Sequence[DropPlan]
+        self, run: Run, request: SweepPlan, documents: HeldOutDocuments | None, plans: Sequence[DropPlan]
     ) -> None:
         self._run, self._request, self._documents, self._plans = run, request, documents, plans
         # The run's own store would say of every point that it was taken from an earlier run.
@@ -171,7 +171,7 @@ class _Bench:
     def _time(self, plan: DropPlan) -> SpeedMeasured:
         from hubprune.evaluation import speed
 
-        asked = self._request.speed or SpeedRequest()
+        asked = self._request.speed or SpeedPlan()
         (depth,) = speed.fit_depths(
             (asked.depth,), new_tokens=asked.new_tokens, max_positions=self._model.max_positions
         )

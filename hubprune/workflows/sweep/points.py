@@ -29,7 +29,7 @@ from hubprune.core.weights import Weights
 from hubprune.pruning.checkpoint import count_parameters
 from hubprune.pruning.modeling import require_every_kind
 from hubprune.pruning.selection import Shape, make_plan
-from hubprune.workflows.sweep.request import Limits, SweepRequest, drop_spec, too_many
+from hubprune.workflows.sweep.request import Limits, SweepPlan, drop_spec, too_many
 
 # ---- points --------------------------------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ class Ranked:
         return plan
 
 
-def make_points(request: SweepRequest, ranked: Ranked) -> tuple[Point, ...]:
+def make_points(request: SweepPlan, ranked: Ranked) -> tuple[Point, ...]:
     """Make all points, method by method; each drops what the one before drops, and more.
 
     Raises:

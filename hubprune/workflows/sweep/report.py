@@ -20,14 +20,14 @@ from hubprune.workflows.sweep.measuring import (
     perplexity_change,
 )
 from hubprune.workflows.sweep.points import Point, order_of, recommend, rule_text, sublayer_parameters
-from hubprune.workflows.sweep.request import REPORT, SweepRequest
+from hubprune.workflows.sweep.request import REPORT, SweepPlan
 
 CSV = "sweep.csv"
 
 
 def assemble(
     run: Run,
-    request: SweepRequest,
+    request: SweepPlan,
     points: Sequence[Point],
     measured: Sequence[Measured],
     *,
@@ -91,7 +91,7 @@ def _point(point: Point, found: Measured, base: Measured, *, parameters: int) ->
     )
 
 
-def _recommendations(run: Run, request: SweepRequest, rows: Sequence[SweepPoint]) -> list[Recommendation]:
+def _recommendations(run: Run, request: SweepPlan, rows: Sequence[SweepPoint]) -> list[Recommendation]:
     if not rule_text(request.limits, rows):
         return []
     return [

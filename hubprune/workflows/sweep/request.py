@@ -6,6 +6,7 @@ Read what a sweep is asked for: methods and numbers of drops.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -13,7 +14,9 @@ from typing import get_args
 from hubprune.core.artifacts import Ranking
 from hubprune.core.errors import PlanError, RecipeError
 from hubprune.core.files import check_new_folder, make_writable
+from hubprune.core.options import as_typed
 from hubprune.core.recipe import parse
+from hubprune.core.requests import SweepRequest
 from hubprune.core.specs import DropSpec
 from hubprune.pruning.selection import NOUNS, Shape, check_request
 
@@ -68,6 +71,11 @@ def parse_methods(text: str) -> tuple[Ranking, ...]:
 
 
 REPORT = "sweep.json"
+PASSED_ON = (
+    "base_revision", "protect", "calibration", "num_samples", "max_tokens", "metric", "aggregation", "tasks",
+    "num_fewshot", "include_path", "batch_size", "eval_backend", "endpoint", "seed", "device", "dtype",
+)  # fmt: skip
+"""Options of a sweep that a publish after it needs, too, so that it drops the same and measures the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +89,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedRequest:
+class SpeedPlan:
     """How speed is measured."""
 
     depth: int = 512
@@ -91,7 +99,7 @@ class SpeedRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepRequest:
+class SweepPlan:
     """Which points, what is measured at each, and where the result goes."""
 
     methods: tuple[Ranking, ...]
@@ -101,12 +109,34 @@ class SweepRequest:
     """File of documents or mix that perplexity is measured on; None for no perplexity."""
     perplexity_samples: int | None = None
     """Documents of it; None for the default."""
-    speed: SpeedRequest | None = None
+    speed: SpeedPlan | None = None
     limits: Limits = Limits()
     out: Path | None = None
     """Folder for table, report and pictures."""
     next_options: tuple[str, ...] = ()
     """Options of the sweep that the next command needs, too."""
+
+    @classmethod
+    def of(cls, request: SweepRequest) -> SweepPlan:
+        """Read what is asked for.
+
+        Raises:
+            RecipeError: a value that cannot be used.
+        """
+        return cls(
+            methods=parse_methods(_text(request.method)),
+            counts=parse_counts(_text(request.counts)),
+            perplexity=request.perplexity,
+            perplexity_samples=request.perplexity_samples,
+            speed=SpeedPlan(depth=request.speed_depth, rounds=request.speed_rounds) if request.speed else None,
+            limits=Limits(points=request.max_loss, perplexity_percent=request.max_rise),
+            out=Path(request.out) if request.out else None,
+            next_options=tuple(as_typed(request, *PASSED_ON)),
+        )
+
+
+def _text(value: str | Sequence[object]) -> str:
+    return value if isinstance(value, str) else ",".join(map(str, value))
 
 
 def drop_spec(method: Ranking, count: int, *, protect: tuple[int, ...]) -> DropSpec:
@@ -114,7 +144,7 @@ def drop_spec(method: Ranking, count: int, *, protect: tuple[int, ...]) -> DropS
     return parse(DropSpec, {"protect": protect, **({f"{method}_drop": count} if count else {})})
 
 
-def check_counts(request: SweepRequest, shape: Shape, *, protect: tuple[int, ...]) -> None:
+def check_counts(request: SweepPlan, shape: Shape, *, protect: tuple[int, ...]) -> None:
     """Refuse counts that a method cannot drop; needs no scores.
 
     Raises:
@@ -141,7 +171,7 @@ def _fits(method: Ranking, count: int, shape: Shape, protect: tuple[int, ...]) -
     return True
 
 
-def check_measures(request: SweepRequest, tasks: tuple[str, ...]) -> None:
+def check_measures(request: SweepPlan, tasks: tuple[str, ...]) -> None:
     """Refuse a sweep that measures nothing.
 
     Raises:
