@@ -26,18 +26,19 @@ COMPARE_EXAMPLES = (
 def sweep(request: SweepRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Measure what every number of drops costs, without writing a checkpoint, and recommend one."""
     from hubprune.commands.sweep_lines import sweep_lines
-    from hubprune.workflows.sweep import command, report
+    from hubprune.workflows.sweep import report
+    from hubprune.workflows.sweep import sweep as measure
 
-    done = command.sweep(request, reporter=reporter)
+    done = measure(request, reporter=reporter)
     show(report.to_json(done) if as_json else sweep_lines(done, out=Path(request.out) if request.out else None))
 
 
 def speed(request: SpeedRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Time a pruned folder or repo against its base in paired rounds, and measure the memory of both."""
     from hubprune.commands.speed_lines import speed_lines
-    from hubprune.workflows.speed import command
+    from hubprune.workflows.speed import measure_speed
 
-    done = command.measure_speed(request, reporter=reporter)
+    done = measure_speed(request, reporter=reporter)
     show(to_json(done) if as_json else speed_lines(done))
 
 

@@ -35,10 +35,10 @@ def refresh(request: RefreshRequest, reporter: Reporter, *, as_json: bool) -> No
     Nothing is computed and no weights are sent.  Every repo gets one commit, is loaded back, and says in its
     hubprune.json and on its card what changed.
     """
-    from hubprune.workflows.refresh import command
+    from hubprune.workflows.refresh import refresh_all, to_json
 
-    reports = command.refresh_all(request, reporter=reporter)
-    typer.echo(command.to_json(reports) if as_json else refresh_lines(reports))
+    reports = refresh_all(request, reporter=reporter)
+    typer.echo(to_json(reports) if as_json else refresh_lines(reports))
     failed = {report.exit_code for report in reports if report.outcome == "failed"}
     changes = any(report.outcome == "would change" for report in reports)
     if code := (failed.pop() if len(failed) == 1 else 1) if failed else WOULD_CHANGE if changes else 0:

@@ -30,9 +30,9 @@ WIDTH = 60
 
 def reproduce(request: ReproduceRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Run the recipe of a published result again, publish nothing, and say what is equal and what differs."""
-    from hubprune.workflows.reproduce import command
+    from hubprune.workflows import reproduce as again
 
-    seen = command.reproduce(request, reporter=reporter)
+    seen = again.reproduce(request, reporter=reporter)
     show(to_json(seen) if as_json else reproduction_lines(seen))
     if not seen.equal:
         raise typer.Exit(DIFFERS)
