@@ -28,19 +28,13 @@ AGAIN = "Make both again with hubprune publish --dry-run --out FOLDER --report R
 
 
 def push(
-    request: PushRequest,
-    *,
-    reporter: Reporter,
-    session: HubSession | None = None,
-    told: Callable[[PublishReport], None] = lambda report: None,
+    request: PushRequest, *, reporter: Reporter, told: Callable[[PublishReport], None] = lambda report: None
 ) -> PublishReport:
     """Publish a folder that a dry run wrote, in one commit, if it is still what the dry run saw.
 
     Args:
         request: folder and report of the dry run, and what may be replaced of what people changed on the Hub.
         reporter: told what is going on.
-        session: which Hub, and as whom; None for the one that the request names.  It goes as well where this token may
-            not read the base.
         told: called with the report each time that it is written, or would be.
 
     Raises:
@@ -49,21 +43,27 @@ def push(
         OverBudgetError: it lost more than its recipe allows.
         HubpruneError: it may not be published there, or could not be.
     """
-    session = session or open_session(request.endpoint)
-    folder, report = Path(request.folder), read_report(Path(request.dry_run_report))
+    session, report = open_session(request.endpoint), read_report(Path(request.dry_run_report))
     written = Path(request.report) if request.report else None
+    delivery = Delivery(replaces=request.replaces, report=written, told=told)
+    return push_made(Path(request.folder), report, delivery, session=session, reporter=reporter)
+
+
+def push_made(
+    folder: Path, report: PublishReport, delivery: Delivery, *, session: HubSession, reporter: Reporter
+) -> PublishReport:
+    """Do the same with a report that was read; the session goes as well where its token may not read the base."""
     stage = announcer(reporter, STAGES)
     stage()
-    if written:
-        make_writable(written.absolute().parent)
+    if delivery.report:
+        make_writable(delivery.report.absolute().parent)
     recipe = _recipe(report)
     files = _as_verified(folder, report)
-    target = target_of(recipe, base=report.base, session=session, overwrite=request.replaces)
+    target = target_of(recipe, base=report.base, session=session, overwrite=delivery.replaces)
     _refuse_moved_branch(report, files, target, session=session)
     reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
     stage()
     run = Run(recipe, session, reporter, StageStore(work_folder()))
-    delivery = Delivery(replaces=request.replaces, report=written, told=told)
     # What the dry run expected of the upload is no part of what a publish reports.
     return deliver(run, Product(folder, files, report.model_copy(update={"upload": None})), target, delivery)
 
