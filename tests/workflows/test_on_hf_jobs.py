@@ -126,20 +126,21 @@ def test_a_log_that_cannot_be_read_does_not_lose_the_end(on_jobs, hub, reporter)
     assert "job" in on_jobs()
 
 
+SEEN = set()
+
+
 class Watched(PublishRequest):
     """A request that remembers which of its options somebody asked for."""
 
-    seen = set()
-
     def __getattribute__(self, name):
-        Watched.seen.add(name)
+        SEEN.add(name)
         return super().__getattribute__(name)
 
 
 def test_every_option_of_a_publish_is_in_the_recipe_or_reaches_the_job_or_is_refused():
     recipe_of(Watched(BASE, drop_attn="1"))
     names, publish = ({option.name for option in options_of(kind)} for kind in (JobRequest, PublishRequest))
-    assert names <= Watched.seen | {name for name, _ in FLAGS} | set(HERE_ONLY) | (names - publish) | {"endpoint"}
+    assert names <= SEEN | {name for name, _ in FLAGS} | set(HERE_ONLY) | (names - publish) | {"endpoint"}
 
 
 def test_what_is_asked_beside_the_recipe_reaches_the_job(on_jobs, hub):

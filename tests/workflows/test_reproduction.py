@@ -145,8 +145,8 @@ def test_what_cannot_be_run_is_said_at_once(published, change, options, said, mo
     values = made.recipe().model_dump(mode="json", exclude_none=True)
     pinned = {"base": {"repo_id": "a/b", "revision": "0" * 40}}
     (published.folder / "recipe.yaml").write_text(yaml.safe_dump({**values, **pinned, **change}))
+    request = ReproduceRequest(str(published.folder), **options)
     with pytest.raises(HubpruneError) as raised:
-        request = ReproduceRequest(str(published.folder), **options)
         reproduce(request, session=SESSION, reporter=Reporter(quiet=True))
     assert said in raised.value.message
 

@@ -145,8 +145,8 @@ def stages(monkeypatch):
     monkeypatch.setattr(pipeline, "_load_back", refuse)
 
 
-def again(run, **options):
-    return pipeline.publish_run(run, PublishRequest(**options))
+def again(run, *, told=lambda report: None, **options):
+    return pipeline.publish_run(run, PublishRequest(**options), told=told)
 
 
 def read(admin, repo_id, path):
