@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, TypeVar
 from hubprune.commands import summary
 from hubprune.commands.speed_lines import speed_lines
 from hubprune.core.artifacts import (
+    Artifact,
     BenchmarkComparison,
     LayerScores,
     PrunedCheckpoint,
     PublishReport,
     SpeedReport,
     Verification,
+    shown_by,
 )
-from hubprune.core.artifacts.artifact import Artifact, shown_by
 from hubprune.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:

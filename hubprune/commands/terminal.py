@@ -156,11 +156,11 @@ def to_json(value: BaseModel) -> str:
 def follow() -> None:
     """Compute what the first of several processes tells."""
     from hubprune.core.console import quiet
-    from hubprune.evaluation import team
+    from hubprune.evaluation import computing
 
     try:
         with errors_shown(), quiet():
-            team.follow()
+            computing.follow()
     except typer.Exit as end:  # which only an app turns into an exit code
         sys.exit(end.exit_code)
 
@@ -168,6 +168,6 @@ def follow() -> None:
 def dismiss() -> None:
     """Let the other processes of a run go, where this is the first of several."""
     if rank() == 0 and world_size() > 1:
-        from hubprune.evaluation import team
+        from hubprune.evaluation import computing
 
-        team.dismiss()
+        computing.dismiss()

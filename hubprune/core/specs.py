@@ -88,6 +88,9 @@ OPTIONS: Mapping[Ranking, str] = {
     "attn": "--attn-drop", "mlp": "--mlp-drop", "block": "--block-drop", "joint": "--joint-drop",
 }  # fmt: skip
 HAND: Mapping[SublayerKind, str] = {"attn": "--drop-attn", "mlp": "--drop-mlp"}
+METHODS: Mapping[Ranking, Method] = {
+    "attn": "attn-drop", "mlp": "mlp-drop", "block": "block-drop", "joint": "joint-drop",
+}  # fmt: skip
 
 
 def count_of(amount: int | str, *, of: int) -> int:
@@ -128,53 +131,36 @@ class DropSpec(Settings):
                 other = next(OPTIONS[ranking] for ranking in given if ranking != whole)
                 raise ValueError(f"{OPTIONS[whole]} and {other} exclude each other: pass one of them")
         for kind, layers in self.by_hand.items():
-            self._check_hand(kind, layers)
+            if clash := [ranking for ranking in given if ranking in (kind, "block", "joint")]:
+                raise ValueError(f"{OPTIONS[clash[0]]} and {HAND[kind]} exclude each other: pass one of them")
+            if not layers:
+                raise ValueError(f"{HAND[kind]} names no layer")
+            if both := set(layers) & set(self.protect):
+                raise ValueError(f"layers {sorted(both)} are both in {HAND[kind]} and in --protect")
         return self
-
-    def _check_hand(self, kind: SublayerKind, layers: tuple[int, ...]) -> None:
-        if clash := [ranking for ranking in self.amounts if ranking in (kind, "block", "joint")]:
-            raise ValueError(f"{OPTIONS[clash[0]]} and {HAND[kind]} exclude each other: pass one of them")
-        if not layers:
-            raise ValueError(f"{HAND[kind]} names no layer")
-        if both := set(layers) & set(self.protect):
-            raise ValueError(f"layers {sorted(both)} are both in {HAND[kind]} and in --protect")
 
     @property
     def amounts(self) -> dict[Ranking, int | str]:
         """What is chosen by rank: ranking -> how much of it."""
-        found: dict[Ranking, int | str | None] = {
-            "attn": self.attn_drop, "mlp": self.mlp_drop, "block": self.block_drop, "joint": self.joint_drop,
-        }  # fmt: skip
-        return {ranking: amount for ranking, amount in found.items() if amount is not None}
+        return {ranking: amount for ranking in METHODS if (amount := getattr(self, f"{ranking}_drop")) is not None}
 
     @property
     def by_hand(self) -> dict[SublayerKind, tuple[int, ...]]:
         """What is named: kind of sublayer -> layers."""
-        found: dict[SublayerKind, tuple[int, ...] | None] = {"attn": self.drop_attn, "mlp": self.drop_mlp}
-        return {kind: layers for kind, layers in found.items() if layers is not None}
+        return {kind: layers for kind in HAND if (layers := getattr(self, f"drop_{kind}")) is not None}
 
     @property
     def methods(self) -> tuple[Method, ...]:
         """The methods that are asked for, in a fixed order."""
         asked = {*self.amounts, *self.by_hand}
-        rows: tuple[tuple[Ranking, Method], ...] = (
-            ("attn", "attn-drop"), ("mlp", "mlp-drop"), ("block", "block-drop"), ("joint", "joint-drop"),
-        )  # fmt: skip
-        return tuple(method for ranking, method in rows if ranking in asked)
+        return tuple(method for ranking, method in METHODS.items() if ranking in asked)
 
     @property
     def name_parts(self) -> list[str]:
         """What the result's name says of the request, as in attn-drop-3."""
         numbers: dict[Ranking, int | str] = dict(self.amounts)
         numbers.update({kind: len(layers) for kind, layers in self.by_hand.items()})
-        return [f"{m}-{str(numbers[_ranking(m)]).replace('%', 'pct')}" for m in self.methods]
-
-
-def _ranking(method: Method) -> Ranking:
-    found: Mapping[Method, Ranking] = {
-        "attn-drop": "attn", "mlp-drop": "mlp", "block-drop": "block", "joint-drop": "joint",
-    }  # fmt: skip
-    return found[method]
+        return [f"{METHODS[r]}-{str(numbers[r]).replace('%', 'pct')}" for r in METHODS if r in numbers]
 
 
 class WidthSpec(Settings):

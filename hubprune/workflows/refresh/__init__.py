@@ -20,9 +20,9 @@ from hubprune.cards.card import check_templates
 from hubprune.core.artifacts import PublishedCommit, RefreshReport
 from hubprune.core.config import needs_modeling_file
 from hubprune.core.console import Reporter
-from hubprune.core.endpoint import check_endpoint
 from hubprune.core.errors import CheckpointError, HubpruneError, VerificationError
 from hubprune.core.files import make_writable, scratch_folder
+from hubprune.core.privacy import check_endpoint
 from hubprune.core.recipe import BaseModelSpec, Recipe, parse
 from hubprune.core.requests import RefreshRequest
 from hubprune.core.stages import work_folder

@@ -21,48 +21,30 @@ def draw(report: SweepReport, folder: Path) -> tuple[Path, ...]:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    paths = [*_accuracy(report, folder), *_perplexity(report, folder), *_speed(report, folder)]
+    first = report.points[0]
+    mean = _series(report, lambda point: point.mean)
+    perplexity = _series(
+        report, lambda point: min(point.perplexity or OUTSIDE, OUTSIDE) if point.perplexity_change else None
+    )
+    paths: list[Path] = []
+    if mean:
+        series, steps = _with_steps(report, mean)
+        ylabel, title = "mean of the benchmarks (%)", f"{report.base}: mean of the benchmarks"
+        figure = curve(
+            series, baseline=first.mean, ylabel=ylabel, title=title, xlabel="drops", chance=report.chance, steps=steps
+        )
+        paths += save(figure, folder, "accuracy")
+    if perplexity:
+        series, steps = _with_steps(report, perplexity)
+        ylabel, title = "perplexity (log scale)", f"{report.base}: perplexity"
+        figure = curve(
+            series, baseline=first.perplexity, ylabel=ylabel, title=title, xlabel="drops", steps=steps, scale="log"
+        )
+        paths += save(figure, folder, "perplexity")
+    paths += _speed(report, folder)
     for order in report.orders:
         paths += _order(report, order.method, folder)
     return tuple(paths)
-
-
-def _accuracy(report: SweepReport, folder: Path) -> Sequence[Path]:
-    series = _series(report, lambda point: point.mean)
-    if not series:
-        return ()
-    series, steps = _with_steps(report, series)
-    figure = curve(
-        series,
-        baseline=report.points[0].mean,
-        ylabel="mean of the benchmarks (%)",
-        title=f"{report.base}: mean of the benchmarks",
-        xlabel="drops",
-        chance=report.chance,
-        steps=steps,
-    )
-    return save(figure, folder, "accuracy")
-
-
-def _perplexity(report: SweepReport, folder: Path) -> Sequence[Path]:
-    def value(point: SweepPoint) -> float | None:
-        change = point.perplexity_change
-        return None if change is None else min(point.perplexity or OUTSIDE, OUTSIDE)
-
-    series = _series(report, value)
-    if not series:
-        return ()
-    series, steps = _with_steps(report, series)
-    figure = curve(
-        series,
-        baseline=report.points[0].perplexity,
-        ylabel="perplexity (log scale)",
-        title=f"{report.base}: perplexity",
-        xlabel="drops",
-        steps=steps,
-        scale="log",
-    )
-    return save(figure, folder, "perplexity")
 
 
 def _speed(report: SweepReport, folder: Path) -> Sequence[Path]:
