@@ -18,9 +18,9 @@ from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, Layer
 from hubprune.core.config import check_config
 from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
-from hubprune.core.privacy import use_endpoint
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
 from hubprune.core.files import check_new_folder, staged_folder
+from hubprune.core.privacy import use_endpoint
 from hubprune.core.recipe import Recipe
 from hubprune.core.requests import PruneRequest
 from hubprune.core.stages import StageStore, key_of, work_folder
