@@ -10,7 +10,7 @@ guessed.  Format: https://huggingface.co/docs/hub/eval-results.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,12 @@ import yaml
 
 from hubprune.cards.markdown import visible
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, BenchmarkComparison, LayerScores, Method, TaskComparison
-from hubprune.core.endpoint import page
-from hubprune.core.errors import HubError, RecipeError
 from hubprune.core.files import write_atomically
 from hubprune.core.privacy import is_local_data
-from hubprune.core.strict import parse_yaml
-from hubprune.hub.session import HubSession
 
 __all__ = [
-    "CUSTOM_CODE", "EVAL_RESULTS", "add_eval_results", "dump", "entries", "metadata", "model_index",
-    "registered_tasks",
+    "CUSTOM_CODE", "EVAL_RESULTS", "Tasks", "add_eval_results", "dump", "entries", "leaderboard_datasets", "metadata",
+    "model_index",
 ]  # fmt: skip
 
 
@@ -184,38 +180,27 @@ def _metric_of(row: TaskComparison) -> dict[str, Any]:
 
 EVAL_RESULTS = ".eval_results/hubprune.yaml"
 """Path of the file in a repo."""
-SPECIFICATION = "eval.yaml"
-"""File by which a data set says which tasks its benchmark has."""
-
 Tasks = Mapping[str, tuple[Mapping[str, Any], ...]]
 """Data set id -> the tasks of its eval.yaml."""
 
 
-def add_eval_results(
-    folder: Path, comparison: BenchmarkComparison | None, *, session: HubSession, warn: Callable[[str], None]
-) -> None:
+def add_eval_results(folder: Path, comparison: BenchmarkComparison | None, *, tasks: Tasks) -> None:
     """Write the file into a checkpoint's folder where any result belongs on a leaderboard.
-
-    A Hub on loopback has no leaderboards, and one that does not answer here costs a publish nothing but these results.
 
     Args:
         folder: of the checkpoint.
         comparison: what was measured, if anything.
-        session: which Hub.
-        warn: told where the Hub did not say which benchmarks are registered.
+        tasks: of the data sets that are registered benchmarks, as the Hub has them.
     """
-    rows = _whole(comparison)
-    if not rows or page("x", endpoint=session.endpoint) is None:
-        return
-    try:
-        tasks = registered_tasks({str(row.dataset) for row in rows}, session=session)
-    except HubError as error:
-        warn(f"No results are listed for leaderboards: {error.message} Publish again with --force to add them.")
-        return
-    listed = entries(rows, tasks, comparison)
+    listed = entries(_whole(comparison), tasks, comparison)
     if listed:
         (folder / EVAL_RESULTS).parent.mkdir(exist_ok=True)
         write_atomically(folder / EVAL_RESULTS, "".join(_item(entry) for entry in listed))
+
+
+def leaderboard_datasets(comparison: BenchmarkComparison | None) -> set[str]:
+    """Return the ids of the data sets whose results would belong on a leaderboard, if they have one."""
+    return {str(row.dataset) for row in _whole(comparison)}
 
 
 def _item(entry: Mapping[str, Any]) -> str:
@@ -229,34 +214,6 @@ def _whole(comparison: BenchmarkComparison | None) -> tuple[TaskComparison, ...]
     return tuple(row for row in rows if row.dataset and row.is_share and row.documents == row.documents_available)
 
 
-def registered_tasks(datasets: Iterable[str], *, session: HubSession) -> Tasks:
-    """Look up which data sets are registered benchmarks, and their tasks.
-
-    Raises:
-        HubError: the Hub refused or did not answer.
-    """
-    official = {
-        str(info.id)
-        for info in session.ask(
-            lambda api: list(api.list_datasets(benchmark="official")), doing="list registered benchmarks"
-        )
-    }
-    return {name: _tasks_of(name, session=session) for name in sorted(official & {*datasets})}
-
-
-def _tasks_of(dataset: str, *, session: HubSession) -> tuple[Mapping[str, Any], ...]:
-    path = session.ask(
-        lambda api: api.hf_hub_download(dataset, SPECIFICATION, repo_type="dataset"),
-        doing=f"read {SPECIFICATION} of {dataset}",
-    )
-    try:
-        values = parse_yaml(Path(path).read_bytes(), where=SPECIFICATION)
-    except (OSError, RecipeError):
-        return ()
-    tasks = values.get("tasks") if isinstance(values, dict) else None
-    return tuple(task for task in tasks if isinstance(task, dict) and "id" in task) if isinstance(tasks, list) else ()
-
-
 def entries(
     rows: Iterable[TaskComparison], tasks: Tasks, comparison: BenchmarkComparison | None = None
 ) -> list[dict[str, Any]]:
@@ -264,7 +221,7 @@ def entries(
 
     Args:
         rows: main metrics, each over all documents of its split.
-        tasks: from `registered_tasks`.
+        tasks: of the registered data sets.
         comparison: names the version of lm-eval.
     """
     found = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from hubprune.commands.summary import ratio_text, sdr_text, table
 from hubprune.core.artifacts import SweepPoint, SweepReport
 from hubprune.core.console import LARGEST
-from hubprune.workflows.sweep.points import with_error
+from hubprune.workflows.sweep.report import with_error
 
 
 def sweep_lines(report: SweepReport, *, out: Path | None) -> str:

@@ -5,19 +5,21 @@ What can be known of a base on the Hub before its weights are here: its small fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubprune.cards.front_matter import Tasks
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.core.console import Reporter
-from hubprune.core.errors import BaseNotFoundError, CheckpointError, GatedBaseError, UnsupportedFormatError
+from hubprune.core.endpoint import page
+from hubprune.core.errors import BaseNotFoundError, CheckpointError, GatedBaseError, RecipeError, UnsupportedFormatError
 from hubprune.core.files import existing_folder, file_exists, is_carried
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
-from hubprune.core.strict import parse_json
+from hubprune.core.strict import parse_json, parse_yaml
 from hubprune.hub.retry import REQUEST_SECONDS
 from hubprune.hub.session import HubSession, is_publishers
 from hubprune.hub.transfer import check_file, download
@@ -25,15 +27,6 @@ from hubprune.hub.transfer import check_file, download
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.errors import GatedRepoError
-
-__all__ = [
-    "download_base", "needed_files", "resolve_base", "resolve_recorded", "resolve_repo", "small_files",
-    "stored_headers", "stored_shapes",
-]  # fmt: skip
-
-
-# ---- repos ---------------------------------------------------------------------------------------------------------
-
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -326,3 +319,36 @@ def _shapes(path: str, *, base: BaseCheckpoint, session: HubSession) -> dict[str
         raise CheckpointError(
             f"{path} of {base.name} is no safetensors file: {' '.join(str(error).split())}"
         ) from error
+
+
+# ---- benchmarks ----------------------------------------------------------------------------------------------------
+
+
+SPECIFICATION = "eval.yaml"
+"""File by which a data set says which tasks its benchmark has."""
+
+
+def registered_tasks(datasets: Iterable[str], *, session: HubSession) -> Tasks:
+    """Look up which data sets are registered benchmarks, and their tasks; a Hub on loopback has no leaderboards.
+
+    Raises:
+        HubError: the Hub refused or did not answer.
+    """
+    wanted = {*datasets}
+    if not wanted or page("x", endpoint=session.endpoint) is None:
+        return {}
+    listed = session.ask(lambda api: list(api.list_datasets(benchmark="official")), doing="list registered benchmarks")
+    return {name: _tasks_of(name, session=session) for name in sorted({str(info.id) for info in listed} & wanted)}
+
+
+def _tasks_of(dataset: str, *, session: HubSession) -> tuple[Mapping[str, Any], ...]:
+    path = session.ask(
+        lambda api: api.hf_hub_download(dataset, SPECIFICATION, repo_type="dataset"),
+        doing=f"read {SPECIFICATION} of {dataset}",
+    )
+    try:
+        values = parse_yaml(Path(path).read_bytes(), where=SPECIFICATION)
+    except (OSError, RecipeError):
+        return ()
+    tasks = values.get("tasks") if isinstance(values, dict) else None
+    return tuple(task for task in tasks if isinstance(task, dict) and "id" in task) if isinstance(tasks, list) else ()

@@ -6,17 +6,30 @@ settle     once the weights are here: what transformers makes of them where conf
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCheckpoint
+from hubprune.core.config import NEEDED_NUMBERS, layout_keys, stock_config, write_json
 from hubprune.core.console import Reporter
 from hubprune.core.devices import with_dtype
 from hubprune.core.errors import CheckpointError
+from hubprune.core.files import scratch_folder
+from hubprune.core.neutral import ATTENTION, neutral_config
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
+from hubprune.core.structure import Structure, read_structure
 from hubprune.core.weights import open_weights
 from hubprune.pruning.checkpoint import carried_files
-from hubprune.pruning.fitness import Fit, Shapes, first_words, fit, listed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ADAPTER = "adapter_config.json"
 GENERATION = "generation_config.json"
@@ -160,3 +173,240 @@ def _has_own_head(folder: Path, found: Fit, base: BaseCheckpoint) -> bool:
     return not all(
         torch.equal(*(reader.rows(name, part).double() for name in (family.head, family.embedding))) for part in parts
     )
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a tensor -> its shape."""
+TOLD = 3
+"""Names that a message lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What transformers makes of the tensors in some files."""
+
+    tensor_names: Mapping[str, str | None]
+    """Name in the files -> in the model, None where it is not used; all others keep theirs."""
+    vocabulary: int
+    """Rows of the embedding."""
+    config: Any
+    """The config object that the model is built of."""
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Tensors that are in the files and not in the model."""
+        return tuple(name for name, used in self.tensor_names.items() if used is None)
+
+
+def fit(config: Mapping[str, Any], shapes: Shapes, *, name: str) -> Fit:
+    """Ask transformers what it makes of a config.json and of tensors.
+
+    Args:
+        config: the parsed config.json of a base, pruned before or not.
+        shapes: of all tensors in its files.
+        name: how error messages call it.
+
+    Raises:
+        CheckpointError: no model can be built of the config, or the tensors are not those of that model.
+    """
+    structure = read_structure(config, name=name)
+    _require_layers(structure, shapes, name)
+    keys = _keys(config, structure)
+    try:
+        loaded = _load(json.dumps(keys), tuple(sorted(shapes.items())))
+    except Exception as error:  # what the libraries raise at values that they do not expect is anything
+        raise _no_model(error, keys, name=name) from error
+    _require_whole(loaded, config, shapes, name)
+    names = _names(loaded, shapes, structure, name)
+    return Fit(tensor_names=names, vocabulary=loaded.vocabulary, config=loaded.config)
+
+
+def _keys(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """Return the config.json that transformers is handed: a stock one as it is, else one that our code reads."""
+    if structure.layout == "stock":
+        return dict(config)
+    kept = stock_config(config, structure)
+    return {**kept, **layout_keys("pruned", kept, structure)}
+
+
+# ---- what transformers says --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A model that was loaded without data."""
+
+    config: Any
+    prefix: str
+    """What the names of a decoder begin with in the model with a head."""
+    vocabulary: int
+    model: Shapes
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    """Name, shape in the files and shape in the model."""
+
+
+@lru_cache(maxsize=4)
+def _load(keys: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> _Loaded:
+    import torch
+
+    with _silence():
+        kind, config = _classes(json.loads(keys))
+        model, told = kind.from_pretrained(
+            None,
+            config=config,
+            attn_implementation=ATTENTION,
+            dtype="auto",
+            state_dict={name: torch.empty(shape, device="meta") for name, shape in shapes},
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    return _Loaded(
+        config=config,
+        prefix=f"{model.base_model_prefix}.",
+        vocabulary=model.get_input_embeddings().num_embeddings,
+        model={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        missing=tuple(sorted(told["missing_keys"])),
+        unexpected=tuple(sorted(told["unexpected_keys"])),
+        mismatched=tuple((key, tuple(one), tuple(other)) for key, one, other in sorted(told["mismatched_keys"])),
+    )
+
+
+def _classes(keys: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the class of the model and its config: transformers' own, or those of our modeling file."""
+    family = architecture_of(keys)
+    if keys["model_type"] != family.model_type:
+        from hubprune.core.modeling import published_code
+
+        code = published_code(family)
+        return code[family.pruned_class], code[f"Pruned{family.config_class}"](**keys)
+    import transformers
+
+    with scratch_folder(name="hubprune-config") as folder:
+        write_json(keys, folder)
+        return getattr(transformers, family.causal_lm_class), neutral_config(folder, own_code=False)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the bars and reports of loading away: what they say is said in our words."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# ---- what does not fit -------------------------------------------------------------------------------------------
+
+
+def _no_model(error: Exception, keys: Mapping[str, Any], *, name: str) -> CheckpointError:
+    culprits = ", ".join(f"{key}={keys[key]!r:.60}" for key in _culprits(keys, str(error)))
+    named = f" with {culprits}" if culprits else ""
+    return CheckpointError(
+        f"transformers can make no model of config.json of {name}{named}: {first_words(error)}",
+        hint="Correct config.json so that AutoModelForCausalLM loads the base.",
+    )
+
+
+def first_words(error: Exception) -> str:
+    """Write the error of a library on one line."""
+    said = re.sub(r"\s+", " ", str(error)).strip()
+    return f"{type(error).__name__}: {said:.300}"
+
+
+def _culprits(keys: Mapping[str, Any], said: str) -> list[str]:
+    """Find the key without which a model can be built, if there is one; those that the error speaks of come first.
+
+    Where sizes contradict each other, it could be either of them.
+    """
+
+    def builds_without(key: str) -> bool:
+        return _builds({other: value for other, value in keys.items() if other != key})
+
+    others = sorted((key for key in keys if key not in NEEDED_NUMBERS), key=lambda key: key not in said)
+    found = next(filter(builds_without, others), None)
+    return [found] if found else list(filter(builds_without, NEEDED_NUMBERS))
+
+
+def _builds(keys: Mapping[str, Any]) -> bool:
+    try:
+        _load(json.dumps(keys), ())
+    except Exception:  # as in `fit`
+        return False
+    return True
+
+
+def _require_layers(structure: Structure, shapes: Shapes, name: str) -> None:
+    """Compare the number of layers first: to build thousands that are not there would take minutes."""
+    layer = re.compile(rf"(?:{re.escape(structure.architecture.layers_prefix)}|layers\.)(\d+)\.")
+    stored = {int(found[1]) for key in shapes if (found := layer.match(key))}
+    absent = [
+        number
+        for number in range(structure.num_hidden_layers)
+        if number not in stored and not (number in structure.no_attn and number in structure.no_mlp)
+    ]
+    if stored and absent:
+        raise CheckpointError(
+            f"config.json of {name} has num_hidden_layers={structure.num_hidden_layers}, and its weights hold no "
+            f"layer {absent[0]}.",
+            hint="config.json and the weights are not of the same model; layers are counted from 0.",
+        )
+
+
+def _require_whole(loaded: _Loaded, config: Mapping[str, Any], shapes: Shapes, name: str) -> None:
+    if loaded.missing == ("lm_head.weight",):
+        given = "tie_word_embeddings" in config
+        said = "says tie_word_embeddings: false" if given else "has no tie_word_embeddings, which means false"
+        raise CheckpointError(
+            f"config.json of {name} {said}, and its weights hold no lm_head.weight: the head would be random numbers.",
+            hint='If the embedding is the head, set "tie_word_embeddings": true in config.json; else the weights are '
+            "not complete.",
+        )
+    if loaded.missing:
+        others = f" What they hold instead is {listed(loaded.unexpected)}." if loaded.unexpected else ""
+        raise CheckpointError(
+            f"The weights of {name} do not hold what config.json describes: {listed(loaded.missing)}.{others}",
+            hint="transformers would fill the holes with random numbers. Take complete weights of that model"
+            + (", and merge the adapter into them." if any("lora_" in key for key in shapes) else "."),
+        )
+    if loaded.mismatched:
+        key, stored, wanted = loaded.mismatched[0]
+        more = f", and so for {len(loaded.mismatched) - 1} more" if len(loaded.mismatched) > 1 else ""
+        raise CheckpointError(
+            f"{key} of {name} has shape {list(stored)}, where config.json describes {list(wanted)}{more}.",
+            hint="config.json and the weights are not of the same model.",
+        )
+
+
+def _names(loaded: _Loaded, shapes: Shapes, structure: Structure, name: str) -> dict[str, str | None]:
+    """Map the tensors that the model calls otherwise, or does not use."""
+    family, prefix = structure.architecture, loaded.prefix
+    names: dict[str, str | None] = dict.fromkeys(loaded.unexpected)
+    for key in shapes:
+        if key in names or key in loaded.model or not family.is_parameter(key):
+            continue
+        called = next((other for other in (prefix + key, key.removeprefix(prefix)) if other in loaded.model), None)
+        if called is not None and (called in shapes or called in names.values()):
+            raise CheckpointError(
+                f"{name} has {key} and {called} in its files, which are one tensor for transformers.",
+                hint="Take one of the two out.",
+            )
+        names[key] = called
+    if family.head in shapes and family.embedding not in {names.get(key, key) for key in shapes}:
+        names[family.head] = family.embedding  # tied the other way round: what is there serves as both
+    return names
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write the first of some names, and how many more there are."""
+    shown = ", ".join(names[:TOLD])
+    return f"{shown} and {len(names) - TOLD} more" if len(names) > TOLD else shown

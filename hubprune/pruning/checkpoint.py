@@ -18,22 +18,18 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from hubprune.core import config as config_json
+from hubprune.core import modeling
 from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, SublayerKind, WrittenCheckpoint
 from hubprune.core.devices import kv_bytes_per_layer
 from hubprune.core.errors import CheckpointError
 from hubprune.core.files import is_carried, list_files
 from hubprune.core.weights import DTYPE_BITS, INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
-from hubprune.pruning import modeling
 from hubprune.pruning.tokenizer_files import settle_tokenizer
-from hubprune.pruning.width import Cut, KeptTensor, cuts
-
-if TYPE_CHECKING:
-    from hubprune.pruning.metrics import Neurons
-
+from hubprune.pruning.width import KeptTensor, Neurons, cut_bytes, cuts, neurons_of
 
 # ---- checkpoint ----------------------------------------------------------------------------------------------------
 
@@ -105,15 +101,6 @@ def write_weights(
         _write_index(weights.index_metadata, shards, folder / INDEX_NAME)
 
 
-def neurons_of(weights: Weights, plan: DropPlan, architecture: Architecture) -> Neurons | None:
-    """Return what tells which neurons stay, or None where all MLPs are as wide as they were."""
-    if plan.widths is None:
-        return None
-    from hubprune.pruning.metrics import Neurons
-
-    return Neurons(weights, plan.widths, architecture)
-
-
 def shard_plans(weights: Weights, plan: DropPlan, architecture: Architecture) -> list[ShardPlan]:
     """Decide for every shard which tensors stay and what they are called.
 
@@ -176,15 +163,9 @@ def _write_shard(plan: ShardPlan, path: Path, neurons: Neurons | None, advance: 
             if isinstance(piece, tuple):
                 _copy_range(source, target, *piece, advance)
             elif piece.cut and neurons:
-                _write_cut(plan.source.path, piece, piece.cut, target, neurons)
+                target.write(cut_bytes(plan.source.path, piece.entry, piece.cut, neurons.kept(piece.cut.layer)))
+                target.flush()  # the kernel copies to where the file stands, not to where its buffer ends
                 advance(piece.size)
-
-
-def _write_cut(source: Path, tensor: KeptTensor, cut: Cut, target: BinaryIO, neurons: Neurons) -> None:
-    from hubprune.pruning.metrics import cut_bytes
-
-    target.write(cut_bytes(source, tensor.entry, cut, neurons.kept(cut.layer)))
-    target.flush()  # the kernel copies to where the file stands, not to where its buffer ends
 
 
 def _header(plan: ShardPlan) -> bytes:

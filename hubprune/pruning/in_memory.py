@@ -8,53 +8,19 @@ Take sublayers out of a layer that is only scored: what stands there adds exactl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import DropPlan, SublayerKind
-from hubprune.pruning import modeling
+from hubprune.core.artifacts import DropPlan
+from hubprune.core.modeling import published_code
 
 # ---- bypass --------------------------------------------------------------------------------------------------------
-
-
-class NoAttention(nn.Module):
-    """Stands where an attention was."""
-
-    def __init__(self, attention: nn.Module) -> None:
-        super().__init__()
-        # Some layers look at plain attributes of their attention, such as `is_sliding`.
-        self.__dict__.update({name: value for name, value in vars(attention).items() if not name.startswith("_")})
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
-        """Return a zero, and no attention weights."""
-        return hidden_states.new_zeros(()), None
-
-
-class NoMLP(nn.Module):
-    """Stands where an MLP was."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return a zero."""
-        return hidden_states.new_zeros(())
-
-
-def take_out(layer: nn.Module, kind: SublayerKind, architecture: Architecture) -> None:
-    """Put a stand-in where a sublayer is, and nothing where its norms are."""
-    if kind == "attn":
-        name, norms = architecture.attn_module, architecture.attn_norms
-        stand_in: nn.Module = NoAttention(layer.get_submodule(name))
-    else:
-        name, norms, stand_in = architecture.mlp_module, architecture.mlp_norms, NoMLP()
-    setattr(layer, name, stand_in)
-    for norm in norms:
-        setattr(layer, norm, nn.Identity())
 
 
 # ---- in memory -----------------------------------------------------------------------------------------------------
@@ -147,15 +113,3 @@ def _drop(layer: nn.Module, name: str, stand_in: nn.Module, norms: tuple[str, ..
 def _replace(parent: nn.Module, name: str, module: nn.Module, undo: ExitStack) -> None:
     undo.callback(partial(setattr, parent, name, getattr(parent, name)))
     setattr(parent, name, module)
-
-
-def published_code(architecture: Architecture) -> Mapping[str, Any]:
-    """Return what the modeling file of a family defines, as this version of hubprune writes it."""
-    return _defined_by(modeling.render(architecture), architecture.modeling_file("pruned"))
-
-
-@cache
-def _defined_by(source: str, name: str) -> Mapping[str, Any]:
-    found: dict[str, Any] = {"__name__": name.removesuffix(".py")}
-    exec(compile(source, name, "exec"), found)
-    return found

@@ -8,15 +8,17 @@ only wish for, attention and settings of generation, is the same for both: see `
 from __future__ import annotations
 
 import gc
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from hubprune.core.artifacts import Check
 from hubprune.core.devices import held_bytes
 from hubprune.core.neutral import fresh_generation, load_causal_lm, load_with_report
-from hubprune.pruning import mlx
 from hubprune.pruning.tokenizer_files import load_tokenizer, token_ids
 
 TIE = 1e-4
@@ -213,7 +215,7 @@ def _narrow(model: Any, tensor: NarrowedTensor, *, exact: bool) -> None:
     A sum over more terms is rounded elsewhere, even if these are zero: by some 1e-6 in float32, but by far more than
     any tolerance in bfloat16.  With the same neurons side by side there, the two models add in the same order.
     """
-    from hubprune.pruning.metrics import from_mask, stacked
+    from hubprune.pruning.width import from_mask, stacked
 
     parameter, kept = model.get_parameter(tensor.name), from_mask(tensor.kept)
     if not exact:
@@ -288,10 +290,81 @@ def _refused(folder: str) -> bool:
     return False
 
 
+MLX_TOLERANCE = 1e-3
+"""Largest allowed difference of a logit in float32; mlx-lm sums in another order."""
+
+
+class MlxRequest(BaseModel):
+    """Compare a checkpoint in mlx-lm with itself in transformers."""
+
+    folder: str
+    prompts: tuple[str, ...]
+
+
+class MlxComparison(BaseModel):
+    """What the comparison saw."""
+
+    version: str
+    max_logit_difference: float
+    argmax_equal: bool
+    positions: int
+
+    @property
+    def check(self) -> Check:
+        """The comparison as one check of the verification."""
+        return Check(
+            name="logits in mlx-lm equal those in transformers",
+            passed=self.argmax_equal and self.max_logit_difference <= MLX_TOLERANCE,
+            detail=f"mlx-lm {self.version}, largest difference {self.max_logit_difference:.2e} in float32",
+        )
+
+
+def mlx_is_installed() -> bool:
+    """Tell whether mlx-lm can be imported."""
+    return importlib.util.find_spec("mlx_lm") is not None
+
+
+def compare_in_mlx(request: MlxRequest) -> MlxComparison:
+    """Run both on the prompts in float32; transformers first, so that only one model is in memory."""
+    from importlib.metadata import version
+
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(request.folder, trust_remote_code=False)
+    rows = [tokenizer(prompt).input_ids for prompt in request.prompts]
+    reference = _transformers_logits(request.folder, rows)
+    pairs = list(zip(reference, _mlx_logits(Path(request.folder), rows), strict=True))
+    return MlxComparison(
+        version=version("mlx-lm"),
+        max_logit_difference=max(float((one - other).abs().max()) for one, other in pairs),
+        argmax_equal=all(bool(b.isfinite().all()) and torch.equal(a.argmax(-1), b.argmax(-1)) for a, b in pairs),
+        positions=sum(map(len, rows)),
+    )
+
+
+def _transformers_logits(folder: str, rows: Sequence[Sequence[int]]) -> list[Any]:
+    import torch
+
+    model = load_causal_lm(folder, dtype=torch.float32, own_code=True)
+    with torch.inference_mode():
+        return [model(torch.tensor([row])).logits[0] for row in rows]
+
+
+def _mlx_logits(folder: Path, rows: Sequence[Sequence[int]]) -> list[Any]:
+    import mlx.core as mx
+    import torch
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(folder, strict=True)
+    model.set_dtype(mx.float32)
+    return [torch.tensor(model(mx.array([row])).tolist())[0] for row in rows]
+
+
 _ACTIONS: Mapping[str, tuple[type[BaseModel], Callable[[Any], BaseModel]]] = {
     "compare": (CompareRequest, compare),
     "load": (LoadRequest, load),
-    "mlx": (mlx.MlxRequest, mlx.compare),
+    "mlx": (MlxRequest, compare_in_mlx),
 }
 
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
-from hubprune.core.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, Metric, Ranking, SublayerKind
+from hubprune.core.artifacts import (
+    DroppedSublayer,
+    DropPlan,
+    LayerScores,
+    Margin,
+    Metric,
+    Ranking,
+    SublayerKind,
+    WidthPlan,
+)
 from hubprune.core.errors import PlanError
-from hubprune.core.specs import HAND, OPTIONS, DropSpec, count_of
+from hubprune.core.specs import HAND, OPTIONS, DropSpec, WidthSpec, count_of
+from hubprune.core.structure import Structure
 from hubprune.pruning.aggregation import stratified_standard_error
 
 KINDS: tuple[SublayerKind, ...] = ("attn", "mlp")
@@ -293,3 +305,96 @@ def margin(scores: LayerScores, last_dropped: Candidate, first_kept: Candidate) 
 def _key(candidate: Candidate) -> tuple[str, int]:
     """Name the list of scores and the place in it that rank a candidate."""
     return ("block" if candidate.ranking == "block" else candidate.kinds[0]), candidate.layer
+
+
+def plan_widths(
+    spec: WidthSpec, structure: Structure, config: Mapping[str, Any], *, name: str, gone: Collection[int] = ()
+) -> WidthPlan:
+    """Decide how many neurons every MLP keeps; a base that was narrowed before counts from its own widths.
+
+    Args:
+        spec: the request.
+        structure: of the base.
+        config: the base's config.json; the hidden size is read here.
+        name: how error messages call the base.
+        gone: layers whose MLP is dropped, so that its width does not matter.
+
+    Raises:
+        PlanError: more neurons than there are, another number of widths than of layers, no neuron left, or none gone.
+    """
+    before = structure.mlp_widths
+    _check_width_request(spec, structure, name)
+    kept = list(before)
+    for layer in (layer for layer, width in enumerate(before) if width and layer not in gone):
+        wanted = _wanted(spec, layer, width=before[layer], hidden_size=config["hidden_size"])
+        if wanted > before[layer]:
+            raise _too_wide(spec, wanted, structure, layer, config["hidden_size"], name)
+        kept[layer] = _rounded(spec, wanted, width=before[layer])
+    if kept == list(before):
+        raise _nothing_goes(spec, before, name)
+    multiple = spec.multiple if spec.width is None else 1
+    return WidthPlan(before=before, kept=tuple(kept), metric=spec.metric, multiple=multiple)
+
+
+def _check_width_request(spec: WidthSpec, structure: Structure, name: str) -> None:
+    layers = structure.num_hidden_layers
+    if isinstance(spec.width, tuple) and len(spec.width) != layers:
+        raise PlanError(
+            f"--mlp-width lists {len(spec.width)} widths: {name} has {layers} layers.",
+            hint=f"Pass one number for all layers, or {layers} of them.",
+        )
+    if spec.drop_neurons and _share(spec.drop_neurons) == 1:
+        raise PlanError(
+            f"--drop-neurons {spec.drop_neurons} leaves no neuron in {name}.",
+            hint="Pass less, or drop whole MLPs with --mlp-drop.",
+        )
+
+
+def _share(percent: str) -> Fraction:
+    # A fraction, since 0.6 * 8190 is less than 4914 in binary.
+    return Fraction(percent.removesuffix("%")) / 100
+
+
+def _wanted(spec: WidthSpec, layer: int, *, width: int, hidden_size: int) -> Fraction:
+    """Return the neurons that are asked for, before rounding to a multiple.
+
+    Of a share that goes, the rounded-down number goes: 60 % of 8192 leaves 8192 - floor(4915.2) = 3277.
+    """
+    if spec.drop_neurons:
+        return Fraction(width - int(_share(spec.drop_neurons) * width))
+    if spec.expansion_ratio:
+        return Fraction(str(spec.expansion_ratio)) * hidden_size
+    widths = spec.width or ()
+    return Fraction(widths if isinstance(widths, int) else widths[layer])
+
+
+def _rounded(spec: WidthSpec, wanted: Fraction, *, width: int) -> int:
+    """Round to the nearest multiple, at least one of them and at most the width that there is; halves go up."""
+    if spec.width is not None:
+        return int(wanted)
+    nearest = int(wanted / spec.multiple + Fraction(1, 2)) * spec.multiple
+    return min(max(nearest, spec.multiple), width)
+
+
+def _too_wide(
+    spec: WidthSpec, wanted: Fraction, structure: Structure, layer: int, hidden_size: int, name: str
+) -> PlanError:
+    width = structure.mlp_widths[layer]
+    least = min(w for w in structure.mlp_widths if w)
+    ratio = int(Fraction(least, hidden_size) * 1000) / 1000
+    most = f"--expansion-ratio {ratio:g}" if spec.expansion_ratio else f"--mlp-width {least}"
+    return PlanError(
+        f"Cannot keep {float(wanted):g} neurons: the MLP of layer {layer} of {name} has {width}.",
+        hint=f"Pass {most} or less.",
+    )
+
+
+def _nothing_goes(spec: WidthSpec, before: Sequence[int], name: str) -> PlanError:
+    widths = sorted({width for width in before if width})
+    text = " to ".join(str(w) for w in dict.fromkeys((widths[0], widths[-1])))
+    if spec.width is not None or spec.multiple == 1:
+        return PlanError(f"No neuron would go: the MLPs of {name} have {text}.", hint="Ask for fewer.")
+    return PlanError(
+        f"No neuron would go: the MLPs of {name} have {text}, and widths are rounded to a multiple of {spec.multiple}.",
+        hint="Ask for fewer, or pass --width-multiple 1.",
+    )

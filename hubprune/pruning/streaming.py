@@ -27,9 +27,9 @@ from hubprune.core.decoder import Recorder
 from hubprune.core.devices import available_bytes
 from hubprune.core.errors import CheckpointError, DiskSpaceError
 from hubprune.core.files import scratch_prefix
+from hubprune.core.modeling import published_code
 from hubprune.core.neutral import ATTENTION, neutral_config
 from hubprune.core.weights import TensorEntry, open_weights
-from hubprune.pruning.in_memory import take_out
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -225,7 +225,12 @@ class StreamedModel:
 
     def bypass(self, kind: SublayerKind, layer: int) -> None:
         """Let a sublayer add nothing from now on; its weights are not read any more."""
-        take_out(self._layers[layer], kind, self._architecture)
+        family, code, place = self._architecture, published_code(self._architecture), self._layers[layer]
+        if kind == "attn":
+            stand_in = code["NoAttn"](place.get_submodule(family.attn_module))
+            code["drop_sublayer"](place, family.attn_module, stand_in, family.attn_norms)
+        else:
+            code["drop_sublayer"](place, family.mlp_module, code["NoMLP"](), family.mlp_norms)
         self._bypassed.add((kind, layer))
 
     def does_nothing(self, layer: int) -> bool:

@@ -10,10 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from hubprune.core import modeling
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, needs_modeling_file, pruned_classes
@@ -24,15 +25,20 @@ from hubprune.core.processes import last_words, run_to_end
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import Structure, read_structure
 from hubprune.core.weights import Shard, TensorEntry, Weights, open_weights
-from hubprune.pruning import mlx, modeling
-from hubprune.pruning.checkpoint import count_parameters, neurons_of, shard_plans
-from hubprune.pruning.loading import CompareRequest, Comparison, Loaded, LoadRequest, NarrowedTensor
-from hubprune.pruning.runnable import Runnable
+from hubprune.pruning.checkpoint import count_parameters, shard_plans
+from hubprune.pruning.layouts import Runnable
+from hubprune.pruning.loading import (
+    CompareRequest,
+    Comparison,
+    Loaded,
+    LoadRequest,
+    MlxComparison,
+    MlxRequest,
+    NarrowedTensor,
+    mlx_is_installed,
+)
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
-from hubprune.pruning.width import KeptTensor, cuts
-
-if TYPE_CHECKING:
-    from hubprune.pruning.metrics import Neurons
+from hubprune.pruning.width import KeptTensor, Neurons, cut_bytes, cuts, mask_of, neurons_of
 
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, in float32."""
@@ -79,7 +85,7 @@ def verify(
             hint="Nothing was published. A weight is broken or overflows that no score depends on: the last norm or "
             "the head.",
         )
-    in_mlx = _in_mlx(folder) if plan.layout == "nemotron-nas" and mlx.is_installed() else None
+    in_mlx = _in_mlx(folder) if plan.layout == "nemotron-nas" and mlx_is_installed() else None
     planned = _planned_parameters(weights, plan, config, architecture)
     planned_cache = kv_cache_bytes(config, gone=plan.gone("attn"), tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
@@ -99,9 +105,9 @@ def verify(
     )
 
 
-def _in_mlx(folder: Path) -> mlx.MlxComparison:
-    request = mlx.MlxRequest(folder=str(folder.resolve()), prompts=PROMPTS)
-    return _in_fresh_process("mlx", request, mlx.MlxComparison)
+def _in_mlx(folder: Path) -> MlxComparison:
+    request = MlxRequest(folder=str(folder.resolve()), prompts=PROMPTS)
+    return _in_fresh_process("mlx", request, MlxComparison)
 
 
 def require_passed(verification: Verification) -> None:
@@ -243,8 +249,6 @@ def _narrowed(weights: Weights, plan: DropPlan, architecture: Architecture) -> t
     """List the tensors of the base of which only some neurons stay, with which ones."""
     if not (neurons := neurons_of(weights, plan, architecture)):
         return ()
-    from hubprune.pruning.metrics import mask_of
-
     rows = cuts(weights, plan, architecture)
     masks = {cut.layer: mask_of(neurons.kept(cut.layer)) for cut in rows.values()}
     return tuple(
@@ -298,8 +302,6 @@ def _same_bytes(
         first.seek(kept.entry.begin)
         second.seek(written[1].begin)
         if kept.cut and neurons:
-            from hubprune.pruning.metrics import cut_bytes
-
             return cut_bytes(source.path, kept.entry, kept.cut, neurons.kept(kept.cut.layer)) == second.read(kept.size)
         pieces = (min(COMPARE_BYTES, kept.size - done) for done in range(0, kept.size, COMPARE_BYTES))
         return all(first.read(piece) == second.read(piece) for piece in pieces)

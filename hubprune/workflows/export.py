@@ -15,9 +15,17 @@ from hubprune.core.files import existing_folder, scratch_folder
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.exporting import parity
 from hubprune.exporting.artifact import GgufExport, Outtype, Parity
-from hubprune.exporting.content import plan_content, read_layers
 from hubprune.exporting.parity_process import ParitySeen
-from hubprune.exporting.writing import GgufContent, check_space, check_target, check_writer, staged_file, write_gguf
+from hubprune.exporting.writing import (
+    GgufContent,
+    check_space,
+    check_target,
+    check_writer,
+    plan_content,
+    read_layers,
+    staged_file,
+    write_gguf,
+)
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubprune.core import modeling
 from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, PrunedCheckpoint, WidthPlan
 from hubprune.core.config import check_config
@@ -28,14 +29,13 @@ from hubprune.hub import repos as hub
 from hubprune.hub.repos import small_files, stored_headers
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import check_files
-from hubprune.pruning import calibration, checkpoint, documents, iterative, modeling, selection, verify
+from hubprune.pruning import calibration, checkpoint, documents, iterative, selection, verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.checkpoint import take_inventory
-from hubprune.pruning.modeling import check_choice, choose_layout
-from hubprune.pruning.runnable import Runnable, make_runnable
+from hubprune.pruning.layouts import Runnable, check_choice, choose_layout, make_runnable
+from hubprune.pruning.selection import plan_widths
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
-from hubprune.pruning.width import plan_widths
 
 if TYPE_CHECKING:
     from hubprune.pruning.importance import Scorer

@@ -24,7 +24,7 @@ from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
 from hubprune.pruning import verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
-from hubprune.pruning.runnable import make_runnable
+from hubprune.pruning.layouts import make_runnable
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 

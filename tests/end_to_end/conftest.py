@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,14 +161,16 @@ class CommandLine:
     token: str
     variables: dict[str, str] = field(default_factory=dict)
 
-    def __call__(self, *arguments: object, stop_at: str | None = None, **variables: str) -> Ended:
-        """Run it to its end, or send Ctrl-C when stderr says `stop_at`."""
+    def __call__(
+        self, *arguments: object, stop_at: str | None = None, stop_after: float = 0, **variables: str
+    ) -> Ended:
+        """Run it to its end, or send Ctrl-C when stderr says `stop_at`, or so many seconds later."""
         command = [sys.executable, "-m", "hubprune", *map(str, arguments)]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.home,
             env=self.environment(variables), start_new_session=True, preexec_fn=_listen_to_ctrl_c,
         )  # fmt: skip
-        return self._interrupted(process, stop_at) if stop_at else self._ended(process)
+        return self._interrupted(process, stop_at, stop_after) if stop_at else self._ended(process)
 
     def each(self, *commands: Sequence[object], **variables: str) -> list[Ended]:
         """Run several commands in one process after each other, which imports the libraries once."""
@@ -192,17 +194,20 @@ class CommandLine:
         out, err = process.communicate(timeout=240)
         return Ended(process.returncode, out, err)
 
-    def _interrupted(self, process: subprocess.Popen[str], stop_at: str) -> Ended:
-        said = []
+    def _interrupted(self, process: subprocess.Popen[str], stop_at: str, stop_after: float) -> Ended:
+        said = ""
         assert process.stderr is not None
-        for line in process.stderr:
-            said.append(line)
-            if stop_at in line:
-                # A terminal sends Ctrl-C to the whole group, children included.
-                threading.Timer(0.2, os.killpg, (process.pid, signal.SIGINT)).start()
-                break
+        while stop_at not in said:
+            line = process.stderr.readline()
+            assert line, f"it ended, by {process.wait()}, before it said {stop_at}:\n{said}"
+            said += line
+        time.sleep(stop_after)
+        running = process.poll() is None
+        if running:  # a terminal sends Ctrl-C to the whole group, children included
+            os.killpg(process.pid, signal.SIGINT)
         ended = self._ended(process)
-        return Ended(ended.code, ended.out, "".join(said) + ended.err)
+        assert running, f"it had ended, by {ended.code}, before Ctrl-C was sent:\n{said}{ended.err}"
+        return Ended(ended.code, ended.out, said + ended.err)
 
 
 def write_files(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "publishing"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "shared"))
 
 import made
 from on_hub import BASE_FILES, BASE_ID, commit_files, finish, make_folder, only_hub, safetensors

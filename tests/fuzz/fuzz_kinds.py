@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "publishing"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "pruning"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "shared"))
 
 import bases
 import made

@@ -14,7 +14,7 @@ from hubprune.core.architectures import architecture_of
 from hubprune.core.errors import CheckpointError
 from hubprune.pruning import verify
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.runnable import Runnable
+from hubprune.pruning.layouts import Runnable
 from hubprune.pruning.tokenizer_files import ids_depend_on_version, load_tokenizer, settle_tokenizer, token_ids
 
 GENERIC = "PreTrainedTokenizerFast"

@@ -21,7 +21,7 @@ from hubprune.core.neutral import load_causal_lm, neutral_config
 from hubprune.pruning import loading, verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.checkpoint import take_inventory, write_checkpoint
-from hubprune.pruning.runnable import make_runnable
+from hubprune.pruning.layouts import make_runnable
 from hubprune.pruning.streaming import StreamedModel
 
 DROP = plan(5, attn=[1])

@@ -17,8 +17,7 @@ from hubprune.pruning import loading, verify
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.importance import score
-from hubprune.pruning.modeling import choose_layout
-from hubprune.pruning.runnable import Runnable
+from hubprune.pruning.layouts import Runnable, choose_layout
 
 PLANTED = 1
 """The layer of every base whose sublayers write only zeros."""

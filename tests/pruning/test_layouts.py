@@ -12,10 +12,9 @@ from bases import LLAMA, MISTRAL, plan, write_base
 from hubprune.core.architectures import architecture_of
 from hubprune.core.errors import CheckpointError, PlanError, UnsupportedArchitectureError
 from hubprune.core.structure import read_structure
-from hubprune.pruning import loading, mlx, verify
+from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.modeling import check_choice, choose_layout
-from hubprune.pruning.runnable import Runnable
+from hubprune.pruning.layouts import Runnable, check_choice, choose_layout
 
 SERVED = {**LLAMA, "intermediate_size": 256, "hidden_size": 64}
 LLAMA3 = {
@@ -110,7 +109,7 @@ def served(tmp_path_factory):
 def in_process(own_modules, monkeypatch):
     """Compare in this process: it costs a tenth of a fresh one."""
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
-    monkeypatch.setattr(mlx, "is_installed", lambda: False)
+    monkeypatch.setattr(verify, "mlx_is_installed", lambda: False)
 
 
 def written(base, folder, layout, *, attn=(), mlp=()):

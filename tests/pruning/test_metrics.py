@@ -8,7 +8,7 @@ from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, random_tensors, writ
 from test_importance import WEIGHTS, calibration, planted, scored, values
 
 from hubprune.core.architectures import ARCHITECTURES
-from hubprune.pruning.metrics import Part, Passage, measure
+from hubprune.pruning.importance import Part, Passage, measure
 
 OTHERS = ("cosine-no-residual", "relative-magnitude")
 

@@ -9,9 +9,9 @@ import pytest
 from bases import LLAMA, plan, write_base
 
 from hubprune.core.architectures import architecture_of
-from hubprune.pruning import mlx, verify
+from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.runnable import Runnable
+from hubprune.pruning.layouts import Runnable
 
 PLAIN = {**LLAMA, "intermediate_size": 256, "hidden_size": 64, "rope_theta": 20000.0}
 LLAMA3 = {
@@ -37,7 +37,7 @@ def written(config, tmp_path, *, attn=(), mlp=()):
 
 
 def compared(folder):
-    return mlx.compare(mlx.MlxRequest(folder=str(folder), prompts=verify.PROMPTS))
+    return loading.compare_in_mlx(loading.MlxRequest(folder=str(folder), prompts=verify.PROMPTS))
 
 
 UNNAMED = {key: value for key, value in PLAIN.items() if key != "rope_theta"}

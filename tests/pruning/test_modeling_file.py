@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from bases import LLAMA, MISTRAL
 
+from hubprune.core import modeling
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.structure import block_configs
-from hubprune.pruning import modeling
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = sorted(ARCHITECTURES)

@@ -32,9 +32,8 @@ from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME, open_weights
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint, write_weights
-from hubprune.pruning.metrics import Neurons
-from hubprune.pruning.modeling import choose_layout
-from hubprune.pruning.runnable import make_runnable
+from hubprune.pruning.layouts import choose_layout, make_runnable
+from hubprune.pruning.width import Neurons
 
 WIDE = 48
 
@@ -156,7 +155,7 @@ import resource, sys
 from pathlib import Path
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.artifacts import DropPlan
-from hubprune.pruning import metrics as neurons
+from hubprune.pruning import width as neurons
 from hubprune.pruning.checkpoint import write_weights
 from hubprune.core.weights import open_weights
 plan = DropPlan.model_validate_json(sys.argv[3])

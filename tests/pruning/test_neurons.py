@@ -17,8 +17,8 @@ from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.artifacts import WidthPlan
 from hubprune.core.errors import CheckpointError, ScoringError
 from hubprune.core.weights import open_weights
-from hubprune.pruning import metrics
-from hubprune.pruning.metrics import Neurons, from_mask, highest, mask_of
+from hubprune.pruning import width
+from hubprune.pruning.width import Neurons, from_mask, highest, mask_of
 
 SHARED = Path(os.environ.get("HUBPRUNE_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
 FORMULAS = {
@@ -49,7 +49,7 @@ def matrices(tensors, layer):
 @pytest.mark.parametrize("metric", FORMULAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_choice_is_that_of_the_formula(tmp_path, monkeypatch, metric, dtype):
-    monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 7 * LLAMA["hidden_size"])
+    monkeypatch.setattr(width, "BLOCK_ELEMENTS", 7 * LLAMA["hidden_size"])
     tensors = random_tensors(LLAMA, dtype=dtype)
     found = of(write_base(tmp_path / "base", LLAMA, tensors).folder, metric)
     for layer in range(5):

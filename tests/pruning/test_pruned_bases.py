@@ -15,10 +15,10 @@ from hubprune.core.artifacts import BaseCheckpoint, CalibrationRecord, Calibrati
 from hubprune.core.errors import PlanError
 from hubprune.core.specs import DropSpec
 from hubprune.core.structure import read_structure
-from hubprune.pruning import importance, loading, mlx, verify
+from hubprune.pruning import importance, loading, verify
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import take_inventory, write_checkpoint
-from hubprune.pruning.runnable import make_runnable
+from hubprune.pruning.layouts import make_runnable
 from hubprune.pruning.selection import Shape, check_request, make_plan
 
 SERVED = {**LLAMA, "intermediate_size": 256, "hidden_size": 64}
@@ -92,7 +92,7 @@ def test_filling_up_the_holes_ends_in_a_stock_model(original, tmp_path):
 @pytest.mark.parametrize("layout", ["pruned", "nemotron-nas"])
 def test_verification_compares_with_the_pruned_base(own_modules, monkeypatch, original, tmp_path, layout):
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
-    monkeypatch.setattr(mlx, "is_installed", lambda: False)
+    monkeypatch.setattr(verify, "mlx_is_installed", lambda: False)
     base = pruned(original, tmp_path / "once", layout)
     drop = second_plan(base, attn=[0], mlp=[4])
     write(base, drop, tmp_path / "twice")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from hubprune.core.architectures import architecture_of
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.in_memory import bypassed
-from hubprune.pruning.runnable import make_runnable
+from hubprune.pruning.layouts import make_runnable
 
 CONFIGS = {"llama": LLAMA, "mistral": MISTRAL, **FAMILIES}
 TEXT = torch.arange(24).remainder(11).add(40)[None]

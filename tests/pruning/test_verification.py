@@ -24,7 +24,7 @@ from hubprune.core.structure import read_structure
 from hubprune.core.weights import SINGLE_NAME
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.runnable import Runnable
+from hubprune.pruning.layouts import Runnable
 
 DROPS = {
     "first": plan(5, attn=[0]),

@@ -18,8 +18,8 @@ from hubprune.core.specs import WidthSpec
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import Shard, TensorEntry, Weights
 from hubprune.pruning.checkpoint import count_parameters, shard_plans
-from hubprune.pruning.modeling import check_choice, choose_layout
-from hubprune.pruning.width import plan_widths
+from hubprune.pruning.layouts import check_choice, choose_layout
+from hubprune.pruning.selection import plan_widths
 
 THREE_B = {
     "head_dim": 128, "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 131072,

@@ -28,6 +28,7 @@ from hubprune.cards.record import (
     snippet_part,
     told,
 )
+from hubprune.core import modeling
 from hubprune.core.architectures import Architecture
 from hubprune.core.console import Reporter
 from hubprune.core.devices import library_versions
@@ -40,7 +41,6 @@ from hubprune.core.stages import key_of
 from hubprune.hub.remote import RemoteState, is_same, read_remote
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
-from hubprune.pruning import modeling
 from hubprune.pruning.calibration import file_hashes
 from hubprune.workflows.card import CardChoices
 from hubprune.workflows.run import Run

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import glob
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from hubprune.cards import card, manifest
-from hubprune.cards.front_matter import add_eval_results
+from hubprune.cards.front_matter import Tasks, add_eval_results, leaderboard_datasets
 from hubprune.cards.license import add_notice, card_in_force
 from hubprune.cards.snippet import Snippet, asks_for_more, samples
 from hubprune.core.artifacts import (
@@ -35,21 +35,22 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.config import needs_modeling_file, read_config
 from hubprune.core.devices import resolve_device
-from hubprune.core.errors import MissingDependencyError, RecipeError
+from hubprune.core.errors import HubError, MissingDependencyError, RecipeError
 from hubprune.core.files import short_name, write_atomically
 from hubprune.core.privacy import scrub
 from hubprune.core.stages import key_of
+from hubprune.hub.repos import registered_tasks
+from hubprune.hub.session import HubSession
 from hubprune.plots import pictures
 from hubprune.workflows.card import Timed
 from hubprune.workflows.run import Run, write_verified
-from hubprune.workflows.speed.command import change_of, time_pair
-from hubprune.workflows.speed.request import TimingRequest
+from hubprune.workflows.speed import TimingRequest, change_of, time_pair
 from hubprune.workflows.verify import PrunedFolder
 
 if TYPE_CHECKING:
     from hubprune.evaluation.generation import Request
 
-__all__ = ["assemble", "benchmark", "find_speed", "free_text", "run_snippet", "time_result"]
+__all__ = ["assemble", "benchmark", "find_speed", "free_text", "leaderboards", "run_snippet", "time_result"]
 
 
 # ---- kept ----------------------------------------------------------------------------------------------------------
@@ -290,11 +291,21 @@ def assemble(
         (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tasks" / name, scrub(text))
     add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
-    add_eval_results(folder, report.benchmarks, session=run.session, warn=run.reporter.warn)
+    tasks = leaderboards(report.benchmarks, session=run.session, warn=run.reporter.warn)
+    add_eval_results(folder, report.benchmarks, tasks=tasks)
     context = card.context_of(report, pictures=_pictures(run, folder, report), overrides=card_template)
     write_atomically(folder / manifest.CARD, card.render(context, overrides=card_template))
     manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
     return manifest.write_manifest(folder, report=report, template_hash=card.template_hash(card_template))
+
+
+def leaderboards(comparison: BenchmarkComparison | None, *, session: HubSession, warn: Callable[[str], None]) -> Tasks:
+    """Ask the Hub which results belong on a leaderboard; where it does not answer, that costs these results alone."""
+    try:
+        return registered_tasks(leaderboard_datasets(comparison), session=session)
+    except HubError as error:
+        warn(f"No results are listed for leaderboards: {error.message} Publish again with --force to add them.")
+        return {}
 
 
 def _pictures(run: Run, folder: Path, report: PublishReport) -> card.Pictures:

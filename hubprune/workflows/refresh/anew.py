@@ -15,6 +15,7 @@ from hubprune import __version__
 from hubprune.cards.card import template_hash
 from hubprune.cards.manifest import CARD, MANIFEST, checkpoint_tag, replace_card
 from hubprune.cards.record import PublishRecord, read_record
+from hubprune.core import modeling
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import ConfigChange, FileChange, Refreshed, RepoFile, WrittenCheckpoint
 from hubprune.core.config import needs_modeling_file, read_config, stock_config, write_json
@@ -22,7 +23,6 @@ from hubprune.core.errors import RecipeError
 from hubprune.core.files import is_license, list_files, scratch_folder
 from hubprune.core.structure import read_structure
 from hubprune.hub.remote import is_same
-from hubprune.pruning import modeling
 from hubprune.pruning.checkpoint import carry_files, write_companions
 from hubprune.pruning.tokenizer_files import ids_depend_on_version, settle_tokenizer
 from hubprune.workflows.card import CardChoices, put_card, render_again

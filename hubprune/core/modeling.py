@@ -1,0 +1,117 @@
+"""The modeling file that lets transformers load a pruned layout, and folders that it makes loadable.
+
+Readers load it for years, with versions of transformers that do not exist yet.  So it copies no code of transformers
+and overrides no forward; it replaces modules of a stock model right after that was built.  What runs here is always
+this version's own text, never what a repo ships.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import keyword
+import shutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from hubprune import __version__
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import Layout
+from hubprune.core.config import layout_keys, stock_config, write_json
+from hubprune.core.structure import Structure
+from hubprune.core.templates import environment, template_folder
+from hubprune.core.weights import INDEX_NAME, open_weights
+
+TEMPLATE = "modeling_pruned.py.jinja"
+INCLUDED = "nemotron_nas_config.py.jinja"
+
+
+def render(architecture: Architecture, *, layout: Layout = "pruned", version: str = __version__) -> str:
+    """Render the modeling file of a family.
+
+    The text depends on the family, the layout and the version of hubprune only, never on a repo or a user's words.
+
+    Raises:
+        ValueError: a value of the table or the version could not stand in Python source.
+    """
+    folder = template_folder("modeling")
+    text = b"".join((folder / name).read_bytes() for name in (TEMPLATE, INCLUDED))
+    template = environment("modeling", filters={"ident": ident, "py": py}).get_template(TEMPLATE)
+    return template.render(
+        version=str(Version(version)),
+        template_sha256=hashlib.sha256(text).hexdigest(),
+        Base=architecture.class_prefix,
+        Config=architecture.config_class,
+        Model=architecture.model_class,
+        CausalLM=architecture.causal_lm_class,
+        module=architecture.module,
+        model_type=architecture.model_type,
+        floor=architecture.floor,
+        lists_floor=architecture.lists_floor or architecture.floor,
+        scaling_keys=architecture.scaling_keys,
+        local_rope_base=architecture.local_rope_base,
+        attn_module=architecture.attn_module,
+        mlp_module=architecture.mlp_module,
+        attn_norms=architecture.attn_norms,
+        mlp_norms=architecture.mlp_norms,
+        nemotron_nas=layout == "nemotron-nas",
+    )
+
+
+def ident(value: Any) -> str:
+    """Return a value that is an ASCII identifier and no keyword.
+
+    Raises:
+        ValueError: it is something else, and might be code.
+    """
+    if not isinstance(value, str) or not value.isascii() or not value.isidentifier() or keyword.iskeyword(value):
+        raise ValueError(f"{value!r} is no identifier")
+    return value
+
+
+def py(value: Any) -> str:
+    """Write a value as a Python literal with double quotes; tuples, ASCII strings and integers only.
+
+    Raises:
+        ValueError: the value is of another type or holds characters that a module name would not.
+    """
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, str):
+        return f'"{ident(value)}"'
+    if isinstance(value, tuple):
+        inner = ", ".join(py(v) for v in value)
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    raise ValueError(f"{value!r} has no place in a modeling file")
+
+
+def published_code(architecture: Architecture) -> Mapping[str, Any]:
+    """Return what the modeling file of a family defines, as this version of hubprune writes it."""
+    return _defined_by(render(architecture), architecture.modeling_file("pruned"))
+
+
+@cache
+def _defined_by(source: str, name: str) -> Mapping[str, Any]:
+    found: dict[str, Any] = {"__name__": name.removesuffix(".py")}
+    exec(compile(source, name, "exec"), found)
+    return found
+
+
+def link_model(config: Mapping[str, Any], structure: Structure, source: Path, folder: Path) -> None:
+    """Link a checkpoint's weights into a folder, beside a config.json and, where it needs one, a modeling file of ours.
+
+    Raises:
+        CheckpointError: its weights cannot be read.
+    """
+    for shard in open_weights(source).shards:
+        (folder / shard.path.name).symlink_to(shard.path.resolve())
+    if (source / INDEX_NAME).is_file():
+        shutil.copyfile(source / INDEX_NAME, folder / INDEX_NAME)
+    keys, family = stock_config(config, structure), structure.architecture
+    if structure.layout != "stock":
+        keys |= layout_keys("pruned", keys, structure)
+        (folder / family.modeling_file("pruned")).write_text(render(family), encoding="utf-8")
+    write_json(keys, folder)
