@@ -15,6 +15,7 @@ from hubprune.commands.side_by_side import comparison_text, study_tables
 from hubprune.commands.speed_lines import speed_lines
 from hubprune.commands.sweep_lines import picked_lines, sweep_head, sweep_rows
 from hubprune.core.artifacts import (
+    Artifact,
     BenchmarkComparison,
     CheckpointComparison,
     LayerScores,
@@ -25,8 +26,8 @@ from hubprune.core.artifacts import (
     SpeedReport,
     SweepReport,
     Verification,
-)  # fmt: skip
-from hubprune.core.artifacts.artifact import Artifact, shown_by
+    shown_by,
+)
 from hubprune.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:

@@ -202,7 +202,7 @@ def test_templates_inside_the_package_win_as_a_wheel_has_them(tmp_path, monkeypa
     package = tmp_path / "hubprune"
     for folder in (package / "card_templates", tmp_path / "card_templates"):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(templates, "__file__", str(package / "templates.py"))
+    monkeypatch.setattr(templates, "__file__", str(package / "core" / "templates.py"))
     assert templates.template_folder("card") == package / "card_templates"
     with pytest.raises(FileNotFoundError, match=r"modeling_templates is neither in .* reinstall hubprune"):
         templates.template_folder("modeling")

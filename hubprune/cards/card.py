@@ -33,9 +33,8 @@ from hubprune.core.artifacts import (
     Verification,
     WrittenCheckpoint,
 )
-from hubprune.core.endpoint import DEFAULT_ENDPOINT
 from hubprune.core.errors import RecipeError
-from hubprune.core.privacy import public_recipe, scrub
+from hubprune.core.privacy import DEFAULT_ENDPOINT, public_recipe, scrub
 from hubprune.core.recipe import Recipe, parse
 from hubprune.core.templates import environment as template_environment
 from hubprune.core.templates import template_folder

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.core.artifacts import BaseCheckpoint, PublishReport, RepoFile, WrittenCheckpoint
-from hubprune.core.endpoint import public_address
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import list_files, write_atomically
-from hubprune.core.privacy import public_name, public_recipe, scrub, scrub_all
+from hubprune.core.privacy import public_address, public_name, public_recipe, scrub, scrub_all
 from hubprune.core.recipe import Recipe, parse
 
 __all__ = [

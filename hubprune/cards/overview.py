@@ -43,7 +43,7 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.console import size
 from hubprune.core.devices import resolve_dtype
-from hubprune.core.endpoint import page
+from hubprune.core.privacy import page
 
 __all__ = ["base_link", "glance", "sentences", "share", "summary", "usage", "width_rows", "worst_task"]
 

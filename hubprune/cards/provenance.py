@@ -16,8 +16,7 @@ from hubprune.cards.manifest import RECIPE
 from hubprune.cards.markdown import listing
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, Refreshed
 from hubprune.core.console import duration
-from hubprune.core.endpoint import page
-from hubprune.core.privacy import is_local_data
+from hubprune.core.privacy import is_local_data, page
 from hubprune.core.recipe import Recipe
 from hubprune.core.specs import HAND, OPTIONS, WidthSpec
 

@@ -21,9 +21,9 @@ from hubprune.core.console import size
 from hubprune.core.devices import available_bytes
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import is_carried, scratch_folder
-from hubprune.core.modeling import link_model
 from hubprune.core.processes import run_to_end
 from hubprune.core.structure import Structure
+from hubprune.core.templates import link_model
 from hubprune.core.weights import open_weights
 from hubprune.exporting.artifact import Outtype, Parity, ParityFigures
 from hubprune.exporting.parity_process import ParityRequest, ParitySeen
@@ -73,13 +73,6 @@ def measure(
     file: Path, content: GgufContent, *, folder: Path, config: Mapping[str, Any], structure: Structure
 ) -> ParitySeen:
     """Run a file in llama.cpp and its checkpoint in transformers, both in one fresh process.
-
-    Args:
-        file: the GGUF file.
-        content: what it holds.
-        folder: the checkpoint.
-        config: its parsed config.json.
-        structure: which sublayers it has.
 
     Raises:
         VerificationError: one of the two does not load or run.
@@ -150,13 +143,7 @@ def _rule(outtype: Outtype) -> str:
 
 
 def failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | None) -> tuple[str, ...]:
-    """List what an export does not fulfil.
-
-    Args:
-        outtype: type of its matrices.
-        model: its figures.
-        control: those of the unpruned base, where there is one.
-    """
+    """List what an export does not fulfil, given its figures and those of the unpruned base, where there is one."""
     found = list(_logit_failures(outtype, model, control))
     if different := model.tokenized_texts - model.equal_tokenized_texts:
         found.append(f"{different} of {model.tokenized_texts} texts are cut into other tokens")

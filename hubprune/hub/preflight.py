@@ -11,7 +11,6 @@ from hubprune.cards.license import bare_name, card_in_force, check_license, chec
 from hubprune.cards.manifest import CARD
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.core.console import size
-from hubprune.core.endpoint import check_endpoint
 from hubprune.core.errors import (
     AuthenticationError,
     DiskSpaceError,
@@ -19,6 +18,7 @@ from hubprune.core.errors import (
     PermissionDeniedError,
     RecipeError,
 )
+from hubprune.core.privacy import check_endpoint
 from hubprune.core.recipe import LONGEST_NAME, Recipe
 from hubprune.hub.foreign import Overwrite, check_is_ours
 from hubprune.hub.identity import Identity, check_can_create, check_can_write, identify

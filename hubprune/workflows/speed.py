@@ -263,6 +263,8 @@ class _Pair:
     # ---- with both in memory -------------------------------------------------------------------------------------
 
     def _measure(self) -> _Seen:
+        from hubprune.evaluation import speed
+        from hubprune.evaluation.footprint import allocated_peak
         from hubprune.evaluation.models import load_model
 
         self.reporter.note(f"load {self.base.name} and {self.pruned.name}")
@@ -270,13 +272,18 @@ class _Pair:
         base = load_model(self.runnable.folder, device=device, dtype=self.request.dtype, trust_remote_code=code)
         pruned = load_model(self.pruned.folder, device=device, dtype=base.dtype, trust_remote_code=True)
         specs, notes = self._specs(base, pruned)
-        measured = tuple(row for spec in specs for row in self._timed(base, pruned, spec))
+        measured: list[SpeedMeasured] = []
+        for spec in specs:
+            total = spec.rounds + speed.WARM_UPS
+            with self.reporter.progress(f"time depth {spec.depth}", total=total, unit="rounds") as advance:
+                measured += speed.measure(lambda: nullcontext(base), lambda: nullcontext(pruned), spec, advance=advance)
         deepest = specs[-1]
         cache = self._kv_cache(base, pruned, tokens=deepest.depth or deepest.new_tokens)
+        one, other = allocated_peak(base, deepest), allocated_peak(pruned, deepest)
         return _Seen(
-            measured=measured,
+            measured=tuple(measured),
             kv_cache=cache,
-            peak=_allocated(base, pruned, deepest),
+            peak=_peak("allocator", one, other, deepest) if one and other else None,
             largest_batch=self._largest(base, pruned, deepest) if self.request.largest_batch == "find" else None,
             device=base.device,
             dtype=base.dtype,
@@ -300,13 +307,6 @@ class _Pair:
             self.reporter.note(notes[-1])
         same = {"new_tokens": asked.new_tokens, "rounds": asked.rounds, "batch_size": asked.batch_size}
         return [SpeedSpec(depth=depth, seed=asked.seed, **same) for depth in depths], notes
-
-    def _timed(self, base: LoadedModel, pruned: LoadedModel, spec: SpeedSpec) -> tuple[SpeedMeasured, ...]:
-        from hubprune.evaluation import speed
-
-        total = spec.rounds + speed.WARM_UPS
-        with self.reporter.progress(f"time depth {spec.depth}", total=total, unit="rounds") as advance:
-            return speed.measure(lambda: nullcontext(base), lambda: nullcontext(pruned), spec, advance=advance)
 
     def _kv_cache(self, base: LoadedModel, pruned: LoadedModel, *, tokens: int) -> KvCacheMeasured:
         from hubprune.evaluation.footprint import cache_bytes
@@ -351,13 +351,6 @@ class _Pair:
         sides = ((self.runnable.folder, self.runnable.own_code), (self.pruned.folder, True))
         base, pruned = (resident_peak(path, spec, dtype=seen.dtype, trust_remote_code=code) for path, code in sides)
         return _peak("resident", base, pruned, spec) if base and pruned else None
-
-
-def _allocated(base: LoadedModel, pruned: LoadedModel, spec: SpeedSpec) -> PeakMemory | None:
-    from hubprune.evaluation.footprint import allocated_peak
-
-    one, other = allocated_peak(base, spec), allocated_peak(pruned, spec)
-    return _peak("allocator", one, other, spec) if one and other else None
 
 
 def _peak(how: Any, base: int, pruned: int, spec: SpeedSpec) -> PeakMemory:

@@ -66,9 +66,8 @@ def test_benchmarks_are_a_table_with_intervals_and_a_picture():
 
 
 def test_a_publish_shows_where_it_is_what_it_cost_and_both_pictures():
-    done = PublishedCommit(
-        repo_id="acme/pruned", commit="c" * 40, parent=None, url="https://huggingface.co/acme/pruned", created=True, files=()
-    )
+    where = {"repo_id": "acme/pruned", "url": "https://huggingface.co/acme/pruned"}
+    done = PublishedCommit(**where, commit="c" * 40, parent=None, created=True, files=())
     page = Page(report().model_copy(update={"published": done})._repr_html_())
     assert [a["href"] for tag, a in page.tags if tag == "a"] == [done.url]
     assert page.rows[0] == ["", "base", "pruned", "change"]

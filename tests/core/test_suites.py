@@ -10,7 +10,7 @@ from hubprune.cli import app
 from hubprune.commands.recipes import make_recipe
 from hubprune.core.errors import RecipeError
 from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec, Recipe, parse
-from hubprune.core.specs import SUITES
+from hubprune.core.suites import SUITES
 
 BASE = {"base": {"repo_id": "acme/base"}, "drop": {"attn_drop": 3}}
 MIX = {"calibration": {"name": "mine", "subsets": [{"dataset": "acme/texts", "weight": 1}]}}

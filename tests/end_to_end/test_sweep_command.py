@@ -4,7 +4,7 @@ import csv
 import json
 
 import pytest
-from conftest import leftovers
+from little import leftovers
 
 from hubprune.commands import sweep_options
 from hubprune.core.console import Reporter
@@ -50,10 +50,11 @@ def test_a_sweep_has_the_numbers_of_the_written_checkpoints_and_writes_none(hubp
 
 def perplexity(folder, file):
     from hubprune.evaluation import models
-    from hubprune.evaluation.models import measure
+    from hubprune.evaluation.models import measure_perplexity
 
     model = models.load_model(folder, device="cpu", dtype="auto", trust_remote_code=True)
-    return measure(model, model.tokenizer(file.read_text().splitlines())["input_ids"], batch_size=8).perplexity
+    rows = model.tokenizer(file.read_text().splitlines())["input_ids"]
+    return measure_perplexity(model, rows, batch_size=8).perplexity
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def counted(monkeypatch):
     from hubprune.evaluation import models
 
     calls = {"loaded": 0, "measured": 0, "stop": None}
-    load, measure = models.load_model, models.measure
+    load, measure = models.load_model, models.measure_perplexity
 
     def counted_load(*args, **kwargs):
         calls["loaded"] += 1
@@ -95,7 +96,7 @@ def counted(monkeypatch):
         return measure(*args, **kwargs)
 
     monkeypatch.setattr(models, "load_model", counted_load)
-    monkeypatch.setattr(models, "measure", counted_measure)
+    monkeypatch.setattr(models, "measure_perplexity", counted_measure)
     return calls
 
 

@@ -194,8 +194,7 @@ GROUP = {
 
 
 def use_task(path: Path) -> None:
-    from hubprune.evaluation.harness import task_files
-    from hubprune.evaluation.tasks import data_sources, find_tasks
+    from hubprune.evaluation.tasks import data_sources, find_tasks, task_files
 
     spec = EvaluationSpec(tasks=("fuzzed_task",), include_path=str(path.parent))
     data_sources(find_tasks(spec), spec.tasks)

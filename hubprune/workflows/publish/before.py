@@ -28,7 +28,7 @@ from hubprune.cards.record import (
     snippet_part,
     told,
 )
-from hubprune.core import modeling
+from hubprune.core import templates
 from hubprune.core.architectures import Architecture
 from hubprune.core.console import Reporter
 from hubprune.core.devices import library_versions
@@ -96,7 +96,7 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
 
 def modeling_part(architecture: Architecture) -> dict[str, str]:
     """Say what the modeling file of a family depends on."""
-    return {"template": sha256(modeling.render(architecture))}
+    return {"template": sha256(templates.modeling_code(architecture))}
 
 
 def _settings(settings: Settings | None, *, without: frozenset[str] = frozenset()) -> dict[str, str]:

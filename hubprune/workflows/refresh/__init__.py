@@ -21,9 +21,9 @@ from hubprune.cards.card import check_templates
 from hubprune.core.artifacts import PublishedCommit, RefreshReport
 from hubprune.core.config import needs_modeling_file
 from hubprune.core.console import Reporter
-from hubprune.core.endpoint import check_endpoint
 from hubprune.core.errors import CheckpointError, HubpruneError, VerificationError
 from hubprune.core.files import make_writable, scratch_folder
+from hubprune.core.privacy import check_endpoint
 from hubprune.core.recipe import BaseModelSpec, Recipe, parse
 from hubprune.core.stages import work_folder
 from hubprune.hub import repos as hub
@@ -38,8 +38,6 @@ from hubprune.pruning.base_files import fit
 from hubprune.workflows.publish.before import Unfinished
 from hubprune.workflows.refresh.anew import Anew, write_anew
 from hubprune.workflows.refresh.there import Published, read_published, target_of
-
-__all__ = ["RefreshOptions", "refresh", "refresh_all", "to_json"]
 
 BUG = "Nothing was changed. This is a bug worth reporting, with the name of the repo."
 NEW_TOKENS = 40

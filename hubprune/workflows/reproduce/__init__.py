@@ -44,8 +44,6 @@ from hubprune.workflows.reproduce.comparing import causes, compare
 from hubprune.workflows.reproduce.published import Published, read_published
 from hubprune.workflows.run import Run, check_data
 
-__all__ = ["ReproduceOptions", "reproduce"]
-
 STAGES = ("What was published", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Compare")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -217,7 +215,11 @@ def _preflight(run: Run, published: Published) -> None:
     check_disk(base, folder=run.store.folder, written=has_checkpoint(run), loads_back=False)
     pipeline.warn_of_memory(run)
     run.reporter.note(f"base {base.name} at {str(base.commit)[:12]}")
-    if (now := _head(run)) and now != base.commit:
+    try:
+        now = run.session.ask(lambda api: api.model_info(base.name), doing=f"look up {base.name}").sha
+    except HubpruneError:
+        return
+    if now and now != base.commit:
         run.reporter.note(f"the base has moved on, main is at {now[:12]}: the recipe's commit is used all the same")
 
 
@@ -232,12 +234,3 @@ def _explained(published: Published, *, what: str) -> Iterator[None]:
             f"{published.name} cannot be reproduced without {what}. {error.message}",
             hint=f"Files and logits can still be checked: hubprune verify {published.name}{copy}",
         ) from error
-
-
-def _head(run: Run) -> str | None:
-    """Return where the main branch of the base is now, as far as the Hub says."""
-    try:
-        info = run.session.ask(lambda api: api.model_info(run.base.name), doing=f"look up {run.base.name}")
-    except HubpruneError:
-        return None
-    return info.sha

@@ -225,7 +225,7 @@ class _Bench:
     @cached_property
     def _suite(self) -> InMemory:
         """The benchmarks for all points that no earlier run measured, since what they share is computed once."""
-        from hubprune.evaluation import team
+        from hubprune.evaluation.computing import assemble
         from hubprune.evaluation.harness import InMemory
 
         missing = [plan for plan in self._plans if not self._store.has(BENCHMARKS, self._keys(plan)[BENCHMARKS])]
@@ -234,7 +234,7 @@ class _Bench:
         rest = (plans, run.architecture, recipe.evaluation.batch_size)
         where = (run.runnable, recipe.device, recipe.dtype)
         return InMemory(
-            team.assemble(load_points, *where, *rest, here=points_of(self._model, *rest)),
+            assemble(load_points, *where, *rest, here=points_of(self._model, *rest)),
             identities={name: name for name in plans},
             memo=run.answers_file,
             spec=recipe.evaluation,
@@ -249,7 +249,7 @@ class _Bench:
 
         rows = self._documents.documents if self._documents else ()
         with self._pruned(plan) as model:
-            return models.measure(model, rows, batch_size=self._run.recipe.evaluation.batch_size or 8)
+            return models.measure_perplexity(model, rows, batch_size=self._run.recipe.evaluation.batch_size or 8)
 
     def _time(self, plan: DropPlan) -> SpeedMeasured:
         from hubprune.evaluation import speed

@@ -30,46 +30,29 @@ def draw(report: SweepReport, folder: Path) -> tuple[Path, ...]:
 
 def figures(report: SweepReport) -> Iterator[tuple[str, Figure]]:
     """Draw all pictures of a sweep, each with the name of its file; nothing is written yet."""
-    found = ("accuracy", _accuracy(report)), ("perplexity", _perplexity(report)), ("speed", _speed(report))
-    yield from ((name, figure) for name, figure in found if figure)
+    first = report.points[0]
+    mean = _series(report, lambda point: point.mean)
+    perplexity = _series(
+        report, lambda point: min(point.perplexity or OUTSIDE, OUTSIDE) if point.perplexity_change else None
+    )
+    if mean:
+        series, steps = _with_steps(report, mean)
+        ylabel, title = "mean of the benchmarks (%)", f"{report.base}: mean of the benchmarks"
+        figure = curve(
+            series, baseline=first.mean, ylabel=ylabel, title=title, xlabel="drops", chance=report.chance, steps=steps
+        )
+        yield "accuracy", figure
+    if perplexity:
+        series, steps = _with_steps(report, perplexity)
+        ylabel, title = "perplexity (log scale)", f"{report.base}: perplexity"
+        figure = curve(
+            series, baseline=first.perplexity, ylabel=ylabel, title=title, xlabel="drops", steps=steps, scale="log"
+        )
+        yield "perplexity", figure
+    if speed := _speed(report):
+        yield "speed", speed
     for order in report.orders:
         yield f"order-{order.method}", _order(report, order.method)
-
-
-def _accuracy(report: SweepReport) -> Figure | None:
-    series = _series(report, lambda point: point.mean)
-    if not series:
-        return None
-    series, steps = _with_steps(report, series)
-    return curve(
-        series,
-        baseline=report.points[0].mean,
-        ylabel="mean of the benchmarks (%)",
-        title=f"{report.base}: mean of the benchmarks",
-        xlabel="drops",
-        chance=report.chance,
-        steps=steps,
-    )
-
-
-def _perplexity(report: SweepReport) -> Figure | None:
-    def value(point: SweepPoint) -> float | None:
-        change = point.perplexity_change
-        return None if change is None else min(point.perplexity or OUTSIDE, OUTSIDE)
-
-    series = _series(report, value)
-    if not series:
-        return None
-    series, steps = _with_steps(report, series)
-    return curve(
-        series,
-        baseline=report.points[0].perplexity,
-        ylabel="perplexity (log scale)",
-        title=f"{report.base}: perplexity",
-        xlabel="drops",
-        steps=steps,
-        scale="log",
-    )
 
 
 def _speed(report: SweepReport) -> Figure | None:

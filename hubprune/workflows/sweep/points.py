@@ -117,6 +117,7 @@ def check_counts(request: SweepRequest, shape: Shape, *, protect: tuple[int, ...
     """
 
     def fits(method: Ranking, count: int) -> bool:
+        """Tell whether a method can drop so many."""
         try:
             check_request(drop_spec(method, count, protect=protect), shape)
         except PlanError:

@@ -1,34 +1,28 @@
-"""Put requests that begin alike into one row, and rows of similar length into one batch.  Pure: no torch.
+"""What models are asked: how requests share a row, and the memory of what was answered.  Pure: no torch.
 
 The endings of a multiple-choice question follow the same context.  A row holds that context once and all endings after
 it; position ids start again where an ending begins, and a mask keeps endings from seeing one another, so that every
 ending is read as if it stood alone.
 
-Run a model over rows in batches that fit into memory, however little of it there is.
+A request is known by the tokens that the model reads, after they were cut to its length.  So answers outlive another
+limit, another list of tasks and a run that was killed, and a re-publish finds those of its base.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import sqlite3
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
-from typing import TypeVar
+from pathlib import Path
+from typing import Any
 
 from hubprune.core.errors import EvaluationError
-from hubprune.evaluation.models import is_memory_error, release_memory
-
-__all__ = [
-    "Answer", "Batches", "Member", "Request", "Row", "alone", "batches", "make_rows", "refuse_not_finite",
-    "run_batches", "similar_length", "slots",
-]  # fmt: skip
-
-
-# ---- packing -------------------------------------------------------------------------------------------------------
-
 
 LEAST_GAIN = 8
 """Tokens that a request has to save to join a row: a mask costs time as well."""
@@ -38,6 +32,18 @@ WORTHWHILE = 0.25
 """Share of the most slots from which on a batch is large enough to be closed rather than padded."""
 WASTE = 0.03
 """Share of padding at which it then is."""
+SCHEMA = """
+create table if not exists answers(
+    model text, request blob, nats real, greedy int, primary key(model, request)) without rowid;
+create table if not exists texts(
+    model text, request blob, text text, primary key(model, request)) without rowid;
+create table if not exists checks(
+    model text primary key, requests int, difference real) without rowid;
+"""
+AT_ONCE = 500
+"""Keys that one query asks for."""
+BUSY_SECONDS = 60.0
+"""Time that another run may take to write."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,9 @@ def refuse_not_finite(log_likelihoods: Iterable[float], *, model: str) -> None:
             f"A log-likelihood of the {model} model is not finite.",
             hint="Try --dtype float32; if it computed in that, its logits overflow and nothing can be measured.",
         )
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,8 @@ def _groups(order: Iterable[int], reads: Sequence[tuple[int, ...]]) -> Iterator[
     for number in order:
         read = reads[number]
         if members:
-            less = min(shared, _common(reads[members[0]], read))
+            in_common = sum(takewhile(bool, map(eq, reads[members[0]], read)))
+            less = min(shared, in_common)
             before = total - (len(members) - 1) * shared
             after = total + len(read) - len(members) * less
             if after <= before + len(read) - LEAST_GAIN and after <= LONGEST_ROW:
@@ -159,11 +169,6 @@ def _groups(order: Iterable[int], reads: Sequence[tuple[int, ...]]) -> Iterator[
         members, shared, total = [number], len(read), len(read)
     if members:
         yield members, shared
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the tokens that two sequences begin with."""
-    return sum(takewhile(bool, map(eq, one, other)))
 
 
 def _row(members: Sequence[int], shared: int, reads: Sequence[tuple[int, ...]], requests: Sequence[Request]) -> Row:
@@ -212,74 +217,85 @@ def batches(rows: Iterable[Row], *, most_slots: int, most_rows: int | None = Non
         yield batch
 
 
-# ---- batching ------------------------------------------------------------------------------------------------------
+# ---- the memory -----------------------------------------------------------------------------------------------------
 
 
-Result = TypeVar("Result")
-Batch = tuple[int, ...]
-"""Indices of rows that are run together."""
-Batches = tuple[Batch, ...]
+class Memo:
+    """Answers by model and request, in a file that several runs may use at once.
 
-
-def similar_length(lengths: Sequence[int], *, tokens: int | None = None, rows: int | None = None) -> Batches:
-    """Put rows of similar length together, so that little of a batch is padding; the longest come first.
-
-    A batch has one row, or as many as take at most `tokens` tokens once all are padded to the longest of them, and
-    `rows` at most.
-    Where memory is too small, the longest rows tell at once.
-    """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        members = len(batches[-1]) if batches else 0
-        if members and members != rows and (tokens is None or (members + 1) * lengths[batches[-1][0]] <= tokens):
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return tuple(map(tuple, batches))
-
-
-def run_batches(
-    batches: Batches, work: Callable[[Batch], Sequence[Result]], *, on_split: Callable[[int], None]
-) -> tuple[list[Result], Batches]:
-    """Run all batches, with fewer rows at a time from where memory ran out on.
-
-    Args:
-        batches: every row from 0 on in exactly one of them.
-        work: returns one result per row of a batch.
-        on_split: told the number of rows that a batch has from now on at most.
-
-    Returns:
-        The results in the order of the rows, and the batches that they come from.
+    `model` is whatever tells apart models that may answer differently: weights, dtype, machine, versions.
 
     Raises:
-        RuntimeError: whatever `work` raises; that memory ran out only where it did for a single row.
+        EvaluationError: the file cannot be written, or is none of ours.
     """
-    waiting, done = list(batches), []
-    results: dict[int, Result] = {}
-    while waiting:
-        found = _attempt(work, waiting[0])
-        if found is None:
-            rows = (len(waiting[0]) + 1) // 2
-            waiting = list(_split(waiting, rows=rows))
-            on_split(rows)
-            continue
-        results.update(zip(waiting[0], found, strict=True))
-        done.append(waiting.pop(0))
-    return [results[i] for i in range(len(results))], tuple(done)
 
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        with self._told():
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            # Each statement is its own transaction: what was put is there after the process is killed.
+            self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None)
+            self._db.execute("pragma journal_mode = wal")
+            self._db.execute("pragma synchronous = normal")
+            self._db.executescript(SCHEMA)
 
-def _attempt(work: Callable[[Batch], Sequence[Result]], batch: Batch) -> Sequence[Result] | None:
-    """Run a batch; None where memory ran out, and what it held is free again."""
-    try:
-        return work(batch)
-    except RuntimeError as error:
-        if len(batch) == 1 or not is_memory_error(error):
-            raise
-    # Here the error is gone, and with its traceback the tensors of the frames that it came through.
-    release_memory()
-    return None
+    def answers(self, model: str, requests: Sequence[bytes]) -> dict[bytes, Answer]:
+        """Return the known answers of a model, by the keys of their requests."""
+        rows = self._rows("select request, nats, greedy from answers", model, requests)
+        return {bytes(key): Answer(nats, bool(greedy)) for key, nats, greedy in rows}
 
+    def put_answers(self, model: str, answers: Mapping[bytes, Answer]) -> None:
+        """Keep answers of a model."""
+        rows = [(model, key, answer.log_likelihood, answer.is_greedy) for key, answer in answers.items()]
+        self._insert("insert or replace into answers values(?, ?, ?, ?)", rows)
 
-def _split(batches: Iterable[Batch], *, rows: int) -> Iterable[Batch]:
-    for batch in batches:
-        yield from (batch[start : start + rows] for start in range(0, len(batch), rows))
+    def texts(self, model: str, requests: Sequence[bytes]) -> dict[bytes, str]:
+        """Return what a model is known to have written, by the keys of the requests."""
+        return {bytes(key): text for key, text in self._rows("select request, text from texts", model, requests)}
+
+    def put_texts(self, model: str, texts: Mapping[bytes, str]) -> None:
+        """Keep what a model wrote."""
+        self._insert("insert or replace into texts values(?, ?, ?)", [(model, k, text) for k, text in texts.items()])
+
+    def check(self, model: str) -> tuple[int, float] | None:
+        """Return how many answers of a model were compared with lm-eval's own, and how far they differed."""
+        with self._told():
+            found = self._db.execute("select requests, difference from checks where model = ?", [model]).fetchone()
+        return (int(found[0]), float(found[1])) if found else None
+
+    def put_check(self, model: str, requests: int, difference: float) -> None:
+        """Keep the outcome of such a comparison."""
+        self._insert("insert or replace into checks values(?, ?, ?)", [(model, requests, difference)])
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    def _rows(self, query: str, model: str, requests: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(requests), AT_ONCE):
+            keys = requests[start : start + AT_ONCE]
+            marks = ", ".join("?" * len(keys))
+            with self._told():
+                yield from self._db.execute(f"{query} where model = ? and request in ({marks})", [model, *keys])
+
+    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        with self._told():
+            self._db.execute("begin")
+            try:
+                self._db.executemany(statement, rows)
+            except BaseException:
+                self._db.execute("rollback")
+                raise
+            self._db.execute("commit")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell of a file that broke, on a full disk for example."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise EvaluationError(
+                f"Cannot use the memory of answers in {self._path}: {error}.",
+                hint="Delete the file, or set HUBPRUNE_HOME.",
+            ) from error

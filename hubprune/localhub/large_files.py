@@ -1,8 +1,9 @@
-"""The Xet store: xorbs and shards on disk, and the questions that clients ask about them."""
+"""Large files: git's pointers to them, the store of whole files by their SHA-256, and the store of Xet's chunks."""
 
 import hashlib
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from hubprune.localhub.xet_format import (
     Chunk,
     FileRecipe,
     Shard,
-    Term,
     XetFormatError,
     check_recipe,
     dedup_shard,
@@ -21,6 +21,109 @@ from hubprune.localhub.xet_format import (
     parse_xorb,
     unpack_chunk,
 )
+
+PART_BYTES = 32_000_000
+"""Files above this size are uploaded in parts of it."""
+POINTER_BYTES = 200
+"""No pointer is as long as this, so larger blobs need not be looked at."""
+
+# Files that go to the large file store whatever their size, as in the Hub's default .gitattributes.
+_LARGE_SUFFIXES = (
+    *(".7z", ".arrow", ".bin", ".bz2", ".ckpt", ".ftz", ".gguf", ".gz", ".h5", ".joblib", ".mlmodel", ".model"),
+    *(".msgpack", ".npy", ".npz", ".onnx", ".ot", ".parquet", ".pb", ".pickle", ".pkl", ".pt", ".pth", ".rar"),
+    *(".safetensors", ".tar", ".tflite", ".tgz", ".wasm", ".xz", ".zip", ".zst"),
+)
+_LARGE_BYTES = 10_000_000
+GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in _LARGE_SUFFIXES).encode()
+
+_POINTER = re.compile(rb"version https://git-lfs.github.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,15})\n")
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What git keeps in place of a large file."""
+
+    sha256: str
+    size: int
+
+    def encode(self) -> bytes:
+        """Return the pointer file."""
+        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
+
+
+def parse_pointer(blob: bytes) -> Pointer | None:
+    """Return the pointer that a blob holds, None for any other content."""
+    match = _POINTER.fullmatch(blob)
+    return Pointer(match[1].decode(), int(match[2])) if match else None
+
+
+def is_large(path: str, size: int, sample: bytes) -> bool:
+    """Tell whether the Hub would keep a file out of git: by suffix, by size, or because it is binary.
+
+    `sample` holds the file's first bytes.
+    """
+    return size >= _LARGE_BYTES or path.endswith(_LARGE_SUFFIXES) or b"\0" in sample
+
+
+class LfsStore:
+    """A folder of objects, each under its SHA-256; what does not match its name is not let in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Return where the object is, or would be."""
+        return self._folder / sha256
+
+    def size(self, sha256: str) -> int | None:
+        """Return the object's size in bytes, None when it is not here."""
+        try:
+            return self.path(sha256).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of all objects, those included that were put together from chunks for a download."""
+        return sum(path.stat().st_size for path in self._folder.iterdir())
+
+    def write(self, sha256: str, blocks: Iterable[bytes]) -> None:
+        """Store an object, refusing one whose content does not match its name."""
+        checksum = hashlib.sha256()
+        with names.replacing(self.path(sha256)) as file:
+            for block in blocks:
+                checksum.update(block)
+                file.write(block)
+            if checksum.hexdigest() != sha256:
+                raise RefusedError(400, "The content does not match its SHA-256")
+
+    async def receive(self, sha256: str, blocks: AsyncIterator[bytes], *, part: int | None) -> str:
+        """Store an object, or one part of it, as it comes in, and return its ETag.
+
+        The checksum of a part is looked at when the parts are joined.
+        """
+        checksum = hashlib.sha256()
+        with names.replacing(self.path(sha256) if part is None else self._part(sha256, part)) as file:
+            async for block in blocks:
+                checksum.update(block)
+                file.write(block)
+            if part is None and checksum.hexdigest() != sha256:
+                raise RefusedError(400, "The content does not match its SHA-256")
+        return f'"{checksum.hexdigest()[:32]}"'
+
+    def join(self, sha256: str, numbers: list[int]) -> None:
+        """Make an object of its uploaded parts, which have to be all there, numbered from 1."""
+        if self.size(sha256) is not None:  # somebody else has just uploaded the same file
+            return
+        parts = [self._part(sha256, number) for number in numbers]
+        if numbers != list(range(1, len(numbers) + 1)) or not all(part.exists() for part in parts):
+            raise RefusedError(400, "Some parts of the file are missing")
+        self.write(sha256, (part.read_bytes() for part in parts))
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+    def _part(self, sha256: str, number: int) -> Path:
+        return self._folder / f"{sha256}.part{number:05d}"
 
 
 @dataclass(frozen=True)
@@ -55,8 +158,8 @@ class XetStore:
     def __init__(self, folder: Path) -> None:
         self._xorbs = folder / "xorbs"
         self._shards = folder / "shards"
-        for each in (self._xorbs, self._shards):
-            each.mkdir(parents=True, exist_ok=True)
+        self._xorbs.mkdir(parents=True, exist_ok=True)
+        self._shards.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._known: set[str] = set()
         self._seen_at = -1  # when the folder of shards had last changed, in nanoseconds
@@ -113,10 +216,9 @@ class XetStore:
         """Return a shard that says which xorb holds the chunk, and what else that xorb holds."""
         if chunk not in self._dedup:
             self._load_new_shards()
-        name = self._dedup.get(chunk)
-        if name is None:
+        if chunk not in self._dedup:
             raise RefusedError(404, "No chunk of this hash is shared")
-        return dedup_shard(parse_shard((self._shards / name).read_bytes()).xorb_section)
+        return dedup_shard(parse_shard((self._shards / self._dedup[chunk]).read_bytes()).xorb_section)
 
     def xorb_path(self, xorb: str) -> Path:
         """Return where the xorb is, or would be."""
@@ -144,17 +246,13 @@ class XetStore:
     def content(self, recipe: FileRecipe) -> Iterator[bytes]:
         """Yield the file's content, term by term."""
         for term in recipe.terms:
-            yield self._unpack(term)
+            chunks = self._chunks_of(term.xorb)[term.start : term.end]
+            yield self._unpack(Span(term.xorb, term.start, term.end, chunks))
 
     def first_bytes(self, recipe: FileRecipe, count: int) -> bytes:
         """Return the beginning of a file, unpacking no more chunks than it takes."""
         _, spans = self.spans(recipe, 0, min(count, recipe.size))
-        blocks = []
-        for span in spans:
-            with self.xorb_path(span.xorb).open("rb") as file:
-                file.seek(span.chunks[0].offset)
-                blocks += [unpack_chunk(file.read(chunk.packed_bytes), chunk) for chunk in span.chunks]
-        return b"".join(blocks)[:count]
+        return b"".join(map(self._unpack, spans))[:count]
 
     def _check_content(self, file: FileRecipe) -> None:
         """Refuse a file that is not what its SHA-256 says: whoever else has that file would get this one."""
@@ -166,11 +264,10 @@ class XetStore:
         if checksum.hexdigest() != file.sha256:
             raise XetFormatError("the content of a file does not match its SHA-256")
 
-    def _unpack(self, term: Term) -> bytes:
-        chunks = self._chunks_of(term.xorb)[term.start : term.end]
-        with self.xorb_path(term.xorb).open("rb") as file:
-            file.seek(chunks[0].offset)
-            return b"".join(unpack_chunk(file.read(chunk.packed_bytes), chunk) for chunk in chunks)
+    def _unpack(self, span: Span) -> bytes:
+        with self.xorb_path(span.xorb).open("rb") as file:
+            file.seek(span.chunks[0].offset)
+            return b"".join(unpack_chunk(file.read(chunk.packed_bytes), chunk) for chunk in span.chunks)
 
     def _chunks_of(self, xorb: str) -> tuple[Chunk, ...]:
         if xorb not in self._chunks:
