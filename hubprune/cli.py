@@ -7,7 +7,6 @@ answers at once.
 from __future__ import annotations
 
 import errno
-import signal
 import sys
 from typing import NoReturn
 
@@ -23,7 +22,7 @@ from hubprune.commands.terminal import (
     follow,
     prepare_streams,
 )
-from hubprune.core.processes import rank
+from hubprune.core.processes import listen_to_interruptions, rank
 
 app = typer.Typer(
     name="hubprune",
@@ -40,7 +39,7 @@ app.add_typer(exports, name="export")
 
 def main() -> NoReturn:
     """Run the command line."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    listen_to_interruptions()
     prepare_streams()
     try:
         if rank() > 0:
@@ -64,11 +63,6 @@ def _run() -> None:
         if error.errno != errno.ENOSPC:  # those of files are shown by the commands
             raise
         sys.exit(fail_on_output(error))
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    """Let a polite kill clean up like Ctrl-C."""
-    raise KeyboardInterrupt
 
 
 @app.callback()

@@ -6,12 +6,15 @@ Write the result of an export for people.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from hubprune.commands import options
 from hubprune.commands.summary import table
 from hubprune.commands.terminal import errors_shown, open_session, show, to_json
 from hubprune.core.console import size
-from hubprune.exporting.artifact import GgufExport, Parity, ParityFigures
+
+if TYPE_CHECKING:
+    from hubprune.exporting.artifact import GgufExport, Parity, ParityFigures
 
 # ---- export --------------------------------------------------------------------------------------------------------
 

@@ -57,9 +57,10 @@ def sweep(
         recipe, request = sweep_options.make_sweep(given)
         run = open_run(recipe, endpoint, reporter)
         from hubprune.commands.sweep_lines import sweep_lines
-        from hubprune.workflows.sweep import command, report
+        from hubprune.workflows.sweep import report
+        from hubprune.workflows.sweep import sweep as measure
 
-        done = command.sweep(run, request)
+        done = measure(run, request)
         show(report.to_json(done) if as_json else sweep_lines(done, out=out))
 
 
@@ -86,9 +87,9 @@ def speed(
         pruned, request = speed_options.make_request(given)
         session = open_session(endpoint)
         from hubprune.commands import speed_lines as lines
-        from hubprune.workflows.speed import command
+        from hubprune.workflows import speed as timing
 
-        done = command.measure_speed(pruned, request, session=session, reporter=reporter)
+        done = timing.measure_speed(pruned, request, session=session, reporter=reporter)
         show(to_json(done) if as_json else lines.speed_lines(done))
 
 

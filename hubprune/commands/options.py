@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hubprune import __version__
-from hubprune.core.specs import DEFAULT_SUITE, describe
+from hubprune.core.suites import DEFAULT_SUITE, describe
 
 if TYPE_CHECKING:
     pass

@@ -68,7 +68,7 @@ def refresh(
     with errors_shown(resume=RESUME) as reporter:
         session = open_session(endpoint)
         pass  # MERGED
-        from hubprune.workflows.refresh import command
+        from hubprune.workflows import refresh as command
 
         chosen = command.RefreshOptions(
             revision=revision,

@@ -67,7 +67,7 @@ def reproduce(
         session = open_session(endpoint)
         pass  # MERGED
         from hubprune.core.files import make_writable, write_atomically
-        from hubprune.workflows.reproduce import command
+        from hubprune.workflows import reproduce as command
 
         if report:
             make_writable(report.absolute().parent)

@@ -10,7 +10,7 @@ import typer
 from hubprune.commands.options import MEASURING
 
 if TYPE_CHECKING:
-    from hubprune.workflows.speed.request import TimingRequest
+    from hubprune.workflows.speed import TimingRequest
 
 First = Annotated[
     str,
@@ -47,7 +47,7 @@ def make_request(given: Mapping[str, Any]) -> tuple[str, TimingRequest]:
     Raises:
         RecipeError: a value that cannot be used.
     """
-    from hubprune.workflows.speed.request import TimingRequest, parse_depths
+    from hubprune.workflows.speed import TimingRequest, parse_depths
 
     base, pruned = (given["first"], given["second"]) if given["second"] else (None, given["first"])
     return pruned, TimingRequest(

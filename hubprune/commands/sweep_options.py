@@ -13,7 +13,7 @@ from hubprune.commands.recipes import make_recipe
 
 if TYPE_CHECKING:
     from hubprune.core.recipe import Recipe
-    from hubprune.workflows.sweep.request import SweepRequest
+    from hubprune.workflows.sweep.points import SweepRequest
 
 Methods = Annotated[
     str,
@@ -74,7 +74,7 @@ def make_sweep(given: Mapping[str, Any]) -> tuple[Recipe, SweepRequest]:
     Raises:
         RecipeError: a value that cannot be used.
     """
-    from hubprune.workflows.sweep.request import Limits, SpeedRequest, SweepRequest, parse_counts, parse_methods
+    from hubprune.workflows.sweep.points import Limits, SpeedRequest, SweepRequest, parse_counts, parse_methods
 
     methods = parse_methods(given["method"])
     request = SweepRequest(

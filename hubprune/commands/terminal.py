@@ -122,7 +122,7 @@ def edits_as_json(*, wanted: bool) -> Iterator[None]:
 
 def open_session(endpoint: str | None) -> HubSession:
     """Open a session with a Hub; None for the one that the environment names."""
-    from hubprune.core.endpoint import use_endpoint
+    from hubprune.core.privacy import use_endpoint
     from hubprune.hub.session import HubSession
 
     return HubSession.open(endpoint=use_endpoint(endpoint))
@@ -180,11 +180,11 @@ def to_json(value: BaseModel) -> str:
 def follow() -> None:
     """Compute what the first of several processes tells."""
     from hubprune.core.console import quiet
-    from hubprune.evaluation import team
+    from hubprune.evaluation import computing
 
     try:
         with errors_shown(), quiet():
-            team.follow()
+            computing.follow()
     except typer.Exit as end:  # which only an app turns into an exit code
         sys.exit(end.exit_code)
 
@@ -192,6 +192,6 @@ def follow() -> None:
 def dismiss() -> None:
     """Let the other processes of a run go, where this is the first of several."""
     if rank() == 0 and world_size() > 1:
-        from hubprune.evaluation import team
+        from hubprune.evaluation import computing
 
-        team.dismiss()
+        computing.dismiss()

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from hubprune.core.processes import end_if_interrupted
+
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = ["log_level", "quiet"]
 
 
 # ---- console -------------------------------------------------------------------------------------------------------
@@ -64,7 +64,8 @@ class Reporter:
         return self._console
 
     def stage(self, number: int, total: int, title: str) -> None:
-        """Announce a stage."""
+        """Announce a stage; a run that was interrupted ends here at the latest, and where a progress begins."""
+        end_if_interrupted()
         if not self._quiet:
             self.console.print(f"[bold cyan][{number}/{total}][/] [bold]{_plain(title)}[/]")
 
@@ -87,6 +88,7 @@ class Reporter:
     @contextmanager
     def progress(self, description: str, *, total: int, unit: Unit) -> Iterator[Advance]:
         """Show the progress of `total` units with rate and remaining time while the block runs."""
+        end_if_interrupted()
         if self._quiet:
             yield _ignore
         elif self.console.is_terminal:

@@ -1,4 +1,4 @@
-"""The processes that a command consists of: those that it starts, and those that it was started as.
+"""The processes that a command consists of: those that it starts, those that it was started as, and how they are ended.
 
 `torchrun` and `accelerate launch` start several.  The first one runs the command.  The others follow it: they load the
 models that it loads and compute their share.
@@ -12,9 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
-
-__all__ = ["VARIABLES", "last_words", "local_rank", "local_world_size", "rank", "run_to_end", "world_size"]
+from typing import Any, NoReturn
 
 PROGRESS = re.compile(r"\d%\|")
 """What a line of tqdm has in it."""
@@ -43,6 +41,40 @@ def world_size() -> int:
 def local_world_size() -> int:
     """Return the number of processes on this machine, which share its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+# ---- interruptions ---------------------------------------------------------------------------------------------------
+
+_interruptions: list[int] = []
+"""The signals so far that asked this process to stop."""
+
+
+def listen_to_interruptions() -> None:
+    """Let Ctrl-C and a polite kill raise KeyboardInterrupt, and remember that they came.
+
+    A process that was started to ignore Ctrl-C, as a shell starts those in the background, still ignores it.
+    """
+    _interruptions.clear()
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    _interruptions.append(number)
+    raise KeyboardInterrupt
+
+
+def end_if_interrupted() -> None:
+    """Raise KeyboardInterrupt again where a library swallowed the first, as by an `except:` or in a callback from C.
+
+    What cleans up after an interruption is not disturbed.
+    """
+    error = sys.exception()
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    if _interruptions and not error:
+        raise KeyboardInterrupt
 
 
 # ---- programs that are started ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from pydantic_core import to_jsonable_python
 from hubprune import __version__
 from hubprune.core.errors import RecipeError
 from hubprune.core.files import make_writable, sweep, write_atomically
+from hubprune.core.processes import end_if_interrupted
 
 Value = TypeVar("Value", bound=BaseModel)
 
@@ -111,6 +112,7 @@ class StageStore:
         Raises:
             RecipeError: the result could not be kept, as a folder stands in its place.
         """
+        end_if_interrupted()
         path = self._path(stage, key)
         if path.is_dir():
             raise RecipeError(f"{path} is a folder, and a file belongs there.", hint="Remove it.")
@@ -128,6 +130,7 @@ class StageStore:
             return offer.value
         start = time.monotonic()
         value = compute()
+        end_if_interrupted()  # before a result is kept that may be half of one
         self.seconds[stage] = round(time.monotonic() - start, 2)
         self._write(path, value, self.seconds[stage])
         return value

@@ -22,21 +22,6 @@ from hubprune.core.artifacts import Estimate, Mark, PairedComparison, TaskCompar
 from hubprune.core.console import LARGEST
 from hubprune.core.errors import EvaluationError
 
-__all__ = [
-    "Pairs",
-    "as_ratio",
-    "at_chance",
-    "combine",
-    "compare_pairs",
-    "difference",
-    "holm",
-    "judge",
-    "mcnemar",
-    "mean_change",
-    "pair",
-    "refuse_other_documents",
-]
-
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
 ROUNDING = 1e-9
@@ -63,12 +48,7 @@ class Pairs:
 
 
 def pair(base: Mapping[Key, Value], pruned: Mapping[Key, Value], *, of: str) -> Pairs:
-    """Line up what two models got by document.
-
-    Args:
-        base: values by id and hash of the document.
-        pruned: the same.
-        of: name of the task, for errors.
+    """Line up what two models got on the documents of a task, by id and hash of the document.
 
     Raises:
         EvaluationError: there are no documents, they differ, or a value is not finite.
@@ -105,9 +85,6 @@ def _columns(values: Sequence[Value]) -> tuple[tuple[float, ...], tuple[float, .
         return plain, None
     sums = [v if isinstance(v, tuple) else (v, 1.0) for v in values]
     return tuple(v for v, _ in sums), tuple(length for _, length in sums)
-
-
-# ---- estimates ---------------------------------------------------------------------------------------------------
 
 
 def difference(pairs: Pairs) -> Estimate:
@@ -181,17 +158,12 @@ def as_ratio(nats: Estimate) -> Estimate:
 
     A ratio beyond `LARGEST`, or below its inverse, is told as that.
     """
-    value, low, high = (
-        None if n is None else perplexity_of(n) if n > 0 else 1 / perplexity_of(-n)
-        for n in (nats.value, nats.low, nats.high)
-    )
+    ends = (nats.value, nats.low, nats.high)
+    value, low, high = (None if n is None else perplexity_of(n) if n > 0 else 1 / perplexity_of(-n) for n in ends)
     value = value or 0.0
     bounded = value in (LARGEST, 1 / LARGEST)
     error = None if bounded or nats.standard_error is None else value * nats.standard_error
     return Estimate(value=value, standard_error=error, low=low, high=high)
-
-
-# ---- tests -------------------------------------------------------------------------------------------------------
 
 
 def discordant(pairs: Pairs) -> tuple[int, int]:
@@ -243,19 +215,14 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-# ---- rows --------------------------------------------------------------------------------------------------------
-
 Scale = Literal["mean", "perplexity", "bits"]
 """What the mean over documents becomes: itself, exp(-mean), or -mean in bits."""
 
 
 def compare_pairs(tasks: Sequence[Pairs], *, scale: Scale, chance: float | None = None) -> PairedComparison:
-    """Compare what two models got on the documents of a task, or of several of which each counts the same.
+    """Compare what two models got on the documents of a task, or of a group whose metric is the mean over its tasks.
 
-    Args:
-        tasks: one, or each of a group whose metric is the plain mean over its tasks.
-        scale: of the metric.
-        chance: accuracy of guessing, where a document is right or wrong and there is one.
+    `scale` is that of the metric, `chance` the accuracy of guessing where documents are right or wrong; None for none.
     """
     if len(tasks) > 1:
         even = combine([difference(pairs) for pairs in tasks], [1 / len(tasks)] * len(tasks))
@@ -277,12 +244,8 @@ def _right_or_wrong(pairs: Pairs, chance: float | None) -> PairedComparison:
         for name, answers in (("base", pairs.base), ("pruned", pairs.pruned))
         if chance is not None and at_chance(round(sum(answers)), documents=len(answers), chance=chance)
     ]
-    return PairedComparison.model_validate(
-        {
-            "difference": difference(pairs), "lost": lost, "won": won, "test": "mcnemar",
-            "p_value": mcnemar(lost, won), "at_chance": tuple(guessing),
-        }
-    )  # fmt: skip
+    row = {"difference": difference(pairs), "lost": lost, "won": won, "test": "mcnemar", "p_value": mcnemar(lost, won)}
+    return PairedComparison.model_validate(row | {"at_chance": tuple(guessing)})
 
 
 def judge(rows: Sequence[TaskComparison]) -> tuple[TaskComparison, ...]:
@@ -298,14 +261,10 @@ def judge(rows: Sequence[TaskComparison]) -> tuple[TaskComparison, ...]:
 def _judged(row: TaskComparison, p_value: float | None) -> TaskComparison:
     if row.paired is None or p_value is None:
         return row
-    mark = _mark(row.paired, p_value, higher_is_better=row.higher_is_better)
-    return row.model_copy(update={"paired": row.paired.model_copy(update={"holm_p_value": p_value, "mark": mark})})
-
-
-def _mark(found: PairedComparison, p_value: float, *, higher_is_better: bool) -> Mark:
+    mark: Mark = "at chance" if "base" in row.paired.at_chance else "not distinguishable"
     if p_value < SIGNIFICANCE:
-        return "better" if (found.effect > 0) == higher_is_better else "worse"
-    return "at chance" if "base" in found.at_chance else "not distinguishable"
+        mark = "better" if (row.paired.effect > 0) == row.higher_is_better else "worse"
+    return row.model_copy(update={"paired": row.paired.model_copy(update={"holm_p_value": p_value, "mark": mark})})
 
 
 def mean_change(rows: Sequence[TaskComparison]) -> Estimate | None:

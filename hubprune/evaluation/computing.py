@@ -1,64 +1,60 @@
-"""What computes answers: models that are loaded in this process."""
+"""What computes answers: the models of this process, or those of several, which are a team.
+
+Log-likelihoods of endings come for several variants at once, in batches that fit into memory; what lm-eval's own
+backend is asked for goes through it one variant at a time.
+
+Of several processes, as `torchrun` and `accelerate launch` start them, the first one runs lm-eval and decides what is
+computed.  It tells the others, each computes its share of the same batches, and the first one gathers the answers: so
+the numbers are those of a single process, whatever their number.  Only ids, texts and numbers go from one process to
+the other, over gloo, which is there on every machine.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
 
-from hubprune.evaluation.language_model import PLAIN_ROWS, PanelLM, Prompt
-from hubprune.evaluation.layer_tree import Variant
-from hubprune.evaluation.models import memory_errors
-from hubprune.evaluation.packing import Answer, Batches, Request, Row, run_batches, similar_length
-from hubprune.evaluation.scorer import Scored, Scorer
+import torch
+import torch.distributed as dist
 
-__all__ = ["Computing", "Models", "Names"]
+from hubprune.core.errors import EvaluationError
+from hubprune.core.processes import rank, world_size
+from hubprune.evaluation.layer_tree import Batch, LayerTree, Variant, collate, head_alone
+from hubprune.evaluation.models import (
+    Batches,
+    Result,
+    is_memory_error,
+    memory_errors,
+    release_memory,
+    run_batches,
+    similar_length,
+)
+from hubprune.evaluation.panel import PLAIN_ROWS, Computing, Names, PanelLM, Prompt, Scored
+from hubprune.evaluation.requests import Answer, Request, Row, alone, batches, make_rows, refuse_not_finite, slots
 
+CPU_SLOTS = 1024
+"""Tokens of a batch on a CPU, whose caches larger ones do not fit into."""
+GPU_SLOTS = 32768
+"""Tokens that a batch begins with elsewhere; it is halved until it fits."""
+CPU_LOGIT_BYTES, GPU_LOGIT_BYTES = 2**24, 2**28
+"""Memory that logits in float32 take at a time; on a CPU they are to stay in its cache."""
 TEXT_SLOTS = 16384
 """Tokens of a batch of texts that are written at once, those to come included."""
 TEXT_ROWS = 64
-Names = tuple[str, ...]
-Result = TypeVar("Result")
-
-
-class Computing(Protocol):
-    """What a panel computes with: the models of this process, or those of several processes."""
-
-    variants: dict[str, Variant]
-    language_models: dict[str, PanelLM]
-
-    def score(self, names: Names, requests: Sequence[Request]) -> Iterator[Scored]:
-        """Yield the answers of some variants to all requests, batch by batch."""
-
-    def plain(self, name: str, requests: Sequence[Request]) -> list[Answer]:
-        """Return a variant's answers as lm-eval's own backend computes them."""
-
-    def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
-        """Return what a variant writes after each prompt, by lm-eval's own backend."""
-
-    def share_weights(self) -> None:
-        """Let the variants use one another's equal weights."""
-
-    def put_weights_back(self) -> None:
-        """Undo that."""
-
-    def let_own_weights_go(self) -> None:
-        """Give the memory back that is kept to undo it."""
-
-    def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
-        """Return what a variant writes where it draws at random, which depends on what was drawn before."""
-
-    def close(self) -> None:
-        """Say that nothing more will be asked."""
+PATIENCE = timedelta(weeks=4)
+"""How long followers wait, for instance while the first process scores, prunes and verifies."""
+OVER = "over"
+"""What the first process tells at the end of a run, whatever the others are doing."""
 
 
 class Models:
-    """Variants of one model in this process.
+    """Variants of one model in this process, and the tokenizer of all of them.
 
-    Args:
-        variants: the models.
-        tokenizer: of all of them.
-        batch_size: rows of a batch; None for as many as fit.
-        share: lets the variants use one another's equal weights, and returns what undoes that.
+    A batch has `batch_size` rows; None for as many as fit.  `share` lets the variants use one another's equal weights,
+    and returns what undoes that.
     """
 
     def __init__(
@@ -82,23 +78,12 @@ class Models:
         Raises:
             EvaluationError: a single request does not fit into memory, or a log-likelihood is not finite.
         """
-        for rows in self.plan(names, requests):
-            yield self.answer(names, rows, requests)
+        scorer = self.scorer(names)
+        for rows in scorer.plan(requests):
+            yield scorer.answer(rows, requests)
 
-    def plan(self, names: Names, requests: Sequence[Request]) -> list[list[Row]]:
-        """Divide requests into batches; every process that holds these models divides them alike."""
-        return self._scorer(names).plan(requests)
-
-    def answer(self, names: Names, rows: Sequence[Row], requests: Sequence[Request]) -> Scored:
-        """Return the answers of some variants to a batch of the plan."""
-        found: Scored = self._scorer(names).answer(rows, requests)
-        return found
-
-    def layer_calls(self, names: Names) -> int:
-        """Return how many layers were run so far for some variants together."""
-        return self._scorer(names).layer_calls
-
-    def _scorer(self, names: Names) -> Scorer:
+    def scorer(self, names: Names) -> Scorer:
+        """Return what scores requests for some variants, as long as no weights are exchanged."""
         if names not in self._scorers:
             self._scorers[names] = Scorer([self.variants[name] for name in names], most_rows=self._batch_size)
         return self._scorers[names]
@@ -141,7 +126,7 @@ class Models:
 
     def let_own_weights_go(self) -> None:
         """Give the memory back that is kept to undo it."""
-        self._put_back = _nothing
+        self._put_back = lambda: None
 
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random, which depends on what was drawn before."""
@@ -151,10 +136,221 @@ class Models:
         """Do nothing: nobody else waits."""
 
 
-def _nothing() -> None:
-    """Undo nothing."""
-
-
 def _run(batches: Batches, work: Callable[[tuple[int, ...]], list[Result]]) -> list[Result]:
     with memory_errors("over a single row", hint="Pass --dtype bfloat16, or --device cpu."):
         return run_batches(batches, work, on_split=lambda rows: None)[0]
+
+
+class Scorer:
+    """Scores requests for variants of one model, with so many rows in a batch at most, or as many as fit."""
+
+    def __init__(self, variants: Sequence[Variant], *, most_rows: int | None = None) -> None:
+        self._tree = LayerTree(variants)
+        self._device = next(variants[0].model.parameters()).device
+        self._most_rows = most_rows
+        self._most_slots = CPU_SLOTS if self._device.type == "cpu" else GPU_SLOTS
+
+    @property
+    def layer_calls(self) -> int:
+        """Layers that were run so far, each for all variants that share it."""
+        return self._tree.calls
+
+    def plan(self, requests: Sequence[Request]) -> list[list[Row]]:
+        """Divide requests into batches, the largest first; every process that holds the models divides them alike."""
+        return list(batches(make_rows(requests), most_slots=self._most_slots, most_rows=self._most_rows))
+
+    @torch.inference_mode()
+    def answer(self, rows: Sequence[Row], requests: Sequence[Request]) -> Scored:
+        """Return the answers of all variants to a batch of the plan, divided where it does not fit into memory.
+
+        Raises:
+            EvaluationError: a single request does not fit, or a log-likelihood is not finite.
+        """
+        answers: Scored = {variant.name: {} for variant in self._tree.variants}
+        parts = deque([list(rows)])
+        while parts:
+            part = parts.popleft()
+            likely = len(part) == 1 or slots(part) <= self._most_slots
+            if likely and (found := self._forward_or_none(part)) is not None:
+                for name, some in found.items():
+                    answers[name] |= some
+                continue
+            if likely:
+                release_memory()
+                self._most_slots = slots(part) // 2 if len(part) > 1 else self._most_slots
+            middle = len(part) // 2
+            halves = [part[:middle], part[middle:]] if middle else [[row] for row in _taken_apart(part[0], requests)]
+            parts.extendleft(reversed(halves))
+        return answers
+
+    def _forward_or_none(self, rows: Sequence[Row]) -> Scored | None:
+        """Answer a batch; None where memory ran out, and by then nothing holds on to its tensors."""
+        try:
+            batch = collate(rows, self._device)
+            return {v.name: _answers(v, states, batch) for v, states in self._tree.hidden_states(batch)}
+        except RuntimeError as error:
+            if not is_memory_error(error):
+                raise
+            return None
+
+
+def _taken_apart(row: Row, requests: Sequence[Request]) -> list[Row]:
+    if len(row.members) == 1:
+        raise EvaluationError(
+            f"The device ran out of memory over a single request of {len(row)} tokens.",
+            hint="Pass --dtype bfloat16, or --device cpu.",
+        )
+    return alone(row, requests)
+
+
+def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, Answer]:
+    """Add up the log-likelihoods of each request's targets, in float64, from logits in float32."""
+    nats: dict[int, float] = {}
+    greedy: dict[int, bool] = {}
+    owners = iter(batch.owners)
+    logit_bytes = CPU_LOGIT_BYTES if states.device.type == "cpu" else GPU_LOGIT_BYTES
+    step = max(1, logit_bytes // (4 * variant.model.config.get_text_config().vocab_size))
+    with head_alone(variant) as logits_of:
+        for part, wanted in zip(states.split(step), batch.targets.split(step), strict=True):
+            logits = logits_of(part).float()  # [n, vocabulary]
+            values = logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
+            right = logits.argmax(-1) == wanted
+            for value, best, request in zip(values.tolist(), right.tolist(), owners):  # noqa: B905  # more are to come
+                nats[request] = nats.get(request, 0.0) + value
+                greedy[request] = greedy.get(request, True) and best
+    refuse_not_finite(nats.values(), model=variant.name)
+    return {request: Answer(value, greedy[request]) for request, value in nats.items()}
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+class _Dismissed(Exception):  # noqa: N818  # no error: the way out of whatever a follower is doing
+    """The run is over."""
+
+
+def assemble(build: Callable[..., Models], *arguments: Any, here: Models | None = None) -> Computing:
+    """Build models in this process, or take those that are `here`, and the same ones in all others of the run.
+
+    `build` is a function of a module, since the others find it by its name, and is called with the same everywhere.
+    """
+    if world_size() == 1:
+        return here or build(*arguments)
+    _tell((build, arguments))
+    return Team(here or build(*arguments))
+
+
+def follow() -> None:
+    """Compute what the first process tells, until it says that the run is over."""
+    with suppress(_Dismissed):
+        while True:
+            build, arguments = _hear()
+            _serve(build(*arguments))
+
+
+def dismiss() -> None:
+    """Tell the others that the run is over."""
+    if world_size() > 1:
+        _tell(OVER)
+        dist.destroy_process_group()
+
+
+class Team:
+    """The models of this process, which leads, and the same ones in the others."""
+
+    def __init__(self, own: Models) -> None:
+        self._own = own
+        self.variants, self.language_models = own.variants, own.language_models
+
+    def score(self, names: Names, requests: Sequence[Request]) -> Iterator[Scored]:
+        """Yield the answers of some variants to all requests, as many batches at a time as there are processes."""
+        _tell(("score", names, tuple(requests)))
+        for answers in _rounds(self._own, names, requests):
+            yield from (scored for scored in answers or () if scored)
+
+    def plain(self, name: str, requests: Sequence[Request]) -> list[Answer]:
+        """Return a variant's answers as lm-eval's own backend computes them, each process a part of them."""
+        return self._divided("plain", name, requests)
+
+    def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes after each prompt, each process a part of them."""
+        return self._divided("write", name, prompts)
+
+    def _divided(self, what: str, name: str, items: Sequence[Any]) -> list[Any]:
+        _tell((what, name, tuple(items)))
+        found = [None] * len(items)
+        for number, part in enumerate(_gather(_part(self._own, what, name, items)) or ()):
+            found[number :: world_size()] = part
+        return found
+
+    def share_weights(self) -> None:
+        """Let the variants use one another's equal weights, everywhere."""
+        _tell(("share_weights",))
+        self._own.share_weights()
+
+    def put_weights_back(self) -> None:
+        """Undo that."""
+        _tell(("put_weights_back",))
+        self._own.put_weights_back()
+
+    def let_own_weights_go(self) -> None:
+        """Give the memory back that is kept to undo it."""
+        _tell(("let_own_weights_go",))
+        self._own.let_own_weights_go()
+
+    def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes where it draws at random: in this process alone, as if there were no other."""
+        return self._own.draw(name, prompts)
+
+    def close(self) -> None:
+        """Let the others go on to what comes after these models."""
+        _tell(None)
+
+
+def _serve(own: Models) -> None:
+    """Follow one team until it is closed."""
+    while (order := _hear()) is not None:
+        what, *arguments = order
+        if what == "score":
+            list(_rounds(own, *arguments))
+        elif what in ("plain", "write"):
+            _gather(_part(own, what, *arguments))
+        else:
+            getattr(own, what)()
+
+
+def _rounds(own: Models, names: Names, requests: Sequence[Request]) -> Iterator[list[Any] | None]:
+    """Answer every `world_size`-th batch, and gather what the others answered in the same round."""
+    scorer = own.scorer(names)
+    batches = scorer.plan(requests)
+    for start in range(0, len(batches), world_size()):
+        mine = batches[start + rank() : start + rank() + 1]
+        yield _gather(scorer.answer(mine[0], requests) if mine else None)
+
+
+def _part(own: Models, what: str, name: str, items: Sequence[Any]) -> list[Any]:
+    mine = items[rank() :: world_size()]
+    found: list[Any] = getattr(own, what)(name, mine) if mine else []
+    return found
+
+
+def _tell(order: Any) -> Any:
+    """Send an order from the first process to all others, and return it in all of them."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    box = [order]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _hear() -> Any:
+    if (order := _tell(None)) == OVER:
+        raise _Dismissed
+    return order
+
+
+def _gather(mine: Any) -> list[Any] | None:
+    """Return what each process has, in the first one; None in the others."""
+    found: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(mine, found, dst=0)
+    return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -16,8 +16,6 @@ from hubprune.core.processes import run_to_end
 from hubprune.evaluation.models import LoadedModel, is_memory_error, load_model, release_memory
 from hubprune.evaluation.speed import SpeedSpec, answer, inputs
 
-__all__ = ["allocated_peak", "cache_bytes", "largest", "largest_batch", "resident_peak"]
-
 LIMIT = 4096
 """Where the search for the largest batch ends."""
 STATUS = Path("/proc/self/status")
@@ -26,12 +24,7 @@ STATUS = Path("/proc/self/status")
 
 def cache_bytes(model: LoadedModel, *, tokens: int) -> int:
     """Fill the KV cache of one sequence with so many tokens, and count its bytes."""
-    spec = SpeedSpec(depth=tokens, new_tokens=0, rounds=0)
-    with torch.inference_mode():
-        return held_bytes(answer(model, inputs(model, spec), spec, between=lambda: None))
-
-
-# ---- the most that a run needs -----------------------------------------------------------------------------------
+    return held_bytes(_run(model, SpeedSpec(depth=tokens, new_tokens=0, rounds=0)))
 
 
 def allocated_peak(model: LoadedModel, spec: SpeedSpec) -> int | None:
@@ -48,9 +41,10 @@ def allocated_peak(model: LoadedModel, spec: SpeedSpec) -> int | None:
     return int(model.model.get_memory_footprint() + torch.cuda.max_memory_allocated(model.device) - before)
 
 
-def _run(model: LoadedModel, spec: SpeedSpec) -> None:
+def _run(model: LoadedModel, spec: SpeedSpec) -> Any:
+    """Run one shape, and return the KV cache."""
     with torch.inference_mode():
-        answer(model, inputs(model, spec), spec, between=lambda: None)
+        return answer(model, inputs(model, spec), spec, between=lambda: None)
 
 
 class ResidentRequest(BaseModel):
@@ -74,14 +68,9 @@ def resident_peak(folder: Path, spec: SpeedSpec, *, dtype: str, trust_remote_cod
     """
     if not STATUS.is_file():
         return None
-    request = ResidentRequest(
-        folder=str(folder.resolve()),
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        depth=spec.depth,
-        new_tokens=spec.new_tokens,
-        batch_size=spec.batch_size,
-    )
+    shape = {"depth": spec.depth, "new_tokens": spec.new_tokens, "batch_size": spec.batch_size}
+    place = str(folder.resolve())
+    request = ResidentRequest(folder=place, dtype=dtype, trust_remote_code=trust_remote_code, **shape)
     command = [sys.executable, "-m", "hubprune.evaluation.footprint"]
     done = run_to_end(command, input=request.model_dump_json(), capture_output=True, text=True)
     if done.returncode:
@@ -95,16 +84,12 @@ def resident_peak(folder: Path, spec: SpeedSpec, *, dtype: str, trust_remote_cod
 def main() -> None:
     """Read a request from stdin, write the peak in bytes as the last line of stdout."""
     request = ResidentRequest.model_validate_json(sys.stdin.read())
-    model = load_model(
-        Path(request.folder), device="cpu", dtype=request.dtype, trust_remote_code=request.trust_remote_code
-    )
+    own_code = request.trust_remote_code
+    model = load_model(Path(request.folder), device="cpu", dtype=request.dtype, trust_remote_code=own_code)
     spec = SpeedSpec(depth=request.depth, new_tokens=request.new_tokens, rounds=0, batch_size=request.batch_size)
     _run(model, spec)
     (line,) = (line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
     print(1024 * int(line.split()[1]))
-
-
-# ---- the largest batch -------------------------------------------------------------------------------------------
 
 
 def largest_batch(model: LoadedModel, *, depth: int, new_tokens: int) -> int:
@@ -112,20 +97,19 @@ def largest_batch(model: LoadedModel, *, depth: int, new_tokens: int) -> int:
 
     Everything else on the device counts against it, so that another model has to be moved away first.
     """
-    spec = SpeedSpec(depth=depth, new_tokens=new_tokens, rounds=0)
-    return largest(lambda batch_size: _fits(model, replace(spec, batch_size=batch_size)), limit=LIMIT)
 
+    def fits(batch_size: int) -> bool:
+        try:
+            _run(model, SpeedSpec(depth=depth, new_tokens=new_tokens, rounds=0, batch_size=batch_size))
+        except RuntimeError as error:
+            if not is_memory_error(error):
+                raise
+            return False
+        finally:
+            release_memory()
+        return True
 
-def _fits(model: LoadedModel, spec: SpeedSpec) -> bool:
-    try:
-        _run(model, spec)
-    except RuntimeError as error:
-        if not is_memory_error(error):
-            raise
-        return False
-    finally:
-        release_memory()
-    return True
+    return largest(fits, limit=LIMIT)
 
 
 def largest(fits: Callable[[int], bool], *, limit: int) -> int:

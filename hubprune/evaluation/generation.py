@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ from hubprune.core.artifacts import GenerationComparison, ModelText, ModelTexts
 from hubprune.core.console import Advance, Reporter, quiet
 from hubprune.core.errors import EvaluationError
 from hubprune.core.neutral import fresh_generation
-from hubprune.evaluation.models import LoadedModel, load_model, memory_errors, release_memory
-from hubprune.evaluation.packing import Batches, run_batches, similar_length
+from hubprune.evaluation.models import (
+    Batches,
+    LoadedModel,
+    load_model,
+    memory_errors,
+    release_memory,
+    run_batches,
+    similar_length,
+)
 from hubprune.evaluation.repetition import pair_texts
-
-__all__ = ["Request", "compare", "write"]
 
 BATCH_TOKENS = 8192
 """Tokens of prompts and texts that are in memory at once, at most; the 32 shipped prompts are one batch."""
@@ -49,37 +55,25 @@ def compare(
     """Let two model folders continue the same prompts, one model after the other, in the same batches.
 
     Code in a folder is run for the pruned one, and for the base where `base_code` says that this package rendered it.
-
-    Args:
-        base_folder: of the model that the other is compared with.
-        pruned_folder: of the other one.
-        request: what both are asked for.
-        base_code: whether to run the modeling file in the base's folder.
-        base_texts: what the base wrote before; None to let it write now.
-        reporter: shown the progress, and what had to be made smaller.
+    `base_texts` are what the base wrote before; None lets it write now.
 
     Raises:
         EvaluationError: a prompt leaves no room for a single new token, or the memory is too small for one prompt.
         RecipeError: this machine has no such device.
     """
 
-    def write_base(batches: Batches | None) -> ModelTexts:
-        return write(base_folder, request, name="base", trust_remote_code=base_code, batches=batches, reporter=reporter)
-
-    base = base_texts or write_base(None)
+    write_base = partial(write, base_folder, name="base", trust_remote_code=base_code, reporter=reporter)
+    write_pruned = partial(write, pruned_folder, name="pruned", trust_remote_code=True, reporter=reporter)
+    base = base_texts or write_base(request)
     # The limit that the base came to holds for both, so that the texts can be compared.
     request = replace(request, max_new_tokens=base.max_new_tokens)
-
-    def write_pruned(batches: Batches) -> ModelTexts:
-        return write(pruned_folder, request, name="pruned", trust_remote_code=True, batches=batches, reporter=reporter)
-
-    pruned = write_pruned(base.batches)
+    pruned = write_pruned(request, batches=base.batches)
     # In half precision a near tie can fall otherwise in another batch.  Where the second model had less memory, the
     # first writes again; batches only ever get smaller, so that this ends.
     while base.batches != pruned.batches:
-        base = write_base(pruned.batches)
+        base = write_base(request, batches=pruned.batches)
         if base.batches != pruned.batches:
-            pruned = write_pruned(base.batches)
+            pruned = write_pruned(request, batches=base.batches)
     return pair_texts(request.prompts, base, pruned)
 
 
@@ -96,15 +90,8 @@ def write(
 
     Decoding is greedy whatever the folder's generation_config.json says.  Where a prompt and `max_new_tokens` do not
     fit into the model's positions, all texts get shorter and a note says so; the result holds the number used.  Where
-    memory runs out, fewer prompts are continued at once.
-
-    Args:
-        folder: of the model.
-        request: what it is asked for.
-        name: of the model in the progress shown.
-        trust_remote_code: whether to run the modeling file in the folder.
-        batches: which prompts are continued together; None for those of similar length.
-        reporter: shown the progress, and what had to be made smaller.
+    memory runs out, fewer prompts are continued at once.  `name` is that of the model in the progress shown, `batches`
+    are the prompts that are continued together; None for those of similar length.
 
     Raises:
         EvaluationError: a prompt leaves no room for a single new token, or the memory is too small for one prompt.
@@ -124,6 +111,10 @@ def _write(
     rows = [list(model.tokenizer(prompt)["input_ids"]) for prompt in request.prompts]
     new_tokens = _room(model, rows, request, reporter)
     config = _greedy(model, max_new_tokens=new_tokens)
+
+    def tell(number: int) -> None:
+        reporter.note(f"memory ran out: going on with {'1 prompt' if number == 1 else f'{number} prompts'} at once")
+
     with (
         memory_errors("while it continued a single prompt", hint=MEMORY_HINT),
         reporter.progress(f"Free text, {name}", total=len(rows) * new_tokens, unit="tokens") as advance,
@@ -131,15 +122,11 @@ def _write(
         texts, batches = run_batches(
             batches or similar_length([len(row) + new_tokens for row in rows], tokens=BATCH_TOKENS),
             lambda batch: _continue(model, [rows[i] for i in batch], config, advance),
-            on_split=lambda prompts: reporter.note(f"memory ran out: going on with {_prompts(prompts)} at once"),
+            on_split=tell,
         )
     return ModelTexts(
         texts=tuple(texts), batches=batches, max_new_tokens=new_tokens, dtype=model.dtype, device=model.device
     )
-
-
-def _prompts(number: int) -> str:
-    return "1 prompt" if number == 1 else f"{number} prompts"
 
 
 def _room(model: LoadedModel, rows: Sequence[Sequence[int]], request: Request, reporter: Reporter) -> int:
@@ -160,21 +147,12 @@ def _room(model: LoadedModel, rows: Sequence[Sequence[int]], request: Request, r
 
 def _greedy(model: LoadedModel, *, max_new_tokens: int) -> Any:
     """Make the one way of decoding that both models get."""
-    ends = _end_tokens(model)
-    return fresh_generation(ends, max_new_tokens=max_new_tokens, pad_token_id=_pad_token(model, ends))
-
-
-def _end_tokens(model: LoadedModel) -> list[int]:
-    """List the tokens that end a text: the checkpoint's generation_config.json names them, or else its tokenizer."""
-    ends = model.model.generation_config.eos_token_id
-    ends = model.tokenizer.eos_token_id if ends is None else ends
-    return [] if ends is None else [int(e) for e in (ends if isinstance(ends, list) else [ends])]
-
-
-def _pad_token(model: LoadedModel, ends: list[int]) -> int:
-    """Pick a token to fill rows with; masked on the left and cut off on the right, it is never seen."""
-    pad = model.tokenizer.pad_token_id
-    return int(pad) if pad is not None else next(iter(ends), 0)
+    named = model.model.generation_config.eos_token_id  # else the tokenizer names the tokens that end a text
+    named = model.tokenizer.eos_token_id if named is None else named
+    ends = [] if named is None else [int(e) for e in (named if isinstance(named, list) else [named])]
+    pad = model.tokenizer.pad_token_id  # masked on the left and cut off on the right, it is never seen
+    pad = int(pad) if pad is not None else next(iter(ends), 0)
+    return fresh_generation(ends, max_new_tokens=max_new_tokens, pad_token_id=pad)
 
 
 class _Steps(StoppingCriteria):
@@ -210,20 +188,16 @@ def _continue(model: LoadedModel, rows: Sequence[list[int]], config: Any, advanc
         raise
     steps.tell(expected - steps.done)  # where all texts ended early
     ends = set(config.eos_token_id or ())
-    return [_text(model, row, _cut(new, ends), ends) for row, new in zip(rows, output[:, width:].tolist(), strict=True)]
-
-
-def _cut(tokens: list[int], ends: set[int]) -> list[int]:
-    """Keep tokens up to the first that ends the text, that one included; padding comes after it."""
-    return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
+    # What comes after the first token that ends a text is padding.
+    kept = [
+        next((new[: i + 1] for i, token in enumerate(new) if token in ends), new) for new in output[:, width:].tolist()
+    ]
+    return [_text(model, row, new, ends) for row, new in zip(rows, kept, strict=True)]
 
 
 def _text(model: LoadedModel, prompt: list[int], new: list[int], ends: set[int]) -> ModelText:
     """Decode new tokens as they stand after the prompt: alone, a SentencePiece word would lose its leading space."""
-    before, whole, alone = (_decode(model, tokens) for tokens in (prompt, prompt + new, new))
+    decode = partial(model.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    before, whole, alone = (str(decode(tokens)) for tokens in (prompt, prompt + new, new))
     text = whole.removeprefix(before) if whole.startswith(before) else alone
     return ModelText(text=text, tokens=len(new), token_ids=tuple(token for token in new if token not in ends))
-
-
-def _decode(model: LoadedModel, tokens: list[int]) -> str:
-    return str(model.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -15,27 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 from hubprune.core.artifacts import BenchmarkAnswers, BenchmarkComparison, SelfCheck
 from hubprune.core.console import Reporter, quiet, size
-from hubprune.core.endpoint import no_calls_elsewhere
 from hubprune.core.errors import EvaluationError
+from hubprune.core.privacy import no_calls_elsewhere
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
-from hubprune.evaluation.panel import Memo
+from hubprune.evaluation.requests import Memo
 from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents
 from hubprune.evaluation.sources import commit_of, state_of
-from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, task_files
+from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
 
 if TYPE_CHECKING:
-    from hubprune.evaluation.computing import Computing, Models
-    from hubprune.evaluation.panel import Panel
+    from hubprune.evaluation.computing import Models
+    from hubprune.evaluation.panel import Computing, Panel
 
-__all__ = ["InMemory", "ModelFolder", "check_tasks", "run", "task_files"]
 
 # lm-eval's own 100,000 take 46 s per model for lambada's perplexity alone; 0 would switch off every standard error.
 BOOTSTRAP_ITERATIONS = 1000
 MEMORY_SHARE = 0.6
 """Share of the free memory that the weights of all models may take; the rest is for what they compute.  No more than a
 single model may take, or else the last of them would not be put on the device as a whole."""
-_UNFIT_FOR_FILES = re.compile(r"[^\w.-]+")
 
 
 def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
@@ -97,20 +95,16 @@ def run(
     results = measured.results
     refuse_different_documents(results["base"], results["pruned"])
     if samples_folder is not None:
-        for name in results:
-            _write_samples(results[name]["samples"], samples_folder / name)
+        for name, found in results.items():
+            _write_samples(found["samples"], samples_folder / name)
     return _comparison(plan, measured, seconds=time.monotonic() - start)
 
 
 class InMemory:
     """Benchmarks for models that are loaded already.
 
-    The documents are read once.  What is asked of one model is computed for all of them.
-
-    Args:
-        models: what answers.
-        identities: what stands for each of them in the memory of answers, by name.
-        memo: the file of that memory; None for one that ends with this object.
+    The documents are read once.  What is asked of one model is computed for all of them.  `identities` stand for the
+    models in the memory of answers, by name, and `memo` is its file; None for one that ends with this object.
 
     Raises:
         EvaluationError: a task or its data set cannot be loaded.
@@ -168,14 +162,20 @@ class _Measured:
 
 
 def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    from hubprune.evaluation.models import free_bytes, weight_bytes
+    from hubprune.evaluation.models import free_bytes, release_memory, weight_bytes
 
     needed = sum(weight_bytes(folder.path, dtype=plan.dtype) for folder in folders.values())
     free = free_bytes(plan.device)
     if needed < free * MEMORY_SHARE:
-        return _measure_together(plan, folders, memo)
+        together = _measure_together(plan, folders, memo)
+        release_memory()
+        return together
     plan.reporter.note(f"both models take {size(needed)} and {size(free)} are free: one after the other is loaded")
-    one, other = (_measure_together(plan, {name: folder}, memo) for name, folder in folders.items())
+    parts = []
+    for name, folder in folders.items():
+        parts.append(_measure_together(plan, {name: folder}, memo))
+        release_memory()
+    one, other = parts
     checks = [check for check in (one.self_check, other.self_check) if check]
     return replace(
         one,
@@ -186,18 +186,10 @@ def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Me
 
 
 def _measure_together(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    """Load models, let all of them answer, and let go of them."""
-    from hubprune.evaluation import models
+    """Load models and let all of them answer; at the end nothing holds on to them."""
+    from hubprune.evaluation.computing import assemble
 
-    found = _ask(plan, folders, memo)
-    models.release_memory()
-    return found
-
-
-def _ask(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    from hubprune.evaluation import team
-
-    models = team.assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)
+    models = assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)
     identities = {name: folder.identity or name for name, folder in folders.items()}
     kept = memo if all(folder.identity for folder in folders.values()) else Memo()
     panel = _panel(plan, models, identities, kept)
@@ -221,10 +213,8 @@ def load_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, ba
     from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import load_model, share_weights
 
-    loaded = [
-        load_model(folder.path, device=device, dtype=dtype, trust_remote_code=folder.own_code)
-        for folder in folders.values()
-    ]
+    load = partial(load_model, device=device, dtype=dtype)
+    loaded = [load(folder.path, trust_remote_code=folder.own_code) for folder in folders.values()]
     return Models(
         [Variant.of(name, model.model) for name, model in zip(folders, loaded, strict=True)],
         loaded[0].tokenizer,
@@ -240,9 +230,15 @@ def _panel(plan: _Plan, models: Computing, identities: Mapping[str, str], memo: 
 
 
 def _evaluate(plan: _Plan, panel: Panel, name: str) -> Mapping[str, Any]:
+    import numpy
+    import torch
     from lm_eval import evaluate
 
-    _set_seeds(plan)
+    random.seed(plan.seed)
+    numpy.random.seed(plan.seed)
+    torch.manual_seed(plan.seed)
+    for task in plan.suite.tasks.values():
+        task.set_fewshot_seed(seed=plan.seed)
     results: Mapping[str, Any] = evaluate(
         lm=panel.language_models[name],
         task_dict=plan.suite.task_dict(),
@@ -263,23 +259,13 @@ def _forget_answers(task: Any, **_: Any) -> None:
         request.filtered_resps = {}
 
 
-def _set_seeds(plan: _Plan) -> None:
-    import numpy
-    import torch
-
-    random.seed(plan.seed)
-    numpy.random.seed(plan.seed)
-    torch.manual_seed(plan.seed)
-    for task in plan.suite.tasks.values():
-        task.set_fewshot_seed(seed=plan.seed)
-
-
 def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path) -> None:
     from lm_eval.utils import handle_non_serializable
 
     folder.mkdir(parents=True, exist_ok=True)
     for task, rows in samples.items():
-        path = folder / f"samples_{_UNFIT_FOR_FILES.sub('_', task)}.jsonl"
+        fit_for_a_file = re.sub(r"[^\w.-]+", "_", task)
+        path = folder / f"samples_{fit_for_a_file}.jsonl"
         unfinished = path.with_suffix(".tmp")
         with unfinished.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(r, default=handle_non_serializable, sort_keys=True) + "\n" for r in rows)
@@ -289,13 +275,9 @@ def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path)
 def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> BenchmarkComparison:
     commits = {name: commit_of(getattr(task, "dataset", None)) for name, task in plan.suite.tasks.items()}
     left_out: list[str] = []
-    tasks = compare_results(
-        measured.results["base"],
-        measured.results["pruned"],
-        requested=plan.suite.requested,
-        commits=commits,
-        warn=left_out.append,
-    )
+    base, pruned = measured.results["base"], measured.results["pruned"]
+    asked = plan.suite.requested
+    tasks = compare_results(base, pruned, requested=asked, commits=commits, warn=left_out.append)
     for sentence in left_out:
         plan.reporter.warn(sentence)
     return BenchmarkComparison(

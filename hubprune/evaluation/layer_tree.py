@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hubprune.core.decoder import Recorder, recording
-from hubprune.evaluation.packing import Row
-
-__all__ = ["Batch", "LayerTree", "Variant", "collate", "why_not"]
+from hubprune.evaluation.requests import Row
 
 PASSED_OVER = frozenset({"layer_idx", "name_or_path", "training"})
 """Plain attributes of modules that change nothing in a pass without a KV cache."""
@@ -61,9 +60,6 @@ def why_not(variant: Variant) -> str | None:
         return f"its attention is {decoder.config._attn_implementation}"
     missing = [name for name in ("layers", "norm", "embed_tokens") if not hasattr(decoder, name)]
     return f"its decoder has no {' and no '.join(missing)}" if missing else None
-
-
-# ---- a batch -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +116,113 @@ def collate(rows: Sequence[Row], device: torch.device) -> Batch:
     )
 
 
-# ---- what is the same --------------------------------------------------------------------------------------------
+class LayerTree:
+    """Several variants of one model, whose equal layers are run once.
+
+    Weights must not move while it is in use.
+    """
+
+    def __init__(self, variants: Sequence[Variant]) -> None:
+        self.variants = tuple(variants)
+        self.calls = 0
+        """Layers that were run so far."""
+
+    @cached_property
+    def _signs(self) -> list[list[str]]:
+        """What stands for each layer of each variant: where it is the same, so is the layer."""
+        pairs = [zip(windows_of(variant), variant.layers, strict=True) for variant in self.variants]
+        return [[repr((window, _weights(layer), _behaviour(layer))) for window, layer in each] for each in pairs]
+
+    @cached_property
+    def _trunks(self) -> list[tuple[_Trunk, list[int]]]:
+        groups = _grouped(range(len(self.variants)), [_Trunk.key(variant) for variant in self.variants])
+        return [(_Trunk(self.variants[numbers[0]]), numbers) for numbers in groups]
+
+    def hidden_states(self, batch: Batch) -> Iterator[tuple[Variant, torch.Tensor]]:
+        """Yield the selected hidden states of every variant, before its last norm: [targets, hidden_size]."""
+        limbs = [_Limb(*trunk.enter(batch), numbers) for trunk, numbers in self._trunks]
+        for step in range(max(len(variant.layers) for variant in self.variants)):
+            limbs = [limb for before in limbs for limb in self._grow(before, step)]
+        for limb in limbs:
+            found = limb.states.flatten(0, 1)[batch.selected]
+            for number in limb.variants:
+                yield self.variants[number], found
+
+    def _grow(self, limb: _Limb, step: int) -> Iterator[_Limb]:
+        """Run the next layer, or each of the next layers, of variants that agree so far."""
+        signs = [self._signs[n][step] if step < len(self.variants[n].layers) else "" for n in limb.variants]
+        for numbers in _grouped(limb.variants, signs):
+            layers, states = self.variants[numbers[0]].layers, limb.states
+            if step < len(layers):
+                self.calls += 1
+                output = layers[step](states, **limb.calls[step])
+                states = output[0] if isinstance(output, tuple) else output
+            yield _Limb(states, limb.calls, numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class _Limb:
+    """Variants that have the same hidden states so far."""
+
+    states: torch.Tensor
+    calls: Sequence[Mapping[str, Any]]
+    variants: Sequence[int]
+
+
+def _grouped(numbers: Sequence[int], keys: Sequence[object]) -> list[list[int]]:
+    """Put numbers with equal keys together, in their order."""
+    groups: dict[object, list[int]] = {}
+    for number, key in zip(numbers, keys, strict=True):
+        groups.setdefault(key, []).append(number)
+    return list(groups.values())
+
+
+class _Trunk:
+    """What comes before the first layer, for all variants that begin alike."""
+
+    def __init__(self, variant: Variant) -> None:
+        self._decoder = variant.decoder
+        self._recorders = [Recorder(layer) for layer in variant.layers]
+        self._windows = windows_of(variant)
+
+    @staticmethod
+    def key(variant: Variant) -> object:
+        """Return what has to be the same for two variants to begin alike and hand the same things to their layers."""
+        decoder = variant.decoder
+        rest = {name: module for name, module in decoder.named_children() if name not in ("layers", "norm")}
+        parts = {name: (_weights(part), _behaviour(part), _buffers(part)) for name, part in rest.items()}
+        own = sorted((k, repr(v)) for k, v in vars(decoder).items() if _is_plain(k, v))
+        return repr((parts, own, windows_of(variant), decoder.config._attn_implementation))
+
+    def enter(self, batch: Batch) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """Return the hidden states that enter the first layer, and what each layer is handed besides."""
+        masks = {window: batch.mask(window) for window in {None, *self._windows}}
+        if self._decoder.config._attn_implementation == "eager":  # it adds the mask to its scores
+            dtype = self._decoder.dtype
+            for window, mask in masks.items():
+                if mask is not None:
+                    masks[window] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        given = {} if batch.positions is None else {"position_ids": batch.positions, "attention_mask": masks[None]}
+        with recording(self._decoder, self._recorders):
+            self._decoder(input_ids=batch.ids, use_cache=False, **given)
+        states, calls = self._recorders[0].states, [recorder.calls for recorder in self._recorders]
+        for recorder in self._recorders:
+            recorder.forget()
+        if batch.positions is not None:
+            # Transformers counts a window in tokens of the row; an ending is at another distance in positions.
+            calls = [c | {"attention_mask": masks[w]} for c, w in zip(calls, self._windows, strict=True)]
+        return states, calls
+
+
+def windows_of(variant: Variant) -> tuple[int | None, ...]:
+    """Return for each layer how far its attention sees, in positions; None for all of them."""
+    config = variant.decoder.config
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window is None or not getattr(config, "use_sliding_window", True):
+        return (None,) * len(variant.layers)
+    if not kinds:
+        return (window,) * len(variant.layers)
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds[: len(variant.layers)])
 
 
 def _behaviour(module: nn.Module) -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
@@ -148,154 +250,6 @@ def _buffers(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _sign(layer: nn.Module, window: int | None) -> str:
-    return repr((window, _weights(layer), _behaviour(layer)))
-
-
-def windows_of(variant: Variant) -> tuple[int | None, ...]:
-    """Return for each layer how far its attention sees, in positions; None for all of them."""
-    config = variant.decoder.config
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if window is None or not getattr(config, "use_sliding_window", True):
-        return (None,) * len(variant.layers)
-    if not kinds:
-        return (window,) * len(variant.layers)
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds[: len(variant.layers)])
-
-
-# ---- running -----------------------------------------------------------------------------------------------------
-
-
-class _Trunk:
-    """What comes before the first layer, for all variants that begin alike."""
-
-    def __init__(self, variant: Variant) -> None:
-        self._decoder = variant.decoder
-        self._recorders = [Recorder(layer) for layer in variant.layers]
-        self._windows = windows_of(variant)
-        self._additive = self._decoder.config._attn_implementation == "eager"
-
-    @staticmethod
-    def key(variant: Variant) -> object:
-        """Return what has to be the same for two variants to begin alike and hand the same things to their layers."""
-        decoder = variant.decoder
-        rest = {name: module for name, module in decoder.named_children() if name not in ("layers", "norm")}
-        weights = {name: _weights(module) for name, module in rest.items()}
-        behaviour = {name: _behaviour(module) for name, module in rest.items()}
-        buffers = {name: _buffers(module) for name, module in rest.items()}
-        own = sorted((k, repr(v)) for k, v in vars(decoder).items() if _is_plain(k, v))
-        kinds = windows_of(variant), decoder.config._attn_implementation
-        return repr((weights, behaviour, buffers, own, kinds))
-
-    def enter(self, batch: Batch) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        """Return the hidden states that enter the first layer, and what each layer is handed besides."""
-        masks = {window: self._as_asked(batch.mask(window)) for window in {None, *self._windows}}
-        given = {} if batch.positions is None else {"position_ids": batch.positions, "attention_mask": masks[None]}
-        with recording(self._decoder, self._recorders):
-            self._decoder(input_ids=batch.ids, use_cache=False, **given)
-        states, calls = self._recorders[0].states, [recorder.calls for recorder in self._recorders]
-        for recorder in self._recorders:
-            recorder.forget()
-        if batch.positions is not None:
-            # Transformers counts a window in tokens of the row; an ending is at another distance in positions.
-            calls = [c | {"attention_mask": masks[w]} for c, w in zip(calls, self._windows, strict=True)]
-        return states, calls
-
-    def _as_asked(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Write a mask as the attention wants it: the eager one adds it to its scores."""
-        if mask is None or not self._additive:
-            return mask
-        dtype = self._decoder.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-
-@dataclass(frozen=True, eq=False)
-class _Limb:
-    """Variants that have the same hidden states so far."""
-
-    states: torch.Tensor
-    calls: Sequence[Mapping[str, Any]]
-    variants: Sequence[int]
-
-
-class LayerTree:
-    """Several variants of one model, whose equal layers are run once.
-
-    Weights must not move while it is in use.
-    """
-
-    def __init__(self, variants: Sequence[Variant]) -> None:
-        self.variants = tuple(variants)
-        self.calls = 0
-        """Layers that were run so far."""
-
-    @cached_property
-    def _signs(self) -> list[list[str]]:
-        """What stands for each layer of each variant: where it is the same, so is the layer."""
-        return [
-            [
-                repr((window, _weights(layer), _behaviour(layer)))
-                for layer, window in zip(v.layers, windows, strict=True)
-            ]
-            for v in self.variants
-            for windows in [windows_of(v)]
-        ]
-
-    @cached_property
-    def _trunks(self) -> list[tuple[_Trunk, list[int]]]:
-        groups = _grouped(range(len(self.variants)), [_Trunk.key(variant) for variant in self.variants])
-        return [(_Trunk(self.variants[numbers[0]]), numbers) for numbers in groups]
-
-    def hidden_states(self, batch: Batch) -> Iterator[tuple[Variant, torch.Tensor]]:
-        """Yield the selected hidden states of every variant, before its last norm: [targets, hidden_size]."""
-        limbs = [_Limb(*trunk.enter(batch), numbers) for trunk, numbers in self._trunks]
-        for step in range(max(len(variant.layers) for variant in self.variants)):
-            limbs = [limb for before in limbs for limb in self._grow(before, step)]
-        for limb in limbs:
-            found = limb.states.flatten(0, 1)[batch.selected]
-            for number in limb.variants:
-                yield self.variants[number], found
-
-    def _grow(self, limb: _Limb, step: int) -> Iterator[_Limb]:
-        """Run the next layer, or each of the next layers, of variants that agree so far."""
-        signs = [self._signs[n][step] if step < len(self.variants[n].layers) else "" for n in limb.variants]
-        for numbers in _grouped(limb.variants, signs):
-            layers = self.variants[numbers[0]].layers
-            states = self._run(layers[step], limb, step) if step < len(layers) else limb.states
-            yield _Limb(states, limb.calls, numbers)
-
-    def _run(self, layer: nn.Module, limb: _Limb, step: int) -> torch.Tensor:
-        self.calls += 1
-        output = layer(limb.states, **limb.calls[step])
-        states: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        return states
-
-
-def _grouped(numbers: Sequence[int], keys: Sequence[object]) -> list[list[int]]:
-    """Put numbers with equal keys together, in their order."""
-    groups: dict[object, list[int]] = {}
-    for number, key in zip(numbers, keys, strict=True):
-        groups.setdefault(key, []).append(number)
-    return list(groups.values())
-
-
-# ---- the head ----------------------------------------------------------------------------------------------------
-
-
-class _Handed(nn.Module):
-    """Stands where a decoder was and returns what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.states = torch.empty(0)
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        """Return the hidden states as a decoder does."""
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        return BaseModelOutputWithPast(last_hidden_state=self.states)
-
-
 @contextmanager
 def head_alone(variant: Variant) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """Yield what makes logits, [n, vocabulary], of hidden states before the last norm, [n, hidden_size].
@@ -314,3 +268,12 @@ def head_alone(variant: Variant) -> Iterator[Callable[[torch.Tensor], torch.Tens
         yield logits
     finally:
         setattr(variant.model, variant.model.base_model_prefix, decoder)
+
+
+class _Handed(nn.Module):
+    """Stands where a decoder was and returns what it is given, as a decoder does."""
+
+    states = torch.empty(0)
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return BaseModelOutputWithPast(last_hidden_state=self.states)

@@ -1,12 +1,8 @@
-"""Load a model folder for measuring, and let go of it again.
+"""Load a model folder for measuring, put it where it fits, run it in batches that fit, and let go of it again.
 
-Where a model goes: onto one device, or where it is larger, by accelerate's device map over all there are.
-
-Let a pruned model use the base's weights where both hold the same ones, proved number by number.
-
-That halves the memory of the two, and tells the layer tree which layers are the same.
-
-Perplexity of a loaded model on documents that it is handed as token ids.
+A model goes onto one device, or where it is larger, by accelerate's device map over all there are.  A pruned model may
+use the base's weights where both hold the same ones, proved number by number: that halves the memory of the two, and
+tells the layer tree which layers are the same.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -32,22 +28,19 @@ from hubprune.core.neutral import load_causal_lm
 from hubprune.core.processes import local_rank, local_world_size, world_size
 from hubprune.core.strict import parse_json
 
-__all__ = [
-    "LoadedModel", "free_bytes", "input_device", "is_memory_error", "load_model", "measure", "memory_errors",
-    "own_device", "placed_on", "placement", "release_memory", "share_weights", "weight_bytes",
-]  # fmt: skip
-
-
-# ---- models --------------------------------------------------------------------------------------------------------
-
-
 NO_MEMORY = (
-    "DefaultCPUAllocator",
-    "MPS backend out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
+    "DefaultCPUAllocator", "MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 """What torch says in a plain RuntimeError where memory ran out."""
+GPU_SHARE, CPU_SHARE = 0.85, 0.6
+"""Share of the free memory that weights may take; the rest is for what is computed."""
+_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
+SAMPLES = 64
+"""Numbers of a tensor that are looked at before all are compared."""
+Result = TypeVar("Result")
+Batch = tuple[int, ...]
+"""Indices of rows that are run together."""
+Batches = tuple[Batch, ...]
 
 
 @dataclass(frozen=True)
@@ -84,12 +77,9 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     link = Path(offload.name, "model")  # a folder's name becomes part of a module's, which is too long for some
     link.symlink_to(folder.resolve(), target_is_directory=True)
     with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."):
-        model = load_causal_lm(
-            link,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            own_code=trust_remote_code,
-            **placement(folder, device=device, dtype=dtype, offload_folder=str(Path(offload.name, "weights"))),
-        )
+        place = placement(folder, device=device, dtype=dtype, offload_folder=str(Path(offload.name, "weights")))
+        cast = dtype if dtype == "auto" else getattr(torch, dtype)
+        model = load_causal_lm(link, dtype=cast, own_code=trust_remote_code, **place)
     model.offload_folder = offload  # deleted with the model, which may read its weights from there
     # With the config at hand, it does not look for one whose code it may not run, and complain.
     tokenizer = AutoTokenizer.from_pretrained(link, config=model.config, trust_remote_code=False)
@@ -123,13 +113,6 @@ def release_memory() -> None:
         torch.mps.empty_cache()
 
 
-# ---- placement -----------------------------------------------------------------------------------------------------
-
-
-GPU_SHARE, CPU_SHARE = 0.85, 0.6
-"""Share of the free memory that weights may take; the rest is for what is computed."""
-
-
 def own_device(device: str) -> str:
     """Return the device of this process; each of several on a machine takes a GPU of its own."""
     found = resolve_device(device)
@@ -146,8 +129,7 @@ def free_bytes(device: str) -> int:
     return int(torch.cuda.mem_get_info(place)[0]) if place.startswith("cuda") else _own_memory()
 
 
-def _own_memory() -> int:
-    """Return the share of the machine's memory that this process may take."""
+def _own_memory() -> int:  # of several processes on a machine, each may take its share
     return available_bytes() // local_world_size()
 
 
@@ -179,64 +161,44 @@ def weight_bytes(folder: Path, *, dtype: str) -> int:
 
 def placed_on(model: Any) -> str:
     """Name the devices that a loaded model is on: `cuda:0`, or `cuda:0, cpu and disk`."""
-    places = dict.fromkeys(map(_name, getattr(model, "hf_device_map", {}).values())) or {str(model.device): None}
-    *others, last = places
+    *others, last = _places(model) or [str(model.device)]
     return f"{', '.join(others)} and {last}" if others else last
-
-
-def _name(place: Any) -> str:
-    return f"cuda:{place}" if isinstance(place, int) else str(place)
 
 
 def input_device(model: Any) -> str:
     """Name the device that a model takes token ids on."""
-    places = [name for place in getattr(model, "hf_device_map", {}).values() if (name := _name(place)) != "disk"]
+    places = [place for place in _places(model) if place != "disk"]
     return places[0] if places else str(model.device) if model.device.type != "meta" else "cpu"
 
 
-# ---- sharing -------------------------------------------------------------------------------------------------------
-
-
-_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
-SAMPLES = 64
-"""Numbers of a tensor that are looked at before all are compared."""
+def _places(model: Any) -> list[str]:
+    places = getattr(model, "hf_device_map", {}).values()
+    return list(dict.fromkeys(f"cuda:{place}" if isinstance(place, int) else str(place) for place in places))
 
 
 def share_weights(base: Any, other: Any) -> Callable[[], None]:
     """Put the base's tensors in the place of equal ones of another model; modules stay apart.
 
     A tensor may be found in another layer, since those behind a dropped one are renumbered.  Nothing is shared between
-    devices or dtypes.
-
-    Returns:
-        What puts the other model's own tensors back, as long as it is kept.
+    devices or dtypes.  Returns what puts the other model's own tensors back, as long as it is kept.
     """
     candidates: dict[object, dict[str, torch.Tensor]] = {}
     for name, parameter in base.named_parameters():
         candidates.setdefault(_looks(name, parameter), {})[name] = parameter.data
-    replaced = list(_replace(other, candidates))
+    replaced: list[tuple[nn.Parameter, torch.Tensor]] = []
+    for name, parameter in other.named_parameters():
+        own, found = parameter.data, candidates.get(_looks(name, parameter), {})
+        # That of the same name comes first: norms of several layers may be equal, and a layer is known by all of its.
+        ordered = (tensor for _, tensor in sorted(found.items(), key=lambda item: item[0] != name))
+        if (equal := next((tensor for tensor in ordered if torch.equal(tensor, own)), None)) is not None:
+            parameter.data = equal
+            replaced.append((parameter, own))
 
     def put_back() -> None:
         for parameter, own in replaced:
             parameter.data = own
 
     return put_back
-
-
-def _replace(
-    model: Any, candidates: Mapping[object, Mapping[str, torch.Tensor]]
-) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-    """Replace tensors by equal ones, and yield each parameter with the tensor that it had.
-
-    That of the same name comes first: norms of several layers may be equal, and a layer is known by all its tensors.
-    """
-    for name, parameter in model.named_parameters():
-        own, found = parameter.data, candidates.get(_looks(name, parameter), {})
-        for _, tensor in sorted(found.items(), key=lambda item: item[0] != name):
-            if torch.equal(tensor, own):
-                parameter.data = tensor
-                yield parameter, own
-                break
 
 
 def _looks(name: str, parameter: torch.Tensor) -> object:
@@ -246,16 +208,67 @@ def _looks(name: str, parameter: torch.Tensor) -> object:
     return _LAYER.sub("*", name), parameter.shape, parameter.dtype, parameter.device, repr(few)
 
 
-# ---- perplexity ----------------------------------------------------------------------------------------------------
+# ---- in batches that fit ---------------------------------------------------------------------------------------------
 
 
-def measure(model: LoadedModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> PerplexityAnswers:
+def similar_length(lengths: Sequence[int], *, tokens: int | None = None, rows: int | None = None) -> Batches:
+    """Put rows of similar length together, so that little of a batch is padding; the longest come first.
+
+    A batch has one row, or as many as take at most `tokens` tokens once all are padded to the longest of them, and
+    `rows` at most.  Where memory is too small, the longest rows tell at once.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        members = len(batches[-1]) if batches else 0
+        if members and members != rows and (tokens is None or (members + 1) * lengths[batches[-1][0]] <= tokens):
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return tuple(map(tuple, batches))
+
+
+def run_batches(
+    batches: Batches, work: Callable[[Batch], Sequence[Result]], *, on_split: Callable[[int], None]
+) -> tuple[list[Result], Batches]:
+    """Run all batches, with fewer rows at a time from where memory ran out on.
+
+    Every row from 0 on is in exactly one batch, and `work` returns one result per row of a batch.  `on_split` is told
+    the number of rows that a batch has from now on at most.  Returns the results in the order of the rows, and the
+    batches that they come from.
+
+    Raises:
+        RuntimeError: whatever `work` raises; that memory ran out only where it did for a single row.
+    """
+    waiting, done = list(batches), []
+    results: dict[int, Result] = {}
+    while waiting:
+        found = _attempt(work, waiting[0])
+        if found is None:
+            rows = (len(waiting[0]) + 1) // 2
+            waiting = [batch[start : start + rows] for batch in waiting for start in range(0, len(batch), rows)]
+            on_split(rows)
+            continue
+        results.update(zip(waiting[0], found, strict=True))
+        done.append(waiting.pop(0))
+    return [results[i] for i in range(len(results))], tuple(done)
+
+
+def _attempt(work: Callable[[Batch], Sequence[Result]], batch: Batch) -> Sequence[Result] | None:
+    """Run a batch; None where memory ran out, and what it held is free again."""
+    try:
+        return work(batch)
+    except RuntimeError as error:
+        if len(batch) == 1 or not is_memory_error(error):
+            raise
+    # Here the error is gone, and with its traceback the tensors of the frames that it came through.
+    release_memory()
+    return None
+
+
+def measure_perplexity(model: LoadedModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> PerplexityAnswers:
     """Sum the negative log-likelihood of every document, in nats and in float32.
 
-    Args:
-        model: what reads them.
-        rows: token ids of the documents, two or more each.
-        batch_size: documents at a time; those of similar length go together.
+    Each document has two or more token ids; `batch_size` of similar length are read at a time.
 
     Raises:
         EvaluationError: a likelihood is not finite, or the device's memory is too small.

@@ -1,41 +1,31 @@
-"""Several variants of a model that answer the same requests: from memory, together, or one by one.
+"""Several variants of a model that answer lm-eval's requests: from memory, together, or one by one.
 
 Whatever is asked of one of them is computed for all that have not answered it yet, since that costs far less than to
 compute it again later.  Before the first batch, a few requests go through lm-eval's own backend as well; where the two
 differ by more than rounding, everything does.
-
-Remember what each model answered, request by request, so that nothing is computed twice.
-
-A request is known by the tokens that the model reads, after they were cut to its length.  So answers outlive another
-limit, another list of tasks and a run that was killed, and a re-publish finds those of its base.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from hubprune.core.artifacts import EvalBackend, SelfCheck
-from hubprune.core.console import Advance, Reporter
+from hubprune.core.console import Reporter, log_level
 from hubprune.core.errors import EvaluationError
-from hubprune.evaluation.language_model import Prompt
-from hubprune.evaluation.layer_tree import why_not
-from hubprune.evaluation.packing import Answer, Request
-
-if TYPE_CHECKING:
-    from hubprune.evaluation.computing import Computing, Names
-
-__all__ = ["Memo", "Panel"]
-
-
-# ---- panel ---------------------------------------------------------------------------------------------------------
-
+from hubprune.evaluation.layer_tree import Variant, why_not
+from hubprune.evaluation.models import input_device
+from hubprune.evaluation.requests import Answer, Memo, Request, refuse_not_finite
 
 CHECKED_PAIRS = 4
 """Neighbours in the order of their tokens that are compared with lm-eval's backend: two that often share a row."""
@@ -48,27 +38,54 @@ PIECE = 256
 """Requests after which what lm-eval's backend computed is kept."""
 TEXTS_AT_ONCE = 64
 """Texts after which what was written is kept."""
+PLAIN_ROWS = 8
+"""Rows of a batch where lm-eval makes it and nobody said how large."""
+ALL_WINDOWS = 2**31
+"""A batch size that no document has as many windows as."""
+
+Names = tuple[str, ...]
+Prompt = tuple[str, Mapping[str, Any]]
+"""A text to be continued, and lm-eval's arguments of generation."""
+Scored = dict[str, dict[int, Answer]]
+"""Answers by the name of a variant and the number of a request."""
+
+
+class Computing(Protocol):
+    """What a panel computes with: the models of this process, or those of several processes."""
+
+    variants: dict[str, Variant]
+    language_models: dict[str, PanelLM]
+
+    def score(self, names: Names, requests: Sequence[Request]) -> Iterator[Scored]:
+        """Yield the answers of some variants to all requests, batch by batch."""
+
+    def plain(self, name: str, requests: Sequence[Request]) -> list[Answer]:
+        """Return a variant's answers as lm-eval's own backend computes them."""
+
+    def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes after each prompt, by lm-eval's own backend."""
+
+    def share_weights(self) -> None:
+        """Let the variants use one another's equal weights."""
+
+    def put_weights_back(self) -> None:
+        """Undo that."""
+
+    def let_own_weights_go(self) -> None:
+        """Give the memory back that is kept to undo it."""
+
+    def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes where it draws at random, which depends on what was drawn before."""
+
+    def close(self) -> None:
+        """Say that nothing more will be asked."""
 
 
 class Panel:
-    """Variants of one model with the memory of what they answered.
-
-    Args:
-        models: what computes.
-        identities: what stands for each variant in the memory, by name.
-        memo: the memory.
-        backend: what is to compute log-likelihoods.
-        reporter: told of progress.
-    """
+    """Variants of one model with the memory of what they answered, in which `identities` stand for them."""
 
     def __init__(
-        self,
-        models: Computing,
-        *,
-        identities: Mapping[str, str],
-        memo: Memo,
-        backend: EvalBackend,
-        reporter: Reporter,
+        self, models: Computing, *, identities: Mapping[str, str], memo: Memo, backend: EvalBackend, reporter: Reporter
     ) -> None:
         self._models, self._variants, self._asked_backend = models, models.variants, backend
         self._identities, self._memo, self._reporter = identities, memo, reporter
@@ -77,7 +94,14 @@ class Panel:
         for model in self.language_models.values():
             model.panel = self
         self._checked: set[str] = set()
-        self.fallback = self._refusal() if backend == "shared" else None
+        self.fallback = next(
+            (
+                f"the {variant.name} model cannot be run layer by layer: {reason}"
+                for variant in self._variants.values()
+                if backend == "shared" and (reason := why_not(variant))
+            ),
+            None,
+        )
         """Why lm-eval's own backend computes although it was not asked for; None where it does not."""
 
     @property
@@ -97,10 +121,6 @@ class Panel:
             tolerance=self._tolerance,
         )
 
-    def _refusal(self) -> str | None:
-        reasons = {name: reason for name, variant in self._variants.items() if (reason := why_not(variant))}
-        return next((f"the {name} model cannot be run layer by layer: {reasons[name]}" for name in reasons), None)
-
     @cached_property
     def _tolerance(self) -> float:
         dtypes = {str(variant.model.dtype) for variant in self._variants.values()}
@@ -109,8 +129,6 @@ class Panel:
     def _model(self, name: str) -> str:
         """Return what a variant is called in the memory: two ways to compute agree within rounding only."""
         return f"{self._identities[name]} {self.backend}"
-
-    # ---- log-likelihoods ---------------------------------------------------------------------------------------
 
     def log_likelihoods(self, name: str, requests: Sequence[Request]) -> list[Answer]:
         """Return what a variant says of each request.
@@ -146,15 +164,15 @@ class Panel:
         with self._reporter.progress(f"Benchmarks, {named}", total=total, unit="requests") as advance:
             for missing, names in groups.items():
                 # A set has no order that a second run would find again.
-                self._score(tuple(names), [unique[key] for key in sorted(missing)], advance)
+                asked = [unique[key] for key in sorted(missing)]
+                for name, answers in self._scored(tuple(names), asked):
+                    self._memo.put_answers(self._model(name), {asked[n].key: a for n, a in answers.items()})
+                    advance(len(answers))
 
-    def _score(self, names: Names, requests: Sequence[Request], advance: Advance) -> None:
+    def _scored(self, names: Names, requests: Sequence[Request]) -> Iterator[tuple[str, dict[int, Answer]]]:
+        """Yield batch by batch what each of some variants answered, by the number of the request."""
         for scored in self._models.score(names, requests):
-            for name, answers in scored.items():
-                self._memo.put_answers(self._model(name), {requests[n].key: a for n, a in answers.items()})
-                advance(len(answers))
-
-    # ---- the comparison with lm-eval ---------------------------------------------------------------------------
+            yield from scored.items()
 
     def _check(self, requests: Sequence[Request], names: set[str]) -> None:
         """Compare a few answers with those of lm-eval's own backend, and fall back to it where they differ."""
@@ -165,27 +183,22 @@ class Panel:
         expected = {name: self._models.plain(name, chosen) for name in new}
         self._models.share_weights()
         found: dict[str, dict[int, Answer]] = {name: {} for name in new}
-        for scored in self._models.score(new, chosen):
-            for name, answers in scored.items():
-                found[name] |= answers
-        differences = {name: _largest(found[name], expected[name]) for name in new}
-        for name, difference in differences.items():
+        for name, answers in self._scored(new, chosen):
+            found[name] |= answers
+        for name in new:
+            pairs = ((found[name][number], answer) for number, answer in enumerate(expected[name]))
+            difference = max(abs(ours.log_likelihood - theirs.log_likelihood) for ours, theirs in pairs)
             if not difference <= self._tolerance:
                 self._models.put_weights_back()
-                self._fall_back(name, difference, len(chosen))
+                self.fallback = (
+                    f"log-likelihoods of the {name} model differed by {difference:.2g} nats from lm-eval's own in "
+                    f"{len(chosen)} requests, with {self._tolerance:g} allowed"
+                )
+                self._reporter.warn(f"The shared evaluation is not used: {self.fallback}.")
                 return
             self._memo.put_check(self._model(name), len(chosen), difference)
         self._models.let_own_weights_go()
         self._checked |= names
-
-    def _fall_back(self, name: str, difference: float, requests: int) -> None:
-        self.fallback = (
-            f"log-likelihoods of the {name} model differed by {difference:.2g} nats from lm-eval's own in {requests}"
-            f" requests, with {self._tolerance:g} allowed"
-        )
-        self._reporter.warn(f"The shared evaluation is not used: {self.fallback}.")
-
-    # ---- lm-eval's own backend ---------------------------------------------------------------------------------
 
     def _answer_plainly(self, name: str, unique: Mapping[bytes, Request]) -> None:
         missing = sorted(self._missing(name, unique), key=lambda key: (-len(unique[key].tokens), key))
@@ -198,8 +211,6 @@ class Panel:
                 self._memo.put_answers(self._model(name), dict(zip(keys, answers, strict=True)))
                 advance(len(keys))
 
-    # ---- texts -------------------------------------------------------------------------------------------------
-
     def texts(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes after each prompt; texts that are drawn at random are never remembered.
 
@@ -208,24 +219,23 @@ class Panel:
         """
         if any(map(self.language_models[name].is_random, prompts)):
             return self._models.draw(name, prompts)
-        keys = [_prompt_key(prompt) for prompt in prompts]
+        keys = [hashlib.sha256(json.dumps(list(prompt), sort_keys=True).encode()).digest() for prompt in prompts]
         unique = dict(zip(keys, prompts, strict=True))
         known = self._memo.texts(self._model(name), list(unique))
-        if missing := {key: prompt for key, prompt in unique.items() if key not in known}:
-            for piece, texts in self._pieces(name, missing):
-                self._memo.put_texts(self._model(name), dict(zip(piece, texts, strict=True)))
-                known |= dict(zip(piece, texts, strict=True))
-        return [known[key] for key in keys]
-
-    def _pieces(self, name: str, prompts: Mapping[bytes, Prompt]) -> Iterator[tuple[list[bytes], list[str]]]:
-        """Continue prompts batch by batch, those of one length together and the longest first."""
-        lengths = {key: len(self.language_models[name].tok_encode(text)) for key, (text, _) in prompts.items()}
-        order = sorted(prompts, key=lambda key: (json.dumps(prompts[key][1], sort_keys=True), -lengths[key], key))
+        missing = unique.keys() - known.keys()
+        if not missing:
+            return [known[key] for key in keys]
+        # Those of one length go together, the longest first.
+        lengths = {key: len(self.language_models[name].tok_encode(unique[key][0])) for key in missing}
+        order = sorted(missing, key=lambda key: (json.dumps(unique[key][1], sort_keys=True), -lengths[key], key))
         with self._reporter.progress(f"Answers in words, {name}", total=len(order), unit="requests") as advance:
             for start in range(0, len(order), TEXTS_AT_ONCE):
                 piece = order[start : start + TEXTS_AT_ONCE]
-                yield piece, self._models.write(name, [prompts[key] for key in piece])
+                texts = self._models.write(name, [unique[key] for key in piece])
+                self._memo.put_texts(self._model(name), dict(zip(piece, texts, strict=True)))
+                known |= dict(zip(piece, texts, strict=True))
                 advance(len(piece))
+        return [known[key] for key in keys]
 
 
 def _spread(requests: Sequence[Request]) -> list[Request]:
@@ -236,107 +246,93 @@ def _spread(requests: Sequence[Request]) -> list[Request]:
     return [order[place] for place in sorted({p for s in starts for p in (s, max(0, s - 1))})]
 
 
-def _largest(found: Mapping[int, Answer], expected: Sequence[Answer]) -> float:
-    return max(abs(found[n].log_likelihood - answer.log_likelihood) for n, answer in enumerate(expected))
+class PanelLM(HFLM):
+    """One model of a panel, as `lm_eval.evaluate` takes it.
 
-
-def _prompt_key(prompt: Prompt) -> bytes:
-    return hashlib.sha256(json.dumps([prompt[0], prompt[1]], sort_keys=True).encode()).digest()
-
-
-# ---- memo ----------------------------------------------------------------------------------------------------------
-
-
-SCHEMA = """
-create table if not exists answers(
-    model text, request blob, nats real, greedy int, primary key(model, request)) without rowid;
-create table if not exists texts(
-    model text, request blob, text text, primary key(model, request)) without rowid;
-create table if not exists checks(
-    model text primary key, requests int, difference real) without rowid;
-"""
-AT_ONCE = 500
-"""Keys that one query asks for."""
-BUSY_SECONDS = 60.0
-"""Time that another run may take to write."""
-
-
-class Memo:
-    """Answers by model and request, in a file that several runs may use at once.
-
-    `model` is whatever tells apart models that may answer differently: weights, dtype, machine, versions.
-
-    Raises:
-        EvaluationError: the file cannot be written, or is none of ours.
+    Tokens, windows and metrics are lm-eval's own; `plain` and `write` are its own computation, too.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        with self._told():
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            # Each statement is its own transaction: what was put is there after the process is killed.
-            self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None)
-            self._db.execute("pragma journal_mode = wal")
-            self._db.execute("pragma synchronous = normal")
-            self._db.executescript(SCHEMA)
+    panel: Panel
+    """Whom it hands its requests to; set by the panel itself."""
 
-    def answers(self, model: str, requests: Sequence[bytes]) -> dict[bytes, Answer]:
-        """Return the known answers of a model, by the keys of their requests."""
-        rows = self._rows("select request, nats, greedy from answers", model, requests)
-        return {bytes(key): Answer(nats, bool(greedy)) for key, nats, greedy in rows}
+    def __init__(self, variant: Variant, tokenizer: Any, *, batch_size: int | None) -> None:
+        # It warns that a model which is already loaded goes without its own loading options.
+        with log_level("lm_eval.models.huggingface", logging.ERROR):
+            super().__init__(
+                pretrained=variant.model,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=batch_size or PLAIN_ROWS,
+                # In bfloat16, log-likelihoods around -100 come in steps of 0.5.
+                softmax_dtype="float32",
+            )
+        self._variant = variant
+        # lm-eval takes the device of the first weight, which may be on disk.
+        self._device = torch.device(input_device(variant.model))
 
-    def put_answers(self, model: str, answers: Mapping[bytes, Answer]) -> None:
-        """Keep answers of a model."""
-        rows = [(model, key, answer.log_likelihood, answer.is_greedy) for key, answer in answers.items()]
-        self._insert("insert or replace into answers values(?, ?, ?, ?)", rows)
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        try:
+            asked = [Request.of(context, ending, max_length=self.max_length) for _, context, ending in requests]
+        except ValueError as error:
+            raise EvaluationError(f"A benchmark asks for what the model cannot be asked: {error}.") from error
+        answers = self.panel.log_likelihoods(self._variant.name, asked)
+        return [(answer.log_likelihood, answer.is_greedy) for answer in answers]
 
-    def texts(self, model: str, requests: Sequence[bytes]) -> dict[bytes, str]:
-        """Return what a model is known to have written, by the keys of the requests."""
-        return {bytes(key): text for key, text in self._rows("select request, text from texts", model, requests)}
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Sum the log-likelihoods of whole documents; all their windows come at once, so that they can be packed."""
+        with self._rows(ALL_WINDOWS):
+            found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        return found
 
-    def put_texts(self, model: str, texts: Mapping[bytes, str]) -> None:
-        """Keep what a model wrote."""
-        self._insert("insert or replace into texts values(?, ?, ?)", [(model, k, text) for k, text in texts.items()])
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continue prompts."""
+        return self.panel.texts(self._variant.name, [request.args for request in requests])
 
-    def check(self, model: str) -> tuple[int, float] | None:
-        """Return how many answers of a model were compared with lm-eval's own, and how far they differed."""
-        with self._told():
-            found = self._db.execute("select requests, difference from checks where model = ?", [model]).fetchone()
-        return (int(found[0]), float(found[1])) if found else None
+    def plain(self, requests: Sequence[Request], *, rows: int) -> list[Answer]:
+        """Let lm-eval's backend itself score requests, with so many rows in a batch.
 
-    def put_check(self, model: str, requests: int, difference: float) -> None:
-        """Keep the outcome of such a comparison."""
-        self._insert("insert or replace into checks values(?, ?, ?)", [(model, requests, difference)])
+        Raises:
+            EvaluationError: a log-likelihood is not finite, of which lm-eval would make an accuracy like any other.
+        """
+        triples = [(None, list(r.tokens[: -r.scored]), list(r.targets)) for r in requests]
+        with self._variant.active(), self._rows(rows):
+            answers = [Answer(value, greedy) for value, greedy in super()._loglikelihood_tokens(triples)]
+        refuse_not_finite((answer.log_likelihood for answer in answers), model=self._variant.name)
+        return answers
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self._db.close()
+    def write(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Let lm-eval's backend itself continue a batch of prompts."""
+        with self._variant.active(), self._rows(len(prompts)):
+            texts: list[str] = super().generate_until([SimpleNamespace(args=prompt) for prompt in prompts])
+        return texts
 
-    def _rows(self, query: str, model: str, requests: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
-        for start in range(0, len(requests), AT_ONCE):
-            keys = requests[start : start + AT_ONCE]
-            marks = ", ".join("?" * len(keys))
-            with self._told():
-                yield from self._db.execute(f"{query} where model = ? and request in ({marks})", [model, *keys])
+    def is_random(self, prompt: Prompt) -> bool:
+        """Tell whether a prompt asks for a text that is drawn at random."""
+        asked = normalize_gen_kwargs(dict(prompt[1]), self.max_gen_toks)
+        return bool(asked.get("do_sample")) or float(asked.get("temperature") or 0.0) > 0
 
-    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        with self._told():
-            self._db.execute("begin")
-            try:
-                self._db.executemany(statement, rows)
-            except BaseException:
-                self._db.execute("rollback")
-                raise
-            self._db.execute("commit")
+    def new_tokens(self, prompt: Prompt) -> int:
+        """Return how many tokens a prompt asks for at most.
+
+        Raises:
+            EvaluationError: the model has no positions for them.
+        """
+        asked = int(normalize_gen_kwargs(dict(prompt[1]), self.max_gen_toks)["max_gen_toks"])
+        if asked >= self.max_length:
+            raise EvaluationError(
+                f"A benchmark lets the model write {asked} tokens, and it has {self.max_length} positions in all.",
+                hint="Leave this benchmark out, or write a task file with fewer max_gen_toks.",
+            )
+        return asked
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tell of a file that broke, on a full disk for example."""
+    def _rows(self, number: int) -> Iterator[None]:
+        """Set the batch size, which lm-eval reads here and there, while the block runs."""
+        before: int = self.batch_size
+        self.batch_size_per_gpu = number
         try:
             yield
-        except (OSError, sqlite3.Error) as error:
-            raise EvaluationError(
-                f"Cannot use the memory of answers in {self._path}: {error}.",
-                hint="Delete the file, or set HUBPRUNE_HOME.",
-            ) from error
+        finally:
+            self.batch_size_per_gpu = before

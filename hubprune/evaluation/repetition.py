@@ -1,9 +1,7 @@
-"""Measure how much a text repeats itself.  Pure: a text is a sequence of token ids, or of words.
+"""How much a text repeats itself, and two models after the same prompts.  Pure: a text is token ids, or words.
 
 It is the continuation alone.  With the prompt in it, a text that quotes its prompt would count as repetitive, and a
 long prompt would hide a loop.
-
-Compare how much two models repeat themselves after the same prompts.
 
 Prompts differ more among themselves than the models do: all intervals are those of differences at the same prompt, and
 say what other prompts of this kind might give.
@@ -29,15 +27,6 @@ from hubprune.core.artifacts import (
     RepetitionComparison,
 )
 from hubprune.evaluation.compare import Pairs, difference
-
-__all__ = [
-    "compare_repetition", "distinct", "diversity", "longest_repeat", "measure", "pair_texts", "seq_rep",
-    "terminal_loop",
-]  # fmt: skip
-
-
-# ---- repetition ----------------------------------------------------------------------------------------------------
-
 
 Text = Sequence[Hashable]
 
@@ -129,20 +118,8 @@ def _agreement(text: Text) -> list[int]:
     return found
 
 
-# ---- paired texts --------------------------------------------------------------------------------------------------
-
-
-Texts = Sequence[Sequence[Hashable]]
-
-
 def pair_texts(prompts: Sequence[str], base: ModelTexts, pruned: ModelTexts) -> GenerationComparison:
-    """Put the texts of two models beside each other, with the measures of each and of all.
-
-    Args:
-        prompts: at least one.
-        base: what the base wrote, in the order of the prompts.
-        pruned: what the other model wrote, in the same batches.
-    """
+    """Put what two models wrote after the same prompts, in the same batches, beside each other with all measures."""
     continuations = tuple(
         Continuation(
             prompt=prompt,
@@ -165,32 +142,32 @@ def pair_texts(prompts: Sequence[str], base: ModelTexts, pruned: ModelTexts) -> 
     )
 
 
-def compare_repetition(base: Texts, pruned: Texts) -> RepetitionComparison:
-    """Average the measures over the prompts.
-
-    Args:
-        base: token ids of one text per prompt, at least one.
-        pruned: of the other model, in the same order.
-    """
+def compare_repetition(base: Sequence[Text], pruned: Sequence[Text]) -> RepetitionComparison:
+    """Average the measures over the prompts, given the token ids of one text per prompt from each model."""
     ours, theirs = ([measure(text) for text in side] for side in (base, pruned))
 
     def paired(value: Callable[[Repetition], float]) -> PairedNumber:
-        return _means([value(text) for text in ours], [value(text) for text in theirs])
+        one, other = ([value(text) for text in side] for side in (ours, theirs))
+        # With weights, measures that happen to be 0 and 1 alone are not taken for wrong and right answers.
+        change = difference(Pairs(one, other, weights=[1.0] * len(one)))
+        return PairedNumber(base=mean(one), pruned=mean(other), change=change)
 
+    loops, others = ([text.loop is not None for text in side] for side in (ours, theirs))
+    one, other = distinct(base, n=2), distinct(pruned, n=2)
     return RepetitionComparison(
         tokens=paired(lambda text: text.tokens),
         seq_rep_4=_within_one(paired(lambda text: text.seq_rep_4)),
         diversity=_within_one(paired(lambda text: text.diversity)),
         longest_repeat=paired(lambda text: text.longest_repeat),
-        distinct_2=_pooled(distinct(base, n=2), distinct(pruned, n=2)),
-        loops=_loops(ours, theirs),
+        distinct_2=PairedNumber(base=one, pruned=other, change=Estimate(value=other - one)),
+        loops=PairedLoops(
+            texts=len(loops),
+            base=sum(loops),
+            pruned=sum(others),
+            both=sum(map(and_, loops, others)),
+            change=difference(Pairs(loops, others)),
+        ),
     )
-
-
-def _means(base: Sequence[float], pruned: Sequence[float]) -> PairedNumber:
-    # With weights, measures that happen to be 0 and 1 alone are not taken for wrong and right answers.
-    change = difference(Pairs(base, pruned, weights=[1.0] * len(base)))
-    return PairedNumber(base=mean(base), pruned=mean(pruned), change=change)
 
 
 def _within_one(number: PairedNumber) -> PairedNumber:
@@ -200,18 +177,3 @@ def _within_one(number: PairedNumber) -> PairedNumber:
         return number
     change = number.change.model_copy(update={"low": max(-1.0, low), "high": min(1.0, high)})
     return number.model_copy(update={"change": change})
-
-
-def _pooled(base: float, pruned: float) -> PairedNumber:
-    return PairedNumber(base=base, pruned=pruned, change=Estimate(value=pruned - base))
-
-
-def _loops(base: Sequence[Repetition], pruned: Sequence[Repetition]) -> PairedLoops:
-    ours, theirs = ([text.loop is not None for text in side] for side in (base, pruned))
-    return PairedLoops(
-        texts=len(ours),
-        base=sum(ours),
-        pruned=sum(theirs),
-        both=sum(map(and_, ours, theirs)),
-        change=difference(Pairs(ours, theirs)),
-    )

@@ -1,7 +1,4 @@
-"""From lm-eval's results of two models to rows that compare them.  Pure: no model, no network.
-
-What a model got on each document, read from lm-eval's samples.  Pure: no model, no network.
-"""
+"""From lm-eval's results of two models, and its samples, to rows that compare them.  Pure: no model, no network."""
 
 from __future__ import annotations
 
@@ -15,97 +12,11 @@ from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.compare import Scale, Value, compare_pairs, judge, pair, refuse_other_documents
 from hubprune.evaluation.sources import hub_id
 
-__all__ = [
-    "Answers", "Document", "answers_of", "compare_answers", "compare_results", "fits", "read_answers",
-    "refuse_different_documents",
-]  # fmt: skip
-
-
-# ---- answers -------------------------------------------------------------------------------------------------------
-
-
 Document = tuple[str, int, str]
 """Task, id and hash of a document."""
 Answers = Mapping[Document, Value]
-
-
-def read_answers(samples: Sequence[Mapping[str, Any]], *, task: str, metric: str, filter_name: str) -> Answers:
-    """Read the value of a metric for every document of a task that has one; nothing where one is no finite number."""
-    own = (s for s in samples if metric in s and s.get("filter", filter_name) == filter_name)
-    found = {(task, int(s["doc_id"]), str(s["doc_hash"])): _value(s[metric]) for s in own}
-    known = {document: value for document, value in found.items() if value is not None}
-    return known if len(known) == len(found) else {}
-
-
-def _value(value: Any) -> Value | None:
-    """Take a number, or a sum with the words or bytes that it is over."""
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    try:
-        numbers = [float(part) for part in parts]
-    except (TypeError, ValueError):
-        return None
-    if not all(map(math.isfinite, numbers)):
-        return None
-    if len(numbers) == 2:
-        return (numbers[0], numbers[1]) if numbers[1] > 0 else None
-    return numbers[0] if not isinstance(value, (list, tuple)) else None
-
-
-def compare_answers(base: Sequence[Answers], pruned: Sequence[Answers], row: TaskComparison) -> PairedComparison | None:
-    """Compare what both models got on the documents of a row.
-
-    Nothing is taken for granted of how lm-eval makes one number of many: only a way that gives both models' own values
-    from the documents is used.
-
-    Args:
-        base: values of the documents of each task of the row, of which a group has several.
-        pruned: the same.
-        row: with the values that lm-eval gives.
-
-    Returns:
-        None where no such way is known, as for the F1 of a whole corpus.
-    """
-    tasks = list(zip(base, pruned, strict=True))
-    if any(not ours or ours.keys() != theirs.keys() for ours, theirs in tasks):
-        return None
-    for scale, ours, theirs in _ways(base, pruned):
-        if fits(ours, scale=scale, expected=row.base.value) and fits(theirs, scale=scale, expected=row.pruned.value):
-            pairs = [pair(one, other, of=row.task) for one, other in zip(ours, theirs, strict=True)]
-            return compare_pairs(pairs, scale=scale, chance=row.chance)
-    return None
-
-
-def _ways(
-    base: Sequence[Answers], pruned: Sequence[Answers]
-) -> Iterator[tuple[Scale, Sequence[Answers], Sequence[Answers]]]:
-    """Yield ways to make one number: over all documents at once, or as the mean over tasks."""
-    ours, theirs = ([{d: v for answers in side for d, v in answers.items()}] for side in (base, pruned))
-    weighted = isinstance(next(iter(ours[0].values())), tuple)
-    yield from ((scale, ours, theirs) for scale in (WEIGHTED if weighted else PLAIN))
-    if not weighted and len(base) > 1:
-        yield "mean", base, pruned
-
-
 PLAIN: tuple[Scale, ...] = ("mean", "perplexity")
 WEIGHTED: tuple[Scale, ...] = ("perplexity", "bits")
-
-
-def fits(tasks: Sequence[Answers], *, scale: Scale, expected: float) -> bool:
-    """Tell whether a number is what a scale makes of the values of all documents, every task counting the same."""
-    means = [_mean(list(answers.values())) for answers in tasks]
-    nats = -sum(means) / len(means)
-    value = {"mean": -nats, "perplexity": perplexity_of(nats), "bits": nats / math.log(2)}[scale]
-    return math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9)
-
-
-def _mean(values: Sequence[Value]) -> float:
-    sums = [value if isinstance(value, tuple) else (value, 1.0) for value in values]
-    return math.fsum(total for total, _ in sums) / math.fsum(length for _, length in sums)
-
-
-# ---- results -------------------------------------------------------------------------------------------------------
-
-
 Results = Mapping[str, Any]
 MAIN_METRICS = ("acc_norm", "acc", "exact_match")
 """Metrics that come first where a task has them, best first; all others keep the task's own order."""
@@ -120,9 +31,8 @@ def refuse_different_documents(base: Results, pruned: Results) -> None:
         EvaluationError: a task's documents differ in id or content.
     """
     for task, samples in base["samples"].items():
-        ours, theirs = (
-            {(s["doc_id"], s["doc_hash"]): s for s in each} for each in (samples, pruned["samples"].get(task, ()))
-        )
+        both = samples, pruned["samples"].get(task, ())
+        ours, theirs = ({(s["doc_id"], s["doc_hash"]): s for s in each} for each in both)
         refuse_other_documents(ours, theirs, of=task)
 
 
@@ -174,8 +84,7 @@ def answers_of(
     Raises:
         EvaluationError: a task has no metric with a finite value.
     """
-    rows = _all_rows(results, results, requested, {}, warn)
-    return tuple(_answers(results, row) for row in rows)
+    return tuple(_answers(results, row) for row in _all_rows(results, results, requested, {}, warn))
 
 
 def _answers(results: Results, row: TaskComparison) -> TaskAnswers:
@@ -207,17 +116,14 @@ def _per_task(results: Results, row: TaskComparison) -> list[Answers]:
 
 def _reported(results: Results, name: str, tasks: tuple[str, ...]) -> Iterator[str]:
     """Yield the entries of the results that a requested name is reported by."""
-    if name in results["configs"] or _has_aggregate(results, name):
+    is_group = _metric_keys(results, name) and _common(_leaves(results, name), results["n-shot"])
+    if name in results["configs"] or is_group:
         yield name
     elif name in results["group_subtasks"]:
         for child in results["group_subtasks"][name]:
             yield from _reported(results, child, (child,))
     else:
         yield from tasks
-
-
-def _has_aggregate(results: Results, name: str) -> bool:
-    return bool(_metric_keys(results, name) and _common(_leaves(results, name), results["n-shot"]))
 
 
 def _rows(
@@ -234,14 +140,8 @@ def _rows(
         better = base["higher_is_better"].get(leaves[0], {}).get(metric)
         facts = shared | {model: _metric(r, key) for model, r in results.items()} | {"metric": metric}
         read_by = key.partition(",")[2]
-        rows.append(
-            TaskComparison(
-                filter=read_by if read_by != "none" else None,
-                higher_is_better=better is not False,
-                chance=_chance(base, metric, leaves),
-                **facts,
-            )
-        )
+        facts |= {"filter": read_by if read_by != "none" else None, "higher_is_better": better is not False}
+        rows.append(TaskComparison(chance=_chance(base, metric, leaves), **facts))
     if not rows and not any(_metric(base["results"][name], key) for key in _metric_keys(base, name).values()):
         raise EvaluationError(f"The benchmark {name} has no metric with a finite value.")
     return rows
@@ -272,15 +172,13 @@ def _chance(results: Results, metric: str, leaves: tuple[str, ...]) -> float | N
         c.get("output_type") != "multiple_choice" or c.get("process_results") for c in configs
     ):
         return None
-    return mean(_share_of_right(sample) for leaf in leaves for sample in results["samples"][leaf])
-
-
-def _share_of_right(sample: Mapping[str, Any]) -> float:
-    """Divide a document's right choices, nearly always one, by all of them."""
-    right = len(set(sample["target"])) if isinstance(sample["target"], list) else 1
-    # For acc_mutual_info, each choice is asked for a second time, after nothing.
-    times = 2 if "acc_mutual_info" in sample["metrics"] else 1
-    return right * times / len(sample["arguments"])
+    shares = []
+    for sample in (sample for leaf in leaves for sample in results["samples"][leaf]):
+        right = len(set(sample["target"])) if isinstance(sample["target"], list) else 1  # which it nearly always is
+        # For acc_mutual_info, each choice is asked for a second time, after nothing.
+        times = 2 if "acc_mutual_info" in sample["metrics"] else 1
+        shares.append(right * times / len(sample["arguments"]))
+    return mean(shares)
 
 
 def _leaves(results: Results, name: str) -> tuple[str, ...]:
@@ -331,3 +229,59 @@ def _finite(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
+
+
+# ---- document by document ----------------------------------------------------------------------------------------
+
+
+def read_answers(samples: Sequence[Mapping[str, Any]], *, task: str, metric: str, filter_name: str) -> Answers:
+    """Read the value of a metric for every document of a task that has one; nothing where one is no finite number."""
+    own = (s for s in samples if metric in s and s.get("filter", filter_name) == filter_name)
+    found = {(task, int(s["doc_id"]), str(s["doc_hash"])): _value(s[metric]) for s in own}
+    known = {document: value for document, value in found.items() if value is not None}
+    return known if len(known) == len(found) else {}
+
+
+def _value(value: Any) -> Value | None:
+    """Take a number, or a sum with the words or bytes that it is over."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    try:
+        numbers = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        return None
+    if not all(map(math.isfinite, numbers)):
+        return None
+    if len(numbers) == 2:
+        return (numbers[0], numbers[1]) if numbers[1] > 0 else None
+    return numbers[0] if not isinstance(value, (list, tuple)) else None
+
+
+def compare_answers(base: Sequence[Answers], pruned: Sequence[Answers], row: TaskComparison) -> PairedComparison | None:
+    """Compare what both models got on the documents of each task of a row, of which a group has several.
+
+    Nothing is taken for granted of how lm-eval makes one number of many: only a way that gives both models' own values
+    from the documents is used, over all documents at once or as the mean over tasks.  Returns None where no such way is
+    known, as for the F1 of a whole corpus.
+    """
+    if any(not ours or ours.keys() != theirs.keys() for ours, theirs in zip(base, pruned, strict=True)):
+        return None
+    whole = [[{d: v for answers in side for d, v in answers.items()}] for side in (base, pruned)]
+    weighted = isinstance(next(iter(whole[0][0].values())), tuple)
+    ways: list[tuple[Scale, Sequence[Answers], Sequence[Answers]]]
+    ways = [(scale, whole[0], whole[1]) for scale in (WEIGHTED if weighted else PLAIN)]
+    if not weighted and len(base) > 1:
+        ways.append(("mean", base, pruned))
+    for scale, ours, theirs in ways:
+        if fits(ours, scale=scale, expected=row.base.value) and fits(theirs, scale=scale, expected=row.pruned.value):
+            pairs = [pair(one, other, of=row.task) for one, other in zip(ours, theirs, strict=True)]
+            return compare_pairs(pairs, scale=scale, chance=row.chance)
+    return None
+
+
+def fits(tasks: Sequence[Answers], *, scale: Scale, expected: float) -> bool:
+    """Tell whether a number is what a scale makes of the values of all documents, every task counting the same."""
+    sums = ([v if isinstance(v, tuple) else (v, 1.0) for v in answers.values()] for answers in tasks)
+    means = [math.fsum(total for total, _ in rows) / math.fsum(length for _, length in rows) for rows in sums]
+    nats = -sum(means) / len(means)
+    value = {"mean": -nats, "perplexity": perplexity_of(nats), "bits": nats / math.log(2)}[scale]
+    return math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9)

@@ -16,7 +16,6 @@ from hubprune.core.files import existing_folder
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
 
-__all__ = ["DataSource", "commit_of", "content_of", "hub_id", "is_commit", "merge", "state_of"]
 
 FILE_FORMATS = frozenset({"arrow", "csv", "hdf5", "json", "pandas", "parquet", "text", "webdataset", "xml"})
 """Names that `load_dataset` takes for the format of files instead of for a repo."""
@@ -102,7 +101,14 @@ def state_of(source: DataSource) -> str | None:
     """
     if hub_id(source.dataset):
         return _state_on_hub(source)
-    return " ".join(_state_of_place(place, task=source.task) for place in _places(source))
+    states = []
+    for place in _places(source):
+        paths = [] if "://" in place else list(_files_at(place))
+        if not paths and "://" not in place:
+            hint = f"It was looked for at {Path(place).absolute()}; relative paths start at the working directory."
+            raise EvaluationError(f"The data file {place} of the benchmark {source.task} does not exist.", hint=hint)
+        states += [f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in paths] or [place]
+    return " ".join(states)
 
 
 def is_commit(state: str | None) -> bool:
@@ -127,15 +133,6 @@ def _places(source: DataSource) -> tuple[str, ...]:
     return source.files if source.dataset in FILE_FORMATS else (source.dataset,)
 
 
-def _state_of_place(place: str, *, task: str) -> str:
-    if "://" in place:
-        return place
-    if not (paths := list(_files_at(place))):
-        hint = f"It was looked for at {Path(place).absolute()}; relative paths start at the working directory."
-        raise EvaluationError(f"The data file {place} of the benchmark {task} does not exist.", hint=hint)
-    return " ".join(f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in paths)
-
-
 def _files_at(place: str) -> Iterator[Path]:
     """Yield a file, or those below a folder, or those that a pattern fits."""
     path = Path(place)
@@ -145,6 +142,7 @@ def _files_at(place: str) -> Iterator[Path]:
 
 
 def _state_on_hub(source: DataSource) -> str | None:
+    import httpx2  # what huggingface_hub talks with, and installs
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     named = f"The data set {source.dataset} of the benchmark {source.task}"
@@ -157,24 +155,20 @@ def _state_on_hub(source: DataSource) -> str | None:
     except (RepositoryNotFoundError, HFValidationError) as error:
         hint = f"Check its name and your login, or leave {source.task} out."
         raise EvaluationError(f"{named} does not exist, or this token may not see it.", hint=hint) from error
-    except _no_answer() as error:
+    except (OSError, httpx2.HTTPError) as error:
         if missing := _not_cached(source):
             reason = f"{named} cannot be reached and {missing} not in the cache: {first_line(error)}"
             raise EvaluationError(reason, hint="Go online once, or leave this benchmark out.") from error
         return None
-    _refuse_unreadable(source, info, named)
-    return info.sha
-
-
-def _refuse_unreadable(source: DataSource, info: DatasetInfo, named: str) -> None:
-    """Refuse what `datasets` would refuse when it reads the data set, after everything else was computed."""
+    # What follows `datasets` would refuse when it reads the data set, after everything else was computed.
     script = f"{source.dataset.split('/')[-1]}.py"
     if any(file.rfilename == script for file in info.siblings or ()):
         raise EvaluationError(f"{named} is read by a script, {script}, which datasets no longer runs.")
     declared = (info.card_data.get("configs") if info.card_data else None) or []
     names = [str(config.get("config_name", "default")) for config in declared if isinstance(config, dict)]
-    if names and (missing := [config for config in source.configs if config not in names]):
-        raise EvaluationError(f"{named} has no config {missing[0]}.", hint=f"It has: {', '.join(names)}.")
+    if names and (absent := [config for config in source.configs if config not in names]):
+        raise EvaluationError(f"{named} has no config {absent[0]}.", hint=f"It has: {', '.join(names)}.")
+    return info.sha
 
 
 def _ask_hub(dataset: str) -> DatasetInfo:
@@ -201,12 +195,6 @@ def _is_overloaded(error: BaseException) -> bool:
 
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     return status == 429 or status >= 500
-
-
-def _no_answer() -> tuple[type[Exception], ...]:
-    import httpx2  # what huggingface_hub talks with, and installs
-
-    return (OSError, httpx2.HTTPError)
 
 
 def _not_cached(source: DataSource) -> str | None:

@@ -1,15 +1,9 @@
 """How fast a model reads and writes against its base: paired rounds in random order, a control, and an interval.
 
-Each round times the base, the base again, and the model.  A sample is a whole answer: a prompt of fixed tokens fills a
-real KV cache, then further fixed tokens are fed one by one, so that no text that a model happens to write decides how
-much work it does.
-
-Take the time of work on a device: by its own events on a CUDA GPU, else by the wall clock.
-
-Run things in turns, and tell with a control and an interval how their times compare; no torch, no clock of its own.
-
-Runs one after the other drift with whatever else the machine does, by far more than the differences that are looked
-for.  So all take turns in one process, and what counts is the ratio within a round.
+Each round times the base, the base again, and the model.  Runs one after the other drift with whatever else the machine
+does, by far more than the differences that are looked for: so all take turns in one process, and what counts is the
+ratio within a round.  A sample is a whole answer: a prompt of fixed tokens fills a real KV cache, then further fixed
+tokens are fed one by one, so that no text that a model happens to write decides how much work it does.
 """
 
 from __future__ import annotations
@@ -17,8 +11,8 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -31,145 +25,14 @@ from hubprune.core.artifacts import Interval, Measure, SpeedMeasured
 from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.models import LoadedModel, memory_errors
 
-__all__ = [
-    "WARM_UPS",
-    "Clock",
-    "Round",
-    "SpeedSpec",
-    "answer",
-    "bootstrap",
-    "clock_of",
-    "fit_depths",
-    "inputs",
-    "measure",
-    "ratio_to_base",
-    "take_turns",
-]  # fmt: skip
-
-
-# ---- clocks --------------------------------------------------------------------------------------------------------
-
-
-class Clock(Protocol):
-    """Marks moments between pieces of work, and tells afterwards how long each piece took."""
-
-    def mark(self) -> Any:
-        """Mark a moment, after all work that was given to the device so far."""
-
-    def seconds(self, marks: Sequence[Any]) -> list[float]:
-        """Return the seconds from each mark to the next."""
-
-
-class WallClock:
-    """Waits for the device, then looks at the wall clock."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-
-    def mark(self) -> float:
-        """Return the time once all work is done."""
-        if self._device.startswith("mps"):
-            torch.mps.synchronize()
-        return time.perf_counter()
-
-    def seconds(self, marks: Sequence[float]) -> list[float]:
-        """Return the seconds from each mark to the next."""
-        return [end - start for start, end in pairwise(marks)]
-
-
-class CudaClock:
-    """Puts events between the kernels, so that the host runs ahead as it does in use, and waits once, at the end."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-
-    def mark(self) -> Any:
-        """Put an event behind the work that was launched so far."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def seconds(self, marks: Sequence[Any]) -> list[float]:
-        """Wait for the last event, and return the seconds from each to the next."""
-        marks[-1].synchronize()
-        return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]
-
-
-def clock_of(device: str) -> Clock:
-    """Return the clock for a device."""
-    return CudaClock(device) if device.startswith("cuda") else WallClock(device)
-
-
-# ---- rounds --------------------------------------------------------------------------------------------------------
-
-
-RESAMPLES = 2000
-Seen = TypeVar("Seen")
-Round = tuple[float, float, float]
-"""Seconds of base, base again and the model that is compared with it."""
-
-
-def take_turns(
-    runs: Mapping[str, Callable[[], Seen]], *, rounds: int, warm_ups: int, seed: int, advance: Callable[[int], None]
-) -> list[dict[str, Seen]]:
-    """Run everything once a round, each round in another random order, and return what the rounds saw.
-
-    Args:
-        runs: name -> what to run.
-        rounds: that count.
-        warm_ups: rounds before them whose results are thrown away.
-        seed: of the orders.
-        advance: told after every round, warm-ups included.
-    """
-    order, chance = list(runs), random.Random(seed)
-    seen: list[dict[str, Seen]] = []
-    for _ in range(warm_ups + rounds):
-        chance.shuffle(order)
-        with _no_garbage_collection():
-            seen.append({name: runs[name]() for name in order})
-        advance(1)
-    return seen[warm_ups:]
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Collect garbage between rounds only: with all of transformers loaded, that takes longer than many a token."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def ratio_to_base(rounds: Sequence[Round], *, seed: int) -> tuple[Interval, Interval]:
-    """Return the base's seconds over the model's, and as a control over its own, round by round."""
-    model = [base / other for base, _, other in rounds]
-    control = [base / again for base, again, _ in rounds]
-    return bootstrap(model, seed=seed), bootstrap(control, seed=seed)
-
-
-def bootstrap(values: Sequence[float], *, seed: int) -> Interval:
-    """Return the median of some values with its 95 % percentile interval over resamples.
-
-    Of 20 values, normal or skewed, it was seen to hold the true median in 94 of 100 cases, of more in closer to 95.
-    """
-    chance = random.Random(seed)
-    medians = sorted(median(chance.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return Interval(
-        median=median(values), low=medians[int(0.025 * RESAMPLES)], high=medians[int(0.975 * RESAMPLES) - 1]
-    )
-
-
-# ---- speed ---------------------------------------------------------------------------------------------------------
-
-
 WARM_UPS = 3
 """Rounds of every shape that do not count."""
 FIRST_TOKEN = 5
 """Tokens below are left out of prompts: in most vocabularies they are special."""
-
+RESAMPLES = 2000
+Seen = TypeVar("Seen")
+Round = tuple[float, float, float]
+"""Seconds of base, base again and the model that is compared with it."""
 Entry = Callable[[], AbstractContextManager[LoadedModel]]
 """Makes a block in which a model is ready to run."""
 
@@ -187,12 +50,9 @@ class SpeedSpec:
 
 
 def fit_depths(depths: Sequence[int], *, new_tokens: int, max_positions: int | None) -> tuple[int, ...]:
-    """Cut depths so that the new tokens fit behind them, ascending and each once.
+    """Cut depths, in tokens, so that the new tokens fit behind them into the model's positions, if it has a limit.
 
-    Args:
-        depths: tokens in the KV cache when decoding starts.
-        new_tokens: after them.
-        max_positions: of the model; None where its config gives no limit.
+    Returns them ascending and each once.
 
     Raises:
         EvaluationError: the model has no positions for the new tokens alone.
@@ -215,23 +75,16 @@ def measure(
     clock: Clock | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[SpeedMeasured, ...]:
-    """Time two models on one device in turns.
+    """Time two models on one device in turns, by the device's own clock where none is given.
 
-    Args:
-        base: makes a block in which the base is ready.
-        pruned: the same for the model that is compared with it.
-        spec: the shape and the rounds.
-        clock: None for that of the device.
-        advance: told after every round, `WARM_UPS` included.
-
-    Returns:
-        One entry per measure, in their own order; without a prompt there is only decoding.
+    `advance` is told after every round, `WARM_UPS` included.  Returns one entry per measure, in their own order; where
+    there is no prompt, of decoding alone.
 
     Raises:
         EvaluationError: the device's memory is too small.
     """
     entries = {"base": base, "again": base, "pruned": pruned}
-    runs = {name: partial(_sample_of, entry, spec, clock) for name, entry in entries.items()}
+    runs = {name: partial(_sample, entry, spec, clock) for name, entry in entries.items()}
     where = f"at depth {spec.depth} and batch size {spec.batch_size}"
     with torch.inference_mode(), memory_errors(where, hint="Ask for less depth or a smaller batch size."):
         seen = take_turns(runs, rounds=spec.rounds, warm_ups=WARM_UPS, seed=spec.seed, advance=advance)
@@ -261,20 +114,16 @@ def _measured(name: Measure, rounds: Sequence[Round], spec: SpeedSpec) -> SpeedM
     )
 
 
-def _sample_of(entry: Entry, spec: SpeedSpec, clock: Clock | None) -> Mapping[Measure, float]:
-    with entry() as model:
-        return _sample(model, spec, clock or clock_of(model.device))
-
-
-def _sample(model: LoadedModel, spec: SpeedSpec, clock: Clock) -> Mapping[Measure, float]:
+def _sample(entry: Entry, spec: SpeedSpec, clock: Clock | None) -> Mapping[Measure, float]:
     """Return the seconds of every measure for one answer."""
-    prompt = inputs(model, spec)
-    # Two thirds of all samples run the base: without this, the weights of small models would be in the processor's
-    # cache more often for the base.
-    model.model(prompt[:, :1], use_cache=False)
-    marks: list[Any] = [clock.mark()]
-    answer(model, prompt, spec, between=lambda: marks.append(clock.mark()))
-    seconds = clock.seconds(marks)
+    with entry() as model:
+        timer, prompt = clock or clock_of(model.device), inputs(model, spec)
+        # Two thirds of all samples run the base: without this, the weights of small models would be in the processor's
+        # cache more often for the base.
+        model.model(prompt[:, :1], use_cache=False)
+        marks: list[Any] = [timer.mark()]
+        answer(model, prompt, spec, between=lambda: marks.append(timer.mark()))
+        seconds = timer.seconds(marks)
     if not spec.depth:
         return {"decode": seconds[0]}
     prefill, choice, decode = seconds
@@ -288,13 +137,10 @@ def inputs(model: LoadedModel, spec: SpeedSpec) -> torch.Tensor:
 
 
 def answer(model: LoadedModel, prompt: torch.Tensor, spec: SpeedSpec, *, between: Callable[[], None]) -> Any:
-    """Read a prompt, choose the first token, then feed the fixed new tokens one by one; return the KV cache.
+    """Read a prompt from `inputs`, choose a token, then feed the fixed new tokens one by one; return the KV cache.
 
-    Args:
-        model: what runs.
-        prompt: from `inputs`.
-        spec: the shape; with a depth of 0 the cache starts empty.
-        between: told after the prompt, after the choice, and at the end; without a prompt, at the end alone.
+    `between` is told after the prompt, after the choice, and at the end; with a depth of 0, where the cache starts
+    empty, at the end alone.
     """
     cache: Any = None
     if spec.depth:
@@ -308,3 +154,99 @@ def answer(model: LoadedModel, prompt: torch.Tensor, spec: SpeedSpec, *, between
         cache = model.model(token, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
     between()
     return cache
+
+
+# ---- in turns --------------------------------------------------------------------------------------------------------
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[], Seen]], *, rounds: int, warm_ups: int, seed: int, advance: Callable[[int], None]
+) -> list[dict[str, Seen]]:
+    """Run everything once a round, each round in another random order, and return what the rounds saw by name.
+
+    The results of the warm-ups are thrown away; `advance` is told after every round, warm-ups included.
+    """
+    order, chance = list(runs), random.Random(seed)
+    seen: list[dict[str, Seen]] = []
+    for _ in range(warm_ups + rounds):
+        chance.shuffle(order)
+        was_enabled = gc.isenabled()
+        gc.disable()  # but between rounds: with all of transformers loaded, that takes longer than many a token
+        try:
+            seen.append({name: runs[name]() for name in order})
+        finally:
+            if was_enabled:
+                gc.enable()
+        advance(1)
+    return seen[warm_ups:]
+
+
+def ratio_to_base(rounds: Sequence[Round], *, seed: int) -> tuple[Interval, Interval]:
+    """Return the base's seconds over the model's, and as a control over its own, round by round."""
+    model = [base / other for base, _, other in rounds]
+    control = [base / again for base, again, _ in rounds]
+    return bootstrap(model, seed=seed), bootstrap(control, seed=seed)
+
+
+def bootstrap(values: Sequence[float], *, seed: int) -> Interval:
+    """Return the median of some values with its 95 % percentile interval over resamples.
+
+    Of 20 values, normal or skewed, it was seen to hold the true median in 94 of 100 cases, of more in closer to 95.
+    """
+    chance = random.Random(seed)
+    medians = sorted(median(chance.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    low, high = medians[int(0.025 * RESAMPLES)], medians[int(0.975 * RESAMPLES) - 1]
+    return Interval(median=median(values), low=low, high=high)
+
+
+# ---- clocks ----------------------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Marks moments between pieces of work, and tells afterwards how long each piece took."""
+
+    def mark(self) -> Any:
+        """Mark a moment, after all work that was given to the device so far."""
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]:
+        """Return the seconds from each mark to the next."""
+
+
+@dataclass(frozen=True)
+class WallClock:
+    """Waits for the device, then looks at the wall clock."""
+
+    device: str
+
+    def mark(self) -> float:
+        """Return the time once all work is done."""
+        if self.device.startswith("mps"):
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+    def seconds(self, marks: Sequence[float]) -> list[float]:
+        """Return the seconds from each mark to the next."""
+        return [end - start for start, end in pairwise(marks)]
+
+
+@dataclass(frozen=True)
+class CudaClock:
+    """Puts events between the kernels, so that the host runs ahead as it does in use, and waits once, at the end."""
+
+    device: str
+
+    def mark(self) -> Any:
+        """Put an event behind the work that was launched so far."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def seconds(self, marks: Sequence[Any]) -> list[float]:
+        """Wait for the last event, and return the seconds from each to the next."""
+        marks[-1].synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]
+
+
+def clock_of(device: str) -> Clock:
+    """Return the clock for a device."""
+    return CudaClock(device) if device.startswith("cuda") else WallClock(device)

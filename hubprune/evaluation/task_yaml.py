@@ -15,10 +15,13 @@ from hubprune.core.errors import EvaluationError
 from hubprune.core.specs import shown
 from hubprune.core.strict import TaggedText, parse_yaml, refuse_depth
 
-__all__ = ["broken_files", "calls_python", "includes_of", "read_task_file", "refuse_misfit"]
-
 UNPICKLING = frozenset({"pandas", "webdataset"})
 """Formats of files whose reader in `datasets` unpickles, or has done so."""
+TEXTS = (
+    "dataset_path", "dataset_name", "training_split", "validation_split", "test_split", "fewshot_split", "output_type",
+    "description", "target_delimiter", "fewshot_delimiter",
+)  # fmt: skip
+KINDS: Mapping[type, str] = {str: "text", dict: "mapping", list: "list", int: "whole number"}
 
 
 class _DeadlyFileError(EvaluationError):
@@ -102,15 +105,6 @@ def calls_python(value: Any) -> bool:
     if isinstance(value, dict):
         return any(calls_python(item) for pair in value.items() for item in pair)
     return any(map(calls_python, value)) if isinstance(value, (list, tuple, set)) else isinstance(value, TaggedText)
-
-
-# ---- what is read of a task before its data ----------------------------------------------------------------------
-
-TEXTS = (
-    "dataset_path", "dataset_name", "training_split", "validation_split", "test_split", "fewshot_split", "output_type",
-    "description", "target_delimiter", "fewshot_delimiter",
-)  # fmt: skip
-KINDS: Mapping[type, str] = {str: "text", dict: "mapping", list: "list", int: "whole number"}
 
 
 def refuse_misfit(name: str, config: Mapping[str, Any]) -> None:

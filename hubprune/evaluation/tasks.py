@@ -1,9 +1,7 @@
-"""Find lm-eval tasks by name in a fraction of a second, and load them.
+"""Find lm-eval tasks by name in a fraction of a second, load them, and list the files of tasks of one's own.
 
 `TaskManager()` parses some 14,000 YAML files, which takes over 8 s.  Here their `task:` and `group:` lines are read for
 the folder of each name, and only the folders that a run needs are indexed.
-
-The files that define tasks of one's own: what has to be published for others to run the same benchmarks.
 """
 
 from __future__ import annotations
@@ -22,15 +20,10 @@ from hubprune.core.console import LARGEST, log_level
 from hubprune.core.errors import EvaluationError, HubpruneError
 from hubprune.core.files import existing_folder
 from hubprune.core.recipe import EvaluationSpec
-from hubprune.core.specs import SUITES, shown
+from hubprune.core.specs import shown
+from hubprune.core.suites import SUITES
 from hubprune.evaluation.sources import DataSource, content_of, first_line, hub_id, merge
 from hubprune.evaluation.task_yaml import broken_files, calls_python, includes_of, read_task_file, refuse_misfit
-
-__all__ = ["Suite", "data_sources", "find_tasks", "load_tasks", "local_data", "task_files", "task_paths"]
-
-
-# ---- tasks ---------------------------------------------------------------------------------------------------------
-
 
 _DEFINITION = re.compile(rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
 
@@ -51,9 +44,6 @@ class Suite:
         return {"tasks": self.tasks, "groups": self.groups, "group_map": self.group_map}
 
 
-# ---- by name -----------------------------------------------------------------------------------------------------
-
-
 def find_tasks(spec: EvaluationSpec) -> Any:
     """Index the tasks of a spec and nothing else; no data set is read.
 
@@ -72,7 +62,8 @@ def find_tasks(spec: EvaluationSpec) -> Any:
         if any(name not in manager.task_index and _is_mentioned(name) for name in spec.tasks):
             manager = _manager(broken, include_path=spec.include_path)  # a tag: its members may be anywhere
     _refuse_broken(spec, manager, broken)
-    _refuse_unknown(spec, manager.task_index, broken)
+    if unknown := [name for name in spec.tasks if name not in manager.task_index]:
+        raise _unknown(unknown[0], spec, manager.task_index, broken)
     _refuse_unfit(spec, manager.task_index)
     _refuse_examples(spec, manager.task_index)
     return manager
@@ -83,7 +74,9 @@ def _index(spec: EvaluationSpec, broken: Mapping[Path, EvaluationError]) -> Any:
     include = [spec.include_path] if spec.include_path else []
     folders: set[Path] = set()
     while True:
-        manager = _manager(broken, include_path=[*_outermost(folders), *include], include_defaults=False)
+        # Folders inside others are left out, since lm-eval looks into subfolders itself.
+        outermost = sorted(folder for folder in folders if not folders.intersection(folder.parents))
+        manager = _manager(broken, include_path=[*outermost, *include], include_defaults=False)
         missing = {name for name, entry in _walk(manager.task_index, spec.tasks) if entry is None}
         new = {folder for name in missing if (folder := stock_folders().get(name))} - folders
         if not new:
@@ -100,12 +93,6 @@ def _manager(broken: Mapping[Path, EvaluationError], **options: Any) -> Any:
     except Exception as error:
         own = EvaluationError(f"lm-eval cannot read the files of tasks: {first_line(error)}.")
         raise next(iter(broken.values()), own) from error
-
-
-def _outermost(folders: Iterable[Path]) -> list[Path]:
-    """Leave out folders inside others, since lm-eval looks into subfolders itself."""
-    chosen = set(folders)
-    return sorted(f for f in chosen if not chosen.intersection(f.parents))
 
 
 @cache
@@ -138,14 +125,12 @@ def _walk(index: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str,
     while stack:
         if (name := stack.pop()) not in seen:
             seen.add(name)
-            yield name, index.get(name)
-            stack.extend(reversed(list(_members(index.get(name)))))
-
-
-def _members(entry: Any) -> Iterable[str]:
-    if entry is None or entry.kind.name not in {"TAG", "GROUP"}:
-        return ()
-    return sorted(entry.tags) if entry.kind.name == "TAG" else _member_names(entry.cfg.get("task"))
+            entry = index.get(name)
+            yield name, entry
+            if entry and entry.kind.name == "TAG":
+                stack.extend(sorted(entry.tags, reverse=True))
+            elif entry and entry.kind.name == "GROUP":
+                stack.extend(reversed(list(_member_names(entry.cfg.get("task")))))
 
 
 def _member_names(items: Any) -> Iterator[str]:
@@ -173,17 +158,14 @@ def _refuse_broken(spec: EvaluationSpec, manager: Any, broken: Mapping[Path, Eva
             raise error
 
 
-def _refuse_unknown(spec: EvaluationSpec, index: Mapping[str, Any], broken: Mapping[Path, EvaluationError]) -> None:
-    unknown = [name for name in spec.tasks if name not in index]
-    if not unknown:
-        return
-    near = difflib.get_close_matches(unknown[0], {*stock_folders(), *index, *SUITES}, n=3)
+def _unknown(name: str, spec: EvaluationSpec, index: Mapping[str, Any], broken: Mapping[Path, Any]) -> EvaluationError:
+    near = difflib.get_close_matches(name, {*stock_folders(), *index, *SUITES}, n=3)
     places = f"lm-eval's own tasks or in {spec.include_path}" if spec.include_path else "lm-eval's own tasks"
     own = f"Suites: {', '.join(SUITES)}."
     own += "" if spec.include_path else " For tasks of your own, pass --include-path FOLDER."
     own += f" Not read: {next(iter(broken.values())).message}" if broken else ""
     hint = f"Did you mean {' or '.join(near)}? {own}" if near else own
-    raise EvaluationError(f"There is no benchmark {unknown[0]} in {places}.", hint=hint)
+    return EvaluationError(f"There is no benchmark {name} in {places}.", hint=hint)
 
 
 def _refuse_unfit(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
@@ -226,22 +208,15 @@ def data_sources(manager: Any, names: Iterable[str]) -> tuple[DataSource, ...]:
 
 
 def local_data(spec: EvaluationSpec) -> list[tuple[str, str]]:
-    """List the data sets of a spec that are made of local files: what others call it, and its SHA-256."""
-    sources = data_sources(find_tasks(spec), spec.tasks)
-    return [(_name_of(source), content_of(source)) for source in sources if not hub_id(source.dataset)]
-
-
-def _name_of(source: DataSource) -> str:
-    """Name local files without the folders that they are in on this machine."""
-    return ", ".join(Path(place).name for place in source.files or (source.dataset,))
+    """List the data sets of a spec that are made of local files: their names without folders, and the SHA-256."""
+    local = [source for source in data_sources(find_tasks(spec), spec.tasks) if not hub_id(source.dataset)]
+    names = [", ".join(Path(place).name for place in source.files or (source.dataset,)) for source in local]
+    return list(zip(names, map(content_of, local), strict=True))
 
 
 def task_paths(manager: Any, names: Iterable[str]) -> tuple[Path, ...]:
     """List the YAML files of the given tasks and groups and of everything below them."""
     return tuple(entry.yaml_path for _, entry in _walk(manager.task_index, names) if entry and entry.yaml_path)
-
-
-# ---- with documents ----------------------------------------------------------------------------------------------
 
 
 def load_tasks(spec: EvaluationSpec) -> Suite:
@@ -290,6 +265,7 @@ class BoundedAggregation:
         self.__name__ = getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, values: Sequence[Any]) -> Any:
+        """Make one number of many, `LARGEST` at most."""
         try:
             found = self._function(values)
         except OverflowError:
@@ -316,9 +292,6 @@ def _load(manager: Any, name: str) -> Any:
         datasets = ", ".join(sorted({s.dataset for s in data_sources(manager, [name])})) or "made by its own code"
         message = f"Cannot load the benchmark {name} (data set: {datasets}): {first_line(error)}"
         raise EvaluationError(message) from error
-
-
-# ---- task files ----------------------------------------------------------------------------------------------------
 
 
 def task_files(spec: EvaluationSpec) -> dict[str, Path]:
@@ -349,17 +322,13 @@ def _collect(path: Path, folder: Path, found: dict[str, Path]) -> None:
     name = file.relative_to(folder).as_posix()
     if name not in found:
         found[name] = file
-        for include in _includes(file):
+        values = read_task_file(file)
+        if calls_python(values):  # however it writes `!function`
+            message = f"The benchmark file {file} calls Python functions, and such tasks cannot be published."
+            raise EvaluationError(message, hint="Write it without !function, or bring the task into lm-eval.")
+        names = includes_of(values, where=file)
+        if absolute := next((name for name in names if Path(name).is_absolute()), None):
+            message = f"The benchmark file {file} includes {absolute}, a path of this machine alone."
+            raise EvaluationError(message, hint="Write the path relative to the file that includes it.")
+        for include in names:
             _collect(file.parent / include, folder, found)
-
-
-def _includes(file: Path) -> list[str]:
-    values = read_task_file(file)
-    if calls_python(values):  # however it writes `!function`
-        message = f"The benchmark file {file} calls Python functions, and such tasks cannot be published."
-        raise EvaluationError(message, hint="Write it without !function, or bring the task into lm-eval.")
-    names = list(includes_of(values, where=file))
-    if absolute := next((name for name in names if Path(name).is_absolute()), None):
-        message = f"The benchmark file {file} includes {absolute}, a path of this machine alone."
-        raise EvaluationError(message, hint="Write the path relative to the file that includes it.")
-    return names

@@ -1,1 +1,12 @@
-"""Exports: a checkpoint in the formats of other runtimes, each compared with transformers after it was written."""
+"""Exports: a checkpoint in the formats of other runtimes, each compared with transformers after it was written.
+
+In comes a folder with a checkpoint, pruned or not; out comes a GGUF file for llama.cpp, and what the comparison saw.
+
+- hyperparameters: the numbers of config.json that the file needs, checked.
+- tensors: how the layers are laid out, the list of tensors, and their bytes.
+- vocabulary: what a tokenizer is to llama.cpp, and byte-level BPE.
+- sentencepiece: the BPE of SentencePiece, from tokenizer.json or tokenizer.model.
+- writing: all of that put together, and the file.
+- parity, parity_process: the comparison with transformers, in a process of its own.
+- artifact: what an export says of itself.
+"""

@@ -21,9 +21,9 @@ from hubprune.core.console import size
 from hubprune.core.devices import available_bytes
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import is_carried, scratch_folder
-from hubprune.core.modeling import link_model
 from hubprune.core.processes import run_to_end
 from hubprune.core.structure import Structure
+from hubprune.core.templates import link_model
 from hubprune.core.weights import open_weights
 from hubprune.exporting.artifact import Outtype, Parity, ParityFigures
 from hubprune.exporting.parity_process import ParityRequest, ParitySeen
@@ -74,13 +74,6 @@ def measure(
 ) -> ParitySeen:
     """Run a file in llama.cpp and its checkpoint in transformers, both in one fresh process.
 
-    Args:
-        file: the GGUF file.
-        content: what it holds.
-        folder: the checkpoint.
-        config: its parsed config.json.
-        structure: which sublayers it has.
-
     Raises:
         VerificationError: one of the two does not load or run.
     """
@@ -96,7 +89,24 @@ def measure(
             context_length=content.sizes.context_length,
             tolerance=F32_TOLERANCE,
         )
-        return _in_fresh_process(request)
+        with scratch_folder(name="hubprune-modules") as modules:
+            # transformers copies the modeling file into a cache of modules before it imports it; ours is thrown away.
+            done = run_to_end(
+                [sys.executable, "-m", "hubprune.exporting.parity_process"],
+                input=request.model_dump_json(),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env={**os.environ, "HF_MODULES_CACHE": str(modules)},
+            )
+    if done.returncode == -9:
+        raise VerificationError(
+            "The fresh process that compares the export was killed.", hint="Most likely the memory was too small."
+        )
+    try:
+        return ParitySeen.model_validate_json(done.stdout.splitlines()[-1])
+    except (IndexError, ValidationError) as error:
+        raise VerificationError(f"The export could not be compared: {_reason(done.stderr)}") from error
 
 
 @contextmanager
@@ -114,27 +124,6 @@ def _reference_folder(folder: Path, config: Mapping[str, Any], structure: Struct
         yield model
 
 
-def _in_fresh_process(request: ParityRequest) -> ParitySeen:
-    with scratch_folder(name="hubprune-modules") as modules:
-        # transformers copies the modeling file into a cache of modules before it imports it; ours is thrown away.
-        done = run_to_end(
-            [sys.executable, "-m", "hubprune.exporting.parity_process"],
-            input=request.model_dump_json(),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env={**os.environ, "HF_MODULES_CACHE": str(modules)},
-        )
-    if done.returncode == -9:
-        raise VerificationError(
-            "The fresh process that compares the export was killed.", hint="Most likely the memory was too small."
-        )
-    try:
-        return ParitySeen.model_validate_json(done.stdout.splitlines()[-1])
-    except (IndexError, ValidationError) as error:
-        raise VerificationError(f"The export could not be compared: {_reason(done.stderr)}") from error
-
-
 def _reason(text: str) -> str:
     """Return the line of a log that says most: llama.cpp's error, else the last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -143,11 +132,7 @@ def _reason(text: str) -> str:
     return (loading or telling[-1:] or lines[-1:] or ["it ended without a word."])[0]
 
 
-# ---- the verdict -------------------------------------------------------------------------------------------------
-
-
-def rule(outtype: Outtype) -> str:
-    """Say what an export has to fulfil."""
+def _rule(outtype: Outtype) -> str:
     texts = "texts cut into the same tokens"
     if outtype == "f32":
         return f"logits within {F32_TOLERANCE:g}, the same next tokens, the same greedy texts, {texts}"
@@ -158,13 +143,7 @@ def rule(outtype: Outtype) -> str:
 
 
 def failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | None) -> tuple[str, ...]:
-    """List what an export does not fulfil.
-
-    Args:
-        outtype: type of its matrices.
-        model: its figures.
-        control: those of the unpruned base, where there is one.
-    """
+    """List what an export does not fulfil, given its figures and those of the unpruned base, where there is one."""
     found = list(_logit_failures(outtype, model, control))
     if different := model.tokenized_texts - model.equal_tokenized_texts:
         found.append(f"{different} of {model.tokenized_texts} texts are cut into other tokens")
@@ -175,7 +154,9 @@ def failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | No
 
 def _logit_failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | None) -> Iterator[str]:
     if outtype != "f32":
-        limit = _relative_limit(outtype, control)
+        limit = ROUNDED[outtype]
+        if control is not None:
+            limit = min(limit, max(TIMES_CONTROL * control.relative_difference, CONTROL_FLOOR * limit))
         if model.relative_difference > limit:
             yield f"logits differ by {model.relative_difference:.2%} of their spread, {limit:.2%} are allowed"
         return
@@ -185,13 +166,6 @@ def _logit_failures(outtype: Outtype, model: ParityFigures, control: ParityFigur
         yield f"another next token at {other} of {model.positions} positions"
     if model.equal_greedy_texts < model.greedy_texts:
         yield f"{model.greedy_texts - model.equal_greedy_texts} of {model.greedy_texts} greedy texts differ"
-
-
-def _relative_limit(outtype: Outtype, control: ParityFigures | None) -> float:
-    limit = ROUNDED[outtype]
-    if control is None:
-        return limit
-    return min(limit, max(TIMES_CONTROL * control.relative_difference, CONTROL_FLOOR * limit))
 
 
 def judge(outtype: Outtype, seen: ParitySeen, *, control: ParitySeen | None, without_control: str | None) -> Parity:
@@ -204,7 +178,7 @@ def judge(outtype: Outtype, seen: ParitySeen, *, control: ParitySeen | None, wit
         model=seen.figures,
         control=other,
         without_control=without_control,
-        rule=rule(outtype),
+        rule=_rule(outtype),
         failures=failed,
         transformers=seen.transformers,
         llama_cpp_python=seen.llama_cpp_python,

@@ -78,7 +78,19 @@ def compare(request: ParityRequest) -> ParitySeen:
 
     reference = _ask_transformers(request)
     gc.collect()
-    llama = _open_llama(request, reference)
+    longest = max(len(row) for row in reference.rows) + request.new_tokens
+    llama = llama_cpp.Llama(
+        request.gguf,
+        n_ctx=longest,
+        n_batch=longest,
+        n_ubatch=longest,
+        n_gpu_layers=0,
+        logits_all=True,
+        flash_attn=False,
+        type_k=F32,
+        type_v=F32,
+        verbose=True,  # the parent shows what it says if it fails
+    )
     figures, different = _compare(request, reference, llama)
     return ParitySeen(
         figures=figures,
@@ -86,9 +98,6 @@ def compare(request: ParityRequest) -> ParitySeen:
         transformers=transformers.__version__,
         llama_cpp_python=llama_cpp.__version__,
     )
-
-
-# ---- transformers ------------------------------------------------------------------------------------------------
 
 
 def _ask_transformers(request: ParityRequest) -> _Reference:
@@ -131,29 +140,7 @@ def _greedy(model: Any, row: list[int], new_tokens: int, room: int) -> tuple[lis
     return ids, np.stack(seen)
 
 
-# ---- llama.cpp ---------------------------------------------------------------------------------------------------
-
-
-def _open_llama(request: ParityRequest, reference: _Reference) -> Any:
-    from llama_cpp import Llama
-
-    longest = max(len(row) for row in reference.rows) + request.new_tokens
-    return Llama(
-        request.gguf,
-        n_ctx=longest,
-        n_batch=longest,
-        n_ubatch=longest,
-        n_gpu_layers=0,
-        logits_all=True,
-        flash_attn=False,
-        type_k=F32,
-        type_v=F32,
-        verbose=True,  # the parent shows what it says if it fails
-    )
-
-
-def _logits(llama: Any, row: list[int]) -> Logits:
-    """Return the logits behind every token of a row, [positions, vocabulary]."""
+def _llama_logits(llama: Any, row: list[int]) -> Logits:
     llama.reset()
     llama.eval(row)
     found: Logits = llama.scores[: len(row)].copy()
@@ -171,19 +158,11 @@ def _llama_greedy(llama: Any, row: list[int], new_tokens: int) -> list[int]:
     return ids
 
 
-def _tokenized(llama: Any, text: str) -> list[int]:
-    ids: list[int] = llama.tokenize(text.encode(), add_bos=True, special=True)
-    return ids
-
-
-# ---- both --------------------------------------------------------------------------------------------------------
-
-
 def _compare(request: ParityRequest, reference: _Reference, llama: Any) -> tuple[ParityFigures, str | None]:
     import numpy as np
 
     theirs = np.concatenate(reference.logits)
-    ours = np.concatenate([_logits(llama, row) for row in reference.rows])
+    ours = np.concatenate([_llama_logits(llama, row) for row in reference.rows])
     greedy = [
         _llama_greedy(llama, _start(row, request), len(ids))
         for row, ids in zip(reference.rows, reference.greedy, strict=True)
@@ -192,7 +171,11 @@ def _compare(request: ParityRequest, reference: _Reference, llama: Any) -> tuple
         _same_up_to_a_tie(*texts, tolerance=request.tolerance)
         for texts in zip(reference.greedy, greedy, reference.greedy_logits, strict=True)
     ]
-    different = [t for t, ids in zip(request.texts, reference.tokens, strict=True) if _tokenized(llama, t) != ids]
+    different = [
+        text
+        for text, ids in zip(request.texts, reference.tokens, strict=True)
+        if llama.tokenize(text.encode(), add_bos=True, special=True) != ids
+    ]
     best, named = theirs.argmax(axis=1), ours.argmax(axis=1)
     where = np.arange(len(best))
     close = theirs[where, best] - theirs[where, named] <= request.tolerance

@@ -1,9 +1,9 @@
-"""SentencePiece's own tokenizer.model, read without its library: a protobuf message of pieces, scores and types.
+"""SentencePiece's BPE, from tokenizer.json or from its own tokenizer.model.
 
-The fields are those of `sentencepiece_model.proto` (https://github.com/google/sentencepiece); the encoding is
+In tokenizer.json are merges in order, which become the scores that llama.cpp merges by.  tokenizer.model is read
+without SentencePiece's library: a protobuf message of pieces, scores and types.  The fields are those of
+`sentencepiece_model.proto` (https://github.com/google/sentencepiece), the encoding is
 https://protobuf.dev/programming-guides/encoding/.
-
-SentencePiece's BPE as tokenizer.json has it: merges in order become the scores that llama.cpp merges by.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from hubprune.exporting.vocabulary import (
@@ -32,120 +31,6 @@ from hubprune.exporting.vocabulary import (
     special_ids,
     vocab_of,
 )
-
-# ---- sentencepiece model -------------------------------------------------------------------------------------------
-
-
-FILE = "tokenizer.model"
-PIECES, TRAINER, NORMALIZER = 1, 2, 3
-TEXT, SCORE, TYPE = 1, 2, 3
-MODEL_TYPE, BPE = 3, 2
-PRECOMPILED_CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3, 4, 5
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-
-
-def read_model(files: TokenizerFiles) -> Vocabulary:
-    """Read a tokenizer.model, with the added tokens of tokenizer_config.json.
-
-    Raises:
-        CheckpointError: it is broken.
-        UnsupportedFormatError: it is no BPE, or normalizes in a way that llama.cpp does not.
-    """
-    pieces, trainer, normalizer = _message(files)
-    if trainer.get(MODEL_TYPE, 1) != BPE:
-        raise files.foreign(f"{FILE} is no BPE")
-    if normalizer.get(REMOVE_EXTRA_WHITESPACES, 1):
-        raise files.foreign(f"{FILE} removes spaces")
-    if normalizer.get(PRECOMPILED_CHARSMAP) or not normalizer.get(ESCAPE_WHITESPACES, 1):
-        raise files.foreign(f"{FILE} normalizes texts")
-    known = {number: (text, kind) for number, (text, _, kind) in enumerate(pieces)}
-    for text, number in ((text, number) for number, (text, _) in known.items()):
-        check_number(files, text, number)
-    _add(files, known)
-    texts, types = filled(files, known)
-    scores = [score for _, score, _ in pieces] + [-1000.0] * (len(texts) - len(pieces))
-    ids = {"unk": 0, **special_ids(files, texts)}
-    return Vocabulary(
-        model="llama",
-        pre="default",
-        tokens=texts,
-        types=types,
-        scores=tuple(scores),
-        add_space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)),
-        special_ids=ids,
-        add_bos=files.settings.get("add_bos_token") is not False,
-        add_eos=files.settings.get("add_eos_token") is True,
-        chat_template=chat_template(files),
-    )
-
-
-def _add(files: TokenizerFiles, known: dict[int, tuple[str, TokenType]]) -> None:
-    listed = files.settings.get("added_tokens_decoder") or {}
-    if not isinstance(listed, dict):
-        raise files.broken("added_tokens_decoder is no object")
-    for key, entry in listed.items():
-        token = added_token(files, entry, int(key) if key.isdecimal() else None)
-        if known.get(token.number, ("", None))[1] != TokenType.UNKNOWN:
-            kind = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
-            known[token.number] = (token.content, kind)
-
-
-def _message(
-    files: TokenizerFiles,
-) -> tuple[list[tuple[str, float, TokenType]], dict[int, Any], dict[int, Any]]:
-    """Return the pieces, and the settings of trainer and normalizer by field number."""
-    data = Path(files.folder / FILE).read_bytes()
-    pieces, trainer, normalizer = [], dict[int, Any](), dict[int, Any]()
-    try:
-        for field, value in _fields(data):
-            if field == PIECES:
-                pieces.append(_piece(dict(_fields(value))))
-            elif field == TRAINER:
-                trainer = dict(_fields(value))
-            elif field == NORMALIZER:
-                normalizer = dict(_fields(value))
-    except (ValueError, IndexError, TypeError, KeyError, AttributeError, struct.error) as error:
-        raise files.broken(f"{FILE} is no SentencePiece model") from error
-    return pieces, trainer, normalizer
-
-
-def _piece(fields: dict[int, Any]) -> tuple[str, float, TokenType]:
-    score = struct.unpack("<f", fields[SCORE])[0] if SCORE in fields else 0.0
-    return fields[TEXT].decode(), score, TokenType(fields.get(TYPE, 1))
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield field number and value: an int for a varint, bytes for everything else."""
-    position = 0
-    while position < len(data):
-        key, position = _varint(data, position)
-        kind = key & 7
-        if kind == VARINT:
-            value, position = _varint(data, position)
-            yield key >> 3, value
-            continue
-        if kind == BYTES:
-            length, position = _varint(data, position)
-        else:
-            length = {FIXED64: 8, FIXED32: 4}[kind]
-        if position + length > len(data):
-            raise ValueError("truncated")
-        yield key >> 3, data[position : position + length]
-        position += length
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while data[position] & 0x80:
-        value |= (data[position] & 0x7F) << shift
-        shift, position = shift + 7, position + 1
-        if shift > 63:
-            raise ValueError("varint of more than 64 bits")
-    return value | data[position] << shift, position + 1
-
-
-# ---- pieces --------------------------------------------------------------------------------------------------------
-
 
 SPACE = "▁"
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -176,7 +61,7 @@ def read_pieces(files: TokenizerFiles) -> Vocabulary:
         raise files.foreign("it does not have all 256 bytes")
     if not _score_order(vocab, merges):
         raise files.foreign("its merges are not in the order of scores, by which llama.cpp merges")
-    texts, types = filled(files, typed(vocab, added_of(files), unknown=model.get("unk_token")))
+    texts, types = filled(files, _typed(vocab, added_of(files), unknown=model.get("unk_token")))
     ids, add_bos, add_eos = ends(files, special_ids(files, texts))
     return Vocabulary(
         model="llama",
@@ -193,20 +78,16 @@ def read_pieces(files: TokenizerFiles) -> Vocabulary:
     )
 
 
-def typed(vocab: Mapping[str, int], added: Sequence[Added], *, unknown: Any) -> dict[int, tuple[str, TokenType]]:
+def _typed(vocab: Mapping[str, int], added: Sequence[Added], *, unknown: Any) -> dict[int, tuple[str, TokenType]]:
     """Return text and type of every token by its number."""
     known = {n: (text, TokenType.BYTE if BYTE.fullmatch(text) else TokenType.NORMAL) for text, n in vocab.items()}
     for token in added:
         # llama.cpp looks for these in the text as it is, before spaces become ▁.
-        found = (token.content, TokenType.CONTROL) if token.special else _user_defined(token)
-        known[token.number] = found
+        user_defined = token.content.replace(SPACE, " "), TokenType.USER_DEFINED
+        known[token.number] = (token.content, TokenType.CONTROL) if token.special else user_defined
     if isinstance(unknown, str) and unknown in vocab:
         known[vocab[unknown]] = (unknown, TokenType.UNKNOWN)
     return known
-
-
-def _user_defined(token: Added) -> tuple[str, TokenType]:
-    return token.content.replace(SPACE, " "), TokenType.USER_DEFINED
 
 
 def _space_prefix(files: TokenizerFiles) -> tuple[bool, tuple[str, ...]]:
@@ -239,19 +120,16 @@ def _normalized(files: TokenizerFiles) -> bool:
 def _score_order(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> bool:
     """Tell whether merging by the score of the result is merging in the order of the list.
 
-    It is when all ways to make a token stand together in the list, and none is missing there.
+    It is when all ways to make a token stand together in the list, and none is missing there.  Bytes and what looks
+    like a special token do not count, since no text is merged into them.
     """
     results = [left + right for left, right in merges]
     if len([*groupby(results)]) != len(set(results)):
         return False
     listed = set(merges)
-    pairs = ((text[:cut], text[cut:]) for text in vocab if not _is_marked(text) for cut in range(1, len(text)))
+    made = (text for text in vocab if not (text.startswith("<") and text.endswith(">")))
+    pairs = ((text[:cut], text[cut:]) for text in made for cut in range(1, len(text)))
     return all(pair in listed for pair in pairs if pair[0] in vocab and pair[1] in vocab)
-
-
-def _is_marked(text: str) -> bool:
-    """Tell whether a token is a byte or looks like a special token, which no text is merged into."""
-    return text.startswith("<") and text.endswith(">")
 
 
 def _scores(texts: Sequence[str], merges: Sequence[tuple[str, str]]) -> tuple[float, ...]:
@@ -260,3 +138,108 @@ def _scores(texts: Sequence[str], merges: Sequence[tuple[str, str]]) -> tuple[fl
     for rank, (left, right) in enumerate(merges):
         ranks.setdefault(left + right, rank)
     return tuple(-float(ranks.get(text, len(merges))) for text in texts)
+
+
+# ---- tokenizer.model ---------------------------------------------------------------------------------------------
+
+FILE = "tokenizer.model"
+PIECES, TRAINER, NORMALIZER = 1, 2, 3
+TEXT, SCORE, TYPE = 1, 2, 3
+MODEL_TYPE, BPE = 3, 2
+PRECOMPILED_CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3, 4, 5
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+
+def read_model(files: TokenizerFiles) -> Vocabulary:
+    """Read a tokenizer.model, with the added tokens of tokenizer_config.json.
+
+    Raises:
+        CheckpointError: it is broken.
+        UnsupportedFormatError: it is no BPE, or normalizes in a way that llama.cpp does not.
+    """
+    pieces, trainer, normalizer = _message(files)
+    if trainer.get(MODEL_TYPE, 1) != BPE:
+        raise files.foreign(f"{FILE} is no BPE")
+    if normalizer.get(REMOVE_EXTRA_WHITESPACES, 1):
+        raise files.foreign(f"{FILE} removes spaces")
+    if normalizer.get(PRECOMPILED_CHARSMAP) or not normalizer.get(ESCAPE_WHITESPACES, 1):
+        raise files.foreign(f"{FILE} normalizes texts")
+    known = {number: (text, kind) for number, (text, _, kind) in enumerate(pieces)}
+    for number, (text, _) in known.items():
+        check_number(files, text, number)
+    _add(files, known)
+    texts, types = filled(files, known)
+    scores = [score for _, score, _ in pieces] + [-1000.0] * (len(texts) - len(pieces))
+    ids = {"unk": 0, **special_ids(files, texts)}
+    return Vocabulary(
+        model="llama",
+        pre="default",
+        tokens=texts,
+        types=types,
+        scores=tuple(scores),
+        add_space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)),
+        special_ids=ids,
+        add_bos=files.settings.get("add_bos_token") is not False,
+        add_eos=files.settings.get("add_eos_token") is True,
+        chat_template=chat_template(files),
+    )
+
+
+def _add(files: TokenizerFiles, known: dict[int, tuple[str, TokenType]]) -> None:
+    listed = files.settings.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict):
+        raise files.broken("added_tokens_decoder is no object")
+    for key, entry in listed.items():
+        token = added_token(files, entry, int(key) if key.isdecimal() else None)
+        if known.get(token.number, ("", None))[1] != TokenType.UNKNOWN:
+            kind = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
+            known[token.number] = (token.content, kind)
+
+
+def _message(files: TokenizerFiles) -> tuple[list[tuple[str, float, TokenType]], dict[int, Any], dict[int, Any]]:
+    """Return the pieces, and the settings of trainer and normalizer by field number."""
+    data = (files.folder / FILE).read_bytes()
+    pieces, trainer, normalizer = [], dict[int, Any](), dict[int, Any]()
+    try:
+        for field, value in _fields(data):
+            if field == PIECES:
+                piece = dict(_fields(value))
+                score = struct.unpack("<f", piece[SCORE])[0] if SCORE in piece else 0.0
+                pieces.append((piece[TEXT].decode(), score, TokenType(piece.get(TYPE, 1))))
+            elif field == TRAINER:
+                trainer = dict(_fields(value))
+            elif field == NORMALIZER:
+                normalizer = dict(_fields(value))
+    except (ValueError, IndexError, TypeError, KeyError, AttributeError, struct.error) as error:
+        raise files.broken(f"{FILE} is no SentencePiece model") from error
+    return pieces, trainer, normalizer
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield field number and value: an int for a varint, bytes for everything else."""
+    position = 0
+    while position < len(data):
+        key, position = _varint(data, position)
+        kind = key & 7
+        if kind == VARINT:
+            value, position = _varint(data, position)
+            yield key >> 3, value
+            continue
+        if kind == BYTES:
+            length, position = _varint(data, position)
+        else:
+            length = {FIXED64: 8, FIXED32: 4}[kind]
+        if position + length > len(data):
+            raise ValueError("truncated")
+        yield key >> 3, data[position : position + length]
+        position += length
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while data[position] & 0x80:
+        value |= (data[position] & 0x7F) << shift
+        shift, position = shift + 7, position + 1
+        if shift > 63:
+            raise ValueError("varint of more than 64 bits")
+    return value | data[position] << shift, position + 1

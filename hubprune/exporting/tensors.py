@@ -1,6 +1,4 @@
-"""Which tensors a GGUF file holds, each with where its values come from; nothing is read yet but headers.
-
-How the layers of a pruned checkpoint are laid out for llama.cpp.
+"""The layers and tensors of a GGUF file, each with where its values come from, and the bytes of a tensor.
 
 llama.cpp runs a Llama with uneven layers as architecture `deci`.  What it does not run is written as something that
 it does and that computes the same:
@@ -9,11 +7,12 @@ it does and that computes the same:
     attention without MLP          an MLP of 32 zero neurons: with a width of 0, the attention's result gets lost
     no attention in the first one  "linear attention" whose only matrix is zero: sizes are read from the first layer
 
-Read tensors of a checkpoint a few rows at a time and encode them for a GGUF file.
+Planning reads headers only; the values are read and encoded a few rows at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,11 +31,19 @@ if TYPE_CHECKING:
     Block = NDArray[np.float32]
 
 
-# ---- layers --------------------------------------------------------------------------------------------------------
-
-
+Encoding = Literal["F32", "F16", "BF16", "Q8_0"]
+ENCODING: Mapping[Outtype, Encoding] = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
+SOURCE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+"""Bytes per value of the types that are read."""
+Q8_0_BLOCK = 32
+"""Values that share a scale; a row of another length cannot be quantized and stays f16."""
+ROW_BYTES = {"F32": (4, 1), "F16": (2, 1), "BF16": (2, 1), "Q8_0": (34, Q8_0_BLOCK)}
+"""Bytes per so many values."""
 ZERO_MLP_WIDTH = 32
 """Neurons of an MLP that stands in for none: one block of the quantized types."""
+BLOCK_VALUES = 4 * 2**20
+"""Values read at a time."""
+LARGEST_F16 = 65504.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,95 +89,6 @@ def gguf_architecture(slots: Sequence[LayerSlot]) -> GgufArchitecture:
     return "llama" if whole and len({slot.mlp_width for slot in slots}) == 1 else "deci"
 
 
-# ---- encoding ------------------------------------------------------------------------------------------------------
-
-
-BLOCK_VALUES = 4 * 2**20
-"""Values read at a time."""
-LARGEST_F16 = 65504.0
-SOURCE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-
-
-def encoded_blocks(tensor: GgufTensor) -> Iterator[bytes]:
-    """Yield the bytes of a tensor, a few rows at a time.
-
-    Raises:
-        CheckpointError: the source holds NaN or infinity, or became shorter.
-        UnsupportedFormatError: a value does not fit the type.
-    """
-    for block in _blocks(tensor):
-        yield _encode(block, tensor)
-
-
-def _blocks(tensor: GgufTensor) -> Iterator[Block]:
-    """Yield the values as float32, [rows, columns]; a vector has one column."""
-    import numpy as np
-
-    columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
-    unit = tensor.head_dim or 1
-    step = max(1, BLOCK_VALUES // (columns * unit)) * unit
-    for first in range(0, tensor.shape[0], step):
-        rows = min(step, tensor.shape[0] - first)
-        if tensor.source is not None:
-            block = _read(*tensor.source, first=first * columns, count=rows * columns).reshape(rows, columns)
-            yield _ggml_order(block, tensor.head_dim) if tensor.head_dim else block
-        elif tensor.values is not None:
-            yield np.array(tensor.values[first : first + rows], dtype=np.float32).reshape(rows, columns)
-        else:
-            yield np.zeros((rows, columns), dtype=np.float32)
-
-
-def _ggml_order(block: Block, head_dim: int) -> Block:
-    """Reorder the rows of each head: transformers rotates row i with i + d/2, GGML's Llama row 2i with 2i + 1."""
-    rows, columns = block.shape
-    halves = block.reshape(rows // head_dim, 2, head_dim // 2, columns)
-    return halves.swapaxes(1, 2).reshape(rows, columns)
-
-
-def _read(shard: Shard, entry: TensorEntry, *, first: int, count: int) -> Block:
-    import numpy as np
-
-    size = SOURCE_BYTES[entry.dtype]
-    with shard.path.open("rb") as file:
-        file.seek(entry.begin + first * size)
-        data = file.read(count * size)
-    if len(data) != count * size:
-        raise CheckpointError(f"{shard.path} became shorter while it was read.")
-    if entry.dtype == "BF16":  # the upper half of a float32
-        widened: Any = np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16
-        values: Block = widened.view(np.float32)
-    else:
-        values = np.frombuffer(data, dtype="<f4" if entry.dtype == "F32" else "<f2").astype(np.float32)
-    if not np.isfinite(values).all():
-        raise CheckpointError(f"{shard.path}: tensor {entry.name!r} holds NaN or infinity.")
-    return values
-
-
-def _encode(block: Block, tensor: GgufTensor) -> bytes:
-    import numpy as np
-    from gguf import GGMLQuantizationType, quants
-
-    if tensor.encoding == "F16" and block.size and float(np.abs(block).max()) > LARGEST_F16:
-        raise UnsupportedFormatError(
-            f"{tensor.name} has values above {LARGEST_F16:g}, which f16 does not hold.",
-            hint="Export with --outtype bf16.",
-        )
-    block = np.ascontiguousarray(block)
-    return bytes(quants.quantize(block, GGMLQuantizationType[tensor.encoding]).tobytes())
-
-
-# ---- tensors -------------------------------------------------------------------------------------------------------
-
-
-Encoding = Literal["F32", "F16", "BF16", "Q8_0"]
-READABLE = ("F32", "F16", "BF16")
-Q8_0_BLOCK = 32
-"""Values that share a scale; a row of another length cannot be quantized and stays f16."""
-ENCODING: Mapping[Outtype, Encoding] = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
-ROW_BYTES = {"F32": (4, 1), "F16": (2, 1), "BF16": (2, 1), "Q8_0": (34, Q8_0_BLOCK)}
-"""Bytes per so many values."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class GgufTensor:
     """One tensor of the file."""
@@ -188,20 +106,8 @@ class GgufTensor:
     @property
     def size(self) -> int:
         """Bytes."""
-        count, (size, block) = 1, ROW_BYTES[self.encoding]
-        for length in self.shape:
-            count *= length
-        return count * size // block
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """A matrix of a layer: its names and shape, and whether RoPE applies to its rows."""
-
-    source: str
-    name: str
-    shape: tuple[int, int]
-    rotary: bool = False
+        size, block = ROW_BYTES[self.encoding]
+        return math.prod(self.shape) * size // block
 
 
 def plan_tensors(
@@ -228,15 +134,18 @@ class _Planner:
 
     def plan(self, slots: Sequence[LayerSlot]) -> Iterator[GgufTensor]:
         """Yield every tensor of the file in its order."""
-        hidden, vocabulary = self._sizes.hidden_size, self._vocabulary_size()
-        yield self._matrix(self._family.embedding, "token_embd.weight", (vocabulary, hidden))
+        hidden, stored = self._sizes.hidden_size, self._entry(self._family.embedding)[1].shape
+        if len(stored) != 2:
+            raise CheckpointError(f"{self._folder}: {self._family.embedding} is no matrix: {list(stored)}.")
+        vocabulary = stored[0]
+        yield self._copied(self._family.embedding, "token_embd.weight", (vocabulary, hidden))
         for number, slot in enumerate(slots):
             yield from self._layer(slot, f"{self._family.layers_prefix}{slot.source}.", f"blk.{number}.")
-        yield self._vector("model.norm.weight", "output_norm.weight", hidden)
+        yield self._copied("model.norm.weight", "output_norm.weight", (hidden,))
         if self._sizes.tied:
             self._used.add(self._family.head)  # transformers passes over a stored copy too
         else:
-            yield self._matrix(self._family.head, "output.weight", (vocabulary, hidden))
+            yield self._copied(self._family.head, "output.weight", (vocabulary, hidden))
         if (divisors := self._sizes.rope.frequency_divisors) is not None:
             yield GgufTensor(name="rope_freqs.weight", shape=(len(divisors),), encoding="F32", values=divisors)
 
@@ -248,12 +157,6 @@ class _Planner:
                 f"{self._folder} has {len(left)} tensors that its config.json does not lead one to expect, the first "
                 f"is {left[0]!r}."
             )
-
-    def _vocabulary_size(self) -> int:
-        shape = self._entry(self._family.embedding)[1].shape
-        if len(shape) != 2:
-            raise CheckpointError(f"{self._folder}: {self._family.embedding} is no matrix: {list(shape)}.")
-        return shape[0]
 
     def _layer(self, slot: LayerSlot, source: str, name: str) -> Iterator[GgufTensor]:
         if slot.attention == "full":
@@ -267,26 +170,18 @@ class _Planner:
     def _attention(self, source: str, name: str) -> Iterator[GgufTensor]:
         hidden, head_dim = self._sizes.hidden_size, self._sizes.head_dim
         rows, kv_rows = self._sizes.num_heads * head_dim, self._sizes.num_kv_heads * head_dim
-        yield self._vector(f"{source}input_layernorm.weight", f"{name}attn_norm.weight", hidden)
-        yield from self._linear(
-            _Part(source=f"{source}self_attn.q_proj", name=f"{name}attn_q", shape=(rows, hidden), rotary=True)
-        )
-        yield from self._linear(
-            _Part(source=f"{source}self_attn.k_proj", name=f"{name}attn_k", shape=(kv_rows, hidden), rotary=True)
-        )
-        yield from self._linear(
-            _Part(source=f"{source}self_attn.v_proj", name=f"{name}attn_v", shape=(kv_rows, hidden))
-        )
-        yield from self._linear(
-            _Part(source=f"{source}self_attn.o_proj", name=f"{name}attn_output", shape=(hidden, rows))
-        )
+        yield self._copied(f"{source}input_layernorm.weight", f"{name}attn_norm.weight", (hidden,))
+        yield from self._linear(f"{source}self_attn.q_proj", f"{name}attn_q", (rows, hidden), rotary=True)
+        yield from self._linear(f"{source}self_attn.k_proj", f"{name}attn_k", (kv_rows, hidden), rotary=True)
+        yield from self._linear(f"{source}self_attn.v_proj", f"{name}attn_v", (kv_rows, hidden))
+        yield from self._linear(f"{source}self_attn.o_proj", f"{name}attn_output", (hidden, rows))
 
     def _mlp(self, slot: LayerSlot, source: str, name: str) -> Iterator[GgufTensor]:
         hidden, width = self._sizes.hidden_size, slot.mlp_width
-        yield self._vector(f"{source}post_attention_layernorm.weight", f"{name}ffn_norm.weight", hidden)
-        yield from self._linear(_Part(source=f"{source}mlp.gate_proj", name=f"{name}ffn_gate", shape=(width, hidden)))
-        yield from self._linear(_Part(source=f"{source}mlp.up_proj", name=f"{name}ffn_up", shape=(width, hidden)))
-        yield from self._linear(_Part(source=f"{source}mlp.down_proj", name=f"{name}ffn_down", shape=(hidden, width)))
+        yield self._copied(f"{source}post_attention_layernorm.weight", f"{name}ffn_norm.weight", (hidden,))
+        yield from self._linear(f"{source}mlp.gate_proj", f"{name}ffn_gate", (width, hidden))
+        yield from self._linear(f"{source}mlp.up_proj", f"{name}ffn_up", (width, hidden))
+        yield from self._linear(f"{source}mlp.down_proj", f"{name}ffn_down", (hidden, width))
 
     def _zero_mlp(self, name: str) -> Iterator[GgufTensor]:
         hidden = self._sizes.hidden_size
@@ -295,36 +190,30 @@ class _Planner:
         yield self._zeros(f"{name}ffn_up.weight", (ZERO_MLP_WIDTH, hidden))
         yield self._zeros(f"{name}ffn_down.weight", (hidden, ZERO_MLP_WIDTH))
 
-    def _linear(self, part: _Part) -> Iterator[GgufTensor]:
-        yield self._matrix(f"{part.source}.weight", f"{part.name}.weight", part.shape, rotary=part.rotary)
-        if part.source.split(".")[-2] in self._sizes.biased:  # transformers passes over all others
-            yield self._vector(f"{part.source}.bias", f"{part.name}.bias", part.shape[0], rotary=part.rotary)
+    def _linear(self, source: str, name: str, shape: tuple[int, int], *, rotary: bool = False) -> Iterator[GgufTensor]:
+        """Yield the matrix of a projection and its bias, if any; `rotary` where RoPE applies to its rows."""
+        yield self._copied(f"{source}.weight", f"{name}.weight", shape, rotary=rotary)
+        if source.split(".")[-2] in self._sizes.biased:  # transformers passes over all others
+            yield self._copied(f"{source}.bias", f"{name}.bias", shape[:1], rotary=rotary)
 
-    def _matrix(self, source: str, name: str, shape: tuple[int, int], *, rotary: bool = False) -> GgufTensor:
-        return self._copied(source, name, shape, encoding=self._encoding_for(shape), rotary=rotary)
-
-    def _vector(self, source: str, name: str, length: int, *, rotary: bool = False) -> GgufTensor:
-        return self._copied(source, name, (length,), encoding="F32", rotary=rotary)
-
-    def _copied(
-        self, source: str, name: str, shape: tuple[int, ...], *, encoding: Encoding, rotary: bool
-    ) -> GgufTensor:
+    def _copied(self, source: str, name: str, shape: tuple[int, ...], *, rotary: bool = False) -> GgufTensor:
         entry = self._entry(source)
         if entry[1].shape != shape:
             raise CheckpointError(
                 f"{self._folder}: {source} has the shape {list(entry[1].shape)}, config.json says {list(shape)}."
             )
-        if entry[1].dtype not in READABLE:
-            raise UnsupportedFormatError(
-                f"{self._folder}: {source} is stored as {entry[1].dtype}.", hint=f"Export reads {', '.join(READABLE)}."
-            )
+        if entry[1].dtype not in SOURCE_BYTES:
+            hint = f"Export reads {', '.join(SOURCE_BYTES)}."
+            raise UnsupportedFormatError(f"{self._folder}: {source} is stored as {entry[1].dtype}.", hint=hint)
         head_dim = self._sizes.head_dim if rotary else None
-        return GgufTensor(name=name, shape=shape, encoding=encoding, source=entry, head_dim=head_dim)
+        return GgufTensor(name=name, shape=shape, encoding=self._encoding_for(shape), source=entry, head_dim=head_dim)
 
     def _zeros(self, name: str, shape: tuple[int, int]) -> GgufTensor:
         return GgufTensor(name=name, shape=shape, encoding=self._encoding_for(shape))
 
-    def _encoding_for(self, shape: tuple[int, int]) -> Encoding:
+    def _encoding_for(self, shape: tuple[int, ...]) -> Encoding:
+        if len(shape) == 1:
+            return "F32"
         return "F16" if self._encoding == "Q8_0" and shape[1] % Q8_0_BLOCK else self._encoding
 
     def _entry(self, name: str) -> tuple[Shard, TensorEntry]:
@@ -332,3 +221,65 @@ class _Planner:
             raise CheckpointError(f"{self._folder} has no tensor {name!r}, which config.json leads one to expect.")
         self._used.add(name)
         return self._entries[name]
+
+
+# ---- bytes ----------------------------------------------------------------------------------------------------------
+
+
+def encoded_blocks(tensor: GgufTensor) -> Iterator[bytes]:
+    """Yield the bytes of a tensor, a few rows at a time.
+
+    Raises:
+        CheckpointError: the source holds NaN or infinity, or became shorter.
+        UnsupportedFormatError: a value does not fit the type.
+    """
+    import numpy as np
+    from gguf import GGMLQuantizationType, quants
+
+    for block in _blocks(tensor):
+        if tensor.encoding == "F16" and block.size and float(np.abs(block).max()) > LARGEST_F16:
+            raise UnsupportedFormatError(
+                f"{tensor.name} has values above {LARGEST_F16:g}, which f16 does not hold.",
+                hint="Export with --outtype bf16.",
+            )
+        whole = np.ascontiguousarray(block)
+        yield bytes(quants.quantize(whole, GGMLQuantizationType[tensor.encoding]).tobytes())
+
+
+def _blocks(tensor: GgufTensor) -> Iterator[Block]:
+    """Yield the values as float32, [rows, columns]; a vector has one column."""
+    import numpy as np
+
+    columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
+    unit = tensor.head_dim or 1
+    step = max(1, BLOCK_VALUES // (columns * unit)) * unit
+    for first in range(0, tensor.shape[0], step):
+        rows = min(step, tensor.shape[0] - first)
+        if tensor.source is not None:
+            block = _read(*tensor.source, first=first * columns, count=rows * columns).reshape(rows, columns)
+            if d := tensor.head_dim:  # transformers rotates row i of a head with i + d/2, GGML row 2i with 2i + 1
+                block = block.reshape(rows // d, 2, d // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+            yield block
+        elif tensor.values is not None:
+            yield np.array(tensor.values[first : first + rows], dtype=np.float32).reshape(rows, columns)
+        else:
+            yield np.zeros((rows, columns), dtype=np.float32)
+
+
+def _read(shard: Shard, entry: TensorEntry, *, first: int, count: int) -> Block:
+    import numpy as np
+
+    size = SOURCE_BYTES[entry.dtype]
+    with shard.path.open("rb") as file:
+        file.seek(entry.begin + first * size)
+        data = file.read(count * size)
+    if len(data) != count * size:
+        raise CheckpointError(f"{shard.path} became shorter while it was read.")
+    if entry.dtype == "BF16":  # the upper half of a float32
+        widened: Any = np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16
+        values: Block = widened.view(np.float32)
+    else:
+        values = np.frombuffer(data, dtype="<f4" if entry.dtype == "F32" else "<f2").astype(np.float32)
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{shard.path}: tensor {entry.name!r} holds NaN or infinity.")
+    return values

@@ -1,7 +1,7 @@
-"""The tokenizer of a checkpoint, in the terms of llama.cpp.
+"""The tokenizer of a checkpoint in the terms of llama.cpp: what all kinds have, and byte-level BPE.
 
-Read from tokenizer.json, which is what transformers runs; where there is only SentencePiece's tokenizer.model is read
-that.  A tokenizer that llama.cpp would run in another way is refused: it would be wrong without a word.
+A tokenizer that llama.cpp would run in another way is refused: it would be wrong without a word.  Of byte-level BPE it
+knows the patterns that cut a text into words by name, and nothing else of them.
 """
 
 from __future__ import annotations
@@ -86,41 +86,15 @@ class TokenizerFiles:
         )
 
 
-def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vocabulary:
-    """Read the tokenizer of a checkpoint.
-
-    Args:
-        folder: where its files are.
-        config: the parsed config.json; special tokens may be named there.
-        size: rows of the embedding; tokens that the tokenizer lacks are filled in.
+def open_tokenizer(folder: Path, config: Mapping[str, Any], *, size: int) -> TokenizerFiles:
+    """Parse the tokenizer files of a folder, as far as there are any; `config` and `size` are those of the model.
 
     Raises:
-        CheckpointError: the files are broken or do not fit the embedding.
-        UnsupportedFormatError: llama.cpp would cut texts in another way.
+        CheckpointError: one is no JSON object.
     """
-    from hubprune.exporting import byte_level, sentencepiece
-
-    files = TokenizerFiles(
-        folder=folder,
-        tokenizer=_json(folder / "tokenizer.json"),
-        settings=_json(folder / "tokenizer_config.json"),
-        config=config,
-        size=size,
-    )
-    if files.tokenizer:
-        return sentencepiece.read_pieces(files) if sentencepiece.fits(files) else byte_level.read(files)
-    if (folder / sentencepiece.FILE).is_file():
-        return sentencepiece.read_model(files)
-    raise UnsupportedFormatError(
-        f"{folder} has neither tokenizer.json nor tokenizer.model.", hint="A GGUF file holds the tokenizer too."
-    )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return parse_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
-
-
-# ---- the parts that all kinds have -------------------------------------------------------------------------------
+    paths = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    tokenizer, settings = (parse_json(p.read_bytes(), where=str(p)) if p.is_file() else {} for p in paths)
+    return TokenizerFiles(folder=folder, tokenizer=tokenizer, settings=settings, config=config, size=size)
 
 
 def bpe_model(files: TokenizerFiles) -> Mapping[str, Any]:
@@ -202,8 +176,12 @@ def special_ids(files: TokenizerFiles, texts: tuple[str, ...]) -> dict[str, int]
     for name in ("bos", "eos", "unk", "pad"):
         named = files.settings.get(f"{name}_token")
         named = named.get("content") if isinstance(named, dict) else named
-        number = numbers.get(named) if isinstance(named, str) else _first(files.config.get(f"{name}_token_id"))
-        if number is not None:
+        if isinstance(named, str):
+            number = numbers.get(named)
+        else:
+            number = files.config.get(f"{name}_token_id")
+            number = number[0] if isinstance(number, list) and number else number
+        if type(number) is int:
             check_number(files, f"{name}_token", number)
             found[name] = number
     if "eos" not in found:  # llama.cpp would take a token of another model for it
@@ -211,12 +189,19 @@ def special_ids(files: TokenizerFiles, texts: tuple[str, ...]) -> dict[str, int]
     return found
 
 
-def _first(value: Any) -> int | None:
-    value = value[0] if isinstance(value, list) and value else value
-    return value if type(value) is int else None
+def ends(files: TokenizerFiles, ids: Mapping[str, int]) -> tuple[dict[str, int], bool, bool]:
+    """Return the special ids, and whether texts get a start token and an end token.
+
+    The start token is the one that is really put before texts.
+    """
+    before, behind = _added_around(files)
+    if len(before) > 1 or behind not in ([], [ids["eos"]]):
+        raise files.foreign(f"it puts the tokens {before} before and {behind} behind every text")
+    known = {**ids, **({"bos": before[0]} if before else {})}
+    return known, bool(before), bool(behind)
 
 
-def added_around(files: TokenizerFiles) -> tuple[list[int], list[int]]:
+def _added_around(files: TokenizerFiles) -> tuple[list[int], list[int]]:
     """Return the tokens that tokenizer.json puts before and behind every text."""
     from tokenizers import Tokenizer
 
@@ -229,18 +214,6 @@ def added_around(files: TokenizerFiles) -> tuple[list[int], list[int]]:
         if dressed[start : start + len(bare)] == bare:
             return dressed[:start], dressed[start + len(bare) :]
     raise files.foreign("its post-processor changes texts")
-
-
-def ends(files: TokenizerFiles, ids: Mapping[str, int]) -> tuple[dict[str, int], bool, bool]:
-    """Return the special ids, and whether texts get a start token and an end token.
-
-    The start token is the one that is really put before texts.
-    """
-    before, behind = added_around(files)
-    if len(before) > 1 or behind not in ([], [ids["eos"]]):
-        raise files.foreign(f"it puts the tokens {before} before and {behind} behind every text")
-    known = {**ids, **({"bos": before[0]} if before else {})}
-    return known, bool(before), bool(behind)
 
 
 def chat_template(files: TokenizerFiles) -> str | None:
@@ -263,3 +236,104 @@ def flattened(part: Any, *, key: str) -> list[Mapping[str, Any]]:
         return [part]
     inner = part.get(key)
     return [step for entry in inner for step in flattened(entry, key=key)] if isinstance(inner, list) else []
+
+
+# ---- byte-level BPE ----------------------------------------------------------------------------------------------
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT2 = "the pattern of GPT-2"
+DIGITS_GPT2 = "single digits, then the pattern of GPT-2"
+PRE_TOKENIZERS: Mapping[tuple[str, bool], str] = {
+    (LLAMA3, True): "llama-bpe",
+    (LLAMA3, False): "smaug-bpe",
+    (GPT2, False): "gpt-2",
+    (DIGITS_GPT2, False): "smollm",
+    (TEKKEN, True): "tekken",
+}
+"""Pattern, and whether words that are tokens are taken whole (`ignore_merges`) -> llama.cpp's name for both."""
+NEVER_MERGES = "▁ ▁"
+"""Stands in for an empty list, which llama.cpp does not load: no byte-level text has this character."""
+
+
+def read_byte_level(files: TokenizerFiles) -> Vocabulary:
+    """Read a byte-level BPE from tokenizer.json.
+
+    Raises:
+        CheckpointError: it is broken.
+        UnsupportedFormatError: it is no byte-level BPE, or of a kind that llama.cpp does not know.
+    """
+    model = bpe_model(files)
+    pattern = _pattern(files)
+    vocab, merges = vocab_of(files, model), merges_of(files, model)
+    known = {number: (text, TokenType.NORMAL) for text, number in vocab.items()}
+    for token in added_of(files):
+        known[token.number] = (token.content, TokenType.CONTROL if token.special else TokenType.USER_DEFINED)
+    texts, types = filled(files, known)
+    ids, add_bos, add_eos = ends(files, special_ids(files, texts))
+    return Vocabulary(
+        model="gpt2",
+        pre=_pre_tokenizer(files, pattern, model, vocab, merges),
+        tokens=texts,
+        types=types,
+        merges=tuple(f"{left} {right}" for left, right in merges) or (NEVER_MERGES,),
+        special_ids=ids,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        chat_template=chat_template(files),
+    )
+
+
+def _pattern(files: TokenizerFiles) -> str:
+    """Return the pattern that cuts a text into words."""
+    if flattened(files.tokenizer.get("normalizer"), key="normalizers"):
+        raise files.foreign("it normalizes texts")
+    steps = flattened(files.tokenizer.get("pre_tokenizer"), key="pretokenizers")
+    if not steps or steps[-1].get("type") != "ByteLevel":
+        raise files.foreign("it is neither byte-level nor SentencePiece's")
+    *before, byte_level = steps
+    if byte_level.get("add_prefix_space"):
+        raise files.foreign("it puts a space before every text")
+    uses_gpt2 = byte_level.get("use_regex", True) is not False
+    match before:
+        case [] if uses_gpt2:
+            return GPT2
+        case [{"type": "Digits", "individual_digits": True}] if uses_gpt2:
+            return DIGITS_GPT2
+        case [{"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", **options}] if (
+            pattern in (LLAMA3, TEKKEN) and not uses_gpt2 and not options.get("invert")
+        ):
+            return pattern
+    raise files.foreign("llama.cpp does not know how it cuts texts into words")
+
+
+def _pre_tokenizer(
+    files: TokenizerFiles, pattern: str, model: Mapping[str, Any], vocab: dict[str, int], merges: list[tuple[str, str]]
+) -> str:
+    """Return llama.cpp's name of the pattern.
+
+    Where it has no name for this pattern with this treatment of whole words, the other one does as well if merging
+    makes every token of its own text: then no word is treated differently.
+    """
+    whole_words = model.get("ignore_merges") is True
+    if name := PRE_TOKENIZERS.get((pattern, whole_words)):
+        return name
+    from tokenizers.models import BPE
+
+    merging = BPE(vocab=vocab, merges=merges, ignore_merges=False)
+    looked_up = {token.content for token in added_of(files)}  # found before anything is merged
+    rest = {text: number for text, number in vocab.items() if text not in looked_up}
+    if all([token.id for token in merging.tokenize(text)] == [number] for text, number in rest.items()):
+        return PRE_TOKENIZERS[pattern, not whole_words]
+    raise files.foreign(
+        "llama.cpp knows how it cuts texts into words, but not "
+        + ("with" if whole_words else "without")
+        + " words that are taken whole (ignore_merges)"
+    )

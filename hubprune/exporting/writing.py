@@ -1,31 +1,55 @@
-"""Write a GGUF file: metadata, the list of tensors, then their bytes, a few rows at a time."""
+"""Write a checkpoint as a GGUF file: decide what it will hold, check that there is room, and write it.
+
+What it holds is decided from headers and small files alone, so that whatever cannot be exported is refused in a moment.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hubprune.core.architectures import NEMOTRON_NAS, architecture_of
+from hubprune.core.config import CONFIG_NAME
 from hubprune.core.console import size
-from hubprune.core.errors import DiskSpaceError, MissingDependencyError, RecipeError
+from hubprune.core.errors import (
+    CheckpointError,
+    DiskSpaceError,
+    MissingDependencyError,
+    RecipeError,
+    UnsupportedArchitectureError,
+    UnsupportedFormatError,
+)
 from hubprune.core.files import scratch_prefix, sweep
+from hubprune.core.structure import Structure, read_structure
+from hubprune.core.weights import open_weights
+from hubprune.exporting import sentencepiece
 from hubprune.exporting.artifact import GgufArchitecture, Outtype
-from hubprune.exporting.hyperparameters import Hyperparameters
-from hubprune.exporting.tensors import GgufTensor, LayerSlot, encoded_blocks
-from hubprune.exporting.vocabulary import Vocabulary
+from hubprune.exporting.hyperparameters import Hyperparameters, check_layers, read_hyperparameters
+from hubprune.exporting.tensors import (
+    GgufTensor,
+    LayerSlot,
+    encoded_blocks,
+    gguf_architecture,
+    lay_out,
+    plan_tensors,
+)
+from hubprune.exporting.vocabulary import Vocabulary, open_tokenizer, read_byte_level
 
 if TYPE_CHECKING:
-    import numpy as np
     from gguf import GGUFWriter
 
+EXPORTABLE = ("llama", "mistral")
+"""Families whose layers are what llama.cpp's architectures `llama` and `deci` compute."""
 INSTALL = "pip install 'hubprune[gguf]'"
 OVERHEAD_BYTES = 64 * 2**20
 """Room for metadata, which is mostly the tokenizer."""
+FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +68,69 @@ class GgufContent:
     def data_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.size for tensor in self.tensors)
+
+
+def read_layers(config: Mapping[str, Any], *, name: str) -> Structure:
+    """Read from config.json which sublayers a checkpoint has, after a check that its family can be exported.
+
+    Raises:
+        UnsupportedArchitectureError: another family.
+        CheckpointError: config.json is broken.
+    """
+    hint = f"GGUF export writes {', '.join(EXPORTABLE)}, pruned or not, and {NEMOTRON_NAS} as hubprune writes it."
+    try:
+        family = architecture_of(config, name=name).model_type
+    except UnsupportedArchitectureError as error:
+        raise UnsupportedArchitectureError(error.message, hint=hint) from error
+    if family not in EXPORTABLE:
+        raise UnsupportedArchitectureError(f"{name} is of the family {family}.", hint=hint)
+    check_layers(config, where=f"config.json of {name}")
+    try:
+        return read_structure(config, name=name)
+    except (TypeError, ValueError, OverflowError, KeyError, ZeroDivisionError) as error:
+        raise CheckpointError(f"config.json of {name} does not say what layers there are ({error!r:.80}).") from error
+
+
+def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype: Outtype) -> GgufContent:
+    """Plan the file of a checkpoint with this config.json; `name` is what the model is called in the file.
+
+    Raises:
+        UnsupportedArchitectureError: llama.cpp does not compute what this model does.
+        UnsupportedFormatError: its tokenizer or its weights cannot be written.
+        CheckpointError: a file is broken.
+    """
+    structure = read_layers(config, name=name)
+    sizes = read_hyperparameters(config, structure.architecture, where=f"{folder / CONFIG_NAME}")
+    slots = lay_out(structure, name=name)
+    tensors = plan_tensors(open_weights(folder), sizes, slots, family=structure.architecture, outtype=outtype)
+    return GgufContent(
+        name=name,
+        architecture=gguf_architecture(slots),
+        outtype=outtype,
+        sizes=sizes,
+        slots=slots,
+        vocabulary=read_vocabulary(folder, config, size=tensors[0].shape[0]),
+        tensors=tensors,
+    )
+
+
+def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vocabulary:
+    """Read the tokenizer of a checkpoint: tokenizer.json, which transformers runs, else SentencePiece's own file.
+
+    Special tokens may be named in config.json too.  The embedding has `size` rows; those without a token are filled.
+
+    Raises:
+        CheckpointError: the files are broken or do not fit the embedding.
+        UnsupportedFormatError: llama.cpp would cut texts in another way.
+    """
+    files = open_tokenizer(folder, config, size=size)
+    if files.tokenizer:
+        return sentencepiece.read_pieces(files) if sentencepiece.fits(files) else read_byte_level(files)
+    if (folder / sentencepiece.FILE).is_file():
+        return sentencepiece.read_model(files)
+    raise UnsupportedFormatError(
+        f"{folder} has neither tokenizer.json nor tokenizer.model.", hint="A GGUF file holds the tokenizer too."
+    )
 
 
 def check_writer() -> None:
@@ -97,17 +184,13 @@ def staged_file(target: Path) -> Iterator[Path]:
 
 
 def write_gguf(content: GgufContent, path: Path, *, advance: Callable[[int], object]) -> None:
-    """Write a GGUF file.
-
-    Args:
-        content: what it holds.
-        path: where to write; the caller makes it appear atomically.
-        advance: told the number of tensor bytes after each written piece.
+    """Write a GGUF file, which the caller makes appear atomically; `advance` is told the tensor bytes of each piece.
 
     Raises:
         CheckpointError: a source file holds NaN, or became shorter.
         UnsupportedFormatError: a value does not fit the type.
     """
+    import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(path, content.architecture)
@@ -116,37 +199,24 @@ def write_gguf(content: GgufContent, path: Path, *, advance: Callable[[int], obj
         _add_tokenizer(writer, content.vocabulary)
         for tensor in content.tensors:
             kind = GGMLQuantizationType[tensor.encoding]
-            writer.add_tensor_info(tensor.name, tensor.shape, _float32(), tensor.size, raw_dtype=kind)
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        _write_data(writer, content.tensors, advance)
+        # The package's own method wants each tensor whole; an embedding of float32 values can be gigabytes.
+        assert writer.fout is not None
+        file = writer.fout[0]
+        writer.write_padding(file, file.tell())
+        for tensor in content.tensors:
+            written = 0
+            for block in encoded_blocks(tensor):
+                file.write(block)
+                written += len(block)
+                advance(len(block))
+            assert written == tensor.size, tensor.name
+            writer.write_padding(file, written)
     finally:
         writer.close()
-
-
-def _float32() -> np.dtype[np.float32]:
-    import numpy as np
-
-    return np.dtype(np.float32)
-
-
-def _write_data(writer: GGUFWriter, tensors: Sequence[GgufTensor], advance: Callable[[int], object]) -> None:
-    # The package's own method wants each tensor whole; an embedding of float32 values can be gigabytes.
-    assert writer.fout is not None
-    file = writer.fout[0]
-    writer.write_padding(file, file.tell())
-    for tensor in tensors:
-        written = 0
-        for block in encoded_blocks(tensor):
-            file.write(block)
-            written += len(block)
-            advance(len(block))
-        assert written == tensor.size, tensor.name
-        writer.write_padding(file, written)
-
-
-# ---- metadata ----------------------------------------------------------------------------------------------------
 
 
 def _add_metadata(writer: GGUFWriter, content: GgufContent) -> None:
@@ -155,7 +225,7 @@ def _add_metadata(writer: GGUFWriter, content: GgufContent) -> None:
 
     sizes, slots = content.sizes, content.slots
     writer.add_name(content.name)
-    writer.add_file_type(LlamaFileType[_FILE_TYPES[content.outtype]])
+    writer.add_file_type(LlamaFileType[FILE_TYPES[content.outtype]])
     writer.add_quantization_version(2)
     writer.add_context_length(sizes.context_length)
     writer.add_embedding_length(sizes.hidden_size)
@@ -177,9 +247,6 @@ def _add_metadata(writer: GGUFWriter, content: GgufContent) -> None:
         writer.add_head_count([0 if slot.attention == "none" else sizes.num_heads for slot in slots])
         writer.add_head_count_kv([sizes.num_kv_heads if slot.attention == "full" else 0 for slot in slots])
         writer.add_feed_forward_length([slot.mlp_width for slot in slots])
-
-
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
 def _add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary) -> None:

@@ -15,9 +15,9 @@ from hubprune.cards.front_matter import Tasks
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.core.console import Reporter
-from hubprune.core.endpoint import page
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, GatedBaseError, RecipeError, UnsupportedFormatError
 from hubprune.core.files import existing_folder, file_exists, is_carried
+from hubprune.core.privacy import page
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.core.strict import parse_json, parse_yaml
 from hubprune.hub.retry import REQUEST_SECONDS
@@ -96,6 +96,22 @@ def _no_config(name: str, paths: Sequence[str]) -> BaseNotFoundError:
             hint="Merge it into its base first, with merge_and_unload() of peft, and prune what comes of it.",
         )
     return BaseNotFoundError(f"{name} has no config.json, so it is no transformers model.")
+
+
+def find_repo(name: str, *, revision: str | None, session: HubSession) -> BaseCheckpoint:
+    """Find the model repo that a name stands for which is no folder here.
+
+    Args:
+        name: repo id.
+        revision: of the repo; None for main.
+        session: which Hub.
+
+    Raises:
+        BaseNotFoundError: it is no repo id, or there is no such repo or revision.
+    """
+    if not REPO_ID.fullmatch(name):
+        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
+    return resolve_repo(BaseModelSpec.of(name, revision=revision or "main"), session=session)
 
 
 def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hubprune.localhub.faults import Fault, RequestRecord
     from hubprune.localhub.jobs import JobRecord, JobScript
-    from hubprune.localhub.pages import Preview, serve_preview
-    from hubprune.localhub.server import RunningHub, running_hub, serve
+    from hubprune.localhub.pages import Preview
+    from hubprune.localhub.server import RunningHub, running_hub, serve, serve_preview
 
 __all__ = [
     "Fault",
@@ -40,7 +40,7 @@ _HOME = {
     "RunningHub": "hubprune.localhub.server",
     "running_hub": "hubprune.localhub.server",
     "serve": "hubprune.localhub.server",
-    "serve_preview": "hubprune.localhub.pages",
+    "serve_preview": "hubprune.localhub.server",
 }
 
 

@@ -8,6 +8,7 @@ import json
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,8 @@ Role = Literal["write", "read", "fineGrained", "publisher"]
 
 ADMIN = "local"
 PUBLISHER = "[OIDC]"
-PREFIXES = {"publisher": "hf_jwt_"}
-"""How tokens of a role begin that do not begin with plain `hf_`."""
+STAMP = "stamp"
+"""Query parameter that carries a stamp; request logs leave it out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class Accounts:
         self._file = file
         self._lock = threading.Lock()
         state: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
-        self._tokens = {token: _account(stored) for token, stored in state.get("tokens", {}).items()}
+        self._tokens = {token: account_of(stored) for token, stored in state.get("tokens", {}).items()}
         self._key: str = state.get("signing_key") or secrets.token_hex(32)
         self.admin_token = next((token for token, account in self._tokens.items() if account.admin), None) or self.add(
             Account(name=ADMIN, admin=True)
@@ -101,7 +102,7 @@ class Accounts:
 
     def add(self, account: Account) -> str:
         """Make a token for the account and keep it."""
-        token = PREFIXES.get(account.role, "hf_") + secrets.token_hex(17)
+        token = ("hf_jwt_" if account.role == "publisher" else "hf_") + secrets.token_hex(17)
         self._keep(token, account)
         return token
 
@@ -143,9 +144,10 @@ def _token(authorization: str) -> str:
     return password or user
 
 
-def _account(stored: dict[str, Any]) -> Account:
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-    return Account(**fields)
+def account_of(fields: Mapping[str, Any]) -> Account:
+    """Return the account that has these fields, lists in place of tuples."""
+    typed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Account(**typed)
 
 
 class Signer:

@@ -1,9 +1,8 @@
-"""The YAML at the top of a README.md, checked the way the Hub checks it before a commit.
+"""Cards as the Hub reads them: the YAML at the top is checked before a commit, the Markdown below becomes HTML.
 
-Render the Markdown of a card as the Hub does: GitHub's tables, code in colour, HTML only as far as it is harmless.
-
-Whatever a card holds, what comes out has no script, no style, no form and no frame, and loads images of its own repo
-only.  The pages that show it forbid all of these once more, by their Content-Security-Policy.
+GitHub's tables, code in colour, HTML only as far as it is harmless: whatever a card holds, what comes out has no
+script, no style, no form and no frame, and loads images of its own repo only. The pages that show it forbid all of
+these once more, by their Content-Security-Policy.
 """
 
 import json
@@ -16,18 +15,30 @@ from urllib.parse import unquote, urlsplit
 import nh3
 import yaml
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.token import STANDARD_TYPES
 
-# ---- cards ---------------------------------------------------------------------------------------------------------
-
-
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _STRINGS = ("library_name", "pipeline_tag", "license_name", "license_link")
 _STRINGS_OR_LISTS = ("license", "language", "base_model", "datasets", "metrics", "tags")
+
+AddressOf = Callable[[str], str]
+"""Where a page serves a file of the repo, by its path."""
+
+_LANGUAGES = ("bash", "bibtex", "json", "python", "yaml")
+_FORMATTER = HtmlFormatter(nowrap=True)
+_HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+_CENTRED = ("div", "p", *_HEADINGS)
+_TAGS = nh3.ALLOWED_TAGS | {"picture", "source"}
+_ATTRIBUTES = {
+    **nh3.ALLOWED_ATTRIBUTES,
+    "source": {"media", "srcset"},
+    **{tag: nh3.ALLOWED_ATTRIBUTES.get(tag, set()) | {"align"} for tag in _CENTRED},
+    **{tag: {"align", "id"} for tag in _HEADINGS},
+}
+_CLASSES = {"span": {name for name in STANDARD_TYPES.values() if name}}
 
 
 class _Loader(yaml.SafeLoader):
@@ -116,8 +127,7 @@ def _check(metadata: dict[str, Any]) -> None:
             raise MetadataError(f'"{key}" must be a string')
     for key in _STRINGS_OR_LISTS:
         value = metadata.get(key, "")
-        values = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, str) for item in values):
+        if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
             raise MetadataError(f'"{key}" must be a string or a list of strings')
     index = metadata.get("model-index", [])
     if not isinstance(index, list):
@@ -131,40 +141,16 @@ def _check_model(model: Any, where: str) -> None:
         raise MetadataError(f'"{where}.name" is required')
     if not isinstance(results := model.get("results"), list):
         raise MetadataError(f'"{where}.results" must be a list')
-    for number, result in enumerate(results):
+    for place, result in enumerate(results):
         for key, needed in (("task", "type"), ("dataset", "name"), ("dataset", "type")):
             part = result.get(key) if isinstance(result, dict) else None
             if not isinstance(part, dict) or not part.get(needed):
-                raise MetadataError(f'"{where}.results[{number}].{key}.{needed}" is required')
-        _check_metrics(result.get("metrics"), f"{where}.results[{number}].metrics")
-
-
-def _check_metrics(metrics: Any, where: str) -> None:
-    if not isinstance(metrics, list):
-        raise MetadataError(f'"{where}" must be a list')
-    for number, metric in enumerate(metrics):
-        if not isinstance(metric, dict) or not metric.get("type") or metric.get("value") is None:
-            raise MetadataError(f'"{where}[{number}]" needs a type and a value')
-
-
-# ---- markup --------------------------------------------------------------------------------------------------------
-
-
-AddressOf = Callable[[str], str]
-"""Where a page serves a file of the repo, by its path."""
-
-_LANGUAGES = ("bash", "bibtex", "json", "python", "yaml")
-_FORMATTER = HtmlFormatter(nowrap=True)
-_HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
-_CENTRED = ("div", "p", *_HEADINGS)
-_TAGS = nh3.ALLOWED_TAGS | {"picture", "source"}
-_ATTRIBUTES = {
-    **nh3.ALLOWED_ATTRIBUTES,
-    "source": {"media", "srcset"},
-    **{tag: nh3.ALLOWED_ATTRIBUTES.get(tag, set()) | {"align"} for tag in _CENTRED},
-    **{tag: {"align", "id"} for tag in _HEADINGS},
-}
-_CLASSES = {"span": {name for name in STANDARD_TYPES.values() if name}}
+                raise MetadataError(f'"{where}.results[{place}].{key}.{needed}" is required')
+        if not isinstance(metrics := result.get("metrics"), list):
+            raise MetadataError(f'"{where}.results[{place}].metrics" must be a list')
+        for number, metric in enumerate(metrics):
+            if not isinstance(metric, dict) or not metric.get("type") or metric.get("value") is None:
+                raise MetadataError(f'"{where}.results[{place}].metrics[{number}]" needs a type and a value')
 
 
 def render(text: str, *, address_of: AddressOf) -> str:
@@ -183,9 +169,17 @@ def render(text: str, *, address_of: AddressOf) -> str:
             return value if value.startswith("#") or urlsplit(value).scheme else _in_repo(value, address_of)
         return value
 
-    made = _with_classes_and_anchors(text)
+    parser = MarkdownIt("commonmark", {"html": True, "highlight": _highlighted}).enable(["table", "strikethrough"])
+    tokens = parser.parse(text)
+    for place, token in enumerate(tokens):
+        # How a cell is aligned is said by an attribute: styles within the page are forbidden.
+        if (style := token.attrs.pop("style", None)) is not None:
+            token.attrSet("align", str(style).rpartition(":")[2])
+        if token.type == "heading_open":
+            heading = tokens[place + 1].content
+            token.attrSet("id", re.sub(r"[^\w-]", "", heading.strip().lower().replace(" ", "-")))
     return nh3.clean(
-        made,
+        parser.renderer.render(tokens, parser.options, {}),
         tags=_TAGS,
         attributes=_ATTRIBUTES,
         attribute_filter=attribute,
@@ -193,28 +187,6 @@ def render(text: str, *, address_of: AddressOf) -> str:
         link_rel="noopener noreferrer nofollow",
         url_schemes={"http", "https", "mailto"},
     )
-
-
-def _with_classes_and_anchors(text: str) -> str:
-    parser = MarkdownIt("commonmark", {"html": True, "highlight": _highlighted}).enable(["table", "strikethrough"])
-    tokens = parser.parse(text)
-    for place, token in enumerate(tokens):
-        _aligned(token)
-        if token.type == "heading_open":
-            token.attrSet("id", _anchor(tokens[place + 1].content))
-    rendered: str = parser.renderer.render(tokens, parser.options, {})
-    return rendered
-
-
-def _aligned(token: Token) -> None:
-    """Say how a cell is aligned by an attribute: styles within the page are forbidden."""
-    style = token.attrs.pop("style", None)
-    if style is not None:
-        token.attrSet("align", str(style).rpartition(":")[2])
-
-
-def _anchor(heading: str) -> str:
-    return re.sub(r"[^\w-]", "", heading.strip().lower().replace(" ", "-"))
 
 
 def _highlighted(code: str, language: str, _: str) -> str:

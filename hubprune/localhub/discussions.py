@@ -3,8 +3,6 @@
 Each is a JSON blob that `refs/discussions/<number>` points to. So a change to one is the same compare-and-swap as a
 commit, the merge of a pull request moves its branch and closes it in one step, and a number is taken by whoever makes
 the reference first. A pull request has its commits under `refs/pr/<number>`, as on the Hub.
-
-Merge one commit into another without a working tree, and say what a pull request changes.
 """
 
 import json
@@ -14,59 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from hubprune.localhub.git import GitError, GitRepo, LoggedCommit, RefMove
+from hubprune.localhub.git import GitRepo, LoggedCommit, RefMove
 from hubprune.localhub.names import RefusedError, timestamp
-
-# ---- merging -------------------------------------------------------------------------------------------------------
-
-
-_CONFLICTS = 1
-"""Exit status with which git says that a merge has conflicts."""
-
-
-@dataclass(frozen=True)
-class Merged:
-    """The outcome of a three-way merge."""
-
-    tree: str
-    """Hash of the merged tree, which is of use only when there are no conflicts."""
-    conflicts: tuple[str, ...]
-    """Paths that both sides have changed, each in its own way."""
-
-
-def merge_trees(git: GitRepo, ours: str, theirs: str) -> Merged:
-    """Merge two commits into a tree; nothing moves.
-
-    Histories that have nothing in common merge as well: a squashed branch has lost what it shared with its pull
-    requests.
-    """
-    options = ("--write-tree", "-z", "--name-only", "--no-messages", "--allow-unrelated-histories")
-    try:
-        output = git.run("merge-tree", *options, ours, theirs)
-    except GitError as error:
-        if error.status != _CONFLICTS:
-            raise RefusedError(501, f"This machine's git cannot merge, which takes version 2.38: {error}") from error
-        output = error.output
-    tree, *conflicts = output.decode(errors="replace").rstrip("\0").split("\0")
-    return Merged(tree, tuple(dict.fromkeys(conflicts)))
-
-
-def squash(git: GitRepo, tree: str, *, parent: str | None, message: str, author: str) -> str:
-    """Store a commit of a tree that exists already, and return its hash."""
-    identity = {"GIT_AUTHOR_NAME": author, "GIT_AUTHOR_EMAIL": f"{author}@localhost"}
-    parents = ["-p", parent] if parent else []
-    return git.run("commit-tree", tree, *parents, stdin=message.encode(), env=identity).decode().strip()
-
-
-def difference(git: GitRepo, base: str, head: str) -> str:
-    """Return what `head` changes since it left `base`, as git writes it; large files show as their pointers."""
-    fork = git.try_run("merge-base", base, head)
-    start = fork.decode().strip() if fork else base
-    return git.run("diff", "--no-color", "--no-ext-diff", start, head).decode(errors="replace")
-
-
-# ---- discussions ---------------------------------------------------------------------------------------------------
-
 
 Status = Literal["open", "draft", "closed", "merged"]
 EventType = Literal["comment", "status-change", "title-change", "commit"]
@@ -135,6 +82,10 @@ def comment(text: str, *, author: str) -> Event:
     return Event(type="comment", author=author, data=data, created_at=now)
 
 
+Edit = Callable[[Discussion], tuple[Discussion, Sequence[RefMove]]]
+"""Makes another discussion of one, and says which references have to move along."""
+
+
 class Discussions:
     """All discussions and pull requests of one repository."""
 
@@ -175,7 +126,7 @@ class Discussions:
                 return numbered
         raise RefusedError(409, "There are too many discussions")
 
-    def change(self, number: int, edit: Callable[[Discussion], tuple[Discussion, Sequence[RefMove]]]) -> Discussion:
+    def change(self, number: int, edit: Edit) -> Discussion:
         """Replace a discussion by what `edit` makes of it, along with references that move in the same step.
 
         When somebody else is faster, `edit` is asked again with what they left.
@@ -188,12 +139,59 @@ class Discussions:
                 return after
         raise RefusedError(409, "Too many others are changing this discussion. Please try again.")
 
-    def commits(self, discussion: Discussion) -> list[LoggedCommit]:
+    def merge(self, number: int, *, author: str, remark: Event | None) -> Discussion:
+        """Bring the changes of a pull request into main as one commit, in one step with its new status."""
+
+        def merged(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
+            """Return the merged pull request, and the move of main."""
+            if not discussion.is_pull_request:
+                raise RefusedError(400, "Only a pull request can be merged")
+            if discussion.status != "open":
+                raise RefusedError(400, f"Only an open pull request can be merged, and this one is {discussion.status}")
+            old, commits = self._target(), self._commits(discussion)
+            outcome = self._git.merge_trees(old, self._git.resolve(discussion.ref))
+            if outcome.conflicts:
+                raise RefusedError(409, f"This pull request has conflicts with main: {', '.join(outcome.conflicts)}")
+            lines = "".join(f"- {commit.title} ({commit.sha})\n" for commit in commits)
+            message = f"{discussion.title} (#{discussion.number})\n\n{lines}"
+            new = self._git.commit_tree(outcome.tree, parent=old, message=message, author=author)
+            event = Event(type="status-change", author=author, data={"status": "merged"})
+            said = discussion.with_event(remark) if remark else discussion
+            return said.with_event(event, status="merged", merge_commit=new), [RefMove(TARGET, new, old)]
+
+        return self.change(number, merged)
+
+    def events(self, discussion: Discussion) -> list[Event]:
+        """List what has happened in a discussion, the commits of a pull request among it, oldest first."""
+        commits = [
+            Event(
+                id=commit.sha[:24],
+                type="commit",
+                author=commit.author,
+                created_at=commit.date,
+                data={"subject": commit.title, "oid": commit.sha},
+            )
+            for commit in self._commits(discussion)
+        ]
+        opened, *later = discussion.events
+        # To the second, as git keeps time; a commit comes before what was said in the same second.
+        return [opened, *sorted([*commits, *later], key=lambda event: event.created_at[:19])]
+
+    def conflicts(self, discussion: Discussion) -> list[str]:
+        """List the files that keep a pull request from being merged; none for what needs no merge."""
+        if discussion.is_closed or not discussion.is_pull_request:
+            return []
+        return list(self._git.merge_trees(self._target(), self._git.resolve(discussion.ref)).conflicts)
+
+    def difference(self, discussion: Discussion) -> str:
+        """Return what a pull request changes, as git writes it."""
+        return self._git.difference(discussion.base or TARGET, self._git.resolve(discussion.ref))
+
+    def _commits(self, discussion: Discussion) -> list[LoggedCommit]:
         """List the commits of a pull request, oldest first."""
         if discussion.base is None:
             return []
-        head = self._git.resolve(discussion.ref)
-        return self._git.log(head, since=discussion.base)[::-1]
+        return self._git.log(self._git.resolve(discussion.ref), since=discussion.base)[::-1]
 
     def _read(self, number: int) -> tuple[Discussion, str | None]:
         oid = self._refs(_RECORDS).get(number)

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hubprune.localhub.routes_storage import STAMP
+from hubprune.localhub.access import STAMP
 
 Mishap = Literal["status", "reset", "cut", "lose", "truncate", "slow", "stall", "withhold"]
 
@@ -82,23 +82,19 @@ class RequestRecord:
         return f"{self.method} {self.path}"
 
 
-@dataclass
 class _Armed:
     """A fault and how much of it is left."""
 
-    fault: Fault
-    skip: int
-    times: int
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self._seen = 0
 
     def fires(self, line: str) -> bool:
         """Tell whether the fault hits a request, and count it."""
         if not re.search(self.fault.match, line):
             return False
-        if self.skip > 0:
-            self.skip -= 1
-            return False
-        self.times -= 1
-        return self.times >= 0
+        self._seen += 1
+        return self.fault.skip < self._seen <= self.fault.skip + self.fault.times
 
 
 class Wire:
@@ -111,14 +107,23 @@ class Wire:
 
     def set_faults(self, faults: Iterable[Fault]) -> None:
         """Replace the faults that are set."""
-        self._armed = [_Armed(fault, fault.skip, fault.times) for fault in faults]
+        self._armed = [_Armed(fault) for fault in faults]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = _record(scope)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        query = parse_qsl(scope["query_string"].decode("latin-1"))
+        record = RequestRecord(
+            method=scope["method"],
+            path=unquote(scope["path"]),
+            query=urlencode([(name, value) for name, value in query if name != STAMP]),
+            host=headers.get(b"host", ""),
+            range=headers.get(b"range", ""),
+            authorized=b"authorization" in headers,
+        )
         self.log.append(record)
         # The routes are matched against the path as it was sent: a decoded %2F would split a parameter in two.
         scope = {**scope, "path": scope["raw_path"].decode("latin-1")}
@@ -129,19 +134,6 @@ class Wire:
             return
         record.fault = fault.do
         await _Spoiler(fault, self._app, scope, counted_receive, counted_send, _Connection(receive)).run()
-
-
-def _record(scope: Scope) -> RequestRecord:
-    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-    query = [(name, value) for name, value in parse_qsl(scope["query_string"].decode("latin-1")) if name != STAMP]
-    return RequestRecord(
-        method=scope["method"],
-        path=unquote(scope["path"]),
-        query=urlencode(query),
-        host=headers.get(b"host", ""),
-        range=headers.get(b"range", ""),
-        authorized=b"authorization" in headers,
-    )
 
 
 def _counting(record: RequestRecord, receive: Receive, send: Send) -> tuple[Receive, Send]:
@@ -202,17 +194,26 @@ class _Spoiler:
 
     async def run(self) -> None:
         """Let happen what the fault says."""
-        ways = {
-            "status": self._refuse,
-            "reset": self._reset,
-            "cut": self._cut,
-            "lose": self._lose,
-            "truncate": self._truncate,
-            "slow": self._slow,
-            "stall": self._stall,
-            "withhold": self._withhold,
-        }
-        await ways[self.fault.do]()
+        match self.fault.do:
+            case "status":
+                await self._refuse()
+            case "reset":
+                await self.connection.reset()
+            case "cut":
+                await self._cut()
+            case "lose":
+                await self.app(self.scope, self.receive, _swallow)
+                await self.connection.break_off()
+            case "truncate":
+                await self._truncate()
+            case "slow":
+                await asyncio.sleep(self.fault.seconds)
+                await self.app(self.scope, self.receive, self.send)
+            case "stall":
+                await self._wait_for_the_end()
+            case "withhold":
+                await self.app(self.scope, self.receive, _swallow)
+                await self._wait_for_the_end()
 
     async def _refuse(self) -> None:
         while (await self.receive()).get("more_body"):
@@ -220,9 +221,6 @@ class _Spoiler:
         headers = {"Content-Type": "application/json", **self.fault.headers}
         answer = Response(json.dumps({"error": "injected fault"}), self.fault.status, headers=headers)
         await answer(self.scope, self.receive, self.send)
-
-    async def _reset(self) -> None:
-        await self.connection.reset()
 
     async def _cut(self) -> None:
         left = self.fault.bytes
@@ -241,10 +239,6 @@ class _Spoiler:
         await self.app(self.scope, receive_a_part, _swallow)
         await self.connection.reset()
 
-    async def _lose(self) -> None:
-        await self.app(self.scope, self.receive, _swallow)
-        await self.connection.break_off()
-
     async def _truncate(self) -> None:
         left = self.fault.bytes
 
@@ -259,17 +253,9 @@ class _Spoiler:
         await self.app(self.scope, self.receive, send_a_part)
         await self.connection.close()
 
-    async def _slow(self) -> None:
-        await asyncio.sleep(self.fault.seconds)
-        await self.app(self.scope, self.receive, self.send)
-
-    async def _stall(self) -> None:
+    async def _wait_for_the_end(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass
-
-    async def _withhold(self) -> None:
-        await self.app(self.scope, self.receive, _swallow)
-        await self._stall()
 
 
 async def _swallow(message: Message) -> None:

@@ -18,6 +18,8 @@ from hubprune.localhub import names
 from hubprune.localhub.names import RefusedError, entry_not_found, revision_not_found
 
 _NOWHERE = "0" * 40
+_CONFLICTS = 1
+"""Exit status with which git says that a merge has conflicts."""
 _REF_KINDS = ("refs/heads/", "refs/tags/", "refs/pr/")
 # Nothing of the user's own git configuration may change what is stored.
 _ENVIRONMENT = {
@@ -83,6 +85,16 @@ class Change:
     content: bytes | None
 
 
+@dataclass(frozen=True)
+class Merged:
+    """The outcome of a three-way merge."""
+
+    tree: str
+    """Hash of the merged tree, which is of use only when there are no conflicts."""
+    conflicts: tuple[str, ...]
+    """Paths that both sides have changed, each in its own way."""
+
+
 def require_git() -> None:
     """Raise unless the git program can be found."""
     if shutil.which("git") is None:
@@ -126,7 +138,8 @@ class GitRepo:
         if listing is None:
             raise entry_not_found(folder, sha)
         prefix = f"{folder}/" if folder else ""
-        return [_tree_entry(row, prefix) for row in listing.decode().split("\0") if row]
+        rows = (row.split("\t", 1) for row in listing.decode().split("\0") if row)
+        return [_entry(prefix + name, *attributes.split()[1:]) for attributes, name in rows]
 
     def entries(self, sha: str, paths: Iterable[str]) -> dict[str, Entry]:
         """Look paths up in a commit; those that it does not hold are left out."""
@@ -137,8 +150,7 @@ class GitRepo:
         found = {}
         for path, answer in zip(wanted, answers[:-1], strict=True):
             if match := re.fullmatch(r"([0-9a-f]{40}) (blob|tree) (\d+)", answer):
-                oid, kind, size = match.groups()
-                found[path] = _entry(path, kind, oid, size)
+                found[path] = _entry(path, match[2], match[1], match[3])
         return found
 
     def file(self, sha: str, path: str) -> Entry:
@@ -181,11 +193,8 @@ class GitRepo:
         """List a commit and its ancestors, newest first; those of the commit `since` are left out."""
         window = [f"--max-count={limit}"] if limit is not None else []
         form = ["--date=format-local:%Y-%m-%dT%H:%M:%S.000Z", "--format=%H%x00%cd%x00%an%x00%s%x00%b%x00"]
-        fields = (
-            self.run("log", *window, *form, sha, *([f"^{since}"] if since else []))
-            .decode(errors="replace")
-            .split("\0")[:-1]
-        )
+        listing = self.run("log", *window, *form, sha, *([f"^{since}"] if since else [])).decode(errors="replace")
+        fields = listing.split("\0")[:-1]
         rows = [fields[at : at + 5] for at in range(0, len(fields), 5)]
         return [LoggedCommit(row[0].strip(), row[1], row[2], row[3], row[4].strip("\n")) for row in rows]
 
@@ -200,6 +209,12 @@ class GitRepo:
                 for end in (match.start() for match in re.finditer("/", path)):
                     changed.setdefault(path[:end], commit)
         return changed
+
+    def difference(self, base: str, head: str) -> str:
+        """Return what `head` changes since it left `base`, as git writes it; large files show as their pointers."""
+        fork = self.try_run("merge-base", base, head)
+        start = fork.decode().strip() if fork else base
+        return self.run("diff", "--no-color", "--no-ext-diff", start, head).decode(errors="replace")
 
     # Writing
 
@@ -217,9 +232,30 @@ class GitRepo:
             except GitError as error:
                 raise RefusedError(400, f"git does not take these changes: {error}") from error
             tree = self.run("write-tree", env=index).decode().strip()
+        return self.commit_tree(tree, parent=parent, message=message, author=author)
+
+    def commit_tree(self, tree: str, *, parent: str | None, message: str, author: str) -> str:
+        """Store a commit of a tree that exists already, and return its hash."""
         identity = {"GIT_AUTHOR_NAME": author, "GIT_AUTHOR_EMAIL": f"{author}@localhost"}
         parents = ["-p", parent] if parent else []
         return self.run("commit-tree", tree, *parents, stdin=message.encode(), env=identity).decode().strip()
+
+    def merge_trees(self, ours: str, theirs: str) -> Merged:
+        """Merge two commits into a tree, without a working tree; nothing moves.
+
+        Histories that have nothing in common merge as well: a squashed branch has lost what it shared with its pull
+        requests.
+        """
+        options = ("--write-tree", "-z", "--name-only", "--no-messages", "--allow-unrelated-histories")
+        try:
+            output = self.run("merge-tree", *options, ours, theirs)
+        except GitError as error:
+            if error.status != _CONFLICTS:
+                message = f"This machine's git cannot merge, which takes version 2.38: {error}"
+                raise RefusedError(501, message) from error
+            output = error.output
+        tree, *conflicts = output.decode(errors="replace").rstrip("\0").split("\0")
+        return Merged(tree, tuple(dict.fromkeys(conflicts)))
 
     def move_ref(self, name: str, new: str, *, old: str | None) -> bool:
         """Point a reference at `new` if it is still at `old` (None: if it does not exist); say whether it was."""
@@ -251,15 +287,11 @@ class GitRepo:
             if change.content is not None:
                 rows.append(f"100644 {next(oids)}\t{change.path}")
             elif parent and (entry := present.get(change.path)):
-                rows += [f"0 {_NOWHERE}\t{path}" for path in self._files_of(parent, entry)]
+                gone = self.tree(parent, entry.path, recursive=True) if entry.kind == "directory" else [entry]
+                rows += [f"0 {_NOWHERE}\t{file.path}" for file in gone if file.kind == "file"]
             else:
                 raise RefusedError(404, "A file with this name doesn't exist", code="EntryNotFound")
         return "".join(row + "\0" for row in rows).encode()
-
-    def _files_of(self, sha: str, entry: Entry) -> list[str]:
-        """Name the files that go with an entry: itself, or all those below it."""
-        below = self.tree(sha, entry.path, recursive=True) if entry.kind == "directory" else [entry]
-        return [file.path for file in below if file.kind == "file"]
 
     def _store(self, contents: Sequence[bytes], folder: str) -> list[str]:
         """Store blobs through files, so that one process hashes any number of them."""
@@ -303,12 +335,6 @@ class GitRepo:
         # A GIT_DIR or GIT_INDEX_FILE of the caller, who may be a git hook, must not lead the command elsewhere.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         return {**inherited, **_ENVIRONMENT, "GIT_DIR": str(self.path.absolute())}
-
-
-def _tree_entry(row: str, prefix: str) -> Entry:
-    attributes, name = row.split("\t", 1)
-    _, kind, oid, size = attributes.split()
-    return _entry(prefix + name, kind, oid, size)
 
 
 def _entry(path: str, kind: str, oid: str, size: str) -> Entry:

@@ -1,13 +1,10 @@
-"""The hub itself: its repositories, its stores, and who may open what.
-
-What a server that was killed leaves lying about, and the next one clears away before it starts.
-"""
+"""The hub itself: its repositories, its stores, and who may open what."""
 
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,52 +12,27 @@ from typing import Any, Literal
 from hubprune.localhub import names
 from hubprune.localhub.access import Account, Accounts
 from hubprune.localhub.git import Change, Entry, GitRepo, require_git
-from hubprune.localhub.jobs import CollectionStore, JobStore
-from hubprune.localhub.lfs import GITATTRIBUTES, POINTER_BYTES, LfsStore, Pointer, parse_pointer
+from hubprune.localhub.large_files import (
+    GITATTRIBUTES,
+    POINTER_BYTES,
+    LfsStore,
+    Pointer,
+    XetStore,
+    parse_pointer,
+)
 from hubprune.localhub.names import KINDS, RefusedError
-from hubprune.localhub.xet import XetStore
-
-# ---- sweeping ------------------------------------------------------------------------------------------------------
-
-
-_UNFINISHED = (".incoming-*", "lfs/.incoming-*", "xet/*/.incoming-*", "repos/.new-*", "repos/.old-*")
-"""Files that were being written, repositories on their way in or out."""
-_UNFINISHED_IN_A_REPO = ("incoming-*", ".incoming-*")
-_LOCKS = ("*.lock", "refs/**/*.lock")
-"""Files with which git keeps others from a reference while it moves: nobody is left to take them away."""
-
-
-def sweep(directory: Path) -> None:
-    """Remove what is half-done below a hub's directory; no server may be running there.
-
-    Nothing that was ever visible is touched: every file and repository takes its name in one step, at its end.
-    """
-    for path in _leftovers(directory):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _leftovers(directory: Path) -> Iterator[Path]:
-    for pattern in _UNFINISHED:
-        yield from directory.glob(pattern)
-    for repo in directory.glob("repos/*/*/*.git"):
-        for pattern in (*_UNFINISHED_IN_A_REPO, *_LOCKS):
-            yield from repo.glob(pattern)
-
-
-# ---- hub -----------------------------------------------------------------------------------------------------------
-
 
 Need = Literal["see", "read", "propose", "write"]
 """see: know that it exists, its settings and file names · read: have its content · propose: upload, open a pull
 request · write: commit, tag, change settings."""
 
-
 _MOVED = ".moved"
 """Suffix of the file that holds a moved repository's new name."""
 _MAX_MOVES = 20
+# What a server that was killed leaves lying about: files that were being written, repositories on their way in or out.
+_UNFINISHED = (".incoming-*", "lfs/.incoming-*", "xet/*/.incoming-*", "repos/.new-*", "repos/.old-*")
+_UNFINISHED_IN_A_REPO = ("incoming-*", ".incoming-*", "*.lock", "refs/**/*.lock")
+"""With the locks git keeps others from a reference while it moves: nobody is left to take them away."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +107,13 @@ class Hub:
         require_git()
         directory = directory.absolute()  # git runs in the folders of its repositories
         directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
         self._repos = directory / "repos"
         sweep(directory)
         self.announces_xet = xet
         self.accounts = Accounts(directory / "accounts.json")
         self.lfs = LfsStore(directory / "lfs")
         self.xet = XetStore(directory / "xet")
-        self.collections = CollectionStore(directory / "collections.json")
-        self.jobs = JobStore()
 
     def create_repo(self, kind: str, repo_id: str, *, private: bool) -> Repo:
         """Make a repository with its first commit; it appears complete or not at all."""
@@ -271,18 +242,22 @@ class Hub:
     def files(self, repo: Repo, entries: Sequence[Entry]) -> list[StoredFile]:
         """Look through the pointers among some entries of a tree; folders come back as they are."""
         small = [entry.oid for entry in entries if entry.kind == "file" and entry.size < POINTER_BYTES]
-        blobs = repo.git.blobs(small)
-        pointers = {oid: parse_pointer(blob) for oid, blob in blobs.items()}
-        return [self._stored_file(entry, pointers.get(entry.oid)) for entry in entries]
+        pointers = {oid: parse_pointer(blob) for oid, blob in repo.git.blobs(small).items()}
+        found = []
+        for entry in entries:
+            pointer = pointers.get(entry.oid)
+            recipe = self.xet.by_sha256(pointer.sha256) if pointer else None
+            found.append(StoredFile(entry, pointer, recipe.file_hash if recipe else None))
+        return found
+
+    def files_at(self, repo: Repo, sha: str) -> list[StoredFile]:
+        """Return all files of a commit."""
+        return self.files(repo, [entry for entry in repo.git.tree(sha, recursive=True) if entry.kind == "file"])
 
     def large_files(self, repo: Repo) -> set[str]:
         """Return the SHA-256 of every large file that a commit of the repository points to."""
         pointers = map(parse_pointer, repo.git.blobs(repo.git.small_blobs(POINTER_BYTES)).values())
         return {pointer.sha256 for pointer in pointers if pointer}
-
-    def _stored_file(self, entry: Entry, pointer: Pointer | None) -> StoredFile:
-        recipe = self.xet.by_sha256(pointer.sha256) if pointer else None
-        return StoredFile(entry, pointer, recipe.file_hash if recipe else None)
 
     def _path(self, kind: str, repo_id: str) -> Path:
         return self._repos / kind / f"{repo_id}.git"
@@ -299,3 +274,18 @@ def _check_granted(account: Account | None, kind: str, repo_id: str) -> None:
             " repository."
         )
         raise RefusedError(403, message, code="GatedRepo")
+
+
+def sweep(directory: Path) -> None:
+    """Remove what is half-done below a hub's directory; no server may be running there.
+
+    Nothing that was ever visible is touched: every file and repository takes its name in one step, at its end.
+    """
+    left = [path for pattern in _UNFINISHED for path in directory.glob(pattern)]
+    for repo in directory.glob("repos/*/*/*.git"):
+        left += [path for pattern in _UNFINISHED_IN_A_REPO for path in repo.glob(pattern)]
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

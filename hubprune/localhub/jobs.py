@@ -1,104 +1,48 @@
-"""Jobs as Hugging Face Jobs keeps them: recorded, never run.  What a job says and how it ends is a script of a test.
+"""Jobs and collections: kept for those who ask for them.
 
-Collections: lists of repositories with a title, kept in one file.
+Jobs are kept as Hugging Face Jobs keeps them: recorded, never run. What a job says and how it ends is a script of a
+test. Collections are lists of repositories with a title, in one file.
 """
 
+import dataclasses
 import json
 import re
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
 from hubprune.localhub import names
+from hubprune.localhub.access import Account
+from hubprune.localhub.hub import Hub
+from hubprune.localhub.names import RefusedError, timestamp
+from hubprune.localhub.web import Call, HubRoutes, answers, field, page
 
-__all__ = ["CollectionStore", "JobRecord", "JobScript", "JobStore"]
+Stage = Literal["SCHEDULING", "RUNNING", "COMPLETED", "ERROR", "CANCELED"]
 
-
-# ---- collections ---------------------------------------------------------------------------------------------------
-
+_LOOK_SECONDS = 0.05
+_JOBS_PER_PAGE = 100
+_FLAVOR = re.compile(r"[a-z0-9-]{1,40}")
+_JOBS, _JOB = "/api/jobs/{namespace}", "/api/jobs/{namespace}/{job}"
 
 Result = TypeVar("Result")
 Row = dict[str, Any]
 """One collection, as clients read it."""
 
-
-class CollectionStore:
-    """The collections of one hub, by slug."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._lock = threading.Lock()
-
-    def all(self) -> list[Row]:
-        """List all collections, the newest last."""
-        return list(self._read().values())
-
-    def find(self, slug: str) -> Row | None:
-        """Return a collection; None where there is none."""
-        return self._read().get(slug)
-
-    def create(self, title: str, owner: str, *, private: bool, description: str | None) -> tuple[Row, bool]:
-        """Make a collection, or return the owner's one of that title; the second value tells whether it is new."""
-
-        def _found_or_made(rows: dict[str, Row]) -> tuple[Row, bool]:
-            same = next((row for row in rows.values() if (row["owner"], row["title"]) == (owner, title)), None)
-            if same:
-                return same, False
-            words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "collection"
-            slug = f"{owner}/{words}-{secrets.token_hex(12)}"
-            rows[slug] = {
-                "slug": slug, "title": title, "owner": owner, "items": [], "lastUpdated": _now(), "private": private,
-                "theme": "green", "upvotes": 0, "position": len(rows), "description": description,
-            }  # fmt: skip
-            return rows[slug], True
-
-        return self._change(_found_or_made)
-
-    def add(self, slug: str, item_id: str, item_type: str, note: str | None) -> bool:
-        """Put an item at the end of a collection; False where it is in it already."""
-
-        def _appended(rows: dict[str, Row]) -> bool:
-            items = rows[slug]["items"]
-            if any((item["id"], item["type"]) == (item_id, item_type) for item in items):
-                return False
-            told = {"note": {"text": note}} if note else {}
-            items.append(
-                {"_id": secrets.token_hex(12), "id": item_id, "type": item_type, "position": len(items), **told}
-            )
-            rows[slug]["lastUpdated"] = _now()
-            return True
-
-        return self._change(_appended)
-
-    def _read(self) -> dict[str, Row]:
-        return json.loads(self._file.read_bytes()) if self._file.exists() else {}
-
-    def _change(self, change: Callable[[dict[str, Row]], Result]) -> Result:
-        with self._lock:
-            rows = self._read()
-            result = change(rows)
-            names.write_bytes(self._file, json.dumps(rows, indent=1).encode())
-        return result
+_COLLECTIONS, _COLLECTION = "/api/collections", "/api/collections/{namespace}/{slug}"
+_COLLECTIONS_PER_PAGE = 50
+_SHOWN_ITEMS = 4
+"""A list shows no more items of each collection, as on the Hub."""
+_LONGEST_TITLE = 60
+_ITEM_KINDS = ("model", "dataset")
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-
-
-# ---- jobs ----------------------------------------------------------------------------------------------------------
-
-
-Stage = Literal["SCHEDULING", "RUNNING", "COMPLETED", "ERROR", "CANCELED"]
-
-_LOOK_SECONDS = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JobScript:
     """What becomes of a job."""
 
@@ -111,7 +55,7 @@ class JobScript:
     """Goes on after its last line until it is cancelled."""
 
 
-@dataclass(kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class JobRecord:
     """A job that was asked for."""
 
@@ -119,9 +63,9 @@ class JobRecord:
     namespace: str
     spec: Mapping[str, Any]
     """The request, secrets included."""
-    script: JobScript = field(repr=False)
-    created: str = field(default_factory=lambda: _now())
-    ended: threading.Event = field(default_factory=threading.Event, repr=False)
+    script: JobScript = dataclasses.field(repr=False)
+    created: str = dataclasses.field(default_factory=lambda: timestamp(int(time.time())))
+    ended: threading.Event = dataclasses.field(default_factory=threading.Event, repr=False)
     canceled: bool = False
 
     @property
@@ -174,3 +118,216 @@ class JobStore:
     def all(self, namespace: str | None = None) -> list[JobRecord]:
         """List the jobs of a namespace, or all, oldest first."""
         return [job for job in self._jobs.values() if namespace in (None, job.namespace)]
+
+
+class JobRoutes(HubRoutes):
+    """Handlers for jobs."""
+
+    def __init__(self, hub: Hub, jobs: JobStore) -> None:
+        super().__init__(hub)
+        self.jobs = jobs
+
+    @answers(_JOBS, method="POST")
+    def create(self, call: Call) -> Response:
+        """Record a job."""
+        account, spec = self._member(call), call.json()
+        if not account.may_create_in(call.params["namespace"]):
+            raise RefusedError(403, f"You may not run jobs in {call.params['namespace']}")
+        if not all(isinstance(word, str) for word in field(spec, "command", list)):
+            raise RefusedError(400, "A command is a list of words")
+        if not _FLAVOR.fullmatch(field(spec, "flavor", str)):
+            raise RefusedError(400, f"There is no flavor {spec['flavor']!r}")
+        for name in ("environment", "secrets", "labels"):
+            field(spec, name, dict, {})
+        if not (field(spec, "dockerImage", str, "") or field(spec, "spaceId", str, "")):
+            raise RefusedError(400, "A job needs an image")
+        job = self.jobs.create(call.params["namespace"], spec)
+        return JSONResponse(_described(job, account, stage="SCHEDULING"))
+
+    @answers(_JOBS)
+    def list(self, call: Call) -> Response:
+        """List the jobs of a namespace, newest first, by stage and label."""
+        account = self._member(call)
+        stages, labels = call.query.getlist("stage"), call.query.getlist("label")
+        found = [
+            job
+            for job in reversed(self.jobs.all(call.params["namespace"]))
+            if (not stages or job.stage in stages)
+            and set(labels) <= {f"{key}={value}" for key, value in job.spec.get("labels", {}).items()}
+        ]
+        return page(call, found, size=_JOBS_PER_PAGE, describe=lambda part: [_described(job, account) for job in part])
+
+    @answers(_JOB)
+    def show(self, call: Call) -> Response:
+        """Return one job."""
+        account = self._member(call)
+        return JSONResponse(_described(self._found(call), account))
+
+    @answers(f"{_JOB}/logs")
+    def log(self, call: Call) -> Response:
+        """Stream the log as server-sent events."""
+        self._member(call)
+        job, tail = self._found(call), call.query.get("tail", "")
+        if tail and not re.fullmatch(r"[0-9]{1,6}", tail):
+            raise RefusedError(400, "tail is a number of lines")
+        events = job.log(int(tail) if tail else None)
+        stream = (f"data: {json.dumps(event)}\n\n" if event else ": keep-alive\n\n" for event in events)
+        return StreamingResponse(stream, media_type="text/event-stream")
+
+    @answers(f"{_JOB}/cancel", method="POST")
+    def cancel(self, call: Call) -> Response:
+        """End a job."""
+        account = self._member(call)
+        if not account.may_create_in(call.params["namespace"]):
+            raise RefusedError(403, "This token has no write permission")
+        self._found(call).cancel()
+        return JSONResponse({})
+
+    def _member(self, call: Call) -> Account:
+        account = self.known_caller(call)
+        if not account.belongs_to(call.params["namespace"]):
+            raise RefusedError(403, f"You are no member of {call.params['namespace']}")
+        return account
+
+    def _found(self, call: Call) -> JobRecord:
+        job = self.jobs.find(call.params["namespace"], call.params["job"])
+        if job is None:
+            raise RefusedError(404, "Job not found")
+        return job
+
+
+def _described(job: JobRecord, account: Account, *, stage: Stage | None = None) -> dict[str, Any]:
+    """Describe a job as clients read it; of its secrets only the names."""
+    shown = ("dockerImage", "spaceId", "command", "arguments", "environment", "flavor", "labels")
+    kind = "user" if job.namespace == account.name else "org"
+    return {
+        **{name: job.spec[name] for name in shown if name in job.spec},
+        "secrets": dict.fromkeys(job.spec.get("secrets", {}), ""),
+        "id": job.id,
+        "createdAt": job.created,
+        "owner": {"id": job.namespace, "name": job.namespace, "type": kind},
+        "initiator": {"id": account.name, "name": account.name, "type": "user"},
+        "status": {"stage": stage or job.stage, "message": job.script.message if job.ended.is_set() else None},
+    }
+
+
+class CollectionStore:
+    """The collections of one hub, by slug."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+
+    def all(self) -> list[Row]:
+        """List all collections, the newest last."""
+        return list(self._read().values())
+
+    def find(self, slug: str) -> Row | None:
+        """Return a collection; None where there is none."""
+        return self._read().get(slug)
+
+    def create(self, title: str, owner: str, *, private: bool, description: str | None) -> tuple[Row, bool]:
+        """Make a collection, or return the owner's one of that title; the second value tells whether it is new."""
+
+        def _found_or_made(rows: dict[str, Row]) -> tuple[Row, bool]:
+            same = next((row for row in rows.values() if (row["owner"], row["title"]) == (owner, title)), None)
+            if same:
+                return same, False
+            words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "collection"
+            slug, now = f"{owner}/{words}-{secrets.token_hex(12)}", timestamp(int(time.time()))
+            rows[slug] = {
+                "slug": slug, "title": title, "owner": owner, "items": [], "lastUpdated": now, "private": private,
+                "theme": "green", "upvotes": 0, "position": len(rows), "description": description,
+            }  # fmt: skip
+            return rows[slug], True
+
+        return self._change(_found_or_made)
+
+    def add(self, slug: str, item_id: str, item_type: str, note: str | None) -> bool:
+        """Put an item at the end of a collection; False where it is in it already."""
+
+        def _appended(rows: dict[str, Row]) -> bool:
+            items = rows[slug]["items"]
+            if any((item["id"], item["type"]) == (item_id, item_type) for item in items):
+                return False
+            item = {"_id": secrets.token_hex(12), "id": item_id, "type": item_type, "position": len(items)}
+            items.append({**item, "note": {"text": note}} if note else item)
+            rows[slug]["lastUpdated"] = timestamp(int(time.time()))
+            return True
+
+        return self._change(_appended)
+
+    def _read(self) -> dict[str, Row]:
+        return json.loads(self._file.read_bytes()) if self._file.exists() else {}
+
+    def _change(self, change: Callable[[dict[str, Row]], Result]) -> Result:
+        with self._lock:
+            rows = self._read()
+            result = change(rows)
+            names.write_bytes(self._file, json.dumps(rows, indent=1).encode())
+        return result
+
+
+class CollectionRoutes(HubRoutes):
+    """Handlers for collections."""
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self.collections = CollectionStore(hub.directory / "collections.json")
+
+    @answers(_COLLECTIONS)
+    def list(self, call: Call) -> Response:
+        """List the collections that the caller may see, or those of one owner."""
+        account, owner = self.caller(call), call.query.get("owner")
+        rows = [row for row in self.collections.all() if owner in (None, row["owner"]) and _may_see(account, row)]
+
+        def shown(part: Any) -> Any:
+            numbered = [{k: v for k, v in row.items() if k != "position"} for row in part]  # clients count themselves
+            return [{**row, "items": row["items"][:_SHOWN_ITEMS]} for row in numbered]
+
+        return page(call, rows, size=_COLLECTIONS_PER_PAGE, describe=shown)
+
+    @answers(_COLLECTIONS, method="POST")
+    def create(self, call: Call) -> Response:
+        """Create a collection; of the same owner and title there is only one."""
+        account, body = self.known_caller(call), call.json()
+        title, owner = field(body, "title", str), field(body, "namespace", str, None) or account.name
+        if not title.strip() or len(title) > _LONGEST_TITLE or not names.is_clean(title):
+            raise RefusedError(400, f"A title has 1 to {_LONGEST_TITLE} characters")
+        if not account.may_create_in(owner):
+            raise RefusedError(403, f'You don\'t have the rights to create a collection under "{owner}"')
+        private, description = field(body, "private", bool, False), field(body, "description", str, None)
+        row, created = self.collections.create(title, owner, private=private, description=description)
+        if not created:
+            return JSONResponse({"error": "This collection exists already", "slug": row["slug"]}, 409)
+        return JSONResponse(row)
+
+    @answers(_COLLECTION)
+    def show(self, call: Call) -> Response:
+        """Return one collection with all its items."""
+        return JSONResponse(self._found(call))
+
+    @answers(f"{_COLLECTION}/items", method="POST")
+    def add(self, call: Call) -> Response:
+        """Put a repository into a collection."""
+        account, row, body = self.known_caller(call), self._found(call), call.json()
+        if not account.may_create_in(row["owner"]):
+            raise RefusedError(403, "You don't have the rights to change this collection")
+        item = field(body, "item", dict)
+        kind, repo_id = field(item, "type", str), field(item, "id", str)
+        if kind not in _ITEM_KINDS:
+            raise RefusedError(400, f"This Hub collects models and datasets, not {kind}")
+        self.hub.open(account, names.kind_of(kind), repo_id, "see")
+        if not self.collections.add(row["slug"], repo_id, kind, field(body, "note", str, None)):
+            raise RefusedError(409, "This item is in the collection already")
+        return JSONResponse(self.collections.find(row["slug"]))
+
+    def _found(self, call: Call) -> dict[str, Any]:
+        row = self.collections.find(f"{call.params['namespace']}/{call.params['slug']}")
+        if row is None or not _may_see(self.caller(call), row):
+            raise RefusedError(404, "Collection not found")
+        return row
+
+
+def _may_see(account: Account | None, row: dict[str, Any]) -> bool:
+    return not row["private"] or (account is not None and account.belongs_to(row["owner"]))

@@ -1,11 +1,8 @@
-"""Check what a client sends before it names anything on disk.
+"""What everything in the local Hub rests on: refusals, names that are safe, and files that are whole.
 
-Every repository name, revision, file path and hash passes through here; whatever comes out is safe to join to a
-folder or to hand to git.
-
-The one exception with which a handler turns a request down.
-
-Write files so that a reader sees the old content or the new, never half of one.
+A handler turns a request down by raising `RefusedError`. Every repository name, revision, file path and hash that a
+client sends passes through here before it names anything on disk; whatever comes out is safe to join to a folder or to
+hand to git. Files are written so that a reader sees the old content or the new, never half of one.
 """
 
 import os
@@ -16,8 +13,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
-
-# ---- refusal -------------------------------------------------------------------------------------------------------
 
 
 class RefusedError(Exception):
@@ -51,9 +46,6 @@ def entry_not_found(path: str, sha: str) -> RefusedError:
     """Refuse a path that the commit does not hold; clients note the commit to remember the absence."""
     message = f'{path} does not exist on "{sha}"'
     return RefusedError(404, message, code="EntryNotFound", headers={"X-Repo-Commit": sha})
-
-
-# ---- names ---------------------------------------------------------------------------------------------------------
 
 
 KINDS = ("models", "datasets")
@@ -92,14 +84,14 @@ def file_path(text: str) -> str:
 
 def is_file_path(text: str) -> bool:
     """Tell whether `text` can be the path of a file in a repository."""
-    forbidden = any(segment in ("", ".", "..") or _is_git_folder(segment) for segment in text.split("/"))
-    return not (forbidden or not is_clean(text) or "\\" in text or len(text.encode()) > _MAX_PATH_BYTES)
-
-
-def _is_git_folder(segment: str) -> bool:
-    """Tell whether some file system takes a name for `.git`: NTFS, which has short names and streams, or HFS+."""
-    plain = segment.translate(_IGNORED).split(":")[0].rstrip(". ").lower()
-    return plain in (".git", "git~1")
+    if not is_clean(text) or "\\" in text or len(text.encode()) > _MAX_PATH_BYTES:
+        return False
+    for segment in text.split("/"):
+        # Some file system may take it for `.git`: NTFS, which has short names and streams, or HFS+.
+        plain = segment.translate(_IGNORED).split(":")[0].rstrip(". ").lower()
+        if segment in ("", ".", "..") or plain in (".git", "git~1"):
+            return False
+    return True
 
 
 def is_clean(text: str) -> bool:
@@ -130,9 +122,6 @@ def digest(text: str) -> str:
     if not _HASH.fullmatch(text):
         raise RefusedError(400, "Invalid hash: 64 hexadecimal digits were expected")
     return text
-
-
-# ---- disk ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

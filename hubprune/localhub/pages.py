@@ -1,132 +1,49 @@
 """Pages for people: what the Hub shows of a repository, as HTML that runs nothing and loads nothing from elsewhere.
 
-Show the card of one folder in a browser as the Hub would show it, for as long as somebody looks at it.
+A browser sends no token, so a hub's pages show what everybody may see. The preview shows the card of one folder as the
+Hub would show it.
 """
 
-import contextlib
 import mimetypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from hubprune.core.console import size
-from hubprune.localhub import cards
+from hubprune.localhub import cards, names
 from hubprune.localhub.cards import AddressOf, render
-from hubprune.localhub.loopback import HOSTS, LoopbackServer, endpoint_of, listen, quiet_signals
+from hubprune.localhub.discussions import Discussions, Event
+from hubprune.localhub.hub import Repo
+from hubprune.localhub.names import RefusedError
+from hubprune.localhub.web import HOSTS, Call, Handler, HubRoutes, answers, on_site, read_call
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-
-# ---- pages ---------------------------------------------------------------------------------------------------------
-
-
 _FOLDER = Path(__file__).parent / "page_templates"
+_STYLE = "/style.css"
+_CARD = "README.md"
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 _PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+_FILE_HEADERS = {**_ALWAYS, "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
+"""Under these a browser shows a file of a repo and never lets it do anything."""
 _IMAGES = (".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tab:
-    """One of the views of a repository."""
-
-    name: str
-    address: str
-    is_current: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRow:
-    """One line of a file list."""
-
-    path: str
-    bytes: int
-    address: str | None
-
-    @property
-    def size(self) -> str:
-        """The size in words."""
-        return size(self.bytes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommitRow:
-    """One line of a history."""
-
-    sha: str
-    date: str
-    author: str
-    title: str
-    description: str = ""
-    address: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiscussionRow:
-    """One line of a list of discussions."""
-
-    name: str
-    """What it is, with its number."""
-    title: str
-    status: str
-    author: str
-    date: str
-    address: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class EventRow:
-    """One thing that has happened in a discussion."""
-
-    author: str
-    date: str
-    what: str
-    detail: str = ""
-    address: str | None = None
-    """Where the detail leads to."""
-    body: str = ""
-    """Harmless HTML of what was written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """What all views of a repository share."""
-
-    title: str
-    subtitle: str
-    style: str
-    """Address of the style sheet."""
-    tabs: tuple[Tab, ...] = ()
-    home: str | None = None
-    """Address of the list of repositories; None where there is none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """The front matter of a card, as the page shows it beside the text."""
-
-    rows: tuple[tuple[str, tuple[str, ...]], ...]
-    tags: tuple[str, ...]
-    results: tuple[tuple[str, str, str], ...]
-    """Data set, metric and value of each evaluation result."""
-    problem: str | None = None
-    """Why the front matter cannot be read."""
-
-
+_MAX_DIFF = 200_000
+"""Characters of a difference that a page shows; clients get all of it."""
+_NOT_FOUND = "There is no such repository, or not everybody may see it. With a token, hubprune card --preview shows it."
 _ROWS = {
     "license_name": "Licence",
     "license": "Licence",
@@ -140,116 +57,145 @@ _ROWS = {
 }
 
 
-def read_panel(card: str) -> Panel:
-    """Read what stands in a card's front matter; what cannot be read is told."""
-    try:
-        metadata = cards.read_metadata(card)
-    except cards.MetadataError as error:
-        return Panel(rows=(), tags=(), results=(), problem=str(error))
-    rows = {label: _texts(metadata[key]) for key, label in reversed(_ROWS.items()) if metadata.get(key)}
-    ordered = tuple((label, rows[label]) for label in dict.fromkeys(_ROWS.values()) if label in rows)
-    return Panel(rows=ordered, tags=_texts(metadata.get("tags") or ()), results=tuple(_results(metadata)))
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What all views of a repository share."""
+
+    title: str
+    subtitle: str
+    style: str = _STYLE
+    """Address of the style sheet."""
+    tabs: Mapping[str, str] = field(default_factory=dict)
+    """The views of a repository: name -> address."""
+    current: str | None = None
+    """Name of the view that is shown."""
+    home: str | None = None
+    """Address of the list of repositories; None where there is none."""
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
+class PageRoutes(HubRoutes):
+    """Handlers that answer with HTML; they take what no other group does, so they come last."""
+
+    async def answer(self, handler: Handler, request: Request) -> Response:
+        """Answer a call with a page, or with one that says why not."""
+        call = await read_call(request)
+        try:
+            return await run_in_threadpool(handler, call)
+        except RefusedError as refusal:
+            unknown = refusal.code == "RepoNotFound"
+            frame = Frame(title="Local Hub", subtitle=call.path, home="/")
+            text = _NOT_FOUND if unknown else refusal.message
+            return _page("message", status=404 if unknown else refusal.status, frame=frame, text=text)
+
+    @answers("/")
+    def repositories(self, call: Call) -> Response:
+        """List what everybody may see."""
+        groups = {
+            kind.capitalize(): [
+                (repo.repo_id, repo.web_path()) for repo in self.hub.repos(kind) if not repo.settings.private
+            ]
+            for kind in names.KINDS
+        }
+        return _page("list", frame=Frame(title="Local Hub", subtitle=call.origin), groups=groups)
+
+    @answers(_STYLE)
+    def style(self, call: Call) -> Response:
+        """Send the style sheet of all pages."""
+        return _style_sheet()
+
+    @answers(*on_site("/discussions"))
+    def discussions(self, call: Call) -> Response:
+        """List the discussions and pull requests of a repository, newest first."""
+        repo = self.repo(call, "see")
+        rows = Discussions(repo.git).all()
+        frame = _frame(repo, repo.git.resolve("main"), "Discussions")
+        return _page("discussions", frame=frame, rows=rows, web=repo.web_path())
+
+    @answers(*on_site("/discussions/{number}"))
+    def discussion(self, call: Call) -> Response:
+        """Show what was said and done in a discussion, and what a pull request changes."""
+        repo = self.repo(call, "read")
+        discussions = Discussions(repo.git)
+        shown = discussions.get(call.number)
+        events = [_event_row(repo, event) for event in discussions.events(shown)]
+        diff = discussions.difference(shown) if shown.is_pull_request else ""
+        diff = diff if len(diff) <= _MAX_DIFF else f"{diff[:_MAX_DIFF]}\n... and more\n"
+        conflicts = discussions.conflicts(shown)
+        frame = _frame(repo, repo.git.resolve("main"), "Discussions")
+        return _page("discussion", frame=frame, row=shown, events=events, conflicts=conflicts, diff=diff)
+
+    @answers(*on_site(""))
+    def card(self, call: Call) -> Response:
+        """Show the card of a repository."""
+        repo, sha = self.revision(call, "read")
+        entry = repo.git.entries(sha, [_CARD]).get(_CARD)
+        text = repo.git.blob(entry.oid).decode(errors="replace") if entry and entry.kind == "file" else None
+        return _card_page(_frame(repo, sha, "Card"), text, address_of=partial(_media_address, repo, sha))
+
+    @answers(*on_site("/tree/{revision}"))
+    def files(self, call: Call) -> Response:
+        """List the files at a revision; a large one is not shown but fetched, unless it is a picture."""
+        repo, sha = self.revision(call, "see")
+        rows = []
+        for file in self.hub.files_at(repo, sha):
+            path = file.entry.path
+            shown = file.pointer is None or path.lower().endswith(_IMAGES)
+            fetched = f"{repo.web_path()}/resolve/{sha}/{quote(path, safe='/')}"
+            rows.append((path, file.size, _media_address(repo, sha, path) if shown else fetched))
+        return _files_page(_frame(repo, sha, "Files"), rows)
+
+    @answers(*on_site("/commits/{revision}"))
+    def commits(self, call: Call) -> Response:
+        """List the history of a revision, newest first."""
+        repo, sha = self.revision(call, "see")
+        return _page("commits", frame=_frame(repo, sha, "Commits"), commits=repo.git.log(sha), web=repo.web_path())
+
+    @answers(*on_site("/commit/{revision}"))
+    def commit(self, call: Call) -> Response:
+        """Lead to a commit in the history, on top of which it stands: clients print this address."""
+        repo, sha = self.revision(call, "see")
+        return RedirectResponse(f"{repo.web_path()}/commits/{sha}")
+
+    @answers(*on_site("/media/{revision}/{path:path}"))
+    def media(self, call: Call) -> Response:
+        """Send a file to be looked at: pictures as such, everything else as text."""
+        repo, path = self.repo(call, "read"), names.file_path(call.params["path"])
+        sha = repo.git.resolve(call.params["revision"])
+        (file,) = self.hub.files(repo, [repo.git.file(sha, path)])
+        if file.pointer is not None:
+            stored = self.hub.large_file(file.pointer.sha256)
+            return FileResponse(stored, headers=_FILE_HEADERS, media_type=_media_type(path))
+        return Response(repo.git.blob(file.entry.oid), headers=_FILE_HEADERS, media_type=_media_type(path))
 
 
-def _results(metadata: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    return [
-        (str(result["dataset"]["name"]), str(metric.get("name") or metric["type"]), str(metric["value"]))
-        for model in metadata.get("model-index", ())
-        for result in model["results"]
-        for metric in result["metrics"]
-    ]
+def _frame(repo: Repo, sha: str, current: str) -> Frame:
+    web = repo.web_path()
+    tabs = {"Card": web, "Files": f"{web}/tree/{sha}", "Commits": f"{web}/commits/{sha}"}
+    tabs["Discussions"] = f"{web}/discussions"
+    kind = repo.kind.removesuffix("s").capitalize()
+    return Frame(title=repo.repo_id, subtitle=f"{kind} at {sha}", tabs=tabs, current=current, home="/")
 
 
-def card_page(frame: Frame, card: str | None, *, address_of: AddressOf, status: int = 200) -> Response:
-    """Show a card: its Markdown rendered, its front matter in a panel beside it; None where a repo has none."""
-    body = render(cards.without_metadata(card), address_of=address_of) if card is not None else None
-    panel = read_panel(card) if card is not None else None
-    return _page("card.html.jinja", status=status, frame=frame, body=body, panel=panel)
+def _media_address(repo: Repo, sha: str, path: str) -> str:
+    """Return where a file of a repository is shown in a browser."""
+    return f"{repo.web_path()}/media/{sha}/{quote(path, safe='/')}"
 
 
-def files_page(frame: Frame, files: Sequence[FileRow]) -> Response:
-    """List the files of a repository."""
-    total = size(sum(file.bytes for file in files))
-    return _page("files.html.jinja", frame=frame, files=files, total=total)
-
-
-def commits_page(frame: Frame, commits: Sequence[CommitRow]) -> Response:
-    """List the history of a repository, newest first."""
-    return _page("commits.html.jinja", frame=frame, commits=commits)
-
-
-def discussions_page(frame: Frame, rows: Sequence[DiscussionRow]) -> Response:
-    """List the discussions of a repository, newest first."""
-    return _page("discussions.html.jinja", frame=frame, rows=rows)
-
-
-def discussion_page(
-    frame: Frame, row: DiscussionRow, *, events: Sequence[EventRow], conflicts: Sequence[str], diff: str
-) -> Response:
-    """Show a discussion: what was said and done, and what a pull request changes."""
-    return _page("discussion.html.jinja", frame=frame, row=row, events=events, conflicts=conflicts, diff=diff)
-
-
-def list_page(frame: Frame, groups: Mapping[str, Sequence[tuple[str, str]]]) -> Response:
-    """List repositories, by kind: name and address."""
-    return _page("list.html.jinja", frame=frame, groups=groups)
-
-
-def message_page(frame: Frame, text: str, *, status: int) -> Response:
-    """Say why there is nothing to see."""
-    return _page("message.html.jinja", status=status, frame=frame, text=text)
-
-
-def style_response() -> Response:
-    """Send the style sheet of all pages."""
-    return Response((_FOLDER / "style.css").read_bytes(), media_type="text/css", headers=_ALWAYS)
-
-
-def file_headers() -> dict[str, str]:
-    """Return headers under which a browser shows a file of a repo and never lets it do anything."""
-    return {**_ALWAYS, "Content-Security-Policy": _FILE_POLICY}
-
-
-def media_type(path: str) -> str:
-    """Return the type under which a file is shown: images as such, everything else as text."""
-    known = mimetypes.guess_type(path)[0] if is_image(path) else None
-    return known or "text/plain"
-
-
-def is_image(path: str) -> bool:
-    """Tell whether a file is a picture, by its name."""
-    return path.lower().endswith(_IMAGES)
-
-
-def quoted(path: str) -> str:
-    """Quote a path for an address, its slashes kept."""
-    return quote(path, safe="/")
-
-
-def _page(template: str, *, status: int = 200, **values: object) -> Response:
-    made = _templates().get_template(template).render(**values)
-    # Half a surrogate pair, which a file name or a card may hold, is nothing that can be sent.
-    html = made.encode(errors="replace")
-    return HTMLResponse(html, status, headers={**_ALWAYS, "Content-Security-Policy": _PAGE_POLICY})
-
-
-@cache
-def _templates() -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(str(_FOLDER))
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-
-
-# ---- preview -------------------------------------------------------------------------------------------------------
-
-
-_CARD = "README.md"
-_VIEWS = (("Model card", "/"), ("Files", "/files"))
+def _event_row(repo: Repo, event: Event) -> dict[str, Any]:
+    """Say in words what has happened; what was written is rendered as a card is."""
+    row = {"author": event.author, "date": event.created_at, "detail": "", "address": None, "body": ""}
+    match event.type:
+        case "commit":
+            sha = event.data["oid"]
+            told = {"detail": sha[:8], "address": f"{repo.web_path()}/tree/{sha}"}
+            return {**row, "what": event.data["subject"], **told}
+        case "title-change":
+            return {**row, "what": "changed the title from", "detail": event.data["from"]}
+        case "status-change":
+            return {**row, "what": "changed the status to", "detail": event.data["status"]}
+    what = "comment, taken away" if event.data["hidden"] else "comment"
+    text = event.data["latest"]["raw"]
+    return {**row, "what": what, "body": render(text, address_of=partial(_media_address, repo, "main"))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,75 +214,103 @@ class Preview:
 
 def build_preview(shown: Preview) -> Starlette:
     """Return the application that shows a card."""
+    frame = partial(Frame, title=shown.title, subtitle=shown.subtitle, tabs={"Model card": "/", "Files": "/files"})
+
+    def address(path: str) -> str:
+        return f"/file/{quote(path, safe='/')}"
 
     def card(request: Request) -> Response:
         path = shown.folder / _CARD
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-        return card_page(_frame(shown, current="/"), text, address_of=_address)
+        return _card_page(frame(current="Model card"), text, address_of=address)
 
     def files(request: Request) -> Response:
-        return files_page(_frame(shown, current="/files"), _rows(shown))
+        found = [path for path in shown.folder.rglob("*") if path.is_file()]
+        here = {path.relative_to(shown.folder).as_posix(): path.stat().st_size for path in found}
+        sizes = sorted({**shown.listed, **here}.items())
+        rows = [(path, bytes_, address(path) if path in here else None) for path, bytes_ in sizes]
+        return _files_page(frame(current="Files"), rows)
 
     def file(request: Request) -> Response:
-        path = _inside(shown.folder, request.path_params["path"], places=(shown.folder, *shown.linked))
+        path = _inside(shown, request.path_params["path"])
         if path is None:
-            return message_page(_frame(shown), "There is no such file here.", status=404)
-        return FileResponse(path, headers=file_headers(), media_type=media_type(path.name))
+            return _page("message", status=404, frame=frame(), text="There is no such file here.")
+        return FileResponse(path, headers=_FILE_HEADERS, media_type=_media_type(path.name))
 
     return Starlette(
         routes=[
             Route("/", card),
             Route("/files", files),
             Route("/file/{path:path}", file),
-            Route("/style.css", lambda request: style_response()),
+            Route(_STYLE, lambda request: _style_sheet()),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
     )
 
 
-def serve_preview(shown: Preview, *, port: int = 0, announce: Callable[[str], None] = print) -> None:
-    """Show a card on 127.0.0.1 until Ctrl-C or SIGTERM.
-
-    Args:
-        shown: what to show.
-        port: 0 for a free one.
-        announce: told the address once it answers.
-
-    Raises:
-        HubpruneError: the port is in use.
-    """
-    with contextlib.closing(listen(port)) as listener, quiet_signals():
-        server = LoopbackServer(build_preview(shown), on_ready=lambda: announce(endpoint_of(listener)))
-        server.run(sockets=[listener])
-
-
-def _frame(shown: Preview, *, current: str | None = None) -> Frame:
-    tabs = tuple(Tab(name=name, address=address, is_current=address == current) for name, address in _VIEWS)
-    return Frame(title=shown.title, subtitle=shown.subtitle, style="/style.css", tabs=tabs)
-
-
-def _address(path: str) -> str:
-    return f"/file/{quoted(path)}"
-
-
-def _rows(shown: Preview) -> Sequence[FileRow]:
-    here = {
-        path.relative_to(shown.folder).as_posix(): path.stat().st_size
-        for path in shown.folder.rglob("*")
-        if path.is_file()
-    }
-    sizes = {**shown.listed, **here}
-    return [
-        FileRow(path=path, bytes=sizes[path], address=_address(path) if path in here else None)
-        for path in sorted(sizes)
-    ]
-
-
-def _inside(folder: Path, name: str, *, places: Sequence[Path]) -> Path | None:
-    """Return a file of the folder; a link is followed where it ends in one of the places."""
+def _inside(shown: Preview, name: str) -> Path | None:
+    """Return a file of the folder; a link is followed where it ends in one of the places that are allowed."""
     parts = name.split("/")
     if "\0" in name or "\\" in name or any(part in ("", ".", "..") for part in parts):
         return None
-    path = folder.joinpath(*parts)
+    path, places = shown.folder.joinpath(*parts), (shown.folder, *shown.linked)
     within = any(path.resolve().is_relative_to(place.resolve()) for place in places)
     return path if within and path.is_file() else None
+
+
+def _card_page(frame: Frame, card: str | None, *, address_of: AddressOf) -> Response:
+    """Show a card: its Markdown rendered, its front matter in a panel beside it; None where a repo has none."""
+    body = render(cards.without_metadata(card), address_of=address_of) if card is not None else None
+    return _page("card", frame=frame, body=body, panel=_panel(card) if card is not None else None)
+
+
+def _panel(card: str) -> dict[str, Any]:
+    """Read what stands in a card's front matter; why it cannot be read is told."""
+    try:
+        metadata = cards.read_metadata(card)
+    except cards.MetadataError as error:
+        return {"rows": (), "tags": (), "results": (), "problem": str(error)}
+    rows = {label: _texts(metadata[key]) for key, label in reversed(_ROWS.items()) if metadata.get(key)}
+    results = [
+        (str(result["dataset"]["name"]), str(metric.get("name") or metric["type"]), str(metric["value"]))
+        for model in metadata.get("model-index", ())
+        for result in model["results"]
+        for metric in result["metrics"]
+    ]
+    ordered = [(label, rows[label]) for label in dict.fromkeys(_ROWS.values()) if label in rows]
+    return {"rows": ordered, "tags": _texts(metadata.get("tags") or ()), "results": results, "problem": None}
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
+
+
+def _files_page(frame: Frame, rows: Sequence[tuple[str, int, str | None]]) -> Response:
+    """List files: path, bytes and address of each."""
+    shown = [(path, size(bytes_), address) for path, bytes_, address in rows]
+    return _page("files", frame=frame, files=shown, total=size(sum(bytes_ for _, bytes_, _ in rows)))
+
+
+def _media_type(path: str) -> str:
+    """Return the type under which a file is shown: images as such, everything else as text."""
+    known = mimetypes.guess_type(path)[0] if path.lower().endswith(_IMAGES) else None
+    return known or "text/plain"
+
+
+def _style_sheet() -> Response:
+    return Response((_FOLDER / "style.css").read_bytes(), media_type="text/css", headers=_ALWAYS)
+
+
+def _page(template: str, *, status: int = 200, **values: object) -> Response:
+    made = _templates().get_template(f"{template}.html.jinja").render(**values)
+    # Half a surrogate pair, which a file name or a card may hold, is nothing that can be sent.
+    html = made.encode(errors="replace")
+    return HTMLResponse(html, status, headers={**_ALWAYS, "Content-Security-Policy": _PAGE_POLICY})
+
+
+@cache
+def _templates() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(str(_FOLDER))
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -1,6 +1,4 @@
-"""Reading a repository: what it holds, and the content.
-
-`git clone` and `git fetch` over smart HTTP.
+"""Reading a repository: what it holds, the content, and `git clone` and `git fetch` over smart HTTP.
 
 git's own `upload-pack` does the work; what is written here is who may ask for it. Nothing is taken in this way: a push
 would go around what a commit is checked for, so it is refused with the ways that are open.
@@ -10,7 +8,7 @@ import asyncio
 import re
 import tempfile
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO
@@ -19,61 +17,81 @@ from urllib.parse import parse_qs, quote
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from hubprune.localhub import names
 from hubprune.localhub.git import Entry, GitRepo
 from hubprune.localhub.hub import Repo, StoredFile
 from hubprune.localhub.names import RefusedError
 from hubprune.localhub.routes_storage import cdn_url
-from hubprune.localhub.web import REPO, Call, HubRoutes, byte_range, field, page, read_call, route
-
-# ---- routes files --------------------------------------------------------------------------------------------------
-
+from hubprune.localhub.web import (
+    REPO,
+    Call,
+    Handler,
+    HubRoutes,
+    answers,
+    byte_range,
+    field,
+    on_site,
+    page,
+    read_call,
+)
 
 _ENTRIES_PER_PAGE = 1000
+
+_NO_PUSH = "This local Hub takes no git push. Use `hf upload`, or HfApi.create_commit, which check what they are given."
+_MAX_REQUEST_BYTES = 16 << 20
+"""What a client says that it wants and has: some 50 bytes for each commit."""
+_BLOCK_BYTES = 1 << 16
+_GZIP = 16 + zlib.MAX_WBITS
+# Partial clones, and single commits by their hashes. The records of discussions are nobody's branches.
+_SETTINGS = (
+    "uploadpack.allowFilter=true",
+    "uploadpack.allowAnySHA1InWant=true",
+    "uploadpack.hideRefs=refs/discussions",
+)
+_NOT_TO_BE_KEPT = {"Cache-Control": "no-cache, max-age=0, must-revalidate"}
 
 
 class FileRoutes(HubRoutes):
     """Handlers that read a repository at a revision."""
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this part."""
-        resolve = "/{namespace}/{name}/resolve/{revision}/{path:path}"
-        return [
-            route(f"{REPO}/tree/{{revision}}", self.tree),
-            route(f"{REPO}/tree/{{revision}}/{{path:path}}", self.tree),
-            route(f"{REPO}/paths-info/{{revision}}", self.paths_info, method="POST"),
-            route("/{kind:kind}" + resolve, self.resolve),
-            route(resolve, self.resolve),
-        ]
-
+    @answers(f"{REPO}/tree/{{revision}}", f"{REPO}/tree/{{revision}}/{{path:path}}")
     def tree(self, call: Call) -> Response:
         """List a folder."""
-        repo = self.repo(call, "see")
+        repo, sha = self.revision(call, "see")
         path = call.params.get("path", "").strip("/")
-        sha = repo.git.resolve(call.params["revision"])
         entries = repo.git.tree(sha, names.file_path(path) if path else "", recursive=call.flag("recursive"))
         rows = partial(self._dated_rows, repo, sha) if call.flag("expand") else partial(self._rows, repo)
         return page(call, entries, size=_ENTRIES_PER_PAGE, describe=rows)
 
+    @answers(f"{REPO}/paths-info/{{revision}}", method="POST")
     def paths_info(self, call: Call) -> Response:
-        """Describe some paths; those that do not exist are left out."""
-        repo = self.repo(call, "see")
-        sha = repo.git.resolve(call.params["revision"])
-        paths = [path for path in map(_valid_path, _wanted_paths(call)) if path]
+        """Describe some paths, sent as a form or as JSON; those that do not exist are left out."""
+        repo, sha = self.revision(call, "see")
+        if call.body.lstrip().startswith(b"{"):
+            wanted = field(call.json(), "paths", list)
+        else:
+            wanted = parse_qs(call.body.decode(errors="replace"), keep_blank_values=True).get("paths", [])
+        if not all(isinstance(path, str) for path in wanted):
+            raise RefusedError(400, "paths has to be a list of strings")
+        paths = [path for path in (path.strip("/") for path in wanted) if names.is_file_path(path)]
         return JSONResponse(self._rows(repo, list(repo.git.entries(sha, paths).values())))
 
+    @answers(*on_site("/resolve/{revision}/{path:path}"))
     def resolve(self, call: Call) -> Response:
         """Send a file's content, or the client to where it is when it is a large one."""
-        repo = self.repo(call, "read")
-        sha, path = repo.git.resolve(call.params["revision"]), names.file_path(call.params["path"])
+        repo, sha = self.revision(call, "read")
+        path = names.file_path(call.params["path"])
         (file,) = self.hub.files(repo, [repo.git.file(sha, path)])
         headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         if file.pointer is not None:
-            headers |= self._large_file_headers(call, repo, file)
-            target = cdn_url(self.hub, call, file.pointer.sha256)
-            return RedirectResponse(target, 302, headers=headers)
+            etag = f'"{file.pointer.sha256}"'
+            headers |= {"X-Linked-Size": str(file.pointer.size), "X-Linked-ETag": etag, "ETag": etag}
+            if self.hub.announces_xet and file.xet_hash:
+                revision = quote(call.params["revision"], safe="")
+                token_url = f"{call.origin}/api/{repo.kind}/{repo.repo_id}/xet-read-token/{revision}"
+                headers |= {"X-Xet-Hash": file.xet_hash, "Link": f'<{token_url}>; rel="xet-auth"'}
+            return RedirectResponse(cdn_url(self.hub, call, file.pointer.sha256), 302, headers=headers)
         headers["ETag"] = f'"{file.entry.oid}"'
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(path.rsplit('/', 1)[-1])}"
         content = repo.git.blob(file.entry.oid)
@@ -95,18 +113,6 @@ class FileRoutes(HubRoutes):
             row["lastCommit"] = {"id": last.sha, "title": last.title, "date": last.date}
         return rows
 
-    def _large_file_headers(self, call: Call, repo: Repo, file: StoredFile) -> dict[str, str]:
-        if file.pointer is None:
-            return {}
-        etag = f'"{file.pointer.sha256}"'
-        headers = {"X-Linked-Size": str(file.pointer.size), "X-Linked-ETag": etag, "ETag": etag}
-        if self.hub.announces_xet and file.xet_hash:
-            revision = quote(call.params["revision"], safe="")
-            token_url = f"{call.origin}/api/{repo.kind}/{repo.repo_id}/xet-read-token/{revision}"
-            headers["X-Xet-Hash"] = file.xet_hash
-            headers["Link"] = f'<{token_url}>; rel="xet-auth"'
-        return headers
-
 
 def _row(file: StoredFile) -> dict[str, Any]:
     """Describe an entry as `tree` and `paths-info` do."""
@@ -119,56 +125,24 @@ def _row(file: StoredFile) -> dict[str, Any]:
     return row
 
 
-def _wanted_paths(call: Call) -> list[str]:
-    """Read the paths that a client asks for, sent as a form or as JSON."""
-    if call.body.lstrip().startswith(b"{"):
-        paths = field(call.json(), "paths", list)
-    else:
-        paths = parse_qs(call.body.decode(errors="replace"), keep_blank_values=True).get("paths", [])
-    if not all(isinstance(path, str) for path in paths):
-        raise RefusedError(400, "paths has to be a list of strings")
-    return [path.strip("/") for path in paths]
-
-
-def _valid_path(path: str) -> str | None:
-    try:
-        return names.file_path(path)
-    except RefusedError:
-        return None
-
-
-# ---- routes git ----------------------------------------------------------------------------------------------------
-
-
-_NO_PUSH = "This local Hub takes no git push. Use `hf upload`, or HfApi.create_commit, which check what they are given."
-_MAX_REQUEST_BYTES = 16 << 20
-"""What a client says that it wants and has: some 50 bytes for each commit."""
-_BLOCK_BYTES = 1 << 16
-_GZIP = 16 + zlib.MAX_WBITS
-
-# Partial clones, and single commits by their hashes. The records of discussions are nobody's branches.
-_SETTINGS = (
-    "uploadpack.allowFilter=true",
-    "uploadpack.allowAnySHA1InWant=true",
-    "uploadpack.hideRefs=refs/discussions",
-)
-_NOT_TO_BE_KEPT = {"Cache-Control": "no-cache, max-age=0, must-revalidate"}
-
-
 class GitRoutes(HubRoutes):
     """Handlers for what git itself calls."""
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this part."""
-        made = []
-        for repo in ("/{kind:kind}/{namespace}/{name}", "/{namespace}/{name}"):
-            made += [
-                _git_route(f"{repo}/info/refs", self.advertise, method="GET"),
-                _git_route(f"{repo}/git-upload-pack", self.send_pack, method="POST"),
-                _git_route(f"{repo}/git-receive-pack", self.refuse_push, method="POST"),
-            ]
-        return made
+    async def answer(self, handler: Handler, request: Request) -> Response:
+        """Answer a call, or say in plain text, which git shows to its user, why not."""
+        try:
+            call = await read_call(request, limit=_MAX_REQUEST_BYTES)
+            call = replace(call, params={**call.params, "name": call.params["name"].removesuffix(".git")})
+            return await run_in_threadpool(handler, call)
+        except RefusedError as refusal:
+            headers = dict(refusal.headers)
+            if refusal.status == 401:  # git asks its user for a name and a password, and comes again
+                headers["WWW-Authenticate"] = (
+                    'Basic realm="any user name, the access token as password", charset="UTF-8"'
+                )
+            return PlainTextResponse(f"{refusal.message}\n", refusal.status, headers=headers)
 
+    @answers(*on_site("/info/refs"))
     def advertise(self, call: Call) -> Response:
         """List the branches, tags and pull requests, or what the protocol can do."""
         service = call.query.get("service")
@@ -184,6 +158,7 @@ class GitRoutes(HubRoutes):
         kind = "application/x-git-upload-pack-advertisement"
         return Response(preface + listing, media_type=kind, headers=_NOT_TO_BE_KEPT)
 
+    @answers(*on_site("/git-upload-pack"), method="POST")
     def send_pack(self, call: Call) -> Response:
         """Send the objects that a client wants and does not have."""
         git = self.repo(call, "read").git
@@ -193,32 +168,11 @@ class GitRoutes(HubRoutes):
         stream = _packed(git, asked, protocol=_protocol(call))
         return StreamingResponse(stream, media_type="application/x-git-upload-pack-result", headers=_NOT_TO_BE_KEPT)
 
+    @answers(*on_site("/git-receive-pack"), method="POST")
     def refuse_push(self, call: Call) -> Response:
         """Say how to write instead; those who may not even see the repository are told only that."""
         self.repo(call, "read")
         raise RefusedError(403, _NO_PUSH)
-
-
-def _git_route(path: str, handler: Callable[[Call], Response], *, method: str) -> Route:
-    """Make a route whose refusals git shows to its user."""
-
-    async def endpoint(request: Request) -> Response:
-        """Answer a call, or say in plain text why not."""
-        try:
-            call = await read_call(request, limit=_MAX_REQUEST_BYTES)
-            call = replace(call, params={**call.params, "name": call.params["name"].removesuffix(".git")})
-            return await run_in_threadpool(handler, call)
-        except RefusedError as refusal:
-            return _told(refusal)
-
-    return Route(path, endpoint, methods=[method])
-
-
-def _told(refusal: RefusedError) -> Response:
-    headers = dict(refusal.headers)
-    if refusal.status == 401:  # git asks its user for a name and a password, and comes again
-        headers["WWW-Authenticate"] = 'Basic realm="any user name, the access token as password", charset="UTF-8"'
-    return PlainTextResponse(f"{refusal.message}\n", refusal.status, headers=headers)
 
 
 def _protocol(call: Call) -> str:
@@ -249,7 +203,6 @@ def _unpacked(call: Call) -> bytes:
 
 async def _packed(git: GitRepo, asked: BinaryIO, *, protocol: str) -> AsyncIterator[bytes]:
     """Yield what git answers, and end git when nobody listens any more."""
-    environment = {**git.environment(), "GIT_PROTOCOL": protocol}
     with asked:
         process = await asyncio.create_subprocess_exec(
             *git.command(*_upload_pack()),
@@ -257,11 +210,10 @@ async def _packed(git: GitRepo, asked: BinaryIO, *, protocol: str) -> AsyncItera
             stdin=asked,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env=environment,
+            env={**git.environment(), "GIT_PROTOCOL": protocol},
         )
     try:
-        read = partial(process.stdout.read, _BLOCK_BYTES) if process.stdout else None
-        while read and (block := await read()):
+        while process.stdout and (block := await process.stdout.read(_BLOCK_BYTES)):
             yield block
     finally:
         if process.returncode is None:

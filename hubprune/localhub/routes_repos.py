@@ -1,58 +1,40 @@
-"""Accounts and repositories: whoami, create, delete, settings, permissions, branches and tags, history.
+"""Accounts and whole repositories: who is calling, create, delete, settings, branches and tags, history, and moves.
 
-Whole repositories on the move: under another name, as a copy, or without their past.
-
-Short-lived tokens for jobs that keep no secret: what a trusted publisher's identity is exchanged for.
+Also what a trusted publisher's identity is exchanged for: a short-lived token for a job that keeps no secret.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from hubprune.localhub import names
 from hubprune.localhub.access import PUBLISHER, Account
-from hubprune.localhub.discussions import squash
 from hubprune.localhub.git import LoggedCommit
 from hubprune.localhub.hub import Repo
 from hubprune.localhub.names import RefusedError, conflict, revision_not_found
-from hubprune.localhub.web import REPO, Call, HubRoutes, field, page, route, text_field, wants_private
-
-# ---- routes repos --------------------------------------------------------------------------------------------------
-
+from hubprune.localhub.web import REPO, Call, HubRoutes, answers, field, page, text_field, wants_private
 
 _COMMITS_PER_PAGE = 50
 
+# The exchange of tokens, which RFC 8693 describes.
+_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+_IDENTITY = "urn:ietf:params:oauth:token-type:id_token"
+_ACCESS = "urn:ietf:params:oauth:token-type:access_token"
+
 
 class RepoRoutes(HubRoutes):
-    """Handlers for a repository as a whole."""
+    """Handlers for accounts, and for a repository as a whole."""
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this part."""
-        return [
-            route("/api/whoami-v2", self.whoami),
-            route("/api/repos/create", self.create, method="POST"),
-            route("/api/repos/delete", self.delete, method="DELETE"),
-            route(f"{REPO}/settings", self.settings, method="PUT"),
-            route(f"{REPO}/auth-check", self.may_read),
-            route(f"{REPO}/auth-check/write", self.may_write),
-            route(f"{REPO}/refs", self.refs),
-            route(f"{REPO}/commits/{{revision}}", self.commits),
-            route(f"{REPO}/branch/{{branch}}", self.create_branch, method="POST"),
-            route(f"{REPO}/branch/{{branch}}", self.delete_branch, method="DELETE"),
-            route(f"{REPO}/tag/{{revision}}", self.create_tag, method="POST"),
-            route(f"{REPO}/tag/{{revision}}", self.delete_tag, method="DELETE"),
-        ]
-
+    @answers("/api/whoami-v2")
     def whoami(self, call: Call) -> Response:
         """Say whose token this is and what it may do; that of a trusted publisher is nobody's."""
         account = self.known_caller(call)
         if account.role == "publisher":
             raise RefusedError(401, "Invalid username or password.")
         # Clients look here before they create a repository, so the admin has to be a member wherever there is one.
-        names = self.hub.namespaces() if account.admin else account.orgs
-        orgs = [{"type": "org", "name": org, "fullname": org, "roleInOrg": "write"} for org in names]
+        namespaces = self.hub.namespaces() if account.admin else account.orgs
+        orgs = [{"type": "org", "name": org, "fullname": org, "roleInOrg": "write"} for org in namespaces]
         token: dict[str, object] = {"displayName": account.role, "role": account.role}
         if account.role == "fineGrained":
             reads_gated = account.reads_gated and bool(account.granted)
@@ -61,6 +43,7 @@ class RepoRoutes(HubRoutes):
         who = {"type": "user", "id": account.name, "name": account.name, "fullname": account.name, "isPro": False}
         return JSONResponse({**who, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}})
 
+    @answers("/api/repos/create", method="POST")
     def create(self, call: Call) -> Response:
         """Create a repository, in the caller's namespace unless an organization is named."""
         account, body = self.known_caller(call), call.json()
@@ -73,10 +56,9 @@ class RepoRoutes(HubRoutes):
             status, repo = 200, self.hub.create_repo(kind, repo_id, private=private)
         except FileExistsError:
             status, repo = 409, self.hub.open(account, kind, repo_id, "see")
-        answer = {"url": call.origin + repo.web_path(), "name": repo_id, "id": repo_id}
-        refused = {"error": f"You already created this {kind[:-1]} repo"} if status == 409 else {}
-        return JSONResponse({**answer, **refused}, status)
+        return _made(call, repo, status, name=repo_id, id=repo_id)
 
+    @answers("/api/repos/delete", method="DELETE")
     def delete(self, call: Call) -> Response:
         """Delete a repository."""
         account, body = self.known_caller(call), call.json()
@@ -87,6 +69,7 @@ class RepoRoutes(HubRoutes):
         self.hub.delete_repo(repo)
         return Response(status_code=200)
 
+    @answers(f"{REPO}/settings", method="PUT")
     def settings(self, call: Call) -> Response:
         """Change who can see a repository, and whether its content has to be asked for."""
         repo, body = self.repo(call, "write"), call.json()
@@ -100,16 +83,19 @@ class RepoRoutes(HubRoutes):
         repo.change_settings(**changes)
         return JSONResponse({})
 
+    @answers(f"{REPO}/auth-check")
     def may_read(self, call: Call) -> Response:
         """Answer 200 if the caller may read the content."""
         self.repo(call, "read")
         return JSONResponse({})
 
+    @answers(f"{REPO}/auth-check/write")
     def may_write(self, call: Call) -> Response:
         """Answer 200 if the caller may commit."""
         self.repo(call, "write")
         return JSONResponse({})
 
+    @answers(f"{REPO}/refs")
     def refs(self, call: Call) -> Response:
         """List branches, tags and pull requests."""
         refs = self.repo(call, "see").git.refs()
@@ -122,22 +108,19 @@ class RepoRoutes(HubRoutes):
         answer = {"branches": named("refs/heads/"), "tags": named("refs/tags/"), "converts": []}
         return JSONResponse({**answer, "pullRequests": pull_requests})
 
+    @answers(f"{REPO}/commits/{{revision}}")
     def commits(self, call: Call) -> Response:
         """List the history of a revision, newest first."""
-        git = self.repo(call, "see").git
-        history = git.log(git.resolve(call.params["revision"]))
-        return page(call, history, size=_COMMITS_PER_PAGE, describe=lambda part: list(map(_row, part)))
+        repo, sha = self.revision(call, "see")
+        return page(call, repo.git.log(sha), size=_COMMITS_PER_PAGE, describe=lambda part: list(map(_row, part)))
 
+    @answers(f"{REPO}/branch/{{branch}}", method="POST")
     def create_branch(self, call: Call) -> Response:
         """Start a branch at a revision."""
         start = field(call.json(), "startingPoint", str, None) or "main"
         return self._new_ref(self.repo(call, "write"), f"refs/heads/{names.ref_name(call.params['branch'])}", start)
 
-    def create_tag(self, call: Call) -> Response:
-        """Tag a revision."""
-        tag = names.ref_name(field(call.json(), "tag", str))
-        return self._new_ref(self.repo(call, "write"), f"refs/tags/{tag}", call.params["revision"])
-
+    @answers(f"{REPO}/branch/{{branch}}", method="DELETE")
     def delete_branch(self, call: Call) -> Response:
         """Delete a branch other than main."""
         branch = names.ref_name(call.params["branch"])
@@ -147,6 +130,13 @@ class RepoRoutes(HubRoutes):
         repo.git.delete_ref(f"refs/heads/{branch}")
         return Response(status_code=200)
 
+    @answers(f"{REPO}/tag/{{revision}}", method="POST")
+    def create_tag(self, call: Call) -> Response:
+        """Tag a revision."""
+        tag = names.ref_name(field(call.json(), "tag", str))
+        return self._new_ref(self.repo(call, "write"), f"refs/tags/{tag}", call.params["revision"])
+
+    @answers(f"{REPO}/tag/{{revision}}", method="DELETE")
     def delete_tag(self, call: Call) -> Response:
         """Delete a tag."""
         self.repo(call, "write").git.delete_ref(f"refs/tags/{names.ref_name(call.params['revision'])}")
@@ -156,6 +146,66 @@ class RepoRoutes(HubRoutes):
         if not repo.git.move_ref(ref, repo.git.resolve(revision), old=None):
             raise RefusedError(409, f"Reference {ref} already exists")
         return JSONResponse({})
+
+    @answers("/api/repos/move", method="POST")
+    def move(self, call: Call) -> Response:
+        """Give a repository another name, perhaps in another namespace of the caller."""
+        account, body = self.known_caller(call), call.json()
+        kind = names.kind_of(field(body, "type", str, None) or "model")
+        source, target = (_two_parts(field(body, name, str)) for name in ("fromRepo", "toRepo"))
+        repo = self.hub.open(account, kind, source, "write")
+        _check_namespace(account, source)
+        _check_namespace(account, target)
+        try:
+            moved = self.hub.move_repo(repo, target)
+        except FileExistsError as error:
+            raise RefusedError(409, f"{target} exists already") from error
+        return JSONResponse({"url": call.origin + moved.web_path()})
+
+    @answers(f"{REPO}/duplicate", method="POST")
+    def duplicate(self, call: Call) -> Response:
+        """Copy a repository with its history, without its discussions."""
+        source, account, body = self.repo(call, "read"), self.known_caller(call), call.json()
+        target, private = _two_parts(field(body, "repository", str)), wants_private(body)
+        _check_namespace(account, target)
+        private = source.settings.private if private is None else private
+        try:
+            status, made = 200, self.hub.copy_repo(source, target, private=private)
+        except FileExistsError:
+            status, made = 409, self.hub.open(account, source.kind, target, "see")
+        return _made(call, made, status, filesCopyPending=False)
+
+    @answers(f"{REPO}/super-squash/{{revision}}", method="POST")
+    def forget_history(self, call: Call) -> Response:
+        """Make one commit of a branch and all that came before."""
+        repo, branch = self.repo(call, "write"), names.ref_name(call.params["revision"])
+        message, author = text_field(call.json(), "message"), self.known_caller(call).name
+        ref = f"refs/heads/{branch}"
+        head = repo.git.refs().get(ref)
+        if head is None:
+            raise revision_not_found(branch)
+        only = repo.git.commit_tree(f"{head}^{{tree}}", parent=None, message=message, author=author)
+        if not repo.git.move_ref(ref, only, old=head):
+            raise conflict()
+        return JSONResponse({})
+
+    @answers("/oauth/token", method="POST")
+    def exchange(self, call: Call) -> Response:
+        """Give a token for the repository, or a reading one for the user, that trusts the identity."""
+        body = call.json()
+        if (field(body, "grant_type", str), field(body, "subject_token_type", str)) != (_GRANT, _IDENTITY):
+            refusal = {"error": "invalid_request", "error_description": "Only identity tokens are exchanged here"}
+            return JSONResponse(refusal, 400)
+        resource = field(body, "resource", str)
+        if not self.hub.accounts.trusts(field(body, "subject_token", str), resource):
+            refusal = {"error": "invalid_grant", "error_description": "No trusted publisher matches this identity"}
+            return JSONResponse(refusal, 400)
+        account = Account(name=resource, role="read")
+        if "/" in resource:
+            account = Account(name=PUBLISHER, role="publisher", writable=(resource,))
+        lifetime = self.hub.accounts.lifetime_seconds
+        answer = {"token_type": "bearer", "expires_in": lifetime, "issued_token_type": _ACCESS}
+        return JSONResponse({**answer, "access_token": self.hub.accounts.add(account)})
 
 
 def _scopes(account: Account) -> list[dict[str, Any]]:
@@ -173,70 +223,15 @@ def _named(body: Mapping[str, Any], account: Account) -> tuple[str, str, str]:
     return kind, namespace, names.repo_id(namespace, field(body, "name", str))
 
 
+def _made(call: Call, repo: Repo, status: int, **told: object) -> Response:
+    """Tell of a new repository, or, with status 409, of the one that is there already."""
+    refused = {"error": f"You already created this {repo.kind[:-1]} repo"} if status == 409 else {}
+    return JSONResponse({"url": call.origin + repo.web_path(), **told, **refused}, status)
+
+
 def _row(commit: LoggedCommit) -> dict[str, Any]:
-    return {
-        "id": commit.sha,
-        "date": commit.date,
-        "title": commit.title,
-        "message": commit.description,
-        "authors": [{"user": commit.author}],
-    }
-
-
-# ---- routes moving -------------------------------------------------------------------------------------------------
-
-
-class MovingRoutes(HubRoutes):
-    """Handlers that make one repository of another."""
-
-    def routes(self) -> list[Route]:
-        """Return the routes of this part."""
-        return [
-            route("/api/repos/move", self.move, method="POST"),
-            route(f"{REPO}/duplicate", self.duplicate, method="POST"),
-            route(f"{REPO}/super-squash/{{revision}}", self.forget_history, method="POST"),
-        ]
-
-    def move(self, call: Call) -> Response:
-        """Give a repository another name, perhaps in another namespace of the caller."""
-        account, body = self.known_caller(call), call.json()
-        kind = names.kind_of(field(body, "type", str, None) or "model")
-        source, target = (_two_parts(field(body, name, str)) for name in ("fromRepo", "toRepo"))
-        repo = self.hub.open(account, kind, source, "write")
-        for repo_id in (source, target):
-            _check_namespace(account, repo_id)
-        try:
-            moved = self.hub.move_repo(repo, target)
-        except FileExistsError as error:
-            raise RefusedError(409, f"{target} exists already") from error
-        return JSONResponse({"url": call.origin + moved.web_path()})
-
-    def duplicate(self, call: Call) -> Response:
-        """Copy a repository with its history, without its discussions."""
-        source, account, body = self.repo(call, "read"), self.known_caller(call), call.json()
-        target, private = _two_parts(field(body, "repository", str)), wants_private(body)
-        _check_namespace(account, target)
-        private = source.settings.private if private is None else private
-        try:
-            status, made = 200, self.hub.copy_repo(source, target, private=private)
-        except FileExistsError:
-            status, made = 409, self.hub.open(account, source.kind, target, "see")
-        refused = {"error": f"You already created this {source.kind[:-1]} repo"} if status == 409 else {}
-        answer = {"url": call.origin + made.web_path(), "filesCopyPending": False}
-        return JSONResponse({**answer, **refused}, status)
-
-    def forget_history(self, call: Call) -> Response:
-        """Make one commit of a branch and all that came before."""
-        repo, branch = self.repo(call, "write"), names.ref_name(call.params["revision"])
-        message, author = text_field(call.json(), "message"), self.known_caller(call).name
-        ref = f"refs/heads/{branch}"
-        head = repo.git.refs().get(ref)
-        if head is None:
-            raise revision_not_found(branch)
-        only = squash(repo.git, f"{head}^{{tree}}", parent=None, message=message, author=author)
-        if not repo.git.move_ref(ref, only, old=head):
-            raise conflict()
-        return JSONResponse({})
+    row = {"id": commit.sha, "date": commit.date, "title": commit.title, "message": commit.description}
+    return {**row, "authors": [{"user": commit.author}]}
 
 
 def _two_parts(text: str) -> str:
@@ -245,43 +240,6 @@ def _two_parts(text: str) -> str:
 
 
 def _check_namespace(account: Account, repo_id: str) -> None:
-    if not account.may_create_in(repo_id.split("/")[0]):
-        raise RefusedError(403, f"You don't have the rights to create or move repositories in {repo_id.split('/')[0]}")
-
-
-# ---- routes tokens -------------------------------------------------------------------------------------------------
-
-
-_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
-_IDENTITY = "urn:ietf:params:oauth:token-type:id_token"
-_ACCESS = "urn:ietf:params:oauth:token-type:access_token"
-
-
-class TokenRoutes(HubRoutes):
-    """The handler of the exchange, which RFC 8693 describes."""
-
-    def routes(self) -> list[Route]:
-        """Return the routes of this part."""
-        return [route("/oauth/token", self.exchange, method="POST")]
-
-    def exchange(self, call: Call) -> Response:
-        """Give a token for the repository, or a reading one for the user, that trusts the identity."""
-        body = call.json()
-        if (field(body, "grant_type", str), field(body, "subject_token_type", str)) != (_GRANT, _IDENTITY):
-            return _refused("invalid_request", "Only identity tokens are exchanged here")
-        resource = field(body, "resource", str)
-        if not self.hub.accounts.trusts(field(body, "subject_token", str), resource):
-            return _refused("invalid_grant", "No trusted publisher matches this identity")
-        lifetime = self.hub.accounts.lifetime_seconds
-        answer = {"token_type": "bearer", "expires_in": lifetime, "issued_token_type": _ACCESS}
-        return JSONResponse({**answer, "access_token": self.hub.accounts.add(_account(resource))})
-
-
-def _account(resource: str) -> Account:
-    if "/" in resource:
-        return Account(name=PUBLISHER, role="publisher", writable=(resource,))
-    return Account(name=resource, role="read")
-
-
-def _refused(error: str, description: str) -> Response:
-    return JSONResponse({"error": error, "error_description": description}, 400)
+    namespace = repo_id.split("/")[0]
+    if not account.may_create_in(namespace):
+        raise RefusedError(403, f"You don't have the rights to create or move repositories in {namespace}")

@@ -1,8 +1,7 @@
-"""The storage behind the Hub: what would be a content delivery network, and the Xet service.
+"""The storage behind the Hub: where large files go, what would be a content delivery network, and the Xet service.
 
-Neither knows accounts. The Hub hands out stamped addresses and short-lived Xet tokens to those who may have them.
-
-Git's protocol for large files: where each is to be fetched from, or uploaded to.
+The storage itself knows no accounts. The Hub hands out stamped addresses and short-lived Xet tokens to those who may
+have them.
 """
 
 import re
@@ -13,29 +12,43 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from hubprune.localhub import lfs, names
+from hubprune.localhub import large_files, names
+from hubprune.localhub.access import STAMP
 from hubprune.localhub.hub import Hub
 from hubprune.localhub.names import RefusedError
-from hubprune.localhub.web import REPO, Call, HubRoutes, byte_range, field, read_call, refusal_response, route
-
-# ---- routes lfs ----------------------------------------------------------------------------------------------------
-
+from hubprune.localhub.web import (
+    REPO,
+    Call,
+    HubRoutes,
+    answers,
+    byte_range,
+    field,
+    on_site,
+    read_call,
+    refusal_response,
+)
 
 _MAX_FILE_BYTES = 1 << 40
-_MEDIA_TYPE = "application/vnd.git-lfs+json"
+_LINK_SECONDS = 3600
+_XET_TOKEN_SECONDS = 900
+
+
+def cdn_url(hub: Hub, call: Call, sha256: str, *, action: str = "object", part: int | None = None) -> str:
+    """Return the stamped address at which a large file can be fetched or uploaded.
+
+    With `part`, only that part of it is uploaded there. The other actions are at the Hub's own address: `complete`
+    joins the parts, and `verify` tells whether the file has arrived.
+    """
+    stamp = hub.accounts.signer.stamp(f"{action} {sha256}", expires=int(time.time()) + _LINK_SECONDS)
+    suffix = f"&part={part}" if part is not None else ""
+    origin = call.cdn_origin if action == "object" else call.origin
+    return f"{origin}/_lfs/{action}/{sha256}?{STAMP}={stamp}{suffix}"
 
 
 class LfsRoutes(HubRoutes):
-    """Handlers for what `git lfs` and uploading clients ask first."""
+    """The handler for what `git lfs` and uploading clients ask first."""
 
-    def routes(self) -> list[Route]:
-        """Return the routes of this part."""
-        address = "/{namespace}/{name}.git/info/lfs/objects/batch"
-        return [
-            route("/{kind:kind}" + address, self.batch, method="POST"),
-            route(address, self.batch, method="POST"),
-        ]
-
+    @answers(*on_site(".git/info/lfs/objects/batch"), method="POST")
     def batch(self, call: Call) -> Response:
         """Say for each large file where it can be fetched or uploaded."""
         body = call.json()
@@ -50,7 +63,7 @@ class LfsRoutes(HubRoutes):
             refused = refusal_response(refusal)
             refused.headers["LFS-Authenticate"] = 'Basic realm="any user name, the access token as password"'
             return refused
-        return JSONResponse(answer, media_type=_MEDIA_TYPE)
+        return JSONResponse(answer, media_type="application/vnd.git-lfs+json")
 
     def _downloads(self, call: Call, body: dict[str, Any]) -> dict[str, Any]:
         # The store is one for all repositories: a file is given only to those who may read one that has it.
@@ -68,30 +81,20 @@ class LfsRoutes(HubRoutes):
     def _uploads(self, call: Call, body: dict[str, Any]) -> dict[str, Any]:
         self.repo(call, "propose")
         multipart = "multipart" in field(body, "transfers", list, ["basic"])
-        objects = [self._upload(call, sha256, size, multipart=multipart) for sha256, size in _wanted(body)]
+        objects = []
+        for sha256, size in _wanted(body):
+            row: dict[str, Any] = {"oid": sha256, "size": size}
+            if self.hub.stored_size(sha256) is None:
+                upload: dict[str, Any] = {"href": cdn_url(self.hub, call, sha256), "header": {}}
+                if multipart and size > large_files.PART_BYTES:
+                    count = -(-size // large_files.PART_BYTES)
+                    parts = {str(part): cdn_url(self.hub, call, sha256, part=part) for part in range(1, count + 1)}
+                    upload["href"] = cdn_url(self.hub, call, sha256, action="complete")
+                    upload["header"] = {"chunk_size": str(large_files.PART_BYTES), **parts}
+                verify = {"href": cdn_url(self.hub, call, sha256, action="verify"), "header": {}}
+                row["actions"] = {"upload": upload, "verify": verify}
+            objects.append(row)
         return {"transfer": "multipart" if multipart else "basic", "objects": objects}
-
-    def _upload(self, call: Call, sha256: str, size: int, *, multipart: bool) -> dict[str, Any]:
-        row: dict[str, Any] = {"oid": sha256, "size": size}
-        if self.hub.stored_size(sha256) is None:
-            in_parts = multipart and size > lfs.PART_BYTES
-            whole = {"href": cdn_url(self.hub, call, sha256), "header": {}}
-            upload = self._in_parts(call, sha256, size) if in_parts else whole
-            row["actions"] = {
-                "upload": upload,
-                "verify": {"href": cdn_url(self.hub, call, sha256, action="verify"), "header": {}},
-            }
-        return row
-
-    def _in_parts(self, call: Call, sha256: str, size: int) -> dict[str, Any]:
-        parts = {
-            str(number): cdn_url(self.hub, call, sha256, part=number)
-            for number in range(1, -(-size // lfs.PART_BYTES) + 1)
-        }
-        return {
-            "href": cdn_url(self.hub, call, sha256, action="complete"),
-            "header": {"chunk_size": str(lfs.PART_BYTES), **parts},
-        }
 
 
 def _wanted(body: dict[str, Any]) -> list[tuple[str, int]]:
@@ -107,48 +110,16 @@ def _wanted(body: dict[str, Any]) -> list[tuple[str, int]]:
     return wanted
 
 
-# ---- routes storage ------------------------------------------------------------------------------------------------
-
-
-STAMP = "stamp"
-"""Query parameter that carries a stamp; request logs leave it out."""
-_LINK_SECONDS = 3600
-_XET_TOKEN_SECONDS = 900
-
-
-def cdn_url(hub: Hub, call: Call, sha256: str, *, action: str = "object", part: int | None = None) -> str:
-    """Return the stamped address at which a large file can be fetched or uploaded.
-
-    With `part`, only that part of it is uploaded there. The other actions are at the Hub's own address: `complete`
-    joins the parts, and `verify` tells whether the file has arrived.
-    """
-    stamp = hub.accounts.signer.stamp(f"{action} {sha256}", expires=int(time.time()) + _LINK_SECONDS)
-    suffix = f"&part={part}" if part is not None else ""
-    origin = call.cdn_origin if action == "object" else call.origin
-    return f"{origin}/_lfs/{action}/{sha256}?{STAMP}={stamp}{suffix}"
-
-
 class StorageRoutes(HubRoutes):
     """Handlers for large files and for Xet's content-addressed store."""
 
     def routes(self) -> list[Route]:
-        """Return the routes of this part."""
-        return [
-            route("/_lfs/object/{sha256}", self.download),
-            Route("/_lfs/object/{sha256}", self.upload, methods=["PUT"]),
-            route("/_lfs/complete/{sha256}", self.complete, method="POST"),
-            route("/_lfs/verify/{sha256}", self.verify, method="POST"),
-            route(f"{REPO}/xet-read-token/{{revision}}", self.xet_read_token),
-            route(f"{REPO}/xet-write-token/{{revision}}", self.xet_write_token),
-            route("/_xet/v1/xorbs/{prefix}/{hash}", self.put_xorb, method="POST"),
-            route("/_xet/v1/shards", self.put_shard, method="POST"),
-            route("/_xet/v1/chunks/{prefix}/{hash}", self.find_chunk),
-            route("/_xet/v1/reconstructions/{hash}", self.reconstruct),
-            route("/_xet/xorb/{hash}", self.xorb_bytes),
-        ]
+        """Return the routes of all handlers, and of the one that streams what it is sent."""
+        return [*super().routes(), Route("/_lfs/object/{sha256}", self.upload, methods=["PUT"])]
 
     # Large files
 
+    @answers("/_lfs/object/{sha256}")
     def download(self, call: Call) -> Response:
         """Send a large file or a range of it."""
         sha256 = self._stamped(call, "object")
@@ -164,15 +135,15 @@ class StorageRoutes(HubRoutes):
         etag = await self.hub.lfs.receive(sha256, request.stream(), part=int(part) if part else None)
         return Response(status_code=200, headers={"ETag": etag})
 
+    @answers("/_lfs/complete/{sha256}", method="POST")
     def complete(self, call: Call) -> Response:
         """Join the uploaded parts of a large file."""
         sha256 = self._stamped(call, "complete")
-        numbers = [
-            field(part, "partNumber", int) for part in field(call.json(), "parts", list) if isinstance(part, dict)
-        ]
-        self.hub.lfs.join(sha256, numbers)
+        parts = [part for part in field(call.json(), "parts", list) if isinstance(part, dict)]
+        self.hub.lfs.join(sha256, [field(part, "partNumber", int) for part in parts])
         return JSONResponse({})
 
+    @answers("/_lfs/verify/{sha256}", method="POST")
     def verify(self, call: Call) -> Response:
         """Confirm that a large file has arrived with the size that the client expects."""
         sha256, body = self._stamped(call, "verify"), call.json()
@@ -182,57 +153,62 @@ class StorageRoutes(HubRoutes):
 
     # Xet
 
+    @answers(f"{REPO}/xet-read-token/{{revision}}")
     def xet_read_token(self, call: Call) -> Response:
         """Let the caller read from the Xet store if it may read the repository."""
         self.repo(call, "read")
         return self._xet_token(call, "xet-read")
 
+    @answers(f"{REPO}/xet-write-token/{{revision}}")
     def xet_write_token(self, call: Call) -> Response:
         """Let the caller add to the Xet store if it may commit, or open a pull request."""
         self.repo_to_change(call)
         return self._xet_token(call, "xet-write")
 
+    @answers("/_xet/v1/xorbs/{prefix}/{hash}", method="POST")
     def put_xorb(self, call: Call) -> Response:
         """Store a xorb."""
-        self._xet_caller(call, "xet-write")
+        self._check_xet(call, "xet-write")
         return JSONResponse({"was_inserted": self.hub.xet.put_xorb(names.digest(call.params["hash"]), call.body)})
 
+    @answers("/_xet/v1/shards", method="POST")
     def put_shard(self, call: Call) -> Response:
         """Store a shard, which makes its files known."""
-        self._xet_caller(call, "xet-write")
+        self._check_xet(call, "xet-write")
         self.hub.xet.put_shard(call.body)
         return JSONResponse({"result": 1})
 
+    @answers("/_xet/v1/chunks/{prefix}/{hash}")
     def find_chunk(self, call: Call) -> Response:
         """Say which xorb holds a chunk, so that the client need not upload it again."""
-        self._xet_caller(call, "xet-write")
+        self._check_xet(call, "xet-write")
         answer = self.hub.xet.dedup_answer(names.digest(call.params["hash"]))
         return Response(answer, media_type="application/octet-stream")
 
+    @answers("/_xet/v1/reconstructions/{hash}")
     def reconstruct(self, call: Call) -> Response:
         """Say which chunks make up a file, or a range of it, and where to fetch them."""
-        self._xet_caller(call, "xet-read")
+        self._check_xet(call, "xet-read")
         recipe = self.hub.xet.by_hash(names.digest(call.params["hash"]))
         start, end = byte_range(call.headers.get("range"), recipe.size) or (0, recipe.size)
         skip, spans = self.hub.xet.spans(recipe, start, end)
         fetches: dict[str, list[dict[str, object]]] = {}
         for span in spans:
-            fetches.setdefault(span.xorb, []).append(span.locate(self._xorb_url(call, span.xorb)))
+            stamp = self.hub.accounts.signer.stamp(f"xorb {span.xorb}", expires=int(time.time()) + _LINK_SECONDS)
+            url = f"{call.origin}/_xet/xorb/{span.xorb}?{STAMP}={stamp}"
+            fetches.setdefault(span.xorb, []).append(span.locate(url))
         terms = [span.describe() for span in spans]
         return JSONResponse({"offset_into_first_range": skip, "terms": terms, "fetch_info": fetches})
 
+    @answers("/_xet/xorb/{hash}")
     def xorb_bytes(self, call: Call) -> Response:
         """Send a range of a xorb, as it was packed."""
         xorb = names.digest(call.params["hash"])
-        self._check(call, f"xorb {xorb}")
+        self._check_stamp(call, f"xorb {xorb}")
         path = self.hub.xet.xorb_path(xorb)
         if not path.exists():
             raise RefusedError(404, "No xorb of this hash")
         return FileResponse(path, media_type="application/octet-stream")
-
-    def _xorb_url(self, call: Call, xorb: str) -> str:
-        stamp = self.hub.accounts.signer.stamp(f"xorb {xorb}", expires=int(time.time()) + _LINK_SECONDS)
-        return f"{call.origin}/_xet/xorb/{xorb}?{STAMP}={stamp}"
 
     def _xet_token(self, call: Call, permission: str) -> Response:
         expires = int(time.time()) + _XET_TOKEN_SECONDS
@@ -241,20 +217,17 @@ class StorageRoutes(HubRoutes):
         headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
         return JSONResponse({"casUrl": url, "exp": expires, "accessToken": token}, headers=headers)
 
-    def _xet_caller(self, call: Call, permission: str) -> None:
+    def _check_xet(self, call: Call, permission: str) -> None:
         token = call.headers.get("authorization", "").removeprefix("Bearer ").strip()
         granted, _, stamp = token.partition(":")
-        sufficient = granted == permission or granted == "xet-write"
-        if not sufficient or not self.hub.accounts.signer.holds(granted, stamp):
+        if granted not in (permission, "xet-write") or not self.hub.accounts.signer.holds(granted, stamp):
             raise RefusedError(401, "This Xet token does not allow that, or has run out")
-
-    # Stamps
 
     def _stamped(self, call: Call, action: str) -> str:
         sha256 = names.digest(call.params["sha256"])
-        self._check(call, f"{action} {sha256}")
+        self._check_stamp(call, f"{action} {sha256}")
         return sha256
 
-    def _check(self, call: Call, permission: str) -> None:
+    def _check_stamp(self, call: Call, permission: str) -> None:
         if not self.hub.accounts.signer.holds(permission, call.query.get(STAMP, "")):
             raise RefusedError(403, "This address has no valid stamp")

@@ -1,23 +1,61 @@
-"""Run the hub: in the foreground for people, in a thread for tests and the demo."""
+"""Serve on the loopback interface: the hub in the foreground or in a thread, or one card's preview.
+
+A hub answers only to this machine's own names: a web page elsewhere that gets a browser to resolve its own name to
+127.0.0.1 is turned away.
+"""
 
 import contextlib
+import errno
+import os
+import re
+import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import uvicorn
 from filelock import FileLock, Timeout
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from hubprune.core.errors import HubpruneError
-from hubprune.localhub.access import Account, Role
-from hubprune.localhub.app import build_app
+from hubprune.localhub import names
+from hubprune.localhub.access import account_of
 from hubprune.localhub.faults import Fault, RequestRecord, Wire
 from hubprune.localhub.git import require_git
 from hubprune.localhub.hub import Hub, StoredBytes
-from hubprune.localhub.jobs import JobRecord, JobScript
-from hubprune.localhub.loopback import LoopbackServer, endpoint_of, listen, quiet_signals
+from hubprune.localhub.jobs import CollectionRoutes, JobRecord, JobRoutes, JobScript, JobStore
+from hubprune.localhub.names import RefusedError
+from hubprune.localhub.pages import PageRoutes, Preview, build_preview
+from hubprune.localhub.routes_commits import CommitRoutes
+from hubprune.localhub.routes_discussions import DiscussionRoutes
+from hubprune.localhub.routes_files import FileRoutes, GitRoutes
+from hubprune.localhub.routes_listing import ListingRoutes
+from hubprune.localhub.routes_repos import RepoRoutes
+from hubprune.localhub.routes_storage import LfsRoutes, StorageRoutes
+from hubprune.localhub.web import HOSTS, refusal_response
+
+_HOST = HOSTS[0]
+_BACKLOG = 256
+_PARTS = (
+    *(RepoRoutes, CommitRoutes, DiscussionRoutes, FileRoutes, GitRoutes, LfsRoutes, ListingRoutes, StorageRoutes),
+    CollectionRoutes,
+)
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+# The address of a repository without a namespace, such as `gpt2`. This hub has none of these.
+_BARE_NAME = re.compile(r"/api/models/[^/]+(/revision/[^/]+)?|/[^/]+/resolve/.*")
 
 
 def serve(directory: Path, *, port: int = 0, xet: bool = True, announce: Callable[[str], None] = print) -> None:
@@ -40,25 +78,7 @@ def serve(directory: Path, *, port: int = 0, xet: bool = True, announce: Callabl
             sys.stdout.flush()  # whoever reads from a pipe is waiting for these lines
 
         with quiet_signals():
-            LoopbackServer(Wire(build_app(hub)), on_ready=say_where).run(sockets=[listener])
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold a directory for one server: two would not see each other's tokens and uploads."""
-    require_git()
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / "serving.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise HubpruneError(
-            f"Another server has {directory} open already.", hint="Use that Hub, or another --dir."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+            LoopbackServer(Wire(build_app(hub, JobStore())), on_ready=say_where).run(sockets=[listener])
 
 
 @dataclass(frozen=True)
@@ -71,39 +91,17 @@ class RunningHub:
     """A token that may write to every namespace."""
     _hub: Hub = field(repr=False)
     _wire: Wire = field(repr=False)
+    _jobs: JobStore = field(repr=False)
 
-    def add_user(
-        self,
-        name: str,
-        *,
-        role: Role = "write",
-        orgs: Sequence[str] = (),
-        expired: bool = False,
-        granted: Sequence[str] = (),
-        writable: Sequence[str] = (),
-        creatable: Sequence[str] = (),
-        reads_gated: bool = True,
-        proposes: bool = False,
-    ) -> str:
-        """Make a token for a user, who shares the namespaces of `orgs`, and return it.
+    def add_user(self, name: str, **rights: Any) -> str:
+        """Make a token for a user and return it.
 
-        `granted` names the gated repositories that have accepted the user, which a token of the role `fineGrained`
-        makes use of if it `reads_gated`; `writable` those that such a token, or one of the role `publisher`, may write
-        to; both as `namespace/name`. `creatable` are namespaces of which a `fineGrained` one may write to everything;
-        one that `proposes` may open pull requests everywhere.
+        Args:
+            name: of the user, and of a namespace.
+            rights: fields of `Account`: `role`, `orgs`, `granted`, `writable`, `creatable`, `reads_gated`, `proposes`,
+                `expired`; lists will do.
         """
-        account = Account(
-            name=name,
-            role=role,
-            orgs=tuple(orgs),
-            expired=expired,
-            granted=tuple(granted),
-            writable=tuple(writable),
-            creatable=tuple(creatable),
-            reads_gated=reads_gated,
-            proposes=proposes,
-        )
-        return self._hub.accounts.add(account)
+        return self._hub.accounts.add(account_of({"name": name, **rights}))
 
     def trust(self, resource: str) -> str:
         """List a job as a trusted publisher of a repository, or of a user, and return the token of its identity."""
@@ -130,11 +128,11 @@ class RunningHub:
     @property
     def jobs(self) -> list[JobRecord]:
         """The jobs that were asked for, oldest first, secrets included."""
-        return self._hub.jobs.all()
+        return self._jobs.all()
 
     def script_job(self, script: JobScript) -> None:
         """Say what becomes of the next job; one without a script says that nothing is run here, and completes."""
-        self._hub.jobs.script(script)
+        self._jobs.script(script)
 
     def set_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
         """Replace the faults that are set; each is a `Fault`, or the fields of one. An empty list removes them."""
@@ -149,8 +147,8 @@ def running_hub(directory: Path, *, port: int = 0, xet: bool = True) -> Iterator
     """
     with _alone(Path(directory)), contextlib.closing(listen(port)) as listener:
         hub = Hub(Path(directory), xet=xet)
-        wire = Wire(build_app(hub))
-        ready = threading.Event()
+        jobs, ready = JobStore(), threading.Event()
+        wire = Wire(build_app(hub, jobs))
         server = LoopbackServer(wire, on_ready=ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="localhub", daemon=True)
         thread.start()
@@ -158,7 +156,172 @@ def running_hub(directory: Path, *, port: int = 0, xet: bool = True) -> Iterator
             while not ready.wait(timeout=0.1):
                 if not thread.is_alive():
                     raise RuntimeError("the local Hub did not start")
-            yield RunningHub(endpoint_of(listener), hub.accounts.admin_token, hub, wire)
+            yield RunningHub(endpoint_of(listener), hub.accounts.admin_token, hub, wire, jobs)
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold a directory for one server: two would not see each other's tokens and uploads."""
+    require_git()
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / "serving.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise HubpruneError(
+            f"Another server has {directory} open already.", hint="Use that Hub, or another --dir."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def serve_preview(shown: Preview, *, port: int = 0, announce: Callable[[str], None] = print) -> None:
+    """Show a card on 127.0.0.1 until Ctrl-C or SIGTERM.
+
+    Args:
+        shown: what to show.
+        port: 0 for a free one.
+        announce: told the address once it answers.
+
+    Raises:
+        HubpruneError: the port is in use.
+    """
+    with contextlib.closing(listen(port)) as listener, quiet_signals():
+        server = LoopbackServer(build_preview(shown), on_ready=lambda: announce(endpoint_of(listener)))
+        server.run(sockets=[listener])
+
+
+class _Kind(Convertor[str]):
+    """Matches the plural of a repository type."""
+
+    regex = "|".join(names.KINDS)
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+def build_app(hub: Hub, jobs: JobStore) -> Starlette:
+    """Return the application that serves the hub: all routes, and what becomes of errors."""
+    register_url_convertor("kind", _Kind())
+    groups = [*(part(hub) for part in _PARTS), JobRoutes(hub, jobs)]
+    routes: list[BaseRoute] = [route for group in groups for route in group.routes()]
+    # A page for people is nothing to answer a program with, so the pages come last and see no such address.
+    routes.append(Route("/api/{path:path}", _unknown, methods=_METHODS))
+    routes += PageRoutes(hub).routes()
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
+        exception_handlers={
+            RefusedError: _on_refusal,
+            HTTPException: _on_http_error,
+            ClientDisconnect: _on_hang_up,
+            Exception: _on_bug,
+        },
+    )
+
+
+async def _unknown(request: Request) -> Response:
+    raise HTTPException(404)
+
+
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    return refusal_response(cast(RefusedError, error))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Answer in the Hub's own form when no route takes the request."""
+    error = cast(HTTPException, error)
+    if error.status_code == 404 and _BARE_NAME.fullmatch(request.url.path):
+        return refusal_response(RefusedError(404, "Repository not found", code="RepoNotFound"))
+    message = f"The local Hub does not answer to {request.method} {request.url.path}"
+    return refusal_response(RefusedError(error.status_code, message, headers=error.headers))
+
+
+async def _on_hang_up(request: Request, error: Exception) -> Response:
+    """End a request whose client has gone in the middle of it; nobody reads the answer."""
+    return Response(status_code=400)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    # Starlette raises the error again after this answer, and the server logs its traceback.
+    return JSONResponse({"error": "Internal Server Error"}, 500)
+
+
+class LoopbackServer(uvicorn.Server):
+    """uvicorn, telling when it is ready, and without a word of its own."""
+
+    def __init__(self, app: ASGIApp, *, on_ready: Callable[[], None]) -> None:
+        # h11 and asyncio whatever else is installed: faults reach through to the transport.
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=3,
+        )
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to serve, then say so."""
+        await super().startup(sockets=sockets)
+        self._on_ready()
+
+
+def listen(port: int) -> socket.socket:
+    """Return a socket that listens on the loopback interface.
+
+    Raises:
+        HubpruneError: the port is in use.
+    """
+    # With the protocol left open, asyncio would not switch Nagle's algorithm off: 40 ms more for every request.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    if os.name == "posix":  # elsewhere the option would let two servers share a port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((_HOST, port))
+        listener.listen(_BACKLOG)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "it is already in use" if in_use else str(error)
+        raise HubpruneError(
+            f"Cannot serve on {_HOST}, port {port}: {reason}.", hint="choose another port, or 0 for a free one"
+        ) from error
+    return listener
+
+
+def endpoint_of(listener: socket.socket) -> str:
+    """Return the address of a listening socket."""
+    return f"http://{_HOST}:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def quiet_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the server and nothing more.
+
+    uvicorn raises a signal that it has handled once again when it is done, which would end the process as if nobody
+    had been there to handle it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Unlike SIG_IGN, a handler that does nothing is not inherited by git.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

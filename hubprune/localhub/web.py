@@ -1,12 +1,10 @@
-"""What the handlers share: a request that has been read, answers, and routes.
-
-What the groups of routes have in common.
-"""
+"""What the groups of handlers share: requests that have been read, checked fields, answers, and routes."""
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlencode
 
@@ -22,13 +20,13 @@ from hubprune.localhub.discussions import Discussions
 from hubprune.localhub.hub import Hub, Need, Repo
 from hubprune.localhub.names import RefusedError
 
-# ---- web -----------------------------------------------------------------------------------------------------------
-
-
 MAX_BODY_BYTES = 512 << 20
 """No single request is held in memory beyond this; large files are streamed to disk instead."""
 
-_LOOPBACK_NAMES = ("127.0.0.1", "localhost")
+HOSTS = ("127.0.0.1", "localhost")
+"""Names that a server answers to: a web page elsewhere may get a browser to resolve its own name to 127.0.0.1."""
+REPO = "/api/{kind:kind}/{namespace}/{name}"
+"""Where the Hub's interface keeps what concerns one repository."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Call:
         and nobody would notice a client that does so with the Hub's real content network.
         """
         host, _, port = self.headers["host"].partition(":")
-        other = _LOOPBACK_NAMES[1 - _LOOPBACK_NAMES.index(host.lower())]
+        other = HOSTS[1 - HOSTS.index(host.lower())]
         return f"http://{other}:{port}" if port else f"http://{other}"
 
     @property
@@ -68,6 +66,14 @@ class Call:
         """`models` or `datasets`; addresses of files leave `models` out."""
         return self.params.get("kind", "models")
 
+    @property
+    def number(self) -> int:
+        """The number of the discussion that the path names."""
+        text = self.params["number"]
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise RefusedError(400, "A discussion is named by its number")
+        return int(text)
+
     def json(self) -> dict[str, Any]:
         """Return the body as a JSON object."""
         return json_object(self.body or b"{}")
@@ -75,9 +81,6 @@ class Call:
     def flag(self, name: str) -> bool:
         """Tell whether the query switches something on."""
         return self.query.get(name, "").lower() in ("1", "true")
-
-
-Handler = Callable[[Call], Response]
 
 
 def json_object(text: bytes) -> dict[str, Any]:
@@ -116,36 +119,22 @@ def wants_private(body: Mapping[str, Any]) -> bool | None:
     return bool(visibility == "private")
 
 
-def route(path: str, handler: Handler, *, method: str = "GET") -> Route:
-    """Make a route whose handler runs in a worker thread, so that git and disk do not hold up other requests."""
-
-    async def endpoint(request: Request) -> Response:
-        return await run_in_threadpool(handler, await read_call(request))
-
-    return Route(path, endpoint, methods=[method])
-
-
 async def read_call(request: Request, *, limit: int | None = None) -> Call:
     """Read a request with a body of up to `limit` bytes; with 0 it is left for the handler to stream."""
-    limit = MAX_BODY_BYTES if limit is None else limit
     # The path was matched still quoted, so that an encoded slash stays inside its parameter.
     params = {name: unquote(value) for name, value in request.path_params.items()}
     if not all(names.is_clean(value) for value in params.values()):
         raise RefusedError(400, "The address holds control characters")
-    body = await _read_body(request, limit) if limit else b""
-    return Call(request.method, request.url.path, params, request.query_params, request.headers, body)
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    announced = request.headers.get("content-length", "")
-    if announced.isascii() and announced.isdigit() and int(announced[:18]) > limit:
-        raise RefusedError(413, f"The body exceeds {limit} bytes")
-    body = bytearray()
-    async for block in request.stream():
-        body += block
-        if len(body) > limit:
+    limit, body = MAX_BODY_BYTES if limit is None else limit, bytearray()
+    if limit:
+        announced = request.headers.get("content-length", "")
+        if announced.isascii() and announced.isdigit() and int(announced[:18]) > limit:
             raise RefusedError(413, f"The body exceeds {limit} bytes")
-    return bytes(body)
+        async for block in request.stream():
+            body += block
+            if len(body) > limit:
+                raise RefusedError(413, f"The body exceeds {limit} bytes")
+    return Call(request.method, request.url.path, params, request.query_params, request.headers, bytes(body))
 
 
 Row = TypeVar("Row")
@@ -192,11 +181,24 @@ def refusal_response(refusal: RefusedError) -> JSONResponse:
     return JSONResponse({"error": line}, refusal.status, headers=headers)
 
 
-# ---- routes --------------------------------------------------------------------------------------------------------
+Handler = Callable[[Call], Response]
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-REPO = "/api/{kind:kind}/{namespace}/{name}"
-"""Where the Hub's interface keeps what concerns one repository."""
+def answers(*paths: str, method: str = "GET") -> Callable[[Method], Method]:
+    """Mark a handler of a group with the addresses that it answers to."""
+
+    def mark(handler: Method) -> Method:
+        """Leave the addresses where `HubRoutes.routes` finds them."""
+        handler.__dict__["answers"] = (paths, method)
+        return handler
+
+    return mark
+
+
+def on_site(path: str) -> tuple[str, str]:
+    """Return both addresses of something that is kept beside the interface: those of models leave their kind out."""
+    return "/{kind:kind}/{namespace}/{name}" + path, "/{namespace}/{name}" + path
 
 
 class HubRoutes:
@@ -204,6 +206,19 @@ class HubRoutes:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+
+    def routes(self) -> list[Route]:
+        """Return the routes of all handlers, in the order in which they stand."""
+        return [
+            Route(path, partial(self.answer, getattr(self, name)), methods=[handler.answers[1]])
+            for name, handler in vars(type(self)).items()
+            if hasattr(handler, "answers")
+            for path in handler.answers[0]
+        ]
+
+    async def answer(self, handler: Handler, request: Request) -> Response:
+        """Answer a request in a worker thread, so that git and disk do not hold up other requests."""
+        return await run_in_threadpool(handler, await read_call(request))
 
     def caller(self, call: Call) -> Account | None:
         """Return whose token came with the request, None without one."""
@@ -229,33 +244,25 @@ class HubRoutes:
             if moved is None:
                 raise
             self.hub.open(account, call.kind, moved, "see")  # or else it does not exist under any name
-            raise RefusedError(307, f"Moved to {moved}", headers={"Location": _renamed(call, moved)}) from refusal
+            # The same address with the other name in it, relative to the server as clients want it.
+            path = re.sub(rf"/{re.escape(call.repo_id)}(?=/|\.git|$)", f"/{moved}", call.path, count=1)
+            address = f"{path}?{urlencode(call.query.multi_items())}" if call.query else path
+            raise RefusedError(307, f"Moved to {moved}", headers={"Location": address}) from refusal
+
+    def revision(self, call: Call, need: Need) -> tuple[Repo, str]:
+        """Return the repository that the address names, and the commit: that of main where it names none."""
+        repo = self.repo(call, need)
+        return repo, repo.git.resolve(call.params.get("revision", "main"))
 
     def repo_to_change(self, call: Call) -> Repo:
         """Return the repository that the address names, if the caller may put a commit where it says.
 
         Everybody with a token that may write proposes, and goes on with what they have proposed.
         """
-        revision = call.params["revision"]
-        own = re.fullmatch(r"refs/pr/([1-9][0-9]{0,8})", revision)
         if call.flag("create_pr"):
             return self.repo(call, "propose")
-        if own:
+        if own := re.fullmatch(r"refs/pr/([1-9][0-9]{0,8})", call.params["revision"]):
             repo = self.repo(call, "propose")
             if Discussions(repo.git).get(int(own[1])).author == self.known_caller(call).name:
                 return repo
         return self.repo(call, "write")
-
-
-def number_of(call: Call) -> int:
-    """Return the number of the discussion that the address names."""
-    text = call.params["number"]
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise RefusedError(400, "A discussion is named by its number")
-    return int(text)
-
-
-def _renamed(call: Call, repo_id: str) -> str:
-    """Return the address of a call with another repository in it, relative to the server as clients want it."""
-    path = re.sub(rf"/{re.escape(call.repo_id)}(?=/|\.git|$)", f"/{repo_id}", call.path, count=1)
-    return f"{path}?{urlencode(call.query.multi_items())}" if call.query else path

@@ -137,16 +137,14 @@ def parse_shard(data: bytes) -> Shard:
 
 def _read_file(head: bytes, records: _Records) -> FileRecipe:
     flags, count = struct.unpack_from("<II", head, 32)
-    terms = tuple(_read_term(record) for record in records.take(count))
+    terms = []
+    for record in records.take(count):
+        _, size, start, end = struct.unpack_from("<4I", record, 32)
+        terms.append(Term(merkle_hex(record[:32]), start, end, size))
     if flags & _HAS_VERIFICATION:
         records.take(count)
     sha256 = merkle_hex(records.next()[:32]) if flags & _HAS_METADATA else None
-    return FileRecipe(merkle_hex(head[:32]), sha256, terms)
-
-
-def _read_term(record: bytes) -> Term:
-    _, size, start, end = struct.unpack_from("<4I", record, 32)
-    return Term(merkle_hex(record[:32]), start, end, size)
+    return FileRecipe(merkle_hex(head[:32]), sha256, tuple(terms))
 
 
 def dedup_shard(xorb_section: bytes, *, valid_seconds: int = 86400) -> bytes:
@@ -189,17 +187,15 @@ def unpack_chunk(packed: bytes, chunk: Chunk) -> bytes:
             raise XetFormatError(f"a chunk cannot be unpacked: {error}") from error
     if len(content) != chunk.unpacked_bytes:
         raise XetFormatError(f"a chunk of {chunk.unpacked_bytes} bytes unpacks to {len(content)}")
-    return _ungroup(content) if chunk.scheme == _GROUPED_LZ4 else content
-
-
-def _ungroup(grouped: bytes) -> bytes:
-    """Undo the grouping of bytes 0, 4, 8, ... then 1, 5, 9, ... and so on."""
-    content, at = bytearray(len(grouped)), 0
+    if chunk.scheme != _GROUPED_LZ4:
+        return content
+    # Bytes 0, 4, 8, ... come first, then 1, 5, 9, ... and so on.
+    mixed, at = bytearray(len(content)), 0
     for lane in range(4):
-        count = len(range(lane, len(grouped), 4))
-        content[lane::4] = grouped[at : at + count]
+        count = len(range(lane, len(content), 4))
+        mixed[lane::4] = content[at : at + count]
         at += count
-    return bytes(content)
+    return bytes(mixed)
 
 
 def check_recipe(recipe: FileRecipe, chunks_of: Sequence[tuple[Chunk, ...]]) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hubprune.core import config as config_json
-from hubprune.core import modeling
+from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, SublayerKind, WrittenCheckpoint
 from hubprune.core.devices import kv_bytes_per_layer
@@ -85,7 +85,7 @@ def write_companions(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None
     if tokenizer_class := settle_tokenizer(source, folder, architecture=architecture):
         config_json.write_config(base, plan, folder, tokenizer_class=tokenizer_class)
     if config_json.needs_modeling_file(plan):
-        code = modeling.render(architecture, layout=plan.layout)
+        code = templates.modeling_code(architecture, layout=plan.layout)
         (folder / architecture.modeling_file(plan.layout)).write_text(code, encoding="utf-8")
 
 

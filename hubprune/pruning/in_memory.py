@@ -16,7 +16,7 @@ from torch import nn
 
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import DropPlan, SublayerKind
-from hubprune.core.modeling import published_code
+from hubprune.core.templates import published_code
 
 
 @contextmanager

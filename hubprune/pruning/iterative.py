@@ -16,8 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hubprune.core.artifacts import DroppedSublayer, DropPlan, LayerScores, Margin, Ranking
-from hubprune.core.artifacts.artifact import Artifact
+from hubprune.core.artifacts import Artifact, DroppedSublayer, DropPlan, LayerScores, Margin, Ranking
 from hubprune.core.console import Reporter, duration
 from hubprune.core.errors import DiskSpaceError, PlanError
 from hubprune.core.specs import DropSpec, count_of

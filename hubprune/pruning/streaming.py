@@ -27,8 +27,8 @@ from hubprune.core.decoder import Recorder
 from hubprune.core.devices import available_bytes
 from hubprune.core.errors import CheckpointError, DiskSpaceError
 from hubprune.core.files import scratch_prefix
-from hubprune.core.modeling import published_code
 from hubprune.core.neutral import ATTENTION, neutral_config
+from hubprune.core.templates import published_code
 from hubprune.core.weights import TensorEntry, open_weights
 
 TORCH_DTYPES = {

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from hubprune.core import modeling
+from hubprune.core import templates
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, needs_modeling_file, pruned_classes
@@ -181,7 +181,7 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 def _is_our_modeling_file(folder: Path, architecture: Architecture, layout: Layout) -> bool:
     path = folder / architecture.modeling_file(layout)
-    return path.is_file() and path.read_bytes() == modeling.render(architecture, layout=layout).encode()
+    return path.is_file() and path.read_bytes() == templates.modeling_code(architecture, layout=layout).encode()
 
 
 def plan_of(config: Mapping[str, Any]) -> DropPlan:

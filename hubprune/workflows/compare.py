@@ -70,12 +70,11 @@ def compare(first: str, second: str, *, session: HubSession) -> CheckpointCompar
 def read(name: str, *, session: HubSession) -> Source:
     """Read what one of the two says of itself; weights are counted only where nothing else tells their number."""
     path = Path(name)
+    if (path / MANIFEST).is_file():
+        path /= MANIFEST
     if path.is_file():
         return _of_json(name, path.read_bytes())
-    if path.is_dir():
-        manifest = path / MANIFEST
-        return _of_json(name, manifest.read_bytes()) if manifest.is_file() else _of_folder(name, path)
-    return _of_repo(name, session)
+    return _of_folder(name, path) if path.is_dir() else _of_repo(name, session)
 
 
 def _of_repo(name: str, session: HubSession) -> Source:
@@ -96,14 +95,12 @@ def _of_repo(name: str, session: HubSession) -> Source:
 def _of_folder(name: str, folder: Path) -> Source:
     config = read_config(folder)
     structure = read_structure(config, name=name)
-    side = _side_of_config(name, config)
-    weights = open_weights(folder)
     layers = structure.num_hidden_layers - len(structure.no_attn)
     counted = {
-        "parameters": count_parameters(weights, config, structure.architecture),
+        "parameters": count_parameters(open_weights(folder), config, structure.architecture),
         "kv_bytes_per_token": kv_bytes_per_layer(with_dtype(config, folder)) * layers,
     }
-    return Source(side.model_copy(update=counted))
+    return Source(_side_of_config(name, config).model_copy(update=counted))
 
 
 def _side_of_config(name: str, config: Mapping[str, Any]) -> ComparedSide:
@@ -118,17 +115,20 @@ def _of_json(name: str, data: bytes) -> Source:
     if "plan" not in values:
         return Source(_side(name, _plan(values, name), base=None, commit=None))
     base, checkpoint, benchmarks = (_mapping(values.get(key)) for key in ("base", "checkpoint", "benchmarks"))
-    scores = _understood(LayerScores, values.get("scores"))
+    repo_id, commit = base.get("repo_id") or base.get("name"), base.get("commit")
     side = _side(
         name,
         _plan(values["plan"], name),
-        base=_text(base.get("repo_id") or base.get("name")),
-        commit=_text(base.get("commit")),
+        base=repo_id if isinstance(repo_id, str) else None,
+        commit=commit if isinstance(commit, str) else None,
     )
-    told = {
-        **{key: n for key in ("parameters", "kv_bytes_per_token") if isinstance(n := checkpoint.get(key), int)},
-        **(_calibration(scores) if scores else {}),
-    }
+    numbers = ((key, checkpoint.get(key)) for key in ("parameters", "kv_bytes_per_token"))
+    told: dict[str, object] = {key: number for key, number in numbers if isinstance(number, int)}
+    if scores := _understood(LayerScores, values.get("scores")):
+        record = scores.calibration
+        size = f"{record.documents:,} {record.unit}, {record.tokens:,} tokens"
+        told["calibration"] = f"{record.mix}: {size}, seed {record.seed}"
+        told["calibration_sha256"] = record.token_sha256
     rows = benchmarks.get("tasks")
     tasks = [_understood(TaskComparison, row) for row in (rows if isinstance(rows, list) else [])]
     return Source(
@@ -159,16 +159,6 @@ def _understood(kind: type[Kind], values: Any) -> Kind | None:
 
 def _mapping(values: Any) -> Mapping[str, Any]:
     return values if isinstance(values, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _calibration(scores: LayerScores) -> dict[str, str]:
-    record = scores.calibration
-    text = f"{record.mix}: {record.documents:,} {record.unit}, {record.tokens:,} tokens, seed {record.seed}"
-    return {"calibration": text, "calibration_sha256": record.token_sha256}
 
 
 def _side(name: str, plan: DropPlan, *, base: str | None, commit: str | None) -> ComparedSide:
@@ -276,14 +266,9 @@ def _notes(first: Source, second: Source, base: SameBase) -> Iterator[str]:
         yield "Whether the bases are the same is not known: at least one of the two names no commit."
     if (first.scores is None) != (second.scores is None):
         yield f"Only {(first if first.scores else second).side.name} has scores."
-    yield from _benchmark_notes(first, second)
-
-
-def _benchmark_notes(first: Source, second: Source) -> Iterator[str]:
-    if not first.tasks and not second.tasks:
-        return
     if not first.tasks or not second.tasks:
-        yield f"Only {(first if first.tasks else second).side.name} has benchmarks."
+        if first.tasks or second.tasks:
+            yield f"Only {(first if first.tasks else second).side.name} has benchmarks."
         return
     shared = {(pair.task, pair.metric) for pair in _pairs(first, second)}
     named = ({(task.task, task.metric) for task in source.tasks} for source in (first, second))

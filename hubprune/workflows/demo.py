@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,24 +43,23 @@ def run(base: str, *, directory: Path | None, reporter: Reporter) -> int:
     place = (directory or work_folder() / "demo").resolve()
     make_writable(place)
     with _local_hub(place / "hub") as address:
-        environment = {**_clean_environment(), **address, **_own_caches(place)}
+        # A client's cache that remembers another Hub at the same address would make uploads fail.
+        caches = {"HF_HOME": str(place / "hf"), "HUBPRUNE_HOME": str(place / "work")}
+        environment = {**_clean_environment(), **address, **caches}
         reporter.note(f"local Hub at {address['HF_ENDPOINT']}, kept in {place}")
-        _run([sys.executable, "-m", "hubprune.demo.fill"], environment)
+        if subprocess.run([sys.executable, "-m", "hubprune.demo.fill"], env=environment, check=False).returncode:
+            raise HubError("The local Hub could not be filled.", hint="The message above says why.")
         command = publish_options(base)
         reporter.note(f"$ hubprune {shlex.join(command)}")
-        code = _run([sys.executable, "-m", "hubprune", *command], environment, strict=False)
+        code = subprocess.run([sys.executable, "-m", "hubprune", *command], env=environment, check=False).returncode
     if not code:
-        _say_what_next(place, reporter)
+        cards = sorted((place / "work" / "checkpoints").glob("*/README.md"), key=lambda path: path.stat().st_mtime)
+        reporter.note("")
+        if cards:
+            reporter.note(f"The card and all published files: {cards[-1].parent}")
+        reporter.note(f"The demo's Hub has stopped; start it again with: hubprune hub --dir {place / 'hub'}")
+        reporter.note("On a real model: hf auth login && hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3")
     return code
-
-
-def _say_what_next(place: Path, reporter: Reporter) -> None:
-    cards = sorted((place / "work" / "checkpoints").glob("*/README.md"), key=lambda path: path.stat().st_mtime)
-    reporter.note("")
-    if cards:
-        reporter.note(f"The card and all published files: {cards[-1].parent}")
-    reporter.note(f"The demo's Hub has stopped; start it again with: hubprune hub --dir {place / 'hub'}")
-    reporter.note("On a real model: hf auth login && hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3")
 
 
 def publish_options(base: str) -> list[str]:
@@ -79,11 +78,6 @@ def _clean_environment() -> Mapping[str, str]:
     return {**kept, "NO_PROXY": "127.0.0.1,localhost", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _own_caches(place: Path) -> Mapping[str, str]:
-    """A client's cache that remembers another Hub at the same address would make uploads fail."""
-    return {"HF_HOME": str(place / "hf"), "HUBPRUNE_HOME": str(place / "work")}
-
-
 @contextmanager
 def _local_hub(directory: Path) -> Iterator[Mapping[str, str]]:
     """Run `hubprune hub` while the block runs, and yield the two variables that it prints first."""
@@ -97,18 +91,7 @@ def _local_hub(directory: Path) -> Iterator[Mapping[str, str]]:
             yield dict(line.split("=", 1) for line in lines)
         finally:
             server.terminate()
-            _wait(server)
-
-
-def _wait(server: subprocess.Popen[str]) -> None:
-    try:
-        server.wait(HUB_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.kill()
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str], *, strict: bool = True) -> int:
-    code = subprocess.run(command, env=dict(environment), check=False).returncode
-    if code and strict:
-        raise HubError("The local Hub could not be filled.", hint="The message above says why.")
-    return code
+            try:
+                server.wait(HUB_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()

@@ -10,20 +10,26 @@ from typing import Any, Literal, get_args
 
 from hubprune.core.config import read_config
 from hubprune.core.console import Reporter
-from hubprune.core.errors import BaseNotFoundError, HubpruneError, RecipeError
+from hubprune.core.errors import HubpruneError, RecipeError
 from hubprune.core.files import existing_folder, scratch_folder
-from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.exporting import parity
 from hubprune.exporting.artifact import GgufExport, Outtype, Parity
-from hubprune.exporting.content import plan_content, read_layers
 from hubprune.exporting.parity_process import ParitySeen
-from hubprune.exporting.writing import GgufContent, check_space, check_target, check_writer, staged_file, write_gguf
+from hubprune.exporting.writing import (
+    GgufContent,
+    check_space,
+    check_target,
+    check_writer,
+    plan_content,
+    read_layers,
+    staged_file,
+    write_gguf,
+)
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
 
 Comparing = Literal["compare", "skip"]
-READ_BYTES = 2**22
 SKIPPED = "--no-verify was passed"
 
 
@@ -56,11 +62,10 @@ def check_outtype(text: str) -> Outtype:
     Raises:
         RecipeError: it names none.
     """
-    for known in get_args(Outtype):
-        if text.lower() == known:
-            found: Outtype = known
-            return found
-    raise RecipeError(f"There is no --outtype {text!r:.40}.", hint=f"There are {', '.join(get_args(Outtype))}.")
+    known: dict[str, Outtype] = {name: name for name in get_args(Outtype)}
+    if found := known.get(text.lower()):
+        return found
+    raise RecipeError(f"There is no --outtype {text!r:.40}.", hint=f"There are {', '.join(known)}.")
 
 
 def export_gguf(name: str, options: ExportOptions, *, session: HubSession, reporter: Reporter) -> GgufExport:
@@ -89,24 +94,19 @@ def export_gguf(name: str, options: ExportOptions, *, session: HubSession, repor
     with staged_file(target) as staged:
         _write(content, staged, reporter, what=target.name)
         not_verified = SKIPPED if options.verify == "skip" else parity.obstacle(source.folder)
-        compared = None if not_verified else _compare(staged, content, source, options, session, reporter)
+        compared = None
+        if not not_verified:
+            reporter.note("compare with transformers")
+            seen = _measure(staged, content, source)
+            control, without_control = _control(staged, source, options, session, reporter)
+            compared = parity.judge(options.outtype, seen, control=control, without_control=without_control)
+            parity.require_passed(compared)
         return _describe(staged, target, content, compared, not_verified)
 
 
 def _write(content: GgufContent, path: Path, reporter: Reporter, *, what: str) -> None:
     with reporter.progress(f"write {what}", total=content.data_bytes, unit="B") as advance:
         write_gguf(content, path, advance=advance)
-
-
-def _compare(
-    file: Path, content: GgufContent, source: _Source, options: ExportOptions, session: HubSession, reporter: Reporter
-) -> Parity:
-    reporter.note("compare with transformers")
-    seen = _measure(file, content, source)
-    control, without_control = _control(file, source, options, session, reporter)
-    judged = parity.judge(options.outtype, seen, control=control, without_control=without_control)
-    parity.require_passed(judged)
-    return judged
 
 
 def _measure(file: Path, content: GgufContent, source: _Source) -> ParitySeen:
@@ -118,10 +118,12 @@ def _describe(
     file: Path, target: Path, content: GgufContent, compared: Parity | None, not_verified: str | None
 ) -> GgufExport:
     slots, vocabulary = content.slots, content.vocabulary
+    with file.open("rb") as written:
+        sha256 = hashlib.file_digest(written, "sha256").hexdigest()
     return GgufExport(
         file=str(target),
         size=file.stat().st_size,
-        sha256=_sha256(file),
+        sha256=sha256,
         architecture=content.architecture,
         outtype=content.outtype,
         layers=len(slots),
@@ -135,14 +137,6 @@ def _describe(
     )
 
 
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            found.update(piece)
-    return found.hexdigest()
-
-
 # ---- where the files are -----------------------------------------------------------------------------------------
 
 
@@ -150,9 +144,7 @@ def _find(name: str, revision: str, session: HubSession, reporter: Reporter) -> 
     """Return a checkpoint; a repo is downloaded once its config.json says that it can be exported."""
     if folder := existing_folder(name):
         return _Source(name=str(folder.resolve()), folder=folder, config=read_config(folder))
-    if not REPO_ID.fullmatch(name):
-        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision), session=session)
+    repo = hub.find_repo(name, revision=revision, session=session)
     read_layers(repo.config, name=name)
     folder = download(hub.needed_files(repo), repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
     return _Source(name=name, folder=folder, config=read_config(folder))
@@ -195,7 +187,7 @@ def _base(
     if not isinstance(named, str):
         return None, "config.json names no base; pass --base FOLDER_OR_REPO"
     commit = origin.get("base_commit") if isinstance(origin, dict) else None
-    folder = _cached(named, commit) if isinstance(commit, str) else Path(named)
+    folder = _downloaded_before(named, commit) if isinstance(commit, str) else Path(named)
     if folder is None or not (folder / "config.json").is_file():
         return None, f"the base {named:.100} is not on this machine; pass --base FOLDER_OR_REPO"
     try:
@@ -204,8 +196,7 @@ def _base(
         return None, f"the base {named:.100} cannot be read ({error.message})"
 
 
-def _cached(repo_id: str, commit: str) -> Path | None:
-    """Return the folder of a snapshot that was downloaded before."""
+def _downloaded_before(repo_id: str, commit: str) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

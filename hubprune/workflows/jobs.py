@@ -1,8 +1,6 @@
-"""What is asked of Hugging Face Jobs: the command, the machine, and the recipe in the job's environment.
+"""`hubprune publish --on hf-jobs`: check everything here, then let a job of Hugging Face do the work.
 
-Send a job, follow its log to the end, and say how it ended.
-
-`hubprune publish --on hf-jobs`: check everything here, then let a job do the work.
+The job gets the recipe in its environment and the token as a secret; its log is followed to the end.
 """
 
 from __future__ import annotations
@@ -12,31 +10,23 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from hubprune import __version__
 from hubprune.cards.markdown import visible
 from hubprune.core.console import Reporter
-from hubprune.core.endpoint import DEFAULT_ENDPOINT
 from hubprune.core.errors import JobError, RecipeError
-from hubprune.core.privacy import is_local_data, scrub
+from hubprune.core.privacy import DEFAULT_ENDPOINT, is_local_data, scrub
 from hubprune.core.recipe import Recipe
-from hubprune.hub import session
 from hubprune.hub.retry import translate
-from hubprune.hub.session import HubSession
+from hubprune.hub.session import PUBLISHER_PREFIX, HubSession
 from hubprune.workflows.publish.pipeline import PublishOptions, check
 from hubprune.workflows.run import Run, check_data
 
 if TYPE_CHECKING:
     from huggingface_hub import JobInfo
-
-__all__ = ["HERE_ONLY", "JobOrder", "Machine", "follow", "publish_on_jobs", "refuse_local", "run_job", "submit"]
-
-
-# ---- order ---------------------------------------------------------------------------------------------------------
-
 
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 """The client's own image for jobs of uv; torch brings its CUDA libraries along."""
@@ -50,6 +40,88 @@ HERE_ONLY: Mapping[str, str] = {
 }  # fmt: skip
 """Options that name files of this machine."""
 UNFIT_FOR_NAMES = re.compile(r"[^A-Za-z0-9_-]")
+FLAGS: Mapping[tuple[str, bool], str] = {
+    ("overwrite_card", True): "--overwrite-card", ("overwrite", True): "--overwrite",
+    ("dry_run", True): "--dry-run", ("force", True): "--force",
+    ("speed", True): "--speed", ("primer", False): "--no-primer", ("only_if_changed", True): "--only-if-changed",
+}  # fmt: skip
+"""Options that no recipe holds and that the job gets as they were given here."""
+POLL_SECONDS = 5.0
+ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
+SHORT_LIVED = (PUBLISHER_PREFIX, "hf_oauth_")
+"""How tokens begin that end before a job does."""
+
+
+def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any]) -> dict[str, str]:
+    """Check a publish here, run it on Hugging Face Jobs, follow it, and return what there is to tell of the job.
+
+    Ctrl-C leaves the job running and says how to come back to it.
+
+    Args:
+        run: over the recipe; nothing of it is computed here.
+        options: of the publish.
+        given: options of the command by the names of their parameters.
+
+    Raises:
+        HubpruneError: it could not work, or the job failed.
+    """
+    machine, recipe, session = _machine(given), run.recipe, run.session
+    refuse_local(recipe, given)
+    target = check(run, options)
+    check_data(run)
+    # The target gets its full name; the base stays as it is: a webhook can run the job again for a newer commit.
+    named = recipe.target.model_copy(update={"repo_id": target.repo_id})
+    order = JobOrder(
+        recipe=recipe.model_copy(update={"target": named}),
+        machine=machine if machine.namespace else replace(machine, namespace=target.user),
+        flags=tuple(flag for (name, value), flag in FLAGS.items() if given.get(name) is value),
+        run_id=secrets.token_hex(8),
+        endpoint=session.endpoint,
+    )
+    job = submit(order, session=session)
+    run.reporter.note(f"job {job.owner.name}/{job.id} on {order.machine.flavor}: {job.url}")
+    ended = follow(job, session=session, reporter=run.reporter, show=lambda line: print(line, file=sys.stderr))
+    told = {"job": f"{ended.owner.name}/{ended.id}", "url": ended.url, "target": target.repo_id}
+    return {**told, "dry run": "nothing was published"} if "--dry-run" in order.flags else told
+
+
+def _machine(given: Mapping[str, Any]) -> Machine:
+    if given.get("on") != "hf-jobs":
+        raise RecipeError(f"--on {given.get('on')!r} is no place to run.", hint="There is one: --on hf-jobs.")
+    if not given.get("flavor"):
+        raise RecipeError(
+            "A job needs a machine.", hint="Pass one of `hf jobs hardware`, as in --flavor a100-large; it is billed."
+        )
+    named = {name: given.get(name) for name in ("flavor", "timeout", "namespace", "requirement")}
+    return Machine(**{name: value for name, value in named.items() if value is not None})
+
+
+def refuse_local(recipe: Recipe, given: Mapping[str, object]) -> None:
+    """Refuse what only this machine has: the job could not find it.
+
+    Args:
+        recipe: what is asked for.
+        given: options of the command by the names of their parameters.
+
+    Raises:
+        RecipeError: with the first such thing.
+    """
+    local = [f"What {option} names" for name, option in HERE_ONLY.items() if given.get(name) is not None]
+    if recipe.evaluation.include_path:
+        local.append(f"The folder of tasks {recipe.evaluation.include_path}")
+    if recipe.needs_scores:
+        datasets = (subset.dataset for subset in recipe.calibration.subsets)
+        local += [f"The calibration file {dataset}" for dataset in datasets if is_local_data(dataset)]
+    if local:
+        raise RecipeError(
+            f"{local[0]} is on this machine, and the job runs on another.",
+            hint="Put the data on the Hub and name it there, or run without --on.",
+        )
+    if len(recipe.to_yaml().encode()) > LONGEST_RECIPE:
+        raise RecipeError("The recipe is too long for a job's environment.", hint="Shorten its prompts.")
+
+
+# ---- order ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,64 +179,7 @@ class JobOrder:
         return {LABEL: self.run_id, "hubprune": UNFIT_FOR_NAMES.sub("-", __version__)}
 
 
-def refuse_local(recipe: Recipe, given: Mapping[str, object]) -> None:
-    """Refuse what only this machine has: the job could not find it.
-
-    Args:
-        recipe: what is asked for.
-        given: options of the command by the names of their parameters.
-
-    Raises:
-        RecipeError: with the first such thing.
-    """
-    for what in _local(recipe, given):
-        raise RecipeError(
-            f"{what} is on this machine, and the job runs on another.",
-            hint="Put the data on the Hub and name it there, or run without --on.",
-        )
-    if len(recipe.to_yaml().encode()) > LONGEST_RECIPE:
-        raise RecipeError("The recipe is too long for a job's environment.", hint="Shorten its prompts.")
-
-
-def _local(recipe: Recipe, given: Mapping[str, object]) -> Iterator[str]:
-    for name, option in HERE_ONLY.items():
-        if given.get(name) is not None:
-            yield f"What {option} names"
-    if recipe.evaluation.include_path:
-        yield f"The folder of tasks {recipe.evaluation.include_path}"
-    if recipe.needs_scores:
-        yield from (
-            f"The calibration file {subset.dataset}"
-            for subset in recipe.calibration.subsets
-            if is_local_data(subset.dataset)
-        )
-
-
 # ---- running -------------------------------------------------------------------------------------------------------
-
-
-POLL_SECONDS = 5.0
-ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
-SHORT_LIVED = (session.PUBLISHER_PREFIX, "hf_oauth_")
-"""How tokens begin that end before a job does."""
-
-
-def run_job(order: JobOrder, *, session: HubSession, reporter: Reporter, show: Callable[[str], None]) -> JobInfo:
-    """Send a job and follow it to its end; Ctrl-C leaves the job running and says how to come back to it.
-
-    Args:
-        order: what to run.
-        session: which Hub, and as whom; the job publishes with the same token.
-        reporter: told where the job is.
-        show: called with each line of the job's log.
-
-    Raises:
-        JobError: the job failed, or was cancelled.
-        HubError: the Hub refused it.
-    """
-    job = submit(order, session=session)
-    reporter.note(f"job {job.owner.name}/{job.id} on {order.machine.flavor}: {job.url}")
-    return follow(job, session=session, reporter=reporter, show=show)
 
 
 def submit(order: JobOrder, *, session: HubSession) -> JobInfo:
@@ -218,8 +233,10 @@ def follow(job: JobInfo, *, session: HubSession, reporter: Reporter, show: Calla
         ended = _wait(job, session=session)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"The job goes on.  {again}   Cancel it: hf jobs cancel {name}") from None
-    if ended.status.stage != "COMPLETED":
-        _refuse(ended, hint=f"Its log: hf jobs logs {name}")
+    if (stage := ended.status.stage) != "COMPLETED":
+        said = f": {scrub(visible(ended.status.message))}" if ended.status.message else "."
+        hint = f"Its log: hf jobs logs {name}"
+        raise JobError(f"The job {ended.id} ended as {str(stage).split('.')[-1]}{said}", hint=hint)
     return ended
 
 
@@ -241,62 +258,3 @@ def _wait(job: JobInfo, *, session: HubSession) -> JobInfo:
         if seen.status.stage in ENDED:
             return seen
         time.sleep(POLL_SECONDS)
-
-
-def _refuse(job: JobInfo, *, hint: str) -> NoReturn:
-    said = f": {scrub(visible(job.status.message))}" if job.status.message else "."
-    raise JobError(f"The job {job.id} ended as {str(job.status.stage).split('.')[-1]}{said}", hint=hint)
-
-
-# ---- command -------------------------------------------------------------------------------------------------------
-
-
-FLAGS: Mapping[tuple[str, bool], str] = {
-    ("overwrite_card", True): "--overwrite-card", ("overwrite", True): "--overwrite",
-    ("dry_run", True): "--dry-run", ("force", True): "--force",
-    ("speed", True): "--speed", ("primer", False): "--no-primer", ("only_if_changed", True): "--only-if-changed",
-}  # fmt: skip
-"""Options that no recipe holds and that the job gets as they were given here."""
-
-
-def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any]) -> dict[str, str]:
-    """Check a publish here, run it on Hugging Face Jobs, follow it, and return what there is to tell of the job.
-
-    Args:
-        run: over the recipe; nothing of it is computed here.
-        options: of the publish.
-        given: options of the command by the names of their parameters.
-
-    Raises:
-        HubpruneError: it could not work, or the job failed.
-    """
-    machine = _machine(given)
-    refuse_local(run.recipe, given)
-    target = check(run, options)
-    check_data(run)
-    order = JobOrder(
-        recipe=_named(run.recipe, repo_id=target.repo_id),
-        machine=machine if machine.namespace else Machine(**{**vars(machine), "namespace": target.user}),
-        flags=tuple(flag for (name, value), flag in FLAGS.items() if given.get(name) is value),
-        run_id=secrets.token_hex(8),
-        endpoint=run.session.endpoint,
-    )
-    ended = run_job(order, session=run.session, reporter=run.reporter, show=lambda line: print(line, file=sys.stderr))
-    told = {"job": f"{ended.owner.name}/{ended.id}", "url": ended.url, "target": target.repo_id}
-    return {**told, "dry run": "nothing was published"} if "--dry-run" in order.flags else told
-
-
-def _machine(given: Mapping[str, Any]) -> Machine:
-    if given.get("on") != "hf-jobs":
-        raise RecipeError(f"--on {given.get('on')!r} is no place to run.", hint="There is one: --on hf-jobs.")
-    if not given.get("flavor"):
-        raise RecipeError(
-            "A job needs a machine.", hint="Pass one of `hf jobs hardware`, as in --flavor a100-large; it is billed."
-        )
-    named = {name: given.get(name) for name in ("flavor", "timeout", "namespace", "requirement")}
-    return Machine(**{name: value for name, value in named.items() if value is not None})
-
-
-def _named(recipe: Recipe, *, repo_id: str) -> Recipe:
-    """Name the target in full; the base stays as it is, so that a webhook can run the job again for a newer commit."""
-    return recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": repo_id})})

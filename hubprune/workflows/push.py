@@ -20,8 +20,6 @@ from hubprune.hub.session import HubSession
 from hubprune.workflows.publish.pipeline import Product, PublishOptions, announcer, deliver
 from hubprune.workflows.run import Run
 
-__all__ = ["push", "read_report"]
-
 STAGES = ("Check", "Publish and load back")
 AGAIN = "Make both again with hubprune publish --dry-run --out FOLDER --report REPORT."
 
@@ -47,7 +45,9 @@ def push(
     stage()
     if options.report:
         make_writable(options.report.absolute().parent)
-    recipe = _recipe(report)
+    recipe = parse(Recipe, report.recipe)
+    # The target is the one that the card names, which no option can move.
+    recipe = recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": report.repo_id})})
     files = _as_verified(folder, report)
     target = target_of(recipe, base=report.base, session=session, overwrite=options.replaces)
     _refuse_moved_branch(report, files, target, session=session)
@@ -91,12 +91,6 @@ def read_report(path: Path) -> PublishReport:
     except (OSError, ValidationError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no report of this version"
         raise RecipeError(f"Cannot read the report {path}: {why}.", hint=AGAIN) from error
-
-
-def _recipe(report: PublishReport) -> Recipe:
-    """Return the recipe with the target that the card names, which no option can move."""
-    recipe = parse(Recipe, report.recipe)
-    return recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": report.repo_id})})
 
 
 def _as_verified(folder: Path, report: PublishReport) -> tuple[RepoFile, ...]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubprune.core import modeling
+from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, PrunedCheckpoint, WidthPlan
 from hubprune.core.config import check_config
@@ -122,7 +122,7 @@ class Run:
     @cached_property
     def task_texts(self) -> dict[str, str]:
         """Task files of the user's own that the benchmarks need, by their path below the include folder."""
-        from hubprune.evaluation.harness import task_files
+        from hubprune.evaluation.tasks import task_files
 
         files = task_files(self.recipe.evaluation)
         return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
@@ -136,7 +136,7 @@ class Run:
     @cached_property
     def runnable(self) -> Runnable:
         """The base as transformers can load it; one that was pruned before gets its modeling file from here."""
-        key = key_of(self._base_identity, modeling.render(self.architecture))
+        key = key_of(self._base_identity, templates.modeling_code(self.architecture))
         return make_runnable(self.downloaded, self.store.folder / "bases" / key)
 
     @property
@@ -185,7 +185,22 @@ def score(run: Run) -> LayerScores:
         )
     if run.recipe.schedule == "iterative":
         return run.in_rounds[0]
-    return run.store.run("scores", scores_key(run), LayerScores, lambda: _score(run))
+
+    def compute() -> LayerScores:
+        scorer = open_scorer(run)
+        with run.reporter.progress("scoring", total=scorer.cost(), unit="batches") as advance:
+            scorer.run(advance)
+        return scorer.scores()
+
+    return run.store.run("scores", scores_key(run), LayerScores, compute)
+
+
+def scores_if_needed(run: Run) -> LayerScores | None:
+    """Score, unless the recipe names the layers itself."""
+    if run.recipe.needs_scores:
+        return score(run)
+    run.reporter.note("no scores are needed: nothing is chosen by them")
+    return None
 
 
 def scores_key(run: Run) -> str:
@@ -207,13 +222,6 @@ def check_data(run: Run) -> None:
     """
     if run.recipe.needs_scores and not run.store.has("scores", scores_key(run)):
         run.found_data  # noqa: B018
-
-
-def _score(run: Run) -> LayerScores:
-    scorer = open_scorer(run)
-    with run.reporter.progress("scoring", total=scorer.cost(), unit="batches") as advance:
-        scorer.run(advance)
-    return scorer.scores()
 
 
 def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
@@ -240,6 +248,9 @@ def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
         device=resolve_device(recipe.device),
     )
     return Scorer(run.runnable.folder, drawn, scoring, keeps_states=keeps_states)
+
+
+# ---- what goes ------------------------------------------------------------------------------------------------------
 
 
 def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
@@ -296,28 +307,6 @@ def _widths(recipe: Recipe, base: BaseCheckpoint, *, gone: Collection[int]) -> W
     return plan_widths(recipe.width, structure, base.config, name=base.name, gone=gone)
 
 
-def refuse_tokenizer_code(folder: Path, *, name: str) -> None:
-    """Refuse a base whose tokenizer is made by code of its own: it would run here, and for every reader of the result.
-
-    Raises:
-        UnsupportedFormatError: it is.
-    """
-    path = folder / "tokenizer_config.json"
-    if path.is_file() and "auto_map" in parse_json(path.read_bytes(), where=str(path)):
-        raise UnsupportedFormatError(
-            f"The tokenizer of {name} needs code of its own, which hubprune never runs.",
-            hint="Only bases whose tokenizer is one of transformers' own classes can be pruned.",
-        )
-
-
-def scores_if_needed(run: Run) -> LayerScores | None:
-    """Score, unless the recipe names the layers itself."""
-    if run.recipe.needs_scores:
-        return score(run)
-    run.reporter.note("no scores are needed: nothing is chosen by them")
-    return None
-
-
 # ---- pruning -----------------------------------------------------------------------------------------------------
 
 
@@ -335,32 +324,36 @@ def write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
     Raises:
         VerificationError: it does not compute what it should; nothing is left of it then.
     """
-    base = run.downloaded
+    base, architecture, source = run.downloaded, run.architecture, Path(run.downloaded.folder or "")
     total = sum(f.size for f in base.files if f.path.endswith(".safetensors"))
     if base.commit:  # once more, since these bytes are what goes out
-        check_files(
-            hub.weight_files(base.files),
-            Path(base.folder or ""),
-            repo_id=base.name,
-            commit=base.commit,
-            reporter=run.reporter,
-            remembered=False,
-        )
+        weights, name = hub.weight_files(base.files), base.name
+        check_files(weights, source, repo_id=name, commit=base.commit, reporter=run.reporter, remembered=False)
     with staged_folder(folder) as staged:
         with run.reporter.progress("writing", total=total, unit="B") as advance:
             checkpoint.write_checkpoint(base, plan, staged, advance=advance)
-        if differs := ids_depend_on_version(Path(base.folder or ""), staged, architecture=run.architecture):
+        if differs := ids_depend_on_version(source, staged, architecture=architecture):
             run.reporter.warn(f"the base's tokenizer depends on the version that reads it: {differs}")
-        verification = verify.verify(run.runnable, staged, plan=plan, config=base.config, architecture=run.architecture)
+        verification = verify.verify(run.runnable, staged, plan=plan, config=base.config, architecture=architecture)
         verify.require_passed(verification)
         run.reporter.note(f"verified in a fresh process: {len(verification.checks)} checks passed")
         with run.reporter.progress("hashing", total=total, unit="B") as advance:
+            stored = run.runnable.weights()
             written = take_inventory(
-                run.runnable.weights(),
-                staged,
-                plan=plan,
-                config=base.config,
-                architecture=run.architecture,
-                advance=advance,
+                stored, staged, plan=plan, config=base.config, architecture=architecture, advance=advance
             )
     return PrunedCheckpoint(written=written, verification=verification)
+
+
+def refuse_tokenizer_code(folder: Path, *, name: str) -> None:
+    """Refuse a base whose tokenizer is made by code of its own: it would run here, and for every reader of the result.
+
+    Raises:
+        UnsupportedFormatError: it is.
+    """
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and "auto_map" in parse_json(path.read_bytes(), where=str(path)):
+        raise UnsupportedFormatError(
+            f"The tokenizer of {name} needs code of its own, which hubprune never runs.",
+            hint="Only bases whose tokenizer is one of transformers' own classes can be pruned.",
+        )

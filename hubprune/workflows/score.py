@@ -34,23 +34,12 @@ VARIES: dict[StudyKind, str] = {
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One pass over a base that a study needs."""
-
-    label: str
-    run: Run
-
-
-@dataclass(frozen=True)
 class Scored:
     """What was found."""
 
     value: LayerScores | ScoreStudy
     plan: DropPlan | None = None
     """What these scores would drop; None of a study."""
-
-
-# ---- conducting --------------------------------------------------------------------------------------------------
 
 
 def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence[int], plot: Path | None) -> Scored:
@@ -64,9 +53,12 @@ def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence
 
     Raises:
         MissingDependencyError: pictures are asked for and matplotlib is not installed; nothing was scored then.
+        RecipeError: revisions are asked for and the base is a folder, which has none.
+        BaseNotFoundError: a revision does not exist.
+        PlanError: the revisions have different numbers of layers.
+        CalibrationError: a data set cannot be read.
     """
-    passes = [Pass(label, run) for label, run in runs.items()]
-    run = passes[0].run
+    run = next(iter(runs.values()))
     if plot:
         plots.require_matplotlib()
         make_writable(plot)
@@ -77,7 +69,7 @@ def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence
         drawn = draw_scores(scores, plan, plot, base=run.base.name) if plot else ()
         found = Scored(scores, plan)
     else:
-        study = _studied(kind, passes, counts)
+        study = by_samples(runs, counts) if kind == "samples" else by_pass(kind, runs)
         drawn = draw_study(study, plot) if plot else ()
         found = Scored(study)
     for path in drawn:
@@ -85,54 +77,31 @@ def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence
     return found
 
 
-def _studied(kind: StudyKind, passes: Sequence[Pass], counts: Sequence[int]) -> ScoreStudy:
-    if kind == "samples":
-        return by_samples(passes[0], counts)
-    return by_revision(passes) if kind == "revisions" else by_calibration(passes)
+# ---- several passes ------------------------------------------------------------------------------------------------
 
 
-def by_revision(passes: Sequence[Pass]) -> ScoreStudy:
-    """Score a base at several of its commits; each is resolved before the first is scored.
-
-    Args:
-        passes: one per revision.
-
-    Raises:
-        RecipeError: the base is a folder, which has no revisions.
-        BaseNotFoundError: a revision does not exist.
-        PlanError: the revisions have different numbers of layers.
-    """
-    if local := [made.run.base.name for made in passes[:1] if made.run.base.commit is None]:
-        raise RecipeError(f"{local[0]} is a folder, which has no revisions.", hint="Name a repo on the Hub.")
-    return _by_pass("revisions", passes, reference=passes[-1])
-
-
-def by_calibration(passes: Sequence[Pass]) -> ScoreStudy:
-    """Score a base on several calibration mixes; each is found before the first is scored.
-
-    Args:
-        passes: one per mix.
-
-    Raises:
-        CalibrationError: a data set cannot be read.
-    """
-    return _by_pass("calibration", passes, reference=passes[0])
+def by_pass(kind: StudyKind, runs: Mapping[str, Run]) -> ScoreStudy:
+    """Score a base at several of its commits, or on several mixes; all are found before the first is scored."""
+    labels = list(runs)
+    if kind == "revisions" and (base := runs[labels[0]].base).commit is None:
+        raise RecipeError(f"{base.name} is a folder, which has no revisions.", hint="Name a repo on the Hub.")
+    _resolve(runs)
+    entries = []
+    for number, (label, run) in enumerate(runs.items(), start=1):
+        run.reporter.stage(number, len(runs), f"Scores of {label}")
+        scores = score(run)
+        entries.append(_entry(label, scores, run))
+    reference = labels[-1] if kind == "revisions" else labels[0]
+    return _study(kind, entries, scores, runs[reference], reference=reference)
 
 
-def by_samples(largest: Pass, counts: Sequence[int]) -> ScoreStudy:
-    """Score a base once, with the largest number of samples, and average the first documents of it for the smaller.
-
-    Args:
-        largest: asks for the largest of the numbers.
-        counts: numbers of samples, ascending.
-
-    Raises:
-        CalibrationError: a data set cannot be read.
-    """
-    _resolve([largest])
-    scores = score(largest.run)
-    entries = [_entry(f"{count}", first_samples(scores, largest.run, count), largest.run) for count in counts]
-    return _study("samples", entries, scores, largest.run, reference=entries[-1].label)
+def by_samples(runs: Mapping[str, Run], counts: Sequence[int]) -> ScoreStudy:
+    """Score a base once, with the largest number of samples, and average the first documents of it for the smaller."""
+    _resolve(runs)
+    (run,) = runs.values()
+    scores = score(run)
+    entries = [_entry(f"{count}", first_samples(scores, run, count), run) for count in counts]
+    return _study("samples", entries, scores, run, reference=entries[-1].label)
 
 
 def first_samples(scores: LayerScores, run: Run, count: int) -> LayerScores:
@@ -171,40 +140,27 @@ def _record_of(scores: LayerScores, rows: Sequence[DocumentScores], kept: Sequen
     return record.model_copy(update={"sources": tuple(sources)})
 
 
-def _by_pass(kind: StudyKind, passes: Sequence[Pass], *, reference: Pass) -> ScoreStudy:
-    _resolve(passes)
-    found: list[LayerScores] = []
-    for number, made in enumerate(passes, start=1):
-        made.run.reporter.stage(number, len(passes), f"Scores of {made.label}")
-        found.append(score(made.run))
-    entries = [_entry(made.label, scores, made.run) for made, scores in zip(passes, found, strict=True)]
-    return _study(kind, entries, found[-1], reference.run, reference=reference.label)
-
-
-def _resolve(passes: Sequence[Pass]) -> None:
+def _resolve(runs: Mapping[str, Run]) -> None:
     """Find all bases and all data before anything is downloaded or computed."""
     missing: dict[str, BaseNotFoundError] = {}
-    for made in passes:
+    for label, run in runs.items():
         try:
-            made.run.base  # noqa: B018
+            run.base  # noqa: B018
         except BaseNotFoundError as error:
-            missing[made.label] = error
+            missing[label] = error
     if missing:
-        raise _missing(missing, passes)
-    layers = {made.label: made.run.base.num_hidden_layers for made in passes}
+        first = next(iter(missing.values()))
+        if len(missing) in (1, len(runs)):  # one has its own sentence; where all are missing, the repo itself may be
+            raise first
+        name = next(iter(runs.values())).recipe.base.repo_id
+        raise BaseNotFoundError(f"{name} has no revisions {', '.join(missing)}.", hint=first.hint)
+    layers = {label: run.base.num_hidden_layers for label, run in runs.items()}
     if len(set(layers.values())) > 1:
         raise PlanError(
             f"Scores cannot be put side by side: {', '.join(f'{k} has {n} layers' for k, n in layers.items())}."
         )
-    for made in passes:
-        check_data(made.run)
-
-
-def _missing(missing: dict[str, BaseNotFoundError], passes: Sequence[Pass]) -> BaseNotFoundError:
-    first, name = next(iter(missing.values())), passes[0].run.recipe.base.repo_id
-    if len(missing) in (1, len(passes)):  # one has its own sentence; where all are missing, the repo itself may be
-        return first
-    return BaseNotFoundError(f"{name} has no revisions {', '.join(missing)}.", hint=first.hint)
+    for run in runs.values():
+        check_data(run)
 
 
 def _entry(label: str, scores: LayerScores, run: Run) -> StudyEntry:
@@ -223,7 +179,11 @@ def _entry(label: str, scores: LayerScores, run: Run) -> StudyEntry:
 def _study(
     kind: StudyKind, entries: Sequence[StudyEntry], scores: LayerScores, run: Run, *, reference: str
 ) -> ScoreStudy:
-    against, lowest = next(entry for entry in entries if entry.label == reference), _lowest(run)
+    """Put passes side by side, each compared with the reference."""
+    against, layers = next(entry for entry in entries if entry.label == reference), run.base.num_hidden_layers
+    # As many of the lowest are compared as are marked, or a quarter of the layers if that is one.
+    lowest = count_of(run.recipe.drop.attn_drop or 1, of=layers)
+    lowest = lowest if lowest > 1 else max(1, layers // 4)
     compared = [
         entry
         if entry is against
@@ -242,13 +202,6 @@ def _study(
         reference=reference,
         nested=kind == "samples",
     )
-
-
-def _lowest(run: Run) -> int:
-    """Return how many of the lowest are compared: as many as are marked, or a quarter of the layers if that is one."""
-    layers = run.base.num_hidden_layers
-    count = count_of(run.recipe.drop.attn_drop or 1, of=layers)
-    return count if count > 1 else max(1, layers // 4)
 
 
 # ---- drawing -----------------------------------------------------------------------------------------------------

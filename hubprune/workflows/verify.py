@@ -1,6 +1,6 @@
 """Verify a pruned folder or repo: its files against its manifest, what it computes against its base.
 
-Find a pruned checkpoint and its base, in folders or on the Hub, and hold to the rule whose code is run.
+Before that, both are found, in folders or on the Hub, and the rule is held to whose code is run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hubprune.core.config import check_config, read_config
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, VerificationError
 from hubprune.core.files import existing_folder, list_files, scratch_folder
-from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.core.recipe import BaseModelSpec
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.hub import repos as hub
@@ -25,9 +25,6 @@ from hubprune.hub.transfer import download
 from hubprune.pruning import verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.layouts import make_runnable
-
-# ---- checkpoints ---------------------------------------------------------------------------------------------------
-
 
 Trust = Literal["own", "any"]
 """Which code is run: only the modeling file that this version of hubprune writes, or any."""
@@ -60,9 +57,7 @@ def find_pruned(name: str, *, revision: str | None, session: HubSession, reporte
     """
     if there := existing_folder(name):
         return PrunedFolder(name=name, commit=None, folder=there, config=read_config(there))
-    if not REPO_ID.fullmatch(name):
-        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision or "main"), session=session)
+    repo = hub.find_repo(name, revision=revision, session=session)
     check_config(repo.config, where=f"config.json of {name}")
     verify.plan_of(repo.config)
     folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)

@@ -4,14 +4,14 @@ import csv
 import json
 
 import pytest
-from conftest import leftovers
+from little import leftovers
 
 from hubprune.commands import sweep_options
 from hubprune.core.console import Reporter
 from hubprune.core.stages import StageStore
 from hubprune.hub.session import HubSession
 from hubprune.workflows.run import Run
-from hubprune.workflows.sweep import command
+from hubprune.workflows.sweep import sweep
 
 SMALL = ("--calibration", "mix.yaml", "--include-path", "tasks", "--tasks", "little")
 
@@ -50,10 +50,11 @@ def test_a_sweep_has_the_numbers_of_the_written_checkpoints_and_writes_none(hubp
 
 def perplexity(folder, file):
     from hubprune.evaluation import models
-    from hubprune.evaluation.models import measure
+    from hubprune.evaluation.models import measure_perplexity
 
     model = models.load_model(folder, device="cpu", dtype="auto", trust_remote_code=True)
-    return measure(model, model.tokenizer(file.read_text().splitlines())["input_ids"], batch_size=8).perplexity
+    rows = model.tokenizer(file.read_text().splitlines())["input_ids"]
+    return measure_perplexity(model, rows, batch_size=8).perplexity
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def counted(monkeypatch):
     from hubprune.evaluation import models
 
     calls = {"loaded": 0, "measured": 0, "stop": None}
-    load, measure = models.load_model, models.measure
+    load, measure = models.load_model, models.measure_perplexity
 
     def counted_load(*args, **kwargs):
         calls["loaded"] += 1
@@ -95,34 +96,34 @@ def counted(monkeypatch):
         return measure(*args, **kwargs)
 
     monkeypatch.setattr(models, "load_model", counted_load)
-    monkeypatch.setattr(models, "measure", counted_measure)
+    monkeypatch.setattr(models, "measure_perplexity", counted_measure)
     return calls
 
 
 def test_a_sweep_that_is_stopped_goes_on_where_it_was_and_loads_the_base_once(open_run, counted, tmp_path):
     counted["stop"] = 3
     with pytest.raises(KeyboardInterrupt):
-        command.sweep(*open_run())
+        sweep(*open_run())
     assert leftovers(tmp_path) == []
     counted.update(loaded=0, measured=0, stop=None)
-    stopped = command.sweep(*open_run())
+    stopped = sweep(*open_run())
     # 0, attn 1, attn 2, mlp 1, mlp 2: the base is measured once for both methods, and two points were kept.
     assert (counted["loaded"], counted["measured"]) == (1, 3)
     counted.update(loaded=0, measured=0)
-    assert command.sweep(*open_run()) == stopped
+    assert sweep(*open_run()) == stopped
     assert (counted["loaded"], counted["measured"]) == (0, 0)
-    more = command.sweep(*open_run(counts="0:3", method="attn"))
+    more = sweep(*open_run(counts="0:3", method="attn"))
     assert (counted["loaded"], counted["measured"]) == (1, 1)
     assert more.points[:3] == stopped.points[:3]
 
 
 def test_what_was_scored_on_is_left_out_of_the_perplexity(open_run, tmp_path):
-    report = command.sweep(*open_run(perplexity=str(tmp_path / "scored.txt"), counts="0:1", method="attn"))
+    report = sweep(*open_run(perplexity=str(tmp_path / "scored.txt"), counts="0:1", method="attn"))
     assert report.perplexity_on == "4 documents of scored.txt"  # 12 there are, 8 were scored on
 
 
 def test_speed_is_measured_in_rounds_against_the_base(open_run):
-    report = command.sweep(*open_run(speed=True, method="block", counts="0,2"))
+    report = sweep(*open_run(speed=True, method="block", counts="0,2"))
     assert report.points[0].speed is None
     speed = report.points[1].speed
     assert (speed.depth, speed.rounds) == (16, 20)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.evaluation import packing
-from hubprune.evaluation.packing import run_batches, similar_length
+from hubprune.evaluation import models
+from hubprune.evaluation.models import run_batches, similar_length
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=30)
@@ -37,7 +37,7 @@ def test_results_come_in_order_whatever_fits_at_the_moment(lengths, tokens, room
         return [10 * i for i in batch]
 
     start = similar_length(lengths, tokens=tokens)
-    with patch.object(packing, "release_memory"):  # which takes its time
+    with patch.object(models, "release_memory"):  # which takes its time
         results, done = run_batches(start, work, on_split=splits.append)
     assert results == [10 * i for i in range(len(lengths))]
     assert [i for batch in done for i in batch] == [i for batch in start for i in batch]
@@ -90,6 +90,6 @@ def test_what_a_failed_batch_held_is_let_go_before_memory_is_released(monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return batch
 
-    monkeypatch.setattr(packing, "release_memory", lambda: released.extend(reference() for reference in held))
+    monkeypatch.setattr(models, "release_memory", lambda: released.extend(reference() for reference in held))
     assert run_batches(((0, 1),), work, on_split=lambda rows: None)[0] == [0, 1]
     assert released == [None]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hubprune.core.errors import EvaluationError
-from hubprune.evaluation.packing import Answer
-from hubprune.evaluation.panel import AT_ONCE, Memo
+from hubprune.evaluation.requests import AT_ONCE, Answer, Memo
 
 KEYS = [bytes([n]) * 32 for n in range(4)]
 

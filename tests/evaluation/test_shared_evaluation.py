@@ -15,9 +15,8 @@ import pytest
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import computing, harness, models
-from hubprune.evaluation.packing import Request
-from hubprune.evaluation.panel import Memo
-from hubprune.evaluation.scorer import Scorer
+from hubprune.evaluation.computing import Scorer
+from hubprune.evaluation.requests import Memo, Request
 
 TASKS = ("pets", "shown_pets", "words", "answers", "whole_texts", "without_context")
 
@@ -107,9 +106,10 @@ def test_folders_run_the_layers_that_they_have_in_common_once(base_folder, prune
     models = harness.load_folders(folders, "cpu", "auto", None)
     models.share_weights()
     request = Request.of([1, 2, 3], [4], max_length=9)
-    for rows in models.plan(("base", "pruned"), [request]):
-        models.answer(("base", "pruned"), rows, [request])
-    assert models.layer_calls(("base", "pruned")) == 1 + 2  # the second layer is the one that was pruned
+    scorer = models.scorer(("base", "pruned"))
+    for rows in scorer.plan([request]):
+        scorer.answer(rows, [request])
+    assert scorer.layer_calls == 1 + 2  # the second layer is the one that was pruned
 
 
 def test_half_precision_is_allowed_its_own_rounding(evaluate, base_folder, pruned_folder, all_tasks, reporter):
@@ -271,12 +271,12 @@ def test_texts_are_remembered_and_those_drawn_at_random_are_not(evaluate, tmp_pa
 KILLED = """
 import os, signal, sys
 from hubprune.core.console import Reporter
-from hubprune.evaluation import harness, scorer
+from hubprune.evaluation import computing, harness
 from hubprune.core.recipe import EvaluationSpec
 from pathlib import Path
 
-scorer.CPU_SLOTS = 60
-original, batches = scorer.Scorer.answer, []
+computing.CPU_SLOTS = 60
+original, batches = computing.Scorer.answer, []
 
 def answer(self, rows, requests):
     batches.append(rows)
@@ -284,7 +284,7 @@ def answer(self, rows, requests):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, rows, requests)
 
-scorer.Scorer.answer = answer
+computing.Scorer.answer = answer
 base, pruned, tasks, memo = sys.argv[1:]
 harness.run(
     harness.ModelFolder(Path(base), identity="base"),

@@ -4,7 +4,7 @@ import pytest
 
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import EvaluationSpec
-from hubprune.evaluation import harness
+from hubprune.evaluation import tasks
 
 ROW = {"question": "?", "choices": ["a", "b"], "answer": 0}
 
@@ -21,7 +21,7 @@ def folder(tmp_path, write_task):
 
 
 def files(folder, *names):
-    return harness.task_files(EvaluationSpec(tasks=names, include_path=str(folder) if folder else None))
+    return tasks.task_files(EvaluationSpec(tasks=names, include_path=str(folder) if folder else None))
 
 
 def test_without_a_folder_there_are_no_files():

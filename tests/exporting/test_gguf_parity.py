@@ -11,7 +11,7 @@ from bases import MISTRAL, write_base
 from exported import DROPS, base, biased, export, nemotron_nas, pruned, with_widths
 
 from hubprune.core.errors import VerificationError
-from hubprune.exporting import byte_level, hyperparameters, parity, tensors
+from hubprune.exporting import hyperparameters, parity, tensors, writing
 
 pytest.importorskip("llama_cpp")
 SHARED = Path(os.environ.get("HUBPRUNE_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -185,7 +185,7 @@ def test_a_wrong_export_does_not_pass_as_a_rounded_one(outtype, llama, tmp_path,
 
 
 def test_a_tokenizer_that_cuts_differently_does_not_pass(llama, tmp_path, monkeypatch):
-    read = byte_level.read
-    monkeypatch.setattr(byte_level, "read", lambda files: replace(read(files), add_bos=True))
+    read = writing.read_byte_level
+    monkeypatch.setattr(writing, "read_byte_level", lambda files: replace(read(files), add_bos=True))
     with pytest.raises(VerificationError, match="12 of 12 texts are cut into other tokens"):
         export(llama.folder, tmp_path / "x.gguf", outtype="f32")

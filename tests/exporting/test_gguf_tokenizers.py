@@ -12,9 +12,10 @@ from gguf import GGUFReader
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from hubprune.core.errors import CheckpointError, UnsupportedFormatError
-from hubprune.exporting import byte_level
+from hubprune.exporting import vocabulary
 from hubprune.exporting.parity import TEXTS
-from hubprune.exporting.vocabulary import TokenType, read_vocabulary
+from hubprune.exporting.vocabulary import TokenType
+from hubprune.exporting.writing import read_vocabulary
 
 SIZE = 400
 SENTENCES = [
@@ -53,9 +54,9 @@ PLAIN, CUT = (
     pre_tokenizers.ByteLevel(add_prefix_space=False),
 )
 KINDS = {
-    "llama-bpe": ([split(byte_level.LLAMA3), PLAIN], True),
-    "smaug-bpe": ([split(byte_level.LLAMA3), PLAIN], False),
-    "tekken": ([split(byte_level.TEKKEN), PLAIN], True),
+    "llama-bpe": ([split(vocabulary.LLAMA3), PLAIN], True),
+    "smaug-bpe": ([split(vocabulary.LLAMA3), PLAIN], False),
+    "tekken": ([split(vocabulary.TEKKEN), PLAIN], True),
     "gpt-2": ([CUT], False),
     "smollm": ([pre_tokenizers.Digits(individual_digits=True), CUT], False),
 }

@@ -15,16 +15,14 @@ from typing import Any
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "publishing"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "pruning"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "shared"))
 
 import bases
 import made
 from mutations import as_json, as_yaml
 from on_hub import make_folder
 
-from hubprune.cards.manifest import content_digest, read_manifest, write_manifest
-from hubprune.cards.record import parse_record
+from hubprune.cards.manifest import content_digest, parse_record, read_manifest, write_manifest
 from hubprune.core.artifacts import LayerScores
 from hubprune.core.console import Reporter
 from hubprune.core.files import list_files
@@ -195,8 +193,7 @@ GROUP = {
 
 
 def use_task(path: Path) -> None:
-    from hubprune.evaluation.harness import task_files
-    from hubprune.evaluation.tasks import data_sources, find_tasks
+    from hubprune.evaluation.tasks import data_sources, find_tasks, task_files
 
     spec = EvaluationSpec(tasks=("fuzzed_task",), include_path=str(path.parent))
     data_sources(find_tasks(spec), spec.tasks)

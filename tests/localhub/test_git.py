@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from huggingface_hub import CommitOperationAdd
 
-from hubprune.localhub.lfs import parse_pointer
+from hubprune.localhub.large_files import parse_pointer
 
 WEIGHTS = bytes(range(256)) * 40
 

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from hubprune.localhub import running_hub
-from hubprune.localhub.lfs import POINTER_BYTES, parse_pointer
+from hubprune.localhub.large_files import POINTER_BYTES, parse_pointer
 
 _SERVE = "import sys; from pathlib import Path; from hubprune.localhub import serve; serve(Path(sys.argv[1]))"
 _REPOS = ("acme/one", "acme/two")

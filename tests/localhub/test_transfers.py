@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError
 
-from hubprune.localhub import lfs
+from hubprune.localhub import large_files
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -68,7 +68,7 @@ def test_a_file_that_is_there_is_not_uploaded_again(local_hub, api, repo):
 
 
 def test_a_large_file_goes_up_in_parts(local_hub, api, repo, tmp_path, monkeypatch):
-    monkeypatch.setattr(lfs, "PART_BYTES", 30_000)
+    monkeypatch.setattr(large_files, "PART_BYTES", 30_000)
     content = noise(100_000, seed=6)
     local_hub.clear_log()
     upload(api, repo, io.BytesIO(content))

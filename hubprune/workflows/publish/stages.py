@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from hubprune.cards import card, manifest
 from hubprune.cards.front_matter import Tasks, add_eval_results, leaderboard_datasets
 from hubprune.cards.license import add_notice, card_in_force
-from hubprune.cards.snippet import Snippet, asks_for_more, samples
+from hubprune.cards.overview import Snippet, asks_for_more, samples
 from hubprune.core.artifacts import (
     BenchmarkComparison,
     DropPlan,
@@ -44,8 +44,7 @@ from hubprune.hub.session import HubSession
 from hubprune.plots import pictures
 from hubprune.workflows.card import Timed
 from hubprune.workflows.run import Run, write_verified
-from hubprune.workflows.speed.command import change_of, time_pair
-from hubprune.workflows.speed.request import TimingRequest
+from hubprune.workflows.speed import TimingRequest, change_of, time_pair
 from hubprune.workflows.verify import PrunedFolder
 
 if TYPE_CHECKING:

@@ -1,1 +1,236 @@
-"""Run a published recipe again and say what is equal and what differs."""
+"""Run a published recipe again, in a work folder of its own, and say what is equal; nothing is published.
+
+In comes a folder or repo that a publish wrote; out comes a `Reproduction`: all parts, and likely causes of differences.
+
+    published    manifest, recipe, card and tasks as they are out, and the SHA-256 of every file
+    comparing    part by part, and what may be why they differ
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubprune.cards.card import check_templates
+from hubprune.cards.manifest import CARD, MANIFEST, RECIPE
+from hubprune.core.artifacts import Reproduction
+from hubprune.core.console import Reporter
+from hubprune.core.errors import (
+    BaseError,
+    BaseNotFoundError,
+    CalibrationError,
+    CheckpointError,
+    EvaluationError,
+    HubpruneError,
+    RecipeError,
+)
+from hubprune.core.files import check_new_folder, move_folder
+from hubprune.core.privacy import TASK_FOLDER, is_local_data, public_name
+from hubprune.core.recipe import REPO_ID, Recipe, parse
+from hubprune.core.stages import StageStore, key_of, work_folder
+from hubprune.hub.preflight import check_disk
+from hubprune.hub.session import HubSession
+from hubprune.workflows.card import CardChoices
+from hubprune.workflows.publish import pipeline
+from hubprune.workflows.publish.stages import has_checkpoint
+from hubprune.workflows.reproduce.comparing import causes, compare
+from hubprune.workflows.reproduce.published import Published, read_published
+from hubprune.workflows.run import Run, check_data
+
+STAGES = ("What was published", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Compare")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions:
+    """How a reproduction runs."""
+
+    revision: str | None = None
+    """Of the repo; None for main."""
+    calibration: tuple[Path, ...] = ()
+    """Files of documents that only the publisher has, found by their names."""
+    trust_tasks: bool = False
+    """Whether benchmark definitions that come with the result are run: their templates are code."""
+    fresh: bool = False
+    """Compute everything again, instead of going on where an earlier reproduction stopped."""
+    out: Path | None = None
+    """New folder that keeps the reproduced files."""
+    device: str | None = None
+    """What it runs on; None for what the recipe says."""
+    card_template: Path | None = None
+    """The publisher's own card templates, which are not part of what was published."""
+
+
+def reproduce(name: str, options: ReproduceOptions, *, session: HubSession, reporter: Reporter) -> Reproduction:
+    """Run the recipe of a published folder or repo again and compare all that comes of it.
+
+    Nothing is taken from the work of ordinary runs, so that the publisher's own machine computes anew as well.  What a
+    stopped reproduction finished is kept until everything was equal.
+
+    Args:
+        name: folder or repo id.
+        options: how.
+        session: which Hub; no token is needed for what is public.
+        reporter: told what is going on.
+
+    Raises:
+        HubpruneError: something is missing that the recipe needs; found out before anything is computed.
+    """
+    stage = pipeline.announcer(reporter, STAGES)
+    stage()
+    if options.out:
+        check_new_folder(options.out)
+    if options.card_template:
+        check_templates(options.card_template)
+    published = read_published(name, revision=options.revision, session=session, reporter=reporter)
+    folder = _own_folder(published, fresh=options.fresh)
+
+    def say_reused(stage: str) -> None:
+        reporter.note(f"{stage}: taken from an earlier reproduction")
+
+    store = StageStore(folder, on_reuse=say_reused, warn=reporter.warn)
+    recipe = _with_tasks(_recipe_to_run(published, options), published, folder / TASK_FOLDER)
+    run = Run(recipe, session, reporter, store)
+    _preflight(run, published)
+    repo_id, tagged = published.shown_as
+    choices = CardChoices(published.notes, options.card_template, timed=published.speed or "never")
+    with pipeline.produced(run, stage, repo_id=repo_id, tagged=tagged, choices=choices) as product:
+        stage()
+        seen = _compared(published, product)
+        kept = options.out or (None if seen.equal else product.folder)
+        if options.out:
+            move_folder(product.folder, options.out)
+    if seen.equal:
+        shutil.rmtree(folder)
+    return seen.model_copy(update={"folder": str(kept) if kept else None})
+
+
+def _own_folder(published: Published, *, fresh: bool) -> Path:
+    """Return the work folder of one published result; another manifest has another one."""
+    name = Path(published.name).resolve().name
+    key = key_of(published.manifest, published.recipe.model_dump(mode="json"))
+    folder = work_folder() / "reproductions" / f"{name}-{key}"
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _compared(published: Published, product: pipeline.Product) -> Reproduction:
+    values: Mapping[str, Any] = json.loads((product.folder / MANIFEST).read_bytes())
+    files = {file.path: file.sha256 or "" for file in product.files}
+    files[RECIPE] = _recipe_digest(product.folder, device=published.recipe.device)
+    parts = compare(published, values=values, files=files, card=(product.folder / CARD).read_bytes())
+    report = product.report
+    threads = report.environment.threads
+    machine = f"{report.environment.machine} with {threads} thread{'s'[: threads - 1]}"
+    return Reproduction(
+        name=published.name,
+        commit=published.commit,
+        base=report.base.name,
+        base_commit=str(report.base.commit),
+        equal=all(part.outcome != "differs" for part in parts),
+        parts=parts,
+        causes=causes(published.manifest, values, machine=machine, parts=parts),
+        environment=report.environment,
+        seconds=report.seconds,
+    )
+
+
+def _recipe_digest(folder: Path, *, device: str) -> str:
+    """Hash the recipe as it would be with the published device: another one here makes it no other recipe."""
+    text = (folder / RECIPE).read_text(encoding="utf-8")
+    return hashlib.sha256(re.sub(r"(?m)^device: .*$", f"device: {device}", text).encode()).hexdigest()
+
+
+# ---- what is needed ----------------------------------------------------------------------------------------------
+
+
+def _recipe_to_run(published: Published, options: ReproduceOptions) -> Recipe:
+    """Return the recipe with what only this machine knows: where the local files are that it names."""
+    recipe, name = published.recipe, published.name
+    if options.device:
+        recipe = parse(Recipe, {**recipe.model_dump(exclude_none=True), "device": options.device})
+    base = recipe.base
+    if not REPO_ID.fullmatch(base.repo_id) or not COMMIT.fullmatch(base.revision):
+        raise CheckpointError(
+            f"The recipe of {name} pins no commit of a base on the Hub: it says {base.repo_id} at {base.revision}.",
+            hint=f"With a copy of the base, check what was published: hubprune verify {name} --base FOLDER",
+        )
+    if recipe.evaluation.include_path and recipe.evaluation.tasks and not options.trust_tasks:
+        raise EvaluationError(
+            f"{name} brings benchmark definitions of its own, whose templates can run code on this machine.",
+            hint=f"Read the files in its folder tasks, then: hubprune reproduce {name} --trust-tasks",
+        )
+    return _with_files(recipe, name=name, given=options.calibration)
+
+
+def _with_tasks(recipe: Recipe, published: Published, folder: Path) -> Recipe:
+    """Copy the published tasks, since in the cache of a Hub a file is a link to somewhere else, and mean the copy."""
+    if recipe.evaluation.include_path is None:
+        return recipe
+    shutil.rmtree(folder, ignore_errors=True)
+    if (source := published.folder / TASK_FOLDER).is_dir():
+        shutil.copytree(source, folder)
+    evaluation = recipe.evaluation.model_copy(update={"include_path": str(folder)})
+    return recipe.model_copy(update={"evaluation": evaluation})
+
+
+def _with_files(recipe: Recipe, *, name: str, given: tuple[Path, ...]) -> Recipe:
+    """Put the given files in the place of the names that a published recipe has for local ones."""
+    subsets, known = recipe.calibration.subsets, {path.name: path for path in given}
+    wanted = {public_name(s.dataset) for s in subsets if is_local_data(s.dataset)} if recipe.needs_scores else set()
+    if strange := sorted(known.keys() - wanted):
+        raise RecipeError(
+            f"{name} was scored on no local file called {strange[0]}.",
+            hint=f"It was scored on {', '.join(sorted(wanted))}." if wanted else "Leave --calibration out.",
+        )
+    if missing := sorted(wanted - known.keys()):
+        raise CalibrationError(
+            f"{name} was scored on {missing[0]}, a file of its publisher that is not part of what was published.",
+            hint=f"With a copy of it: hubprune reproduce {name} --calibration PATH/{missing[0]}. "
+            f"Without, hubprune verify {name} still checks files and logits.",
+        )
+    found = [known.get(public_name(s.dataset)) for s in subsets]
+    placed = [s.model_copy(update={"dataset": str(p)}) if p else s for s, p in zip(subsets, found, strict=True)]
+    calibration = recipe.calibration.model_copy(update={"subsets": tuple(placed)})
+    return recipe.model_copy(update={"calibration": calibration})
+
+
+def _preflight(run: Run, published: Published) -> None:
+    """Find out in seconds whether all is still there that the recipe names."""
+    wanted = run.recipe.base
+    with _explained(published, what=f"its base, {wanted.repo_id} at commit {wanted.revision}"):
+        base = run.base
+    with _explained(published, what="what it was scored on"):
+        check_data(run)
+    with _explained(published, what="what it was measured on"):
+        run.task_texts, run.task_sources  # noqa: B018
+    check_disk(base, folder=run.store.folder, written=has_checkpoint(run), loads_back=False)
+    pipeline.warn_of_memory(run)
+    run.reporter.note(f"base {base.name} at {str(base.commit)[:12]}")
+    try:
+        now = run.session.ask(lambda api: api.model_info(base.name), doing=f"look up {base.name}").sha
+    except HubpruneError:
+        return
+    if now and now != base.commit:
+        run.reporter.note(f"the base has moved on, main is at {now[:12]}: the recipe's commit is used all the same")
+
+
+@contextmanager
+def _explained(published: Published, *, what: str) -> Iterator[None]:
+    """Say of something that is gone what it is for, and what can be checked without it."""
+    try:
+        yield
+    except (BaseError, CalibrationError, EvaluationError) as error:
+        copy = " --base FOLDER, with a copy of the base" if isinstance(error, BaseNotFoundError) else ""
+        raise type(error)(
+            f"{published.name} cannot be reproduced without {what}. {error.message}",
+            hint=f"Files and logits can still be checked: hubprune verify {published.name}{copy}",
+        ) from error

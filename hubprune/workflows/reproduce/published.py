@@ -12,18 +12,16 @@ from pydantic import ValidationError
 
 from hubprune.cards.manifest import CARD, MANIFEST, NOT_LISTED, RECIPE
 from hubprune.cards.markdown import refuse_unsafe
-from hubprune.core.artifacts import RepoFile, SpeedReport
+from hubprune.core.artifacts import SpeedReport
 from hubprune.core.console import Reporter
-from hubprune.core.errors import BaseNotFoundError, CheckpointError, RecipeError
+from hubprune.core.errors import CheckpointError, RecipeError
 from hubprune.core.files import existing_folder, list_files
 from hubprune.core.privacy import TASK_FOLDER
-from hubprune.core.recipe import REPO_ID, BaseModelSpec, Recipe, read_recipe
+from hubprune.core.recipe import REPO_ID, Recipe, read_recipe
 from hubprune.core.strict import parse_json
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
-
-__all__ = ["Published", "read_published"]
 
 READ_ALWAYS = (MANIFEST, RECIPE, CARD)
 
@@ -94,20 +92,25 @@ def read_published(name: str, *, revision: str | None, session: HubSession, repo
     """
     if there := existing_folder(name):
         folder, commit = there, None
-        files = _files_of_folder(folder, reporter=reporter)
-    elif REPO_ID.fullmatch(name):
-        folder, commit, files = _files_of_repo(name, revision or "main", session=session, reporter=reporter)
+        total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        with reporter.progress("hashing what was published", total=total, unit="B") as advance:
+            files = {file.path: file.sha256 or "" for file in list_files(folder, advance=advance)}
     else:
-        raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
+        folder, commit, files = _files_of_repo(name, revision, session=session, reporter=reporter)
     for needed in (MANIFEST, RECIPE):
         if not (folder / needed).is_file():
             raise _not_published(name, needed)
+    manifest = parse_json((folder / MANIFEST).read_bytes(), where=f"{MANIFEST} of {name}")
+    recipe = read_recipe(folder / RECIPE)
+    if recipe.evaluation.include_path is not None:  # whatever folder it names, only the published one is meant
+        evaluation = recipe.evaluation.model_copy(update={"include_path": TASK_FOLDER})
+        recipe = recipe.model_copy(update={"evaluation": evaluation})
     return Published(
         name=name,
         commit=commit,
         folder=folder,
-        manifest=parse_json((folder / MANIFEST).read_bytes(), where=f"{MANIFEST} of {name}"),
-        recipe=_recipe(folder),
+        manifest=manifest,
+        recipe=recipe,
         files={path: sha256 for path, sha256 in files.items() if not path.startswith(NOT_LISTED)},
     )
 
@@ -119,36 +122,21 @@ def _not_published(name: str, missing: str) -> CheckpointError:
     )
 
 
-def _recipe(folder: Path) -> Recipe:
-    """Read recipe.yaml; whatever folder of tasks it names, only the published one is meant."""
-    recipe = read_recipe(folder / RECIPE)
-    if recipe.evaluation.include_path is None:
-        return recipe
-    evaluation = recipe.evaluation.model_copy(update={"include_path": TASK_FOLDER})
-    return recipe.model_copy(update={"evaluation": evaluation})
-
-
-def _files_of_folder(folder: Path, *, reporter: Reporter) -> dict[str, str]:
-    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    with reporter.progress("hashing what was published", total=total, unit="B") as advance:
-        return {file.path: file.sha256 or "" for file in list_files(folder, advance=advance)}
-
-
 def _files_of_repo(
-    name: str, revision: str, *, session: HubSession, reporter: Reporter
+    name: str, revision: str | None, *, session: HubSession, reporter: Reporter
 ) -> tuple[Path, str, dict[str, str]]:
     """Fetch what is small and what is read; of a large file the Hub itself says the SHA-256."""
-    repo = hub.resolve_repo(BaseModelSpec.of(name, revision=revision), session=session)
+    repo = hub.find_repo(name, revision=revision, session=session)
     commit, paths = str(repo.commit), {file.path for file in repo.files}
     for needed in (MANIFEST, RECIPE):
         if needed not in paths:
             raise _not_published(name, needed)
-    fetched = [file for file in repo.files if _is_read(file)]
+    fetched = [
+        file
+        for file in repo.files
+        if file.sha256 is None or file.path in READ_ALWAYS or file.path.startswith(f"{TASK_FOLDER}/")
+    ]
     folder = download(fetched, repo_id=name, commit=commit, session=session, reporter=reporter)
     # The cache's folder of a commit may hold other files of it, so only those that were asked for are looked at.
     own = {file.path: hashlib.sha256((folder / file.path).read_bytes()).hexdigest() for file in fetched}
     return folder, commit, {file.path: file.sha256 or "" for file in repo.files} | own
-
-
-def _is_read(file: RepoFile) -> bool:
-    return file.sha256 is None or file.path in READ_ALWAYS or file.path.startswith(f"{TASK_FOLDER}/")

@@ -1,47 +1,132 @@
 """Measure the points of a sweep on one base in memory; each is a stage of its own, so that a sweep can be stopped.
 
-Changes of a point against the base, from the answers to each document; pure.
+Perplexity is measured on documents that are drawn like a calibration mix, without what was scored on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from statistics import mean
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import (
-    BenchmarkAnswers,
-    DropPlan,
-    Estimate,
-    HeldOutDocuments,
-    PerplexityAnswers,
-    SpeedMeasured,
-    SweepTask,
-    TaskAnswers,
-    main_rows,
-)
+from hubprune.core.artifacts import BenchmarkAnswers, DropPlan, HeldOutDocuments, PerplexityAnswers, SpeedMeasured
+from hubprune.core.errors import CalibrationError
+from hubprune.core.recipe import CalibrationMix, CalibrationSubset
 from hubprune.core.stages import StageStore, key_of
-from hubprune.evaluation import compare
+from hubprune.pruning import calibration
+from hubprune.pruning.calibration import CalibrationSet, file_hashes
+from hubprune.pruning.documents import find_mix, is_file, stream
 from hubprune.pruning.layouts import Runnable
 from hubprune.workflows.run import Run
-from hubprune.workflows.sweep.points import Point
-from hubprune.workflows.sweep.request import SpeedRequest, SweepRequest
+from hubprune.workflows.sweep.points import Point, SpeedRequest, SweepRequest
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Models
     from hubprune.evaluation.harness import InMemory
-    from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import LoadedModel
 
-
-# ---- measuring -----------------------------------------------------------------------------------------------------
-
-
 BENCHMARKS, PERPLEXITY, SPEED = "sweep-benchmarks", "sweep-perplexity", "sweep-speed"
+DEFAULT_SAMPLES = 64
+FINGERPRINT_TOKENS = 32
+"""Two documents are the same where their first tokens are: mixes may cut them off at different lengths."""
+
+
+# ---- documents for the perplexity ----------------------------------------------------------------------------------
+
+
+def read_mix(name: str, *, num_samples: int | None) -> CalibrationMix:
+    """Find what `--perplexity` names: a mix, or a file of documents, of which there may be fewer than wanted.
+
+    Raises:
+        RecipeError: no such mix or file.
+        CalibrationError: the file cannot be read or holds no text.
+    """
+    wanted = num_samples or DEFAULT_SAMPLES
+    mix = find_mix(name, num_samples=wanted)
+    if not is_file(name) or mix.packed:
+        return mix
+    there = sum(1 for _ in stream(mix.subsets[0], commit=None, seed=0, buffer=1))
+    if not there:
+        raise CalibrationError(f"{name} holds no document.")
+    return mix.model_copy(update={"num_samples": min(wanted, there)})
+
+
+def held_out(run: Run, mix: CalibrationMix) -> HeldOutDocuments:
+    """Draw the documents of a mix, or take those of an earlier run; what the base was scored on is left out.
+
+    Raises:
+        CalibrationError: the mix cannot be read, or nothing is left of it.
+    """
+    commits = calibration.resolve_commits(mix)
+    recipe = run.recipe
+    overlap = overlaps(run, mix)
+    key = key_of(
+        run.circumstances, mix, commits, file_hashes(mix), recipe.seed,
+        [recipe.calibration, run.data_commits, file_hashes(recipe.calibration)] if overlap else None,
+    )  # fmt: skip
+    return run.store.run("held-out", key, HeldOutDocuments, lambda: _draw(run, mix, commits, overlap=overlap))
+
+
+def overlaps(run: Run, mix: CalibrationMix) -> bool:
+    """Tell whether a mix may hold texts that the base is scored on.
+
+    Raises:
+        CalibrationError: it may, and they could not be told apart.
+    """
+
+    def place(subset: CalibrationSubset) -> tuple[str | None, ...]:
+        name = str(Path(subset.dataset).resolve()) if is_file(subset.dataset) else subset.dataset
+        return name, subset.file, subset.split  # whatever its config: the default one has a name as well
+
+    scored = run.recipe.calibration
+    if not run.recipe.needs_scores or {*map(place, mix.subsets)}.isdisjoint(map(place, scored.subsets)):
+        return False
+    if mix.packed != scored.packed:
+        raise CalibrationError(
+            f"{mix.name} and {scored.name} share texts, which cannot be told apart where one of the two is packed.",
+            hint="Pass other texts with --perplexity.",
+        )
+    return True
+
+
+def _draw(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...], *, overlap: bool) -> HeldOutDocuments:
+    drawn = _draw_set(run, mix, commits)
+    head = min(FINGERPRINT_TOKENS, mix.max_tokens, run.recipe.calibration.max_tokens)
+    seen: set[tuple[int, ...]] = set()
+    if overlap:
+        scored = _draw_set(run, run.recipe.calibration, run.data_commits)
+        seen = {document.ids[:head] for document in scored.documents}
+    kept = tuple(d.ids for d in drawn.documents if len(d.ids) > 1 and d.ids[:head] not in seen)
+    if not kept:
+        raise CalibrationError(
+            f"All {len(drawn.documents)} documents of {mix.name} were scored on: none is left for the perplexity.",
+            hint="Pass other texts with --perplexity, or more of them with --perplexity-samples.",
+        )
+    return HeldOutDocuments(
+        name=mix.name,
+        documents=kept,
+        left_out=len(drawn.documents) - len(kept),
+        sha256=hashlib.sha256(repr(kept).encode()).hexdigest(),
+    )
+
+
+def _draw_set(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...]) -> CalibrationSet:
+    return calibration.draw(
+        mix,
+        commits=commits,
+        seed=run.recipe.seed,
+        tokenizer=run.runnable.tokenizer(),
+        context_length=run.base.config.get("max_position_embeddings"),
+        reporter=run.reporter,
+    )
+
+
+# ---- points --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -96,19 +181,15 @@ class _Bench:
         if "_suite" in vars(self):
             self._suite.close()
 
-    def _benchmarks(self, plan: DropPlan) -> BenchmarkAnswers | None:
-        key = self._keys(plan).get(BENCHMARKS)
-        return self._store.run(BENCHMARKS, key, BenchmarkAnswers, lambda: self._answer(plan)) if key else None
-
     def measure(self, plan: DropPlan) -> Measured:
         """Measure a point, or take what was measured before."""
         keys, store = self._keys(plan), self._store
-        models = speed = None
+        perplexity = speed = None
         if PERPLEXITY in keys:
-            models = store.run(PERPLEXITY, keys[PERPLEXITY], PerplexityAnswers, lambda: self._read(plan))
+            perplexity = store.run(PERPLEXITY, keys[PERPLEXITY], PerplexityAnswers, lambda: self._read(plan))
         if SPEED in keys:
             speed = store.run(SPEED, keys[SPEED], SpeedMeasured, lambda: self._time(plan))
-        return Measured(self._benchmarks(plan), models, speed)
+        return Measured(self._benchmarks(plan), perplexity, speed)
 
     def _keys(self, plan: DropPlan) -> dict[str, str]:
         run, spec = self._run, self._run.recipe.evaluation
@@ -129,10 +210,22 @@ class _Bench:
     def _model(self) -> LoadedModel:
         return _load(self._run.runnable, self._run.recipe.device, self._run.recipe.dtype)
 
+    # ---- benchmarks ----
+
+    def _benchmarks(self, plan: DropPlan) -> BenchmarkAnswers | None:
+        if (key := self._keys(plan).get(BENCHMARKS)) is None:
+            return None
+        name = self._identity(plan)
+        return self._store.run(BENCHMARKS, key, BenchmarkAnswers, lambda: self._suite.measure(name))
+
+    def _identity(self, plan: DropPlan) -> str:
+        """Return what stands for a point in the memory of answers; that of a written checkpoint is another."""
+        return self._run.identity("in memory", plan.content) if plan.dropped else self._run.identity()
+
     @cached_property
     def _suite(self) -> InMemory:
         """The benchmarks for all points that no earlier run measured, since what they share is computed once."""
-        from hubprune.evaluation import team
+        from hubprune.evaluation.computing import assemble
         from hubprune.evaluation.harness import InMemory
 
         missing = [plan for plan in self._plans if not self._store.has(BENCHMARKS, self._keys(plan)[BENCHMARKS])]
@@ -141,7 +234,7 @@ class _Bench:
         rest = (plans, run.architecture, recipe.evaluation.batch_size)
         where = (run.runnable, recipe.device, recipe.dtype)
         return InMemory(
-            team.assemble(load_points, *where, *rest, here=points_of(self._model, *rest)),
+            assemble(load_points, *where, *rest, here=points_of(self._model, *rest)),
             identities={name: name for name in plans},
             memo=run.answers_file,
             spec=recipe.evaluation,
@@ -149,41 +242,30 @@ class _Bench:
             reporter=run.reporter,
         )
 
-    def _identity(self, plan: DropPlan) -> str:
-        """Return what stands for a point in the memory of answers; that of a written checkpoint is another."""
-        return self._run.identity("in memory", plan.content) if plan.dropped else self._run.identity()
-
-    def _bypass(self, plan: DropPlan) -> Callable[[], AbstractContextManager[None]]:
-        from hubprune.pruning.in_memory import bypassed
-
-        return lambda: bypassed(self._model.model, plan, self._run.architecture)
-
-    def _answer(self, plan: DropPlan) -> BenchmarkAnswers:
-        return self._suite.measure(self._identity(plan))
+    # ---- perplexity and speed ----
 
     def _read(self, plan: DropPlan) -> PerplexityAnswers:
         from hubprune.evaluation import models
 
         rows = self._documents.documents if self._documents else ()
-        with self._bypass(plan)():
-            return models.measure(self._model, rows, batch_size=self._run.recipe.evaluation.batch_size or 8)
+        with self._pruned(plan) as model:
+            return models.measure_perplexity(model, rows, batch_size=self._run.recipe.evaluation.batch_size or 8)
 
     def _time(self, plan: DropPlan) -> SpeedMeasured:
         from hubprune.evaluation import speed
 
-        asked = self._request.speed or SpeedRequest()
-        (depth,) = speed.fit_depths(
-            (asked.depth,), new_tokens=asked.new_tokens, max_positions=self._model.max_positions
-        )
-        spec = speed.SpeedSpec(
-            depth=depth, new_tokens=asked.new_tokens, rounds=asked.rounds, seed=self._run.recipe.seed
-        )
-        measured = speed.measure(lambda: nullcontext(self._model), lambda: self._pruned(plan), spec)
+        asked, model = self._request.speed or SpeedRequest(), self._model
+        new_tokens, seed = asked.new_tokens, self._run.recipe.seed
+        (depth,) = speed.fit_depths((asked.depth,), new_tokens=new_tokens, max_positions=model.max_positions)
+        spec = speed.SpeedSpec(depth=depth, new_tokens=new_tokens, rounds=asked.rounds, seed=seed)
+        measured = speed.measure(lambda: nullcontext(model), lambda: self._pruned(plan), spec)
         return next(row for row in measured if row.measure == "decode")
 
     @contextmanager
     def _pruned(self, plan: DropPlan) -> Iterator[LoadedModel]:
-        with self._bypass(plan)():
+        from hubprune.pruning.in_memory import bypassed
+
+        with bypassed(self._model.model, plan, self._run.architecture):
             yield self._model
 
 
@@ -197,19 +279,17 @@ def points_of(
 ) -> Models:
     """Make the points of a sweep of its base, by their names; they share all weights."""
     from hubprune.evaluation.computing import Models
-
-    variants = [_variant(name, model.model, plan, architecture) for name, plan in plans.items()]
-    return Models(variants, model.tokenizer, batch_size=batch_size)
-
-
-def _variant(name: str, model: Any, plan: DropPlan, architecture: Architecture) -> Variant:
     from hubprune.evaluation.layer_tree import Variant
     from hubprune.pruning.in_memory import bypassed, layers_without
 
-    if not plan.dropped:
-        return Variant.of(name, model)
-    layers = layers_without(model, plan, architecture)
-    return Variant(name, model, layers, lambda: bypassed(model, plan, architecture))
+    base = model.model
+    variants = [
+        Variant(name, base, layers_without(base, plan, architecture), partial(bypassed, base, plan, architecture))
+        if plan.dropped
+        else Variant.of(name, base)
+        for name, plan in plans.items()
+    ]
+    return Models(variants, model.tokenizer, batch_size=batch_size)
 
 
 def _load(base: Runnable, device: str, dtype: str) -> LoadedModel:
@@ -218,53 +298,3 @@ def _load(base: Runnable, device: str, dtype: str) -> LoadedModel:
 
     with quiet():
         return load_model(base.folder, device=device, dtype=dtype, trust_remote_code=base.own_code)
-
-
-# ---- statistics ----------------------------------------------------------------------------------------------------
-
-
-def mean_percent(answers: BenchmarkAnswers) -> float | None:
-    """Return the mean of the main metrics that are shares, in percent; None where there is none."""
-    shares = [row.result.value for row in main_rows(answers.tasks) if row.is_share]
-    return 100 * mean(shares) if shares else None
-
-
-def mean_chance(answers: BenchmarkAnswers) -> float | None:
-    """Return what guessing gets in the same mean, in percent; None where a task has no such value."""
-    values = [row.chance for row in main_rows(answers.tasks) if row.is_share]
-    known = [value for value in values if value is not None]
-    return 100 * mean(known) if known and len(known) == len(values) else None
-
-
-def compare_tasks(point: BenchmarkAnswers, base: BenchmarkAnswers) -> tuple[SweepTask, ...]:
-    """Compare the main metric of every task with the base's.
-
-    Raises:
-        EvaluationError: the two answered different documents.
-    """
-    others = {(row.task, row.metric): row for row in base.tasks}
-    return tuple(_compare(row, others.get((row.task, row.metric))) for row in main_rows(point.tasks))
-
-
-def _compare(row: TaskAnswers, base: TaskAnswers | None) -> SweepTask:
-    change = _change(row, base) if base and row.is_share else None
-    return SweepTask(task=row.task, metric=row.metric, value=row.result.value, change_points=change)
-
-
-def _change(row: TaskAnswers, base: TaskAnswers) -> Estimate:
-    if not row.answers or not base.answers:
-        return Estimate(value=100 * (row.result.value - base.result.value))
-    ours, theirs = (dict(zip(r.documents, r.answers, strict=True)) for r in (base, row))
-    return compare.difference(compare.pair(ours, theirs, of=row.task)).affine(times=100)
-
-
-def mean_change(tasks: Sequence[SweepTask]) -> Estimate | None:
-    """Average the changes in points; tasks count as independent of each other."""
-    changes = [task.change_points for task in tasks if task.change_points]
-    return compare.combine(changes, [1 / len(changes)] * len(changes)) if changes else None
-
-
-def perplexity_change(point: PerplexityAnswers, base: PerplexityAnswers) -> Estimate:
-    """Return perplexity over the base's minus one in percent, from the nats and tokens of every document."""
-    nats = compare.difference(compare.Pairs(base.nats, point.nats, point.tokens))
-    return compare.as_ratio(nats).affine(times=100, plus=-100)

@@ -1,35 +1,164 @@
-"""The points of a sweep: nested sets of drops, the lowest scores first.
-
-Which count to take: the largest up to which nothing measured goes beyond a stated limit.
-"""
+"""What a sweep is asked for, and its points: nested sets of drops, the lowest scores first."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
 
-from hubprune.cards.markdown import plain, signed
-from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import (
-    DropPlan,
-    Estimate,
-    LayerScores,
-    Metric,
-    Ranking,
-    Recommendation,
-    SublayerKind,
-    SweepOrder,
-    SweepPoint,
-)
-from hubprune.core.errors import PlanError
-from hubprune.core.specs import OPTIONS
-from hubprune.core.weights import Weights
-from hubprune.pruning.checkpoint import count_parameters
+from hubprune.core.artifacts import DropPlan, LayerScores, Metric, Ranking, SweepOrder
+from hubprune.core.errors import PlanError, RecipeError
+from hubprune.core.files import check_new_folder, make_writable
+from hubprune.core.recipe import parse
+from hubprune.core.specs import DropSpec
 from hubprune.pruning.layouts import require_every_kind
-from hubprune.pruning.selection import Shape, make_plan
-from hubprune.workflows.sweep.request import Limits, SweepRequest, drop_spec, too_many
+from hubprune.pruning.selection import NOUNS, Shape, check_request, make_plan
+
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
+MOST_POINTS = 1000
+_RANGE = re.compile(r"(\d{1,6})(?::(\d{1,6})(?::(\d{1,6}))?)?", re.ASCII)
+_HINT = "Write it like --counts 0:12 (12 included), --counts 0:12:3 or --counts 0,2,4."
+REPORT = "sweep.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the recommended count keeps to."""
+
+    points: float = 1.0
+    """Points of the mean that may be lost."""
+    perplexity_percent: float = 5.0
+    """Percent that the perplexity may rise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRequest:
+    """How speed is measured."""
+
+    depth: int = 512
+    """Tokens in the KV cache when decoding starts; fewer where the base has no positions for them."""
+    new_tokens: int = 32
+    rounds: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest:
+    """Which points, what is measured at each, and where the result goes."""
+
+    methods: tuple[Ranking, ...]
+    counts: tuple[int, ...]
+    """Ascending, 0 among them."""
+    perplexity: str | None = None
+    """File of documents or mix that perplexity is measured on; None for no perplexity."""
+    perplexity_samples: int | None = None
+    """Documents of it; None for the default."""
+    speed: SpeedRequest | None = None
+    limits: Limits = Limits()
+    out: Path | None = None
+    """Folder for table, report and pictures."""
+    next_options: tuple[str, ...] = ()
+    """Options of the sweep that the next command needs, too."""
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Read numbers of drops: single ones, ranges whose end is included, ranges with a step, or several by commas.
+
+    Returns:
+        The numbers, ascending and each once.  0, the base, is always among them: everything is compared with it.
+
+    Raises:
+        RecipeError: it is none of these, names nothing but 0, or far too many.
+    """
+    counts = {0}
+    for part in text.split(","):
+        found = _RANGE.fullmatch(part.strip())
+        first, last, step = (int(group) if group else None for group in found.groups()) if found else (None,) * 3
+        if first is None or step == 0 or (last is not None and last < first):
+            raise RecipeError(f"--counts {text!r} is no list of numbers.", hint=_HINT)
+        counts.update(range(first, (first if last is None else last) + 1, step or 1))
+        if len(counts) > MOST_POINTS:
+            raise RecipeError(f"--counts {text!r} is more than {MOST_POINTS} points.", hint=_HINT)
+    if counts == {0}:
+        raise RecipeError(f"--counts {text!r} drops nothing.", hint=_HINT)
+    return tuple(sorted(counts))
+
+
+def parse_methods(text: str) -> tuple[Ranking, ...]:
+    """Read the names of methods, each once and in a fixed order.
+
+    Raises:
+        RecipeError: a name is unknown, or there is none.
+    """
+    names = {part.strip() for part in text.split(",") if part.strip()}
+    known = ", ".join(RANKINGS)
+    if unknown := sorted(names - set(RANKINGS)):
+        raise RecipeError(f"There is no method {unknown[0]!r}.", hint=f"Methods: {known}.")
+    if not names:
+        raise RecipeError("--method names no method.", hint=f"Methods: {known}.")
+    return tuple(ranking for ranking in RANKINGS if ranking in names)
+
+
+# ---- checks that need no weights ---------------------------------------------------------------------------------
+
+
+def drop_spec(method: Ranking, count: int, *, protect: tuple[int, ...]) -> DropSpec:
+    """Return the request for so many drops of one method; of 0 it asks for nothing."""
+    return parse(DropSpec, {"protect": protect, **({f"{method}_drop": count} if count else {})})
+
+
+def check_counts(request: SweepRequest, shape: Shape, *, protect: tuple[int, ...]) -> None:
+    """Refuse counts that a method cannot drop; needs no scores.
+
+    Raises:
+        PlanError: with the most that it can.
+    """
+
+    def fits(method: Ranking, count: int) -> bool:
+        """Tell whether a method can drop so many."""
+        try:
+            check_request(drop_spec(method, count, protect=protect), shape)
+        except PlanError:
+            return False
+        return True
+
+    last = request.counts[-1]
+    for method in request.methods:
+        if not fits(method, last):
+            most = next((n for n in range(last, 0, -1) if fits(method, n)), 0)
+            raise too_many(method, last, most, shape.text)
+
+
+def too_many(method: Ranking, count: int, most: int, text: str) -> PlanError:
+    """Make the error for a count that is beyond what a method can drop."""
+    hint = f"Pass --counts 0:{most} or less for --method {method}." if most else f"Leave {method} out of --method."
+    return PlanError(f"Cannot drop {count} {NOUNS[method]}: {text}, and {most} of them can go.", hint=hint)
+
+
+def check_measures(request: SweepRequest, tasks: tuple[str, ...]) -> None:
+    """Refuse a sweep that measures nothing.
+
+    Raises:
+        RecipeError: it does.
+    """
+    if not tasks and not request.perplexity and not request.speed:
+        raise RecipeError("There is nothing to measure.", hint="Pass --tasks, --perplexity FILE or --speed.")
+
+
+def check_out(folder: Path | None) -> None:
+    """Make sure that the result can be written: into a new folder, or over an earlier sweep.
+
+    Raises:
+        RecipeError: the folder holds something else, or cannot be written.
+    """
+    if folder is None:
+        return
+    if not (folder / REPORT).is_file():
+        check_new_folder(folder)
+    make_writable(folder)
+
 
 # ---- points --------------------------------------------------------------------------------------------------------
 
@@ -66,6 +195,14 @@ class Ranked:
         require_every_kind(plan, self.config)
         return plan
 
+    def can_drop(self, method: Ranking, count: int) -> bool:
+        """Tell whether the base can do without so many."""
+        try:
+            self.plan(method, count)
+        except PlanError:
+            return False
+        return True
+
 
 def make_points(request: SweepRequest, ranked: Ranked) -> tuple[Point, ...]:
     """Make all points, method by method; each drops what the one before drops, and more.
@@ -73,127 +210,18 @@ def make_points(request: SweepRequest, ranked: Ranked) -> tuple[Point, ...]:
     Raises:
         PlanError: a count leaves no attention or MLP of some kind; the message names the most that can go.
     """
-    return tuple(point for method in request.methods for point in _points(method, request.counts, ranked))
-
-
-def _points(method: Ranking, counts: Sequence[int], ranked: Ranked) -> list[Point]:
     made: list[Point] = []
-    for count in counts:
+    for method, count in product(request.methods, request.counts):
         try:
             made.append(Point(method, count, ranked.plan(method, count)))
         except PlanError as error:
-            most = next(n for n in range(count - 1, -1, -1) if _possible(method, n, ranked))
-            raise PlanError(
-                f"{method}, {count} drops: {error.message}", hint=too_many(method, count, most, "").hint
-            ) from error
-    return made
-
-
-def _possible(method: Ranking, count: int, ranked: Ranked) -> bool:
-    try:
-        ranked.plan(method, count)
-    except PlanError:
-        return False
-    return True
+            most = next(n for n in range(count - 1, -1, -1) if ranked.can_drop(method, n))
+            hint = too_many(method, count, most, "").hint
+            raise PlanError(f"{method}, {count} drops: {error.message}", hint=hint) from error
+    return tuple(made)
 
 
 def order_of(points: Sequence[Point], method: Ranking) -> SweepOrder:
     """Return the order in which a method drops, as far as the sweep goes."""
     last = max((point for point in points if point.method == method), key=lambda point: point.count)
     return SweepOrder(method=method, dropped=last.plan.dropped)
-
-
-def sublayer_parameters(
-    weights: Weights, config: Mapping[str, Any], architecture: Architecture
-) -> tuple[int, dict[tuple[SublayerKind, int], int]]:
-    """Return the base's parameters, and those of every sublayer by kind and layer."""
-    parts: Mapping[SublayerKind, tuple[str, ...]] = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
-    owners = {part: kind for kind, names in parts.items() for part in names}
-    found: dict[tuple[SublayerKind, int], int] = {}
-    for _, tensor in weights:
-        if tensor.name.startswith(architecture.layers_prefix) and architecture.is_parameter(tensor.name):
-            layer, part = tensor.name.removeprefix(architecture.layers_prefix).split(".")[:2]
-            if part in owners:
-                place = (owners[part], int(layer))
-                found[place] = found.get(place, 0) + tensor.parameters
-    return count_parameters(weights, config, architecture), found
-
-
-# ---- rule ----------------------------------------------------------------------------------------------------------
-
-
-def rule_text(limits: Limits, points: Sequence[SweepPoint]) -> str:
-    """State the rule, as far as what was measured decides."""
-    parts = []
-    if any(point.mean_change for point in points):
-        parts.append(f"the mean loses at most {_points_text(limits.points)}")
-    if any(point.perplexity_change for point in points):
-        parts.append(f"the perplexity rises by at most {limits.perplexity_percent:g} %")
-    return f"The largest count at which, as at every smaller one measured, {' and '.join(parts)}." if parts else ""
-
-
-def _points_text(number: float) -> str:
-    return f"{number:g} {'point' if number == 1 else 'points'}"
-
-
-def recommend(
-    method: Ranking,
-    points: Sequence[SweepPoint],
-    limits: Limits,
-    *,
-    base: str,
-    options: Sequence[str] = (),
-    publishable: bool = True,
-) -> Recommendation:
-    """Pick a count for a method by the rule, and say what decided.
-
-    Args:
-        method: one of the sweep's.
-        points: of this method, the base among them.
-        limits: what the rule keeps to.
-        base: repo id or folder, for the next command.
-        options: what the next command needs beside the count, where it publishes.
-        publishable: whether the base is on a Hub; a folder can only be pruned.
-    """
-    ordered = sorted(points, key=lambda point: point.count)
-    kept = ordered[0]
-    beyond = None
-    for point in ordered:
-        if not _keeps(point, limits):
-            beyond = point
-            break
-        kept = point
-    words = [f"{kept.count}: {_numbers(kept, limits)}"] if kept.count else []
-    words.append(f"{beyond.count}: {_numbers(beyond, limits)}" if beyond else "no larger count was measured")
-    verb, rest = ("publish", options) if publishable else ("prune", ("--out", "pruned"))
-    command = ["hubprune", verb, base, OPTIONS[method], str(kept.count), *rest]
-    return Recommendation(
-        method=method,
-        count=kept.count,
-        reason="; ".join(words),
-        command=shlex.join(command) if kept.count else None,
-    )
-
-
-def _keeps(point: SweepPoint, limits: Limits) -> bool:
-    points, rise = point.mean_change, point.perplexity_change
-    return (points is None or -points.value <= limits.points) and (
-        rise is None or rise.value <= limits.perplexity_percent
-    )
-
-
-def _numbers(point: SweepPoint, limits: Limits) -> str:
-    return ", ".join(_number(point, limits))
-
-
-def _number(point: SweepPoint, limits: Limits) -> Iterator[str]:
-    if change := point.mean_change:
-        yield f"mean {with_error(change)} points (limit −{limits.points:g})"
-    if change := point.perplexity_change:
-        yield f"perplexity {with_error(change)} % (limit +{limits.perplexity_percent:g})"
-
-
-def with_error(change: Estimate) -> str:
-    """Write a change with its paired standard error, where it has one."""
-    text = signed(change.value)
-    return text if change.standard_error is None else f"{text} ± {plain(change.standard_error, digits=2)}"

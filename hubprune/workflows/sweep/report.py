@@ -1,26 +1,41 @@
-"""Put what was measured together, and write it as JSON and CSV."""
+"""What a sweep found: changes against the base, which count to take, and the files that hold it."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
-from hubprune.core.artifacts import HeldOutDocuments, LayerScores, Recommendation, SweepPoint, SweepReport
+from hubprune.cards.markdown import plain, signed
+from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import (
+    BenchmarkAnswers,
+    Estimate,
+    HeldOutDocuments,
+    LayerScores,
+    PerplexityAnswers,
+    Ranking,
+    Recommendation,
+    SublayerKind,
+    SweepPoint,
+    SweepReport,
+    SweepTask,
+    TaskAnswers,
+    main_rows,
+)
 from hubprune.core.devices import resolve_device, resolve_dtype
 from hubprune.core.files import write_atomically
+from hubprune.core.specs import OPTIONS
+from hubprune.core.weights import Weights
+from hubprune.evaluation import compare
+from hubprune.pruning.checkpoint import count_parameters
 from hubprune.workflows.run import Run
-from hubprune.workflows.sweep.measuring import (
-    Measured,
-    compare_tasks,
-    mean_chance,
-    mean_change,
-    mean_percent,
-    perplexity_change,
-)
-from hubprune.workflows.sweep.points import Point, order_of, recommend, rule_text, sublayer_parameters
-from hubprune.workflows.sweep.request import REPORT, SweepRequest
+from hubprune.workflows.sweep.measuring import Measured
+from hubprune.workflows.sweep.points import REPORT, Limits, Point, SweepRequest, order_of
 
 CSV = "sweep.csv"
 
@@ -34,7 +49,7 @@ def assemble(
     scores: LayerScores | None,
     documents: HeldOutDocuments | None,
 ) -> SweepReport:
-    """Make the report of a sweep.
+    """Make the report of a sweep from what was measured at each of its points.
 
     Args:
         run: with the base and what it was scored by.
@@ -45,11 +60,23 @@ def assemble(
         documents: that perplexity was measured on.
     """
     recipe, base = run.recipe, measured[0]
-    whole, parts = sublayer_parameters(run.runnable.weights(), run.downloaded.config, run.architecture)
+    whole, parts = _sublayer_parameters(run.runnable.weights(), run.downloaded.config, run.architecture)
     rows = [
         _point(point, found, base, parameters=whole - sum(parts.get(place, 0) for place in point.plan.sublayers))
         for point, found in zip(points, measured, strict=True)
     ]
+    rule = rule_text(request.limits, rows)
+    recommendations = tuple(
+        recommend(
+            method,
+            [row for row in rows if row.method == method],
+            request.limits,
+            base=recipe.base.repo_id,
+            options=request.next_options,
+            publishable=run.base.commit is not None,
+        )
+        for method in request.methods
+    )
     return SweepReport(
         base=run.base.name,
         commit=run.base.commit,
@@ -65,12 +92,31 @@ def assemble(
         perplexity_on=f"{len(documents.documents)} documents of {documents.name}" if documents else None,
         orders=tuple(order_of(points, method) for method in request.methods),
         points=tuple(rows),
-        rule=rule_text(request.limits, rows),
-        recommendations=tuple(_recommendations(run, request, rows)),
+        rule=rule,
+        recommendations=recommendations if rule else (),
         environment=run.environment,
         device=resolve_device(recipe.device),
         dtype=resolve_dtype(recipe.dtype, run.downloaded.config),
     )
+
+
+def _sublayer_parameters(
+    weights: Weights, config: Mapping[str, Any], architecture: Architecture
+) -> tuple[int, dict[tuple[SublayerKind, int], int]]:
+    """Return the base's parameters, and those of every sublayer by kind and layer."""
+    parts: Mapping[SublayerKind, tuple[str, ...]] = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
+    owners = {part: kind for kind, names in parts.items() for part in names}
+    found: dict[tuple[SublayerKind, int], int] = {}
+    for _, tensor in weights:
+        if tensor.name.startswith(architecture.layers_prefix) and architecture.is_parameter(tensor.name):
+            layer, part = tensor.name.removeprefix(architecture.layers_prefix).split(".")[:2]
+            if part in owners:
+                place = (owners[part], int(layer))
+                found[place] = found.get(place, 0) + tensor.parameters
+    return count_parameters(weights, config, architecture), found
+
+
+# ---- a point against the base ----------------------------------------------------------------------------------------
 
 
 def _point(point: Point, found: Measured, base: Measured, *, parameters: int) -> SweepPoint:
@@ -91,23 +137,130 @@ def _point(point: Point, found: Measured, base: Measured, *, parameters: int) ->
     )
 
 
-def _recommendations(run: Run, request: SweepRequest, rows: Sequence[SweepPoint]) -> list[Recommendation]:
-    if not rule_text(request.limits, rows):
-        return []
-    return [
-        recommend(
-            method,
-            [row for row in rows if row.method == method],
-            request.limits,
-            base=run.recipe.base.repo_id,
-            options=request.next_options,
-            publishable=run.base.commit is not None,
-        )
-        for method in request.methods
-    ]
+def mean_percent(answers: BenchmarkAnswers) -> float | None:
+    """Return the mean of the main metrics that are shares, in percent; None where there is none."""
+    shares = [row.result.value for row in main_rows(answers.tasks) if row.is_share]
+    return 100 * mean(shares) if shares else None
 
 
-# ---- files -------------------------------------------------------------------------------------------------------
+def mean_chance(answers: BenchmarkAnswers) -> float | None:
+    """Return what guessing gets in the same mean, in percent; None where a task has no such value."""
+    values = [row.chance for row in main_rows(answers.tasks) if row.is_share]
+    known = [value for value in values if value is not None]
+    return 100 * mean(known) if known and len(known) == len(values) else None
+
+
+def compare_tasks(point: BenchmarkAnswers, base: BenchmarkAnswers) -> tuple[SweepTask, ...]:
+    """Compare the main metric of every task with the base's.
+
+    Raises:
+        EvaluationError: the two answered different documents.
+    """
+    others = {(row.task, row.metric): row for row in base.tasks}
+    compared = []
+    for row in main_rows(point.tasks):
+        other = others.get((row.task, row.metric)) if row.is_share else None
+        change = _change(row, other) if other else None
+        compared.append(SweepTask(task=row.task, metric=row.metric, value=row.result.value, change_points=change))
+    return tuple(compared)
+
+
+def _change(row: TaskAnswers, base: TaskAnswers) -> Estimate:
+    if not row.answers or not base.answers:
+        return Estimate(value=100 * (row.result.value - base.result.value))
+    ours, theirs = (dict(zip(r.documents, r.answers, strict=True)) for r in (base, row))
+    return compare.difference(compare.pair(ours, theirs, of=row.task)).affine(times=100)
+
+
+def mean_change(tasks: Sequence[SweepTask]) -> Estimate | None:
+    """Average the changes in points; tasks count as independent of each other."""
+    changes = [task.change_points for task in tasks if task.change_points]
+    return compare.combine(changes, [1 / len(changes)] * len(changes)) if changes else None
+
+
+def perplexity_change(point: PerplexityAnswers, base: PerplexityAnswers) -> Estimate:
+    """Return perplexity over the base's minus one in percent, from the nats and tokens of every document."""
+    nats = compare.difference(compare.Pairs(base.nats, point.nats, point.tokens))
+    return compare.as_ratio(nats).affine(times=100, plus=-100)
+
+
+# ---- which count to take ---------------------------------------------------------------------------------------------
+
+
+def rule_text(limits: Limits, points: Sequence[SweepPoint]) -> str:
+    """State the rule, as far as what was measured decides."""
+    parts = []
+    if any(point.mean_change for point in points):
+        noun = "point" if limits.points == 1 else "points"
+        parts.append(f"the mean loses at most {limits.points:g} {noun}")
+    if any(point.perplexity_change for point in points):
+        parts.append(f"the perplexity rises by at most {limits.perplexity_percent:g} %")
+    return f"The largest count at which, as at every smaller one measured, {' and '.join(parts)}." if parts else ""
+
+
+def recommend(
+    method: Ranking,
+    points: Sequence[SweepPoint],
+    limits: Limits,
+    *,
+    base: str,
+    options: Sequence[str] = (),
+    publishable: bool = True,
+) -> Recommendation:
+    """Pick a count for a method by the rule, and say what decided.
+
+    Args:
+        method: one of the sweep's.
+        points: of this method, the base among them.
+        limits: what the rule keeps to.
+        base: repo id or folder, for the next command.
+        options: what the next command needs beside the count, where it publishes.
+        publishable: whether the base is on a Hub; a folder can only be pruned.
+    """
+    ordered = sorted(points, key=lambda point: point.count)
+    kept = ordered[0]
+    beyond = None
+    for point in ordered:
+        if not _keeps(point, limits):
+            beyond = point
+            break
+        kept = point
+    words = [_numbers(kept, limits)] if kept.count else []
+    words.append(_numbers(beyond, limits) if beyond else "no larger count was measured")
+    verb, rest = ("publish", options) if publishable else ("prune", ("--out", "pruned"))
+    command = ["hubprune", verb, base, OPTIONS[method], str(kept.count), *rest]
+    return Recommendation(
+        method=method,
+        count=kept.count,
+        reason="; ".join(words),
+        command=shlex.join(command) if kept.count else None,
+    )
+
+
+def _keeps(point: SweepPoint, limits: Limits) -> bool:
+    points, rise = point.mean_change, point.perplexity_change
+    return (points is None or -points.value <= limits.points) and (
+        rise is None or rise.value <= limits.perplexity_percent
+    )
+
+
+def _numbers(point: SweepPoint, limits: Limits) -> str:
+    """Say what a count costs, as far as the rule looks at it."""
+    words = []
+    if change := point.mean_change:
+        words.append(f"mean {with_error(change)} points (limit −{limits.points:g})")
+    if change := point.perplexity_change:
+        words.append(f"perplexity {with_error(change)} % (limit +{limits.perplexity_percent:g})")
+    return f"{point.count}: {', '.join(words)}"
+
+
+def with_error(change: Estimate) -> str:
+    """Write a change with its paired standard error, where it has one."""
+    text = signed(change.value)
+    return text if change.standard_error is None else f"{text} ± {plain(change.standard_error, digits=2)}"
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def write_files(report: SweepReport, folder: Path) -> None:
@@ -141,8 +294,9 @@ def to_csv(report: SweepReport) -> str:
 def _csv_row(point: SweepPoint, names: Sequence[str]) -> list[object]:
     values = {task.task: task.value for task in point.tasks}
     mean, rise, speed, sdr = point.mean_change, point.perplexity_change, point.speed, point.sdr
+    dropped = " ".join(f"{kind}{layer}" for kind, layer in point.dropped)
     return [
-        *(point.method, point.count, _dropped(point), point.parameters, point.mean),
+        *(point.method, point.count, dropped, point.parameters, point.mean),
         *((mean.value, mean.standard_error) if mean else (None, None)),
         *(values.get(name) for name in names),
         point.perplexity,
@@ -151,7 +305,3 @@ def _csv_row(point: SweepPoint, names: Sequence[str]) -> list[object]:
         *((speed.control.low, speed.control.high) if speed else (None,) * 2),
         *((sdr.value, sdr.low, sdr.high) if sdr else (None,) * 3),
     ]
-
-
-def _dropped(point: SweepPoint) -> str:
-    return " ".join(f"{kind}{layer}" for kind, layer in point.dropped)

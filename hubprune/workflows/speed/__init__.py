@@ -1,1 +1,0 @@
-"""Time a pruned checkpoint against its base: find both, measure, tell."""
