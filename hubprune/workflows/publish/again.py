@@ -14,16 +14,15 @@ import hashlib
 from collections.abc import Callable
 from typing import Literal
 
-from hubprune.cards.manifest import MANIFEST, checkpoint_tag
-from hubprune.cards.record import Fingerprint, read_record
+from hubprune.cards.card import Fingerprint
+from hubprune.cards.manifest import MANIFEST, checkpoint_tag, read_record
 from hubprune.core.artifacts import DropPlan, LayerScores, PublishedCommit, PublishReport, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.files import list_files, scratch_folder
 from hubprune.core.requests import PublishRequest
 from hubprune.hub.commit import publish as send
 from hubprune.hub.commit import tag_commit
-from hubprune.hub.foreign import Overwrite
-from hubprune.hub.remote import RECENT_PULL_REQUESTS, number_of, pull_request, pull_request_heads, refs_of
+from hubprune.hub.remote import RECENT_PULL_REQUESTS, Overwrite, number_of, pull_request, pull_request_heads, refs_of
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
 from hubprune.workflows.card import CardChoices, put_card, render_again

@@ -11,8 +11,8 @@ import pytest
 from on_hub import BASE_FILES, CONFIG, commit_files, make_folder
 
 from hubprune.cards import card
+from hubprune.cards.card import CARD_PART, changes, told
 from hubprune.cards.manifest import checkpoint_tag, content_digest, write_manifest, write_recipe
-from hubprune.cards.record import CARD_PART, changes, told
 from hubprune.core.errors import ConflictError, EditedError, HubError, RemoteMismatchError, VerificationError
 from hubprune.core.files import list_files
 from hubprune.core.recipe import (

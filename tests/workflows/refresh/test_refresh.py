@@ -23,8 +23,7 @@ from last_version_repo import (
 )
 from typer.testing import CliRunner
 
-from hubprune.cards.manifest import checkpoint_tag
-from hubprune.cards.record import parse_record
+from hubprune.cards.manifest import checkpoint_tag, parse_record
 from hubprune.cli import app
 from hubprune.core.recipe import read_recipe
 from hubprune.core.requests import PublishRequest, RefreshRequest
