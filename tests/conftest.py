@@ -28,7 +28,8 @@ os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{RESERVED.getsockname()[1]}"
 os.environ["HF_HOME"] = str(HOME / "hf")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HUBPRUNE_HOME"] = str(HOME / "work")
-sys.path.insert(0, str(Path(__file__).parent / "shared"))
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS / "shared"), str(TESTS.parent / "benchmarks")]
 
 # The same examples in every run: a test that fails in one place fails in all.
 settings.register_profile("hubprune", deadline=None, derandomize=True, database=None)

@@ -13,8 +13,7 @@ from typing import Any
 
 from hubprune import __version__
 from hubprune.cards.card import template_hash
-from hubprune.cards.manifest import CARD, MANIFEST, checkpoint_tag, replace_card
-from hubprune.cards.record import PublishRecord, read_record
+from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, checkpoint_tag, read_record, replace_card
 from hubprune.core import templates
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import ConfigChange, FileChange, Refreshed, RepoFile, WrittenCheckpoint

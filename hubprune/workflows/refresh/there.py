@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubprune.cards.manifest import CARD, MANIFEST
-from hubprune.cards.record import PublishRecord, parse_record
+from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, parse_record
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, RepoFile
 from hubprune.core.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes
@@ -31,9 +30,8 @@ from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
-from hubprune.hub.foreign import Overwrite, check_is_ours
 from hubprune.hub.identity import check_can_write, identify
-from hubprune.hub.remote import RemoteState, branch_heads, is_same, read_remote, refs_of
+from hubprune.hub.remote import Overwrite, RemoteState, branch_heads, check_is_ours, is_same, read_remote, refs_of
 from hubprune.hub.repos import small_files
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target, check_branch
