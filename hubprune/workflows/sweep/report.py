@@ -35,14 +35,14 @@ from hubprune.evaluation import compare
 from hubprune.pruning.checkpoint import count_parameters
 from hubprune.workflows.run import Run
 from hubprune.workflows.sweep.measuring import Measured
-from hubprune.workflows.sweep.points import REPORT, Limits, Point, SweepRequest, order_of
+from hubprune.workflows.sweep.points import REPORT, Limits, Point, SweepPlan, order_of
 
 CSV = "sweep.csv"
 
 
 def assemble(
     run: Run,
-    request: SweepRequest,
+    request: SweepPlan,
     points: Sequence[Point],
     measured: Sequence[Measured],
     *,
