@@ -41,7 +41,7 @@ LONG = ("benchmarks", "demo", "end_to_end", "faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the processes of xdist begin with the files that take longest, so that none of them ends long after another."""
+    """Let the processes of xdist begin with the files that take longest, and so end at about the same time."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONG)
 
