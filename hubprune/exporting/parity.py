@@ -74,13 +74,6 @@ def measure(
 ) -> ParitySeen:
     """Run a file in llama.cpp and its checkpoint in transformers, both in one fresh process.
 
-    Args:
-        file: the GGUF file.
-        content: what it holds.
-        folder: the checkpoint.
-        config: its parsed config.json.
-        structure: which sublayers it has.
-
     Raises:
         VerificationError: one of the two does not load or run.
     """
@@ -150,13 +143,7 @@ def _rule(outtype: Outtype) -> str:
 
 
 def failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | None) -> tuple[str, ...]:
-    """List what an export does not fulfil.
-
-    Args:
-        outtype: type of its matrices.
-        model: its figures.
-        control: those of the unpruned base, where there is one.
-    """
+    """List what an export does not fulfil, given its figures and those of the unpruned base, where there is one."""
     found = list(_logit_failures(outtype, model, control))
     if different := model.tokenized_texts - model.equal_tokenized_texts:
         found.append(f"{different} of {model.tokenized_texts} texts are cut into other tokens")

@@ -13,8 +13,8 @@ from markdown_it import MarkdownIt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hubprune.cards.card import build_context, render
-from hubprune.cards.snippet import Snippet, asks_for_more, samples
+from hubprune.cards.card import render
+from hubprune.cards.overview import Snippet, asks_for_more, samples
 from hubprune.core.artifacts import SnippetRun
 from hubprune.core.errors import VerificationError
 from hubprune.core.stages import StageStore
@@ -54,8 +54,7 @@ def python_blocks(text):
 
 def test_what_the_card_shows_is_what_was_run_and_what_that_printed(folder, tmp_path):
     run = snippet(folder, revision=made.snippet().revision, prompt=HOSTILE_PROMPT).run(folder, gpu=False)
-    parts = made.card_parts(snippet=run, repo_id=REPO_ID)
-    card = render(build_context(parts.pop("recipe"), **parts))
+    card = render(made.card_context(snippet=run, repo_id=REPO_ID))
 
     [shown] = python_blocks(card)
     assert shown == run.code + "\n"
@@ -69,8 +68,7 @@ def test_what_the_card_shows_is_what_was_run_and_what_that_printed(folder, tmp_p
 
 
 def test_the_output_of_another_place_is_not_shown_as_that_of_the_code():
-    parts = made.card_parts(repo_id="somebody/else")
-    card = render(build_context(parts.pop("recipe"), **parts))
+    card = render(made.card_context(repo_id="somebody/else"))
     assert 'repo_id = "somebody/else"' in card
     assert "It printed" not in card
 

@@ -16,7 +16,7 @@ from hubprune.core.errors import PlanError, UnsupportedArchitectureError
 from hubprune.pruning import loading, verify
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.importance import score
+from hubprune.pruning.importance import Scoring, score
 from hubprune.pruning.layouts import Runnable, choose_layout
 
 PLANTED = 1
@@ -164,10 +164,8 @@ def reference(folder):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores_equal_what_hooks_see_in_float64_and_are_zero_for_what_does_nothing(bases, name):
     base = bases[name]
-    found = score(
-        Path(base.folder), calibration(), architecture=architecture_of(base.config), aggregation="document",
-        batch_size=2, dtype="float32", device="cpu", reporter=Reporter(quiet=True),
-    ).mean  # fmt: skip
+    how = Scoring(architecture=architecture_of(base.config), batch_size=2)
+    found = score(Path(base.folder), calibration(), how, reporter=Reporter(quiet=True)).mean
     values = torch.tensor([found.attn, found.mlp, found.block], dtype=torch.float64).T
     assert (values - reference(base.folder)).abs().max() < 1e-6
     # The planted layer alone does nothing, to the last bit.

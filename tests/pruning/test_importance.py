@@ -16,7 +16,7 @@ from hubprune.core.artifacts import CalibrationRecord, CalibrationSource
 from hubprune.core.errors import CheckpointError, ScoringError
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.importance import score
+from hubprune.pruning.importance import Scoring, score
 
 WEIGHTS = (0.75, 0.25)
 
@@ -49,10 +49,8 @@ def calibration(lengths=(3, 40, 17, 9, 2, 33, 21, 12, 28), *, vocabulary=256):
 def scored(folder, reporter, documents=None, **options):
     """Score a folder in float32 on the CPU."""
     config = json.loads((Path(folder) / "config.json").read_text())
-    given = {"aggregation": "document", "batch_size": 8, "dtype": "float32", "device": "cpu", **options}
-    return score(
-        Path(folder), documents or calibration(), architecture=architecture_of(config), reporter=reporter, **given
-    )
+    how = Scoring(architecture=architecture_of(config), **options)
+    return score(Path(folder), documents or calibration(), how, reporter=reporter)
 
 
 def reference(folder, documents, *, by_token):

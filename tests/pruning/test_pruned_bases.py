@@ -143,17 +143,8 @@ def test_what_a_base_lacks_scores_zero_and_is_never_chosen(own_modules, reporter
     record = CalibrationRecord(
         mix="own", sources=(source,), max_tokens=64, seed=0, shuffle_buffer=1, token_sha256="0" * 64
     )
-    scores = importance.score(
-        runnable.folder,
-        CalibrationSet(documents, record),
-        own_code=True,
-        architecture=architecture_of(base.config),
-        aggregation="document",
-        batch_size=2,
-        dtype="float32",
-        device="cpu",
-        reporter=reporter,
-    )
+    how = importance.Scoring(own_code=True, architecture=architecture_of(base.config), batch_size=2)
+    scores = importance.score(runnable.folder, CalibrationSet(documents, record), how, reporter=reporter)
     assert [layer for layer in range(5) if scores.mean.attn[layer] == 0] == [1, 3]
     assert [layer for layer in range(5) if scores.mean.mlp[layer] == 0] == [2]
     made = make_plan(DropSpec(attn_drop=2), scores, ONCE)

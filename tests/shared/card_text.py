@@ -8,12 +8,11 @@ import made
 import yaml
 from markdown_it import MarkdownIt
 
-from hubprune.cards.card import build_context, render
+from hubprune.cards.card import render
 
 
 def context(**changes):
-    parts = made.card_parts(**changes)
-    return build_context(parts.pop("recipe"), **parts)
+    return made.card_context(**changes)
 
 
 def card(**changes):

@@ -15,19 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hubprune import __version__
-from hubprune.cards.manifest import CARD, MANIFEST
-from hubprune.cards.record import (
-    CARD_PART,
-    Change,
-    Fingerprint,
-    PublishRecord,
-    card_part,
-    changes,
-    parse_record,
-    sha256,
-    snippet_part,
-    told,
-)
+from hubprune.cards.card import CARD_PART, Change, Fingerprint, card_part, changes, sha256, snippet_part, told
+from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, parse_record
 from hubprune.core import templates
 from hubprune.core.architectures import Architecture
 from hubprune.core.console import Reporter
