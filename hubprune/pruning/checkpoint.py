@@ -150,7 +150,8 @@ def new_names(weights: Weights, plan: DropPlan, architecture: Architecture) -> d
 
 
 def _dropped_parts(plan: DropPlan, architecture: Architecture) -> set[tuple[int, str]]:
-    return {(layer, part) for kind, names in architecture.parts.items() for layer in plan.layers(kind) for part in names}
+    parts = architecture.parts
+    return {(layer, part) for kind in parts for layer in plan.layers(kind) for part in parts[kind]}
 
 
 def _write_shard(plan: ShardPlan, path: Path, neurons: Neurons | None, advance: Callable[[int], None]) -> None:

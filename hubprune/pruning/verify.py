@@ -266,7 +266,8 @@ def _planned_parameters(base: Weights, plan: DropPlan, config: Mapping[str, Any]
 
 
 def _dropped_prefixes(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
-    return tuple(f"{architecture.layers_prefix}{d.layer}.{part}." for d in plan.dropped for part in architecture.parts[d.kind])
+    prefix, parts = architecture.layers_prefix, architecture.parts
+    return tuple(f"{prefix}{d.layer}.{part}." for d in plan.dropped for part in parts[d.kind])
 
 
 def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
