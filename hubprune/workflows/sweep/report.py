@@ -104,8 +104,7 @@ def _sublayer_parameters(
     weights: Weights, config: Mapping[str, Any], architecture: Architecture
 ) -> tuple[int, dict[tuple[SublayerKind, int], int]]:
     """Return the base's parameters, and those of every sublayer by kind and layer."""
-    parts: Mapping[SublayerKind, tuple[str, ...]] = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
-    owners = {part: kind for kind, names in parts.items() for part in names}
+    owners = {part: kind for kind, names in architecture.parts.items() for part in names}
     found: dict[tuple[SublayerKind, int], int] = {}
     for _, tensor in weights:
         if tensor.name.startswith(architecture.layers_prefix) and architecture.is_parameter(tensor.name):
