@@ -49,11 +49,6 @@ DEEPEST = 2**24
 def measure_speed(request: SpeedRequest, *, reporter: Reporter, session: HubSession | None = None) -> SpeedReport:
     """Time a pruned folder or repo against its base.
 
-    Args:
-        request: which two, shapes, rounds, device.
-        reporter: told what is going on.
-        session: which Hub; None for the one that the request names.
-
     Raises:
         CheckpointError: it was not written by hubprune, or is broken.
         VerificationError: it ships code that is not trusted.
@@ -141,13 +136,7 @@ def time_pair(
 ) -> SpeedReport:
     """Time two models that are on this machine and known to belong together.
 
-    Args:
-        base: what was pruned.
-        pruned: what came of it.
-        runnable: the base as transformers can load it.
-        request: shapes, rounds, device.
-        benchmarks: what they lost, for SDR; None where that is not known.
-        reporter: told what is going on.
+    `benchmarks` is what they lost, for SDR; None where that is not known.
 
     Raises:
         EvaluationError: the device's memory is too small.

@@ -54,10 +54,7 @@ def reproduce(request: ReproduceRequest, *, reporter: Reporter, session: HubSess
     Nothing is taken from the work of ordinary runs, so that the publisher's own machine computes anew as well.  What a
     stopped reproduction finished is kept until everything was equal.
 
-    Args:
-        request: what to reproduce, and how.
-        reporter: told what is going on.
-        session: which Hub, None for the one that the request names; no token is needed for what is public.
+    No token is needed for what is public.
 
     Raises:
         HubpruneError: something is missing that the recipe needs; found out before anything is computed.

@@ -51,13 +51,7 @@ def assemble(
 ) -> SweepReport:
     """Make the report of a sweep from what was measured at each of its points.
 
-    Args:
-        run: with the base and what it was scored by.
-        request: of the sweep.
-        points: in the order of the request.
-        measured: one per point.
-        scores: of the base; None where nothing was chosen by them.
-        documents: that perplexity was measured on.
+    Scores are None where nothing was chosen by them, documents where no perplexity was measured.
     """
     recipe, base = run.recipe, measured[0]
     whole, parts = _sublayer_parameters(run.runnable.weights(), run.downloaded.config, run.architecture)
@@ -208,13 +202,8 @@ def recommend(
 ) -> Recommendation:
     """Pick a count for a method by the rule, and say what decided.
 
-    Args:
-        method: one of the sweep's.
-        points: of this method, the base among them.
-        limits: what the rule keeps to.
-        base: repo id or folder, for the next command.
-        options: what the next command needs beside the count, where it publishes.
-        publishable: whether the base is on a Hub; a folder can only be pruned.
+    The points are those of the method, the base among them.  The next command is a publish with `options`; where the
+    base is a folder, a prune.
     """
     ordered = sorted(points, key=lambda point: point.count)
     kept = ordered[0]
