@@ -60,11 +60,6 @@ class Discussion:
         return self.base is not None
 
     @property
-    def is_closed(self) -> bool:
-        """Whether nothing is left to be done."""
-        return self.status in ("closed", "merged")
-
-    @property
     def ref(self) -> str:
         """Where the commits of a pull request are."""
         return f"{_COMMITS}{self.number}"
@@ -179,7 +174,7 @@ class Discussions:
 
     def conflicts(self, discussion: Discussion) -> list[str]:
         """List the files that keep a pull request from being merged; none for what needs no merge."""
-        if discussion.is_closed or not discussion.is_pull_request:
+        if discussion.status in ("closed", "merged") or not discussion.is_pull_request:
             return []
         return list(self._git.merge_trees(self._target(), self._git.resolve(discussion.ref)).conflicts)
 

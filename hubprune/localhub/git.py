@@ -279,7 +279,14 @@ class GitRepo:
 
     def _index_rows(self, parent: str | None, changes: Sequence[Change], folder: str) -> bytes:
         """Turn changes into what `git update-index --index-info` reads, storing new content on the way."""
-        oids = iter(self._store([change.content for change in changes if change.content is not None], folder))
+        contents = [change.content for change in changes if change.content is not None]
+        paths = [Path(folder, str(number)) for number in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        # Stored through files, so that one process hashes any number of them.
+        listing = "".join(f"{path}\n" for path in paths).encode()
+        hashing = ("hash-object", "-w", "--no-filters", "--stdin-paths")
+        oids = iter(self.run(*hashing, stdin=listing).decode().split() if contents else ())
         removed = [change.path for change in changes if change.content is None]
         present = self.entries(parent, removed) if parent and removed else {}
         rows = []
@@ -292,16 +299,6 @@ class GitRepo:
             else:
                 raise RefusedError(404, "A file with this name doesn't exist", code="EntryNotFound")
         return "".join(row + "\0" for row in rows).encode()
-
-    def _store(self, contents: Sequence[bytes], folder: str) -> list[str]:
-        """Store blobs through files, so that one process hashes any number of them."""
-        if not contents:
-            return []
-        paths = [Path(folder, str(number)) for number in range(len(contents))]
-        for path, content in zip(paths, contents, strict=True):
-            path.write_bytes(content)
-        listing = "".join(f"{path}\n" for path in paths).encode()
-        return self.run("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=listing).decode().split()
 
     # Running git
 

@@ -84,7 +84,6 @@ class DiscussionRoutes(HubRoutes):
         now = timestamp(time.time())
 
         def edited(event: Event, account: Account) -> Event:
-            """Return the comment with the new text."""
             if event.author != account.name:
                 raise RefusedError(403, "A comment can be edited by its author only")
             latest = {"raw": text, "updatedAt": now, "author": {"name": account.name}}
@@ -99,7 +98,6 @@ class DiscussionRoutes(HubRoutes):
         repo = self.repo(call, "propose")
 
         def hidden(event: Event, account: Account) -> Event:
-            """Return the comment without its text."""
             if event.author != account.name and not account.may_write(repo.repo_id):
                 raise RefusedError(403, "A comment can be hidden by its author and by those who may write only")
             latest = {**event.data["latest"], "raw": ""}
@@ -114,7 +112,6 @@ class DiscussionRoutes(HubRoutes):
         events: list[Event] = []
 
         def renamed(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
-            """Return the discussion under its new title."""
             _check_owner(repo, discussion, account)
             data = {"from": discussion.title, "to": title}
             events[:] = [Event(type="title-change", author=account.name, data=data)]
@@ -134,7 +131,6 @@ class DiscussionRoutes(HubRoutes):
         event = Event(type="status-change", author=account.name, data={"status": status})
 
         def changed(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
-            """Return the discussion with its new status."""
             _check_owner(repo, discussion, account)
             if discussion.status == "merged":
                 raise RefusedError(400, "This pull request is merged, which cannot be undone")
