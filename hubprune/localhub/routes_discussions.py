@@ -109,16 +109,15 @@ class DiscussionRoutes(HubRoutes):
     def rename(self, call: Call) -> Response:
         """Change the title."""
         repo, account, title = self.repo(call, "propose"), self.known_caller(call), _title(call.json())
-        events: list[Event] = []
 
         def renamed(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
             _check_owner(repo, discussion, account)
             data = {"from": discussion.title, "to": title}
-            events[:] = [Event(type="title-change", author=account.name, data=data)]
-            return discussion.with_event(events[0], title=title), ()
+            event = Event(type="title-change", author=account.name, data=data)
+            return discussion.with_event(event, title=title), ()
 
-        Discussions(repo.git).change(call.number, renamed)
-        return JSONResponse({"newTitle": _event(events[0])})
+        done = Discussions(repo.git).change(call.number, renamed)
+        return JSONResponse({"newTitle": _event(done.events[-1])})
 
     @answers(f"{_ONE}/status", method="POST")
     def change_status(self, call: Call) -> Response:
@@ -148,19 +147,16 @@ class DiscussionRoutes(HubRoutes):
 
     def _change_comment(self, call: Call, edit: Callable[[Event, Account], Event]) -> Response:
         repo, account, wanted = self.repo(call, "propose"), self.known_caller(call), call.params["event"]
-        result: list[Event] = []
 
         def changed(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
-            """Return the discussion with the changed comment in the place of the old one."""
-            found = [event for event in discussion.events if event.id == wanted and event.type == "comment"]
-            if not found:
+            events = {event.id: event for event in discussion.events}
+            if wanted not in events or events[wanted].type != "comment":
                 raise RefusedError(404, "Comment not found")
-            result[:] = [edit(found[0], account)]
-            events = (result[0] if event is found[0] else event for event in discussion.events)
-            return replace(discussion, events=tuple(events)), ()
+            events[wanted] = edit(events[wanted], account)
+            return replace(discussion, events=tuple(events.values())), ()
 
-        Discussions(repo.git).change(call.number, changed)
-        return JSONResponse({"updatedComment": _event(result[0])})
+        done = Discussions(repo.git).change(call.number, changed)
+        return JSONResponse({"updatedComment": _event(next(event for event in done.events if event.id == wanted))})
 
 
 def _title(body: dict[str, Any]) -> str:

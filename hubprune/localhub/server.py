@@ -96,10 +96,8 @@ class RunningHub:
     def add_user(self, name: str, **rights: Any) -> str:
         """Make a token for a user and return it.
 
-        Args:
-            name: of the user, and of a namespace.
-            rights: fields of `Account`: `role`, `orgs`, `granted`, `writable`, `creatable`, `reads_gated`, `proposes`,
-                `expired`; lists will do.
+        `rights` are fields of `Account`: `role`, `orgs`, `granted`, `writable`, `creatable`, `reads_gated`, `proposes`
+        and `expired`.
         """
         return self._hub.accounts.add(account_of({"name": name, **rights}))
 
@@ -181,12 +179,7 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def serve_preview(shown: Preview, *, port: int = 0, announce: Callable[[str], None] = print) -> None:
-    """Show a card on 127.0.0.1 until Ctrl-C or SIGTERM.
-
-    Args:
-        shown: what to show.
-        port: 0 for a free one.
-        announce: told the address once it answers.
+    """Show a card on 127.0.0.1 until Ctrl-C or SIGTERM, and announce the address once it answers.
 
     Raises:
         HubpruneError: the port is in use.
