@@ -135,7 +135,7 @@ class JobRoutes(HubRoutes):
         stages, labels = call.query.getlist("stage"), call.query.getlist("label")
         found = [
             job
-            for job in reversed(self.jobs.records.values())
+            for job in reversed([*self.jobs.records.values()])
             if job.namespace == call.params["namespace"]
             and (not stages or job.stage in stages)
             and set(labels) <= {f"{key}={value}" for key, value in job.spec.get("labels", {}).items()}
@@ -203,13 +203,9 @@ class CollectionStore:
         self._file = file
         self._lock = threading.Lock()
 
-    def all(self) -> list[Row]:
-        """List all collections, the newest last."""
-        return list(self._read().values())
-
-    def find(self, slug: str) -> Row | None:
-        """Return a collection; None where there is none."""
-        return self._read().get(slug)
+    def rows(self) -> dict[str, Row]:
+        """Return all collections, the newest last."""
+        return json.loads(self._file.read_bytes()) if self._file.exists() else {}
 
     def create(self, title: str, owner: str, *, private: bool, description: str | None) -> tuple[Row, bool]:
         """Make a collection, or return the owner's one of that title; the second value tells whether it is new."""
@@ -236,13 +232,10 @@ class CollectionStore:
             rows[slug]["lastUpdated"] = timestamp(int(time.time()))
             return True
 
-    def _read(self) -> dict[str, Row]:
-        return json.loads(self._file.read_bytes()) if self._file.exists() else {}
-
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Row]]:
         with self._lock:
-            rows = self._read()
+            rows = self.rows()
             yield rows
             names.write_bytes(self._file, json.dumps(rows, indent=1).encode())
 
@@ -258,7 +251,8 @@ class CollectionRoutes(HubRoutes):
     def list(self, call: Call) -> Response:
         """List the collections that the caller may see, or those of one owner."""
         account, owner = self.caller(call), call.query.get("owner")
-        rows = [row for row in self.collections.all() if owner in (None, row["owner"]) and _may_see(account, row)]
+        every = self.collections.rows().values()
+        rows = [row for row in every if owner in (None, row["owner"]) and _may_see(account, row)]
 
         def shown(part: Any) -> Any:
             numbered = [{k: v for k, v in row.items() if k != "position"} for row in part]  # clients count themselves
@@ -299,10 +293,10 @@ class CollectionRoutes(HubRoutes):
         self.hub.open(account, names.kind_of(kind), repo_id, "see")
         if not self.collections.add(row["slug"], repo_id, kind, field(body, "note", str, None)):
             raise RefusedError(409, "This item is in the collection already")
-        return JSONResponse(self.collections.find(row["slug"]))
+        return JSONResponse(self.collections.rows()[row["slug"]])
 
     def _found(self, call: Call) -> dict[str, Any]:
-        row = self.collections.find(f"{call.params['namespace']}/{call.params['slug']}")
+        row = self.collections.rows().get(f"{call.params['namespace']}/{call.params['slug']}")
         if row is None or not _may_see(self.caller(call), row):
             raise RefusedError(404, "Collection not found")
         return row

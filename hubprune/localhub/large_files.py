@@ -3,7 +3,7 @@
 import hashlib
 import re
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,13 +237,12 @@ class XetStore:
     def content(self, recipe: FileRecipe) -> Iterator[bytes]:
         """Yield the file's content, term by term."""
         for term in recipe.terms:
-            chunks = self._chunks_of(term.xorb)[term.start : term.end]
-            yield self._unpack(Span(term.xorb, term.start, term.end, chunks))
+            yield self._unpack(term.xorb, self._chunks_of(term.xorb)[term.start : term.end])
 
     def first_bytes(self, recipe: FileRecipe, count: int) -> bytes:
         """Return the beginning of a file, unpacking no more chunks than it takes."""
         _, spans = self.spans(recipe, 0, min(count, recipe.size))
-        return b"".join(map(self._unpack, spans))[:count]
+        return b"".join(self._unpack(span.xorb, span.chunks) for span in spans)[:count]
 
     def _check_content(self, file: FileRecipe) -> None:
         """Refuse a file that is not what its SHA-256 says: whoever else has that file would get this one."""
@@ -255,10 +254,10 @@ class XetStore:
         if checksum.hexdigest() != file.sha256:
             raise XetFormatError("the content of a file does not match its SHA-256")
 
-    def _unpack(self, span: Span) -> bytes:
-        with self.xorb_path(span.xorb).open("rb") as file:
-            file.seek(span.chunks[0].offset)
-            return b"".join(xet_format.unpack_chunk(file.read(chunk.packed_bytes), chunk) for chunk in span.chunks)
+    def _unpack(self, xorb: str, chunks: Sequence[Chunk]) -> bytes:
+        with self.xorb_path(xorb).open("rb") as file:
+            file.seek(chunks[0].offset)
+            return b"".join(xet_format.unpack_chunk(file.read(chunk.packed_bytes), chunk) for chunk in chunks)
 
     def _chunks_of(self, xorb: str) -> tuple[Chunk, ...]:
         if xorb not in self._chunks:
