@@ -28,13 +28,22 @@ os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{RESERVED.getsockname()[1]}"
 os.environ["HF_HOME"] = str(HOME / "hf")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HUBPRUNE_HOME"] = str(HOME / "work")
-sys.path.insert(0, str(Path(__file__).parent / "shared"))
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS / "shared"), str(TESTS.parent / "benchmarks")]
 
 # The same examples in every run: a test that fails in one place fails in all.
 settings.register_profile("hubprune", deadline=None, derandomize=True, database=None)
 settings.load_profile("hubprune")
 
 numbers = itertools.count(1)
+LONG = ("benchmarks", "demo", "end_to_end", "faults")
+"""Folders whose files take a minute or more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the processes of xdist begin with the files that take longest, and so end at about the same time."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONG)
 
 
 def pytest_unconfigure() -> None:
@@ -43,14 +52,20 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def hub(tmp_path_factory):
+def hub_folder(tmp_path_factory):
+    """Where the Hub keeps its repos."""
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="session")
+def hub(hub_folder):
     """The only Hub that the libraries of this process know; users and namespaces are those of a test."""
     pytest.importorskip("starlette")
     from hubprune.localhub import running_hub
 
     port = RESERVED.getsockname()[1]
     RESERVED.close()
-    with running_hub(tmp_path_factory.mktemp("hub"), port=port) as running:
+    with running_hub(hub_folder, port=port) as running:
         yield running
 
 
@@ -93,11 +108,10 @@ def admin(hub):
 
 @pytest.fixture(scope="session")
 def base_repo(admin):
-    """A base on the Hub, with files that no publish needs."""
-    from on_hub import BASE_FILES, BASE_ID, commit_files
+    """The commit of a base on the Hub."""
+    from on_hub import put_base
 
-    admin.create_repo(BASE_ID)
-    return commit_files(admin, BASE_ID, BASE_FILES)
+    return put_base(admin)
 
 
 @pytest.fixture

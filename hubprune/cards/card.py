@@ -1,12 +1,20 @@
-"""The model card: artifacts in, README.md out."""
+"""The model card: the report of a publish in, README.md out.
+
+At the end stands what a card depends on, in named parts of a fingerprint, so that the next publish knows what changed
+without computing anything.  A fingerprint maps parts to named values: a commit, a version, a setting as the recipe has
+it, or a SHA-256.  It is part of hubprune.json.  What may differ between two machines that are asked for the same is no
+part of it.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,21 +27,7 @@ from hubprune.cards.limits import limits, verdict
 from hubprune.cards.manifest import checkpoint_tag
 from hubprune.cards.markdown import FILTERS
 from hubprune.core.architectures import ARCHITECTURES
-from hubprune.core.artifacts import (
-    BaseCheckpoint,
-    BenchmarkComparison,
-    DropPlan,
-    Environment,
-    GenerationComparison,
-    LayerScores,
-    PublishReport,
-    Refreshed,
-    SnippetRun,
-    SpeedReport,
-    Verification,
-    WrittenCheckpoint,
-)
-from hubprune.core.endpoint import DEFAULT_ENDPOINT
+from hubprune.core.artifacts import BaseCheckpoint, PublishReport
 from hubprune.core.errors import RecipeError
 from hubprune.core.privacy import public_recipe, scrub
 from hubprune.core.recipe import Recipe, parse
@@ -42,8 +36,6 @@ from hubprune.core.templates import template_folder
 
 if TYPE_CHECKING:
     from jinja2 import Environment as Templates
-
-__all__ = ["Pictures", "build_context", "check_templates", "context_of", "render", "skeleton", "template_hash"]
 
 CARD_TEMPLATE = "base.md.jinja"
 
@@ -57,94 +49,49 @@ class Pictures:
 
 
 def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overrides: Path | None = None) -> CardContext:
-    """Build what a card is rendered from out of the report of a publish.
-
-    Args:
-        report: of the run, or as the manifest keeps it; both give the same card.
-        pictures: paths of the pictures among the published files.
-        overrides: a folder of the user whose templates will win over the shipped ones.
-    """
-    return build_context(
-        parse(Recipe, report.recipe),
-        base=report.base,
-        scores=report.scores,
-        plan=report.plan,
-        checkpoint=report.checkpoint,
-        verification=report.verification,
-        benchmarks=report.benchmarks,
-        generation=report.generation,
-        speed=report.speed,
-        snippet=report.snippet,
-        refreshed=report.refreshed,
-        environment=report.environment,
-        seconds=report.seconds,
-        repo_id=report.repo_id,
-        endpoint=report.endpoint,
-        pictures=pictures,
-        notes=report.notes,
-        overrides=overrides,
-    )
-
-
-def build_context(
-    recipe: Recipe, *, base: BaseCheckpoint, scores: LayerScores | None, plan: DropPlan,
-    checkpoint: WrittenCheckpoint, verification: Verification, benchmarks: BenchmarkComparison | None,
-    generation: GenerationComparison | None, speed: SpeedReport | None = None, snippet: SnippetRun | None = None,
-    refreshed: tuple[Refreshed, ...] = (), environment: Environment, seconds: Mapping[str, float], repo_id: str,
-    endpoint: str = DEFAULT_ENDPOINT, pictures: Pictures = Pictures(), notes: str | None = None,
-    overrides: Path | None = None,
-) -> CardContext:  # fmt: skip
     """Build the one object that a card is rendered from.
 
     Args:
-        recipe: what was asked for; local paths in it are left out.
-        checkpoint: sizes, and the files without README.md, recipe.yaml and hubprune.json.
-        scores, benchmarks, generation, speed, snippet: None where nothing was scored, measured, written, timed or run.
-        refreshed: what later versions wrote anew, oldest first.
-        notes: the author's own words, from `notes.read_notes`.
+        report: of the run, or as the manifest keeps it; both give the same card.  Local paths in its recipe are left
+            out.
+        pictures: paths of the pictures among the published files.
         overrides: a folder of the user whose templates will win over the shipped ones.
     """
-    name, given = repo_id.rsplit("/", 1)[-1], recipe.target.license
-    terms, repetition = card_in_force(base, given=given), generation.repetition if generation else None
-    public, named = public_recipe(recipe, base=base), tuple(recipe.drop.by_hand)
-    tag = None if recipe.target.create_pr else checkpoint_tag(checkpoint)
-    usage = overview.usage(
-        repo_id, base=base, plan=plan, checkpoint=checkpoint, verification=verification, snippet=snippet, tag=tag,
-        refreshed=refreshed,
-    )  # fmt: skip
-    has_code, picture = usage.code is not None, pictures.importance
+    recipe, base, plan, scores = parse(Recipe, report.recipe), report.base, report.plan, report.scores
+    benchmarks, generation = report.benchmarks, report.generation
+    repetition = generation.repetition if generation else None
+    name, given = report.repo_id.rsplit("/", 1)[-1], recipe.target.license
+    terms = card_in_force(base, given=given)
+    tag = None if recipe.target.create_pr else checkpoint_tag(report.checkpoint)
+    usage = overview.usage(report, tag=tag)
     matter = front_matter.metadata(
-        base, terms=terms, name=name, methods=plan.methods, has_code=has_code, scores=scores, benchmarks=benchmarks
-    )
-    glance = overview.glance(
-        plan, base=base, checkpoint=checkpoint, benchmarks=benchmarks, repetition=repetition, speed=speed
-    )
+        base, terms=terms, name=name, methods=plan.methods, has_code=usage.code is not None, scores=scores,
+        benchmarks=benchmarks,
+    )  # fmt: skip
     return CardContext(
         front_matter=front_matter.dump(matter),
         title=name,
-        base=overview.base_link(base, endpoint=endpoint),
-        summary=overview.summary(plan, checkpoint=checkpoint, benchmarks=benchmarks),
+        base=overview.base_link(base, endpoint=report.endpoint),
+        summary=overview.summary(report),
         attribution=attribution_line(terms),
         warnings=tuple(license_warnings(base, given=given)),
-        glance=Glance(table=glance, verdict=verdict(benchmarks, repetition=repetition)),
+        glance=Glance(table=overview.glance(report), verdict=verdict(benchmarks, repetition=repetition)),
         usage=usage,
-        removal=removed.removal(plan, scores=scores, verification=verification, by_hand=named, picture=picture),
+        removal=removed.removal(
+            plan, scores=scores, verification=report.verification, by_hand=tuple(recipe.drop.by_hand),
+            picture=pictures.importance,
+        ),
         calibration=removed.calibration(scores),
         benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks),
-        speed=measured.section(speed),
+        speed=measured.section(report.speed),
         free_text=free_text.section(generation),
-        limits=limits(plan, scores=scores, comparison=benchmarks, generation=generation, speed=speed),
-        notes=notes,
-        reproduction=provenance.reproduction(
-            public, repo_id=repo_id, tag=tag, base=base, environment=environment, seconds=seconds, refreshed=refreshed
-        ),
+        limits=limits(plan, scores=scores, comparison=benchmarks, generation=generation, speed=report.speed),
+        notes=report.notes,
+        reproduction=provenance.reproduction(report, recipe=public_recipe(recipe, base=base), tag=tag),
         licence=provenance.licence(base, plan=plan, name=name, given=given),
-        citations=provenance.citations(base, plan=plan, has_benchmarks=benchmarks is not None, endpoint=endpoint),
-        footer=f"Written by hubprune {environment.hubprune}, card template {template_hash(overrides)[:8]}.",
-    )
-
-
-# ---- templates ---------------------------------------------------------------------------------------------------
+        citations=provenance.citations(report),
+        footer=f"Written by hubprune {report.environment.hubprune}, card template {template_hash(overrides)[:8]}.",
+    )  # fmt: skip
 
 
 def render(context: CardContext, *, overrides: Path | None = None) -> str:
@@ -166,6 +113,19 @@ def render(context: CardContext, *, overrides: Path | None = None) -> str:
 def _shipped() -> Templates:
     """Return the environment of the shipped templates, which are parsed once."""
     return template_environment("card", filters=FILTERS)
+
+
+def skeleton(recipe: Recipe, *, base: BaseCheckpoint, name: str) -> str:
+    """Write the front matter as far as it is known before any compute, as a card with nothing below it."""
+    has_code = base.config.get("model_type") in ARCHITECTURES
+    matter = front_matter.metadata(
+        base, terms=card_in_force(base, given=recipe.target.license), name=name, methods=recipe.methods,
+        has_code=has_code, scores=None, benchmarks=None,
+    )  # fmt: skip
+    return f"---\n{front_matter.dump(matter)}---\n\n# {name}\n\n{recipe.default_name}, hubprune {__version__}\n"
+
+
+# ---- templates ---------------------------------------------------------------------------------------------------
 
 
 def check_templates(overrides: Path) -> None:
@@ -202,17 +162,13 @@ def _template_errors(*, own: bool) -> Iterator[None]:
     except (TemplateError, *WRONG_USE) as error:
         if not own:
             raise
-        place = (
-            f"{error.name or 'a card template'}, line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
-        )
+        place = ""
+        if isinstance(error, TemplateSyntaxError):
+            place = f" ({error.name or 'a card template'}, line {error.lineno})"
         raise RecipeError(
-            f"The card cannot be rendered{f' ({place})' if place else ''}: {error or type(error).__name__}.",
+            f"The card cannot be rendered{place}: {error or type(error).__name__}.",
             hint="Mend the template and run the command again: what was computed is kept.",
         ) from error
-
-
-def _template_names(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.jinja")}
 
 
 def template_hash(overrides: Path | None = None) -> str:
@@ -225,11 +181,82 @@ def template_hash(overrides: Path | None = None) -> str:
     return digest.hexdigest()
 
 
-def skeleton(recipe: Recipe, *, base: BaseCheckpoint, name: str) -> str:
-    """Write the front matter as far as it is known before any compute, as a card with nothing below it."""
-    has_code = base.config.get("model_type") in ARCHITECTURES
-    matter = front_matter.metadata(
-        base, terms=card_in_force(base, given=recipe.target.license), name=name, methods=recipe.methods,
-        has_code=has_code, scores=None, benchmarks=None,
-    )  # fmt: skip
-    return f"---\n{front_matter.dump(matter)}---\n\n# {name}\n\n{recipe.default_name}, hubprune {__version__}\n"
+def _template_names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.jinja")}
+
+
+# ---- fingerprint -------------------------------------------------------------------------------------------------
+
+
+Fingerprint = Mapping[str, Mapping[str, str]]
+CARD_PART = "card"
+"""The part that nothing depends on but the card: another of it needs no computing."""
+DIGEST = re.compile(r"[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+LONGEST = 40
+"""Characters of a value that is shown whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One value of a fingerprint that is another now."""
+
+    part: str
+    name: str
+    before: str | None
+    """None where there was none."""
+    now: str | None
+
+
+def sha256(text: str) -> str:
+    """Compute the SHA-256 of a text, in 64 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def card_part(*, notes: str | None, templates: Path | None) -> dict[str, str]:
+    """Say what a card depends on besides what was found.
+
+    Args:
+        notes: the author's own words, as the card takes them.
+        templates: folder of the user whose templates win over the shipped ones.
+    """
+    return {"templates": template_hash(templates), **({"notes": sha256(notes)} if notes else {})}
+
+
+def snippet_part(templates: Path | None) -> dict[str, str]:
+    """Say what the code of a card depends on, which is run before it is shown; `templates` as in `card_part`."""
+    own = templates / overview.SNIPPET_TEMPLATE if templates else None
+    path = own if own and own.is_file() else template_folder("card") / overview.SNIPPET_TEMPLATE
+    return {"template": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def changes(before: Fingerprint, now: Fingerprint) -> tuple[Change, ...]:
+    """List what differs between two fingerprints, part by part."""
+    return tuple(
+        Change(part=part, name=name, before=old.get(name), now=new.get(name))
+        for part in dict.fromkeys((*now, *before))
+        for old, new in [(before.get(part, {}), now.get(part, {}))]
+        for name in dict.fromkeys((*new, *old))
+        if old.get(name) != new.get(name)
+    )
+
+
+def told(found: tuple[Change, ...]) -> str:
+    """Say in one line what changed, as in `base: commit 1a2b3c4d -> 5e6f7a8b; benchmarks: limit 100 -> 200`."""
+    return "; ".join(f"{part}: {', '.join(map(_words, rows))}" for part, rows in groupby(found, lambda c: c.part))
+
+
+def _words(change: Change) -> str:
+    before, now = _short(change.before), _short(change.now)
+    if change.before is None:
+        return " ".join(filter(None, ("new", change.name, now)))
+    if change.now is None:
+        return f"no {change.name} any more"
+    return f"{change.name} changed" if before is None or now is None else f"{change.name} {before} -> {now}"
+
+
+def _short(value: str | None) -> str | None:
+    """Shorten a commit; None for what tells nobody anything."""
+    if value is None or DIGEST.fullmatch(value) or len(value) > LONGEST:
+        return None
+    return value[:8] if COMMIT.fullmatch(value) else value

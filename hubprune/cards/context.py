@@ -1,9 +1,8 @@
 """What a card template sees: one frozen object in which every number is formatted already.
 
 Text is raw here.  Templates escape it with the filter that fits the place, so that nothing is escaped twice or never.
-A section that has no data is None.
-
-The JSON schema of what a card template sees, for those who write templates of their own.
+A section that has no data is None.  The JSON schema of it all, for those who write templates of their own, lies beside
+the templates.
 """
 
 from __future__ import annotations
@@ -11,32 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import ClassVar
-
-__all__ = [
-    "SCHEMA",
-    "Benchmarks",
-    "Calibration",
-    "CardContext",
-    "CustomCode",
-    "Described",
-    "FreeText",
-    "Glance",
-    "Licence",
-    "Link",
-    "Pair",
-    "Picture",
-    "Printed",
-    "Removal",
-    "Reproduction",
-    "Speed",
-    "Table",
-    "Usage",
-    "VerificationSummary",
-    "context_schema",
-]  # fmt: skip
-
-
-# ---- context -------------------------------------------------------------------------------------------------------
 
 
 class Described:
@@ -260,9 +233,6 @@ class CardContext(Described):
     citations: tuple[str, ...]
     """BibTeX entries."""
     footer: str
-
-
-# ---- schema --------------------------------------------------------------------------------------------------------
 
 
 SCHEMA = "context.schema.json"

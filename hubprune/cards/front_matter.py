@@ -1,16 +1,15 @@
 """The YAML block on top of the card: a whitelist of keys in a fixed order, and nothing else.
 
-Results in the Hub's own format for the leaderboards of registered benchmarks, and for no other data set.
-
-A leaderboard compares what others measured elsewhere.  So only a main metric over all documents of a split is listed,
-and only where the data set's own eval.yaml has exactly one task of that config and split: which one is meant is never
-guessed.  Format: https://huggingface.co/docs/hub/eval-results.
+Results for the leaderboards of registered benchmarks, and for no other data set, go into a file of their own in the
+Hub's format: https://huggingface.co/docs/hub/eval-results.  A leaderboard compares what others measured elsewhere.  So
+only a main metric over all documents of a split is listed, and only where the data set's own eval.yaml has exactly one
+task of that config and split: which one is meant is never guessed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,6 @@ from hubprune.cards.markdown import visible
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, BenchmarkComparison, LayerScores, Method, TaskComparison
 from hubprune.core.files import write_atomically
 from hubprune.core.privacy import is_local_data
-
-__all__ = [
-    "CUSTOM_CODE", "EVAL_RESULTS", "Tasks", "add_eval_results", "dump", "entries", "leaderboard_datasets", "metadata",
-    "model_index",
-]  # fmt: skip
-
-
-# ---- front matter --------------------------------------------------------------------------------------------------
-
 
 CUSTOM_CODE = "custom_code"
 """Tag that makes the Hub's own snippet pass `trust_remote_code=True`."""
@@ -42,6 +32,93 @@ METHOD_TAGS: Mapping[Method, str] = {
 }
 METRICS: Mapping[str, str] = {"acc": "accuracy", "acc_norm": "accuracy", "em": "exact_match"}
 """lm-eval metric -> metric id on the Hub, where they differ."""
+
+
+def metadata(
+    base: BaseCheckpoint,
+    *,
+    terms: BaseCard,
+    name: str,
+    methods: Sequence[Method],
+    has_code: bool,
+    scores: LayerScores | None,
+    benchmarks: BenchmarkComparison | None,
+) -> dict[str, Any]:
+    """Build the card's metadata in its final order; keys without a value are absent.
+
+    Args:
+        base: its name is the `base_model`.
+        terms: languages and licence, from the base's card at the commit it is pinned to.
+        name: name of the result, for `model-index`.
+        methods: of the plan.
+        has_code: whether a modeling file ships.
+        scores: its calibration data sets are listed.
+        benchmarks: this model's values go into `model-index`.
+    """
+    sources = scores.calibration.sources if scores else ()
+    public = [s.dataset for s in sources if not is_local_data(s.dataset)]
+    # Scores over a file that nobody else has cannot be reproduced.
+    last = [*(["reproducible"] if len(public) == len(sources) else []), *([CUSTOM_CODE] if has_code else [])]
+    metrics = [METRICS.get(t.metric, t.metric) for t in (benchmarks.tasks if benchmarks else ())]
+    values = {
+        "language": terms.language[0] if len(terms.language) == 1 else list(terms.language),
+        "license": terms.license,
+        "license_name": terms.license_name,
+        "license_link": terms.license_link,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": base.name,
+        "base_model_relation": "finetune",
+        "datasets": list(dict.fromkeys(public)),
+        "tags": ["hubprune", "pruned", *(METHOD_TAGS[method] for method in methods), *last],
+        "metrics": list(dict.fromkeys(metrics)),
+        "model-index": model_index(benchmarks, name=name),
+    }
+    return {key: value for key, value in values.items() if value}
+
+
+def model_index(benchmarks: BenchmarkComparison | None, *, name: str) -> list[dict[str, Any]]:
+    """Build `model-index`: the values of this model alone, one result per task whose data set is known."""
+    by_task: dict[str, list[TaskComparison]] = {}
+    for row in benchmarks.tasks if benchmarks else ():
+        if row.dataset and not row.pruned.is_bound:  # a bound is no value that a list could be sorted by
+            by_task.setdefault(row.task, []).append(row)
+    results = [
+        {
+            "task": {"type": "text-generation", "name": "Text Generation"},
+            "dataset": _dataset_of(rows[0]),
+            "metrics": [_metric_of(row) for row in rows],
+        }
+        for rows in by_task.values()
+    ]
+    return [{"name": name, "results": results}] if results else []
+
+
+def _dataset_of(row: TaskComparison) -> dict[str, Any]:
+    fields = {
+        "name": row.task,
+        "type": row.dataset,
+        "config": row.dataset_config,
+        "split": row.split,
+        "revision": row.dataset_commit,
+        "args": {"num_few_shot": row.num_fewshot},
+    }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _metric_of(row: TaskComparison) -> dict[str, Any]:
+    whole = row.documents == row.documents_available
+    part = "" if whole else f", {row.documents} of {row.documents_available} documents"
+    read_by = f"{row.filter}, " if row.filter else ""
+    return {
+        "type": METRICS.get(row.metric, row.metric),
+        "value": round(float(row.pruned.value), 6),
+        "name": f"{row.metric} ({read_by}{row.num_fewshot}-shot{part})",
+    }
+
+
+# ---- YAML ------------------------------------------------------------------------------------------------------------
+
 
 AMBIGUOUS = re.compile(
     r"[0-9a-f]{40}|[-+]?[\d._][\d._:]*(e[-+]?[\d_]*)?|[-+]?0[xob]\w*|[-+]?\.(inf|nan)"
@@ -79,102 +156,6 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, type(None))) else float(value)
 
 
-def metadata(
-    base: BaseCheckpoint,
-    *,
-    terms: BaseCard,
-    name: str,
-    methods: Sequence[Method],
-    has_code: bool,
-    scores: LayerScores | None,
-    benchmarks: BenchmarkComparison | None,
-) -> dict[str, Any]:
-    """Build the card's metadata in its final order; keys without a value are absent.
-
-    Args:
-        base: its name is the `base_model`.
-        terms: languages and licence, from the base's card at the commit it is pinned to.
-        name: name of the result, for `model-index`.
-        methods: of the plan.
-        has_code: whether a modeling file ships.
-        scores: its calibration data sets are listed.
-        benchmarks: this model's values go into `model-index`.
-    """
-    values = {
-        "language": terms.language[0] if len(terms.language) == 1 else list(terms.language),
-        "license": terms.license,
-        "license_name": terms.license_name,
-        "license_link": terms.license_link,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "base_model": base.name,
-        "base_model_relation": "finetune",
-        "datasets": _datasets(scores),
-        "tags": _tags(methods, has_code=has_code, scores=scores),
-        "metrics": _metrics(benchmarks),
-        "model-index": model_index(benchmarks, name=name),
-    }
-    return {key: value for key, value in values.items() if value}
-
-
-def _tags(methods: Sequence[Method], *, has_code: bool, scores: LayerScores | None) -> list[str]:
-    """Scores over a file that nobody else has cannot be reproduced."""
-    sources = scores.calibration.sources if scores else ()
-    public = not any(is_local_data(s.dataset) for s in sources)
-    last = [*(["reproducible"] if public else []), *([CUSTOM_CODE] if has_code else [])]
-    return ["hubprune", "pruned", *(METHOD_TAGS[method] for method in methods), *last]
-
-
-def _datasets(scores: LayerScores | None) -> list[str]:
-    sources = scores.calibration.sources if scores else ()
-    return list(dict.fromkeys(s.dataset for s in sources if not is_local_data(s.dataset)))
-
-
-def _metrics(benchmarks: BenchmarkComparison | None) -> list[str]:
-    return list(dict.fromkeys(METRICS.get(t.metric, t.metric) for t in (benchmarks.tasks if benchmarks else ())))
-
-
-def model_index(benchmarks: BenchmarkComparison | None, *, name: str) -> list[dict[str, Any]]:
-    """Build `model-index`: the values of this model alone, one result per task whose data set is known."""
-    by_task: dict[str, list[TaskComparison]] = {}
-    for row in benchmarks.tasks if benchmarks else ():
-        if row.dataset and not row.pruned.is_bound:  # a bound is no value that a list could be sorted by
-            by_task.setdefault(row.task, []).append(row)
-    results = [_result(rows) for rows in by_task.values()]
-    return [{"name": name, "results": results}] if results else []
-
-
-def _result(rows: list[TaskComparison]) -> dict[str, Any]:
-    return {
-        "task": {"type": "text-generation", "name": "Text Generation"},
-        "dataset": _dataset_of(rows[0]),
-        "metrics": [_metric_of(row) for row in rows],
-    }
-
-
-def _dataset_of(row: TaskComparison) -> dict[str, Any]:
-    fields = {
-        "name": row.task,
-        "type": row.dataset,
-        "config": row.dataset_config,
-        "split": row.split,
-        "revision": row.dataset_commit,
-        "args": {"num_few_shot": row.num_fewshot},
-    }
-    return {key: value for key, value in fields.items() if value is not None}
-
-
-def _metric_of(row: TaskComparison) -> dict[str, Any]:
-    whole = row.documents == row.documents_available
-    part = "" if whole else f", {row.documents} of {row.documents_available} documents"
-    read_by = f"{row.filter}, " if row.filter else ""
-    return {
-        "type": METRICS.get(row.metric, row.metric),
-        "value": round(float(row.pruned.value), 6),
-        "name": f"{row.metric} ({read_by}{row.num_fewshot}-shot{part})",
-    }
-
-
 # ---- eval results --------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +163,16 @@ EVAL_RESULTS = ".eval_results/hubprune.yaml"
 """Path of the file in a repo."""
 Tasks = Mapping[str, tuple[Mapping[str, Any], ...]]
 """Data set id -> the tasks of its eval.yaml."""
+
+
+def leaderboard_datasets(comparison: BenchmarkComparison | None) -> set[str]:
+    """Return the ids of the data sets whose results would belong on a leaderboard, if they have one."""
+    return {str(row.dataset) for row in _whole(comparison)}
+
+
+def _whole(comparison: BenchmarkComparison | None) -> list[TaskComparison]:
+    rows = comparison.main_metrics() if comparison else ()
+    return [row for row in rows if row.dataset and row.is_share and row.documents == row.documents_available]
 
 
 def add_eval_results(folder: Path, comparison: BenchmarkComparison | None, *, tasks: Tasks) -> None:
@@ -192,56 +183,24 @@ def add_eval_results(folder: Path, comparison: BenchmarkComparison | None, *, ta
         comparison: what was measured, if anything.
         tasks: of the data sets that are registered benchmarks, as the Hub has them.
     """
-    listed = entries(_whole(comparison), tasks, comparison)
-    if listed:
+    text = ""
+    for row in _whole(comparison):
+        wanted = row.dataset_config or "default", row.split
+        of_set = tasks.get(str(row.dataset), ())
+        meant = [task for task in of_set if (task.get("config", "default"), task.get("split")) == wanted]
+        if comparison and len(meant) == 1:
+            lines = dump(_entry(row, task_id=str(meant[0]["id"]), version=comparison.lm_eval)).splitlines()
+            text += "".join(f"{'  ' if n else '- '}{line}\n" for n, line in enumerate(lines))
+    if text:
         (folder / EVAL_RESULTS).parent.mkdir(exist_ok=True)
-        write_atomically(folder / EVAL_RESULTS, "".join(_item(entry) for entry in listed))
+        write_atomically(folder / EVAL_RESULTS, text)
 
 
-def leaderboard_datasets(comparison: BenchmarkComparison | None) -> set[str]:
-    """Return the ids of the data sets whose results would belong on a leaderboard, if they have one."""
-    return {str(row.dataset) for row in _whole(comparison)}
-
-
-def _item(entry: Mapping[str, Any]) -> str:
-    """Write one item of a YAML list."""
-    lines = dump(entry).splitlines()
-    return "".join(f"{'- ' if n == 0 else '  '}{line}\n" for n, line in enumerate(lines))
-
-
-def _whole(comparison: BenchmarkComparison | None) -> tuple[TaskComparison, ...]:
-    rows = comparison.main_metrics() if comparison else ()
-    return tuple(row for row in rows if row.dataset and row.is_share and row.documents == row.documents_available)
-
-
-def entries(
-    rows: Iterable[TaskComparison], tasks: Tasks, comparison: BenchmarkComparison | None = None
-) -> list[dict[str, Any]]:
-    """List this model's results on registered benchmarks, with how they were measured.
-
-    Args:
-        rows: main metrics, each over all documents of its split.
-        tasks: of the registered data sets.
-        comparison: names the version of lm-eval.
-    """
-    found = []
-    for row in rows:
-        meant = [task for task in tasks.get(str(row.dataset), ()) if _is_meant(task, row)]
-        if len(meant) == 1:
-            found.append(_entry(row, task_id=str(meant[0]["id"]), version=comparison.lm_eval if comparison else None))
-    return found
-
-
-def _is_meant(task: Mapping[str, Any], row: TaskComparison) -> bool:
-    return (task.get("config", "default"), task.get("split")) == (row.dataset_config or "default", row.split)
-
-
-def _entry(row: TaskComparison, *, task_id: str, version: str | None) -> dict[str, Any]:
+def _entry(row: TaskComparison, *, task_id: str, version: str) -> dict[str, Any]:
     read_by = f", {row.filter}" if row.filter else ""
-    how = f"lm-eval {version or ''}".strip()
     dataset = {"id": row.dataset, "task_id": task_id, "revision": row.dataset_commit}
     return {
         "dataset": {key: value for key, value in dataset.items() if value is not None},
         "value": round(float(row.pruned.value), 6),
-        "notes": f"{how} {row.task}, {row.metric}{read_by} as a share from 0 to 1, {row.num_fewshot}-shot",
+        "notes": f"lm-eval {version} {row.task}, {row.metric}{read_by} as a share from 0 to 1, {row.num_fewshot}-shot",
     }

@@ -11,20 +11,6 @@ from hubprune.core.errors import RecipeError
 from hubprune.core.files import is_license, write_atomically
 from hubprune.core.recipe import Recipe
 
-__all__ = [
-    "add_notice",
-    "attribution_line",
-    "bare_name",
-    "card_in_force",
-    "check_license",
-    "check_name",
-    "license_files",
-    "license_name",
-    "license_sentences",
-    "license_warnings",
-    "notice_text",
-]
-
 NOTICE_NAMES = ("NOTICE", "NOTICE.base-licence")
 """Where the line of a licence goes: into the first of these that the base does not fill itself."""
 
@@ -78,6 +64,7 @@ TERMS: Mapping[str, _Terms] = {
     "mit": _Terms(name="MIT License"),
 }
 """Licence id on the Hub -> its terms."""
+UNKNOWN = _Terms(name="", copy=False)
 NOT_NAMED = ("", "unknown")
 
 
@@ -100,8 +87,8 @@ def license_name(card: BaseCard) -> str | None:
     return None if (name or "").lower() in NOT_NAMED else name
 
 
-def _terms(card: BaseCard) -> _Terms | None:
-    return TERMS.get((license_name(card) or "").lower())
+def _terms(card: BaseCard) -> _Terms:
+    return TERMS.get((license_name(card) or "").lower(), UNKNOWN)
 
 
 # ---- checks before anything is computed --------------------------------------------------------------------------
@@ -132,9 +119,9 @@ def check_name(name: str, *, card: BaseCard, allowed: bool = False) -> None:
     Raises:
         RecipeError: with a name that is allowed.
     """
-    if allowed or _keeps_name_rule(name, card=card):
+    prefix, bare = _terms(card).prefix, bare_name(name, card=card)
+    if allowed or _begins(name, prefix):
         return
-    prefix, bare = _prefix(card), bare_name(name, card=card)
     example = bare if _begins(bare, prefix) else f"{prefix.replace(' ', '-')}-{name}"
     raise RecipeError(
         f"Under the licence {license_name(card)}, {name!r} has to begin with {prefix!r}.",
@@ -144,25 +131,13 @@ def check_name(name: str, *, card: BaseCard, allowed: bool = False) -> None:
 
 def bare_name(name: str, *, card: BaseCard) -> str:
     """Return a name without the Meta- before it that the licence of the base does not allow there."""
-    bare = name.removeprefix("Meta-")
-    return bare if _prefix(card) and _begins(bare, _prefix(card)) else name
-
-
-def _keeps_name_rule(name: str, *, card: BaseCard) -> bool:
-    return _begins(name, _prefix(card))
-
-
-def _prefix(card: BaseCard) -> str:
-    terms = _terms(card)
-    return terms.prefix if terms else ""
+    prefix, bare = _terms(card).prefix, name.removeprefix("Meta-")
+    return bare if prefix and _begins(bare, prefix) else name
 
 
 def _begins(name: str, prefix: str) -> bool:
-    return _bare(name).startswith(_bare(prefix))
-
-
-def _bare(text: str) -> str:
-    return text.lower().replace("-", "").replace("_", "").replace(" ", "")
+    name, prefix = (text.lower().replace("-", "").replace("_", "").replace(" ", "") for text in (name, prefix))
+    return name.startswith(prefix)
 
 
 # ---- what is published with the model ----------------------------------------------------------------------------
@@ -170,35 +145,26 @@ def _bare(text: str) -> str:
 
 def attribution_line(card: BaseCard) -> str | None:
     """Return the line that the base's licence asks for, or None."""
-    terms = _terms(card)
-    return (terms.attribution if terms else "") or None
+    return _terms(card).attribution or None
 
 
 def notice_text(card: BaseCard) -> str | None:
     """Return the one line that the base's licence wants in a NOTICE file, or None."""
-    terms = _terms(card)
-    return (terms.notice if terms else "") or None
+    return _terms(card).notice or None
 
 
 def add_notice(folder: Path, *, card: BaseCard) -> None:
     """Write the line that the licence asks for into a NOTICE file, unless one of the base's own has it."""
     line = notice_text(card)
-    if line is None or any(line in _text(path) for path in folder.glob("NOTICE*")):
-        return
-    name = next(name for name in NOTICE_NAMES if not (folder / name).exists())
-    write_atomically(folder / name, f"{line}\n")
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("NOTICE*"))
+    if line and not any(line in text for text in texts):
+        name = next(name for name in NOTICE_NAMES if not (folder / name).exists())
+        write_atomically(folder / name, f"{line}\n")
 
 
 def license_files(base: BaseCheckpoint) -> tuple[str, ...]:
     """List the base's licence files, which are copied at the pinned commit."""
     return tuple(sorted(file.path for file in base.files if is_license(file.path)))
-
-
-# ---- what the card says ------------------------------------------------------------------------------------------
 
 
 def license_warnings(base: BaseCheckpoint, *, given: str | None) -> Iterator[str]:
@@ -220,28 +186,21 @@ def license_sentences(base: BaseCheckpoint, *, given: str | None, name: str) -> 
         name: of the result, without its namespace.
     """
     card = card_in_force(base, given=given)
-    yield _whose(base, card)
-    if line := attribution_line(card):
-        yield f"{line}."
-    if notice := notice_text(card):
-        yield f"A NOTICE file says, as the licence asks: “{notice}”"
-    if not _keeps_name_rule(name, card=card):
-        yield f"The licence asks for a name that begins with “{_prefix(card)}”, which this one does not."
-    yield from _copies(base, card)
-
-
-def _whose(base: BaseCheckpoint, card: BaseCard) -> str:
     named, terms = license_name(card), _terms(card)
+    told = f"{terms.name} ({named})" if terms.name else named
     if named is None:
-        return "The base's card names no licence, so none is given here."
-    told = f"{terms.name} ({named})" if terms else named
-    if license_name(base.card) is None:
-        return f"The base's card names no licence; whoever published this model gave this one: {told}."
-    return f"The licence of the base applies: {told}."
-
-
-def _copies(base: BaseCheckpoint, card: BaseCard) -> Iterator[str]:
+        yield "The base's card names no licence, so none is given here."
+    elif license_name(base.card) is None:
+        yield f"The base's card names no licence; whoever published this model gave this one: {told}."
+    else:
+        yield f"The licence of the base applies: {told}."
+    if terms.attribution:
+        yield f"{terms.attribution}."
+    if terms.notice:
+        yield f"A NOTICE file says, as the licence asks: “{terms.notice}”"
+    if not _begins(name, terms.prefix):
+        yield f"The licence asks for a name that begins with “{terms.prefix}”, which this one does not."
     if license_files(base):
         yield "Copied from the base at its commit, byte for byte: the files below."
-    elif (terms := _terms(card)) and terms.copy:
+    elif terms.copy:
         yield "The licence asks for a copy of its text with the model; the base's repo holds none that could be copied."

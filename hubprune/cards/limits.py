@@ -1,8 +1,7 @@
 """What a reader is warned of, and what the measurements come to: by rules from the data, never by hand.
 
-No causes are claimed: what is said is what a number says.
-
-The regression budget: how much a result may lose before it is not published.
+No causes are claimed: what is said is what a number says.  At the end stands the regression budget: how much a result
+may lose before it is not published.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from hubprune.core.artifacts import (
     GenerationComparison,
     LayerScores,
     Mark,
-    PairedLoops,
     RepetitionComparison,
     SpeedReport,
     TaskComparison,
@@ -30,38 +28,11 @@ from hubprune.core.errors import OverBudgetError
 from hubprune.core.privacy import is_local_data, public_name
 from hubprune.core.recipe import MEAN
 
-__all__ = ["BudgetLine", "budget_lines", "check_budget", "limits", "verdict"]
-
-
-# ---- limits --------------------------------------------------------------------------------------------------------
-
-
 STANDS_OUT = 2.0
 """Times the others' mean loss from which on the largest loss is said to stand out."""
 WORD_PREDICTION = "lambada"
 """How the tasks begin that ask for the last word of a passage (arXiv 1606.06031)."""
-
-
-# ---- verdict -----------------------------------------------------------------------------------------------------
-
-
-def verdict(comparison: BenchmarkComparison | None, *, repetition: RepetitionComparison | None) -> tuple[str, ...]:
-    """Say in a sentence each what the benchmarks and the free text come to."""
-    return _benchmark_verdict(comparison), _loop_verdict(repetition.loops if repetition else None)
-
-
-def _benchmark_verdict(comparison: BenchmarkComparison | None) -> str:
-    if comparison is None or not comparison.tasks:
-        return "Verdict: what the removal cost on benchmarks was not measured."
-    rows = comparison.main_metrics()
-    told = [part for mark in WORDS if (part := _marked(rows, mark))]
-    if len(rows) > sum(_mark(row) is not None for row in rows):
-        told.append(f"{sum(_mark(row) is None for row in rows)} not tested")
-    of = "1 benchmark" if len(rows) == 1 else f"{len(rows)} benchmarks"
-    return f"Verdict: of {of}, {', '.join(told)}.{_mean_verdict(comparison)}"
-
-
-WORDS: dict[Mark, str] = {
+WORDS: Mapping[Mark, str] = {
     "worse": "worse",
     "better": "better",
     "not distinguishable": "not distinguishable from the base",
@@ -69,10 +40,29 @@ WORDS: dict[Mark, str] = {
 }
 
 
-def _mean_verdict(comparison: BenchmarkComparison) -> str:
-    """Say what the mean came to: many small losses that no task shows by itself can be one of the mean."""
+# ---- verdict -----------------------------------------------------------------------------------------------------
+
+
+def verdict(comparison: BenchmarkComparison | None, *, repetition: RepetitionComparison | None) -> tuple[str, ...]:
+    """Say in a sentence each what the benchmarks and the free text come to."""
+    return _benchmark_verdict(comparison), _loop_verdict(repetition)
+
+
+def _benchmark_verdict(comparison: BenchmarkComparison | None) -> str:
+    if comparison is None or not comparison.tasks:
+        return "Verdict: what the removal cost on benchmarks was not measured."
+    rows = comparison.main_metrics()
+    told = []
+    for mark, words in WORDS.items():
+        if names := [row.task for row in rows if _mark(row) == mark]:
+            told.append(f"{len(names)} {words} ({', '.join(names)})")
+    if untested := sum(_mark(row) is None for row in rows):
+        told.append(f"{untested} not tested")
+    of = "1 benchmark" if len(rows) == 1 else f"{len(rows)} benchmarks"
+    # Many small losses that no task shows by itself can be one of the mean.
     mean = _clear_mean(comparison)
-    return f" Their mean is {'lower' if mean.value < 0 else 'higher'} than the base's." if mean else ""
+    also = f" Their mean is {'lower' if mean.value < 0 else 'higher'} than the base's." if mean else ""
+    return f"Verdict: of {of}, {', '.join(told)}.{also}"
 
 
 def _clear_mean(comparison: BenchmarkComparison) -> Estimate | None:
@@ -84,18 +74,14 @@ def _clear_mean(comparison: BenchmarkComparison) -> Estimate | None:
     return mean if clear else None
 
 
-def _marked(rows: tuple[TaskComparison, ...], mark: Mark) -> str:
-    names = [row.task for row in rows if _mark(row) == mark]
-    return f"{len(names)} {WORDS[mark]} ({', '.join(names)})" if names else ""
-
-
 def _mark(row: TaskComparison) -> Mark | None:
     return row.paired.mark if row.paired else None
 
 
-def _loop_verdict(loops: PairedLoops | None) -> str:
-    if loops is None:
+def _loop_verdict(repetition: RepetitionComparison | None) -> str:
+    if repetition is None:
         return "Whether its texts end in loops more often than the base's was not measured."
+    loops = repetition.loops
     if loops.pruned <= loops.base:
         return "No more of its texts end in a loop than of the base's."
     if loops.change.low is not None and loops.change.low > 0:
@@ -115,19 +101,15 @@ def limits(
     speed: SpeedReport | None = None,
 ) -> tuple[str, ...]:
     """List by fixed rules what the numbers warn of and what was not measured; no causes are claimed."""
+    others = "languages and tasks other than those above" if comparison and comparison.tasks else "other languages"
     return (
         *_benchmark_limits(comparison),
         *free_text.limits(generation),
         *_score_limits(plan, scores=scores),
         "Nothing was trained after the removal.",
         *([f"Speed and memory are those of {hardware(speed)}: other hardware may gain more or less."] if speed else []),
-        _not_measured(comparison, speed=speed),
+        f"Not measured: {'' if speed else 'speed, '}safety and bias, long contexts, {others}.",
     )
-
-
-def _not_measured(comparison: BenchmarkComparison | None, *, speed: SpeedReport | None) -> str:
-    others = "languages and tasks other than those above" if comparison and comparison.tasks else "other languages"
-    return f"Not measured: {'' if speed else 'speed, '}safety and bias, long contexts, {others}."
 
 
 def _benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
@@ -184,12 +166,11 @@ def _at_chance(task: TaskComparison) -> str | None:
 def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str]:
     if plan.widths:
         yield "The neurons were chosen by their weights alone: no calibration supports their choice."
-    if scores is None and not plan.dropped:
-        return
     if scores is None:
-        how = "given by hand" if plan.selected_by == "hand" else "chosen by no score"
-        what = "layer was" if len(plan.dropped) == 1 else "layers were"
-        yield f"The {what} {how} and nothing was scored: no calibration supports the choice."
+        if plan.dropped:
+            how = "given by hand" if plan.selected_by == "hand" else "chosen by no score"
+            what = "layer was" if len(plan.dropped) == 1 else "layers were"
+            yield f"The {what} {how} and nothing was scored: no calibration supports the choice."
         return
     if local := [public_name(s.dataset) for s in scores.calibration.sources if is_local_data(s.dataset)]:
         yield f"The scores come from files that are not published ({', '.join(local)}): they cannot be reproduced."
@@ -199,7 +180,7 @@ def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str
             yield f"Whether {one} or {other} goes is a near tie."
 
 
-# ---- budget --------------------------------------------------------------------------------------------------------
+# ---- budget ------------------------------------------------------------------------------------------------------
 
 
 ROUNDING = 1e-9
@@ -237,16 +218,13 @@ def budget_lines(limits: Mapping[str, float], benchmarks: BenchmarkComparison | 
         limits: `max_drop_pp` of the recipe.
         benchmarks: a task counts by its first metric that is a share; None where nothing was run.
     """
-    changes = dict(_changes(benchmarks)) if benchmarks else {}
-    return tuple(BudgetLine(name=name, allowed=allowed, change=changes.get(name)) for name, allowed in limits.items())
-
-
-def _changes(benchmarks: BenchmarkComparison) -> Iterator[tuple[str, Estimate]]:
-    for row in reversed(benchmarks.tasks):  # so that of several metrics the first one stays
+    changes: dict[str, Estimate] = {}
+    for row in benchmarks.tasks if benchmarks else ():
         if points := row.points:
-            yield row.task, points
-    if mean := benchmarks.mean_points:
-        yield MEAN, mean
+            changes.setdefault(row.task, points)
+    if benchmarks and (mean := benchmarks.mean_points):
+        changes[MEAN] = mean
+    return tuple(BudgetLine(name=name, allowed=allowed, change=changes.get(name)) for name, allowed in limits.items())
 
 
 def check_budget(limits: Mapping[str, float], benchmarks: BenchmarkComparison | None) -> None:
@@ -256,11 +234,9 @@ def check_budget(limits: Mapping[str, float], benchmarks: BenchmarkComparison | 
         OverBudgetError: with the change, the interval and the allowance of everything that has a budget.
     """
     lines = budget_lines(limits, benchmarks)
-    if all(line.kept for line in lines):
-        return
-    over = ", ".join(line.name for line in lines if not line.kept)
-    raise OverBudgetError(
-        f"Nothing was published: {over} lost more than max_drop_pp allows. "
-        f"{'; '.join(line.text for line in lines)}. (In points, with 95 % intervals; the change alone counts.)",
-        hint="Drop less, or raise the budget: --max-drop-pp, or evaluation.max_drop_pp in the recipe.",
-    )
+    if over := ", ".join(line.name for line in lines if not line.kept):
+        raise OverBudgetError(
+            f"Nothing was published: {over} lost more than max_drop_pp allows. "
+            f"{'; '.join(line.text for line in lines)}. (In points, with 95 % intervals; the change alone counts.)",
+            hint="Drop less, or raise the budget: --max-drop-pp, or evaluation.max_drop_pp in the recipe.",
+        )

@@ -1,14 +1,14 @@
-"""Put any text into Markdown, HTML, Python and code fences so that it comes out as the same text.
+"""How a card writes what it is given: numbers, any text, and the author's own words.
 
-Model output, task names and data set ids are other people's text.  Autoescape does not help here, since each of the
-four places has rules of its own: a template names the filter that fits the place.
+Numbers are written here the way the card shows them; templates only place the results.
 
-Write numbers the way the card shows them; templates only place the results.
+Any text is put into Markdown, HTML, Python and code fences so that it comes out as the same text.  Model output, task
+names and data set ids are other people's text.  Autoescape does not help here, since each of the four places has rules
+of its own: a template names the filter that fits the place.
 
-The author's own words on a card: Markdown that starts no section, holds no HTML and links to nothing that runs.
-
-What is not allowed is refused with its line instead of being changed: an author should see on the card what was
-written.  Headings alone move, below the card's own.
+The author's own words are Markdown that starts no section, holds no HTML and links to nothing that runs.  What is not
+allowed is refused with its line instead of being changed: an author should see on the card what was written.  Headings
+alone move, below the card's own.
 """
 
 from __future__ import annotations
@@ -27,13 +27,6 @@ from hubprune.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
-
-__all__ = [
-    "FILTERS", "change_percent", "check_notes", "count", "fence", "html", "interval", "listing", "md", "p_value",
-    "percent_change", "plain", "py", "read_notes", "refuse_unsafe", "signed", "size_change", "span", "visible",
-    "with_error", "with_interval",
-]  # fmt: skip
-
 
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
@@ -74,14 +67,9 @@ def span(low: float, high: float, *, digits: int) -> str:
     return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
 
 
-def percent_change(base: float, now: float) -> float | None:
-    """Compute the relative change in percent; None where the base is 0."""
-    return 100 * (now / base - 1) if base else None
-
-
 def change_percent(base: float, now: float) -> str:
-    """Write the relative change from base to now in percent."""
-    return signed(percent_change(base, now), unit=" %")
+    """Write the relative change from base to now in percent; a dash where the base is 0."""
+    return signed(100 * (now / base - 1) if base else None, unit=" %")
 
 
 def size_change(base: int, now: int) -> str:
@@ -121,7 +109,7 @@ def listing(items: Sequence[int] | Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-# ---- markdown ------------------------------------------------------------------------------------------------------
+# ---- any text ---------------------------------------------------------------------------------------------------
 
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -141,7 +129,7 @@ def visible(text: str, *, keep: str = "") -> str:
         text: any string, lone surrogates included.
         keep: characters that stay as they are all the same.
     """
-    return "".join(c if c in keep or not _is_invisible(c) else _escape(c) for c in text)
+    return "".join(_escape(c) if c not in keep and _is_invisible(c) else c for c in text)
 
 
 def _is_invisible(character: str) -> bool:
@@ -192,13 +180,7 @@ def html(text: str) -> str:
 
 def py(text: str) -> str:
     """Write text as a Python string literal in double quotes."""
-    return '"' + "".join(_py_character(c) for c in text) + '"'
-
-
-def _py_character(character: str) -> str:
-    if character in '"\\':
-        return f"\\{character}"
-    return character if character.isprintable() else _escape(character)
+    return '"' + "".join(f"\\{c}" if c in '"\\' else c if c.isprintable() else _escape(c) for c in text) + '"'
 
 
 FILTERS: Mapping[str, Callable[..., str]] = {"md": md, "fence": fence, "html": html, "py": py}
@@ -250,6 +232,19 @@ def check_notes(text: str, *, name: str = "The notes") -> str:
     return refuse_unsafe(_lower_headings(notes, name=name), name=name)
 
 
+def _lower_headings(text: str, *, name: str) -> str:
+    lines = text.split("\n")
+    for token in _tokens(text)[0]:
+        if token.type != "heading_open" or token.map is None:
+            continue
+        at = token.map[0]
+        if not token.markup.startswith("#"):
+            raise _refused(name, at, "a heading that is underlined; write it with # instead")
+        depth = min(len(token.markup) + DEEPER, DEEPEST)
+        lines[at] = lines[at].replace(token.markup, "#" * depth, 1)
+    return "\n".join(lines)
+
+
 def refuse_unsafe(notes: str, *, name: str) -> str:
     """Return notes that went through `check_notes`, such as those in a manifest, which anybody may have edited since.
 
@@ -274,48 +269,28 @@ def _tokens(text: str) -> tuple[list[Token], dict[str, object]]:
     return parser.parse(text, seen), seen
 
 
-def _lower_headings(text: str, *, name: str) -> str:
-    lines = text.split("\n")
-    for token in _tokens(text)[0]:
-        if token.type != "heading_open" or token.map is None:
-            continue
-        at = token.map[0]
-        if not token.markup.startswith("#"):
-            raise _refused(name, at, "a heading that is underlined; write it with # instead")
-        depth = min(len(token.markup) + DEEPER, DEEPEST)
-        lines[at] = lines[at].replace(token.markup, "#" * depth, 1)
-    return "\n".join(lines)
-
-
 def _problems(text: str) -> Iterator[tuple[int, str]]:
     """Find what is not allowed, as lines from 0 and what is wrong there."""
     tokens, seen = _tokens(text)
     lines = text.split("\n")
     for token in tokens:
-        at = token.map[0] if token.map else 0
+        start, end = token.map or (0, 0)
         if token.type == "html_block":
-            yield at, f"HTML ({_short(token.content)})"
-        if token.type == "fence" and token.map and not _is_closed(token, lines[token.map[1] - 1]):
-            yield at, "a code fence that nothing closes"
+            yield start, f"HTML ({_short(token.content)})"
+        if token.type == "fence" and token.map:
+            closes = end - start > 1 and set(lines[end - 1].strip(" \t>")) == {token.markup[0]}
+            if not closes:
+                yield start, "a code fence that nothing closes"
         for child in token.children or ():
-            yield from ((at, problem) for problem in _inline_problems(child))
+            if child.type == "html_inline":
+                yield start, f"HTML ({_short(child.content)})"
+            address = child.attrs.get("href", child.attrs.get("src"))
+            if address is not None and not _is_safe(str(address)):
+                yield start, f"a link to {_short(str(address))}"
     references = seen.get("references")
     for reference in references.values() if isinstance(references, dict) else ():
         if not _is_safe(str(reference.get("href", ""))):
             yield (reference.get("map") or [0])[0], f"a link to {_short(str(reference.get('href')))}"
-
-
-def _is_closed(token: Token, last: str) -> bool:
-    marks = last.strip(" \t>")
-    return token.map is not None and token.map[1] - token.map[0] > 1 and set(marks) == {token.markup[0]}
-
-
-def _inline_problems(token: Token) -> Iterator[str]:
-    if token.type == "html_inline":
-        yield f"HTML ({_short(token.content)})"
-    address = token.attrs.get("href", token.attrs.get("src"))
-    if address is not None and not _is_safe(str(address)):
-        yield f"a link to {_short(str(address))}"
 
 
 def _is_safe(address: str) -> bool:

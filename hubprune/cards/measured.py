@@ -1,7 +1,4 @@
-"""The benchmarks of base and pruned model, task by task, and how their changes were tested.
-
-What the card says of speed and memory: rows at a glance, and a section with where and how they were measured.
-"""
+"""What was measured of base and pruned model: their benchmarks, task by task, and their speed and memory."""
 
 from __future__ import annotations
 
@@ -13,8 +10,6 @@ from hubprune.core.artifacts import (
     BenchmarkComparison,
     Interval,
     Measure,
-    PairedComparison,
-    PeakMemory,
     SpeedMeasured,
     SpeedReport,
     SpeedRow,
@@ -22,10 +17,13 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.console import size
 
-__all__ = ["benchmarks", "hardware", "section", "speed_rows"]
-
-
-# ---- measured ------------------------------------------------------------------------------------------------------
+TESTS: Mapping[str, str] = {
+    "mcnemar": "McNemar's exact test of the documents that one of the two alone got right",
+    "likelihoods": "for perplexities, a paired t-test of the documents' log-likelihoods",
+    "t": "a paired t-test of the documents' values",
+    "normal": "for groups in which every task counts the same, a normal test of the mean over their tasks",
+}
+"""What a row's verdict rests on."""
 
 
 def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = None) -> Benchmarks | None:
@@ -40,19 +38,14 @@ def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = 
     columns = (
         "Task", "Metric", "Base", "This model", "Δ points", "Δ relative, %", "Verdict", "n", "Shots", "Chance",
     )  # fmt: skip
-    rows = tuple(_task_row(task) for task in comparison.tasks)
+    changes = [f"{row.task} {signed(row.points.value)}" for row in comparison.main_metrics() if row.points]
+    text = f"Changes of the benchmarks in points with their 95 % intervals, against no change: {', '.join(changes)}"
     return Benchmarks(
         sentences=tuple(_benchmark_sentences(comparison)),
-        table=Table(columns=columns, align="llrrrrlrrr", rows=rows),
-        picture=_picture(comparison, picture) if picture else None,
+        table=Table(columns=columns, align="llrrrrlrrr", rows=tuple(map(_task_row, comparison.tasks))),
+        picture=Picture(path=picture, text=text) if picture else None,
         notes=tuple(_test_sentences(comparison)),
     )
-
-
-def _picture(comparison: BenchmarkComparison, path: str) -> Picture:
-    changes = [f"{row.task} {signed(row.points.value)}" for row in comparison.main_metrics() if row.points]
-    text = "Changes of the benchmarks in points with their 95 % intervals, against no change"
-    return Picture(path=path, text=f"{text}: {', '.join(changes)}")
 
 
 def _task_row(task: TaskComparison) -> tuple[str, ...]:
@@ -73,7 +66,18 @@ def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         f"Base and this model were measured in the same run, on the same documents, with lm-eval {comparison.lm_eval}"
         f" ({comparison.dtype}, {comparison.device}, seed {comparison.seed})."
     )
-    yield from _backend_sentences(comparison)
+    # What computed the log-likelihoods, and how that was compared with lm-eval's own backend.
+    if comparison.backend == "hf":
+        why = f", since {comparison.fallback}" if comparison.fallback else ""
+        yield f"Log-likelihoods are from lm-eval's own Hugging Face backend{why}."
+    else:
+        compared = ""
+        if check := comparison.self_check:
+            compared = (
+                f"; lm-eval's own backend computed {count(check.requests)} requests of each as well, and differed by at"
+                f" most {check.largest_difference:.1e} nats"
+            )
+        yield f"Log-likelihoods were computed for both in one pass, which runs once what they have in common{compared}."
     yield (
         "± is one standard error of a model's own value. Chance is the accuracy of guessing. Δ points is"
         " 100 × (this − base) for metrics between 0 and 1 and does not exist for others; Δ relative is this / base − 1."
@@ -84,25 +88,9 @@ def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         yield f"Limited to the first {limit} documents of each task: no figure here is the full benchmark's."
 
 
-def _backend_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
-    """Say what computed the log-likelihoods, and how that was compared with lm-eval's own backend."""
-    if comparison.backend == "hf":
-        why = f", since {comparison.fallback}" if comparison.fallback else ""
-        yield f"Log-likelihoods are from lm-eval's own Hugging Face backend{why}."
-        return
-    check = comparison.self_check
-    compared = (
-        f"; lm-eval's own backend computed {count(check.requests)} requests of each as well, and differed by at most"
-        f" {check.largest_difference:.1e} nats"
-        if check
-        else ""
-    )
-    yield f"Log-likelihoods were computed for both in one pass, which runs once what they have in common{compared}."
-
-
 def _test_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
     """Say how changes were tested, as far as the rows of this card were."""
-    tested = [(row, row.paired) for row in comparison.tasks if row.paired and row.paired.mark]
+    tested = [row.paired for row in comparison.tasks if row.paired and row.paired.mark]
     if not tested:
         return
     yield (
@@ -111,39 +99,22 @@ def _test_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         " has its interval from theirs, with the tasks taken as independent of each other. Verdicts answer for all"
         " tasks at once, so that an interval may leave out 0 where its verdict is not distinguishable."
     )
-    used = [TESTS[key] for key in TESTS if key in {_test_of(paired) for _, paired in tested}]
-    yield (
-        f"Verdicts rest on two-sided tests: {'; '.join(used)}. Their p values are adjusted by Holm's method over the"
-        " first metric of each task, and apart from these over all others. Worse, better: adjusted p below 0.05."
-        f"{_chance_rule(comparison)} Not distinguishable: all else."
-    )
-    if untested := [f"{row.task} ({row.metric})" for row in comparison.tasks if (row, row.paired) not in tested]:
-        yield f"Not tested, for want of values per document that vary: {', '.join(untested)}."
-
-
-TESTS: Mapping[str, str] = {
-    "mcnemar": "McNemar's exact test of the documents that one of the two alone got right",
-    "likelihoods": "for perplexities, a paired t-test of the documents' log-likelihoods",
-    "t": "a paired t-test of the documents' values",
-    "normal": "for groups in which every task counts the same, a normal test of the mean over their tasks",
-}
-"""What a row's verdict rests on."""
-
-
-def _test_of(paired: PairedComparison) -> str:
-    return "likelihoods" if paired.ratio else paired.test
-
-
-def _chance_rule(comparison: BenchmarkComparison) -> str:
-    if all(row.chance is None for row in comparison.tasks):
-        return ""
-    return (
+    used = {"likelihoods" if paired.ratio else paired.test for paired in tested}
+    at_chance = (
         " At chance: neither of them, and the base is no better than guessing (exact binomial test, one-sided, 5 %), so"
         " that the task could show no loss."
     )
+    guessable = any(row.chance is not None for row in comparison.tasks)
+    yield (
+        f"Verdicts rest on two-sided tests: {'; '.join(TESTS[key] for key in TESTS if key in used)}. Their p values are"
+        " adjusted by Holm's method over the first metric of each task, and apart from these over all others. Worse,"
+        f" better: adjusted p below 0.05.{at_chance if guessable else ''} Not distinguishable: all else."
+    )
+    if untested := [f"{r.task} ({r.metric})" for r in comparison.tasks if not (r.paired and r.paired.mark)]:
+        yield f"Not tested, for want of values per document that vary: {', '.join(untested)}."
 
 
-# ---- timed ---------------------------------------------------------------------------------------------------------
+# ---- speed and memory --------------------------------------------------------------------------------------------
 
 
 PEAKS: Mapping[str, str] = {
@@ -155,7 +126,7 @@ MEASURES: Mapping[Measure, str] = {
     "generation": "Whole answer, tokens/s",
 }  # fmt: skip
 """Measure -> what the card calls it, with its unit."""
-GLANCE: tuple[tuple[Measure, str], ...] = (("prefill", "Prefill"), ("decode", "Decoding"))
+GLANCE: tuple[Measure, ...] = ("prefill", "decode")
 """Measures at a glance."""
 
 
@@ -165,45 +136,21 @@ def hardware(speed: SpeedReport) -> str:
     return f"{machine}, {speed.threads} thread{'s'[: speed.threads - 1]}" if speed.device == "cpu" else machine
 
 
-# ---- at a glance -------------------------------------------------------------------------------------------------
-
-
-def speed_rows(speed: SpeedReport | None) -> list[tuple[str, ...]]:
-    """Compare speed and peak memory, each with the hardware; no rows where nothing was timed."""
+def speed_rows(speed: SpeedReport | None) -> Iterator[tuple[str, ...]]:
+    """Compare speed and peak memory at a glance, each with the hardware; no rows where nothing was timed."""
     if speed is None:
-        return []
+        return
     deepest = {row.measured.measure: row for row in speed.rows}
-    rows = [_glance_row(name, deepest[key], speed) for key, name in GLANCE if key in deepest]
+    for row in (deepest[measure] for measure in GLANCE if measure in deepest):
+        seen, ends = row.measured, _ends(row.measured.ratio)
+        told = f"{signed(seen.speedup_percent, digits=1)} % ({ends})"
+        if row.verdict == "control failed":
+            told = "not resolved: the base differs from itself"
+        elif row.verdict == "not resolved":
+            told = f"not resolved ({ends} %)"
+        yield f"{MEASURES[seen.measure]} ({hardware(speed)})", *_paces(seen), told
     if peak := speed.peak_memory:
-        rows.append((f"Peak memory ({hardware(speed)})", *_peak_cells(peak)))
-    return rows
-
-
-def _glance_row(name: str, row: SpeedRow, speed: SpeedReport) -> tuple[str, ...]:
-    seen = row.measured
-    label = f"{name}, tokens/s ({hardware(speed)})"
-    return label, *_paces(seen), _told(row)
-
-
-def _told(row: SpeedRow) -> str:
-    ratio = row.measured.ratio
-    ends = _ends(ratio)
-    if row.verdict == "control failed":
-        return "not resolved: the base differs from itself"
-    if row.verdict == "not resolved":
-        return f"not resolved ({ends} %)"
-    return f"{signed(row.measured.speedup_percent, digits=1)} % ({ends})"
-
-
-def _ends(ratio: Interval) -> str:
-    return span(100 * (ratio.low - 1), 100 * (ratio.high - 1), digits=1)
-
-
-def _peak_cells(peak: PeakMemory) -> tuple[str, ...]:
-    return size(peak.base), size(peak.pruned), size_change(peak.base, peak.pruned)
-
-
-# ---- section -----------------------------------------------------------------------------------------------------
+        yield f"Peak memory ({hardware(speed)})", *_byte_cells(peak.base, peak.pruned)
 
 
 def section(speed: SpeedReport | None) -> Speed | None:
@@ -211,20 +158,47 @@ def section(speed: SpeedReport | None) -> Speed | None:
     if speed is None or not speed.rows:
         return None
     columns = ("Measure", "Base", "This model", "Speed-up, %", "Verdict", "SDR", "Control, %")
+    cache = speed.kv_cache
+    memory: list[tuple[str, ...]] = []
+    if peak := speed.peak_memory:
+        memory.append((f"Peak: {PEAKS[peak.how]}", *_byte_cells(peak.base, peak.pruned)))
+    memory.append((f"KV cache of {count(cache.tokens)} tokens, counted", *_byte_cells(cache.base, cache.pruned)))
     return Speed(
         sentences=tuple(_how(speed)),
         table=Table(columns=columns, align="lrrrlrr", rows=tuple(map(_row, speed.rows))),
-        memory=Table(columns=("Memory", "Base", "This model", "Change"), align="lrrr", rows=tuple(_memory(speed))),
+        memory=Table(columns=("Memory", "Base", "This model", "Change"), align="lrrr", rows=tuple(memory)),
         notes=tuple(_notes(speed)),
     )
 
 
-def _memory(speed: SpeedReport) -> Iterator[tuple[str, ...]]:
-    if peak := speed.peak_memory:
-        yield f"Peak: {PEAKS[peak.how]}", *_peak_cells(peak)
-    cache = speed.kv_cache
-    cells = size(cache.base), size(cache.pruned), size_change(cache.base, cache.pruned)
-    yield f"KV cache of {count(cache.tokens)} tokens, counted", *cells
+def _row(row: SpeedRow) -> tuple[str, ...]:
+    seen, sdr = row.measured, NONE
+    if row.sdr:
+        value, low, high = (plain(number, digits=3) for number in (row.sdr.value, row.sdr.low, row.sdr.high))
+        sdr = f"{value} ({low} to {high})"
+    verdict = "not resolved" if row.verdict == "control failed" else row.verdict
+    gain = f"{signed(seen.speedup_percent, digits=1)} ({_ends(seen.ratio)})"
+    return MEASURES[seen.measure], *_paces(seen), gain, verdict, sdr, _ends(seen.control)
+
+
+def _ends(ratio: Interval) -> str:
+    return span(100 * (ratio.low - 1), 100 * (ratio.high - 1), digits=1)
+
+
+def _byte_cells(base: int, pruned: int) -> tuple[str, ...]:
+    return size(base), size(pruned), size_change(base, pruned)
+
+
+def _paces(seen: SpeedMeasured) -> tuple[str, str]:
+    if seen.tokens_per_second is None or seen.base_tokens_per_second is None:
+        return _three_digits(1000 * seen.base_seconds), _three_digits(1000 * seen.seconds)
+    return _three_digits(seen.base_tokens_per_second), _three_digits(seen.tokens_per_second)
+
+
+def _three_digits(value: float) -> str:
+    """Write a positive number with three digits at least: 1,234, 56.7, 0.891."""
+    digits = next(digits for digits, least in enumerate((99.95, 9.995, 0.9995, 0.0)) if value >= least)
+    return f"{value:,.{digits}f}"
 
 
 def _how(speed: SpeedReport) -> Iterator[str]:
@@ -240,30 +214,6 @@ def _how(speed: SpeedReport) -> Iterator[str]:
         f"Each of {shape.rounds} rounds timed the base, the base again and this model, in random order; both columns"
         " are medians."
     )
-
-
-def _row(row: SpeedRow) -> tuple[str, ...]:
-    seen = row.measured
-    sdr = (
-        f"{plain(row.sdr.value, digits=3)} ({plain(row.sdr.low, digits=3)} to {plain(row.sdr.high, digits=3)})"
-        if row.sdr
-        else NONE
-    )
-    verdict = "not resolved" if row.verdict == "control failed" else row.verdict
-    gain = f"{signed(seen.speedup_percent, digits=1)} ({_ends(seen.ratio)})"
-    return MEASURES[seen.measure], *_paces(seen), gain, verdict, sdr, _ends(seen.control)
-
-
-def _paces(seen: SpeedMeasured) -> tuple[str, str]:
-    if seen.tokens_per_second is None or seen.base_tokens_per_second is None:
-        return _three_digits(1000 * seen.base_seconds), _three_digits(1000 * seen.seconds)
-    return _three_digits(seen.base_tokens_per_second), _three_digits(seen.tokens_per_second)
-
-
-def _three_digits(value: float) -> str:
-    """Write a positive number with three digits at least: 1,234, 56.7, 0.891."""
-    digits = next(digits for digits, least in enumerate((99.95, 9.995, 0.9995, 0.0)) if value >= least)
-    return f"{value:,.{digits}f}"
 
 
 def _notes(speed: SpeedReport) -> Iterator[str]:

@@ -1,122 +1,54 @@
-"""The top of the card: the sentence with the numbers, the table at a glance, how to use the model.
+"""The top of the card: the sentence with the numbers, the table at a glance, and how to use the model.
 
-What the card says of narrower MLPs: how many neurons went, and by which importance.
+The code of "Use it" is one text, which the card shows and which was run on the written files before they went out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from urllib.parse import quote
 
 from hubprune.cards.context import CustomCode, Link, Printed, Table, Usage
-from hubprune.cards.free_text import loop_change, wrapped
+from hubprune.cards.free_text import loop_rows, wrapped
 from hubprune.cards.markdown import (
+    FILTERS,
     INTERVAL,
     NONE,
     change_percent,
     count,
     interval,
-    listing,
     plain,
     signed,
     size_change,
+    visible,
     with_interval,
 )
 from hubprune.cards.measured import speed_rows
-from hubprune.cards.snippet import Snippet
+from hubprune.cards.removal import NAMES, layers_named, width_rows, width_share
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import (
     BaseCheckpoint,
     BenchmarkComparison,
     DropPlan,
     Layout,
-    Refreshed,
-    RepetitionComparison,
+    PublishReport,
     SnippetRun,
-    SpeedReport,
     SublayerKind,
-    TaskComparison,
-    Verification,
-    WidthMetric,
-    WrittenCheckpoint,
 )
 from hubprune.core.console import size
 from hubprune.core.devices import resolve_dtype
-from hubprune.core.endpoint import page
-
-__all__ = ["base_link", "glance", "sentences", "share", "summary", "usage", "width_rows", "worst_task"]
-
-
-# ---- widths --------------------------------------------------------------------------------------------------------
-
-
-FORMULAS: Mapping[WidthMetric, str] = {
-    "max_abs": "max|g| + max|u|",
-    "ppm": "max g + |min g| + max u + |min u|",
-    "vow": "var g + var u",
-    "pon": "the L1 norm of g times the L1 norm of u",
-    "l2": "the L2 norm of g plus the L2 norm of u",
-}
-"""Importance of a neuron, of whose rows g is the gate's and u the up projection's."""
-
-
-def _widths(plan: DropPlan) -> list[tuple[int, int]]:
-    """List the neurons before and after of every MLP that stays."""
-    if plan.widths is None:
-        return []
-    pairs = enumerate(zip(plan.widths.before, plan.widths.kept, strict=True))
-    return [pair for layer, pair in pairs if layer not in plan.gone("mlp")]
-
-
-def share(plan: DropPlan) -> str | None:
-    """Say which share of the neurons is removed, and the width before and after; None where none are."""
-    if not (pairs := _widths(plan)):
-        return None
-    before, now = (sum(column) for column in zip(*pairs, strict=True))
-    said = f"{plain(100 * (1 - now / before), digits=2)} % of the neurons of its MLPs removed"
-    if len(set(pairs)) == 1:
-        return f"{said} ({count(pairs[0][0])} → {count(pairs[0][1])} in each)"
-    return f"{said} ({count(before)} → {count(now)} in all)"
-
-
-def width_rows(plan: DropPlan) -> list[tuple[str, ...]]:
-    """Compare the widths: one row where any changed."""
-    if not (pairs := _widths(plan)):
-        return []
-    alike = len(set(pairs)) == 1
-    before, now = pairs[0] if alike else (sum(column) for column in zip(*pairs, strict=True))
-    label = "Neurons per MLP" if alike else "Neurons of the MLPs that stay"
-    return [(label, count(before), count(now), change_percent(before, now))]
-
-
-def sentences(plan: DropPlan) -> list[str]:
-    """Say how many neurons of which MLP stay, and why these."""
-    if plan.widths is None:
-        return []
-    changes = [
-        (pair, layers) for pair, layers in plan.widths.changes.items() if not set(layers) & set(plan.gone("mlp"))
-    ]
-    if len(set(_widths(plan))) == 1:
-        kept = [f"{count(pair[1])} of {count(pair[0])} in every MLP" for pair, _ in changes]
-    else:
-        kept = [
-            f"{count(pair[1])} of {count(pair[0])} in layer{'s'[: len(layers) - 1]} {listing(layers)}"
-            for pair, layers in changes
-        ]
-    said = [
-        f"Neurons that stay: {'; '.join(kept)}.",
-        f"They are those with the highest {plan.widths.metric}: {FORMULAS[plan.widths.metric]}, where g and u are a"
-        " neuron's rows of the gate and the up projection.",
-    ]
-    if plan.widths.multiple > 1:
-        said.append(
-            f"Widths were rounded to a multiple of {plan.widths.multiple}: another share may have been asked for."
-        )
-    return said
-
-
-# ---- overview ------------------------------------------------------------------------------------------------------
+from hubprune.core.errors import VerificationError
+from hubprune.core.files import scratch_folder
+from hubprune.core.privacy import page, scrub
+from hubprune.core.processes import last_words, run_to_end
+from hubprune.core.strict import parse_json
+from hubprune.core.templates import environment as template_environment
 
 
 def base_link(base: BaseCheckpoint, *, endpoint: str) -> Link:
@@ -126,99 +58,36 @@ def base_link(base: BaseCheckpoint, *, endpoint: str) -> Link:
     return Link(name=base.name, url=f"{url}/tree/{base.commit}" if url else None)
 
 
-def summary(plan: DropPlan, *, checkpoint: WrittenCheckpoint, benchmarks: BenchmarkComparison | None) -> str:
+def summary(report: PublishReport) -> str:
     """Say in one sentence what was done, with its numbers; it follows "This is <base> with"."""
+    checkpoint, benchmarks = report.checkpoint, report.benchmarks
+    parameters, base_parameters = checkpoint.parameters, checkpoint.base_parameters
+    cache, base_cache = checkpoint.kv_bytes_per_token, checkpoint.base_kv_bytes_per_token
     parts = [
-        f"{count(checkpoint.parameters)} parameters instead of {count(checkpoint.base_parameters)}"
-        f" ({change_percent(checkpoint.base_parameters, checkpoint.parameters)})",
-        _told_cache(checkpoint),
+        f"{count(parameters)} parameters instead of {count(base_parameters)}"
+        f" ({change_percent(base_parameters, parameters)})",
+        f"an unchanged KV cache of {count(cache)} bytes per token"
+        if base_cache == cache
+        else f"a KV cache of {count(cache)} instead of {count(base_cache)} bytes per token"
+        f" ({change_percent(base_cache, cache)})",
     ]
     if benchmarks and (mean := benchmarks.mean_points):
         told = f" ({INTERVAL}{ends})" if (ends := interval(mean)) else ""
         parts.append(f"{signed(mean.value)} points on average over {_task_count(benchmarks)}{told}")
-    return f"{_removed(plan)}: {', '.join(parts)}."
+    return f"{' and '.join(_removed(report.plan))}: {', '.join(parts)}."
 
 
-def _told_cache(checkpoint: WrittenCheckpoint) -> str:
-    base, now = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
-    if base == now:
-        return f"an unchanged KV cache of {count(now)} bytes per token"
-    return f"a KV cache of {count(now)} instead of {count(base)} bytes per token ({change_percent(base, now)})"
-
-
-def _removed(plan: DropPlan) -> str:
-    if whole := _whole_layers(plan):
-        told = f"{len(whole)} of its {plan.num_hidden_layers} layers removed"
-        named = f"{'layer' if len(whole) == 1 else 'layers'} {listing(whole)}, counted from 0"
-        return " and ".join([f"{told} ({named})", *filter(None, [share(plan)])])
-    kinds = [(kind, name, layers) for kind, name in NAMES if (layers := plan.layers(kind))]
-    parts = [
-        f"{len(layers)} of its {_present(plan, kind)} {name} sublayers removed"
-        f" ({'layer' if len(layers) == 1 else 'layers'} {listing(layers)}, counted from 0)"
-        for kind, name, layers in kinds
-    ]
-    return " and ".join([*parts, *filter(None, [share(plan)])])
-
-
-def _whole_layers(plan: DropPlan) -> tuple[int, ...]:
-    """Return the layers that went, where nothing but whole layers did and the base lacks nothing."""
+def _removed(plan: DropPlan) -> Iterator[str]:
     attn, mlp = plan.layers("attn"), plan.layers("mlp")
-    return attn if attn == mlp and not any(plan.absent_layers.values()) else ()
-
-
-NAMES: tuple[tuple[Literal["attn"], str], tuple[Literal["mlp"], str]] = (("attn", "attention"), ("mlp", "MLP"))
-"""Kind of sublayer -> what the card calls it."""
-
-
-def _task_count(benchmarks: BenchmarkComparison) -> str:
-    tasks = [t for t in benchmarks.main_metrics() if t.is_share]
-    return "1 benchmark" if len(tasks) == 1 else f"{len(tasks)} benchmarks"
-
-
-def glance(
-    plan: DropPlan,
-    *,
-    base: BaseCheckpoint,
-    checkpoint: WrittenCheckpoint,
-    benchmarks: BenchmarkComparison | None,
-    repetition: RepetitionComparison | None = None,
-    speed: SpeedReport | None = None,
-) -> Table:
-    """Compare base and result in the figures that a reader asks for first."""
-    rows = [
-        _count_row("Parameters", base=checkpoint.base_parameters, now=checkpoint.parameters),
-        *_sublayer_rows(plan),
-        *width_rows(plan),
-        _size_row(checkpoint),
-        _kv_row(checkpoint, dtype=resolve_dtype("auto", base.config)),
-        *speed_rows(speed),
-        *_benchmark_rows(benchmarks),
-        *_loop_rows(repetition),
-    ]
-    return Table(columns=("", "Base", "This model", "Change (95 % interval)"), align="lrrr", rows=tuple(rows))
-
-
-def _loop_rows(repetition: RepetitionComparison | None) -> list[tuple[str, ...]]:
-    if repetition is None:
-        return []
-    loops = repetition.loops
-    counts = (f"{number} of {loops.texts}" for number in (loops.base, loops.pruned))
-    return [("Texts that end in a loop", *counts, loop_change(loops))]
-
-
-def _count_row(label: str, *, base: int, now: int) -> tuple[str, ...]:
-    return label, count(base), count(now), change_percent(base, now)
-
-
-def _sublayer_rows(plan: DropPlan) -> list[tuple[str, ...]]:
-    total, gone = plan.num_hidden_layers, len(plan.removed_layers)
-    layers: list[tuple[str, ...]] = [("Layers", str(total), str(total - gone), signed(-gone, digits=0))] if gone else []
-    dropped = [(kind, name, len(plan.layers(kind))) for kind, name in NAMES if kind == "attn" or plan.layers(kind)]
-    return layers + [
-        (f"{name[0].upper()}{name[1:]} sublayers", str(total), str(total - n), signed(-n, digits=0))
-        for kind, name, n in dropped
-        if (total := _present(plan, kind))
-    ]
+    if attn and attn == mlp and not any(plan.absent_layers.values()):
+        yield f"{len(attn)} of its {plan.num_hidden_layers} layers removed ({layers_named(attn)}, counted from 0)"
+    else:
+        for kind, name in NAMES.items():
+            if layers := plan.layers(kind):
+                said = f"{len(layers)} of its {_present(plan, kind)} {name} sublayers removed"
+                yield f"{said} ({layers_named(layers)}, counted from 0)"
+    if share := width_share(plan):
+        yield share
 
 
 def _present(plan: DropPlan, kind: SublayerKind) -> int:
@@ -226,87 +95,68 @@ def _present(plan: DropPlan, kind: SublayerKind) -> int:
     return plan.num_hidden_layers - len(plan.absent_layers[kind])
 
 
-def _size_row(checkpoint: WrittenCheckpoint) -> tuple[str, ...]:
-    label = f"Weights on disk ({', '.join(checkpoint.dtypes)})"
-    change = size_change(checkpoint.base_weight_bytes, checkpoint.weight_bytes)
-    return label, size(checkpoint.base_weight_bytes), size(checkpoint.weight_bytes), change
+def _task_count(benchmarks: BenchmarkComparison) -> str:
+    tasks = [t for t in benchmarks.main_metrics() if t.is_share]
+    return "1 benchmark" if len(tasks) == 1 else f"{len(tasks)} benchmarks"
 
 
-def _kv_row(checkpoint: WrittenCheckpoint, *, dtype: str) -> tuple[str, ...]:
-    base, now = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
-    return _count_row(f"KV cache, bytes per token at {dtype}", base=base, now=now)
+# ---- at a glance -------------------------------------------------------------------------------------------------
 
 
-def _benchmark_rows(benchmarks: BenchmarkComparison | None) -> list[tuple[str, ...]]:
+def glance(report: PublishReport) -> Table:
+    """Compare base and result in the figures that a reader asks for first."""
+    checkpoint = report.checkpoint
+    weights = checkpoint.base_weight_bytes, checkpoint.weight_bytes
+    cache = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
+    dtype = resolve_dtype("auto", report.base.config)
+    rows = (
+        _count_row("Parameters", checkpoint.base_parameters, checkpoint.parameters),
+        *_sublayer_rows(report.plan),
+        *width_rows(report.plan),
+        (f"Weights on disk ({', '.join(checkpoint.dtypes)})", *map(size, weights), size_change(*weights)),
+        _count_row(f"KV cache, bytes per token at {dtype}", *cache),
+        *speed_rows(report.speed),
+        *_benchmark_rows(report.benchmarks),
+        *loop_rows(report.generation),
+    )
+    return Table(columns=("", "Base", "This model", "Change (95 % interval)"), align="lrrr", rows=rows)
+
+
+def _count_row(label: str, base: int, now: int) -> tuple[str, ...]:
+    return label, count(base), count(now), change_percent(base, now)
+
+
+def _sublayer_rows(plan: DropPlan) -> Iterator[tuple[str, ...]]:
+    total, gone = plan.num_hidden_layers, len(plan.removed_layers)
+    if gone:
+        yield "Layers", str(total), str(total - gone), signed(-gone, digits=0)
+    for kind, name in NAMES.items():
+        n, there = len(plan.layers(kind)), _present(plan, kind)
+        if there and (n or kind == "attn"):
+            yield f"{name[0].upper()}{name[1:]} sublayers", str(there), str(there - n), signed(-n, digits=0)
+
+
+def _benchmark_rows(benchmarks: BenchmarkComparison | None) -> Iterator[tuple[str, ...]]:
+    """Compare the means, and the main metric that lost most points where any of several did."""
     if not benchmarks or not (mean := benchmarks.mean_points):
-        return []
-    label = f"Mean of {_task_count(benchmarks)}, %"
+        return
     tasks = [t for t in benchmarks.main_metrics() if t.is_share]
     means = [sum(values) / len(values) for values in zip(*((t.base.value, t.pruned.value) for t in tasks), strict=True)]
-    rows: list[tuple[str, ...]] = [(label, *_percentages(means), with_interval(mean, unit=" points"))]
-    if len(tasks) > 1 and (worst := worst_task(benchmarks)) and worst.points:
+    label = f"Mean of {_task_count(benchmarks)}, %"
+    yield label, *_percentages(means), with_interval(mean, unit=" points")
+    changes = [(t.points.value, i, t) for i, t in enumerate(benchmarks.main_metrics()) if t.points]
+    loss, _, worst = min(changes, default=(0.0, 0, None))
+    if len(tasks) > 1 and worst and loss < 0 and worst.points:
         values = _percentages([worst.base.value, worst.pruned.value])
         label = f"Largest loss: {worst.task}, {worst.metric}, %"
-        rows.append((label, *values, with_interval(worst.points, unit=" points")))
-    return rows
+        yield label, *values, with_interval(worst.points, unit=" points")
 
 
 def _percentages(shares: list[float]) -> tuple[str, ...]:
     return tuple(plain(100 * share, digits=2) for share in shares)
 
 
-def worst_task(benchmarks: BenchmarkComparison) -> TaskComparison | None:
-    """Return the main metric that lost most points, or None where none lost any."""
-    changes = [(t.points.value, i, t) for i, t in enumerate(benchmarks.main_metrics()) if t.points]
-    change, _, task = min(changes, default=(0.0, 0, None))
-    return task if change < 0 else None
-
-
-def usage(
-    repo_id: str,
-    *,
-    tag: str | None,
-    base: BaseCheckpoint,
-    plan: DropPlan,
-    checkpoint: WrittenCheckpoint,
-    verification: Verification,
-    snippet: SnippetRun | None,
-    refreshed: Sequence[Refreshed] = (),
-) -> Usage:
-    """Show the snippet that was run, with what it printed; one for another place than this says nothing here.
-
-    Of a refreshed repo it is the same code with the tag of the files that are there now.
-    """
-    code = _custom_code(plan, checkpoint)
-    versions = [_versions(base)] if code else []
-    run = snippet if snippet and (snippet.repo_id, snippet.revision) == (repo_id, tag) else None
-    before = _run_before(snippet, repo_id, tag) if refreshed and not run else None
-    shown, printed = (run.code, _printed(run)) if run else before or (None, None)
-    return Usage(
-        snippet=shown or Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None).code(),
-        printed=printed,
-        code=code,
-        runtimes=(RUNTIMES[plan.layout], *versions, _really_run(verification)),
-    )
-
-
-def _run_before(snippet: SnippetRun | None, repo_id: str, tag: str | None) -> tuple[str, Printed] | None:
-    """Return the code that was run before a refresh, with the tag of the files that are there now."""
-    if snippet is None or snippet.repo_id != repo_id or not (snippet.revision and tag):
-        return None
-    label = (
-        f"Before this repo was refreshed, this code was run on its files as they are at {snippet.revision}, with"
-        f" transformers {snippet.transformers}. It printed:"
-    )
-    return snippet.code.replace(snippet.revision, tag), Printed(label=label, text=wrapped(snippet.output))
-
-
-def _printed(snippet: SnippetRun) -> Printed:
-    label = (
-        "Before this repo was published, exactly this code was run on its files in a fresh process, with transformers"
-        f" {snippet.transformers}. It printed:"
-    )
-    return Printed(label=label, text=wrapped(snippet.output))
+# ---- how to use it -----------------------------------------------------------------------------------------------
 
 
 RUNTIMES: Mapping[Layout, str] = {
@@ -317,22 +167,149 @@ RUNTIMES: Mapping[Layout, str] = {
 }
 
 
-def _versions(base: BaseCheckpoint) -> str:
-    """Say which transformers runs the modeling file, and what of the snippet some of them call otherwise."""
-    floor = architecture_of(base.config, name=base.name).floor
-    needed = ".".join(map(str, floor))
-    return f"That file needs transformers {needed} or newer; before 4.56, from_pretrained takes torch_dtype for dtype."
+def usage(report: PublishReport, *, tag: str | None) -> Usage:
+    """Show the snippet that was run, with what it printed; one for another place than this says nothing here.
+
+    Of a refreshed repo it is the same code with the tag of the files that are there now.
+    """
+    base, repo_id, run = report.base, report.repo_id, report.snippet
+    code = _custom_code(report)
+    shown, label = None, ""
+    if run and (run.repo_id, run.revision) == (repo_id, tag):
+        shown = run.code
+        label = (
+            "Before this repo was published, exactly this code was run on its files in a fresh process, with"
+            f" transformers {run.transformers}. It printed:"
+        )
+    elif run and report.refreshed and run.repo_id == repo_id and run.revision and tag:
+        shown = run.code.replace(run.revision, tag)
+        label = (
+            f"Before this repo was refreshed, this code was run on its files as they are at {run.revision}, with"
+            f" transformers {run.transformers}. It printed:"
+        )
+    runtimes = [RUNTIMES[report.plan.layout]]
+    if code:
+        needed = ".".join(map(str, architecture_of(base.config, name=base.name).floor))
+        # Some of those run the modeling file, and call a thing in the snippet otherwise.
+        older = "before 4.56, from_pretrained takes torch_dtype for dtype"
+        runtimes.append(f"That file needs transformers {needed} or newer; {older}.")
+    ran = [f"transformers {report.verification.transformers}", *report.verification.runtimes]
+    runtimes.append(f"For this card the files were run in {' and '.join(ran)}, and nowhere else.")
+    return Usage(
+        snippet=shown or Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None).code(),
+        printed=Printed(label=label, text=wrapped(run.output)) if run and label else None,
+        code=code,
+        runtimes=tuple(runtimes),
+    )
 
 
-def _really_run(verification: Verification) -> str:
-    run = [f"transformers {verification.transformers}", *verification.runtimes]
-    return f"For this card the files were run in {' and '.join(run)}, and nowhere else."
-
-
-def _custom_code(plan: DropPlan, checkpoint: WrittenCheckpoint) -> CustomCode | None:
-    for file in checkpoint.files:
+def _custom_code(report: PublishReport) -> CustomCode | None:
+    plan = report.plan
+    for file in report.checkpoint.files:
         if file.path.startswith("modeling_") and file.path.endswith(".py"):
             return CustomCode(
                 file=file.path, sha256=file.sha256 or NONE, without=plan.parts, shrinks_cache=bool(plan.gone("attn"))
             )
     return None
+
+
+# ---- its code ----------------------------------------------------------------------------------------------------
+
+
+SNIPPET_TEMPLATE = "snippet.py.jinja"
+DEFAULT_PROMPT = "Paris is the capital of"
+NEW_TOKENS = 40
+ORDINARY = {
+    "_from_model_config", "bos_token_id", "do_sample", "eos_token_id", "max_length", "max_new_tokens", "min_p",
+    "pad_token_id", "repetition_penalty", "temperature", "top_k", "top_p", "transformers_version", "typical_p",
+    "use_cache",
+}  # fmt: skip
+"""Keys of a generation_config.json with which `generate` needs nothing else, and makes one text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snippet:
+    """What the code depends on."""
+
+    repo_id: str
+    revision: str | None
+    """Tag of exactly this checkpoint; None where no tag will exist, as in a pull request."""
+    prompt: str = DEFAULT_PROMPT
+    custom_code: bool
+    """Whether the repo ships a modeling file."""
+    samples: bool = False
+    """Whether the model's own settings would draw its words at random, so that the code has to say otherwise."""
+    plain: bool = False
+    """Whether the model's own settings ask for more than `generate` does alone, so that the code puts them aside."""
+
+    def code(self, *, overrides: Path | None = None) -> str:
+        """Write the code, without a line break at its end, as the fence of the card leaves it.
+
+        Args:
+            overrides: a folder of the user whose templates win over the shipped ones.
+        """
+        made = template_environment("card", filters=FILTERS, overrides=overrides).get_template(SNIPPET_TEMPLATE)
+        text = made.render(
+            repo_id=self.repo_id, revision=self.revision, prompt=self.prompt, custom_code=self.custom_code,
+            samples=self.samples and not self.plain, plain=self.plain, new_tokens=NEW_TOKENS,
+        )  # fmt: skip
+        return scrub(visible(text, keep="\n\t")).rstrip("\n")
+
+    def run(self, folder: Path, *, gpu: bool, overrides: Path | None = None) -> SnippetRun:
+        """Run the code as it stands, in a fresh process that finds the folder under the repo's id, and the Hub nowhere.
+
+        Args:
+            folder: the written checkpoint.
+            gpu: whether the process may use one.
+            overrides: a folder of the user whose templates win over the shipped ones.
+
+        Raises:
+            VerificationError: the code fails.
+        """
+        code = self.code(overrides=overrides)
+        output = _output(code, folder, repo_id=self.repo_id, gpu=gpu)
+        return SnippetRun(
+            repo_id=self.repo_id, revision=self.revision, code=code, output=output, transformers=version("transformers")
+        )
+
+
+def samples(folder: Path) -> bool:
+    """Return whether `generate` draws words at random from a checkpoint that nothing else is asked of."""
+    files = [folder / name for name in ("generation_config.json", "config.json")]
+    settings = [parse_json(path.read_bytes(), where=str(path)) for path in files if path.is_file()]
+    return any(values.get("do_sample") is True for values in settings)
+
+
+def asks_for_more(folder: Path) -> bool:
+    """Return whether a generation_config.json asks for what `generate` may refuse, or do otherwise, all by itself."""
+    path = folder / "generation_config.json"
+    given = parse_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
+    return any(key not in ORDINARY for key, value in given.items() if value not in (None, False))
+
+
+def _output(code: str, folder: Path, *, repo_id: str, gpu: bool) -> str:
+    with scratch_folder(name="hubprune-snippet") as work:
+        # from_pretrained takes a folder of that name for the repo, at whatever revision.
+        link = work / "run" / repo_id
+        link.parent.mkdir(parents=True)
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+        variables = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), "PYTHONUTF8": "1"}
+        done = run_to_end(
+            [sys.executable, "-P", "-c", code],
+            cwd=work / "run",
+            env={**os.environ, **variables, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    if not done.returncode:
+        return done.stdout.removesuffix("\n")
+    if done.returncode < 0:
+        said, so = f"it was killed by signal {-done.returncode}", "The memory has to hold the whole model."
+    else:
+        said, so = last_words(done.stderr), "This is a bug worth reporting, with the name of the base."
+    raise VerificationError(
+        f"The code that the card would show does not run on the written files: {said}",
+        hint=f"Nothing was published. {so}",
+    )

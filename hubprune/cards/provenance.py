@@ -1,6 +1,6 @@
 """The end of the card: how to reproduce it, whose terms apply, what to cite.
 
-Rebuild the command line of a publish from its recipe: never from argv, which may hold a token or a local path.
+The command line of a publish is rebuilt from its recipe: never from argv, which may hold a token or a local path.
 """
 
 from __future__ import annotations
@@ -14,18 +14,11 @@ from hubprune.cards.context import Licence, Link, Reproduction, Table
 from hubprune.cards.license import card_in_force, license_files, license_name, license_sentences
 from hubprune.cards.manifest import RECIPE
 from hubprune.cards.markdown import listing
-from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, Refreshed
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, PublishReport, Refreshed
 from hubprune.core.console import duration
-from hubprune.core.endpoint import page
-from hubprune.core.privacy import is_local_data
+from hubprune.core.privacy import is_local_data, page
 from hubprune.core.recipe import Recipe
-from hubprune.core.specs import HAND, OPTIONS, WidthSpec
-
-__all__ = ["citations", "licence", "publish_command", "reproduce_command", "reproduction", "without_times"]
-
-
-# ---- provenance ----------------------------------------------------------------------------------------------------
-
+from hubprune.core.specs import HAND, OPTIONS
 
 STAGES: Mapping[str, str] = {
     "rounds": "scores of later rounds",
@@ -41,41 +34,30 @@ TIMES_TABLE = re.compile(rb"^\| Stage \| Time \|\n(?:\|.*\n?)*", re.MULTILINE)
 """That table as the card has it."""
 
 
-def reproduction(
-    recipe: Recipe,
-    *,
-    repo_id: str,
-    tag: str | None,
-    base: BaseCheckpoint,
-    environment: Environment,
-    seconds: Mapping[str, float],
-    refreshed: tuple[Refreshed, ...] = (),
-) -> Reproduction:
+# ---- how to reproduce it -----------------------------------------------------------------------------------------
+
+
+def reproduction(report: PublishReport, *, recipe: Recipe, tag: str | None) -> Reproduction:
     """Collect commands, versions, hardware and times.
 
     Args:
+        report: of the run.
         recipe: as it is published (`privacy.public_recipe`).
-        repo_id: where the result is.
-        tag: that names it there; None where there is none.
-        base: its commit is named.
-        environment: where the run took place.
-        seconds: wall-clock seconds per stage.
-        refreshed: what later versions wrote anew, oldest first.
+        tag: that names the result where it is; None where there is none.
     """
+    times = tuple((STAGES.get(stage, stage), duration(seconds)) for stage, seconds in report.seconds.items())
     return Reproduction(
-        check=reproduce_command(recipe, repo_id=repo_id, tag=tag),
+        check=reproduce_command(recipe, repo_id=report.repo_id, tag=tag),
         command=publish_command(recipe),
         needs_tasks=recipe.evaluation.include_path is not None,
-        refreshed=_told_refreshes(refreshed),
-        environment=_environment_table(base, environment=environment),
-        seconds=_seconds_table(seconds),
+        refreshed=_told_refreshes(report.refreshed) if report.refreshed else None,
+        environment=_environment_table(report),
+        seconds=Table(columns=TIMES, align="lr", rows=times) if times else None,
     )
 
 
-def _told_refreshes(refreshed: tuple[Refreshed, ...]) -> str | None:
+def _told_refreshes(refreshed: tuple[Refreshed, ...]) -> str:
     """Say in one line which files are those of a later version, and with which ones everything was measured."""
-    if not refreshed:
-        return None
     first, last = refreshed[0], refreshed[-1]
     paths = sorted({file.path for refresh in refreshed for file in refresh.files})
     there = f"tag {first.tag}" if first.tag else f"commit {first.commit[:12]}"
@@ -86,30 +68,106 @@ def _told_refreshes(refreshed: tuple[Refreshed, ...]) -> str | None:
     )
 
 
-def _environment_table(base: BaseCheckpoint, *, environment: Environment) -> Table:
-    versions = {
-        "hubprune": environment.hubprune,
-        "Python": environment.python,
-        **dict(sorted(environment.versions.items())),
-    }
-    rows = [
+def _environment_table(report: PublishReport) -> Table:
+    base, environment = report.base, report.environment
+    rows = (
         ("Base", base.name),
         *([("Base commit", base.commit)] if base.commit else []),
         ("Hardware", f"{environment.machine}, {environment.threads} thread{'s'[: environment.threads - 1]}"),
         ("Platform", environment.platform),
-        *versions.items(),
-    ]
-    return Table(columns=("", "Value"), align="ll", rows=tuple(rows))
-
-
-def _seconds_table(seconds: Mapping[str, float]) -> Table | None:
-    rows = tuple((STAGES.get(stage, stage), duration(value)) for stage, value in seconds.items())
-    return Table(columns=TIMES, align="lr", rows=rows) if rows else None
+        ("hubprune", environment.hubprune),
+        ("Python", environment.python),
+        *sorted(environment.versions.items()),
+    )
+    return Table(columns=("", "Value"), align="ll", rows=rows)
 
 
 def without_times(card: bytes) -> bytes:
     """Leave the table of wall-clock times out of a card: two runs of the same never take the same seconds."""
     return TIMES_TABLE.sub(b"", card)
+
+
+def reproduce_command(recipe: Recipe, *, repo_id: str, tag: str | None) -> str:
+    """Write the command that runs a published result again and compares.
+
+    Args:
+        recipe: as it is published (`privacy.public_recipe`).
+        repo_id: where the result is.
+        tag: that names it there; None where there is none.
+    """
+    words = ["hubprune reproduce " + shlex.quote(repo_id)]
+    words += [f"--revision {tag}"] if tag else []
+    words += ["--trust-tasks"] if recipe.evaluation.include_path and recipe.evaluation.tasks else []
+    names = dict.fromkeys(s.dataset for s in recipe.calibration.subsets if is_local_data(s.dataset))
+    words += [f"--calibration {shlex.quote(name)}" for name in names if recipe.needs_scores]
+    return " \\\n    ".join(words)
+
+
+def publish_command(recipe: Recipe) -> str:
+    """Write the command that gives the same result, one option per line.
+
+    It reads recipe.yaml, which alone can hold a mix or prompts of one's own; the options repeat what decides most.
+
+    Args:
+        recipe: as it is published (`privacy.public_recipe`).
+    """
+    return " \\\n    ".join(["hubprune publish " + shlex.quote(recipe.base.repo_id), *_options(recipe)])
+
+
+def _options(recipe: Recipe) -> Iterator[str]:
+    yield f"--recipe {RECIPE}"
+    yield f"--base-revision {shlex.quote(recipe.base.revision)}"
+    yield from _drop_options(recipe)
+    if recipe.aggregation != "document":
+        yield f"--aggregation {recipe.aggregation}"
+    evaluation = recipe.evaluation
+    yield f"--tasks {shlex.quote(','.join(evaluation.tasks) or 'none')}"
+    if shots := evaluation.num_fewshot:
+        each = ",".join(f"{task}={shots[task]}" for task in evaluation.tasks if task in shots)
+        alike = len({*shots.values()}) == 1 and len(shots) == len(evaluation.tasks)
+        yield f"--num-fewshot {shlex.quote(str(next(iter(shots.values()))) if alike else each)}"
+    if evaluation.include_path:
+        yield f"--include-path {shlex.quote(evaluation.include_path)}"
+    if evaluation.limit is not None:
+        yield f"--limit {evaluation.limit}"
+    yield f"--seed {recipe.seed}"
+    if recipe.target.license:
+        yield f"--license {shlex.quote(recipe.target.license)}"
+    if recipe.target.allow_name:
+        yield "--allow-name"
+    if recipe.dtype != "auto":
+        yield f"--dtype {recipe.dtype}"
+
+
+def _drop_options(recipe: Recipe) -> Iterator[str]:
+    drop, width = recipe.drop, recipe.width
+    for ranking, amount in drop.amounts.items():
+        yield f"{OPTIONS[ranking]} {amount}"
+    for kind, layers in drop.by_hand.items():
+        yield f"{HAND[kind]} {_numbers(layers)}"
+    if drop.protect:
+        yield f"--protect {_numbers(drop.protect)}"
+    if width and width.drop_neurons:
+        yield f"--drop-neurons {width.drop_neurons}"
+    elif width and width.expansion_ratio:
+        yield f"--expansion-ratio {width.expansion_ratio}"
+    elif width:
+        yield f"--mlp-width {width.width if isinstance(width.width, int) else _numbers(width.width or ())}"
+    if width:
+        yield f"--width-metric {width.metric} --width-multiple {width.multiple}"
+    if recipe.layout != "auto":
+        yield f"--layout {recipe.layout}"
+    if recipe.metric != "cosine":
+        yield f"--metric {recipe.metric}"
+    if recipe.schedule != "one-shot":
+        yield f"--schedule {recipe.schedule}"
+
+
+def _numbers(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
+
+
+# ---- terms and citations -----------------------------------------------------------------------------------------
 
 
 def licence(base: BaseCheckpoint, *, plan: DropPlan, name: str, given: str | None) -> Licence:
@@ -129,26 +187,22 @@ def licence(base: BaseCheckpoint, *, plan: DropPlan, name: str, given: str | Non
     )
 
 
-def citations(base: BaseCheckpoint, *, plan: DropPlan, has_benchmarks: bool, endpoint: str) -> tuple[str, ...]:
+def citations(report: PublishReport) -> tuple[str, ...]:
     """Return BibTeX entries for the base at its endpoint, the methods, the benchmarks if any were run, and hubprune."""
-    methods = [*([PAPER] if plan.dropped else []), *([WIDTH_PAPER] if plan.widths else [])]
-    return (_cite_base(base, endpoint=endpoint), *methods, *([LM_EVAL] if has_benchmarks else []), HUBPRUNE)
-
-
-def _cite_base(base: BaseCheckpoint, *, endpoint: str) -> str:
-    owner, _, name = base.name.rpartition("/")
+    base, plan = report.base, report.plan
+    owner, _, name = (part.replace("_", r"\_") for part in base.name.rpartition("/"))
+    url = page(base.name, endpoint=report.endpoint) if base.commit else None
     fields = {
-        "title": _bibtex(name),
-        "author": f"{{{_bibtex(owner)}}}" if owner else "",
-        "howpublished": f"\\url{{{url}}}" if base.commit and (url := page(base.name, endpoint=endpoint)) else "",
+        "title": name,
+        "author": f"{{{owner}}}" if owner else "",
+        "howpublished": f"\\url{{{url}}}" if url else "",
         "note": f"Commit {base.commit}" if base.commit else "",
     }
     lines = [f"  {key} = {{{value}}}" for key, value in fields.items() if value]
-    return "@misc{base,\n" + ",\n".join(lines) + "\n}"
-
-
-def _bibtex(text: str) -> str:
-    return text.replace("_", r"\_")
+    cited = ["@misc{base,\n" + ",\n".join(lines) + "\n}"]
+    cited += [PAPER] if plan.dropped else []
+    cited += [WIDTH_PAPER] if plan.widths else []
+    return (*cited, *([LM_EVAL] if report.benchmarks is not None else []), HUBPRUNE)
 
 
 PAPER = """\
@@ -185,101 +239,3 @@ HUBPRUNE = """\
   title = {hubprune: prune a language model, measure what it cost, publish the result},
   author = {{The hubprune authors}}
 }"""
-
-
-# ---- command -------------------------------------------------------------------------------------------------------
-
-
-def publish_command(recipe: Recipe) -> str:
-    """Write the command that gives the same result, one option per line.
-
-    It reads recipe.yaml, which alone can hold a mix or prompts of one's own; the options repeat what decides most.
-
-    Args:
-        recipe: as it is published (`privacy.public_recipe`).
-    """
-    words = ["hubprune publish " + shlex.quote(recipe.base.repo_id), *_options(recipe)]
-    return " \\\n    ".join(words)
-
-
-def reproduce_command(recipe: Recipe, *, repo_id: str, tag: str | None) -> str:
-    """Write the command that runs a published result again and compares.
-
-    Args:
-        recipe: as it is published (`privacy.public_recipe`).
-        repo_id: where the result is.
-        tag: that names it there; None where there is none.
-    """
-    words = ["hubprune reproduce " + shlex.quote(repo_id)]
-    words += [f"--revision {tag}"] if tag else []
-    words += ["--trust-tasks"] if recipe.evaluation.include_path and recipe.evaluation.tasks else []
-    names = dict.fromkeys(s.dataset for s in recipe.calibration.subsets if is_local_data(s.dataset))
-    words += [f"--calibration {shlex.quote(name)}" for name in names if recipe.needs_scores]
-    return " \\\n    ".join(words)
-
-
-def _options(recipe: Recipe) -> Iterator[str]:
-    yield f"--recipe {RECIPE}"
-    yield f"--base-revision {shlex.quote(recipe.base.revision)}"
-    yield from _drop_options(recipe)
-    if recipe.aggregation != "document":
-        yield f"--aggregation {recipe.aggregation}"
-    yield from _evaluation_options(recipe)
-    yield f"--seed {recipe.seed}"
-    if recipe.target.license:
-        yield f"--license {shlex.quote(recipe.target.license)}"
-    if recipe.target.allow_name:
-        yield "--allow-name"
-    if recipe.dtype != "auto":
-        yield f"--dtype {recipe.dtype}"
-
-
-def _drop_options(recipe: Recipe) -> Iterator[str]:
-    drop = recipe.drop
-    for ranking, amount in drop.amounts.items():
-        yield f"{OPTIONS[ranking]} {amount}"
-    for kind, layers in drop.by_hand.items():
-        yield f"{HAND[kind]} {_numbers(layers)}"
-    if drop.protect:
-        yield f"--protect {_numbers(drop.protect)}"
-    yield from _width_options(recipe.width)
-    if recipe.layout != "auto":
-        yield f"--layout {recipe.layout}"
-    if recipe.metric != "cosine":
-        yield f"--metric {recipe.metric}"
-    if recipe.schedule != "one-shot":
-        yield f"--schedule {recipe.schedule}"
-
-
-def _width_options(width: WidthSpec | None) -> Iterator[str]:
-    if width is None:
-        return
-    if width.drop_neurons:
-        yield f"--drop-neurons {width.drop_neurons}"
-    elif width.expansion_ratio:
-        yield f"--expansion-ratio {width.expansion_ratio}"
-    else:
-        yield f"--mlp-width {width.width if isinstance(width.width, int) else _numbers(width.width or ())}"
-    yield f"--width-metric {width.metric} --width-multiple {width.multiple}"
-
-
-def _evaluation_options(recipe: Recipe) -> Iterator[str]:
-    evaluation = recipe.evaluation
-    yield f"--tasks {shlex.quote(','.join(evaluation.tasks) or 'none')}"
-    if shots := evaluation.num_fewshot:
-        yield f"--num-fewshot {shlex.quote(_examples(shots, evaluation.tasks))}"
-    if evaluation.include_path:
-        yield f"--include-path {shlex.quote(evaluation.include_path)}"
-    if evaluation.limit is not None:
-        yield f"--limit {evaluation.limit}"
-
-
-def _examples(shots: Mapping[str, int], tasks: tuple[str, ...]) -> str:
-    same = {*shots.values()}
-    if len(same) == 1 and len(shots) == len(tasks):
-        return str(same.pop())
-    return ",".join(f"{task}={shots[task]}" for task in tasks if task in shots)
-
-
-def _numbers(numbers: tuple[int, ...]) -> str:
-    return ",".join(str(n) for n in numbers)

@@ -1,4 +1,4 @@
-"""What every command does around its work: show errors and results, open sessions and runs, write JSON."""
+"""What every command does around its work: show errors and results, write JSON."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from hubprune.core.processes import rank, world_size
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from hubprune.core.recipe import Recipe
-    from hubprune.hub.session import HubSession
     from hubprune.localhub import Preview
-    from hubprune.workflows.run import Run
 
 INTERRUPTED = 130
 RESUME = "Run the same command again: it goes on after the last finished stage."
@@ -120,27 +117,6 @@ def edits_as_json(*, wanted: bool) -> Iterator[None]:
         raise
 
 
-def open_session(endpoint: str | None) -> HubSession:
-    """Open a session with a Hub; None for the one that the environment names."""
-    from hubprune.core.endpoint import use_endpoint
-    from hubprune.hub.session import HubSession
-
-    return HubSession.open(endpoint=use_endpoint(endpoint))
-
-
-def open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
-    """Open a run of a recipe over the work folder; what is taken from it is said."""
-    session = open_session(endpoint)
-    from hubprune.core.stages import StageStore, work_folder
-    from hubprune.workflows.run import Run
-
-    def say_reused(stage: str) -> None:
-        reporter.note(f"{stage}: taken from an earlier run")
-
-    store = StageStore(work_folder(), on_reuse=say_reused, warn=reporter.warn)
-    return Run(recipe, session, reporter, store)
-
-
 def show_page(shown: Preview, *, port: int, opens: bool, reporter: Reporter) -> None:
     """Show a card's page until Ctrl-C; its address is the first line on stdout."""
     import webbrowser
@@ -180,11 +156,11 @@ def to_json(value: BaseModel) -> str:
 def follow() -> None:
     """Compute what the first of several processes tells."""
     from hubprune.core.console import quiet
-    from hubprune.evaluation import team
+    from hubprune.evaluation import computing
 
     try:
         with errors_shown(), quiet():
-            team.follow()
+            computing.follow()
     except typer.Exit as end:  # which only an app turns into an exit code
         sys.exit(end.exit_code)
 
@@ -192,6 +168,6 @@ def follow() -> None:
 def dismiss() -> None:
     """Let the other processes of a run go, where this is the first of several."""
     if rank() == 0 and world_size() > 1:
-        from hubprune.evaluation import team
+        from hubprune.evaluation import computing
 
-        team.dismiss()
+        computing.dismiss()

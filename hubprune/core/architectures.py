@@ -13,8 +13,6 @@ from typing import Any
 from hubprune.core.artifacts import Layout, SublayerKind
 from hubprune.core.errors import UnsupportedArchitectureError
 
-__all__ = ["ARCHITECTURES", "NEMOTRON_NAS", "Architecture", "architecture_of"]
-
 FULL, SLIDING = "full_attention", "sliding_attention"
 """The kinds of attention, as `layer_types` in config.json spells them."""
 LIST_OF_KINDS = "layer_types"
@@ -169,17 +167,10 @@ class Architecture:
         """Tell whether a tensor of a checkpoint is a parameter of the model."""
         return not (tensor.startswith(self.layers_prefix) and tensor.endswith(self.computed))
 
-    def attn_parts(self) -> tuple[str, ...]:
-        """Names, inside a decoder layer, of everything that goes with its attention."""
-        return (self.attn_module, *self.attn_norms)
-
-    def mlp_parts(self) -> tuple[str, ...]:
-        """Names, inside a decoder layer, of everything that goes with its MLP."""
-        return (self.mlp_module, *self.mlp_norms)
-
-    def parts(self, kind: SublayerKind) -> tuple[str, ...]:
-        """Names, inside a decoder layer, of everything that goes with a sublayer."""
-        return self.attn_parts() if kind == "attn" else self.mlp_parts()
+    @property
+    def parts(self) -> Mapping[SublayerKind, tuple[str, ...]]:
+        """Kind of a sublayer -> names, inside a decoder layer, of everything that goes with it."""
+        return {"attn": (self.attn_module, *self.attn_norms), "mlp": (self.mlp_module, *self.mlp_norms)}
 
     def lists_of(self, config: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Return the per-layer lists of a config.json, written there or not: key -> one value per layer."""
@@ -214,71 +205,48 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     for entry in (
         Architecture(model_type="llama", class_prefix="Llama", nemotron_nas=True),
         Architecture(
-            model_type="mistral",
-            class_prefix="Mistral",
+            model_type="mistral", class_prefix="Mistral", nemotron_nas=True,
             per_layer_lists={LIST_OF_KINDS: _sliding_unless_null},
-            nemotron_nas=True,
         ),
         Architecture(
-            model_type="qwen2",
-            class_prefix="Qwen2",
+            model_type="qwen2", class_prefix="Qwen2", lists_floor=(4, 53),
             per_layer_lists={LIST_OF_KINDS: _sliding_from_a_layer_on},
-            lists_floor=(4, 53),
         ),
         Architecture(
-            model_type="qwen3",
-            class_prefix="Qwen3",
-            floor=(4, 51),
+            model_type="qwen3", class_prefix="Qwen3", floor=(4, 51), lists_floor=(4, 53),
             per_layer_lists={LIST_OF_KINDS: _sliding_from_a_layer_on},
-            lists_floor=(4, 53),
         ),
         Architecture(
-            model_type="smollm3",
-            class_prefix="SmolLM3",
-            floor=(4, 53),
+            model_type="smollm3", class_prefix="SmolLM3", floor=(4, 53),
             per_layer_lists={LIST_OF_KINDS: _sliding_without_rope, "no_rope_layers": _with_rope},
         ),
         Architecture(model_type="granite", class_prefix="Granite", residual_multiplier="residual_multiplier"),
         Architecture(
-            model_type="phi3",
-            class_prefix="Phi3",
-            scaling_keys=("long_factor", "short_factor"),
-            fused_gate_up="mlp.gate_up_proj.weight",
+            model_type="phi3", class_prefix="Phi3",
+            scaling_keys=("long_factor", "short_factor"), fused_gate_up="mlp.gate_up_proj.weight",
         ),
         Architecture(
-            model_type="olmo2",
-            class_prefix="Olmo2",
-            attn_norms=("post_attention_layernorm",),
-            mlp_norms=("post_feedforward_layernorm",),
-            mlp_entry="mlp",
+            model_type="olmo2", class_prefix="Olmo2",
+            attn_norms=("post_attention_layernorm",), mlp_norms=("post_feedforward_layernorm",), mlp_entry="mlp",
         ),
         Architecture(
-            model_type="gemma2",
-            class_prefix="Gemma2",
-            floor=(4, 53),
+            model_type="gemma2", class_prefix="Gemma2", floor=(4, 53), lists_floor=(4, 53),
             attn_norms=("input_layernorm", "post_attention_layernorm"),
             mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
             mlp_entry="pre_feedforward_layernorm",
             per_layer_lists={LIST_OF_KINDS: _every_second_full},
-            lists_floor=(4, 53),
         ),
         Architecture(
-            model_type="gemma3_text",
-            class_prefix="Gemma3Text",
-            causal_lm_prefix="Gemma3",
-            transformers_module="gemma3",
-            floor=(4, 53),
+            model_type="gemma3_text", class_prefix="Gemma3Text", causal_lm_prefix="Gemma3",
+            transformers_module="gemma3", floor=(4, 53), lists_floor=(4, 53),
             attn_norms=("input_layernorm", "post_attention_layernorm"),
             mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
             mlp_entry="pre_feedforward_layernorm",
             per_layer_lists={LIST_OF_KINDS: _last_of_a_pattern_full},
-            lists_floor=(4, 53),
             local_rope_base="rope_local_base_freq",
         ),
     )
-}
-
-
+}  # fmt: skip
 NEMOTRON_NAS = "nemotron-nas"
 NEMOTRON_NAS_CODE = re.compile(r"modeling_pruned_(?P<family>\w+)_nas\.\w+", re.ASCII)
 

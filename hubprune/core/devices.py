@@ -1,13 +1,7 @@
-"""Resolve `auto`: which device and which dtype a run computes in.
-
-How much memory a run may take: what the machine has free, or less where a control group says so.
+"""What a run computes on: device and dtype, the memory that it may take, what a KV cache takes of it, and the machine.
 
 psutil sees the whole machine.  In a container or under a batch scheduler the process is ended at the limit of its
-group, long before the machine is full.
-
-How many bytes a KV cache takes: by arithmetic from a config.json, and counted in a cache object.
-
-Say where a run takes place: versions, platform, processor.  Nothing here imports a heavy library.
+control group, long before the machine is full.  Nothing here imports a heavy library before it is needed.
 """
 
 from __future__ import annotations
@@ -15,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,17 +22,14 @@ from hubprune.core.artifacts import Environment
 from hubprune.core.errors import RecipeError
 from hubprune.core.strict import parse_json
 
-__all__ = ["held_bytes", "kv_bytes_per_layer", "kv_cache_bytes"]
-
-
-# ---- devices -------------------------------------------------------------------------------------------------------
-
-
-DTYPES = ("float32", "bfloat16", "float16")
+COMPUTE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+"""The dtypes that a run can compute in."""
 NAMED_OTHERWISE = {"float": "float32", "half": "float16"}
 """What torch calls two of them as well, and a config.json may."""
 STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """dtypes of safetensors that a model can be built in."""
+GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+LIBRARIES = ("torch", "transformers", "huggingface_hub", "hf-xet", "datasets", "lm_eval", "safetensors", "tokenizers")
 
 
 def resolve_device(device: str) -> str:
@@ -67,11 +59,13 @@ def resolve_dtype(dtype: str, config: Mapping[str, Any]) -> str:
         return dtype
     named = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     named = NAMED_OTHERWISE.get(named, named)
-    return named if named in DTYPES else "float32"
+    return named if named in COMPUTE_BITS else "float32"
 
 
 def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a config.json that names a dtype: where it names none, the one that `auto` gives its readers.
+    """Return a config.json that names a dtype: where it names none, the one that transformers takes from the weights.
+
+    That is the one which their index names, or that of the first file's first floating tensor by name.
 
     Args:
         config: the parsed config.json.
@@ -79,11 +73,6 @@ def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     if config.get("dtype") or config.get("torch_dtype"):
         return dict(config)
-    return {**config, "dtype": stored_dtype(folder)}
-
-
-def stored_dtype(folder: Path) -> str:
-    """Return the dtype that transformers takes from weights: of the first file's first floating tensor by name."""
     from safetensors import safe_open
 
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -91,17 +80,13 @@ def stored_dtype(folder: Path) -> str:
     if not single.is_file() and index.is_file():
         named = (parse_json(index.read_bytes(), where=str(index)).get("metadata") or {}).get("dtype")
         if isinstance(named, str):
-            return named
+            return {**config, "dtype": named}
     with safe_open(files[0], framework="np") as weights:
         kinds = [weights.get_slice(name).get_dtype() for name in sorted(weights.keys())]
-    return next((STORED[kind] for kind in kinds if kind in STORED), "float32")
+    return {**config, "dtype": next((STORED[kind] for kind in kinds if kind in STORED), "float32")}
 
 
-# ---- memory --------------------------------------------------------------------------------------------------------
-
-
-GROUPS = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 def available_bytes() -> int:
@@ -118,24 +103,15 @@ def group_limits(*, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> Ite
     """
     lines = membership.read_text().splitlines() if membership.is_file() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
-        if not controllers:  # version 2
-            yield from _limits_upwards(groups, path, "memory.max")
-        elif "memory" in controllers.split(","):  # version 1
-            yield from _limits_upwards(groups / "memory", path, "memory.limit_in_bytes")
-
-
-def _limits_upwards(top: Path, path: str, name: str) -> Iterator[int]:
-    group = top / path.lstrip("/")
-    for folder in (group, *group.parents):
-        file = folder / name
-        if file.is_file() and (limit := file.read_text().strip()).isdigit():  # version 2 writes "max" for no limit
-            yield int(limit)
-
-
-# ---- kv cache ------------------------------------------------------------------------------------------------------
-
-
-COMPUTE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        # Version 2 names no controllers, and writes "max" for no limit.
+        top, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            file = folder / name
+            if file.is_file() and (limit := file.read_text().strip()).isdigit():
+                yield int(limit)
 
 
 def kv_cache_bytes(
@@ -171,41 +147,37 @@ def held_bytes(cache: Any) -> int:
     return sum(int(t.numel() * t.element_size()) for t in tensors)
 
 
-# ---- environment ---------------------------------------------------------------------------------------------------
-
-
-LIBRARIES = ("torch", "transformers", "huggingface_hub", "hf-xet", "datasets", "lm_eval", "safetensors", "tokenizers")
+# ---- the machine -----------------------------------------------------------------------------------------------------
 
 
 def describe_environment(*, device: str = "cpu") -> Environment:
     """Describe this machine and its libraries; for a GPU, `device` names which."""
+    if device.startswith("cuda"):
+        import torch
+
+        machine = str(torch.cuda.get_device_name(device))
+    else:
+        machine = _processor_name()
+    # torch takes as many threads as the process may use processors, unless OMP_NUM_THREADS says otherwise.
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
     return Environment(
         hubprune=__version__,
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        machine=_gpu_name(device) if device.startswith("cuda") else _processor_name(),
-        threads=_threads(),
+        machine=machine,
+        threads=min(allowed, int(wanted)) if wanted.isdigit() else allowed,
         versions=library_versions(),
     )
 
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that a run goes through, of those that are installed."""
-    return {name: found for name in LIBRARIES if (found := _version(name))}
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
-
-
-def _threads() -> int:
-    """Processors that this process may use; torch takes as many unless OMP_NUM_THREADS says otherwise."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(allowed, int(wanted)) if wanted.isdigit() else allowed
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor_name() -> str:
@@ -215,9 +187,3 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _gpu_name(device: str) -> str:
-    import torch
-
-    return str(torch.cuda.get_device_name(device))

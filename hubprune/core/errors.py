@@ -36,32 +36,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 __all__ = [
-    "AuthenticationError",
-    "BaseError",
-    "BaseNotFoundError",
-    "CalibrationError",
-    "CheckpointError",
-    "ConflictError",
-    "DiskSpaceError",
-    "EditedError",
-    "EvaluationError",
-    "GatedBaseError",
-    "HubError",
-    "HubUnreachableError",
-    "HubpruneError",
-    "JobError",
-    "MissingDependencyError",
-    "OutputError",
-    "OverBudgetError",
-    "PermissionDeniedError",
-    "PlanError",
-    "RecipeError",
-    "RemoteMismatchError",
-    "ScoringError",
-    "UnsupportedArchitectureError",
-    "UnsupportedFormatError",
-    "VerificationError",
-]
+    "AuthenticationError", "BaseError", "BaseNotFoundError", "CalibrationError", "CheckpointError", "ConflictError",
+    "DiskSpaceError", "EditedError", "EvaluationError", "GatedBaseError", "HubError", "HubUnreachableError",
+    "HubpruneError", "JobError", "MissingDependencyError", "OutputError", "OverBudgetError",
+    "PermissionDeniedError", "PlanError", "RecipeError", "RemoteMismatchError", "ScoringError",
+    "UnsupportedArchitectureError", "UnsupportedFormatError", "VerificationError",
+]  # fmt: skip
 
 
 class HubpruneError(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,8 +11,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Method, Metric, Schedule
 from hubprune.core.errors import RecipeError
-from hubprune.core.specs import DEFAULT_SUITE, MOST, SUITES, Count, DropSpec, Number, Settings, WidthSpec, expand, shown
+from hubprune.core.specs import MOST, Count, DropSpec, Number, Settings, WidthSpec, shown
 from hubprune.core.strict import parse_yaml
+from hubprune.core.suites import DEFAULT_SUITE, SUITES, expand
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 LONGEST_NAME = 96
@@ -25,8 +25,6 @@ PACKAGE_PROMPTS = Path(__file__).parent.parent / "evaluation" / "prompts.txt"
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
 Revision = Annotated[str, Field(min_length=1, max_length=250)]
 """A branch, a tag or a commit, no longer than the name of a file, which git keeps it in."""
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -146,14 +144,10 @@ class EvaluationSpec(Settings):
         return {**values, "tasks": tasks, "num_fewshot": shots}
 
     @model_validator(mode="after")
-    def _examples_are_for_its_tasks(self) -> EvaluationSpec:
+    def _examples_and_budget_are_for_its_tasks(self) -> EvaluationSpec:
         if other := [task for task in self.num_fewshot if task not in self.tasks]:
-            known = ", ".join(self.tasks) or "none"
-            raise ValueError(f"--num-fewshot names {other[0]}, which is not among the tasks: {known}")
-        return self
-
-    @model_validator(mode="after")
-    def _budget_is_for_its_tasks(self) -> EvaluationSpec:
+            tasks = ", ".join(self.tasks) or "none"
+            raise ValueError(f"--num-fewshot names {other[0]}, which is not among the tasks: {tasks}")
         known = (*self.tasks, *((MEAN,) if self.tasks else ()))
         if other := [name for name in self.max_drop_pp if name not in known]:
             raise ValueError(f"--max-drop-pp names {other[0]}, which is not measured: {', '.join(known) or 'no tasks'}")
@@ -195,13 +189,9 @@ class TargetSpec(Settings):
         return value
 
     @model_validator(mode="after")
-    def _merged_or_not(self) -> TargetSpec:
+    def _fits_together(self) -> TargetSpec:
         if self.staged and self.create_pr:
             raise ValueError("--create-pr leaves the pull request open, and --staged merges it: pass one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _supersedes_another(self) -> TargetSpec:
         if self.supersedes and "/" not in self.supersedes:
             raise ValueError(f"--supersedes {self.supersedes} names no namespace; it looks like namespace/name")
         if self.supersedes and self.supersedes == self.repo_id:
@@ -345,15 +335,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         RecipeError: the file cannot be read or holds no prompt.
     """
     try:
-        prompts = tuple(_prompt_lines(path))
+        prompts = tuple(text for line in path.read_text(encoding="utf-8").splitlines() if (text := line.strip()))
     except (OSError, ValueError) as error:
         raise RecipeError(f"Cannot read the prompts in {path}: {error}") from error
     if not prompts:
         raise RecipeError(f"{path} holds no prompt.")
     return prompts
-
-
-def _prompt_lines(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if text := line.strip():
-            yield text

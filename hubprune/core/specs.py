@@ -1,16 +1,9 @@
-"""What can be asked to go: sublayers by rank or by number, and neurons of MLPs.
-
-Suites: benchmarks that are run together under one name, each with the number of examples that it is shown.
-
-A suite stands for its tasks wherever lm-eval's task names are taken; what is written down are the tasks, so that a
-recipe keeps its meaning when a suite changes.  Main metrics are those that lm-eval's tasks have: `acc_norm` before
-`acc`, and of gsm8k `exact_match` by its first filter, `strict-match`.
-"""
+"""What can be asked to go: sublayers by rank or by number, and neurons of MLPs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -18,12 +11,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from hubprune.core.artifacts import Method, Ranking, SublayerKind, WidthMetric
-
-__all__ = ["DEFAULT_SUITE", "SUITES", "describe", "expand"]
-
-
-# ---- drop spec -----------------------------------------------------------------------------------------------------
-
 
 PERCENT = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%", re.ASCII)
 
@@ -101,6 +88,9 @@ OPTIONS: Mapping[Ranking, str] = {
     "attn": "--attn-drop", "mlp": "--mlp-drop", "block": "--block-drop", "joint": "--joint-drop",
 }  # fmt: skip
 HAND: Mapping[SublayerKind, str] = {"attn": "--drop-attn", "mlp": "--drop-mlp"}
+METHODS: Mapping[Ranking, Method] = {
+    "attn": "attn-drop", "mlp": "mlp-drop", "block": "block-drop", "joint": "joint-drop",
+}  # fmt: skip
 
 
 def count_of(amount: int | str, *, of: int) -> int:
@@ -141,53 +131,36 @@ class DropSpec(Settings):
                 other = next(OPTIONS[ranking] for ranking in given if ranking != whole)
                 raise ValueError(f"{OPTIONS[whole]} and {other} exclude each other: pass one of them")
         for kind, layers in self.by_hand.items():
-            self._check_hand(kind, layers)
+            if clash := [ranking for ranking in given if ranking in (kind, "block", "joint")]:
+                raise ValueError(f"{OPTIONS[clash[0]]} and {HAND[kind]} exclude each other: pass one of them")
+            if not layers:
+                raise ValueError(f"{HAND[kind]} names no layer")
+            if both := set(layers) & set(self.protect):
+                raise ValueError(f"layers {sorted(both)} are both in {HAND[kind]} and in --protect")
         return self
-
-    def _check_hand(self, kind: SublayerKind, layers: tuple[int, ...]) -> None:
-        if clash := [ranking for ranking in self.amounts if ranking in (kind, "block", "joint")]:
-            raise ValueError(f"{OPTIONS[clash[0]]} and {HAND[kind]} exclude each other: pass one of them")
-        if not layers:
-            raise ValueError(f"{HAND[kind]} names no layer")
-        if both := set(layers) & set(self.protect):
-            raise ValueError(f"layers {sorted(both)} are both in {HAND[kind]} and in --protect")
 
     @property
     def amounts(self) -> dict[Ranking, int | str]:
         """What is chosen by rank: ranking -> how much of it."""
-        found: dict[Ranking, int | str | None] = {
-            "attn": self.attn_drop, "mlp": self.mlp_drop, "block": self.block_drop, "joint": self.joint_drop,
-        }  # fmt: skip
-        return {ranking: amount for ranking, amount in found.items() if amount is not None}
+        return {ranking: amount for ranking in METHODS if (amount := getattr(self, f"{ranking}_drop")) is not None}
 
     @property
     def by_hand(self) -> dict[SublayerKind, tuple[int, ...]]:
         """What is named: kind of sublayer -> layers."""
-        found: dict[SublayerKind, tuple[int, ...] | None] = {"attn": self.drop_attn, "mlp": self.drop_mlp}
-        return {kind: layers for kind, layers in found.items() if layers is not None}
+        return {kind: layers for kind in HAND if (layers := getattr(self, f"drop_{kind}")) is not None}
 
     @property
     def methods(self) -> tuple[Method, ...]:
         """The methods that are asked for, in a fixed order."""
         asked = {*self.amounts, *self.by_hand}
-        rows: tuple[tuple[Ranking, Method], ...] = (
-            ("attn", "attn-drop"), ("mlp", "mlp-drop"), ("block", "block-drop"), ("joint", "joint-drop"),
-        )  # fmt: skip
-        return tuple(method for ranking, method in rows if ranking in asked)
+        return tuple(method for ranking, method in METHODS.items() if ranking in asked)
 
     @property
     def name_parts(self) -> list[str]:
         """What the result's name says of the request, as in attn-drop-3."""
         numbers: dict[Ranking, int | str] = dict(self.amounts)
         numbers.update({kind: len(layers) for kind, layers in self.by_hand.items()})
-        return [f"{m}-{str(numbers[_ranking(m)]).replace('%', 'pct')}" for m in self.methods]
-
-
-def _ranking(method: Method) -> Ranking:
-    found: Mapping[Method, Ranking] = {
-        "attn-drop": "attn", "mlp-drop": "mlp", "block-drop": "block", "joint-drop": "joint",
-    }  # fmt: skip
-    return found[method]
+        return [f"{METHODS[r]}-{str(numbers[r]).replace('%', 'pct')}" for r in METHODS if r in numbers]
 
 
 class WidthSpec(Settings):
@@ -224,58 +197,3 @@ class WidthSpec(Settings):
         if self.expansion_ratio:
             return f"expansion-{self.expansion_ratio:g}"
         return f"mlp-width-{self.width if isinstance(self.width, int) else 'mixed'}"
-
-
-# ---- suites --------------------------------------------------------------------------------------------------------
-
-
-DEFAULT_SUITE = "card"
-SUITES: Mapping[str, Mapping[str, int]] = {
-    "card": dict.fromkeys(("arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande"), 0),
-    "card-width": dict.fromkeys(("arc_easy", "boolq", "lambada_openai", "lambada_standard"), 0),
-    "paper": {
-        "boolq": 0, "rte": 0, "openbookqa": 0, "piqa": 0, "mmlu": 5, "winogrande": 5, "gsm8k": 5, "hellaswag": 10,
-        "arc_challenge": 25,
-    },
-    "quick": dict.fromkeys(("lambada_openai", "piqa", "winogrande"), 0),
-}  # fmt: skip
-"""Name of a suite -> its tasks -> examples before each question.  `paper` is table 5 of arXiv 2406.15786; `quick` has a
-fifth of the requests of `card`."""
-
-
-def expand(names: Sequence[str], given: Mapping[str, int] | int) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Put the tasks of suites in their place, and find out how many examples each task is shown.
-
-    Args:
-        names: suites and tasks, in any mixture.
-        given: task -> examples, or a number for all tasks; it comes before those of the suites.
-
-    Returns:
-        Each task once, and the examples of those that are not left to lm-eval's own default.
-
-    Raises:
-        ValueError: two suites show a task different numbers of examples, and none was given.
-    """
-    tasks = tuple(dict.fromkeys(task for name in names for task in SUITES.get(name, (name,))))
-    if isinstance(given, int):
-        return tasks, dict.fromkeys(tasks, given)
-    shots: dict[str, int] = {}
-    clashes: list[str] = []
-    for suite in (SUITES[name] for name in dict.fromkeys(names) if name in SUITES):
-        clashes += [f"{task}={n}" for task, n in suite.items() if shots.setdefault(task, n) != n and task not in given]
-    if clashes:
-        raise ValueError(
-            "the suites show different numbers of examples for the same tasks: say how many, as in --num-fewshot "
-            + ",".join(clashes)
-        )
-    return tasks, shots | dict(given)
-
-
-def describe() -> str:
-    """Say what every suite is made of."""
-    return "; ".join(f"{name}: {', '.join(_tasks(suite))}" for name, suite in SUITES.items())
-
-
-def _tasks(suite: Mapping[str, int]) -> Iterator[str]:
-    for task, shots in suite.items():
-        yield f"{task} ({shots}-shot)" if shots else task

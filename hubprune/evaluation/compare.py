@@ -220,12 +220,9 @@ Scale = Literal["mean", "perplexity", "bits"]
 
 
 def compare_pairs(tasks: Sequence[Pairs], *, scale: Scale, chance: float | None = None) -> PairedComparison:
-    """Compare what two models got on the documents of a task, or of several of which each counts the same.
+    """Compare what two models got on the documents of a task, or of a group whose metric is the mean over its tasks.
 
-    Args:
-        tasks: one, or each of a group whose metric is the plain mean over its tasks.
-        scale: of the metric.
-        chance: accuracy of guessing, where a document is right or wrong and there is one.
+    `scale` is that of the metric, `chance` the accuracy of guessing where documents are right or wrong; None for none.
     """
     if len(tasks) > 1:
         even = combine([difference(pairs) for pairs in tasks], [1 / len(tasks)] * len(tasks))

@@ -1,20 +1,28 @@
-"""What computes answers: models that are loaded in this process.
+"""What computes answers: the models of this process, or those of several, which are a team.
 
 Log-likelihoods of endings come for several variants at once, in batches that fit into memory; what lm-eval's own
 backend is asked for goes through it one variant at a time.
+
+Of several processes, as `torchrun` and `accelerate launch` start them, the first one runs lm-eval and decides what is
+computed.  It tells the others, each computes its share of the same batches, and the first one gathers the answers: so
+the numbers are those of a single process, whatever their number.  Only ids, texts and numbers go from one process to
+the other, over gloo, which is there on every machine.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from hubprune.core.errors import EvaluationError
+from hubprune.core.processes import rank, world_size
 from hubprune.evaluation.layer_tree import Batch, LayerTree, Variant, collate, head_alone
-from hubprune.evaluation.memo import Answer, Request, refuse_not_finite
 from hubprune.evaluation.models import (
     Batches,
     Result,
@@ -24,8 +32,8 @@ from hubprune.evaluation.models import (
     run_batches,
     similar_length,
 )
-from hubprune.evaluation.packing import Row, alone, batches, make_rows, slots
-from hubprune.evaluation.panel import PLAIN_ROWS, Names, PanelLM, Prompt, Scored
+from hubprune.evaluation.panel import PLAIN_ROWS, Computing, Names, PanelLM, Prompt, Scored
+from hubprune.evaluation.requests import Answer, Request, Row, alone, batches, make_rows, refuse_not_finite, slots
 
 CPU_SLOTS = 1024
 """Tokens of a batch on a CPU, whose caches larger ones do not fit into."""
@@ -36,16 +44,17 @@ CPU_LOGIT_BYTES, GPU_LOGIT_BYTES = 2**24, 2**28
 TEXT_SLOTS = 16384
 """Tokens of a batch of texts that are written at once, those to come included."""
 TEXT_ROWS = 64
+PATIENCE = timedelta(weeks=4)
+"""How long followers wait, for instance while the first process scores, prunes and verifies."""
+OVER = "over"
+"""What the first process tells at the end of a run, whatever the others are doing."""
 
 
 class Models:
-    """Variants of one model in this process.
+    """Variants of one model in this process, and the tokenizer of all of them.
 
-    Args:
-        variants: the models.
-        tokenizer: of all of them.
-        batch_size: rows of a batch; None for as many as fit.
-        share: lets the variants use one another's equal weights, and returns what undoes that.
+    A batch has `batch_size` rows; None for as many as fit.  `share` lets the variants use one another's equal weights,
+    and returns what undoes that.
     """
 
     def __init__(
@@ -133,10 +142,7 @@ def _run(batches: Batches, work: Callable[[tuple[int, ...]], list[Result]]) -> l
 
 
 class Scorer:
-    """Scores requests for variants of one model, which share weights where these are the same.
-
-    `most_rows` are the rows of a batch at most; None for as many as fit.
-    """
+    """Scores requests for variants of one model, with so many rows in a batch at most, or as many as fit."""
 
     def __init__(self, variants: Sequence[Variant], *, most_rows: int | None = None) -> None:
         self._tree = LayerTree(variants)
@@ -155,11 +161,7 @@ class Scorer:
 
     @torch.inference_mode()
     def answer(self, rows: Sequence[Row], requests: Sequence[Request]) -> Scored:
-        """Return the answers of all variants to a batch, which is divided where it does not fit into memory.
-
-        Args:
-            rows: a batch of the plan.
-            requests: those that were planned.
+        """Return the answers of all variants to a batch of the plan, divided where it does not fit into memory.
 
         Raises:
             EvaluationError: a single request does not fit, or a log-likelihood is not finite.
@@ -168,15 +170,17 @@ class Scorer:
         parts = deque([list(rows)])
         while parts:
             part = parts.popleft()
-            if len(part) > 1 and slots(part) > self._most_slots:
-                parts.extendleft(reversed(_halves(part)))
+            likely = len(part) == 1 or slots(part) <= self._most_slots
+            if likely and (found := self._forward_or_none(part)) is not None:
+                for name, some in found.items():
+                    answers[name] |= some
                 continue
-            if (found := self._forward_or_none(part)) is None:
+            if likely:
                 release_memory()
-                parts.extendleft(reversed(self._smaller(part, requests)))
-                continue
-            for name, some in found.items():
-                answers[name] |= some
+                self._most_slots = slots(part) // 2 if len(part) > 1 else self._most_slots
+            middle = len(part) // 2
+            smaller = [part[:middle], part[middle:]] if middle else [[row] for row in _taken_apart(part[0], requests)]
+            parts.extendleft(reversed(smaller))
         return answers
 
     def _forward_or_none(self, rows: Sequence[Row]) -> Scored | None:
@@ -189,22 +193,14 @@ class Scorer:
                 raise
             return None
 
-    def _smaller(self, part: list[Row], requests: Sequence[Request]) -> list[list[Row]]:
-        """Divide a batch that did not fit, and make all that follow smaller."""
-        if len(part) > 1:
-            self._most_slots = slots(part) // 2
-            return _halves(part)
-        if len(part[0].members) > 1:
-            return [[row] for row in alone(part[0], requests)]
+
+def _taken_apart(row: Row, requests: Sequence[Request]) -> list[Row]:
+    if len(row.members) == 1:
         raise EvaluationError(
-            f"The device ran out of memory over a single request of {len(part[0])} tokens.",
+            f"The device ran out of memory over a single request of {len(row)} tokens.",
             hint="Pass --dtype bfloat16, or --device cpu.",
         )
-
-
-def _halves(rows: list[Row]) -> list[list[Row]]:
-    middle = len(rows) // 2
-    return [rows[:middle], rows[middle:]]
+    return alone(row, requests)
 
 
 def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, Answer]:
@@ -219,8 +215,142 @@ def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, 
             logits = logits_of(part).float()  # [n, vocabulary]
             values = logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
             right = logits.argmax(-1) == wanted
-            for value, best, request in zip(values.tolist(), right.tolist(), owners):  # noqa: B905  # more are to come
+            for value, best, request in zip(values.tolist(), right.tolist(), owners):  # noqa: B905  # they go on in the next part
                 nats[request] = nats.get(request, 0.0) + value
                 greedy[request] = greedy.get(request, True) and best
     refuse_not_finite(nats.values(), model=variant.name)
     return {request: Answer(value, greedy[request]) for request, value in nats.items()}
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+class _Dismissed(Exception):  # noqa: N818  # no error: the way out of whatever a follower is doing
+    """The run is over."""
+
+
+def assemble(build: Callable[..., Models], *arguments: Any, here: Models | None = None) -> Computing:
+    """Build models in this process, or take those that are `here`, and the same ones in all others of the run.
+
+    `build` is a function of a module, since the others find it by its name, and is called with the same everywhere.
+    """
+    if world_size() == 1:
+        return here or build(*arguments)
+    _tell((build, arguments))
+    return Team(here or build(*arguments))
+
+
+def follow() -> None:
+    """Compute what the first process tells, until it says that the run is over."""
+    with suppress(_Dismissed):
+        while True:
+            build, arguments = _hear()
+            _serve(build(*arguments))
+
+
+def dismiss() -> None:
+    """Tell the others that the run is over."""
+    if world_size() > 1:
+        _tell(OVER)
+        dist.destroy_process_group()
+
+
+class Team:
+    """The models of this process, which leads, and the same ones in the others."""
+
+    def __init__(self, own: Models) -> None:
+        self._own = own
+        self.variants, self.language_models = own.variants, own.language_models
+
+    def score(self, names: Names, requests: Sequence[Request]) -> Iterator[Scored]:
+        """Yield the answers of some variants to all requests, as many batches at a time as there are processes."""
+        _tell(("score", names, tuple(requests)))
+        for answers in _rounds(self._own, names, requests):
+            yield from (scored for scored in answers or () if scored)
+
+    def plain(self, name: str, requests: Sequence[Request]) -> list[Answer]:
+        """Return a variant's answers as lm-eval's own backend computes them, each process a part of them."""
+        return self._divided("plain", name, requests)
+
+    def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes after each prompt, each process a part of them."""
+        return self._divided("write", name, prompts)
+
+    def _divided(self, what: str, name: str, items: Sequence[Any]) -> list[Any]:
+        _tell((what, name, tuple(items)))
+        found = [None] * len(items)
+        for number, part in enumerate(_gather(_part(self._own, what, name, items)) or ()):
+            found[number :: world_size()] = part
+        return found
+
+    def share_weights(self) -> None:
+        """Let the variants use one another's equal weights, everywhere."""
+        _tell(("share_weights",))
+        self._own.share_weights()
+
+    def put_weights_back(self) -> None:
+        """Undo that."""
+        _tell(("put_weights_back",))
+        self._own.put_weights_back()
+
+    def let_own_weights_go(self) -> None:
+        """Give the memory back that is kept to undo it."""
+        _tell(("let_own_weights_go",))
+        self._own.let_own_weights_go()
+
+    def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a variant writes where it draws at random: in this process alone, as if there were no other."""
+        return self._own.draw(name, prompts)
+
+    def close(self) -> None:
+        """Let the others go on to what comes after these models."""
+        _tell(None)
+
+
+def _serve(own: Models) -> None:
+    """Follow one team until it is closed."""
+    while (order := _hear()) is not None:
+        what, *arguments = order
+        if what == "score":
+            list(_rounds(own, *arguments))
+        elif what in ("plain", "write"):
+            _gather(_part(own, what, *arguments))
+        else:
+            getattr(own, what)()
+
+
+def _rounds(own: Models, names: Names, requests: Sequence[Request]) -> Iterator[list[Any] | None]:
+    """Answer every `world_size`-th batch, and gather what the others answered in the same round."""
+    scorer = own.scorer(names)
+    batches = scorer.plan(requests)
+    for start in range(0, len(batches), world_size()):
+        mine = batches[start + rank() : start + rank() + 1]
+        yield _gather(scorer.answer(mine[0], requests) if mine else None)
+
+
+def _part(own: Models, what: str, name: str, items: Sequence[Any]) -> list[Any]:
+    mine = items[rank() :: world_size()]
+    found: list[Any] = getattr(own, what)(name, mine) if mine else []
+    return found
+
+
+def _tell(order: Any) -> Any:
+    """Send an order from the first process to all others, and return it in all of them."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    box = [order]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _hear() -> Any:
+    if (order := _tell(None)) == OVER:
+        raise _Dismissed
+    return order
+
+
+def _gather(mine: Any) -> list[Any] | None:
+    """Return what each process has, in the first one; None in the others."""
+    found: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(mine, found, dst=0)
+    return found

@@ -55,14 +55,7 @@ def compare(
     """Let two model folders continue the same prompts, one model after the other, in the same batches.
 
     Code in a folder is run for the pruned one, and for the base where `base_code` says that this package rendered it.
-
-    Args:
-        base_folder: of the model that the other is compared with.
-        pruned_folder: of the other one.
-        request: what both are asked for.
-        base_code: whether to run the modeling file in the base's folder.
-        base_texts: what the base wrote before; None to let it write now.
-        reporter: shown the progress, and what had to be made smaller.
+    `base_texts` are what the base wrote before; None lets it write now.
 
     Raises:
         EvaluationError: a prompt leaves no room for a single new token, or the memory is too small for one prompt.
@@ -97,15 +90,8 @@ def write(
 
     Decoding is greedy whatever the folder's generation_config.json says.  Where a prompt and `max_new_tokens` do not
     fit into the model's positions, all texts get shorter and a note says so; the result holds the number used.  Where
-    memory runs out, fewer prompts are continued at once.
-
-    Args:
-        folder: of the model.
-        request: what it is asked for.
-        name: of the model in the progress shown.
-        trust_remote_code: whether to run the modeling file in the folder.
-        batches: which prompts are continued together; None for those of similar length.
-        reporter: shown the progress, and what had to be made smaller.
+    memory runs out, fewer prompts are continued at once.  `name` is that of the model in the progress shown, `batches`
+    are the prompts that are continued together; None for those of similar length.
 
     Raises:
         EvaluationError: a prompt leaves no room for a single new token, or the memory is too small for one prompt.

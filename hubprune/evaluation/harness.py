@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from hubprune.core.artifacts import BenchmarkAnswers, BenchmarkComparison, SelfCheck
 from hubprune.core.console import Reporter, quiet, size
-from hubprune.core.endpoint import no_calls_elsewhere
 from hubprune.core.errors import EvaluationError
+from hubprune.core.privacy import no_calls_elsewhere
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
-from hubprune.evaluation.memo import Memo
+from hubprune.evaluation.requests import Memo
 from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents
 from hubprune.evaluation.sources import commit_of, state_of
 from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
@@ -103,12 +103,8 @@ def run(
 class InMemory:
     """Benchmarks for models that are loaded already.
 
-    The documents are read once.  What is asked of one model is computed for all of them.
-
-    Args:
-        models: what answers.
-        identities: what stands for each of them in the memory of answers, by name.
-        memo: the file of that memory; None for one that ends with this object.
+    The documents are read once.  What is asked of one model is computed for all of them.  `identities` stand for the
+    models in the memory of answers, by name, and `memo` is its file; None for one that ends with this object.
 
     Raises:
         EvaluationError: a task or its data set cannot be loaded.
@@ -191,9 +187,9 @@ def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Me
 
 def _measure_together(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
     """Load models and let all of them answer; at the end nothing holds on to them."""
-    from hubprune.evaluation import team
+    from hubprune.evaluation.computing import assemble
 
-    models = team.assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)
+    models = assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)
     identities = {name: folder.identity or name for name, folder in folders.items()}
     kept = memo if all(folder.identity for folder in folders.values()) else Memo()
     panel = _panel(plan, models, identities, kept)

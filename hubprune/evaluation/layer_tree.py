@@ -18,7 +18,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hubprune.core.decoder import Recorder, recording
-from hubprune.evaluation.packing import Row
+from hubprune.evaluation.requests import Row
 
 PASSED_OVER = frozenset({"layer_idx", "name_or_path", "training"})
 """Plain attributes of modules that change nothing in a pass without a KV cache."""
@@ -116,88 +116,6 @@ def collate(rows: Sequence[Row], device: torch.device) -> Batch:
     )
 
 
-def _behaviour(module: nn.Module) -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
-    """List the classes below a module with their plain attributes: with the same weights they do the same."""
-    return [
-        (name, type(part).__qualname__, tuple(sorted((k, repr(v)) for k, v in vars(part).items() if _is_plain(k, v))))
-        for name, part in module.named_modules()
-    ]
-
-
-def _is_plain(name: str, value: object) -> bool:
-    return not name.startswith("_") and name not in PASSED_OVER and isinstance(value, bool | int | float | str | None)
-
-
-def _weights(module: nn.Module) -> list[tuple[str, int]]:
-    """List parameters with their place in memory, which they can share with those of another model."""
-    return [(name, parameter.data_ptr()) for name, parameter in module.named_parameters()]
-
-
-def _buffers(module: nn.Module) -> str:
-    """Hash what a module computed when it was built, such as rotary frequencies."""
-    digest = hashlib.sha256()
-    for name, buffer in module.named_buffers():
-        digest.update(name.encode() + buffer.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def windows_of(variant: Variant) -> tuple[int | None, ...]:
-    """Return for each layer how far its attention sees, in positions; None for all of them."""
-    config = variant.decoder.config
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if window is None or not getattr(config, "use_sliding_window", True):
-        return (None,) * len(variant.layers)
-    if not kinds:
-        return (window,) * len(variant.layers)
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds[: len(variant.layers)])
-
-
-class _Trunk:
-    """What comes before the first layer, for all variants that begin alike."""
-
-    def __init__(self, variant: Variant) -> None:
-        self._decoder = variant.decoder
-        self._recorders = [Recorder(layer) for layer in variant.layers]
-        self._windows = windows_of(variant)
-
-    @staticmethod
-    def key(variant: Variant) -> object:
-        """Return what has to be the same for two variants to begin alike and hand the same things to their layers."""
-        decoder = variant.decoder
-        rest = {name: module for name, module in decoder.named_children() if name not in ("layers", "norm")}
-        parts = {name: (_weights(part), _behaviour(part), _buffers(part)) for name, part in rest.items()}
-        own = sorted((k, repr(v)) for k, v in vars(decoder).items() if _is_plain(k, v))
-        return repr((parts, own, windows_of(variant), decoder.config._attn_implementation))
-
-    def enter(self, batch: Batch) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        """Return the hidden states that enter the first layer, and what each layer is handed besides."""
-        masks = {window: batch.mask(window) for window in {None, *self._windows}}
-        if self._decoder.config._attn_implementation == "eager":  # it adds the mask to its scores
-            dtype = self._decoder.dtype
-            for window, mask in masks.items():
-                if mask is not None:
-                    masks[window] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-        given = {} if batch.positions is None else {"position_ids": batch.positions, "attention_mask": masks[None]}
-        with recording(self._decoder, self._recorders):
-            self._decoder(input_ids=batch.ids, use_cache=False, **given)
-        states, calls = self._recorders[0].states, [recorder.calls for recorder in self._recorders]
-        for recorder in self._recorders:
-            recorder.forget()
-        if batch.positions is not None:
-            # Transformers counts a window in tokens of the row; an ending is at another distance in positions.
-            calls = [c | {"attention_mask": masks[w]} for c, w in zip(calls, self._windows, strict=True)]
-        return states, calls
-
-
-@dataclass(frozen=True, eq=False)
-class _Limb:
-    """Variants that have the same hidden states so far."""
-
-    states: torch.Tensor
-    calls: Sequence[Mapping[str, Any]]
-    variants: Sequence[int]
-
-
 class LayerTree:
     """Several variants of one model, whose equal layers are run once.
 
@@ -242,6 +160,15 @@ class LayerTree:
             yield _Limb(states, limb.calls, numbers)
 
 
+@dataclass(frozen=True, eq=False)
+class _Limb:
+    """Variants that have the same hidden states so far."""
+
+    states: torch.Tensor
+    calls: Sequence[Mapping[str, Any]]
+    variants: Sequence[int]
+
+
 def _grouped(numbers: Sequence[int], keys: Sequence[object]) -> list[list[int]]:
     """Put numbers with equal keys together, in their order."""
     groups: dict[object, list[int]] = {}
@@ -250,13 +177,77 @@ def _grouped(numbers: Sequence[int], keys: Sequence[object]) -> list[list[int]]:
     return list(groups.values())
 
 
-class _Handed(nn.Module):
-    """Stands where a decoder was and returns what it is given, as a decoder does."""
+class _Trunk:
+    """What comes before the first layer, for all variants that begin alike."""
 
-    states = torch.empty(0)
+    def __init__(self, variant: Variant) -> None:
+        self._decoder = variant.decoder
+        self._recorders = [Recorder(layer) for layer in variant.layers]
+        self._windows = windows_of(variant)
 
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return BaseModelOutputWithPast(last_hidden_state=self.states)
+    @staticmethod
+    def key(variant: Variant) -> object:
+        """Return what has to be the same for two variants to begin alike and hand the same things to their layers."""
+        decoder = variant.decoder
+        rest = {name: module for name, module in decoder.named_children() if name not in ("layers", "norm")}
+        parts = {name: (_weights(part), _behaviour(part), _buffers(part)) for name, part in rest.items()}
+        own = sorted((k, repr(v)) for k, v in vars(decoder).items() if _is_plain(k, v))
+        return repr((parts, own, windows_of(variant), decoder.config._attn_implementation))
+
+    def enter(self, batch: Batch) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """Return the hidden states that enter the first layer, and what each layer is handed besides."""
+        masks = {window: batch.mask(window) for window in {None, *self._windows}}
+        if self._decoder.config._attn_implementation == "eager":  # it adds the mask to its scores
+            dtype = self._decoder.dtype
+            for window, mask in masks.items():
+                if mask is not None:
+                    masks[window] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        given = {} if batch.positions is None else {"position_ids": batch.positions, "attention_mask": masks[None]}
+        with recording(self._decoder, self._recorders):
+            self._decoder(input_ids=batch.ids, use_cache=False, **given)
+        states, calls = self._recorders[0].states, [recorder.calls for recorder in self._recorders]
+        for recorder in self._recorders:
+            recorder.forget()
+        if batch.positions is not None:
+            # Transformers counts a window in tokens of the row; an ending is at another distance in positions.
+            calls = [c | {"attention_mask": masks[w]} for c, w in zip(calls, self._windows, strict=True)]
+        return states, calls
+
+
+def windows_of(variant: Variant) -> tuple[int | None, ...]:
+    """Return for each layer how far its attention sees, in positions; None for all of them."""
+    config = variant.decoder.config
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window is None or not getattr(config, "use_sliding_window", True):
+        return (None,) * len(variant.layers)
+    if not kinds:
+        return (window,) * len(variant.layers)
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds[: len(variant.layers)])
+
+
+def _behaviour(module: nn.Module) -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
+    """List the classes below a module with their plain attributes: with the same weights they do the same."""
+    return [
+        (name, type(part).__qualname__, tuple(sorted((k, repr(v)) for k, v in vars(part).items() if _is_plain(k, v))))
+        for name, part in module.named_modules()
+    ]
+
+
+def _is_plain(name: str, value: object) -> bool:
+    return not name.startswith("_") and name not in PASSED_OVER and isinstance(value, bool | int | float | str | None)
+
+
+def _weights(module: nn.Module) -> list[tuple[str, int]]:
+    """List parameters with their place in memory, which they can share with those of another model."""
+    return [(name, parameter.data_ptr()) for name, parameter in module.named_parameters()]
+
+
+def _buffers(module: nn.Module) -> str:
+    """Hash what a module computed when it was built, such as rotary frequencies."""
+    digest = hashlib.sha256()
+    for name, buffer in module.named_buffers():
+        digest.update(name.encode() + buffer.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -277,3 +268,12 @@ def head_alone(variant: Variant) -> Iterator[Callable[[torch.Tensor], torch.Tens
         yield logits
     finally:
         setattr(variant.model, variant.model.base_model_prefix, decoder)
+
+
+class _Handed(nn.Module):
+    """Stands where a decoder was and returns what it is given, as a decoder does."""
+
+    states = torch.empty(0)
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return BaseModelOutputWithPast(last_hidden_state=self.states)

@@ -180,10 +180,7 @@ def share_weights(base: Any, other: Any) -> Callable[[], None]:
     """Put the base's tensors in the place of equal ones of another model; modules stay apart.
 
     A tensor may be found in another layer, since those behind a dropped one are renumbered.  Nothing is shared between
-    devices or dtypes.
-
-    Returns:
-        What puts the other model's own tensors back, as long as it is kept.
+    devices or dtypes.  Returns what puts the other model's own tensors back, as long as it is kept.
     """
     candidates: dict[object, dict[str, torch.Tensor]] = {}
     for name, parameter in base.named_parameters():
@@ -218,8 +215,7 @@ def similar_length(lengths: Sequence[int], *, tokens: int | None = None, rows: i
     """Put rows of similar length together, so that little of a batch is padding; the longest come first.
 
     A batch has one row, or as many as take at most `tokens` tokens once all are padded to the longest of them, and
-    `rows` at most.
-    Where memory is too small, the longest rows tell at once.
+    `rows` at most.  Where memory is too small, the longest rows tell at once.
     """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -236,13 +232,9 @@ def run_batches(
 ) -> tuple[list[Result], Batches]:
     """Run all batches, with fewer rows at a time from where memory ran out on.
 
-    Args:
-        batches: every row from 0 on in exactly one of them.
-        work: returns one result per row of a batch.
-        on_split: told the number of rows that a batch has from now on at most.
-
-    Returns:
-        The results in the order of the rows, and the batches that they come from.
+    Every row from 0 on is in exactly one batch, and `work` returns one result per row of a batch.  `on_split` is told
+    the number of rows that a batch has from now on at most.  Returns the results in the order of the rows, and the
+    batches that they come from.
 
     Raises:
         RuntimeError: whatever `work` raises; that memory ran out only where it did for a single row.

@@ -24,8 +24,8 @@ from hubprune.core.artifacts import EvalBackend, SelfCheck
 from hubprune.core.console import Reporter, log_level
 from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Variant, why_not
-from hubprune.evaluation.memo import Answer, Memo, Request, refuse_not_finite
 from hubprune.evaluation.models import input_device
+from hubprune.evaluation.requests import Answer, Memo, Request, refuse_not_finite
 
 CHECKED_PAIRS = 4
 """Neighbours in the order of their tokens that are compared with lm-eval's backend: two that often share a row."""
@@ -82,15 +82,7 @@ class Computing(Protocol):
 
 
 class Panel:
-    """Variants of one model with the memory of what they answered.
-
-    Args:
-        models: what computes.
-        identities: what stands for each variant in the memory, by name.
-        memo: the memory.
-        backend: what is to compute log-likelihoods.
-        reporter: told of progress.
-    """
+    """Variants of one model with the memory of what they answered, in which `identities` stand for them."""
 
     def __init__(
         self, models: Computing, *, identities: Mapping[str, str], memo: Memo, backend: EvalBackend, reporter: Reporter

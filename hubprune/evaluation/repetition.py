@@ -119,13 +119,7 @@ def _agreement(text: Text) -> list[int]:
 
 
 def pair_texts(prompts: Sequence[str], base: ModelTexts, pruned: ModelTexts) -> GenerationComparison:
-    """Put the texts of two models beside each other, with the measures of each and of all.
-
-    Args:
-        prompts: at least one.
-        base: what the base wrote, in the order of the prompts.
-        pruned: what the other model wrote, in the same batches.
-    """
+    """Put what two models wrote after the same prompts, in the same batches, beside each other with all measures."""
     continuations = tuple(
         Continuation(
             prompt=prompt,
@@ -149,12 +143,7 @@ def pair_texts(prompts: Sequence[str], base: ModelTexts, pruned: ModelTexts) -> 
 
 
 def compare_repetition(base: Sequence[Text], pruned: Sequence[Text]) -> RepetitionComparison:
-    """Average the measures over the prompts.
-
-    Args:
-        base: token ids of one text per prompt, at least one.
-        pruned: of the other model, in the same order.
-    """
+    """Average the measures over the prompts, given the token ids of one text per prompt from each model."""
     ours, theirs = ([measure(text) for text in side] for side in (base, pruned))
 
     def paired(value: Callable[[Repetition], float]) -> PairedNumber:

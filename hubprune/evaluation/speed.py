@@ -137,13 +137,10 @@ def inputs(model: LoadedModel, spec: SpeedSpec) -> torch.Tensor:
 
 
 def answer(model: LoadedModel, prompt: torch.Tensor, spec: SpeedSpec, *, between: Callable[[], None]) -> Any:
-    """Read a prompt, choose the first token, then feed the fixed new tokens one by one; return the KV cache.
+    """Read a prompt from `inputs`, choose a token, then feed the fixed new tokens one by one; return the KV cache.
 
-    Args:
-        model: what runs.
-        prompt: from `inputs`.
-        spec: the shape; with a depth of 0 the cache starts empty.
-        between: told after the prompt, after the choice, and at the end; without a prompt, at the end alone.
+    `between` is told after the prompt, after the choice, and at the end; with a depth of 0, where the cache starts
+    empty, at the end alone.
     """
     cache: Any = None
     if spec.depth:

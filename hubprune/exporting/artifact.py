@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hubprune.core.artifacts.artifact import Artifact
+from hubprune.core.artifacts import Artifact
 
 Outtype = Literal["f32", "f16", "bf16", "q8_0"]
 GgufArchitecture = Literal["llama", "deci"]

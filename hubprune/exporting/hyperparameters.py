@@ -72,12 +72,7 @@ def check_layers(config: Mapping[str, Any], *, where: str) -> None:
 
 
 def read_hyperparameters(config: Mapping[str, Any], architecture: Architecture, *, where: str) -> Hyperparameters:
-    """Read what the file's metadata and the check of the tensors need.
-
-    Args:
-        config: the parsed config.json.
-        architecture: its family.
-        where: how error messages call the file.
+    """Read what the file's metadata and the check of the tensors need; error messages call config.json `where`.
 
     Raises:
         CheckpointError: a value is missing, of the wrong type or out of range.

@@ -21,9 +21,9 @@ from hubprune.core.console import size
 from hubprune.core.devices import available_bytes
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import is_carried, scratch_folder
-from hubprune.core.modeling import link_model
 from hubprune.core.processes import run_to_end
 from hubprune.core.structure import Structure
+from hubprune.core.templates import link_model
 from hubprune.core.weights import open_weights
 from hubprune.exporting.artifact import Outtype, Parity, ParityFigures
 from hubprune.exporting.parity_process import ParityRequest, ParitySeen
@@ -73,13 +73,6 @@ def measure(
     file: Path, content: GgufContent, *, folder: Path, config: Mapping[str, Any], structure: Structure
 ) -> ParitySeen:
     """Run a file in llama.cpp and its checkpoint in transformers, both in one fresh process.
-
-    Args:
-        file: the GGUF file.
-        content: what it holds.
-        folder: the checkpoint.
-        config: its parsed config.json.
-        structure: which sublayers it has.
 
     Raises:
         VerificationError: one of the two does not load or run.
@@ -150,35 +143,26 @@ def _rule(outtype: Outtype) -> str:
 
 
 def failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | None) -> tuple[str, ...]:
-    """List what an export does not fulfil.
-
-    Args:
-        outtype: type of its matrices.
-        model: its figures.
-        control: those of the unpruned base, where there is one.
-    """
-    found = list(_logit_failures(outtype, model, control))
-    if different := model.tokenized_texts - model.equal_tokenized_texts:
-        found.append(f"{different} of {model.tokenized_texts} texts are cut into other tokens")
-    if control is not None:
-        found += [f"control: {line}" for line in failures(outtype, control, None)]
-    return tuple(found)
-
-
-def _logit_failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | None) -> Iterator[str]:
+    """List what an export does not fulfil, given its figures and those of the unpruned base, where there is one."""
+    found = []
     if outtype != "f32":
         limit = ROUNDED[outtype]
         if control is not None:
             limit = min(limit, max(TIMES_CONTROL * control.relative_difference, CONTROL_FLOOR * limit))
         if model.relative_difference > limit:
-            yield f"logits differ by {model.relative_difference:.2%} of their spread, {limit:.2%} are allowed"
-        return
-    if model.max_logit_difference > F32_TOLERANCE:
-        yield f"a logit differs by {model.max_logit_difference:.2e}"
-    if other := model.positions - model.agreed - model.undecided:
-        yield f"another next token at {other} of {model.positions} positions"
-    if model.equal_greedy_texts < model.greedy_texts:
-        yield f"{model.greedy_texts - model.equal_greedy_texts} of {model.greedy_texts} greedy texts differ"
+            found.append(f"logits differ by {model.relative_difference:.2%} of their spread, {limit:.2%} are allowed")
+    else:
+        if model.max_logit_difference > F32_TOLERANCE:
+            found.append(f"a logit differs by {model.max_logit_difference:.2e}")
+        if other := model.positions - model.agreed - model.undecided:
+            found.append(f"another next token at {other} of {model.positions} positions")
+        if other := model.greedy_texts - model.equal_greedy_texts:
+            found.append(f"{other} of {model.greedy_texts} greedy texts differ")
+    if different := model.tokenized_texts - model.equal_tokenized_texts:
+        found.append(f"{different} of {model.tokenized_texts} texts are cut into other tokens")
+    if control is not None:
+        found += [f"control: {line}" for line in failures(outtype, control, None)]
+    return tuple(found)
 
 
 def judge(outtype: Outtype, seen: ParitySeen, *, control: ParitySeen | None, without_control: str | None) -> Parity:

@@ -12,6 +12,7 @@ Planning reads headers only; the values are read and encoded a few rows at a tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,10 +106,8 @@ class GgufTensor:
     @property
     def size(self) -> int:
         """Bytes."""
-        count, (size, block) = 1, ROW_BYTES[self.encoding]
-        for length in self.shape:
-            count *= length
-        return count * size // block
+        size, block = ROW_BYTES[self.encoding]
+        return math.prod(self.shape) * size // block
 
 
 def plan_tensors(

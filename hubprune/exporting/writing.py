@@ -71,11 +71,7 @@ class GgufContent:
 
 
 def read_layers(config: Mapping[str, Any], *, name: str) -> Structure:
-    """Read which sublayers a checkpoint has, after a check that its family can be exported.
-
-    Args:
-        config: the parsed config.json.
-        name: how error messages call the checkpoint.
+    """Read from config.json which sublayers a checkpoint has, after a check that its family can be exported.
 
     Raises:
         UnsupportedArchitectureError: another family.
@@ -96,13 +92,7 @@ def read_layers(config: Mapping[str, Any], *, name: str) -> Structure:
 
 
 def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype: Outtype) -> GgufContent:
-    """Plan the file of a checkpoint.
-
-    Args:
-        folder: the checkpoint.
-        config: its parsed config.json.
-        name: what the model is called.
-        outtype: type of the matrices.
+    """Plan the file of a checkpoint with this config.json; `name` is what the model is called in the file.
 
     Raises:
         UnsupportedArchitectureError: llama.cpp does not compute what this model does.
@@ -127,10 +117,7 @@ def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype:
 def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vocabulary:
     """Read the tokenizer of a checkpoint: tokenizer.json, which transformers runs, else SentencePiece's own file.
 
-    Args:
-        folder: where its files are.
-        config: the parsed config.json; special tokens may be named there.
-        size: rows of the embedding; tokens that the tokenizer lacks are filled in.
+    Special tokens may be named in config.json too.  The embedding has `size` rows; those without a token are filled.
 
     Raises:
         CheckpointError: the files are broken or do not fit the embedding.
@@ -197,12 +184,7 @@ def staged_file(target: Path) -> Iterator[Path]:
 
 
 def write_gguf(content: GgufContent, path: Path, *, advance: Callable[[int], object]) -> None:
-    """Write a GGUF file.
-
-    Args:
-        content: what it holds.
-        path: where to write; the caller makes it appear atomically.
-        advance: told the number of tensor bytes after each written piece.
+    """Write a GGUF file, which the caller makes appear atomically; `advance` is told the tensor bytes of each piece.
 
     Raises:
         CheckpointError: a source file holds NaN, or became shorter.

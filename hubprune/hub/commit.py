@@ -15,9 +15,11 @@ from hubprune.core.artifacts import BaseCheckpoint, PublishedCommit, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, HubError
 from hubprune.core.files import list_files
-from hubprune.hub.foreign import RUN_LINE, Overwrite, check_is_ours
 from hubprune.hub.remote import (
     RECENT_PULL_REQUESTS,
+    RUN_LINE,
+    Overwrite,
+    check_is_ours,
     check_remote,
     head_of,
     missing,

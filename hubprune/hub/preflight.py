@@ -11,7 +11,6 @@ from hubprune.cards.license import bare_name, card_in_force, check_license, chec
 from hubprune.cards.manifest import CARD
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.core.console import size
-from hubprune.core.endpoint import check_endpoint
 from hubprune.core.errors import (
     AuthenticationError,
     DiskSpaceError,
@@ -19,10 +18,10 @@ from hubprune.core.errors import (
     PermissionDeniedError,
     RecipeError,
 )
+from hubprune.core.privacy import check_endpoint
 from hubprune.core.recipe import LONGEST_NAME, Recipe
-from hubprune.hub.foreign import Overwrite, check_is_ours
 from hubprune.hub.identity import Identity, check_can_create, check_can_write, identify
-from hubprune.hub.remote import branch_heads, read_remote, refs_of
+from hubprune.hub.remote import Overwrite, branch_heads, check_is_ours, read_remote, refs_of
 from hubprune.hub.repos import INDEX, SINGLE, needed_files, weight_files
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import SHORTER, Target, check_branch, check_name_loads, check_visibility, is_private

@@ -15,9 +15,9 @@ from hubprune.cards.front_matter import Tasks
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.core.console import Reporter
-from hubprune.core.endpoint import page
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, GatedBaseError, RecipeError, UnsupportedFormatError
 from hubprune.core.files import existing_folder, file_exists, is_carried
+from hubprune.core.privacy import page
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.core.strict import parse_json, parse_yaml
 from hubprune.hub.retry import REQUEST_SECONDS

@@ -29,8 +29,7 @@ from hubprune.core.artifacts import BaseCheckpoint, PlannedFile, RepoFile, Uploa
 from hubprune.core.console import Advance, Reporter
 from hubprune.core.errors import DiskSpaceError
 from hubprune.core.files import scratch_folder
-from hubprune.hub.foreign import Overwrite, check_is_ours
-from hubprune.hub.remote import RemoteState, missing, read_remote, stale, without_restated
+from hubprune.hub.remote import Overwrite, RemoteState, check_is_ours, missing, read_remote, stale, without_restated
 from hubprune.hub.repos import weight_files
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target

@@ -278,7 +278,7 @@ def _classes(keys: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the class of the model and its config: transformers' own, or those of our modeling file."""
     family = architecture_of(keys)
     if keys["model_type"] != family.model_type:
-        from hubprune.core.modeling import published_code
+        from hubprune.core.templates import published_code
 
         code = published_code(family)
         return code[family.pruned_class], code[f"Pruned{family.config_class}"](**keys)

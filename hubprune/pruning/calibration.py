@@ -14,9 +14,9 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from hubprune.core.artifacts import CalibrationRecord, CalibrationSource
 from hubprune.core.console import Advance, Reporter, Unit
-from hubprune.core.endpoint import no_calls_elsewhere
 from hubprune.core.errors import CalibrationError
 from hubprune.core.files import file_exists
+from hubprune.core.privacy import no_calls_elsewhere
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset
 from hubprune.pruning.documents import end_of_document, is_file, pack, stream, unreadable
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from hubprune.core.endpoint import no_calls_elsewhere
 from hubprune.core.errors import CalibrationError, HubpruneError, RecipeError
 from hubprune.core.files import file_exists
+from hubprune.core.privacy import no_calls_elsewhere
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset, parse, read_yaml
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Layout, LayoutChoi
 from hubprune.core.config import READS_POSITIONS
 from hubprune.core.errors import PlanError
 from hubprune.core.files import staged_folder
-from hubprune.core.modeling import link_model
 from hubprune.core.structure import Structure, read_structure
+from hubprune.core.templates import link_model
 from hubprune.core.weights import Weights, open_weights
 from hubprune.pruning.checkpoint import carry_files
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from hubprune.core import modeling
+from hubprune.core import templates
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, needs_modeling_file, pruned_classes
@@ -181,7 +181,7 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 def _is_our_modeling_file(folder: Path, architecture: Architecture, layout: Layout) -> bool:
     path = folder / architecture.modeling_file(layout)
-    return path.is_file() and path.read_bytes() == modeling.render(architecture, layout=layout).encode()
+    return path.is_file() and path.read_bytes() == templates.modeling_code(architecture, layout=layout).encode()
 
 
 def plan_of(config: Mapping[str, Any]) -> DropPlan:
@@ -266,16 +266,15 @@ def _planned_parameters(base: Weights, plan: DropPlan, config: Mapping[str, Any]
 
 
 def _dropped_prefixes(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
-    parts = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
-    return tuple(f"{architecture.layers_prefix}{d.layer}.{part}." for d in plan.dropped for part in parts[d.kind])
+    prefix, parts = architecture.layers_prefix, architecture.parts
+    return tuple(f"{prefix}{d.layer}.{part}." for d in plan.dropped for part in parts[d.kind])
 
 
 def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
-    parts = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
     forbidden = tuple(
         f"{architecture.layers_prefix}{layer}.{part}."
-        for kind, names in parts.items()
-        for layer in plan.published_layers("attn" if kind == "attn" else "mlp")
+        for kind, names in architecture.parts.items()
+        for layer in plan.published_layers(kind)
         for part in names
     )
     names = [tensor.name for _, tensor in open_weights(folder)]

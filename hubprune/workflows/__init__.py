@@ -1,1 +1,11 @@
-"""What a user asks for, one module or folder each."""
+"""What a user asks for, one module or folder each: a request comes in, and what was found goes out as an artifact.
+
+What has to be said on the way goes through a `Reporter`; what is printed is made of the results by the commands.
+
+    run                        what all share: a run of a recipe, from the base to a verified checkpoint
+    score, sweep               which layers matter, and what every number of drops costs
+    verify, compare, speed     a folder or repo against its base, or two of them side by side
+    publish, push, jobs        one commit, what a dry run left, the same on another machine
+    card, refresh, reproduce   what was published, written again, brought up to date, run again
+    export, demo               for llama.cpp; all of it on a local Hub
+"""

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hubprune.cards import card
-from hubprune.cards.manifest import CARD, MANIFEST, replace_card
+from hubprune.cards.card import CARD_PART, card_part
+from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, read_record, replace_card
 from hubprune.cards.markdown import read_notes
-from hubprune.cards.record import CARD_PART, PublishRecord, card_part, read_record
 from hubprune.core.artifacts import RepoFile, SpeedReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, ConflictError, RecipeError
 from hubprune.core.files import existing_folder
+from hubprune.core.options import Place
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.core.requests import CardRequest
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
 from hubprune.plots.pictures import BENCHMARK_PICTURE, CARD_PICTURE
+from hubprune.workflows.run import open_session
 
 if TYPE_CHECKING:
     from hubprune.localhub import Preview
@@ -45,15 +47,16 @@ class CardChoices:
     """Whether base and result are timed for it, or what was found when they were."""
 
     @classmethod
-    def read(cls, *, notes: Path | None, template: Path | None, timed: Timed = "never") -> CardChoices:
+    def read(cls, *, notes: Place | None, template: Place | None, timed: Timed = "never") -> CardChoices:
         """Read the notes and check the templates, before anything is computed.
 
         Raises:
             RecipeError: something in them is not allowed, or cannot be read.
         """
-        if template:
-            card.check_templates(template)
-        return cls(read_notes(notes) if notes else None, template, timed)
+        folder = Path(template) if template else None
+        if folder:
+            card.check_templates(folder)
+        return cls(read_notes(Path(notes)) if notes else None, folder, timed)
 
 
 AS_SHIPPED = CardChoices()
@@ -149,35 +152,31 @@ def _pictures(record: PublishRecord) -> card.Pictures:
 # ---- in a browser ------------------------------------------------------------------------------------------------
 
 
-def check_shown_as_is(*, notes: Path | None, card_template: Path | None, overwrite_card: bool) -> None:
-    """Refuse options of rendering together with --preview, which shows what is there.
+def preview(request: CardRequest, *, reporter: Reporter, session: HubSession | None = None) -> Preview:
+    """Find what a page of a folder or repo shows; of a repo only the card and its pictures are downloaded.
+
+    Args:
+        request: names a folder, or a repo with `@` and a revision where it is not main.
+        reporter: told of the download.
+        session: with the Hub that is asked; None to open it where it is needed.
 
     Raises:
-        RecipeError: naming the option.
+        RecipeError: options of rendering are given, and the preview shows what is there.
+        BaseNotFoundError: there is no such folder or repo, or it has no card.
+        MissingDependencyError: the extra `localhub` is not installed.
     """
-    given = {"--notes": notes, "--card-template": card_template, "--overwrite-card": overwrite_card}
-    for option, value in given.items():
+    changing = {
+        "--notes": request.notes, "--card-template": request.card_template, "--overwrite-card": request.overwrite_card,
+    }  # fmt: skip
+    for option, value in changing.items():
         if value:
             raise RecipeError(
                 f"--preview shows a card as it is, and {option} would change it.",
                 hint="Run hubprune card twice: first to write the card, then with --preview alone.",
             )
-
-
-def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Reporter) -> Preview:
-    """Find what a page of a folder or repo shows; of a repo only the card and its pictures are downloaded.
-
-    Args:
-        name: folder, or repo id on the Hub with `@` and a revision where it is not main.
-        open_session: called where a Hub has to be asked.
-        reporter: told of the download.
-
-    Raises:
-        BaseNotFoundError: there is no such folder or repo, or it has no card.
-        MissingDependencyError: the extra `localhub` is not installed.
-    """
     from hubprune.localhub import Preview
 
+    name = request.published
     if folder := existing_folder(name):
         if not (folder / CARD).is_file():
             raise BaseNotFoundError(f"{folder} holds no {CARD}.", hint=f"Write it with: hubprune card {folder}")
@@ -185,7 +184,7 @@ def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Repo
     repo_id, _, revision = name.partition("@")
     if not REPO_ID.fullmatch(repo_id):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    session = open_session()
+    session = session or open_session(request.endpoint)
     repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
     shown = tuple(file for file in repo.files if any(fnmatch(file.path, pattern) for pattern in SHOWN))
     if not any(file.path == CARD for file in shown):

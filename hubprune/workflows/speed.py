@@ -29,11 +29,13 @@ from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, kv_cache_bytes, resolve_device
 from hubprune.core.errors import CheckpointError, RecipeError
 from hubprune.core.files import make_writable, scratch_folder, write_atomically
+from hubprune.core.requests import SpeedRequest
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.hub.session import HubSession
 from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.pruning.verify import plan_of
+from hubprune.workflows.run import open_session
 from hubprune.workflows.verify import PrunedFolder, Trust, find_base, find_pruned, refuse_foreign_code
 
 if TYPE_CHECKING:
@@ -66,6 +68,29 @@ class TimingRequest:
     report: Path | None = None
     """File for the report as JSON."""
 
+    @classmethod
+    def of(cls, request: SpeedRequest) -> TimingRequest:
+        """Read what is asked for.
+
+        Raises:
+            RecipeError: a value that cannot be used.
+        """
+        depths = request.depths if isinstance(request.depths, str) else ",".join(map(str, request.depths))
+        return cls(
+            depths=parse_depths(depths),
+            new_tokens=request.new_tokens,
+            batch_size=request.batch_size,
+            rounds=request.rounds,
+            largest_batch="find" if request.largest_batch else "skip",
+            base=request.first if request.second else None,
+            revision=request.revision,
+            trust="any" if request.trust_remote_code else "own",
+            device=request.device or "auto",
+            dtype=request.dtype or "auto",
+            seed=request.seed,
+            report=Path(request.report) if request.report else None,
+        )
+
 
 def parse_depths(text: str) -> tuple[int, ...]:
     """Read a list of depths, ascending and each once.
@@ -82,14 +107,8 @@ def parse_depths(text: str) -> tuple[int, ...]:
     return depths
 
 
-def measure_speed(name: str, request: TimingRequest, *, session: HubSession, reporter: Reporter) -> SpeedReport:
+def measure_speed(request: SpeedRequest, *, reporter: Reporter) -> SpeedReport:
     """Time a pruned folder or repo against its base.
-
-    Args:
-        name: folder or repo id of the pruned checkpoint.
-        request: shapes, rounds, device; where the base is.
-        session: which Hub.
-        reporter: told what is going on.
 
     Raises:
         CheckpointError: it was not written by hubprune, or is broken.
@@ -98,6 +117,13 @@ def measure_speed(name: str, request: TimingRequest, *, session: HubSession, rep
         RecipeError: the two do not belong together, or this machine cannot do what is asked for.
         EvaluationError: the device's memory is too small.
     """
+    asked = TimingRequest.of(request)
+    session = open_session(request.endpoint)
+    return measure_pair(request.second or request.first, asked, session=session, reporter=reporter)
+
+
+def measure_pair(name: str, request: TimingRequest, *, session: HubSession, reporter: Reporter) -> SpeedReport:
+    """Do the same for the pruned checkpoint of that name."""
     check_request(request)
     pruned = find_pruned(name, revision=request.revision, session=session, reporter=reporter)
     refuse_foreign_code(pruned, trust=request.trust)
@@ -263,6 +289,8 @@ class _Pair:
     # ---- with both in memory -------------------------------------------------------------------------------------
 
     def _measure(self) -> _Seen:
+        from hubprune.evaluation import speed
+        from hubprune.evaluation.footprint import allocated_peak
         from hubprune.evaluation.models import load_model
 
         self.reporter.note(f"load {self.base.name} and {self.pruned.name}")
@@ -270,13 +298,18 @@ class _Pair:
         base = load_model(self.runnable.folder, device=device, dtype=self.request.dtype, trust_remote_code=code)
         pruned = load_model(self.pruned.folder, device=device, dtype=base.dtype, trust_remote_code=True)
         specs, notes = self._specs(base, pruned)
-        measured = tuple(row for spec in specs for row in self._timed(base, pruned, spec))
+        measured: list[SpeedMeasured] = []
+        for spec in specs:
+            total = spec.rounds + speed.WARM_UPS
+            with self.reporter.progress(f"time depth {spec.depth}", total=total, unit="rounds") as advance:
+                measured += speed.measure(lambda: nullcontext(base), lambda: nullcontext(pruned), spec, advance=advance)
         deepest = specs[-1]
         cache = self._kv_cache(base, pruned, tokens=deepest.depth or deepest.new_tokens)
+        one, other = allocated_peak(base, deepest), allocated_peak(pruned, deepest)
         return _Seen(
-            measured=measured,
+            measured=tuple(measured),
             kv_cache=cache,
-            peak=_allocated(base, pruned, deepest),
+            peak=_peak("allocator", one, other, deepest) if one and other else None,
             largest_batch=self._largest(base, pruned, deepest) if self.request.largest_batch == "find" else None,
             device=base.device,
             dtype=base.dtype,
@@ -300,13 +333,6 @@ class _Pair:
             self.reporter.note(notes[-1])
         same = {"new_tokens": asked.new_tokens, "rounds": asked.rounds, "batch_size": asked.batch_size}
         return [SpeedSpec(depth=depth, seed=asked.seed, **same) for depth in depths], notes
-
-    def _timed(self, base: LoadedModel, pruned: LoadedModel, spec: SpeedSpec) -> tuple[SpeedMeasured, ...]:
-        from hubprune.evaluation import speed
-
-        total = spec.rounds + speed.WARM_UPS
-        with self.reporter.progress(f"time depth {spec.depth}", total=total, unit="rounds") as advance:
-            return speed.measure(lambda: nullcontext(base), lambda: nullcontext(pruned), spec, advance=advance)
 
     def _kv_cache(self, base: LoadedModel, pruned: LoadedModel, *, tokens: int) -> KvCacheMeasured:
         from hubprune.evaluation.footprint import cache_bytes
@@ -351,13 +377,6 @@ class _Pair:
         sides = ((self.runnable.folder, self.runnable.own_code), (self.pruned.folder, True))
         base, pruned = (resident_peak(path, spec, dtype=seen.dtype, trust_remote_code=code) for path, code in sides)
         return _peak("resident", base, pruned, spec) if base and pruned else None
-
-
-def _allocated(base: LoadedModel, pruned: LoadedModel, spec: SpeedSpec) -> PeakMemory | None:
-    from hubprune.evaluation.footprint import allocated_peak
-
-    one, other = allocated_peak(base, spec), allocated_peak(pruned, spec)
-    return _peak("allocator", one, other, spec) if one and other else None
 
 
 def _peak(how: Any, base: int, pruned: int, spec: SpeedSpec) -> PeakMemory:

@@ -6,7 +6,7 @@ import made
 import pytest
 
 from hubprune import plots
-from hubprune.cards.card import Pictures, build_context, render
+from hubprune.cards.card import Pictures, render
 from hubprune.core.console import Reporter
 from hubprune.plots import pictures, style
 from hubprune.plots.curves import LOOKS
@@ -80,6 +80,6 @@ def test_every_verdict_has_a_look_of_its_own_and_the_picture_the_changes_and_int
 
 def test_the_card_says_in_words_what_the_picture_shows():
     drawn = Pictures(benchmarks=pictures.BENCHMARK_PICTURE)
-    text = render(build_context(**made.card_parts(pictures=drawn)))
+    text = render(made.card_context(pictures=drawn))
     words = "Changes of the benchmarks in points with their 95 % intervals, against no change"
     assert f"![{words}: arc_easy −0.76, lambada_openai −7.80](assets/benchmarks.png)" in text.replace("\\:", ":")

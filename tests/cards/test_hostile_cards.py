@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
 from hubprune.cards import front_matter
-from hubprune.cards.card import build_context, render
+from hubprune.cards.card import render
 
 CARDS = int(os.environ.get("HOSTILE_CARDS", "200"))
 PAGE = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
@@ -59,8 +59,7 @@ def check_page(text):
 @settings(max_examples=CARDS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text, text, text, text, text)
 def test_a_card_of_hostile_text_is_whole(sample, name, dataset, task, label):
-    values = made.card_parts(**parts(sample, name, dataset, task, label))
-    context = build_context(**values)
+    context = made.card_context(**parts(sample, name, dataset, task, label))
     rendered = render(context)
     rendered.encode("utf-8")
     check_front_matter(context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import made
 import pytest
 
-from hubprune.cards.card import build_context, render
+from hubprune.cards.card import render
 from hubprune.cards.removal import removal
 from hubprune.commands.summary import scores_table
 from hubprune.core.artifacts import Margin
@@ -19,7 +19,7 @@ FORMULAS = {
 
 def card(**changes):
     """Text of a card, on one line."""
-    return " ".join(render(build_context(**made.card_parts(**changes))).split())
+    return " ".join(render(made.card_context(**changes)).split())
 
 
 @pytest.mark.parametrize("metric", FORMULAS)

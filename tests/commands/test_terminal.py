@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from hubprune.commands import terminal
-from hubprune.core import endpoint
+from hubprune.core import privacy
 from hubprune.core.errors import AuthenticationError, BaseNotFoundError, RecipeError
 
 NO_HOME = """
@@ -133,7 +133,7 @@ def test_a_name_that_no_folder_can_have_is_told_so(name, command, monkeypatch):
 def test_an_address_that_is_none_is_refused(monkeypatch, address):
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     with pytest.raises(RecipeError, match="is no address of a Hub"):
-        endpoint.use_endpoint(address)
+        privacy.use_endpoint(address)
 
 
 @pytest.mark.parametrize("token", ["hf_é", "hf_a b", "hf_\x07", "hf_\udcff"])

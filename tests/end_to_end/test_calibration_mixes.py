@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import BASE, CommandLine, Ended, lines
+from little import BASE, CommandLine, Ended, lines
 
 from hubprune.localhub import RunningHub
 

@@ -2,7 +2,7 @@
 
 import signal
 
-from conftest import leftovers
+from little import leftovers
 
 STAGES = ("[1/6]", "[2/6]", "[3/6]", "[4/6]", "[5/6]", "[6/6]")
 TARGET = "local/stopped"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, leftovers
+from little import SMALL, leftovers
 
 from hubprune.cards.markdown import visible
 

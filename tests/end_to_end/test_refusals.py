@@ -5,7 +5,7 @@ import shutil
 import struct
 
 import pytest
-from conftest import BASE, leftovers
+from little import BASE, leftovers
 
 COMPUTE = ("documents in", "batches in")
 

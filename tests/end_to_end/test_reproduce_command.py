@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import yaml
-from conftest import SMALL, CommandLine, leftovers, write_files
+from little import SMALL, CommandLine, leftovers, write_files
 
 BASE, TARGET = "meta/moving", "local/again"
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import BASE
+from little import BASE
 
 STEPS = "meta/steps"
 

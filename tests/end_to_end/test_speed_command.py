@@ -66,7 +66,7 @@ def speed(alone):
     def run(base, pruned, *, trust="own"):
         asked = TimingRequest(base=base and str(base), depths=(0,), new_tokens=1, trust=trust, device="cpu")
         session = HubSession.open(endpoint=None)
-        return timing.measure_speed(str(pruned), asked, session=session, reporter=Reporter(quiet=True))
+        return timing.measure_pair(str(pruned), asked, session=session, reporter=Reporter(quiet=True))
 
     return run
 
@@ -77,7 +77,7 @@ def test_a_repo_is_timed_against_the_base_that_it_names(alone, hub, api, write_p
     api.upload_folder(repo_id="local/timed", folder_path=folder)
     session = HubSession.open(endpoint=hub.endpoint, token=hub.token)
     asked = TimingRequest(depths=(0, 16), new_tokens=4, batch_size=2, device="cpu", dtype="bfloat16")
-    report = timing.measure_speed("local/timed", asked, session=session, reporter=Reporter(quiet=True))
+    report = timing.measure_pair("local/timed", asked, session=session, reporter=Reporter(quiet=True))
     assert (report.base, report.base_commit) == ("meta/tiny", api.model_info("meta/tiny").sha)
     assert (report.pruned, report.pruned_commit) == ("local/timed", api.model_info("local/timed").sha)
     assert report.dropped == (("attn", 1), ("attn", 3))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TASK
 from huggingface_hub import HfApi
+from little import TASK
 
 WORKFLOWS = Path(__file__).parents[2] / ".github" / "workflows"
 EXPRESSION = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")

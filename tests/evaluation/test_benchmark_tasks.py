@@ -12,7 +12,7 @@ from huggingface_hub.hf_api import DatasetInfo
 
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec
-from hubprune.core.specs import SUITES
+from hubprune.core.suites import SUITES
 from hubprune.evaluation import harness, tasks
 from hubprune.evaluation.results import _place
 from hubprune.evaluation.sources import commit_of

@@ -14,8 +14,8 @@ from hubprune.core.errors import EvaluationError
 from hubprune.evaluation import computing as scoring
 from hubprune.evaluation.computing import Scorer
 from hubprune.evaluation.layer_tree import Variant, why_not
-from hubprune.evaluation.memo import Request
 from hubprune.evaluation.models import share_weights
+from hubprune.evaluation.requests import Request
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hubprune.core.errors import EvaluationError
-from hubprune.evaluation.memo import AT_ONCE, Answer, Memo
+from hubprune.evaluation.requests import AT_ONCE, Answer, Memo
 
 KEYS = [bytes([n]) * 32 for n in range(4)]
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.evaluation.memo import Request
-from hubprune.evaluation.packing import LONGEST_ROW, alone, batches, make_rows, slots
+from hubprune.evaluation.requests import LONGEST_ROW, Request, alone, batches, make_rows, slots
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=24)
 REQUESTS = st.lists(

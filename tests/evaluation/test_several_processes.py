@@ -14,7 +14,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from hubprune.core.console import Reporter
-from hubprune.evaluation import computing, harness, team
+from hubprune.evaluation import computing, harness
 from hubprune.core.processes import rank
 from hubprune.core.recipe import EvaluationSpec
 
@@ -33,7 +33,7 @@ counted(computing.Scorer, "answer", "batches")
 counted(computing.Models, "write", "texts")
 counted(computing.Models, "plain", "plain")
 if rank():
-    team.follow()
+    computing.follow()
 else:
     spec = EvaluationSpec(
         tasks=("pets", "words", "answers"), include_path=str(tasks), backend=backend, batch_size=2,
@@ -44,8 +44,8 @@ else:
     )
     (out / "found.json").write_text(found.model_dump_json())
     # Models that nobody closed must not keep the others from ending.
-    team.assemble(harness.load_folders, {"base": harness.ModelFolder(base)}, "cpu", "auto", None)
-    team.dismiss()
+    computing.assemble(harness.load_folders, {"base": harness.ModelFolder(base)}, "cpu", "auto", None)
+    computing.dismiss()
 (out / f"computed-{rank()}.json").write_text(json.dumps(computed))
 """
 

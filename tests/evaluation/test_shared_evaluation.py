@@ -16,7 +16,7 @@ from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import computing, harness, models
 from hubprune.evaluation.computing import Scorer
-from hubprune.evaluation.memo import Memo, Request
+from hubprune.evaluation.requests import Memo, Request
 
 TASKS = ("pets", "shown_pets", "words", "answers", "whole_texts", "without_context")
 

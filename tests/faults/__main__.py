@@ -19,7 +19,7 @@ import token_table
 from fault_cells import Result, chosen
 from fault_table import messages, show_cells, show_kills, show_rounds
 from fault_workers import open_worker, run_one
-from fault_world import SCENARIOS, everything_under, open_world
+from fault_world import SCENARIOS, World, everything_under, open_world
 from rich.console import Console
 from rich.progress import track
 
@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     parts = options.parts or PARTS
     console = Console(width=None if sys.stdout.isatty() else 260)
-    with tempfile.TemporaryDirectory(prefix="hubprune-faults-") as work:
-        results = _cells(Path(work), options) if "cells" in parts else []
-        rounds = _rounds(Path(work), options.rounds) if "rounds" in parts else []
-        tokens = _tokens(Path(work)) if "tokens" in parts else []
+    with tempfile.TemporaryDirectory(prefix="hubprune-faults-") as work, open_world(Path(work) / "world") as world:
+        results = _cells(world, Path(work), options) if "cells" in parts else []
+        rounds = _rounds(world, options.rounds) if "rounds" in parts else []
+        tokens = list(token_table.rows(world)) if "tokens" in parts else []
         kills = _kills(Path(work) / "kills", options.kills) if "kills" in parts else []
         leaks = [path for path, content in everything_under(Path(work)) if SECRET.search(content)]
     if options.json:
@@ -93,15 +93,14 @@ def _show(
 # ---- the parts ---------------------------------------------------------------------------------------------------
 
 
-def _cells(work: Path, options: argparse.Namespace) -> list[Result]:
+def _cells(world: World, work: Path, options: argparse.Namespace) -> list[Result]:
     """Run the cells in processes, each with a Hub of its own."""
     scenarios = [s for s in SCENARIOS if re.search(options.scenarios, s.name)]
-    with open_world(work / "recorded") as world:
-        cells = [
-            cell
-            for cell in chosen(world, scenarios, every=options.every)
-            if re.search(options.requests, cell.request.label) and re.search(options.faults, cell.kind.name)
-        ]
+    cells = [
+        cell
+        for cell in chosen(world, scenarios, every=options.every)
+        if re.search(options.requests, cell.request.label) and re.search(options.faults, cell.kind.name)
+    ]
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), open_worker, (str(work),)) as pool:
         waiting = {pool.submit(run_one, SCENARIOS.index(c.scenario), c.request, c.kind.name): c for c in cells}
         done = track(as_completed(waiting), f"{len(cells)} cells", total=len(cells), console=Console(stderr=True))
@@ -109,10 +108,9 @@ def _cells(work: Path, options: argparse.Namespace) -> list[Result]:
     return [found[cell] for cell in cells]
 
 
-def _rounds(work: Path, number: int) -> list[race_rounds.Round]:
-    with open_world(work / "rounds") as world:
-        numbers = track(range(number), "two publishers", console=Console(stderr=True))
-        return [race_rounds.run(world, n) for n in numbers]
+def _rounds(world: World, number: int) -> list[race_rounds.Round]:
+    numbers = track(range(number), "two publishers", console=Console(stderr=True))
+    return [race_rounds.run(world, n) for n in numbers]
 
 
 def _kills(work: Path, number: int) -> list[kill_rounds.Kill]:
@@ -123,11 +121,6 @@ def _kills(work: Path, number: int) -> list[kill_rounds.Kill]:
             found.append(world.run(n, at=at))
             said.print(f"kill {n} of {number}: {found[-1]}", markup=False, highlight=False, soft_wrap=True)
     return found
-
-
-def _tokens(work: Path) -> list[token_table.Row]:
-    with open_world(work / "tokens") as world:
-        return list(token_table.rows(world))
 
 
 if __name__ == "__main__":

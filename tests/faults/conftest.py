@@ -10,10 +10,8 @@ import pytest
 
 pytest.importorskip("starlette")
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from fault_cells import killer
-from fault_world import open_world
+from fault_world import World, settings
 
 
 def pytest_collection_modifyitems(items):
@@ -24,13 +22,13 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs the git program, and Linux to see whom it kills"))
 
 
-@pytest.fixture(scope="package")
-def world(tmp_path_factory):
-    with open_world(tmp_path_factory.mktemp("world")) as opened:
-        yield opened
+@pytest.fixture(scope="session")
+def world(hub, hub_folder, tmp_path_factory):
+    with settings():
+        yield World(hub, tmp_path_factory.mktemp("world"), hub_folder=hub_folder)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def killable(world):
     with killer(world) as found:
         yield found

@@ -22,7 +22,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "shared"))
 
 import made
-from on_hub import BASE_FILES, BASE_ID, commit_files, finish, make_folder, only_hub, safetensors
+from on_hub import BASE_ID, finish, make_folder, put_base, safetensors
 
 from hubprune.core.artifacts import BaseCheckpoint, PublishedCommit
 from hubprune.core.console import Reporter
@@ -119,14 +119,13 @@ class Remote:
 class World:
     """A Hub with a base on it, and a user who may write to a namespace."""
 
-    def __init__(self, hub: RunningHub, home: Path) -> None:
+    def __init__(self, hub: RunningHub, home: Path, *, hub_folder: Path) -> None:
         from huggingface_hub import HfApi
 
-        self.hub, self.home, self._numbers = hub, home, itertools.count(1)
+        self.hub, self.home, self._hub_folder, self._numbers = hub, home, hub_folder, itertools.count(1)
         self._random = random.Random(0)
         self.admin = HfApi(endpoint=hub.endpoint, token=hub.token)
-        self.admin.create_repo(BASE_ID)
-        commit_files(self.admin, BASE_ID, BASE_FILES)
+        put_base(self.admin)
         self.token = hub.add_user(USER, orgs=("acme",))
         self._model_folder = make_folder(home / "model")
         self._base = resolve_base(BaseModelSpec(repo_id=BASE_ID), session=self._session())
@@ -168,7 +167,7 @@ class World:
         return case.repo_id
 
     def _git(self, repo_id: str) -> Path:
-        return self.home / "hub" / "repos" / "models" / f"{repo_id}.git"
+        return self._hub_folder / "repos" / "models" / f"{repo_id}.git"
 
     # ---- attempts ------------------------------------------------------------------------------------------------
 
@@ -284,22 +283,35 @@ def all_said(attempt: Attempt) -> Iterator[None]:
 
 @contextmanager
 def open_world(home: Path) -> Iterator[World]:
-    """Serve a Hub below a folder, the only one that this process' clients know while the block runs."""
-    with running_hub(home / "hub") as hub, settings(), only_hub(hub, home):
-        yield World(hub, home)
+    """Serve a Hub below a folder, the only one that this process' clients know: they must not be imported yet."""
+    assert "huggingface_hub" not in sys.modules
+    with running_hub(home / "hub") as hub, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("HF_")]:
+            patch.delenv(name)
+        patch.setenv("HF_ENDPOINT", hub.endpoint)
+        patch.setenv("HF_HOME", str(home / "hf"))
+        patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        patch.setenv("HUBPRUNE_HOME", str(home / "work"))
+        with settings():
+            yield World(hub, home, hub_folder=home / "hub")
 
 
 @contextmanager
 def settings() -> Iterator[None]:
     """Let the Xet client wait for moments only, in a new connection to the Hub."""
     from huggingface_hub import close_session
+    from huggingface_hub.utils._xet import abort_xet_session
+
+    def anew() -> None:
+        close_session()
+        abort_xet_session()
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
-        close_session()
+        anew()
         yield
-    close_session()
+    anew()
 
 
 def shorten(patch: pytest.MonkeyPatch, seconds: float) -> None:

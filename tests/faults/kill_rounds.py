@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -15,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 from hubprune.cards.manifest import CARD, MANIFEST
 from hubprune.cards.provenance import without_times
@@ -67,27 +65,14 @@ class KillWorld:
     """A Hub with a small base and its data, and one repo that is published over and over."""
 
     def __init__(self, hub: RunningHub, home: Path) -> None:
-        from huggingface_hub import CommitOperationAdd, HfApi
+        import little
+        from huggingface_hub import HfApi
 
         self.hub, self.home = hub, home
         self.api = HfApi(endpoint=hub.endpoint, token=hub.token)
-        small = _small()
-        base = small.write_base(home / "base")
-        texts = [{"text": f"The {n} birds sing over the hill and the water number {n}."} for n in range(20)]
-        files = {
-            (small.BASE, "model"): {path.name: path.read_bytes() for path in base.iterdir()},
-            ("meta/texts", "dataset"): {
-                "plain.jsonl": small.lines(texts), "other.jsonl": small.lines(texts[::-1]),
-                "README.md": small.CONFIGS.encode(),
-            },
-            ("meta/rows", "dataset"): {"test.jsonl": small.lines(small.ROWS)},
-        }  # fmt: skip
-        for (repo_id, kind), found in files.items():
-            self.api.create_repo(repo_id, repo_type=kind)
-            adds = [CommitOperationAdd(path, data) for path, data in found.items()]
-            self.api.create_commit(repo_id, adds, commit_message="Fill", repo_type=kind)
-        small.write_files(home)
-        self._command = [sys.executable, "-m", "hubprune", "publish", small.BASE, *small.SMALL, *OPTIONS]
+        little.put_on_hub(self.api, little.write_base(home / "base"))
+        little.write_files(home)
+        self._command = [sys.executable, "-m", "hubprune", "publish", little.BASE, *little.SMALL, *OPTIONS]
         start = time.monotonic()
         self._places = self._fresh("undisturbed")
         assert self._start().wait(ENDS_AFTER_SECONDS) == 0, self._said()
@@ -189,18 +174,6 @@ class KillWorld:
 
 def _difference(what: str, then: set[str], now: set[str]) -> list[str]:
     return [f"{what}: {path} {'too many' if path in now else 'is missing'}" for path in sorted(then ^ now)]
-
-
-def _small() -> ModuleType:
-    """Return the module that makes small bases and data for whole runs; as a conftest it cannot be imported by name."""
-    path = Path(__file__).resolve().parent.parent / "end_to_end" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("end_to_end_small", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @contextmanager

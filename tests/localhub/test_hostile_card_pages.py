@@ -16,7 +16,7 @@ from hostile import SECTIONS, parts, text
 from hypothesis import HealthCheck, Phase, given, settings
 from test_card_pages import ACTIVE, address, folder  # noqa: F401 - fixtures
 
-from hubprune.cards.card import build_context, render
+from hubprune.cards.card import render
 from hubprune.cards.markdown import check_notes, visible
 from hubprune.core.errors import RecipeError
 
@@ -59,8 +59,7 @@ def hostile_cards(number):
             told = check_notes(notes)
         except RecipeError:
             told = None
-        values = made.card_parts(**parts(sample, name, dataset, task, label), notes=told)
-        rendered = render(build_context(values.pop("recipe"), **values))
+        rendered = render(made.card_context(**parts(sample, name, dataset, task, label), notes=told))
         matter, body = re.fullmatch(r"(---\n.*?\n---\n)(.*)", rendered, re.DOTALL).groups()
         cards.append(Hostile(matter, body, name, sample, told))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from bases import LLAMA, MISTRAL
 
-from hubprune.core import modeling
+from hubprune.core import templates
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.structure import block_configs
 
@@ -29,7 +29,7 @@ SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vo
 
 @every_file
 def test_the_modeling_file_is_the_golden_one(family, layout):
-    text = modeling.render(ARCHITECTURES[family], layout=layout, version="1.2.3")
+    text = templates.modeling_code(ARCHITECTURES[family], layout=layout, version="1.2.3")
     path = GOLDEN / f"{ARCHITECTURES[family].modeling_file(layout)}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text)
@@ -38,7 +38,7 @@ def test_the_modeling_file_is_the_golden_one(family, layout):
 
 @every_file
 def test_the_modeling_file_imports_little_and_runs_nothing_at_large(family, layout):
-    tree = ast.parse(modeling.render(ARCHITECTURES[family], layout=layout))
+    tree = ast.parse(templates.modeling_code(ARCHITECTURES[family], layout=layout))
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -54,12 +54,13 @@ def test_the_modeling_file_imports_little_and_runs_nothing_at_large(family, layo
 
 @every_file
 def test_transformers_does_not_take_a_stand_in_for_an_attention(family, layout):
-    assert not re.search(r"class \w*Attention\w*\(nn\.Module\)", modeling.render(ARCHITECTURES[family], layout=layout))
+    code = templates.modeling_code(ARCHITECTURES[family], layout=layout)
+    assert not re.search(r"class \w*Attention\w*\(nn\.Module\)", code)
 
 
 @every_file
 def test_the_modeling_file_overrides_no_forward_of_transformers(family, layout):
-    tree = ast.parse(modeling.render(ARCHITECTURES[family], layout=layout))
+    tree = ast.parse(templates.modeling_code(ARCHITECTURES[family], layout=layout))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.startswith("Pruned")]
     assert len(classes) == 3
     assert {method.name for c in classes for method in c.body if isinstance(method, ast.FunctionDef)} <= {
@@ -72,7 +73,7 @@ def test_the_modeling_file_overrides_no_forward_of_transformers(family, layout):
 def test_the_modeling_file_is_clean_for_ruff(tmp_path, command):
     for family, layout in FILES:
         path = tmp_path / ARCHITECTURES[family].modeling_file(layout)
-        path.write_text(modeling.render(ARCHITECTURES[family], layout=layout))
+        path.write_text(templates.modeling_code(ARCHITECTURES[family], layout=layout))
     ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "--line-length", "120", str(tmp_path)]
     done = subprocess.run(ruff, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -86,7 +87,7 @@ NO_IDENTIFIERS = ["", "a b", "a.b", "a\nimport os", "a\n", "class", "é", "1a", 
 @pytest.mark.parametrize("value", NO_IDENTIFIERS)
 def test_only_identifiers_become_identifiers(value):
     with pytest.raises(ValueError, match="is no identifier"):
-        modeling.ident(value)
+        templates.ident(value)
 
 
 @pytest.mark.parametrize(
@@ -94,18 +95,18 @@ def test_only_identifiers_become_identifiers(value):
 )
 def test_only_harmless_values_become_literals(value):
     with pytest.raises(ValueError):
-        modeling.py(value)
+        templates.py(value)
 
 
 def test_literals_read_back_as_the_same_values():
     for value in (4, -1, "self_attn", (), ("a",), ("a", "b"), (4, 48), ("a", ("b",))):
-        assert ast.literal_eval(modeling.py(value)) == value
+        assert ast.literal_eval(templates.py(value)) == value
 
 
 @pytest.mark.parametrize("version", ["1.0\nimport os", "1.0; x", "", "one", '1"""'])
 def test_a_version_that_might_be_code_is_refused(version):
     with pytest.raises(ValueError):
-        modeling.render(ARCHITECTURES["llama"], version=version)
+        templates.modeling_code(ARCHITECTURES["llama"], version=version)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_a_version_that_might_be_code_is_refused(version):
 )
 def test_a_table_entry_that_might_be_code_is_refused(change):
     with pytest.raises(ValueError):
-        modeling.render(replace(ARCHITECTURES["llama"], **change))
+        templates.modeling_code(replace(ARCHITECTURES["llama"], **change))
 
 
 # ---- what its classes refuse -------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def rendered(tmp_path_factory):
     modules = {}
     for family in FAMILIES:
         path = tmp_path_factory.mktemp("code") / ARCHITECTURES[family].modeling_file("pruned")
-        path.write_text(modeling.render(ARCHITECTURES[family]))
+        path.write_text(templates.modeling_code(ARCHITECTURES[family]))
         spec = importlib.util.spec_from_file_location(path.stem, path)
         modules[family] = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = modules[family]
@@ -286,14 +287,14 @@ def test_an_old_transformers_is_refused_with_the_version_it_takes(family, layout
     monkeypatch.setattr(transformers, "__version__", "4.45.2")
     # It does not know every family, which must not be what its user is told.
     monkeypatch.setitem(sys.modules, f"transformers.models.{ARCHITECTURES[family].module}", None)
-    code = compile(modeling.render(ARCHITECTURES[family], layout=layout), "modeling_pruned.py", "exec")
+    code = compile(templates.modeling_code(ARCHITECTURES[family], layout=layout), "modeling_pruned.py", "exec")
     floor = ".".join(map(str, ARCHITECTURES[family].floor))
     with pytest.raises(ImportError, match=rf"needs transformers>={floor}, found 4\.45\.2"):
         exec(code, {"__name__": "m"})
 
 
 def test_the_file_does_not_depend_on_any_base():
-    texts = {modeling.render(ARCHITECTURES["llama"]) for _ in range(2)}
+    texts = {templates.modeling_code(ARCHITECTURES["llama"]) for _ in range(2)}
     assert len(texts) == 1
     assert json.dumps(LLAMA["vocab_size"]) not in texts.pop().split("FLOOR")[1]
 
@@ -308,7 +309,7 @@ GIVEN = {**HEADS, "num_hidden_layers": 3, "rope_theta": 5000.0, "vocab_size": 8}
 def nas_config(tmp_path_factory):
     """The config class of Llama in the nemotron-nas layout."""
     path = tmp_path_factory.mktemp("nas") / ARCHITECTURES["llama"].modeling_file("nemotron-nas")
-    path.write_text(modeling.render(ARCHITECTURES["llama"], layout="nemotron-nas"))
+    path.write_text(templates.modeling_code(ARCHITECTURES["llama"], layout="nemotron-nas"))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from hubprune.cards.card import Pictures, context_of
 from hubprune.cards.manifest import checkpoint_tag
-from hubprune.cards.snippet import Snippet
+from hubprune.cards.overview import Snippet
 from hubprune.core.artifacts import (
     BaseCard,
     BaseCheckpoint,
@@ -283,6 +284,13 @@ def report(**changes):
     values |= {"recipe": recipe().model_dump(mode="json"), "published": None, "endpoint": "https://huggingface.co"}
     used = {**values, **changes}
     return PublishReport(**used)
+
+
+def card_context(*, pictures=None, overrides=None, **changes):
+    """What a card is rendered from, of these parts; no validation stands in the way of hostile text."""
+    values = {"endpoint": "https://huggingface.co", "published": None, **card_parts(**changes)}
+    report = PublishReport.model_construct(**{**values, "recipe": values["recipe"].model_dump()})
+    return context_of(report, pictures=pictures or Pictures(), overrides=overrides)
 
 
 BY_HAND = {

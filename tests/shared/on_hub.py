@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from contextlib import contextmanager
 
 import made
-import pytest
 
 from hubprune.core.console import Reporter
 
@@ -50,6 +48,14 @@ def commit_files(api, repo_id, files, **options):
     return api.create_commit(repo_id, adds, commit_message="files", **options).oid
 
 
+def put_base(api):
+    """Put the base on the Hub unless it is there, with files that no publish needs."""
+    if not api.repo_exists(BASE_ID):
+        api.create_repo(BASE_ID)
+        commit_files(api, BASE_ID, BASE_FILES)
+    return api.model_info(BASE_ID).sha
+
+
 def make_folder(folder, *, card="# Card\n", **report):
     from hubprune.cards.manifest import write_recipe
 
@@ -73,30 +79,6 @@ def finish(folder, *, card, report):
     report = report.model_copy(update={"checkpoint": made.checkpoint(files=written)})
     (folder / "README.md").write_text(f"---\nlicense: apache-2.0\n---\n{card}")
     return write_manifest(folder, report=report, template_hash="0" * 64)
-
-
-@contextmanager
-def only_hub(running, home):
-    """Let the libraries of this process know no other Hub, no login of this machine and no cache but below a folder."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils._xet import abort_xet_session
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_XET_CACHE", str(home / "xet"))
-        patch.setenv("HF_ENDPOINT", running.endpoint)
-        patch.setenv("HUBPRUNE_HOME", str(home / "work"))
-        patch.delenv("HF_TOKEN", raising=False)
-        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.endpoint)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        patch.setattr(constants, "ENDPOINT", running.endpoint)
-        if "datasets.config" in sys.modules:
-            patch.setattr(sys.modules["datasets.config"], "HF_ENDPOINT", running.endpoint)
-        abort_xet_session()
-        yield patch
 
 
 class Ticks(Reporter):

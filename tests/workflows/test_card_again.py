@@ -13,8 +13,8 @@ from on_hub import make_folder
 from typer.testing import CliRunner
 
 from hubprune.cards import card
-from hubprune.cards.manifest import content_digest, write_manifest, write_recipe
-from hubprune.cards.record import card_part, read_record
+from hubprune.cards.card import card_part
+from hubprune.cards.manifest import content_digest, read_record, write_manifest, write_recipe
 from hubprune.cli import app
 from hubprune.core.artifacts import BaseCard
 from hubprune.core.errors import CheckpointError, ConflictError, RecipeError

@@ -156,7 +156,7 @@ def test_after_ctrl_c_nothing_is_promised_that_does_not_happen(monkeypatch):
 )
 def test_one_name_is_that_of_the_pruned_checkpoint_and_two_begin_with_the_base(monkeypatch, arguments, base, pruned):
     asked = []
-    monkeypatch.setattr(timing, "measure_speed", lambda name, request, **_: asked.append((name, request)) or report())
+    monkeypatch.setattr(timing, "measure_pair", lambda name, request, **_: asked.append((name, request)) or report())
     ended = CliRunner().invoke(app, ["speed", *arguments, "--json", "--rounds", "30", "--depths", "7,3"])
     assert ended.exit_code == 0, ended.output
     assert SpeedReport.model_validate_json(ended.stdout) == report()

@@ -1,7 +1,4 @@
-"""Artifacts of the evaluation room: benchmarks of base and pruned model.
-
-Artifacts of free text: what base and pruned write after the same prompts, and how much of it is repetition.
-"""
+"""Artifacts of the evaluation room: benchmarks of base and pruned model, and what both write after the same prompts."""
 
 from __future__ import annotations
 
@@ -9,11 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import ClassVar, Literal, Protocol, TypeVar
 
-from hubprune.core.artifacts.artifact import Artifact
+from hubprune.core.artifacts.base import Artifact
 from hubprune.core.console import LARGEST
-
-# ---- evaluation ----------------------------------------------------------------------------------------------------
-
 
 EvalBackend = Literal["shared", "hf"]
 """What computes log-likelihoods: one pass for all models, or lm-eval's own Hugging Face backend for each."""
@@ -213,9 +207,6 @@ class BenchmarkComparison(Artifact):
         if self.mean_change is not None or not changes:
             return self.mean_change
         return Estimate(value=sum(changes) / len(changes))
-
-
-# ---- generation ----------------------------------------------------------------------------------------------------
 
 
 # ---- one text ----------------------------------------------------------------------------------------------------

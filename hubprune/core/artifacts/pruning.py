@@ -1,172 +1,22 @@
-"""Artifacts of the pruning room: the base, its scores, what goes, and the written checkpoint."""
+"""Artifacts of a pruned checkpoint: what goes, what was written and verified, and what is on the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from hubprune.core.artifacts.artifact import (
-    Aggregation,
+from hubprune.core.artifacts.base import (
     Artifact,
     Layout,
     Method,
     Metric,
     Ranking,
+    RepoFile,
     Schedule,
     SublayerKind,
     WidthMetric,
 )
 
-# ---- the base ----------------------------------------------------------------------------------------------------
-
-
-class RepoFile(Artifact):
-    """One file of a repo or folder."""
-
-    path: str
-    size: int
-    """Bytes."""
-    sha256: str | None = None
-    """Known for files stored as LFS or Xet objects, and for local files once hashed."""
-    git_oid: str | None = None
-    """Git blob id, for files on a Hub."""
-
-
-class BaseCard(Artifact):
-    """What is taken over from the base's model card: its languages and its licence, nothing else."""
-
-    language: tuple[str, ...] = ()
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-
-
-class BaseCheckpoint(Artifact):
-    """A base model, resolved: which files at which commit, and its config.json.  No weights have been read."""
-
-    name: str
-    """Repo id on the Hub, or the name of a local folder."""
-    commit: str | None
-    """40 hex digits, or None for a local folder."""
-    private: bool = False
-    """Whether only some may see its repo."""
-    folder: str | None = None
-    """Local folder with the files: the given one, or the cache's snapshot once downloaded."""
-    config: dict[str, Any]
-    """The parsed config.json; of a downloaded base, with what transformers makes of its weights where it is silent."""
-    files: tuple[RepoFile, ...]
-    card: BaseCard = BaseCard()
-    tensor_names: Mapping[str, str | None] = Field(default={}, exclude=True)
-    """Name of a tensor in the files -> in the model, None where transformers does not use it; others keep theirs."""
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of decoder layers."""
-        return int(self.config["num_hidden_layers"])
-
-
-# ---- scores ------------------------------------------------------------------------------------------------------
-
-
-class CalibrationSource(Artifact):
-    """One subset of the mix as it was really drawn."""
-
-    dataset: str
-    config: str | None
-    split: str
-    commit: str | None
-    """Commit of the data set repo, or None for a local file."""
-    weight: float
-    """Share of the mix; the weights of all subsets add up to 1."""
-    documents: int
-    """Documents that were scored, or sequences where they were packed."""
-    texts: int | None = None
-    """Documents that packed sequences were made of; None where nothing was packed."""
-    tokens: int
-    """Tokens that were scored, after truncation."""
-
-    @property
-    def label(self) -> str:
-        """Short name: the config where there is one, else the data set."""
-        return self.config or self.dataset
-
-
-class CalibrationRecord(Artifact):
-    """The calibration set behind a set of scores."""
-
-    mix: str
-    """Name of the mix."""
-    sources: tuple[CalibrationSource, ...]
-    max_tokens: int
-    """Tokens after which a document was cut off, or the exact length of a packed sequence."""
-    packed: bool = False
-    """Whether documents were joined and cut into sequences of one length."""
-    seed: int
-    shuffle_buffer: int
-    """Documents in the streaming shuffle buffer."""
-    token_sha256: str
-    """SHA-256 over the token ids of all documents, in order."""
-
-    @property
-    def unit(self) -> Literal["documents", "sequences"]:
-        """What is counted: one sample is a document, or a packed sequence."""
-        return "sequences" if self.packed else "documents"
-
-    @property
-    def documents(self) -> int:
-        """Documents in all, or sequences where they were packed."""
-        return sum(s.documents for s in self.sources)
-
-    @property
-    def tokens(self) -> int:
-        """Scored tokens in all."""
-        return sum(s.tokens for s in self.sources)
-
-
-class ImportanceScores(Artifact):
-    """Importance by some metric, one value per layer, for each of the three ways to look at a layer."""
-
-    attn: tuple[float, ...]
-    mlp: tuple[float, ...]
-    block: tuple[float, ...]
-
-    def ascending(self, kind: Literal["attn", "mlp", "block"]) -> list[int]:
-        """Order the layers by one kind of score, lowest first; of two equal ones the deeper comes first."""
-        scores: tuple[float, ...] = getattr(self, kind)
-        return sorted(range(len(scores)), key=lambda layer: (scores[layer], -layer))
-
-
-class DocumentScores(Artifact):
-    """Mean scores over one document's tokens."""
-
-    source: int
-    """Index into the calibration sources."""
-    tokens: int
-    scores: ImportanceScores
-
-
-class LayerScores(Artifact):
-    """Importance of every sublayer and block of a base over a calibration mix."""
-
-    metric: Metric = "cosine"
-    aggregation: Aggregation
-    """`document`: mean over a document's tokens, then over documents, then the mix's weights.  `token`: over tokens."""
-    dtype: str
-    """dtype that the layers ran in; the scores themselves are computed in float32 and summed in float64."""
-    device: str
-    mean: ImportanceScores
-    standard_error: ImportanceScores
-    """Standard error of each mean over documents, stratified by subset."""
-    by_source: tuple[ImportanceScores, ...]
-    """Mean scores per calibration source, in the order of `calibration.sources`."""
-    calibration: CalibrationRecord
-    per_document: tuple[DocumentScores, ...] = ()
-    """Kept in the work folder for paired statistics; left out of the manifest."""
-
-
-# ---- plan --------------------------------------------------------------------------------------------------------
+# ---- plan ------------------------------------------------------------------------------------------------------------
 
 
 class DroppedSublayer(Artifact):
@@ -299,7 +149,7 @@ class DropPlan(Artifact):
         return tuple(numbers[i] for i in self.gone(kind) if i in numbers)
 
 
-# ---- written checkpoint ------------------------------------------------------------------------------------------
+# ---- written checkpoint ----------------------------------------------------------------------------------------------
 
 
 class WrittenCheckpoint(Artifact):
@@ -355,3 +205,75 @@ class PrunedCheckpoint(Artifact):
 
     written: WrittenCheckpoint
     verification: Verification
+
+
+# ---- on the hub ------------------------------------------------------------------------------------------------------
+
+
+class PublishedCommit(Artifact):
+    """What is on the Hub now."""
+
+    repo_id: str
+    commit: str
+    parent: str | None
+    url: str
+    created: bool
+    """False where the remote files were already the same and no commit was made."""
+    tag: str | None = None
+    pull_request_url: str | None = None
+    files: tuple[RepoFile, ...]
+    """The remote files, each compared with what was uploaded."""
+
+
+class PlannedFile(Artifact):
+    """A file of the target repo, and what a publish would do with it."""
+
+    path: str
+    size: int
+    """Bytes; of one that would be deleted, those that are there."""
+    change: Literal["new", "changed", "unchanged", "deleted"]
+    new_bytes: int | None
+    """Bytes of it that the Hub lacks, packed as they would be sent; None where that was not found out."""
+
+
+class UploadPlan(Artifact):
+    """What a publish would change in the target repo, and how much it would send."""
+
+    repo_id: str
+    revision: str
+    """Branch."""
+    parent: str | None
+    """Commit that the files were compared with; None where the repo does not exist."""
+    create_pr: bool
+    files: tuple[PlannedFile, ...]
+    """Sorted by path."""
+    upload_bytes: int
+    """Size of the files that are new or changed."""
+    primer_bytes: int
+    """What the primer would add to the Hub beside them."""
+    new_bytes: int | None
+    """Bytes that the Hub lacks, the primer's included; None where that was not found out."""
+    card: str
+    """README.md as it would be published."""
+
+
+class LoadedBack(Artifact):
+    """What the published model wrote after a fresh process had loaded it from the Hub."""
+
+    prompt: str
+    text: str
+    """The prompt with its greedy continuation."""
+    parameters: int
+
+
+class SnippetRun(Artifact):
+    """What the code that the card shows printed, when a fresh process ran it on the written files."""
+
+    repo_id: str
+    """Under which the code finds the files."""
+    revision: str | None
+    code: str
+    """As it was run, and as the card shows it."""
+    output: str
+    transformers: str
+    """Version."""

@@ -1,10 +1,6 @@
-"""Artifacts of studies: scores of one base under several circumstances, and how well they agree.
+"""Reports: what a whole command found, as versioned JSON.
 
-Artifacts of `hubprune compare`: two pruned checkpoints or plans beside each other.
-
-Artifacts of `hubprune reproduce`: a published result beside what the same recipe gives again.
-
-Artifacts of `hubprune refresh`: what a newer version writes for a repo that is out, beside what is there.
+`score` over several circumstances, `compare`, `reproduce`, `publish`, and `refresh`.
 """
 
 from __future__ import annotations
@@ -13,10 +9,31 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hubprune.core.artifacts.artifact import Aggregation, Artifact, Environment, Layout, Method, Metric, SublayerKind
-from hubprune.core.artifacts.pruning import ImportanceScores
+from hubprune.core.artifacts.base import (
+    Aggregation,
+    Artifact,
+    BaseCheckpoint,
+    Environment,
+    ImportanceScores,
+    LayerScores,
+    Layout,
+    Method,
+    Metric,
+    SublayerKind,
+)
+from hubprune.core.artifacts.evaluation import BenchmarkComparison, GenerationComparison
+from hubprune.core.artifacts.pruning import (
+    DropPlan,
+    LoadedBack,
+    PublishedCommit,
+    SnippetRun,
+    UploadPlan,
+    Verification,
+    WrittenCheckpoint,
+)
+from hubprune.core.artifacts.speed import SpeedReport
 
-# ---- studies -------------------------------------------------------------------------------------------------------
+# ---- studies ---------------------------------------------------------------------------------------------------------
 
 
 StudyKind = Literal["revisions", "calibration", "samples"]
@@ -74,7 +91,7 @@ class ScoreStudy(Artifact):
     """Whether each smaller draw is the beginning of the larger ones, subset by subset."""
 
 
-# ---- comparison ----------------------------------------------------------------------------------------------------
+# ---- comparison ------------------------------------------------------------------------------------------------------
 
 
 SameBase = Literal["same", "different", "unknown"]
@@ -146,7 +163,7 @@ class CheckpointComparison(Artifact):
     """What could not be compared, and why."""
 
 
-# ---- reproduction --------------------------------------------------------------------------------------------------
+# ---- reproduction ----------------------------------------------------------------------------------------------------
 
 
 Scalar = str | int | float | bool | None
@@ -200,7 +217,7 @@ class Reproduction(Artifact):
     """Wall-clock seconds per stage."""
 
 
-# ---- refreshing ----------------------------------------------------------------------------------------------------
+# ---- refreshing ------------------------------------------------------------------------------------------------------
 
 
 FileOutcome = Literal["added", "changed", "removed", "same"]
@@ -279,3 +296,44 @@ class RefreshReport(Artifact):
     def changed(self) -> tuple[FileChange, ...]:
         """The files that are not the same."""
         return tuple(file for file in self.files if file.outcome != "same")
+
+
+# ---- publishing ------------------------------------------------------------------------------------------------------
+
+
+class PublishReport(Artifact):
+    """Everything one publish did and saw, as versioned JSON."""
+
+    schema_version: Literal[1] = 1
+    recipe: dict[str, Any]
+    repo_id: str
+    """Where the result goes, or would have gone."""
+    endpoint: str
+    """Address of the Hub that the base is on."""
+    base: BaseCheckpoint
+    scores: LayerScores | None
+    plan: DropPlan
+    checkpoint: WrittenCheckpoint
+    verification: Verification
+    benchmarks: BenchmarkComparison | None
+    generation: GenerationComparison | None
+    speed: SpeedReport | None = None
+    """None where it was not asked for."""
+    notes: str | None = None
+    """The author's own words on the card."""
+    snippet: SnippetRun | None = None
+    """None in reports of versions that did not run it."""
+    refreshed: tuple[Refreshed, ...] = ()
+    """What later versions wrote anew in the repo without computing, oldest first."""
+    published: PublishedCommit | None
+    """None for a dry run."""
+    upload: UploadPlan | None = None
+    """What a dry run would have changed and sent."""
+    loaded_back: LoadedBack | None = None
+    environment: Environment
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Wall-clock seconds per stage; a stage that was taken from the work folder keeps those of the run that did it."""
+    fingerprint: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """What the result depends on, in named parts (`publishing.fingerprint`)."""
+    stage_keys: dict[str, str] = Field(default_factory=dict)
+    """Stage -> key of all that its result depends on, this machine included (`stages.key_of`)."""

@@ -1,19 +1,13 @@
-"""Artifacts of timing: how fast one model is against its base, and what memory both take.
-
-Artifacts of a sweep: what every number of drops costs and gains.
-"""
+"""Artifacts of timing, how fast one model is against its base, and of a sweep: what every number of drops costs."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from hubprune.core.artifacts.artifact import Artifact, Environment, Metric, Ranking, SublayerKind
+from hubprune.core.artifacts.base import Artifact, Environment, Metric, Ranking, SublayerKind
 from hubprune.core.artifacts.evaluation import Estimate, MetricValue, perplexity_of
 from hubprune.core.artifacts.pruning import DroppedSublayer
 from hubprune.core.console import LARGEST
-
-# ---- speed ---------------------------------------------------------------------------------------------------------
-
 
 Measure = Literal["prefill", "first-token", "decode", "generation"]
 """Reading the prompt; the same until the first new token is chosen; writing new tokens; prompt and new tokens."""
@@ -77,11 +71,6 @@ class SpeedMeasured(Artifact):
         if self.ratio.holds_one:
             return "not resolved"
         return "faster" if self.ratio.median > 1 else "slower"
-
-    @property
-    def resolved(self) -> bool:
-        """True where the ratio is told apart from 1.0, and the base from itself is not."""
-        return self.verdict in ("faster", "slower")
 
     @property
     def speedup_percent(self) -> float:
@@ -207,9 +196,6 @@ class SpeedReport(Artifact):
     seed: int
     """Of the order within a round, and of the bootstrap."""
     notes: tuple[str, ...] = ()
-
-
-# ---- sweep ---------------------------------------------------------------------------------------------------------
 
 
 # ---- what one model measured -------------------------------------------------------------------------------------

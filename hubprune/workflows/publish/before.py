@@ -15,20 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from hubprune import __version__
-from hubprune.cards.manifest import CARD, MANIFEST
-from hubprune.cards.record import (
-    CARD_PART,
-    Change,
-    Fingerprint,
-    PublishRecord,
-    card_part,
-    changes,
-    parse_record,
-    sha256,
-    snippet_part,
-    told,
-)
-from hubprune.core import modeling
+from hubprune.cards.card import CARD_PART, Change, Fingerprint, card_part, changes, sha256, snippet_part, told
+from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, parse_record
+from hubprune.core import templates
 from hubprune.core.architectures import Architecture
 from hubprune.core.console import Reporter
 from hubprune.core.devices import library_versions
@@ -96,7 +85,7 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
 
 def modeling_part(architecture: Architecture) -> dict[str, str]:
     """Say what the modeling file of a family depends on."""
-    return {"template": sha256(modeling.render(architecture))}
+    return {"template": sha256(templates.modeling_code(architecture))}
 
 
 def _settings(settings: Settings | None, *, without: frozenset[str] = frozenset()) -> dict[str, str]:

@@ -13,9 +13,8 @@ from typing import Any
 
 from hubprune import __version__
 from hubprune.cards.card import template_hash
-from hubprune.cards.manifest import CARD, MANIFEST, checkpoint_tag, replace_card
-from hubprune.cards.record import PublishRecord, read_record
-from hubprune.core import modeling
+from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, checkpoint_tag, read_record, replace_card
+from hubprune.core import templates
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import ConfigChange, FileChange, Refreshed, RepoFile, WrittenCheckpoint
 from hubprune.core.config import needs_modeling_file, read_config, stock_config, write_json
@@ -29,8 +28,6 @@ from hubprune.workflows.card import CardChoices, put_card, render_again
 from hubprune.workflows.publish.before import MODELING_PART, modeling_part
 from hubprune.workflows.refresh.there import Published, stays
 from hubprune.workflows.run import refuse_tokenizer_code
-
-__all__ = ["Anew", "write_anew"]
 
 SHIPPED_BEFORE = ("1ccd488f2b6d9c368b1a1d8c954f7284e9b0c0c5f5009a957d1fc5d2d21f7e27",)
 """Hashes of the card templates that earlier versions shipped; a card of any others was designed by its publisher."""
@@ -79,8 +76,13 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
         CheckpointError: the base is broken.
     """
     choices = CardChoices(published.record.report.notes, template)
-    _check_templates(published, choices, overwrite=overwrite)
-    notes = tuple(_write_small_files(published, folder))
+    used = published.record.values.get("card_templates")
+    if not (overwrite or choices.template or used in (template_hash(), *SHIPPED_BEFORE)):
+        raise RecipeError(
+            f"The card of {published.target.repo_id} was made by templates that hubprune does not ship.",
+            hint="Name their folder with --card-template, or pass --overwrite for a card by the shipped ones.",
+        )
+    notes = _write_small_files(published, folder)
     checkpoint = _checkpoint(published, folder)
     changes = tuple(_file_changes(published, folder, checkpoint))
     config_json = read_config(folder)
@@ -90,10 +92,12 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
         if file.path in same:
             (folder / file.path).unlink()
     record = _write_card(published, folder, checkpoint, (changes, config), choices)
+    written = {file.path: file for file in list_files(folder)}
+    files = {**record.files, MANIFEST: written.get(MANIFEST) or published.remote.files[MANIFEST]}
     return Anew(
         folder=folder,
-        files=_all_files(published, folder, record),
-        changes=(*changes, *_card_changes(published, folder)),
+        files=tuple(files[path] for path in sorted(files)),
+        changes=(*changes, *_card_changes(published, written)),
         config=config,
         config_json=config_json,
         record=record,
@@ -101,34 +105,24 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
     )
 
 
-def _check_templates(published: Published, choices: CardChoices, *, overwrite: bool) -> None:
-    """Refuse to replace a card whose look is its publisher's own by one of the shipped ones."""
-    used = published.record.values.get("card_templates")
-    if overwrite or choices.template or used in (template_hash(), *SHIPPED_BEFORE):
-        return
-    raise RecipeError(
-        f"The card of {published.target.repo_id} was made by templates that hubprune does not ship.",
-        hint="Name their folder with --card-template, or pass --overwrite for a card by the shipped ones.",
-    )
-
-
 # ---- the checkpoint's files --------------------------------------------------------------------------------------
 
 
-def _write_small_files(published: Published, folder: Path) -> Iterator[str]:
-    """Write config, tokenizer and modeling file; yield what there is to say of them."""
-    if base := published.base:
-        refuse_tokenizer_code(Path(base.folder or ""), name=base.name)
-        write_companions(base, published.record.report.plan, folder)
-        architecture = architecture_of(base.config, name=base.name)
-        if differs := ids_depend_on_version(Path(base.folder or ""), folder, architecture=architecture):
-            yield f"The base's tokenizer depends on the version that reads it: {differs}."
-        return
-    _write_without_base(published, folder)
-    yield (
-        "The base cannot be read, so config.json keeps its keys, and the tokenizer files are made of the repo's own: "
-        f"{published.why_no_base}"
-    )
+def _write_small_files(published: Published, folder: Path) -> tuple[str, ...]:
+    """Write config, tokenizer and modeling file, and return what there is to say of them."""
+    base = published.base
+    if base is None:
+        _write_without_base(published, folder)
+        return (
+            "The base cannot be read, so config.json keeps its keys, and the tokenizer files are made of the repo's "
+            f"own: {published.why_no_base}",
+        )
+    source = Path(base.folder or "")
+    refuse_tokenizer_code(source, name=base.name)
+    write_companions(base, published.record.report.plan, folder)
+    architecture = architecture_of(base.config, name=base.name)
+    differs = ids_depend_on_version(source, folder, architecture=architecture)
+    return (f"The base's tokenizer depends on the version that reads it: {differs}.",) if differs else ()
 
 
 def _write_without_base(published: Published, folder: Path) -> None:
@@ -147,7 +141,7 @@ def _write_without_base(published: Published, folder: Path) -> None:
         config["tokenizer_class"] = tokenizer_class
     write_json({**config, "hubprune": {**config["hubprune"], "version": __version__}}, folder)
     if needs_modeling_file(plan):
-        code = modeling.render(architecture, layout=plan.layout)
+        code = templates.modeling_code(architecture, layout=plan.layout)
         (folder / architecture.modeling_file(plan.layout)).write_text(code, encoding="utf-8")
 
 
@@ -167,13 +161,10 @@ def _file_changes(published: Published, folder: Path, checkpoint: WrittenCheckpo
     for path in sorted({*published.checkpoint, *anew}):
         if stays(path):
             continue
-        before = _sha256(published.folder / path) if path in there else None
-        yield _change(path, before=before, after=anew.get(path), same=is_same_file(anew.get(path), there.get(path)))
-
-
-def is_same_file(local: RepoFile | None, remote: RepoFile | None) -> bool:
-    """Tell whether a file need not be sent, or deleted."""
-    return local is remote if local is None else is_same(local, remote)
+        before = hashlib.sha256((published.folder / path).read_bytes()).hexdigest() if path in there else None
+        after, remote = anew.get(path), there.get(path)
+        same = is_same(after, remote) if after else remote is None
+        yield _change(path, before=before, after=after, same=same)
 
 
 def _change(path: str, *, before: str | None, after: RepoFile | None, same: bool) -> FileChange:
@@ -183,10 +174,6 @@ def _change(path: str, *, before: str | None, after: RepoFile | None, same: bool
         return FileChange(path=path, outcome="removed", before=before, after=None)
     outcome = "changed" if before else "added"
     return FileChange(path=path, outcome=outcome, before=before, after=after.sha256, size=after.size)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _key_changes(before: Mapping[str, Any], after: Mapping[str, Any], *, inside: str = "") -> Iterator[ConfigChange]:
@@ -219,14 +206,19 @@ def _write_card(
     values["run"] = {**values["run"], "create_pr": target.create_pr}
     if changed:
         values |= _with_files(published, checkpoint)
-        entry = _entry(published, changed, found[1]).model_dump(mode="json")
-        values["refreshed"] = [*values.get("refreshed", ()), entry]
-    if "target" in values.get("fingerprint", {}):
-        named = "not named" if target.create_pr else "named"
-        values["fingerprint"] = {
-            **values["fingerprint"],
-            "target": {**values["fingerprint"]["target"], "tag": named},
-        }
+        entry = Refreshed(
+            from_version=published.version,
+            to_version=__version__,
+            commit=published.remote.commit,
+            tag=None if record.report.recipe["target"]["create_pr"] else checkpoint_tag(record.report.checkpoint),
+            files=changed,
+            config=tuple(change.key for change in found[1]),
+        )
+        values["refreshed"] = [*values.get("refreshed", ()), entry.model_dump(mode="json")]
+    depends_on = values.get("fingerprint", {})
+    if "target" in depends_on:
+        tag = "not named" if target.create_pr else "named"
+        values["fingerprint"] = {**depends_on, "target": {**depends_on["target"], "tag": tag}}
     replace_card(folder, values, card="")
     record = read_record(folder)
     put_card(folder, record, choices, text=render_again(record, choices))
@@ -246,30 +238,9 @@ def _with_files(published: Published, checkpoint: WrittenCheckpoint) -> dict[str
     }
 
 
-def _entry(published: Published, changed: tuple[FileChange, ...], config: tuple[ConfigChange, ...]) -> Refreshed:
-    report = published.record.report
-    return Refreshed(
-        from_version=published.version,
-        to_version=__version__,
-        commit=published.remote.commit,
-        tag=None if report.recipe["target"]["create_pr"] else checkpoint_tag(report.checkpoint),
-        files=changed,
-        config=tuple(change.key for change in config),
-    )
-
-
-def _card_changes(published: Published, folder: Path) -> Iterator[FileChange]:
-    card = published.remote.card_sha256
-    manifest = hashlib.sha256(published.remote.manifest.data).hexdigest() if published.remote.manifest else None
-    written = {file.path: file for file in list_files(folder)}
-    for path, before in ((CARD, card), (MANIFEST, manifest)):
+def _card_changes(published: Published, written: Mapping[str, RepoFile]) -> Iterator[FileChange]:
+    remote = published.remote
+    manifest = hashlib.sha256(remote.manifest.data).hexdigest() if remote.manifest else None
+    for path, before in ((CARD, remote.card_sha256), (MANIFEST, manifest)):
         after = written.get(path)
         yield _change(path, before=before, after=after, same=after is None or after.sha256 == before)
-
-
-def _all_files(published: Published, folder: Path, record: PublishRecord) -> tuple[RepoFile, ...]:
-    """List what the repo is to hold: all that the manifest lists, and the manifest itself."""
-    written = {file.path: file for file in list_files(folder)}
-    manifest = written.get(MANIFEST) or published.remote.files[MANIFEST]
-    files = {**record.files, MANIFEST: manifest}
-    return tuple(files[path] for path in sorted(files))

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubprune.cards.manifest import CARD, MANIFEST
-from hubprune.cards.record import PublishRecord, parse_record
+from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, parse_record
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, RepoFile
 from hubprune.core.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes
@@ -31,16 +30,13 @@ from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
-from hubprune.hub.foreign import Overwrite, check_is_ours
 from hubprune.hub.identity import check_can_write, identify
-from hubprune.hub.remote import RemoteState, branch_heads, is_same, read_remote, refs_of
+from hubprune.hub.remote import Overwrite, RemoteState, branch_heads, check_is_ours, is_same, read_remote, refs_of
 from hubprune.hub.repos import small_files
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target, check_branch
 from hubprune.hub.transfer import download
 from hubprune.pruning.verify import LEADS_TO_CODE, base_of, plan_of
-
-__all__ = ["Published", "read_published", "stays", "target_of"]
 
 OUR_FIRST_LINE = re.compile(rb"# Written by hubprune (?P<version>[0-9][\w.+!-]*); template sha256 [0-9a-f]{64}\.")
 """How every modeling file of ours begins."""
@@ -150,10 +146,18 @@ def read_published(target: Target, *, overwrite: bool, session: HubSession, repo
             f"{repo_id} has no {MANIFEST}, so hubprune did not publish it.",
             hint="Only repos that hubprune publish wrote can be refreshed.",
         )
-    record = _record(remote, remote.manifest.data, session=session)
+    try:
+        record = parse_record(remote.manifest.data, where=f"{MANIFEST} of {repo_id}")
+    except CheckpointError:
+        check_is_ours(remote, session=session)  # of a manifest that somebody edited, say who did
+        raise
     hint = "Pass --overwrite to replace what is there, which stays in the history."
     _refuse_edited(remote, record, overwrite="everything" if overwrite else "nothing", hint=hint, session=session)
-    _refuse_code(remote)
+    if leads := [path for path in sorted(remote.files) if path.split("/")[0] in LEADS_TO_CODE]:
+        raise VerificationError(
+            f"{repo_id} holds {leads[0]}, which hubprune never writes and which leads to other code or weights.",
+            hint="Take it out of the repo first.",
+        )
     listed = {file.path for file in record.report.checkpoint.files} & remote.files.keys()
     if CONFIG_NAME not in listed:
         raise CheckpointError(f"{repo_id} has no {CONFIG_NAME} that its {MANIFEST} lists.", hint="Publish it again.")
@@ -164,21 +168,12 @@ def read_published(target: Target, *, overwrite: bool, session: HubSession, repo
     base, why = _base(record, config, session=session)
     if base:
         _check_plan(record, config, base, repo_id=repo_id)
-    if base is None and overwrite:
+    elif overwrite:
         why_not = f"The files of the repo are all that there is to start from: {why}"
         _refuse_edited(remote, record, overwrite="card", hint=why_not, session=session)
     return Published(
         target=target, remote=remote, record=record, config=config, folder=folder, base=base, why_no_base=why
     )
-
-
-def _record(remote: RemoteState, manifest: bytes, *, session: HubSession) -> PublishRecord:
-    """Read the manifest; of one that somebody edited, say who."""
-    try:
-        return parse_record(manifest, where=f"{MANIFEST} of {remote.repo_id}")
-    except CheckpointError:
-        check_is_ours(remote, session=session)
-        raise
 
 
 def _refuse_edited(
@@ -200,16 +195,6 @@ def _refuse_edited(
         raise
     if lasting:
         raise ConflictError(f"{', '.join(lasting)} of {remote.repo_id} did not arrive as published.", hint=hint)
-
-
-def _refuse_code(remote: RemoteState) -> None:
-    """Refuse a repo with files that lead transformers to code or weights that are not ours."""
-    found = [path for path in sorted(remote.files) if path.split("/")[0] in LEADS_TO_CODE]
-    if found:
-        raise VerificationError(
-            f"{remote.repo_id} holds {found[0]}, which hubprune never writes and which leads to other code or weights.",
-            hint="Take it out of the repo first.",
-        )
 
 
 def _check_ours(config: Mapping[str, Any], folder: Path, record: PublishRecord, *, repo_id: str) -> None:
@@ -259,16 +244,13 @@ def _base(
         return None, error.message
     check_config(base.config, where=f"config.json of {base.name}")
     values = dict(base.config)
-    if not (values.get("dtype") or values.get("torch_dtype")) and (dtype := _dtype(config, record)):
-        values["dtype"] = dtype
+    if not (values.get("dtype") or values.get("torch_dtype")):
+        stored = [STORED[dtype] for dtype in record.report.checkpoint.dtypes if dtype in STORED]
+        if named := config.get("dtype") or config.get("torch_dtype"):
+            values["dtype"] = str(named)
+        elif len(stored) == 1:  # and no mixture without a name
+            values["dtype"] = stored[0]
     if config.get("tie_word_embeddings") is False:
         values["tie_word_embeddings"] = False
     folder = small_files(base, session=session)
     return base.model_copy(update={"config": values, "folder": str(folder)}), None
-
-
-def _dtype(config: Mapping[str, Any], record: PublishRecord) -> str | None:
-    """Return the dtype that config.json names, or that all weights have; None for a mixture without a name."""
-    stored = [STORED[dtype] for dtype in record.report.checkpoint.dtypes if dtype in STORED]
-    named = config.get("dtype") or config.get("torch_dtype")
-    return str(named) if named else stored[0] if len(stored) == 1 else None

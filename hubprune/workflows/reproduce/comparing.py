@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hubprune.cards.manifest import CARD, MANIFEST, content_digest, read_manifest
@@ -12,8 +12,6 @@ from hubprune.cards.provenance import without_times
 from hubprune.core.artifacts import ComparedPart, Difference, Scalar
 from hubprune.core.devices import LIBRARIES
 from hubprune.workflows.reproduce.published import Published
-
-__all__ = ["causes", "compare", "differences"]
 
 Values = Mapping[str, Any]
 CLOCKED = frozenset({"seconds", "self_check", "batch_size", "device", "lm_eval", "transformers", "runtimes"})
@@ -34,18 +32,21 @@ def compare(published: Published, *, values: Values, files: Mapping[str, str], c
         card: its README.md.
     """
     ours, theirs = values, published.manifest
-    return (
+    refreshed = bool(theirs.get("refreshed"))
+    parts = [
         _manifest_part(published),
-        _json_part("recipe", theirs, ours, take=lambda m: m.get("recipe"), unit="settings"),
-        _json_part("scores", theirs, ours, take=lambda m: m.get("scores"), unit="values"),
-        _json_part("plan", theirs, ours, take=lambda m: m.get("plan"), unit="values"),
+        _json_part("recipe", theirs.get("recipe"), ours.get("recipe"), unit="settings"),
+        _json_part("scores", theirs.get("scores"), ours.get("scores")),
+        _json_part("plan", theirs.get("plan"), ours.get("plan")),
         _files_part(published.files, files),
-        _json_part("checkpoint", theirs, ours, take=_checkpoint, unit="values"),
-        _json_part("benchmarks", theirs, ours, take=lambda m: m.get("benchmarks"), unit="values"),
-        _json_part("free text", theirs, ours, take=lambda m: _texts(m, refreshed=_is_refreshed(theirs)), unit="values"),
-        *_speed_part(theirs.get("speed")),
-        _card_part(published, card=card, templates=ours.get("card_templates")),
-    )
+        _json_part("checkpoint", _checkpoint(theirs), _checkpoint(ours)),
+        _json_part("benchmarks", theirs.get("benchmarks"), ours.get("benchmarks")),
+        _json_part("free text", _texts(theirs, refreshed=refreshed), _texts(ours, refreshed=refreshed)),
+    ]
+    if theirs.get("speed") is not None:
+        detail = "times of two runs do not compare: the card takes over what was published"
+        parts.append(ComparedPart(name="speed", outcome="not compared", detail=detail))
+    return (*parts, _card_part(published, card=card, templates=ours.get("card_templates")))
 
 
 # ---- values ------------------------------------------------------------------------------------------------------
@@ -85,8 +86,7 @@ def _count(value: Any) -> int:
     return sum(map(_count, value)) if isinstance(value, list) else 1
 
 
-def _json_part(name: str, theirs: Values, ours: Values, *, take: Callable[[Values], Any], unit: str) -> ComparedPart:
-    published, found = take(theirs), take(ours)
+def _json_part(name: str, published: Any, found: Any, *, unit: str = "values") -> ComparedPart:
     if published is None and found is None:
         return ComparedPart(name=name, outcome="nothing to compare", detail="the recipe asks for none")
     seen = tuple(differences(published, found))
@@ -116,11 +116,6 @@ def _checkpoint(values: Values) -> Any:
     # Which files there are is compared by itself, and manifests of the first version do not say it here.
     figures = {key: value for key, value in _mapping(values.get("checkpoint")).items() if key != "files"}
     return {"figures": figures or None, "verified": verified}
-
-
-def _is_refreshed(values: Values) -> bool:
-    """Tell whether a later version wrote files anew, so that what was measured was measured with others."""
-    return bool(values.get("refreshed"))
 
 
 def _texts(values: Values, *, refreshed: bool) -> Any:
@@ -170,18 +165,12 @@ def _other_files(published: Mapping[str, str], found: Mapping[str, str]) -> Iter
             yield Difference(place=path, published=published.get(path), found=found.get(path))
 
 
-def _speed_part(speed: Any) -> Iterator[ComparedPart]:
-    if speed is not None:
-        detail = "times of two runs do not compare: the card takes over what was published"
-        yield ComparedPart(name="speed", outcome="not compared", detail=detail)
-
-
 def _card_part(published: Published, *, card: bytes, templates: Any) -> ComparedPart:
     name, theirs = CARD, published.manifest.get("card_templates")
     if theirs != templates:
         detail = "it was rendered from other templates, which are not published: --card-template FOLDER names a copy"
         return ComparedPart(name=name, outcome="not compared", detail=detail)
-    if _is_refreshed(published.manifest):
+    if published.manifest.get("refreshed"):  # what was measured was measured with other files
         detail = "it tells of a refresh, and of what was measured with the files before"
         return ComparedPart(name=name, outcome="not compared", detail=detail)
     lost, new = (_only(a, b) for a, b in ((published.card, card), (card, published.card)))
@@ -205,6 +194,7 @@ def _only(card: bytes, other: bytes) -> list[Scalar]:
 
 
 def _lines(card: bytes) -> list[str]:
+    """List the lines of a card that do not tell where a run took place."""
     rows = tuple(f"| {name} |" for name in WHERE_RUN)
     lines = without_times(card).decode(errors="replace").splitlines()
     return [line for line in lines if not line.replace("\\", "").startswith(rows)]
@@ -222,25 +212,32 @@ def causes(published: Values, found: Values, *, machine: str, parts: Iterable[Co
         machine: where that took place.
         parts: what came of comparing them.
     """
-    named = [*_versions(published, found), *_data(published, found), *_refreshes(published)]
-    differing = [part.name for part in parts if part.outcome == "differs"]
-    if {*differing} - {"manifest", CARD} and not named:
+    named = list(_different(published, found))
+    differing = {part.name for part in parts if part.outcome == "differs"}
+    if differing - {"manifest", CARD} and not named:
         named.append(f"no version differs: it may be the machine, which is {machine} here; the card names the other")
     return tuple(named)
 
 
-def _versions(published: Values, found: Values) -> Iterator[str]:
-    for name, theirs, ours in (
-        ("hubprune", published.get("hubprune"), found.get("hubprune")),
-        *_pairs(published.get("versions"), found.get("versions")),
-    ):
-        if theirs != ours:
-            yield f"{name} {ours or 'is missing'} instead of {theirs or 'none'}"
+def _different(published: Values, found: Values) -> Iterator[str]:
+    """Name versions, data and files that two runs do not share."""
+    theirs, ours = ({"hubprune": m.get("hubprune"), **_mapping(m.get("versions"))} for m in (published, found))
+    for name in ("hubprune", *sorted({*theirs, *ours} - {"hubprune"})):
+        if theirs.get(name) != ours.get(name):
+            yield f"{name} {ours.get(name) or 'is missing'} instead of {theirs.get(name) or 'none'}"
     if published.get("card_templates") != found.get("card_templates"):
         yield "other card templates"
-
-
-def _refreshes(published: Values) -> Iterator[str]:
+    devices = [str(_mapping(values.get("scores")).get("device")) for values in (published, found)]
+    if devices[0] != devices[1]:
+        yield f"scored on {devices[1]} instead of {devices[0]}"
+    if any(row.place.endswith(".token_sha256") for row in differences(published.get("scores"), found.get("scores"))):
+        yield "other calibration texts: their token ids have another SHA-256"
+    yield from dict.fromkeys(
+        f"the data set of {row.place.partition('[')[2].rsplit(' ', 1)[0]} is at commit {row.found} instead of "
+        f"{row.published}"
+        for row in differences(published.get("benchmarks"), found.get("benchmarks"))
+        if row.place.endswith(".dataset_commit")
+    )
     refreshed = published.get("refreshed")
     first = refreshed[0] if isinstance(refreshed, list) and refreshed else None
     if isinstance(first, Mapping):
@@ -250,26 +247,5 @@ def _refreshes(published: Values) -> Iterator[str]:
         )
 
 
-def _pairs(published: Any, found: Any) -> Iterator[tuple[str, Any, Any]]:
-    theirs, ours = _mapping(published), _mapping(found)
-    for name in sorted({*theirs, *ours}):
-        yield name, theirs.get(name), ours.get(name)
-
-
 def _mapping(values: Any) -> Values:
     return values if isinstance(values, Mapping) else {}
-
-
-def _data(published: Values, found: Values) -> Iterator[str]:
-    devices = [str(_mapping(values.get("scores")).get("device")) for values in (published, found)]
-    if devices[0] != devices[1]:
-        yield f"scored on {devices[1]} instead of {devices[0]}"
-    if any(row.place.endswith(".token_sha256") for row in differences(published.get("scores"), found.get("scores"))):
-        yield "other calibration texts: their token ids have another SHA-256"
-    moved = dict.fromkeys(
-        f"the data set of {row.place.partition('[')[2].rsplit(' ', 1)[0]} is at commit {row.found} instead of "
-        f"{row.published}"
-        for row in differences(published.get("benchmarks"), found.get("benchmarks"))
-        if row.place.endswith(".dataset_commit")
-    )
-    yield from moved

@@ -35,14 +35,14 @@ from hubprune.evaluation import compare
 from hubprune.pruning.checkpoint import count_parameters
 from hubprune.workflows.run import Run
 from hubprune.workflows.sweep.measuring import Measured
-from hubprune.workflows.sweep.points import REPORT, Limits, Point, SweepRequest, order_of
+from hubprune.workflows.sweep.points import REPORT, Limits, Point, SweepPlan, order_of
 
 CSV = "sweep.csv"
 
 
 def assemble(
     run: Run,
-    request: SweepRequest,
+    request: SweepPlan,
     points: Sequence[Point],
     measured: Sequence[Measured],
     *,
@@ -104,8 +104,7 @@ def _sublayer_parameters(
     weights: Weights, config: Mapping[str, Any], architecture: Architecture
 ) -> tuple[int, dict[tuple[SublayerKind, int], int]]:
     """Return the base's parameters, and those of every sublayer by kind and layer."""
-    parts: Mapping[SublayerKind, tuple[str, ...]] = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
-    owners = {part: kind for kind, names in parts.items() for part in names}
+    owners = {part: kind for kind, names in architecture.parts.items() for part in names}
     found: dict[tuple[SublayerKind, int], int] = {}
     for _, tensor in weights:
         if tensor.name.startswith(architecture.layers_prefix) and architecture.is_parameter(tensor.name):
@@ -157,12 +156,12 @@ def compare_tasks(point: BenchmarkAnswers, base: BenchmarkAnswers) -> tuple[Swee
         EvaluationError: the two answered different documents.
     """
     others = {(row.task, row.metric): row for row in base.tasks}
-    return tuple(_compare(row, others.get((row.task, row.metric))) for row in main_rows(point.tasks))
-
-
-def _compare(row: TaskAnswers, base: TaskAnswers | None) -> SweepTask:
-    change = _change(row, base) if base and row.is_share else None
-    return SweepTask(task=row.task, metric=row.metric, value=row.result.value, change_points=change)
+    compared = []
+    for row in main_rows(point.tasks):
+        other = others.get((row.task, row.metric)) if row.is_share else None
+        change = _change(row, other) if other else None
+        compared.append(SweepTask(task=row.task, metric=row.metric, value=row.result.value, change_points=change))
+    return tuple(compared)
 
 
 def _change(row: TaskAnswers, base: TaskAnswers) -> Estimate:
@@ -294,8 +293,9 @@ def to_csv(report: SweepReport) -> str:
 def _csv_row(point: SweepPoint, names: Sequence[str]) -> list[object]:
     values = {task.task: task.value for task in point.tasks}
     mean, rise, speed, sdr = point.mean_change, point.perplexity_change, point.speed, point.sdr
+    dropped = " ".join(f"{kind}{layer}" for kind, layer in point.dropped)
     return [
-        *(point.method, point.count, _dropped(point), point.parameters, point.mean),
+        *(point.method, point.count, dropped, point.parameters, point.mean),
         *((mean.value, mean.standard_error) if mean else (None, None)),
         *(values.get(name) for name in names),
         point.perplexity,
@@ -304,7 +304,3 @@ def _csv_row(point: SweepPoint, names: Sequence[str]) -> list[object]:
         *((speed.control.low, speed.control.high) if speed else (None,) * 2),
         *((sdr.value, sdr.low, sdr.high) if sdr else (None,) * 3),
     ]
-
-
-def _dropped(point: SweepPoint) -> str:
-    return " ".join(f"{kind}{layer}" for kind, layer in point.dropped)
