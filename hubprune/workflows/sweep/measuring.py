@@ -20,7 +20,7 @@ from hubprune.core.recipe import CalibrationMix, CalibrationSubset
 from hubprune.core.requests import SweepRequest
 from hubprune.core.stages import StageStore, key_of
 from hubprune.pruning import calibration
-from hubprune.pruning.calibration import CalibrationSet, file_hashes
+from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.documents import find_mix, is_file, stream
 from hubprune.pruning.layouts import Runnable
 from hubprune.workflows.run import Run
@@ -98,11 +98,11 @@ def overlaps(run: Run, mix: CalibrationMix) -> bool:
 
 
 def _draw(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...], *, overlap: bool) -> HeldOutDocuments:
-    drawn = _draw_set(run, mix, commits)
+    drawn = run.draw(mix, commits)
     head = min(FINGERPRINT_TOKENS, mix.max_tokens, run.recipe.calibration.max_tokens)
     seen: set[tuple[int, ...]] = set()
     if overlap:
-        scored = _draw_set(run, run.recipe.calibration, run.data_commits)
+        scored = run.draw(run.recipe.calibration, run.data_commits)
         seen = {document.ids[:head] for document in scored.documents}
     kept = tuple(d.ids for d in drawn.documents if len(d.ids) > 1 and d.ids[:head] not in seen)
     if not kept:
@@ -115,17 +115,6 @@ def _draw(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...], *, ove
         documents=kept,
         left_out=len(drawn.documents) - len(kept),
         sha256=hashlib.sha256(repr(kept).encode()).hexdigest(),
-    )
-
-
-def _draw_set(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...]) -> CalibrationSet:
-    return calibration.draw(
-        mix,
-        commits=commits,
-        seed=run.recipe.seed,
-        tokenizer=run.runnable.tokenizer(),
-        context_length=run.base.config.get("max_position_embeddings"),
-        reporter=run.reporter,
     )
 
 
