@@ -212,9 +212,8 @@ class _Draft:
         read = (end_of_document(_tokens(self.tokenizer, text, verbose=False), eos=eos) for text in texts)
         return pack(read, length=self.max_tokens)
 
+
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> tuple[int, ...]:
     if not (ids := tokenizer(text, **options)["input_ids"]):
         raise CalibrationError("The base's tokenizer makes no tokens of a document.")
     return tuple(ids)
-
-

@@ -200,9 +200,10 @@ def _open(subset: CalibrationSubset, commit: str | None) -> IterableDataset:
             known = datasets.get_dataset_config_names(subset.dataset, revision=commit)
             if subset.config in known:
                 raise
-            said = f"has no config {subset.config!r}" if subset.config else "has several configs, and the mix names none"
+            several = "has several configs, and the mix names none"
             raise CalibrationError(
-                f"{subset.dataset} {said}.", hint=f"Its configs: {', '.join(known)}. Set `config` in the mix."
+                f"{subset.dataset} {f'has no config {subset.config!r}' if subset.config else several}.",
+                hint=f"Its configs: {', '.join(known)}. Set `config` in the mix.",
             ) from error
     if subset.split not in splits:
         raise CalibrationError(
