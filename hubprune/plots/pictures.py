@@ -1,4 +1,4 @@
-"""Pictures of one base's scores: the same in a card and from `hubprune score --plot`."""
+"""Pictures of a card, made of what was measured: the scores of a base, and what its benchmarks changed by."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubprune import plots
-from hubprune.core.artifacts import (
-    BenchmarkComparison,
-    DropPlan,
-    ImportanceScores,
-    LayerScores,
-    ScoreKind,
-    TaskComparison,
-)
+from hubprune.core.artifacts import BenchmarkComparison, DropPlan, ImportanceScores, LayerScores, ScoreKind
 from hubprune.core.privacy import scrub
 
 if TYPE_CHECKING:
@@ -62,20 +55,16 @@ def draw_changes(comparison: BenchmarkComparison, folder: Path, *, base: str) ->
 
 def changes_figure(comparison: BenchmarkComparison, *, base: str) -> Figure | None:
     """Draw the same, and write nothing yet; None where no task has a metric that changes in points."""
-    rows = tuple(
-        plots.Change(label=row.task, points=points.value, low=points.low, high=points.high, mark=_mark(row))
-        for row in comparison.main_metrics()
-        if (points := row.points)
-    )
+    rows = []
+    for row in comparison.main_metrics():
+        if found := row.points:
+            mark = (row.paired.mark if row.paired else None) or "not tested"
+            rows.append(plots.Change(label=row.task, points=found.value, low=found.low, high=found.high, mark=mark))
     if not rows:
         return None
     mean = comparison.mean_points
     ends = plots.Change(label="mean", points=mean.value, low=mean.low, high=mean.high) if mean and rows[1:] else None
     return plots.changes(rows, mean=ends, title=scrub(f"Benchmarks against {base}"))
-
-
-def _mark(row: TaskComparison) -> str:
-    return (row.paired.mark if row.paired else None) or "not tested"
 
 
 def importance_figure(scores: LayerScores, plan: DropPlan | None, *, base: str) -> Figure:
