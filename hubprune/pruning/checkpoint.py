@@ -165,7 +165,7 @@ def new_names(weights: Weights, plan: DropPlan, architecture: Architecture) -> d
         CheckpointError: a sublayer that the plan drops has no tensors.
     """
     layer_name = re.compile(rf"{re.escape(architecture.layers_prefix)}(\d+)\.((\w+)\..+)")
-    dropped_parts = {(row.layer, part) for row in plan.dropped for part in architecture.parts(row.kind)}
+    dropped_parts = {(row.layer, part) for row in plan.dropped for part in architecture.parts[row.kind]}
     numbers, met, names = plan.published_numbers, set[tuple[int, str]](), dict[str, str | None]()
     for _, tensor in weights:
         names[tensor.name] = tensor.name

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, SublayerKind, Verification, WidthPlan
+from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, needs_modeling_file, pruned_classes
 from hubprune.core.devices import kv_cache_bytes
 from hubprune.core.errors import CheckpointError, VerificationError
@@ -124,7 +124,7 @@ def _narrowed(weights: Weights, plan: DropPlan, architecture: Architecture) -> t
 
 def _planned_parameters(base: Weights, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture) -> int:
     gone = tuple(
-        f"{architecture.layers_prefix}{d.layer}.{part}." for d in plan.dropped for part in architecture.parts(d.kind)
+        f"{architecture.layers_prefix}{d.layer}.{part}." for d in plan.dropped for part in architecture.parts[d.kind]
     )
     dropped = sum(t.parameters for _, t in base if t.name.startswith(gone) and architecture.is_parameter(t.name))
     narrower = cuts(base, plan, architecture)
@@ -133,8 +133,8 @@ def _planned_parameters(base: Weights, plan: DropPlan, config: Mapping[str, Any]
 
 
 def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
-    kinds: tuple[SublayerKind, ...] = ("attn", "mlp")
-    gone = [(layer, part) for k in kinds for layer in plan.published_layers(k) for part in architecture.parts(k)]
+    parts = architecture.parts
+    gone = [(layer, part) for kind in parts for layer in plan.published_layers(kind) for part in parts[kind]]
     forbidden = tuple(f"{architecture.layers_prefix}{layer}.{part}." for layer, part in gone)
     names = [tensor.name for _, tensor in open_weights(folder)]
     left = [name for name in names if forbidden and name.startswith(forbidden)]
