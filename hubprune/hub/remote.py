@@ -171,9 +171,6 @@ def check_remote(
     Args:
         files: the local files, hashed.
         gone: paths that the commit deleted.
-        repo_id: the repo.
-        commit: 40 hex digits.
-        session: which Hub.
 
     Raises:
         RemoteMismatchError: naming the files that differ.
@@ -237,7 +234,6 @@ def check_is_ours(
 
     Args:
         remote: the repo at the commit that a publish would go on top of.
-        session: which Hub.
         overwrite: what may be replaced all the same.
         coming: files that the publish will send, as far as they are known; one that is there already is no conflict.
 
@@ -291,7 +287,6 @@ def foreign_commits(remote: RemoteState, *, session: HubSession) -> tuple[Foreig
 
     Args:
         remote: the repo at the commit that a publish would go on top of.
-        session: which Hub.
 
     Raises:
         HubError: the Hub refused or did not answer.
