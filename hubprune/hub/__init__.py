@@ -1,14 +1,13 @@
-"""The hub room: from a name to a base, and from a folder to one commit that is found to be what was sent.
+"""The Hub: from a name to a base, and from a folder to one commit that is found to be what was sent.
 
-    session      which Hub, and as whom; every question goes through it
-    retry        what is asked again, and errors in one's own words
-    transfer     bytes up and down, and whether they are the right ones
-    repos        a base, its files and its headers; data sets that are benchmarks
-    remote       what is in a repo, what a publish changes there, and what people did there
-    identity     what a token may do
-    target       where a result goes; repo and branch are made, and taken back
-    preflight    all that can refuse a publish, asked before any compute
-    upload_plan  what a publish would send, and how it sends less
-    commit       the one commit, and the look at the Hub after an error
-    announcing   a staged pull request is merged, a collection and the old version are told
+- session, retry: which Hub and as whom; what is asked again, and errors in one's own words.
+- transfer: bytes down and up, and whether they are the right ones.
+- repos: a base, its files and its headers; which data sets are benchmarks.
+- remote: what is in a repo, what a publish changes there, and what people did there.
+- identity: what a token may do.
+- target: where a result goes; repo and branch are made, and taken back.
+- preflight: all that can refuse a publish, asked before any compute.
+- upload_plan: what a publish would send, and how it sends less.
+- commit: the one commit, and the look at the Hub after an error.
+- announcing: a staged pull request is merged, a collection and the old version are told.
 """

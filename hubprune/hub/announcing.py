@@ -42,11 +42,6 @@ def merge(proposed: PublishedCommit, *, target: Target, tag: str | None, session
 
     The Hub squashes what it merges, so the branch gets one commit, of another id than the proposed one.
 
-    Args:
-        proposed: the pull request, found to load.
-        target: from `preflight`; where it goes.
-        tag: name to give the merged commit; a tag that exists stays where it is.
-
     Raises:
         ConflictError: the branch has moved since, or the pull request was closed or cannot be merged; it stays there.
         RemoteMismatchError: what is on the branch is not what was proposed.
@@ -116,11 +111,6 @@ def announce(spec: TargetSpec, published: PublishedCommit, *, session: HubSessio
     """Add a published repo to the collection of a recipe, and propose it as the new version of the repo it supersedes.
 
     What was proposed as a pull request and left open is not announced: it is not there yet.
-
-    Args:
-        spec: names the collection and the superseded repo, if any.
-        published: what is on the Hub.
-        reporter: told what was done, and warned of what could not be.
     """
     if (spec.create_pr and published.pull_request_url) or not (spec.collection or spec.supersedes):
         return
@@ -213,10 +203,6 @@ def _was_proposed(old: str, title: str, *, session: HubSession) -> bool:
 
 def with_new_version(card: str, repo_id: str) -> str | None:
     """Name a new version in the metadata of a card that somebody else wrote; nothing but that one line is touched.
-
-    Args:
-        card: a README.md as it is, line breaks included.
-        repo_id: of the new version.
 
     Returns:
         The card, or None where a line would mean something else there.

@@ -92,9 +92,6 @@ def publish(
     owned and this one does not have are deleted in the same commit; nobody else's are touched.
 
     Args:
-        folder: the checkpoint with README.md, recipe.yaml and hubprune.json.
-        target: from `preflight`; the commit goes on top of the one that was seen there.
-        message: first line of the commit.
         files: from `write_manifest`, so that the folder is not hashed again; None to hash it.
         base: of which the weights are a part, so that the Hub is asked first which of its chunks it has; None to leave
             that out.

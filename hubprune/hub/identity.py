@@ -89,9 +89,6 @@ def _scopes(fine_grained: Any) -> tuple[tuple[str, frozenset[str]], ...] | None:
     return tuple((str(name), frozenset(map(str, may or ()))) for name, may in found)
 
 
-# ---- a repo that is there ----------------------------------------------------------------------------------------
-
-
 def check_can_write(repo_id: str, *, identity: Identity, create_pr: bool, session: HubSession) -> None:
     """Ask for the right to write, or to propose.
 
@@ -141,9 +138,6 @@ def _way_to_write(repo_id: str, *, identity: Identity, endpoint: str) -> str:
 
 def _new_token(endpoint: str) -> str:
     return f"Make one with write permission at {endpoint}/settings/tokens, and run `hf auth login` or set HF_TOKEN."
-
-
-# ---- a repo that is yet to be made -------------------------------------------------------------------------------
 
 
 def check_can_create(repo_id: str, *, identity: Identity, create_pr: bool, session: HubSession) -> None:

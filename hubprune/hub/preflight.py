@@ -46,9 +46,6 @@ def preflight(
     """Check that nothing will stop the publish at its end; takes seconds and writes nothing.
 
     Args:
-        recipe: what is asked for.
-        base: from `resolve_base`.
-        overwrite: what may be replaced of what people changed there.
         excuse: told, in a dry run, that the token may not write there, or that there is none; None to refuse both.
 
     Raises:
@@ -84,20 +81,12 @@ def target_of(recipe: Recipe, *, base: BaseCheckpoint, session: HubSession, over
 
     The base is not asked for: a token that may write to one repo and nothing else is enough.
 
-    Args:
-        recipe: names the target in full.
-        base: as the dry run saw it.
-        overwrite: what may be replaced of what people changed there.
-
     Raises:
         HubpruneError: as `preflight`.
     """
     check_endpoint(session.endpoint)
     repo_id, identity = str(recipe.target.repo_id), identify(session)
     return _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session, overwrite=overwrite)
-
-
-# ---- where -------------------------------------------------------------------------------------------------------
 
 
 def _identify(session: HubSession, *, wanted: str | None, excuse: Excuse | None) -> Identity:
@@ -167,9 +156,6 @@ def _look_at(
         coming = [*carried, *(RepoFile(path=path, size=UNKNOWN_SIZE) for path in sorted(made))]
         check_is_ours(remote, session=session, overwrite=overwrite, coming=coming)
     return target
-
-
-# ---- room and metadata -------------------------------------------------------------------------------------------
 
 
 def check_disk(

@@ -168,10 +168,6 @@ def check_remote(
 ) -> tuple[RepoFile, ...]:
     """Compare every file of a commit with what was sent, and return the remote files with their SHA-256.
 
-    Args:
-        files: the local files, hashed.
-        gone: paths that the commit deleted.
-
     Raises:
         RemoteMismatchError: naming the files that differ.
     """
@@ -233,8 +229,6 @@ def check_is_ours(
     """Refuse to undo what people did in a repo: files of the last publish that were changed, and files of their own.
 
     Args:
-        remote: the repo at the commit that a publish would go on top of.
-        overwrite: what may be replaced all the same.
         coming: files that the publish will send, as far as they are known; one that is there already is no conflict.
 
     Raises:
@@ -284,9 +278,6 @@ def foreign_commits(remote: RemoteState, *, session: HubSession) -> tuple[Foreig
     """Find who changed or removed files of the last publish since, newest first; card and manifest are among them.
 
     Where everything is as the manifest lists it, nothing is asked.
-
-    Args:
-        remote: the repo at the commit that a publish would go on top of.
 
     Raises:
         HubError: the Hub refused or did not answer.

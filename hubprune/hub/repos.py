@@ -93,10 +93,6 @@ def _no_config(name: str, paths: Sequence[str]) -> BaseNotFoundError:
 def find_repo(name: str, *, revision: str | None, session: HubSession) -> BaseCheckpoint:
     """Find the model repo that a name stands for which is no folder here.
 
-    Args:
-        name: repo id.
-        revision: of the repo; None for main.
-
     Raises:
         BaseNotFoundError: it is no repo id, or there is no such repo or revision.
     """

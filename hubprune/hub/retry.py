@@ -103,13 +103,7 @@ def is_transient(error: BaseException | None) -> bool:
 
 @contextmanager
 def advising(advice: str, *, of: type[HubError] = HubError, but: tuple[type[HubError], ...] = ()) -> Iterator[None]:
-    """Add to the errors of a block what the user should know of the Hub by then.
-
-    Args:
-        advice: a sentence, as a hint ends with it.
-        of: which errors.
-        but: which of them pass as they are.
-    """
+    """Add to the errors of a block what the user should know of the Hub by then; those of `but` pass as they are."""
     try:
         yield
     except of as error:

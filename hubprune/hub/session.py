@@ -172,9 +172,6 @@ def _bound(request: httpx2.Request) -> None:
     request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}
 
 
-# ---- trusted publishers ------------------------------------------------------------------------------------------
-
-
 VARIABLE = "HF_OIDC_RESOURCE"
 """Names the repo, or the user, that the token is for; where it is set, it comes before HF_TOKEN."""
 PUBLISHER_PREFIX = "hf_jwt_"

@@ -100,14 +100,7 @@ def is_private(repo_id: str, *, session: HubSession) -> bool | None:
 def check_visibility(
     recipe: Recipe, *, base: BaseCheckpoint, repo_id: str, private: bool | None, endpoint: str
 ) -> None:
-    """Refuse to show to everybody what was meant for few, or what is made of a private base.
-
-    Args:
-        recipe: says whether the target is to be private.
-        base: a private one needs a private target.
-        repo_id: of the target.
-        private: what `is_private` said of it.
-        endpoint: of the Hub.
+    """Refuse to show to everybody what was meant for few, or is made of a private base; `private` as from `is_private`.
 
     Raises:
         RecipeError: with what to do about it.
@@ -134,10 +127,6 @@ def _public(repo_id: str, *, why: str, at: str) -> RecipeError:
 
 def check_branch(name: str, *, refs: GitRefs | None) -> None:
     """Refuse a revision that no commit can go on top of.
-
-    Args:
-        name: a branch, there already or yet to be made.
-        refs: those of the target; None where it does not exist.
 
     Raises:
         RecipeError: it is a tag or a commit, or no name for a branch.

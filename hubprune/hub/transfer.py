@@ -202,8 +202,6 @@ def check_files(
 
     Args:
         files: as the Hub lists them; one without a hash is passed over.
-        folder: of the snapshot.
-        reporter: shows how far it is, where something has to be read.
         remembered: whether a file that was right once counts as right while its time is what it was; a bad disk changes
             no times.
 
@@ -226,11 +224,6 @@ def check_file(
     path: Path, file: RepoFile, *, repo_id: str, commit: str, advance: Advance = lambda amount=1, /: None
 ) -> None:
     """Compare one file with the hash that the Hub gave for it.
-
-    Args:
-        path: where it is.
-        file: as the Hub lists it.
-        advance: told the number of bytes after each piece that was read.
 
     Raises:
         CheckpointError: it is another one.

@@ -61,14 +61,8 @@ def plan_upload(
     there, so that an upload can turn out cheaper.
 
     Args:
-        folder: the checkpoint with README.md, recipe.yaml and hubprune.json.
-        files: from `write_manifest`.
-        target: from `preflight`.
-        base: that the weights are a part of, downloaded.
-        session: which Hub; it is only read from.
         scratch: folder for what is compared, on a disk with room for a shard and the upload.
         primer: whether the publish would use it.
-        overwrite: what may be replaced of what people changed there.
 
     Raises:
         EditedError: somebody changed files of the publish before, or has others that are in the way.
@@ -251,8 +245,6 @@ def prime(
     Args:
         shards: from `shards_to_show`; nothing happens where there is none, or where uploads do not go to Xet.
         base: that they are of; what is not on this disk is read from the Hub.
-        target: whose Xet token is used; it has to exist.
-        reporter: told what is done.
     """
     import httpx2
 
