@@ -1,5 +1,7 @@
 """The Hub: from a name to a base, and from a folder to one commit that is found to be what was sent.
 
+Whatever is given a session raises HubError where the Hub refuses or does not answer.
+
 - session, retry: which Hub and as whom; what is asked again, and errors in one's own words.
 - transfer: bytes down and up, and whether they are the right ones.
 - repos: a base, its files and its headers; which data sets are benchmarks.

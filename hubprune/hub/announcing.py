@@ -45,7 +45,6 @@ def merge(proposed: PublishedCommit, *, target: Target, tag: str | None, session
     Raises:
         ConflictError: the branch has moved since, or the pull request was closed or cannot be merged; it stays there.
         RemoteMismatchError: what is on the branch is not what was proposed.
-        HubError: the Hub refused or did not answer.
     """
     number = number_of(str(proposed.pull_request_url))
     found = pull_request(target.repo_id, number, session=session)

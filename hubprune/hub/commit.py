@@ -103,7 +103,6 @@ def publish(
         ConflictError: somebody else committed meanwhile.
         RemoteMismatchError: what arrived is not what was sent.
         RecipeError: the repo is public by now, and the result is to be private.
-        HubError: the Hub refused or did not answer.
     """
     files = list_files(folder) if files is None else files
     digest, repo_id = files_digest(files), target.repo_id
@@ -131,11 +130,7 @@ def publish(
 
 
 def tag_commit(tag: str | None, *, repo_id: str, commit: str, session: HubSession) -> str | None:
-    """Give a commit a name, and return it; a tag that exists stays where it is.
-
-    Raises:
-        HubError: the Hub refused or did not answer.
-    """
+    """Give a commit a name, and return it; a tag that exists stays where it is."""
     if tag is not None:
         session.ask(
             lambda api: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True), doing=f"tag {repo_id}"

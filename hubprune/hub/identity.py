@@ -62,7 +62,6 @@ def identify(session: HubSession) -> Identity:
 
     Raises:
         AuthenticationError: there is no token, or one that is not valid.
-        HubError: the Hub did not answer.
     """
     token = session.token
     if token is None:
@@ -96,7 +95,6 @@ def check_can_write(repo_id: str, *, identity: Identity, create_pr: bool, sessio
 
     Raises:
         PermissionDeniedError: with what else could be done.
-        HubError: the Hub did not answer.
     """
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -55,7 +55,6 @@ def preflight(
         RecipeError: libraries that talk to different Hubs, a local base, a name that is no repo id or that the
             licence does not allow, a licence that is not the base's, a revision that is no branch, a public repo for
             what is private, or metadata that the Hub refuses.
-        HubError: the Hub refused or did not answer.
     """
     check_endpoint(session.endpoint)
     if base.commit is None:

@@ -52,6 +52,7 @@ def read_remote(repo_id: str, *, commit: str, session: HubSession) -> RemoteStat
     files = remote_files(repo_id, commit=commit, session=session)
 
     def read(path: str) -> bytes | None:
+        """Read a file that is there, and compare it with the list."""
         if path not in files:
             return None
         doing = f"read {path} of {repo_id}"
@@ -233,7 +234,6 @@ def check_is_ours(
 
     Raises:
         EditedError: naming the repo, the files and the commits.
-        HubError: the Hub refused or did not answer.
     """
     if overwrite == "everything":
         return
@@ -278,9 +278,6 @@ def foreign_commits(remote: RemoteState, *, session: HubSession) -> tuple[Foreig
     """Find who changed or removed files of the last publish since, newest first; card and manifest are among them.
 
     Where everything is as the manifest lists it, nothing is asked.
-
-    Raises:
-        HubError: the Hub refused or did not answer.
     """
     now = remote.manifest
     if now and now.is_intact and all(is_same(file, remote.files.get(path)) for path, file in now.listed.items()):

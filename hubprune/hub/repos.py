@@ -50,7 +50,6 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         GatedBaseError: access has to be asked for.
         UnsupportedArchitectureError: a family without an entry.
         UnsupportedFormatError: no safetensors.
-        HubError: the Hub refused or did not answer.
     """
     folder = existing_folder(spec.repo_id)
     looks_local = spec.repo_id.startswith(("/", "~", ".")) or not REPO_ID.fullmatch(spec.repo_id)
@@ -108,7 +107,6 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         BaseNotFoundError: no such repo or revision, or no config.json in it.
         GatedBaseError: access has to be asked for.
         CheckpointError: the config.json in the cache is not the one of the commit.
-        HubError: the Hub refused or did not answer.
     """
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -245,7 +243,6 @@ def download_base(base: BaseCheckpoint, *, session: HubSession, reporter: Report
 
     Raises:
         CheckpointError: a file in the cache is not the one of the commit.
-        HubError: the Hub refused or did not answer.
     """
     if base.folder is not None or base.commit is None:
         return base
@@ -263,11 +260,7 @@ BROKEN_HEADER = (AttributeError, KeyError, TypeError, ValueError)
 
 
 def small_files(base: BaseCheckpoint, *, session: HubSession) -> Path:
-    """Return a folder with all files of a base that a result carries, and without its weights where they are not here.
-
-    Raises:
-        HubError: the Hub refused or did not answer.
-    """
+    """Return a folder with all files of a base that a result carries, without its weights where they are not here."""
     if base.folder is not None:
         return Path(base.folder)
     weights = weight_files(base.files)
@@ -280,7 +273,6 @@ def stored_headers(base: BaseCheckpoint, *, session: HubSession) -> dict[str, di
 
     Raises:
         CheckpointError: a file is no safetensors file.
-        HubError: the Hub refused or did not answer.
     """
     paths = [file.path for file in weight_files(base.files)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -316,11 +308,7 @@ SPECIFICATION = "eval.yaml"
 
 
 def registered_tasks(datasets: Iterable[str], *, session: HubSession) -> Tasks:
-    """Look up which data sets are registered benchmarks, and their tasks; a Hub on loopback has no leaderboards.
-
-    Raises:
-        HubError: the Hub refused or did not answer.
-    """
+    """Look up which data sets are registered benchmarks, and their tasks; a Hub on loopback has no leaderboards."""
     wanted = {*datasets}
     if not wanted or page("x", endpoint=session.endpoint) is None:
         return {}

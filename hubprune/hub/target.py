@@ -162,7 +162,6 @@ def branch_of(target: Target, *, session: HubSession) -> Iterator[str]:
     Raises:
         ConflictError: the branch has gone since the target was looked at.
         RecipeError: the repo is public by now, and the result is to be private.
-        HubError: the Hub refused or did not answer.
     """
     created = None if target.exists else _create(target, session=session)
     undo = partial(_delete_if_untouched, target, session=session)

@@ -63,7 +63,6 @@ def download(files: Iterable[RepoFile], *, repo_id: str, commit: str, session: H
 
     Raises:
         CheckpointError: a file in the cache is not the one of the commit.
-        HubError: the Hub refused or did not answer.
     """
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -172,6 +171,7 @@ def addition(path: str, *, source: Path, counter: ByteCounter) -> CommitOperatio
     class ObservedAdd(CommitOperationAdd):
         @contextmanager
         def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:  # noqa: FBT001, FBT002
+            """Open it, and count what is read where the client would show a bar."""
             with super().as_file() as file:
                 read = file.read
 

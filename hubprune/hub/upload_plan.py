@@ -66,7 +66,6 @@ def plan_upload(
 
     Raises:
         EditedError: somebody changed files of the publish before, or has others that are in the way.
-        HubError: the Hub refused or did not answer.
     """
     remote = RemoteState(repo_id=target.repo_id, commit="", files={}, manifest=None, card=None)
     if target.parent is not None:
