@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from huggingface_hub import DiscussionWithDetails, HfApi
 
 
-# ---- the merge ---------------------------------------------------------------------------------------------------
-
-
 def merge(proposed: PublishedCommit, *, target: Target, tag: str | None, session: HubSession) -> PublishedCommit:
     """Merge a pull request of `publish`, compare what arrived on the branch, and tag it.
 
@@ -92,9 +89,6 @@ def _check_mergeable(
         )
 
 
-# ---- what is told ------------------------------------------------------------------------------------------------
-
-
 SLUG = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}", re.ASCII)
 """What the Hub makes of a title: its owner, its words, and an id."""
 
@@ -144,9 +138,6 @@ def _collect(name: str, repo_id: str, *, private: bool, session: HubSession) -> 
         doing=f"add {repo_id} to the collection {name}",
     )
     return f"in the collection {added.url}"
-
-
-# ---- the old version ---------------------------------------------------------------------------------------------
 
 
 def _hint(old: str, repo_id: str, *, session: HubSession) -> str:

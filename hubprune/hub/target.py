@@ -58,9 +58,6 @@ class Target(Artifact):
         return self.staged or not self.create_pr
 
 
-# ---- what may stop it before any compute -------------------------------------------------------------------------
-
-
 def check_name_loads(repo_id: str) -> None:
     """Refuse the name of a repo with a modeling file that transformers could not load for anybody.
 
@@ -144,9 +141,6 @@ def check_branch(name: str, *, refs: GitRefs | None) -> None:
     raise RecipeError(
         f"The result goes to a branch, and {name!r} {why}.", hint="Pass the name of a branch as --revision, or none."
     )
-
-
-# ---- creation ------------------------------------------------------------------------------------------------------
 
 
 CLOCKS_DIFFER = timedelta(minutes=1)
