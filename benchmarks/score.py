@@ -95,18 +95,10 @@ def score_with_hubprune(folder: Path, documents: CalibrationSet) -> list[list[fl
     """Scores of every layer: attention and MLP."""
     from hubprune.core.architectures import ARCHITECTURES
     from hubprune.core.console import Reporter
-    from hubprune.pruning.importance import score
+    from hubprune.pruning.importance import Scoring, score
 
-    scores = score(
-        folder,
-        documents,
-        architecture=ARCHITECTURES["llama"],
-        aggregation="document",
-        batch_size=BATCH_SIZE,
-        dtype="float32",
-        device="cpu",
-        reporter=Reporter(quiet=True),
-    )
+    how = Scoring(architecture=ARCHITECTURES["llama"], batch_size=BATCH_SIZE)
+    scores = score(folder, documents, how, reporter=Reporter(quiet=True))
     return [list(pair) for pair in zip(scores.mean.attn, scores.mean.mlp, strict=True)]
 
 

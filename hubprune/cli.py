@@ -12,7 +12,8 @@ from typing import NoReturn
 
 import typer
 
-from hubprune.commands import cards, export, local, measure, options, prune, publish, push, refresh, reproduce
+from hubprune.commands import export, local, measure, prune, publish, refresh, reproduce
+from hubprune.commands.options import Version, add_command
 from hubprune.commands.terminal import (
     INTERRUPTED,
     check_texts,
@@ -66,24 +67,24 @@ def _run() -> None:
 
 
 @app.callback()
-def _hubprune(version: options.Version = False) -> None:
+def _hubprune(version: Version = False) -> None:
     """Prune a language model from the Hugging Face Hub, measure what it cost, publish the result."""
     with errors_shown():
         check_texts(sys.argv[1:])
 
 
-app.command(epilog=publish.EXAMPLES)(publish.publish)
-app.command(epilog=push.EXAMPLES)(push.push)
-app.command(epilog=prune.SCORE_EXAMPLES)(prune.score)
-app.command(epilog=prune.PRUNE_EXAMPLES)(prune.prune)
-app.command(epilog=prune.VERIFY_EXAMPLES)(prune.verify)
-app.command(epilog=reproduce.EXAMPLES)(reproduce.reproduce)
-app.command(epilog=refresh.EXAMPLES)(refresh.refresh)
-app.command(epilog=measure.SWEEP_EXAMPLES)(measure.sweep)
-app.command(epilog=measure.SPEED_EXAMPLES)(measure.speed)
-app.command(epilog=measure.COMPARE_EXAMPLES)(measure.compare)
-app.command(epilog=cards.EXAMPLES)(cards.card)
-app.command(epilog=local.HUB_EXAMPLES)(local.hub)
-app.command(epilog=local.DEMO_EXAMPLES)(local.demo)
-app.command(epilog=local.ENV_EXAMPLES)(local.env)
-exports.command(epilog=export.EXAMPLES)(export.gguf)
+add_command(app, publish.publish, epilog=publish.PUBLISH_EXAMPLES)
+add_command(app, publish.push, epilog=publish.PUSH_EXAMPLES)
+add_command(app, prune.score, epilog=prune.SCORE_EXAMPLES)
+add_command(app, prune.prune, epilog=prune.PRUNE_EXAMPLES)
+add_command(app, prune.verify, epilog=prune.VERIFY_EXAMPLES)
+add_command(app, reproduce.reproduce, epilog=reproduce.EXAMPLES)
+add_command(app, refresh.refresh, epilog=refresh.EXAMPLES, resume=refresh.RESUME)
+add_command(app, measure.sweep, epilog=measure.SWEEP_EXAMPLES)
+add_command(app, measure.speed, epilog=measure.SPEED_EXAMPLES, resume=measure.AGAIN)
+add_command(app, measure.compare, epilog=measure.COMPARE_EXAMPLES)
+add_command(app, local.card, epilog=local.CARD_EXAMPLES)
+add_command(app, local.hub, epilog=local.HUB_EXAMPLES)
+add_command(app, local.demo, epilog=local.DEMO_EXAMPLES)
+add_command(app, local.env, epilog=local.ENV_EXAMPLES)
+add_command(exports, export.gguf, epilog=export.EXAMPLES)

@@ -6,19 +6,25 @@ The rows are those of the tables that commands print.  Importing this module is 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, TypeVar
 
 from hubprune.commands import summary
+from hubprune.commands.side_by_side import comparison_text, study_tables
 from hubprune.commands.speed_lines import speed_lines
+from hubprune.commands.sweep_lines import picked_lines, sweep_head, sweep_rows
 from hubprune.core.artifacts import (
     Artifact,
     BenchmarkComparison,
+    CheckpointComparison,
     LayerScores,
     PrunedCheckpoint,
     PublishReport,
+    Reproduction,
+    ScoreStudy,
     SpeedReport,
+    SweepReport,
     Verification,
     shown_by,
 )
@@ -54,37 +60,50 @@ def preformatted(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
-def picture(draw: Callable[[], Figure | None], *, alt: str) -> str:
-    """Draw a picture into the page itself; nothing where matplotlib is not installed or there is nothing to draw."""
-    from hubprune import plots
+def pictures(draw: Callable[[], Iterable[tuple[str, Figure | None]]]) -> Iterator[str]:
+    """Draw pictures into the page itself, each under a few words; none where matplotlib is not installed."""
+    from hubprune.plots import png
 
     try:
-        figure = draw()
+        for words, figure in draw():
+            if figure:
+                content = base64.b64encode(png(figure)).decode()
+                yield f'<img alt="{escape(words)}" style="max-width: 100%" src="data:image/png;base64,{content}">'
     except MissingDependencyError:
-        return ""
-    if figure is None:
-        return ""
-    content = base64.b64encode(plots.png(figure)).decode()
-    return f'<img alt="{escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{content}">'
+        return
 
 
 # ---- one function for each kind of result ------------------------------------------------------------------------
 
 
 def _scores(scores: LayerScores) -> Iterator[str]:
-    from hubprune.plots import pictures
+    from hubprune.plots.pictures import importance_figure
 
     yield paragraph(summary.scores_head(scores))
     yield table(summary.score_rows(scores), left=0)
-    yield picture(lambda: pictures.importance_figure(scores, None, base="the base"), alt="Importance of every layer")
+    yield from pictures(lambda: [("importance", importance_figure(scores, None, base="the base"))])
+
+
+def _study(study: ScoreStudy) -> Iterator[str]:
+    yield preformatted(study_tables(study))
+
+
+def _swept(report: SweepReport) -> Iterator[str]:
+    from hubprune.workflows.sweep.pictures import figures
+
+    yield paragraph(sweep_head(report))
+    yield table(sweep_rows(report), left=1)
+    yield from map(preformatted, picked_lines(report))
+    yield paragraph(report.note)
+    yield from pictures(lambda: figures(report))
 
 
 def _benchmarks(benchmarks: BenchmarkComparison, *, base: str = "the base") -> Iterator[str]:
-    from hubprune.plots import pictures
+    from hubprune.plots.pictures import changes_figure
 
     yield table(summary.benchmark_rows(benchmarks), left=2)
     yield from map(paragraph, summary.mean_lines(benchmarks))
-    yield picture(lambda: pictures.changes_figure(benchmarks, base=base), alt="Changes against the base")
+    yield from pictures(lambda: [("changes against the base", changes_figure(benchmarks, base=base))])
 
 
 def _verification(verification: Verification) -> Iterator[str]:
@@ -97,9 +116,8 @@ def _pruned(pruned: PrunedCheckpoint) -> Iterator[str]:
 
 
 def _published(report: PublishReport) -> Iterator[str]:
-    from hubprune.plots import pictures
+    from hubprune.plots.pictures import importance_figure
 
-    base, scores = report.base.name, report.scores
     if done := report.published:
         link = escape(done.pull_request_url or done.url)
         yield f'<p>{"published" if done.created else "up to date"}: <a href="{link}">{escape(done.repo_id)}</a></p>'
@@ -107,16 +125,25 @@ def _published(report: PublishReport) -> Iterator[str]:
         yield paragraph(f"dry run: nothing was published to {report.repo_id}")
     yield table(summary.checkpoint_rows(report.checkpoint), left=1)
     if report.benchmarks:
-        yield from _benchmarks(report.benchmarks, base=base)
+        yield from _benchmarks(report.benchmarks, base=report.base.name)
     if report.generation and report.generation.repetition:
         yield paragraph(summary.free_text_line(report.generation.repetition))
-    if scores:
-        figure = lambda: pictures.importance_figure(scores, report.plan, base=base)  # noqa: E731
-        yield picture(figure, alt="Importance of every layer, and what was dropped")
+    if scores := report.scores:
+        yield from pictures(lambda: [("importance", importance_figure(scores, report.plan, base=report.base.name))])
 
 
-def _speed(report: SpeedReport) -> Iterator[str]:
+def _timed(report: SpeedReport) -> Iterator[str]:
     yield preformatted(speed_lines(report))
+
+
+def _compared(comparison: CheckpointComparison) -> Iterator[str]:
+    yield preformatted(comparison_text(comparison))
+
+
+def _reproduced(seen: Reproduction) -> Iterator[str]:
+    from hubprune.commands.reproduce import reproduction_lines
+
+    yield preformatted(reproduction_lines(seen))
 
 
 def _enter(kind: type[Shown], parts: Callable[[Shown], Iterator[str]]) -> None:
@@ -124,8 +151,12 @@ def _enter(kind: type[Shown], parts: Callable[[Shown], Iterator[str]]) -> None:
 
 
 _enter(LayerScores, _scores)
+_enter(ScoreStudy, _study)
+_enter(SweepReport, _swept)
 _enter(BenchmarkComparison, _benchmarks)
 _enter(Verification, _verification)
 _enter(PrunedCheckpoint, _pruned)
 _enter(PublishReport, _published)
-_enter(SpeedReport, _speed)
+_enter(SpeedReport, _timed)
+_enter(CheckpointComparison, _compared)
+_enter(Reproduction, _reproduced)

@@ -28,13 +28,22 @@ os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{RESERVED.getsockname()[1]}"
 os.environ["HF_HOME"] = str(HOME / "hf")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HUBPRUNE_HOME"] = str(HOME / "work")
-sys.path.insert(0, str(Path(__file__).parent / "shared"))
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS / "shared"), str(TESTS.parent / "benchmarks")]
 
 # The same examples in every run: a test that fails in one place fails in all.
 settings.register_profile("hubprune", deadline=None, derandomize=True, database=None)
 settings.load_profile("hubprune")
 
 numbers = itertools.count(1)
+LONG = ("benchmarks", "demo", "end_to_end", "faults")
+"""Folders whose files take a minute or more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the processes of xdist begin with the files that take longest, and so end at about the same time."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONG)
 
 
 def pytest_unconfigure() -> None:

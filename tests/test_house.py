@@ -1,4 +1,4 @@
-"""How the package is built: layers, light imports, the tree of errors, templates, and help for every command."""
+"""How the package is built: floors, light imports, the tree of errors, templates, and help for every command."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 from typer.testing import CliRunner
 
@@ -17,23 +18,14 @@ from hubprune.cli import app
 from hubprune.core import architectures, errors, templates
 
 PACKAGE = Path(hubprune.__file__).parent
-LAYERS = {
-    0: {"errors"},
-    1: {
-        "architectures", "artifacts", "carried", "console", "decoder", "devices", "endpoint", "environment", "files",
-        "kv_cache", "memory", "neutral", "processes", "recipe", "requests", "stages", "strict_json", "strict_yaml",
-        "suites", "templates",
-    },
-    2: {"pruning", "evaluation", "publishing", "localhub", "demo", "plots"},
-    3: {
-        "assembly", "cards", "run", "pipeline", "checkpoints", "checkup", "comparison", "demonstration", "pictures",
-        "pushing", "refreshing", "studies", "summary", "ci", "jobs", "exporting", "kept", "measuring", "reproducing",
-        "republishing", "sweep", "timing",
-    },
-    4: {"cli", "commands", "__main__", "__init__"},
-}  # fmt: skip
-ROOMS = LAYERS[2]
-LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
+ROOMS = ("pruning", "evaluation", "cards", "hub", "exporting", "plots", "localhub", "demo")
+FLOORS = {"core": 1, **dict.fromkeys(ROOMS, 2), "workflows": 3, "commands": 4}
+"""Of the folders below the package; what lies beside them is on the highest floor."""
+DOOR = ("hub", "cards")
+"""The one room that knows another: what a repo consists of."""
+MOST_MODULES, MOST_LINES = 185, 38_900
+MOST_LINES_OF_A_MODULE = 400
+MOST_LINES_OF_A_FUNCTION = 60
 HEAVY = (
     "torch", "transformers", "datasets", "lm_eval", "huggingface_hub", "jinja2", "matplotlib", "pydantic",
     "safetensors", "scipy",
@@ -41,66 +33,164 @@ HEAVY = (
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
-def part_of(name: str) -> str:
-    """The room or top-level module that a dotted name below the package belongs to."""
-    return name.split(".")[0]
+# ---- floors, rooms and circles -----------------------------------------------------------------------------------
 
 
-class Imports(ast.NodeVisitor):
-    """Everything of hubprune that a module imports when it runs, inside functions too."""
-
-    def __init__(self, path: Path) -> None:
-        self.package = ["hubprune", *path.parent.parts]
-        self.found: set[str] = set()
-
-    def visit_If(self, node: ast.If) -> None:
-        if "TYPE_CHECKING" not in ast.unparse(node.test):
-            self.generic_visit(node)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        self.found |= {alias.name for alias in node.names}
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        start = self.package[: len(self.package) - node.level + 1] if node.level else []
-        module = ".".join([*start, *([node.module] if node.module else [])])
-        for alias in node.names:
-            # `from hubprune.core import files` names a module, `from hubprune import __version__` a value.
-            below = alias.name in LAYER_OF or (PACKAGE / alias.name).exists()
-            self.found.add(f"{module}.{alias.name}" if module == "hubprune" and below else module)
-            if module == "hubprune" and not below:
-                assert alias.name == "__version__", f"{alias.name} of hubprune/__init__.py is not for its own modules"
+def floor_of(package, module):
+    return FLOORS.get(module.box) if (package / module.box).is_dir() else max(FLOORS.values())
 
 
-def imported_parts(path: Path) -> set[str]:
-    """Rooms and top-level modules that a module imports."""
-    visitor = Imports(path)
-    visitor.visit(ast.parse((PACKAGE / path).read_text(encoding="utf-8")))
-    return {part_of(name.removeprefix("hubprune.")) for name in visitor.found if name.startswith("hubprune.")}
+def wrong_imports(package):
+    """Imports from a floor above, from another room, or of more than the version from the package itself."""
+    modules = house.read_package(package)
+    found = []
+    for name, module in modules.items():
+        floor = floor_of(package, module)
+        if floor is None:
+            found.append(f"{module.box}/ has no floor: give it one in FLOORS")
+            continue
+        visitor = house.Imports(module, modules, "hubprune")
+        visitor.visit(module.tree)
+        for other, value in sorted(visitor.names.values(), key=str):
+            if other == house.ROOT:
+                found += [] if value == "__version__" else [f"{name} imports {value} from the package itself"]
+                continue
+            box, below = modules[other].box, floor_of(package, modules[other])
+            if box != module.box and (module.box, box) != DOOR and below is not None:
+                lower = below < floor or floor == below == max(FLOORS.values())
+                found += [] if lower else [f"{name} (floor {floor}) imports {other} (floor {below})"]
+    return sorted(set(found))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_every_module_imports_from_lower_layers_or_its_own_room_only(path):
-    part = path.parts[0] if len(path.parts) > 1 else path.stem
-    assert part in LAYER_OF, f"{path} has no layer: give it one in LAYERS"
-    for other in imported_parts(path) - {part}:
-        assert other in LAYER_OF, f"{path} imports {other}, which has no layer"
-        same_room = LAYER_OF[other] == LAYER_OF[part] and part not in ROOMS
-        assert LAYER_OF[other] < LAYER_OF[part] or same_room, f"{path} (layer {LAYER_OF[part]}) imports {other}"
+def circles(package):
+    return house.circles(house.imports_of(house.read_package(package), "hubprune"))
 
 
-def test_the_layer_check_sees_imports_inside_functions_and_not_those_for_types(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
-    (tmp_path / "pruning").mkdir()
-    path = Path("pruning/x.py")
-    (tmp_path / path).write_text(
-        "from typing import TYPE_CHECKING\n"
-        "from hubprune import __version__\n"
-        "from . import weights\n"
-        "if TYPE_CHECKING:\n    from hubprune.workflows.publish.pipeline import Run\n"
-        "def f():\n    from hubprune.evaluation.results import x\n    import hubprune.hub.repos\n"
-        "    from ..cli import app\n    from hubprune import commands\n"
+def test_every_module_imports_from_lower_floors_or_its_own_room_only():
+    assert wrong_imports(PACKAGE) == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles(PACKAGE) == []
+
+
+@pytest.fixture
+def write_package(tmp_path):
+    """Write a package of modules, by their paths."""
+
+    def write(files):
+        for path, source in files.items():
+            (tmp_path / "hubprune" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "hubprune" / path).write_text(source)
+        return tmp_path / "hubprune"
+
+    return write
+
+
+def test_the_check_of_floors_sees_imports_inside_functions_and_not_those_for_types(write_package):
+    package = write_package(
+        {
+            "__init__.py": "__version__ = '1'\n",
+            "cli.py": "from hubprune.commands import score\n",
+            "commands/score.py": "from hubprune import cli\nfrom hubprune.workflows.score import score\n",
+            "workflows/score.py": "from hubprune.core import files\nfrom hubprune.pruning.weights import read\n",
+            "hub/commit.py": "from hubprune.cards.card import render\n",
+            "cards/card.py": "from hubprune import __version__\n",
+            "core/files.py": "from hubprune import score\n\ndef f():\n    from hubprune.cards.card import render\n",
+            "evaluation/results.py": "",
+            "pruning/weights.py": (
+                "from typing import TYPE_CHECKING\n"
+                "from . import shapes\n"
+                "if TYPE_CHECKING:\n    from hubprune.workflows.score import score\n"
+                "def f():\n    from hubprune.evaluation.results import x\n    import hubprune.hub.commit\n"
+                "    from ..workflows import score\n"
+            ),
+            "pruning/shapes.py": "",
+            "extra/one.py": "",
+        }
     )
-    assert imported_parts(path) == {"pruning", "evaluation", "publishing", "cli", "commands"}
+    assert wrong_imports(package) == [
+        "core.files (floor 1) imports cards.card (floor 2)",
+        "core.files imports score from the package itself",
+        "extra/ has no floor: give it one in FLOORS",
+        "pruning.weights (floor 2) imports evaluation.results (floor 2)",
+        "pruning.weights (floor 2) imports hub.commit (floor 2)",
+        "pruning.weights (floor 2) imports workflows.score (floor 3)",
+    ]
+
+
+def test_the_check_of_circles_sees_a_way_back_through_a_function(write_package):
+    package = write_package(
+        {
+            "core/a.py": "from hubprune.core import b\n",
+            "core/b.py": "from hubprune.core.c import d\n",
+            "core/c/__init__.py": "def f():\n    from hubprune.core.a import g\n",
+            "core/d.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hubprune.core import e\n",
+            "core/e.py": "from hubprune.core import d\n",
+        }
+    )
+    assert circles(package) == [["core.a", "core.b", "core.c"]]
+
+
+# ---- how much there is -------------------------------------------------------------------------------------------
+
+
+def unlisted(package):
+    """Modules that the docstring of the package around them does not name."""
+    found = []
+    for path in sorted(package.rglob("__init__.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        names = {below.stem for below in path.parent.glob("*.py")} | {
+            below.parent.name for below in path.parent.glob("*/__init__.py")
+        }
+        missing = {name for name in names - {"__init__"} if not re.search(rf"\b{name}\b", text)}
+        found += [f"{path.parent.name} does not name {name}" for name in sorted(missing) if path.parent != package]
+    return found
+
+
+def too_large(package):
+    """Modules and functions that are longer than a reader can follow."""
+    modules = house.read_package(package).values()
+    found = [f"{m.name}: {m.lines} lines" for m in modules if m.lines > MOST_LINES_OF_A_MODULE]
+    lengths = house.function_lengths(modules)
+    return found + [f"{where}: {n} lines" for where, n in lengths.items() if n > MOST_LINES_OF_A_FUNCTION]
+
+
+def test_every_package_names_its_modules():
+    assert unlisted(PACKAGE) == []
+
+
+def test_no_module_and_no_function_is_too_large():
+    assert too_large(PACKAGE) == []
+
+
+def test_there_is_no_more_than_one_person_can_know():
+    modules = house.read_package(PACKAGE).values()
+    assert len(modules) <= MOST_MODULES
+    assert sum(module.lines for module in modules) <= MOST_LINES
+
+
+def test_a_module_that_is_not_named_is_seen(write_package):
+    package = write_package(
+        {
+            "__init__.py": "",
+            "core/__init__.py": '"""What all use: file_names, artifacts."""\n',
+            "core/file_names.py": "",
+            "core/file.py": "",
+            "core/artifacts/__init__.py": "",
+            "core/artifacts/one.py": "",
+        }
+    )
+    assert unlisted(package) == ["core does not name file", "artifacts does not name one"]
+
+
+def test_what_is_too_large_is_seen(write_package):
+    long = "class A:\n    def f(self):\n" + 60 * "        x = 1\n"
+    package = write_package({"core/a.py": long, "core/b.py": 401 * "x = 1\n", "core/c.py": 400 * "x = 1\n"})
+    assert too_large(package) == ["core.b: 401 lines", "core.a:2 f: 61 lines"]
+
+
+# ---- the command line --------------------------------------------------------------------------------------------
 
 
 def test_the_command_line_starts_without_heavy_libraries():
@@ -125,9 +215,9 @@ def test_every_command_explains_itself(command):
 
 
 OWN_LOADS = {
-    "neutral.py",  # the door
+    "core/neutral.py",  # the door
     "pruning/loading.py",  # tries what must be refused
-    "publishing/hub.py",  # a line that is shown
+    "hub/repos.py",  # a line that is shown
     "demo/measure.py",  # models of the package's own
 }
 

@@ -1,55 +1,27 @@
-"""`hubprune export`: the formats of other runtimes.
-
-Write the result of an export for people.
-"""
+"""`hubprune export`: the formats of other runtimes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from hubprune.commands import options
 from hubprune.commands.summary import table
-from hubprune.commands.terminal import errors_shown, open_session, show, to_json
-from hubprune.core.console import size
+from hubprune.commands.terminal import show, to_json
+from hubprune.core.console import Reporter, size
+from hubprune.core.requests import ExportRequest
 
 if TYPE_CHECKING:
     from hubprune.exporting.artifact import GgufExport, Parity, ParityFigures
 
-# ---- export --------------------------------------------------------------------------------------------------------
-
-
 EXAMPLES = "Example:  hubprune export gguf me/Llama-3.2-3B-attn-drop-3 --outtype q8_0 --out pruned.gguf"
 
 
-def gguf(
-    checkpoint: options.Checkpoint,
-    out: options.ExportOut = None,
-    outtype: options.Outtype = "f16",
-    base: options.ControlBase = None,
-    revision: options.VerifyRevision = None,
-    no_verify: options.NoVerify = False,
-    endpoint: options.Endpoint = None,
-    as_json: options.Json = False,
-) -> None:
+def gguf(request: ExportRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Write a GGUF file for llama.cpp, and compare it with the checkpoint in transformers."""
-    with errors_shown() as reporter:
-        session = open_session(endpoint)
-        pass  # MERGED
-        from hubprune.workflows import export as command
+    from hubprune.workflows.export import export_gguf
 
-        chosen = command.ExportOptions(
-            out=out,
-            outtype=command.check_outtype(outtype),
-            base=base,
-            revision=revision or "main",
-            verify="skip" if no_verify else "compare",
-        )
-        made = command.export_gguf(checkpoint, chosen, session=session, reporter=reporter)
-        show(to_json(made) if as_json else export_lines(made))
-
-
-# ---- export lines --------------------------------------------------------------------------------------------------
+    made = export_gguf(request, reporter=reporter)
+    show(to_json(made) if as_json else export_lines(made))
 
 
 def export_lines(made: GgufExport) -> str:

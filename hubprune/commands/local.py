@@ -1,22 +1,38 @@
-"""`hubprune hub`, `demo` and `env`: what works without the Hub."""
+"""`hubprune card`, `hub`, `demo` and `env`: what works without the Hub."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
-from hubprune.commands import options
-from hubprune.commands.terminal import errors_shown, show, to_json
+from hubprune.commands.terminal import show, show_page, to_json
+from hubprune.core.console import Reporter
+from hubprune.core.options import Request
+from hubprune.core.requests import CardRequest, DemoRequest, HubRequest
 
+CARD_EXAMPLES = (
+    "Examples:  hubprune card ./kept --notes notes.md  |  hubprune card me/Llama-3.2-3B-attn-drop-3@v2 --preview"
+)
 HUB_EXAMPLES = "Example:  hubprune hub --dir ./hub --port 8080"
 ENV_EXAMPLES = "Example:  hubprune env --json"
 DEMO_EXAMPLES = "Example:  hubprune demo --base tiny-mistral"
 
 
-def hub(
-    directory: options.HubDirectory,
-    port: options.HubPort = 0,
-    no_xet: options.NoXet = False,
-) -> None:
+def card(request: CardRequest, reporter: Reporter) -> None:
+    """Render the card of a published folder again, from its hubprune.json alone; --preview shows one in a browser."""
+    from hubprune.workflows import card as cards
+
+    if request.preview:
+        shown = cards.preview(request, reporter=reporter)
+        show_page(shown, port=request.port, opens=not request.no_open, reporter=reporter)
+    else:
+        choices = cards.CardChoices.read(notes=request.notes, template=request.card_template)
+        done = cards.write_card(Path(request.published), choices, overwrite_card=request.overwrite_card)
+        show(f"{done.path}  {done.outcome}  sha256 {done.sha256}")
+
+
+def hub(request: HubRequest, reporter: Reporter) -> None:
     """Serve a local Hub on loopback; the first two lines on stdout are HF_ENDPOINT=... and HF_TOKEN=...
 
     With both set, the unmodified clients work against it:
@@ -32,26 +48,27 @@ def hub(
     One server holds the folder at a time. What it has answered is kept,
     also when it is killed.
     """
-    with errors_shown():
-        from hubprune.localhub import serve
+    from hubprune.localhub import serve
 
-        serve(directory, port=port, xet=not no_xet, announce=lambda line: print(line, flush=True))
+    def announce(line: str) -> None:
+        print(line, flush=True)
+
+    serve(Path(request.directory), port=request.port, xet=not request.no_xet, announce=announce)
 
 
-def demo(base: options.DemoBase = "tiny-llama", directory: options.DemoDirectory = None) -> None:
+def demo(request: DemoRequest, reporter: Reporter) -> None:
     """Publish an embedded tiny model on a local Hub, with every stage and nothing to download."""
-    with errors_shown() as reporter:
-        from hubprune.workflows import demo as demonstration
+    from hubprune.workflows import demo as demonstration
 
-        raise typer.Exit(demonstration.run(base, directory=directory, reporter=reporter))
+    place = Path(request.directory) if request.directory else None
+    raise typer.Exit(demonstration.run(request.base, directory=place, reporter=reporter))
 
 
-def env(as_json: options.Json = False) -> None:
+def env(request: Request, reporter: Reporter, *, as_json: bool) -> None:
     """Print versions, machine, and where unfinished work is kept."""
-    with errors_shown():
-        from hubprune.commands import summary
-        from hubprune.core.devices import describe_environment
-        from hubprune.core.stages import work_folder
+    from hubprune.commands import summary
+    from hubprune.core.devices import describe_environment
+    from hubprune.core.stages import work_folder
 
-        found, folder = describe_environment(), work_folder()
-        show(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {folder}")
+    found, folder = describe_environment(), work_folder()
+    show(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {folder}")

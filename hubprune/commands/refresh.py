@@ -1,27 +1,19 @@
-"""`hubprune refresh`: its options, and what it prints.
-
-Tell people what a refresh changes, or changed.
-"""
+"""`hubprune refresh`, and what it tells people: what changes, or changed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hubprune.commands import card_options, options
 from hubprune.commands.summary import table
-from hubprune.commands.terminal import errors_shown, open_session
-from hubprune.core.artifacts import RefreshReport
-from hubprune.core.console import duration, size
+from hubprune.core.console import Reporter, duration, size
+from hubprune.core.requests import RefreshRequest
 
-__all__ = ["EXAMPLES", "WOULD_CHANGE", "refresh", "refresh_lines"]
-
-
-# ---- refresh -------------------------------------------------------------------------------------------------------
-
+if TYPE_CHECKING:
+    from hubprune.core.artifacts import RefreshReport
 
 WOULD_CHANGE = 3
 """Exit code of a check that found something to do."""
@@ -33,64 +25,24 @@ EXAMPLES = (
     "  |  hubprune refresh me/one me/two me/three"
     "  |  hubprune refresh acme/model --create-pr"
 )
-Repos = Annotated[list[str], typer.Argument(metavar="REPO...", help="Repo ids of what hubprune publish wrote.")]
-Check = Annotated[bool, typer.Option("--check", help="Only tell what would change; needs no right to write.")]
-CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")]
-Revision = Annotated[str, typer.Option(help="Branch of the repo.")]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        help="Replace card, config.json, tokenizer and modeling file even where somebody edited them; never weights.",
-    ),
-]
-NoLoadBack = Annotated[
-    bool, typer.Option("--no-load-back", help="Neither build the model beforehand nor download the result and load it.")
-]
+LONGEST = 48
+"""Characters of a value of config.json that are shown."""
 
 
-def refresh(
-    repos: Repos,
-    check: Check = False,
-    create_pr: CreatePr = False,
-    revision: Revision = "main",
-    overwrite: Overwrite = False,
-    card_template: card_options.CardTemplate = None,
-    no_load_back: NoLoadBack = False,
-    endpoint: options.Endpoint = None,
-    as_json: options.Json = False,
-) -> None:
+def refresh(request: RefreshRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Bring repos that are out to what this version writes: modeling file, tokenizer files, config.json and card.
 
     Nothing is computed and no weights are sent.  Every repo gets one commit, is loaded back, and says in its
     hubprune.json and on its card what changed.
     """
-    with errors_shown(resume=RESUME) as reporter:
-        session = open_session(endpoint)
-        pass  # MERGED
-        from hubprune.workflows import refresh as command
+    from hubprune.workflows.refresh import refresh_all, to_json
 
-        chosen = command.RefreshOptions(
-            revision=revision,
-            check=check,
-            create_pr=create_pr,
-            overwrite=overwrite,
-            card_template=card_template,
-            load_back=not no_load_back,
-        )
-        reports = command.refresh_all(repos, chosen, session=session, reporter=reporter)
-        typer.echo(command.to_json(reports) if as_json else refresh_lines(reports))
-        failed = {report.exit_code for report in reports if report.outcome == "failed"}
-        changes = any(report.outcome == "would change" for report in reports)
-        if code := (failed.pop() if len(failed) == 1 else 1) if failed else WOULD_CHANGE if changes else 0:
-            raise typer.Exit(code)
-
-
-# ---- refresh lines -------------------------------------------------------------------------------------------------
-
-
-LONGEST = 48
-"""Characters of a value of config.json that are shown."""
+    reports = refresh_all(request, reporter=reporter)
+    typer.echo(to_json(reports) if as_json else refresh_lines(reports))
+    failed = {report.exit_code for report in reports if report.outcome == "failed"}
+    changes = any(report.outcome == "would change" for report in reports)
+    if code := (failed.pop() if len(failed) == 1 else 1) if failed else WOULD_CHANGE if changes else 0:
+        raise typer.Exit(code)
 
 
 def refresh_lines(reports: Sequence[RefreshReport]) -> str:

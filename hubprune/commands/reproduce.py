@@ -1,26 +1,19 @@
-"""`hubprune reproduce`: its options, and what it prints.
-
-Tell people what is equal and what differs.
-"""
+"""`hubprune reproduce`, and what it tells people: what is equal and what differs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from hubprune.commands import card_options, options
 from hubprune.commands.summary import table
-from hubprune.commands.terminal import errors_shown, open_session, show, to_json
-from hubprune.core.artifacts import ComparedPart, Difference, Reproduction, Scalar
+from hubprune.commands.terminal import show, to_json
+from hubprune.core.console import Reporter
+from hubprune.core.requests import ReproduceRequest
 
-__all__ = ["DIFFERS", "EXAMPLES", "reproduce", "reproduction_lines"]
-
-
-# ---- reproduce -----------------------------------------------------------------------------------------------------
-
+if TYPE_CHECKING:
+    from hubprune.core.artifacts import ComparedPart, Difference, Reproduction, Scalar
 
 DIFFERS = 3
 """Exit code where everything was run and something is not equal."""
@@ -29,72 +22,20 @@ EXAMPLES = (
     "  |  Examples:  hubprune reproduce me/Llama-3.2-3B-attn-drop-3"
     "  |  hubprune reproduce ./published --calibration texts.jsonl --report reproduction.json"
 )
-Published = Annotated[
-    str, typer.Argument(metavar="FOLDER_OR_REPO", help="A folder or repo that hubprune publish wrote.")
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repo. Default: main.")]
-Texts = Annotated[
-    list[Path] | None,
-    typer.Option(metavar="FILE", help="A local file that it was scored on, found by its name; may be given again."),
-]
-TrustTasks = Annotated[
-    bool,
-    typer.Option("--trust-tasks", help="Run the benchmark definitions that come with it: their templates are code."),
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on where it was stopped.")]
-Device = Annotated[
-    str | None,
-    typer.Option(metavar="auto|cpu|mps|cuda[:N]", help="Where to compute. Default: where the recipe says."),
-]
-Out = Annotated[Path | None, typer.Option(metavar="FOLDER", help="New folder that keeps the reproduced files.")]
-
-
-def reproduce(
-    published: Published,
-    revision: Revision = None,
-    calibration: Texts = None,
-    trust_tasks: TrustTasks = False,
-    fresh: Fresh = False,
-    out: Out = None,
-    device: Device = None,
-    card_template: card_options.CardTemplate = None,
-    report: options.ReportFile = None,
-    endpoint: options.Endpoint = None,
-    as_json: options.Json = False,
-) -> None:
-    """Run the recipe of a published result again, publish nothing, and say what is equal and what differs."""
-    with errors_shown() as reporter:
-        session = open_session(endpoint)
-        pass  # MERGED
-        from hubprune.core.files import make_writable, write_atomically
-        from hubprune.workflows import reproduce as command
-
-        if report:
-            make_writable(report.absolute().parent)
-        chosen = command.ReproduceOptions(
-            revision=revision,
-            calibration=tuple(calibration or ()),
-            trust_tasks=trust_tasks,
-            fresh=fresh,
-            out=out,
-            device=device,
-            card_template=card_template,
-        )
-        seen = command.reproduce(published, chosen, session=session, reporter=reporter)
-        if report:
-            write_atomically(report, f"{to_json(seen)}\n")
-        show(to_json(seen) if as_json else reproduction_lines(seen))
-        if not seen.equal:
-            raise typer.Exit(DIFFERS)
-
-
-# ---- reproduce lines -----------------------------------------------------------------------------------------------
-
-
 SHOWN = 3
 """Differences of a part that are written out; the JSON has all of them."""
 WIDTH = 60
 """Characters of a value that are shown."""
+
+
+def reproduce(request: ReproduceRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Run the recipe of a published result again, publish nothing, and say what is equal and what differs."""
+    from hubprune.workflows import reproduce as again
+
+    seen = again.reproduce(request, reporter=reporter)
+    show(to_json(seen) if as_json else reproduction_lines(seen))
+    if not seen.equal:
+        raise typer.Exit(DIFFERS)
 
 
 def reproduction_lines(seen: Reproduction) -> str:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hubprune.core.artifacts import (
-    BenchmarkComparison,
-    DropPlan,
-    Environment,
-    Estimate,
-    Interval,
-    LayerScores,
-    Metric,
-    PublishReport,
-    RepetitionComparison,
-    Sdr,
-    TaskComparison,
-    UploadPlan,
-    Verification,
-    WrittenCheckpoint,
-)
 from hubprune.core.console import decimal, size
+
+if TYPE_CHECKING:
+    from hubprune.core.artifacts import (
+        BenchmarkComparison,
+        DropPlan,
+        Environment,
+        Estimate,
+        Interval,
+        LayerScores,
+        Metric,
+        PublishReport,
+        RepetitionComparison,
+        Sdr,
+        TaskComparison,
+        UploadPlan,
+        Verification,
+        WrittenCheckpoint,
+    )
 
 
 def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:

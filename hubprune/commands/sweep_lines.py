@@ -12,13 +12,14 @@ from hubprune.workflows.sweep.report import with_error
 
 def sweep_lines(report: SweepReport, *, out: Path | None) -> str:
     """Write the table of all points, the rule and what it picks."""
-    parts = [_head(report), table(_rows(report), left=1), *_picked(report), report.note]
+    parts = [sweep_head(report), table(sweep_rows(report), left=1), *picked_lines(report), report.note]
     if out:
         parts.append(f"written: {out}")
     return "\n\n".join(parts)
 
 
-def _head(report: SweepReport) -> str:
+def sweep_head(report: SweepReport) -> str:
+    """Say what was dropped from, and what was measured."""
     order = report.metric + (f", seed {report.seed}" if report.metric == "random" else "")
     parts = [f"{report.base}, order by {order}"]
     if report.tasks:
@@ -34,7 +35,8 @@ def _head(report: SweepReport) -> str:
     return "; ".join([*parts, "± is one paired standard error"])
 
 
-def _rows(report: SweepReport) -> list[list[str]]:
+def sweep_rows(report: SweepReport) -> list[list[str]]:
+    """Return the cells of the table, its head first."""
     with_mean, with_perplexity = report.points[0].mean is not None, report.points[0].perplexity is not None
     with_speed = any(point.speed for point in report.points)
     rows = [["method", "drops", "parameters"]]
@@ -68,7 +70,8 @@ def _drops(count: int) -> str:
     return "none" if not count else "1 drop" if count == 1 else f"{count} drops"
 
 
-def _picked(report: SweepReport) -> list[str]:
+def picked_lines(report: SweepReport) -> list[str]:
+    """Write the rule, what it picks of each method, and the commands that publish that."""
     if not report.recommendations:
         return []
     rows = [[f"  {r.method}", _drops(r.count), r.reason] for r in report.recommendations]

@@ -1,4 +1,4 @@
-"""What every command does around its work: show errors and results, open sessions and runs, write JSON."""
+"""What every command does around its work: show errors and results, write JSON."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from hubprune.core.processes import rank, world_size
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from hubprune.core.recipe import Recipe
-    from hubprune.hub.session import HubSession
     from hubprune.localhub import Preview
-    from hubprune.workflows.run import Run
 
 INTERRUPTED = 130
 RESUME = "Run the same command again: it goes on after the last finished stage."
@@ -118,27 +115,6 @@ def edits_as_json(*, wanted: bool) -> Iterator[None]:
             said = {"outcome": "edited", "message": error.message, "hint": error.hint, "commits": error.commits}
             show(json.dumps(said, indent=2))
         raise
-
-
-def open_session(endpoint: str | None) -> HubSession:
-    """Open a session with a Hub; None for the one that the environment names."""
-    from hubprune.core.privacy import use_endpoint
-    from hubprune.hub.session import HubSession
-
-    return HubSession.open(endpoint=use_endpoint(endpoint))
-
-
-def open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
-    """Open a run of a recipe over the work folder; what is taken from it is said."""
-    session = open_session(endpoint)
-    from hubprune.core.stages import StageStore, work_folder
-    from hubprune.workflows.run import Run
-
-    def say_reused(stage: str) -> None:
-        reporter.note(f"{stage}: taken from an earlier run")
-
-    store = StageStore(work_folder(), on_reuse=say_reused, warn=reporter.warn)
-    return Run(recipe, session, reporter, store)
 
 
 def show_page(shown: Preview, *, port: int, opens: bool, reporter: Reporter) -> None:

@@ -167,17 +167,10 @@ class Architecture:
         """Tell whether a tensor of a checkpoint is a parameter of the model."""
         return not (tensor.startswith(self.layers_prefix) and tensor.endswith(self.computed))
 
-    def attn_parts(self) -> tuple[str, ...]:
-        """Names, inside a decoder layer, of everything that goes with its attention."""
-        return (self.attn_module, *self.attn_norms)
-
-    def mlp_parts(self) -> tuple[str, ...]:
-        """Names, inside a decoder layer, of everything that goes with its MLP."""
-        return (self.mlp_module, *self.mlp_norms)
-
-    def parts(self, kind: SublayerKind) -> tuple[str, ...]:
-        """Names, inside a decoder layer, of everything that goes with a sublayer."""
-        return self.attn_parts() if kind == "attn" else self.mlp_parts()
+    @property
+    def parts(self) -> Mapping[SublayerKind, tuple[str, ...]]:
+        """Kind of a sublayer -> names, inside a decoder layer, of everything that goes with it."""
+        return {"attn": (self.attn_module, *self.attn_norms), "mlp": (self.mlp_module, *self.mlp_norms)}
 
     def lists_of(self, config: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Return the per-layer lists of a config.json, written there or not: key -> one value per layer."""

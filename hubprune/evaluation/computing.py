@@ -179,8 +179,8 @@ class Scorer:
                 release_memory()
                 self._most_slots = slots(part) // 2 if len(part) > 1 else self._most_slots
             middle = len(part) // 2
-            halves = [part[:middle], part[middle:]] if middle else [[row] for row in _taken_apart(part[0], requests)]
-            parts.extendleft(reversed(halves))
+            smaller = [part[:middle], part[middle:]] if middle else [[row] for row in _taken_apart(part[0], requests)]
+            parts.extendleft(reversed(smaller))
         return answers
 
     def _forward_or_none(self, rows: Sequence[Row]) -> Scored | None:
@@ -215,7 +215,7 @@ def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, 
             logits = logits_of(part).float()  # [n, vocabulary]
             values = logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
             right = logits.argmax(-1) == wanted
-            for value, best, request in zip(values.tolist(), right.tolist(), owners):  # noqa: B905  # more are to come
+            for value, best, request in zip(values.tolist(), right.tolist(), owners):  # noqa: B905  # they go on in the next part
                 nats[request] = nats.get(request, 0.0) + value
                 greedy[request] = greedy.get(request, True) and best
     refuse_not_finite(nats.values(), model=variant.name)

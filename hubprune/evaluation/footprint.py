@@ -53,9 +53,7 @@ class ResidentRequest(BaseModel):
     folder: str
     dtype: str
     trust_remote_code: bool
-    depth: int
-    new_tokens: int
-    batch_size: int
+    spec: SpeedSpec
 
 
 def resident_peak(folder: Path, spec: SpeedSpec, *, dtype: str, trust_remote_code: bool) -> int | None:
@@ -68,9 +66,8 @@ def resident_peak(folder: Path, spec: SpeedSpec, *, dtype: str, trust_remote_cod
     """
     if not STATUS.is_file():
         return None
-    shape = {"depth": spec.depth, "new_tokens": spec.new_tokens, "batch_size": spec.batch_size}
     place = str(folder.resolve())
-    request = ResidentRequest(folder=place, dtype=dtype, trust_remote_code=trust_remote_code, **shape)
+    request = ResidentRequest(folder=place, dtype=dtype, trust_remote_code=trust_remote_code, spec=spec)
     command = [sys.executable, "-m", "hubprune.evaluation.footprint"]
     done = run_to_end(command, input=request.model_dump_json(), capture_output=True, text=True)
     if done.returncode:
@@ -86,8 +83,7 @@ def main() -> None:
     request = ResidentRequest.model_validate_json(sys.stdin.read())
     own_code = request.trust_remote_code
     model = load_model(Path(request.folder), device="cpu", dtype=request.dtype, trust_remote_code=own_code)
-    spec = SpeedSpec(depth=request.depth, new_tokens=request.new_tokens, rounds=0, batch_size=request.batch_size)
-    _run(model, spec)
+    _run(model, request.spec)
     (line,) = (line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
     print(1024 * int(line.split()[1]))
 

@@ -144,28 +144,25 @@ def _rule(outtype: Outtype) -> str:
 
 def failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | None) -> tuple[str, ...]:
     """List what an export does not fulfil, given its figures and those of the unpruned base, where there is one."""
-    found = list(_logit_failures(outtype, model, control))
-    if different := model.tokenized_texts - model.equal_tokenized_texts:
-        found.append(f"{different} of {model.tokenized_texts} texts are cut into other tokens")
-    if control is not None:
-        found += [f"control: {line}" for line in failures(outtype, control, None)]
-    return tuple(found)
-
-
-def _logit_failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | None) -> Iterator[str]:
+    found = []
     if outtype != "f32":
         limit = ROUNDED[outtype]
         if control is not None:
             limit = min(limit, max(TIMES_CONTROL * control.relative_difference, CONTROL_FLOOR * limit))
         if model.relative_difference > limit:
-            yield f"logits differ by {model.relative_difference:.2%} of their spread, {limit:.2%} are allowed"
-        return
-    if model.max_logit_difference > F32_TOLERANCE:
-        yield f"a logit differs by {model.max_logit_difference:.2e}"
-    if other := model.positions - model.agreed - model.undecided:
-        yield f"another next token at {other} of {model.positions} positions"
-    if model.equal_greedy_texts < model.greedy_texts:
-        yield f"{model.greedy_texts - model.equal_greedy_texts} of {model.greedy_texts} greedy texts differ"
+            found.append(f"logits differ by {model.relative_difference:.2%} of their spread, {limit:.2%} are allowed")
+    else:
+        if model.max_logit_difference > F32_TOLERANCE:
+            found.append(f"a logit differs by {model.max_logit_difference:.2e}")
+        if other := model.positions - model.agreed - model.undecided:
+            found.append(f"another next token at {other} of {model.positions} positions")
+        if other := model.greedy_texts - model.equal_greedy_texts:
+            found.append(f"{other} of {model.greedy_texts} greedy texts differ")
+    if different := model.tokenized_texts - model.equal_tokenized_texts:
+        found.append(f"{different} of {model.tokenized_texts} texts are cut into other tokens")
+    if control is not None:
+        found += [f"control: {line}" for line in failures(outtype, control, None)]
+    return tuple(found)
 
 
 def judge(outtype: Outtype, seen: ParitySeen, *, control: ParitySeen | None, without_control: str | None) -> Parity:

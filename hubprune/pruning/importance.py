@@ -22,8 +22,8 @@ of the two for a whole layer: F is then the sum of what attention and MLP add, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,30 +32,12 @@ import torch
 from torch import nn
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import (
-    Aggregation,
-    DocumentScores,
-    ImportanceScores,
-    LayerScores,
-    Metric,
-)
+from hubprune.core.artifacts import Aggregation, DocumentScores, ImportanceScores, LayerScores, Metric, SublayerKind
 from hubprune.core.console import Advance, Reporter
 from hubprune.core.errors import ScoringError
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.streaming import StreamedModel
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Documents of similar length, padded on the right to the longest."""
-
-    documents: tuple[int, ...]
-    """Indices into the calibration set."""
-    ids: torch.Tensor
-    """int64, [documents, tokens]; 0 where padded."""
-    mask: torch.Tensor
-    """bool, [documents, tokens]; True where a document has a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +58,26 @@ class Scoring:
     """What the layers run in."""
     device: str = "cpu"
     """Where they run."""
+
+
+def score(folder: Path, calibration: CalibrationSet, scoring: Scoring, *, reporter: Reporter) -> LayerScores:
+    """Score a base: attention, MLP and block importance of every layer.
+
+    Args:
+        folder: the base's files.
+        calibration: the documents.
+        scoring: how.
+        reporter: shown the progress in batches, over all layers.
+
+    Raises:
+        ScoringError: a score is not finite.
+        CheckpointError: the weights do not fit the config.
+        DiskSpaceError: the hidden states fit neither into memory nor into the temporary folder.
+    """
+    scorer = Scorer(folder, calibration, scoring)
+    with reporter.progress("scoring", total=scorer.cost(), unit="batches") as advance:
+        scorer.run(advance)
+    return scorer.scores()
 
 
 class Scorer:
@@ -120,6 +122,9 @@ class Scorer:
         """Return how many batches a run takes over all layers, from the layer `start` on."""
         return len(self._batches) * len(self._active(start))
 
+    def _active(self, start: int) -> list[int]:
+        return [number for number in range(start, len(self.model)) if not self.model.does_nothing(number)]
+
     def run(self, advance: Advance, *, start: int = 0) -> None:
         """Run all batches through one layer after the other.
 
@@ -139,13 +144,35 @@ class Scorer:
                     self._run_layer(number, layer, place)
                     advance(int(layer is not None))
 
+    def _run_layer(self, number: int, layer: nn.Module | None, place: int) -> None:
+        """Run one batch through one layer; None stands for one that only hands on."""
+        leaving = entering = self._entering[number][place]
+        if layer is not None:
+            batch, metric = self._batches[place], self._scoring.metric
+            arguments = self.model.arguments(number, batch.ids.shape[1])
+            entering = entering.to(self.model.device)
+            passage = pass_through(layer, entering, arguments, architecture=self._scoring.architecture, metric=metric)
+            leaving, inside = passage.leaving, batch.mask[..., None]
+            # The few numbers that are left are summed on the CPU: not every device has float64.
+            sums = torch.where(inside, measure(passage, metric).cpu(), 0).sum(dim=1, dtype=torch.float64)
+            means = sums / inside.sum(dim=1)  # [documents, 3]
+            for kind, values in zip(("attn", "mlp", "block"), means.T, strict=True):
+                if not values.isfinite().all():
+                    raise ScoringError(
+                        f"The {kind} score of layer {number} is not a finite number.",
+                        hint="Its weights are broken, or overflow: try --dtype float32.",
+                    )
+            self._values[number, list(batch.documents)] = means
+        if number + 1 < len(self.model):
+            self._entering[number + 1][place].copy_(leaving)
+
     def scores(self) -> LayerScores:
         """Average what the runs have found."""
-        rows = [
-            _document_scores(document, values)
-            for document, values in zip(self._calibration.documents, self._values.unbind(dim=1), strict=True)
-        ]
-        how = self._scoring
+        rows, how = [], self._scoring
+        for document, values in zip(self._calibration.documents, self._values.unbind(dim=1), strict=True):
+            attn, mlp, block = (tuple(column) for column in values.T.tolist())
+            found = ImportanceScores(attn=attn, mlp=mlp, block=block)
+            rows.append(DocumentScores(source=document.source, tokens=len(document.ids), scores=found))
         return aggregate(
             rows,
             self._calibration.record,
@@ -155,114 +182,29 @@ class Scorer:
             device=how.device,
         )
 
-    def _active(self, start: int) -> list[int]:
-        return [number for number in range(start, len(self.model)) if not self.model.does_nothing(number)]
 
-    def _run_layer(self, number: int, layer: nn.Module | None, place: int) -> None:
-        """Run one batch through one layer; None stands for one that only hands on."""
-        leaving = entering = self._entering[number][place]
-        if layer is not None:
-            batch = self._batches[place]
-            passage = pass_through(
-                layer,
-                entering.to(self.model.device),
-                self.model.arguments(number, batch.ids.shape[1]),
-                architecture=self._scoring.architecture,
-                metric=self._scoring.metric,
-            )
-            leaving = passage.leaving
-            values = _document_means(measure(passage, self._scoring.metric), batch.mask)
-            _require_finite(values, layer=number)
-            self._values[number, list(batch.documents)] = values
-        if number + 1 < len(self.model):
-            self._entering[number + 1][place].copy_(leaving)
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Documents of similar length, padded on the right to the longest."""
 
-
-def score(
-    folder: Path,
-    calibration: CalibrationSet,
-    *,
-    own_code: bool = False,
-    architecture: Architecture,
-    aggregation: Aggregation,
-    batch_size: int,
-    dtype: str,
-    device: str,
-    metric: Metric = "cosine",
-    reporter: Reporter,
-) -> LayerScores:
-    """Score a base: attention, MLP and block importance of every layer.
-
-    Args:
-        folder: the base's files.
-        calibration: the documents.
-        own_code: as in `Scoring`, like all that are not said here.
-        architecture: the base's family.
-        aggregation: how documents are averaged.
-        batch_size: documents per batch.
-        dtype: what the layers run in.
-        device: where they run.
-        metric: what is measured.
-        reporter: shown the progress in batches, over all layers.
-
-    Raises:
-        ScoringError: a score is not finite.
-        CheckpointError: the weights do not fit the config.
-        DiskSpaceError: the hidden states fit neither into memory nor into the temporary folder.
-    """
-    scoring = Scoring(
-        architecture=architecture,
-        own_code=own_code,
-        metric=metric,
-        aggregation=aggregation,
-        batch_size=batch_size,
-        dtype=dtype,
-        device=device,
-    )
-    scorer = Scorer(folder, calibration, scoring)
-    with reporter.progress("scoring", total=scorer.cost(), unit="batches") as advance:
-        scorer.run(advance)
-    return scorer.scores()
+    documents: tuple[int, ...]
+    """Indices into the calibration set."""
+    ids: torch.Tensor
+    """int64, [documents, tokens]; 0 where padded."""
+    mask: torch.Tensor
+    """bool, [documents, tokens]; True where a document has a token."""
 
 
 def make_batches(documents: Sequence[Document], batch_size: int) -> list[Batch]:
     """Group documents of similar length, the longest first, so that the first batch shows whether memory suffices."""
     order = sorted(range(len(documents)), key=lambda i: -len(documents[i].ids))
-    return [_batch(documents, order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
-
-
-def _batch(documents: Sequence[Document], members: Sequence[int]) -> Batch:
-    rows = [torch.tensor(documents[i].ids) for i in members]
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return Batch(tuple(members), ids, torch.arange(ids.shape[1]) < lengths[:, None])
-
-
-def _document_means(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return float64 means over each document's tokens, [documents, 3]."""
-    # The few numbers that are left are summed on the CPU: not every device has float64.
-    inside = mask[..., None]
-    sums = torch.where(inside, tokens.cpu(), 0).sum(dim=1, dtype=torch.float64)
-    return sums / inside.sum(dim=1)
-
-
-def _require_finite(values: torch.Tensor, *, layer: int) -> None:
-    for kind, means in zip(("attn", "mlp", "block"), values.T, strict=True):
-        if not means.isfinite().all():
-            raise ScoringError(
-                f"The {kind} score of layer {layer} is not a finite number.",
-                hint="Its weights are broken, or overflow: try --dtype float32.",
-            )
-
-
-def _document_scores(document: Document, values: torch.Tensor) -> DocumentScores:
-    """Take a document's values, [layers, 3], as plain numbers."""
-    attn, mlp, block = values.T.tolist()
-    scores = ImportanceScores(attn=tuple(attn), mlp=tuple(mlp), block=tuple(block))
-    return DocumentScores(source=document.source, tokens=len(document.ids), scores=scores)
-
-
-# ---- metrics -------------------------------------------------------------------------------------------------------
+    batches = []
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        rows = [torch.tensor(documents[i].ids) for i in members]
+        ids, lengths = nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
+        batches.append(Batch(tuple(members), ids, torch.arange(ids.shape[1]) < lengths[:, None]))
+    return batches
 
 
 @dataclass(slots=True)
@@ -289,12 +231,7 @@ class Passage:
 
 
 def pass_through(
-    layer: nn.Module,
-    entering: torch.Tensor,
-    arguments: dict[str, Any],
-    *,
-    architecture: Architecture,
-    metric: Metric,
+    layer: nn.Module, entering: torch.Tensor, arguments: dict[str, Any], *, architecture: Architecture, metric: Metric
 ) -> Passage:
     """Run one layer on one batch and note what a metric needs.
 
@@ -306,48 +243,26 @@ def pass_through(
         metric: what the passage is for.
     """
     passage = Passage(entering)
-    with ExitStack() as hooks:
-        hooks.enter_context(_noting_between(layer, passage, architecture))
-        if metric != "cosine":
-            hooks.enter_context(_noting_parts(layer, passage, architecture))
-        output = layer(entering, **arguments)
-    passage.leaving = output if isinstance(output, torch.Tensor) else output[0]
-    if metric != "cosine":
-        factor = getattr(layer, architecture.residual_multiplier) if architecture.residual_multiplier else 1.0
-        for part in (passage.attn, passage.mlp):
-            part.added = factor * part.added.float().expand_as(entering)
-            part.returned = part.returned.expand_as(entering)
-    return passage
 
-
-@contextmanager
-def _noting_between(layer: nn.Module, passage: Passage, architecture: Architecture) -> Iterator[None]:
-    def note(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def note_between(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         passage.between = inputs[0]
 
-    hook = layer.get_submodule(architecture.mlp_entry).register_forward_pre_hook(note)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def _noting_parts(layer: nn.Module, passage: Passage, architecture: Architecture) -> Iterator[None]:
-    rows = (
-        (passage.attn, architecture.attn_module, architecture.attn_parts()),
-        (passage.mlp, architecture.mlp_module, architecture.mlp_parts()),
-    )
-    hooks = [
-        layer.get_submodule(name).register_forward_hook(_noting(part, whole=name == module), with_kwargs=True)
-        for part, module, names in rows
-        for name in names
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        entry = layer.get_submodule(architecture.mlp_entry)
+        hooks.callback(entry.register_forward_pre_hook(note_between).remove)
+        parts: dict[SublayerKind, Part] = {"attn": passage.attn, "mlp": passage.mlp} if metric != "cosine" else {}
+        for kind, part in parts.items():
+            for name in architecture.parts[kind]:
+                whole = name in (architecture.attn_module, architecture.mlp_module)
+                hook = layer.get_submodule(name).register_forward_hook(_noting(part, whole=whole), with_kwargs=True)
+                hooks.callback(hook.remove)
+        output = layer(entering, **arguments)
+    passage.leaving = output if isinstance(output, torch.Tensor) else output[0]
+    factor = getattr(layer, architecture.residual_multiplier) if architecture.residual_multiplier else 1.0
+    for part in parts.values():
+        part.added = factor * part.added.float().expand_as(entering)
+        part.returned = part.returned.expand_as(entering)
+    return passage
 
 
 def _noting(part: Part, *, whole: bool) -> Callable[..., None]:
@@ -365,7 +280,9 @@ def _noting(part: Part, *, whole: bool) -> Callable[..., None]:
     return note
 
 
-# ---- the metrics -------------------------------------------------------------------------------------------------
+def measure(passage: Passage, metric: Metric) -> torch.Tensor:
+    """Return a metric per token, float32, [documents, tokens, 3], in the order attention, MLP, block."""
+    return torch.stack(MEASURES[metric](passage), dim=-1)
 
 
 def _cosine(passage: Passage) -> list[torch.Tensor]:
@@ -390,11 +307,6 @@ def _relative_magnitude(passage: Passage) -> list[torch.Tensor]:
 MEASURES: Mapping[Metric, Callable[[Passage], list[torch.Tensor]]] = {
     "cosine": _cosine, "cosine-no-residual": _cosine_no_residual, "relative-magnitude": _relative_magnitude,
 }  # fmt: skip
-
-
-def measure(passage: Passage, metric: Metric) -> torch.Tensor:
-    """Return a metric per token, float32, [documents, tokens, 3], in the order attention, MLP, block."""
-    return torch.stack(MEASURES[metric](passage), dim=-1)
 
 
 def _unit(states: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,11 @@
 
 The stand-ins are those of the modeling file that a published repo ships, taken from that file, so that a bypassed model
 computes what the written and reloaded checkpoint computes, KV cache included.  No weight is copied or changed.
-
-Take sublayers out of a layer that is only scored: what stands there adds exactly zero to the residual stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from functools import partial
@@ -17,26 +15,8 @@ from typing import Any
 from torch import nn
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import DropPlan
+from hubprune.core.artifacts import DropPlan, SublayerKind
 from hubprune.core.templates import published_code
-
-# ---- bypass --------------------------------------------------------------------------------------------------------
-
-
-# ---- in memory -----------------------------------------------------------------------------------------------------
-
-
-class NoLayer(nn.Module):
-    """Stands in for a layer that goes altogether: hidden states leave it as they came."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        # The loop over the layers looks at plain attributes, such as the kind of attention.
-        self.__dict__.update({name: value for name, value in vars(layer).items() if not name.startswith("_")})
-
-    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the hidden states."""
-        return hidden_states
 
 
 @contextmanager
@@ -57,59 +37,68 @@ def bypassed(model: Any, plan: DropPlan, architecture: Architecture) -> Iterator
         yield
 
 
+def _bypass(decoder: Any, plan: DropPlan, architecture: Architecture, undo: ExitStack) -> None:
+    """Change the layers in place: where a model is spread over devices, hooks of accelerate hang on each of them."""
+
+    def replace(parent: nn.Module, changes: Mapping[str, Any]) -> None:
+        for name, value in changes.items():
+            undo.callback(setattr, parent, name, getattr(parent, name))
+            setattr(parent, name, value)
+
+    code = published_code(architecture)
+    no_attn, no_mlp = frozenset(plan.gone("attn")), frozenset(plan.gone("mlp"))
+    slots = code["cache_slots"](decoder.layers, no_attn)
+    for number, layer in enumerate(list(decoder.layers)):
+        if number in no_attn and number in no_mlp:
+            replace(decoder.layers, {str(number): NoLayer(layer)})
+        elif number in no_attn:
+            replace(layer, _without("attn", layer, architecture))
+        else:
+            replace(layer.get_submodule(architecture.attn_module), {"layer_idx": slots[number]})
+            if number in no_mlp:
+                replace(layer, _without("mlp", layer, architecture))
+    trim = partial(code["trim_cache"], used=frozenset(slots.values()))
+    undo.callback(decoder.register_forward_pre_hook(trim, with_kwargs=True).remove)
+
+
+def _without(kind: SublayerKind, layer: nn.Module, architecture: Architecture) -> dict[str, nn.Module]:
+    """Return what stands in a layer instead of a sublayer and of its norms, by name."""
+    code = published_code(architecture)
+    if kind == "attn":
+        name, norms = architecture.attn_module, architecture.attn_norms
+        stand_in: nn.Module = code["NoAttn"](layer.get_submodule(name))
+    else:
+        name, norms, stand_in = architecture.mlp_module, architecture.mlp_norms, code["NoMLP"]()
+    return {name: stand_in, **{norm: nn.Identity() for norm in norms}}
+
+
 def layers_without(model: Any, plan: DropPlan, architecture: Architecture) -> tuple[nn.Module, ...]:
     """Return the layers of a base as they are without the sublayers of a plan; the base itself stays as it is.
 
     Layers that lose nothing are the base's own, and weights are never copied.  They are for passes without a KV cache,
     since attentions keep the base's numbers of their slots.
     """
-    code, made = published_code(architecture), list(model.model.layers)
+    made = list(model.model.layers)
     no_attn, no_mlp = set(plan.gone("attn")), set(plan.gone("mlp"))
     for number in no_attn | no_mlp:
         layer = made[number]
         if number in no_attn and number in no_mlp:
             made[number] = NoLayer(layer)
-        elif number in no_attn:
-            attn = layer.get_submodule(architecture.attn_module)
-            made[number] = _with(layer, architecture.attn_module, code["NoAttn"](attn), architecture.attn_norms)
         else:
-            made[number] = _with(layer, architecture.mlp_module, code["NoMLP"](), architecture.mlp_norms)
+            made[number] = copy(layer)
+            kind: SublayerKind = "attn" if number in no_attn else "mlp"
+            made[number]._modules = {**layer._modules, **_without(kind, layer, architecture)}
     return tuple(made)
 
 
-def _with(layer: nn.Module, name: str, stand_in: nn.Module, norms: tuple[str, ...]) -> nn.Module:
-    """Return a layer with a stand-in in the place of a sublayer; everything else is that of the given layer."""
-    found = copy(layer)
-    found._modules = {**layer._modules, name: stand_in, **{norm: nn.Identity() for norm in norms}}
-    return found
+class NoLayer(nn.Module):
+    """Stands in for a layer that goes altogether: hidden states leave it as they came."""
 
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # The loop over the layers looks at plain attributes, such as the kind of attention.
+        self.__dict__.update({name: value for name, value in vars(layer).items() if not name.startswith("_")})
 
-def _bypass(decoder: Any, plan: DropPlan, architecture: Architecture, undo: ExitStack) -> None:
-    code = published_code(architecture)
-    no_attn, no_mlp = frozenset(plan.gone("attn")), frozenset(plan.gone("mlp"))
-    slots = code["cache_slots"](decoder.layers, no_attn)
-    for number, layer in enumerate(list(decoder.layers)):
-        if number in no_attn and number in no_mlp:
-            _replace(decoder.layers, str(number), NoLayer(layer), undo)
-            continue
-        attn = getattr(layer, architecture.attn_module)
-        if number in no_attn:
-            _drop(layer, architecture.attn_module, code["NoAttn"](attn), architecture.attn_norms, undo)
-        else:
-            undo.callback(partial(setattr, attn, "layer_idx", attn.layer_idx))
-            attn.layer_idx = slots[number]
-        if number in no_mlp:
-            _drop(layer, architecture.mlp_module, code["NoMLP"](), architecture.mlp_norms, undo)
-    trim = partial(code["trim_cache"], used=frozenset(slots.values()))
-    undo.callback(decoder.register_forward_pre_hook(trim, with_kwargs=True).remove)
-
-
-def _drop(layer: nn.Module, name: str, stand_in: nn.Module, norms: tuple[str, ...], undo: ExitStack) -> None:
-    _replace(layer, name, stand_in, undo)
-    for norm in norms:
-        _replace(layer, norm, nn.Identity(), undo)
-
-
-def _replace(parent: nn.Module, name: str, module: nn.Module, undo: ExitStack) -> None:
-    undo.callback(partial(setattr, parent, name, getattr(parent, name)))
-    setattr(parent, name, module)
+    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the hidden states."""
+        return hidden_states

@@ -35,11 +35,54 @@ class Round(Artifact):
     """To the first that this round keeps; None where nothing is left to keep."""
 
 
-def order_of(drop: DropSpec, shape: Shape) -> list[Ranking]:
-    """Return the ranking that each round takes its first from; attentions before MLPs."""
-    return [
-        ranking for ranking, amount in drop.amounts.items() for _ in range(count_of(amount, of=shape.count(ranking)))
-    ]
+def drop_in_rounds(
+    drop: DropSpec,
+    shape: Shape,
+    *,
+    open_scorer: Callable[[], Scorer],
+    store: StageStore,
+    key: str,
+    reporter: Reporter,
+) -> tuple[LayerScores, DropPlan]:
+    """Select what goes, one round after the other.
+
+    Args:
+        drop: the request.
+        shape: of the base.
+        open_scorer: makes a scorer that keeps its states.
+        store: where the first scores and every round are kept.
+        key: of the first scores, which are those of the whole base.
+        reporter: told what goes.
+
+    Returns:
+        The scores of the whole base, and the plan.
+
+    Raises:
+        PlanError: the request does not fit the base, or the rounds leave no attention or no MLP.
+        DiskSpaceError: there is no room for the states that enter every layer.
+    """
+    check_request(drop, shape)
+    iteration = Iteration(drop, shape, open_scorer=open_scorer, reporter=reporter)
+    first = store.run("scores", key, LayerScores, iteration.scores)
+    named = by_hand(drop, first, shape)
+    iteration.take(named)
+    rounds_key = key_of(key, drop.by_hand, drop.protect, shape.absent)
+    order: list[Ranking] = []  # what each round takes its first from, attentions before MLPs
+    for ranking, amount in drop.amounts.items():
+        order += [ranking] * count_of(amount, of=shape.count(ranking))
+    dropped, margins, seconds = list(named), dict[Ranking, Margin | None](), 0.0
+    for number, ranking in enumerate(order, start=1):
+        find = partial(iteration.next_round, ranking, number=number, of=len(order))
+        step = store.run("rounds", key_of(rounds_key, order[:number]), Round, find)
+        iteration.take(step.dropped)
+        for row in step.dropped:
+            reporter.note(f"round {number}: the {OWN[row.kind]} of layer {row.layer} goes, S = {row.score:.6f}")
+        dropped += step.dropped
+        margins[step.dropped[0].ranking] = step.margin  # the last one of every ranking counts
+        seconds += store.seconds["rounds"]
+    store.seconds["rounds"] = round(seconds, 2)
+    plan = finish(drop, dropped, shape, margins=[m for m in margins.values() if m is not None], metric=first.metric)
+    return first, plan.model_copy(update={"schedule": "iterative"})
 
 
 class Iteration:
@@ -79,6 +122,18 @@ class Iteration:
             self._seconds.append(time.monotonic() - begun)
         return self._scorer.scores()
 
+    def _opened(self) -> Scorer:
+        try:
+            scorer = self._open()
+        except DiskSpaceError as error:
+            raise DiskSpaceError(
+                f"{error.message} An iterative schedule keeps those that enter every layer.",
+                hint="Set TMPDIR to a folder with more room, lower --num-samples, or pass --schedule one-shot.",
+            ) from error
+        for row in self._gone:
+            scorer.model.bypass(row.kind, row.layer)
+        return scorer
+
     def next_round(self, ranking: Ranking, *, number: int, of: int) -> Round:
         """Find what goes in a round.
 
@@ -90,7 +145,9 @@ class Iteration:
         Raises:
             PlanError: nothing is left that may go.
         """
-        scores = self.scores(f"round {number} of {of}{self._time_left(of - number + 1)}")
+        spent, rounds = self._seconds, of - number + 1
+        left_for_all = f", {duration(rounds * sum(spent) / len(spent))} left for all" if spent else ""
+        scores = self.scores(f"round {number} of {of}{left_for_all}")
         gone = tuple((row.kind, row.layer) for row in self._gone)
         left = replace(self._shape, absent=(*self._shape.absent, *gone))
         order = [candidate for candidate in ranked(ranking, left, scores) if candidate.kinds]
@@ -111,95 +168,11 @@ class Iteration:
         """
         self._gone += dropped
         finish(self._drop, self._gone, self._shape)
-        for row in dropped if self._scorer else ():
-            self._bypass(row)
-
-    def _bypass(self, row: DroppedSublayer) -> None:
-        if self._scorer is not None:
+        if self._scorer is None:
+            return
+        for row in dropped:
             self._scorer.model.bypass(row.kind, row.layer)
-            self._stale_from = min(row.layer, len(self._scorer.model) if self._stale_from is None else self._stale_from)
-
-    def _opened(self) -> Scorer:
-        try:
-            scorer = self._open()
-        except DiskSpaceError as error:
-            raise DiskSpaceError(
-                f"{error.message} An iterative schedule keeps those that enter every layer.",
-                hint="Set TMPDIR to a folder with more room, lower --num-samples, or pass --schedule one-shot.",
-            ) from error
-        for row in self._gone:
-            scorer.model.bypass(row.kind, row.layer)
-        return scorer
-
-    def _time_left(self, rounds: int) -> str:
-        if not self._seconds:
-            return ""
-        return f", {duration(rounds * sum(self._seconds) / len(self._seconds))} left for all"
-
-
-def drop_in_rounds(
-    drop: DropSpec,
-    shape: Shape,
-    *,
-    open_scorer: Callable[[], Scorer],
-    store: StageStore,
-    key: str,
-    reporter: Reporter,
-) -> tuple[LayerScores, DropPlan]:
-    """Select what goes, one round after the other.
-
-    Args:
-        drop: the request.
-        shape: of the base.
-        open_scorer: makes a scorer that keeps its states.
-        store: where the first scores and every round are kept.
-        key: of the first scores, which are those of the whole base.
-        reporter: told what goes.
-
-    Returns:
-        The scores of the whole base, and the plan.
-
-    Raises:
-        PlanError: the request does not fit the base, or the rounds leave no attention or no MLP.
-        DiskSpaceError: there is no room for the states that enter every layer.
-    """
-    check_request(drop, shape)
-    iteration = Iteration(drop, shape, open_scorer=open_scorer, reporter=reporter)
-    first = store.run("scores", key, LayerScores, iteration.scores)
-    named = by_hand(drop, first, shape)
-    iteration.take(named)
-    rounds_key = key_of(key, drop.by_hand, drop.protect, shape.absent)
-    found = _rounds(iteration, order_of(drop, shape), store, rounds_key, reporter)
-    dropped = [*named, *(row for step in found for row in step.dropped)]
-    plan = finish(drop, dropped, shape, margins=_last_margins(found), metric=first.metric)
-    return first, plan.model_copy(update={"schedule": "iterative"})
-
-
-def _rounds(
-    iteration: Iteration, order: Sequence[Ranking], store: StageStore, key: str, reporter: Reporter
-) -> list[Round]:
-    found: list[Round] = []
-    seconds = 0.0
-    for number, ranking in enumerate(order, start=1):
-        step = store.run(
-            "rounds",
-            key_of(key, order[:number]),
-            Round,
-            partial(iteration.next_round, ranking, number=number, of=len(order)),
-        )
-        iteration.take(step.dropped)
-        for row in step.dropped:
-            reporter.note(f"round {number}: the {OWN[row.kind]} of layer {row.layer} goes, S = {row.score:.6f}")
-        found.append(step)
-        seconds += store.seconds["rounds"]
-    store.seconds["rounds"] = round(seconds, 2)
-    return found
-
-
-def _last_margins(rounds: Sequence[Round]) -> list[Margin]:
-    """Return the margin of the last round of every ranking."""
-    last = {step.dropped[0].ranking: step.margin for step in rounds}
-    return [found for found in last.values() if found is not None]
+            self._stale_from = row.layer if self._stale_from is None else min(row.layer, self._stale_from)
 
 
 def in_rounds(plan: DropPlan) -> DropPlan:

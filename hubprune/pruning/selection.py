@@ -1,4 +1,7 @@
-"""Turn scores and a request into a plan; pure arithmetic, no torch."""
+"""Turn a request, and scores where it asks for them, into a plan: which sublayers go, and how wide MLPs become.
+
+Pure arithmetic, no torch.  A request is checked as far as possible before anything is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 from hubprune.core.artifacts import (
     DroppedSublayer,
     DropPlan,
+    ImportanceScores,
     LayerScores,
     Margin,
     Metric,
@@ -79,67 +83,9 @@ class Candidate:
     layer: int
     kinds: tuple[SublayerKind, ...]
 
-    def score(self, scores: LayerScores | None) -> float | None:
-        """Return its score, or None where nothing was scored."""
-        if scores is None:
-            return None
-        return float(getattr(scores.mean, "block" if self.ranking == "block" else self.kinds[0])[self.layer])
-
-
-# ---- ranking -----------------------------------------------------------------------------------------------------
-
-
-def ranked(
-    ranking: Ranking, shape: Shape, scores: LayerScores | None, *, metric: Metric = "cosine", seed: int = 0
-) -> list[Candidate]:
-    """Order everything that a ranking ranks, the first to go first.
-
-    Ties go to the deeper layer, and in a layer to the attention.  `reverse-order` goes from the last layer to the
-    first; `random` is a shuffle that depends on the seed and the ranking alone.
-    """
-    made = _candidates(ranking, shape)
-    if metric == "random":
-        random.Random(f"{seed} {ranking}").shuffle(made)
-        return made
-    if metric == "reverse-order" or scores is None:
-        return sorted(made, key=lambda c: -c.layer)
-    return sorted(made, key=lambda c: (c.score(scores), -c.layer))
-
-
-def droppable(order: Sequence[Candidate], drop: DropSpec, shape: Shape) -> list[Candidate]:
-    """Return those of a ranking that may go one after the other.
-
-    Protected layers stay, and so does the last MLP, and the last attention of every kind: without it no token would
-    ever see another, or transformers would not know how long the text is.
-    """
-    left = Counter(shape.needed(kind, layer) for kind in KINDS for layer in shape.layers(kind))
-    free = []
-    for candidate in order:
-        taken = Counter(shape.needed(kind, candidate.layer) for kind in candidate.kinds)
-        if candidate.kinds and candidate.layer not in drop.protect and all(left[k] > n for k, n in taken.items()):
-            left -= taken
-            free.append(candidate)
-    return free
-
-
-def following_of(candidate: Candidate, order: Sequence[Candidate], drop: DropSpec) -> Candidate | None:
-    """Return the next in a ranking that is not protected, or None."""
-    behind = order[order.index(candidate) + 1 :]
-    return next((c for c in behind if c.kinds and c.layer not in drop.protect), None)
-
-
-def _candidates(ranking: Ranking, shape: Shape) -> list[Candidate]:
-    if ranking == "block":
-        present = [tuple(k for k in KINDS if shape.has(k, layer)) for layer in range(shape.num_hidden_layers)]
-        return [Candidate(ranking=ranking, layer=layer, kinds=kinds) for layer, kinds in enumerate(present)]
-    return [
-        Candidate(ranking=ranking, layer=layer, kinds=(kind,))
-        for kind in PARTS[ranking]
-        for layer in shape.layers(kind)
-    ]
-
-
-# ---- checks without scores ---------------------------------------------------------------------------------------
+    def of(self, scores: ImportanceScores) -> float:
+        """Return the score that ranks it."""
+        return float(getattr(scores, "block" if self.ranking == "block" else self.kinds[0])[self.layer])
 
 
 def check_request(drop: DropSpec, shape: Shape) -> None:
@@ -171,7 +117,7 @@ def _check_layers(option: str, layers: Sequence[int], shape: Shape) -> None:
 
 
 def _check_count(ranking: Ranking, count: int, drop: DropSpec, shape: Shape, *, option: str) -> None:
-    there, most = shape.count(ranking), len(droppable(_candidates(ranking, shape), drop, shape))
+    there, most = shape.count(ranking), len(droppable(candidates(ranking, shape), drop, shape))
     if count <= most:
         return
     own = ranking in ("attn", "mlp") and there < shape.num_hidden_layers
@@ -184,9 +130,6 @@ def _check_count(ranking: Ranking, count: int, drop: DropSpec, shape: Shape, *, 
         f"Cannot drop {count} {NOUNS[ranking]}: {shape.text}{total}{lost}{protected}.",
         hint=(fitting if most > 0 else "Nothing is left to drop.") + reason,
     )
-
-
-# ---- the plan ----------------------------------------------------------------------------------------------------
 
 
 def make_plan(
@@ -218,10 +161,56 @@ def make_plan(
                 hint=f"Pass {OPTIONS[ranking]} {len(free)} or less.",
             )
         dropped += [row for c in free[:count] for row in rows_of(c, scores, rank=order.index(c) + 1)]
-        following = following_of(free[count - 1], order, drop)
+        behind = order[order.index(free[count - 1]) + 1 :]
+        following = next((c for c in behind if c.kinds and c.layer not in drop.protect), None)
         if scores and metric not in ("reverse-order", "random") and following:
             margins.append(margin(scores, free[count - 1], following))
     return finish(drop, dropped, shape, margins=margins, metric=metric)
+
+
+def candidates(ranking: Ranking, shape: Shape) -> list[Candidate]:
+    """List everything that a ranking ranks, in the order of the layers."""
+    if ranking == "block":
+        present = [tuple(k for k in KINDS if shape.has(k, layer)) for layer in range(shape.num_hidden_layers)]
+        return [Candidate(ranking=ranking, layer=layer, kinds=kinds) for layer, kinds in enumerate(present)]
+    return [
+        Candidate(ranking=ranking, layer=layer, kinds=(kind,))
+        for kind in PARTS[ranking]
+        for layer in shape.layers(kind)
+    ]
+
+
+def ranked(
+    ranking: Ranking, shape: Shape, scores: LayerScores | None, *, metric: Metric = "cosine", seed: int = 0
+) -> list[Candidate]:
+    """Order everything that a ranking ranks, the first to go first.
+
+    Ties go to the deeper layer, and in a layer to the attention.  `reverse-order` goes from the last layer to the
+    first; `random` is a shuffle that depends on the seed and the ranking alone.
+    """
+    made = candidates(ranking, shape)
+    if metric == "random":
+        random.Random(f"{seed} {ranking}").shuffle(made)
+        return made
+    if metric == "reverse-order" or scores is None:
+        return sorted(made, key=lambda c: -c.layer)
+    return sorted(made, key=lambda c: (c.of(scores.mean), -c.layer))
+
+
+def droppable(order: Sequence[Candidate], drop: DropSpec, shape: Shape) -> list[Candidate]:
+    """Return those of a ranking that may go one after the other.
+
+    Protected layers stay, and so does the last MLP, and the last attention of every kind: without it no token would
+    ever see another, or transformers would not know how long the text is.
+    """
+    left = Counter(shape.needed(kind, layer) for kind in KINDS for layer in shape.layers(kind))
+    free = []
+    for candidate in order:
+        taken = Counter(shape.needed(kind, candidate.layer) for kind in candidate.kinds)
+        if candidate.kinds and candidate.layer not in drop.protect and all(left[k] > n for k, n in taken.items()):
+            left -= taken
+            free.append(candidate)
+    return free
 
 
 def rows_of(
@@ -232,7 +221,7 @@ def rows_of(
         DroppedSublayer(
             kind=kind,
             layer=candidate.layer,
-            score=candidate.score(scores),
+            score=candidate.of(scores.mean) if scores else None,
             rank=rank,
             ranking=candidate.ranking,
             round=in_round,
@@ -281,30 +270,24 @@ def by_hand(drop: DropSpec, scores: LayerScores | None, shape: Shape) -> list[Dr
     return rows
 
 
-# ---- margin ------------------------------------------------------------------------------------------------------
-
-
 def margin(scores: LayerScores, last_dropped: Candidate, first_kept: Candidate) -> Margin:
     """Say how clearly two neighbours of a ranking are told apart; both were seen on the same documents."""
-    one, other = (_key(candidate) for candidate in (first_kept, last_dropped))
-    rows = scores.per_document
-    differences = [getattr(r.scores, one[0])[one[1]] - getattr(r.scores, other[0])[other[1]] for r in rows]
+
+    def difference(found: ImportanceScores) -> float:
+        return float(first_kept.of(found) - last_dropped.of(found))
+
+    differences = [difference(row.scores) for row in scores.per_document]
     weights = [source.weight for source in scores.calibration.sources]
     return Margin(
         ranking=last_dropped.ranking,
         last_dropped=last_dropped.layer,
         first_kept=first_kept.layer,
         kinds=(last_dropped.kinds[0], first_kept.kinds[0]),
-        difference=getattr(scores.mean, one[0])[one[1]] - getattr(scores.mean, other[0])[other[1]],
+        difference=difference(scores.mean),
         standard_error=stratified_standard_error(
-            rows, differences, weights=weights, by_token=scores.aggregation == "token"
+            scores.per_document, differences, weights=weights, by_token=scores.aggregation == "token"
         ),
     )
-
-
-def _key(candidate: Candidate) -> tuple[str, int]:
-    """Name the list of scores and the place in it that rank a candidate."""
-    return ("block" if candidate.ranking == "block" else candidate.kinds[0]), candidate.layer
 
 
 def plan_widths(
@@ -322,22 +305,7 @@ def plan_widths(
     Raises:
         PlanError: more neurons than there are, another number of widths than of layers, no neuron left, or none gone.
     """
-    before = structure.mlp_widths
-    _check_width_request(spec, structure, name)
-    kept = list(before)
-    for layer in (layer for layer, width in enumerate(before) if width and layer not in gone):
-        wanted = _wanted(spec, layer, width=before[layer], hidden_size=config["hidden_size"])
-        if wanted > before[layer]:
-            raise _too_wide(spec, wanted, structure, layer, config["hidden_size"], name)
-        kept[layer] = _rounded(spec, wanted, width=before[layer])
-    if kept == list(before):
-        raise _nothing_goes(spec, before, name)
-    multiple = spec.multiple if spec.width is None else 1
-    return WidthPlan(before=before, kept=tuple(kept), metric=spec.metric, multiple=multiple)
-
-
-def _check_width_request(spec: WidthSpec, structure: Structure, name: str) -> None:
-    layers = structure.num_hidden_layers
+    before, layers, hidden_size = structure.mlp_widths, structure.num_hidden_layers, config["hidden_size"]
     if isinstance(spec.width, tuple) and len(spec.width) != layers:
         raise PlanError(
             f"--mlp-width lists {len(spec.width)} widths: {name} has {layers} layers.",
@@ -348,6 +316,26 @@ def _check_width_request(spec: WidthSpec, structure: Structure, name: str) -> No
             f"--drop-neurons {spec.drop_neurons} leaves no neuron in {name}.",
             hint="Pass less, or drop whole MLPs with --mlp-drop.",
         )
+    kept = list(before)
+    for layer in (layer for layer, width in enumerate(before) if width and layer not in gone):
+        wanted = _wanted(spec, layer, width=before[layer], hidden_size=hidden_size)
+        if wanted > before[layer]:
+            least = min(w for w in before if w)
+            ratio = int(Fraction(least, hidden_size) * 1000) / 1000
+            most = f"--expansion-ratio {ratio:g}" if spec.expansion_ratio else f"--mlp-width {least}"
+            raise PlanError(
+                f"Cannot keep {float(wanted):g} neurons: the MLP of layer {layer} of {name} has {before[layer]}.",
+                hint=f"Pass {most} or less.",
+            )
+        if spec.width is not None:
+            kept[layer] = int(wanted)
+        else:  # the nearest multiple, at least one of them and at most the width that there is; halves go up
+            nearest = int(wanted / spec.multiple + Fraction(1, 2)) * spec.multiple
+            kept[layer] = min(max(nearest, spec.multiple), before[layer])
+    if kept == list(before):
+        raise _nothing_goes(spec, before, name)
+    multiple = spec.multiple if spec.width is None else 1
+    return WidthPlan(before=before, kept=tuple(kept), metric=spec.metric, multiple=multiple)
 
 
 def _share(percent: str) -> Fraction:
@@ -368,33 +356,13 @@ def _wanted(spec: WidthSpec, layer: int, *, width: int, hidden_size: int) -> Fra
     return Fraction(widths if isinstance(widths, int) else widths[layer])
 
 
-def _rounded(spec: WidthSpec, wanted: Fraction, *, width: int) -> int:
-    """Round to the nearest multiple, at least one of them and at most the width that there is; halves go up."""
-    if spec.width is not None:
-        return int(wanted)
-    nearest = int(wanted / spec.multiple + Fraction(1, 2)) * spec.multiple
-    return min(max(nearest, spec.multiple), width)
-
-
-def _too_wide(
-    spec: WidthSpec, wanted: Fraction, structure: Structure, layer: int, hidden_size: int, name: str
-) -> PlanError:
-    width = structure.mlp_widths[layer]
-    least = min(w for w in structure.mlp_widths if w)
-    ratio = int(Fraction(least, hidden_size) * 1000) / 1000
-    most = f"--expansion-ratio {ratio:g}" if spec.expansion_ratio else f"--mlp-width {least}"
-    return PlanError(
-        f"Cannot keep {float(wanted):g} neurons: the MLP of layer {layer} of {name} has {width}.",
-        hint=f"Pass {most} or less.",
-    )
-
-
 def _nothing_goes(spec: WidthSpec, before: Sequence[int], name: str) -> PlanError:
     widths = sorted({width for width in before if width})
     text = " to ".join(str(w) for w in dict.fromkeys((widths[0], widths[-1])))
+    said = f"No neuron would go: the MLPs of {name} have {text}"
     if spec.width is not None or spec.multiple == 1:
-        return PlanError(f"No neuron would go: the MLPs of {name} have {text}.", hint="Ask for fewer.")
+        return PlanError(f"{said}.", hint="Ask for fewer.")
     return PlanError(
-        f"No neuron would go: the MLPs of {name} have {text}, and widths are rounded to a multiple of {spec.multiple}.",
+        f"{said}, and widths are rounded to a multiple of {spec.multiple}.",
         hint="Ask for fewer, or pass --width-multiple 1.",
     )

@@ -45,149 +45,6 @@ STATES_SHARE = 0.5
 """Share of the free memory that hidden states may take; the rest is for two layers and what they compute."""
 
 
-class WeightReader:
-    """Reads tensors of a checkpoint into memory, by name."""
-
-    def __init__(self, folder: Path, names: Mapping[str, str | None]) -> None:
-        self._where = {tensor.name: (shard.path, tensor) for shard, tensor in open_weights(folder).used(names)}
-        self._folder = folder
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Names of all tensors."""
-        return frozenset(self._where)
-
-    def entry(self, name: str) -> tuple[Path, TensorEntry]:
-        """Return the file and the place of a tensor.
-
-        Raises:
-            CheckpointError: there is no such tensor, or its dtype is not one that models compute in.
-        """
-        if name not in self._where:
-            raise CheckpointError(f"{self._folder} has no tensor {name!r}.")
-        path, entry = self._where[name]
-        if entry.dtype not in TORCH_DTYPES:
-            raise CheckpointError(f"{path}: tensor {name!r} has dtype {entry.dtype}, which cannot be scored.")
-        return path, entry
-
-    def layer(
-        self, prefix: str, buffer: torch.Tensor | None = None, *, without: Sequence[str] = ()
-    ) -> dict[str, torch.Tensor]:
-        """Read all tensors below a prefix; the names that come back are without it.
-
-        Args:
-            prefix: how the names begin.
-            buffer: where the tensors come to lie, uint8, at least `layer_bytes` long; a new one where it is None.
-            without: how the rest of the names begins whose tensors are passed over.
-        """
-        passed_over = tuple(prefix + part for part in without)
-        names = [name for name in self._where if name.startswith(prefix) and not name.startswith(passed_over)]
-        rest = torch.empty(self.layer_bytes(prefix), dtype=torch.uint8) if buffer is None else buffer
-        tensors = {}
-        for name in names:
-            tensors[name.removeprefix(prefix)] = self._read(name, rest)
-            rest = rest[_aligned(self.entry(name)[1].size) :]
-        return tensors
-
-    def layer_bytes(self, prefix: str) -> int:
-        """Return how long a buffer has to be that holds all tensors below a prefix."""
-        return sum(_aligned(self.entry(name)[1].size) for name in self._where if name.startswith(prefix))
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor."""
-        return self._read(name, torch.empty(self.entry(name)[1].size, dtype=torch.uint8))
-
-    def _read(self, name: str, buffer: torch.Tensor) -> torch.Tensor:
-        """Read one tensor into the beginning of a buffer, and return that as a tensor."""
-        path, entry = self.entry(name)
-        data = buffer[: entry.size]
-        with path.open("rb", buffering=0) as file:
-            _read_into(file.fileno(), data, entry.begin)
-        return data.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
-
-    def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
-        """Read some rows of a matrix, in the given order, as [len(numbers), columns].
-
-        Raises:
-            CheckpointError: a row that does not exist.
-        """
-        path, entry = self.entry(name)
-        if len(entry.shape) != 2 or max(numbers) >= entry.shape[0]:
-            raise CheckpointError(f"{path}: {name!r} of shape {list(entry.shape)} has no row {max(numbers)}.")
-        row_bytes = entry.size // entry.shape[0]
-        data = torch.empty(len(numbers), row_bytes, dtype=torch.uint8)
-        with path.open("rb", buffering=0) as file:
-            for target, number in zip(data, numbers, strict=True):
-                _read_into(file.fileno(), target, entry.begin + number * row_bytes)
-        return data.view(TORCH_DTYPES[entry.dtype])
-
-
-def _aligned(size: int) -> int:
-    """Round up to whole cache lines."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _read_into(descriptor: int, target: torch.Tensor, offset: int) -> None:
-    view, done = memoryview(target.numpy()), 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done : done + READ_BYTES]], offset + done)
-        if not count:
-            raise CheckpointError("A weight file became shorter while it was read.")
-        done += count
-
-
-def empty_states(shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-    """Make room for hidden states: on the device, or where it has too little memory in the machine's, or in a file.
-
-    Raises:
-        DiskSpaceError: none of them has room.
-    """
-    counts = [math.prod(shape) for shape in shapes]
-    needed_bytes = sum(counts) * dtype.itemsize
-    for place in dict.fromkeys((device, torch.device("cpu"))):
-        if needed_bytes <= STATES_SHARE * _free_bytes(place):
-            return [torch.empty(shape, dtype=dtype, device=place) for shape in shapes]
-    _require_disk(needed_bytes)
-    with tempfile.NamedTemporaryFile(prefix=scratch_prefix("hubprune-states")) as file:
-        # Once mapped, it needs no name any more.
-        mapped = torch.from_file(file.name, shared=True, size=sum(counts), dtype=dtype)
-    return [part.view(shape) for part, shape in zip(mapped.split(counts), shapes, strict=True)]
-
-
-def _free_bytes(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
-
-
-def _require_disk(needed_bytes: int) -> None:
-    # A mapped file on a full disk ends the process with a signal, so the room has to be there before.
-    folder = tempfile.gettempdir()
-    if needed_bytes > shutil.disk_usage(folder).free:
-        raise DiskSpaceError(
-            f"The hidden states take {size(needed_bytes)}, which neither memory nor {folder} has free.",
-            hint="Set TMPDIR to a folder with more room, or lower --num-samples or --max-tokens.",
-        )
-
-
-@contextmanager
-def _parameters_without_data() -> Iterator[None]:
-    """Build modules whose parameters have a shape and no data; buffers are computed as always."""
-    register = nn.Module.register_parameter
-
-    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        empty = None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, empty)
-
-    with patch.object(nn.Module, "register_parameter", register_empty):
-        yield
-
-
-def _let_go(layer: nn.Module) -> None:
-    """Take the weights of a layer away, and nothing that is computed: it may be filled again."""
-    for module in layer.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
-
-
 class StreamedModel:
     """A base whose decoder layers exist one at a time."""
 
@@ -207,13 +64,10 @@ class StreamedModel:
         self._architecture, self._reader = architecture, WeightReader(folder, tensor_names or {})
         self._dtype, self.device = getattr(torch, dtype), torch.device(device)
         with _parameters_without_data():
-            self._model = (
-                AutoModel.from_config(
-                    config, dtype=self._dtype, attn_implementation=ATTENTION, trust_remote_code=own_code
-                )
-                .eval()
-                .requires_grad_(False)
+            self._model = AutoModel.from_config(
+                config, dtype=self._dtype, attn_implementation=ATTENTION, trust_remote_code=own_code
             )
+        self._model.eval().requires_grad_(False)
         self._layers = self._model.layers
         self._model.norm = nn.Identity()
         self._recorders = nn.ModuleList(Recorder(layer) for layer in self._layers)
@@ -222,6 +76,10 @@ class StreamedModel:
         self._model.to(self.device)
         self._arguments: dict[int, list[dict[str, Any]]] = {}
         self._bypassed: set[tuple[SublayerKind, int]] = set()
+
+    def __len__(self) -> int:
+        """Number of decoder layers."""
+        return len(self._layers)
 
     def bypass(self, kind: SublayerKind, layer: int) -> None:
         """Let a sublayer add nothing from now on; its weights are not read any more."""
@@ -286,7 +144,8 @@ class StreamedModel:
         with ThreadPoolExecutor(max_workers=1) as reader:
             # One buffer is read into while the layer in the other runs; fresh memory for every layer would cost as
             # much time as the reading.
-            buffers = self._buffers(2)
+            largest = max(self._reader.layer_bytes(self._prefix(number)) for number in range(len(self)))
+            buffers = [torch.empty(largest, dtype=torch.uint8) for _ in range(2)]
             following: Future[dict[str, torch.Tensor]] = reader.submit(self._read, numbers[0], buffers[0])
             for place, number in enumerate(numbers):
                 tensors, layer = following.result(), self._layers[number]
@@ -297,28 +156,8 @@ class StreamedModel:
                 yield layer
                 _let_go(layer)
 
-    def arguments(self, layer: int, tokens: int) -> dict[str, Any]:
-        """Return what the model hands to a layer besides the hidden states: masks, positions, rotary embeddings.
-
-        They are what transformers itself computes for one unpadded row of that length, and fit any number of rows.
-        Padding on the right needs no mask: a causal attention never looks there.
-        """
-        if tokens not in self._arguments:
-            row = torch.zeros(1, tokens, self._model.config.hidden_size, dtype=self._dtype, device=self.device)
-            self._model(inputs_embeds=row, use_cache=False)
-            self._arguments[tokens] = [recorder.calls for recorder in self._recorders]
-        return self._arguments[tokens][layer]
-
-    def __len__(self) -> int:
-        """Number of decoder layers."""
-        return len(self._layers)
-
-    def _buffers(self, count: int) -> list[torch.Tensor]:
-        largest = max(self._reader.layer_bytes(self._prefix(number)) for number in range(len(self)))
-        return [torch.empty(largest, dtype=torch.uint8) for _ in range(count)]
-
     def _read(self, number: int, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
-        gone = [part for kind, layer in self._bypassed if layer == number for part in self._architecture.parts(kind)]
+        gone = [part for kind, layer in self._bypassed if layer == number for part in self._architecture.parts[kind]]
         return self._reader.layer(self._prefix(number), buffer, without=[f"{part}." for part in gone])
 
     def _prefix(self, number: int) -> str:
@@ -332,3 +171,140 @@ class StreamedModel:
         except RuntimeError as error:
             raise CheckpointError(f"Layer {number} does not have the tensors that its config says: {error}") from error
         layer.requires_grad_(requires_grad=False)
+
+    def arguments(self, layer: int, tokens: int) -> dict[str, Any]:
+        """Return what the model hands to a layer besides the hidden states: masks, positions, rotary embeddings.
+
+        They are what transformers itself computes for one unpadded row of that length, and fit any number of rows.
+        Padding on the right needs no mask: a causal attention never looks there.
+        """
+        if tokens not in self._arguments:
+            row = torch.zeros(1, tokens, self._model.config.hidden_size, dtype=self._dtype, device=self.device)
+            self._model(inputs_embeds=row, use_cache=False)
+            self._arguments[tokens] = [recorder.calls for recorder in self._recorders]
+        return self._arguments[tokens][layer]
+
+
+@contextmanager
+def _parameters_without_data() -> Iterator[None]:
+    """Build modules whose parameters have a shape and no data; buffers are computed as always."""
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        empty = None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, empty)
+
+    with patch.object(nn.Module, "register_parameter", register_empty):
+        yield
+
+
+def _let_go(layer: nn.Module) -> None:
+    """Take the weights of a layer away, and nothing that is computed: it may be filled again."""
+    for module in layer.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+
+class WeightReader:
+    """Reads tensors of a checkpoint into memory, by name."""
+
+    def __init__(self, folder: Path, names: Mapping[str, str | None]) -> None:
+        self._where = {tensor.name: (shard.path, tensor) for shard, tensor in open_weights(folder).used(names)}
+        self._folder = folder
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return frozenset(self._where)
+
+    def entry(self, name: str) -> tuple[Path, TensorEntry]:
+        """Return the file and the place of a tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its dtype is not one that models compute in.
+        """
+        if name not in self._where:
+            raise CheckpointError(f"{self._folder} has no tensor {name!r}.")
+        path, entry = self._where[name]
+        if entry.dtype not in TORCH_DTYPES:
+            raise CheckpointError(f"{path}: tensor {name!r} has dtype {entry.dtype}, which cannot be scored.")
+        return path, entry
+
+    def layer(self, prefix: str, buffer: torch.Tensor, *, without: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+        """Read all tensors below a prefix; the names that come back are without it.
+
+        Args:
+            prefix: how the names begin.
+            buffer: where the tensors come to lie, uint8, at least `layer_bytes` long.
+            without: how the rest of the names begins whose tensors are passed over.
+        """
+        passed_over = tuple(prefix + part for part in without)
+        tensors, rest = {}, buffer
+        for name in self._where:
+            if name.startswith(prefix) and not name.startswith(passed_over):
+                path, entry = self.entry(name)
+                data = rest[: entry.size]
+                with path.open("rb", buffering=0) as file:
+                    _read_into(file.fileno(), data, entry.begin)
+                tensors[name.removeprefix(prefix)] = data.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
+                rest = rest[_aligned(entry.size) :]
+        return tensors
+
+    def layer_bytes(self, prefix: str) -> int:
+        """Return how long a buffer has to be that holds all tensors below a prefix."""
+        return sum(_aligned(self.entry(name)[1].size) for name in self._where if name.startswith(prefix))
+
+    def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
+        """Read some rows of a matrix, in the given order, as [len(numbers), columns].
+
+        Raises:
+            CheckpointError: a row that does not exist.
+        """
+        path, entry = self.entry(name)
+        if len(entry.shape) != 2 or max(numbers) >= entry.shape[0]:
+            raise CheckpointError(f"{path}: {name!r} of shape {list(entry.shape)} has no row {max(numbers)}.")
+        row_bytes = entry.size // entry.shape[0]
+        data = torch.empty(len(numbers), row_bytes, dtype=torch.uint8)
+        with path.open("rb", buffering=0) as file:
+            for target, number in zip(data, numbers, strict=True):
+                _read_into(file.fileno(), target, entry.begin + number * row_bytes)
+        return data.view(TORCH_DTYPES[entry.dtype])
+
+
+def _aligned(size: int) -> int:
+    """Round up to whole cache lines."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _read_into(descriptor: int, target: torch.Tensor, offset: int) -> None:
+    view, done = memoryview(target.numpy()), 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done : done + READ_BYTES]], offset + done)
+        if not count:
+            raise CheckpointError("A weight file became shorter while it was read.")
+        done += count
+
+
+def empty_states(shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    """Make room for hidden states: on the device, or where it has too little memory in the machine's, or in a file.
+
+    Raises:
+        DiskSpaceError: none of them has room.
+    """
+    counts = [math.prod(shape) for shape in shapes]
+    needed_bytes = sum(counts) * dtype.itemsize
+    for place in dict.fromkeys((device, torch.device("cpu"))):
+        free = int(torch.cuda.mem_get_info(place)[0]) if place.type == "cuda" else available_bytes()
+        if needed_bytes <= STATES_SHARE * free:
+            return [torch.empty(shape, dtype=dtype, device=place) for shape in shapes]
+    # A mapped file on a full disk ends the process with a signal, so the room has to be there before.
+    folder = tempfile.gettempdir()
+    if needed_bytes > shutil.disk_usage(folder).free:
+        raise DiskSpaceError(
+            f"The hidden states take {size(needed_bytes)}, which neither memory nor {folder} has free.",
+            hint="Set TMPDIR to a folder with more room, or lower --num-samples or --max-tokens.",
+        )
+    with tempfile.NamedTemporaryFile(prefix=scratch_prefix("hubprune-states")) as file:
+        # Once mapped, it needs no name any more.
+        mapped = torch.from_file(file.name, shared=True, size=sum(counts), dtype=dtype)
+    return [part.view(shape) for part, shape in zip(mapped.split(counts), shapes, strict=True)]

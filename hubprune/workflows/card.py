@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,23 +12,24 @@ from hubprune.cards import card
 from hubprune.cards.card import CARD_PART, card_part
 from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, read_record, replace_card
 from hubprune.cards.markdown import read_notes
-from hubprune.core.artifacts import RepoFile, SpeedReport
+from hubprune.core.artifacts import SpeedReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, ConflictError, RecipeError
 from hubprune.core.files import existing_folder
+from hubprune.core.options import Place
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.core.requests import CardRequest
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
 from hubprune.plots.pictures import BENCHMARK_PICTURE, CARD_PICTURE
+from hubprune.workflows.run import open_session
 
 if TYPE_CHECKING:
     from hubprune.localhub import Preview
 
 SHOWN = (CARD, "*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.svg")
 """Files of a repo that its card may show."""
-
-
 Timed = Literal["now", "never"] | SpeedReport
 
 
@@ -45,15 +45,16 @@ class CardChoices:
     """Whether base and result are timed for it, or what was found when they were."""
 
     @classmethod
-    def read(cls, *, notes: Path | None, template: Path | None, timed: Timed = "never") -> CardChoices:
+    def read(cls, *, notes: Place | None, template: Place | None, timed: Timed = "never") -> CardChoices:
         """Read the notes and check the templates, before anything is computed.
 
         Raises:
             RecipeError: something in them is not allowed, or cannot be read.
         """
-        if template:
-            card.check_templates(template)
-        return cls(read_notes(notes) if notes else None, template, timed)
+        folder = Path(template) if template else None
+        if folder:
+            card.check_templates(folder)
+        return cls(read_notes(Path(notes)) if notes else None, folder, timed)
 
 
 AS_SHIPPED = CardChoices()
@@ -74,10 +75,7 @@ class CardWritten:
 def write_card(folder: Path, choices: CardChoices = AS_SHIPPED, *, overwrite_card: bool = False) -> CardWritten:
     """Write README.md of a published folder anew, and the manifest with it; where nothing changed, no file is touched.
 
-    Args:
-        folder: as `hubprune publish --out` wrote it, or the download of a published repo.
-        choices: templates, and notes in the place of those that the manifest holds.
-        overwrite_card: whether a card that was edited by hand may be replaced.
+    Notes of `choices` win over those in the manifest; a card that was edited by hand is replaced only on request.
 
     Raises:
         RecipeError: a template of the user's own does not do.
@@ -88,7 +86,11 @@ def write_card(folder: Path, choices: CardChoices = AS_SHIPPED, *, overwrite_car
     used = CardChoices(choices.notes or record.report.notes, choices.template)
     text = render_again(record, used)
     path, digest = folder / CARD, hashlib.sha256(text.encode()).hexdigest()
-    _check_not_edited(path, listed=record.files.get(CARD), new=digest, overwrite=overwrite_card)
+    if path.is_file() and not overwrite_card:
+        found, listed = hashlib.sha256(path.read_bytes()).hexdigest(), record.files.get(CARD)
+        if found not in (digest, listed and listed.sha256):
+            hint = "Pass --overwrite-card to replace it."
+            raise ConflictError(f"{path} was edited by hand since it was written.", hint=hint)
     written = put_card(folder, record, used, text=text)
     return CardWritten(path=path, sha256=digest, outcome="written" if written else "unchanged")
 
@@ -96,17 +98,15 @@ def write_card(folder: Path, choices: CardChoices = AS_SHIPPED, *, overwrite_car
 def render_again(record: PublishRecord, choices: CardChoices) -> str:
     """Render the card of a published result from what its manifest says.
 
-    Args:
-        record: the manifest.
-        choices: templates, and notes; None for a card without any.
-
     Raises:
         RecipeError: a template of the user's own does not do.
         CheckpointError: parts of the manifest do not fit one another, as where a score is missing of a layer.
     """
     report = record.report.model_copy(update={"notes": choices.notes})
     try:
-        context = card.context_of(report, pictures=_pictures(record), overrides=choices.template)
+        importance, benchmarks = (path if path in record.files else None for path in (CARD_PICTURE, BENCHMARK_PICTURE))
+        pictures = card.Pictures(importance=importance, benchmarks=benchmarks)
+        context = card.context_of(report, pictures=pictures, overrides=choices.template)
     except card.WRONG_USE as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise CheckpointError(
@@ -118,11 +118,7 @@ def render_again(record: PublishRecord, choices: CardChoices) -> str:
 def put_card(folder: Path, record: PublishRecord, choices: CardChoices, *, text: str) -> bool:
     """Write a card into a folder, and the manifest that lists it; return whether something was written.
 
-    Args:
-        folder: holds what is published, or is empty.
-        record: the manifest so far.
-        choices: what the card was rendered with.
-        text: the card.
+    The folder holds what is published, or is empty; the record is its manifest so far.
     """
     depends_on = card_part(notes=choices.notes, templates=choices.template)
     changed = {
@@ -133,51 +129,31 @@ def put_card(folder: Path, record: PublishRecord, choices: CardChoices, *, text:
     return replace_card(folder, {**record.values, **changed}, card=text)
 
 
-def _check_not_edited(path: Path, *, listed: RepoFile | None, new: str, overwrite: bool) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-    if found not in (None, new, listed and listed.sha256) and not overwrite:
-        raise ConflictError(
-            f"{path} was edited by hand since it was written.", hint="Pass --overwrite-card to replace it."
-        )
-
-
-def _pictures(record: PublishRecord) -> card.Pictures:
-    importance, benchmarks = (path if path in record.files else None for path in (CARD_PICTURE, BENCHMARK_PICTURE))
-    return card.Pictures(importance=importance, benchmarks=benchmarks)
-
-
 # ---- in a browser ------------------------------------------------------------------------------------------------
 
 
-def check_shown_as_is(*, notes: Path | None, card_template: Path | None, overwrite_card: bool) -> None:
-    """Refuse options of rendering together with --preview, which shows what is there.
+def preview(request: CardRequest, *, reporter: Reporter, session: HubSession | None = None) -> Preview:
+    """Find what a page of a folder or repo shows; of a repo only the card and its pictures are downloaded.
+
+    The session is opened only where a Hub has to be asked.
 
     Raises:
-        RecipeError: naming the option.
+        RecipeError: options of rendering are given, and the preview shows what is there.
+        BaseNotFoundError: there is no such folder or repo, or it has no card.
+        MissingDependencyError: the extra `localhub` is not installed.
     """
-    given = {"--notes": notes, "--card-template": card_template, "--overwrite-card": overwrite_card}
-    for option, value in given.items():
+    changing = {
+        "--notes": request.notes, "--card-template": request.card_template, "--overwrite-card": request.overwrite_card,
+    }  # fmt: skip
+    for option, value in changing.items():
         if value:
             raise RecipeError(
                 f"--preview shows a card as it is, and {option} would change it.",
                 hint="Run hubprune card twice: first to write the card, then with --preview alone.",
             )
-
-
-def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Reporter) -> Preview:
-    """Find what a page of a folder or repo shows; of a repo only the card and its pictures are downloaded.
-
-    Args:
-        name: folder, or repo id on the Hub with `@` and a revision where it is not main.
-        open_session: called where a Hub has to be asked.
-        reporter: told of the download.
-
-    Raises:
-        BaseNotFoundError: there is no such folder or repo, or it has no card.
-        MissingDependencyError: the extra `localhub` is not installed.
-    """
     from hubprune.localhub import Preview
 
+    name = request.published
     if folder := existing_folder(name):
         if not (folder / CARD).is_file():
             raise BaseNotFoundError(f"{folder} holds no {CARD}.", hint=f"Write it with: hubprune card {folder}")
@@ -185,7 +161,7 @@ def preview(name: str, *, open_session: Callable[[], HubSession], reporter: Repo
     repo_id, _, revision = name.partition("@")
     if not REPO_ID.fullmatch(repo_id):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    session = open_session()
+    session = session or open_session(request.endpoint)
     repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
     shown = tuple(file for file in repo.files if any(fnmatch(file.path, pattern) for pattern in SHOWN))
     if not any(file.path == CARD for file in shown):

@@ -26,6 +26,7 @@ from hubprune.core.config import read_config
 from hubprune.core.devices import kv_bytes_per_layer, with_dtype
 from hubprune.core.errors import BaseNotFoundError, CheckpointError
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
+from hubprune.core.requests import CompareRequest
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import open_weights
@@ -34,6 +35,7 @@ from hubprune.hub.session import HubSession
 from hubprune.pruning.aggregation import agreements
 from hubprune.pruning.checkpoint import count_parameters
 from hubprune.pruning.verify import base_of, plan_of
+from hubprune.workflows.run import open_session
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -49,19 +51,17 @@ class Source:
     """What else decides the values of benchmarks: dtype, device, version of lm-eval."""
 
 
-def compare(first: str, second: str, *, session: HubSession) -> CheckpointComparison:
+def compare(request: CompareRequest, *, session: HubSession | None = None) -> CheckpointComparison:
     """Compare two pruned folders, repos, reports or plans.
 
-    Args:
-        first: folder, JSON file, or repo id on the Hub with `@` and a revision where it is not main.
-        second: the same.
-        session: which Hub.
+    Repos may be named with `@` and a revision where it is not main.
 
     Raises:
         BaseNotFoundError: one of them is not there.
         CheckpointError: one was not written by hubprune, or is broken.
     """
-    return compared(read(first, session=session), read(second, session=session))
+    session = session or open_session(request.endpoint)
+    return compared(read(request.first, session=session), read(request.second, session=session))
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from hubprune.core.config import read_config
 from hubprune.core.console import Reporter
 from hubprune.core.errors import HubpruneError, RecipeError
 from hubprune.core.files import existing_folder, scratch_folder
+from hubprune.core.requests import ExportRequest
 from hubprune.exporting import parity
 from hubprune.exporting.artifact import GgufExport, Outtype, Parity
 from hubprune.exporting.parity_process import ParitySeen
@@ -28,23 +29,9 @@ from hubprune.exporting.writing import (
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
+from hubprune.workflows.run import open_session
 
-Comparing = Literal["compare", "skip"]
 SKIPPED = "--no-verify was passed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What an export is asked for."""
-
-    out: Path | None = None
-    """The file; None for one named after the checkpoint, in the current folder."""
-    outtype: Outtype = "f16"
-    base: str | None = None
-    """Folder or repo of the unpruned base, which becomes the control; None for the one that config.json names."""
-    revision: str = "main"
-    """Of the repo."""
-    verify: Comparing = "compare"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +55,8 @@ def check_outtype(text: str) -> Outtype:
     raise RecipeError(f"There is no --outtype {text!r:.40}.", hint=f"There are {', '.join(known)}.")
 
 
-def export_gguf(name: str, options: ExportOptions, *, session: HubSession, reporter: Reporter) -> GgufExport:
+def export_gguf(request: ExportRequest, *, reporter: Reporter, session: HubSession | None = None) -> GgufExport:
     """Write a checkpoint as a GGUF file and compare it with the checkpoint.
-
-    Args:
-        name: folder or repo id.
-        options: what is asked for.
-        session: which Hub.
-        reporter: told what is going on.
 
     Raises:
         UnsupportedArchitectureError: llama.cpp does not compute what this model does.
@@ -85,21 +66,23 @@ def export_gguf(name: str, options: ExportOptions, *, session: HubSession, repor
         RecipeError: the target exists, or cannot be written.
         MissingDependencyError: gguf is not installed.
     """
+    session, outtype = session or open_session(request.endpoint), check_outtype(request.outtype)
     check_writer()
-    target = options.out or Path(f"{Path(name.rstrip('/')).resolve().name}-{options.outtype.upper()}.gguf")
+    name = request.checkpoint
+    target = Path(request.out or f"{Path(name.rstrip('/')).resolve().name}-{outtype.upper()}.gguf")
     check_target(target)
-    source = _find(name, options.revision, session, reporter)
-    content = plan_content(source.folder, source.config, name=Path(source.name).name, outtype=options.outtype)
+    source = _find(name, request.revision or "main", session, reporter)
+    content = plan_content(source.folder, source.config, name=Path(source.name).name, outtype=outtype)
     check_space(target, needed=content.data_bytes)
     with staged_file(target) as staged:
         _write(content, staged, reporter, what=target.name)
-        not_verified = SKIPPED if options.verify == "skip" else parity.obstacle(source.folder)
+        not_verified = SKIPPED if request.no_verify else parity.obstacle(source.folder)
         compared = None
         if not not_verified:
             reporter.note("compare with transformers")
             seen = _measure(staged, content, source)
-            control, without_control = _control(staged, source, options, session, reporter)
-            compared = parity.judge(options.outtype, seen, control=control, without_control=without_control)
+            control, without_control = _control(staged, source, request, session, reporter)
+            compared = parity.judge(outtype, seen, control=control, without_control=without_control)
             parity.require_passed(compared)
         return _describe(staged, target, content, compared, not_verified)
 
@@ -151,20 +134,21 @@ def _find(name: str, revision: str, session: HubSession, reporter: Reporter) -> 
 
 
 def _control(
-    file: Path, source: _Source, options: ExportOptions, session: HubSession, reporter: Reporter
+    file: Path, source: _Source, request: ExportRequest, session: HubSession, reporter: Reporter
 ) -> tuple[ParitySeen | None, str | None]:
     """Write and compare the unpruned base in the same way, beside the file and for the moment.
 
     Returns:
         What was seen and None, or None and why there is no control.
     """
-    base, why = _base(source, options, session, reporter)
+    base, why = _base(source, request, session, reporter)
     if base is None:
         return None, why
     try:
-        content = plan_content(base.folder, base.config, name=Path(base.name).name, outtype=options.outtype)
+        outtype = check_outtype(request.outtype)
+        content = plan_content(base.folder, base.config, name=Path(base.name).name, outtype=outtype)
     except HubpruneError as error:
-        if options.base is not None:
+        if request.base is not None:
             raise
         return None, f"the base {base.name:.100} cannot be exported ({error.message})"  # half of it may be in the cache
     if obstacle := parity.obstacle(base.folder):
@@ -177,11 +161,11 @@ def _control(
 
 
 def _base(
-    source: _Source, options: ExportOptions, session: HubSession, reporter: Reporter
+    source: _Source, request: ExportRequest, session: HubSession, reporter: Reporter
 ) -> tuple[_Source | None, str | None]:
     """Return the unpruned base; one that was not named on the command line is never downloaded."""
-    if options.base is not None:
-        return _find(options.base, "main", session, reporter), None
+    if request.base is not None:
+        return _find(request.base, "main", session, reporter), None
     origin = source.config.get("hubprune")
     named = origin.get("base_model") if isinstance(origin, dict) else None
     if not isinstance(named, str):

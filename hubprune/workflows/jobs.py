@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubprune import __version__
 from hubprune.cards.markdown import visible
@@ -20,10 +20,12 @@ from hubprune.core.console import Reporter
 from hubprune.core.errors import JobError, RecipeError
 from hubprune.core.privacy import DEFAULT_ENDPOINT, is_local_data, scrub
 from hubprune.core.recipe import Recipe
+from hubprune.core.requests import JobRequest
 from hubprune.hub.retry import translate
 from hubprune.hub.session import PUBLISHER_PREFIX, HubSession
-from hubprune.workflows.publish.pipeline import PublishOptions, check
-from hubprune.workflows.run import Run, check_data
+from hubprune.workflows.publish.pipeline import check
+from hubprune.workflows.recipes import recipe_of
+from hubprune.workflows.run import Run, check_data, open_run
 
 if TYPE_CHECKING:
     from huggingface_hub import JobInfo
@@ -52,29 +54,29 @@ SHORT_LIVED = (PUBLISHER_PREFIX, "hf_oauth_")
 """How tokens begin that end before a job does."""
 
 
-def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any]) -> dict[str, str]:
+def publish_on_jobs(request: JobRequest, *, reporter: Reporter) -> dict[str, str]:
     """Check a publish here, run it on Hugging Face Jobs, follow it, and return what there is to tell of the job.
 
-    Ctrl-C leaves the job running and says how to come back to it.
-
-    Args:
-        run: over the recipe; nothing of it is computed here.
-        options: of the publish.
-        given: options of the command by the names of their parameters.
+    Nothing of it is computed here.  Ctrl-C leaves the job running and says how to come back to it.
 
     Raises:
         HubpruneError: it could not work, or the job failed.
     """
-    machine, recipe, session = _machine(given), run.recipe, run.session
-    refuse_local(recipe, given)
-    target = check(run, options)
+    return run_on_jobs(open_run(recipe_of(request), request.endpoint, reporter), request)
+
+
+def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
+    """Do the same for a run that is open already."""
+    machine, recipe, session = _machine(request), run.recipe, run.session
+    refuse_local(recipe, request)
+    target = check(run, request)
     check_data(run)
     # The target gets its full name; the base stays as it is: a webhook can run the job again for a newer commit.
     named = recipe.target.model_copy(update={"repo_id": target.repo_id})
     order = JobOrder(
         recipe=recipe.model_copy(update={"target": named}),
         machine=machine if machine.namespace else replace(machine, namespace=target.user),
-        flags=tuple(flag for (name, value), flag in FLAGS.items() if given.get(name) is value),
+        flags=tuple(flag for (name, value), flag in FLAGS.items() if getattr(request, name) is value),
         run_id=secrets.token_hex(8),
         endpoint=session.endpoint,
     )
@@ -85,28 +87,24 @@ def publish_on_jobs(run: Run, options: PublishOptions, given: Mapping[str, Any])
     return {**told, "dry run": "nothing was published"} if "--dry-run" in order.flags else told
 
 
-def _machine(given: Mapping[str, Any]) -> Machine:
-    if given.get("on") != "hf-jobs":
-        raise RecipeError(f"--on {given.get('on')!r} is no place to run.", hint="There is one: --on hf-jobs.")
-    if not given.get("flavor"):
+def _machine(request: JobRequest) -> Machine:
+    if request.on != "hf-jobs":
+        raise RecipeError(f"--on {request.on!r} is no place to run.", hint="There is one: --on hf-jobs.")
+    if not request.flavor:
         raise RecipeError(
             "A job needs a machine.", hint="Pass one of `hf jobs hardware`, as in --flavor a100-large; it is billed."
         )
-    named = {name: given.get(name) for name in ("flavor", "timeout", "namespace", "requirement")}
-    return Machine(**{name: value for name, value in named.items() if value is not None})
+    named = {"timeout": request.timeout, "namespace": request.namespace, "requirement": request.requirement}
+    return Machine(flavor=request.flavor, **{name: value for name, value in named.items() if value is not None})
 
 
-def refuse_local(recipe: Recipe, given: Mapping[str, object]) -> None:
+def refuse_local(recipe: Recipe, request: JobRequest) -> None:
     """Refuse what only this machine has: the job could not find it.
-
-    Args:
-        recipe: what is asked for.
-        given: options of the command by the names of their parameters.
 
     Raises:
         RecipeError: with the first such thing.
     """
-    local = [f"What {option} names" for name, option in HERE_ONLY.items() if given.get(name) is not None]
+    local = [f"What {option} names" for name, option in HERE_ONLY.items() if getattr(request, name) is not None]
     if recipe.evaluation.include_path:
         local.append(f"The folder of tasks {recipe.evaluation.include_path}")
     if recipe.needs_scores:

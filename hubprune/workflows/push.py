@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,50 +13,60 @@ from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, RecipeError, VerificationError
 from hubprune.core.files import list_files, make_writable
 from hubprune.core.recipe import Recipe, parse
+from hubprune.core.requests import PushRequest
 from hubprune.core.stages import StageStore, work_folder
 from hubprune.hub.preflight import target_of
 from hubprune.hub.remote import missing, read_remote
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
-from hubprune.workflows.publish.pipeline import Product, PublishOptions, announcer, deliver
-from hubprune.workflows.run import Run
+from hubprune.workflows.publish.pipeline import Delivery, Product, announcer, deliver
+from hubprune.workflows.run import Run, open_session
 
 STAGES = ("Check", "Publish and load back")
 AGAIN = "Make both again with hubprune publish --dry-run --out FOLDER --report REPORT."
 
 
 def push(
-    folder: Path, report: PublishReport, options: PublishOptions, *, session: HubSession, reporter: Reporter
+    request: PushRequest, *, reporter: Reporter, told: Callable[[PublishReport], None] = lambda report: None
 ) -> PublishReport:
     """Publish a folder that a dry run wrote, in one commit, if it is still what the dry run saw.
 
     Args:
-        folder: from `--out`.
-        report: from `--report` of the same run.
-        options: where the new report goes, and what may be replaced of what people changed on the Hub.
-        session: which Hub, and as whom; it goes as well where this token may not read the base.
+        request: folder and report of the dry run, and what may be replaced of what people changed on the Hub.
         reporter: told what is going on.
+        told: called with the report each time that it is written, or would be.
 
     Raises:
+        RecipeError: the report is none.
         VerificationError: a file was changed, added or removed since.
         OverBudgetError: it lost more than its recipe allows.
         HubpruneError: it may not be published there, or could not be.
     """
+    session, report = open_session(request.endpoint), read_report(Path(request.dry_run_report))
+    written = Path(request.report) if request.report else None
+    delivery = Delivery(replaces=request.replaces, report=written, told=told)
+    return push_made(Path(request.folder), report, delivery, session=session, reporter=reporter)
+
+
+def push_made(
+    folder: Path, report: PublishReport, delivery: Delivery, *, session: HubSession, reporter: Reporter
+) -> PublishReport:
+    """Do the same with a report that was read; the session goes as well where its token may not read the base."""
     stage = announcer(reporter, STAGES)
     stage()
-    if options.report:
-        make_writable(options.report.absolute().parent)
+    if delivery.report:
+        make_writable(delivery.report.absolute().parent)
     recipe = parse(Recipe, report.recipe)
     # The target is the one that the card names, which no option can move.
     recipe = recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": report.repo_id})})
     files = _as_verified(folder, report)
-    target = target_of(recipe, base=report.base, session=session, overwrite=options.replaces)
+    target = target_of(recipe, base=report.base, session=session, overwrite=delivery.replaces)
     _refuse_moved_branch(report, files, target, session=session)
     reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
     stage()
     run = Run(recipe, session, reporter, StageStore(work_folder()))
     # What the dry run expected of the upload is no part of what a publish reports.
-    return deliver(run, Product(folder, files, report.model_copy(update={"upload": None})), target, options)
+    return deliver(run, Product(folder, files, report.model_copy(update={"upload": None})), target, delivery)
 
 
 def _refuse_moved_branch(

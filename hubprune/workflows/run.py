@@ -20,8 +20,10 @@ from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
 from hubprune.core.files import check_new_folder, staged_folder
+from hubprune.core.privacy import use_endpoint
 from hubprune.core.recipe import Recipe
-from hubprune.core.stages import StageStore, key_of
+from hubprune.core.requests import PruneRequest
+from hubprune.core.stages import StageStore, key_of, work_folder
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME, merged_headers
@@ -36,6 +38,7 @@ from hubprune.pruning.checkpoint import take_inventory
 from hubprune.pruning.layouts import Runnable, check_choice, choose_layout, make_runnable
 from hubprune.pruning.selection import plan_widths
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
+from hubprune.workflows.recipes import recipe_of
 
 if TYPE_CHECKING:
     from hubprune.pruning.importance import Scorer
@@ -167,6 +170,21 @@ class Run:
             return [self.base.name, self.base.commit]
         folder = Path(self.base.folder or "").resolve()
         return [str(folder), [[f.path, f.size, (folder / f.path).stat().st_mtime_ns] for f in self.base.files]]
+
+
+def open_session(endpoint: str | None) -> HubSession:
+    """Open a session with a Hub; None for the one that the environment names."""
+    return HubSession.open(endpoint=use_endpoint(endpoint))
+
+
+def open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
+    """Open a run of a recipe over the work folder; what is taken from it is said."""
+
+    def say_reused(stage: str) -> None:
+        reporter.note(f"{stage}: taken from an earlier run")
+
+    session = open_session(endpoint)
+    return Run(recipe, session, reporter, StageStore(work_folder(), on_reuse=say_reused, warn=reporter.warn))
 
 
 # ---- scoring -----------------------------------------------------------------------------------------------------
@@ -310,12 +328,17 @@ def _widths(recipe: Recipe, base: BaseCheckpoint, *, gone: Collection[int]) -> W
 # ---- pruning -----------------------------------------------------------------------------------------------------
 
 
-def prune(run: Run, out: Path) -> tuple[DropPlan, PrunedCheckpoint]:
-    """Write the pruned checkpoint of a recipe into a new folder; nothing appears there unless it was verified."""
+def prune(request: PruneRequest, *, reporter: Reporter) -> PrunedCheckpoint:
+    """Write the pruned checkpoint that is asked for into a new folder; nothing appears there unless it was verified.
+
+    Raises:
+        HubpruneError: the first thing that is wrong.
+    """
+    run, out = open_run(recipe_of(request), request.endpoint, reporter), Path(request.out)
     check_new_folder(out)
     plan = make_plan(run, scores_if_needed(run))
     say_plan(plan, reporter=run.reporter)
-    return plan, write_verified(run, plan, out)
+    return write_verified(run, plan, out)
 
 
 def write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:

@@ -21,12 +21,15 @@ from hubprune.core.artifacts import (
     StudyEntry,
     StudyKind,
 )
+from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, PlanError, RecipeError
 from hubprune.core.files import make_writable
+from hubprune.core.requests import ScoreRequest
 from hubprune.core.specs import count_of
 from hubprune.plots.pictures import NAMES, draw_scores, measure_name, panels
 from hubprune.pruning.aggregation import aggregate, agreements
-from hubprune.workflows.run import Run, check_data, make_plan, say_plan, score
+from hubprune.workflows.recipes import passes_of
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_plan, score
 
 VARIES: dict[StudyKind, str] = {
     "revisions": "revision of the base", "calibration": "calibration mix", "samples": "number of samples",
@@ -42,14 +45,8 @@ class Scored:
     """What these scores would drop; None of a study."""
 
 
-def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence[int], plot: Path | None) -> Scored:
-    """Score what was asked for, and draw it where that was asked for too.
-
-    Args:
-        kind: what varies; None for one pass.
-        runs: label -> run of every pass.
-        counts: numbers of samples, ascending, where these vary.
-        plot: folder for the pictures.
+def conduct(request: ScoreRequest, *, reporter: Reporter) -> Scored:
+    """Score what is asked for, and draw it where that is asked for too.
 
     Raises:
         MissingDependencyError: pictures are asked for and matplotlib is not installed; nothing was scored then.
@@ -58,6 +55,9 @@ def conduct(kind: StudyKind | None, runs: Mapping[str, Run], *, counts: Sequence
         PlanError: the revisions have different numbers of layers.
         CalibrationError: a data set cannot be read.
     """
+    asked, plot = passes_of(request), Path(request.plot) if request.plot else None
+    kind, counts = asked.kind, asked.counts
+    runs = {label: open_run(recipe, request.endpoint, reporter) for label, recipe in asked.recipes.items()}
     run = next(iter(runs.values()))
     if plot:
         plots.require_matplotlib()

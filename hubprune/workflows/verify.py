@@ -17,6 +17,7 @@ from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, VerificationError
 from hubprune.core.files import existing_folder, list_files, scratch_folder
 from hubprune.core.recipe import BaseModelSpec
+from hubprune.core.requests import VerifyRequest
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.hub import repos as hub
@@ -25,6 +26,7 @@ from hubprune.hub.transfer import download
 from hubprune.pruning import verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.layouts import make_runnable
+from hubprune.workflows.run import open_session
 
 Trust = Literal["own", "any"]
 """Which code is run: only the modeling file that this version of hubprune writes, or any."""
@@ -112,30 +114,21 @@ def find_base(
 # ---- verify --------------------------------------------------------------------------------------------------------
 
 
-def check(
-    name: str, *, base: str | None, revision: str | None, trust: Trust, session: HubSession, reporter: Reporter
-) -> Verification:
+def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:
     """Verify a folder, or a repo at a revision, against its base.
-
-    Args:
-        name: folder or repo id.
-        base: folder or repo id of the base; None for the one that config.json names.
-        revision: of the repo; None for main.
-        trust: which modeling files are run.
-        session: which Hub.
-        reporter: told what is going on.
 
     Raises:
         CheckpointError: it was not written by hubprune, or is broken.
         VerificationError: it ships a modeling file that is not trusted, or does not load.
         BaseNotFoundError: it does not name a base that can be found.
     """
-    pruned = find_pruned(name, revision=revision, session=session, reporter=reporter)
+    session = open_session(request.endpoint)
+    pruned = find_pruned(request.checkpoint, revision=request.revision, session=session, reporter=reporter)
     folder, config = pruned.folder, pruned.config
     plan, structure = verify.plan_of(config), read_structure(config)
-    refuse_foreign_code(pruned, trust=trust)
+    refuse_foreign_code(pruned, trust="any" if request.trust_remote_code else "own")
     hint = "Say where it is with --base FOLDER."
-    found = find_base(base, config, hint=hint, session=session, reporter=reporter)
+    found = find_base(request.base, config, hint=hint, session=session, reporter=reporter)
     with scratch_folder(name="hubprune-base") as work:
         runnable = make_runnable(found, work / "base")
         seen = verify.verify(runnable, folder, plan=plan, config=found.config, architecture=structure.architecture)

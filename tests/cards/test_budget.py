@@ -6,9 +6,10 @@ import made
 import pytest
 
 from hubprune.cards.limits import budget_lines, check_budget
-from hubprune.commands.recipes import make_recipe
 from hubprune.core.errors import OverBudgetError, RecipeError
 from hubprune.core.recipe import read_recipe
+from hubprune.core.requests import PublishRequest
+from hubprune.workflows.recipes import recipe_of
 
 MEASURED = made.benchmarks()  # arc_easy -0.76, lambada_openai -7.80, in the mean -4.28
 ASKED = {"base": "acme/base", "attn_drop": "1", "tasks": "arc_easy,piqa"}
@@ -66,14 +67,14 @@ def test_what_was_not_measured_is_no_pass():
 
 
 def test_the_option_and_the_recipe_file_say_the_same(tmp_path):
-    made_of_options = make_recipe({**ASKED, "max_drop_pp": "arc_easy=10, mean=2.5"})
+    made_of_options = recipe_of(PublishRequest(**ASKED, max_drop_pp="arc_easy=10, mean=2.5"))
     assert made_of_options.evaluation.max_drop_pp == {"arc_easy": 10, "mean": 2.5}
     file = tmp_path / "recipe.yaml"
     file.write_text(made_of_options.to_yaml())
     assert read_recipe(file) == made_of_options
-    replaced = make_recipe({"recipe": file, "max_drop_pp": "piqa=1"})
+    replaced = recipe_of(PublishRequest(recipe=file, max_drop_pp="piqa=1"))
     assert replaced.evaluation.max_drop_pp == {"piqa": 1}
-    assert make_recipe({"recipe": file, "max_drop_pp": "none"}).evaluation.max_drop_pp == {}
+    assert recipe_of(PublishRequest(recipe=file, max_drop_pp="none")).evaluation.max_drop_pp == {}
 
 
 @pytest.mark.parametrize(
@@ -89,5 +90,5 @@ def test_the_option_and_the_recipe_file_say_the_same(tmp_path):
 )
 def test_a_budget_that_cannot_be_meant_is_refused_at_once(given, said):
     with pytest.raises(RecipeError) as caught:
-        make_recipe({**ASKED, **given})
+        recipe_of(PublishRequest(**{**ASKED, **given}))
     assert said in str(caught.value)

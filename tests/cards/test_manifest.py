@@ -12,7 +12,6 @@ from on_hub import finish, make_folder
 
 from hubprune.cards.manifest import checkpoint_tag, files_digest, read_manifest, write_manifest, write_recipe
 from hubprune.cards.provenance import publish_command
-from hubprune.commands.recipes import make_recipe
 from hubprune.core.artifacts import RepoFile
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import list_files
@@ -27,6 +26,8 @@ from hubprune.core.recipe import (
     parse,
     read_recipe,
 )
+from hubprune.core.requests import PublishRequest
+from hubprune.workflows.recipes import recipe_of
 
 
 def manifest(folder):
@@ -214,7 +215,7 @@ def test_the_command_gives_the_tasks_and_examples_that_the_recipe_has(tasks, tol
     assert words.get("--num-fewshot") == (told and told.split(" ", 1)[1])
     (tmp_path / "recipe.yaml").write_text(made.recipe(evaluation=spec).to_yaml())
     options = {"base": "acme/base", "recipe": tmp_path / "recipe.yaml", "tasks": words["--tasks"]}
-    assert make_recipe({**options, "num_fewshot": words.get("--num-fewshot")}).evaluation == spec
+    assert recipe_of(PublishRequest(**options, num_fewshot=words.get("--num-fewshot"))).evaluation == spec
 
 
 def test_the_recipe_of_a_report_is_the_recipe():

@@ -4,12 +4,13 @@ import pytest
 from typer.testing import CliRunner
 
 from hubprune.cli import app
-from hubprune.commands.variants import read_variants
 from hubprune.core.errors import RecipeError
+from hubprune.core.requests import ScoreRequest
+from hubprune.workflows.recipes import passes_of
 
 
 def asked(**given):
-    return read_variants({"base": "acme/base", "attn_drop": "1", **given})
+    return passes_of(ScoreRequest("acme/base", **given))
 
 
 def test_without_a_list_there_is_one_pass_and_no_study():

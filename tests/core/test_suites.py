@@ -7,10 +7,11 @@ import yaml
 from typer.testing import CliRunner
 
 from hubprune.cli import app
-from hubprune.commands.recipes import make_recipe
 from hubprune.core.errors import RecipeError
 from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec, Recipe, parse
+from hubprune.core.requests import PublishRequest
 from hubprune.core.suites import SUITES
+from hubprune.workflows.recipes import recipe_of
 
 BASE = {"base": {"repo_id": "acme/base"}, "drop": {"attn_drop": 3}}
 MIX = {"calibration": {"name": "mine", "subsets": [{"dataset": "acme/texts", "weight": 1}]}}
@@ -21,7 +22,7 @@ def spec(*tasks: str, **values) -> EvaluationSpec:
 
 
 def given(**options):
-    return make_recipe({"base": "acme/base", "attn_drop": "3", **options}).evaluation
+    return recipe_of(PublishRequest("acme/base", attn_drop="3", **options)).evaluation
 
 
 def test_the_suites_are_those_of_the_cards_and_of_the_paper():

@@ -6,12 +6,14 @@ import json
 import pytest
 from little import leftovers
 
-from hubprune.commands import sweep_options
 from hubprune.core.console import Reporter
+from hubprune.core.requests import SweepRequest
 from hubprune.core.stages import StageStore
 from hubprune.hub.session import HubSession
+from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run
-from hubprune.workflows.sweep import sweep
+from hubprune.workflows.sweep import sweep_run
+from hubprune.workflows.sweep.points import SweepPlan
 
 SMALL = ("--calibration", "mix.yaml", "--include-path", "tasks", "--tasks", "little")
 
@@ -70,9 +72,10 @@ def open_run(base_folder, tmp_path):
             "perplexity_samples": None, "speed": False, "speed_depth": 16, "speed_rounds": 20, "max_loss": 1.0,
             "max_rise": 5.0, "out": None, **changes,
         }  # fmt: skip
-        recipe, request = sweep_options.make_sweep(given)
+        plan = SweepPlan.of(SweepRequest(**given))
+        recipe = recipe_of(SweepRequest(**given), drop={f"{plan.methods[0]}_drop": "1"})
         session = HubSession.open(endpoint=None)
-        return Run(recipe, session, Reporter(quiet=True), StageStore(tmp_path / "work")), request
+        return Run(recipe, session, Reporter(quiet=True), StageStore(tmp_path / "work")), plan
 
     return make
 
@@ -103,27 +106,27 @@ def counted(monkeypatch):
 def test_a_sweep_that_is_stopped_goes_on_where_it_was_and_loads_the_base_once(open_run, counted, tmp_path):
     counted["stop"] = 3
     with pytest.raises(KeyboardInterrupt):
-        sweep(*open_run())
+        sweep_run(*open_run())
     assert leftovers(tmp_path) == []
     counted.update(loaded=0, measured=0, stop=None)
-    stopped = sweep(*open_run())
+    stopped = sweep_run(*open_run())
     # 0, attn 1, attn 2, mlp 1, mlp 2: the base is measured once for both methods, and two points were kept.
     assert (counted["loaded"], counted["measured"]) == (1, 3)
     counted.update(loaded=0, measured=0)
-    assert sweep(*open_run()) == stopped
+    assert sweep_run(*open_run()) == stopped
     assert (counted["loaded"], counted["measured"]) == (0, 0)
-    more = sweep(*open_run(counts="0:3", method="attn"))
+    more = sweep_run(*open_run(counts="0:3", method="attn"))
     assert (counted["loaded"], counted["measured"]) == (1, 1)
     assert more.points[:3] == stopped.points[:3]
 
 
 def test_what_was_scored_on_is_left_out_of_the_perplexity(open_run, tmp_path):
-    report = sweep(*open_run(perplexity=str(tmp_path / "scored.txt"), counts="0:1", method="attn"))
+    report = sweep_run(*open_run(perplexity=str(tmp_path / "scored.txt"), counts="0:1", method="attn"))
     assert report.perplexity_on == "4 documents of scored.txt"  # 12 there are, 8 were scored on
 
 
 def test_speed_is_measured_in_rounds_against_the_base(open_run):
-    report = sweep(*open_run(speed=True, method="block", counts="0,2"))
+    report = sweep_run(*open_run(speed=True, method="block", counts="0,2"))
     assert report.points[0].speed is None
     speed = report.points[1].speed
     assert (speed.depth, speed.rounds) == (16, 20)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import datasets
 import lm_eval
@@ -223,3 +225,11 @@ def test_an_interrupt_passes_through(copy_folder, run):
 def test_an_empty_suite_is_refused(copy_folder, run):
     with pytest.raises(EvaluationError, match="no benchmark to run"):
         run(copy_folder)
+
+
+def test_benchmarks_can_be_checked_and_results_compared_without_torch():
+    modules = "compare, harness, repetition, requests, results, sources, task_yaml, tasks"
+    heavy = {"torch", "transformers", "lm_eval", "datasets", "huggingface_hub", "numpy", "scipy"}
+    source = f"import sys\nfrom hubprune.evaluation import {modules}\nprint(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

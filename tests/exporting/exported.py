@@ -11,9 +11,10 @@ from bases import LLAMA, plan, random_tensors, write_base, write_tensors
 from safetensors.torch import load_file
 
 from hubprune.core.console import Reporter
+from hubprune.core.requests import ExportRequest
 from hubprune.hub.session import HubSession
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.workflows.export import ExportOptions, export_gguf
+from hubprune.workflows.export import export_gguf
 
 SESSION = HubSession(endpoint="http://127.0.0.1:9")
 LAYERS = LLAMA["num_hidden_layers"]
@@ -36,7 +37,8 @@ DROPS = {
 
 def export(folder, out, **options):
     """Export without a word."""
-    return export_gguf(str(folder), ExportOptions(out=out, **options), session=SESSION, reporter=Reporter(quiet=True))
+    request = ExportRequest(str(folder), out=out, **options)
+    return export_gguf(request, session=SESSION, reporter=Reporter(quiet=True))
 
 
 def pruned(base, folder, **drops):

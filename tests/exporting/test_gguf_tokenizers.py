@@ -100,7 +100,7 @@ def llama_cpp_tokens(folder, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp")
     from transformers import AutoTokenizer
 
-    export(folder, tmp_path / "x.gguf", outtype="f16", verify="skip")
+    export(folder, tmp_path / "x.gguf", outtype="f16", no_verify=True)
     llama = llama_cpp.Llama(str(tmp_path / "x.gguf"), vocab_only=True, verbose=False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [*TEXTS, *SENTENCES[:5], "a<|x|>b </s> c"]
@@ -137,7 +137,7 @@ def test_the_file_holds_tokens_types_merges_and_special_tokens(tmp_path):
     folder = checkpoint(
         tmp_path / "b", byte_level_tokenizer(*KINDS["gpt-2"][:1]), pad_token="<|x|>", chat_template="{{ x }}"
     )
-    export(folder, tmp_path / "x.gguf", outtype="f16", verify="skip")
+    export(folder, tmp_path / "x.gguf", outtype="f16", no_verify=True)
     found = {name: field.contents() for name, field in GGUFReader(tmp_path / "x.gguf").fields.items()}
     vocab = json.loads((folder / "tokenizer.json").read_text())["model"]
     assert {text: i for i, text in enumerate(found["tokenizer.ggml.tokens"])}.items() >= vocab["vocab"].items()

@@ -43,7 +43,7 @@ def llama(tmp_path):
 
 def write(folder, tmp_path, *, outtype="f32"):
     """Export without a comparison, and read the file."""
-    made = export(folder, tmp_path / "x.gguf", outtype=outtype, verify="skip")
+    made = export(folder, tmp_path / "x.gguf", outtype=outtype, no_verify=True)
     return made, GGUFReader(made.file)
 
 
@@ -164,13 +164,13 @@ def test_biases_that_transformers_would_pass_over_are_refused(tmp_path, named):
     with pytest.raises(
         UnsupportedArchitectureError, match=r"tensors that its config\.json does not lead one to expect, .*bias"
     ):
-        export(folder, tmp_path / "x.gguf", verify="skip")
+        export(folder, tmp_path / "x.gguf", no_verify=True)
 
 
 def test_biases_that_are_not_there_are_missed(tmp_path):
     folder = base(tmp_path / "b", attention_bias=True).folder
     with pytest.raises(CheckpointError, match=r"no tensor .*q_proj\.bias"):
-        export(folder, tmp_path / "x.gguf", verify="skip")
+        export(folder, tmp_path / "x.gguf", no_verify=True)
 
 
 def test_biases_are_written_in_f32_and_those_of_q_and_k_in_the_order_of_their_rows(tmp_path):
@@ -206,14 +206,14 @@ def test_rows_that_are_no_multiple_of_32_stay_f16_in_q8_0(tmp_path):
 def test_blocks_of_rows_add_up_to_the_tensor(llama, tmp_path, monkeypatch):
     write(llama.folder, tmp_path)
     monkeypatch.setattr(tensors, "BLOCK_VALUES", 100)
-    made = export(llama.folder, tmp_path / "y.gguf", outtype="f32", verify="skip")
+    made = export(llama.folder, tmp_path / "y.gguf", outtype="f32", no_verify=True)
     assert Path(made.file).read_bytes() == (tmp_path / "x.gguf").read_bytes()
 
 
 def test_shards_make_the_same_file(llama, tmp_path):
     write_base(tmp_path / "sharded" / "llama", LLAMA, shards=3)
     one, other = (
-        export(folder, tmp_path / f"{i}.gguf", outtype="f16", verify="skip")
+        export(folder, tmp_path / f"{i}.gguf", outtype="f16", no_verify=True)
         for i, folder in enumerate((llama.folder, tmp_path / "sharded" / "llama"))
     )
     assert one.sha256 == other.sha256
@@ -364,5 +364,5 @@ def test_a_disk_that_is_too_small_is_seen_before_anything_is_written(llama, tmp_
 
 
 def test_exports_are_the_same_byte_for_byte(llama, tmp_path):
-    one, other = (export(llama.folder, tmp_path / f"{i}.gguf", outtype="q8_0", verify="skip") for i in (1, 2))
+    one, other = (export(llama.folder, tmp_path / f"{i}.gguf", outtype="q8_0", no_verify=True) for i in (1, 2))
     assert one.sha256 == other.sha256

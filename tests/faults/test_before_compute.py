@@ -20,6 +20,7 @@ from hubprune.core.recipe import (
     EvaluationSpec,
     TargetSpec,
 )
+from hubprune.core.requests import PublishRequest
 from hubprune.core.stages import StageStore
 from hubprune.hub import preflight
 from hubprune.hub.session import HubSession
@@ -64,9 +65,9 @@ def refused(world, tmp_path, monkeypatch):
             "evaluation": EvaluationSpec(tasks=()), **changes,
         }  # fmt: skip
         with pytest.raises(errors.HubpruneError) as caught:
-            pipeline.publish(
+            pipeline.publish_run(
                 Run(made.recipe(**values), session, Reporter(quiet=True), store),
-                pipeline.PublishOptions(**options or {}),
+                PublishRequest(**options or {}),
             )
         log = world.hub.log
         assert [r.line for r in log if r.method in WRITES and not any(h in r.path for h in HARMLESS)] == []

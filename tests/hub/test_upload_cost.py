@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import made
 import pytest
 from on_hub import commit_files, finish
+from random_llama import LlamaShape, write_llama
 
 from hubprune.cards.manifest import write_recipe
 from hubprune.commands.summary import publish_summary, upload_lines
@@ -25,10 +25,6 @@ from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target, is_private
 from hubprune.hub.upload_plan import plan_upload, shards_to_show
 from hubprune.pruning.checkpoint import write_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from random_llama import LlamaShape, write_llama
 
 SHAPE = LlamaShape(160, 448, 10, 4, 4, 1000, "BF16")
 BASE_ID = "somebody/sharded"

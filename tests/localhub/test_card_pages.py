@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from hubprune.cards.markdown import fence, md, visible
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError
+from hubprune.core.requests import CardRequest
 from hubprune.localhub import Preview
 from hubprune.localhub.cards import render
 from hubprune.localhub.pages import build_preview
@@ -247,7 +248,7 @@ def test_of_a_repo_only_the_card_and_its_pictures_are_fetched(local_hub, api, re
     api.create_commit(repo, [CommitOperationAdd(path, data) for path, data in files.items()], commit_message="Add")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     session = HubSession(endpoint=local_hub.endpoint, given_token=local_hub.token)
-    shown = preview(repo, open_session=lambda: session, reporter=Reporter(quiet=True))
+    shown = preview(CardRequest(repo), session=session, reporter=Reporter(quiet=True))
     client = TestClient(build_preview(shown), base_url="http://127.0.0.1")
     assert "0.7104" in client.get("/").text
     assert client.get("/file/assets/importance.png").content == files["assets/importance.png"]
@@ -258,12 +259,12 @@ def test_of_a_repo_only_the_card_and_its_pictures_are_fetched(local_hub, api, re
 @pytest.mark.parametrize("name", ["no/such/thing", "a b"])
 def test_what_is_neither_a_folder_nor_a_repo_is_named(name):
     with pytest.raises(BaseNotFoundError, match="neither a folder nor a repo id"):
-        preview(name, open_session=lambda: None, reporter=Reporter(quiet=True))
+        preview(CardRequest(name), reporter=Reporter(quiet=True))
 
 
 def test_a_folder_without_a_card_says_how_to_get_one(tmp_path):
     with pytest.raises(BaseNotFoundError, match=r"holds no README\.md.*hubprune card "):
-        preview(str(tmp_path), open_session=lambda: None, reporter=Reporter(quiet=True))
+        preview(CardRequest(str(tmp_path)), reporter=Reporter(quiet=True))
 
 
 def hostile_strings(number, *, seed):

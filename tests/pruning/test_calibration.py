@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.commands.recipes import make_recipe
 from hubprune.core.errors import CalibrationError, RecipeError
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset
+from hubprune.core.requests import PublishRequest
 from hubprune.pruning.calibration import draw, file_hashes, resolve_commits
 from hubprune.pruning.documents import COSMOPEDIA, MIXES, check_subsets, find_mix, text_of
+from hubprune.workflows.recipes import recipe_of
 
 
 def mix(*subsets, **options):
@@ -302,7 +303,7 @@ def test_a_file_of_documents_keeps_the_settings_of_the_recipe_and_a_mix_has_its_
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
 
     def calibration(**options):
-        return make_recipe({"recipe": tmp_path / "recipe.yaml", **options}).calibration
+        return recipe_of(PublishRequest(recipe=tmp_path / "recipe.yaml", **options)).calibration
 
     assert calibration(calibration=str(path)) == mix(path, **settings).model_copy(update={"name": "d.jsonl"})
     assert calibration(calibration=str(path), max_tokens=50).max_tokens == 50

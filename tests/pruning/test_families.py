@@ -16,7 +16,7 @@ from hubprune.core.errors import PlanError, UnsupportedArchitectureError
 from hubprune.pruning import loading, verify
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.importance import score
+from hubprune.pruning.importance import Scoring, score
 from hubprune.pruning.layouts import Runnable, choose_layout
 
 PLANTED = 1
@@ -36,7 +36,7 @@ def bases(tmp_path_factory):
 
 
 @pytest.fixture
-def in_process(own_modules, monkeypatch):
+def in_process(monkeypatch):
     """Compare in this process: it costs a tenth of a fresh one."""
     monkeypatch.setattr(verify, "NEW_TOKENS", 12)
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
@@ -88,7 +88,7 @@ def test_every_family_is_tested():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_pruned_model_that_is_saved_again_is_the_same(own_modules, bases, tmp_path, name):
+def test_a_pruned_model_that_is_saved_again_is_the_same(bases, tmp_path, name):
     from transformers import AutoModelForCausalLM
 
     base = bases[name]
@@ -104,7 +104,7 @@ def test_a_pruned_model_that_is_saved_again_is_the_same(own_modules, bases, tmp_
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
-def test_a_cache_with_an_empty_slot_in_its_middle_can_be_cropped(own_modules, bases, tmp_path, name):
+def test_a_cache_with_an_empty_slot_in_its_middle_can_be_cropped(bases, tmp_path, name):
     from transformers import AutoModelForCausalLM
 
     base = bases[name]
@@ -164,10 +164,8 @@ def reference(folder):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores_equal_what_hooks_see_in_float64_and_are_zero_for_what_does_nothing(bases, name):
     base = bases[name]
-    found = score(
-        Path(base.folder), calibration(), architecture=architecture_of(base.config), aggregation="document",
-        batch_size=2, dtype="float32", device="cpu", reporter=Reporter(quiet=True),
-    ).mean  # fmt: skip
+    how = Scoring(architecture=architecture_of(base.config), batch_size=2)
+    found = score(Path(base.folder), calibration(), how, reporter=Reporter(quiet=True)).mean
     values = torch.tensor([found.attn, found.mlp, found.block], dtype=torch.float64).T
     assert (values - reference(base.folder)).abs().max() < 1e-6
     # The planted layer alone does nothing, to the last bit.

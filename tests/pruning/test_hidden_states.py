@@ -15,7 +15,7 @@ from hubprune.core.artifacts import CalibrationRecord, CalibrationSource
 from hubprune.core.errors import DiskSpaceError
 from hubprune.pruning import streaming
 from hubprune.pruning.calibration import CalibrationSet, Document
-from hubprune.pruning.importance import score
+from hubprune.pruning.importance import Scoring, score
 from hubprune.pruning.streaming import empty_states
 
 CPU = torch.device("cpu")
@@ -54,16 +54,8 @@ def mapped_files(monkeypatch):
 
 
 def scores_of(llama, documents, reporter, dtype):
-    return score(
-        Path(llama.folder),
-        documents,
-        architecture=ARCHITECTURES["llama"],
-        aggregation="document",
-        batch_size=2,
-        dtype=dtype,
-        device="cpu",
-        reporter=reporter,
-    )
+    how = Scoring(architecture=ARCHITECTURES["llama"], batch_size=2, dtype=dtype)
+    return score(Path(llama.folder), documents, how, reporter=reporter)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from hubprune.cli import app
 from hubprune.core.artifacts import ImportanceScores
 from hubprune.core.errors import BaseNotFoundError, CheckpointError
+from hubprune.core.requests import CompareRequest
 from hubprune.hub.session import HubSession
 from hubprune.workflows import compare as comparison
 
@@ -31,7 +32,7 @@ def compared(tmp_path):
 
     def compare(first, second):
         paths = [write(tmp_path / name, value) for name, value in (("a.json", first), ("b.json", second))]
-        return comparison.compare(*paths, session=HubSession(endpoint="http://127.0.0.1:9"))
+        return comparison.compare(CompareRequest(*paths), session=HubSession(endpoint="http://127.0.0.1:9"))
 
     return compare
 
@@ -107,7 +108,8 @@ def test_a_manifest_in_a_folder_is_read_and_strange_parts_of_it_count_as_absent(
     values["benchmarks"]["tasks"][0] = {"task": 3}
     write(tmp_path / "pruned" / "hubprune.json", values)
     name = str(tmp_path / "pruned")
-    seen = comparison.compare(name, write(tmp_path / "b.json", report()), session=HubSession(endpoint="x"))
+    request = CompareRequest(name, write(tmp_path / "b.json", report()))
+    seen = comparison.compare(request, session=HubSession(endpoint="x"))
     assert (seen.base, seen.agreements) == ("same", ())
     assert [pair.metric for pair in seen.benchmarks] == ["acc", "perplexity"]
     assert any(note.startswith("Only") and note.endswith("b.json has scores.") for note in seen.notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 
@@ -11,17 +10,17 @@ import typer
 from on_hub import BASE_FILES, commit_files
 
 from hubprune import __version__
-from hubprune.commands.publish import JOB_OPTIONS, publish
-from hubprune.commands.recipes import make_recipe
 from hubprune.commands.terminal import errors_shown
 from hubprune.core.errors import HubError, JobError, RecipeError
+from hubprune.core.options import options_of
 from hubprune.core.recipe import read_recipe
+from hubprune.core.requests import JobRequest, PublishRequest
 from hubprune.core.stages import StageStore
 from hubprune.hub.session import HubSession
 from hubprune.localhub import JobScript
 from hubprune.workflows import jobs
-from hubprune.workflows.jobs import FLAGS, HERE_ONLY, publish_on_jobs
-from hubprune.workflows.publish.pipeline import PublishOptions
+from hubprune.workflows.jobs import FLAGS, HERE_ONLY, run_on_jobs
+from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run
 
 BASE = "meta-llama/Llama-Small"
@@ -45,9 +44,9 @@ def on_jobs(session, reporter, small_base, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
 
     def run(*, session=session, **given):
-        asked = {"base": BASE, "drop_attn": "1", "tasks": "none", "on": "hf-jobs", "flavor": "t4-small", **given}
-        made = Run(make_recipe(asked), session, reporter, StageStore(tmp_path / "work"))
-        return publish_on_jobs(made, PublishOptions(dry_run=bool(given.get("dry_run"))), asked)
+        asked = {"drop_attn": "1", "tasks": "none", "on": "hf-jobs", "flavor": "t4-small", **given}
+        request = JobRequest(BASE, **asked)
+        return run_on_jobs(Run(recipe_of(request), session, reporter, StageStore(tmp_path / "work")), request)
 
     return run
 
@@ -127,24 +126,21 @@ def test_a_log_that_cannot_be_read_does_not_lose_the_end(on_jobs, hub, reporter)
     assert "job" in on_jobs()
 
 
-class Watched(dict):
-    """Options that remember which of them somebody asked for."""
+SEEN = set()
 
-    def __init__(self, values):
-        super().__init__(values)
-        self.seen = set()
 
-    def get(self, name, default=None):
-        self.seen.add(name)
-        return super().get(name, default)
+class Watched(PublishRequest):
+    """A request that remembers which of its options somebody asked for."""
+
+    def __getattribute__(self, name):
+        SEEN.add(name)
+        return super().__getattribute__(name)
 
 
 def test_every_option_of_a_publish_is_in_the_recipe_or_reaches_the_job_or_is_refused():
-    names = set(inspect.signature(publish).parameters)
-    watched = Watched({**dict.fromkeys(names), "base": BASE, "drop_attn": "1"})
-    make_recipe(watched)
-    handled = watched.seen | {name for name, _ in FLAGS} | set(HERE_ONLY) | set(JOB_OPTIONS) | {"endpoint", "as_json"}
-    assert names <= handled
+    recipe_of(Watched(BASE, drop_attn="1"))
+    names, publish = ({option.name for option in options_of(kind)} for kind in (JobRequest, PublishRequest))
+    assert names <= SEEN | {name for name, _ in FLAGS} | set(HERE_ONLY) | (names - publish) | {"endpoint"}
 
 
 def test_what_is_asked_beside_the_recipe_reaches_the_job(on_jobs, hub):

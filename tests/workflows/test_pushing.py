@@ -22,7 +22,7 @@ from hubprune.hub.preflight import preflight
 from hubprune.hub.session import HubSession
 from hubprune.workflows import push as pushing
 from hubprune.workflows.publish import pipeline
-from hubprune.workflows.publish.pipeline import PublishOptions, to_json
+from hubprune.workflows.publish.pipeline import Delivery, to_json
 
 NOT_CHECKPOINT = ("README.md", "recipe.yaml", "hubprune.json", "tasks/own.yaml")
 
@@ -48,9 +48,11 @@ def push(session, reporter, tmp_path, monkeypatch):
     loaded = LoadedBack(prompt="p", text="t", parameters=made.checkpoint().parameters)
     monkeypatch.setattr(pipeline, "_load_back", lambda *_: loaded)
 
-    def run(folder, report, *, session=session, **more):
-        options = PublishOptions(primer=False, report=tmp_path / "published.json", **more)
-        return pushing.push(folder, report, options, session=session, reporter=reporter)
+    def run(folder, report, *, session=session, overwrite=False):
+        delivery = Delivery(
+            primer=False, report=tmp_path / "published.json", replaces="everything" if overwrite else "nothing"
+        )
+        return pushing.push_made(folder, report, delivery, session=session, reporter=reporter)
 
     return run
 

@@ -17,8 +17,9 @@ from on_hub import make_folder
 from hubprune.cards.manifest import content_digest
 from hubprune.core.console import Reporter
 from hubprune.core.errors import CheckpointError, HubpruneError
+from hubprune.core.requests import ReproduceRequest
 from hubprune.hub.session import HubSession
-from hubprune.workflows.reproduce import ReproduceOptions, _recipe_digest, reproduce
+from hubprune.workflows.reproduce import _recipe_digest, reproduce
 from hubprune.workflows.reproduce.comparing import causes, compare, differences
 from hubprune.workflows.reproduce.published import read_published
 
@@ -144,8 +145,9 @@ def test_what_cannot_be_run_is_said_at_once(published, change, options, said, mo
     values = made.recipe().model_dump(mode="json", exclude_none=True)
     pinned = {"base": {"repo_id": "a/b", "revision": "0" * 40}}
     (published.folder / "recipe.yaml").write_text(yaml.safe_dump({**values, **pinned, **change}))
+    request = ReproduceRequest(str(published.folder), **options)
     with pytest.raises(HubpruneError) as raised:
-        reproduce(str(published.folder), ReproduceOptions(**options), session=SESSION, reporter=Reporter(quiet=True))
+        reproduce(request, session=SESSION, reporter=Reporter(quiet=True))
     assert said in raised.value.message
 
 

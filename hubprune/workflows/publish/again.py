@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from hubprune.cards.card import Fingerprint
 from hubprune.cards.manifest import MANIFEST, checkpoint_tag, read_record
 from hubprune.core.artifacts import DropPlan, LayerScores, PublishedCommit, PublishReport, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.files import list_files, scratch_folder
+from hubprune.core.requests import PublishRequest
 from hubprune.hub.commit import publish as send
 from hubprune.hub.commit import tag_commit
 from hubprune.hub.remote import RECENT_PULL_REQUESTS, Overwrite, number_of, pull_request, pull_request_heads, refs_of
@@ -27,9 +28,6 @@ from hubprune.hub.target import Target
 from hubprune.workflows.card import CardChoices, put_card, render_again
 from hubprune.workflows.publish.before import Before, publish_at
 from hubprune.workflows.run import Run, scores_key
-
-if TYPE_CHECKING:
-    from hubprune.workflows.publish.pipeline import PublishOptions
 
 __all__ = ["leave_as_it_is", "offer_results", "proposed_before", "scores_before", "without_computing"]
 
@@ -81,7 +79,7 @@ def _say(run: Run) -> Callable[[str], None]:
 
 
 def without_computing(
-    run: Run, before: Before, choices: CardChoices, target: Target, options: PublishOptions
+    run: Run, before: Before, choices: CardChoices, target: Target, request: PublishRequest
 ) -> PublishReport | None:
     """Do what a publish has to do where nothing has to be computed; None where something has, which is said.
 
@@ -92,18 +90,18 @@ def without_computing(
         before: the last publish.
         choices: what the author adds to the card.
         target: from the preflight.
-        options: of the publish.
+        request: of the publish.
 
     Raises:
         HubpruneError: the card cannot be rendered or sent.
     """
     what = f"changed since the last publish: {before.told}" if before.told else "nothing changed since the last publish"
     run.reporter.note(what)
-    if options.force or not before.only_the_card:
+    if request.force or not before.only_the_card:
         return None
-    needs_files = options.dry_run or options.out
-    if before.is_up_to_date and (options.only_if_changed or not needs_files):
-        missing: Literal["tag", "leave"] = "leave" if options.dry_run else "tag"
+    needs_files = request.dry_run or request.out
+    if before.is_up_to_date and (request.only_if_changed or not needs_files):
+        missing: Literal["tag", "leave"] = "leave" if request.dry_run else "tag"
         left = leave_as_it_is(before, target=target, session=run.session, missing=missing)
         if left is None:
             run.reporter.note("but its tag is missing, which a publish has to make")
@@ -116,7 +114,7 @@ def without_computing(
         target=target,
         session=run.session,
         reporter=run.reporter,
-        overwrite=options.replaces,
+        overwrite=request.replaces,
     )
 
 
@@ -211,7 +209,7 @@ def _publish_card(
 # ---- proposed ------------------------------------------------------------------------------------------------------
 
 
-def proposed_before(run: Run, target: Target, now: Fingerprint, options: PublishOptions) -> PublishReport | None:
+def proposed_before(run: Run, target: Target, now: Fingerprint, request: PublishRequest) -> PublishReport | None:
     """Report an open pull request of this user that proposes the same on top of the same commit; None without one.
 
     One that is to be merged is not looked for: it has to be loaded back first.  Nor is one of anybody else: whoever may
@@ -221,9 +219,9 @@ def proposed_before(run: Run, target: Target, now: Fingerprint, options: Publish
         run: whose recipe is published.
         target: from the preflight.
         now: what this publish depends on.
-        options: of the publish; who asks for the files gets them, unless only a change is of interest.
+        request: of the publish; who asks for the files gets them, unless only a change is of interest.
     """
-    needs_files = options.force or ((options.dry_run or options.out) and not options.only_if_changed)
+    needs_files = request.force or ((request.dry_run or request.out) and not request.only_if_changed)
     if needs_files or not target.create_pr or target.staged or target.parent is None:
         return None
     session, reporter = run.session, run.reporter

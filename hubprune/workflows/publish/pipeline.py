@@ -7,28 +7,20 @@ Heavy libraries are imported by the stages that need them: what fails fast must 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hubprune.cards import manifest
 from hubprune.cards.limits import check_budget
-from hubprune.core.artifacts import (
-    DropPlan,
-    LayerScores,
-    LoadedBack,
-    PublishedCommit,
-    PublishReport,
-    RepoFile,
-    UploadPlan,
-)
+from hubprune.core.artifacts import LoadedBack, PublishedCommit, PublishReport, RepoFile
 from hubprune.core.config import needs_modeling_file
 from hubprune.core.console import Reporter, size
 from hubprune.core.devices import available_bytes
 from hubprune.core.errors import HubpruneError, OverBudgetError, VerificationError
 from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
+from hubprune.core.requests import PublishRequest
 from hubprune.hub import repos as hub
 from hubprune.hub.announcing import announce, merge
 from hubprune.hub.commit import publish as send
@@ -50,7 +42,8 @@ from hubprune.workflows.publish.stages import (
     kept_checkpoint,
     run_snippet,
 )
-from hubprune.workflows.run import Run, check_data, make_plan, say_plan, scores_if_needed
+from hubprune.workflows.recipes import recipe_of
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_plan, scores_if_needed
 
 STAGES = (
     "Base and preflight",
@@ -64,75 +57,112 @@ LOADED_TOKENS = 40
 """New tokens that the published model writes after it was loaded back."""
 
 
-# ---- publishing --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PublishOptions:
-    """How a publish runs; unlike the recipe, none of it changes the result."""
-
-    out: Path | None = None
-    """Folder that keeps the published files."""
-    dry_run: bool = False
-    """Do everything but write to the Hub."""
-    overwrite_card: bool = False
-    """Replace a README.md that somebody edited on the Hub."""
-    overwrite: bool = False
-    """Replace every file of the last publish that somebody changed on the Hub, and others that are in the way."""
-    primer: bool = True
-    """Ask the Hub, before the upload, which chunks of the base it has."""
-    notes: Path | None = None
-    """File with the author's own words for the card, in Markdown."""
-    card_template: Path | None = None
-    """Folder of card templates that take the place of the shipped ones."""
-    speed: bool = False
-    """Time both models for the card."""
-    report: Path | None = None
-    """File for the report as JSON; written as soon as there is a commit, and again at the end."""
-    force: bool = False
-    """Run all stages even where the last publish depends on the same."""
-    only_if_changed: bool = False
-    """Leave out files and dry run, too, where the last publish depends on the same."""
-    told: Callable[[PublishReport], None] = lambda report: None
-    """Called with the report each time that it is written, or would be."""
-
-    @property
-    def replaces(self) -> Overwrite:
-        """What of other people's work may be replaced."""
-        return "everything" if self.overwrite else "card" if self.overwrite_card else "nothing"
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], *, told: Callable[[PublishReport], None]) -> PublishOptions:
-        """Take them from the options of a command, by their names."""
-        names = (field.name for field in fields(cls) if field.name != "told")
-        return cls(told=told, **{name: given[name] for name in names})
-
-
-def publish(run: Run, options: PublishOptions) -> PublishReport:
+def publish(
+    request: PublishRequest, *, reporter: Reporter, told: Callable[[PublishReport], None] = lambda report: None
+) -> PublishReport:
     """Run the stages of a recipe whose result is not published yet, and publish it in one commit.
+
+    Args:
+        request: what is asked for.
+        reporter: told what is going on.
+        told: called with the report each time that it is written, or would be.
 
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is computed.
     """
+    return publish_run(open_run(recipe_of(request), request.endpoint, reporter), request, told=told)
+
+
+def publish_run(
+    run: Run, request: PublishRequest, *, told: Callable[[PublishReport], None] = lambda report: None
+) -> PublishReport:
+    """Do the same over a run that is open already; of the request, what is no part of the recipe."""
     stage = announcer(run.reporter)
     stage()
     choices = CardChoices.read(
-        notes=options.notes, template=options.card_template, timed="now" if options.speed else "never"
+        notes=request.notes, template=request.card_template, timed="now" if request.speed else "never"
     )
-    target = check(run, options)
+    target = check(run, request)
+    delivery = Delivery(
+        replaces=request.replaces,
+        primer=request.primer,
+        dry_run=request.dry_run,
+        out=Path(request.out) if request.out else None,
+        report=Path(request.report) if request.report else None,
+        told=told,
+    )
     now = fingerprint(run, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices)
     before = last_publish(target, now, session=run.session, reporter=run.reporter)
-    report = without_computing(run, before, choices, target, options) if before else None
-    if report or (report := proposed_before(run, target, now, options)):
-        return _finish(run, None, report, options) if options.dry_run else _end(run, report, target, options)
-    _check_resources(run, options)
+    report = without_computing(run, before, choices, target, request) if before else None
+    if report or (report := proposed_before(run, target, now, request)):
+        return _finish(run, None, report, delivery) if request.dry_run else _end(run, report, target, delivery)
+    _check_resources(run, loads_back=not request.dry_run)
     if before:
         offer_results(before, run)
     with produced(
         run, stage, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices, before=before
     ) as product:
         stage()
-        return deliver(run, product, target, options)
+        return deliver(run, product, target, delivery)
+
+
+def check(run: Run, request: PublishRequest) -> Target:
+    """Check in seconds all that could fail hours later; nothing is downloaded or written before it is through.
+
+    Raises:
+        HubpruneError: the first thing that is wrong.
+    """
+    if request.out:
+        check_new_folder(Path(request.out))
+    if request.report:
+        make_writable(Path(request.report).absolute().parent)
+
+    def excuse(error: HubpruneError) -> None:
+        run.reporter.warn(f"The publish itself would be refused: {error}")
+
+    target = preflight(
+        run.recipe,
+        base=run.base,
+        session=run.session,
+        overwrite=request.replaces,
+        excuse=excuse if request.dry_run else None,
+    )
+    run.task_texts, run.task_sources  # noqa: B018
+    run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
+    return target
+
+
+def _check_resources(run: Run, *, loads_back: bool) -> None:
+    """Check what only a run that computes needs: room on the disk, texts, a device, a base of one piece, memory."""
+    check_disk(run.base, folder=run.store.folder, written=has_checkpoint(run), loads_back=loads_back)
+    check_data(run)
+    run.environment  # noqa: B018
+    run.examined  # noqa: B018
+    warn_of_memory(run)
+
+
+def warn_of_memory(run: Run) -> None:
+    """Say beforehand that the machine will hardly hold what verification and benchmarks load: the whole model."""
+    needed = sum(file.size for file in hub.weight_files(run.base.files))
+    if needed > (available := available_bytes()):
+        run.reporter.warn(
+            f"verification loads the whole model, {size(needed)}, and {size(available)} of memory are available; "
+            "scoring and writing need far less"
+        )
+
+
+def announcer(reporter: Reporter, stages: Sequence[str] = STAGES) -> Callable[[], None]:
+    """Return a function that announces the next of some stages each time it is called."""
+    titles = iter(enumerate(stages, start=1))
+
+    def announce() -> None:
+        number, title = next(titles)
+        reporter.stage(number, len(stages), title)
+
+    return announce
+
+
+# ---- computing ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -170,7 +200,9 @@ def produced(
     depends_on = fingerprint(run, repo_id=repo_id, tagged=tagged, choices=choices)
     run.downloaded  # noqa: B018
     stage()
-    scores, plan = scores_before(before, run, depends_on) or _scored(run)
+    taken = scores_before(before, run, depends_on)
+    scores = taken[0] if taken else scores_if_needed(run)
+    plan = taken[1] if taken else make_plan(run, scores)
     say_plan(plan, reporter=run.reporter)
     if needs_modeling_file(plan):
         check_name_loads(repo_id)
@@ -205,68 +237,28 @@ def produced(
         yield Product(folder, files, report)
 
 
-def _scored(run: Run) -> tuple[LayerScores | None, DropPlan]:
-    scores = scores_if_needed(run)
-    return scores, make_plan(run, scores)
+# ---- delivering --------------------------------------------------------------------------------------------------
 
 
-def announcer(reporter: Reporter, stages: Sequence[str] = STAGES) -> Callable[[], None]:
-    """Return a function that announces the next of some stages each time it is called."""
-    titles = iter(enumerate(stages, start=1))
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """Where a result goes beside its repo, and what may happen there; none of it changes the result."""
 
-    def announce() -> None:
-        number, title = next(titles)
-        reporter.stage(number, len(stages), title)
-
-    return announce
-
-
-def check(run: Run, options: PublishOptions) -> Target:
-    """Check in seconds all that could fail hours later; nothing is downloaded or written before it is through.
-
-    Raises:
-        HubpruneError: the first thing that is wrong.
-    """
-    if options.out:
-        check_new_folder(options.out)
-    if options.report:
-        make_writable(options.report.absolute().parent)
-    target = preflight(
-        run.recipe,
-        base=run.base,
-        session=run.session,
-        overwrite=options.replaces,
-        excuse=_excuse(run) if options.dry_run else None,
-    )
-    run.task_texts, run.task_sources  # noqa: B018
-    run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
-    return target
+    replaces: Overwrite = "nothing"
+    """What of other people's work may be replaced."""
+    primer: bool = True
+    """Ask the Hub, before the upload, which chunks of the base it has."""
+    dry_run: bool = False
+    """Do everything but write to the Hub."""
+    out: Path | None = None
+    """Folder that keeps the published files."""
+    report: Path | None = None
+    """File for the report as JSON; written as soon as there is a commit, and again at the end."""
+    told: Callable[[PublishReport], None] = lambda report: None
+    """Called with the report each time that it is written, or would be."""
 
 
-def _excuse(run: Run) -> Callable[[HubpruneError], None]:
-    return lambda error: run.reporter.warn(f"The publish itself would be refused: {error}")
-
-
-def _check_resources(run: Run, options: PublishOptions) -> None:
-    """Check what only a run that computes needs: room on the disk, texts, a device, a base of one piece, memory."""
-    check_disk(run.base, folder=run.store.folder, written=has_checkpoint(run), loads_back=not options.dry_run)
-    check_data(run)
-    run.environment  # noqa: B018
-    run.examined  # noqa: B018
-    warn_of_memory(run)
-
-
-def warn_of_memory(run: Run) -> None:
-    """Say beforehand that the machine will hardly hold what verification and benchmarks load: the whole model."""
-    needed = sum(file.size for file in hub.weight_files(run.base.files))
-    if needed > (available := available_bytes()):
-        run.reporter.warn(
-            f"verification loads the whole model, {size(needed)}, and {size(available)} of memory are available; "
-            "scoring and writing need far less"
-        )
-
-
-def deliver(run: Run, product: Product, target: Target, options: PublishOptions) -> PublishReport:
+def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> PublishReport:
     """Commit, then load back; what was committed is told and written down even if the rest fails.
 
     Raises:
@@ -277,11 +269,21 @@ def deliver(run: Run, product: Product, target: Target, options: PublishOptions)
     try:
         check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks)
     except OverBudgetError:
-        _finish(run, folder, report, options)
+        _finish(run, folder, report, delivery)
         raise
-    if options.dry_run:
-        upload = _plan_upload(run, product, target, options)
-        return _finish(run, folder, report.model_copy(update={"upload": upload}), options)
+    if delivery.dry_run:
+        upload = plan_upload(
+            folder,
+            files=product.files,
+            target=target,
+            base=run.downloaded,
+            session=run.session,
+            reporter=run.reporter,
+            scratch=run.store.folder,
+            primer=delivery.primer,
+            overwrite=delivery.replaces,
+        )
+        return _finish(run, folder, report.model_copy(update={"upload": upload}), delivery)
     Unfinished(run.store.folder, target, endpoint=run.session.endpoint).begin()
     published = send(
         folder,
@@ -291,14 +293,15 @@ def deliver(run: Run, product: Product, target: Target, options: PublishOptions)
         tag=manifest.checkpoint_tag(report.checkpoint),
         session=run.session,
         reporter=run.reporter,
-        base=report.base if options.primer else None,
-        overwrite=options.replaces,
+        base=report.base if delivery.primer else None,
+        overwrite=delivery.replaces,
     )
-    return _end(run, report.model_copy(update={"published": published, "upload": None}), target, options, folder=folder)
+    report = report.model_copy(update={"published": published, "upload": None})
+    return _end(run, report, target, delivery, folder=folder)
 
 
 def _end(
-    run: Run, report: PublishReport, target: Target, options: PublishOptions, *, folder: Path | None = None
+    run: Run, report: PublishReport, target: Target, delivery: Delivery, *, folder: Path | None = None
 ) -> PublishReport:
     """Tell what is published, and load it back where that was not done; the report is written down even if that fails.
 
@@ -306,72 +309,47 @@ def _end(
         run: the run.
         report: with what is published.
         target: where that is.
-        options: say where report and files go.
+        delivery: says where report and files go.
         folder: with the files; None where none were written.
     """
     published, unfinished = report.published, Unfinished(run.store.folder, target, endpoint=run.session.endpoint)
     if published is None:  # pragma: no cover - only what is published comes here
         return report
-    run.reporter.note(f"{_how(published)}: {published.pull_request_url or published.url}")
-    _write_report(report, options)
+    here = published.pull_request_url
+    how = ("proposed", "proposed before") if here else ("committed", "up to date")
+    run.reporter.note(f"{how[not published.created]}: {here or published.url}")
+    _write_report(report, delivery)
     try:
         if unfinished:
             report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
     except VerificationError as error:
-        _finish(run, folder, report, options)
-        raise _does_not_load(published, target, error) from error
-    if target.staged and published.pull_request_url:
+        _finish(run, folder, report, delivery)
+        where = f"proposed at {here} and was not merged" if target.staged and here else f"published at {published.url}"
+        raise VerificationError(f"It is {where}, but: {error.message}", hint=error.hint) from error
+    if target.staged and here:
         published = merge(published, target=target, tag=manifest.checkpoint_tag(report.checkpoint), session=run.session)
         run.reporter.note(f"merged: {published.url}")
         report = report.model_copy(update={"published": published})
     unfinished.end()
     announce(run.recipe.target, published, session=run.session, reporter=run.reporter)
-    return _finish(run, folder, report, options)
+    return _finish(run, folder, report, delivery)
 
 
-def _how(published: PublishedCommit) -> str:
-    """Say in two words how it came to be there."""
-    if published.pull_request_url:
-        return "proposed" if published.created else "proposed before"
-    return "committed" if published.created else "up to date"
-
-
-def _does_not_load(published: PublishedCommit, target: Target, error: VerificationError) -> VerificationError:
-    where = f"published at {published.url}"
-    if target.staged and published.pull_request_url:
-        where = f"proposed at {published.pull_request_url} and was not merged"
-    return VerificationError(f"It is {where}, but: {error.message}", hint=error.hint)
-
-
-def _plan_upload(run: Run, product: Product, target: Target, options: PublishOptions) -> UploadPlan:
-    return plan_upload(
-        product.folder,
-        files=product.files,
-        target=target,
-        base=run.downloaded,
-        session=run.session,
-        reporter=run.reporter,
-        scratch=run.store.folder,
-        primer=options.primer,
-        overwrite=options.replaces,
-    )
-
-
-def _finish(run: Run, folder: Path | None, report: PublishReport, options: PublishOptions) -> PublishReport:
+def _finish(run: Run, folder: Path | None, report: PublishReport, delivery: Delivery) -> PublishReport:
     """Write the report and put the files where they were asked for."""
-    _write_report(report, options)
-    if options.out and folder:
-        move_folder(folder, options.out)
-    if options.dry_run:
-        where = f"; the files are in {options.out or folder}" if folder else ", which is up to date"
+    _write_report(report, delivery)
+    if delivery.out and folder:
+        move_folder(folder, delivery.out)
+    if delivery.dry_run:
+        where = f"; the files are in {delivery.out or folder}" if folder else ", which is up to date"
         run.reporter.note(f"dry run: nothing was written to the Hub{where}")
     return report
 
 
-def _write_report(report: PublishReport, options: PublishOptions) -> None:
-    options.told(report)
-    if options.report:
-        write_atomically(options.report, to_json(report))
+def _write_report(report: PublishReport, delivery: Delivery) -> None:
+    delivery.told(report)
+    if delivery.report:
+        write_atomically(delivery.report, to_json(report))
 
 
 def to_json(report: PublishReport) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hubprune import __version__
@@ -25,6 +24,7 @@ from hubprune.core.errors import CheckpointError, HubpruneError, VerificationErr
 from hubprune.core.files import make_writable, scratch_folder
 from hubprune.core.privacy import check_endpoint
 from hubprune.core.recipe import BaseModelSpec, Recipe, parse
+from hubprune.core.requests import RefreshRequest
 from hubprune.core.stages import work_folder
 from hubprune.hub import repos as hub
 from hubprune.hub.commit import publish as send
@@ -38,52 +38,30 @@ from hubprune.pruning.base_files import fit
 from hubprune.workflows.publish.before import Unfinished
 from hubprune.workflows.refresh.anew import Anew, write_anew
 from hubprune.workflows.refresh.there import Published, read_published, target_of
+from hubprune.workflows.run import open_session
 
 BUG = "Nothing was changed. This is a bug worth reporting, with the name of the repo."
 NEW_TOKENS = 40
 """How many a refreshed model writes after it was loaded back."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RefreshOptions:
-    """How repos are refreshed."""
-
-    revision: str = "main"
-    """Branch."""
-    check: bool = False
-    """Only tell what would change."""
-    create_pr: bool = False
-    """Leave the commit in an open pull request."""
-    overwrite: bool = False
-    """Replace a card, and small files, that somebody edited."""
-    card_template: Path | None = None
-    """Folder of card templates that win over the shipped ones."""
-    load_back: bool = True
-    """Whether the result is downloaded and loaded in a fresh process."""
-
-
 def refresh_all(
-    repo_ids: Sequence[str], options: RefreshOptions, *, session: HubSession, reporter: Reporter
+    request: RefreshRequest, *, reporter: Reporter, session: HubSession | None = None
 ) -> tuple[RefreshReport, ...]:
     """Refresh several repos; one that fails keeps none of the others from it.
-
-    Args:
-        repo_ids: each once.
-        options: how.
-        session: which Hub, and as whom.
-        reporter: told what is going on.
 
     Raises:
         HubpruneError: nothing can be refreshed at all.
     """
+    session = session or open_session(request.endpoint)
     check_endpoint(session.endpoint)
-    if options.card_template:
-        check_templates(options.card_template)
+    if request.card_template:
+        check_templates(Path(request.card_template))
     reports = []
-    for repo_id in dict.fromkeys(repo_ids):
+    for repo_id in dict.fromkeys(request.repos):
         start = time.monotonic()
         try:
-            report = refresh(repo_id, options, session=session, reporter=reporter)
+            report = refresh(repo_id, request, session=session, reporter=reporter)
         except HubpruneError as error:
             reporter.error(error.message, error.hint)
             report = RefreshReport(
@@ -93,18 +71,19 @@ def refresh_all(
     return tuple(reports)
 
 
-def refresh(repo_id: str, options: RefreshOptions, *, session: HubSession, reporter: Reporter) -> RefreshReport:
+def refresh(repo_id: str, request: RefreshRequest, *, session: HubSession, reporter: Reporter) -> RefreshReport:
     """Bring a repo to what this version writes for the same plan and base, in one commit.
 
     Raises:
         HubpruneError: it is no repo of ours, was edited, may not be written, or does not load afterwards.
     """
     target = target_of(
-        repo_id, revision=options.revision, create_pr=options.create_pr, writes=not options.check, session=session
+        repo_id, revision=request.revision, create_pr=request.create_pr, writes=not request.check, session=session
     )
-    published = read_published(target, overwrite=options.overwrite, session=session, reporter=reporter)
+    published = read_published(target, overwrite=request.overwrite, session=session, reporter=reporter)
+    template = Path(request.card_template) if request.card_template else None
     with scratch_folder(_work_folder(), name="refresh") as folder:
-        anew = write_anew(published, folder, template=options.card_template, overwrite=options.overwrite)
+        anew = write_anew(published, folder, template=template, overwrite=request.overwrite)
         for note in anew.notes:
             reporter.warn(note)
         report = RefreshReport(
@@ -117,7 +96,7 @@ def refresh(repo_id: str, options: RefreshOptions, *, session: HubSession, repor
             config=anew.config,
             notes=anew.notes,
         )
-        return report if options.check else _carried_out(report, published, anew, options, session, reporter)
+        return report if request.check else _carried_out(report, published, anew, request, session, reporter)
 
 
 def _work_folder() -> Path:
@@ -135,7 +114,7 @@ def _carried_out(
     report: RefreshReport,
     published: Published,
     anew: Anew,
-    options: RefreshOptions,
+    request: RefreshRequest,
     session: HubSession,
     reporter: Reporter,
 ) -> RefreshReport:
@@ -146,25 +125,25 @@ def _carried_out(
         there = _as_it_is(published, anew, session=session)
         report = report.model_copy(update={"tag": there.tag})
     else:
-        if options.load_back:
+        if not request.no_load_back:
             unfinished.begin()
-        there = _send(published, anew, options, session=session, reporter=reporter)
+        there = _send(published, anew, request, session=session, reporter=reporter)
         url = there.pull_request_url or there.url
         reporter.note(f"{'committed' if there.created else 'there already'}: {url}")
         outcome = "proposed" if there.pull_request_url else "committed"
         sent = sum(change.size for change in anew.changes) if there.created else 0
         told = {"outcome": outcome, "commit": there.commit, "url": url, "tag": there.tag, "sent_bytes": sent}
         report = report.model_copy(update=told)
-    if unfinished and options.load_back:
+    if unfinished and not request.no_load_back:
         report = report.model_copy(update={"loaded_back": _load_back(published, there, work=work, reporter=reporter)})
         unfinished.end()
     return report
 
 
 def _send(
-    published: Published, anew: Anew, options: RefreshOptions, *, session: HubSession, reporter: Reporter
+    published: Published, anew: Anew, request: RefreshRequest, *, session: HubSession, reporter: Reporter
 ) -> PublishedCommit:
-    if options.load_back:
+    if not request.no_load_back:
         _check_fit(published, anew, session=session)
     changed = [change.path for change in anew.changes if change.outcome != "same"]
     reporter.note(f"{len(changed)} files change: {', '.join(changed)}")
@@ -177,7 +156,7 @@ def _send(
         tag=anew.tag,
         session=session,
         reporter=reporter,
-        overwrite="everything" if options.overwrite else "nothing",
+        overwrite="everything" if request.overwrite else "nothing",
     )
 
 

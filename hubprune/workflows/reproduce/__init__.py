@@ -12,9 +12,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,10 @@ from hubprune.core.errors import (
     HubpruneError,
     RecipeError,
 )
-from hubprune.core.files import check_new_folder, move_folder
+from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.core.privacy import TASK_FOLDER, is_local_data, public_name
 from hubprune.core.recipe import REPO_ID, Recipe, parse
+from hubprune.core.requests import ReproduceRequest
 from hubprune.core.stages import StageStore, key_of, work_folder
 from hubprune.hub.preflight import check_disk
 from hubprune.hub.session import HubSession
@@ -42,74 +42,57 @@ from hubprune.workflows.publish import pipeline
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.reproduce.comparing import causes, compare
 from hubprune.workflows.reproduce.published import Published, read_published
-from hubprune.workflows.run import Run, check_data
+from hubprune.workflows.run import Run, check_data, open_session
 
 STAGES = ("What was published", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Compare")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReproduceOptions:
-    """How a reproduction runs."""
-
-    revision: str | None = None
-    """Of the repo; None for main."""
-    calibration: tuple[Path, ...] = ()
-    """Files of documents that only the publisher has, found by their names."""
-    trust_tasks: bool = False
-    """Whether benchmark definitions that come with the result are run: their templates are code."""
-    fresh: bool = False
-    """Compute everything again, instead of going on where an earlier reproduction stopped."""
-    out: Path | None = None
-    """New folder that keeps the reproduced files."""
-    device: str | None = None
-    """What it runs on; None for what the recipe says."""
-    card_template: Path | None = None
-    """The publisher's own card templates, which are not part of what was published."""
-
-
-def reproduce(name: str, options: ReproduceOptions, *, session: HubSession, reporter: Reporter) -> Reproduction:
+def reproduce(request: ReproduceRequest, *, reporter: Reporter, session: HubSession | None = None) -> Reproduction:
     """Run the recipe of a published folder or repo again and compare all that comes of it.
 
     Nothing is taken from the work of ordinary runs, so that the publisher's own machine computes anew as well.  What a
     stopped reproduction finished is kept until everything was equal.
 
-    Args:
-        name: folder or repo id.
-        options: how.
-        session: which Hub; no token is needed for what is public.
-        reporter: told what is going on.
+    No token is needed for what is public.
 
     Raises:
         HubpruneError: something is missing that the recipe needs; found out before anything is computed.
     """
+    session = session or open_session(request.endpoint)
+    out, template, report = (Path(p) if p else None for p in (request.out, request.card_template, request.report))
+    if report:
+        make_writable(report.absolute().parent)
     stage = pipeline.announcer(reporter, STAGES)
     stage()
-    if options.out:
-        check_new_folder(options.out)
-    if options.card_template:
-        check_templates(options.card_template)
-    published = read_published(name, revision=options.revision, session=session, reporter=reporter)
-    folder = _own_folder(published, fresh=options.fresh)
+    if out:
+        check_new_folder(out)
+    if template:
+        check_templates(template)
+    published = read_published(request.published, revision=request.revision, session=session, reporter=reporter)
+    folder = _own_folder(published, fresh=request.fresh)
 
     def say_reused(stage: str) -> None:
         reporter.note(f"{stage}: taken from an earlier reproduction")
 
     store = StageStore(folder, on_reuse=say_reused, warn=reporter.warn)
-    recipe = _with_tasks(_recipe_to_run(published, options), published, folder / TASK_FOLDER)
+    recipe = _with_tasks(_recipe_to_run(published, request), published, folder / TASK_FOLDER)
     run = Run(recipe, session, reporter, store)
     _preflight(run, published)
     repo_id, tagged = published.shown_as
-    choices = CardChoices(published.notes, options.card_template, timed=published.speed or "never")
+    choices = CardChoices(published.notes, template, timed=published.speed or "never")
     with pipeline.produced(run, stage, repo_id=repo_id, tagged=tagged, choices=choices) as product:
         stage()
         seen = _compared(published, product)
-        kept = options.out or (None if seen.equal else product.folder)
-        if options.out:
-            move_folder(product.folder, options.out)
+        kept = out or (None if seen.equal else product.folder)
+        if out:
+            move_folder(product.folder, out)
     if seen.equal:
         shutil.rmtree(folder)
-    return seen.model_copy(update={"folder": str(kept) if kept else None})
+    seen = seen.model_copy(update={"folder": str(kept) if kept else None})
+    if report:
+        write_atomically(report, f"{seen.model_dump_json(indent=2)}\n")
+    return seen
 
 
 def _own_folder(published: Published, *, fresh: bool) -> Path:
@@ -152,23 +135,23 @@ def _recipe_digest(folder: Path, *, device: str) -> str:
 # ---- what is needed ----------------------------------------------------------------------------------------------
 
 
-def _recipe_to_run(published: Published, options: ReproduceOptions) -> Recipe:
+def _recipe_to_run(published: Published, request: ReproduceRequest) -> Recipe:
     """Return the recipe with what only this machine knows: where the local files are that it names."""
     recipe, name = published.recipe, published.name
-    if options.device:
-        recipe = parse(Recipe, {**recipe.model_dump(exclude_none=True), "device": options.device})
+    if request.device:
+        recipe = parse(Recipe, {**recipe.model_dump(exclude_none=True), "device": request.device})
     base = recipe.base
     if not REPO_ID.fullmatch(base.repo_id) or not COMMIT.fullmatch(base.revision):
         raise CheckpointError(
             f"The recipe of {name} pins no commit of a base on the Hub: it says {base.repo_id} at {base.revision}.",
             hint=f"With a copy of the base, check what was published: hubprune verify {name} --base FOLDER",
         )
-    if recipe.evaluation.include_path and recipe.evaluation.tasks and not options.trust_tasks:
+    if recipe.evaluation.include_path and recipe.evaluation.tasks and not request.trust_tasks:
         raise EvaluationError(
             f"{name} brings benchmark definitions of its own, whose templates can run code on this machine.",
             hint=f"Read the files in its folder tasks, then: hubprune reproduce {name} --trust-tasks",
         )
-    return _with_files(recipe, name=name, given=options.calibration)
+    return _with_files(recipe, name=name, given=[Path(file) for file in request.calibration or ()])
 
 
 def _with_tasks(recipe: Recipe, published: Published, folder: Path) -> Recipe:
@@ -182,7 +165,7 @@ def _with_tasks(recipe: Recipe, published: Published, folder: Path) -> Recipe:
     return recipe.model_copy(update={"evaluation": evaluation})
 
 
-def _with_files(recipe: Recipe, *, name: str, given: tuple[Path, ...]) -> Recipe:
+def _with_files(recipe: Recipe, *, name: str, given: Sequence[Path]) -> Recipe:
     """Put the given files in the place of the names that a published recipe has for local ones."""
     subsets, known = recipe.calibration.subsets, {path.name: path for path in given}
     wanted = {public_name(s.dataset) for s in subsets if is_local_data(s.dataset)} if recipe.needs_scores else set()

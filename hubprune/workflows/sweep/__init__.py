@@ -1,6 +1,6 @@
 """Measure what every number of drops costs: one base in memory, one scoring pass, many points.
 
-In come the run of a recipe and a request; out comes a report with a recommendation per method, and its files.
+In comes a request; out comes a report with a recommendation per method, and its files.
 
     points      what is asked for, and the plan of every point
     measuring   benchmarks, perplexity and speed of each, on the base in memory
@@ -11,23 +11,34 @@ In come the run of a recipe and a request; out comes a report with a recommendat
 from __future__ import annotations
 
 from hubprune.core.artifacts import SweepReport
+from hubprune.core.console import Reporter
 from hubprune.core.errors import MissingDependencyError
 from hubprune.core.recipe import CalibrationMix
+from hubprune.core.requests import SweepRequest
 from hubprune.pruning import calibration, documents
-from hubprune.workflows.run import Run, check_data, scores_if_needed, shape_of
+from hubprune.workflows.recipes import recipe_of
+from hubprune.workflows.run import Run, check_data, open_run, scores_if_needed, shape_of
 from hubprune.workflows.sweep.measuring import held_out, measure_all, overlaps, read_mix
-from hubprune.workflows.sweep.points import Ranked, SweepRequest, check_counts, check_measures, check_out, make_points
+from hubprune.workflows.sweep.points import Ranked, SweepPlan, check_counts, check_measures, check_out, make_points
 from hubprune.workflows.sweep.report import assemble, write_files
 
 STAGES = ("Base and checks", "Scores", "Points", "Report")
 
 
-def sweep(run: Run, request: SweepRequest) -> SweepReport:
+def sweep(request: SweepRequest, *, reporter: Reporter) -> SweepReport:
     """Run a sweep, or go on with one that was stopped, and write its files where a folder was named.
 
     Raises:
         HubpruneError: the first thing that is wrong; what can be checked without weights is checked first.
     """
+    plan = SweepPlan.of(request)
+    # A recipe has to drop something; which point it is makes no difference.
+    recipe = recipe_of(request, drop={f"{plan.methods[0]}_drop": "1"})
+    return sweep_run(open_run(recipe, request.endpoint, reporter), plan)
+
+
+def sweep_run(run: Run, request: SweepPlan) -> SweepReport:
+    """Do the same over a run that is open already."""
     recipe = run.recipe
     _stage(run, 1)
     mix = _check(run, request)
@@ -63,7 +74,7 @@ def _stage(run: Run, number: int) -> None:
     run.reporter.stage(number, len(STAGES), STAGES[number - 1])
 
 
-def _check(run: Run, request: SweepRequest) -> CalibrationMix | None:
+def _check(run: Run, request: SweepPlan) -> CalibrationMix | None:
     """Check all that needs no weights, and return the mix that the perplexity is measured on."""
     check_measures(request, run.recipe.evaluation.tasks)
     check_counts(request, shape_of(run.base), protect=run.recipe.drop.protect)

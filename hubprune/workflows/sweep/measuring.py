@@ -23,7 +23,7 @@ from hubprune.pruning.calibration import CalibrationSet, file_hashes
 from hubprune.pruning.documents import find_mix, is_file, stream
 from hubprune.pruning.layouts import Runnable
 from hubprune.workflows.run import Run
-from hubprune.workflows.sweep.points import Point, SpeedRequest, SweepRequest
+from hubprune.workflows.sweep.points import Point, SpeedPlan, SweepPlan
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Models
@@ -139,7 +139,7 @@ class Measured:
 
 
 def measure_all(
-    run: Run, request: SweepRequest, points: Sequence[Point], documents: HeldOutDocuments | None
+    run: Run, request: SweepPlan, points: Sequence[Point], documents: HeldOutDocuments | None
 ) -> tuple[Measured, ...]:
     """Measure all points that no earlier run did, in their order; two that drop the same are measured once.
 
@@ -164,7 +164,7 @@ class _Bench:
     """The base and its documents, loaded when the first point needs them."""
 
     def __init__(
-        self, run: Run, request: SweepRequest, documents: HeldOutDocuments | None, plans: Sequence[DropPlan]
+        self, run: Run, request: SweepPlan, documents: HeldOutDocuments | None, plans: Sequence[DropPlan]
     ) -> None:
         self._run, self._request, self._documents, self._plans = run, request, documents, plans
         # The run's own store would say of every point that it was taken from an earlier run.
@@ -254,7 +254,7 @@ class _Bench:
     def _time(self, plan: DropPlan) -> SpeedMeasured:
         from hubprune.evaluation import speed
 
-        asked, model = self._request.speed or SpeedRequest(), self._model
+        asked, model = self._request.speed or SpeedPlan(), self._model
         new_tokens, seed = asked.new_tokens, self._run.recipe.seed
         (depth,) = speed.fit_depths((asked.depth,), new_tokens=new_tokens, max_positions=model.max_positions)
         spec = speed.SpeedSpec(depth=depth, new_tokens=new_tokens, rounds=asked.rounds, seed=seed)

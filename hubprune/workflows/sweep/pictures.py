@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubprune.core.artifacts import Ranking, SublayerKind, SweepPoint, SweepReport
 from hubprune.plots import CellState, Step, curve, dropping_order, save, speed_curve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMES: Mapping[Ranking, str] = {
     "attn": "attention drop", "mlp": "MLP drop", "block": "block drop", "joint": "joint drop",
@@ -21,59 +25,61 @@ def draw(report: SweepReport, folder: Path) -> tuple[Path, ...]:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
+    return tuple(path for name, figure in figures(report) for path in save(figure, folder, name))
+
+
+def figures(report: SweepReport) -> Iterator[tuple[str, Figure]]:
+    """Draw all pictures of a sweep, each with the name of its file; nothing is written yet."""
     first = report.points[0]
     mean = _series(report, lambda point: point.mean)
     perplexity = _series(
         report, lambda point: min(point.perplexity or OUTSIDE, OUTSIDE) if point.perplexity_change else None
     )
-    paths: list[Path] = []
     if mean:
         series, steps = _with_steps(report, mean)
         ylabel, title = "mean of the benchmarks (%)", f"{report.base}: mean of the benchmarks"
         figure = curve(
             series, baseline=first.mean, ylabel=ylabel, title=title, xlabel="drops", chance=report.chance, steps=steps
         )
-        paths += save(figure, folder, "accuracy")
+        yield "accuracy", figure
     if perplexity:
         series, steps = _with_steps(report, perplexity)
         ylabel, title = "perplexity (log scale)", f"{report.base}: perplexity"
         figure = curve(
             series, baseline=first.perplexity, ylabel=ylabel, title=title, xlabel="drops", steps=steps, scale="log"
         )
-        paths += save(figure, folder, "perplexity")
-    paths += _speed(report, folder)
+        yield "perplexity", figure
+    if speed := _speed(report):
+        yield "speed", speed
     for order in report.orders:
-        paths += _order(report, order.method, folder)
-    return tuple(paths)
+        yield f"order-{order.method}", _order(report, order.method)
 
 
-def _speed(report: SweepReport, folder: Path) -> Sequence[Path]:
+def _speed(report: SweepReport) -> Figure | None:
     series = _series(report, lambda point: point.speed.speedup_percent if point.speed else None)
     if not series:
-        return ()
+        return None
     intervals: dict[str, list[tuple[float, float]]] = {}
     for point in report.points:
         if point.speed:
             ends = point.speed.ratio.low, point.speed.ratio.high
             intervals.setdefault(NAMES[point.method], []).append((100 * (ends[0] - 1), 100 * (ends[1] - 1)))
-    figure = speed_curve(
+    return speed_curve(
         series,
         intervals=intervals,
         sdr=_series(report, lambda point: point.sdr.value if point.sdr else None) or None,
         title=f"{report.base}: speed of decoding",
         xlabel="drops",
     )
-    return save(figure, folder, "speed")
 
 
-def _order(report: SweepReport, method: Ranking, folder: Path) -> Sequence[Path]:
+def _order(report: SweepReport, method: Ranking) -> Figure:
     points = [point for point in report.points if point.method == method]
     gone = [{*report.absent, *point.dropped} for point in points]
     rows = [[_state(layer, sublayers) for sublayers in gone] for layer in range(report.num_hidden_layers)]
-    figure = dropping_order(
+    return dropping_order(
         rows, counts=[point.count for point in points], title=f"{report.base}: order of {NAMES[method]}", ylabel="drops"
     )
-    return save(figure, folder, f"order-{method}")
 
 
 def _state(layer: int, gone: set[tuple[SublayerKind, int]]) -> CellState:

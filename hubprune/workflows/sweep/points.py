@@ -12,7 +12,9 @@ from typing import Any, get_args
 from hubprune.core.artifacts import DropPlan, LayerScores, Metric, Ranking, SweepOrder
 from hubprune.core.errors import PlanError, RecipeError
 from hubprune.core.files import check_new_folder, make_writable
+from hubprune.core.options import as_typed
 from hubprune.core.recipe import parse
+from hubprune.core.requests import SweepRequest
 from hubprune.core.specs import DropSpec
 from hubprune.pruning.layouts import require_every_kind
 from hubprune.pruning.selection import NOUNS, Shape, check_request, make_plan
@@ -22,6 +24,11 @@ MOST_POINTS = 1000
 _RANGE = re.compile(r"(\d{1,6})(?::(\d{1,6})(?::(\d{1,6}))?)?", re.ASCII)
 _HINT = "Write it like --counts 0:12 (12 included), --counts 0:12:3 or --counts 0,2,4."
 REPORT = "sweep.json"
+PASSED_ON = (
+    "base_revision", "protect", "calibration", "num_samples", "max_tokens", "metric", "aggregation", "tasks",
+    "num_fewshot", "include_path", "batch_size", "eval_backend", "endpoint", "seed", "device", "dtype",
+)  # fmt: skip
+"""Options of a sweep that a publish after it needs, too, so that it drops the same and measures the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedRequest:
+class SpeedPlan:
     """How speed is measured."""
 
     depth: int = 512
@@ -45,7 +52,7 @@ class SpeedRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepRequest:
+class SweepPlan:
     """Which points, what is measured at each, and where the result goes."""
 
     methods: tuple[Ranking, ...]
@@ -55,12 +62,34 @@ class SweepRequest:
     """File of documents or mix that perplexity is measured on; None for no perplexity."""
     perplexity_samples: int | None = None
     """Documents of it; None for the default."""
-    speed: SpeedRequest | None = None
+    speed: SpeedPlan | None = None
     limits: Limits = Limits()
     out: Path | None = None
     """Folder for table, report and pictures."""
     next_options: tuple[str, ...] = ()
     """Options of the sweep that the next command needs, too."""
+
+    @classmethod
+    def of(cls, request: SweepRequest) -> SweepPlan:
+        """Read what is asked for.
+
+        Raises:
+            RecipeError: a value that cannot be used.
+        """
+        return cls(
+            methods=parse_methods(_text(request.method)),
+            counts=parse_counts(_text(request.counts)),
+            perplexity=request.perplexity,
+            perplexity_samples=request.perplexity_samples,
+            speed=SpeedPlan(depth=request.speed_depth, rounds=request.speed_rounds) if request.speed else None,
+            limits=Limits(points=request.max_loss, perplexity_percent=request.max_rise),
+            out=Path(request.out) if request.out else None,
+            next_options=tuple(as_typed(request, *PASSED_ON)),
+        )
+
+
+def _text(value: str | Sequence[object]) -> str:
+    return value if isinstance(value, str) else ",".join(map(str, value))
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
@@ -109,7 +138,7 @@ def drop_spec(method: Ranking, count: int, *, protect: tuple[int, ...]) -> DropS
     return parse(DropSpec, {"protect": protect, **({f"{method}_drop": count} if count else {})})
 
 
-def check_counts(request: SweepRequest, shape: Shape, *, protect: tuple[int, ...]) -> None:
+def check_counts(request: SweepPlan, shape: Shape, *, protect: tuple[int, ...]) -> None:
     """Refuse counts that a method cannot drop; needs no scores.
 
     Raises:
@@ -137,7 +166,7 @@ def too_many(method: Ranking, count: int, most: int, text: str) -> PlanError:
     return PlanError(f"Cannot drop {count} {NOUNS[method]}: {text}, and {most} of them can go.", hint=hint)
 
 
-def check_measures(request: SweepRequest, tasks: tuple[str, ...]) -> None:
+def check_measures(request: SweepPlan, tasks: tuple[str, ...]) -> None:
     """Refuse a sweep that measures nothing.
 
     Raises:
@@ -204,7 +233,7 @@ class Ranked:
         return True
 
 
-def make_points(request: SweepRequest, ranked: Ranked) -> tuple[Point, ...]:
+def make_points(request: SweepPlan, ranked: Ranked) -> tuple[Point, ...]:
     """Make all points, method by method; each drops what the one before drops, and more.
 
     Raises:

@@ -35,14 +35,14 @@ from hubprune.evaluation import compare
 from hubprune.pruning.checkpoint import count_parameters
 from hubprune.workflows.run import Run
 from hubprune.workflows.sweep.measuring import Measured
-from hubprune.workflows.sweep.points import REPORT, Limits, Point, SweepRequest, order_of
+from hubprune.workflows.sweep.points import REPORT, Limits, Point, SweepPlan, order_of
 
 CSV = "sweep.csv"
 
 
 def assemble(
     run: Run,
-    request: SweepRequest,
+    request: SweepPlan,
     points: Sequence[Point],
     measured: Sequence[Measured],
     *,
@@ -51,13 +51,7 @@ def assemble(
 ) -> SweepReport:
     """Make the report of a sweep from what was measured at each of its points.
 
-    Args:
-        run: with the base and what it was scored by.
-        request: of the sweep.
-        points: in the order of the request.
-        measured: one per point.
-        scores: of the base; None where nothing was chosen by them.
-        documents: that perplexity was measured on.
+    Scores are None where nothing was chosen by them, documents where no perplexity was measured.
     """
     recipe, base = run.recipe, measured[0]
     whole, parts = _sublayer_parameters(run.runnable.weights(), run.downloaded.config, run.architecture)
@@ -104,8 +98,7 @@ def _sublayer_parameters(
     weights: Weights, config: Mapping[str, Any], architecture: Architecture
 ) -> tuple[int, dict[tuple[SublayerKind, int], int]]:
     """Return the base's parameters, and those of every sublayer by kind and layer."""
-    parts: Mapping[SublayerKind, tuple[str, ...]] = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
-    owners = {part: kind for kind, names in parts.items() for part in names}
+    owners = {part: kind for kind, names in architecture.parts.items() for part in names}
     found: dict[tuple[SublayerKind, int], int] = {}
     for _, tensor in weights:
         if tensor.name.startswith(architecture.layers_prefix) and architecture.is_parameter(tensor.name):
@@ -209,13 +202,8 @@ def recommend(
 ) -> Recommendation:
     """Pick a count for a method by the rule, and say what decided.
 
-    Args:
-        method: one of the sweep's.
-        points: of this method, the base among them.
-        limits: what the rule keeps to.
-        base: repo id or folder, for the next command.
-        options: what the next command needs beside the count, where it publishes.
-        publishable: whether the base is on a Hub; a folder can only be pruned.
+    The points are those of the method, the base among them.  The next command is a publish with `options`; where the
+    base is a folder, a prune.
     """
     ordered = sorted(points, key=lambda point: point.count)
     kept = ordered[0]

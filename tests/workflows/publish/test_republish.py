@@ -23,6 +23,7 @@ from hubprune.core.recipe import (
     EvaluationSpec,
     TargetSpec,
 )
+from hubprune.core.requests import PublishRequest
 from hubprune.core.specs import WidthSpec
 from hubprune.core.stages import StageStore
 from hubprune.hub import commit
@@ -144,8 +145,8 @@ def stages(monkeypatch):
     monkeypatch.setattr(pipeline, "_load_back", refuse)
 
 
-def again(run, **options):
-    return pipeline.publish(run, pipeline.PublishOptions(**options))
+def again(run, *, told=lambda report: None, **options):
+    return pipeline.publish_run(run, PublishRequest(**options), told=told)
 
 
 def read(admin, repo_id, path):
@@ -214,11 +215,11 @@ def test_a_staged_result_reaches_the_branch_once_it_was_loaded_back(
         with pytest.raises(
             VerificationError, match=r"proposed at .*/discussions/1 and was not merged, but: it does not"
         ):
-            pipeline.deliver(run, product, target, pipeline.PublishOptions())
+            pipeline.deliver(run, product, target, pipeline.Delivery())
         assert admin.model_info(target.repo_id).sha == head
         assert admin.list_repo_refs(target.repo_id).tags == []
         return
-    done = pipeline.deliver(run, product, target, pipeline.PublishOptions()).published
+    done = pipeline.deliver(run, product, target, pipeline.Delivery()).published
     [[proposed, at_the_time]] = seen
     assert (at_the_time, done.commit) == (head, admin.model_info(target.repo_id).sha)
     assert proposed != done.commit
@@ -240,8 +241,8 @@ def test_a_staged_publish_that_was_killed_before_the_merge_is_completed(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "merge", kill)
         with pytest.raises(SystemExit):
-            pipeline.deliver(run, product, target, pipeline.PublishOptions())
-    done = pipeline.deliver(run, product, target, pipeline.PublishOptions()).published
+            pipeline.deliver(run, product, target, pipeline.Delivery())
+    done = pipeline.deliver(run, product, target, pipeline.Delivery()).published
     assert done.pull_request_url.endswith("/discussions/1")
     assert done.commit == admin.model_info(target.repo_id).sha
     assert len(commits(admin, target.repo_id)) == 2
@@ -251,7 +252,7 @@ def test_a_staged_repo_that_is_new_has_no_readers_to_protect(run_of, user, input
     run = run_of(staged_recipe(user))
     product, target = produced_by(run, tmp_path / "first")
     monkeypatch.setattr(pipeline, "_load_back", lambda run, published, report: None)
-    done = pipeline.deliver(run, product, target, pipeline.PublishOptions()).published
+    done = pipeline.deliver(run, product, target, pipeline.Delivery()).published
     assert (done.pull_request_url, done.commit) == (None, admin.model_info(target.repo_id).sha)
 
 
@@ -300,7 +301,7 @@ def propose(run, folder, monkeypatch):
     product, target = produced_by(run, folder)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "_load_back", lambda run, published, report: None)
-        return pipeline.deliver(run, product, target, pipeline.PublishOptions()).published
+        return pipeline.deliver(run, product, target, pipeline.Delivery()).published
 
 
 def test_what_is_proposed_already_is_not_computed_again(run_of, user, session, inputs, admin, tmp_path, monkeypatch):
@@ -352,7 +353,7 @@ def test_a_publish_that_was_killed_after_its_commit_is_completed(
     with monkeypatch.context() as patch:
         patch.setattr(commit if killed_in == "tag_commit" else pipeline, killed_in, kill)
         with pytest.raises(SystemExit):
-            pipeline.deliver(run, product, target, pipeline.PublishOptions())
+            pipeline.deliver(run, product, target, pipeline.Delivery())
     head, loaded = admin.model_info(target.repo_id).sha, []
     monkeypatch.setattr(pipeline, "_load_back", lambda run, published, report: loaded.append(published.commit))
     later = Run(run.recipe, run.session, run.reporter, StageStore(run.store.folder))

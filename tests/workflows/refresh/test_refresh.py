@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from hubprune.cards.manifest import checkpoint_tag, parse_record
 from hubprune.cli import app
 from hubprune.core.recipe import read_recipe
+from hubprune.core.requests import PublishRequest, RefreshRequest
 from hubprune.core.stages import StageStore
 from hubprune.hub import repos as hub_of_bases
 from hubprune.workflows import refresh as refreshing
@@ -69,8 +70,7 @@ def refreshed(hub, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HUBPRUNE_HOME", str(tmp_path_factory.mktemp("work")))
         hub.clear_log()
-        options = refreshing.RefreshOptions()
-        [report] = refreshing.refresh_all([REPO_ID], options, session=session, reporter=Reporter(quiet=True))
+        [report] = refreshing.refresh_all(RefreshRequest([REPO_ID]), session=session, reporter=Reporter(quiet=True))
     return report, folder_at(api, tmp_path_factory.mktemp("refreshed"), report.commit)
 
 
@@ -157,12 +157,12 @@ def test_a_publish_of_the_same_recipe_finds_it_up_to_date(refreshed, api, sessio
     # Under other libraries or with other code on the card, a publish has to run anew, refreshed or not.
     monkeypatch.setattr(inputs, "library_versions", lambda: values["versions"])
     monkeypatch.setattr(inputs, "snippet_part", lambda template: values["fingerprint"]["snippet"])
-    monkeypatch.setattr(pipeline, "_check_resources", lambda *_: pytest.fail("it computes"))
+    monkeypatch.setattr(pipeline, "_check_resources", lambda *_, **__: pytest.fail("it computes"))
     recipe = read_recipe(folder / "recipe.yaml")
     target = recipe.target.model_copy(update={"repo_id": REPO_ID})
     run = Run(recipe.model_copy(update={"target": target}), session, reporter, StageStore(tmp_path / "work"))
     before = commits(api)
-    made = pipeline.publish(run, pipeline.PublishOptions())
+    made = pipeline.publish_run(run, PublishRequest())
     assert (made.published.created, made.published.commit, made.published.tag) == (False, report.commit, report.tag)
     assert commits(api) == before
 
@@ -181,8 +181,8 @@ def test_a_second_refresh_finds_nothing_to_do(refreshed, api, refresh):
 @pytest.fixture
 def refresh(session, reporter):
     def run(*repo_ids, session=session, load_back=False, **options):
-        chosen = refreshing.RefreshOptions(load_back=load_back, **options)
-        return refreshing.refresh_all(repo_ids, chosen, session=session, reporter=reporter)
+        request = RefreshRequest(repo_ids, no_load_back=not load_back, **options)
+        return refreshing.refresh_all(request, session=session, reporter=reporter)
 
     return run
 

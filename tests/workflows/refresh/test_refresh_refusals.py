@@ -19,6 +19,7 @@ from last_version_repo import (
 
 from hubprune.cards.manifest import SCHEMA_VERSION
 from hubprune.core.errors import HubpruneError
+from hubprune.core.requests import RefreshRequest
 from hubprune.hub.session import HubSession
 from hubprune.workflows import refresh as refreshing
 from hubprune.workflows.refresh import anew
@@ -30,7 +31,7 @@ def refused(session, reporter, api):
 
     def run(repo_id=REPO_ID, *, session=session, load_back=False, **options):
         before = commits(api)
-        chosen = refreshing.RefreshOptions(load_back=load_back, **options)
+        chosen = RefreshRequest([repo_id], no_load_back=not load_back, **options)
         with pytest.raises(HubpruneError) as caught:
             refreshing.refresh(repo_id, chosen, session=session, reporter=reporter)
         assert commits(api) == before
@@ -66,7 +67,7 @@ def test_a_file_that_somebody_edited_stops_it_and_the_commit_is_named(refused, p
 @pytest.mark.parametrize("path", ["config.json", "README.md", "tokenizer_config.json"])
 def test_what_is_written_anew_may_be_overwritten(session, reporter, published, api, path):
     commit(api, REPO_ID, {path: EDITS[path]}, message="Mend it")
-    chosen = refreshing.RefreshOptions(load_back=False, overwrite=True)
+    chosen = RefreshRequest([REPO_ID], no_load_back=True, overwrite=True)
     report = refreshing.refresh(REPO_ID, chosen, session=session, reporter=reporter)
     assert path in {file.path for file in report.changed}
     assert manifest_at(api)["files"].keys() == json.loads(files_of("published")["hubprune.json"])["files"].keys()
@@ -87,7 +88,7 @@ def test_nothing_is_overwritten_where_the_base_is_gone(published, hub, api, repo
         endpoint=hub.endpoint, token=hub.add_user("outsider2", role="fineGrained", writable=(REPO_ID,))
     )
     api.update_repo_settings(BASE_ID, private=True)
-    chosen = refreshing.RefreshOptions(load_back=False, overwrite=True)
+    chosen = RefreshRequest([REPO_ID], no_load_back=True, overwrite=True)
     try:
         with pytest.raises(HubpruneError) as caught:
             refreshing.refresh(REPO_ID, chosen, session=session, reporter=reporter)
@@ -164,7 +165,7 @@ def test_a_token_that_may_not_write_is_told_of_pull_requests(refused, published,
     error = refused(session=stranger)
     assert "may not write to acme/tiny-mistral-attn-drop-1" in error.message
     assert error.hint == "Propose the refresh with --create-pr, or ask for write access."
-    chosen = refreshing.RefreshOptions(load_back=False, create_pr=True)
+    chosen = RefreshRequest([REPO_ID], no_load_back=True, create_pr=True)
     assert refreshing.refresh(REPO_ID, chosen, session=stranger, reporter=reporter).outcome == "proposed"
 
 
@@ -192,7 +193,7 @@ def test_what_does_not_load_afterwards_says_which_commit_has_the_files_as_they_w
     monkeypatch.setattr(verify, "load_from_hub", fail)
     before = commits(api)
     with pytest.raises(VerificationError) as caught:
-        refreshing.refresh(REPO_ID, refreshing.RefreshOptions(), session=session, reporter=reporter)
+        refreshing.refresh(REPO_ID, RefreshRequest([REPO_ID]), session=session, reporter=reporter)
     assert f"is refreshed at {commits(api)[0][:8]}, but: A fresh process could not" in caught.value.message
     assert before[0][:8] in caught.value.hint
 

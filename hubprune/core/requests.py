@@ -1,0 +1,434 @@
+"""One request per command: what `hubprune publish`, `score` and the others can be asked, and the same calls in Python.
+
+`hubprune.core.options` has the groups that they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from hubprune.core.options import (
+    CARD,
+    DROPPING,
+    ELSEWHERE,
+    MEASURING,
+    SCORING,
+    STUDY,
+    TARGET,
+    Argument,
+    BaseOrFolder,
+    CardTemplate,
+    Delivering,
+    Device,
+    Dropping,
+    Dtype,
+    Measuring,
+    Notes,
+    OnHub,
+    Option,
+    Place,
+    Port,
+    RepoRevision,
+    ReportFile,
+    Request,
+    Scoring,
+    TrustRemoteCode,
+)
+
+# ---- making --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishRequest(Dropping, Scoring, Measuring, Delivering):
+    """Score, prune, verify, benchmark and publish a base."""
+
+    everyday: ClassVar[tuple[str, ...]] = ("attn_drop", "tasks", "repo_id", "private", "dry_run", "recipe")
+    """Options that the help shows first."""
+
+    base: Annotated[str | None, Argument("Repo id of the base, as in meta-llama/Llama-3.2-3B.")] = field(
+        default=None, kw_only=False
+    )
+    max_drop_pp: Annotated[
+        str | Mapping[str, float] | None,
+        Option(
+            "Publish nothing, and exit with 4, where a task, or the mean of all (mean=3), lost more points than this.",
+            metavar="TASK=POINTS,...|none",
+            panel=MEASURING,
+        ),
+    ] = None
+    prompts: Annotated[
+        Place | None, Option("Prompts for the free text, one per line.", metavar="FILE", panel=MEASURING)
+    ] = None
+    repo_id: Annotated[str | None, Option("Target. Default: <your namespace>/<base>-attn-drop-<N>.", panel=TARGET)] = (
+        None
+    )
+    revision: Annotated[str | None, Option("Branch of the target. Default: main.", panel=TARGET)] = None
+    private: Annotated[bool | None, Option("Create the target as a private repo.", panel=TARGET)] = None
+    create_pr: Annotated[bool | None, Option("Open a pull request instead of committing.", panel=TARGET)] = None
+    staged: Annotated[
+        bool | None,
+        Option("Open a pull request, load the result back from it, and only then merge it.", panel=TARGET),
+    ] = None
+    collection: Annotated[
+        str | None,
+        Option("Collection to add the result to; made where it is missing.", metavar="SLUG|TITLE", panel=TARGET),
+    ] = None
+    supersedes: Annotated[
+        str | None,
+        Option(
+            "Propose to this repo, by pull request, to name the result as its new version.",
+            metavar="REPO",
+            panel=TARGET,
+        ),
+    ] = None
+    primer: Annotated[
+        bool,
+        Option(
+            "Ask the Hub first which parts of the base it has, so that they are not sent; costs up to 0.3 MB a shard.",
+            flag="--primer/--no-primer",
+            panel=TARGET,
+        ),
+    ] = True
+    force: Annotated[bool, Option("Run even if the last publish is up to date.", panel=TARGET)] = False
+    only_if_changed: Annotated[
+        bool,
+        Option("Compute nothing for --dry-run and --out either where the last publish is up to date.", panel=TARGET),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        Option(
+            "Do everything but write to the Hub; print the card, the files and how much would be sent.", panel=TARGET
+        ),
+    ] = False
+    out: Annotated[
+        Place | None, Option("New folder that keeps the published files.", metavar="FOLDER", panel=TARGET)
+    ] = None
+    license: Annotated[
+        str | None, Option("Licence, as in apache-2.0, of a base whose card names none.", metavar="ID", panel=CARD)
+    ] = None
+    allow_name: Annotated[
+        bool | None, Option("Publish under a name that the base's licence does not allow.", panel=CARD)
+    ] = None
+    notes: Notes = None
+    card_template: CardTemplate = None
+    speed: Annotated[
+        bool, Option("Time both models on this machine, for the card: prefill, decoding, peak memory.", panel=CARD)
+    ] = False
+    recipe: Annotated[Place | None, Option("YAML with all of this; options win over it.", metavar="FILE")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest(PublishRequest):
+    """A publish that may run on a machine of Hugging Face Jobs instead of this one."""
+
+    on: Annotated[
+        str | None,
+        Option(
+            "Run it on Hugging Face Jobs and follow its log; Ctrl-C leaves the job running.",
+            metavar="hf-jobs",
+            panel=ELSEWHERE,
+        ),
+    ] = None
+    flavor: Annotated[
+        str | None,
+        Option("Machine of the job, one of `hf jobs hardware`.", metavar="a100-large", panel=ELSEWHERE),
+    ] = None
+    timeout: Annotated[
+        str | None, Option("Time after which the job is ended. Default: 12h.", metavar="12h", panel=ELSEWHERE)
+    ] = None
+    namespace: Annotated[
+        str | None, Option("Who runs and pays the job. Default: you.", metavar="NAME", panel=ELSEWHERE)
+    ] = None
+    requirement: Annotated[
+        str | None,
+        Option(
+            "What the job installs. Default: this version of hubprune from PyPI.",
+            metavar="PACKAGE",
+            panel=ELSEWHERE,
+        ),
+    ] = None
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Whether a job is meant: one of its options was given."""
+        asked = self.on, self.flavor, self.timeout, self.namespace, self.requirement
+        return any(value is not None for value in asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushRequest(Delivering):
+    """Publish what a dry run made."""
+
+    folder: Annotated[Place, Argument("What publish --dry-run --out wrote.", metavar="FOLDER")] = field(kw_only=False)
+    dry_run_report: Annotated[Place, Argument("What --report of the same run wrote.", metavar="REPORT")] = field(
+        kw_only=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRequest(Dropping, Scoring):
+    """Write a pruned and verified checkpoint into a folder."""
+
+    base: BaseOrFolder = field(kw_only=False)
+    out: Annotated[Place, Option("New folder for the checkpoint.", metavar="FOLDER")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest(Scoring):
+    """Score a base, once or side by side."""
+
+    base: BaseOrFolder = field(kw_only=False)
+    revisions: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            "Score the base at several branches, tags or commits, as in step1000,step2000.",
+            metavar="A,B,...",
+            panel=STUDY,
+        ),
+    ] = None
+    calibration: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            "`cosmopedia` (the default), `c4`, `codealpaca`, `mathinstruct`, `lima`, a .yaml with a mix, or a file of "
+            "documents.  Several: scores side by side.",
+            metavar="A[,B,...]",
+            panel=STUDY,
+        ),
+    ] = None  # type: ignore[assignment] # wider: a study varies it, and each of its passes has one
+    num_samples: Annotated[
+        str | int | Sequence[int] | None,
+        Option(
+            "Calibration documents in all, or packed sequences. Default: the mix's own, 400 for cosmopedia.  Several: "
+            "how stable the order is.",
+            metavar="N[,N,...]",
+            panel=STUDY,
+        ),
+    ] = None  # type: ignore[assignment]
+    attn_drop: Annotated[
+        int | str, Option("Mark the N attention sublayers that would go.", metavar="N", panel=DROPPING)
+    ] = "1"
+    plot: Annotated[
+        Place | None,
+        Option("Draw the scores as PNG and SVG into this folder.", metavar="FOLDER", panel=SCORING),
+    ] = None
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest(Scoring, Measuring):
+    """Measure what every number of drops costs."""
+
+    base: BaseOrFolder = field(kw_only=False)
+    method: Annotated[
+        str | Sequence[str],
+        Option("What to drop, each as a curve.", metavar="attn,mlp,block,joint", panel=DROPPING),
+    ] = "attn"
+    counts: Annotated[
+        str | Sequence[int],
+        Option("Numbers of drops; 0:12 is 0 to 12.", metavar="0:12|0:12:3|0,2,4", panel=DROPPING),
+    ] = "0:12"
+    perplexity: Annotated[
+        str | None,
+        Option(
+            "Measure perplexity on a file of documents or a mix; what was scored on is left out.",
+            metavar="FILE|MIX",
+            panel=MEASURING,
+        ),
+    ] = None
+    perplexity_samples: Annotated[
+        int | None, Option("Documents for the perplexity. Default: 64.", least=1, panel=MEASURING)
+    ] = None
+    speed: Annotated[bool, Option("Time decoding against the base, in paired rounds.", panel=MEASURING)] = False
+    speed_depth: Annotated[
+        int, Option("Tokens in the KV cache when timed decoding starts.", least=1, panel=MEASURING)
+    ] = 512
+    speed_rounds: Annotated[int, Option("Rounds of timing per point.", least=20, panel=MEASURING)] = 20
+    max_loss: Annotated[
+        float,
+        Option("Points of the mean that the recommendation may lose.", metavar="POINTS", least=0, panel=MEASURING),
+    ] = 1.0
+    max_rise: Annotated[
+        float, Option("Percent that its perplexity may rise.", metavar="%", least=0, panel=MEASURING)
+    ] = 5.0
+    out: Annotated[Place | None, Option("Folder for sweep.csv, sweep.json and pictures.", metavar="FOLDER")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRequest(OnHub):
+    """Time a pruned checkpoint against its base."""
+
+    first: Annotated[
+        str,
+        Argument("Repo id or folder of the base; may be left out: PRUNED names its base.", metavar="BASE"),
+    ] = field(kw_only=False)
+    second: Annotated[str | None, Argument("A folder or repo that hubprune wrote.", metavar="PRUNED")] = field(
+        default=None, kw_only=False
+    )
+    depths: Annotated[
+        str | Sequence[int],
+        Option(
+            "Tokens in the KV cache when decoding starts: lengths of the prompt, cut to what the model has positions "
+            "for.",
+            metavar="0,512,2048",
+            panel=MEASURING,
+        ),
+    ] = "0,512,2048"
+    new_tokens: Annotated[int, Option("Tokens that are decoded.", least=1, panel=MEASURING)] = 32
+    batch_size: Annotated[int, Option("Sequences at once.", least=1, panel=MEASURING)] = 1
+    rounds: Annotated[int, Option("Rounds per depth, after three that do not count.", least=20, panel=MEASURING)] = 20
+    largest_batch: Annotated[
+        bool, Option("Search for the largest batch that fits on the GPU, too.", panel=MEASURING)
+    ] = False
+    revision: RepoRevision = None
+    trust_remote_code: TrustRemoteCode = False
+    report: ReportFile = None
+    seed: Annotated[int, Option("Seed of the order within a round and of the intervals.")] = 0
+    device: Device = None
+    dtype: Dtype = None
+
+
+COMPARED = Argument(
+    "A pruned folder, a repo id (with @ and a revision where it is not main), a report or a plan as JSON."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRequest(OnHub):
+    """Compare two pruned checkpoints or plans."""
+
+    first: Annotated[str, COMPARED] = field(kw_only=False)
+    second: Annotated[str, COMPARED] = field(kw_only=False)
+
+
+# ---- looking again -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRequest(OnHub):
+    """Check a pruned folder or repo against its base."""
+
+    checkpoint: Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")] = field(
+        kw_only=False
+    )
+    base: Annotated[str | None, Option("Repo id or folder of the base. Default: the one it names.")] = None
+    revision: RepoRevision = None
+    trust_remote_code: TrustRemoteCode = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceRequest(OnHub):
+    """Run the recipe of a published result again."""
+
+    published: Annotated[str, Argument("A folder or repo that hubprune publish wrote.", metavar="FOLDER_OR_REPO")] = (
+        field(kw_only=False)
+    )
+    revision: RepoRevision = None
+    calibration: Annotated[
+        Sequence[Place] | None,
+        Option("A local file that it was scored on, found by its name; may be given again.", metavar="FILE"),
+    ] = None
+    trust_tasks: Annotated[
+        bool, Option("Run the benchmark definitions that come with it: their templates are code.")
+    ] = False
+    fresh: Annotated[bool, Option("Start over instead of going on where it was stopped.")] = False
+    out: Annotated[Place | None, Option("New folder that keeps the reproduced files.", metavar="FOLDER")] = None
+    device: Annotated[
+        str | None, Option("Where to compute. Default: where the recipe says.", metavar="auto|cpu|mps|cuda[:N]")
+    ] = None
+    card_template: CardTemplate = None
+    report: ReportFile = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshRequest(OnHub):
+    """Bring repos that are out to what this version writes."""
+
+    repos: Annotated[Sequence[str], Argument("Repo ids of what hubprune publish wrote.", metavar="REPO...")] = field(
+        kw_only=False
+    )
+    check: Annotated[bool, Option("Only tell what would change; needs no right to write.")] = False
+    create_pr: Annotated[bool, Option("Open a pull request instead of committing.")] = False
+    revision: Annotated[str, Option("Branch of the repo.")] = "main"
+    overwrite: Annotated[
+        bool,
+        Option(
+            "Replace card, config.json, tokenizer and modeling file even where somebody edited them; never weights."
+        ),
+    ] = False
+    card_template: CardTemplate = None
+    no_load_back: Annotated[bool, Option("Neither build the model beforehand nor download the result and load it.")] = (
+        False
+    )
+
+
+# ---- other shapes of it --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardRequest(OnHub):
+    """Render the card of a published folder again, or show one."""
+
+    published: Annotated[
+        str,
+        Argument(
+            "A folder that publish --out wrote; with --preview also a repo, or repo@revision.",
+            metavar="FOLDER_OR_REPO",
+        ),
+    ] = field(kw_only=False)
+    notes: Notes = None
+    card_template: CardTemplate = None
+    overwrite_card: Annotated[bool, Option("Replace a README.md that was edited by hand.")] = False
+    preview: Annotated[bool, Option("Change nothing; show the card in a browser, as the Hub would, until Ctrl-C.")] = (
+        False
+    )
+    no_open: Annotated[bool, Option("Print the address of the preview, and open no browser.")] = False
+    port: Port = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest(OnHub):
+    """Write a checkpoint as a GGUF file."""
+
+    checkpoint: Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")] = field(
+        kw_only=False
+    )
+    out: Annotated[
+        Place | None,
+        Option("New file. Default: <checkpoint>-<OUTTYPE>.gguf in this folder.", metavar="FILE"),
+    ] = None
+    outtype: Annotated[str, Option("Type of the matrices; norms and biases stay f32.", metavar="f32|f16|bf16|q8_0")] = (
+        "f16"
+    )
+    base: Annotated[
+        str | None,
+        Option("Folder or repo of the unpruned base, compared as a control. Default: the one it names, if here."),
+    ] = None
+    revision: RepoRevision = None
+    no_verify: Annotated[bool, Option("Do not compare the file with transformers.")] = False
+
+
+# ---- without the Hub -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubRequest(Request):
+    """Serve a local Hub."""
+
+    directory: Annotated[Place, Option("Where repos, objects and tokens are kept.", metavar="FOLDER", flag="--dir")]
+    port: Port = 0
+    no_xet: Annotated[bool, Option("Announce no Xet, so that downloads take the LFS path.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRequest(Request):
+    """Publish an embedded model on a local Hub."""
+
+    base: Annotated[str, Option("Which embedded model.", metavar="tiny-llama|tiny-mistral")] = "tiny-llama"
+    directory: Annotated[
+        Place | None,
+        Option("Where the demo keeps its Hub. Default: the work folder.", metavar="FOLDER", flag="--dir"),
+    ] = None

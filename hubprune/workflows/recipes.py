@@ -1,0 +1,265 @@
+"""What a request asks for as a recipe; for a score, as one recipe for every pass.
+
+Options that were given win over a recipe file, and that over the defaults of a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hubprune.core.artifacts import StudyKind
+from hubprune.core.errors import RecipeError
+from hubprune.core.options import Dropping, Measuring, Scoring
+from hubprune.core.recipe import Recipe, parse, read_prompts, read_recipe
+from hubprune.core.requests import PruneRequest, PublishRequest, ScoreRequest, SweepRequest
+from hubprune.pruning.documents import COSMOPEDIA, find_mix, is_file
+
+MIX_SETTINGS = ("num_samples", "max_tokens", "packed", "shuffle_buffer")
+WithRecipe = PublishRequest | PruneRequest | ScoreRequest | SweepRequest
+
+
+def recipe_of(request: WithRecipe, *, drop: Mapping[str, Any] | None = None) -> Recipe:
+    """Make the recipe of a request.
+
+    Args:
+        request: whose options win over its recipe file.
+        drop: what goes, where the request does not say so itself.
+
+    Raises:
+        RecipeError: no base, nothing to drop, or a value that cannot be used.
+    """
+    publish = request if isinstance(request, PublishRequest) else None
+    values = read_recipe(Path(publish.recipe)).model_dump(exclude_none=True) if publish and publish.recipe else {}
+    gone, width = {**_drop(request), **(drop or {})}, _width(request)
+    if gone or width.keys() - {"metric", "multiple"}:
+        # What the file says to drop is replaced, not added to.
+        values["drop"] = {k: v for k, v in values.get("drop", {}).items() if k == "protect"}
+        values.pop("width", None)
+    evaluation = _evaluation(request)
+    if "tasks" in evaluation:
+        values.get("evaluation", {}).pop("num_fewshot", None)  # they were for the file's tasks
+    if "max_drop_pp" in evaluation:
+        values.get("evaluation", {}).pop("max_drop_pp", None)  # a budget is replaced, so that it can be lifted too
+    parts = {
+        "base": _given(repo_id=request.base, revision=request.base_revision),
+        "drop": gone | _given(protect=_numbers(request.protect, option="--protect")),
+        **({"width": width} if width else {}),
+        "evaluation": evaluation,
+        "target": _target(publish) if publish else {},
+    }
+    for part, fields in parts.items():
+        old = values.get(part, {})
+        both = {k: {**old[k], **v} for k, v in fields.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
+        values[part] = {**old, **fields, **both}
+    values |= _given(
+        seed=request.seed,
+        device=request.device,
+        dtype=request.dtype,
+        aggregation=request.aggregation,
+        score_batch_size=request.score_batch_size,
+        metric=request.metric,
+    )
+    if isinstance(request, Dropping):
+        values |= _given(layout=request.layout, schedule=request.schedule)
+    values["calibration"] = _mix(request, values.get("calibration"))
+    if not values["base"].get("repo_id"):
+        raise RecipeError("Which base?", hint="Name one, as in hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3.")
+    return parse(Recipe, values)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _drop(request: WithRecipe) -> dict[str, Any]:
+    if isinstance(request, ScoreRequest):
+        return {"attn_drop": request.attn_drop}
+    if not isinstance(request, Dropping):
+        return {}
+    return _given(
+        attn_drop=request.attn_drop,
+        mlp_drop=request.mlp_drop,
+        block_drop=request.block_drop,
+        joint_drop=request.joint_drop,
+        drop_attn=_numbers(request.drop_attn, option="--drop-attn"),
+        drop_mlp=_numbers(request.drop_mlp, option="--drop-mlp"),
+    )
+
+
+def _width(request: WithRecipe) -> dict[str, Any]:
+    if not isinstance(request, Dropping):
+        return {}
+    width = _numbers(request.mlp_width, option="--mlp-width")
+    return _given(
+        drop_neurons=request.drop_neurons,
+        expansion_ratio=request.expansion_ratio,
+        width=width[0] if width and len(width) == 1 else width,
+        metric=request.width_metric,
+        multiple=request.width_multiple,
+    )
+
+
+def _evaluation(request: WithRecipe) -> dict[str, Any]:
+    if not isinstance(request, Measuring):
+        return {}
+    found = _given(
+        limit=request.limit,
+        include_path=request.include_path,
+        batch_size=request.batch_size,
+        backend=request.eval_backend,
+        tasks=_tasks(request.tasks),
+        num_fewshot=_examples(request.num_fewshot),
+    )
+    if isinstance(request, PublishRequest):
+        prompts = read_prompts(Path(request.prompts)) if request.prompts else None
+        found |= _given(max_drop_pp=_budget(request.max_drop_pp), prompts=prompts)
+    return found
+
+
+def _target(request: PublishRequest) -> dict[str, Any]:
+    return _given(
+        repo_id=request.repo_id,
+        revision=request.revision,
+        private=request.private,
+        create_pr=request.create_pr,
+        staged=request.staged,
+        collection=request.collection,
+        supersedes=request.supersedes,
+        license=request.license,
+        allow_name=request.allow_name,
+    )
+
+
+def _mix(request: Scoring, from_file: dict[str, Any] | None) -> dict[str, Any]:
+    sizes = _given(num_samples=request.num_samples, max_tokens=request.max_tokens)
+    if name := request.calibration:
+        # A file of documents has no settings of its own: those of the recipe stay.
+        kept = {key: from_file[key] for key in MIX_SETTINGS} if from_file and is_file(name) else {}
+        return {**find_mix(name).model_dump(), **kept, **sizes}
+    return {**(from_file or COSMOPEDIA.model_dump()), **sizes}
+
+
+# ---- values as text ------------------------------------------------------------------------------------------------
+
+
+def _numbers(value: str | int | Sequence[int] | None, *, option: str) -> tuple[int, ...] | None:
+    if not isinstance(value, str):
+        return (value,) if isinstance(value, int) else None if value is None else tuple(value)
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise RecipeError(
+            f"{option} {value!r} is no list of layers.", hint=f"Write it like {option} 18,21,22."
+        ) from None
+
+
+def _examples(value: str | int | Mapping[str, int] | None) -> int | dict[str, int] | None:
+    """Read a number for all tasks, or numbers for some of them."""
+    if not isinstance(value, str):
+        return dict(value) if isinstance(value, Mapping) else value
+    try:
+        pairs = [part.split("=") for part in value.split(",")]
+        return int(value) if "=" not in value else {task.strip(): int(number) for task, number in pairs}
+    except ValueError:
+        raise RecipeError(
+            f"--num-fewshot {value!r} is no number of examples.",
+            hint="Write it like --num-fewshot 5 or --num-fewshot mmlu=5,gsm8k=8.",
+        ) from None
+
+
+def _budget(value: str | Mapping[str, float] | None) -> dict[str, float] | None:
+    """Read how many points each task may lose; `none` lifts the budget of the recipe file."""
+    if not isinstance(value, str):
+        return None if value is None else dict(value)
+    if value.strip().lower() == "none":
+        return {}
+    try:
+        pairs = [part.split("=") for part in value.split(",")]
+        return {task.strip(): float(points) for task, points in pairs}
+    except ValueError:
+        raise RecipeError(
+            f"--max-drop-pp {value!r} is no budget.",
+            hint="Write it like --max-drop-pp lambada_openai=10,mean=3, or none.",
+        ) from None
+
+
+def _tasks(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if not isinstance(value, str):
+        return None if value is None else tuple(value)
+    return () if value.strip().lower() == "none" else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+# ---- the passes of a score -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What is to be scored."""
+
+    kind: StudyKind | None
+    """What varies; None for one pass and no study."""
+    recipes: dict[str, Recipe]
+    """Label -> recipe of every pass."""
+    counts: tuple[int, ...] = ()
+    """Numbers of samples, ascending, where these vary; the one pass takes the largest."""
+
+
+def passes_of(request: ScoreRequest) -> Passes:
+    """Make the recipes of a score, one per pass that it takes.
+
+    Raises:
+        RecipeError: more than one option is a list, or a value cannot be used.
+    """
+    revisions, mixes, counts = _names(request.revisions), _mixes(request.calibration), _counts(request.num_samples)
+    asked = {
+        "--revisions": request.revisions is not None,
+        "--calibration": len(mixes) > 1,
+        "--num-samples": len(counts) > 1,
+    }
+    lists = [option for option, several in asked.items() if several]
+    if len(lists) > 1:
+        raise RecipeError(f"{' and '.join(lists)} are both lists.", hint="A study varies one thing: keep one of them.")
+    one = replace(request, calibration=next(iter(mixes), None), num_samples=max(counts, default=None))
+    if lists == ["--revisions"]:
+        if request.base_revision is not None:
+            raise RecipeError("--revisions and --base-revision exclude each other.", hint="Pass one of them.")
+        if not revisions:
+            raise RecipeError("--revisions names no revision.", hint="Write it like --revisions step1000,step2000.")
+        return Passes("revisions", {name: recipe_of(replace(one, base_revision=name)) for name in revisions})
+    if lists == ["--calibration"]:
+        return Passes("calibration", _by_mix(one, mixes))
+    recipe = {"scores": recipe_of(one)}
+    return Passes("samples", recipe, tuple(sorted(counts))) if lists else Passes(None, recipe)
+
+
+def _by_mix(request: ScoreRequest, mixes: Sequence[str]) -> dict[str, Recipe]:
+    """Label every recipe with the name of its mix, which holds no local path; equal names with what was asked for."""
+    recipes = {mix: recipe_of(replace(request, calibration=mix)) for mix in mixes}
+    names = [recipe.calibration.name for recipe in recipes.values()]
+    return {
+        recipe.calibration.name if names.count(recipe.calibration.name) == 1 else mix: recipe
+        for mix, recipe in recipes.items()
+    }
+
+
+def _mixes(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    # The name of a file may have a comma in it.
+    return (value,) if isinstance(value, str) and Path(value).is_file() else _names(value)
+
+
+def _counts(value: str | int | Sequence[int] | None) -> tuple[int, ...]:
+    names = _names(str(value) if isinstance(value, int) else value)
+    if value is not None and not (names and all(name.isdecimal() and int(name) for name in names)):
+        raise RecipeError(
+            f"--num-samples {value!r} is neither a number of 1 or more nor a list of them.",
+            hint="Write it like --num-samples 8,32,128.",
+        )
+    return tuple({int(name): None for name in names})
+
+
+def _names(value: str | Sequence[object] | None) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else map(str, value or ())
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
