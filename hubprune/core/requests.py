@@ -320,6 +320,19 @@ class VerifyRequest(OnHub):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadRequest(OnHub):
+    """Load a pruned folder or repo; in Python only."""
+
+    checkpoint: Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")] = field(
+        kw_only=False
+    )
+    revision: RepoRevision = None
+    device: Annotated[str, Option("Where it goes: auto, cpu, mps, cuda or cuda:N. auto takes the first GPU.")] = "auto"
+    dtype: Annotated[str, Option("Of its weights: auto, its own, or float32, bfloat16 or float16.")] = "auto"
+    trust_remote_code: TrustRemoteCode = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReproduceRequest(OnHub):
     """Run the recipe of a published result again."""
 
