@@ -1,4 +1,4 @@
-"""What a notebook calls: the same options as the commands, typed results, errors that are raised, and a quiet stdout."""
+"""What a notebook calls: the options of the commands, typed results, errors that are raised, nothing on stdout."""
 
 from __future__ import annotations
 
