@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## Publish an embedded tiny model on a local Hub, all stages, nothing to download
 	$(BIN)/hubprune demo
 
-# A file is run by one process, which sets up its repos once, and in the order of the files: the slow ones come early.
+# A file is run by one process, which sets up its repos once; tests/conftest.py puts the slow ones first.
 test: lint  ## Lint, run all tests, and load published folders with the oldest and the newest transformers
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python tests/matrix oldest newest --brief --families llama llama-nemotron-nas mistral-window tokenizers

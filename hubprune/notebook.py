@@ -88,13 +88,13 @@ def _study(study: ScoreStudy) -> Iterator[str]:
 
 
 def _swept(report: SweepReport) -> Iterator[str]:
-    from hubprune.workflows.sweep.pictures import figures
+    from hubprune.plots.pictures import sweep_figures
 
     yield paragraph(sweep_head(report))
     yield table(sweep_rows(report), left=1)
     yield from map(preformatted, picked_lines(report))
     yield paragraph(report.note)
-    yield from pictures(lambda: figures(report))
+    yield from pictures(lambda: sweep_figures(report))
 
 
 def _benchmarks(benchmarks: BenchmarkComparison, *, base: str = "the base") -> Iterator[str]:

@@ -74,7 +74,14 @@ def check_config(config: Mapping[str, Any], *, where: str) -> None:
             raise CheckpointError(f"{where} has {key}={value!r:.60}, which is no positive number.")
     if config["num_hidden_layers"] > MAX_LAYERS:
         raise CheckpointError(f"{where} has num_hidden_layers={config['num_hidden_layers']}, more than {MAX_LAYERS}.")
-    _check_types(given, where=where)
+    kinds = given.get("layer_types", [])
+    fits = {
+        "layer_types": isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds),
+        **{key: isinstance(given.get(key, {}), dict) for key in ("rope_parameters", "rope_scaling")},
+        **{key: type(given.get(key, 0)) is int for key in ("max_window_layers", "sliding_window")},
+    }
+    if wrong := [key for key, fit in fits.items() if not fit]:
+        raise CheckpointError(f"{where} has {wrong[0]}={given[wrong[0]]!r:.60}, which is of the wrong type.")
     pad, vocabulary = given.get("pad_token_id"), given.get("vocab_size")
     if type(pad) is int and type(vocabulary) is int and not -vocabulary <= pad < vocabulary:
         raise CheckpointError(
@@ -87,17 +94,6 @@ def check_config(config: Mapping[str, Any], *, where: str) -> None:
             f"{where} says that the weights are quantized ({method or 'unknown method'!s:.60}).",
             hint="Prune the unquantized base; quantize the result afterwards.",
         )
-
-
-def _check_types(given: Mapping[str, Any], *, where: str) -> None:
-    kinds = given.get("layer_types", [])
-    fits = {
-        "layer_types": isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds),
-        **{key: isinstance(given.get(key, {}), dict) for key in ("rope_parameters", "rope_scaling")},
-        **{key: type(given.get(key, 0)) is int for key in ("max_window_layers", "sliding_window")},
-    }
-    if wrong := [key for key, fit in fits.items() if not fit]:
-        raise CheckpointError(f"{where} has {wrong[0]}={given[wrong[0]]!r:.60}, which is of the wrong type.")
 
 
 def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, tokenizer_class: str | None = None) -> None:
@@ -129,7 +125,8 @@ def pruned_config(base: BaseCheckpoint, plan: DropPlan, *, tokenizer_class: str 
     structure = read_structure(base.config, name=base.name)
     config = stock_config(base.config, structure)
     config.update(_both_spellings(config, structure.architecture))
-    config.update(_fewer_layers(config, plan, structure.architecture))
+    if len(kept := sorted(plan.published_numbers)) < plan.num_hidden_layers:
+        config.update({"num_hidden_layers": len(kept), **structure.architecture.cut_lists(config, kept)})
     if tokenizer_class:
         config.setdefault("tokenizer_class", tokenizer_class)
     config.update(layout_keys(plan.layout, config, structure.without(plan)))
@@ -188,13 +185,6 @@ def _without_pair(config: dict[str, Any]) -> dict[str, Any]:
     theta = (config.get("rope_parameters") or scaling).get("rope_theta", config.get("rope_theta"))
     moved = {**needed, **scaling, "rope_theta": theta}
     return {**{key: value for key, value in config.items() if key != "rope_theta"}, "rope_scaling": moved}
-
-
-def _fewer_layers(config: Mapping[str, Any], plan: DropPlan, architecture: Architecture) -> dict[str, Any]:
-    kept = sorted(plan.published_numbers)
-    if len(kept) == plan.num_hidden_layers:
-        return {}
-    return {"num_hidden_layers": len(kept), **architecture.cut_lists(config, kept)}
 
 
 def layout_keys(layout: Layout, config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """What a person sees: stdout is the result, stderr is the talk.
 
 The library never prints; stages get a `Reporter` and tell it what they are doing.  On a terminal it draws bars, in a
-log it writes a line now and then, so that a CI job stays readable.
-
-Hold the libraries to the manners of the house: no bars beside ours, no chatter.
+log it writes a line now and then, so that a CI job stays readable.  Libraries are held to the same manners: no bars
+beside ours, no chatter.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,10 +20,6 @@ from hubprune.core.processes import end_if_interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-# ---- console -------------------------------------------------------------------------------------------------------
-
 
 Unit = Literal["B", "documents", "sequences", "batches", "requests", "tokens", "files", "points", "rounds"]
 LOG_INTERVAL_SECONDS = 10.0
@@ -96,7 +91,7 @@ class Reporter:
         """Show the progress of `total` units with rate and remaining time while the block runs."""
         end_if_interrupted()
         if self._quiet:
-            yield _ignore
+            yield lambda amount=1, /: None
         elif self._draws_bars:
             with _bar(self.console, description, total=total, unit=unit) as advance:
                 yield advance
@@ -110,19 +105,13 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def _ignore(amount: int = 1, /) -> None:
-    """Stands in for a bar that nobody looks at."""
-
-
 @contextmanager
 def _bar(console: Console, description: str, *, total: int, unit: Unit) -> Iterator[Advance]:
     from rich import progress as rich
 
-    done = (
-        [rich.DownloadColumn(), rich.TransferSpeedColumn()]
-        if unit == "B"
-        else [rich.MofNCompleteColumn(), rich.TextColumn(unit)]
-    )
+    done = [rich.MofNCompleteColumn(), rich.TextColumn(unit)]
+    if unit == "B":
+        done = [rich.DownloadColumn(), rich.TransferSpeedColumn()]
     columns = [rich.TextColumn("      {task.description}"), rich.BarColumn(), *done, rich.TimeRemainingColumn()]
     with rich.Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(_plain(description), total=total)
@@ -186,37 +175,33 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-# ---- libraries -----------------------------------------------------------------------------------------------------
+# ---- the manners of libraries ----------------------------------------------------------------------------------------
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep lm-eval off stdout, its logs at warnings and above, and every tqdm bar off while the block runs."""
-    with ExitStack() as stack:
-        stack.enter_context(_no_tqdm())
-        stack.enter_context(log_level("lm_eval", logging.WARNING))
-        # The bootstrap announces itself with print(), and stdout is for results.
-        stack.enter_context(redirect_stdout(io.StringIO()))
-        # It also opens a pool of processes as wide as the machine, for a single piece of work.
-        stack.enter_context(_environment("DISABLE_MULTIPROC", "1"))
-        yield
-
-
-@contextmanager
-def _no_tqdm() -> Iterator[None]:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    original = tqdm.__init__
+    original, workers = tqdm.__init__, os.environ.get("DISABLE_MULTIPROC")
 
     def silent(bar: Any, *args: Any, **kwargs: Any) -> None:
         # lm-eval passes `disable` itself or nothing at all, so no option of its own reaches all of its bars.
         original(bar, *args, **{**kwargs, "disable": True})
 
     tqdm.__init__ = silent
+    # The bootstrap opens a pool of processes as wide as the machine, for a single piece of work.
+    os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        yield
+        # It also announces itself with print(), and stdout is for results.
+        with log_level("lm_eval", logging.WARNING), redirect_stdout(io.StringIO()):
+            yield
     finally:
         tqdm.__init__ = original
+        if workers is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = workers
 
 
 @contextmanager
@@ -229,16 +214,3 @@ def log_level(name: str, level: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

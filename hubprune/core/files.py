@@ -1,9 +1,8 @@
-"""Files and folders: written completely or not at all, and listed with their hashes.
+"""Files and folders: written completely or not at all, listed with their hashes, and which of a base's are carried.
 
-Which files of a base, besides its weights and config.json, a result carries byte for byte.
-
-A result is published under its user's name, so a file travels only where both its name and its kind are known: nothing
-that a program would run or unpickle.
+Whatever is half-done has a name that tells whose it is, so that the next run sweeps up after a process that was killed.
+A result is published under its user's name, so of the files of a base besides its weights and config.json only those
+travel, byte for byte, of which both name and kind are known: nothing that a program would run or unpickle.
 """
 
 from __future__ import annotations
@@ -26,10 +25,6 @@ from hubprune.core.errors import DiskSpaceError, RecipeError
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import RepoFile
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
 
 READ_BYTES = 2**22
 PARTIAL = ".partial-"
@@ -55,7 +50,9 @@ def staged_folder(target: Path) -> Iterator[Path]:
         raise RecipeError(f"Cannot write to {target.parent}: {error.strerror}.") from error
     try:
         yield staged
-        staged.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a published folder is an ordinary one
+        mask = os.umask(0)
+        os.umask(mask)
+        staged.chmod(0o777 & ~mask)  # mkdtemp makes it private; a published folder is an ordinary one
         staged.replace(target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -80,9 +77,39 @@ def scratch_folder(parent: Path | None = None, *, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name and rename it, so that readers see the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f"{scratch_prefix(path.name)}tmp")
+    try:
+        staged.write_bytes(content.encode() if isinstance(content, str) else content)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Move a folder to where nothing is yet, across file systems too; readers see all of it or nothing.
+
+    Raises:
+        RecipeError: `target` exists and is no empty folder.
+        DiskSpaceError: the disk filled up.
+    """
+    check_new_folder(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with staged_folder(target) as staged:
+            shutil.copytree(source, staged, dirs_exist_ok=True)
+        shutil.rmtree(source)
+
+
 def scratch_prefix(name: str) -> str:
     """Return how the name of a temporary file or folder has to begin for `sweep` to know whose it is."""
-    return f"{_start(name)}{os.getpid()}-"
+    return f".{_label(name)}{PARTIAL}{_host()}-{os.getpid()}-"
 
 
 def sweep(folder: Path, *, name: str | None = None) -> None:
@@ -110,23 +137,27 @@ def _partial_folder(target: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=scratch_prefix(target.name), dir=target.parent))
 
 
-def _start(name: str) -> str:
-    return f".{_label(name)}{PARTIAL}{_host()}-"
-
-
 def _label(name: str) -> str:
     """Return a name, or what stands for a long one: with host and process beside it, it has to be legal still."""
     data = os.fsencode(name)
     return name if len(data) <= LONGEST_LABEL else hashlib.sha256(data).hexdigest()[:16]
 
 
-def short_name(name: str) -> str:
-    """Shorten a name to what leaves room for a key behind it; two long names never become the same."""
-    data = os.fsencode(name)
-    if len(data) <= LONGEST_LABEL:
-        return name
-    start = os.fsdecode(data[: LONGEST_LABEL - 9]).encode(errors="ignore").decode()
-    return f"{start}-{hashlib.sha256(data).hexdigest()[:8]}"
+def _host() -> str:
+    return re.sub(r"\W", "_", socket.gethostname())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        pass
+    return True
+
+
+# ---- what a user names -----------------------------------------------------------------------------------------------
 
 
 def existing_folder(name: str) -> Path | None:
@@ -141,6 +172,15 @@ def existing_folder(name: str) -> Path | None:
 def file_exists(path: str | Path) -> bool:
     """Tell whether there is a file of a name that a user wrote, whatever stands in it."""
     return os.path.isfile(path)  # noqa: PTH113
+
+
+def short_name(name: str) -> str:
+    """Shorten a name to what leaves room for a key behind it; two long names never become the same."""
+    data = os.fsencode(name)
+    if len(data) <= LONGEST_LABEL:
+        return name
+    start = os.fsdecode(data[: LONGEST_LABEL - 9]).encode(errors="ignore").decode()
+    return f"{start}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def make_writable(folder: Path) -> None:
@@ -166,54 +206,20 @@ def check_new_folder(target: Path) -> None:
         raise RecipeError(f"{target} exists already.", hint="Choose another --out, or remove it.")
 
 
-def _host() -> str:
-    return re.sub(r"\W", "_", socket.gethostname())
+# ---- what a repo consists of -----------------------------------------------------------------------------------------
 
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def move_folder(source: Path, target: Path) -> None:
-    """Move a folder to where nothing is yet, across file systems too; readers see all of it or nothing.
-
-    Raises:
-        RecipeError: `target` exists and is no empty folder.
-        DiskSpaceError: the disk filled up.
-    """
-    check_new_folder(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        source.replace(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        with staged_folder(target) as staged:
-            shutil.copytree(source, staged, dirs_exist_ok=True)
-        shutil.rmtree(source)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name and rename it, so that readers see the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f"{scratch_prefix(path.name)}tmp")
-    try:
-        staged.write_bytes(content.encode() if isinstance(content, str) else content)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+LICENSE_PATTERNS = ("license*", "notice*", "use_policy*")
+"""Patterns of lower-case names at the top of a repo."""
+CARRIED_FILES = (
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("*.tiktoken", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
+    *("generation_config.json", "chat_template*", "chat_templates/*", "additional_chat_templates/*"),
+)
+"""Patterns of tokenizer, generation and chat template files, at the top unless a folder is named."""
+CARRIED_SUFFIXES = (".bpe", ".jinja", ".json", ".model", ".tiktoken", ".txt")
+LICENSE_SUFFIXES = ("", ".html", ".md", ".pdf", ".rst", ".rtf", ".txt")
+VERSION_SUFFIX = re.compile(r"\.v?\d+")
+"""The end of `LICENSE-2.0` and of `tokenizer.model.v3`."""
 
 
 def list_files(folder: Path, *, advance: Callable[[int], None] = lambda _: None) -> tuple[RepoFile, ...]:
@@ -238,23 +244,6 @@ def _hashed(path: Path, *, name: str, advance: Callable[[int], None]) -> RepoFil
             git_oid.update(piece)
             advance(len(piece))
     return RepoFile(path=name, size=size, sha256=sha256.hexdigest(), git_oid=git_oid.hexdigest())
-
-
-# ---- carried -------------------------------------------------------------------------------------------------------
-
-
-LICENSE_PATTERNS = ("license*", "notice*", "use_policy*")
-"""Patterns of lower-case names at the top of a repo."""
-CARRIED_FILES = (
-    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
-    *("*.tiktoken", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
-    *("generation_config.json", "chat_template*", "chat_templates/*", "additional_chat_templates/*"),
-)
-"""Patterns of tokenizer, generation and chat template files, at the top unless a folder is named."""
-CARRIED_SUFFIXES = (".bpe", ".jinja", ".json", ".model", ".tiktoken", ".txt")
-LICENSE_SUFFIXES = ("", ".html", ".md", ".pdf", ".rst", ".rtf", ".txt")
-VERSION_SUFFIX = re.compile(r"\.v?\d+")
-"""The end of `LICENSE-2.0` and of `tokenizer.model.v3`."""
 
 
 def is_carried(path: str) -> bool:

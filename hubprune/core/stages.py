@@ -132,7 +132,8 @@ class StageStore:
         value = compute()
         end_if_interrupted()  # before a result is kept that may be half of one
         self.seconds[stage] = round(time.monotonic() - start, 2)
-        self._write(path, value, self.seconds[stage])
+        content = json.loads(json.dumps({"seconds": self.seconds[stage], "value": value.model_dump(mode="json")}))
+        write_atomically(path, json.dumps({**content, "sha256": _digest(content)}, sort_keys=True) + "\n")
         return value
 
     def has(self, stage: str, key: str) -> bool:
@@ -171,12 +172,6 @@ class StageStore:
             return (kind.model_validate(content["value"]), float(content["seconds"])) if content else None
         except (ValidationError, ValueError, KeyError, TypeError):
             return None  # of another shape: it is computed again
-
-    @staticmethod
-    def _write(path: Path, value: BaseModel, seconds: float) -> None:
-        content = json.loads(json.dumps({"seconds": seconds, "value": value.model_dump(mode="json")}))
-        kept = {**content, "sha256": _digest(content)}
-        write_atomically(path, json.dumps(kept, sort_keys=True) + "\n")
 
 
 def _content(path: Path) -> dict[str, Any] | None:

@@ -1,6 +1,4 @@
-"""Parse JSON of strangers so that no two readers can read two different things out of it.
-
-Read YAML that a person wrote: recipes, mixes and files of tasks.
+"""Read JSON of strangers and YAML that a person wrote, so that no two readers read two different things out of it.
 
 What the safe loader of PyYAML does not see to: a key that stands there twice, nesting so deep that a parser in C runs
 out of its stack, aliases that stand for more than memory holds, and values such as the date 2024-13-45, which raise
@@ -20,12 +18,6 @@ import yaml
 
 from hubprune.core.errors import CheckpointError, HubpruneError, RecipeError
 
-__all__ = ["TaggedText", "parse_yaml", "refuse_depth"]
-
-
-# ---- strict json ---------------------------------------------------------------------------------------------------
-
-
 HALF_PAIR = re.compile(r"[\ud800-\udfff]")
 
 
@@ -37,14 +29,13 @@ def parse_json(text: bytes, *, where: str) -> dict[str, Any]:
     """
 
     def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """Make a dict of the pairs unless a key stands there twice, or a value is none of JSON's."""
         made = dict(pairs)
         if len(made) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
             raise CheckpointError(f"{where} has the key {twice!r:.80} twice.")
         for key, value in made.items():
-            if odd := next(filter(None, map(_oddity, _flat((key, value)))), None):
+            if odd := next(_oddities([key, value]), None):
                 raise CheckpointError(f"{where} has {odd} under {key!r:.80}.")
         return made
 
@@ -58,26 +49,18 @@ def parse_json(text: bytes, *, where: str) -> dict[str, Any]:
     return value
 
 
-def _flat(values: Iterable[Any]) -> Iterable[Any]:
-    """Yield the values of lists in lists; objects in them were checked when they were parsed."""
+def _oddities(values: Iterable[Any]) -> Iterator[str]:
+    """Name what of some values only some readers take for JSON; objects among them were checked when they were made."""
     for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from _flat(value)
-        else:
-            yield value
+        if isinstance(value, list):
+            yield from _oddities(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{value}, which is no number of JSON,"
+        elif isinstance(value, str) and HALF_PAIR.search(value):
+            yield "half of a surrogate pair, which is no text,"
 
 
-def _oddity(value: Any) -> str | None:
-    """Name what of a value only some readers take for JSON, or None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{value}, which is no number of JSON,"
-    if isinstance(value, str) and HALF_PAIR.search(value):
-        return "half of a surrogate pair, which is no text,"
-    return None
-
-
-# ---- strict yaml ---------------------------------------------------------------------------------------------------
-
+# ---- yaml ------------------------------------------------------------------------------------------------------------
 
 DEEPEST = 100
 """Levels of lists and mappings inside each other; PyYAML reads some 300, its C parser ends the process at 40,000."""
@@ -113,18 +96,11 @@ def parse_yaml(data: bytes, *, where: str, error: type[HubpruneError] = RecipeEr
             f"Cannot read {where}: it is not UTF-8, byte {caught.start} is {data[caught.start]:#04x}."
         ) from caught
     except yaml.YAMLError as caught:
-        raise error(f"Cannot read {where}{_place(caught)}: {_reason(caught)}.") from caught
+        mark = getattr(caught, "problem_mark", None) or getattr(caught, "context_mark", None)
+        said = getattr(caught, "problem", None) or getattr(caught, "reason", None) or str(caught)
+        place, reason = f", line {mark.line + 1}" if mark else "", " ".join(str(said).split())
+        raise error(f"Cannot read {where}{place}: {reason}.") from caught
     return value
-
-
-def _place(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    return f", line {mark.line + 1}" if mark else ""
-
-
-def _reason(error: yaml.YAMLError) -> str:
-    said = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-    return " ".join(str(said).split())
 
 
 def refuse_depth(data: bytes, *, where: str, error: type[HubpruneError]) -> None:
@@ -156,20 +132,13 @@ def _refuse_bomb(value: Any) -> None:
             raise yaml.YAMLError("an alias stands inside what it is an alias of")
         if id(item) not in sizes:
             open_now.add(id(item))
-            sizes[id(item)] = 1 + sum(map(size, _parts(item)))
+            parts = [*item.keys(), *item.values()] if isinstance(item, dict) else item
+            sizes[id(item)] = 1 + sum(map(size, parts))
             open_now.remove(id(item))
         return sizes[id(item)]
 
     if size(value) > MOST_VALUES:
         raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values")
-
-
-def _parts(item: Any) -> Iterator[Any]:
-    if isinstance(item, dict):
-        yield from item.keys()
-        yield from item.values()
-    else:
-        yield from item
 
 
 _Events: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

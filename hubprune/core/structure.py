@@ -46,13 +46,10 @@ class Structure:
         no_mlp = frozenset(plan.published_layers("mlp"))
         widths = plan.widths.kept if plan.widths else self.mlp_widths
         return Structure(
-            architecture=self.architecture,
-            layout=plan.layout,
-            num_hidden_layers=len(kept),
-            no_attn=frozenset(plan.published_layers("attn")),
-            no_mlp=no_mlp,
+            architecture=self.architecture, layout=plan.layout, num_hidden_layers=len(kept),
+            no_attn=frozenset(plan.published_layers("attn")), no_mlp=no_mlp,
             mlp_widths=tuple(0 if new in no_mlp else widths[old] for new, old in enumerate(kept)),
-        )
+        )  # fmt: skip
 
 
 def read_structure(config: Mapping[str, Any], *, name: str = "the checkpoint") -> Structure:
@@ -81,25 +78,13 @@ def read_structure(config: Mapping[str, Any], *, name: str = "the checkpoint") -
     widths = config.get("mlp_intermediate_sizes")
     if not isinstance(widths, list):
         widths = [0 if i in no_mlp else width for i in range(layers)] if widths is None else []
-    return _checked(
-        Structure(
-            architecture=architecture,
-            layout="pruned",
-            num_hidden_layers=layers,
-            no_attn=no_attn,
-            no_mlp=no_mlp,
-            mlp_widths=tuple(widths),
-        ),
-        name,
-    )
-
-
-def _checked(found: Structure, name: str) -> Structure:
-    widths = found.mlp_widths
-    fits = len(widths) == found.num_hidden_layers and all(type(width) is int and width >= 0 for width in widths)
-    if not fits or {layer for layer, width in enumerate(widths) if not width} != found.no_mlp:
+    fits = len(widths) == layers and all(type(width) is int and width >= 0 for width in widths)
+    if not fits or {layer for layer, width in enumerate(widths) if not width} != no_mlp:
         raise CheckpointError(f"config.json of {name}: mlp_intermediate_sizes does not fit the layers and their drops.")
-    return found
+    return Structure(
+        architecture=architecture, layout="pruned", num_hidden_layers=layers, no_attn=no_attn, no_mlp=no_mlp,
+        mlp_widths=tuple(widths),
+    )  # fmt: skip
 
 
 def _layers(config: Mapping[str, Any], key: str, num_hidden_layers: int, name: str) -> frozenset[int]:
@@ -121,19 +106,17 @@ def _of_block_configs(config: Mapping[str, Any], architecture: Architecture, nam
     if not isinstance(blocks, list) or len(blocks) != layers:
         raise CheckpointError(f"config.json of {name}: block_configs does not hold {layers} entries.")
     group = config["num_attention_heads"] // (config.get("num_key_value_heads") or config["num_attention_heads"])
-    attentions = [_attention(block, group, name) for block in blocks]
+    attentions = [_has_attention(block, group, name) for block in blocks]
     widths = [_mlp_width(block, config["hidden_size"], name) for block in blocks]
     return Structure(
-        architecture=architecture,
-        layout="nemotron-nas",
-        num_hidden_layers=layers,
+        architecture=architecture, layout="nemotron-nas", num_hidden_layers=layers,
         no_attn=frozenset(i for i, present in enumerate(attentions) if not present),
         no_mlp=frozenset(i for i, width in enumerate(widths) if not width),
         mlp_widths=tuple(widths),
-    )
+    )  # fmt: skip
 
 
-def _attention(block: Any, heads_in_group: int, name: str) -> bool:
+def _has_attention(block: Any, heads_in_group: int, name: str) -> bool:
     """Tell whether a block has attention, which has to be the one that Llama has."""
     attention = _part(block, "attention", name)
     if attention.get("no_op"):
@@ -181,21 +164,14 @@ def block_configs(widths: Sequence[int], no_attn: frozenset[int], config: Mappin
     return [
         {
             "attention": {
-                "n_heads_in_group": None if layer in no_attn else group,
-                "no_op": layer in no_attn,
-                "num_sink_tokens": None,
-                "replace_with_linear": False,
-                "sparsify": None,
-                "unshifted_sink": False,
-                "use_prefill_window_in_sink_attention": False,
-                "window_length": None,
+                "n_heads_in_group": None if layer in no_attn else group, "no_op": layer in no_attn,
+                "num_sink_tokens": None, "replace_with_linear": False, "sparsify": None, "unshifted_sink": False,
+                "use_prefill_window_in_sink_attention": False, "window_length": None,
             },
             "ffn": {
-                "ffn_mult": 1.5 * width / config["hidden_size"] if width else None,
-                "no_op": not width,
-                "replace_with_linear": False,
-                "sparsify": None,
+                "ffn_mult": 1.5 * width / config["hidden_size"] if width else None, "no_op": not width,
+                "replace_with_linear": False, "sparsify": None,
             },
         }
         for layer, width in enumerate(widths)
-    ]
+    ]  # fmt: skip

@@ -28,9 +28,7 @@ DTYPE_BITS: Mapping[str, int] = {
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
 
 
@@ -128,13 +126,17 @@ def pickled_weights(name: str, file: str) -> UnsupportedFormatError:
 
 def _open_sharded(folder: Path) -> Weights:
     path = folder / INDEX_NAME
-    index = parse_json(_read_text(path), where=str(path))
+    index = _read_json(path)
     weight_map = _string_map(path, index.get("weight_map"))
     if not weight_map:
         raise CheckpointError(f"{path} has no weight_map.")
     names = sorted(set(weight_map.values()))
     for name in names:
-        _check_shard_name(path, name)
+        # A name is one plain file name: an index must never make us read, and then publish, a file from elsewhere.
+        if not SHARD_NAME.fullmatch(name):
+            raise CheckpointError(f"{path} names a shard outside its folder or of another kind: {name!r}.")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{path} names the shard {name!r}, which does not exist.")
     shards = tuple(read_shard(folder / name) for name in names)
     check_index(weight_map, [(tensor.name, shard.path.name) for shard in shards for tensor in shard.tensors], path)
     metadata = index.get("metadata")
@@ -144,23 +146,6 @@ def _open_sharded(folder: Path) -> Weights:
             hint='Add "metadata": {} beside its weight_map.',
         )
     return Weights(folder, shards, metadata)
-
-
-def _check_shard_name(index: Path, name: str) -> None:
-    # A name is one plain file name: an index must never make us read, and then publish, a file from elsewhere.
-    if not SHARD_NAME.fullmatch(name):
-        raise CheckpointError(f"{index} names a shard outside its folder or of another kind: {name!r}.")
-    if not (index.parent / name).is_file():
-        raise CheckpointError(f"{index} names the shard {name!r}, which does not exist.")
-
-
-def read_index(path: Path) -> Mapping[str, str]:
-    """Read which tensor an index has in which shard.
-
-    Raises:
-        CheckpointError: it is broken.
-    """
-    return _string_map(path, parse_json(_read_text(path), where=str(path)).get("weight_map")) or {}
 
 
 def merged_headers(
@@ -174,11 +159,12 @@ def merged_headers(
         name: how messages call the checkpoint.
 
     Raises:
-        CheckpointError: the index disagrees, or a tensor is in two files.
+        CheckpointError: the index is broken or disagrees, or a tensor is in two files.
     """
     if len(headers) > 1 and index.is_file():
         found = [(tensor, file) for file, header in headers.items() for tensor in header]
-        check_index(read_index(index), found, f"{index.name} of {name}")
+        weight_map = _string_map(index, _read_json(index).get("weight_map")) or {}
+        check_index(weight_map, found, f"{index.name} of {name}")
     return {tensor: shape for header in headers.values() for tensor, shape in header.items()}
 
 
@@ -277,8 +263,8 @@ def _string_map(path: Path, value: Any) -> Mapping[str, str] | None:
     return value
 
 
-def _read_text(path: Path) -> bytes:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return path.read_bytes()
+        return parse_json(path.read_bytes(), where=str(path))
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error

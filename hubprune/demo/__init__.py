@@ -1,7 +1,7 @@
 """Hold the embedded default: two tiny trained base models, calibration text, benchmark rows and task files.
 
-Everything here is made by the scripts beside it: `world` writes the data sets, `train` the models, `fill` uploads
-both to a Hub, and `measure` prints what dropping attention sublayers of a model costs.
+Everything here is made by the scripts beside it: `world` writes the data sets out of the words of `vocabulary`, `train`
+makes the models, `fill` uploads both to a Hub, and `measure` prints what dropping attention sublayers of a model costs.
 """
 
 from collections.abc import Mapping

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.demo import DATASETS, MIX, PROMPTS, TASK_NAMES, TASKS
-from hubprune.demo.texts import SUBSETS
-from hubprune.demo.world import CALIBRATION_SEED, texts
+from hubprune.demo.world import CALIBRATION_SEED, SUBSETS, texts
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune.demo.texts import SUBSETS, World
+from hubprune.demo.world import SUBSETS, World
 
 if TYPE_CHECKING:
     import torch

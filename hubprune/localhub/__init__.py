@@ -1,14 +1,24 @@
-"""Serve a Hugging Face Hub on this machine's loopback interface.
+"""A Hugging Face Hub on this machine's loopback interface, for dry runs, for the demo and for tests.
 
-The server speaks the Hub's own protocol, so the unmodified clients (`huggingface_hub`, `hf-xet`, `datasets`,
-`transformers`) work against it once HF_ENDPOINT names it. It is there for dry runs, for the demo and for tests:
+It speaks the Hub's own protocol, so the unmodified clients (`huggingface_hub`, `hf-xet`, `datasets`, `transformers`)
+work against it once HF_ENDPOINT names it:
 
     with running_hub(directory) as hub:
         HfApi(endpoint=hub.endpoint, token=hub.token).create_repo("me/model")
 
-Everything lives in one directory: a bare git repository per Hub repository, large files by their SHA-256, Xet chunks
-as the client packed them, and the access tokens. A hub that is stopped and served again from the same directory has
-lost nothing.
+Everything lives in one directory; a hub that is served again from it has lost nothing. In reading order:
+
+    server               run a hub or a preview on loopback: the application, its routes, its errors
+    web                  a request that has been read, checked fields, pages of answers, groups of handlers
+    routes_repos         accounts and repositories; then _commits, _storage, _files, _listing and _discussions
+    jobs, pages          the same for jobs and collections, and for people who come with a browser
+    hub                  the repositories and stores below the directory, and who may open what
+    access               accounts, their tokens, stamped addresses
+    git, discussions     a bare git repository for each repository, with what people say about it
+    large_files          pointers, whole files by SHA-256, chunks as the client packed them (xet_format)
+    cards                front matter that is checked, Markdown that becomes harmless HTML
+    faults               a log of the requests, and what goes wrong with them on purpose
+    names                names and paths that are safe, files that are whole, and how a request is refused
 """
 
 from typing import TYPE_CHECKING, Any
@@ -31,35 +41,30 @@ __all__ = [
     "serve_preview",
 ]
 
-_HOME = {
-    "Fault": "hubprune.localhub.faults",
-    "JobRecord": "hubprune.localhub.jobs",
-    "JobScript": "hubprune.localhub.jobs",
-    "Preview": "hubprune.localhub.pages",
-    "RequestRecord": "hubprune.localhub.faults",
-    "RunningHub": "hubprune.localhub.server",
-    "running_hub": "hubprune.localhub.server",
-    "serve": "hubprune.localhub.server",
-    "serve_preview": "hubprune.localhub.server",
+_HOMES = {
+    "faults": ("Fault", "RequestRecord"),
+    "jobs": ("JobRecord", "JobScript"),
+    "pages": ("Preview",),
+    "server": ("RunningHub", "running_hub", "serve", "serve_preview"),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use, and say which extra is missing when that fails."""
-    if name not in _HOME:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     from hubprune.core.errors import MissingDependencyError
 
     try:
-        return getattr(import_module(_HOME[name]), name)
+        return getattr(import_module(f"{__name__}.{home}"), name)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "hubprune":
             raise
         raise MissingDependencyError(
-            f"This needs the package {error.name!r}, which is not installed.",
-            hint="pip install 'hubprune[localhub]'",
+            f"This needs the package {error.name!r}, which is not installed.", hint="pip install 'hubprune[localhub]'"
         ) from error
 
 

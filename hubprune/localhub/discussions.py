@@ -60,11 +60,6 @@ class Discussion:
         return self.base is not None
 
     @property
-    def is_closed(self) -> bool:
-        """Whether nothing is left to be done."""
-        return self.status in ("closed", "merged")
-
-    @property
     def ref(self) -> str:
         """Where the commits of a pull request are."""
         return f"{_COMMITS}{self.number}"
@@ -149,12 +144,12 @@ class Discussions:
             if discussion.status != "open":
                 raise RefusedError(400, f"Only an open pull request can be merged, and this one is {discussion.status}")
             old, commits = self._target(), self._commits(discussion)
-            outcome = self._git.merge_trees(old, self._git.resolve(discussion.ref))
-            if outcome.conflicts:
-                raise RefusedError(409, f"This pull request has conflicts with main: {', '.join(outcome.conflicts)}")
+            tree, conflicts = self._git.merge_trees(old, self._git.resolve(discussion.ref))
+            if conflicts:
+                raise RefusedError(409, f"This pull request has conflicts with main: {', '.join(conflicts)}")
             lines = "".join(f"- {commit.title} ({commit.sha})\n" for commit in commits)
             message = f"{discussion.title} (#{discussion.number})\n\n{lines}"
-            new = self._git.commit_tree(outcome.tree, parent=old, message=message, author=author)
+            new = self._git.commit_tree(tree, parent=old, message=message, author=author)
             event = Event(type="status-change", author=author, data={"status": "merged"})
             said = discussion.with_event(remark) if remark else discussion
             return said.with_event(event, status="merged", merge_commit=new), [RefMove(TARGET, new, old)]
@@ -163,25 +158,20 @@ class Discussions:
 
     def events(self, discussion: Discussion) -> list[Event]:
         """List what has happened in a discussion, the commits of a pull request among it, oldest first."""
-        commits = [
-            Event(
-                id=commit.sha[:24],
-                type="commit",
-                author=commit.author,
-                created_at=commit.date,
-                data={"subject": commit.title, "oid": commit.sha},
-            )
-            for commit in self._commits(discussion)
-        ]
         opened, *later = discussion.events
+        commits = []
+        for made in self._commits(discussion):
+            data = {"subject": made.title, "oid": made.sha}
+            event = Event(id=made.sha[:24], type="commit", author=made.author, created_at=made.date, data=data)
+            commits.append(event)
         # To the second, as git keeps time; a commit comes before what was said in the same second.
         return [opened, *sorted([*commits, *later], key=lambda event: event.created_at[:19])]
 
     def conflicts(self, discussion: Discussion) -> list[str]:
         """List the files that keep a pull request from being merged; none for what needs no merge."""
-        if discussion.is_closed or not discussion.is_pull_request:
+        if discussion.status in ("closed", "merged") or not discussion.is_pull_request:
             return []
-        return list(self._git.merge_trees(self._target(), self._git.resolve(discussion.ref)).conflicts)
+        return self._git.merge_trees(self._target(), self._git.resolve(discussion.ref))[1]
 
     def difference(self, discussion: Discussion) -> str:
         """Return what a pull request changes, as git writes it."""

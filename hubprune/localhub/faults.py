@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import struct
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -82,32 +82,17 @@ class RequestRecord:
         return f"{self.method} {self.path}"
 
 
-class _Armed:
-    """A fault and how much of it is left."""
-
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-        self._seen = 0
-
-    def fires(self, line: str) -> bool:
-        """Tell whether the fault hits a request, and count it."""
-        if not re.search(self.fault.match, line):
-            return False
-        self._seen += 1
-        return self.fault.skip < self._seen <= self.fault.skip + self.fault.times
-
-
 class Wire:
     """ASGI middleware that logs every request and spoils some."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._armed: list[_Armed] = []
         self.log: deque[RequestRecord] = deque(maxlen=_LOG_LENGTH)
+        self.set_faults([])
 
     def set_faults(self, faults: Iterable[Fault]) -> None:
         """Replace the faults that are set."""
-        self._armed = [_Armed(fault) for fault in faults]
+        self._faults, self._matched = list(faults), Counter[int]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -128,12 +113,20 @@ class Wire:
         # The routes are matched against the path as it was sent: a decoded %2F would split a parameter in two.
         scope = {**scope, "path": scope["raw_path"].decode("latin-1")}
         counted_receive, counted_send = _counting(record, receive, send)
-        fault = next((armed.fault for armed in self._armed if armed.fires(record.line)), None)
+        fault = self._next_fault(record.line)
         if fault is None:
             await self._app(scope, counted_receive, counted_send)
             return
         record.fault = fault.do
         await _Spoiler(fault, self._app, scope, counted_receive, counted_send, _Connection(receive)).run()
+
+    def _next_fault(self, line: str) -> Fault | None:
+        for number, fault in enumerate(self._faults):
+            if re.search(fault.match, line):
+                self._matched[number] += 1
+                if fault.skip < self._matched[number] <= fault.skip + fault.times:
+                    return fault
+        return None
 
 
 def _counting(record: RequestRecord, receive: Receive, send: Send) -> tuple[Receive, Send]:
@@ -168,17 +161,12 @@ class _Connection:
     async def break_off(self) -> None:
         """Drop the connection at once, with nothing more said."""
         self._transport.abort()
-        await self._gone()
+        await _until_gone(self._receive)
 
     async def close(self) -> None:
         """Send what has been written, then close."""
         self._transport.close()
-        await self._gone()
-
-    async def _gone(self) -> None:
-        # To return before the server has noticed would make it report an application that forgot to answer.
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await _until_gone(self._receive)
 
 
 @dataclass(frozen=True)
@@ -196,7 +184,11 @@ class _Spoiler:
         """Let happen what the fault says."""
         match self.fault.do:
             case "status":
-                await self._refuse()
+                while (await self.receive()).get("more_body"):
+                    pass
+                headers = {"Content-Type": "application/json", **self.fault.headers}
+                answer = Response(json.dumps({"error": "injected fault"}), self.fault.status, headers=headers)
+                await answer(self.scope, self.receive, self.send)
             case "reset":
                 await self.connection.reset()
             case "cut":
@@ -210,17 +202,10 @@ class _Spoiler:
                 await asyncio.sleep(self.fault.seconds)
                 await self.app(self.scope, self.receive, self.send)
             case "stall":
-                await self._wait_for_the_end()
+                await _until_gone(self.receive)
             case "withhold":
                 await self.app(self.scope, self.receive, _swallow)
-                await self._wait_for_the_end()
-
-    async def _refuse(self) -> None:
-        while (await self.receive()).get("more_body"):
-            pass
-        headers = {"Content-Type": "application/json", **self.fault.headers}
-        answer = Response(json.dumps({"error": "injected fault"}), self.fault.status, headers=headers)
-        await answer(self.scope, self.receive, self.send)
+                await _until_gone(self.receive)
 
     async def _cut(self) -> None:
         left = self.fault.bytes
@@ -253,9 +238,11 @@ class _Spoiler:
         await self.app(self.scope, self.receive, send_a_part)
         await self.connection.close()
 
-    async def _wait_for_the_end(self) -> None:
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
+
+async def _until_gone(receive: Receive) -> None:
+    # To return before the server has noticed would make it report an application that forgot to answer.
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _swallow(message: Message) -> None:

@@ -85,16 +85,6 @@ class Change:
     content: bytes | None
 
 
-@dataclass(frozen=True)
-class Merged:
-    """The outcome of a three-way merge."""
-
-    tree: str
-    """Hash of the merged tree, which is of use only when there are no conflicts."""
-    conflicts: tuple[str, ...]
-    """Paths that both sides have changed, each in its own way."""
-
-
 def require_git() -> None:
     """Raise unless the git program can be found."""
     if shutil.which("git") is None:
@@ -240,11 +230,12 @@ class GitRepo:
         parents = ["-p", parent] if parent else []
         return self.run("commit-tree", tree, *parents, stdin=message.encode(), env=identity).decode().strip()
 
-    def merge_trees(self, ours: str, theirs: str) -> Merged:
+    def merge_trees(self, ours: str, theirs: str) -> tuple[str, list[str]]:
         """Merge two commits into a tree, without a working tree; nothing moves.
 
-        Histories that have nothing in common merge as well: a squashed branch has lost what it shared with its pull
-        requests.
+        Returns the tree's hash, which is of use only without conflicts, and the paths that both sides have changed,
+        each in its own way. Histories that have nothing in common merge as well: a squashed branch has lost what it
+        shared with its pull requests.
         """
         options = ("--write-tree", "-z", "--name-only", "--no-messages", "--allow-unrelated-histories")
         try:
@@ -255,7 +246,7 @@ class GitRepo:
                 raise RefusedError(501, message) from error
             output = error.output
         tree, *conflicts = output.decode(errors="replace").rstrip("\0").split("\0")
-        return Merged(tree, tuple(dict.fromkeys(conflicts)))
+        return tree, list(dict.fromkeys(conflicts))
 
     def move_ref(self, name: str, new: str, *, old: str | None) -> bool:
         """Point a reference at `new` if it is still at `old` (None: if it does not exist); say whether it was."""
@@ -279,7 +270,14 @@ class GitRepo:
 
     def _index_rows(self, parent: str | None, changes: Sequence[Change], folder: str) -> bytes:
         """Turn changes into what `git update-index --index-info` reads, storing new content on the way."""
-        oids = iter(self._store([change.content for change in changes if change.content is not None], folder))
+        contents = [change.content for change in changes if change.content is not None]
+        paths = [Path(folder, str(number)) for number in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        # Stored through files, so that one process hashes any number of them.
+        listing = "".join(f"{path}\n" for path in paths).encode()
+        hashing = ("hash-object", "-w", "--no-filters", "--stdin-paths")
+        oids = iter(self.run(*hashing, stdin=listing).decode().split() if contents else ())
         removed = [change.path for change in changes if change.content is None]
         present = self.entries(parent, removed) if parent and removed else {}
         rows = []
@@ -292,16 +290,6 @@ class GitRepo:
             else:
                 raise RefusedError(404, "A file with this name doesn't exist", code="EntryNotFound")
         return "".join(row + "\0" for row in rows).encode()
-
-    def _store(self, contents: Sequence[bytes], folder: str) -> list[str]:
-        """Store blobs through files, so that one process hashes any number of them."""
-        if not contents:
-            return []
-        paths = [Path(folder, str(number)) for number in range(len(contents))]
-        for path, content in zip(paths, contents, strict=True):
-            path.write_bytes(content)
-        listing = "".join(f"{path}\n" for path in paths).encode()
-        return self.run("hash-object", "-w", "--no-filters", "--stdin-paths", stdin=listing).decode().split()
 
     # Running git
 

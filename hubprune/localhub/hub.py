@@ -12,14 +12,7 @@ from typing import Any, Literal
 from hubprune.localhub import names
 from hubprune.localhub.access import Account, Accounts
 from hubprune.localhub.git import Change, Entry, GitRepo, require_git
-from hubprune.localhub.large_files import (
-    GITATTRIBUTES,
-    POINTER_BYTES,
-    LfsStore,
-    Pointer,
-    XetStore,
-    parse_pointer,
-)
+from hubprune.localhub.large_files import GITATTRIBUTES, POINTER_BYTES, LfsStore, Pointer, XetStore, parse_pointer
 from hubprune.localhub.names import KINDS, RefusedError
 
 Need = Literal["see", "read", "propose", "write"]
@@ -119,7 +112,6 @@ class Hub:
         """Make a repository with its first commit; it appears complete or not at all."""
 
         def commit_first(git: GitRepo) -> None:
-            """Put in what every repository starts with."""
             change, author = Change(".gitattributes", GITATTRIBUTES), repo_id.split("/")[0]
             first = git.write_commit(None, [change], message="initial commit\n", author=author)
             git.move_ref("refs/heads/main", first, old=None)
@@ -130,7 +122,6 @@ class Hub:
         """Make a repository with the branches, tags and history of another; their large files are stored once."""
 
         def fetch(git: GitRepo) -> None:
-            """Take over what the other has."""
             refs = (f"{kind}*:{kind}*" for kind in ("refs/heads/", "refs/tags/"))
             git.run("fetch", "--quiet", "--no-write-fetch-head", str(source.git.path.absolute()), *refs)
 

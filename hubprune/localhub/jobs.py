@@ -11,9 +11,10 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -30,7 +31,6 @@ _JOBS_PER_PAGE = 100
 _FLAVOR = re.compile(r"[a-z0-9-]{1,40}")
 _JOBS, _JOB = "/api/jobs/{namespace}", "/api/jobs/{namespace}/{job}"
 
-Result = TypeVar("Result")
 Row = dict[str, Any]
 """One collection, as clients read it."""
 
@@ -92,32 +92,14 @@ class JobRecord:
             yield {}  # so that a client that has gone is noticed
 
 
+@dataclasses.dataclass(frozen=True)
 class JobStore:
     """The jobs of one hub, for as long as it serves."""
 
-    def __init__(self) -> None:
-        self._jobs: dict[str, JobRecord] = {}
-        self._scripts: deque[JobScript] = deque()
-
-    def script(self, script: JobScript) -> None:
-        """Say what becomes of the next job that has no script yet."""
-        self._scripts.append(script)
-
-    def create(self, namespace: str, spec: Mapping[str, Any]) -> JobRecord:
-        """Record a job."""
-        script = self._scripts.popleft() if self._scripts else JobScript()
-        job = JobRecord(id=secrets.token_hex(12), namespace=namespace, spec=spec, script=script)
-        self._jobs[job.id] = job
-        return job
-
-    def find(self, namespace: str, job_id: str) -> JobRecord | None:
-        """Return a job of a namespace."""
-        job = self._jobs.get(job_id)
-        return job if job and job.namespace == namespace else None
-
-    def all(self, namespace: str | None = None) -> list[JobRecord]:
-        """List the jobs of a namespace, or all, oldest first."""
-        return [job for job in self._jobs.values() if namespace in (None, job.namespace)]
+    records: dict[str, JobRecord] = dataclasses.field(default_factory=dict)
+    """By their ids, oldest first."""
+    scripts: deque[JobScript] = dataclasses.field(default_factory=deque)
+    """What becomes of the next jobs."""
 
 
 class JobRoutes(HubRoutes):
@@ -141,7 +123,9 @@ class JobRoutes(HubRoutes):
             field(spec, name, dict, {})
         if not (field(spec, "dockerImage", str, "") or field(spec, "spaceId", str, "")):
             raise RefusedError(400, "A job needs an image")
-        job = self.jobs.create(call.params["namespace"], spec)
+        script = self.jobs.scripts.popleft() if self.jobs.scripts else JobScript()
+        job = JobRecord(id=secrets.token_hex(12), namespace=call.params["namespace"], spec=spec, script=script)
+        self.jobs.records[job.id] = job
         return JSONResponse(_described(job, account, stage="SCHEDULING"))
 
     @answers(_JOBS)
@@ -151,8 +135,9 @@ class JobRoutes(HubRoutes):
         stages, labels = call.query.getlist("stage"), call.query.getlist("label")
         found = [
             job
-            for job in reversed(self.jobs.all(call.params["namespace"]))
-            if (not stages or job.stage in stages)
+            for job in reversed([*self.jobs.records.values()])
+            if job.namespace == call.params["namespace"]
+            and (not stages or job.stage in stages)
             and set(labels) <= {f"{key}={value}" for key, value in job.spec.get("labels", {}).items()}
         ]
         return page(call, found, size=_JOBS_PER_PAGE, describe=lambda part: [_described(job, account) for job in part])
@@ -190,8 +175,8 @@ class JobRoutes(HubRoutes):
         return account
 
     def _found(self, call: Call) -> JobRecord:
-        job = self.jobs.find(call.params["namespace"], call.params["job"])
-        if job is None:
+        job = self.jobs.records.get(call.params["job"])
+        if job is None or job.namespace != call.params["namespace"]:
             raise RefusedError(404, "Job not found")
         return job
 
@@ -218,21 +203,16 @@ class CollectionStore:
         self._file = file
         self._lock = threading.Lock()
 
-    def all(self) -> list[Row]:
-        """List all collections, the newest last."""
-        return list(self._read().values())
-
-    def find(self, slug: str) -> Row | None:
-        """Return a collection; None where there is none."""
-        return self._read().get(slug)
+    def rows(self) -> dict[str, Row]:
+        """Return all collections, the newest last."""
+        return json.loads(self._file.read_bytes()) if self._file.exists() else {}
 
     def create(self, title: str, owner: str, *, private: bool, description: str | None) -> tuple[Row, bool]:
         """Make a collection, or return the owner's one of that title; the second value tells whether it is new."""
-
-        def _found_or_made(rows: dict[str, Row]) -> tuple[Row, bool]:
-            same = next((row for row in rows.values() if (row["owner"], row["title"]) == (owner, title)), None)
-            if same:
-                return same, False
+        with self._changing() as rows:
+            for row in rows.values():
+                if (row["owner"], row["title"]) == (owner, title):
+                    return row, False
             words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "collection"
             slug, now = f"{owner}/{words}-{secrets.token_hex(12)}", timestamp(int(time.time()))
             rows[slug] = {
@@ -241,12 +221,9 @@ class CollectionStore:
             }  # fmt: skip
             return rows[slug], True
 
-        return self._change(_found_or_made)
-
     def add(self, slug: str, item_id: str, item_type: str, note: str | None) -> bool:
         """Put an item at the end of a collection; False where it is in it already."""
-
-        def _appended(rows: dict[str, Row]) -> bool:
+        with self._changing() as rows:
             items = rows[slug]["items"]
             if any((item["id"], item["type"]) == (item_id, item_type) for item in items):
                 return False
@@ -255,17 +232,12 @@ class CollectionStore:
             rows[slug]["lastUpdated"] = timestamp(int(time.time()))
             return True
 
-        return self._change(_appended)
-
-    def _read(self) -> dict[str, Row]:
-        return json.loads(self._file.read_bytes()) if self._file.exists() else {}
-
-    def _change(self, change: Callable[[dict[str, Row]], Result]) -> Result:
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Row]]:
         with self._lock:
-            rows = self._read()
-            result = change(rows)
+            rows = self.rows()
+            yield rows
             names.write_bytes(self._file, json.dumps(rows, indent=1).encode())
-        return result
 
 
 class CollectionRoutes(HubRoutes):
@@ -279,7 +251,8 @@ class CollectionRoutes(HubRoutes):
     def list(self, call: Call) -> Response:
         """List the collections that the caller may see, or those of one owner."""
         account, owner = self.caller(call), call.query.get("owner")
-        rows = [row for row in self.collections.all() if owner in (None, row["owner"]) and _may_see(account, row)]
+        every = self.collections.rows().values()
+        rows = [row for row in every if owner in (None, row["owner"]) and _may_see(account, row)]
 
         def shown(part: Any) -> Any:
             numbered = [{k: v for k, v in row.items() if k != "position"} for row in part]  # clients count themselves
@@ -320,10 +293,10 @@ class CollectionRoutes(HubRoutes):
         self.hub.open(account, names.kind_of(kind), repo_id, "see")
         if not self.collections.add(row["slug"], repo_id, kind, field(body, "note", str, None)):
             raise RefusedError(409, "This item is in the collection already")
-        return JSONResponse(self.collections.find(row["slug"]))
+        return JSONResponse(self.collections.rows()[row["slug"]])
 
     def _found(self, call: Call) -> dict[str, Any]:
-        row = self.collections.find(f"{call.params['namespace']}/{call.params['slug']}")
+        row = self.collections.rows().get(f"{call.params['namespace']}/{call.params['slug']}")
         if row is None or not _may_see(self.caller(call), row):
             raise RefusedError(404, "Collection not found")
         return row

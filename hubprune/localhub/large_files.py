@@ -3,24 +3,14 @@
 import hashlib
 import re
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubprune.localhub import names
+from hubprune.localhub import names, xet_format
 from hubprune.localhub.names import RefusedError
-from hubprune.localhub.xet_format import (
-    Chunk,
-    FileRecipe,
-    Shard,
-    XetFormatError,
-    check_recipe,
-    dedup_shard,
-    parse_shard,
-    parse_xorb,
-    unpack_chunk,
-)
+from hubprune.localhub.xet_format import Chunk, FileRecipe, Shard, XetFormatError
 
 PART_BYTES = 32_000_000
 """Files above this size are uploaded in parts of it."""
@@ -175,7 +165,7 @@ class XetStore:
         if path.exists():
             return False
         try:
-            self._chunks[xorb] = parse_xorb(data)
+            self._chunks[xorb] = xet_format.parse_xorb(data)
         except XetFormatError as error:
             raise RefusedError(400, f"Not a xorb: {error}") from error
         names.write_bytes(path, data)
@@ -184,9 +174,9 @@ class XetStore:
     def put_shard(self, data: bytes) -> None:
         """Store a shard whose files are made of chunks that are all here."""
         try:
-            shard = parse_shard(data)
+            shard = xet_format.parse_shard(data)
             for file in shard.files:
-                check_recipe(file, [self._chunks_of(term.xorb) for term in file.terms])
+                xet_format.check_recipe(file, [self._chunks_of(term.xorb) for term in file.terms])
                 self._check_content(file)
         except XetFormatError as error:
             raise RefusedError(400, f"Not a valid shard: {error}") from error
@@ -218,7 +208,8 @@ class XetStore:
             self._load_new_shards()
         if chunk not in self._dedup:
             raise RefusedError(404, "No chunk of this hash is shared")
-        return dedup_shard(parse_shard((self._shards / self._dedup[chunk]).read_bytes()).xorb_section)
+        shard = xet_format.parse_shard((self._shards / self._dedup[chunk]).read_bytes())
+        return xet_format.dedup_shard(shard.xorb_section)
 
     def xorb_path(self, xorb: str) -> Path:
         """Return where the xorb is, or would be."""
@@ -246,13 +237,12 @@ class XetStore:
     def content(self, recipe: FileRecipe) -> Iterator[bytes]:
         """Yield the file's content, term by term."""
         for term in recipe.terms:
-            chunks = self._chunks_of(term.xorb)[term.start : term.end]
-            yield self._unpack(Span(term.xorb, term.start, term.end, chunks))
+            yield self._unpack(term.xorb, self._chunks_of(term.xorb)[term.start : term.end])
 
     def first_bytes(self, recipe: FileRecipe, count: int) -> bytes:
         """Return the beginning of a file, unpacking no more chunks than it takes."""
         _, spans = self.spans(recipe, 0, min(count, recipe.size))
-        return b"".join(map(self._unpack, spans))[:count]
+        return b"".join(self._unpack(span.xorb, span.chunks) for span in spans)[:count]
 
     def _check_content(self, file: FileRecipe) -> None:
         """Refuse a file that is not what its SHA-256 says: whoever else has that file would get this one."""
@@ -264,15 +254,15 @@ class XetStore:
         if checksum.hexdigest() != file.sha256:
             raise XetFormatError("the content of a file does not match its SHA-256")
 
-    def _unpack(self, span: Span) -> bytes:
-        with self.xorb_path(span.xorb).open("rb") as file:
-            file.seek(span.chunks[0].offset)
-            return b"".join(unpack_chunk(file.read(chunk.packed_bytes), chunk) for chunk in span.chunks)
+    def _unpack(self, xorb: str, chunks: Sequence[Chunk]) -> bytes:
+        with self.xorb_path(xorb).open("rb") as file:
+            file.seek(chunks[0].offset)
+            return b"".join(xet_format.unpack_chunk(file.read(chunk.packed_bytes), chunk) for chunk in chunks)
 
     def _chunks_of(self, xorb: str) -> tuple[Chunk, ...]:
         if xorb not in self._chunks:
             try:
-                self._chunks[xorb] = parse_xorb(self.xorb_path(xorb).read_bytes())
+                self._chunks[xorb] = xet_format.parse_xorb(self.xorb_path(xorb).read_bytes())
             except FileNotFoundError as error:
                 raise XetFormatError(f"xorb {xorb} is unknown") from error
         return self._chunks[xorb]
@@ -283,7 +273,7 @@ class XetStore:
             return
         for path in sorted(self._shards.glob("*.mdb")):
             if path.name not in self._known:
-                self._register(path.name, parse_shard(path.read_bytes()))
+                self._register(path.name, xet_format.parse_shard(path.read_bytes()))
         self._seen_at = changed_at
 
     def _register(self, name: str, shard: Shard) -> None:

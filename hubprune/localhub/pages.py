@@ -225,6 +225,7 @@ def build_preview(shown: Preview) -> Starlette:
         return _card_page(frame(current="Model card"), text, address_of=address)
 
     def files(request: Request) -> Response:
+        """List what is in the folder, and what the repo has beside it."""
         found = [path for path in shown.folder.rglob("*") if path.is_file()]
         here = {path.relative_to(shown.folder).as_posix(): path.stat().st_size for path in found}
         sizes = sorted({**shown.listed, **here}.items())

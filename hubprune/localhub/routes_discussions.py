@@ -99,7 +99,6 @@ class DiscussionRoutes(HubRoutes):
         repo = self.repo(call, "propose")
 
         def hidden(event: Event, account: Account) -> Event:
-            """Return the comment without its text."""
             if event.author != account.name and not account.may_write(repo.repo_id):
                 raise RefusedError(403, "A comment can be hidden by its author and by those who may write only")
             latest = {**event.data["latest"], "raw": ""}
@@ -111,17 +110,15 @@ class DiscussionRoutes(HubRoutes):
     def rename(self, call: Call) -> Response:
         """Change the title."""
         repo, account, title = self.repo(call, "propose"), self.known_caller(call), _title(call.json())
-        events: list[Event] = []
 
         def renamed(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
-            """Return the discussion under its new title."""
             _check_owner(repo, discussion, account)
             data = {"from": discussion.title, "to": title}
-            events[:] = [Event(type="title-change", author=account.name, data=data)]
-            return discussion.with_event(events[0], title=title), ()
+            event = Event(type="title-change", author=account.name, data=data)
+            return discussion.with_event(event, title=title), ()
 
-        Discussions(repo.git).change(call.number, renamed)
-        return JSONResponse({"newTitle": _event(events[0])})
+        done = Discussions(repo.git).change(call.number, renamed)
+        return JSONResponse({"newTitle": _event(done.events[-1])})
 
     @answers(f"{_ONE}/status", method="POST")
     def change_status(self, call: Call) -> Response:
@@ -134,7 +131,6 @@ class DiscussionRoutes(HubRoutes):
         event = Event(type="status-change", author=account.name, data={"status": status})
 
         def changed(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
-            """Return the discussion with its new status."""
             _check_owner(repo, discussion, account)
             if discussion.status == "merged":
                 raise RefusedError(400, "This pull request is merged, which cannot be undone")
@@ -152,19 +148,17 @@ class DiscussionRoutes(HubRoutes):
 
     def _change_comment(self, call: Call, edit: Callable[[Event, Account], Event]) -> Response:
         repo, account, wanted = self.repo(call, "propose"), self.known_caller(call), call.params["event"]
-        result: list[Event] = []
 
         def changed(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
             """Return the discussion with the changed comment in the place of the old one."""
-            found = [event for event in discussion.events if event.id == wanted and event.type == "comment"]
-            if not found:
+            events = {event.id: event for event in discussion.events}
+            if wanted not in events or events[wanted].type != "comment":
                 raise RefusedError(404, "Comment not found")
-            result[:] = [edit(found[0], account)]
-            events = (result[0] if event is found[0] else event for event in discussion.events)
-            return replace(discussion, events=tuple(events)), ()
+            events[wanted] = edit(events[wanted], account)
+            return replace(discussion, events=tuple(events.values())), ()
 
-        Discussions(repo.git).change(call.number, changed)
-        return JSONResponse({"updatedComment": _event(result[0])})
+        done = Discussions(repo.git).change(call.number, changed)
+        return JSONResponse({"updatedComment": _event(next(event for event in done.events if event.id == wanted))})
 
 
 def _title(body: dict[str, Any]) -> str:

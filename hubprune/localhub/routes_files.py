@@ -23,18 +23,7 @@ from hubprune.localhub.git import Entry, GitRepo
 from hubprune.localhub.hub import Repo, StoredFile
 from hubprune.localhub.names import RefusedError
 from hubprune.localhub.routes_storage import cdn_url
-from hubprune.localhub.web import (
-    REPO,
-    Call,
-    Handler,
-    HubRoutes,
-    answers,
-    byte_range,
-    field,
-    on_site,
-    page,
-    read_call,
-)
+from hubprune.localhub.web import REPO, Call, Handler, HubRoutes, answers, byte_range, field, on_site, page, read_call
 
 _ENTRIES_PER_PAGE = 1000
 

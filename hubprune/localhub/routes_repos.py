@@ -83,16 +83,10 @@ class RepoRoutes(HubRoutes):
         repo.change_settings(**changes)
         return JSONResponse({})
 
-    @answers(f"{REPO}/auth-check")
-    def may_read(self, call: Call) -> Response:
-        """Answer 200 if the caller may read the content."""
-        self.repo(call, "read")
-        return JSONResponse({})
-
-    @answers(f"{REPO}/auth-check/write")
-    def may_write(self, call: Call) -> Response:
-        """Answer 200 if the caller may commit."""
-        self.repo(call, "write")
+    @answers(f"{REPO}/auth-check", f"{REPO}/auth-check/write")
+    def check(self, call: Call) -> Response:
+        """Answer 200 if the caller may read the content, or commit."""
+        self.repo(call, "write" if call.path.endswith("/auth-check/write") else "read")
         return JSONResponse({})
 
     @answers(f"{REPO}/refs")

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 from filelock import FileLock, Timeout
@@ -96,10 +96,8 @@ class RunningHub:
     def add_user(self, name: str, **rights: Any) -> str:
         """Make a token for a user and return it.
 
-        Args:
-            name: of the user, and of a namespace.
-            rights: fields of `Account`: `role`, `orgs`, `granted`, `writable`, `creatable`, `reads_gated`, `proposes`,
-                `expired`; lists will do.
+        `rights` are fields of `Account`: `role`, `orgs`, `granted`, `writable`, `creatable`, `reads_gated`, `proposes`
+        and `expired`.
         """
         return self._hub.accounts.add(account_of({"name": name, **rights}))
 
@@ -128,11 +126,11 @@ class RunningHub:
     @property
     def jobs(self) -> list[JobRecord]:
         """The jobs that were asked for, oldest first, secrets included."""
-        return self._jobs.all()
+        return list(self._jobs.records.values())
 
     def script_job(self, script: JobScript) -> None:
         """Say what becomes of the next job; one without a script says that nothing is run here, and completes."""
-        self._jobs.script(script)
+        self._jobs.scripts.append(script)
 
     def set_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
         """Replace the faults that are set; each is a `Fault`, or the fields of one. An empty list removes them."""
@@ -181,12 +179,7 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def serve_preview(shown: Preview, *, port: int = 0, announce: Callable[[str], None] = print) -> None:
-    """Show a card on 127.0.0.1 until Ctrl-C or SIGTERM.
-
-    Args:
-        shown: what to show.
-        port: 0 for a free one.
-        announce: told the address once it answers.
+    """Show a card on 127.0.0.1 until Ctrl-C or SIGTERM, and announce the address once it answers.
 
     Raises:
         HubpruneError: the port is in use.
@@ -219,12 +212,7 @@ def build_app(hub: Hub, jobs: JobStore) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
-        exception_handlers={
-            RefusedError: _on_refusal,
-            HTTPException: _on_http_error,
-            ClientDisconnect: _on_hang_up,
-            Exception: _on_bug,
-        },
+        exception_handlers=dict.fromkeys((RefusedError, HTTPException, ClientDisconnect, Exception), _on_error),
     )
 
 
@@ -232,25 +220,18 @@ async def _unknown(request: Request) -> Response:
     raise HTTPException(404)
 
 
-async def _on_refusal(request: Request, error: Exception) -> Response:
-    return refusal_response(cast(RefusedError, error))
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    """Answer in the Hub's own form when no route takes the request."""
-    error = cast(HTTPException, error)
-    if error.status_code == 404 and _BARE_NAME.fullmatch(request.url.path):
-        return refusal_response(RefusedError(404, "Repository not found", code="RepoNotFound"))
-    message = f"The local Hub does not answer to {request.method} {request.url.path}"
-    return refusal_response(RefusedError(error.status_code, message, headers=error.headers))
-
-
-async def _on_hang_up(request: Request, error: Exception) -> Response:
-    """End a request whose client has gone in the middle of it; nobody reads the answer."""
-    return Response(status_code=400)
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
+    """Answer in the Hub's own form, whatever has gone wrong."""
+    if isinstance(error, HTTPException):  # no route takes the request
+        message = f"The local Hub does not answer to {request.method} {request.url.path}"
+        refusal = RefusedError(error.status_code, message, headers=error.headers)
+        if error.status_code == 404 and _BARE_NAME.fullmatch(request.url.path):
+            refusal = RefusedError(404, "Repository not found", code="RepoNotFound")
+        return refusal_response(refusal)
+    if isinstance(error, ClientDisconnect):  # its client has gone in the middle of it; nobody reads the answer
+        return Response(status_code=400)
+    if isinstance(error, RefusedError):
+        return refusal_response(error)
     # Starlette raises the error again after this answer, and the server logs its traceback.
     return JSONResponse({"error": "Internal Server Error"}, 500)
 

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from hubprune.core import config as config_json
 from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
-from hubprune.core.artifacts import BaseCheckpoint, DropPlan, SublayerKind, WrittenCheckpoint
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, WrittenCheckpoint
 from hubprune.core.devices import kv_bytes_per_layer
 from hubprune.core.errors import CheckpointError
 from hubprune.core.files import is_carried, list_files
@@ -150,8 +150,8 @@ def new_names(weights: Weights, plan: DropPlan, architecture: Architecture) -> d
 
 
 def _dropped_parts(plan: DropPlan, architecture: Architecture) -> set[tuple[int, str]]:
-    parts: Mapping[SublayerKind, tuple[str, ...]] = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
-    return {(layer, part) for kind, names in parts.items() for layer in plan.layers(kind) for part in names}
+    parts = architecture.parts
+    return {(layer, part) for kind in parts for layer in plan.layers(kind) for part in parts[kind]}
 
 
 def _write_shard(plan: ShardPlan, path: Path, neurons: Neurons | None, advance: Callable[[int], None]) -> None:

@@ -252,7 +252,7 @@ def pass_through(
         hooks.callback(entry.register_forward_pre_hook(note_between).remove)
         parts: dict[SublayerKind, Part] = {"attn": passage.attn, "mlp": passage.mlp} if metric != "cosine" else {}
         for kind, part in parts.items():
-            for name in architecture.parts(kind):
+            for name in architecture.parts[kind]:
                 whole = name in (architecture.attn_module, architecture.mlp_module)
                 hook = layer.get_submodule(name).register_forward_hook(_noting(part, whole=whole), with_kwargs=True)
                 hooks.callback(hook.remove)

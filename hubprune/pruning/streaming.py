@@ -157,7 +157,7 @@ class StreamedModel:
                 _let_go(layer)
 
     def _read(self, number: int, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
-        gone = [part for kind, layer in self._bypassed if layer == number for part in self._architecture.parts(kind)]
+        gone = [part for kind, layer in self._bypassed if layer == number for part in self._architecture.parts[kind]]
         return self._reader.layer(self._prefix(number), buffer, without=[f"{part}." for part in gone])
 
     def _prefix(self, number: int) -> str:

@@ -266,16 +266,15 @@ def _planned_parameters(base: Weights, plan: DropPlan, config: Mapping[str, Any]
 
 
 def _dropped_prefixes(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
-    parts = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
-    return tuple(f"{architecture.layers_prefix}{d.layer}.{part}." for d in plan.dropped for part in parts[d.kind])
+    prefix, parts = architecture.layers_prefix, architecture.parts
+    return tuple(f"{prefix}{d.layer}.{part}." for d in plan.dropped for part in parts[d.kind])
 
 
 def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
-    parts = {"attn": architecture.attn_parts(), "mlp": architecture.mlp_parts()}
     forbidden = tuple(
         f"{architecture.layers_prefix}{layer}.{part}."
-        for kind, names in parts.items()
-        for layer in plan.published_layers("attn" if kind == "attn" else "mlp")
+        for kind, names in architecture.parts.items()
+        for layer in plan.published_layers(kind)
         for part in names
     )
     names = [tensor.name for _, tensor in open_weights(folder)]

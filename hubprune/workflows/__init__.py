@@ -1,6 +1,7 @@
 """What a user asks for, one module or folder each: a request comes in, and what was found goes out as an artifact.
 
-What has to be said on the way goes through a `Reporter`; what is printed is made of the results by the commands.
+What has to be said on the way goes through a `Reporter`; what is printed is made of the results by the commands.  Where
+a workflow takes a session with a Hub, None stands for the one that its request names.
 
     run                        what all share: a run of a recipe, from the base to a verified checkpoint
     score, sweep               which layers matter, and what every number of drops costs

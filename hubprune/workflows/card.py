@@ -12,7 +12,7 @@ from hubprune.cards import card
 from hubprune.cards.card import CARD_PART, card_part
 from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, read_record, replace_card
 from hubprune.cards.markdown import read_notes
-from hubprune.core.artifacts import RepoFile, SpeedReport
+from hubprune.core.artifacts import SpeedReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, ConflictError, RecipeError
 from hubprune.core.files import existing_folder
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 SHOWN = (CARD, "*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.svg")
 """Files of a repo that its card may show."""
-
-
 Timed = Literal["now", "never"] | SpeedReport
 
 
@@ -77,10 +75,7 @@ class CardWritten:
 def write_card(folder: Path, choices: CardChoices = AS_SHIPPED, *, overwrite_card: bool = False) -> CardWritten:
     """Write README.md of a published folder anew, and the manifest with it; where nothing changed, no file is touched.
 
-    Args:
-        folder: as `hubprune publish --out` wrote it, or the download of a published repo.
-        choices: templates, and notes in the place of those that the manifest holds.
-        overwrite_card: whether a card that was edited by hand may be replaced.
+    Notes of `choices` win over those in the manifest; a card that was edited by hand is replaced only on request.
 
     Raises:
         RecipeError: a template of the user's own does not do.
@@ -91,7 +86,11 @@ def write_card(folder: Path, choices: CardChoices = AS_SHIPPED, *, overwrite_car
     used = CardChoices(choices.notes or record.report.notes, choices.template)
     text = render_again(record, used)
     path, digest = folder / CARD, hashlib.sha256(text.encode()).hexdigest()
-    _check_not_edited(path, listed=record.files.get(CARD), new=digest, overwrite=overwrite_card)
+    if path.is_file() and not overwrite_card:
+        found, listed = hashlib.sha256(path.read_bytes()).hexdigest(), record.files.get(CARD)
+        if found not in (digest, listed and listed.sha256):
+            hint = "Pass --overwrite-card to replace it."
+            raise ConflictError(f"{path} was edited by hand since it was written.", hint=hint)
     written = put_card(folder, record, used, text=text)
     return CardWritten(path=path, sha256=digest, outcome="written" if written else "unchanged")
 
@@ -99,17 +98,15 @@ def write_card(folder: Path, choices: CardChoices = AS_SHIPPED, *, overwrite_car
 def render_again(record: PublishRecord, choices: CardChoices) -> str:
     """Render the card of a published result from what its manifest says.
 
-    Args:
-        record: the manifest.
-        choices: templates, and notes; None for a card without any.
-
     Raises:
         RecipeError: a template of the user's own does not do.
         CheckpointError: parts of the manifest do not fit one another, as where a score is missing of a layer.
     """
     report = record.report.model_copy(update={"notes": choices.notes})
     try:
-        context = card.context_of(report, pictures=_pictures(record), overrides=choices.template)
+        importance, benchmarks = (path if path in record.files else None for path in (CARD_PICTURE, BENCHMARK_PICTURE))
+        pictures = card.Pictures(importance=importance, benchmarks=benchmarks)
+        context = card.context_of(report, pictures=pictures, overrides=choices.template)
     except card.WRONG_USE as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise CheckpointError(
@@ -121,11 +118,7 @@ def render_again(record: PublishRecord, choices: CardChoices) -> str:
 def put_card(folder: Path, record: PublishRecord, choices: CardChoices, *, text: str) -> bool:
     """Write a card into a folder, and the manifest that lists it; return whether something was written.
 
-    Args:
-        folder: holds what is published, or is empty.
-        record: the manifest so far.
-        choices: what the card was rendered with.
-        text: the card.
+    The folder holds what is published, or is empty; the record is its manifest so far.
     """
     depends_on = card_part(notes=choices.notes, templates=choices.template)
     changed = {
@@ -136,29 +129,13 @@ def put_card(folder: Path, record: PublishRecord, choices: CardChoices, *, text:
     return replace_card(folder, {**record.values, **changed}, card=text)
 
 
-def _check_not_edited(path: Path, *, listed: RepoFile | None, new: str, overwrite: bool) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-    if found not in (None, new, listed and listed.sha256) and not overwrite:
-        raise ConflictError(
-            f"{path} was edited by hand since it was written.", hint="Pass --overwrite-card to replace it."
-        )
-
-
-def _pictures(record: PublishRecord) -> card.Pictures:
-    importance, benchmarks = (path if path in record.files else None for path in (CARD_PICTURE, BENCHMARK_PICTURE))
-    return card.Pictures(importance=importance, benchmarks=benchmarks)
-
-
 # ---- in a browser ------------------------------------------------------------------------------------------------
 
 
 def preview(request: CardRequest, *, reporter: Reporter, session: HubSession | None = None) -> Preview:
     """Find what a page of a folder or repo shows; of a repo only the card and its pictures are downloaded.
 
-    Args:
-        request: names a folder, or a repo with `@` and a revision where it is not main.
-        reporter: told of the download.
-        session: with the Hub that is asked; None to open it where it is needed.
+    The session is opened only where a Hub has to be asked.
 
     Raises:
         RecipeError: options of rendering are given, and the preview shows what is there.

@@ -54,9 +54,7 @@ class Source:
 def compare(request: CompareRequest, *, session: HubSession | None = None) -> CheckpointComparison:
     """Compare two pruned folders, repos, reports or plans.
 
-    Args:
-        request: names both: a folder, a JSON file, or a repo with `@` and a revision where it is not main.
-        session: which Hub; None for the one that the request names.
+    Repos may be named with `@` and a revision where it is not main.
 
     Raises:
         BaseNotFoundError: one of them is not there.

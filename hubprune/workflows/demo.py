@@ -29,10 +29,7 @@ HUB_STOP_SECONDS = 10
 def run(base: str, *, directory: Path | None, reporter: Reporter) -> int:
     """Publish an embedded model on a local Hub and return the exit code of that publish.
 
-    Args:
-        base: name of an embedded model.
-        directory: where Hub, caches and work are kept; None for a place in the work folder.
-        reporter: told what is going on.
+    Hub, caches and work are kept in the directory; None for a place in the work folder.
 
     Raises:
         RecipeError: there is no such embedded model.

@@ -58,11 +58,6 @@ def check_outtype(text: str) -> Outtype:
 def export_gguf(request: ExportRequest, *, reporter: Reporter, session: HubSession | None = None) -> GgufExport:
     """Write a checkpoint as a GGUF file and compare it with the checkpoint.
 
-    Args:
-        request: what is asked for.
-        reporter: told what is going on.
-        session: which Hub; None for the one that the request names.
-
     Raises:
         UnsupportedArchitectureError: llama.cpp does not compute what this model does.
         UnsupportedFormatError: its tokenizer or its weights cannot be written.

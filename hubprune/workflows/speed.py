@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -36,7 +36,7 @@ from hubprune.hub.session import HubSession
 from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.pruning.verify import plan_of
 from hubprune.workflows.run import open_session
-from hubprune.workflows.verify import PrunedFolder, Trust, find_base, find_pruned, refuse_foreign_code
+from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code
 
 if TYPE_CHECKING:
     from hubprune.evaluation.models import LoadedModel
@@ -46,68 +46,7 @@ DEEPEST = 2**24
 """Tokens; no model reads more."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimingRequest:
-    """Which shapes are timed, how often, and on what."""
-
-    depths: tuple[int, ...] = (0, 512, 2048)
-    """Tokens in the KV cache when decoding starts, ascending."""
-    new_tokens: int = 32
-    batch_size: int = 1
-    rounds: int = 20
-    largest_batch: Literal["find", "skip"] = "skip"
-    base: str | None = None
-    """Folder or repo of the base; None for the one that the pruned checkpoint names."""
-    revision: str | None = None
-    """Of the pruned repo; None for main."""
-    trust: Trust = "own"
-    device: str = "auto"
-    dtype: str = "auto"
-    seed: int = 0
-    """Of the order within a round, and of the bootstrap."""
-    report: Path | None = None
-    """File for the report as JSON."""
-
-    @classmethod
-    def of(cls, request: SpeedRequest) -> TimingRequest:
-        """Read what is asked for.
-
-        Raises:
-            RecipeError: a value that cannot be used.
-        """
-        depths = request.depths if isinstance(request.depths, str) else ",".join(map(str, request.depths))
-        return cls(
-            depths=parse_depths(depths),
-            new_tokens=request.new_tokens,
-            batch_size=request.batch_size,
-            rounds=request.rounds,
-            largest_batch="find" if request.largest_batch else "skip",
-            base=request.first if request.second else None,
-            revision=request.revision,
-            trust="any" if request.trust_remote_code else "own",
-            device=request.device or "auto",
-            dtype=request.dtype or "auto",
-            seed=request.seed,
-            report=Path(request.report) if request.report else None,
-        )
-
-
-def parse_depths(text: str) -> tuple[int, ...]:
-    """Read a list of depths, ascending and each once.
-
-    Raises:
-        RecipeError: it is none.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 9 for part in parts):
-        raise RecipeError(f"--depths {text!r:.60} is no list of depths.", hint="Write it like --depths 0,512,2048.")
-    depths = tuple(sorted({int(part) for part in parts}))
-    if depths[-1] > DEEPEST:
-        raise RecipeError(f"--depths {text!r:.60} goes beyond {DEEPEST:,} tokens.", hint="Name smaller depths.")
-    return depths
-
-
-def measure_speed(request: SpeedRequest, *, reporter: Reporter) -> SpeedReport:
+def measure_speed(request: SpeedRequest, *, reporter: Reporter, session: HubSession | None = None) -> SpeedReport:
     """Time a pruned folder or repo against its base.
 
     Raises:
@@ -117,44 +56,54 @@ def measure_speed(request: SpeedRequest, *, reporter: Reporter) -> SpeedReport:
         RecipeError: the two do not belong together, or this machine cannot do what is asked for.
         EvaluationError: the device's memory is too small.
     """
-    asked = TimingRequest.of(request)
-    session = open_session(request.endpoint)
-    return measure_pair(request.second or request.first, asked, session=session, reporter=reporter)
-
-
-def measure_pair(name: str, request: TimingRequest, *, session: HubSession, reporter: Reporter) -> SpeedReport:
-    """Do the same for the pruned checkpoint of that name."""
     check_request(request)
+    session = session or open_session(request.endpoint)
+    given, name = (request.first, request.second) if request.second else (None, request.first)
     pruned = find_pruned(name, revision=request.revision, session=session, reporter=reporter)
-    refuse_foreign_code(pruned, trust=request.trust)
+    refuse_foreign_code(pruned, trust="any" if request.trust_remote_code else "own")
     hint = f"Say where it is: hubprune speed FOLDER {name}."
-    base = find_base(request.base, pruned.config, hint=hint, session=session, reporter=reporter)
+    base = find_base(given, pruned.config, hint=hint, session=session, reporter=reporter)
     check_pair(base, pruned)
+    change = benchmark_change(pruned.folder)
     with scratch_folder(name="hubprune-base") as work:
         runnable = make_runnable(base, work / "base")
-        report = time_pair(
-            base, pruned, runnable=runnable, request=request, benchmarks=benchmark_change(pruned.folder),
-            reporter=reporter,
-        )  # fmt: skip
+        report = time_pair(base, pruned, runnable=runnable, request=request, benchmarks=change, reporter=reporter)
     if request.report:
-        write_atomically(request.report, report.model_dump_json(indent=2) + "\n")
+        write_atomically(Path(request.report), report.model_dump_json(indent=2) + "\n")
     return report
 
 
-def check_request(request: TimingRequest) -> None:
+def check_request(request: SpeedRequest) -> None:
     """Refuse what this machine cannot do, before anything is downloaded.
 
     Raises:
-        RecipeError: there is no such device, the CPU is asked for the largest batch, or the report cannot be written.
+        RecipeError: there are no such depths or device, the CPU is asked for the largest batch, or the report cannot
+            be written.
     """
-    device = resolve_device(request.device)
-    if request.largest_batch == "find" and device == "cpu":
+    parse_depths(request.depths)
+    if resolve_device(request.device or "auto") == "cpu" and request.largest_batch:
         raise RecipeError(
             "The largest batch can be searched for on a GPU only: on a CPU, the system would end the process.",
             hint="Leave --largest-batch out.",
         )
     if request.report:
-        make_writable(request.report.absolute().parent)
+        make_writable(Path(request.report).absolute().parent)
+
+
+def parse_depths(depths: str | Sequence[int]) -> tuple[int, ...]:
+    """Read a list of depths, ascending and each once.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    text = depths if isinstance(depths, str) else ",".join(map(str, depths))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 9 for part in parts):
+        raise RecipeError(f"--depths {text!r:.60} is no list of depths.", hint="Write it like --depths 0,512,2048.")
+    found = tuple(sorted({int(part) for part in parts}))
+    if found[-1] > DEEPEST:
+        raise RecipeError(f"--depths {text!r:.60} goes beyond {DEEPEST:,} tokens.", hint="Name smaller depths.")
+    return found
 
 
 def check_pair(base: BaseCheckpoint, pruned: PrunedFolder) -> None:
@@ -181,19 +130,13 @@ def time_pair(
     pruned: PrunedFolder,
     *,
     runnable: Runnable,
-    request: TimingRequest,
+    request: SpeedRequest,
     benchmarks: BenchmarkChange | None,
     reporter: Reporter,
 ) -> SpeedReport:
     """Time two models that are on this machine and known to belong together.
 
-    Args:
-        base: what was pruned.
-        pruned: what came of it.
-        runnable: the base as transformers can load it.
-        request: shapes, rounds, device.
-        benchmarks: what they lost, for SDR; None where that is not known.
-        reporter: told what is going on.
+    `benchmarks` is what they lost, for SDR; None where that is not known.
 
     Raises:
         EvaluationError: the device's memory is too small.
@@ -223,7 +166,7 @@ class _Pair:
     pruned: PrunedFolder
     runnable: Runnable
     """The base as transformers can load it."""
-    request: TimingRequest
+    request: SpeedRequest
     reporter: Reporter
     benchmarks: BenchmarkChange | None = None
     """What they lost, for SDR; None where that is not known."""
@@ -294,8 +237,9 @@ class _Pair:
         from hubprune.evaluation.models import load_model
 
         self.reporter.note(f"load {self.base.name} and {self.pruned.name}")
-        device, code = self.request.device, self.runnable.own_code
-        base = load_model(self.runnable.folder, device=device, dtype=self.request.dtype, trust_remote_code=code)
+        device, dtype = self.request.device or "auto", self.request.dtype or "auto"
+        code = self.runnable.own_code
+        base = load_model(self.runnable.folder, device=device, dtype=dtype, trust_remote_code=code)
         pruned = load_model(self.pruned.folder, device=device, dtype=base.dtype, trust_remote_code=True)
         specs, notes = self._specs(base, pruned)
         measured: list[SpeedMeasured] = []
@@ -310,7 +254,7 @@ class _Pair:
             measured=tuple(measured),
             kv_cache=cache,
             peak=_peak("allocator", one, other, deepest) if one and other else None,
-            largest_batch=self._largest(base, pruned, deepest) if self.request.largest_batch == "find" else None,
+            largest_batch=self._largest(base, pruned, deepest) if self.request.largest_batch else None,
             device=base.device,
             dtype=base.dtype,
             attention=str(base.model.config._attn_implementation),
@@ -321,11 +265,11 @@ class _Pair:
         """Return the shapes that the models have positions for, and a note where that cut them."""
         from hubprune.evaluation.speed import SpeedSpec, fit_depths
 
-        asked = self.request
+        asked, wanted = self.request, parse_depths(self.request.depths)
         limit = min((model.max_positions for model in (base, pruned) if model.max_positions), default=None)
-        depths = fit_depths(asked.depths, new_tokens=asked.new_tokens, max_positions=limit)
+        depths = fit_depths(wanted, new_tokens=asked.new_tokens, max_positions=limit)
         notes = []
-        if cut := [depth for depth in asked.depths if depth not in depths]:
+        if cut := [depth for depth in wanted if depth not in depths]:
             notes.append(
                 f"Depth {', '.join(map(str, cut))} became {depths[-1]}: the model has {limit} positions, "
                 f"{asked.new_tokens} of them for new tokens."

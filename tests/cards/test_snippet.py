@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import made
 import pytest
+from little import byte_tokenizer
 from markdown_it import MarkdownIt
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hubprune.cards.card import render
 from hubprune.cards.overview import Snippet, asks_for_more, samples
@@ -28,13 +28,10 @@ HOSTILE_PROMPT = 'It said: "```\n{{ 7 * 7 }}\\" \u202e\u115f \U0001f426 # no end
 def folder(tmp_path_factory):
     """A model of bytes that draws its words at random unless it is told not to."""
     path = tmp_path_factory.mktemp("model")
-    vocabulary = {c: i for i, c in enumerate(["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(path)
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(path)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(path)

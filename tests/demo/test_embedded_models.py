@@ -18,9 +18,8 @@ from hubprune.demo.measure import (
     task_config,
     without_attention,
 )
-from hubprune.demo.texts import SUBSETS
 from hubprune.demo.train import TOKENIZER_SEED, Settings, build_tokenizer, learning_rate, model_config, vocabulary
-from hubprune.demo.world import BENCHMARKS, make, probe, texts
+from hubprune.demo.world import BENCHMARKS, SUBSETS, make, probe, texts
 
 NAMES = list(MODELS)
 FILES = {

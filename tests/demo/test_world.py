@@ -7,15 +7,17 @@ import pytest
 import yaml
 
 from hubprune.demo import DATASETS, MIX, PROMPTS, TASK_NAMES, TASKS, repo_id
-from hubprune.demo.texts import SUBSETS, World, is_held_out
 from hubprune.demo.train import SHARES, Settings, Stage, documents
 from hubprune.demo.vocabulary import NAMES, OBJECTS
 from hubprune.demo.world import (
     BENCHMARK_SEED,
     BENCHMARKS,
     ROWS_PER_BENCHMARK,
+    SUBSETS,
     TEXTS_PER_SUBSET,
+    World,
     files,
+    is_held_out,
     make,
     probe,
     texts,

@@ -11,11 +11,11 @@ from hubprune.core.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan, S
 from hubprune.core.config import read_config
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, RecipeError, VerificationError
+from hubprune.core.requests import SpeedRequest
 from hubprune.evaluation import footprint
 from hubprune.hub.session import HubSession
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.workflows import speed as timing
-from hubprune.workflows.speed import TimingRequest
 
 LAYERS = (1, 3)
 
@@ -64,9 +64,9 @@ def speed(alone):
     """Time two folders, with one decoded token."""
 
     def run(base, pruned, *, trust="own"):
-        asked = TimingRequest(base=base and str(base), depths=(0,), new_tokens=1, trust=trust, device="cpu")
-        session = HubSession.open(endpoint=None)
-        return timing.measure_pair(str(pruned), asked, session=session, reporter=Reporter(quiet=True))
+        named = (str(base), str(pruned)) if base else (str(pruned),)
+        asked = SpeedRequest(*named, depths=(0,), new_tokens=1, trust_remote_code=trust == "any", device="cpu")
+        return timing.measure_speed(asked, reporter=Reporter(quiet=True), session=HubSession.open(endpoint=None))
 
     return run
 
@@ -76,8 +76,8 @@ def test_a_repo_is_timed_against_the_base_that_it_names(alone, hub, api, write_p
     api.create_repo("local/timed")
     api.upload_folder(repo_id="local/timed", folder_path=folder)
     session = HubSession.open(endpoint=hub.endpoint, token=hub.token)
-    asked = TimingRequest(depths=(0, 16), new_tokens=4, batch_size=2, device="cpu", dtype="bfloat16")
-    report = timing.measure_pair("local/timed", asked, session=session, reporter=Reporter(quiet=True))
+    asked = SpeedRequest("local/timed", depths=(0, 16), new_tokens=4, batch_size=2, device="cpu", dtype="bfloat16")
+    report = timing.measure_speed(asked, reporter=Reporter(quiet=True), session=session)
     assert (report.base, report.base_commit) == ("meta/tiny", api.model_info("meta/tiny").sha)
     assert (report.pruned, report.pruned_commit) == ("local/timed", api.model_info("local/timed").sha)
     assert report.dropped == (("attn", 1), ("attn", 3))

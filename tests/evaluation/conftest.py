@@ -58,19 +58,6 @@ def no_network(monkeypatch):
     assert attempts == []
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_caches(tmp_path_factory):
-    """Keep the rows of data sets and the code of model folders out of the user's caches."""
-    import datasets
-    import transformers.dynamic_module_utils as dynamic
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-        patch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.syspath_prepend(dynamic.HF_MODULES_CACHE)
-        yield
-
-
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory) -> Path:
     """A random Llama of two layers that reads bytes; its tokenizer has no padding token."""

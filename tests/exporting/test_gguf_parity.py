@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bases import MISTRAL, write_base
+from bases import MISTRAL, SHARED_DATA, write_base
 from exported import DROPS, base, biased, export, nemotron_nas, pruned, with_widths
 
 from hubprune.core.errors import VerificationError
 from hubprune.exporting import hyperparameters, parity, tensors, writing
 
 pytest.importorskip("llama_cpp")
-SHARED = Path(os.environ.get("HUBPRUNE_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -114,7 +112,7 @@ def test_rounded_types_differ_no_more_than_the_control_does(outtype, hidden, tmp
 
 @pytest.mark.parametrize("name", ["stories260K", "stories260K-mistral"])
 def test_a_trained_model_tells_the_same_story(name, tmp_path):
-    folder = SHARED / "models" / name
+    folder = SHARED_DATA / "models" / name
     if not folder.is_dir():
         pytest.skip(f"the {name} model is not here")
     made = export(folder, tmp_path / "x.gguf", outtype="f32")

@@ -19,10 +19,8 @@ PAGE = b"<html><body><h1>Please log in to this network</h1></body></html>"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    from hubprune.hub import retry
-
-    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
+def at_once(quick):
+    """Waits between tries are short for every test."""
 
 
 @pytest.fixture

@@ -54,10 +54,7 @@ def local_hub(open_hub: Callable[..., RunningHub]) -> RunningHub:
 
 @pytest.fixture(autouse=True)
 def no_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leave no fault behind, and no progress bar in front."""
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
+    """Leave no fault behind."""
     yield
     if "local_hub" in request.fixturenames:
         request.getfixturevalue("local_hub").set_faults([])

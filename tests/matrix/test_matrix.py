@@ -29,17 +29,6 @@ def published(tmp_path_factory):
     return {case.drops: case for case in read_cases(make_folders([kind], tmp_path_factory.mktemp("folders")))}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_modules(tmp_path_factory):
-    """Keep the code of the folders out of the user's cache."""
-    import transformers.dynamic_module_utils as dynamic
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.syspath_prepend(dynamic.HF_MODULES_CACHE)
-        yield
-
-
 @pytest.fixture(autouse=True)
 def nothing_known_of_classes():
     """Forget what transformers found out of the stock class in other tests: a subclass would be taken for the same."""

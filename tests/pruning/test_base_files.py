@@ -43,7 +43,7 @@ class Told(Reporter):
 
 
 @pytest.fixture
-def in_process(own_modules, monkeypatch):
+def in_process(monkeypatch):
     """Compare in this process: it costs a tenth of a fresh one."""
     monkeypatch.setattr(verify, "NEW_TOKENS", 6)
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))

@@ -36,7 +36,7 @@ def bases(tmp_path_factory):
 
 
 @pytest.fixture
-def in_process(own_modules, monkeypatch):
+def in_process(monkeypatch):
     """Compare in this process: it costs a tenth of a fresh one."""
     monkeypatch.setattr(verify, "NEW_TOKENS", 12)
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
@@ -88,7 +88,7 @@ def test_every_family_is_tested():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_pruned_model_that_is_saved_again_is_the_same(own_modules, bases, tmp_path, name):
+def test_a_pruned_model_that_is_saved_again_is_the_same(bases, tmp_path, name):
     from transformers import AutoModelForCausalLM
 
     base = bases[name]
@@ -104,7 +104,7 @@ def test_a_pruned_model_that_is_saved_again_is_the_same(own_modules, bases, tmp_
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
-def test_a_cache_with_an_empty_slot_in_its_middle_can_be_cropped(own_modules, bases, tmp_path, name):
+def test_a_cache_with_an_empty_slot_in_its_middle_can_be_cropped(bases, tmp_path, name):
     from transformers import AutoModelForCausalLM
 
     base = bases[name]

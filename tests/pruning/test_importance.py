@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from bases import LLAMA, MISTRAL, plan, random_tensors, write_base
+from bases import LLAMA, MISTRAL, SHARED_DATA, plan, random_tensors, write_base
 
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import CalibrationRecord, CalibrationSource
@@ -150,7 +149,7 @@ def test_a_sublayer_that_does_nothing_scores_exactly_zero_and_no_other_does(tmp_
         assert min(s for s in (*found.mean.attn, *found.mean.mlp) if s) > 1e-3
 
 
-def test_dropping_what_scores_zero_changes_no_logit(own_modules, tmp_path):
+def test_dropping_what_scores_zero_changes_no_logit(tmp_path):
     from transformers import AutoModelForCausalLM
 
     base, out = planted(tmp_path), tmp_path / "planted-pruned"
@@ -213,8 +212,6 @@ def test_rotary_tables_that_old_checkpoints_store_are_passed_over(tmp_path, llam
 
 # ---- a model that learned something ------------------------------------------------------------------------------
 
-SHARED = Path(os.environ.get("HUBPRUNE_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
-
 
 STORIES = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her dog. One "
@@ -242,13 +239,13 @@ def losses_without_each_attention(folder, documents):
     return [total / sum(ids.shape[1] - 1 for ids in documents) for total in found]
 
 
-@pytest.mark.skipif(not (SHARED / "models" / "stories260K").is_dir(), reason="the stories260K model is not here")
+@pytest.mark.skipif(not (SHARED_DATA / "models" / "stories260K").is_dir(), reason="the stories260K model is not here")
 @pytest.mark.parametrize("text", ["stories", "web"])
 def test_the_least_important_attention_of_stories260k_is_layer_2_and_the_cheapest_to_lose(reporter, text):
     from transformers import AutoTokenizer
 
-    folder = SHARED / "models" / "stories260K"
-    rows = json.loads((SHARED / "calibration" / "c4_demo.json").read_text())
+    folder = SHARED_DATA / "models" / "stories260K"
+    rows = json.loads((SHARED_DATA / "calibration" / "c4_demo.json").read_text())
     web = [row["text"] if isinstance(row, dict) else row for row in rows][:64]
     texts = {"stories": list(STORIES), "web": web}[text]
     ids = AutoTokenizer.from_pretrained(folder)(texts, truncation=True, max_length=256)["input_ids"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bases import LLAMA, MISTRAL, random_tensors, write_base
+from bases import LLAMA, MISTRAL, SHARED_DATA, random_tensors, write_base
 from safetensors.torch import load_file
-from test_importance import SHARED, calibration, planted, scored
+from test_importance import calibration, planted, scored
 
 from hubprune.core.architectures import architecture_of
 from hubprune.core.console import Reporter
@@ -333,11 +333,11 @@ def recipe_of(**values):
 # ---- a model that learned something ------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (SHARED / "models" / "stories260K").is_dir(), reason="the stories260K model is not here")
+@pytest.mark.skipif(not (SHARED_DATA / "models" / "stories260K").is_dir(), reason="the stories260K model is not here")
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("ranking", COUNTS)
 def test_rounds_on_stories260k_are_those_of_fresh_passes(tmp_path, ranking, metric):
-    folder, documents = SHARED / "models" / "stories260K", calibration(vocabulary=512)
+    folder, documents = SHARED_DATA / "models" / "stories260K", calibration(vocabulary=512)
     count = min(COUNTS[ranking], 5)  # with the sixth, no attention would be left
     expected = brute_force(folder, tmp_path, ranking, count, metric=metric, documents=documents)
     counting = Counting(folder, metric=metric, documents=documents)

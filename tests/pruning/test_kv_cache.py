@@ -55,7 +55,7 @@ PLANS = {"the base": {}, "attention": {"attn": (0, 3)}, "a whole layer and a sub
 
 @pytest.mark.parametrize("drops", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "gemma3_text"])
-def test_a_real_cache_holds_what_the_formula_says_before_and_behind_the_window(family, drops, tmp_path, own_modules):
+def test_a_real_cache_holds_what_the_formula_says_before_and_behind_the_window(family, drops, tmp_path):
     """Full attention, sliding alone, and both in turn; by the base's config with a plan, and by the pruned config."""
     config = CONFIGS[family]
     tensors = random_tensors(config) if family in ("llama", "mistral") else family_tensors(config)

@@ -106,7 +106,7 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture
-def in_process(own_modules, monkeypatch):
+def in_process(monkeypatch):
     """Compare in this process: it costs a tenth of a fresh one."""
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
     monkeypatch.setattr(verify, "mlx_is_installed", lambda: False)
@@ -153,7 +153,7 @@ def test_the_served_config_says_what_nvidia_s_schema_says(served, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["nemotron-nas", "pruned"])
-def test_saving_it_again_keeps_layout_and_logits(own_modules, served, tmp_path, layout):
+def test_saving_it_again_keeps_layout_and_logits(served, tmp_path, layout):
     from transformers import AutoModelForCausalLM
 
     written(served, tmp_path / "once", layout, attn=[2], mlp=[4])
@@ -183,7 +183,7 @@ def test_the_tokenizer_loads_where_no_code_may_run(served, tmp_path, layout):
 
 @pytest.mark.parametrize("resaved", [False, True])
 @pytest.mark.parametrize("layout", ["nemotron-nas", "pruned"])
-def test_no_auto_class_and_no_stock_class_loads_it_without_its_code(own_modules, served, tmp_path, layout, resaved):
+def test_no_auto_class_and_no_stock_class_loads_it_without_its_code(served, tmp_path, layout, resaved):
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 
     folder = tmp_path / "out"

@@ -45,7 +45,7 @@ OLD_LINEAR = {**UNNAMED, "rope_scaling": {"type": "linear", "factor": 2.0}}
 
 
 @pytest.mark.parametrize("config", [UNNAMED, OLD_LINEAR], ids=["no rope base", "a scaling with a type"])
-def test_a_base_that_leaves_its_rope_to_transformers_is_the_same_in_mlx_lm(own_modules, tmp_path, config):
+def test_a_base_that_leaves_its_rope_to_transformers_is_the_same_in_mlx_lm(tmp_path, config):
     pytest.importorskip("mlx_lm")
     _, _, folder = written(config, tmp_path, attn=[2])
     assert compared(folder).check.passed
@@ -57,7 +57,7 @@ def test_a_base_that_leaves_its_rope_to_transformers_is_the_same_in_mlx_lm(own_m
     [([], []), ([2], []), ([1, 4], []), ([], [0]), ([], [4]), ([1, 3], [2, 4]), ([1, 2], [1])],
     ids=["full", "attention", "attentions", "first MLP", "last MLP", "joint", "block"],
 )
-def test_mlx_lm_computes_what_transformers_computes(own_modules, tmp_path, config, attn, mlp):
+def test_mlx_lm_computes_what_transformers_computes(tmp_path, config, attn, mlp):
     pytest.importorskip("mlx_lm")
     _, _, folder = written(config, tmp_path, attn=attn, mlp=mlp)
     seen = compared(folder)
@@ -65,7 +65,7 @@ def test_mlx_lm_computes_what_transformers_computes(own_modules, tmp_path, confi
     assert seen.max_logit_difference < 1e-4
 
 
-def test_mlx_lm_and_its_tokenizer_load_without_code_of_ours(own_modules, tmp_path):
+def test_mlx_lm_and_its_tokenizer_load_without_code_of_ours(tmp_path):
     load = pytest.importorskip("mlx_lm").load
     _, _, folder = written(LLAMA_3, tmp_path, attn=[2])
     (folder / "modeling_pruned_llama_nas.py").write_text("raise SystemExit('must not run')")
@@ -74,7 +74,7 @@ def test_mlx_lm_and_its_tokenizer_load_without_code_of_ours(own_modules, tmp_pat
     assert tokenizer.encode("ab")
 
 
-def test_verification_runs_it_in_a_fresh_process_and_says_so(own_modules, tmp_path):
+def test_verification_runs_it_in_a_fresh_process_and_says_so(tmp_path):
     pytest.importorskip("mlx_lm")
     base, drop, folder = written(LLAMA_3, tmp_path, attn=[2])
     runnable = Runnable(Path(base.folder))
@@ -83,7 +83,7 @@ def test_verification_runs_it_in_a_fresh_process_and_says_so(own_modules, tmp_pa
     assert seen.runtimes[0].startswith("mlx-lm ")
 
 
-def test_a_rope_base_that_mlx_lm_does_not_find_is_seen(own_modules, tmp_path):
+def test_a_rope_base_that_mlx_lm_does_not_find_is_seen(tmp_path):
     pytest.importorskip("mlx_lm")
     _, _, folder = written(PLAIN, tmp_path, attn=[2])
     config = json.loads((folder / "config.json").read_text())

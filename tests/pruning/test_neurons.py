@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from bases import FAMILIES, LLAMA, family_tensors, random_tensors, write_base
+from bases import FAMILIES, LLAMA, SHARED_DATA, family_tensors, random_tensors, write_base
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -20,7 +19,6 @@ from hubprune.core.weights import open_weights
 from hubprune.pruning import width
 from hubprune.pruning.width import Neurons, from_mask, highest, mask_of
 
-SHARED = Path(os.environ.get("HUBPRUNE_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
 FORMULAS = {
     "max_abs": lambda g, u: np.abs(g).max(1) + np.abs(u).max(1),
     "ppm": lambda g, u: g.max(1) + np.abs(g.min(1)) + u.max(1) + np.abs(u.min(1)),
@@ -59,9 +57,9 @@ def test_the_choice_is_that_of_the_formula(tmp_path, monkeypatch, metric, dtype)
 
 
 @pytest.mark.parametrize("metric", FORMULAS)
-@pytest.mark.skipif(not (SHARED / "models" / "stories260K").is_dir(), reason="the stories260K model is not here")
+@pytest.mark.skipif(not (SHARED_DATA / "models" / "stories260K").is_dir(), reason="the stories260K model is not here")
 def test_the_choice_in_trained_weights_is_that_of_the_formula(metric):
-    folder = SHARED / "models" / "stories260K"
+    folder = SHARED_DATA / "models" / "stories260K"
     tensors = load_file(folder / "model.safetensors")
     found = of(folder, metric, width=172, kept=69)
     for layer in range(5):

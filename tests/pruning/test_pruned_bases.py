@@ -90,7 +90,7 @@ def test_filling_up_the_holes_ends_in_a_stock_model(original, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["pruned", "nemotron-nas"])
-def test_verification_compares_with_the_pruned_base(own_modules, monkeypatch, original, tmp_path, layout):
+def test_verification_compares_with_the_pruned_base(monkeypatch, original, tmp_path, layout):
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
     monkeypatch.setattr(verify, "mlx_is_installed", lambda: False)
     base = pruned(original, tmp_path / "once", layout)
@@ -133,7 +133,7 @@ def test_a_stock_base_is_taken_as_it_is(original, tmp_path):
     assert not (tmp_path / "runnable").exists()
 
 
-def test_what_a_base_lacks_scores_zero_and_is_never_chosen(own_modules, reporter, original, tmp_path):
+def test_what_a_base_lacks_scores_zero_and_is_never_chosen(reporter, original, tmp_path):
     base = pruned(original, tmp_path / "once")
     runnable = make_runnable(base, tmp_path / "runnable")
     documents = tuple(Document(source=0, ids=tuple(range(start, start + 12))) for start in (3, 40, 90))

@@ -40,9 +40,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("drops", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_a_bypassed_base_computes_bit_for_bit_what_the_reloaded_checkpoint_computes(
-    family, drops, tmp_path, own_modules
-):
+def test_a_bypassed_base_computes_bit_for_bit_what_the_reloaded_checkpoint_computes(family, drops, tmp_path):
     config = CONFIGS[family]
     tensors = random_tensors(config) if family in ("llama", "mistral") else family_tensors(config)
     base = write_base(tmp_path / "base", config, tensors)
@@ -58,7 +56,7 @@ def test_a_bypassed_base_computes_bit_for_bit_what_the_reloaded_checkpoint_compu
     assert not torch.equal(before[0], written[0])
 
 
-def test_a_base_that_was_pruned_before_is_bypassed_as_well(llama, tmp_path, own_modules):
+def test_a_base_that_was_pruned_before_is_bypassed_as_well(llama, tmp_path):
     from hubprune.core.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
     from hubprune.core.config import read_config
 

@@ -58,7 +58,7 @@ def failed(seen):
 
 
 @pytest.fixture
-def in_process(own_modules, monkeypatch):
+def in_process(monkeypatch):
     """Compare in this process: it costs a tenth of a fresh one."""
     monkeypatch.setattr(verify, "NEW_TOKENS", 12)
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
@@ -155,7 +155,7 @@ def load(folder, **options):
 
 
 @pytest.fixture
-def folder(own_modules, llama, tmp_path):
+def folder(llama, tmp_path):
     """A written checkpoint with the first attention and an MLP gone."""
     return written(llama, plan(5, attn=[0, 2], mlp=[3]), tmp_path / "pruned-llama")
 

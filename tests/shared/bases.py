@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +14,8 @@ from safetensors.torch import save_file
 
 from hubprune.core.artifacts import BaseCheckpoint, DroppedSublayer, DropPlan
 
+SHARED_DATA = Path(os.environ.get("HUBPRUNE_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
+"""Real models and texts, where there are any."""
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "bos_token_id": 1,

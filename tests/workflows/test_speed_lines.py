@@ -1,6 +1,7 @@
 """What people read of a timing, and what a request accepts."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -20,11 +21,13 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.console import Reporter
 from hubprune.core.errors import RecipeError
+from hubprune.core.requests import SpeedRequest
 from hubprune.evaluation import footprint
 from hubprune.evaluation.models import LoadedModel
 from hubprune.evaluation.speed import SpeedSpec
 from hubprune.workflows import speed as timing
-from hubprune.workflows.speed import TimingRequest, benchmark_change, check_request, parse_depths
+from hubprune.workflows.speed import benchmark_change, check_request, parse_depths
+from hubprune.workflows.verify import PrunedFolder
 
 STEADY = (1.0, 0.99, 1.01)
 
@@ -131,13 +134,13 @@ def test_depths_that_are_none_are_refused(text):
 
 def test_the_largest_batch_is_not_searched_for_on_a_cpu():
     with pytest.raises(RecipeError, match="on a GPU only"):
-        check_request(TimingRequest(largest_batch="find", device="cpu"))
+        check_request(SpeedRequest("me/pruned", largest_batch=True, device="cpu"))
 
 
 def test_a_report_that_cannot_be_written_is_refused_beforehand(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match="Cannot write"):
-        check_request(TimingRequest(device="cpu", report=tmp_path / "file" / "speed.json"))
+        check_request(SpeedRequest("me/pruned", device="cpu", report=tmp_path / "file" / "speed.json"))
 
 
 def test_after_ctrl_c_nothing_is_promised_that_does_not_happen(monkeypatch):
@@ -155,13 +158,19 @@ def test_after_ctrl_c_nothing_is_promised_that_does_not_happen(monkeypatch):
     [(["me/pruned"], None, "me/pruned"), (["./base", "./pruned"], "./base", "./pruned")],
 )
 def test_one_name_is_that_of_the_pruned_checkpoint_and_two_begin_with_the_base(monkeypatch, arguments, base, pruned):
-    asked = []
-    monkeypatch.setattr(timing, "measure_pair", lambda name, request, **_: asked.append((name, request)) or report())
+    asked = {}
+    found = PrunedFolder(name=pruned, commit=None, folder=Path(), config={})
+    monkeypatch.setattr(timing, "find_pruned", lambda name, **_: asked.update(pruned=name) or found)
+    monkeypatch.setattr(timing, "refuse_foreign_code", lambda _, trust: asked.update(trust=trust))
+    monkeypatch.setattr(timing, "find_base", lambda name, *_, **__: asked.update(base=name))
+    for name in ("check_pair", "make_runnable", "benchmark_change"):
+        monkeypatch.setattr(timing, name, lambda *_: None)
+    monkeypatch.setattr(timing, "time_pair", lambda *_, request, **__: asked.update(request=request) or report())
     ended = CliRunner().invoke(app, ["speed", *arguments, "--json", "--rounds", "30", "--depths", "7,3"])
     assert ended.exit_code == 0, ended.output
     assert SpeedReport.model_validate_json(ended.stdout) == report()
-    ((name, request),) = asked
-    assert (name, request.base, request.rounds, request.depths, request.trust) == (pruned, base, 30, (3, 7), "own")
+    assert (asked["pruned"], asked["base"], asked["trust"]) == (pruned, base, "own")
+    assert (asked["request"].rounds, parse_depths(asked["request"].depths)) == (30, (3, 7))
 
 
 class Moved:
@@ -181,7 +190,7 @@ def test_the_largest_batch_is_searched_for_with_one_model_on_the_device_at_a_tim
     monkeypatch.setattr(
         footprint, "largest_batch", lambda model, **_: moves.append(model.model.name) or found[model.model.name]
     )
-    pair = timing._Pair(None, None, None, TimingRequest(), Reporter(quiet=True))
+    pair = timing._Pair(None, None, None, SpeedRequest("me/pruned"), Reporter(quiet=True))
     seen = pair._largest(base, pruned, SpeedSpec(depth=512, new_tokens=32, rounds=20))
     assert (seen.base, seen.pruned, seen.depth) == (12, 17, 512)
     assert moves == [

@@ -73,11 +73,6 @@ class SpeedMeasured(Artifact):
         return "faster" if self.ratio.median > 1 else "slower"
 
     @property
-    def resolved(self) -> bool:
-        """True where the ratio is told apart from 1.0, and the base from itself is not."""
-        return self.verdict in ("faster", "slower")
-
-    @property
     def speedup_percent(self) -> float:
         """Speed-up in percent."""
         return 100 * (self.ratio.median - 1)

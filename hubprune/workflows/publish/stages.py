@@ -38,13 +38,14 @@ from hubprune.core.devices import resolve_device
 from hubprune.core.errors import HubError, MissingDependencyError, RecipeError
 from hubprune.core.files import short_name, write_atomically
 from hubprune.core.privacy import scrub
+from hubprune.core.requests import SpeedRequest
 from hubprune.core.stages import key_of
 from hubprune.hub.repos import registered_tasks
 from hubprune.hub.session import HubSession
 from hubprune.plots import pictures
 from hubprune.workflows.card import Timed
 from hubprune.workflows.run import Run, write_verified
-from hubprune.workflows.speed import TimingRequest, change_of, time_pair
+from hubprune.workflows.speed import change_of, time_pair
 from hubprune.workflows.verify import PrunedFolder
 
 if TYPE_CHECKING:
@@ -265,9 +266,9 @@ def time_result(
         EvaluationError: the device's memory is too small.
     """
     recipe, change = run.recipe, change_of(benchmarks) if benchmarks else None
-    request = TimingRequest(depths=DEPTHS, device=recipe.device, dtype=recipe.dtype, seed=recipe.seed)
+    request = SpeedRequest(repo_id, depths=DEPTHS, device=recipe.device, dtype=recipe.dtype, seed=recipe.seed)
     pruned = PrunedFolder(name=repo_id, commit=None, folder=folder, config=read_config(folder))
-    shape = request.depths, request.new_tokens, request.rounds, request.batch_size, request.seed
+    shape = DEPTHS, request.new_tokens, request.rounds, request.batch_size, request.seed
     key = key_of(run.circumstances, run.environment.threads, plan.content, plan.widths, plan.layout, shape, change)
     timed = run.store.run(
         "speed",

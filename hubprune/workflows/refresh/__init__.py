@@ -50,11 +50,6 @@ def refresh_all(
 ) -> tuple[RefreshReport, ...]:
     """Refresh several repos; one that fails keeps none of the others from it.
 
-    Args:
-        request: which, and how.
-        reporter: told what is going on.
-        session: which Hub, and as whom; None for the one that the request names.
-
     Raises:
         HubpruneError: nothing can be refreshed at all.
     """

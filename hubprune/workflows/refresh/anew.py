@@ -65,11 +65,8 @@ class Anew:
 def write_anew(published: Published, folder: Path, *, template: Path | None = None, overwrite: bool = False) -> Anew:
     """Write the files of this version into an empty folder, and leave there those that differ.
 
-    Args:
-        published: what is there.
-        folder: an empty one.
-        template: folder of card templates that win over the shipped ones.
-        overwrite: whether a card by templates of its publisher may be replaced by one of the shipped ones.
+    Card templates of the folder `template` win over the shipped ones, which replace those of a publisher only where
+    `overwrite` says so.
 
     Raises:
         RecipeError: the card was made by templates of its publisher.

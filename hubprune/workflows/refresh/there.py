@@ -86,12 +86,7 @@ def _is_weights(path: str) -> bool:
 def target_of(repo_id: str, *, revision: str, create_pr: bool, writes: bool, session: HubSession) -> Target:
     """Find the branch that a refresh goes to, and whether this token may write there.
 
-    Args:
-        repo_id: of the repo.
-        revision: its branch.
-        create_pr: whether the commit goes into a pull request.
-        writes: False to only look, which needs no token for what is public.
-        session: which Hub, and as whom.
+    Where nothing is written, no token is needed for what is public.
 
     Raises:
         BaseNotFoundError: there is no such repo.
@@ -127,11 +122,7 @@ def target_of(repo_id: str, *, revision: str, create_pr: bool, writes: bool, ses
 def read_published(target: Target, *, overwrite: bool, session: HubSession, reporter: Reporter) -> Published:
     """Read what the last publish left, without its weights, and its base at the commit that it was made of.
 
-    Args:
-        target: the branch that is looked at.
-        overwrite: whether small files that somebody edited since may be replaced.
-        session: which Hub.
-        reporter: told of downloads.
+    Small files that somebody edited since are replaced only where `overwrite` says so.
 
     Raises:
         CheckpointError: hubprune did not publish it, or with another kind of manifest.

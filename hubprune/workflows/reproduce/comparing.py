@@ -25,11 +25,7 @@ SHOWN = 200
 def compare(published: Published, *, values: Values, files: Mapping[str, str], card: bytes) -> tuple[ComparedPart, ...]:
     """Compare all parts of a published result.
 
-    Args:
-        published: the result.
-        values: the manifest of the same run anew.
-        files: path -> SHA-256 of all its files.
-        card: its README.md.
+    The same run anew gave the manifest `values`, `files` as path -> SHA-256, and the README.md `card`.
     """
     ours, theirs = values, published.manifest
     refreshed = bool(theirs.get("refreshed"))
@@ -206,11 +202,7 @@ def _lines(card: bytes) -> list[str]:
 def causes(published: Values, found: Values, *, machine: str, parts: Iterable[ComparedPart]) -> tuple[str, ...]:
     """Name what differs between two runs and may be why their results do.
 
-    Args:
-        published: manifest of the published run.
-        found: manifest of the one here.
-        machine: where that took place.
-        parts: what came of comparing them.
+    Both come as manifests; `machine` is where the second one took place.
     """
     named = list(_different(published, found))
     differing = {part.name for part in parts if part.outcome == "differs"}

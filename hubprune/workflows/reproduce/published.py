@@ -79,12 +79,6 @@ class Published:
 def read_published(name: str, *, revision: str | None, session: HubSession, reporter: Reporter) -> Published:
     """Read what a publish left in a folder or repo; of a repo everything but large files is downloaded.
 
-    Args:
-        name: folder or repo id.
-        revision: of the repo; None for main.
-        session: which Hub.
-        reporter: told of what takes time.
-
     Raises:
         BaseNotFoundError: there is no such folder or repo.
         CheckpointError: `hubprune publish` did not write it.
