@@ -7,7 +7,7 @@ anything alone: lines differ in markers and dashes too, cells in hatches.  Same 
 style      the look that all share, legends, and how files are written
 scores     importance by layer: of one base, side by side, over samples and over revisions
 curves     quality and speed over a number of drops, what goes when, what each benchmark changed by
-pictures   the two pictures of a card, made of artifacts
+pictures   all of these, made of artifacts: for a card, a study of scores, a sweep
 """
 
 from hubprune.plots.curves import CellState, Change, Step, changes, curve, dropping_order, speed_curve

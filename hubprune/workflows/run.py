@@ -6,7 +6,7 @@ what fails fast must not wait for torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from hubprune.core.devices import describe_environment, resolve_device, resolve_
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
 from hubprune.core.files import check_new_folder, staged_folder
 from hubprune.core.privacy import use_endpoint
-from hubprune.core.recipe import Recipe
+from hubprune.core.recipe import CalibrationMix, Recipe
 from hubprune.core.requests import PruneRequest
 from hubprune.core.stages import StageStore, key_of, work_folder
 from hubprune.core.strict import parse_json
@@ -33,7 +33,7 @@ from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import check_files
 from hubprune.pruning import calibration, checkpoint, documents, iterative, selection, verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
-from hubprune.pruning.calibration import file_hashes
+from hubprune.pruning.calibration import CalibrationSet, file_hashes
 from hubprune.pruning.checkpoint import take_inventory
 from hubprune.pruning.layouts import Runnable, check_choice, choose_layout, make_runnable
 from hubprune.pruning.selection import plan_widths
@@ -154,6 +154,17 @@ class Run:
 
         return check_tasks(self.recipe.evaluation)
 
+    def draw(self, mix: CalibrationMix, commits: Sequence[str | None]) -> CalibrationSet:
+        """Draw the documents of a mix as the base's tokenizer reads them; its subsets are taken at these commits."""
+        return calibration.draw(
+            mix,
+            commits=commits,
+            seed=self.recipe.seed,
+            tokenizer=self.runnable.tokenizer(),
+            context_length=self.base.config.get("max_position_embeddings"),
+            reporter=self.reporter,
+        )
+
     def identity(self, *parts: object) -> str:
         """Return what stands for the base, or with `parts` for what becomes of it, in the memory of answers."""
         return key_of(self.circumstances, *parts)
@@ -177,14 +188,17 @@ def open_session(endpoint: str | None) -> HubSession:
     return HubSession.open(endpoint=use_endpoint(endpoint))
 
 
+def open_store(folder: Path, reporter: Reporter, *, earlier: str) -> StageStore:
+    """Open a work folder; what is taken from an earlier run, or whatever it is called, is said."""
+    return StageStore(
+        folder, on_reuse=lambda stage: reporter.note(f"{stage}: taken from an earlier {earlier}"), warn=reporter.warn
+    )
+
+
 def open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
-    """Open a run of a recipe over the work folder; what is taken from it is said."""
-
-    def say_reused(stage: str) -> None:
-        reporter.note(f"{stage}: taken from an earlier run")
-
+    """Open a run of a recipe over the work folder."""
     session = open_session(endpoint)
-    return Run(recipe, session, reporter, StageStore(work_folder(), on_reuse=say_reused, warn=reporter.warn))
+    return Run(recipe, session, reporter, open_store(work_folder(), reporter, earlier="run"))
 
 
 # ---- scoring -----------------------------------------------------------------------------------------------------
@@ -247,14 +261,7 @@ def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
     from hubprune.pruning.importance import Scorer, Scoring
 
     recipe = run.recipe
-    drawn = calibration.draw(
-        recipe.calibration,
-        commits=run.found_data,
-        seed=recipe.seed,
-        tokenizer=run.runnable.tokenizer(),
-        context_length=run.base.config.get("max_position_embeddings"),
-        reporter=run.reporter,
-    )
+    drawn = run.draw(recipe.calibration, run.found_data)
     scoring = Scoring(
         architecture=run.architecture,
         own_code=run.runnable.own_code,

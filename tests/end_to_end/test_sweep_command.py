@@ -13,7 +13,6 @@ from hubprune.hub.session import HubSession
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run
 from hubprune.workflows.sweep import sweep_run
-from hubprune.workflows.sweep.points import SweepPlan
 
 SMALL = ("--calibration", "mix.yaml", "--include-path", "tasks", "--tasks", "little")
 
@@ -72,10 +71,10 @@ def open_run(base_folder, tmp_path):
             "perplexity_samples": None, "speed": False, "speed_depth": 16, "speed_rounds": 20, "max_loss": 1.0,
             "max_rise": 5.0, "out": None, **changes,
         }  # fmt: skip
-        plan = SweepPlan.of(SweepRequest(**given))
-        recipe = recipe_of(SweepRequest(**given), drop={f"{plan.methods[0]}_drop": "1"})
+        request = SweepRequest(**given)
+        recipe = recipe_of(request, drop={"attn_drop": "1"})
         session = HubSession.open(endpoint=None)
-        return Run(recipe, session, Reporter(quiet=True), StageStore(tmp_path / "work")), plan
+        return Run(recipe, session, Reporter(quiet=True), StageStore(tmp_path / "work")), request
 
     return make
 

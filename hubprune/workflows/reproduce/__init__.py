@@ -34,7 +34,7 @@ from hubprune.core.files import check_new_folder, make_writable, move_folder, wr
 from hubprune.core.privacy import TASK_FOLDER, is_local_data, public_name
 from hubprune.core.recipe import REPO_ID, Recipe, parse
 from hubprune.core.requests import ReproduceRequest
-from hubprune.core.stages import StageStore, key_of, work_folder
+from hubprune.core.stages import key_of, work_folder
 from hubprune.hub.preflight import check_disk
 from hubprune.hub.session import HubSession
 from hubprune.workflows.card import CardChoices
@@ -42,7 +42,7 @@ from hubprune.workflows.publish import pipeline
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.reproduce.comparing import causes, compare
 from hubprune.workflows.reproduce.published import Published, read_published
-from hubprune.workflows.run import Run, check_data, open_session
+from hubprune.workflows.run import Run, check_data, open_session, open_store
 
 STAGES = ("What was published", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Compare")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -71,11 +71,7 @@ def reproduce(request: ReproduceRequest, *, reporter: Reporter, session: HubSess
         check_templates(template)
     published = read_published(request.published, revision=request.revision, session=session, reporter=reporter)
     folder = _own_folder(published, fresh=request.fresh)
-
-    def say_reused(stage: str) -> None:
-        reporter.note(f"{stage}: taken from an earlier reproduction")
-
-    store = StageStore(folder, on_reuse=say_reused, warn=reporter.warn)
+    store = open_store(folder, reporter, earlier="reproduction")
     recipe = _with_tasks(_recipe_to_run(published, request), published, folder / TASK_FOLDER)
     run = Run(recipe, session, reporter, store)
     _preflight(run, published)

@@ -17,13 +17,14 @@ from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import BenchmarkAnswers, DropPlan, HeldOutDocuments, PerplexityAnswers, SpeedMeasured
 from hubprune.core.errors import CalibrationError
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset
+from hubprune.core.requests import SweepRequest
 from hubprune.core.stages import StageStore, key_of
 from hubprune.pruning import calibration
-from hubprune.pruning.calibration import CalibrationSet, file_hashes
+from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.documents import find_mix, is_file, stream
 from hubprune.pruning.layouts import Runnable
 from hubprune.workflows.run import Run
-from hubprune.workflows.sweep.points import Point, SpeedPlan, SweepPlan
+from hubprune.workflows.sweep.points import Point
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Models
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from hubprune.evaluation.models import LoadedModel
 
 BENCHMARKS, PERPLEXITY, SPEED = "sweep-benchmarks", "sweep-perplexity", "sweep-speed"
+NEW_TOKENS = 32
+"""Tokens that are decoded where speed is measured."""
 DEFAULT_SAMPLES = 64
 FINGERPRINT_TOKENS = 32
 """Two documents are the same where their first tokens are: mixes may cut them off at different lengths."""
@@ -95,11 +98,11 @@ def overlaps(run: Run, mix: CalibrationMix) -> bool:
 
 
 def _draw(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...], *, overlap: bool) -> HeldOutDocuments:
-    drawn = _draw_set(run, mix, commits)
+    drawn = run.draw(mix, commits)
     head = min(FINGERPRINT_TOKENS, mix.max_tokens, run.recipe.calibration.max_tokens)
     seen: set[tuple[int, ...]] = set()
     if overlap:
-        scored = _draw_set(run, run.recipe.calibration, run.data_commits)
+        scored = run.draw(run.recipe.calibration, run.data_commits)
         seen = {document.ids[:head] for document in scored.documents}
     kept = tuple(d.ids for d in drawn.documents if len(d.ids) > 1 and d.ids[:head] not in seen)
     if not kept:
@@ -112,17 +115,6 @@ def _draw(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...], *, ove
         documents=kept,
         left_out=len(drawn.documents) - len(kept),
         sha256=hashlib.sha256(repr(kept).encode()).hexdigest(),
-    )
-
-
-def _draw_set(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...]) -> CalibrationSet:
-    return calibration.draw(
-        mix,
-        commits=commits,
-        seed=run.recipe.seed,
-        tokenizer=run.runnable.tokenizer(),
-        context_length=run.base.config.get("max_position_embeddings"),
-        reporter=run.reporter,
     )
 
 
@@ -139,7 +131,7 @@ class Measured:
 
 
 def measure_all(
-    run: Run, request: SweepPlan, points: Sequence[Point], documents: HeldOutDocuments | None
+    run: Run, request: SweepRequest, points: Sequence[Point], documents: HeldOutDocuments | None
 ) -> tuple[Measured, ...]:
     """Measure all points that no earlier run did, in their order; two that drop the same are measured once.
 
@@ -164,7 +156,7 @@ class _Bench:
     """The base and its documents, loaded when the first point needs them."""
 
     def __init__(
-        self, run: Run, request: SweepPlan, documents: HeldOutDocuments | None, plans: Sequence[DropPlan]
+        self, run: Run, request: SweepRequest, documents: HeldOutDocuments | None, plans: Sequence[DropPlan]
     ) -> None:
         self._run, self._request, self._documents, self._plans = run, request, documents, plans
         # The run's own store would say of every point that it was taken from an earlier run.
@@ -203,7 +195,8 @@ class _Bench:
         if self._documents:
             keys[PERPLEXITY] = key_of(*common, self._documents.sha256, spec.batch_size)
         if self._request.speed and plan.dropped:
-            keys[SPEED] = key_of(*common, vars(self._request.speed), run.recipe.seed)
+            shape = {"depth": self._request.speed_depth, "new_tokens": NEW_TOKENS, "rounds": self._request.speed_rounds}
+            keys[SPEED] = key_of(*common, shape, run.recipe.seed)
         return keys
 
     @cached_property
@@ -254,10 +247,9 @@ class _Bench:
     def _time(self, plan: DropPlan) -> SpeedMeasured:
         from hubprune.evaluation import speed
 
-        asked, model = self._request.speed or SpeedPlan(), self._model
-        new_tokens, seed = asked.new_tokens, self._run.recipe.seed
-        (depth,) = speed.fit_depths((asked.depth,), new_tokens=new_tokens, max_positions=model.max_positions)
-        spec = speed.SpeedSpec(depth=depth, new_tokens=new_tokens, rounds=asked.rounds, seed=seed)
+        asked, model, seed = self._request, self._model, self._run.recipe.seed
+        (depth,) = speed.fit_depths((asked.speed_depth,), new_tokens=NEW_TOKENS, max_positions=model.max_positions)
+        spec = speed.SpeedSpec(depth=depth, new_tokens=NEW_TOKENS, rounds=asked.speed_rounds, seed=seed)
         measured = speed.measure(lambda: nullcontext(model), lambda: self._pruned(plan), spec)
         return next(row for row in measured if row.measure == "decode")
 

@@ -12,7 +12,6 @@ from typing import Any, get_args
 from hubprune.core.artifacts import DropPlan, LayerScores, Metric, Ranking, SweepOrder
 from hubprune.core.errors import PlanError, RecipeError
 from hubprune.core.files import check_new_folder, make_writable
-from hubprune.core.options import as_typed
 from hubprune.core.recipe import parse
 from hubprune.core.requests import SweepRequest
 from hubprune.core.specs import DropSpec
@@ -24,75 +23,9 @@ MOST_POINTS = 1000
 _RANGE = re.compile(r"(\d{1,6})(?::(\d{1,6})(?::(\d{1,6}))?)?", re.ASCII)
 _HINT = "Write it like --counts 0:12 (12 included), --counts 0:12:3 or --counts 0,2,4."
 REPORT = "sweep.json"
-PASSED_ON = (
-    "base_revision", "protect", "calibration", "num_samples", "max_tokens", "metric", "aggregation", "tasks",
-    "num_fewshot", "include_path", "batch_size", "eval_backend", "endpoint", "seed", "device", "dtype",
-)  # fmt: skip
-"""Options of a sweep that a publish after it needs, too, so that it drops the same and measures the same."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the recommended count keeps to."""
-
-    points: float = 1.0
-    """Points of the mean that may be lost."""
-    perplexity_percent: float = 5.0
-    """Percent that the perplexity may rise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedPlan:
-    """How speed is measured."""
-
-    depth: int = 512
-    """Tokens in the KV cache when decoding starts; fewer where the base has no positions for them."""
-    new_tokens: int = 32
-    rounds: int = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepPlan:
-    """Which points, what is measured at each, and where the result goes."""
-
-    methods: tuple[Ranking, ...]
-    counts: tuple[int, ...]
-    """Ascending, 0 among them."""
-    perplexity: str | None = None
-    """File of documents or mix that perplexity is measured on; None for no perplexity."""
-    perplexity_samples: int | None = None
-    """Documents of it; None for the default."""
-    speed: SpeedPlan | None = None
-    limits: Limits = Limits()
-    out: Path | None = None
-    """Folder for table, report and pictures."""
-    next_options: tuple[str, ...] = ()
-    """Options of the sweep that the next command needs, too."""
-
-    @classmethod
-    def of(cls, request: SweepRequest) -> SweepPlan:
-        """Read what is asked for.
-
-        Raises:
-            RecipeError: a value that cannot be used.
-        """
-        return cls(
-            methods=parse_methods(_text(request.method)),
-            counts=parse_counts(_text(request.counts)),
-            perplexity=request.perplexity,
-            perplexity_samples=request.perplexity_samples,
-            speed=SpeedPlan(depth=request.speed_depth, rounds=request.speed_rounds) if request.speed else None,
-            limits=Limits(points=request.max_loss, perplexity_percent=request.max_rise),
-            out=Path(request.out) if request.out else None,
-            next_options=tuple(as_typed(request, *PASSED_ON)),
-        )
-
-
-def _text(value: str | Sequence[object]) -> str:
-    return value if isinstance(value, str) else ",".join(map(str, value))
-
-
-def parse_counts(text: str) -> tuple[int, ...]:
+def parse_counts(given: str | Sequence[int]) -> tuple[int, ...]:
     """Read numbers of drops: single ones, ranges whose end is included, ranges with a step, or several by commas.
 
     Returns:
@@ -101,7 +34,7 @@ def parse_counts(text: str) -> tuple[int, ...]:
     Raises:
         RecipeError: it is none of these, names nothing but 0, or far too many.
     """
-    counts = {0}
+    counts, text = {0}, given if isinstance(given, str) else ",".join(map(str, given))
     for part in text.split(","):
         found = _RANGE.fullmatch(part.strip())
         first, last, step = (int(group) if group else None for group in found.groups()) if found else (None,) * 3
@@ -115,13 +48,13 @@ def parse_counts(text: str) -> tuple[int, ...]:
     return tuple(sorted(counts))
 
 
-def parse_methods(text: str) -> tuple[Ranking, ...]:
+def parse_methods(given: str | Sequence[str]) -> tuple[Ranking, ...]:
     """Read the names of methods, each once and in a fixed order.
 
     Raises:
         RecipeError: a name is unknown, or there is none.
     """
-    names = {part.strip() for part in text.split(",") if part.strip()}
+    names = {part.strip() for part in (given.split(",") if isinstance(given, str) else given)} - {""}
     known = ", ".join(RANKINGS)
     if unknown := sorted(names - set(RANKINGS)):
         raise RecipeError(f"There is no method {unknown[0]!r}.", hint=f"Methods: {known}.")
@@ -138,7 +71,7 @@ def drop_spec(method: Ranking, count: int, *, protect: tuple[int, ...]) -> DropS
     return parse(DropSpec, {"protect": protect, **({f"{method}_drop": count} if count else {})})
 
 
-def check_counts(request: SweepPlan, shape: Shape, *, protect: tuple[int, ...]) -> None:
+def check_counts(request: SweepRequest, shape: Shape, *, protect: tuple[int, ...]) -> None:
     """Refuse counts that a method cannot drop; needs no scores.
 
     Raises:
@@ -153,8 +86,8 @@ def check_counts(request: SweepPlan, shape: Shape, *, protect: tuple[int, ...]) 
             return False
         return True
 
-    last = request.counts[-1]
-    for method in request.methods:
+    last = parse_counts(request.counts)[-1]
+    for method in parse_methods(request.method):
         if not fits(method, last):
             most = next((n for n in range(last, 0, -1) if fits(method, n)), 0)
             raise too_many(method, last, most, shape.text)
@@ -166,7 +99,7 @@ def too_many(method: Ranking, count: int, most: int, text: str) -> PlanError:
     return PlanError(f"Cannot drop {count} {NOUNS[method]}: {text}, and {most} of them can go.", hint=hint)
 
 
-def check_measures(request: SweepPlan, tasks: tuple[str, ...]) -> None:
+def check_measures(request: SweepRequest, tasks: tuple[str, ...]) -> None:
     """Refuse a sweep that measures nothing.
 
     Raises:
@@ -233,14 +166,14 @@ class Ranked:
         return True
 
 
-def make_points(request: SweepPlan, ranked: Ranked) -> tuple[Point, ...]:
+def make_points(request: SweepRequest, ranked: Ranked) -> tuple[Point, ...]:
     """Make all points, method by method; each drops what the one before drops, and more.
 
     Raises:
         PlanError: a count leaves no attention or MLP of some kind; the message names the most that can go.
     """
     made: list[Point] = []
-    for method, count in product(request.methods, request.counts):
+    for method, count in product(parse_methods(request.method), parse_counts(request.counts)):
         try:
             made.append(Point(method, count, ranked.plan(method, count)))
         except PlanError as error:

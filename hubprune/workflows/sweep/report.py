@@ -29,20 +29,27 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.devices import resolve_device, resolve_dtype
 from hubprune.core.files import write_atomically
+from hubprune.core.options import as_typed
+from hubprune.core.requests import SweepRequest
 from hubprune.core.specs import OPTIONS
 from hubprune.core.weights import Weights
 from hubprune.evaluation import compare
 from hubprune.pruning.checkpoint import count_parameters
 from hubprune.workflows.run import Run
 from hubprune.workflows.sweep.measuring import Measured
-from hubprune.workflows.sweep.points import REPORT, Limits, Point, SweepPlan, order_of
+from hubprune.workflows.sweep.points import REPORT, Point, order_of, parse_methods
 
 CSV = "sweep.csv"
+PASSED_ON = (
+    "base_revision", "protect", "calibration", "num_samples", "max_tokens", "metric", "aggregation", "tasks",
+    "num_fewshot", "include_path", "batch_size", "eval_backend", "endpoint", "seed", "device", "dtype",
+)  # fmt: skip
+"""Options of a sweep that a publish after it needs, too, so that it drops the same and measures the same."""
 
 
 def assemble(
     run: Run,
-    request: SweepPlan,
+    request: SweepRequest,
     points: Sequence[Point],
     measured: Sequence[Measured],
     *,
@@ -59,17 +66,16 @@ def assemble(
         _point(point, found, base, parameters=whole - sum(parts.get(place, 0) for place in point.plan.sublayers))
         for point, found in zip(points, measured, strict=True)
     ]
-    rule = rule_text(request.limits, rows)
+    rule, methods = rule_text(request, rows), parse_methods(request.method)
     recommendations = tuple(
         recommend(
             method,
             [row for row in rows if row.method == method],
-            request.limits,
+            request,
             base=recipe.base.repo_id,
-            options=request.next_options,
             publishable=run.base.commit is not None,
         )
-        for method in request.methods
+        for method in methods
     )
     return SweepReport(
         base=run.base.name,
@@ -84,7 +90,7 @@ def assemble(
         limit=recipe.evaluation.limit,
         chance=mean_chance(base.benchmarks) if base.benchmarks else None,
         perplexity_on=f"{len(documents.documents)} documents of {documents.name}" if documents else None,
-        orders=tuple(order_of(points, method) for method in request.methods),
+        orders=tuple(order_of(points, method) for method in methods),
         points=tuple(rows),
         rule=rule,
         recommendations=recommendations if rule else (),
@@ -180,42 +186,40 @@ def perplexity_change(point: PerplexityAnswers, base: PerplexityAnswers) -> Esti
 # ---- which count to take ---------------------------------------------------------------------------------------------
 
 
-def rule_text(limits: Limits, points: Sequence[SweepPoint]) -> str:
+def rule_text(request: SweepRequest, points: Sequence[SweepPoint]) -> str:
     """State the rule, as far as what was measured decides."""
     parts = []
     if any(point.mean_change for point in points):
-        noun = "point" if limits.points == 1 else "points"
-        parts.append(f"the mean loses at most {limits.points:g} {noun}")
+        noun = "point" if request.max_loss == 1 else "points"
+        parts.append(f"the mean loses at most {request.max_loss:g} {noun}")
     if any(point.perplexity_change for point in points):
-        parts.append(f"the perplexity rises by at most {limits.perplexity_percent:g} %")
+        parts.append(f"the perplexity rises by at most {request.max_rise:g} %")
     return f"The largest count at which, as at every smaller one measured, {' and '.join(parts)}." if parts else ""
 
 
 def recommend(
     method: Ranking,
     points: Sequence[SweepPoint],
-    limits: Limits,
+    request: SweepRequest,
     *,
     base: str,
-    options: Sequence[str] = (),
     publishable: bool = True,
 ) -> Recommendation:
     """Pick a count for a method by the rule, and say what decided.
 
-    The points are those of the method, the base among them.  The next command is a publish with `options`; where the
-    base is a folder, a prune.
+    The points are those of the method, the base among them.  The next command is a publish; of a folder, a prune.
     """
     ordered = sorted(points, key=lambda point: point.count)
     kept = ordered[0]
     beyond = None
     for point in ordered:
-        if not _keeps(point, limits):
+        if not _keeps(point, request):
             beyond = point
             break
         kept = point
-    words = [_numbers(kept, limits)] if kept.count else []
-    words.append(_numbers(beyond, limits) if beyond else "no larger count was measured")
-    verb, rest = ("publish", options) if publishable else ("prune", ("--out", "pruned"))
+    words = [_numbers(kept, request)] if kept.count else []
+    words.append(_numbers(beyond, request) if beyond else "no larger count was measured")
+    verb, rest = ("publish", as_typed(request, *PASSED_ON)) if publishable else ("prune", ("--out", "pruned"))
     command = ["hubprune", verb, base, OPTIONS[method], str(kept.count), *rest]
     return Recommendation(
         method=method,
@@ -225,20 +229,18 @@ def recommend(
     )
 
 
-def _keeps(point: SweepPoint, limits: Limits) -> bool:
+def _keeps(point: SweepPoint, request: SweepRequest) -> bool:
     points, rise = point.mean_change, point.perplexity_change
-    return (points is None or -points.value <= limits.points) and (
-        rise is None or rise.value <= limits.perplexity_percent
-    )
+    return (points is None or -points.value <= request.max_loss) and (rise is None or rise.value <= request.max_rise)
 
 
-def _numbers(point: SweepPoint, limits: Limits) -> str:
+def _numbers(point: SweepPoint, request: SweepRequest) -> str:
     """Say what a count costs, as far as the rule looks at it."""
     words = []
     if change := point.mean_change:
-        words.append(f"mean {with_error(change)} points (limit −{limits.points:g})")
+        words.append(f"mean {with_error(change)} points (limit −{request.max_loss:g})")
     if change := point.perplexity_change:
-        words.append(f"perplexity {with_error(change)} % (limit +{limits.perplexity_percent:g})")
+        words.append(f"perplexity {with_error(change)} % (limit +{request.max_rise:g})")
     return f"{point.count}: {', '.join(words)}"
 
 

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubprune.core.errors import PlanError, RecipeError
+from hubprune.core.requests import SweepRequest
 from hubprune.pruning.selection import Shape
 from hubprune.workflows.sweep.points import (
     RANKINGS,
-    SweepPlan,
     check_counts,
     check_measures,
     check_out,
@@ -75,31 +75,31 @@ def test_unknown_methods_and_none_at_all_are_refused_with_those_that_there_are(t
     ("methods", "counts", "protect", "most"),
     [
         (("attn",), (0, 12), (), 9),
-        (("mlp", "attn"), (0, 9, 10), (), 9),
+        (("attn", "mlp"), (0, 9, 10), (), 9),
         (("block",), (0, 9), (0, 1), 8),
         (("joint",), (0, 19), (), 18),
     ],
 )
 def test_counts_past_the_end_name_the_most_that_can_go(methods, counts, protect, most):
     with pytest.raises(PlanError) as caught:
-        check_counts(SweepPlan(methods=methods, counts=counts), SHAPE, protect=protect)
+        check_counts(SweepRequest("base", method=methods, counts=counts), SHAPE, protect=protect)
     assert f"Cannot drop {counts[-1]} " in caught.value.message
     assert f"{most} of them can go" in caught.value.message
     assert caught.value.hint == f"Pass --counts 0:{most} or less for --method {methods[0]}."
-    check_counts(SweepPlan(methods=methods, counts=(0, most)), SHAPE, protect=protect)
+    check_counts(SweepRequest("base", method=methods, counts=(0, most)), SHAPE, protect=protect)
 
 
 def test_a_method_that_can_drop_nothing_is_refused():
     once = Shape(num_hidden_layers=2, name="acme/small", absent=(("attn", 0),))
     with pytest.raises(PlanError) as caught:
-        check_counts(SweepPlan(methods=("attn",), counts=(0, 1)), once, protect=())
+        check_counts(SweepRequest("base", method=("attn",), counts=(0, 1)), once, protect=())
     assert caught.value.hint == "Leave attn out of --method."
 
 
 def test_a_sweep_that_measures_nothing_is_refused():
     with pytest.raises(RecipeError, match="nothing to measure"):
-        check_measures(SweepPlan(methods=("attn",), counts=(0, 1)), ())
-    check_measures(SweepPlan(methods=("attn",), counts=(0, 1), perplexity="texts.txt"), ())
+        check_measures(SweepRequest("base", method=("attn",), counts=(0, 1)), ())
+    check_measures(SweepRequest("base", method=("attn",), counts=(0, 1), perplexity="texts.txt"), ())
 
 
 def test_an_earlier_sweep_is_written_over_and_nothing_else(tmp_path):

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from hubprune.core.artifacts import CalibrationRecord, CalibrationSource, ImportanceScores, LayerScores
 from hubprune.core.errors import PlanError
+from hubprune.core.requests import SweepRequest
 from hubprune.pruning.selection import Shape
-from hubprune.workflows.sweep.points import RANKINGS, Ranked, SweepPlan, make_points, order_of
+from hubprune.workflows.sweep.points import RANKINGS, Ranked, make_points, order_of
 
 LAYERS = 6
 CONFIG = {"model_type": "llama", "num_hidden_layers": LAYERS}
@@ -38,7 +39,7 @@ def ranked(scores, *, config=CONFIG, metric="cosine", seed=0, protect=()):
 @given(ROW, ROW, ROW, st.sets(st.integers(0, LAYERS - 1), max_size=2))
 def test_each_point_drops_what_the_one_before_drops_and_count_more(attn, mlp, block, protect):
     counts = (0, 1, 2, 3)
-    request = SweepPlan(methods=RANKINGS, counts=counts)
+    request = SweepRequest("base", method=RANKINGS, counts=counts)
     points = make_points(request, ranked(layer_scores(attn, mlp, block), protect=tuple(sorted(protect))))
     for method in RANKINGS:
         plans = [point.plan for point in points if point.method == method]
@@ -51,14 +52,14 @@ def test_each_point_drops_what_the_one_before_drops_and_count_more(attn, mlp, bl
 
 def test_points_go_by_the_scores_from_the_low_end():
     attn, mlp = (0.5, 0.1, 0.4, 0.2, 0.9, 0.8), (0.3, 0.7, 0.15, 0.6, 0.05, 0.9)
-    request = SweepPlan(methods=("attn", "joint"), counts=(0, 3))
+    request = SweepRequest("base", method=("attn", "joint"), counts=(0, 3))
     points = make_points(request, ranked(layer_scores(attn, mlp, attn)))
     assert points[1].plan.sublayers == (("attn", 1), ("attn", 2), ("attn", 3))
     assert points[3].plan.sublayers == (("attn", 1), ("mlp", 2), ("mlp", 4))
 
 
 def test_random_points_are_nested_and_depend_on_the_seed():
-    request = SweepPlan(methods=("attn",), counts=(0, 2, 4))
+    request = SweepRequest("base", method=("attn",), counts=(0, 2, 4))
 
     def sets(seed):
         return [set(p.plan.sublayers) for p in make_points(request, ranked(None, metric="random", seed=seed))]
@@ -72,5 +73,5 @@ def test_a_count_that_takes_the_last_attention_of_a_kind_names_the_most_that_can
     config = {"model_type": "gemma2", "num_hidden_layers": LAYERS}  # 1, 3 and 5 are full
     scores = layer_scores((0.9, 0.1, 0.8, 0.2, 0.7, 0.3), (0.5,) * LAYERS, (0.5,) * LAYERS)
     with pytest.raises(PlanError, match="attn, 3 drops: No attention of the kind full_attention") as caught:
-        make_points(SweepPlan(methods=("attn",), counts=(0, 3)), ranked(scores, config=config))
+        make_points(SweepRequest("base", method=("attn",), counts=(0, 3)), ranked(scores, config=config))
     assert caught.value.hint == "Pass --counts 0:2 or less for --method attn."

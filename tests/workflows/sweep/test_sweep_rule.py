@@ -17,8 +17,8 @@ from hubprune.core.artifacts import (
     TaskAnswers,
 )
 from hubprune.core.errors import EvaluationError
+from hubprune.core.requests import SweepRequest
 from hubprune.workflows.sweep import report as reporting
-from hubprune.workflows.sweep.points import Limits
 from hubprune.workflows.sweep.report import recommend, rule_text
 
 
@@ -36,7 +36,7 @@ def change(value):
 
 
 def picked(rows, **limits):
-    return recommend("attn", rows, Limits(**limits), base="acme/base")
+    return recommend("attn", rows, SweepRequest("acme/base", **limits), base="acme/base")
 
 
 def test_the_largest_count_within_the_limit_is_taken_and_the_numbers_that_decided_are_told():
@@ -53,7 +53,7 @@ def test_a_count_behind_one_that_lost_too_much_is_not_taken():
 def test_benchmarks_and_perplexity_have_to_keep_to_their_limits_both():
     points = [point(0, mean=0.0, rise=0.0), point(1, mean=0.0, rise=4.9), point(2, mean=0.0, rise=5.1)]
     assert picked(points).count == 1
-    assert picked(points, perplexity_percent=6.0).count == 2
+    assert picked(points, max_rise=6.0).count == 2
     assert "perplexity +5.10 ± 0.25 % (limit +5)" in picked(points).reason
 
 
@@ -68,17 +68,17 @@ def test_where_everything_keeps_to_it_the_largest_count_is_taken_and_that_is_sai
 
 
 def test_the_rule_speaks_only_of_what_was_measured():
-    assert "perplexity" not in rule_text(Limits(), [point(0, mean=0.0)])
-    assert "mean" not in rule_text(Limits(), [point(0, rise=0.0)])
-    assert rule_text(Limits(), [point(0)]) == ""
-    both = rule_text(Limits(), [point(0, mean=0.0, rise=0.0)])
+    assert "perplexity" not in rule_text(SweepRequest("acme/base"), [point(0, mean=0.0)])
+    assert "mean" not in rule_text(SweepRequest("acme/base"), [point(0, rise=0.0)])
+    assert rule_text(SweepRequest("acme/base"), [point(0)]) == ""
+    both = rule_text(SweepRequest("acme/base"), [point(0, mean=0.0, rise=0.0)])
     assert "the mean loses at most 1 point and the perplexity rises by at most 5 %" in both
 
 
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=12), st.floats(0, 5))
 def test_every_count_up_to_the_recommended_one_keeps_to_the_limit(losses, limit):
     points = [point(0, mean=0.0), *(point(n, mean=-loss) for n, loss in enumerate(losses, start=1))]
-    count = picked(points, points=limit).count
+    count = picked(points, max_loss=limit).count
     assert all(loss <= limit for loss in losses[:count])
     assert count == len(losses) or losses[count] > limit
 
@@ -147,5 +147,5 @@ def test_a_point_tells_the_price_of_speed_where_both_were_measured():
 
 def test_for_a_folder_the_next_command_prunes():
     rows = [point(0, mean=0.0), point(1, mean=0.4)]
-    found = recommend("attn", rows, Limits(), base="./base", options=("--tasks", "a"), publishable=False)
+    found = recommend("attn", rows, SweepRequest("./base", tasks="a"), base="./base", publishable=False)
     assert found.command == "hubprune prune ./base --attn-drop 1 --out pruned"
