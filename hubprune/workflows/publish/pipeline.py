@@ -24,9 +24,9 @@ from hubprune.core.requests import PublishRequest
 from hubprune.hub import repos as hub
 from hubprune.hub.announcing import announce, merge
 from hubprune.hub.commit import publish as send
-from hubprune.hub.preflight import Target, check_disk, preflight
+from hubprune.hub.preflight import check_disk, preflight
 from hubprune.hub.remote import Overwrite
-from hubprune.hub.target import check_name_loads
+from hubprune.hub.target import Target, check_name_loads
 from hubprune.hub.transfer import check_arrived
 from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning import verify
