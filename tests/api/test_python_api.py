@@ -215,3 +215,16 @@ def test_lists_and_mappings_mean_what_their_text_means():
     assert recipe_of(as_text) == recipe_of(as_values)
     none = recipe_of(PublishRequest("a/b", attn_drop="10%", tasks="none", num_fewshot="2", max_drop_pp="none"))
     assert none == recipe_of(PublishRequest("a/b", attn_drop="10%", tasks=[], num_fewshot=2, max_drop_pp={}))
+
+
+def test_a_notebook_shows_what_goes_on_and_the_result(base, tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    source = f"import hubprune\nhubprune.prune({str(base)!r}, drop_attn=1, out={str(tmp_path / 'out')!r})"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbclient.NotebookClient(notebook, kernel_name="python3", timeout=300).execute()
+    outputs = notebook.cells[0].outputs
+    shown = "".join(o.data.get("text/plain", "") for o in outputs if o.output_type == "display_data")
+    assert "dropping the attention of layer 1" in shown
+    assert "verified in a fresh process" in shown
+    assert "<table>" in outputs[-1].data["text/html"]
+    assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stdout"] == []
