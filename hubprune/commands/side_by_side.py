@@ -14,8 +14,8 @@ from hubprune.core.artifacts import (
     ScoreStudy,
 )
 from hubprune.core.console import decimal
-from hubprune.plots.pictures import NAMES
-from hubprune.workflows.score import VARIES, Scored
+from hubprune.plots.pictures import NAMES, VARIES
+from hubprune.workflows.score import Scored
 
 UNKNOWN = "not known"
 

@@ -261,8 +261,12 @@ def architecture_of(config: Mapping[str, Any], *, name: str = "the base") -> Arc
     Raises:
         UnsupportedArchitectureError: the `model_type` has no entry; the message lists those that have.
     """
-    model_type = config.get("model_type")
-    found = ARCHITECTURES.get(_family(config))
+    model_type, auto_map = config.get("model_type"), config.get("auto_map")
+    family = str(model_type).removeprefix("pruned_")
+    if model_type == NEMOTRON_NAS and isinstance(auto_map, Mapping):  # of which family, only the code's name says
+        code = NEMOTRON_NAS_CODE.fullmatch(str(auto_map.get("AutoConfig")))
+        family = code["family"] if code else family
+    found = ARCHITECTURES.get(family)
     if found is None:
         text = "A model with a `text_config` has other inputs too: its text part needs a repo of its own. "
         raise UnsupportedArchitectureError(
@@ -270,12 +274,3 @@ def architecture_of(config: Mapping[str, Any], *, name: str = "the base") -> Arc
             hint=f"{text if 'text_config' in config else ''}Supported: {', '.join(sorted(ARCHITECTURES))}.",
         )
     return found
-
-
-def _family(config: Mapping[str, Any]) -> str:
-    """Return the family that a config.json speaks of: a pruned one wraps it, or leaves it to the code's name."""
-    model_type, auto_map = config.get("model_type"), config.get("auto_map")
-    if model_type == NEMOTRON_NAS and isinstance(auto_map, Mapping):
-        found = NEMOTRON_NAS_CODE.fullmatch(str(auto_map.get("AutoConfig")))
-        return found["family"] if found else NEMOTRON_NAS
-    return str(model_type).removeprefix("pruned_")

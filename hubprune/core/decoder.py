@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Recorder", "recording"]
-
 
 class Recorder(nn.Module):
     """Stands where a layer was and notes what the model hands it."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ATTENTION", "fresh_generation", "load_causal_lm", "load_with_report", "neutral_config"]
-
 ATTENTION = None
 """No wish: transformers then takes what it holds to be right for a family, `sdpa` for most and `eager` for Gemma 2."""
 PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}

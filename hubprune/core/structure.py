@@ -106,7 +106,7 @@ def _of_block_configs(config: Mapping[str, Any], architecture: Architecture, nam
     if not isinstance(blocks, list) or len(blocks) != layers:
         raise CheckpointError(f"config.json of {name}: block_configs does not hold {layers} entries.")
     group = config["num_attention_heads"] // (config.get("num_key_value_heads") or config["num_attention_heads"])
-    attentions = [_attention(block, group, name) for block in blocks]
+    attentions = [_has_attention(block, group, name) for block in blocks]
     widths = [_mlp_width(block, config["hidden_size"], name) for block in blocks]
     return Structure(
         architecture=architecture, layout="nemotron-nas", num_hidden_layers=layers,
@@ -116,7 +116,7 @@ def _of_block_configs(config: Mapping[str, Any], architecture: Architecture, nam
     )  # fmt: skip
 
 
-def _attention(block: Any, heads_in_group: int, name: str) -> bool:
+def _has_attention(block: Any, heads_in_group: int, name: str) -> bool:
     """Tell whether a block has attention, which has to be the one that Llama has."""
     attention = _part(block, "attention", name)
     if attention.get("no_op"):

@@ -7,9 +7,7 @@ recipe keeps its meaning when a suite changes.  Main metrics are those that lm-e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-
-__all__ = ["DEFAULT_SUITE", "SUITES", "describe", "expand"]
+from collections.abc import Mapping, Sequence
 
 DEFAULT_SUITE = "card"
 SUITES: Mapping[str, Mapping[str, int]] = {
@@ -55,9 +53,8 @@ def expand(names: Sequence[str], given: Mapping[str, int] | int) -> tuple[tuple[
 
 def describe() -> str:
     """Say what every suite is made of."""
-    return "; ".join(f"{name}: {', '.join(_tasks(suite))}" for name, suite in SUITES.items())
-
-
-def _tasks(suite: Mapping[str, int]) -> Iterator[str]:
-    for task, shots in suite.items():
-        yield f"{task} ({shots}-shot)" if shots else task
+    told = []
+    for name, suite in SUITES.items():
+        tasks = (f"{task} ({shots}-shot)" if shots else task for task, shots in suite.items())
+        told.append(f"{name}: {', '.join(tasks)}")
+    return "; ".join(told)

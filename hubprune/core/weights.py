@@ -148,15 +148,6 @@ def _open_sharded(folder: Path) -> Weights:
     return Weights(folder, shards, metadata)
 
 
-def read_index(path: Path) -> Mapping[str, str]:
-    """Read which tensor an index has in which shard.
-
-    Raises:
-        CheckpointError: it is broken.
-    """
-    return _string_map(path, _read_json(path).get("weight_map")) or {}
-
-
 def merged_headers(
     headers: Mapping[str, Mapping[str, tuple[int, ...]]], *, index: Path, name: str
 ) -> dict[str, tuple[int, ...]]:
@@ -168,11 +159,12 @@ def merged_headers(
         name: how messages call the checkpoint.
 
     Raises:
-        CheckpointError: the index disagrees, or a tensor is in two files.
+        CheckpointError: the index is broken or disagrees, or a tensor is in two files.
     """
     if len(headers) > 1 and index.is_file():
         found = [(tensor, file) for file, header in headers.items() for tensor in header]
-        check_index(read_index(index), found, f"{index.name} of {name}")
+        weight_map = _string_map(index, _read_json(index).get("weight_map")) or {}
+        check_index(weight_map, found, f"{index.name} of {name}")
     return {tensor: shape for header in headers.values() for tensor, shape in header.items()}
 
 

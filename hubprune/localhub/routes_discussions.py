@@ -84,6 +84,7 @@ class DiscussionRoutes(HubRoutes):
         now = timestamp(time.time())
 
         def edited(event: Event, account: Account) -> Event:
+            """Return the comment with the new text."""
             if event.author != account.name:
                 raise RefusedError(403, "A comment can be edited by its author only")
             latest = {"raw": text, "updatedAt": now, "author": {"name": account.name}}
@@ -149,6 +150,7 @@ class DiscussionRoutes(HubRoutes):
         repo, account, wanted = self.repo(call, "propose"), self.known_caller(call), call.params["event"]
 
         def changed(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
+            """Return the discussion with the changed comment in the place of the old one."""
             events = {event.id: event for event in discussion.events}
             if wanted not in events or events[wanted].type != "comment":
                 raise RefusedError(404, "Comment not found")

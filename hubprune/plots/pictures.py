@@ -1,8 +1,8 @@
-"""Pictures of one base's scores: the same in a card and from `hubprune score --plot`."""
+"""Pictures of what was found: scores of a base, changes of its benchmarks, a study of scores, a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,13 @@ from hubprune.core.artifacts import (
     DropPlan,
     ImportanceScores,
     LayerScores,
+    Ranking,
     ScoreKind,
+    ScoreStudy,
+    StudyKind,
+    SublayerKind,
+    SweepPoint,
+    SweepReport,
     TaskComparison,
 )
 from hubprune.core.privacy import scrub
@@ -25,6 +31,14 @@ CARD_PICTURE = "assets/importance.png"
 """Path of a card's picture of the scores in its repo."""
 BENCHMARK_PICTURE = "assets/benchmarks.png"
 """Path of a card's picture of the changes in its repo."""
+VARIES: dict[StudyKind, str] = {
+    "revisions": "revision of the base", "calibration": "calibration mix", "samples": "number of samples",
+}  # fmt: skip
+METHODS: Mapping[Ranking, str] = {
+    "attn": "attention drop", "mlp": "MLP drop", "block": "block drop", "joint": "joint drop",
+}  # fmt: skip
+OUTSIDE = 1e6
+"""Perplexities are drawn up to here: beyond, a model knows nothing."""
 
 
 def draw_scores(scores: LayerScores, plan: DropPlan, folder: Path, *, base: str) -> tuple[Path, Path]:
@@ -105,3 +119,126 @@ def panels(scores: ImportanceScores) -> dict[str, tuple[float, ...]]:
 def measure_name(metric: str) -> str:
     """Name the axis of a metric."""
     return plots.MEASURE if metric == "cosine" else metric
+
+
+# ---- scores under several circumstances --------------------------------------------------------------------------
+
+
+def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
+    """Draw a study: a heat map over revisions, lines per mix, or lines and agreement per number of samples.
+
+    Returns:
+        Paths of the PNG and of the SVG.
+    """
+    measure, drawn = measure_name(study.metric), [panels(entry.mean) for entry in study.entries]
+    title = f"Importance of {study.base} by {VARIES[study.kind]}"
+    labels = [entry.label for entry in study.entries]
+    if study.kind == "revisions":
+        rows = {name: [panel[name] for panel in drawn] for name in NAMES.values()}
+        figure = plots.heat_map(rows, labels=labels, title=title, measure=measure)
+    elif study.kind == "calibration":
+        figure = plots.side_by_side(dict(zip(labels, drawn, strict=True)), title=title, measure=measure)
+    else:
+        series = {int(label): panel for label, panel in zip(labels, drawn, strict=True)}
+        figure = plots.stability(series, agreement=_correlations(study), title=title, measure=measure)
+    return plots.save(figure, folder, f"importance-by-{study.kind}")
+
+
+def _correlations(study: ScoreStudy) -> dict[str, list[tuple[int, float]]]:
+    """Return the rho of every number of samples, the reference's own 1 at the end."""
+    lines: dict[str, list[tuple[int, float]]] = {name: [] for name in NAMES.values()}
+    for entry in study.entries:
+        for agreement in entry.agreements:
+            if agreement.spearman is not None:
+                lines[NAMES[agreement.kind]].append((int(entry.label), agreement.spearman))
+    return {name: [*points, (int(study.reference), 1.0)] for name, points in lines.items()}
+
+
+# ---- a sweep -----------------------------------------------------------------------------------------------------
+
+
+def draw_sweep(report: SweepReport, folder: Path) -> tuple[Path, ...]:
+    """Write all pictures of a sweep as PNG and SVG, and return their paths.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    return tuple(path for name, figure in sweep_figures(report) for path in plots.save(figure, folder, name))
+
+
+def sweep_figures(report: SweepReport) -> Iterator[tuple[str, Figure]]:
+    """Draw all pictures of a sweep, each with the name of its file; nothing is written yet."""
+    first = report.points[0]
+    mean = _series(report, lambda point: point.mean)
+    perplexity = _series(
+        report, lambda point: min(point.perplexity or OUTSIDE, OUTSIDE) if point.perplexity_change else None
+    )
+    if mean:
+        series, steps = _with_steps(report, mean)
+        ylabel, title = "mean of the benchmarks (%)", f"{report.base}: mean of the benchmarks"
+        figure = plots.curve(
+            series, baseline=first.mean, ylabel=ylabel, title=title, xlabel="drops", chance=report.chance, steps=steps
+        )
+        yield "accuracy", figure
+    if perplexity:
+        series, steps = _with_steps(report, perplexity)
+        ylabel, title = "perplexity (log scale)", f"{report.base}: perplexity"
+        figure = plots.curve(
+            series, baseline=first.perplexity, ylabel=ylabel, title=title, xlabel="drops", steps=steps, scale="log"
+        )
+        yield "perplexity", figure
+    if speed := _speed(report):
+        yield "speed", speed
+    for order in report.orders:
+        yield f"order-{order.method}", _order(report, order.method)
+
+
+def _speed(report: SweepReport) -> Figure | None:
+    series = _series(report, lambda point: point.speed.speedup_percent if point.speed else None)
+    if not series:
+        return None
+    intervals: dict[str, list[tuple[float, float]]] = {}
+    for point in report.points:
+        if point.speed:
+            ends = point.speed.ratio.low, point.speed.ratio.high
+            intervals.setdefault(METHODS[point.method], []).append((100 * (ends[0] - 1), 100 * (ends[1] - 1)))
+    return plots.speed_curve(
+        series,
+        intervals=intervals,
+        sdr=_series(report, lambda point: point.sdr.value if point.sdr else None) or None,
+        title=f"{report.base}: speed of decoding",
+        xlabel="drops",
+    )
+
+
+def _order(report: SweepReport, method: Ranking) -> Figure:
+    points = [point for point in report.points if point.method == method]
+    gone = [{*report.absent, *point.dropped} for point in points]
+    rows = [[_state(layer, sublayers) for sublayers in gone] for layer in range(report.num_hidden_layers)]
+    title = f"{report.base}: order of {METHODS[method]}"
+    return plots.dropping_order(rows, counts=[point.count for point in points], title=title, ylabel="drops")
+
+
+def _state(layer: int, gone: set[tuple[SublayerKind, int]]) -> plots.CellState:
+    attn, mlp = ("attn", layer) in gone, ("mlp", layer) in gone
+    return "gone" if attn and mlp else "dropped-attn" if attn else "dropped-mlp" if mlp else "kept"
+
+
+def _series(report: SweepReport, value: Callable[[SweepPoint], float | None]) -> dict[str, Sequence[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for point in report.points:
+        if (number := value(point)) is not None:
+            found.setdefault(METHODS[point.method], []).append((point.count, number))
+    return dict(found)
+
+
+def _with_steps(
+    report: SweepReport, series: Mapping[str, Sequence[tuple[int, float]]]
+) -> tuple[dict[str, Sequence[tuple[int, float]]], dict[str, list[plots.Step]]]:
+    """Say of every point of a joint drop what went last, where no count is left out; the base's own point goes."""
+    name = METHODS["joint"]
+    counts = [count for count, _ in series.get(name, ())]
+    order = next((order.dropped for order in report.orders if order.method == "joint"), ())
+    if not counts or counts != list(range(len(order) + 1)):
+        return dict(series), {}
+    return {**series, name: series[name][1:]}, {name: [sublayer.kind for sublayer in order]}

@@ -26,14 +26,10 @@ from hubprune.core.errors import BaseNotFoundError, PlanError, RecipeError
 from hubprune.core.files import make_writable
 from hubprune.core.requests import ScoreRequest
 from hubprune.core.specs import count_of
-from hubprune.plots.pictures import NAMES, draw_scores, measure_name, panels
+from hubprune.plots.pictures import draw_scores, draw_study
 from hubprune.pruning.aggregation import aggregate, agreements
 from hubprune.workflows.recipes import passes_of
 from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_plan, score
-
-VARIES: dict[StudyKind, str] = {
-    "revisions": "revision of the base", "calibration": "calibration mix", "samples": "number of samples",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -202,36 +198,3 @@ def _study(
         reference=reference,
         nested=kind == "samples",
     )
-
-
-# ---- drawing -----------------------------------------------------------------------------------------------------
-
-
-def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
-    """Draw a study: a heat map over revisions, lines per mix, or lines and agreement per number of samples.
-
-    Returns:
-        Paths of the PNG and of the SVG.
-    """
-    measure, drawn = measure_name(study.metric), [panels(entry.mean) for entry in study.entries]
-    title = f"Importance of {study.base} by {VARIES[study.kind]}"
-    labels = [entry.label for entry in study.entries]
-    if study.kind == "revisions":
-        rows = {name: [panel[name] for panel in drawn] for name in NAMES.values()}
-        figure = plots.heat_map(rows, labels=labels, title=title, measure=measure)
-    elif study.kind == "calibration":
-        figure = plots.side_by_side(dict(zip(labels, drawn, strict=True)), title=title, measure=measure)
-    else:
-        series = {int(label): panel for label, panel in zip(labels, drawn, strict=True)}
-        figure = plots.stability(series, agreement=_lines(study), title=title, measure=measure)
-    return plots.save(figure, folder, f"importance-by-{study.kind}")
-
-
-def _lines(study: ScoreStudy) -> dict[str, list[tuple[int, float]]]:
-    """Return the rho of every number of samples, the reference's own 1 at the end."""
-    lines: dict[str, list[tuple[int, float]]] = {name: [] for name in NAMES.values()}
-    for entry in study.entries:
-        for agreement in entry.agreements:
-            if agreement.spearman is not None:
-                lines[NAMES[agreement.kind]].append((int(entry.label), agreement.spearman))
-    return {name: [*points, (int(study.reference), 1.0)] for name, points in lines.items()}

@@ -5,7 +5,6 @@ In comes a request; out comes a report with a recommendation per method, and its
     points      what is asked for, and the plan of every point
     measuring   benchmarks, perplexity and speed of each, on the base in memory
     report      changes against the base, which count to take, sweep.json and sweep.csv
-    pictures    the same, drawn
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from hubprune.core.console import Reporter
 from hubprune.core.errors import MissingDependencyError
 from hubprune.core.recipe import CalibrationMix
 from hubprune.core.requests import SweepRequest
+from hubprune.plots.pictures import draw_sweep
 from hubprune.pruning import calibration, documents
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, open_run, scores_if_needed, shape_of
@@ -72,9 +72,7 @@ def sweep_run(run: Run, request: SweepRequest) -> SweepReport:
     if out:
         write_files(report, out)
         try:
-            from hubprune.workflows.sweep import pictures
-
-            paths = pictures.draw(report, out)
+            paths = draw_sweep(report, out)
             run.reporter.note(f"{len(paths)} files of pictures in {out}")
         except MissingDependencyError as error:
             run.reporter.warn(f"No pictures: {error.message} {error.hint or ''}")

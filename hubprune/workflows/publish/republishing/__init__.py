@@ -1,1 +1,0 @@
-"""Find out what a publish has to do again: nothing, the card alone, or some stages."""
