@@ -170,7 +170,7 @@ def publish(request: PublishRequest, reporter: Reporter) -> PublishReport:
         EditedError: somebody changed on the Hub what an earlier publish wrote.
         VerificationError: it does not compute what it should, or does not load afterwards.
     """
-    from hubprune.workflows.publish import pipeline
+    from hubprune.workflows import publish as pipeline
 
     return pipeline.publish(request, reporter=reporter)
 

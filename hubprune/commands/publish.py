@@ -31,7 +31,7 @@ def publish(request: JobRequest, reporter: Reporter, *, as_json: bool) -> None:
     from hubprune.commands import summary
     from hubprune.commands.ci import told_to_job
     from hubprune.workflows import jobs
-    from hubprune.workflows.publish import pipeline
+    from hubprune.workflows import publish as pipeline
 
     with told_to_job(reporter) as told, edits_as_json(wanted=as_json):
         if request.runs_elsewhere:
@@ -46,8 +46,8 @@ def push(request: PushRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Publish what a dry run made, on another machine and with another token if need be; nothing is computed again."""
     from hubprune.commands import summary
     from hubprune.commands.ci import told_to_job
+    from hubprune.workflows import publish as pipeline
     from hubprune.workflows import push as pushing
-    from hubprune.workflows.publish import pipeline
 
     with told_to_job(reporter) as told, edits_as_json(wanted=as_json):
         done = pushing.push(request, reporter=reporter, told=told)

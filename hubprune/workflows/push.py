@@ -19,7 +19,7 @@ from hubprune.hub.preflight import target_of
 from hubprune.hub.remote import missing, read_remote
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
-from hubprune.workflows.publish.pipeline import Delivery, Product, announcer, deliver
+from hubprune.workflows.publish import Delivery, Product, announcer, deliver
 from hubprune.workflows.run import Run, open_session
 
 STAGES = ("Check", "Publish and load back")
