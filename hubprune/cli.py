@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from hubprune.commands import export, local, measure, prune, publish, refresh, reproduce
+from hubprune.commands import export, local, measure, publish, published
 from hubprune.commands.options import Version, add_command
 from hubprune.commands.terminal import (
     INTERRUPTED,
@@ -75,11 +75,11 @@ def _hubprune(version: Version = False) -> None:
 
 add_command(app, publish.publish, epilog=publish.PUBLISH_EXAMPLES)
 add_command(app, publish.push, epilog=publish.PUSH_EXAMPLES)
-add_command(app, prune.score, epilog=prune.SCORE_EXAMPLES)
-add_command(app, prune.prune, epilog=prune.PRUNE_EXAMPLES)
-add_command(app, prune.verify, epilog=prune.VERIFY_EXAMPLES)
-add_command(app, reproduce.reproduce, epilog=reproduce.EXAMPLES)
-add_command(app, refresh.refresh, epilog=refresh.EXAMPLES, resume=refresh.RESUME)
+add_command(app, publish.score, epilog=publish.SCORE_EXAMPLES)
+add_command(app, publish.prune, epilog=publish.PRUNE_EXAMPLES)
+add_command(app, publish.verify, epilog=publish.VERIFY_EXAMPLES)
+add_command(app, published.reproduce, epilog=published.REPRODUCE_EXAMPLES)
+add_command(app, published.refresh, epilog=published.REFRESH_EXAMPLES, resume=published.RESUME)
 add_command(app, measure.sweep, epilog=measure.SWEEP_EXAMPLES)
 add_command(app, measure.speed, epilog=measure.SPEED_EXAMPLES, resume=measure.AGAIN)
 add_command(app, measure.compare, epilog=measure.COMPARE_EXAMPLES)

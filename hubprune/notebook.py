@@ -11,9 +11,8 @@ from html import escape
 from typing import TYPE_CHECKING, TypeVar
 
 from hubprune.commands import summary
+from hubprune.commands.measured_lines import picked_lines, speed_lines, sweep_head, sweep_rows
 from hubprune.commands.side_by_side import comparison_text, study_tables
-from hubprune.commands.speed_lines import speed_lines
-from hubprune.commands.sweep_lines import picked_lines, sweep_head, sweep_rows
 from hubprune.core.artifacts import (
     Artifact,
     BenchmarkComparison,
@@ -141,7 +140,7 @@ def _compared(comparison: CheckpointComparison) -> Iterator[str]:
 
 
 def _reproduced(seen: Reproduction) -> Iterator[str]:
-    from hubprune.commands.reproduce import reproduction_lines
+    from hubprune.commands.published import reproduction_lines
 
     yield preformatted(reproduction_lines(seen))
 

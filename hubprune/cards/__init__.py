@@ -1,15 +1,14 @@
-"""The cards room: from the report of a publish to README.md, hubprune.json and recipe.yaml.
+"""Cards: from the report of a publish to README.md, hubprune.json and recipe.yaml.
 
-context       what a card template sees; every number in it is text already
-card          report -> context -> README.md, and what a card depends on
-front_matter  the YAML on top, and the results for leaderboards
-license       what the base's licence asks for
-overview      one sentence, the table at a glance, and the code of "Use it", which is run
-removal       what was removed, by which scores, on which texts
-measured      benchmarks, speed and memory
-free_text     what both models wrote, and how much it repeats itself
-limits        verdict, warnings and the regression budget, by rules
-provenance    commands, versions, terms and citations
-markdown      how numbers, any text and the author's notes are written
-manifest      hubprune.json and recipe.yaml: written, and read back
+- context: what a card template sees; every number in it is text already.
+- card: report, context, README.md; and what a card depends on.
+- front_matter: the YAML on top, and results for leaderboards.
+- license: what the base's licence asks for.
+- overview: one sentence, the table at a glance, and the code of "Use it", which is run.
+- removal: what was removed, by which scores, on which texts.
+- measured, free_text: benchmarks, speed and memory; what both models wrote.
+- limits: verdict, warnings and the regression budget, by rules.
+- provenance: commands, versions, terms and citations.
+- markdown: how numbers, any text and the author's notes are written.
+- manifest: hubprune.json and recipe.yaml, written and read back.
 """

@@ -97,10 +97,6 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
 def render(context: CardContext, *, overrides: Path | None = None) -> str:
     """Render a card in one pass; text of models and users is only ever a value in it.
 
-    Args:
-        context: what the card says.
-        overrides: a folder of the user whose templates win over the shipped ones.
-
     Raises:
         RecipeError: a template of the user's own does not do.
     """
@@ -214,12 +210,7 @@ def sha256(text: str) -> str:
 
 
 def card_part(*, notes: str | None, templates: Path | None) -> dict[str, str]:
-    """Say what a card depends on besides what was found.
-
-    Args:
-        notes: the author's own words, as the card takes them.
-        templates: folder of the user whose templates win over the shipped ones.
-    """
+    """Say what a card depends on besides what was found."""
     return {"templates": template_hash(templates), **({"notes": sha256(notes)} if notes else {})}
 
 

@@ -53,9 +53,6 @@ def section(generation: GenerationComparison | None) -> FreeText | None:
     )
 
 
-# ---- pairs -------------------------------------------------------------------------------------------------------
-
-
 def shown_pairs(generation: GenerationComparison) -> tuple[tuple[int, Continuation, str], ...]:
     """Return the first pair and the worst one, each with its number from 1 and the reason why it is shown.
 
@@ -130,9 +127,6 @@ def _broken(line: str) -> Iterator[str]:
         yield line[:at]
         line = line[at + 1 :]
     yield line
-
-
-# ---- measures ----------------------------------------------------------------------------------------------------
 
 
 def _table(repetition: RepetitionComparison, *, prompts: str) -> Table:

@@ -47,13 +47,7 @@ def metadata(
     """Build the card's metadata in its final order; keys without a value are absent.
 
     Args:
-        base: its name is the `base_model`.
         terms: languages and licence, from the base's card at the commit it is pinned to.
-        name: name of the result, for `model-index`.
-        methods: of the plan.
-        has_code: whether a modeling file ships.
-        scores: its calibration data sets are listed.
-        benchmarks: this model's values go into `model-index`.
     """
     sources = scores.calibration.sources if scores else ()
     public = [s.dataset for s in sources if not is_local_data(s.dataset)]
@@ -83,27 +77,21 @@ def model_index(benchmarks: BenchmarkComparison | None, *, name: str) -> list[di
     for row in benchmarks.tasks if benchmarks else ():
         if row.dataset and not row.pruned.is_bound:  # a bound is no value that a list could be sorted by
             by_task.setdefault(row.task, []).append(row)
-    results = [
-        {
-            "task": {"type": "text-generation", "name": "Text Generation"},
-            "dataset": _dataset_of(rows[0]),
-            "metrics": [_metric_of(row) for row in rows],
-        }
-        for rows in by_task.values()
-    ]
+    results = []
+    for task, rows in by_task.items():
+        row = rows[0]
+        fields = {
+            "name": task, "type": row.dataset, "config": row.dataset_config, "split": row.split,
+            "revision": row.dataset_commit, "args": {"num_few_shot": row.num_fewshot},
+        }  # fmt: skip
+        results.append(
+            {
+                "task": {"type": "text-generation", "name": "Text Generation"},
+                "dataset": {key: value for key, value in fields.items() if value is not None},
+                "metrics": [_metric_of(row) for row in rows],
+            }
+        )
     return [{"name": name, "results": results}] if results else []
-
-
-def _dataset_of(row: TaskComparison) -> dict[str, Any]:
-    fields = {
-        "name": row.task,
-        "type": row.dataset,
-        "config": row.dataset_config,
-        "split": row.split,
-        "revision": row.dataset_commit,
-        "args": {"num_few_shot": row.num_fewshot},
-    }
-    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _metric_of(row: TaskComparison) -> dict[str, Any]:
@@ -115,9 +103,6 @@ def _metric_of(row: TaskComparison) -> dict[str, Any]:
         "value": round(float(row.pruned.value), 6),
         "name": f"{row.metric} ({read_by}{row.num_fewshot}-shot{part})",
     }
-
-
-# ---- YAML ------------------------------------------------------------------------------------------------------------
 
 
 AMBIGUOUS = re.compile(
@@ -156,9 +141,6 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, type(None))) else float(value)
 
 
-# ---- eval results --------------------------------------------------------------------------------------------------
-
-
 EVAL_RESULTS = ".eval_results/hubprune.yaml"
 """Path of the file in a repo."""
 Tasks = Mapping[str, tuple[Mapping[str, Any], ...]]
@@ -176,13 +158,7 @@ def _whole(comparison: BenchmarkComparison | None) -> list[TaskComparison]:
 
 
 def add_eval_results(folder: Path, comparison: BenchmarkComparison | None, *, tasks: Tasks) -> None:
-    """Write the file into a checkpoint's folder where any result belongs on a leaderboard.
-
-    Args:
-        folder: of the checkpoint.
-        comparison: what was measured, if anything.
-        tasks: of the data sets that are registered benchmarks, as the Hub has them.
-    """
+    """Write the file into a checkpoint's folder where any result belongs on a leaderboard."""
     text = ""
     for row in _whole(comparison):
         wanted = row.dataset_config or "default", row.split

@@ -68,16 +68,8 @@ UNKNOWN = _Terms(name="", copy=False)
 NOT_NAMED = ("", "unknown")
 
 
-# ---- which licence -----------------------------------------------------------------------------------------------
-
-
 def card_in_force(base: BaseCheckpoint, *, given: str | None) -> BaseCard:
-    """Return the base's card with the licence that a result is published under.
-
-    Args:
-        base: what its card says wins.
-        given: what the publisher says, for a base whose card names none.
-    """
+    """Return the base's card with its licence; where it names none, with the one that the publisher gave."""
     return base.card if given is None or license_name(base.card) else base.card.model_copy(update={"license": given})
 
 
@@ -89,9 +81,6 @@ def license_name(card: BaseCard) -> str | None:
 
 def _terms(card: BaseCard) -> _Terms:
     return TERMS.get((license_name(card) or "").lower(), UNKNOWN)
-
-
-# ---- checks before anything is computed --------------------------------------------------------------------------
 
 
 def check_license(recipe: Recipe, *, base: BaseCheckpoint) -> None:
@@ -109,12 +98,7 @@ def check_license(recipe: Recipe, *, base: BaseCheckpoint) -> None:
 
 
 def check_name(name: str, *, card: BaseCard, allowed: bool = False) -> None:
-    """Refuse a name that the base's licence does not allow; case and hyphens do not count.
-
-    Args:
-        name: of the result, without its namespace.
-        card: the base's.
-        allowed: whether the user answers for the name.
+    """Refuse a name, without its namespace, that the base's licence does not allow; case and hyphens do not count.
 
     Raises:
         RecipeError: with a name that is allowed.
@@ -138,9 +122,6 @@ def bare_name(name: str, *, card: BaseCard) -> str:
 def _begins(name: str, prefix: str) -> bool:
     name, prefix = (text.lower().replace("-", "").replace("_", "").replace(" ", "") for text in (name, prefix))
     return name.startswith(prefix)
-
-
-# ---- what is published with the model ----------------------------------------------------------------------------
 
 
 def attribution_line(card: BaseCard) -> str | None:
@@ -178,13 +159,7 @@ def license_warnings(base: BaseCheckpoint, *, given: str | None) -> Iterator[str
 
 
 def license_sentences(base: BaseCheckpoint, *, given: str | None, name: str) -> Iterator[str]:
-    """Say whose terms apply, what they ask for, and where something of that is missing.
-
-    Args:
-        base: its card names the licence, its files hold the text.
-        given: what the publisher says, for a base whose card names none.
-        name: of the result, without its namespace.
-    """
+    """Say whose terms apply, what they ask for, and where something of that is missing."""
     card = card_in_force(base, given=given)
     named, terms = license_name(card), _terms(card)
     told = f"{terms.name} ({named})" if terms.name else named

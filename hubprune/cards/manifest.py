@@ -94,7 +94,6 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
     """Write hubprune.json over everything else in the folder, and return all files; it has to be the last one written.
 
     Args:
-        folder: the checkpoint with README.md and recipe.yaml.
         report: what the run did and saw; what may differ in another run of the same is apart from the content.
         template_hash: of the card templates, so that a card by other templates is another card.
 
@@ -117,11 +116,6 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
 
 def replace_card(folder: Path, values: Mapping[str, Any], *, card: str) -> bool:
     """Write another card of the same run, and the manifest that lists it; files that stay as they are are not touched.
-
-    Args:
-        folder: of the checkpoint.
-        values: of the manifest, but for what it says of the card's bytes.
-        card: the new README.md.
 
     Returns:
         Whether something was written.
@@ -254,10 +248,6 @@ def read_record(folder: Path) -> PublishRecord:
 
 def parse_record(data: bytes, *, where: str) -> PublishRecord:
     """Read the bytes of a manifest, all of it or nothing.
-
-    Args:
-        data: of a hubprune.json.
-        where: what an error calls it.
 
     Raises:
         CheckpointError: it is of another version, or it was changed after it was written.

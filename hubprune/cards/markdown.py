@@ -123,12 +123,7 @@ BACKTICKS = re.compile(r"`+")
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """Show characters that draw nothing or turn the text around (control, bidi, zero width, surrogates) as escapes.
-
-    Args:
-        text: any string, lone surrogates included.
-        keep: characters that stay as they are all the same.
-    """
+    """Show what draws nothing or turns text around (control, bidi, surrogates) as escapes, but for `keep`."""
     return "".join(_escape(c) if c not in keep and _is_invisible(c) else c for c in text)
 
 
@@ -214,10 +209,6 @@ def read_notes(path: Path) -> str:
 
 def check_notes(text: str, *, name: str = "The notes") -> str:
     """Return notes as the card takes them.
-
-    Args:
-        text: Markdown.
-        name: what an error calls them.
 
     Raises:
         RecipeError: HTML, a link that is no web or mail address, an open code fence, a heading that is underlined, or

@@ -27,12 +27,7 @@ TESTS: Mapping[str, str] = {
 
 
 def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = None) -> Benchmarks | None:
-    """Compare base and pruned task by task; None where nothing was run.
-
-    Args:
-        comparison: None where nothing was run.
-        picture: path of a picture of the changes among the published files.
-    """
+    """Compare base and pruned task by task; None where nothing was run."""
     if comparison is None or not comparison.tasks:
         return None
     columns = (

@@ -172,9 +172,12 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
 
     Of a refreshed repo it is the same code with the tag of the files that are there now.
     """
-    base, repo_id, run = report.base, report.repo_id, report.snippet
-    code = _custom_code(report)
-    shown, label = None, ""
+    base, plan, repo_id, run = report.base, report.plan, report.repo_id, report.snippet
+    code, shown, label = None, None, ""
+    for file in report.checkpoint.files:
+        if file.path.startswith("modeling_") and file.path.endswith(".py") and code is None:
+            shrinks, sha256 = bool(plan.gone("attn")), file.sha256 or NONE
+            code = CustomCode(file=file.path, sha256=sha256, without=plan.parts, shrinks_cache=shrinks)
     if run and (run.repo_id, run.revision) == (repo_id, tag):
         shown = run.code
         label = (
@@ -187,7 +190,7 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
             f"Before this repo was refreshed, this code was run on its files as they are at {run.revision}, with"
             f" transformers {run.transformers}. It printed:"
         )
-    runtimes = [RUNTIMES[report.plan.layout]]
+    runtimes = [RUNTIMES[plan.layout]]
     if code:
         needed = ".".join(map(str, architecture_of(base.config, name=base.name).floor))
         # Some of those run the modeling file, and call a thing in the snippet otherwise.
@@ -201,16 +204,6 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
         code=code,
         runtimes=tuple(runtimes),
     )
-
-
-def _custom_code(report: PublishReport) -> CustomCode | None:
-    plan = report.plan
-    for file in report.checkpoint.files:
-        if file.path.startswith("modeling_") and file.path.endswith(".py"):
-            return CustomCode(
-                file=file.path, sha256=file.sha256 or NONE, without=plan.parts, shrinks_cache=bool(plan.gone("attn"))
-            )
-    return None
 
 
 # ---- its code ----------------------------------------------------------------------------------------------------
@@ -243,11 +236,7 @@ class Snippet:
     """Whether the model's own settings ask for more than `generate` does alone, so that the code puts them aside."""
 
     def code(self, *, overrides: Path | None = None) -> str:
-        """Write the code, without a line break at its end, as the fence of the card leaves it.
-
-        Args:
-            overrides: a folder of the user whose templates win over the shipped ones.
-        """
+        """Write the code, without a line break at its end, as the fence of the card leaves it."""
         made = template_environment("card", filters=FILTERS, overrides=overrides).get_template(SNIPPET_TEMPLATE)
         text = made.render(
             repo_id=self.repo_id, revision=self.revision, prompt=self.prompt, custom_code=self.custom_code,
@@ -257,11 +246,6 @@ class Snippet:
 
     def run(self, folder: Path, *, gpu: bool, overrides: Path | None = None) -> SnippetRun:
         """Run the code as it stands, in a fresh process that finds the folder under the repo's id, and the Hub nowhere.
-
-        Args:
-            folder: the written checkpoint.
-            gpu: whether the process may use one.
-            overrides: a folder of the user whose templates win over the shipped ones.
 
         Raises:
             VerificationError: the code fails.

@@ -34,17 +34,8 @@ TIMES_TABLE = re.compile(rb"^\| Stage \| Time \|\n(?:\|.*\n?)*", re.MULTILINE)
 """That table as the card has it."""
 
 
-# ---- how to reproduce it -----------------------------------------------------------------------------------------
-
-
 def reproduction(report: PublishReport, *, recipe: Recipe, tag: str | None) -> Reproduction:
-    """Collect commands, versions, hardware and times.
-
-    Args:
-        report: of the run.
-        recipe: as it is published (`privacy.public_recipe`).
-        tag: that names the result where it is; None where there is none.
-    """
+    """Collect commands, versions, hardware and times."""
     times = tuple((STAGES.get(stage, stage), duration(seconds)) for stage, seconds in report.seconds.items())
     return Reproduction(
         check=reproduce_command(recipe, repo_id=report.repo_id, tag=tag),
@@ -88,13 +79,7 @@ def without_times(card: bytes) -> bytes:
 
 
 def reproduce_command(recipe: Recipe, *, repo_id: str, tag: str | None) -> str:
-    """Write the command that runs a published result again and compares.
-
-    Args:
-        recipe: as it is published (`privacy.public_recipe`).
-        repo_id: where the result is.
-        tag: that names it there; None where there is none.
-    """
+    """Write the command that runs a published result again and compares, of the recipe as it is published."""
     words = ["hubprune reproduce " + shlex.quote(repo_id)]
     words += [f"--revision {tag}"] if tag else []
     words += ["--trust-tasks"] if recipe.evaluation.include_path and recipe.evaluation.tasks else []
@@ -107,9 +92,6 @@ def publish_command(recipe: Recipe) -> str:
     """Write the command that gives the same result, one option per line.
 
     It reads recipe.yaml, which alone can hold a mix or prompts of one's own; the options repeat what decides most.
-
-    Args:
-        recipe: as it is published (`privacy.public_recipe`).
     """
     return " \\\n    ".join(["hubprune publish " + shlex.quote(recipe.base.repo_id), *_options(recipe)])
 
@@ -167,18 +149,8 @@ def _numbers(numbers: tuple[int, ...]) -> str:
     return ",".join(map(str, numbers))
 
 
-# ---- terms and citations -----------------------------------------------------------------------------------------
-
-
 def licence(base: BaseCheckpoint, *, plan: DropPlan, name: str, given: str | None) -> Licence:
-    """Say whose terms apply; a base without a licence gets no guess.
-
-    Args:
-        base: its card and its files.
-        plan: what was changed.
-        name: of the result, without its namespace.
-        given: the licence by its publisher, for a base whose card names none.
-    """
+    """Say whose terms apply; a base without a licence gets no guess."""
     changed = f"The files of {base.name} were changed: {plan.parts} were removed as described above."
     return Licence(
         name=license_name(card_in_force(base, given=given)),

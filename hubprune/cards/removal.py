@@ -8,7 +8,6 @@ from typing import Literal
 from hubprune.cards.context import Calibration, Picture, Removal, Table, VerificationSummary
 from hubprune.cards.markdown import NONE, change_percent, count, listing, plain, with_error
 from hubprune.core.artifacts import (
-    CalibrationSource,
     DroppedSublayer,
     DropPlan,
     LayerScores,
@@ -56,11 +55,7 @@ def removal(
     """Describe the plan, the full score table where there is one, and what verification saw.
 
     Args:
-        plan: what was removed.
-        scores: None where nothing was scored.
-        verification: what a fresh process saw.
         by_hand: kinds of sublayers whose layers were named, beside others that were ranked.
-        picture: path of a picture of the scores among the published files.
     """
     marked = f"; {gone} marked as dropped" if (gone := _named_sublayers(plan)) else ""
     text = f"Bars of the scores of every layer's attention, MLP and whole block{marked}"
@@ -102,13 +97,11 @@ def calibration(scores: LayerScores | None) -> Calibration | None:
         f" seed {record.seed}, shuffle buffer {count(record.shuffle_buffer)}."
     )
     columns = ("Subset", "Data set", "Weight", record.unit.capitalize(), "Tokens", "Commit")
-    rows = tuple(_source_row(source) for source in record.sources)
-    return Calibration(sentence=sentence, table=Table(columns=columns, align="llrrrl", rows=rows))
-
-
-def _source_row(source: CalibrationSource) -> tuple[str, ...]:
-    figures = (plain(source.weight, digits=3), count(source.documents), count(source.tokens))
-    return source.config or source.split, public_name(source.dataset), *figures, source.commit or NONE
+    rows = []
+    for source in record.sources:
+        figures = (plain(source.weight, digits=3), count(source.documents), count(source.tokens))
+        rows.append((source.config or source.split, public_name(source.dataset), *figures, source.commit or NONE))
+    return Calibration(sentence=sentence, table=Table(columns=columns, align="llrrrl", rows=tuple(rows)))
 
 
 # ---- what went, and how it was chosen ----------------------------------------------------------------------------
@@ -257,27 +250,23 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> Iterator[str]:
     if plan.selected_by == "hand":
         what = "layer was" if len(plan.dropped) == 1 else "layers were"
         yield f"The scores did not decide here: the {what} given by hand."
-    yield from _joint_order(plan)
-    yield from _rounds(plan)
+    yield from _order(plan)
     yield from map(_margin, plan.margins)
 
 
-def _joint_order(plan: DropPlan) -> Iterator[str]:
-    """Say what one list of attentions and MLPs came to, which a table by layers cannot show."""
-    rows = [row for row in plan.dropped if row.score is not None and row.round is None]
-    if "joint-drop" in plan.methods and rows:
+def _order(plan: DropPlan) -> Iterator[str]:
+    """Say in which order things went, and with which scores, where a table by layers cannot show it."""
+    scored = [row for row in plan.dropped if row.score is not None]
+    at_once = [row for row in scored if row.round is None]
+    if "joint-drop" in plan.methods and at_once:
         yield "Attentions and MLPs were ranked in one list; the ranks in the table are those of the attentions alone."
-        yield f"Dropped, lowest first: {', '.join(_with_score([row]) for row in rows)}."
-
-
-def _rounds(plan: DropPlan) -> Iterator[str]:
-    """Say in which order things went in rounds, and with which scores."""
-    steps: dict[int, list[DroppedSublayer]] = {}
-    for row in plan.dropped:
-        if row.round is not None and row.score is not None:
-            steps.setdefault(row.round, []).append(row)
-    if steps:
-        told = (_with_score(rows) for _, rows in sorted(steps.items()))
+        yield f"Dropped, lowest first: {', '.join(_with_score([row]) for row in at_once)}."
+    rounds: dict[int, list[DroppedSublayer]] = {}
+    for row in scored:
+        if row.round is not None:
+            rounds.setdefault(row.round, []).append(row)
+    if rounds:
+        told = (_with_score(rows) for _, rows in sorted(rounds.items()))
         yield "The table has the scores of the whole base; each round had its own, those of what was left."
         yield f"Dropped round by round, each with its score by then: {', '.join(told)}."
         if plan.margins:

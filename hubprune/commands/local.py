@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from hubprune.commands.terminal import show, show_page, to_json
 from hubprune.core.console import Reporter
-from hubprune.core.options import Request
-from hubprune.core.requests import CardRequest, DemoRequest, HubRequest
+from hubprune.core.options import Option, Place, Port, Request
+from hubprune.core.requests import CardRequest
 
 CARD_EXAMPLES = (
     "Examples:  hubprune card ./kept --notes notes.md  |  hubprune card me/Llama-3.2-3B-attn-drop-3@v2 --preview"
@@ -17,6 +19,26 @@ CARD_EXAMPLES = (
 HUB_EXAMPLES = "Example:  hubprune hub --dir ./hub --port 8080"
 ENV_EXAMPLES = "Example:  hubprune env --json"
 DEMO_EXAMPLES = "Example:  hubprune demo --base tiny-mistral"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubRequest(Request):
+    """Serve a local Hub."""
+
+    directory: Annotated[Place, Option("Where repos, objects and tokens are kept.", metavar="FOLDER", flag="--dir")]
+    port: Port = 0
+    no_xet: Annotated[bool, Option("Announce no Xet, so that downloads take the LFS path.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRequest(Request):
+    """Publish an embedded model on a local Hub."""
+
+    base: Annotated[str, Option("Which embedded model.", metavar="tiny-llama|tiny-mistral")] = "tiny-llama"
+    directory: Annotated[
+        Place | None,
+        Option("Where the demo keeps its Hub. Default: the work folder.", metavar="FOLDER", flag="--dir"),
+    ] = None
 
 
 def card(request: CardRequest, reporter: Reporter) -> None:

@@ -25,7 +25,7 @@ COMPARE_EXAMPLES = (
 
 def sweep(request: SweepRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Measure what every number of drops costs, without writing a checkpoint, and recommend one."""
-    from hubprune.commands.sweep_lines import sweep_lines
+    from hubprune.commands.measured_lines import sweep_lines
     from hubprune.workflows.sweep import report
     from hubprune.workflows.sweep import sweep as measure
 
@@ -35,7 +35,7 @@ def sweep(request: SweepRequest, reporter: Reporter, *, as_json: bool) -> None:
 
 def speed(request: SpeedRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Time a pruned folder or repo against its base in paired rounds, and measure the memory of both."""
-    from hubprune.commands.speed_lines import speed_lines
+    from hubprune.commands.measured_lines import speed_lines
     from hubprune.workflows.speed import measure_speed
 
     done = measure_speed(request, reporter=reporter)

@@ -1,12 +1,13 @@
-"""`hubprune publish` and `hubprune push`."""
+"""`hubprune publish` and `push`, and what a publish does one step at a time: `score`, `prune` and `verify`."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from hubprune.commands.terminal import edits_as_json, show
+from hubprune.commands.terminal import edits_as_json, show, to_json
 from hubprune.core.console import Reporter
-from hubprune.core.requests import JobRequest, PushRequest
+from hubprune.core.requests import JobRequest, PruneRequest, PushRequest, ScoreRequest, VerifyRequest
 
 PUBLISH_EXAMPLES = (
     "Examples:  hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3"
@@ -17,6 +18,12 @@ PUSH_EXAMPLES = (
     "Example:  hubprune publish --recipe recipe.yaml --repo-id me/tiny --dry-run --out result --report report.json"
     "  &&  hubprune push result report.json"
 )
+SCORE_EXAMPLES = (
+    "Examples:  hubprune score meta-llama/Llama-3.2-3B --attn-drop 3 --num-samples 128"
+    "  |  hubprune score meta-llama/Llama-3.2-3B --calibration cosmopedia,c4,lima --plot pictures"
+)
+PRUNE_EXAMPLES = "Example:  hubprune prune meta-llama/Llama-3.2-3B --drop-attn 18,21,22 --out pruned"
+VERIFY_EXAMPLES = "Examples:  hubprune verify ./pruned --base ./base  |  hubprune verify me/Llama-3.2-3B-attn-drop-3"
 
 
 def publish(request: JobRequest, reporter: Reporter, *, as_json: bool) -> None:
@@ -24,7 +31,7 @@ def publish(request: JobRequest, reporter: Reporter, *, as_json: bool) -> None:
     from hubprune.commands import summary
     from hubprune.commands.ci import told_to_job
     from hubprune.workflows import jobs
-    from hubprune.workflows.publish import pipeline
+    from hubprune.workflows import publish as pipeline
 
     with told_to_job(reporter) as told, edits_as_json(wanted=as_json):
         if request.runs_elsewhere:
@@ -39,9 +46,37 @@ def push(request: PushRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Publish what a dry run made, on another machine and with another token if need be; nothing is computed again."""
     from hubprune.commands import summary
     from hubprune.commands.ci import told_to_job
+    from hubprune.workflows import publish as pipeline
     from hubprune.workflows import push as pushing
-    from hubprune.workflows.publish import pipeline
 
     with told_to_job(reporter) as told, edits_as_json(wanted=as_json):
         done = pushing.push(request, reporter=reporter, told=told)
         show(pipeline.to_json(done) if as_json else summary.publish_summary(done))
+
+
+def score(request: ScoreRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Score attention, MLP and block importance of every layer: once, or side by side; --plot draws it."""
+    from hubprune.commands.side_by_side import scored_text
+    from hubprune.workflows.score import conduct
+
+    done = conduct(request, reporter=reporter)
+    show(to_json(done.value) if as_json else scored_text(done))
+
+
+def prune(request: PruneRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Write a pruned and verified checkpoint into a folder; publish nothing."""
+    from hubprune.commands import summary
+    from hubprune.workflows import run
+
+    pruned = run.prune(request, reporter=reporter)
+    show(to_json(pruned) if as_json else summary.pruned_lines(pruned.written, folder=Path(request.out)))
+
+
+def verify(request: VerifyRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Check a pruned folder or repo against its base: files, loading, logits, KV cache."""
+    from hubprune.commands import summary
+    from hubprune.workflows import verify as checkup
+
+    seen = checkup.check(request, reporter=reporter)
+    show(to_json(seen) if as_json else summary.verification_table(seen))
+    checkup.require_passed(seen)

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hubprune.core.processes import end_if_interrupted
@@ -58,6 +59,11 @@ class Reporter:
             self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         return self._console
 
+    @property
+    def _draws_bars(self) -> bool:
+        """Whether bars can move: on a terminal, and in a notebook that has widgets."""
+        return self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None)
+
     def stage(self, number: int, total: int, title: str) -> None:
         """Announce a stage; a run that was interrupted ends here at the latest, and where a progress begins."""
         end_if_interrupted()
@@ -86,7 +92,7 @@ class Reporter:
         end_if_interrupted()
         if self._quiet:
             yield lambda amount=1, /: None
-        elif self.console.is_terminal:
+        elif self._draws_bars:
             with _bar(self.console, description, total=total, unit=unit) as advance:
                 yield advance
         else:

@@ -275,6 +275,40 @@ class Measuring(OnHub):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Target(OnHub):
+    """Which repo becomes of it, and under which terms."""
+
+    repo_id: Annotated[str | None, Option("Target. Default: <your namespace>/<base>-attn-drop-<N>.", panel=TARGET)] = (
+        None
+    )
+    revision: Annotated[str | None, Option("Branch of the target. Default: main.", panel=TARGET)] = None
+    private: Annotated[bool | None, Option("Create the target as a private repo.", panel=TARGET)] = None
+    create_pr: Annotated[bool | None, Option("Open a pull request instead of committing.", panel=TARGET)] = None
+    staged: Annotated[
+        bool | None,
+        Option("Open a pull request, load the result back from it, and only then merge it.", panel=TARGET),
+    ] = None
+    collection: Annotated[
+        str | None,
+        Option("Collection to add the result to; made where it is missing.", metavar="SLUG|TITLE", panel=TARGET),
+    ] = None
+    supersedes: Annotated[
+        str | None,
+        Option(
+            "Propose to this repo, by pull request, to name the result as its new version.",
+            metavar="REPO",
+            panel=TARGET,
+        ),
+    ] = None
+    license: Annotated[
+        str | None, Option("Licence, as in apache-2.0, of a base whose card names none.", metavar="ID", panel=CARD)
+    ] = None
+    allow_name: Annotated[
+        bool | None, Option("Publish under a name that the base's licence does not allow.", panel=CARD)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Delivering(OnHub):
     """What may be replaced on the Hub, and where the report goes."""
 

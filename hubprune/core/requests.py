@@ -32,8 +32,8 @@ from hubprune.core.options import (
     Port,
     RepoRevision,
     ReportFile,
-    Request,
     Scoring,
+    Target,
     TrustRemoteCode,
 )
 
@@ -41,7 +41,7 @@ from hubprune.core.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishRequest(Dropping, Scoring, Measuring, Delivering):
+class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     """Score, prune, verify, benchmark and publish a base."""
 
     everyday: ClassVar[tuple[str, ...]] = ("attn_drop", "tasks", "repo_id", "private", "dry_run", "recipe")
@@ -60,28 +60,6 @@ class PublishRequest(Dropping, Scoring, Measuring, Delivering):
     ] = None
     prompts: Annotated[
         Place | None, Option("Prompts for the free text, one per line.", metavar="FILE", panel=MEASURING)
-    ] = None
-    repo_id: Annotated[str | None, Option("Target. Default: <your namespace>/<base>-attn-drop-<N>.", panel=TARGET)] = (
-        None
-    )
-    revision: Annotated[str | None, Option("Branch of the target. Default: main.", panel=TARGET)] = None
-    private: Annotated[bool | None, Option("Create the target as a private repo.", panel=TARGET)] = None
-    create_pr: Annotated[bool | None, Option("Open a pull request instead of committing.", panel=TARGET)] = None
-    staged: Annotated[
-        bool | None,
-        Option("Open a pull request, load the result back from it, and only then merge it.", panel=TARGET),
-    ] = None
-    collection: Annotated[
-        str | None,
-        Option("Collection to add the result to; made where it is missing.", metavar="SLUG|TITLE", panel=TARGET),
-    ] = None
-    supersedes: Annotated[
-        str | None,
-        Option(
-            "Propose to this repo, by pull request, to name the result as its new version.",
-            metavar="REPO",
-            panel=TARGET,
-        ),
     ] = None
     primer: Annotated[
         bool,
@@ -104,12 +82,6 @@ class PublishRequest(Dropping, Scoring, Measuring, Delivering):
     ] = False
     out: Annotated[
         Place | None, Option("New folder that keeps the published files.", metavar="FOLDER", panel=TARGET)
-    ] = None
-    license: Annotated[
-        str | None, Option("Licence, as in apache-2.0, of a base whose card names none.", metavar="ID", panel=CARD)
-    ] = None
-    allow_name: Annotated[
-        bool | None, Option("Publish under a name that the base's licence does not allow.", panel=CARD)
     ] = None
     notes: Notes = None
     card_template: CardTemplate = None
@@ -320,6 +292,19 @@ class VerifyRequest(OnHub):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadRequest(OnHub):
+    """Load a pruned folder or repo; in Python only."""
+
+    checkpoint: Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")] = field(
+        kw_only=False
+    )
+    revision: RepoRevision = None
+    device: Annotated[str, Option("Where it goes: auto, cpu, mps, cuda or cuda:N. auto takes the first GPU.")] = "auto"
+    dtype: Annotated[str, Option("Of its weights: auto, its own, or float32, bfloat16 or float16.")] = "auto"
+    trust_remote_code: TrustRemoteCode = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReproduceRequest(OnHub):
     """Run the recipe of a published result again."""
 
@@ -409,26 +394,3 @@ class ExportRequest(OnHub):
     ] = None
     revision: RepoRevision = None
     no_verify: Annotated[bool, Option("Do not compare the file with transformers.")] = False
-
-
-# ---- without the Hub -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubRequest(Request):
-    """Serve a local Hub."""
-
-    directory: Annotated[Place, Option("Where repos, objects and tokens are kept.", metavar="FOLDER", flag="--dir")]
-    port: Port = 0
-    no_xet: Annotated[bool, Option("Announce no Xet, so that downloads take the LFS path.")] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoRequest(Request):
-    """Publish an embedded model on a local Hub."""
-
-    base: Annotated[str, Option("Which embedded model.", metavar="tiny-llama|tiny-mistral")] = "tiny-llama"
-    directory: Annotated[
-        Place | None,
-        Option("Where the demo keeps its Hub. Default: the work folder.", metavar="FOLDER", flag="--dir"),
-    ] = None

@@ -1,17 +1,16 @@
-"""What may follow a publish: an item in a collection, and a hint on the repo that it supersedes.
+"""What may follow a publish: the merge of what was staged, a collection, and a hint on the repo that it supersedes.
 
-Both come after the commit and are best effort: a failure is a warning, since the result is published all the same.
-Nothing is done twice, so a re-run makes up for what failed.
-
-Merge a pull request once it was found to load: readers of the branch never meet a result that does not.
+A pull request is merged once it was found to load: readers of the branch never meet a result that does not.  The other
+two are best effort: a failure is a warning, since the result is published all the same.  Nothing is done twice, so a
+re-run makes up for what failed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from hubprune.cards.manifest import CARD
 from hubprune.core.artifacts import PublishedCommit
@@ -19,7 +18,14 @@ from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, HubError, HubpruneError
 from hubprune.core.recipe import TargetSpec
 from hubprune.hub.commit import tag_commit
-from hubprune.hub.remote import RECENT_PULL_REQUESTS, check_remote, head_of, pull_request, pull_request_heads
+from hubprune.hub.remote import (
+    RECENT_PULL_REQUESTS,
+    check_remote,
+    head_of,
+    number_of,
+    pull_request,
+    pull_request_heads,
+)
 from hubprune.hub.retry import translate
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
@@ -27,34 +33,26 @@ from hubprune.hub.target import Target
 if TYPE_CHECKING:
     from huggingface_hub import DiscussionWithDetails, HfApi
 
-__all__ = ["announce", "merge", "with_new_version"]
-
-
-# ---- staging -------------------------------------------------------------------------------------------------------
-
 
 def merge(proposed: PublishedCommit, *, target: Target, tag: str | None, session: HubSession) -> PublishedCommit:
     """Merge a pull request of `publish`, compare what arrived on the branch, and tag it.
 
     The Hub squashes what it merges, so the branch gets one commit, of another id than the proposed one.
 
-    Args:
-        proposed: the pull request, found to load.
-        target: from `preflight`; where it goes.
-        tag: name to give the merged commit; a tag that exists stays where it is.
-        session: which Hub, and as whom.
-
     Raises:
         ConflictError: the branch has moved since, or the pull request was closed or cannot be merged; it stays there.
         RemoteMismatchError: what is on the branch is not what was proposed.
-        HubError: the Hub refused or did not answer.
     """
-    number = int(str(proposed.pull_request_url).rsplit("/", 1)[-1])
+    number = number_of(str(proposed.pull_request_url))
     found = pull_request(target.repo_id, number, session=session)
     if found.status != "merged":
-        _check_mergeable(found, target=target, session=session)
-        _check_unchanged(number, proposed, target=target, session=session)
-        _merge(number, target=target, session=session)
+        _check_mergeable(found, proposed, target=target, session=session)
+        doing = f"merge pull request {number} of {target.repo_id}"
+        try:
+            session.ask(lambda api: api.merge_pull_request(target.repo_id, number), doing=doing)
+        except HubError:  # if it is merged by now, only the answer was lost
+            if pull_request(target.repo_id, number, session=session).status != "merged":
+                raise
     head = head_of(target.repo_id, branch=target.revision, session=session)
     if head is None:
         raise ConflictError(f"The branch {target.revision} of {target.repo_id} was deleted during the run.")
@@ -66,18 +64,13 @@ def merge(proposed: PublishedCommit, *, target: Target, tag: str | None, session
     )
 
 
-def _check_unchanged(number: int, proposed: PublishedCommit, *, target: Target, session: HubSession) -> None:
-    """Merge only what was loaded back: whoever opened a pull request can add to it."""
-    head = pull_request_heads(target.repo_id, session=session).get(f"refs/pr/{number}")
-    if head != proposed.commit:
-        raise ConflictError(
-            f"Pull request {number} of {target.repo_id} was at {proposed.commit} and is at {head}; it was not merged.",
-            hint="Look at what was added; run the command again to propose the result anew.",
-        )
+def _check_mergeable(
+    found: DiscussionWithDetails, proposed: PublishedCommit, *, target: Target, session: HubSession
+) -> None:
+    """Merge only what was loaded back, and only on top of what the preflight saw.
 
-
-def _check_mergeable(found: DiscussionWithDetails, *, target: Target, session: HubSession) -> None:
-    """Merge on top of what the preflight saw only: the Hub itself would mix both sides' files."""
+    The Hub itself would mix both sides' files, and whoever opened a pull request can add to it.
+    """
     head = head_of(target.repo_id, branch=target.revision, session=session)
     if head != target.parent:
         raise ConflictError(
@@ -87,19 +80,13 @@ def _check_mergeable(found: DiscussionWithDetails, *, target: Target, session: H
         )
     if found.status not in ("open", "draft"):
         raise ConflictError(f"Pull request {found.num} of {target.repo_id} is {found.status}, so it is not merged.")
-
-
-def _merge(number: int, *, target: Target, session: HubSession) -> None:
-    """Merge; an error after which it is merged was a lost answer."""
-    doing = f"merge pull request {number} of {target.repo_id}"
-    try:
-        session.ask(lambda api: api.merge_pull_request(target.repo_id, number), doing=doing)
-    except (HubError, ConflictError):
-        if pull_request(target.repo_id, number, session=session).status != "merged":
-            raise
-
-
-# ---- announcing ----------------------------------------------------------------------------------------------------
+    head = pull_request_heads(target.repo_id, session=session).get(f"refs/pr/{found.num}")
+    if head != proposed.commit:
+        raise ConflictError(
+            f"Pull request {found.num} of {target.repo_id} was at {proposed.commit} and is at {head}; it was not"
+            " merged.",
+            hint="Look at what was added; run the command again to propose the result anew.",
+        )
 
 
 SLUG = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}", re.ASCII)
@@ -113,68 +100,44 @@ FRONT_MATTER = re.compile(
 LINE = re.compile(rf"^{KEY}[ \t]*:[^\r\n]*", re.MULTILINE)
 
 
-class _Told(TypedDict):
-    session: HubSession
-    reporter: Reporter
-
-
 def announce(spec: TargetSpec, published: PublishedCommit, *, session: HubSession, reporter: Reporter) -> None:
     """Add a published repo to the collection of a recipe, and propose it as the new version of the repo it supersedes.
 
     What was proposed as a pull request and left open is not announced: it is not there yet.
-
-    Args:
-        spec: names the collection and the superseded repo, if any.
-        published: what is on the Hub.
-        session: which Hub, and as whom.
-        reporter: told what was done, and warned of what could not be.
     """
     if (spec.create_pr and published.pull_request_url) or not (spec.collection or spec.supersedes):
         return
-    repo_id = published.repo_id
-    told: _Told = {"session": session, "reporter": reporter}
+    repo_id, steps = published.repo_id, {}
     if title := spec.collection:
         said = f"add {repo_id} to the collection {title!r}"
-        _try(said, lambda: _collect(title, repo_id, private=spec.private, session=session), **told)
+        steps[said] = partial(_collect, title, repo_id, private=spec.private, session=session)
     if old := spec.supersedes:
-        said = f"tell {old} of its new version {repo_id}"
-        _try(said, lambda: _hint(old, repo_id, session=session), **told)
-
-
-def _try(doing: str, step: Callable[[], str], *, session: HubSession, reporter: Reporter) -> None:
-    try:
-        reporter.note(step())
-    except Exception as error:  # nothing that happens here may fail a publish that is done
-        told = error if isinstance(error, HubpruneError) else translate(error, doing=doing, endpoint=session.endpoint)
-        reporter.warn(f"It is published, but: {told}")
-
-
-# ---- collections -------------------------------------------------------------------------------------------------
+        steps[f"tell {old} of its new version {repo_id}"] = partial(_hint, old, repo_id, session=session)
+    for doing, step in steps.items():
+        try:
+            reporter.note(step())
+        except Exception as error:  # nothing that happens here may fail a publish that is done
+            known = isinstance(error, HubpruneError)
+            told = error if known else translate(error, doing=doing, endpoint=session.endpoint)
+            reporter.warn(f"It is published, but: {told}")
 
 
 def _collect(name: str, repo_id: str, *, private: bool, session: HubSession) -> str:
     """Add a repo to a collection by slug or title; one that is missing is created in the repo's namespace."""
-    slug = name if SLUG.fullmatch(name) else _slug_of(name, repo_id, private=private, session=session)
+    slug, owner = name, repo_id.split("/")[0]
+
+    def find_or_create(api: HfApi) -> str:
+        # Asking for it first keeps the second try of a request with a lost answer from making another.
+        known = next((c for c in api.list_collections(owner=owner) if c.title == name), None)
+        return (known or api.create_collection(name, namespace=owner, private=private, exists_ok=True)).slug
+
+    if not SLUG.fullmatch(name):
+        slug = session.ask(find_or_create, doing=f"find or create the collection {name} of {owner}")
     added = session.ask(
         lambda api: api.add_collection_item(slug, repo_id, "model", exists_ok=True),
         doing=f"add {repo_id} to the collection {name}",
     )
     return f"in the collection {added.url}"
-
-
-def _slug_of(title: str, repo_id: str, *, private: bool, session: HubSession) -> str:
-    owner = repo_id.split("/")[0]
-    doing = f"find or create the collection {title} of {owner}"
-
-    def find_or_create(api: HfApi) -> str:
-        # Asking for it first keeps the second try of a request with a lost answer from making another.
-        known = next((c for c in api.list_collections(owner=owner) if c.title == title), None)
-        return (known or api.create_collection(title, namespace=owner, private=private, exists_ok=True)).slug
-
-    return session.ask(find_or_create, doing=doing)
-
-
-# ---- the old version ---------------------------------------------------------------------------------------------
 
 
 def _hint(old: str, repo_id: str, *, session: HubSession) -> str:
@@ -183,26 +146,53 @@ def _hint(old: str, repo_id: str, *, session: HubSession) -> str:
     Raises:
         HubError: its metadata is such that no line can be added to it.
     """
+    from huggingface_hub import CommitOperationAdd
+
     title = f"Point to the new version {repo_id}"
     text = _card_of(old, session=session)
     if text is None:
         return f"{old} has no card that could name its new version"
-    if (KEY, repo_id) in (_pairs(_front_matter(text)) or ()):
+    found = FRONT_MATTER.match(text)
+    if found and (KEY, repo_id) in (_pairs(found["values"]) or ()):
         return f"{old} names it as its new version"
     if _was_proposed(old, title, session=session):
         return f"{old} was asked before to name it as its new version"
     card = with_new_version(text, repo_id)
     if card is None:
         raise HubError(f"The metadata of {old} takes no further line.", hint=f"Add `{KEY}: {repo_id}` to it by hand.")
-    return f"pull request to name it as the new version of {old}: {_propose(old, card, title, session=session)}"
+    change = CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode(errors="surrogateescape"))
+    # Asked once, since a second try after a lost answer would open another.
+    made = session.api.create_commit(old, [change], commit_message=title, create_pr=True)
+    return f"pull request to name it as the new version of {old}: {made.pr_url}"
+
+
+def _card_of(repo_id: str, *, session: HubSession) -> str | None:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        path = session.ask(
+            lambda api: api.hf_hub_download(repo_id, CARD), doing=f"read {CARD} of {repo_id}",
+            passing=(EntryNotFoundError,),
+        )  # fmt: skip
+    except EntryNotFoundError:
+        return None
+    return Path(path).read_bytes().decode(errors="surrogateescape")  # no byte of it is to become another
+
+
+def _was_proposed(old: str, title: str, *, session: HubSession) -> bool:
+    """Look for the hint among the newest pull requests, closed ones too: a refusal is an answer."""
+
+    def title_of(ref: str) -> str | None:
+        doing = f"read the pull requests of {old}"
+        commits = session.ask(lambda api: api.list_repo_commits(old, revision=ref), doing=doing)
+        return commits[0].title if commits else None
+
+    newest = list(pull_request_heads(old, session=session))[:RECENT_PULL_REQUESTS]
+    return any(title_of(ref) == title for ref in newest)
 
 
 def with_new_version(card: str, repo_id: str) -> str | None:
     """Name a new version in the metadata of a card that somebody else wrote; nothing but that one line is touched.
-
-    Args:
-        card: a README.md as it is, line breaks included.
-        repo_id: of the new version.
 
     Returns:
         The card, or None where a line would mean something else there.
@@ -224,11 +214,6 @@ def with_new_version(card: str, repo_id: str) -> str | None:
     return f"{card[:start]}{edited}{card[end:]}"
 
 
-def _front_matter(card: str) -> str:
-    found = FRONT_MATTER.match(card)
-    return found["values"] if found else ""
-
-
 def _pairs(text: str) -> list[tuple[str, str]] | None:
     """Return the keys at the top of some metadata, each with what is written behind it; None where it is no mapping."""
     import yaml
@@ -242,37 +227,3 @@ def _pairs(text: str) -> list[tuple[str, str]] | None:
     if not isinstance(node, yaml.MappingNode):
         return None
     return [(str(key.value), text[value.start_mark.index : value.end_mark.index].rstrip()) for key, value in node.value]
-
-
-def _card_of(repo_id: str, *, session: HubSession) -> str | None:
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        path = session.ask(
-            lambda api: api.hf_hub_download(repo_id, CARD), doing=f"read {CARD} of {repo_id}",
-            passing=(EntryNotFoundError,),
-        )  # fmt: skip
-    except EntryNotFoundError:
-        return None
-    return Path(path).read_bytes().decode(errors="surrogateescape")  # no byte of it is to become another
-
-
-def _propose(repo_id: str, card: str, title: str, *, session: HubSession) -> str | None:
-    """Open the pull request; asked once, since a second try after a lost answer would open another."""
-    from huggingface_hub import CommitOperationAdd
-
-    change = CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode(errors="surrogateescape"))
-    return session.api.create_commit(repo_id, [change], commit_message=title, create_pr=True).pr_url
-
-
-def _was_proposed(old: str, title: str, *, session: HubSession) -> bool:
-    """Look for the hint among the newest pull requests, closed ones too: a refusal is an answer."""
-    newest = list(pull_request_heads(old, session=session))[:RECENT_PULL_REQUESTS]
-    return any(_titles(old, ref, session=session)[:1] == [title] for ref in newest)
-
-
-def _titles(repo_id: str, ref: str, *, session: HubSession) -> list[str]:
-    commits = session.ask(
-        lambda api: api.list_repo_commits(repo_id, revision=ref), doing=f"read the pull requests of {repo_id}"
-    )
-    return [commit.title for commit in commits]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from hubprune.hub.remote import (
     check_is_ours,
     check_remote,
     head_of,
+    history,
     missing,
     number_of,
     pull_request,
@@ -30,7 +30,7 @@ from hubprune.hub.remote import (
     stale,
     without_restated,
 )
-from hubprune.hub.retry import is_transient, translate, wait_seconds
+from hubprune.hub.retry import advising, is_transient, status_of, translate, wait_seconds
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target, branch_of
 from hubprune.hub.transfer import ByteCounter, addition, observed_uploads
@@ -38,8 +38,6 @@ from hubprune.hub.upload_plan import prime, shards_to_show
 
 if TYPE_CHECKING:
     from huggingface_hub import GitCommitInfo, HfApi
-
-__all__ = ["publish", "tag_commit"]
 
 COMMIT_ATTEMPTS = 4
 
@@ -64,10 +62,6 @@ class _Change:
     digest: str
     word: str = field(default_factory=lambda: secrets.token_hex(4))
     """Tells this commit from one that another publisher makes of the same files."""
-
-    @property
-    def upload_bytes(self) -> int:
-        return sum(f.size for f in self.upload)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +92,6 @@ def publish(
     owned and this one does not have are deleted in the same commit; nobody else's are touched.
 
     Args:
-        folder: the checkpoint with README.md, recipe.yaml and hubprune.json.
-        target: from `preflight`; the commit goes on top of the one that was seen there.
-        message: first line of the commit.
-        session: which Hub, and as whom.
-        reporter: shows the upload.
         files: from `write_manifest`, so that the folder is not hashed again; None to hash it.
         base: of which the weights are a part, so that the Hub is asked first which of its chunks it has; None to leave
             that out.
@@ -114,57 +103,53 @@ def publish(
         ConflictError: somebody else committed meanwhile.
         RemoteMismatchError: what arrived is not what was sent.
         RecipeError: the repo is public by now, and the result is to be private.
-        HubError: the Hub refused or did not answer.
     """
     files = list_files(folder) if files is None else files
-    digest = files_digest(files)
-    with branch_of(target, session=session) as found:
-        parent = _check_head(found, target=target, digest=digest, session=session)
-        remote = read_remote(target.repo_id, commit=parent, session=session)
+    digest, repo_id = files_digest(files), target.repo_id
+    with branch_of(target, session=session) as parent:
+        _check_head(parent, target=target, digest=digest, session=session)
+        remote = read_remote(repo_id, commit=parent, session=session)
         check_is_ours(remote, session=session, overwrite=overwrite, coming=files)
         files = files if overwrite != "nothing" else without_restated(files, folder=folder, remote=remote)
-        upload = missing(files, remote=remote)
         change = _Change(
-            target=target, parent=parent, folder=folder, message=message, digest=digest, files=files, upload=upload,
-            before=remote.files, delete=stale(files, remote=remote), base=base,
+            target=target, parent=parent, folder=folder, message=message, digest=digest, files=files, base=base,
+            upload=missing(files, remote=remote), before=remote.files, delete=stale(files, remote=remote),
         )  # fmt: skip
         change, landed = _land(change, session=session, reporter=reporter)
     commit, is_new = (landed.commit, landed.is_new) if landed else (parent, False)
     # A pull request gets its name when it is merged; where its files are there already, nothing will be.
     wanted = tag if not target.create_pr or (target.staged and landed is None) else None
-    with _done(commit, repo_id=target.repo_id):
-        arrived = check_remote(change.files, gone=change.delete, repo_id=target.repo_id, commit=commit, session=session)
-        given = tag_commit(wanted, repo_id=target.repo_id, commit=commit, session=session)
+    with advising(f"The commit {commit[:8]} is on {repo_id}; the same command does what is left."):
+        arrived = check_remote(change.files, gone=change.delete, repo_id=repo_id, commit=commit, session=session)
+        given = tag_commit(wanted, repo_id=repo_id, commit=commit, session=session)
     return PublishedCommit(
-        repo_id=target.repo_id, commit=commit, parent=parent if is_new else None, created=is_new, tag=given,
-        url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", files=arrived,
+        repo_id=repo_id, commit=commit, parent=parent if is_new else None, created=is_new, tag=given,
+        url=f"{session.endpoint}/{repo_id}/commit/{commit}", files=arrived,
         pull_request_url=landed.pull_request_url if landed else None,
     )  # fmt: skip
 
 
-@contextmanager
-def _done(commit: str, *, repo_id: str) -> Iterator[None]:
-    """Say of an error that the commit is there, whatever could not be done after it."""
-    try:
-        yield
-    except HubError as error:
-        error.advise(f"The commit {commit[:8]} is on {repo_id}; the same command does what is left.")
-        raise
+def tag_commit(tag: str | None, *, repo_id: str, commit: str, session: HubSession) -> str | None:
+    """Give a commit a name, and return it; a tag that exists stays where it is."""
+    if tag is not None:
+        session.ask(
+            lambda api: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True), doing=f"tag {repo_id}"
+        )
+    return tag
 
 
-# ---- what was there -------------------------------------------------------------------------------------------------
+# ---- whose commit it is ------------------------------------------------------------------------------------------
 
 
-def _check_head(head: str, *, target: Target, digest: str, session: HubSession) -> str:
+def _check_head(head: str, *, target: Target, digest: str, session: HubSession) -> None:
     """Refuse to commit on top of what was not there before the run, unless it is this very publish, cut off."""
     if head == target.parent:
-        return head
-    commits = _history(target, revision=head, session=session)
+        return
+    commits = history(target.repo_id, revision=head, session=session)
     expected = target.parent or (commits[1].commit_id if len(commits) > 1 else head)
     is_new = target.parent is None and len(commits) <= 1
-    if is_new or _says_ours(commits, digest=digest, parent=expected):
-        return head
-    raise _conflict(target, seen=target.parent or "not there yet", now=head)
+    if not is_new and not _says_ours(commits, digest=digest, parent=expected):
+        raise _conflict(target, seen=target.parent or "not there yet", now=head)
 
 
 def _conflict(target: Target, *, seen: str, now: str) -> ConflictError:
@@ -174,75 +159,66 @@ def _conflict(target: Target, *, seen: str, now: str) -> ConflictError:
     )
 
 
+def _says_ours(commits: Sequence[GitCommitInfo], *, digest: str, parent: str) -> bool:
+    """Return whether the newest commit is this publish's, and on top of the right one; "" is any publish's digest."""
+    says = f"{commits[0].title}\n{commits[0].message}" if commits else ""
+    return RUN_LINE + digest in says and len(commits) > 1 and commits[1].commit_id == parent
+
+
+def _is_this(change: _Change, commits: Sequence[GitCommitInfo]) -> bool:
+    """Return whether the newest commit is the one that was sent, and not another publisher's of the same files."""
+    return change.word in commits[0].message
+
+
 # ---- the commit --------------------------------------------------------------------------------------------------
 
 
 def _land(change: _Change, *, session: HubSession, reporter: Reporter) -> tuple[_Change, _Landed | None]:
     """Make the commit, or none where nothing changes or an earlier run proposed the same; say what it holds."""
-    if not (change.upload or change.delete):
-        return change, None
-    if change.target.create_pr and (proposed := _proposed(change, session=session)):
-        return proposed
-    return change, _upload(change, session=session, reporter=reporter)
-
-
-def _upload(change: _Change, *, session: HubSession, reporter: Reporter) -> _Landed:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    label = f"upload to {change.target.repo_id}"
-    if change.base:
-        shards = shards_to_show(change.base, upload=change.upload)
-        with disable_progress_bars():
-            prime(shards, base=change.base, target=change.target, session=session, reporter=reporter)
-    with disable_progress_bars(), reporter.progress(label, total=change.upload_bytes, unit="B") as advance:
-        counter = ByteCounter(advance, total=change.upload_bytes)
-        with observed_uploads(counter):
-            landed = _commit(change, session=session, counter=counter)
-        counter.finish()
-    return landed
+    target = change.target
+    if not (change.upload or change.delete):
+        return change, None
+    if target.create_pr and (proposed := _proposed(change, session=session)):
+        return proposed
+    total = sum(f.size for f in change.upload)
+    with disable_progress_bars():
+        if change.base:
+            shards = shards_to_show(change.base, upload=change.upload)
+            prime(shards, base=change.base, target=target, session=session, reporter=reporter)
+        with reporter.progress(f"upload to {target.repo_id}", total=total, unit="B") as advance:
+            counter = ByteCounter(advance, total=total)
+            with observed_uploads(counter):
+                landed = _commit(change, session=session, counter=counter)
+            counter.finish()
+    return change, landed
 
 
 def _commit(change: _Change, *, session: HubSession, counter: ByteCounter) -> _Landed:
     """Post the commit; where the answer is an error, look at the Hub before anything is done again."""
-    proposals = _pull_requests(change, session=session)
+    import httpx2
+
+    repo_id = change.target.repo_id
+    unseen = f"Whether {repo_id} has the commit could not be seen: the same command finds out."
+    proposals = frozenset(pull_request_heads(repo_id, session=session)) if change.target.create_pr else frozenset()
     for attempt in range(1, COMMIT_ATTEMPTS + 1):
         api = session.api
         try:
             return _confirmed(_post(change, api=api, counter=counter), change=change, session=session)
-        except (OSError, RuntimeError, ValueError, _http_error()) as error:
-            with _unknown(change):
+        except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
+            with advising(unseen, but=(ConflictError,)):
                 landed = _recover(change, known=proposals, session=session)
             if landed:
                 return landed
             # An upload may take longer than a short-lived token lasts; what has arrived is not sent again.
             renewed = session.api.token != api.token
-            if attempt == COMMIT_ATTEMPTS or not (renewed or is_transient(error) or _is_race(error)):
-                raise translate(error, doing=f"commit to {change.target.repo_id}", endpoint=session.endpoint) from error
+            # A 412 while the head did not move is a commit of somebody else that was taken back, or a stale answer.
+            again = renewed or is_transient(error) or status_of(error) == 412
+            if attempt == COMMIT_ATTEMPTS or not again:
+                raise translate(error, doing=f"commit to {repo_id}", endpoint=session.endpoint) from error
             time.sleep(wait_seconds(error, attempt=attempt))
-    raise HubError(f"Cannot commit to {change.target.repo_id}.")  # pragma: no cover - the loop returns or raises
-
-
-@contextmanager
-def _unknown(change: _Change) -> Iterator[None]:
-    """Say that nobody knows what became of the commit, where the Hub cannot be asked."""
-    try:
-        yield
-    except ConflictError:
-        raise
-    except HubError as error:
-        error.advise(f"Whether {change.target.repo_id} has the commit could not be seen: the same command finds out.")
-        raise
-
-
-def _http_error() -> type[Exception]:
-    import httpx2
-
-    return httpx2.HTTPError
-
-
-def _is_race(error: Exception) -> bool:
-    """A 412 while the head did not move is a commit of somebody else that was taken back, or a stale answer."""
-    return getattr(getattr(error, "response", None), "status_code", None) == 412
+    raise HubError(f"Cannot commit to {repo_id}.")  # pragma: no cover - the loop returns or raises
 
 
 def _post(change: _Change, *, api: HfApi, counter: ByteCounter) -> _Landed:
@@ -271,7 +247,7 @@ def _confirmed(landed: _Landed, *, change: _Change, session: HubSession) -> _Lan
     Raises:
         ConflictError: it is somebody else's.
     """
-    commits = _history(change.target, revision=landed.commit, session=session)
+    commits = history(change.target.repo_id, revision=landed.commit, session=session)
     if not _says_ours(commits, digest=change.digest, parent=change.parent):
         raise _conflict(change.target, seen=change.parent, now=landed.commit)
     return replace(landed, is_new=_is_this(change, commits))
@@ -287,89 +263,39 @@ def _recover(change: _Change, *, known: frozenset[str], session: HubSession) -> 
     """
     target = change.target
     if target.create_pr:
-        return _recover_pull_request(change, known=known, session=session)
+        heads = pull_request_heads(target.repo_id, session=session)
+        for ref in (ref for ref in heads if ref not in known):
+            commits = history(target.repo_id, revision=heads[ref], session=session)
+            if _says_ours(commits, digest=change.digest, parent=change.parent) and _is_this(change, commits):
+                return _Landed(commit=heads[ref], pull_request_url=_discussion(ref, target=target, session=session))
+        return None
     head = head_of(target.repo_id, branch=target.revision, session=session)
     if head == change.parent:
         return None
-    commits = _history(target, revision=head, session=session) if head else []
+    commits = history(target.repo_id, revision=head, session=session) if head else []
     if head and _says_ours(commits, digest=change.digest, parent=change.parent):
         return _Landed(commit=head, is_new=_is_this(change, commits))
     raise _conflict(target, seen=change.parent, now=str(head))
 
 
-def _history(target: Target, *, revision: str, session: HubSession) -> list[GitCommitInfo]:
-    """List commits, newest first."""
-    return session.ask(
-        lambda api: api.list_repo_commits(target.repo_id, revision=revision),
-        doing=f"read the history of {target.repo_id}",
-    )
-
-
-def _says_ours(commits: Sequence[GitCommitInfo], *, digest: str, parent: str) -> bool:
-    """Return whether the newest commit is this publish's, and on top of the right one; "" is any publish's digest."""
-    says = f"{commits[0].title}\n{commits[0].message}" if commits else ""
-    return RUN_LINE + digest in says and len(commits) > 1 and commits[1].commit_id == parent
-
-
-def _is_this(change: _Change, commits: Sequence[GitCommitInfo]) -> bool:
-    """Return whether the newest commit is the one that was sent, and not another publisher's of the same files."""
-    return change.word in commits[0].message
-
-
-def tag_commit(tag: str | None, *, repo_id: str, commit: str, session: HubSession) -> str | None:
-    """Give a commit a name, and return it; a tag that exists stays where it is.
-
-    Raises:
-        HubError: the Hub refused or did not answer.
-    """
-    if tag is None:
-        return None
-    session.ask(
-        lambda api: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True),
-        doing=f"tag {repo_id}",
-    )
-    return tag
-
-
-# ---- pull requests -----------------------------------------------------------------------------------------------
-
-
-def _pull_requests(change: _Change, *, session: HubSession) -> frozenset[str]:
-    return (
-        frozenset(pull_request_heads(change.target.repo_id, session=session))
-        if change.target.create_pr
-        else frozenset()
-    )
-
-
-def _recover_pull_request(change: _Change, *, known: frozenset[str], session: HubSession) -> _Landed | None:
-    heads = pull_request_heads(change.target.repo_id, session=session)
-    for ref, head in heads.items():
-        if ref in known:
-            continue
-        commits = _history(change.target, revision=head, session=session)
-        if _says_ours(commits, digest=change.digest, parent=change.parent) and _is_this(change, commits):
-            return _Landed(commit=head, pull_request_url=_discussion(ref, change=change, session=session))
-    return None
-
-
-def _discussion(ref: str, *, change: _Change, session: HubSession) -> str:
-    return f"{session.endpoint}/{change.target.repo_id}/discussions/{number_of(ref)}"
+def _discussion(ref: str, *, target: Target, session: HubSession) -> str:
+    return f"{session.endpoint}/{target.repo_id}/discussions/{number_of(ref)}"
 
 
 def _proposed(change: _Change, *, session: HubSession) -> tuple[_Change, _Landed] | None:
     """Find an open pull request of an earlier run that changes the same parent to the same files."""
-    heads = pull_request_heads(change.target.repo_id, session=session)
+    repo_id = change.target.repo_id
+    heads = pull_request_heads(repo_id, session=session)
     for ref, head in list(heads.items())[:RECENT_PULL_REQUESTS]:
-        commits = _history(change.target, revision=head, session=session)
+        commits = history(repo_id, revision=head, session=session)
         if not _says_ours(commits, digest="", parent=change.parent):
             continue
-        remote = read_remote(change.target.repo_id, commit=head, session=session)
+        remote = read_remote(repo_id, commit=head, session=session)
         files = without_restated(change.files, folder=change.folder, remote=remote)
         if missing(files, remote=remote) or not _changes_nothing_else(change, remote=remote.files):
             continue
-        if _is_open(ref, change=change, session=session):
-            url = _discussion(ref, change=change, session=session)
+        if pull_request(repo_id, number_of(ref), session=session).status in ("open", "draft"):
+            url = _discussion(ref, target=change.target, session=session)
             return replace(change, files=files), _Landed(commit=head, pull_request_url=url, is_new=False)
     return None
 
@@ -377,11 +303,7 @@ def _proposed(change: _Change, *, session: HubSession) -> tuple[_Change, _Landed
 def _changes_nothing_else(change: _Change, *, remote: Mapping[str, RepoFile]) -> bool:
     """Return whether all other files are the parent's: anybody can propose ours, with something beside them."""
     ours = {file.path for file in change.files} | set(change.delete)
-    kept = {path: file for path, file in change.before.items() if path not in ours}
-    others = {path: file for path, file in remote.items() if path not in ours}
-    same = kept.keys() == others.keys() and all(kept[path].git_oid == others[path].git_oid for path in kept)
-    return same and not set(change.delete) & set(remote)
-
-
-def _is_open(ref: str, *, change: _Change, session: HubSession) -> bool:
-    return pull_request(change.target.repo_id, number_of(ref), session=session).status in ("open", "draft")
+    kept, others = (
+        {path: file.git_oid for path, file in files.items() if path not in ours} for files in (change.before, remote)
+    )
+    return kept == others and not set(change.delete) & set(remote)

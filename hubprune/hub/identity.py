@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hubprune.core.errors import AuthenticationError, HubpruneError, PermissionDeniedError, RecipeError
-from hubprune.hub.retry import LOGIN, translate
+from hubprune.core.errors import AuthenticationError, PermissionDeniedError, RecipeError
+from hubprune.hub.retry import LOGIN, status_of, translate
 from hubprune.hub.session import VARIABLE, HubSession, is_publishers, reads_only, trusted_repo
-
-__all__ = ["Identity", "check_can_create", "check_can_write", "identify"]
 
 READ_ONLY = ("read",)
 CREATES = frozenset({"repo.write"})
 PROPOSES = frozenset({"discussion.write", "repo.write"})
-PUBLISHER = "a trusted publisher"
 JOBS_REPO = f"Set {VARIABLE} to the repo, OWNER/NAME, that lists this job under Trusted Publishers."
 
 
@@ -36,7 +33,7 @@ class Identity:
     @property
     def name(self) -> str:
         """Return who it is in an error message."""
-        return self.user or PUBLISHER
+        return self.user or "a trusted publisher"
 
     def repo_id(self, wanted: str | None, *, default: str) -> str:
         """Return the target: what is wanted, completed with a namespace; a job's own repo comes before the default.
@@ -55,13 +52,16 @@ class Identity:
             hint="Pass --repo-id OWNER/NAME, the repo that lists this job under Trusted Publishers.",
         )
 
+    def may(self, what: frozenset[str], *places: str) -> bool:
+        """Return whether a fine-grained token lists a right at one of these places; any other is left to the Hub."""
+        return self.scopes is None or any(name in places and rights & what for name, rights in self.scopes)
+
 
 def identify(session: HubSession) -> Identity:
     """Ask whose token it is; the Hub knows no user behind that of a trusted publisher.
 
     Raises:
         AuthenticationError: there is no token, or one that is not valid.
-        HubError: the Hub did not answer.
     """
     token = session.token
     if token is None:
@@ -88,9 +88,6 @@ def _scopes(fine_grained: Any) -> tuple[tuple[str, frozenset[str]], ...] | None:
     return tuple((str(name), frozenset(map(str, may or ()))) for name, may in found)
 
 
-# ---- a repo that is there ----------------------------------------------------------------------------------------
-
-
 def check_can_write(repo_id: str, *, identity: Identity, create_pr: bool, session: HubSession) -> None:
     """Ask for the right to write, or to propose.
 
@@ -98,34 +95,30 @@ def check_can_write(repo_id: str, *, identity: Identity, create_pr: bool, sessio
 
     Raises:
         PermissionDeniedError: with what else could be done.
-        HubError: the Hub did not answer.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
     if create_pr and identity.user:
         _check_role(identity, session=session)
-        _check_may_propose(repo_id, identity=identity, endpoint=session.endpoint)
+        if not identity.may(PROPOSES, "", repo_id, repo_id.split("/")[0]):
+            raise PermissionDeniedError(
+                f"The fine-grained token of {identity.name} may not open pull requests on {repo_id}.",
+                hint="Allow it to interact with discussions and open pull requests at"
+                f" {session.endpoint}/settings/tokens.",
+            )
         return
     try:
         session.ask(
             lambda api: api.auth_check(repo_id, write=True), doing=f"write to {repo_id}", passing=(HfHubHTTPError,)
         )
     except HfHubHTTPError as error:
-        raise _no_write(repo_id, identity=identity, error=error, session=session) from error
-
-
-def _no_write(repo_id: str, *, identity: Identity, error: Exception, session: HubSession) -> HubpruneError:
-    if getattr(getattr(error, "response", None), "status_code", None) not in (403, 404):
-        return translate(error, doing=f"write to {repo_id}", endpoint=session.endpoint)
-    return PermissionDeniedError(
-        f"The token of {identity.name}{_kind(identity)} may not write to {repo_id}.",
-        hint=_way_to_write(repo_id, identity=identity, endpoint=session.endpoint),
-    )
-
-
-def _kind(identity: Identity) -> str:
-    kinds = {"read": " (read-only)", "fineGrained": " (fine-grained)"}
-    return kinds.get(identity.role or "", "")
+        if status_of(error) not in (403, 404):
+            raise translate(error, doing=f"write to {repo_id}", endpoint=session.endpoint) from error
+        kind = {"read": " (read-only)", "fineGrained": " (fine-grained)"}.get(identity.role or "", "")
+        raise PermissionDeniedError(
+            f"The token of {identity.name}{kind} may not write to {repo_id}.",
+            hint=_way_to_write(repo_id, identity=identity, endpoint=session.endpoint),
+        ) from error
 
 
 def _way_to_write(repo_id: str, *, identity: Identity, endpoint: str) -> str:
@@ -141,22 +134,8 @@ def _way_to_write(repo_id: str, *, identity: Identity, endpoint: str) -> str:
     return f"Ask the admins of {namespace} for write access, or propose the result with --create-pr."
 
 
-def _check_may_propose(repo_id: str, *, identity: Identity, endpoint: str) -> None:
-    """A fine-grained token lists whether it may open pull requests; one without a list is left to the Hub."""
-    places = ("", repo_id, repo_id.split("/")[0])
-    if identity.scopes is None or any(name in places and may & PROPOSES for name, may in identity.scopes):
-        return
-    raise PermissionDeniedError(
-        f"The fine-grained token of {identity.name} may not open pull requests on {repo_id}.",
-        hint=f"Allow it to interact with discussions and open pull requests at {endpoint}/settings/tokens.",
-    )
-
-
 def _new_token(endpoint: str) -> str:
     return f"Make one with write permission at {endpoint}/settings/tokens, and run `hf auth login` or set HF_TOKEN."
-
-
-# ---- a repo that is yet to be made -------------------------------------------------------------------------------
 
 
 def check_can_create(repo_id: str, *, identity: Identity, create_pr: bool, session: HubSession) -> None:
@@ -165,27 +144,21 @@ def check_can_create(repo_id: str, *, identity: Identity, create_pr: bool, sessi
     Raises:
         PermissionDeniedError: with what else could be done.
     """
-    namespace = repo_id.split("/")[0]
+    (namespace, name), user = repo_id.split("/"), identity.user
+    own = namespace == user or namespace in identity.orgs
     if create_pr:
-        own = namespace == identity.user or namespace in identity.orgs
         raise PermissionDeniedError(
             f"There is no {repo_id} to open a pull request on, or this token may not see it.",
             hint="Leave out --create-pr to create it." if own else "Check its name.",
         )
-    if identity.user is None:
+    if user is None:
         raise PermissionDeniedError(
             f"There is no {repo_id}, and the token of a trusted publisher cannot create it.",
             hint=f"Create it once with `hf repos create {repo_id}`, and list this job under Trusted Publishers in its"
             " settings.",
         )
     _check_role(identity, session=session)
-    _check_namespace(repo_id, identity=identity, user=identity.user)
-    _check_scopes(repo_id, identity=identity, endpoint=session.endpoint)
-
-
-def _check_namespace(repo_id: str, *, identity: Identity, user: str) -> None:
-    namespace, name = repo_id.split("/")
-    if namespace != user and namespace not in identity.orgs:
+    if not own:
         known = ", ".join(dict.fromkeys([user, *identity.orgs]))
         raise PermissionDeniedError(
             f"The token of {user} may not create {repo_id}: {namespace} is not one of its namespaces ({known}).",
@@ -196,26 +169,17 @@ def _check_namespace(repo_id: str, *, identity: Identity, user: str) -> None:
             f"{user} may only read in {namespace}.",
             hint=f"Ask its admins for write access, or publish as {user}/{name}.",
         )
+    if not identity.may(CREATES, namespace):
+        raise PermissionDeniedError(
+            f"The fine-grained token of {user} may not create repos in {namespace}.",
+            hint=f"Give it write access to the repos of {namespace} at {session.endpoint}/settings/tokens, or create"
+            f" {repo_id} on the Hub and give it write access to that.",
+        )
 
 
 def _check_role(identity: Identity, *, session: HubSession) -> None:
     if identity.role not in READ_ONLY:
         return
     if user := reads_only():
-        raise PermissionDeniedError(
-            f"{VARIABLE}={user} gives this job a token that only reads.",
-            hint=JOBS_REPO,
-        )
+        raise PermissionDeniedError(f"{VARIABLE}={user} gives this job a token that only reads.", hint=JOBS_REPO)
     raise PermissionDeniedError(f"The token of {identity.name} is read-only.", hint=_new_token(session.endpoint))
-
-
-def _check_scopes(repo_id: str, *, identity: Identity, endpoint: str) -> None:
-    """A fine-grained token lists what it may do; one without a list is left to the Hub."""
-    namespace = repo_id.split("/")[0]
-    if identity.scopes is None or any(name == namespace and may & CREATES for name, may in identity.scopes):
-        return
-    raise PermissionDeniedError(
-        f"The fine-grained token of {identity.name} may not create repos in {namespace}.",
-        hint=f"Give it write access to the repos of {namespace} at {endpoint}/settings/tokens, or create {repo_id} on"
-        " the Hub and give it write access to that.",
-    )

@@ -26,8 +26,6 @@ from hubprune.hub.repos import INDEX, SINGLE, needed_files, weight_files
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import SHORTER, Target, check_branch, check_name_loads, check_visibility, is_private
 
-__all__ = ["Target", "check_disk", "preflight", "target_of"]
-
 WITHOUT_CODE = {"block-drop", "mlp-width"}
 """Methods whose results stock classes load, as a rule."""
 UNKNOWN_SIZE = -1
@@ -48,10 +46,6 @@ def preflight(
     """Check that nothing will stop the publish at its end; takes seconds and writes nothing.
 
     Args:
-        recipe: what is asked for.
-        base: from `resolve_base`.
-        session: which Hub, and as whom.
-        overwrite: what may be replaced of what people changed there.
         excuse: told, in a dry run, that the token may not write there, or that there is none; None to refuse both.
 
     Raises:
@@ -61,18 +55,22 @@ def preflight(
         RecipeError: libraries that talk to different Hubs, a local base, a name that is no repo id or that the
             licence does not allow, a licence that is not the base's, a revision that is no branch, a public repo for
             what is private, or metadata that the Hub refuses.
-        HubError: the Hub refused or did not answer.
     """
     check_endpoint(session.endpoint)
-    _check_base(base)
+    if base.commit is None:
+        raise RecipeError(
+            f"Cannot publish from the local folder {base.name!r}: a card names its base on the Hub, and the commit.",
+            hint="Give the base's repo id, or keep the result local.",
+        )
     identity = _identify(session, wanted=recipe.target.repo_id, excuse=excuse)
     check_license(recipe, base=base)
     terms = card_in_force(base, given=recipe.target.license)
     repo_id = _target_id(recipe, identity=identity, terms=terms)
     name = repo_id.split("/")[-1]
     check_name(name, card=terms, allowed=recipe.target.allow_name)
-    target = _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session, excuse=excuse)
-    _check_nothing_is_undone(target, base=base, session=session, overwrite=overwrite)
+    target = _look_at(
+        repo_id, recipe=recipe, base=base, identity=identity, session=session, overwrite=overwrite, excuse=excuse
+    )
     _check_metadata(skeleton(recipe, base=base, name=name), session=session)
     return target
 
@@ -82,31 +80,12 @@ def target_of(recipe: Recipe, *, base: BaseCheckpoint, session: HubSession, over
 
     The base is not asked for: a token that may write to one repo and nothing else is enough.
 
-    Args:
-        recipe: names the target in full.
-        base: as the dry run saw it.
-        session: which Hub, and as whom.
-        overwrite: what may be replaced of what people changed there.
-
     Raises:
         HubpruneError: as `preflight`.
     """
     check_endpoint(session.endpoint)
     repo_id, identity = str(recipe.target.repo_id), identify(session)
-    target = _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session)
-    _check_nothing_is_undone(target, base=base, session=session, overwrite=overwrite)
-    return target
-
-
-def _check_base(base: BaseCheckpoint) -> None:
-    if base.commit is None:
-        raise RecipeError(
-            f"Cannot publish from the local folder {base.name!r}: a card names its base on the Hub, and the commit.",
-            hint="Give the base's repo id, or keep the result local.",
-        )
-
-
-# ---- where -------------------------------------------------------------------------------------------------------
+    return _look_at(repo_id, recipe=recipe, base=base, identity=identity, session=session, overwrite=overwrite)
 
 
 def _identify(session: HubSession, *, wanted: str | None, excuse: Excuse | None) -> Identity:
@@ -140,8 +119,10 @@ def _look_at(
     base: BaseCheckpoint,
     identity: Identity,
     session: HubSession,
+    overwrite: Overwrite,
     excuse: Excuse | None = None,
 ) -> Target:
+    """Refuse what the commit itself would refuse hours later, as far as it can be told which files are coming."""
     wanted = recipe.target
     private = is_private(repo_id, session=session)
     exists = private is not None
@@ -162,28 +143,18 @@ def _look_at(
         raise RecipeError(f"{repo_id} has no branch {wanted.revision!r} to open a pull request on.")
     # Nobody reads yet what does not exist yet, so it needs no stage.
     staged = wanted.staged and head is not None
-    return Target(
+    target = Target(
         repo_id=repo_id, revision=wanted.revision, exists=exists, branch_exists=head is not None,
         parent=head or heads.get("main"), private=wanted.private or base.private,
         create_pr=wanted.create_pr or staged, staged=staged, user=identity.name,
     )  # fmt: skip
-
-
-def _check_nothing_is_undone(
-    target: Target, *, base: BaseCheckpoint, session: HubSession, overwrite: Overwrite
-) -> None:
-    """Refuse what the commit itself would refuse hours later, as far as it can be told which files are coming."""
-    if not target.parent:
-        return
-    remote = read_remote(target.repo_id, commit=target.parent, session=session)
-    weights = {file.path for file in weight_files(base.files)}
-    made = {CARD, "config.json", SINGLE, INDEX, *weights}
-    carried = [file for file in needed_files(base) if file.path not in made]
-    coming = [*carried, *(RepoFile(path=path, size=UNKNOWN_SIZE) for path in sorted(made))]
-    check_is_ours(remote, session=session, overwrite=overwrite, coming=coming)
-
-
-# ---- room and metadata -------------------------------------------------------------------------------------------
+    if target.parent:
+        remote = read_remote(repo_id, commit=target.parent, session=session)
+        made = {CARD, "config.json", SINGLE, INDEX, *(file.path for file in weight_files(base.files))}
+        carried = [file for file in needed_files(base) if file.path not in made]
+        coming = [*carried, *(RepoFile(path=path, size=UNKNOWN_SIZE) for path in sorted(made))]
+        check_is_ours(remote, session=session, overwrite=overwrite, coming=coming)
+    return target
 
 
 def check_disk(
@@ -203,11 +174,11 @@ def check_disk(
     from huggingface_hub import constants
 
     copies = (not written) + loads_back
+    output = copies * sum(f.size for f in weight_files(base.files))
+    missing = 0 if base.folder else sum(f.size for f in needed_files(base) if not _is_cached(f, base=base))
     need: dict[int, tuple[Path, int]] = {}
-    output = copies * _output_bytes(base)
-    places = [(Path(constants.HF_HUB_CACHE), _download_bytes(base)), (folder or Path.cwd(), output)]
-    for place, amount in places:
-        there = _existing(place)
+    for place, amount in ((Path(constants.HF_HUB_CACHE), missing), (folder or Path.cwd(), output)):
+        there = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
         disk = there.stat().st_dev
         need[disk] = (there, amount + (need[disk][1] if disk in need else 0))
     for there, amount in need.values():
@@ -218,22 +189,10 @@ def check_disk(
             )
 
 
-def _existing(path: Path) -> Path:
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-
-
-def _download_bytes(base: BaseCheckpoint) -> int:
-    return 0 if base.folder else sum(f.size for f in needed_files(base) if not _is_cached(f, base=base))
-
-
 def _is_cached(file: RepoFile, *, base: BaseCheckpoint) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(base.name, file.path, revision=base.commit), str)
-
-
-def _output_bytes(base: BaseCheckpoint) -> int:
-    return sum(f.size for f in weight_files(base.files))
 
 
 def _check_metadata(card: str, *, session: HubSession) -> None:

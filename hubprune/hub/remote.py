@@ -52,6 +52,7 @@ def read_remote(repo_id: str, *, commit: str, session: HubSession) -> RemoteStat
     files = remote_files(repo_id, commit=commit, session=session)
 
     def read(path: str) -> bytes | None:
+        """Read a file that is there, and compare it with the list."""
         if path not in files:
             return None
         doing = f"read {path} of {repo_id}"
@@ -168,13 +169,6 @@ def check_remote(
 ) -> tuple[RepoFile, ...]:
     """Compare every file of a commit with what was sent, and return the remote files with their SHA-256.
 
-    Args:
-        files: the local files, hashed.
-        gone: paths that the commit deleted.
-        repo_id: the repo.
-        commit: 40 hex digits.
-        session: which Hub.
-
     Raises:
         RemoteMismatchError: naming the files that differ.
     """
@@ -236,14 +230,10 @@ def check_is_ours(
     """Refuse to undo what people did in a repo: files of the last publish that were changed, and files of their own.
 
     Args:
-        remote: the repo at the commit that a publish would go on top of.
-        session: which Hub.
-        overwrite: what may be replaced all the same.
         coming: files that the publish will send, as far as they are known; one that is there already is no conflict.
 
     Raises:
         EditedError: naming the repo, the files and the commits.
-        HubError: the Hub refused or did not answer.
     """
     if overwrite == "everything":
         return
@@ -288,13 +278,6 @@ def foreign_commits(remote: RemoteState, *, session: HubSession) -> tuple[Foreig
     """Find who changed or removed files of the last publish since, newest first; card and manifest are among them.
 
     Where everything is as the manifest lists it, nothing is asked.
-
-    Args:
-        remote: the repo at the commit that a publish would go on top of.
-        session: which Hub.
-
-    Raises:
-        HubError: the Hub refused or did not answer.
     """
     now = remote.manifest
     if now and now.is_intact and all(is_same(file, remote.files.get(path)) for path, file in now.listed.items()):

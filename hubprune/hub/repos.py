@@ -1,13 +1,15 @@
 """The base on the Hub: which commit, which files, and how to get just those that are needed.
 
-What can be known of a base on the Hub before its weights are here: its small files, and the weights' headers.
+Of its weights the names and shapes are known before they are here.  Of data sets the Hub says which are benchmarks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +44,12 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
     Args:
         spec: a repo id and a revision, or a local folder.  A folder is one that is written like a path, or that
             holds a config.json or an adapter.
-        session: which Hub.
 
     Raises:
         BaseNotFoundError: no such repo, revision or folder, or no config.json in it.
         GatedBaseError: access has to be asked for.
         UnsupportedArchitectureError: a family without an entry.
         UnsupportedFormatError: no safetensors.
-        HubError: the Hub refused or did not answer.
     """
     folder = existing_folder(spec.repo_id)
     looks_local = spec.repo_id.startswith(("/", "~", ".")) or not REPO_ID.fullmatch(spec.repo_id)
@@ -58,25 +58,16 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         raise BaseNotFoundError(f"{spec.repo_id} is neither a folder nor a repo id.", hint=hint)
     marked = folder is not None and any(file_exists(folder / name) for name in ("config.json", ADAPTER))
     found = _local_base(folder) if folder and (looks_local or marked) else resolve_repo(spec, session=session)
-    architecture_of(found.config, name=found.name)
-    _check_format(found)
-    return found
+    return _supported(found)
 
 
 def resolve_recorded(name: str, commit: str, *, session: HubSession) -> BaseCheckpoint:
     """Find the base that a result was made of, by the commit that the result names; never a folder of that name.
 
     Raises:
-        BaseNotFoundError: there is no such repo or commit, or no config.json in it.
-        GatedBaseError: access has to be asked for.
-        UnsupportedArchitectureError: a family without an entry.
-        UnsupportedFormatError: no safetensors.
-        HubError: the Hub refused or did not answer.
+        BaseError, HubError: as `resolve_base`.
     """
-    found = resolve_repo(BaseModelSpec.of(name, revision=commit), session=session)
-    architecture_of(found.config, name=found.name)
-    _check_format(found)
-    return found
+    return _supported(resolve_repo(BaseModelSpec.of(name, revision=commit), session=session))
 
 
 def _local_base(folder: Path) -> BaseCheckpoint:
@@ -101,11 +92,6 @@ def _no_config(name: str, paths: Sequence[str]) -> BaseNotFoundError:
 def find_repo(name: str, *, revision: str | None, session: HubSession) -> BaseCheckpoint:
     """Find the model repo that a name stands for which is no folder here.
 
-    Args:
-        name: repo id.
-        revision: of the repo; None for main.
-        session: which Hub.
-
     Raises:
         BaseNotFoundError: it is no repo id, or there is no such repo or revision.
     """
@@ -121,22 +107,33 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         BaseNotFoundError: no such repo or revision, or no config.json in it.
         GatedBaseError: access has to be asked for.
         CheckpointError: the config.json in the cache is not the one of the commit.
-        HubError: the Hub refused or did not answer.
     """
-    info = _model_info(spec, session=session)
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    with _explained(spec, session=session):
+        info = session.ask(
+            lambda api: api.model_info(
+                spec.repo_id, revision=spec.revision, files_metadata=True, timeout=REQUEST_SECONDS
+            ),
+            doing=f"look up {spec.repo_id}",
+            passing=(RepositoryNotFoundError, RevisionNotFoundError, HFValidationError),
+        )
     files = tuple(
         RepoFile(path=s.rfilename, size=s.size or 0, sha256=s.lfs.sha256 if s.lfs else None, git_oid=s.blob_id)
         for s in info.siblings or ()
     )
-    if not any(f.path == "config.json" for f in files):
+    listed = next((f for f in files if f.path == "config.json"), None)
+    if listed is None:
         raise _no_config(f"{spec.repo_id} at {spec.revision}", [file.path for file in files])
-    _check_access(spec.repo_id, session=session)
+    # A gated repo tells everybody what it holds; only this tells whether its files may be read.
+    with _explained(spec, session=session):
+        doing, passing = f"read {spec.repo_id}", (RepositoryNotFoundError,)
+        session.ask(lambda api: api.auth_check(spec.repo_id), doing=doing, passing=passing)
     commit = str(info.sha)
     path = session.ask(
         lambda api: api.hf_hub_download(spec.repo_id, "config.json", revision=commit),
         doing=f"read config.json of {spec.repo_id}",
     )
-    listed = next(file for file in files if file.path == "config.json")
     check_file(Path(path), listed, repo_id=spec.repo_id, commit=commit)
     config = _read_config(Path(path), name=spec.repo_id)
     return BaseCheckpoint(
@@ -144,22 +141,13 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
     )
 
 
-def _model_info(spec: BaseModelSpec, *, session: HubSession) -> ModelInfo:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+@contextmanager
+def _explained(spec: BaseModelSpec, *, session: HubSession) -> Iterator[None]:
+    """Say why a repo cannot be read."""
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return session.ask(
-            lambda api: api.model_info(
-                spec.repo_id, revision=spec.revision, files_metadata=True, timeout=REQUEST_SECONDS
-            ),
-            doing=f"look up {spec.repo_id}",
-            passing=(RepositoryNotFoundError, RevisionNotFoundError, HFValidationError),
-        )
+        yield
     except HFValidationError as error:
         hint = "A repo id looks like owner/name, with at most 96 characters in each."
         raise BaseNotFoundError(f"{spec.repo_id} is no repo id, and no folder either.", hint=hint) from error
@@ -201,18 +189,6 @@ def _gated(repo_id: str, error: GatedRepoError, *, session: HubSession) -> Gated
     return GatedBaseError(f"{repo_id} is gated and {who}.", hint=hint)
 
 
-def _check_access(repo_id: str, *, session: HubSession) -> None:
-    """A gated repo tells everybody what it holds; only this tells whether its files may be read."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        session.ask(lambda api: api.auth_check(repo_id), doing=f"read {repo_id}", passing=(RepositoryNotFoundError,))
-    except GatedRepoError as error:
-        raise _gated(repo_id, error, session=session) from error
-    except RepositoryNotFoundError as error:
-        raise _not_found(repo_id, session=session) from error
-
-
 def _card(info: ModelInfo) -> BaseCard:
     values: dict[str, Any] = dict(vars(info.card_data)) if info.card_data else {}
     language = values.get("language") or ()
@@ -228,22 +204,20 @@ def _read_config(path: Path, *, name: str) -> dict[str, Any]:
         raise CheckpointError(f"config.json of {name} cannot be read: {error.strerror}.") from error
 
 
-def _check_format(base: BaseCheckpoint) -> None:
+def _supported(base: BaseCheckpoint) -> BaseCheckpoint:
+    """Return a base of a known family whose weights are safetensors."""
+    architecture_of(base.config, name=base.name)
     if weight_files(base.files):
-        return
+        return base
     others = [f.path for f in base.files if f.path.endswith((".bin", ".pth", ".pt", ".gguf"))]
     if not others:
         raise UnsupportedFormatError(f"{base.name} has no model*.safetensors at its top level.")
+    load = f"AutoModelForCausalLM.from_pretrained('{base.name if base.commit else 'FOLDER'}')"
+    script = f"from transformers import AutoModelForCausalLM; {load}.save_pretrained('converted')"
     raise UnsupportedFormatError(
         f"{base.name} has no safetensors, only {others[0]}; files that can run code are never opened.",
-        hint=f"Convert it where you trust it: {_conversion(base)}",
+        hint=f'Convert it where you trust it: python -c "{script}"',
     )
-
-
-def _conversion(base: BaseCheckpoint) -> str:
-    source = base.name if base.commit else "FOLDER"
-    load = f"AutoModelForCausalLM.from_pretrained('{source}')"
-    return f"python -c \"from transformers import AutoModelForCausalLM; {load}.save_pretrained('converted')\""
 
 
 # ---- which files -------------------------------------------------------------------------------------------------
@@ -269,7 +243,6 @@ def download_base(base: BaseCheckpoint, *, session: HubSession, reporter: Report
 
     Raises:
         CheckpointError: a file in the cache is not the one of the commit.
-        HubError: the Hub refused or did not answer.
     """
     if base.folder is not None or base.commit is None:
         return base
@@ -287,11 +260,7 @@ BROKEN_HEADER = (AttributeError, KeyError, TypeError, ValueError)
 
 
 def small_files(base: BaseCheckpoint, *, session: HubSession) -> Path:
-    """Return a folder with all files of a base that a result carries, and without its weights where they are not here.
-
-    Raises:
-        HubError: the Hub refused or did not answer.
-    """
+    """Return a folder with all files of a base that a result carries, without its weights where they are not here."""
     if base.folder is not None:
         return Path(base.folder)
     weights = weight_files(base.files)
@@ -304,15 +273,10 @@ def stored_headers(base: BaseCheckpoint, *, session: HubSession) -> dict[str, di
 
     Raises:
         CheckpointError: a file is no safetensors file.
-        HubError: the Hub refused or did not answer.
     """
-
-    def read(file: RepoFile) -> dict[str, tuple[int, ...]]:
-        return _shapes(file.path, base=base, session=session)
-
-    files = weight_files(base.files)
+    paths = [file.path for file in weight_files(base.files)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return {file.path: header for file, header in zip(files, pool.map(read, files), strict=True)}
+        return dict(zip(paths, pool.map(partial(_shapes, base=base, session=session), paths), strict=True))
 
 
 def stored_shapes(base: BaseCheckpoint, *, session: HubSession) -> dict[str, tuple[int, ...]]:
@@ -332,9 +296,8 @@ def _shapes(path: str, *, base: BaseCheckpoint, session: HubSession) -> dict[str
         )
         return {name: tuple(tensor.shape) for name, tensor in header.tensors.items()}
     except (SafetensorsParsingError, *BROKEN_HEADER) as error:
-        raise CheckpointError(
-            f"{path} of {base.name} is no safetensors file: {' '.join(str(error).split())}"
-        ) from error
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{path} of {base.name} is no safetensors file: {said}") from error
 
 
 # ---- benchmarks ----------------------------------------------------------------------------------------------------
@@ -345,11 +308,7 @@ SPECIFICATION = "eval.yaml"
 
 
 def registered_tasks(datasets: Iterable[str], *, session: HubSession) -> Tasks:
-    """Look up which data sets are registered benchmarks, and their tasks; a Hub on loopback has no leaderboards.
-
-    Raises:
-        HubError: the Hub refused or did not answer.
-    """
+    """Look up which data sets are registered benchmarks, and their tasks; a Hub on loopback has no leaderboards."""
     wanted = {*datasets}
     if not wanted or page("x", endpoint=session.endpoint) is None:
         return {}

@@ -10,9 +10,9 @@ import errno
 import functools
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from hubprune.core.errors import (
     AuthenticationError,
@@ -24,11 +24,6 @@ from hubprune.core.errors import (
     PermissionDeniedError,
 )
 from hubprune.core.privacy import scrub
-
-if TYPE_CHECKING:
-    from tenacity import RetryCallState
-
-__all__ = ["BUSY", "LOGIN", "REQUEST_SECONDS", "is_transient", "repeat", "translate", "wait_seconds"]
 
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 0.5
@@ -65,24 +60,18 @@ def repeat(
     Raises:
         HubError: translated from the last failure.
     """
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt
+    from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-    retrying = Retrying(
-        stop=stop_after_attempt(ATTEMPTS),
-        retry=retry_if_exception(is_transient),
-        wait=_wait,
-        reraise=True,
-    )
+    def wait(state: RetryCallState) -> float:
+        return wait_seconds(state.outcome.exception() if state.outcome else None, attempt=state.attempt_number)
+
+    transient = retry_if_exception(is_transient)
     try:
-        return retrying(action)
+        return Retrying(stop=stop_after_attempt(ATTEMPTS), retry=transient, wait=wait, reraise=True)(action)
     except passing:
         raise
     except _client_errors() as error:
         raise translate(error, doing=doing, endpoint=endpoint) from error
-
-
-def _wait(state: RetryCallState) -> float:
-    return wait_seconds(state.outcome.exception() if state.outcome else None, attempt=state.attempt_number)
 
 
 def wait_seconds(error: BaseException | None, *, attempt: int) -> float:
@@ -101,7 +90,8 @@ def is_transient(error: BaseException | None) -> bool:
     if error is None or isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
         return False
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in TRANSIENT_STATUS or _is_busy(error)
+        code = error.response.status_code
+        return code in TRANSIENT_STATUS or (code == 409 and BUSY in str(error))
     if isinstance(error, (httpx2.TransportError, ConnectionError)):
         return True
     if status := _storage_status(error):
@@ -111,35 +101,39 @@ def is_transient(error: BaseException | None) -> bool:
     )
 
 
-def _is_busy(error: Exception) -> bool:
-    return _status(error) == 409 and BUSY in str(error)
+@contextmanager
+def advising(advice: str, *, of: type[HubError] = HubError, but: tuple[type[HubError], ...] = ()) -> Iterator[None]:
+    """Add to the errors of a block what the user should know of the Hub by then; those of `but` pass as they are."""
+    try:
+        yield
+    except of as error:
+        if not isinstance(error, but):
+            error.advise(advice)
+        raise
 
 
 # ---- in one's own words ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """One row of the table: which exceptions, and what they become."""
-
-    matches: Callable[[Exception], bool]
-    error: type[HubpruneError]
-    message: str
-    """May use {doing}, {endpoint}, {status} and {said}, the server's own words."""
-    hint: str | None = None
-
-
 LOGIN = "Run `hf auth login`, or set HF_TOKEN to a token from the Hub's settings."
 WRONG_ADDRESS = "Check HF_ENDPOINT if it is set, and HTTPS_PROXY and NO_PROXY if there is a proxy."
 NO_ADVICE = "Run the command again. Where it says the same, HF_DEBUG=1 shows the requests."
+LATER = "Wait some minutes and run the command again."
+NOT_TWICE = "what has arrived is not sent twice."
+
+_Rule = tuple[Callable[[Exception], bool], type[HubpruneError], str, str]
+"""One row of the table: which exceptions, what they become, its message and its hint.
+
+The message may use {doing}, {endpoint}, {status} and {said}, the server's own words.
+"""
 
 
 def translate(error: Exception, *, doing: str, endpoint: str) -> HubpruneError:
     """Turn an exception of the client into the package's own, by the first row of the table that fits."""
     error = _behind(error)
-    rule = next(rule for rule in _rules() if rule.matches(error))
-    message = rule.message.format(doing=doing, endpoint=endpoint, said=_said(error), status=_status(error))
-    return rule.error(scrub(message), hint=rule.hint)
+    _, kind, text, hint = next(rule for rule in _rules() if rule[0](error))
+    message = text.format(doing=doing, endpoint=endpoint, said=_said(error), status=status_of(error))
+    return kind(scrub(message), hint=hint)
 
 
 def _behind(error: Exception) -> Exception:
@@ -158,26 +152,19 @@ def _rules() -> tuple[_Rule, ...]:
 
 
 def _local_rules() -> tuple[_Rule, ...]:
-    """What no server said."""
+    """What no server said, or no Hub."""
     from huggingface_hub import errors as hub
 
     return (
-        _Rule(_is_full_disk, DiskSpaceError, "Cannot {doing}: the disk is full.", "Free some space and try again."),
-        _Rule(_is(hub.LocalTokenNotFoundError), AuthenticationError, "There is no token for {endpoint}.", LOGIN),
-        _Rule(
-            _is(hub.OfflineModeIsEnabled), HubUnreachableError, "Cannot {doing}: HF_HUB_OFFLINE is set.",
-            "Unset HF_HUB_OFFLINE.",
-        ),
-        _Rule(
-            _is(json.JSONDecodeError, hub.FileMetadataError), HubError,
-            "Cannot {doing}: what answers at {endpoint} is no Hub.", WRONG_ADDRESS,
-        ),
-        _Rule(
-            _is_web_page, HubError,
-            "Cannot {doing}: a web page came back, with status {status}. Something on the way to {endpoint}, such as a"
-            " proxy, answers in its place.",
-            WRONG_ADDRESS,
-        ),
+        (_is_full_disk, DiskSpaceError, "Cannot {doing}: the disk is full.", "Free some space and try again."),
+        (_is(hub.LocalTokenNotFoundError), AuthenticationError, "There is no token for {endpoint}.", LOGIN),
+        (_is(hub.OfflineModeIsEnabled), HubUnreachableError, "Cannot {doing}: HF_HUB_OFFLINE is set.",
+         "Unset HF_HUB_OFFLINE."),
+        (_is(json.JSONDecodeError, hub.FileMetadataError), HubError,
+         "Cannot {doing}: what answers at {endpoint} is no Hub.", WRONG_ADDRESS),
+        (_is_web_page, HubError,
+         "Cannot {doing}: a web page came back, with status {status}. Something on the way to {endpoint}, such as a"
+         " proxy, answers in its place.", WRONG_ADDRESS),
     )  # fmt: skip
 
 
@@ -186,78 +173,47 @@ def _status_rules() -> tuple[_Rule, ...]:
     from huggingface_hub import errors as hub
 
     return (
-        _Rule(
-            _is(hub.GatedRepoError), PermissionDeniedError,
-            "Cannot {doing}: the repo is gated and this token was not granted access.", "Ask for access on its page.",
-        ),
-        _Rule(
-            _is(hub.DisabledRepoError), PermissionDeniedError, "Cannot {doing}: the repo was disabled by the Hub.",
-            "Its page says why.",
-        ),
-        _Rule(
-            _is(hub.RepositoryNotFoundError), HubError,
-            "Cannot {doing}: {endpoint} has no such repo, or this token may not see it.",
-            "Check its name, and whose token it is with `hf auth whoami`.",
-        ),
-        _Rule(
-            _has_status(401), AuthenticationError,
-            "{endpoint} does not accept the token: it is unknown there or has expired. Even public repos cannot be"
-            " read with it, though they can without any token.",
-            "Run `hf auth login --force`, or set HF_TOKEN to a valid token, or unset it.",
-        ),
-        _Rule(
-            _all(_has_status(403), _reads), PermissionDeniedError, "Cannot {doing}: the token may not. {said}",
-            "Use a token that may read it.",
-        ),
-        _Rule(
-            _has_status(403), PermissionDeniedError, "Cannot {doing}: the token may not do that. {said}",
-            "Use a token with write permission for that namespace.",
-        ),
-        _Rule(
-            _all(_has_status(409, 412), _writes), ConflictError, "Cannot {doing}: somebody else was faster. {said}",
-            "Run the command again to publish on top of it.",
-        ),
-        _Rule(
-            _has_status(429), HubError, "Cannot {doing}: too many requests to {endpoint}. {said}",
-            "Wait some minutes and run the command again.",
-        ),
-        _Rule(
-            _has_status(500, 502, 503, 504), HubError, "Cannot {doing}: {endpoint} has trouble. {said}",
-            "Run the command again later.",
-        ),
-        _Rule(_is(hub.HfHubHTTPError), HubError, "Cannot {doing}: {said}", NO_ADVICE),
+        (_is(hub.GatedRepoError), PermissionDeniedError,
+         "Cannot {doing}: the repo is gated and this token was not granted access.", "Ask for access on its page."),
+        (_is(hub.DisabledRepoError), PermissionDeniedError, "Cannot {doing}: the repo was disabled by the Hub.",
+         "Its page says why."),
+        (_is(hub.RepositoryNotFoundError), HubError,
+         "Cannot {doing}: {endpoint} has no such repo, or this token may not see it.",
+         "Check its name, and whose token it is with `hf auth whoami`."),
+        (_has_status(401), AuthenticationError,
+         "{endpoint} does not accept the token: it is unknown there or has expired. Even public repos cannot be read"
+         " with it, though they can without any token.",
+         "Run `hf auth login --force`, or set HF_TOKEN to a valid token, or unset it."),
+        (_has_status(403, reads=True), PermissionDeniedError, "Cannot {doing}: the token may not. {said}",
+         "Use a token that may read it."),
+        (_has_status(403), PermissionDeniedError, "Cannot {doing}: the token may not do that. {said}",
+         "Use a token with write permission for that namespace."),
+        (_has_status(409, 412, reads=False), ConflictError, "Cannot {doing}: somebody else was faster. {said}",
+         "Run the command again to publish on top of it."),
+        (_has_status(429), HubError, "Cannot {doing}: too many requests to {endpoint}. {said}", LATER),
+        (_has_status(500, 502, 503, 504), HubError, "Cannot {doing}: {endpoint} has trouble. {said}",
+         "Run the command again later."),
+        (_is(hub.HfHubHTTPError), HubError, "Cannot {doing}: {said}", NO_ADVICE),
     )  # fmt: skip
 
 
 def _network_rules() -> tuple[_Rule, ...]:
-    """What became of the connection, and whatever is left."""
+    """What the storage said, what became of the connection, and whatever is left."""
     import httpx2
     from huggingface_hub import errors as hub
 
     return (
-        _Rule(
-            _storage_has(401, 403), PermissionDeniedError,
-            "Cannot {doing}: the storage of {endpoint} does not let this token in. {said}",
-            "Run the command again. Where it says the same, see whose token it is with `hf auth whoami`.",
-        ),
-        _Rule(
-            _storage_has(429), HubError, "Cannot {doing}: too many requests to {endpoint}. {said}",
-            "Wait some minutes and run the command again.",
-        ),
-        _Rule(
-            _storage_has(*TRANSIENT_STATUS), HubError,
-            "Cannot {doing}: the storage of {endpoint} has trouble. {said}",
-            "Run the command again later; what has arrived is not sent twice.",
-        ),
-        _Rule(
-            _is(httpx2.TransportError, ConnectionError, hub.LocalEntryNotFoundError), HubUnreachableError,
-            "Cannot {doing}: no connection to {endpoint}. {said}", f"Check the network. {WRONG_ADDRESS}",
-        ),
-        _Rule(
-            is_transient, HubUnreachableError, "Cannot {doing}: the transfer broke off. {said}",
-            "Run the command again; what has arrived is not sent twice.",
-        ),
-        _Rule(lambda error: True, HubError, "Cannot {doing}: {said}", NO_ADVICE),
+        (_storage_has(401, 403), PermissionDeniedError,
+         "Cannot {doing}: the storage of {endpoint} does not let this token in. {said}",
+         "Run the command again. Where it says the same, see whose token it is with `hf auth whoami`."),
+        (_storage_has(429), HubError, "Cannot {doing}: too many requests to {endpoint}. {said}", LATER),
+        (_storage_has(*TRANSIENT_STATUS), HubError, "Cannot {doing}: the storage of {endpoint} has trouble. {said}",
+         f"Run the command again later; {NOT_TWICE}"),
+        (_is(httpx2.TransportError, ConnectionError, hub.LocalEntryNotFoundError), HubUnreachableError,
+         "Cannot {doing}: no connection to {endpoint}. {said}", f"Check the network. {WRONG_ADDRESS}"),
+        (is_transient, HubUnreachableError, "Cannot {doing}: the transfer broke off. {said}",
+         f"Run the command again; {NOT_TWICE}"),
+        (lambda error: True, HubError, "Cannot {doing}: {said}", NO_ADVICE),
     )  # fmt: skip
 
 
@@ -293,43 +249,31 @@ def _storage_has(*statuses: int) -> Callable[[Exception], bool]:
     return lambda error: _storage_status(error) in statuses
 
 
-def _method(error: Exception) -> str | None:
-    response = getattr(error, "response", None)
-    return str(response.request.method) if response is not None else None
-
-
-def _reads(error: Exception) -> bool:
-    return _method(error) in ("GET", "HEAD")
-
-
-def _writes(error: Exception) -> bool:
-    return not _reads(error)
-
-
-def _all(*matches: Callable[[Exception], bool]) -> Callable[[Exception], bool]:
-    return lambda error: all(match(error) for match in matches)
-
-
 def _is(*classes: type[Exception]) -> Callable[[Exception], bool]:
     return lambda error: isinstance(error, classes)
 
 
-def _has_status(*statuses: int) -> Callable[[Exception], bool]:
-    return lambda error: _status(error) in statuses
+def _has_status(*statuses: int, reads: bool | None = None) -> Callable[[Exception], bool]:
+    """Match an answer by its status; where `reads` is given, only that to a question, or only that to a change."""
+
+    def matches(error: Exception) -> bool:
+        response = getattr(error, "response", None)
+        if response is None or response.status_code not in statuses:
+            return False
+        return reads is None or reads == (response.request.method in ("GET", "HEAD"))
+
+    return matches
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
+    """Return the status that a server answered with, or None where none did."""
     response = getattr(error, "response", None)
     return response.status_code if response is not None else None
 
 
 def _said(error: Exception) -> str:
     """The server's words, or those of the network, in one line that ends with a full stop."""
-    text = getattr(error, "server_message", None) or _status_line(error) or str(error.__cause__ or error)
+    answered = f"It answered {status}" if (status := status_of(error)) else ""
+    text = getattr(error, "server_message", None) or answered or str(error.__cause__ or error)
     line = " ".join(text.split()) or type(error).__name__
     return line if line.endswith((".", "!", "?")) else f"{line}."
-
-
-def _status_line(error: Exception) -> str | None:
-    status = _status(error)
-    return f"It answered {status}" if status else None

@@ -1,8 +1,7 @@
 """One Hub and one token for a whole run.
 
-Tokens of trusted publishers: a CI job proves who it is and gets a token for an hour, so that it keeps no secret.
-
-https://huggingface.co/docs/hub/trusted-publishers
+A CI job that is a trusted publisher keeps no secret: it proves who it is and gets a token for an hour
+(https://huggingface.co/docs/hub/trusted-publishers).
 """
 
 from __future__ import annotations
@@ -21,21 +20,6 @@ from hubprune.hub.retry import repeat
 if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfApi
-
-__all__ = [
-    "PUBLISHER_PREFIX",
-    "VARIABLE",
-    "Answer",
-    "HubSession",
-    "exchanged_token",
-    "is_publishers",
-    "reads_only",
-    "trusted_repo",
-]  # fmt: skip
-
-
-# ---- session -------------------------------------------------------------------------------------------------------
-
 
 ANSWER_SECONDS = 300.0
 """How long the Hub may keep silent in the middle of a request: to join the parts of a large file takes it minutes."""
@@ -81,7 +65,8 @@ class HubSession:
         except ValueError as error:  # a timeout that is no number, a proxy of no known scheme
             hint = "Check the variables that start with HF_, and HTTP_PROXY, HTTPS_PROXY and ALL_PROXY."
             raise HubError(f"The client of the Hub cannot start in this environment: {error}.", hint=hint) from error
-        if not _can_be_sent(token or _stored_token(Path(constants.HF_TOKEN_PATH))):
+        sent = token or _stored_token(Path(constants.HF_TOKEN_PATH))
+        if not (sent.isascii() and sent.isprintable() and " " not in sent):
             hint = "Copy it again from https://huggingface.co/settings/tokens into HF_TOKEN, or run `hf auth login`."
             raise AuthenticationError("The token of this machine holds characters that no token has.", hint=hint)
         return cls(endpoint=(endpoint or str(constants.ENDPOINT)).rstrip("/"), given_token=token)
@@ -140,21 +125,18 @@ class HubSession:
         Raises:
             HubError: the Hub refused, or did not answer in several tries.
         """
-        return self.ask(lambda _: self._post(path, body=body, accepted=accepted, busy=busy), doing=doing)
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
-    def _post(self, path: str, *, body: Mapping[str, Any], accepted: tuple[int, ...], busy: str | None) -> Answer:
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            get_session,
-            hf_raise_for_status,
-        )
+        def send(api: HfApi) -> Answer:
+            """Send it once."""
+            headers = build_hf_headers(token=api.token, library_name="hubprune")
+            response = get_session().post(f"{self.endpoint}{path}", json=dict(body), headers=headers)
+            if response.status_code not in accepted or (busy and busy in response.text):
+                hf_raise_for_status(response)
+            values = response.json() if response.content else {}
+            return Answer(status=response.status_code, body=values if isinstance(values, dict) else {})
 
-        headers = build_hf_headers(token=self.token or False, library_name="hubprune")
-        response = get_session().post(f"{self.endpoint}{path}", json=dict(body), headers=headers)
-        if response.status_code not in accepted or (busy and busy in response.text):
-            hf_raise_for_status(response)
-        values = response.json() if response.content else {}
-        return Answer(status=response.status_code, body=values if isinstance(values, dict) else {})
+        return self.ask(send, doing=doing)
 
 
 def _stored_token(login: Path) -> str:
@@ -166,11 +148,6 @@ def _stored_token(login: Path) -> str:
     return ""
 
 
-def _can_be_sent(token: str) -> bool:
-    """Tell whether a header can hold a token: letters, digits and signs of ASCII."""
-    return token.isascii() and token.isprintable() and " " not in token
-
-
 def _bound_waiting() -> None:
     """Let the client give up on a connection that keeps silent, where it would wait for ever by itself.
 
@@ -179,17 +156,14 @@ def _bound_waiting() -> None:
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
+    def bounded_client() -> httpx2.Client:
+        client = _http.default_client_factory()
+        hooks = client.event_hooks
+        client.event_hooks = {**hooks, "request": [*hooks["request"], _bound]}
+        return client
+
     if getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) is _http.default_client_factory:
-        set_client_factory(_bounded_client)
-
-
-def _bounded_client() -> httpx2.Client:
-    from huggingface_hub.utils._http import default_client_factory
-
-    client = default_client_factory()
-    hooks = client.event_hooks
-    client.event_hooks = {**hooks, "request": [*hooks["request"], _bound]}
-    return client
+        set_client_factory(bounded_client)
 
 
 def _bound(request: httpx2.Request) -> None:
@@ -197,9 +171,6 @@ def _bound(request: httpx2.Request) -> None:
     asked: Mapping[str, float | None] = request.extensions.get("timeout", {})
     limits = {"connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": ANSWER_SECONDS}
     request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}
-
-
-# ---- oidc ----------------------------------------------------------------------------------------------------------
 
 
 VARIABLE = "HF_OIDC_RESOURCE"
@@ -235,13 +206,9 @@ def exchanged_token(*, endpoint: str) -> str | None:
     from huggingface_hub.errors import BadRequestError, OIDCError
 
     resource = os.environ.get(VARIABLE)
+    doing, passing = f"get a token for {VARIABLE}={resource}", (OIDCError, BadRequestError)
     try:
-        return repeat(
-            get_token,
-            doing=f"get a token for {VARIABLE}={resource}",
-            endpoint=endpoint,
-            passing=(OIDCError, BadRequestError),
-        )
+        return repeat(get_token, doing=doing, endpoint=endpoint, passing=passing)
     except OIDCError as error:
         raise AuthenticationError(
             f"This job has no identity to exchange for a token: {scrub(str(error))}",

@@ -1,36 +1,27 @@
-"""Where the result goes: to which branch, and who may see it.
+"""Where the result goes: to which branch, and who may see it; repo and branch are made where they are missing.
 
-Make the repo and the branch of a publish, and take them back where it failed.
+What was made for a publish that failed is taken back.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from hubprune.core.artifacts import Artifact, BaseCheckpoint
 from hubprune.core.errors import ConflictError, HubError, HubpruneError, HubUnreachableError, RecipeError
 from hubprune.core.recipe import Recipe
-from hubprune.hub.remote import branch_heads, head_of, refs_of
-from hubprune.hub.retry import BUSY, REQUEST_SECONDS
+from hubprune.hub.remote import branch_heads, head_of, history, refs_of
+from hubprune.hub.retry import BUSY, REQUEST_SECONDS, advising
 from hubprune.hub.session import HubSession
 
 if TYPE_CHECKING:
     from huggingface_hub import GitRefs
-
-__all__ = [
-    "SHORTER", "Target", "branch_of", "check_branch", "check_name_loads", "check_still_private", "check_visibility",
-    "is_private",
-]  # fmt: skip
-
-
-# ---- target --------------------------------------------------------------------------------------------------------
-
 
 BRANCH = re.compile(r"(?!refs/)(?!.*(\.\.|//|/\.|@\{|\.lock(/|$)))\w[\w./+@=-]*(?<![./])", re.ASCII)
 """Names that git takes for a branch, but for some that nobody needs."""
@@ -67,9 +58,6 @@ class Target(Artifact):
         return self.staged or not self.create_pr
 
 
-# ---- what it is called -------------------------------------------------------------------------------------------
-
-
 def check_name_loads(repo_id: str) -> None:
     """Refuse the name of a repo with a modeling file that transformers could not load for anybody.
 
@@ -87,9 +75,6 @@ def check_name_loads(repo_id: str) -> None:
                 f"{LONGEST_FOLDER} at most.",
                 hint=SHORTER,
             )
-
-
-# ---- who may see it ----------------------------------------------------------------------------------------------
 
 
 def is_private(repo_id: str, *, session: HubSession) -> bool | None:
@@ -112,32 +97,22 @@ def is_private(repo_id: str, *, session: HubSession) -> bool | None:
 def check_visibility(
     recipe: Recipe, *, base: BaseCheckpoint, repo_id: str, private: bool | None, endpoint: str
 ) -> None:
-    """Refuse to show to everybody what was meant for few, or what is made of a private base.
-
-    Args:
-        recipe: says whether the target is to be private.
-        base: a private one needs a private target.
-        repo_id: of the target.
-        private: what `is_private` said of it.
-        endpoint: of the Hub.
+    """Refuse to show to everybody what was meant for few, or is made of a private base; `private` as from `is_private`.
 
     Raises:
         RecipeError: with what to do about it.
     """
+    of_base = f"the base {base.name} is private"
     if private is False and (recipe.target.private or base.private):
-        raise _public(repo_id, why="--private was asked for" if recipe.target.private else _private(base), at=endpoint)
+        raise _public(repo_id, why="--private was asked for" if recipe.target.private else of_base, at=endpoint)
     if private is None and base.private and not recipe.target.private:
-        raise RecipeError(f"{repo_id} would be public, and {_private(base)}.", hint="Pass --private.")
+        raise RecipeError(f"{repo_id} would be public, and {of_base}.", hint="Pass --private.")
 
 
 def check_still_private(target: Target, *, session: HubSession) -> None:
     """Raise RecipeError where a target that has to be private is a public repo by now."""
     if target.private and is_private(target.repo_id, session=session) is False:
         raise _public(target.repo_id, why="the result is to be private", at=session.endpoint)
-
-
-def _private(base: BaseCheckpoint) -> str:
-    return f"the base {base.name} is private"
 
 
 def _public(repo_id: str, *, why: str, at: str) -> RecipeError:
@@ -147,15 +122,8 @@ def _public(repo_id: str, *, why: str, at: str) -> RecipeError:
     )
 
 
-# ---- which branch ------------------------------------------------------------------------------------------------
-
-
 def check_branch(name: str, *, refs: GitRefs | None) -> None:
     """Refuse a revision that no commit can go on top of.
-
-    Args:
-        name: a branch, there already or yet to be made.
-        refs: those of the target; None where it does not exist.
 
     Raises:
         RecipeError: it is a tag or a commit, or no name for a branch.
@@ -163,20 +131,16 @@ def check_branch(name: str, *, refs: GitRefs | None) -> None:
     if name in {ref.name for ref in (refs.branches if refs else ())}:
         return
     if name in {ref.name for ref in (refs.tags if refs else ())}:
-        raise _no_branch(name, why="is a tag, which does not move")
-    if COMMIT.fullmatch(name):
-        raise _no_branch(name, why="looks like the id of a commit")
-    if not BRANCH.fullmatch(name):
-        raise _no_branch(name, why="cannot be the name of one")
-
-
-def _no_branch(name: str, *, why: str) -> RecipeError:
-    return RecipeError(
+        why = "is a tag, which does not move"
+    elif COMMIT.fullmatch(name):
+        why = "looks like the id of a commit"
+    elif not BRANCH.fullmatch(name):
+        why = "cannot be the name of one"
+    else:
+        return
+    raise RecipeError(
         f"The result goes to a branch, and {name!r} {why}.", hint="Pass the name of a branch as --revision, or none."
     )
-
-
-# ---- creation ------------------------------------------------------------------------------------------------------
 
 
 CLOCKS_DIFFER = timedelta(minutes=1)
@@ -192,11 +156,10 @@ def branch_of(target: Target, *, session: HubSession) -> Iterator[str]:
     Raises:
         ConflictError: the branch has gone since the target was looked at.
         RecipeError: the repo is public by now, and the result is to be private.
-        HubError: the Hub refused or did not answer.
     """
     created = None if target.exists else _create(target, session=session)
-    undo_repo = _Undo(lambda: _delete_if_untouched(target, session=session), f"The repo {target.repo_id}")
-    with _undone(undo_repo, created=created):
+    undo = partial(_delete_if_untouched, target, session=session)
+    with _undone(f"The repo {target.repo_id}", undo, created=created):
         check_still_private(target, session=session)
         there = target.branch_exists or target.revision == "main"
         branched = None if there else _create_branch(target, session=session)
@@ -206,8 +169,8 @@ def branch_of(target: Target, *, session: HubSession) -> Iterator[str]:
                 f"The branch {target.revision} of {target.repo_id} was deleted during the run.",
                 hint="Run the command again to create it.",
             )
-        undo_branch = _Undo(lambda: _delete_branch_at(head, target=target, session=session), _branch(target))
-        with _undone(undo_branch, created=branched):
+        undo = partial(_delete_branch_at, head, target=target, session=session)
+        with _undone(_branch(target), undo, created=branched):
             yield head
 
 
@@ -215,20 +178,12 @@ def _branch(target: Target) -> str:
     return f"The branch {target.revision} of {target.repo_id}"
 
 
-@dataclass(frozen=True)
-class _Undo:
-    """How to take back what was created."""
-
-    action: Callable[[], None]
-    what: str
-    """Name of what was created, as a sentence begins."""
-
-
 @contextmanager
-def _undone(undo: _Undo, *, created: bool | None) -> Iterator[None]:
+def _undone(what: str, undo: Callable[[], None], *, created: bool | None) -> Iterator[None]:
     """Undo something when the block fails, or say that it is left; Ctrl-C and a lost answer end here too.
 
     Args:
+        what: its name, as a sentence begins.
         undo: how.
         created: whether it is certainly ours; False where it has come since the target was looked at, whoever made it,
             and None where it was there before.
@@ -236,30 +191,23 @@ def _undone(undo: _Undo, *, created: bool | None) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        left = ""
         if created:
             try:
-                undo.action()
+                undo()
             except Exception:  # why it cannot be undone is what the block fails with, as a rule
-                _say_left(error, f"{undo.what} was created and could not be taken back; the same command fills it.")
+                left = f"{what} was created and could not be taken back; the same command fills it."
         elif created is False and isinstance(error, HubError) and not isinstance(error, ConflictError):
-            _say_left(error, f"{undo.what}, which was not there before, is left; the same command fills it.")
+            left = f"{what}, which was not there before, is left; the same command fills it."
+        if left and isinstance(error, HubpruneError):
+            error.advise(left)
         raise
 
 
-def _say_left(error: BaseException, left: str) -> None:
-    """Add to an error what is left on the Hub."""
-    if isinstance(error, HubpruneError):
-        error.advise(left)
-
-
-@contextmanager
-def _maybe_left(what: str) -> Iterator[None]:
+def _maybe_left(what: str) -> AbstractContextManager[None]:
     """Add to an error that something may have been created after all: a lost answer says nothing of whose it is."""
-    try:
-        yield
-    except HubUnreachableError as error:
-        _say_left(error, f"{what} may be there now, without the result; the same command fills it.")
-        raise
+    left = f"{what} may be there now, without the result; the same command fills it."
+    return advising(left, of=HubUnreachableError)
 
 
 def _create(target: Target, *, session: HubSession) -> bool:
@@ -315,12 +263,6 @@ def _delete_branch_at(head: str, *, target: Target, session: HubSession) -> None
 def _delete_if_untouched(target: Target, *, session: HubSession) -> None:
     """Delete the repo, unless a commit landed in it after all."""
     repo_id = target.repo_id
-    if all(_is_untouched(repo_id, branch, session) for branch in branch_heads(refs_of(repo_id, session=session))):
+    heads = branch_heads(refs_of(repo_id, session=session))
+    if all(len(history(repo_id, revision=branch, session=session)) <= 1 for branch in heads):
         session.ask(lambda api: api.delete_repo(repo_id, missing_ok=True), doing=f"delete {repo_id}")
-
-
-def _is_untouched(repo_id: str, branch: str, session: HubSession) -> bool:
-    commits = session.ask(
-        lambda api: api.list_repo_commits(repo_id, revision=branch), doing=f"read the history of {repo_id}"
-    )
-    return len(commits) <= 1

@@ -1,9 +1,8 @@
-"""Move bytes to and from the Hub and show how far it is.
+"""Move bytes to and from the Hub, show how far it is, and check what lies in the client's cache.
 
-Compare what lies in the client's cache with what the Hub says of the commit: a cache can be damaged and never tells.
-
-The client itself takes whatever it finds there.  All bytes of a base are hashed once; which files were right is
-remembered in the work folder, by path, size, time and inode, so that later runs need not read them again.
+A cache can be damaged and never tells, and the client takes whatever it finds there.  So it is compared with what the
+Hub says of the commit.  All bytes of a base are hashed once; which files were right is remembered in the work folder,
+by path, size, time and inode, so that later runs need not read them again.
 """
 
 from __future__ import annotations
@@ -25,11 +24,6 @@ from hubprune.hub.session import HubSession
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
-
-__all__ = ["ByteCounter", "addition", "check_arrived", "check_file", "check_files", "download", "observed_uploads"]
-
-
-# ---- transfer ------------------------------------------------------------------------------------------------------
 
 
 class ByteCounter:
@@ -59,7 +53,7 @@ class ByteCounter:
         self._seen = seen
 
 
-# ---- down --------------------------------------------------------------------------------------------------------
+# ---- down ----------------------------------------------------------------------------------------------------------
 
 
 def download(files: Iterable[RepoFile], *, repo_id: str, commit: str, session: HubSession, reporter: Reporter) -> Path:
@@ -69,7 +63,6 @@ def download(files: Iterable[RepoFile], *, repo_id: str, commit: str, session: H
 
     Raises:
         CheckpointError: a file in the cache is not the one of the commit.
-        HubError: the Hub refused or did not answer.
     """
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -81,20 +74,18 @@ def download(files: Iterable[RepoFile], *, repo_id: str, commit: str, session: H
     ):
         for file in files:
             counter = ByteCounter(advance, total=file.size)
-            path = _download_one(file, repo_id=repo_id, commit=commit, session=session, counter=counter)
+            path = _fetched(file, repo_id=repo_id, commit=commit, session=session, bar=_bar_class(counter))
             counter.finish()
             folder = path.parents[file.path.count("/")]
     check_files(files, folder, repo_id=repo_id, commit=commit, reporter=reporter)
     return folder
 
 
-def _download_one(file: RepoFile, *, repo_id: str, commit: str, session: HubSession, counter: ByteCounter) -> Path:
-    bar: Any = _bar_class(counter)
-    path = session.ask(
-        lambda api: api.hf_hub_download(repo_id, file.path, revision=commit, tqdm_class=bar),
-        doing=f"download {file.path} of {repo_id}",
+def _fetched(file: RepoFile, *, repo_id: str, commit: str, session: HubSession, bar: Any) -> Path:
+    doing = f"download {file.path} of {repo_id}"
+    return Path(
+        session.ask(lambda api: api.hf_hub_download(repo_id, file.path, revision=commit, tqdm_class=bar), doing=doing)
     )
-    return Path(path)
 
 
 def _bar_class(counter: ByteCounter) -> type:
@@ -142,14 +133,7 @@ def observed_uploads(counter: ByteCounter) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with (
-        _replaced(utils, name="are_progress_bars_disabled", value=lambda name=None: False),
-        _replaced(reporting, name="XetUploadProgressReporter", value=_reporter_class(counter)),
-    ):
-        yield
 
-
-def _reporter_class(counter: ByteCounter) -> type:
     class UploadReporter:
         def __init__(self, *args: Any, **options: Any) -> None:
             """Takes what the client's own reporter takes."""
@@ -160,7 +144,11 @@ def _reporter_class(counter: ByteCounter) -> type:
         def close(self) -> None:
             """Nothing to close."""
 
-    return UploadReporter
+    with (
+        _replaced(utils, name="are_progress_bars_disabled", value=lambda name=None: False),
+        _replaced(reporting, name="XetUploadProgressReporter", value=UploadReporter),
+    ):
+        yield
 
 
 @contextmanager
@@ -183,22 +171,20 @@ def addition(path: str, *, source: Path, counter: ByteCounter) -> CommitOperatio
     class ObservedAdd(CommitOperationAdd):
         @contextmanager
         def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:  # noqa: FBT001, FBT002
+            """Open it, and count what is read where the client would show a bar."""
             with super().as_file() as file:
-                yield _counted(file, counter=counter) if with_tqdm else file
+                read = file.read
+
+                def counted_read(size: int = -1) -> bytes:
+                    data = read(size)
+                    counter.add(len(data))
+                    return data
+
+                if with_tqdm:
+                    file.read = counted_read  # type: ignore[method-assign]
+                yield file
 
     return ObservedAdd(path_in_repo=path, path_or_fileobj=source)
-
-
-def _counted(file: BinaryIO, *, counter: ByteCounter) -> BinaryIO:
-    read = file.read
-
-    def counted_read(size: int = -1) -> bytes:
-        data = read(size)
-        counter.add(len(data))
-        return data
-
-    file.read = counted_read  # type: ignore[method-assign]
-    return file
 
 
 # ---- integrity -----------------------------------------------------------------------------------------------------
@@ -210,22 +196,12 @@ SHOWN_DIGITS = 12
 
 
 def check_files(
-    files: Iterable[RepoFile],
-    folder: Path,
-    *,
-    repo_id: str,
-    commit: str,
-    reporter: Reporter,
-    remembered: bool = True,
+    files: Iterable[RepoFile], folder: Path, *, repo_id: str, commit: str, reporter: Reporter, remembered: bool = True
 ) -> None:
     """Compare files of a snapshot with the hashes that the Hub gave for its commit.
 
     Args:
         files: as the Hub lists them; one without a hash is passed over.
-        folder: of the snapshot.
-        repo_id: the repo.
-        commit: 40 hex digits.
-        reporter: shows how far it is, where something has to be read.
         remembered: whether a file that was right once counts as right while its time is what it was; a bad disk changes
             no times.
 
@@ -248,13 +224,6 @@ def check_file(
     path: Path, file: RepoFile, *, repo_id: str, commit: str, advance: Advance = lambda amount=1, /: None
 ) -> None:
     """Compare one file with the hash that the Hub gave for it.
-
-    Args:
-        path: where it is.
-        file: as the Hub lists it.
-        repo_id: the repo.
-        commit: 40 hex digits.
-        advance: told the number of bytes after each piece that was read.
 
     Raises:
         CheckpointError: it is another one.
@@ -305,28 +274,27 @@ class _Memory:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known = _read(path)
+        self._known = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self._path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return dict(known) if isinstance(known, Mapping) else {}
 
     def has(self, path: Path, digest: str) -> bool:
         """Tell whether a file had a hash, and has not been touched since."""
-        return self._known.get(str(path)) == [*_marks(path), digest]
+        return self._known.get(str(path)) == _row(path, digest)
 
     def add(self, path: Path, digest: str) -> None:
         """Remember the hash of a file, beside what another run has remembered in the meantime."""
-        self._known = {**_read(self._path), str(path): [*_marks(path), digest]}
+        self._known = {**self._read(), str(path): _row(path, digest)}
         known = {name: row for name, row in self._known.items() if Path(name).exists()}
         with suppress(OSError):  # a work folder that cannot be written costs the next run some seconds
             write_atomically(self._path, json.dumps(known, sort_keys=True) + "\n")
 
 
-def _marks(path: Path) -> list[int]:
+def _row(path: Path, digest: str) -> list[Any]:
     seen = path.stat()
-    return [seen.st_size, seen.st_mtime_ns, seen.st_ino]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return dict(known) if isinstance(known, Mapping) else {}
+    return [seen.st_size, seen.st_mtime_ns, seen.st_ino, digest]

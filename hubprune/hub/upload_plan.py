@@ -1,18 +1,15 @@
-"""What a publish would change and send, found out without writing anything to the Hub.
-
-Teach this machine, before an upload, which chunks the Hub has already.
+"""What a publish would change and send, found out without writing anything to the Hub; and how it sends less.
 
 Xet cuts files into chunks of about 64 kB and uploads those that the Hub does not have.  A client remembers for weeks
 what it has uploaded itself.  About all else it asks the Hub only for the first chunk of a file, and for one chunk in
 1024, so once in 64 MB.  The first chunk of a pruned shard holds a header that the Hub has never seen, and what comes
 before the next question is sent in vain.  But the Hub knows the first chunk of the base's own shard: asked for that, it
-answers with all chunks that were uploaded together with it.
+answers with all chunks that were uploaded together with it.  So the primer asks before an upload.
 
-Find out how much of some files Xet would have to store, without asking the Hub and without sending anything.
-
-The client can upload into a folder instead.  There it cuts, compares and packs chunks as it does for the Hub, and says
-what was new.  So the base's shards go there first, for what the Hub knows, and then the pruned ones.  What it packed of
-the base is removed after each shard: it compares with its lists of chunks, a thousandth of that size.
+How much of some files is new is found out without asking the Hub.  The client can upload into a folder instead.  There
+it cuts, compares and packs chunks as it does for the Hub, and says what was new.  So the base's shards go there first,
+for what the Hub knows, and then the pruned ones.  What it packed of the base is removed after each shard: it compares
+with its lists of chunks, a thousandth of that size.
 """
 
 from __future__ import annotations
@@ -38,115 +35,109 @@ from hubprune.hub.transfer import ByteCounter
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-__all__ = ["PRIMER_BYTES", "beginning", "new_bytes", "plan_upload", "prime", "shards_to_show", "uses_xet"]
-
-
-# ---- primer --------------------------------------------------------------------------------------------------------
-
+logger = logging.getLogger(__name__)
 
 PRIMER_BYTES = 300_000
 """How much of a shard is shown: more than the largest chunk, 128 KiB, so that the first one is in it as a whole."""
 SMALLEST_SHARD_BYTES = 1_000_000
 """Below this the question costs about as much as it can save."""
 
-logger = logging.getLogger(__name__)
 
+def plan_upload(
+    folder: Path,
+    *,
+    files: tuple[RepoFile, ...],
+    target: Target,
+    base: BaseCheckpoint,
+    session: HubSession,
+    reporter: Reporter,
+    scratch: Path,
+    primer: bool = True,
+    overwrite: Overwrite = "nothing",
+) -> UploadPlan:
+    """Compare a folder with its repo as `commit.publish` does, and estimate how many bytes the Hub lacks.
 
-def uses_xet() -> bool:
-    """Return whether uploads of this process go to Xet rather than to LFS."""
-    from huggingface_hub import constants
-
-    return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
-
-
-def shards_to_show(base: BaseCheckpoint | None, *, upload: Sequence[RepoFile]) -> tuple[RepoFile, ...]:
-    """Choose the base's shards whose chunks the Hub should tell: those of which the upload may hold a pruned form.
-
-    Args:
-        base: None, or one that is not on the Hub, has none.
-        upload: files to upload; a shard that is among them as it was in the base is found by its own first chunk.
-    """
-    if base is None or base.commit is None:
-        return ()
-    whole = {f.sha256 for f in weight_files(base.files)}
-    if not any(f.sha256 not in whole and _is_worth_it(f) for f in weight_files(upload)):
-        return ()
-    unchanged = {f.sha256 for f in upload}
-    return tuple(f for f in weight_files(base.files) if _is_worth_it(f) and f.sha256 not in unchanged)
-
-
-def _is_worth_it(file: RepoFile) -> bool:
-    return file.size >= SMALLEST_SHARD_BYTES
-
-
-def prime(
-    shards: Sequence[RepoFile], *, base: BaseCheckpoint, target: Target, session: HubSession, reporter: Reporter
-) -> None:
-    """Upload the beginnings of some shards, which no commit will name, so that the client asks the Hub for them.
-
-    An upload goes on without: whatever fails here is only written into the log.
+    The estimate assumes that the Hub tells the client of all chunks of the base.  It knows nothing of what else is
+    there, so that an upload can turn out cheaper.
 
     Args:
-        shards: from `shards_to_show`; nothing happens where there is none, or where uploads do not go to Xet.
-        base: that they are of; what is not on this disk is read from the Hub.
-        target: whose Xet token is used; it has to exist.
-        session: which Hub, and as whom.
-        reporter: told what is done.
-    """
-    import httpx2
+        scratch: folder for what is compared, on a disk with room for a shard and the upload.
+        primer: whether the publish would use it.
 
-    if not shards or not uses_xet():
-        return
-    reporter.note(f"asking the Hub which parts of {_counted(len(shards))} of the base it has")
+    Raises:
+        EditedError: somebody changed files of the publish before, or has others that are in the way.
+    """
+    remote = RemoteState(repo_id=target.repo_id, commit="", files={}, manifest=None, card=None)
+    if target.parent is not None:
+        remote = read_remote(target.repo_id, commit=target.parent, session=session)
+    check_is_ours(remote, session=session, overwrite=overwrite, coming=files)
+    sent = files if overwrite != "nothing" else without_restated(files, folder=folder, remote=remote)
+    upload = missing(sent, remote=remote)
+    shown = tuple(f.path for f in shards_to_show(base, upload=upload)) if primer and uses_xet() else ()
+    lacking, primed = _lacking(folder, upload=upload, base=base, shown=shown, scratch=scratch, reporter=reporter)
+    new = [lacking[f.path] for f in upload]
+    return UploadPlan(
+        repo_id=target.repo_id,
+        revision=target.revision,
+        parent=target.parent,
+        create_pr=target.create_pr,
+        files=_planned(files, upload=upload, delete=stale(sent, remote=remote), remote=remote, lacking=lacking),
+        upload_bytes=sum(f.size for f in upload),
+        primer_bytes=primed,
+        new_bytes=None if None in new else primed + sum(n for n in new if n is not None),
+        card=(folder / CARD).read_text(encoding="utf-8"),
+    )
+
+
+def _planned(
+    files: Sequence[RepoFile],
+    *,
+    upload: Sequence[RepoFile],
+    delete: Sequence[str],
+    remote: RemoteState,
+    lacking: Mapping[str, int | None],
+) -> tuple[PlannedFile, ...]:
+    """Say of every file what becomes of it; one that is only restated counts as unchanged."""
+    sent = {f.path for f in upload}
+    rows = [PlannedFile(path=path, size=remote.files[path].size, change="deleted", new_bytes=0) for path in delete]
+    for file in files:
+        change = "unchanged" if file.path not in sent else "changed" if file.path in remote.files else "new"
+        new = lacking[file.path] if file.path in sent else 0
+        rows.append(PlannedFile(path=file.path, size=file.size, change=change, new_bytes=new))
+    return tuple(sorted(rows, key=lambda row: row.path))
+
+
+def _lacking(
+    folder: Path,
+    *,
+    upload: Sequence[RepoFile],
+    base: BaseCheckpoint,
+    shown: Sequence[str],
+    scratch: Path,
+    reporter: Reporter,
+) -> tuple[dict[str, int | None], int]:
+    """Return how many bytes of each file the Hub lacks, and how many the primer adds.
+
+    A file of the base costs nothing.  Of pruned shards the chunks are compared with the base's; all else counts whole.
+    """
+    there = {f.sha256 for f in base.files if f.sha256} if base.commit else set()
+    found: dict[str, int | None] = {f.path: 0 if f.sha256 in there else f.size for f in upload}
+    pruned = [f.path for f in weight_files(upload) if found[f.path]]
+    if not pruned or base.folder is None or base.commit is None or not uses_xet():
+        return found, 0
+    # Of those base shards that are in the upload as they were it holds no pruned form.
+    whole = {f.sha256 for f in upload}
+    known = [Path(base.folder, f.path) for f in weight_files(base.files) if f.sha256 not in whole]
+    parts, primer = [folder / path for path in pruned], [Path(base.folder, path) for path in shown]
     try:
-        session.api.preupload_lfs_files(
-            target.repo_id,
-            [_addition(shard, base=base, session=session) for shard in shards],
-            revision=target.revision,
-            create_pr=target.create_pr,
-        )
-    except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
-        # Its text may hold an address that was signed for this user.
-        logger.debug("the Hub was not asked for the base's chunks: %s", type(error).__name__)
+        added = new_bytes(parts, known=known, shown=primer, scratch=scratch, reporter=reporter)
+    except (DiskSpaceError, OSError, RuntimeError) as error:
+        reporter.warn(f"How much is new to the Hub could not be found out: {error}")
+        return found | dict.fromkeys(pruned), 0
+    return found | {path: added[folder / path] for path in pruned}, sum(added[path] for path in primer)
 
 
-def _counted(shards: int) -> str:
-    return "the weights" if shards == 1 else f"{shards} shards"
-
-
-def _addition(shard: RepoFile, *, base: BaseCheckpoint, session: HubSession) -> CommitOperationAdd:
-    from huggingface_hub import CommitOperationAdd
-
-    here = _on_disk(shard, base=base)
-    content = beginning(here) if here else _from_hub(shard, base=base, session=session)
-    return CommitOperationAdd(path_in_repo=shard.path, path_or_fileobj=content)
-
-
-def _on_disk(shard: RepoFile, *, base: BaseCheckpoint) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    if base.folder is not None and (path := Path(base.folder, shard.path)).is_file():
-        return path
-    cached = try_to_load_from_cache(base.name, shard.path, revision=base.commit)
-    return Path(cached) if isinstance(cached, str) else None
-
-
-def beginning(shard: Path) -> bytes:
-    """Read as much of a shard as the primer shows."""
-    with shard.open("rb") as file:
-        return file.read(PRIMER_BYTES)
-
-
-def _from_hub(shard: RepoFile, *, base: BaseCheckpoint, session: HubSession) -> bytes:
-    from huggingface_hub import HfFileSystem
-
-    files = HfFileSystem(endpoint=session.endpoint, token=session.token or False, skip_instance_cache=True)
-    # Its caches read ahead, by megabytes.
-    with files.open(f"{base.name}@{base.commit}/{shard.path}", cache_type="none") as file:
-        return bytes(file.read(min(PRIMER_BYTES, shard.size)))
-
-
-# ---- xet cost ------------------------------------------------------------------------------------------------------
+# ---- what Xet would have to store --------------------------------------------------------------------------------
 
 
 def new_bytes(
@@ -159,14 +150,15 @@ def new_bytes(
         known: files that the store holds.
         shown: those of them whose beginnings are uploaded before, by the primer; each is in the answer too.
         scratch: folder on a disk with room for the largest known file and for what is new.
-        reporter: shows the progress.
 
     Raises:
         DiskSpaceError: there is not enough room.
         OSError, RuntimeError: the client failed.
     """
     sizes = {path: path.stat().st_size for path in (*known, *files)}
-    _check_room(scratch, max((sizes[path] for path in known), default=0) + sum(sizes[path] for path in files))
+    needed = max((sizes[path] for path in known), default=0) + sum(sizes[path] for path in files)
+    if (free := shutil.disk_usage(scratch).free) < needed:
+        raise DiskSpaceError(f"Comparing chunks needs {needed:,} bytes below {scratch}, which has {free:,} free.")
     import hf_xet  # type: ignore[import-untyped]
 
     session = hf_xet.XetSession()
@@ -180,11 +172,6 @@ def new_bytes(
         except KeyboardInterrupt:
             session.sigint_abort()
             raise
-
-
-def _check_room(scratch: Path, needed: int) -> None:
-    if (free := shutil.disk_usage(scratch).free) < needed:
-        raise DiskSpaceError(f"Comparing chunks needs {needed:,} bytes below {scratch}, which has {free:,} free.")
 
 
 class _Store:
@@ -221,123 +208,84 @@ class _Store:
         return int(metrics.xorb_bytes_uploaded)
 
 
-# ---- upload plan ---------------------------------------------------------------------------------------------------
+# ---- the primer --------------------------------------------------------------------------------------------------
 
 
-def plan_upload(
-    folder: Path,
-    *,
-    files: tuple[RepoFile, ...],
-    target: Target,
-    base: BaseCheckpoint,
-    session: HubSession,
-    reporter: Reporter,
-    scratch: Path,
-    primer: bool = True,
-    overwrite: Overwrite = "nothing",
-) -> UploadPlan:
-    """Compare a folder with its repo as `commit.publish` does, and estimate how many bytes the Hub lacks.
+def uses_xet() -> bool:
+    """Return whether uploads of this process go to Xet rather than to LFS."""
+    from huggingface_hub import constants
 
-    The estimate assumes that the Hub tells the client of all chunks of the base.  It knows nothing of what else is
-    there, so that an upload can turn out cheaper.
+    return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
+
+
+def shards_to_show(base: BaseCheckpoint | None, *, upload: Sequence[RepoFile]) -> tuple[RepoFile, ...]:
+    """Choose the base's shards whose chunks the Hub should tell: those of which the upload may hold a pruned form.
 
     Args:
-        folder: the checkpoint with README.md, recipe.yaml and hubprune.json.
-        files: from `write_manifest`.
-        target: from `preflight`.
-        base: that the weights are a part of, downloaded.
-        session: which Hub; it is only read from.
-        reporter: shows the progress.
-        scratch: folder for what is compared, on a disk with room for a shard and the upload.
-        primer: whether the publish would use it.
-        overwrite: what may be replaced of what people changed there.
-
-    Raises:
-        EditedError: somebody changed files of the publish before, or has others that are in the way.
-        HubError: the Hub refused or did not answer.
+        base: None, or one that is not on the Hub, has none.
+        upload: files to upload; a shard that is among them as it was in the base is found by its own first chunk.
     """
-    remote = _remote(target, session=session)
-    check_is_ours(remote, session=session, overwrite=overwrite, coming=files)
-    sent = files if overwrite != "nothing" else without_restated(files, folder=folder, remote=remote)
-    upload = missing(sent, remote=remote)
-    shown = tuple(f.path for f in shards_to_show(base, upload=upload)) if primer and uses_xet() else ()
-    lacking, primed = _lacking(folder, upload=upload, base=base, shown=shown, scratch=scratch, reporter=reporter)
-    new = [lacking[f.path] for f in upload]
-    return UploadPlan(
-        repo_id=target.repo_id,
-        revision=target.revision,
-        parent=target.parent,
-        create_pr=target.create_pr,
-        files=_planned(files, upload=upload, delete=stale(sent, remote=remote), remote=remote, lacking=lacking),
-        upload_bytes=sum(f.size for f in upload),
-        primer_bytes=primed,
-        new_bytes=None if None in new else primed + sum(n for n in new if n is not None),
-        card=(folder / CARD).read_text(encoding="utf-8"),
-    )
+    if base is None or base.commit is None:
+        return ()
+    whole, unchanged = {f.sha256 for f in weight_files(base.files)}, {f.sha256 for f in upload}
+    if all(f.size < SMALLEST_SHARD_BYTES or f.sha256 in whole for f in weight_files(upload)):
+        return ()
+    large = (f for f in weight_files(base.files) if f.size >= SMALLEST_SHARD_BYTES)
+    return tuple(f for f in large if f.sha256 not in unchanged)
 
 
-def _remote(target: Target, *, session: HubSession) -> RemoteState:
-    if target.parent is None:
-        return RemoteState(repo_id=target.repo_id, commit="", files={}, manifest=None, card=None)
-    return read_remote(target.repo_id, commit=target.parent, session=session)
+def prime(
+    shards: Sequence[RepoFile], *, base: BaseCheckpoint, target: Target, session: HubSession, reporter: Reporter
+) -> None:
+    """Upload the beginnings of some shards, which no commit will name, so that the client asks the Hub for them.
 
+    An upload goes on without: whatever fails here is only written into the log.
 
-def _planned(
-    files: Sequence[RepoFile],
-    *,
-    upload: Sequence[RepoFile],
-    delete: Sequence[str],
-    remote: RemoteState,
-    lacking: Mapping[str, int | None],
-) -> tuple[PlannedFile, ...]:
-    """Say of every file what becomes of it; one that is only restated counts as unchanged."""
-    sent = {f.path for f in upload}
-    rows = [PlannedFile(path=path, size=remote.files[path].size, change="deleted", new_bytes=0) for path in delete]
-    for file in files:
-        change = "unchanged" if file.path not in sent else "changed" if file.path in remote.files else "new"
-        new = lacking[file.path] if file.path in sent else 0
-        rows.append(PlannedFile(path=file.path, size=file.size, change=change, new_bytes=new))
-    return tuple(sorted(rows, key=lambda row: row.path))
-
-
-# ---- bytes -------------------------------------------------------------------------------------------------------
-
-
-def _lacking(
-    folder: Path,
-    *,
-    upload: Sequence[RepoFile],
-    base: BaseCheckpoint,
-    shown: Sequence[str],
-    scratch: Path,
-    reporter: Reporter,
-) -> tuple[dict[str, int | None], int]:
-    """Return how many bytes of each file the Hub lacks, and how many the primer adds.
-
-    A file of the base costs nothing.  Of pruned shards the chunks are compared with the base's; all else counts whole.
+    Args:
+        shards: from `shards_to_show`; nothing happens where there is none, or where uploads do not go to Xet.
+        base: that they are of; what is not on this disk is read from the Hub.
     """
-    there = {f.sha256 for f in base.files if f.sha256} if base.commit else set()
-    found: dict[str, int | None] = {f.path: 0 if f.sha256 in there else f.size for f in upload}
-    pruned = [f.path for f in weight_files(upload) if found[f.path]]
-    if not pruned or base.folder is None or base.commit is None or not uses_xet():
-        return found, 0
+    import httpx2
+
+    if not shards or not uses_xet():
+        return
+    parts = "the weights" if len(shards) == 1 else f"{len(shards)} shards"
+    reporter.note(f"asking the Hub which parts of {parts} of the base it has")
     try:
-        added = new_bytes(
-            [folder / path for path in pruned],
-            known=_shards(base, upload=upload),
-            shown=[Path(base.folder, path) for path in shown],
-            scratch=scratch,
-            reporter=reporter,
+        session.api.preupload_lfs_files(
+            target.repo_id,
+            [_addition(shard, base=base, session=session) for shard in shards],
+            revision=target.revision,
+            create_pr=target.create_pr,
         )
-    except (DiskSpaceError, OSError, RuntimeError) as error:
-        reporter.warn(f"How much is new to the Hub could not be found out: {error}")
-        return found | dict.fromkeys(pruned), 0
-    return found | {path: added[folder / path] for path in pruned}, sum(
-        added[Path(base.folder, path)] for path in shown
-    )
+    except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
+        # Its text may hold an address that was signed for this user.
+        logger.debug("the Hub was not asked for the base's chunks: %s", type(error).__name__)
 
 
-def _shards(base: BaseCheckpoint, *, upload: Sequence[RepoFile]) -> list[Path]:
-    """List the base's shards of which the upload holds a pruned form: those that are not in it as they were."""
-    whole = {f.sha256 for f in upload}
-    return [Path(str(base.folder), f.path) for f in weight_files(base.files) if f.sha256 not in whole]
+def _addition(shard: RepoFile, *, base: BaseCheckpoint, session: HubSession) -> CommitOperationAdd:
+    from huggingface_hub import CommitOperationAdd, HfFileSystem
+
+    if here := _on_disk(shard, base=base):
+        content = beginning(here)
+    else:
+        files = HfFileSystem(endpoint=session.endpoint, token=session.token or False, skip_instance_cache=True)
+        # Its caches read ahead, by megabytes.
+        with files.open(f"{base.name}@{base.commit}/{shard.path}", cache_type="none") as file:
+            content = bytes(file.read(min(PRIMER_BYTES, shard.size)))
+    return CommitOperationAdd(path_in_repo=shard.path, path_or_fileobj=content)
+
+
+def _on_disk(shard: RepoFile, *, base: BaseCheckpoint) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    if base.folder is not None and (path := Path(base.folder, shard.path)).is_file():
+        return path
+    cached = try_to_load_from_cache(base.name, shard.path, revision=base.commit)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def beginning(shard: Path) -> bytes:
+    """Read as much of a shard as the primer shows."""
+    with shard.open("rb") as file:
+        return file.read(PRIMER_BYTES)

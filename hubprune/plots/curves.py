@@ -1,14 +1,11 @@
-"""Lines over a number of drops: what quality is left, and what speed was won.
-
-What each benchmark gained or lost, with its interval.
-"""
+"""What dropping does: quality and speed over a number of drops, what goes when, and what each benchmark changed by."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hubprune.plots.style import (
     COLOURS,
@@ -17,6 +14,7 @@ from hubprune.plots.style import (
     PANEL,
     QUIET,
     add_legend,
+    key,
     legend_height,
     look,
     new_figure,
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-# ---- curves --------------------------------------------------------------------------------------------------------
 
 
 Points = Sequence[tuple[int, float]]
@@ -82,7 +77,9 @@ def curve(
         for value, colour, dashes in ((baseline, INK, (0, (1, 1.5))), (chance, QUIET, (0, (6, 2, 1, 2))))
         if value is not None
     ]
-    drawn += [_key_of(kind) for kind in kinds]
+    for kind in kinds:
+        size = 12 if kind == "mlp" else 9
+        drawn.append(key(color=COLOURS[4], marker=STEP_MARKERS[kind][0], linestyle="none", markersize=size))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     _scale(axes, scale)
     whole_numbers(axes)
@@ -116,35 +113,20 @@ def speed_curve(
     rows = figure.subplots(2 if sdr else 1, 1, sharex=True, squeeze=False)[:, 0]
     drawn = [_line(rows[0], points, number=i) for i, points in enumerate(series.values())]
     for i, (label, points) in enumerate(series.items()):
-        if intervals:
-            _whiskers(rows[0], points, intervals[label], number=i)
+        for (drops, _), ends in zip(points, intervals[label] if intervals else (), strict=bool(intervals)):
+            colour = look(i)["color"]
+            rows[0].plot([drops, drops], ends, "_-", color=colour, linewidth=1, markersize=6, zorder=1.8)
         if sdr and label in sdr:
-            _line(rows[-1], _with_gaps(sdr[label], points), number=i)
+            known = dict(sdr[label])  # where it has no point, its line is broken
+            _line(rows[-1], [(drops, known.get(drops, math.nan)) for drops, _ in points], number=i)
     rows[0].set(ylabel=ylabel)
     if sdr:
         rows[-1].set(ylabel="SDR (points per %)")
     rows[-1].set(xlabel=xlabel)
     whole_numbers(rows[-1])
-    add_legend(figure, list(zip([*drawn, *([_key_of_whiskers()] if intervals else [])], labels, strict=True)))
+    whiskers = [key(color=COLOURS[4], marker="|", markersize=12, linestyle="none")] if intervals else []
+    add_legend(figure, list(zip([*drawn, *whiskers], labels, strict=True)))
     return figure
-
-
-def _whiskers(axes: Axes, points: Points, ends: Sequence[tuple[float, float]], *, number: int) -> None:
-    colour = look(number)["color"]
-    for (drops, _), (low, high) in zip(points, ends, strict=True):
-        axes.plot([drops, drops], [low, high], "_-", color=colour, linewidth=1, markersize=6, zorder=1.8)
-
-
-def _key_of_whiskers() -> Artist:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=COLOURS[4], marker="|", markersize=12, linestyle="none")
-
-
-def _with_gaps(points: Points, whole: Points) -> Points:
-    """Return a line's points with nothing where it has none, so that it does not run on over them."""
-    known = dict(points)
-    return [(drops, known.get(drops, math.nan)) for drops, _ in whole]
 
 
 def _line(axes: Axes, points: Points, *, number: int, kinds: Sequence[Step] | None = None) -> Artist:
@@ -152,27 +134,12 @@ def _line(axes: Axes, points: Points, *, number: int, kinds: Sequence[Step] | No
     style = look(number)
     if not kinds:
         return axes.plot(drops, values, **style)[0]
+    edges: dict[str, Any] = {"markeredgecolor": PANEL, "markeredgewidth": 0.3}
     for kind, (marker, _) in STEP_MARKERS.items():
         places = [i for i, step in enumerate(kinds) if step == kind]
         x, y = [drops[i] for i in places], [values[i] for i in places]
-        axes.plot(
-            x,
-            y,
-            marker,
-            color=style["color"],
-            markersize=12 if marker == "*" else 9,
-            markeredgecolor=PANEL,
-            markeredgewidth=0.3,
-        )
+        axes.plot(x, y, marker, color=style["color"], markersize=12 if marker == "*" else 9, **edges)
     return axes.plot(drops, values, color=style["color"], linestyle=style["linestyle"])[0]
-
-
-def _key_of(kind: Step) -> Artist:
-    from matplotlib.lines import Line2D
-
-    return Line2D(
-        [], [], color=COLOURS[4], marker=STEP_MARKERS[kind][0], linestyle="none", markersize=12 if kind == "mlp" else 9
-    )
 
 
 def _scale(axes: Axes, scale: Literal["linear", "log"]) -> None:
@@ -192,7 +159,65 @@ def _scale(axes: Axes, scale: Literal["linear", "log"]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-# ---- intervals -----------------------------------------------------------------------------------------------------
+CellState = Literal["kept", "dropped-attn", "dropped-mlp", "gone"]
+"""A layer after so many drops: whole, without attention, without MLP, or with neither."""
+CELLS: Mapping[CellState, tuple[str, str, str]] = {
+    "kept": ("#ece9d8", "", "kept"),
+    "dropped-attn": (COLOURS[0], "////", "attention dropped"),
+    "dropped-mlp": (COLOURS[5], "....", "MLP dropped"),
+    "gone": (COLOURS[1], "xxxx", "both dropped"),
+}
+"""State -> colour, hatch, name."""
+
+
+@styled
+def dropping_order(
+    rows: Sequence[Sequence[CellState]],
+    *,
+    counts: Sequence[int],
+    title: str,
+    ylabel: str = "sublayers dropped",
+    xlabel: str = "layer of the base",
+) -> Figure:
+    """Draw what is left of every layer after every number of drops (Figure 6 of arXiv 2406.15786).
+
+    Args:
+        rows: one row per layer, in the order of the base; in it one state per number of drops.
+        counts: the numbers of drops, one per entry of a row.
+        title: of the picture.
+        ylabel: what is counted.
+        xlabel: what the rows are.
+
+    Raises:
+        ValueError: a row has another length than `counts`.
+    """
+    from matplotlib.collections import PolyCollection
+    from matplotlib.patches import Patch
+
+    figure = new_figure(title, height=min(9.0, max(3.2, 1.9 + 0.16 * len(counts))))
+    axes = figure.subplots()
+    for state, (colour, hatch, _) in CELLS.items():
+        corners = [
+            [(x - 0.5, y - 0.5), (x + 0.5, y - 0.5), (x + 0.5, y + 0.5), (x - 0.5, y + 0.5)]
+            for x, row in enumerate(rows)
+            for y, found in zip(range(len(counts)), row, strict=True)
+            if found == state
+        ]
+        squares = PolyCollection(corners, facecolor=colour, edgecolor=PANEL, linewidth=0.8, hatch=hatch or None)
+        axes.add_collection(squares)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.5, len(rows) - 0.5), ylim=(len(counts) - 0.5, -0.5))
+    axes.grid(visible=False)
+    whole_numbers(axes)
+    every = max(1, -(-len(counts) // 16))
+    axes.set_yticks(range(0, len(counts), every), [str(count) for count in counts[::every]])
+    seen = {state for row in rows for state in row}
+    entries = [
+        (Patch(facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.4), name)
+        for state, (colour, hatch, name) in CELLS.items()
+        if state in seen
+    ]
+    add_legend(figure, entries)
+    return figure
 
 
 LOOKS: Mapping[str, tuple[str, str]] = {
@@ -242,7 +267,15 @@ def changes(rows: Sequence[Change], *, mean: Change | None = None, title: str) -
     axes.set_ylim(places[-1] + 0.7, -0.7)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("change in percentage points (this model − base)")
-    add_legend(figure, _entries(rows))
+    marks = {row.mark for row in rows}
+    entries = [
+        (key(color=colour, marker=marker, markersize=8, markeredgecolor=PANEL, linestyle="none"), mark)
+        for mark, (marker, colour) in LOOKS.items()
+        if mark in marks
+    ]
+    if any(row.low is not None for row in rows):
+        entries.append((key(color=INK, linewidth=2), "95 % interval"))
+    add_legend(figure, entries)
     return figure
 
 
@@ -262,17 +295,3 @@ def _draw(axes: Axes, row: Change, place: float, marker: str, colour: str) -> No
         bbox={"facecolor": PANEL, "edgecolor": "none", "pad": 0.5},
         zorder=2.5,
     )
-
-
-def _entries(rows: Sequence[Change]) -> list[tuple[Artist, str]]:
-    from matplotlib.lines import Line2D
-
-    marks = {row.mark for row in rows}
-    entries: list[tuple[Artist, str]] = [
-        (Line2D([], [], color=colour, marker=marker, markersize=8, markeredgecolor=PANEL, linestyle="none"), mark)
-        for mark, (marker, colour) in LOOKS.items()
-        if mark in marks
-    ]
-    if any(row.low is not None for row in rows):
-        entries.append((Line2D([], [], color=INK, linewidth=2), "95 % interval"))
-    return entries

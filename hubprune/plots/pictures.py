@@ -19,7 +19,6 @@ from hubprune.core.artifacts import (
     SublayerKind,
     SweepPoint,
     SweepReport,
-    TaskComparison,
 )
 from hubprune.core.privacy import scrub
 
@@ -76,20 +75,16 @@ def draw_changes(comparison: BenchmarkComparison, folder: Path, *, base: str) ->
 
 def changes_figure(comparison: BenchmarkComparison, *, base: str) -> Figure | None:
     """Draw the same, and write nothing yet; None where no task has a metric that changes in points."""
-    rows = tuple(
-        plots.Change(label=row.task, points=points.value, low=points.low, high=points.high, mark=_mark(row))
-        for row in comparison.main_metrics()
-        if (points := row.points)
-    )
+    rows = []
+    for row in comparison.main_metrics():
+        if found := row.points:
+            mark = (row.paired.mark if row.paired else None) or "not tested"
+            rows.append(plots.Change(label=row.task, points=found.value, low=found.low, high=found.high, mark=mark))
     if not rows:
         return None
     mean = comparison.mean_points
     ends = plots.Change(label="mean", points=mean.value, low=mean.low, high=mean.high) if mean and rows[1:] else None
     return plots.changes(rows, mean=ends, title=scrub(f"Benchmarks against {base}"))
-
-
-def _mark(row: TaskComparison) -> str:
-    return (row.paired.mark if row.paired else None) or "not tested"
 
 
 def importance_figure(scores: LayerScores, plan: DropPlan | None, *, base: str) -> Figure:
@@ -121,9 +116,6 @@ def measure_name(metric: str) -> str:
     return plots.MEASURE if metric == "cosine" else metric
 
 
-# ---- scores under several circumstances --------------------------------------------------------------------------
-
-
 def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
     """Draw a study: a heat map over revisions, lines per mix, or lines and agreement per number of samples.
 
@@ -152,9 +144,6 @@ def _correlations(study: ScoreStudy) -> dict[str, list[tuple[int, float]]]:
             if agreement.spearman is not None:
                 lines[NAMES[agreement.kind]].append((int(entry.label), agreement.spearman))
     return {name: [*points, (int(study.reference), 1.0)] for name, points in lines.items()}
-
-
-# ---- a sweep -----------------------------------------------------------------------------------------------------
 
 
 def draw_sweep(report: SweepReport, folder: Path) -> tuple[Path, ...]:

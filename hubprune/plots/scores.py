@@ -1,4 +1,4 @@
-"""Importance scores layer by layer: of one base, on several data sets, and over numbers of samples."""
+"""Importance scores layer by layer: of one base, on several data sets, over numbers of samples and over revisions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hubprune.plots.style import (
     PANEL,
     QUIET,
     add_legend,
+    key,
     legend_height,
     look,
     new_figure,
@@ -51,6 +52,8 @@ def importance(
         title: of the picture.
         measure: name of the scores.
     """
+    from matplotlib.patches import Patch
+
     gone = {kind: set((dropped or {}).get(kind, ())) for kind in panels}
     figure = new_figure(title, height=_height(len(panels)))
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -63,9 +66,14 @@ def importance(
             axes.errorbar(range(len(scores)), scores, yerr=whiskers, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
         _finish_panel(axes, kind, [scores], measure)
     _finish_axis(rows[-1])
-    add_legend(
-        figure, _bar_entries(gone=any(gone.values()), absent=any((absent or {}).values()), whiskers=errors is not None)
-    )
+    entries: list[tuple[Artist, str]] = [(Patch(facecolor=COLOURS[0]), "kept")]
+    if any(gone.values()):
+        entries.append((Patch(facecolor=COLOURS[1], hatch="////", edgecolor=PANEL, linewidth=0), "dropped"))
+    if any((absent or {}).values()):
+        entries.append((key(color=QUIET, marker="x", markersize=7, linestyle="none"), "not in the base"))
+    if errors is not None:
+        entries.append((key(color=INK, marker="|", markersize=9, linestyle="none"), "± 2 standard errors"))
+    add_legend(figure, entries)
     return figure
 
 
@@ -79,20 +87,6 @@ def _bars(axes: Axes, scores: Sequence[float], gone: set[int]) -> None:
     axes.bar(marked, heights, color=COLOURS[1], width=0.8, hatch="////", edgecolor=PANEL, linewidth=0)
     # A score near zero leaves no bar to see: a mark on the axis says all the same that the layer goes.
     axes.plot(marked, [0.0] * len(marked), "v", color=COLOURS[1], markersize=6, clip_on=False, zorder=5)
-
-
-def _bar_entries(*, gone: bool, absent: bool, whiskers: bool) -> list[tuple[Artist, str]]:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    entries: list[tuple[Artist, str]] = [(Patch(facecolor=COLOURS[0]), "kept")]
-    if gone:
-        entries.append((Patch(facecolor=COLOURS[1], hatch="////", edgecolor=PANEL, linewidth=0), "dropped"))
-    if absent:
-        entries.append((Line2D([], [], color=QUIET, marker="x", markersize=7, linestyle="none"), "not in the base"))
-    if whiskers:
-        entries.append((Line2D([], [], color=INK, marker="|", markersize=9, linestyle="none"), "± 2 standard errors"))
-    return entries
 
 
 @styled
@@ -133,6 +127,8 @@ def stability(
         title: of the picture.
         measure: name of the scores.
     """
+    from matplotlib.ticker import NullLocator
+
     kinds = list(next(iter(series.values())))
     labels = [*(f"{count:,} documents" for count in series), *(f"agreement, {shown(kind)}" for kind in agreement)]
     figure = new_figure(title, height=_height(len(kinds) + 1) + legend_height(labels) + 0.3)
@@ -145,26 +141,58 @@ def stability(
         axes.sharex(rows[len(kinds) - 1])
         axes.tick_params(labelbottom=False)
     _finish_axis(rows[-2])
-    agreeing = _agreement(rows[-1], agreement, counts=list(series))
+    axes = rows[-1]
+    agreeing: list[Artist] = []
+    for number, points in enumerate(agreement.values(), start=len(series)):
+        agreeing += axes.plot([count for count, _ in points], [rho for _, rho in points], **look(number))
+    axes.set_ylim(top=1 + 0.05 * (1 - axes.get_ylim()[0]))  # no rho is above 1
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(series), [str(count) for count in series])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="calibration documents", ylabel="Spearman's ρ")
+    axes.set_title("agreement of the order with the largest number", loc="left")
     add_legend(figure, list(zip([*drawn[0], *agreeing], labels, strict=True)))
     return figure
 
 
-def _agreement(
-    axes: Axes, agreement: Mapping[str, Sequence[tuple[int, float]]], *, counts: Sequence[int]
-) -> list[Artist]:
-    from matplotlib.ticker import NullLocator
+@styled
+def heat_map(
+    panels: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    labels: Sequence[str],
+    title: str,
+    ylabel: str = "revision",
+    first_apart: bool = True,
+    measure: str = MEASURE,
+) -> Figure:
+    """Draw importance by layer and revision, light where it is low (Figure 7 of arXiv 2406.15786).
 
-    drawn: list[Artist] = []
-    for number, points in enumerate(agreement.values(), start=len(counts)):
-        drawn += axes.plot([count for count, _ in points], [rho for _, rho in points], **look(number))
-    axes.set_ylim(top=1 + 0.05 * (1 - axes.get_ylim()[0]))  # no rho is above 1
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="calibration documents", ylabel="Spearman's ρ")
-    axes.set_title("agreement of the order with the largest number", loc="left")
-    return drawn
+    Args:
+        panels: name, as in `attention` -> one row of scores per label, one score per layer.
+        labels: of the rows, from top to bottom.
+        title: of the picture.
+        ylabel: what the labels are.
+        first_apart: leave layer 0 out of the colour scale, as the paper does: its score hides all others.
+        measure: name of the scores.
+    """
+    height = 1.6 + len(panels) * max(1.3, 0.75 + 0.24 * len(labels))
+    figure = new_figure(title, height=min(12.0, height))
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(rows, panels.items(), strict=True):
+        apart = first_apart and len(values[0]) > 2
+        scaled = [score for row in values for score in (row[1:] if apart else row)]
+        low, high = min(scaled), max(scaled)
+        image = axes.imshow(values, aspect="auto", cmap="cividis_r", interpolation="nearest", vmin=low, vmax=high)
+        over = apart and max(row[0] for row in values) > high
+        bar = figure.colorbar(image, ax=axes, extend="max" if over else "neither", pad=0.02)
+        bar.set_label(shown(measure))
+        axes.set_title(f"{shown(name)}{'  (layer 0 is beyond the colour scale)' if over else ''}", loc="left")
+        axes.set_yticks(range(len(labels)), [shown(label, longest=24) for label in labels])
+        axes.set(ylabel=ylabel)
+        axes.grid(visible=False)
+    rows[-1].set(xlabel="layer of the base")
+    whole_numbers(rows[-1])
+    return figure
 
 
 def _panel(axes: Axes, kind: str, lines: Sequence[Sequence[float]], measure: str) -> list[Artist]:
@@ -176,11 +204,7 @@ def _panel(axes: Axes, kind: str, lines: Sequence[Sequence[float]], measure: str
 def _finish_panel(axes: Axes, kind: str, lines: Sequence[Sequence[float]], measure: str) -> None:
     axes.set_title(shown(kind), loc="left")
     axes.set(ylabel=shown(measure))
-    _cut_tall(axes, lines)
-
-
-def _cut_tall(axes: Axes, lines: Sequence[Sequence[float]]) -> None:
-    """Cut the axis below a layer that towers over all others, and say so; the first layer does so in most models."""
+    # Cut the axis below a layer that towers over all others, and say so; the first layer does so in most models.
     tops = [max(line[layer] for line in lines) for layer in range(len(lines[0]))]
     order = sorted(range(len(tops)), key=lambda layer: tops[layer])
     axes.set_ylim(bottom=min(0.0, *tops))

@@ -123,15 +123,15 @@ def shown(text: str, *, longest: int = LONGEST_LABEL) -> str:
 
 def legend_columns(labels: Sequence[str]) -> int:
     """Return how many columns of a legend fit beside each other."""
-    return next(columns for columns in range(len(labels), 0, -1) if columns == 1 or _fits(labels, columns))
-
-
-def _fits(labels: Sequence[str], columns: int) -> bool:
-    # As matplotlib fills them: column by column, the first ones with one entry more where it does not come out even.
-    short, longer = divmod(len(labels), columns)
-    ends = [column * short + min(column, longer) for column in range(columns + 1)]
-    widest = [max(map(len, labels[start:end])) for start, end in pairwise(ends)]
-    return sum(widest) + COLUMN_CHARACTERS * columns <= LEGEND_CHARACTERS
+    for columns in range(len(labels), 1, -1):
+        # As matplotlib fills them: column by column, the first ones with one entry more where it does not come out
+        # even.
+        short, longer = divmod(len(labels), columns)
+        ends = [column * short + min(column, longer) for column in range(columns + 1)]
+        widest = [max(map(len, labels[start:end])) for start, end in pairwise(ends)]
+        if sum(widest) + COLUMN_CHARACTERS * columns <= LEGEND_CHARACTERS:
+            return columns
+    return 1
 
 
 def legend_height(labels: Sequence[str]) -> float:
@@ -143,6 +143,13 @@ def add_legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
     """Put a legend below the data, never on them."""
     labels = [label for _, label in entries]
     figure.legend([artist for artist, _ in entries], labels, loc="outside lower center", ncols=legend_columns(labels))
+
+
+def key(**looks: Any) -> Artist:
+    """Return the sign of a legend's entry that no line of the picture can stand for."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **looks)
 
 
 def look(number: int) -> dict[str, Any]:
@@ -176,7 +183,8 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     """
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     save_png(figure, png)
-    write_atomically(svg, _rendered(figure, "svg", {"Date": None, "Creator": None, "Title": _title(figure)}))
+    title = " ".join(figure.get_suptitle().split())
+    write_atomically(svg, _rendered(figure, "svg", {"Date": None, "Creator": None, "Title": title}))
     return png, svg
 
 
@@ -189,10 +197,6 @@ def png(figure: Figure) -> bytes:
     """Return a figure as the bytes of a PNG file."""
     _lay_out(figure)
     return _rendered(figure, "png", {"Software": None})
-
-
-def _title(figure: Figure) -> str:
-    return " ".join(figure.get_suptitle().split())
 
 
 @styled

@@ -1,1 +1,17 @@
-"""The pruning room: calibration, importance, selection, the checkpoint writer and its verification."""
+"""From a base in a folder, and texts to calibrate on, to a pruned checkpoint that is verified against it.
+
+base_files        what the base's files say, and where they contradict each other
+documents         calibration mixes and the texts of their subsets
+calibration       the samples that are drawn of a mix, as token ids
+streaming         the base one decoder layer at a time
+importance        scores of all sublayers, and the metrics
+aggregation       means over documents and subsets with their errors; how well two orders agree
+selection         the plan: which sublayers go, how wide MLPs become
+iterative         the same in rounds, with new scores in between
+layouts           how a result is written so that runtimes load it, and how a pruned base is made loadable
+width             narrower MLPs: which neurons stay, and their part of a tensor
+tokenizer_files   tokenizer files that give the base's token ids in every version of transformers
+checkpoint        the written folder
+verify, loading   the comparison with the base; `loading` is what its fresh process runs
+in_memory         the base as if it were pruned, without writing anything
+"""

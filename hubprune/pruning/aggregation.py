@@ -1,12 +1,13 @@
-"""Average the scores of documents into scores of a mix, with standard errors; pure arithmetic, no torch.
+"""Average the scores of documents into scores of a mix, and tell how well two orders of the same layers agree.
 
-How well two rankings of the same layers agree; pure arithmetic.
+Pure arithmetic, no torch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 
 from hubprune.core.artifacts import (
@@ -21,7 +22,7 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.errors import ScoringError
 
-# ---- aggregation ---------------------------------------------------------------------------------------------------
+KINDS: tuple[ScoreKind, ...] = ("attn", "mlp", "block")
 
 
 def aggregate(
@@ -46,49 +47,36 @@ def aggregate(
     Raises:
         ScoringError: a subset has no document.
     """
-    _check(rows, calibration)
+    for source, described in enumerate(calibration.sources):
+        if not any(row.source == source for row in rows):
+            raise ScoringError(f"No document of {described.label} was scored.")
     weights = [source.weight for source in calibration.sources]
     by_token = aggregation == "token"
 
-    def mean_of(source: int) -> ImportanceScores:
-        return _combine(rows, lambda values: _mean(rows, values, source, by_token=by_token))
+    def combine(average: Callable[[list[float]], float]) -> ImportanceScores:
+        """Apply an average over documents to every layer of every kind of score."""
+        kinds = (zip(*(getattr(row.scores, kind) for row in rows), strict=True) for kind in KINDS)
+        attn, mlp, block = (tuple(average(list(column)) for column in columns) for columns in kinds)
+        return ImportanceScores(attn=attn, mlp=mlp, block=block)
+
+    def mean(values: list[float], source: int) -> float:
+        inside = _inside(rows, values, source, by_token=by_token)
+        return math.fsum(size * value for size, value in inside) / sum(size for size, _ in inside)
 
     def weighted(values: list[float]) -> float:
-        return math.fsum(w * _mean(rows, values, source, by_token=by_token) for source, w in enumerate(weights))
+        return math.fsum(w * mean(values, source) for source, w in enumerate(weights))
 
-    error = _combine(rows, lambda values: stratified_standard_error(rows, values, weights=weights, by_token=by_token))
     return LayerScores(
         metric=metric,
         aggregation=aggregation,
         dtype=dtype,
         device=device,
-        mean=_combine(rows, weighted),
-        standard_error=error,
-        by_source=tuple(mean_of(source) for source in range(len(weights))),
+        mean=combine(weighted),
+        standard_error=combine(partial(stratified_standard_error, rows, weights=weights, by_token=by_token)),
+        by_source=tuple(combine(partial(mean, source=source)) for source in range(len(weights))),
         calibration=calibration,
         per_document=tuple(rows),
     )
-
-
-def _check(rows: Sequence[DocumentScores], calibration: CalibrationRecord) -> None:
-    for source, described in enumerate(calibration.sources):
-        if not any(row.source == source for row in rows):
-            raise ScoringError(f"No document of {described.label} was scored.")
-
-
-def _combine(rows: Sequence[DocumentScores], average: Callable[[list[float]], float]) -> ImportanceScores:
-    """Apply an average over documents to every layer of every kind of score."""
-
-    def each(kind: str) -> tuple[float, ...]:
-        columns = zip(*(getattr(row.scores, kind) for row in rows), strict=True)
-        return tuple(average(list(column)) for column in columns)
-
-    return ImportanceScores(attn=each("attn"), mlp=each("mlp"), block=each("block"))
-
-
-def _mean(rows: Sequence[DocumentScores], values: Sequence[float], source: int, *, by_token: bool) -> float:
-    inside = _inside(rows, values, source, by_token=by_token)
-    return math.fsum(size * value for size, value in inside) / sum(size for size, _ in inside)
 
 
 def _inside(
@@ -119,12 +107,6 @@ def stratified_standard_error(
     return math.sqrt(variance)
 
 
-# ---- agreement -----------------------------------------------------------------------------------------------------
-
-
-KINDS: tuple[ScoreKind, ...] = ("attn", "mlp", "block")
-
-
 def agreements(one: ImportanceScores, other: ImportanceScores, *, lowest: int) -> tuple[Agreement, ...]:
     """Compare the orders that two sets of scores give, kind by kind.
 
@@ -136,19 +118,17 @@ def agreements(one: ImportanceScores, other: ImportanceScores, *, lowest: int) -
     Raises:
         ValueError: they have different numbers of layers.
     """
-    found = []
-    for kind in KINDS:
-        first, second = getattr(one, kind), getattr(other, kind)
-        found.append(
-            Agreement(
-                kind=kind,
-                spearman=spearman(first, second),
-                kendall=kendall(first, second),
-                lowest=min(lowest, len(first)),
-                overlap=overlap(first, second, lowest=lowest),
-            )
+    pairs = [(kind, getattr(one, kind), getattr(other, kind)) for kind in KINDS]
+    return tuple(
+        Agreement(
+            kind=kind,
+            spearman=spearman(first, second),
+            kendall=kendall(first, second),
+            lowest=min(lowest, len(first)),
+            overlap=overlap(first, second, lowest=lowest),
         )
-    return tuple(found)
+        for kind, first, second in pairs
+    )
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -158,7 +138,11 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
         ValueError: they have different lengths.
     """
     _check_rankings(first, second)
-    return _pearson(mean_ranks(first), mean_ranks(second))
+    middle = (len(first) + 1) / 2  # of ranks from 1, ties or not
+    one, other = ([rank - middle for rank in mean_ranks(values)] for values in (first, second))
+    spread = math.sqrt(math.fsum(a * a for a in one) * math.fsum(b * b for b in other))
+    # Rounding may put the quotient a hair beyond 1.
+    return max(-1.0, min(1.0, math.fsum(a * b for a, b in zip(one, other, strict=True)) / spread)) if spread else None
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -170,7 +154,8 @@ def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
         ValueError: they have different lengths.
     """
     _check_rankings(first, second)
-    signs = [(_sign(a - b), _sign(c - d)) for (a, c), (b, d) in combinations(zip(first, second, strict=True), 2)]
+    pairs = combinations(zip(first, second, strict=True), 2)
+    signs = [((a > b) - (a < b), (c > d) - (c < d)) for (a, c), (b, d) in pairs]
     ordered = math.sqrt(sum(one != 0 for one, _ in signs) * sum(other != 0 for _, other in signs))
     return sum(one * other for one, other in signs) / ordered if ordered else None
 
@@ -182,11 +167,9 @@ def overlap(first: Sequence[float], second: Sequence[float], *, lowest: int) -> 
         ValueError: they have different lengths.
     """
     _check_rankings(first, second)
-    return len(_lowest(first, lowest) & _lowest(second, lowest))
-
-
-def _lowest(scores: Sequence[float], count: int) -> set[int]:
-    return set(sorted(range(len(scores)), key=lambda layer: (scores[layer], -layer))[:count])
+    orders = (sorted(range(len(scores)), key=lambda layer: (scores[layer], -layer)) for scores in (first, second))
+    one, other = (set(order[:lowest]) for order in orders)
+    return len(one & other)
 
 
 def mean_ranks(values: Sequence[float]) -> list[float]:
@@ -195,17 +178,6 @@ def mean_ranks(values: Sequence[float]) -> list[float]:
     first = {value: rank for rank, value in reversed(list(enumerate(ordered, start=1)))}
     last = {value: rank for rank, value in enumerate(ordered, start=1)}
     return [(first[value] + last[value]) / 2 for value in values]
-
-
-def _pearson(first: Sequence[float], second: Sequence[float]) -> float | None:
-    one, other = ([value - math.fsum(values) / len(values) for value in values] for values in (first, second))
-    spread = math.sqrt(math.fsum(a * a for a in one) * math.fsum(b * b for b in other))
-    # Rounding may put the quotient a hair beyond 1.
-    return max(-1.0, min(1.0, math.fsum(a * b for a, b in zip(one, other, strict=True)) / spread)) if spread else None
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
 
 
 def _check_rankings(first: Sequence[float], second: Sequence[float]) -> None:

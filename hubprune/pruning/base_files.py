@@ -2,18 +2,24 @@
 
 examine    config.json with the names and shapes of all tensors, the tokenizer, generation settings, links
 settle     once the weights are here: what transformers makes of them where config.json is silent or wrong
+fit        what both ask: what transformers makes of a config.json and of the tensors in some files
+
+Nobody knows better than transformers what it makes of a config.json and of tensors with certain names and shapes.  So
+its own loader is asked, in about a second, with a model on the meta device and tensors that have a shape and no data.
+What it does not use is left out of a result; what it would fill with random numbers, or fail on, is one error here, not
+a late one.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCheckpoint
@@ -25,11 +31,9 @@ from hubprune.core.files import scratch_folder
 from hubprune.core.neutral import ATTENTION, neutral_config
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import Structure, read_structure
+from hubprune.core.templates import published_code
 from hubprune.core.weights import open_weights
 from hubprune.pruning.checkpoint import carried_files
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ADAPTER = "adapter_config.json"
 GENERATION = "generation_config.json"
@@ -37,6 +41,11 @@ SAMPLE = "The first of 3 rivers (1,024 km) was high; Élise said: 'na und?'\n\ti
 """A text with words, numbers, signs and white space, as any calibration text has them."""
 READ_ROWS = 4096
 """Rows of an embedding that are in memory at once."""
+TOLD = 3
+"""Names that a message lists."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a tensor -> its shape."""
 
 
 def examine(base: BaseCheckpoint, *, folder: Path, shapes: Shapes, reporter: Reporter) -> None:
@@ -51,7 +60,13 @@ def examine(base: BaseCheckpoint, *, folder: Path, shapes: Shapes, reporter: Rep
     Raises:
         CheckpointError: the first contradiction, with its cause and what to do.
     """
-    _refuse_adapter(base)
+    if any(file.path == ADAPTER for file in base.files):
+        raise CheckpointError(
+            f"{base.name} holds {ADAPTER} beside its weights: with peft, transformers would load that adapter on top "
+            "of them, and without peft it would not.",
+            hint=f"Where the adapter is merged into the weights already, prune a copy of the base without {ADAPTER}; "
+            "else merge it first, with merge_and_unload() of peft.",
+        )
     carried_files(folder)
     found = fit(base.config, shapes, name=base.name)
     _check_generation(folder, name=base.name)
@@ -94,20 +109,6 @@ def shapes_in(folder: Path) -> Shapes:
         CheckpointError: a file is missing, truncated, inconsistent or hostile.
     """
     return {tensor.name: tensor.shape for _, tensor in open_weights(folder)}
-
-
-def _refuse_adapter(base: BaseCheckpoint) -> None:
-    """Refuse an adapter beside weights: what such a base computes depends on whether its reader has peft."""
-    if any(file.path == ADAPTER for file in base.files):
-        raise CheckpointError(
-            f"{base.name} holds {ADAPTER} beside its weights: with peft, transformers would load that adapter on top "
-            "of them, and without peft it would not.",
-            hint=f"Where the adapter is merged into the weights already, prune a copy of the base without {ADAPTER}; "
-            "else merge it first, with merge_and_unload() of peft.",
-        )
-
-
-# ---- what lies beside the weights --------------------------------------------------------------------------------
 
 
 def _check_generation(folder: Path, *, name: str) -> None:
@@ -156,9 +157,6 @@ def _check_tokenizer(folder: Path, found: Fit, *, name: str, reporter: Reporter)
             reporter.warn(f"config.json of {name} has {key}={token}, and the embedding {found.vocabulary} rows")
 
 
-# ---- the head ----------------------------------------------------------------------------------------------------
-
-
 def _has_own_head(folder: Path, found: Fit, base: BaseCheckpoint) -> bool:
     """Tell whether a head is stored beside the embedding, and has other values; both are read some rows at a time."""
     import torch
@@ -173,12 +171,6 @@ def _has_own_head(folder: Path, found: Fit, base: BaseCheckpoint) -> bool:
     return not all(
         torch.equal(*(reader.rows(name, part).double() for name in (family.head, family.embedding))) for part in parts
     )
-
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Name of a tensor -> its shape."""
-TOLD = 3
-"""Names that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,25 +203,16 @@ def fit(config: Mapping[str, Any], shapes: Shapes, *, name: str) -> Fit:
     """
     structure = read_structure(config, name=name)
     _require_layers(structure, shapes, name)
-    keys = _keys(config, structure)
+    keys = dict(config)
+    if structure.layout != "stock":  # then it has to be one that our code reads
+        keys = stock_config(config, structure)
+        keys |= layout_keys("pruned", keys, structure)
     try:
         loaded = _load(json.dumps(keys), tuple(sorted(shapes.items())))
     except Exception as error:  # what the libraries raise at values that they do not expect is anything
         raise _no_model(error, keys, name=name) from error
     _require_whole(loaded, config, shapes, name)
-    names = _names(loaded, shapes, structure, name)
-    return Fit(tensor_names=names, vocabulary=loaded.vocabulary, config=loaded.config)
-
-
-def _keys(config: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
-    """Return the config.json that transformers is handed: a stock one as it is, else one that our code reads."""
-    if structure.layout == "stock":
-        return dict(config)
-    kept = stock_config(config, structure)
-    return {**kept, **layout_keys("pruned", kept, structure)}
-
-
-# ---- what transformers says --------------------------------------------------------------------------------------
+    return Fit(tensor_names=_names(loaded, shapes, structure, name), vocabulary=loaded.vocabulary, config=loaded.config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +233,17 @@ class _Loaded:
 @lru_cache(maxsize=4)
 def _load(keys: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> _Loaded:
     import torch
+    import transformers
 
+    given, family = json.loads(keys), architecture_of(json.loads(keys))
     with _silence():
-        kind, config = _classes(json.loads(keys))
+        if given["model_type"] != family.model_type:
+            code = published_code(family)
+            kind, config = code[family.pruned_class], code[f"Pruned{family.config_class}"](**given)
+        else:
+            with scratch_folder(name="hubprune-config") as folder:
+                write_json(given, folder)
+                kind, config = getattr(transformers, family.causal_lm_class), neutral_config(folder, own_code=False)
         model, told = kind.from_pretrained(
             None,
             config=config,
@@ -274,21 +265,6 @@ def _load(keys: str, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> _Loaded
     )
 
 
-def _classes(keys: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return the class of the model and its config: transformers' own, or those of our modeling file."""
-    family = architecture_of(keys)
-    if keys["model_type"] != family.model_type:
-        from hubprune.core.templates import published_code
-
-        code = published_code(family)
-        return code[family.pruned_class], code[f"Pruned{family.config_class}"](**keys)
-    import transformers
-
-    with scratch_folder(name="hubprune-config") as folder:
-        write_json(keys, folder)
-        return getattr(transformers, family.causal_lm_class), neutral_config(folder, own_code=False)
-
-
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keep the bars and reports of loading away: what they say is said in our words."""
@@ -305,44 +281,27 @@ def _silence() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# ---- what does not fit -------------------------------------------------------------------------------------------
-
-
 def _no_model(error: Exception, keys: Mapping[str, Any], *, name: str) -> CheckpointError:
-    culprits = ", ".join(f"{key}={keys[key]!r:.60}" for key in _culprits(keys, str(error)))
-    named = f" with {culprits}" if culprits else ""
-    return CheckpointError(
-        f"transformers can make no model of config.json of {name}{named}: {first_words(error)}",
-        hint="Correct config.json so that AutoModelForCausalLM loads the base.",
-    )
-
-
-def first_words(error: Exception) -> str:
-    """Write the error of a library on one line."""
-    said = re.sub(r"\s+", " ", str(error)).strip()
-    return f"{type(error).__name__}: {said:.300}"
-
-
-def _culprits(keys: Mapping[str, Any], said: str) -> list[str]:
-    """Find the key without which a model can be built, if there is one; those that the error speaks of come first.
+    """Name the key without which a model can be built, if there is one; those that the error speaks of come first.
 
     Where sizes contradict each other, it could be either of them.
     """
 
     def builds_without(key: str) -> bool:
-        return _builds({other: value for other, value in keys.items() if other != key})
+        try:
+            _load(json.dumps({other: value for other, value in keys.items() if other != key}), ())
+        except Exception:  # as in `fit`
+            return False
+        return True
 
-    others = sorted((key for key in keys if key not in NEEDED_NUMBERS), key=lambda key: key not in said)
+    others = sorted((key for key in keys if key not in NEEDED_NUMBERS), key=lambda key: key not in str(error))
     found = next(filter(builds_without, others), None)
-    return [found] if found else list(filter(builds_without, NEEDED_NUMBERS))
-
-
-def _builds(keys: Mapping[str, Any]) -> bool:
-    try:
-        _load(json.dumps(keys), ())
-    except Exception:  # as in `fit`
-        return False
-    return True
+    culprits = [found] if found else list(filter(builds_without, NEEDED_NUMBERS))
+    named = f" with {', '.join(f'{key}={keys[key]!r:.60}' for key in culprits)}" if culprits else ""
+    return CheckpointError(
+        f"transformers can make no model of config.json of {name}{named}: {first_words(error)}",
+        hint="Correct config.json so that AutoModelForCausalLM loads the base.",
+    )
 
 
 def _require_layers(structure: Structure, shapes: Shapes, name: str) -> None:
@@ -410,3 +369,9 @@ def listed(names: Sequence[str]) -> str:
     """Write the first of some names, and how many more there are."""
     shown = ", ".join(names[:TOLD])
     return f"{shown} and {len(names) - TOLD} more" if len(names) > TOLD else shown
+
+
+def first_words(error: Exception) -> str:
+    """Write the error of a library on one line."""
+    said = re.sub(r"\s+", " ", str(error)).strip()
+    return f"{type(error).__name__}: {said:.300}"

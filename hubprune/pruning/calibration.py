@@ -48,44 +48,18 @@ def resolve_commits(mix: CalibrationMix) -> tuple[str | None, ...]:
     Raises:
         CalibrationError: a data set does not exist, may not be read, or cannot be reached.
     """
-    wanted = [(subset.dataset, subset.revision) for subset in mix.subsets]
-    commits = {pair: _resolve_commit(*pair) for pair in dict.fromkeys(wanted)}
-    return tuple(commits[pair] for pair in wanted)
-
-
-def file_hashes(mix: CalibrationMix) -> dict[str, str]:
-    """Return the SHA-256 of every local file of a mix: what tells its present text from another."""
-    paths = sorted({subset.dataset for subset in mix.subsets if is_file(subset.dataset)})
-    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
-
-
-def _resolve_commit(dataset: str, revision: str | None) -> str | None:
-    if is_file(dataset):
-        if not file_exists(dataset):
-            raise CalibrationError(f"The calibration file {dataset} does not exist.")
-        return None
-    try:
-        return _ask_commit(dataset, revision)
-    except Exception as error:
-        raise _refusal(dataset, error) from error
-
-
-def _refusal(dataset: str, error: Exception) -> CalibrationError:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError
-
-    if not isinstance(error, GatedRepoError):
-        return unreadable(dataset, error)
-    return CalibrationError(
-        f"The calibration data set {dataset} is gated, and this run has no access to it.",
-        hint=f"Ask for access at {constants.ENDPOINT}/datasets/{dataset} and log in with `hf auth login`, or pass "
-        "another mix with --calibration.",
-    )
+    commits: dict[tuple[str, str | None], str | None] = {}
+    for subset in mix.subsets:
+        if (pair := (subset.dataset, subset.revision)) not in commits:
+            if is_file(subset.dataset) and not file_exists(subset.dataset):
+                raise CalibrationError(f"The calibration file {subset.dataset} does not exist.")
+            commits[pair] = None if is_file(subset.dataset) else _ask_commit(*pair)
+    return tuple(commits[subset.dataset, subset.revision] for subset in mix.subsets)
 
 
 def _ask_commit(dataset: str, revision: str | None) -> str | None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     def passing(error: BaseException) -> bool:
         return isinstance(error, HfHubHTTPError) and error.response.status_code in (429, 500, 502, 503, 504)
@@ -93,10 +67,25 @@ def _ask_commit(dataset: str, revision: str | None) -> str | None:
     tries = Retrying(
         retry=retry_if_exception(passing), stop=stop_after_attempt(4), wait=wait_exponential(max=8), reraise=True
     )
-    info = tries(lambda: HfApi().dataset_info(dataset, revision=revision))
-    if info.gated:  # everybody may see its commit; only this tells whether its files may be read
-        tries(lambda: HfApi().auth_check(dataset, repo_type="dataset"))
+    try:
+        info = tries(lambda: HfApi().dataset_info(dataset, revision=revision))
+        if info.gated:  # everybody may see its commit; only this tells whether its files may be read
+            tries(lambda: HfApi().auth_check(dataset, repo_type="dataset"))
+    except GatedRepoError as error:
+        raise CalibrationError(
+            f"The calibration data set {dataset} is gated, and this run has no access to it.",
+            hint=f"Ask for access at {constants.ENDPOINT}/datasets/{dataset} and log in with `hf auth login`, or pass "
+            "another mix with --calibration.",
+        ) from error
+    except Exception as error:
+        raise unreadable(dataset, error) from error
     return info.sha
+
+
+def file_hashes(mix: CalibrationMix) -> dict[str, str]:
+    """Return the SHA-256 of every local file of a mix: what tells its present text from another."""
+    paths = sorted({subset.dataset for subset in mix.subsets if is_file(subset.dataset)})
+    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
 
 
 def draw(
@@ -126,21 +115,29 @@ def draw(
     Raises:
         CalibrationError: a subset is missing, too small for its share, or has no such text column.
     """
-    draft = _Draft(mix=mix, seed=seed, tokenizer=tokenizer, max_tokens=_length(mix, context_length, reporter))
+    max_tokens = min(mix.max_tokens, context_length or mix.max_tokens)
+    if max_tokens < mix.max_tokens:
+        reporter.note(f"samples have {max_tokens} tokens, the base's context, instead of the mix's {mix.max_tokens}")
+    draft = _Draft(mix=mix, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens)
     # With very few samples a small subset's share rounds to no sample at all: it is not part of what was drawn.
     parts = [part for part in zip(mix.subsets, mix.counts(), commits, strict=True) if part[1]]
     unit: Unit = "sequences" if mix.packed else "documents"
     with no_calls_elsewhere(), reporter.progress("drawing", total=mix.num_samples, unit=unit) as advance:
         drawn = [draft.draw(subset, count, commit=commit, advance=advance) for subset, count, commit in parts]
     documents = tuple(Document(source, ids) for source, part in enumerate(drawn) for ids in part.samples)
-    return CalibrationSet(documents, _record(draft, documents, drawn))
-
-
-def _length(mix: CalibrationMix, context_length: int | None, reporter: Reporter) -> int:
-    if context_length is None or mix.max_tokens <= context_length:
-        return mix.max_tokens
-    reporter.note(f"samples have {context_length} tokens, the base's context, instead of the mix's {mix.max_tokens}")
-    return context_length
+    digest, total = hashlib.sha256(), sum(part.subset.weight for part in drawn)
+    for document in documents:
+        digest.update(array("q", [len(document.ids), *document.ids]).tobytes())
+    record = CalibrationRecord(
+        mix=mix.name,
+        sources=tuple(part.source(weight=part.subset.weight / total, packed=mix.packed) for part in drawn),
+        max_tokens=max_tokens,
+        packed=mix.packed,
+        seed=seed,
+        shuffle_buffer=mix.shuffle_buffer,
+        token_sha256=digest.hexdigest(),
+    )
+    return CalibrationSet(documents, record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +149,21 @@ class _Part:
     samples: tuple[tuple[int, ...], ...]
     texts: int
     """Documents that were read."""
+
+    def source(self, *, weight: float, packed: bool) -> CalibrationSource:
+        """Record it, with its share of the mix."""
+        subset = self.subset
+        return CalibrationSource(
+            # A local path says nothing to anybody else, and a card must not tell where its author keeps files.
+            dataset=Path(subset.dataset).name if is_file(subset.dataset) else subset.dataset,
+            config=subset.config,
+            split=subset.split,
+            commit=self.commit,
+            weight=weight,
+            documents=len(self.samples),
+            texts=self.texts if packed else None,
+            tokens=sum(map(len, self.samples)),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,14 +181,27 @@ class _Draft:
         Raises:
             CalibrationError: there are fewer.
         """
-        texts = _Counted(stream(subset, commit=commit, seed=self.seed, buffer=self.mix.shuffle_buffer))
+        read = 0
+
+        def counted() -> Iterator[str]:
+            nonlocal read
+            for text in stream(subset, commit=commit, seed=self.seed, buffer=self.mix.shuffle_buffer):
+                read += 1
+                yield text
+
         samples: list[tuple[int, ...]] = []
-        for ids in islice(self._packed(texts) if self.mix.packed else map(self._cut, texts), count):
+        for ids in islice(self._packed(counted()) if self.mix.packed else map(self._cut, counted()), count):
             samples.append(ids)
             advance(1)
         if len(samples) < count:
-            raise self._too_few(subset, count, samples=len(samples), texts=texts.count)
-        return _Part(subset, commit, tuple(samples), texts.count)
+            had = f"has {read} documents"
+            if self.mix.packed:
+                had += f", enough for {len(samples)} sequences of {self.max_tokens} tokens"
+            raise CalibrationError(
+                f"{subset.dataset} ({subset.label}, {subset.split}) {had}, the mix wants {count} of it.",
+                hint="Lower --num-samples, or change the weights of the mix." if read else "Is it the right split?",
+            )
+        return _Part(subset, commit, tuple(samples), read)
 
     def _cut(self, text: str) -> tuple[int, ...]:
         return _tokens(self.tokenizer, text, truncation=True, max_length=self.max_tokens)
@@ -187,67 +212,8 @@ class _Draft:
         read = (end_of_document(_tokens(self.tokenizer, text, verbose=False), eos=eos) for text in texts)
         return pack(read, length=self.max_tokens)
 
-    def _too_few(self, subset: CalibrationSubset, count: int, *, samples: int, texts: int) -> CalibrationError:
-        place = f"{subset.dataset} ({subset.label}, {subset.split})"
-        had = f"has {texts} documents"
-        if self.mix.packed:
-            had += f", enough for {samples} sequences of {self.max_tokens} tokens"
-        return CalibrationError(
-            f"{place} {had}, the mix wants {count} of it.",
-            hint="Lower --num-samples, or change the weights of the mix." if texts else "Is it the right split?",
-        )
-
-
-class _Counted:
-    """Counts the texts that were taken from it."""
-
-    def __init__(self, texts: Iterator[str]) -> None:
-        self.count = 0
-        self._texts = texts
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            self.count += 1
-            yield text
-
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> tuple[int, ...]:
     if not (ids := tokenizer(text, **options)["input_ids"]):
         raise CalibrationError("The base's tokenizer makes no tokens of a document.")
     return tuple(ids)
-
-
-def _record(draft: _Draft, documents: Sequence[Document], drawn: Sequence[_Part]) -> CalibrationRecord:
-    mix = draft.mix
-    total = sum(part.subset.weight for part in drawn)
-    return CalibrationRecord(
-        mix=mix.name,
-        sources=tuple(_source(part, weight=part.subset.weight / total, packed=mix.packed) for part in drawn),
-        max_tokens=draft.max_tokens,
-        packed=mix.packed,
-        seed=draft.seed,
-        shuffle_buffer=mix.shuffle_buffer,
-        token_sha256=_digest(documents),
-    )
-
-
-def _source(part: _Part, *, weight: float, packed: bool) -> CalibrationSource:
-    subset = part.subset
-    return CalibrationSource(
-        # A local path says nothing to anybody else, and a card must not tell where its author keeps files.
-        dataset=Path(subset.dataset).name if is_file(subset.dataset) else subset.dataset,
-        config=subset.config,
-        split=subset.split,
-        commit=part.commit,
-        weight=weight,
-        documents=len(part.samples),
-        texts=part.texts if packed else None,
-        tokens=sum(map(len, part.samples)),
-    )
-
-
-def _digest(documents: Sequence[Document]) -> str:
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(array("q", [len(document.ids), *document.ids]).tobytes())
-    return digest.hexdigest()

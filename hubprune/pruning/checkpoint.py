@@ -1,10 +1,9 @@
 """Write a pruned checkpoint by copying byte ranges; no model is built, and only tensors that get narrower are loaded.
 
 A dropped sublayer is a set of tensors that are not copied.  Of an MLP with fewer neurons, the rows and columns of those
-that stay are picked, byte for byte.  Shard names, tensor order and metadata stay the base's,
-since the first chunk of a file decides how much of an upload the Hub can deduplicate.
-
-Say what a checkpoint folder holds: files with their hashes, parameters, bytes, and how fast its KV cache grows.
+that stay are picked, byte for byte.  Shard names, tensor order and metadata stay the base's, since the first chunk of a
+file decides how much of an upload the Hub can deduplicate.  What was written is described at the end: files with their
+hashes, parameters, bytes, and how fast the KV cache grows.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,22 +30,9 @@ from hubprune.core.weights import DTYPE_BITS, INDEX_NAME, LENGTH_BYTES, Shard, W
 from hubprune.pruning.tokenizer_files import settle_tokenizer
 from hubprune.pruning.width import KeptTensor, Neurons, cut_bytes, cuts, neurons_of
 
-# ---- checkpoint ----------------------------------------------------------------------------------------------------
-
-
 NUMBERED_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
 COPY_BYTES = 8 * 2**20
 NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
-
-
-@dataclass(frozen=True, slots=True)
-class ShardPlan:
-    """What of one base shard is copied, and under which names."""
-
-    source: Shard
-    name: str
-    kept: tuple[KeptTensor, ...]
-    """Tensors that stay, in file order."""
 
 
 def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, advance: Callable[[int], None]) -> None:
@@ -89,148 +75,6 @@ def write_companions(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None
         (folder / architecture.modeling_file(plan.layout)).write_text(code, encoding="utf-8")
 
 
-def write_weights(
-    weights: Weights, plan: DropPlan, architecture: Architecture, folder: Path, *, advance: Callable[[int], None]
-) -> None:
-    """Write the safetensors files of a plan, and the index where the base has one."""
-    shards = shard_plans(weights, plan, architecture)
-    neurons = neurons_of(weights, plan, architecture)
-    for shard in shards:
-        _write_shard(shard, folder / shard.name, neurons, advance)
-    if weights.index_metadata is not None:
-        _write_index(weights.index_metadata, shards, folder / INDEX_NAME)
-
-
-def shard_plans(weights: Weights, plan: DropPlan, architecture: Architecture) -> list[ShardPlan]:
-    """Decide for every shard which tensors stay and what they are called.
-
-    Raises:
-        CheckpointError: a sublayer that the plan drops or makes narrower has no tensors.
-    """
-    renamed, narrower = new_names(weights, plan, architecture), cuts(weights, plan, architecture)
-    plans = []
-    for shard in weights.shards:
-        named = [(t, name) for t in shard.tensors if (name := renamed[t.name]) is not None]
-        kept = tuple(KeptTensor(t, name, narrower.get(t.name)) for t, name in named)
-        if kept:
-            plans.append(ShardPlan(shard, shard.path.name, kept))
-    return plans if len(plans) == len(weights.shards) else _renumbered(plans)
-
-
-def _renumbered(plans: Sequence[ShardPlan]) -> list[ShardPlan]:
-    total = len(plans)
-    return [
-        replace(plan, name=f"{found['stem']}-{number:05d}-of-{total:05d}.safetensors")
-        if (found := NUMBERED_SHARD.fullmatch(plan.name))
-        else plan
-        for number, plan in enumerate(plans, start=1)
-    ]
-
-
-def new_names(weights: Weights, plan: DropPlan, architecture: Architecture) -> dict[str, str | None]:
-    """Map every tensor name of the base to its name in the pruned checkpoint, or to None where it goes.
-
-    Raises:
-        CheckpointError: a sublayer that the plan drops has no tensors.
-    """
-    layer_name = re.compile(rf"{re.escape(architecture.layers_prefix)}(\d+)\.((\w+)\..+)")
-    dropped_parts = _dropped_parts(plan, architecture)
-    numbers, met, names = plan.published_numbers, set[tuple[int, str]](), dict[str, str | None]()
-    for _, tensor in weights:
-        names[tensor.name] = tensor.name
-        if found := layer_name.fullmatch(tensor.name):
-            layer, rest, part = int(found[1]), found[2], found[3]
-            met.add((layer, part))
-            gone = layer not in numbers or (layer, part) in dropped_parts
-            names[tensor.name] = None if gone else f"{architecture.layers_prefix}{numbers[layer]}.{rest}"
-    if absent := dropped_parts - met:
-        layer, part = min(absent)
-        raise CheckpointError(f"{weights.folder} has no {architecture.layers_prefix}{layer}.{part} to drop.")
-    return names
-
-
-def _dropped_parts(plan: DropPlan, architecture: Architecture) -> set[tuple[int, str]]:
-    parts = architecture.parts
-    return {(layer, part) for kind in parts for layer in plan.layers(kind) for part in parts[kind]}
-
-
-def _write_shard(plan: ShardPlan, path: Path, neurons: Neurons | None, advance: Callable[[int], None]) -> None:
-    header = _header(plan)
-    with plan.source.path.open("rb") as source, path.open("wb") as target:
-        target.write(struct.pack("<Q", len(header)) + header)
-        target.flush()
-        for piece in _pieces(plan):
-            if isinstance(piece, tuple):
-                _copy_range(source, target, *piece, advance)
-            elif piece.cut and neurons:
-                target.write(cut_bytes(plan.source.path, piece.entry, piece.cut, neurons.kept(piece.cut.layer)))
-                target.flush()  # the kernel copies to where the file stands, not to where its buffer ends
-                advance(piece.size)
-
-
-def _header(plan: ShardPlan) -> bytes:
-    header: dict[str, object] = {}
-    if plan.source.metadata is not None:
-        header["__metadata__"] = dict(plan.source.metadata)
-    offset = 0
-    for kept in plan.kept:
-        offsets = [offset, offset + kept.size]
-        header[kept.name] = {"dtype": kept.entry.dtype, "shape": kept.shape, "data_offsets": offsets}
-        offset += kept.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    return text + b" " * (-(LENGTH_BYTES + len(text)) % 8)  # the format aligns the data to 8 bytes
-
-
-def _pieces(plan: ShardPlan) -> Iterator[tuple[int, int] | KeptTensor]:
-    """Yield the byte ranges to copy, neighbours joined, and between them the tensors that get narrower."""
-    begin = end = plan.kept[0].entry.begin
-    for kept in plan.kept:
-        if kept.cut or kept.entry.begin != end:
-            yield begin, end
-            begin = kept.entry.begin
-        if kept.cut:
-            yield kept
-            begin = kept.entry.end
-        end = kept.entry.end
-    yield begin, end
-
-
-def _copy_range(source: BinaryIO, target: BinaryIO, begin: int, end: int, advance: Callable[[int], None]) -> None:
-    copy = _kernel_copy if hasattr(os, "copy_file_range") else _buffered_copy
-    while begin < end:
-        try:
-            copied = copy(source, target, begin, min(COPY_BYTES, end - begin))
-        except OSError as error:
-            if copy is _buffered_copy or error.errno not in NO_KERNEL_COPY:
-                raise
-            copy = _buffered_copy
-            continue
-        if not copied:
-            raise CheckpointError(f"{source.name} became shorter while it was read.")
-        begin += copied
-        advance(copied)
-
-
-def _kernel_copy(source: BinaryIO, target: BinaryIO, begin: int, count: int) -> int:
-    return os.copy_file_range(source.fileno(), target.fileno(), count, offset_src=begin)
-
-
-def _buffered_copy(source: BinaryIO, target: BinaryIO, begin: int, count: int) -> int:
-    return os.write(target.fileno(), os.pread(source.fileno(), count, begin))
-
-
-def _write_index(metadata: Mapping[str, object], shards: Sequence[ShardPlan], path: Path) -> None:
-    kept = [(tensor, shard.name) for shard in shards for tensor in shard.kept]
-    totals: dict[str, object] = {"total_size": sum(tensor.size for tensor, _ in kept)}
-    if "total_parameters" in metadata:
-        totals["total_parameters"] = sum(tensor.parameters for tensor, _ in kept)
-    index = {
-        "metadata": {**metadata, **totals},
-        "weight_map": {t.name: shard for t, shard in sorted(kept, key=lambda row: row[0].name)},
-    }
-    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
 def carry_files(source: Path, folder: Path) -> None:
     """Copy tokenizer, generation, chat template and licence files byte for byte; see also `settle_tokenizer`.
 
@@ -262,7 +106,135 @@ def carried_files(source: Path) -> list[Path]:
     return [path for path in named if path.is_file()]
 
 
-# ---- inventory -----------------------------------------------------------------------------------------------------
+def write_weights(
+    weights: Weights, plan: DropPlan, architecture: Architecture, folder: Path, *, advance: Callable[[int], None]
+) -> None:
+    """Write the safetensors files of a plan, and the index where the base has one."""
+    shards = shard_plans(weights, plan, architecture)
+    neurons = neurons_of(weights, plan, architecture)
+    for shard in shards:
+        _write_shard(shard, folder / shard.name, neurons, advance)
+    if weights.index_metadata is None:
+        return
+    kept = [(tensor, shard.name) for shard in shards for tensor in shard.kept]
+    totals: dict[str, object] = {"total_size": sum(tensor.size for tensor, _ in kept)}
+    if "total_parameters" in weights.index_metadata:
+        totals["total_parameters"] = sum(tensor.parameters for tensor, _ in kept)
+    index = {
+        "metadata": {**weights.index_metadata, **totals},
+        "weight_map": {t.name: shard for t, shard in sorted(kept, key=lambda row: row[0].name)},
+    }
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """What of one base shard is copied, and under which names."""
+
+    source: Shard
+    name: str
+    kept: tuple[KeptTensor, ...]
+    """Tensors that stay, in file order."""
+
+
+def shard_plans(weights: Weights, plan: DropPlan, architecture: Architecture) -> list[ShardPlan]:
+    """Decide for every shard which tensors stay and what they are called.
+
+    Raises:
+        CheckpointError: a sublayer that the plan drops or makes narrower has no tensors.
+    """
+    renamed, narrower = new_names(weights, plan, architecture), cuts(weights, plan, architecture)
+    plans = []
+    for shard in weights.shards:
+        named = [(t, name) for t in shard.tensors if (name := renamed[t.name]) is not None]
+        kept = tuple(KeptTensor(t, name, narrower.get(t.name)) for t, name in named)
+        if kept:
+            plans.append(ShardPlan(shard, shard.path.name, kept))
+    if len(plans) < len(weights.shards):
+        for number, plan_of_shard in enumerate(plans):
+            if found := NUMBERED_SHARD.fullmatch(plan_of_shard.name):
+                name = f"{found['stem']}-{number + 1:05d}-of-{len(plans):05d}.safetensors"
+                plans[number] = replace(plan_of_shard, name=name)
+    return plans
+
+
+def new_names(weights: Weights, plan: DropPlan, architecture: Architecture) -> dict[str, str | None]:
+    """Map every tensor name of the base to its name in the pruned checkpoint, or to None where it goes.
+
+    Raises:
+        CheckpointError: a sublayer that the plan drops has no tensors.
+    """
+    layer_name = re.compile(rf"{re.escape(architecture.layers_prefix)}(\d+)\.((\w+)\..+)")
+    dropped_parts = {(row.layer, part) for row in plan.dropped for part in architecture.parts[row.kind]}
+    numbers, met, names = plan.published_numbers, set[tuple[int, str]](), dict[str, str | None]()
+    for _, tensor in weights:
+        names[tensor.name] = tensor.name
+        if found := layer_name.fullmatch(tensor.name):
+            layer, rest, part = int(found[1]), found[2], found[3]
+            met.add((layer, part))
+            gone = layer not in numbers or (layer, part) in dropped_parts
+            names[tensor.name] = None if gone else f"{architecture.layers_prefix}{numbers[layer]}.{rest}"
+    if absent := dropped_parts - met:
+        layer, part = min(absent)
+        raise CheckpointError(f"{weights.folder} has no {architecture.layers_prefix}{layer}.{part} to drop.")
+    return names
+
+
+def _write_shard(plan: ShardPlan, path: Path, neurons: Neurons | None, advance: Callable[[int], None]) -> None:
+    header: dict[str, object] = {}
+    if plan.source.metadata is not None:
+        header["__metadata__"] = dict(plan.source.metadata)
+    offset = 0
+    for kept in plan.kept:
+        offsets = [offset, offset + kept.size]
+        header[kept.name] = {"dtype": kept.entry.dtype, "shape": kept.shape, "data_offsets": offsets}
+        offset += kept.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(LENGTH_BYTES + len(text)) % 8)  # the format aligns the data to 8 bytes
+    with plan.source.path.open("rb") as source, path.open("wb") as target:
+        target.write(struct.pack("<Q", len(text)) + text)
+        target.flush()
+        for piece in _pieces(plan):
+            if isinstance(piece, tuple):
+                _copy_range(source, target, *piece, advance)
+            elif piece.cut and neurons:
+                target.write(cut_bytes(plan.source.path, piece.entry, piece.cut, neurons.kept(piece.cut.layer)))
+                target.flush()  # the kernel copies to where the file stands, not to where its buffer ends
+                advance(piece.size)
+
+
+def _pieces(plan: ShardPlan) -> Iterator[tuple[int, int] | KeptTensor]:
+    """Yield the byte ranges to copy, neighbours joined, and between them the tensors that get narrower."""
+    begin = end = plan.kept[0].entry.begin
+    for kept in plan.kept:
+        if kept.cut or kept.entry.begin != end:
+            yield begin, end
+            begin = kept.entry.begin
+        if kept.cut:
+            yield kept
+            begin = kept.entry.end
+        end = kept.entry.end
+    yield begin, end
+
+
+def _copy_range(source: BinaryIO, target: BinaryIO, begin: int, end: int, advance: Callable[[int], None]) -> None:
+    by_kernel = hasattr(os, "copy_file_range")
+    while begin < end:
+        count = min(COPY_BYTES, end - begin)
+        try:
+            if by_kernel:
+                copied = os.copy_file_range(source.fileno(), target.fileno(), count, offset_src=begin)
+            else:
+                copied = os.write(target.fileno(), os.pread(source.fileno(), count, begin))
+        except OSError as error:
+            if not by_kernel or error.errno not in NO_KERNEL_COPY:
+                raise
+            by_kernel = False
+            continue
+        if not copied:
+            raise CheckpointError(f"{source.name} became shorter while it was read.")
+        begin += copied
+        advance(copied)
 
 
 def take_inventory(

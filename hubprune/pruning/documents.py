@@ -1,8 +1,7 @@
-"""Read the documents of one subset of a mix: find it, check what it holds, stream it in shuffled order.
+"""The documents of a calibration mix: which mixes there are, what their subsets hold, and each one's texts in order.
 
-The shipped calibration mixes, and how `--calibration` finds one.
-
-Join documents and cut them into sequences of one length.
+A mix is found by name or in a file; its subsets are opened, checked, and streamed in shuffled order; and where samples
+are to be of one length, documents are joined and cut.  Nobody downloads a whole data set.
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ from hubprune.core.recipe import CalibrationMix, CalibrationSubset, parse, read_
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
-
-
-# ---- mixes ---------------------------------------------------------------------------------------------------------
 
 
 DOCUMENT_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
@@ -60,25 +56,27 @@ C4 = CalibrationMix(
 are longer than a sequence; their own code joins the documents and cuts, and so does this."""
 
 
-def _instructions(name: str, subset: CalibrationSubset) -> CalibrationMix:
-    return CalibrationMix(name=name, subsets=(subset,), num_samples=PAPER_SAMPLES, max_tokens=PAPER_TOKENS)
+INSTRUCTIONS = {
+    "codealpaca": CalibrationSubset(
+        dataset="sahil2801/CodeAlpaca-20k", column=("instruction", "input", "output"), weight=1
+    ),
+    "mathinstruct": CalibrationSubset(dataset="TIGER-Lab/MathInstruct", column=("instruction", "output"), weight=1),
+    # Beside its files the repo has a loading script, and with one of those datasets 4 and later open none of the
+    # configs.
+    "lima": CalibrationSubset(dataset="GAIR/lima", file="train.jsonl", column="conversations", weight=1),
+}
+"""The instruction sets of He et al. 2024, Figure 3, one document per row without the template of any chat: a base has
+none."""
 
-
-CODEALPACA = _instructions(
-    "codealpaca",
-    CalibrationSubset(dataset="sahil2801/CodeAlpaca-20k", column=("instruction", "input", "output"), weight=1),
-)
-MATHINSTRUCT = _instructions(
-    "mathinstruct", CalibrationSubset(dataset="TIGER-Lab/MathInstruct", column=("instruction", "output"), weight=1)
-)
-# Beside its files the repo has a loading script, and with one of those datasets 4 and later open none of the configs.
-LIMA = _instructions(
-    "lima", CalibrationSubset(dataset="GAIR/lima", file="train.jsonl", column="conversations", weight=1)
-)
-
-MIXES: Mapping[str, CalibrationMix] = {mix.name: mix for mix in (COSMOPEDIA, C4, CODEALPACA, MATHINSTRUCT, LIMA)}
-"""The shipped mixes.  The instruction sets are those of He et al. 2024, Figure 3, one document per row without the
-template of any chat: a base has none."""
+MIXES: Mapping[str, CalibrationMix] = {
+    "cosmopedia": COSMOPEDIA,
+    "c4": C4,
+    **{
+        name: CalibrationMix(name=name, subsets=(subset,), num_samples=PAPER_SAMPLES, max_tokens=PAPER_TOKENS)
+        for name, subset in INSTRUCTIONS.items()
+    },
+}
+"""The shipped mixes."""
 
 
 def is_file(dataset: str) -> bool:
@@ -97,25 +95,22 @@ def find_mix(name: str, *, num_samples: int | None = None, max_tokens: int | Non
     Raises:
         RecipeError: no such mix or file, or a value that cannot be used.
     """
-    mix = MIXES.get(name) or _from_file(Path(name))
-    given = {"num_samples": num_samples, "max_tokens": max_tokens}
-    return parse(CalibrationMix, {**mix.model_dump(), **{k: v for k, v in given.items() if v is not None}})
-
-
-def _from_file(path: Path) -> CalibrationMix:
-    if path.suffix in (*DOCUMENT_FILES, ".yaml", ".yml") and not file_exists(path):
-        raise RecipeError(f"The calibration file {path} does not exist.")
-    if path.suffix not in (*DOCUMENT_FILES, ".yaml", ".yml"):
+    path = Path(name)
+    if name not in MIXES and path.suffix not in (*DOCUMENT_FILES, ".yaml", ".yml"):
         raise RecipeError(
             f"There is no calibration mix {str(path)!r}.",
             hint=f"Shipped: {', '.join(MIXES)}. Or pass a .yaml with a mix, or a {', '.join(DOCUMENT_FILES)} file.",
         )
-    if path.suffix in DOCUMENT_FILES:
-        return CalibrationMix(name=path.name, subsets=(CalibrationSubset(dataset=str(path), weight=1.0),))
-    return parse(CalibrationMix, {"name": path.stem, **read_yaml(path)})
-
-
-# ---- documents -----------------------------------------------------------------------------------------------------
+    if name not in MIXES and not file_exists(path):
+        raise RecipeError(f"The calibration file {path} does not exist.")
+    if name in MIXES:
+        mix = MIXES[name]
+    elif path.suffix in DOCUMENT_FILES:
+        mix = CalibrationMix(name=path.name, subsets=(CalibrationSubset(dataset=str(path), weight=1.0),))
+    else:
+        mix = parse(CalibrationMix, {"name": path.stem, **read_yaml(path)})
+    given = {"num_samples": num_samples, "max_tokens": max_tokens}
+    return parse(CalibrationMix, {**mix.model_dump(), **{k: v for k, v in given.items() if v is not None}})
 
 
 def check_subsets(mix: CalibrationMix, commits: Sequence[str | None]) -> None:
@@ -147,6 +142,19 @@ def stream(subset: CalibrationSubset, *, commit: str | None, seed: int, buffer: 
                 yield text
 
 
+def _check_columns(subset: CalibrationSubset, rows: IterableDataset) -> None:
+    """Refuse columns whose type can hold neither text nor a list of texts; where that is not sure, a row will tell."""
+    if rows.features is None:
+        for row in rows.take(1):
+            text_of(row, subset)
+        return
+    for column in subset.columns:
+        feature = rows.features.get(column, {})
+        inner = getattr(feature, "feature", feature)  # of a list
+        if isinstance(inner, dict) or getattr(inner, "dtype", "string") not in ("string", "large_string", "null"):
+            raise _no_column(subset, column, list(rows.features))
+
+
 def text_of(row: Mapping[str, Any], subset: CalibrationSubset) -> str:
     """Return the document that a row holds: its column's text, or the texts of several columns joined by blank lines.
 
@@ -156,25 +164,14 @@ def text_of(row: Mapping[str, Any], subset: CalibrationSubset) -> str:
     Raises:
         CalibrationError: a column is not there or holds something else.
     """
-    texts = [text for column in subset.columns for text in _texts(row, column, subset)]
+    texts: list[str] = []
+    for column in subset.columns:
+        value = row.get(column)
+        found = value if isinstance(value, list) else [value] if value is not None else []
+        if column not in row or not all(isinstance(text, str) for text in found):
+            raise _no_column(subset, column, list(row))
+        texts += found
     return texts[0] if len(texts) == 1 else "\n\n".join(text for text in texts if text.strip())
-
-
-def unreadable(name: str, error: Exception) -> CalibrationError:
-    """Make an error of whatever a library said about a data set."""
-    first_line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return CalibrationError(
-        f"The calibration data set {name} cannot be read: {first_line}",
-        hint="Check its name and your access, or pass another mix with --calibration.",
-    )
-
-
-def _texts(row: Mapping[str, Any], column: str, subset: CalibrationSubset) -> list[str]:
-    value = row.get(column)
-    texts = value if isinstance(value, list) else [value] if value is not None else []
-    if column not in row or not all(isinstance(text, str) for text in texts):
-        raise _no_column(subset, column, list(row))
-    return texts
 
 
 def _no_column(subset: CalibrationSubset, column: str, columns: Sequence[str]) -> CalibrationError:
@@ -184,20 +181,36 @@ def _no_column(subset: CalibrationSubset, column: str, columns: Sequence[str]) -
     )
 
 
-def _check_columns(subset: CalibrationSubset, rows: IterableDataset) -> None:
-    if rows.features is not None:
-        for column in subset.columns:
-            if column not in rows.features or _is_no_text(rows.features[column]):
-                raise _no_column(subset, column, list(rows.features))
+def _open(subset: CalibrationSubset, commit: str | None) -> IterableDataset:
+    """Open a split of a subset; nothing is read yet.  What is one file has one split, `train`."""
+    import datasets
+
+    splits: Mapping[str, IterableDataset]
+    if file := subset.dataset if is_file(subset.dataset) else subset.file:
+        suffix = PurePosixPath(file).suffix
+        if suffix not in DOCUMENT_FILES:
+            said = f"{file} is none of {', '.join(DOCUMENT_FILES)}, the files that documents are read of."
+            raise CalibrationError(said)
+        place = file if is_file(subset.dataset) else f"hf://datasets/{subset.dataset}@{commit}/{file}"
+        splits = datasets.load_dataset(DOCUMENT_FILES[suffix], data_files=place, streaming=True)
     else:
-        for row in rows.take(1):
-            text_of(row, subset)
-
-
-def _is_no_text(feature: Any) -> bool:
-    """Tell a type that can hold neither text nor a list of texts; where that is not sure, the rows will tell."""
-    inner = getattr(feature, "feature", feature)  # of a list
-    return isinstance(inner, dict) or getattr(inner, "dtype", "string") not in ("string", "large_string", "null")
+        try:
+            splits = datasets.load_dataset(subset.dataset, subset.config, revision=commit, streaming=True)
+        except ValueError as error:  # for a config that is missing or unknown, among other things
+            known = datasets.get_dataset_config_names(subset.dataset, revision=commit)
+            if subset.config in known:
+                raise
+            several = "has several configs, and the mix names none"
+            raise CalibrationError(
+                f"{subset.dataset} {f'has no config {subset.config!r}' if subset.config else several}.",
+                hint=f"Its configs: {', '.join(known)}. Set `config` in the mix.",
+            ) from error
+    if subset.split not in splits:
+        raise CalibrationError(
+            f"{subset.dataset} ({subset.label}) has no split {subset.split!r}.",
+            hint=f"Its splits: {', '.join(map(str, splits))}. Set `split` in the mix.",
+        )
+    return splits[subset.split]
 
 
 @contextmanager
@@ -211,56 +224,13 @@ def _named(subset: CalibrationSubset) -> Iterator[None]:
         raise unreadable(f"{subset.dataset} ({subset.label}, {subset.split})", error) from error
 
 
-def _open(subset: CalibrationSubset, commit: str | None) -> IterableDataset:
-    splits = _splits(subset, commit)
-    if subset.split not in splits:
-        raise CalibrationError(
-            f"{subset.dataset} ({subset.label}) has no split {subset.split!r}.",
-            hint=f"Its splits: {', '.join(map(str, splits))}. Set `split` in the mix.",
-        )
-    return splits[subset.split]
-
-
-def _splits(subset: CalibrationSubset, commit: str | None) -> Mapping[str, IterableDataset]:
-    """Open all splits of a subset; nothing is read yet.  What is one file has one split, `train`."""
-    import datasets
-
-    splits: Mapping[str, IterableDataset]
-    if is_file(subset.dataset):
-        splits = datasets.load_dataset(_builder(subset.dataset), data_files=subset.dataset, streaming=True)
-        return splits
-    if subset.file:
-        place = f"hf://datasets/{subset.dataset}@{commit}/{subset.file}"
-        splits = datasets.load_dataset(_builder(subset.file), data_files=place, streaming=True)
-        return splits
-    try:
-        splits = datasets.load_dataset(subset.dataset, subset.config, revision=commit, streaming=True)
-    except ValueError as error:  # what datasets raises for a config that is missing or unknown, among other things
-        raise _no_config(subset, commit, error) from error
-    return splits
-
-
-def _builder(file: str) -> str:
-    """Return the builder of datasets that reads a file of this name."""
-    suffix = PurePosixPath(file).suffix
-    if suffix not in DOCUMENT_FILES:
-        raise CalibrationError(f"{file} is none of {', '.join(DOCUMENT_FILES)}, the files that documents are read of.")
-    return DOCUMENT_FILES[suffix]
-
-
-def _no_config(subset: CalibrationSubset, commit: str | None, error: ValueError) -> Exception:
-    from datasets import get_dataset_config_names
-
-    known = get_dataset_config_names(subset.dataset, revision=commit)
-    if subset.config in known:
-        return error
-    said = f"has no config {subset.config!r}" if subset.config else "has several configs, and the mix names none"
+def unreadable(name: str, error: Exception) -> CalibrationError:
+    """Make an error of whatever a library said about a data set."""
+    first_line = str(error).strip().partition("\n")[0] or type(error).__name__
     return CalibrationError(
-        f"{subset.dataset} {said}.", hint=f"Its configs: {', '.join(known)}. Set `config` in the mix."
+        f"The calibration data set {name} cannot be read: {first_line}",
+        hint="Check its name and your access, or pass another mix with --calibration.",
     )
-
-
-# ---- sequences -----------------------------------------------------------------------------------------------------
 
 
 def pack(documents: Iterable[Sequence[int]], *, length: int) -> Iterator[tuple[int, ...]]:

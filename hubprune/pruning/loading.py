@@ -16,10 +16,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from hubprune.core import devices
 from hubprune.core.artifacts import Check
-from hubprune.core.devices import held_bytes
+from hubprune.core.config import read_config
 from hubprune.core.neutral import fresh_generation, load_causal_lm, load_with_report
+from hubprune.core.weights import open_weights
 from hubprune.pruning.tokenizer_files import load_tokenizer, token_ids
+from hubprune.pruning.width import from_mask, stacked
 
 TIE = 1e-4
 """Two logits are a tie when they differ by less than this share, or than four units in the last place."""
@@ -113,8 +116,10 @@ def compare(request: CompareRequest) -> Comparison:
         model, info = load_with_report(request.folder, dtype=dtype, own_code=request.custom_code)
         logits = [model(ids).logits for ids in rows]
         pairs = list(zip(logits, reference, strict=True))
-        not_finite = "base" if _broken(reference) else "result" if _broken(logits) else None
+        finite = [all(bool(row.isfinite().all()) for row in found) for found in (reference, logits)]
+        not_finite: Literal["base", "result"] | None = None if all(finite) else "result" if finite[0] else "base"
         alone = [_greedy(model, ids, request.new_tokens) for ids in rows]
+        uncached = [_generate(model, ids, request.new_tokens, use_cache=False)[0] for ids in rows]
         cache = model(rows[0], use_cache=True).past_key_values
         return Comparison(
             missing_keys=tuple(sorted(map(str, info["missing_keys"]))),
@@ -123,13 +128,13 @@ def compare(request: CompareRequest) -> Comparison:
             dtype=str(dtype).removeprefix("torch."),
             max_logit_difference=0.0 if not_finite else max(float((one - other).abs().max()) for one, other in pairs),
             largest_logit=0.0 if not_finite else max(float(row.abs().max()) for row in reference),
-            argmax_equal=all(_same_next_tokens(one, other) for one, other in pairs),
+            argmax_equal=all(torch.equal(one.argmax(-1), other.argmax(-1)) for one, other in pairs),
             positions=sum(ids.numel() for ids in rows),
-            cached_equal=_same_texts(model, rows, alone, [_uncached(model, ids, request.new_tokens) for ids in rows]),
+            cached_equal=_same_texts(model, rows, alone, uncached),
             padded_equal=_same_texts(model, rows, alone, _padded(model, rows, request.new_tokens)),
             generated=sum(map(len, alone)),
             refused_without_trust=_refused(request.folder) if request.custom_code else None,
-            cache_bytes=held_bytes(cache),
+            cache_bytes=devices.held_bytes(cache),
             cache_tokens=rows[0].shape[1],
             other_ids=other_ids,
             compared_texts=compared_texts,
@@ -144,18 +149,6 @@ def _other_ids(request: CompareRequest, tokenizer: Any) -> tuple[int, int]:
     readers = [tokenizer, *([load_tokenizer(request.folder, trust_remote_code=True)] if request.custom_code else [])]
     found = [token_ids(reader) for reader in readers]
     return sum(any(ids != row for ids in pair) for row, *pair in zip(expected, *found, strict=True)), len(expected)
-
-
-def _same_next_tokens(one: Any, other: Any) -> bool:
-    """Tell whether two rows of logits have the same maxima."""
-    import torch
-
-    return bool(torch.equal(one.argmax(-1), other.argmax(-1)))
-
-
-def _broken(logits: Sequence[Any]) -> bool:
-    """Tell whether some logits are no finite numbers."""
-    return not all(bool(row.isfinite().all()) for row in logits)
 
 
 def load(request: LoadRequest) -> Loaded:
@@ -177,18 +170,12 @@ def _comparison_dtype(folder: str) -> Any:
 
     A removed sublayer adds exactly zero in either, so the tolerance is the same; for neurons see `_narrow`.
     """
-    from pathlib import Path
-
     import torch
 
-    from hubprune.core.config import read_config
-    from hubprune.core.devices import available_bytes, resolve_dtype, with_dtype
-    from hubprune.core.weights import open_weights
-
-    needed = 4 * open_weights(Path(folder)).parameters()
-    if needed < 0.8 * available_bytes():
+    if 4 * open_weights(Path(folder)).parameters() < 0.8 * devices.available_bytes():
         return torch.float32
-    return getattr(torch, resolve_dtype("auto", with_dtype(read_config(Path(folder)), Path(folder))))
+    config = devices.with_dtype(read_config(Path(folder)), Path(folder))
+    return getattr(torch, devices.resolve_dtype("auto", config))
 
 
 def _reference_logits(request: CompareRequest, rows: Sequence[Any], dtype: Any) -> list[Any]:
@@ -215,8 +202,6 @@ def _narrow(model: Any, tensor: NarrowedTensor, *, exact: bool) -> None:
     A sum over more terms is rounded elsewhere, even if these are zero: by some 1e-6 in float32, but by far more than
     any tolerance in bfloat16.  With the same neurons side by side there, the two models add in the same order.
     """
-    from hubprune.pruning.width import from_mask, stacked
-
     parameter, kept = model.get_parameter(tensor.name), from_mask(tensor.kept)
     if not exact:
         picked = stacked(kept, width=tensor.width, blocks=tensor.blocks)
@@ -229,10 +214,6 @@ def _narrow(model: Any, tensor: NarrowedTensor, *, exact: bool) -> None:
 
 def _greedy(model: Any, ids: Any, new_tokens: int) -> list[int]:
     return _generate(model, ids, new_tokens, use_cache=True)[0]
-
-
-def _uncached(model: Any, ids: Any, new_tokens: int) -> list[int]:
-    return _generate(model, ids, new_tokens, use_cache=False)[0]
 
 
 def _padded(model: Any, rows: Sequence[Any], new_tokens: int) -> list[list[int]]:
@@ -252,19 +233,18 @@ def _same_texts(model: Any, rows: Sequence[Any], ones: list[list[int]], others: 
 
     Two ways to compute the same logits differ in their last bits; where two tokens are that close, either is right.
     """
-    return all(_same_text(model, *texts) for texts in zip(rows, ones, others, strict=True))
-
-
-def _same_text(model: Any, ids: Any, one: list[int], other: list[int]) -> bool:
     import torch
 
-    if one == other:
-        return True
-    split = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
-    logits = model(torch.cat([ids, torch.tensor([one[:split]], dtype=ids.dtype)], dim=1)).logits[0, -1]
-    pair = logits[[one[split], other[split]]]
-    share = max(TIE, 4 * torch.finfo(logits.dtype).eps)
-    return bool((pair[0] - pair[1]).abs() <= share * pair.abs().max())
+    for ids, one, other in zip(rows, ones, others, strict=True):
+        if one == other:
+            continue
+        split = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+        logits = model(torch.cat([ids, torch.tensor([one[:split]], dtype=ids.dtype)], dim=1)).logits[0, -1]
+        pair = logits[[one[split], other[split]]]
+        share = max(TIE, 4 * torch.finfo(logits.dtype).eps)
+        if not (pair[0] - pair[1]).abs() <= share * pair.abs().max():  # nor where it is no number
+            return False
+    return True
 
 
 def _generate(model: Any, ids: Any, new_tokens: int, *, use_cache: bool, attention_mask: Any = None) -> list[list[int]]:
@@ -333,7 +313,10 @@ def compare_in_mlx(request: MlxRequest) -> MlxComparison:
 
     tokenizer = AutoTokenizer.from_pretrained(request.folder, trust_remote_code=False)
     rows = [tokenizer(prompt).input_ids for prompt in request.prompts]
-    reference = _transformers_logits(request.folder, rows)
+    model = load_causal_lm(request.folder, dtype=torch.float32, own_code=True)
+    with torch.inference_mode():
+        reference = [model(torch.tensor([row])).logits[0] for row in rows]
+    del model
     pairs = list(zip(reference, _mlx_logits(Path(request.folder), rows), strict=True))
     return MlxComparison(
         version=version("mlx-lm"),
@@ -341,14 +324,6 @@ def compare_in_mlx(request: MlxRequest) -> MlxComparison:
         argmax_equal=all(bool(b.isfinite().all()) and torch.equal(a.argmax(-1), b.argmax(-1)) for a, b in pairs),
         positions=sum(map(len, rows)),
     )
-
-
-def _transformers_logits(folder: str, rows: Sequence[Sequence[int]]) -> list[Any]:
-    import torch
-
-    model = load_causal_lm(folder, dtype=torch.float32, own_code=True)
-    with torch.inference_mode():
-        return [model(torch.tensor([row])).logits[0] for row in rows]
 
 
 def _mlx_logits(folder: Path, rows: Sequence[Sequence[int]]) -> list[Any]:

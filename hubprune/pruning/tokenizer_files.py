@@ -23,8 +23,6 @@ from hubprune.core.architectures import Architecture
 from hubprune.core.errors import CheckpointError
 from hubprune.core.strict import parse_json
 
-__all__ = ["TEXTS", "ids_depend_on_version", "load_tokenizer", "settle_tokenizer", "token_ids"]
-
 CONFIG, PIPELINE = "tokenizer_config.json", "tokenizer.json"
 VOCABULARIES = (PIPELINE, "tokenizer.model", "vocab.json", "tekken.json")
 """Files of which one at least makes a tokenizer."""
@@ -62,12 +60,11 @@ class _Fast:
     pads_left: bool = False
 
 
-LLAMAS = _Fast(adds_bos=True, pads_left=True)
 IN_VERSION_4 = {
-    "LlamaTokenizer": LLAMAS,
-    "CodeLlamaTokenizer": LLAMAS,
-    "GemmaTokenizer": _Fast(adds_bos=True, pads_left=True),
-    "CohereTokenizer": _Fast(adds_bos=True, pads_left=True),
+    **dict.fromkeys(
+        ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"),
+        _Fast(adds_bos=True, pads_left=True),
+    ),
     "GPTNeoXTokenizer": _Fast(adds_bos=False),
 }
 """The classes with a behaviour of their own, without `Fast` at the end; read in 4.48 and 4.57."""
@@ -95,12 +92,15 @@ def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architect
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
     config, own = _json(folder / CONFIG), _json(base_folder / "config.json")
-    named = config.get("tokenizer_class") or own.get("tokenizer_class")
-    readable = _is_readable_by_4(config)
+    own_name, extra = config.get("tokenizer_class"), config.get("extra_special_tokens")
+    named = own_name or own.get("tokenizer_class")
+    # Whether transformers 4 finds a class that it knows; for that of config.json it would have to trust code.
+    readable = isinstance(own_name, str) and own_name not in OF_NEWER and not isinstance(extra, list)
     if readable and architecture.model_type in FOLLOWS_NAME and not _is_misnamed(named, folder):
         return None
     base = _loaded(base_folder)
-    if readable and _generic(str(named)) == _generic(type(base).__name__) and _same(_loaded(folder), base):
+    by_class = type(base).__name__
+    if readable and _generic(str(named)) == _generic(by_class) and _decisive(_loaded(folder)) == _decisive(base):
         return None
     if not (folder / PIPELINE).is_file():  # transformers 5 makes it of a tokenizer.model, as transformers 4 would
         base.backend_tokenizer.save(str(folder / PIPELINE))
@@ -108,23 +108,16 @@ def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architect
             **{name: str(token) for name, token in base.special_tokens_map.items() if "_tokens" not in name},
             **config,
         }
-    by_class = type(base).__name__
     written = KEEPS_PIPELINE if by_class in OF_NEWER else by_class
     # What the class that was named does by itself in transformers 4 is written down.
     left = {"padding_side": "left"} if _in_version_4(named, architecture).pads_left else {}
     config = {"model_input_names": ["input_ids", "attention_mask"], **left, **config}
-    extra = config.get("extra_special_tokens")
     if isinstance(extra, list):  # transformers 4 takes a mapping there, and this for a list
         config = {key: value for key, value in config.items() if key != "extra_special_tokens"}
         config["additional_special_tokens"] = [*config.get("additional_special_tokens", ()), *extra]
-    _write({**config, "tokenizer_class": written}, folder / CONFIG)
+    text = json.dumps({**config, "tokenizer_class": written}, indent=2, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     return written
-
-
-def _is_readable_by_4(config: Mapping[str, Any]) -> bool:
-    """Tell whether transformers 4 finds a class that it knows; for that of config.json it would have to trust code."""
-    named, extra = config.get("tokenizer_class"), config.get("extra_special_tokens")
-    return isinstance(named, str) and named not in OF_NEWER and not isinstance(extra, list)
 
 
 def _is_misnamed(named: Any, folder: Path) -> bool:
@@ -144,6 +137,25 @@ def _generic(name: str) -> str:
 def _in_version_4(named: Any, architecture: Architecture) -> _Fast:
     name = named or UNNAMED_IN_VERSION_4.get(architecture.model_type)
     return IN_VERSION_4.get(str(name).removesuffix("Fast"), _Fast())
+
+
+def _loaded(folder: Path) -> Any:
+    try:
+        return load_tokenizer(folder)
+    except Exception as error:  # whatever a broken file makes of transformers and tokenizers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"The tokenizer of {folder} cannot be loaded: {reason:.200}") from error
+
+
+def _decisive(tokenizer: Any) -> object:
+    """Return all of a tokenizer that decides about ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id]
+    return special, json.loads(backend.to_str()) if backend is not None else token_ids(tokenizer)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return parse_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
 
 
 def ids_depend_on_version(base_folder: Path, folder: Path, *, architecture: Architecture) -> str | None:
@@ -178,45 +190,12 @@ def _around(processor: Any) -> tuple[bool, bool] | None:
     return (special[0][0], special[0][-1]) if special and special[0] else (False, False)
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
-
-
 def load_tokenizer(folder: Path | str, **options: Any) -> Any:
     """Load a tokenizer as somebody does who trusts no code: it never needs any."""
     from transformers import AutoTokenizer
 
     with _quiet():
         return AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False, **options})
-
-
-def token_ids(tokenizer: Any) -> list[list[int]]:
-    """Return the ids of all TEXTS, with and without special tokens, and of a chat where there is a template."""
-    special = {"bos": tokenizer.bos_token or "", "eos": tokenizer.eos_token or ""}
-    texts = [text.replace("{bos}", special["bos"]).replace("{eos}", special["eos"]) for text in TEXTS]
-    found = [list(tokenizer(text, add_special_tokens=added).input_ids) for added in (True, False) for text in texts]
-    if tokenizer.chat_template:
-        chat = tokenizer.apply_chat_template(list(CHAT), add_generation_prompt=True, tokenize=False)
-        found.append(list(tokenizer(chat, add_special_tokens=False).input_ids))
-    return found
-
-
-def _loaded(folder: Path) -> Any:
-    try:
-        return load_tokenizer(folder)
-    except Exception as error:  # whatever a broken file makes of transformers and tokenizers
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"The tokenizer of {folder} cannot be loaded: {reason:.200}") from error
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Tell whether two tokenizers agree in all that decides about ids."""
-    return _decisive(one) == _decisive(other)
-
-
-def _decisive(tokenizer: Any) -> object:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id]
-    return special, json.loads(backend.to_str()) if backend is not None else token_ids(tokenizer)
 
 
 @contextmanager
@@ -232,9 +211,12 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return parse_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
-
-
-def _write(values: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def token_ids(tokenizer: Any) -> list[list[int]]:
+    """Return the ids of all TEXTS, with and without special tokens, and of a chat where there is a template."""
+    bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+    texts = [text.replace("{bos}", bos).replace("{eos}", eos) for text in TEXTS]
+    found = [list(tokenizer(text, add_special_tokens=added).input_ids) for added in (True, False) for text in texts]
+    if tokenizer.chat_template:
+        chat = tokenizer.apply_chat_template(list(CHAT), add_generation_prompt=True, tokenize=False)
+        found.append(list(tokenizer(chat, add_special_tokens=False).input_ids))
+    return found

@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from hubprune.core import templates
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, Layout, Verification, WidthPlan
+from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, needs_modeling_file, pruned_classes
 from hubprune.core.devices import kv_cache_bytes
 from hubprune.core.errors import CheckpointError, VerificationError
@@ -24,6 +23,7 @@ from hubprune.core.files import scratch_folder
 from hubprune.core.processes import last_words, run_to_end
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import Structure, read_structure
+from hubprune.core.templates import modeling_code
 from hubprune.core.weights import Shard, TensorEntry, Weights, open_weights
 from hubprune.pruning.checkpoint import count_parameters, shard_plans
 from hubprune.pruning.layouts import Runnable
@@ -68,11 +68,13 @@ def verify(
         VerificationError: the fresh process could not load one of the two, or what they compute is no number.
     """
     weights = base.weights()
+    outputs = {"attn": architecture.attn_output, "mlp": architecture.mlp_output}
     request = CompareRequest(
         base_folder=str(base.folder.resolve()),
         base_custom_code=base.own_code,
         folder=str(folder.resolve()),
-        zeroed=_zeroed(plan, architecture),
+        # Projections that are set to zero, so that a dropped sublayer adds nothing.
+        zeroed=tuple(f"{architecture.layers_prefix}{d.layer}.{outputs[d.kind]}" for d in plan.dropped),
         narrowed=_narrowed(weights, plan, architecture),
         prompts=PROMPTS,
         new_tokens=NEW_TOKENS,
@@ -85,7 +87,10 @@ def verify(
             hint="Nothing was published. A weight is broken or overflows that no score depends on: the last norm or "
             "the head.",
         )
-    in_mlx = _in_mlx(folder) if plan.layout == "nemotron-nas" and mlx_is_installed() else None
+    in_mlx = None
+    if plan.layout == "nemotron-nas" and mlx_is_installed():
+        asked = MlxRequest(folder=str(folder.resolve()), prompts=PROMPTS)
+        in_mlx = _in_fresh_process("mlx", asked, MlxComparison)
     planned = _planned_parameters(weights, plan, config, architecture)
     planned_cache = kv_cache_bytes(config, gone=plan.gone("attn"), tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
@@ -105,9 +110,91 @@ def verify(
     )
 
 
-def _in_mlx(folder: Path) -> MlxComparison:
-    request = MlxRequest(folder=str(folder.resolve()), prompts=PROMPTS)
-    return _in_fresh_process("mlx", request, MlxComparison)
+def _narrowed(weights: Weights, plan: DropPlan, architecture: Architecture) -> tuple[NarrowedTensor, ...]:
+    """List the tensors of the base of which only some neurons stay, with which ones."""
+    if not (neurons := neurons_of(weights, plan, architecture)):
+        return ()
+    rows = cuts(weights, plan, architecture)
+    masks = {cut.layer: mask_of(neurons.kept(cut.layer)) for cut in rows.values()}
+    return tuple(
+        NarrowedTensor(name=name, axis=cut.axis, blocks=cut.blocks, width=cut.width, kept=masks[cut.layer])
+        for name, cut in rows.items()
+    )
+
+
+def _planned_parameters(base: Weights, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture) -> int:
+    gone = tuple(
+        f"{architecture.layers_prefix}{d.layer}.{part}." for d in plan.dropped for part in architecture.parts[d.kind]
+    )
+    dropped = sum(t.parameters for _, t in base if t.name.startswith(gone) and architecture.is_parameter(t.name))
+    narrower = cuts(base, plan, architecture)
+    cut_off = sum(t.parameters - KeptTensor(t, t.name, narrower.get(t.name)).parameters for _, t in base)
+    return count_parameters(base, config, architecture) - dropped - cut_off
+
+
+def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
+    parts = architecture.parts
+    gone = [(layer, part) for kind in parts for layer in plan.published_layers(kind) for part in parts[kind]]
+    forbidden = tuple(f"{architecture.layers_prefix}{layer}.{part}." for layer, part in gone)
+    names = [tensor.name for _, tensor in open_weights(folder)]
+    left = [name for name in names if forbidden and name.startswith(forbidden)]
+    detail = f"{left[0]} is still there" if left else f"none of {len(names)} tensors belongs to a dropped sublayer"
+    return Check(name="dropped tensors are in no file", passed=not left, detail=detail)
+
+
+def _bytes_check(base: Weights, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
+    written = {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
+    neurons = neurons_of(base, plan, architecture)
+    kept = [(shard.source, tensor) for shard in shard_plans(base, plan, architecture) for tensor in shard.kept]
+    differing = [t.name for shard, t in kept if not _same_bytes(shard, t, written.get(t.name), neurons)]
+    detail = ", ".join(differing[:3]) or f"{len(kept)} tensors compared"
+    return Check(name="kept tensors are the base's, byte for byte", passed=not differing, detail=detail)
+
+
+def _same_bytes(
+    source: Shard, kept: KeptTensor, written: tuple[Shard, TensorEntry] | None, neurons: Neurons | None
+) -> bool:
+    if written is None or (kept.entry.dtype, kept.shape) != (written[1].dtype, written[1].shape):
+        return False
+    with source.path.open("rb") as first, written[0].path.open("rb") as second:
+        first.seek(kept.entry.begin)
+        second.seek(written[1].begin)
+        if kept.cut and neurons:
+            return cut_bytes(source.path, kept.entry, kept.cut, neurons.kept(kept.cut.layer)) == second.read(kept.size)
+        pieces = (min(COMPARE_BYTES, kept.size - done) for done in range(0, kept.size, COMPARE_BYTES))
+        return all(first.read(piece) == second.read(piece) for piece in pieces)
+
+
+def _ids_told(seen: Comparison, base: Runnable, folder: Path, architecture: Architecture) -> str:
+    """Say what was found out about token ids, and with which transformers."""
+    texts = f"{seen.compared_texts} texts"
+    if seen.other_ids:
+        return f"{seen.other_ids} of {texts} differ in transformers {seen.transformers}"
+    depends = ids_depend_on_version(base.folder, folder, architecture=architecture)
+    return f"{texts} in transformers {seen.transformers}" + (f"; {depends}" if depends else "")
+
+
+def _checks(seen: Comparison, parameters: int, cache_bytes: int, *, parts: str, ids: str) -> list[Check]:
+    """Hold what was seen against what was planned: so many parameters, and so many bytes of KV cache."""
+    keys = [*seen.missing_keys, *seen.unexpected_keys]
+    largest = max(TOLERANCE, RELATIVE_TOLERANCE * seen.largest_logit)
+    counted = f"{seen.parameters:,} of {parameters:,} planned"
+    cached = f"{seen.cache_bytes:,} of {cache_bytes:,} bytes planned for {seen.cache_tokens} tokens"
+    difference = f"largest difference {seen.max_logit_difference:.2e} in {seen.dtype}"
+    rows: list[tuple[str, bool, str]] = [
+        ("loads without missing or unexpected keys", not keys, ", ".join(keys[:3]) or "all tensors used"),
+        ("parameters as planned", seen.parameters == parameters, counted),
+        ("KV cache as planned", seen.cache_bytes == cache_bytes, cached),
+        (f"logits equal the base without the dropped {parts}", seen.max_logit_difference <= largest, difference),
+        ("next tokens equal", seen.argmax_equal, f"{seen.positions} positions"),
+        ("token ids equal the base's", not seen.other_ids, ids),
+        ("greedy text with KV cache equals without", seen.cached_equal, f"{seen.generated} tokens"),
+        ("greedy text in a left-padded batch equals alone", seen.padded_equal, f"{len(PROMPTS)} prompts"),
+    ]
+    if seen.refused_without_trust is not None:
+        text = "refused" if seen.refused_without_trust else "it loaded another class"
+        rows.append(("does not load without trust_remote_code", seen.refused_without_trust, text))
+    return [Check(name=name, passed=passed, detail=detail) for name, passed, detail in rows]
 
 
 def require_passed(verification: Verification) -> None:
@@ -154,6 +241,37 @@ def load_from_hub(
     return loaded
 
 
+def _in_fresh_process(
+    action: str, request: BaseModel, answer: type[Answer], *, environment: Mapping[str, str] | None = None
+) -> Answer:
+    with scratch_folder(name="hubprune-fresh") as work:
+        # transformers copies remote code into a cache of modules before it imports it; ours is thrown away.
+        variables = {**os.environ, "HF_MODULES_CACHE": str(work / "modules"), **(environment or {})}
+        asked = _with_short_names(request, work).model_dump_json()
+        command = [sys.executable, "-m", "hubprune.pruning.loading", action]
+        done = run_to_end(command, input=asked, capture_output=True, text=True, env=variables)
+    if done.returncode < 0:
+        raise VerificationError(
+            f"The fresh process that loads the checkpoint was killed by signal {-done.returncode}.",
+            hint="Most likely the memory was too small: it has to hold the whole model, one after the other.",
+        )
+    try:
+        return answer.model_validate_json(done.stdout.splitlines()[-1])
+    except (IndexError, ValidationError) as error:
+        raise VerificationError(f"A fresh process could not load the checkpoint: {last_words(done.stderr)}") from error
+
+
+def _with_short_names(request: BaseModel, work: Path) -> BaseModel:
+    """Let the folders of a request be found under the names of their fields, whatever they are called themselves.
+
+    transformers makes the last part of a path a part of a module's, with seven characters more for each hyphen.
+    """
+    links = {name: work / name for name, value in request if name.endswith("folder") and isinstance(value, str)}
+    for name, link in links.items():
+        link.symlink_to(getattr(request, name), target_is_directory=True)
+    return request.model_copy(update={name: str(link) for name, link in links.items()})
+
+
 def ships_only_our_code(folder: Path, config: Mapping[str, Any], structure: Structure) -> bool:
     """Tell whether all code that loading a folder would run is what this version of hubprune writes.
 
@@ -166,22 +284,26 @@ def ships_only_our_code(folder: Path, config: Mapping[str, Any], structure: Stru
     code = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
     if layout == "stock":
         return "auto_map" not in config and not code
-    classes = pruned_classes(architecture, layout)
-    return (
-        {key: config.get(key) for key in classes} == classes
-        and code == {architecture.modeling_file(layout)}
-        and _is_our_modeling_file(folder, architecture, layout)
-        and "auto_map" not in _json(folder / "tokenizer_config.json")
-    )
+    classes, file = pruned_classes(architecture, layout), folder / architecture.modeling_file(layout)
+    if code != {file.name} or {key: config.get(key) for key in classes} != classes or not file.is_file():
+        return False
+    if file.read_bytes() != modeling_code(architecture, layout=layout).encode():
+        return False
+    tokenizer = folder / "tokenizer_config.json"
+    return not tokenizer.is_file() or "auto_map" not in parse_json(tokenizer.read_bytes(), where=str(tokenizer))
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    return parse_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
+class _Origin(BaseModel):
+    """What config.json says of where the checkpoint comes from."""
 
-
-def _is_our_modeling_file(folder: Path, architecture: Architecture, layout: Layout) -> bool:
-    path = folder / architecture.modeling_file(layout)
-    return path.is_file() and path.read_bytes() == templates.modeling_code(architecture, layout=layout).encode()
+    base_model: str
+    base_commit: str | None
+    base_num_hidden_layers: int = Field(ge=1, le=MAX_LAYERS)
+    dropped_attn_layers_of_base: tuple[int, ...]
+    dropped_mlp_layers_of_base: tuple[int, ...]
+    absent_attn_layers_of_base: tuple[int, ...] = ()
+    absent_mlp_layers_of_base: tuple[int, ...] = ()
+    widths_of_base: WidthPlan | None = None
 
 
 def plan_of(config: Mapping[str, Any]) -> DropPlan:
@@ -216,19 +338,6 @@ def base_of(config: Mapping[str, Any]) -> tuple[str, str | None]:
     return origin.base_model, origin.base_commit
 
 
-class _Origin(BaseModel):
-    """What config.json says of where the checkpoint comes from."""
-
-    base_model: str
-    base_commit: str | None
-    base_num_hidden_layers: int = Field(ge=1, le=MAX_LAYERS)
-    dropped_attn_layers_of_base: tuple[int, ...]
-    dropped_mlp_layers_of_base: tuple[int, ...]
-    absent_attn_layers_of_base: tuple[int, ...] = ()
-    absent_mlp_layers_of_base: tuple[int, ...] = ()
-    widths_of_base: WidthPlan | None = None
-
-
 def _origin(config: Mapping[str, Any]) -> _Origin:
     try:
         return _Origin.model_validate(config.get("hubprune"))
@@ -237,142 +346,3 @@ def _origin(config: Mapping[str, Any]) -> _Origin:
             "config.json does not say what was dropped from which base.",
             hint="Only checkpoints that hubprune wrote can be verified.",
         ) from error
-
-
-def _zeroed(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
-    """Name the projections of the base that are set to zero so that a dropped sublayer adds nothing."""
-    outputs = {"attn": architecture.attn_output, "mlp": architecture.mlp_output}
-    return tuple(f"{architecture.layers_prefix}{d.layer}.{outputs[d.kind]}" for d in plan.dropped)
-
-
-def _narrowed(weights: Weights, plan: DropPlan, architecture: Architecture) -> tuple[NarrowedTensor, ...]:
-    """List the tensors of the base of which only some neurons stay, with which ones."""
-    if not (neurons := neurons_of(weights, plan, architecture)):
-        return ()
-    rows = cuts(weights, plan, architecture)
-    masks = {cut.layer: mask_of(neurons.kept(cut.layer)) for cut in rows.values()}
-    return tuple(
-        NarrowedTensor(name=name, axis=cut.axis, blocks=cut.blocks, width=cut.width, kept=masks[cut.layer])
-        for name, cut in rows.items()
-    )
-
-
-def _planned_parameters(base: Weights, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture) -> int:
-    gone = _dropped_prefixes(plan, architecture)
-    dropped = sum(t.parameters for _, t in base if t.name.startswith(gone) and architecture.is_parameter(t.name))
-    narrower = cuts(base, plan, architecture)
-    cut_off = sum(t.parameters - KeptTensor(t, t.name, narrower.get(t.name)).parameters for _, t in base)
-    return count_parameters(base, config, architecture) - dropped - cut_off
-
-
-def _dropped_prefixes(plan: DropPlan, architecture: Architecture) -> tuple[str, ...]:
-    prefix, parts = architecture.layers_prefix, architecture.parts
-    return tuple(f"{prefix}{d.layer}.{part}." for d in plan.dropped for part in parts[d.kind])
-
-
-def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
-    forbidden = tuple(
-        f"{architecture.layers_prefix}{layer}.{part}."
-        for kind, names in architecture.parts.items()
-        for layer in plan.published_layers(kind)
-        for part in names
-    )
-    names = [tensor.name for _, tensor in open_weights(folder)]
-    left = [name for name in names if forbidden and name.startswith(forbidden)]
-    detail = f"{left[0]} is still there" if left else f"none of {len(names)} tensors belongs to a dropped sublayer"
-    return Check(name="dropped tensors are in no file", passed=not left, detail=detail)
-
-
-def _bytes_check(base: Weights, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
-    written = {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
-    neurons = neurons_of(base, plan, architecture)
-    kept = [(shard.source, tensor) for shard in shard_plans(base, plan, architecture) for tensor in shard.kept]
-    differing = [t.name for shard, t in kept if not _same_bytes(shard, t, written.get(t.name), neurons)]
-    detail = ", ".join(differing[:3]) or f"{len(kept)} tensors compared"
-    return Check(name="kept tensors are the base's, byte for byte", passed=not differing, detail=detail)
-
-
-def _same_bytes(
-    source: Shard, kept: KeptTensor, written: tuple[Shard, TensorEntry] | None, neurons: Neurons | None
-) -> bool:
-    if written is None or (kept.entry.dtype, kept.shape) != (written[1].dtype, written[1].shape):
-        return False
-    with source.path.open("rb") as first, written[0].path.open("rb") as second:
-        first.seek(kept.entry.begin)
-        second.seek(written[1].begin)
-        if kept.cut and neurons:
-            return cut_bytes(source.path, kept.entry, kept.cut, neurons.kept(kept.cut.layer)) == second.read(kept.size)
-        pieces = (min(COMPARE_BYTES, kept.size - done) for done in range(0, kept.size, COMPARE_BYTES))
-        return all(first.read(piece) == second.read(piece) for piece in pieces)
-
-
-def _ids_told(seen: Comparison, base: Runnable, folder: Path, architecture: Architecture) -> str:
-    """Say what was found out about token ids, and with which transformers."""
-    texts = f"{seen.compared_texts} texts"
-    if seen.other_ids:
-        return f"{seen.other_ids} of {texts} differ in transformers {seen.transformers}"
-    depends = ids_depend_on_version(base.folder, folder, architecture=architecture)
-    return f"{texts} in transformers {seen.transformers}" + (f"; {depends}" if depends else "")
-
-
-def _checks(
-    seen: Comparison, planned_parameters: int, planned_cache_bytes: int, *, parts: str, ids: str
-) -> list[Check]:
-    keys = [*seen.missing_keys, *seen.unexpected_keys]
-    rows: list[tuple[str, bool, str]] = [
-        ("loads without missing or unexpected keys", not keys, ", ".join(keys[:3]) or "all tensors used"),
-        (
-            "parameters as planned",
-            seen.parameters == planned_parameters,
-            f"{seen.parameters:,} of {planned_parameters:,} planned",
-        ),
-        (
-            "KV cache as planned",
-            seen.cache_bytes == planned_cache_bytes,
-            f"{seen.cache_bytes:,} of {planned_cache_bytes:,} bytes planned for {seen.cache_tokens} tokens",
-        ),
-        (
-            f"logits equal the base without the dropped {parts}",
-            seen.max_logit_difference <= max(TOLERANCE, RELATIVE_TOLERANCE * seen.largest_logit),
-            f"largest difference {seen.max_logit_difference:.2e} in {seen.dtype}",
-        ),
-        ("next tokens equal", seen.argmax_equal, f"{seen.positions} positions"),
-        ("token ids equal the base's", not seen.other_ids, ids),
-        ("greedy text with KV cache equals without", seen.cached_equal, f"{seen.generated} tokens"),
-        ("greedy text in a left-padded batch equals alone", seen.padded_equal, f"{len(PROMPTS)} prompts"),
-    ]
-    if seen.refused_without_trust is not None:
-        text = "refused" if seen.refused_without_trust else "it loaded another class"
-        rows.append(("does not load without trust_remote_code", seen.refused_without_trust, text))
-    return [Check(name=name, passed=passed, detail=detail) for name, passed, detail in rows]
-
-
-def _in_fresh_process(
-    action: str, request: BaseModel, answer: type[Answer], *, environment: Mapping[str, str] | None = None
-) -> Answer:
-    with scratch_folder(name="hubprune-fresh") as work:
-        # transformers copies remote code into a cache of modules before it imports it; ours is thrown away.
-        variables = {**os.environ, "HF_MODULES_CACHE": str(work / "modules"), **(environment or {})}
-        asked = _with_short_names(request, work).model_dump_json()
-        command = [sys.executable, "-m", "hubprune.pruning.loading", action]
-        done = run_to_end(command, input=asked, capture_output=True, text=True, env=variables)
-    if done.returncode < 0:
-        raise VerificationError(
-            f"The fresh process that loads the checkpoint was killed by signal {-done.returncode}.",
-            hint="Most likely the memory was too small: it has to hold the whole model, one after the other.",
-        )
-    try:
-        return answer.model_validate_json(done.stdout.splitlines()[-1])
-    except (IndexError, ValidationError) as error:
-        raise VerificationError(f"A fresh process could not load the checkpoint: {last_words(done.stderr)}") from error
-
-
-def _with_short_names(request: BaseModel, work: Path) -> BaseModel:
-    """Let the folders of a request be found under the names of their fields, whatever they are called themselves.
-
-    transformers makes the last part of a path a part of a module's, with seven characters more for each hyphen.
-    """
-    links = {name: work / name for name, value in request if name.endswith("folder") and isinstance(value, str)}
-    for name, link in links.items():
-        link.symlink_to(getattr(request, name), target_is_directory=True)
-    return request.model_copy(update={name: str(link) for name, link in links.items()})

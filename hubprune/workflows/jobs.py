@@ -23,7 +23,7 @@ from hubprune.core.recipe import Recipe
 from hubprune.core.requests import JobRequest
 from hubprune.hub.retry import translate
 from hubprune.hub.session import PUBLISHER_PREFIX, HubSession
-from hubprune.workflows.publish.pipeline import check
+from hubprune.workflows.publish import check
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, open_run
 

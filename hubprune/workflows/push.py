@@ -15,10 +15,11 @@ from hubprune.core.files import list_files, make_writable
 from hubprune.core.recipe import Recipe, parse
 from hubprune.core.requests import PushRequest
 from hubprune.core.stages import StageStore, work_folder
-from hubprune.hub.preflight import Target, target_of
+from hubprune.hub.preflight import target_of
 from hubprune.hub.remote import missing, read_remote
 from hubprune.hub.session import HubSession
-from hubprune.workflows.publish.pipeline import Delivery, Product, announcer, deliver
+from hubprune.hub.target import Target
+from hubprune.workflows.publish import Delivery, Product, announcer, deliver
 from hubprune.workflows.run import Run, open_session
 
 STAGES = ("Check", "Publish and load back")

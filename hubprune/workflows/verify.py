@@ -5,6 +5,7 @@ Before that, both are found, in folders or on the Hub, and the rule is held to w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ from hubprune.cards.manifest import MANIFEST, NOT_LISTED, content_digest, read_m
 from hubprune.core.artifacts import BaseCheckpoint, Check, Verification
 from hubprune.core.config import check_config, read_config
 from hubprune.core.console import Reporter
-from hubprune.core.errors import BaseNotFoundError, VerificationError
+from hubprune.core.errors import BaseNotFoundError, RecipeError, VerificationError
 from hubprune.core.files import existing_folder, list_files, scratch_folder
 from hubprune.core.recipe import BaseModelSpec
-from hubprune.core.requests import VerifyRequest
+from hubprune.core.requests import LoadRequest, VerifyRequest
 from hubprune.core.strict import parse_json
 from hubprune.core.structure import read_structure
 from hubprune.hub import repos as hub
@@ -30,6 +31,7 @@ from hubprune.workflows.run import open_session
 
 Trust = Literal["own", "any"]
 """Which code is run: only the modeling file that this version of hubprune writes, or any."""
+DTYPES = "auto", "float32", "bfloat16", "float16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,13 @@ def find_pruned(name: str, *, revision: str | None, session: HubSession, reporte
     return PrunedFolder(name=name, commit=repo.commit, folder=folder, config=repo.config)
 
 
-def refuse_foreign_code(found: PrunedFolder, *, trust: Trust) -> None:
+def refuse_foreign_code(found: PrunedFolder, *, trust: Trust, option: str = "--trust-remote-code") -> None:
     """Refuse a checkpoint whose loading would run code that this version of hubprune does not write.
+
+    Args:
+        found: the checkpoint.
+        trust: whose code is run.
+        option: how to trust it all the same.
 
     Raises:
         VerificationError: it would, and is not trusted.
@@ -76,7 +83,7 @@ def refuse_foreign_code(found: PrunedFolder, *, trust: Trust) -> None:
         raise VerificationError(
             f"{found.name} names or ships code that this version of hubprune would not write.",
             hint="If an earlier hubprune published it, `hubprune refresh REPO` writes its code anew. Else read its "
-            "auto_map and every .py file, then pass --trust-remote-code to run them all the same.",
+            f"auto_map and every .py file, then pass {option} to run them all the same.",
         )
 
 
@@ -109,6 +116,34 @@ def find_base(
     folder = Path(base.folder or "")
     examine(base, folder=folder, shapes=shapes_in(folder), reporter=reporter)
     return settle(base, reporter=reporter)
+
+
+# ---- load ----------------------------------------------------------------------------------------------------------
+
+
+def load_pruned(request: LoadRequest, *, reporter: Reporter) -> tuple[Any, Any]:
+    """Load the model and the tokenizer of a folder, or of a repo at a revision.
+
+    Raises:
+        CheckpointError: it was not written by hubprune, or is broken.
+        VerificationError: it ships code that is not trusted.
+        RecipeError: there is no such device or dtype.
+        EvaluationError: the device's memory is too small.
+    """
+    dtype = str(request.dtype).removeprefix("torch.")  # which may be torch's own
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", request.device):
+        raise RecipeError(f"There is no device {request.device!r}.", hint="Pass auto, cpu, mps, cuda or cuda:N.")
+    if dtype not in DTYPES:
+        raise RecipeError(f"There is no dtype {dtype!r}.", hint=f"Pass {', '.join(DTYPES)}.")
+    session = open_session(request.endpoint)
+    found = find_pruned(request.checkpoint, revision=request.revision, session=session, reporter=reporter)
+    trust: Trust = "any" if request.trust_remote_code else "own"
+    refuse_foreign_code(found, trust=trust, option="trust_remote_code=True")
+    needs_code = trust == "any" or read_structure(found.config, name=found.name).layout != "stock"
+    from hubprune.evaluation.models import load_model
+
+    loaded = load_model(found.folder, device=request.device, dtype=dtype, trust_remote_code=needs_code)
+    return loaded.model, loaded.tokenizer
 
 
 # ---- verify --------------------------------------------------------------------------------------------------------

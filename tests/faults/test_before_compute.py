@@ -24,7 +24,7 @@ from hubprune.core.requests import PublishRequest
 from hubprune.core.stages import StageStore
 from hubprune.hub import preflight
 from hubprune.hub.session import HubSession
-from hubprune.workflows.publish import pipeline
+from hubprune.workflows import publish as pipeline
 from hubprune.workflows.run import Run
 
 CONFIG = {

@@ -20,9 +20,9 @@ from hubprune.core.files import list_files
 from hubprune.core.recipe import EvaluationSpec, TargetSpec
 from hubprune.hub.preflight import preflight
 from hubprune.hub.session import HubSession
+from hubprune.workflows import publish as pipeline
 from hubprune.workflows import push as pushing
-from hubprune.workflows.publish import pipeline
-from hubprune.workflows.publish.pipeline import Delivery, to_json
+from hubprune.workflows.publish import Delivery, to_json
 
 NOT_CHECKPOINT = ("README.md", "recipe.yaml", "hubprune.json", "tasks/own.yaml")
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hubprune.cli import app
-from hubprune.commands.speed_lines import speed_lines
+from hubprune.commands.measured_lines import speed_lines
 from hubprune.core.artifacts import (
     BenchmarkChange,
     Environment,

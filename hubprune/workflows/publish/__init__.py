@@ -1,1 +1,381 @@
-"""Publish: check, score, prune, verify, benchmark, write, commit, load back."""
+"""Publish what comes of a recipe: its stages in their order, each of which goes on from what an earlier run found.
+
+    resolve and check -> download -> score -> prune and verify -> benchmark -> card -> one commit -> load back
+
+In comes a request, out comes the report of what is on the Hub.  Libraries that compute are imported by the stages that
+need them: what fails fast must not wait for torch.
+
+    before    what a result depends on, what the last publish left on the branch, a mark until it is loaded back
+    again     what is taken over from the last publish, and the ends where nothing has to be computed
+    stages    the checkpoint in the work folder, benchmarks, free text, timing, and the repo that is made of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubprune.cards import manifest
+from hubprune.cards.limits import check_budget
+from hubprune.core.artifacts import LoadedBack, PublishedCommit, PublishReport, RepoFile
+from hubprune.core.config import needs_modeling_file
+from hubprune.core.console import Reporter, size
+from hubprune.core.devices import available_bytes
+from hubprune.core.errors import HubpruneError, OverBudgetError, VerificationError
+from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
+from hubprune.core.requests import PublishRequest
+from hubprune.hub import repos as hub
+from hubprune.hub.announcing import announce, merge
+from hubprune.hub.commit import publish as send
+from hubprune.hub.preflight import check_disk, preflight
+from hubprune.hub.remote import Overwrite
+from hubprune.hub.target import Target, check_name_loads
+from hubprune.hub.transfer import check_arrived
+from hubprune.hub.upload_plan import plan_upload
+from hubprune.pruning import verify
+from hubprune.workflows.card import AS_SHIPPED, CardChoices
+from hubprune.workflows.publish.again import offer_results, proposed_before, scores_before, without_computing
+from hubprune.workflows.publish.before import Before, Unfinished, fingerprint, last_publish
+from hubprune.workflows.publish.stages import (
+    assemble,
+    benchmark,
+    find_speed,
+    free_text,
+    has_checkpoint,
+    kept_checkpoint,
+    run_snippet,
+)
+from hubprune.workflows.recipes import recipe_of
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_plan, scores_if_needed
+
+STAGES = (
+    "Base and preflight",
+    "Scores",
+    "Prune and verify",
+    "Benchmarks",
+    "Free text and card",
+    "Publish and load back",
+)
+LOADED_TOKENS = 40
+"""New tokens that the published model writes after it was loaded back."""
+
+
+def publish(
+    request: PublishRequest, *, reporter: Reporter, told: Callable[[PublishReport], None] = lambda report: None
+) -> PublishReport:
+    """Run the stages of a recipe whose result is not published yet, and publish it in one commit.
+
+    Args:
+        request: what is asked for.
+        reporter: told what is going on.
+        told: called with the report each time that it is written, or would be.
+
+    Raises:
+        HubpruneError: the first thing that is wrong; what fails fast is checked before anything is computed.
+    """
+    return publish_run(open_run(recipe_of(request), request.endpoint, reporter), request, told=told)
+
+
+def publish_run(
+    run: Run, request: PublishRequest, *, told: Callable[[PublishReport], None] = lambda report: None
+) -> PublishReport:
+    """Do the same over a run that is open already; of the request, what is no part of the recipe."""
+    stage = announcer(run.reporter)
+    stage()
+    choices = CardChoices.read(
+        notes=request.notes, template=request.card_template, timed="now" if request.speed else "never"
+    )
+    target = check(run, request)
+    delivery = Delivery(
+        replaces=request.replaces,
+        primer=request.primer,
+        dry_run=request.dry_run,
+        out=Path(request.out) if request.out else None,
+        report=Path(request.report) if request.report else None,
+        told=told,
+    )
+    now = fingerprint(run, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices)
+    before = last_publish(target, now, session=run.session, reporter=run.reporter)
+    report = without_computing(run, before, choices, target, request) if before else None
+    if report or (report := proposed_before(run, target, now, request)):
+        return _finish(run, None, report, delivery) if request.dry_run else _end(run, report, target, delivery)
+    _check_resources(run, loads_back=not request.dry_run)
+    if before:
+        offer_results(before, run)
+    with produced(
+        run, stage, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices, before=before
+    ) as product:
+        stage()
+        return deliver(run, product, target, delivery)
+
+
+def check(run: Run, request: PublishRequest) -> Target:
+    """Check in seconds all that could fail hours later; nothing is downloaded or written before it is through.
+
+    Raises:
+        HubpruneError: the first thing that is wrong.
+    """
+    if request.out:
+        check_new_folder(Path(request.out))
+    if request.report:
+        make_writable(Path(request.report).absolute().parent)
+
+    def excuse(error: HubpruneError) -> None:
+        run.reporter.warn(f"The publish itself would be refused: {error}")
+
+    target = preflight(
+        run.recipe,
+        base=run.base,
+        session=run.session,
+        overwrite=request.replaces,
+        excuse=excuse if request.dry_run else None,
+    )
+    run.task_texts, run.task_sources  # noqa: B018
+    run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
+    return target
+
+
+def _check_resources(run: Run, *, loads_back: bool) -> None:
+    """Check what only a run that computes needs: room on the disk, texts, a device, a base of one piece, memory."""
+    check_disk(run.base, folder=run.store.folder, written=has_checkpoint(run), loads_back=loads_back)
+    check_data(run)
+    run.environment  # noqa: B018
+    run.examined  # noqa: B018
+    warn_of_memory(run)
+
+
+def warn_of_memory(run: Run) -> None:
+    """Say beforehand that the machine will hardly hold what verification and benchmarks load: the whole model."""
+    needed = sum(file.size for file in hub.weight_files(run.base.files))
+    if needed > (available := available_bytes()):
+        run.reporter.warn(
+            f"verification loads the whole model, {size(needed)}, and {size(available)} of memory are available; "
+            "scoring and writing need far less"
+        )
+
+
+def announcer(reporter: Reporter, stages: Sequence[str] = STAGES) -> Callable[[], None]:
+    """Return a function that announces the next of some stages each time it is called."""
+    titles = iter(enumerate(stages, start=1))
+
+    def announce() -> None:
+        number, title = next(titles)
+        reporter.stage(number, len(stages), title)
+
+    return announce
+
+
+# ---- computing ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Product:
+    """All that a repo consists of, and how it came to be."""
+
+    folder: Path
+    files: tuple[RepoFile, ...]
+    """All files of the folder with their hashes."""
+    report: PublishReport
+
+
+@contextmanager
+def produced(
+    run: Run,
+    stage: Callable[[], None],
+    *,
+    repo_id: str,
+    tagged: bool,
+    choices: CardChoices = AS_SHIPPED,
+    before: Before | None = None,
+) -> Iterator[Product]:
+    """Run all stages from the download to the manifest, and yield what came of them; nothing is published.
+
+    While the block runs, no other run can use the folder.
+
+    Args:
+        run: whose recipe is followed.
+        stage: called at the start of each of the four stages after the download.
+        repo_id: what the card calls the result.
+        tagged: whether the card names a tag of its files.
+        choices: what the author adds to the card.
+        before: what the last publish found; what would come out again is taken from it.
+    """
+    depends_on = fingerprint(run, repo_id=repo_id, tagged=tagged, choices=choices)
+    run.downloaded  # noqa: B018
+    stage()
+    taken = scores_before(before, run, depends_on)
+    scores = taken[0] if taken else scores_if_needed(run)
+    plan = taken[1] if taken else make_plan(run, scores)
+    say_plan(plan, reporter=run.reporter)
+    if needs_modeling_file(plan):
+        check_name_loads(repo_id)
+    stage()
+    with kept_checkpoint(run, plan) as (folder, made):
+        stage()
+        benchmarks = benchmark(run, plan, folder)
+        stage()
+        generation = free_text(run, plan, folder)
+        tag = manifest.checkpoint_tag(made.written) if tagged else None
+        report = PublishReport(
+            recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
+            repo_id=repo_id,
+            endpoint=run.session.endpoint,
+            base=run.base.model_copy(update={"config": run.downloaded.config}),
+            scores=scores,
+            plan=plan,
+            checkpoint=made.written,
+            verification=made.verification,
+            benchmarks=benchmarks,
+            generation=generation,
+            speed=find_speed(run, plan, folder, choices.timed, repo_id=repo_id, benchmarks=benchmarks),
+            snippet=run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template),
+            published=None,
+            environment=run.environment,
+            seconds=run.store.seconds,
+            notes=choices.notes,
+            fingerprint={part: dict(values) for part, values in depends_on.items()},
+            stage_keys=run.store.keys,
+        )
+        files = assemble(run, folder, report, card_template=choices.template)
+        yield Product(folder, files, report)
+
+
+# ---- delivering --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """Where a result goes beside its repo, and what may happen there; none of it changes the result."""
+
+    replaces: Overwrite = "nothing"
+    """What of other people's work may be replaced."""
+    primer: bool = True
+    """Ask the Hub, before the upload, which chunks of the base it has."""
+    dry_run: bool = False
+    """Do everything but write to the Hub."""
+    out: Path | None = None
+    """Folder that keeps the published files."""
+    report: Path | None = None
+    """File for the report as JSON; written as soon as there is a commit, and again at the end."""
+    told: Callable[[PublishReport], None] = lambda report: None
+    """Called with the report each time that it is written, or would be."""
+
+
+def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> PublishReport:
+    """Commit, then load back; what was committed is told and written down even if the rest fails.
+
+    Raises:
+        OverBudgetError: the result lost more than the recipe allows; nothing was sent.
+        HubpruneError: it could not be published, or does not load.
+    """
+    folder, report = product.folder, product.report
+    try:
+        check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks)
+    except OverBudgetError:
+        _finish(run, folder, report, delivery)
+        raise
+    if delivery.dry_run:
+        upload = plan_upload(
+            folder,
+            files=product.files,
+            target=target,
+            base=run.downloaded,
+            session=run.session,
+            reporter=run.reporter,
+            scratch=run.store.folder,
+            primer=delivery.primer,
+            overwrite=delivery.replaces,
+        )
+        return _finish(run, folder, report.model_copy(update={"upload": upload}), delivery)
+    Unfinished(run.store.folder, target, endpoint=run.session.endpoint).begin()
+    published = send(
+        folder,
+        target=target,
+        files=product.files,
+        message=f"Publish {run.recipe.default_name}",
+        tag=manifest.checkpoint_tag(report.checkpoint),
+        session=run.session,
+        reporter=run.reporter,
+        base=report.base if delivery.primer else None,
+        overwrite=delivery.replaces,
+    )
+    report = report.model_copy(update={"published": published, "upload": None})
+    return _end(run, report, target, delivery, folder=folder)
+
+
+def _end(
+    run: Run, report: PublishReport, target: Target, delivery: Delivery, *, folder: Path | None = None
+) -> PublishReport:
+    """Tell what is published, and load it back where that was not done; the report is written down even if that fails.
+
+    Args:
+        run: the run.
+        report: with what is published.
+        target: where that is.
+        delivery: says where report and files go.
+        folder: with the files; None where none were written.
+    """
+    published, unfinished = report.published, Unfinished(run.store.folder, target, endpoint=run.session.endpoint)
+    if published is None:  # pragma: no cover - only what is published comes here
+        return report
+    here = published.pull_request_url
+    how = ("proposed", "proposed before") if here else ("committed", "up to date")
+    run.reporter.note(f"{how[not published.created]}: {here or published.url}")
+    _write_report(report, delivery)
+    try:
+        if unfinished:
+            report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
+    except VerificationError as error:
+        _finish(run, folder, report, delivery)
+        where = f"proposed at {here} and was not merged" if target.staged and here else f"published at {published.url}"
+        raise VerificationError(f"It is {where}, but: {error.message}", hint=error.hint) from error
+    if target.staged and here:
+        published = merge(published, target=target, tag=manifest.checkpoint_tag(report.checkpoint), session=run.session)
+        run.reporter.note(f"merged: {published.url}")
+        report = report.model_copy(update={"published": published})
+    unfinished.end()
+    announce(run.recipe.target, published, session=run.session, reporter=run.reporter)
+    return _finish(run, folder, report, delivery)
+
+
+def _finish(run: Run, folder: Path | None, report: PublishReport, delivery: Delivery) -> PublishReport:
+    """Write the report and put the files where they were asked for."""
+    _write_report(report, delivery)
+    if delivery.out and folder:
+        move_folder(folder, delivery.out)
+    if delivery.dry_run:
+        where = f"; the files are in {delivery.out or folder}" if folder else ", which is up to date"
+        run.reporter.note(f"dry run: nothing was written to the Hub{where}")
+    return report
+
+
+def _write_report(report: PublishReport, delivery: Delivery) -> None:
+    delivery.told(report)
+    if delivery.report:
+        write_atomically(delivery.report, to_json(report))
+
+
+def to_json(report: PublishReport) -> str:
+    """Write a report as JSON; scores per document are for statistics in the work folder and stay there."""
+    return report.model_dump_json(indent=2, exclude={"scores": {"per_document"}}) + "\n"
+
+
+def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> LoadedBack:
+    run.reporter.note("loading it back from the Hub in a fresh process")
+    prompt = run.recipe.evaluation.prompt_texts()[0]
+    loaded = verify.load_from_hub(
+        published.repo_id,
+        commit=published.commit,
+        prompt=prompt,
+        new_tokens=LOADED_TOKENS,
+        custom_code=needs_modeling_file(report.plan),
+        work_folder=run.store.folder,
+        check=lambda folder: check_arrived(published, folder),
+    )
+    if loaded.parameters != report.checkpoint.parameters:
+        raise VerificationError(
+            f"it loads with {loaded.parameters:,} parameters instead of {report.checkpoint.parameters:,}."
+        )
+    return LoadedBack(prompt=prompt, text=loaded.text, parameters=loaded.parameters)

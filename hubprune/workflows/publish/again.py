@@ -1,11 +1,7 @@
-"""Take over what the last publish found, on a machine that has not computed it itself.
+"""What a publish need not compute again: what the last one measured, or all of it, here or in an open pull request.
 
 Only what would come out again is taken: the key of a stage stands for everything that its result depends on, the
 machine and the versions included.
-
-End a publish for which nothing has to be computed: the repo is up to date, or needs another card alone.
-
-Find the pull request in which an earlier run proposed what this one would propose, before anything is computed.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ from typing import Literal
 from hubprune.cards.card import Fingerprint
 from hubprune.cards.manifest import MANIFEST, checkpoint_tag, read_record
 from hubprune.core.artifacts import DropPlan, LayerScores, PublishedCommit, PublishReport, RepoFile
-from hubprune.core.console import Reporter
 from hubprune.core.files import list_files, scratch_folder
 from hubprune.core.requests import PublishRequest
 from hubprune.hub.commit import publish as send
@@ -28,12 +23,6 @@ from hubprune.hub.target import Target
 from hubprune.workflows.card import CardChoices, put_card, render_again
 from hubprune.workflows.publish.before import Before, publish_at
 from hubprune.workflows.run import Run, scores_key
-
-__all__ = ["leave_as_it_is", "offer_results", "proposed_before", "scores_before", "without_computing"]
-
-
-# ---- taking --------------------------------------------------------------------------------------------------------
-
 
 SCORES, ROUNDS = "scores", "rounds"
 OFFERED = ("benchmarks", "generation", "speed", "snippet")
@@ -108,14 +97,7 @@ def without_computing(
         return left
     if needs_files:
         return None
-    return _publish_card(
-        before,
-        choices,
-        target=target,
-        session=run.session,
-        reporter=run.reporter,
-        overwrite=request.replaces,
-    )
+    return _publish_card(run, before, choices, target, overwrite=request.replaces)
 
 
 def leave_as_it_is(
@@ -134,26 +116,18 @@ def leave_as_it_is(
     Raises:
         HubError: the Hub refused or did not answer.
     """
-    commit, tag = before.remote.commit, _tag(before, target=target, session=session, missing=missing)
-    if tag is None and target.is_tagged:
-        return None
+    commit, tag = before.remote.commit, None
+    if target.is_tagged:
+        tag = checkpoint_tag(before.record.report.checkpoint)
+        if tag not in {ref.name for ref in refs_of(target.repo_id, session=session).tags}:
+            if missing == "leave":
+                return None
+            tag_commit(tag, repo_id=target.repo_id, commit=commit, session=session)
     published = PublishedCommit(
         repo_id=target.repo_id, commit=commit, parent=None, created=False, files=_files(before),
         url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", tag=tag,
     )  # fmt: skip
     return before.record.report.model_copy(update={"published": published})
-
-
-def _tag(before: Before, *, target: Target, session: HubSession, missing: Literal["tag", "leave"]) -> str | None:
-    """Return the tag of what is published, which is only asked for where it is not there."""
-    tag = checkpoint_tag(before.record.report.checkpoint)
-    if not target.is_tagged:
-        return None
-    if tag in {ref.name for ref in refs_of(target.repo_id, session=session).tags}:
-        return tag
-    if missing == "leave":
-        return None
-    return tag_commit(tag, repo_id=target.repo_id, commit=before.remote.commit, session=session)
 
 
 def _files(before: Before) -> tuple[RepoFile, ...]:
@@ -166,23 +140,9 @@ def _files(before: Before) -> tuple[RepoFile, ...]:
 
 
 def _publish_card(
-    before: Before,
-    choices: CardChoices,
-    *,
-    target: Target,
-    session: HubSession,
-    reporter: Reporter,
-    overwrite: Overwrite,
+    run: Run, before: Before, choices: CardChoices, target: Target, *, overwrite: Overwrite
 ) -> PublishReport:
     """Render the card of what is published again, and commit it with its manifest and nothing else.
-
-    Args:
-        before: what is published.
-        choices: templates and notes of the new card.
-        target: from the preflight.
-        session: which Hub, and as whom.
-        reporter: shows the upload.
-        overwrite: what may be replaced of what people changed there.
 
     Raises:
         RecipeError: a template of the user's own does not do.
@@ -199,8 +159,8 @@ def _publish_card(
             files=tuple(files[path] for path in sorted(files)),
             message="Render the card again",
             tag=checkpoint_tag(record.report.checkpoint),
-            session=session,
-            reporter=reporter,
+            session=run.session,
+            reporter=run.reporter,
             overwrite=overwrite,
         )
         return read_record(folder).report.model_copy(update={"published": published})

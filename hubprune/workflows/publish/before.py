@@ -1,8 +1,6 @@
-"""Collect what a run depends on, without computing anything and without a library that computes.
+"""What a publish depends on, collected without computing anything, beside what the last one left on its branch.
 
-What the last publish left on the branch that this one goes to, and what of it differs from what is asked for now.
-
-Remember on this machine that a publish was sent and not yet loaded back, in case that it is killed in between.
+From the moment that it was sent until it was loaded back, a mark in the work folder says so, in case it is killed.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ from hubprune.core.devices import library_versions
 from hubprune.core.errors import CheckpointError, RecipeError
 from hubprune.core.files import write_atomically
 from hubprune.core.privacy import public_name, scrub, scrub_all
-from hubprune.core.recipe import Recipe
 from hubprune.core.specs import Settings
 from hubprune.core.stages import key_of
 from hubprune.hub.remote import RemoteState, is_same, read_remote
@@ -34,18 +31,10 @@ from hubprune.pruning.calibration import file_hashes
 from hubprune.workflows.card import CardChoices
 from hubprune.workflows.run import Run
 
-__all__ = ["MODELING_PART", "Before", "Unfinished", "fingerprint", "last_publish", "modeling_part", "publish_at"]
-
-
-# ---- inputs --------------------------------------------------------------------------------------------------------
-
-
 MOVE_BYTES = ("huggingface_hub", "hf-xet")
 """Libraries that change nothing in what they carry."""
 MODELING_PART = "modeling file"
 """The part that a refresh brings up to date without computing."""
-SPEED = {"score_batch_size"}
-"""Settings that change how long something takes and not what comes of it."""
 
 
 def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -> Fingerprint:
@@ -59,21 +48,32 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
         tagged: whether its card names a tag of its files.
         choices: what the author adds to the card.
     """
-    recipe = run.recipe
-    target = recipe.target
+    recipe, target, texts = run.recipe, run.recipe.target, run.recipe.evaluation
+    libraries = {name: version for name, version in library_versions().items() if name not in MOVE_BYTES}
     parts = {
         "base": {"repo": run.base.name, "commit": str(run.base.commit)},
-        "pruning": _settings(recipe.drop) | _width(recipe) | _ranking(run),
+        "pruning": {
+            **_settings(recipe.drop),
+            # The settings of narrower MLPs have names of their own: a metric is among them, too.
+            **{f"width {name}": value for name, value in _settings(recipe.width).items()},
+            "metric": recipe.metric,
+            "schedule": recipe.schedule,
+            "aggregation": recipe.aggregation,
+            "layout": recipe.layout,
+            "dtype": recipe.dtype,
+            "seed": str(recipe.seed),
+        },
         "calibration": _calibration(run),
         "benchmarks": _benchmarks(run),
-        "free text": _free_text(run),
+        "free text": {"prompts": sha256(_text(texts.prompt_texts())), "max_new_tokens": str(texts.max_new_tokens)},
         "speed": {} if choices.timed == "never" else {"timed": "yes"},
         "target": {
             "repo": repo_id,
             "tag": "named" if tagged else "not named",
-            **_terms(target.license, target.allow_name),
+            **({"licence": target.license} if target.license else {}),
+            **({"name": "allowed"} if target.allow_name else {}),
         },
-        "versions": {"hubprune": __version__, **_libraries()},
+        "versions": {"hubprune": __version__, **libraries},
         MODELING_PART: modeling_part(run.architecture),
         "snippet": snippet_part(choices.template),
         "pictures": {"drawn": "yes" if find_spec("matplotlib") else "no"},
@@ -98,37 +98,12 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-def _width(recipe: Recipe) -> dict[str, str]:
-    """Name the settings of narrower MLPs apart from those of the ranking, which has a metric of its own."""
-    return {f"width {name}": value for name, value in _settings(recipe.width).items()}
-
-
 def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Collect values by their names, in their order: two files of one name are both part of it."""
     values: dict[str, list[str]] = {}
     for name, value in pairs:
         values.setdefault(name, []).append(value)
     return {name: ", ".join(found) for name, found in values.items()}
-
-
-def _ranking(run: Run) -> dict[str, str]:
-    recipe = run.recipe
-    return {
-        "metric": recipe.metric,
-        "schedule": recipe.schedule,
-        "aggregation": recipe.aggregation,
-        "layout": recipe.layout,
-        "dtype": recipe.dtype,
-        "seed": str(recipe.seed),
-    }
-
-
-def _terms(licence: str | None, allow_name: bool) -> dict[str, str]:  # noqa: FBT001
-    return {**({"licence": licence} if licence else {}), **({"name": "allowed"} if allow_name else {})}
-
-
-def _libraries() -> dict[str, str]:
-    return {name: version for name, version in library_versions().items() if name not in MOVE_BYTES}
 
 
 def _calibration(run: Run) -> dict[str, str]:
@@ -166,11 +141,6 @@ def _data(run: Run) -> dict[str, str]:
     sources = run.task_sources
     hub = {public_name(name): state or "not known" for name, state in sources.items() if not state or is_commit(state)}
     return hub | (_joined(local_data(run.recipe.evaluation)) if len(hub) < len(sources) else {})
-
-
-def _free_text(run: Run) -> dict[str, str]:
-    spec = run.recipe.evaluation
-    return {"prompts": sha256(_text(spec.prompt_texts())), "max_new_tokens": str(spec.max_new_tokens)}
 
 
 # ---- before --------------------------------------------------------------------------------------------------------

@@ -1,10 +1,6 @@
-"""Checkpoints that are kept in the work folder, so that another run of the same recipe need not write them again.
+"""From a plan to a repo: the checkpoint is kept in the work folder, measured, and gets its card, notices and manifest.
 
-The stages that look at a written checkpoint: benchmarks, free text, and the code that its card shows.
-
-Time a result that is about to be published, for its card and its manifest.
-
-Make a repo of a checkpoint: card, pictures, notices, recipe and manifest beside the weights.
+A checkpoint stays there, so that another run of the same recipe need not write it again, nor measure it.
 """
 
 from __future__ import annotations
@@ -14,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -48,13 +43,8 @@ from hubprune.workflows.run import Run, write_verified
 from hubprune.workflows.speed import change_of, time_pair
 from hubprune.workflows.verify import PrunedFolder
 
-if TYPE_CHECKING:
-    from hubprune.evaluation.generation import Request
-
-__all__ = ["assemble", "benchmark", "find_speed", "free_text", "leaderboards", "run_snippet", "time_result"]
-
-
-# ---- kept ----------------------------------------------------------------------------------------------------------
+DEPTHS = (512,)
+"""One shape for a card, cut to what the model has positions for; `hubprune speed` measures any."""
 
 
 @contextmanager
@@ -69,9 +59,23 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedChec
     key = key_of(run.circumstances, plan.content, plan.widths, plan.layout)
     folder = run.store.folder / "checkpoints" / f"{short_name(run.recipe.default_name)}-{key}"
     folder.parent.mkdir(exist_ok=True)
+
+    def write() -> PrunedCheckpoint:
+        shutil.rmtree(folder, ignore_errors=True)
+        return write_verified(run, plan, folder)
+
+    def complete(kept: PrunedCheckpoint) -> bool:
+        paths = ((folder / file.path, file.size) for file in kept.written.files)
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
     with _alone(folder):
-        made = _written_before(run, plan, folder, key)
-        _remove_all_but(folder, {f.path for f in made.written.files})
+        made = run.store.run("checkpoint", key, PrunedCheckpoint, write, valid=complete)
+        written = {file.path for file in made.written.files}
+        for path in sorted(folder.rglob("*"), reverse=True):  # what an earlier run added: card, manifest, tasks
+            if path.is_file() and path.relative_to(folder).as_posix() not in written:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
         yield folder, made
 
 
@@ -94,30 +98,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _written_before(run: Run, plan: DropPlan, folder: Path, key: str) -> PrunedCheckpoint:
-    def write() -> PrunedCheckpoint:
-        shutil.rmtree(folder, ignore_errors=True)
-        return write_verified(run, plan, folder)
-
-    def complete(kept: PrunedCheckpoint) -> bool:
-        return all(_same_size(folder / f.path, f.size) for f in kept.written.files)
-
-    return run.store.run("checkpoint", key, PrunedCheckpoint, write, valid=complete)
-
-
-def _same_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
-def _remove_all_but(folder: Path, paths: set[str]) -> None:
-    """Remove what an earlier run added to a checkpoint: its card, its manifest, its tasks."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_file() and path.relative_to(folder).as_posix() not in paths:
-            path.unlink()
-        elif path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -168,41 +148,38 @@ def free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison:
         plan: what was dropped.
         folder: of the pruned checkpoint.
     """
-    spec = run.recipe.evaluation
+    from hubprune.evaluation import generation
+
+    recipe, spec, base = run.recipe, run.recipe.evaluation, run.runnable
     asked = run.circumstances, spec.prompt_texts(), spec.max_new_tokens
     key = key_of(*asked, plan.content)
+    request = generation.Request(
+        prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens, device=recipe.device, dtype=recipe.dtype
+    )
 
-    def base() -> ModelTexts:
-        return run.store.run("base-text", key_of(*asked), ModelTexts, lambda: _base_text(run))
+    def write() -> ModelTexts:
+        return generation.write(
+            base.folder, request, name="base", trust_remote_code=base.own_code, reporter=run.reporter
+        )
+
+    def base_texts() -> ModelTexts:
+        return run.store.run("base-text", key_of(*asked), ModelTexts, write)
 
     # Where both texts come from the last publish, the base need not write its own again.
-    written = None if run.store.offers("generation", key) else base()
+    written = None if run.store.offers("generation", key) else base_texts()
     return run.store.run(
         "generation",
         key,
         GenerationComparison,
-        lambda: _compare_texts(run, folder, written or base()),
+        lambda: generation.compare(
+            base.folder,
+            folder,
+            request=request,
+            base_code=base.own_code,
+            base_texts=written or base_texts(),
+            reporter=run.reporter,
+        ),
         valid=lambda kept: kept.repetition is not None,
-    )
-
-
-def _base_text(run: Run) -> ModelTexts:
-    from hubprune.evaluation import generation
-
-    base, request = run.runnable, _text_request(run)
-    return generation.write(base.folder, request, name="base", trust_remote_code=base.own_code, reporter=run.reporter)
-
-
-def _compare_texts(run: Run, folder: Path, base_texts: ModelTexts) -> GenerationComparison:
-    from hubprune.evaluation import generation
-
-    return generation.compare(
-        run.runnable.folder,
-        folder,
-        request=_text_request(run),
-        base_code=run.runnable.own_code,
-        base_texts=base_texts,
-        reporter=run.reporter,
     )
 
 
@@ -230,22 +207,6 @@ def run_snippet(
     gpu = resolve_device(run.recipe.device) != "cpu"
     key = key_of(run.circumstances, plan.content, plan.layout, snippet.code(overrides=template))
     return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu, overrides=template))
-
-
-def _text_request(run: Run) -> Request:
-    from hubprune.evaluation.generation import Request
-
-    recipe, spec = run.recipe, run.recipe.evaluation
-    return Request(
-        prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens, device=recipe.device, dtype=recipe.dtype
-    )
-
-
-# ---- timing --------------------------------------------------------------------------------------------------------
-
-
-DEPTHS = (512,)
-"""One shape for a card, cut to what the model has positions for; `hubprune speed` measures any."""
 
 
 def find_speed(

@@ -37,8 +37,8 @@ from hubprune.core.requests import ReproduceRequest
 from hubprune.core.stages import key_of, work_folder
 from hubprune.hub.preflight import check_disk
 from hubprune.hub.session import HubSession
+from hubprune.workflows import publish as pipeline
 from hubprune.workflows.card import CardChoices
-from hubprune.workflows.publish import pipeline
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.reproduce.comparing import causes, compare
 from hubprune.workflows.reproduce.published import Published, read_published

@@ -29,9 +29,9 @@ from hubprune.core.stages import StageStore
 from hubprune.hub import commit
 from hubprune.hub.commit import publish as send
 from hubprune.hub.preflight import preflight
+from hubprune.workflows import publish as pipeline
 from hubprune.workflows.card import AS_SHIPPED
 from hubprune.workflows.publish import before as inputs_of
-from hubprune.workflows.publish import pipeline
 from hubprune.workflows.publish.again import offer_results, scores_before
 from hubprune.workflows.publish.before import fingerprint, last_publish
 from hubprune.workflows.run import Run, scores_key

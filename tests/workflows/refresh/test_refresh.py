@@ -29,9 +29,9 @@ from hubprune.core.recipe import read_recipe
 from hubprune.core.requests import PublishRequest, RefreshRequest
 from hubprune.core.stages import StageStore
 from hubprune.hub import repos as hub_of_bases
+from hubprune.workflows import publish as pipeline
 from hubprune.workflows import refresh as refreshing
 from hubprune.workflows.publish import before as inputs
-from hubprune.workflows.publish import pipeline
 from hubprune.workflows.reproduce.comparing import compare
 from hubprune.workflows.reproduce.published import read_published
 from hubprune.workflows.run import Run

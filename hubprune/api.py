@@ -1,0 +1,256 @@
+"""What a notebook calls: the commands as functions, with the same names, defaults and errors, and artifacts as results.
+
+A function makes the same request as its command and hands it to the same workflow.  It talks on stderr, or in the page
+of a notebook, raises `HubpruneError`s instead of exiting, and prints nothing on stdout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING
+from functools import wraps
+from inspect import Parameter, Signature, getdoc
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from hubprune.core.console import Reporter
+from hubprune.core.options import OnHub, options_of
+from hubprune.core.requests import (
+    CompareRequest,
+    ExportRequest,
+    LoadRequest,
+    PruneRequest,
+    PublishRequest,
+    PushRequest,
+    ReproduceRequest,
+    ScoreRequest,
+    SpeedRequest,
+    SweepRequest,
+    VerifyRequest,
+)
+
+if TYPE_CHECKING:
+    from hubprune.core.artifacts import (
+        CheckpointComparison,
+        LayerScores,
+        PrunedCheckpoint,
+        PublishReport,
+        Reproduction,
+        ScoreStudy,
+        SpeedReport,
+        SweepReport,
+        Verification,
+    )
+    from hubprune.exporting.artifact import GgufExport
+
+__all__ = [
+    "compare",
+    "export_gguf",
+    "load",
+    "prune",
+    "publish",
+    "push",
+    "reproduce",
+    "score",
+    "speed",
+    "sweep",
+    "verify",
+]
+
+P = ParamSpec("P")
+AnyRequest = TypeVar("AnyRequest", bound=OnHub)
+Result = TypeVar("Result")
+QUIET = "Leave stages and progress out of stderr; warnings are shown."
+WIDTH = 116
+
+
+def _taking(kind: Callable[P, AnyRequest]) -> Callable[[Callable[[AnyRequest, Reporter], Result]], Callable[P, Result]]:
+    """Let a function of a request and a reporter take the options of the request themselves."""
+    asked = options_of(kind)  # type: ignore[arg-type] # what is passed is the class
+    positional = {name for name, field in kind.__dataclass_fields__.items() if not field.kw_only}  # type: ignore[attr-defined]
+    parameters = [
+        Parameter(
+            option.name,
+            Parameter.POSITIONAL_OR_KEYWORD if option.name in positional else Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if option.default is MISSING else option.default,
+            annotation=option.type,
+        )
+        for option in asked
+    ]
+    parameters.append(Parameter("quiet", Parameter.KEYWORD_ONLY, default=False, annotation=bool))
+    parameters.sort(key=lambda parameter: parameter.kind)
+    helps = {**{option.name: option.option.help for option in asked}, "quiet": QUIET}
+
+    def decorate(body: Callable[[AnyRequest, Reporter], Result]) -> Callable[P, Result]:
+        signature = Signature(parameters, return_annotation=body.__annotations__["return"])
+
+        @wraps(body)
+        def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+            signature.bind(*args, **kwargs)  # whose TypeError names what does not fit
+            request = kind(*args, **kwargs)
+            from hubprune import notebook  # noqa: F401 - it makes the results show themselves
+
+            return body(request, Reporter(quiet=request.quiet))
+
+        lines = (f"{parameter.name}: {helps[parameter.name]}" for parameter in parameters)
+        told = "\n".join(fill(line, WIDTH, initial_indent="    ", subsequent_indent="        ") for line in lines)
+        text, _, rest = str(getdoc(body)).partition("\n\nReturns:")
+        call.__doc__ = f"{text}\n\nArgs:\n{told}\n\nReturns:{rest}\n"
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+@_taking(ScoreRequest)
+def score(request: ScoreRequest, reporter: Reporter) -> LayerScores | ScoreStudy:
+    """Score attention, MLP and block importance of every layer of a base: once, or side by side.
+
+    Returns:
+        The scores; where revisions, mixes or numbers of samples are several, a study of them.
+    """
+    from hubprune.workflows.score import conduct
+
+    return conduct(request, reporter=reporter).value
+
+
+@_taking(SweepRequest)
+def sweep(request: SweepRequest, reporter: Reporter) -> SweepReport:
+    """Measure what every number of drops costs, without writing a checkpoint, and recommend one.
+
+    Returns:
+        All points, and one recommendation per method.
+    """
+    from hubprune.workflows import sweep as sweeping
+
+    return sweeping.sweep(request, reporter=reporter)
+
+
+@_taking(PruneRequest)
+def prune(request: PruneRequest, reporter: Reporter) -> PrunedCheckpoint:
+    """Write a pruned and verified checkpoint into a folder; publish nothing.
+
+    Returns:
+        What was written, and how it was verified.
+
+    Raises:
+        VerificationError: it does not compute what it should; nothing is left of it then.
+    """
+    from hubprune.workflows import run
+
+    return run.prune(request, reporter=reporter)
+
+
+@_taking(VerifyRequest)
+def verify(request: VerifyRequest, reporter: Reporter) -> Verification:
+    """Check a pruned folder or repo against its base: files, loading, logits, KV cache.
+
+    Returns:
+        All checks, each of them passed.
+
+    Raises:
+        VerificationError: a check failed, or it ships code that is not trusted.
+    """
+    from hubprune.workflows.verify import check, require_passed
+
+    seen = check(request, reporter=reporter)
+    require_passed(seen)
+    return seen
+
+
+@_taking(PublishRequest)
+def publish(request: PublishRequest, reporter: Reporter) -> PublishReport:
+    """Score, prune, verify, benchmark and publish a base in one commit, then load it back.
+
+    Returns:
+        All that was found, and where it is; of a dry run, what would be sent.
+
+    Raises:
+        OverBudgetError: it lost more than was allowed; nothing was published.
+        EditedError: somebody changed on the Hub what an earlier publish wrote.
+        VerificationError: it does not compute what it should, or does not load afterwards.
+    """
+    from hubprune.workflows import publish as pipeline
+
+    return pipeline.publish(request, reporter=reporter)
+
+
+@_taking(PushRequest)
+def push(request: PushRequest, reporter: Reporter) -> PublishReport:
+    """Publish what a dry run made, on another machine and with another token if need be; nothing is computed again.
+
+    Returns:
+        The report of the dry run, with where it is now.
+
+    Raises:
+        VerificationError: a file was changed since, or it does not load afterwards.
+    """
+    from hubprune.workflows import push as pushing
+
+    return pushing.push(request, reporter=reporter)
+
+
+@_taking(CompareRequest)
+def compare(request: CompareRequest, reporter: Reporter) -> CheckpointComparison:
+    """Compare two pruned folders, repos, reports or plans: what went, what is left, what was measured.
+
+    Returns:
+        Both sides, and what of them is different.
+    """
+    from hubprune.workflows import compare as comparison
+
+    return comparison.compare(request)
+
+
+@_taking(ReproduceRequest)
+def reproduce(request: ReproduceRequest, reporter: Reporter) -> Reproduction:
+    """Run the recipe of a published result again, publish nothing, and say what is equal and what differs.
+
+    Returns:
+        All parts, each with its differences; `equal` says whether there are any.
+    """
+    from hubprune.workflows import reproduce as again
+
+    return again.reproduce(request, reporter=reporter)
+
+
+@_taking(SpeedRequest)
+def speed(request: SpeedRequest, reporter: Reporter) -> SpeedReport:
+    """Time a pruned folder or repo against its base in paired rounds, and measure the memory of both.
+
+    Returns:
+        Every measure of every depth with its interval, and the memory of both.
+    """
+    from hubprune.workflows.speed import measure_speed
+
+    return measure_speed(request, reporter=reporter)
+
+
+@_taking(ExportRequest)
+def export_gguf(request: ExportRequest, reporter: Reporter) -> GgufExport:
+    """Write a GGUF file for llama.cpp, and compare it with the checkpoint in transformers.
+
+    Returns:
+        What the file holds, where it is, and how close it is.
+
+    Raises:
+        VerificationError: llama.cpp computes something else; no file is kept.
+    """
+    from hubprune.workflows import export
+
+    return export.export_gguf(request, reporter=reporter)
+
+
+@_taking(LoadRequest)
+def load(request: LoadRequest, reporter: Reporter) -> tuple[Any, Any]:
+    """Load what hubprune wrote, as its card says: ready to generate, and no code but our own is run unless trusted.
+
+    Returns:
+        The model in evaluation mode, which generates greedily unless told otherwise, and its tokenizer.
+
+    Raises:
+        VerificationError: loading it would run code that this version of hubprune does not write.
+    """
+    from hubprune.workflows.verify import load_pruned
+
+    return load_pruned(request, reporter=reporter)

@@ -1,0 +1,167 @@
+"""`hubprune refresh` and `reproduce`, for what was published before, and what they tell people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hubprune.commands.summary import table
+from hubprune.commands.terminal import show, to_json
+from hubprune.core.console import Reporter, duration, size
+from hubprune.core.requests import RefreshRequest, ReproduceRequest
+
+if TYPE_CHECKING:
+    from hubprune.core.artifacts import ComparedPart, Difference, RefreshReport, Reproduction, Scalar
+
+WOULD_CHANGE = 3
+"""Exit code of a check that found something to do."""
+RESUME = "Run the same command again: a repo that has its commit gets none again."
+REFRESH_EXAMPLES = (
+    "Exit codes: 0 all is up to date or refreshed, 3 --check found something to do, 5 somebody edited a repo,"
+    " 1 one could not be refreshed for another reason, or several for more than one."
+    "  |  Examples:  hubprune refresh me/Llama-3.2-3B-attn-drop-3 --check"
+    "  |  hubprune refresh me/one me/two me/three"
+    "  |  hubprune refresh acme/model --create-pr"
+)
+LONGEST = 48
+"""Characters of a value of config.json that are shown."""
+DIFFERS = 3
+"""Exit code where everything was run and something is not equal."""
+REPRODUCE_EXAMPLES = (
+    "Exit codes: 0 everything is equal that should be, 3 something differs, 1 it could not be run."
+    "  |  Examples:  hubprune reproduce me/Llama-3.2-3B-attn-drop-3"
+    "  |  hubprune reproduce ./published --calibration texts.jsonl --report reproduction.json"
+)
+SHOWN = 3
+"""Differences of a part that are written out; the JSON has all of them."""
+WIDTH = 60
+"""Characters of a value that are shown."""
+
+
+# ---- refresh -------------------------------------------------------------------------------------------------------
+
+
+def refresh(request: RefreshRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Bring repos that are out to what this version writes: modeling file, tokenizer files, config.json and card.
+
+    Nothing is computed and no weights are sent.  Every repo gets one commit, is loaded back, and says in its
+    hubprune.json and on its card what changed.
+    """
+    from hubprune.workflows.refresh import refresh_all, to_json
+
+    reports = refresh_all(request, reporter=reporter)
+    typer.echo(to_json(reports) if as_json else refresh_lines(reports))
+    failed = {report.exit_code for report in reports if report.outcome == "failed"}
+    changes = any(report.outcome == "would change" for report in reports)
+    if code := (failed.pop() if len(failed) == 1 else 1) if failed else WOULD_CHANGE if changes else 0:
+        raise typer.Exit(code)
+
+
+def refresh_lines(reports: Sequence[RefreshReport]) -> str:
+    """Write one line per repo; below it, where something changes, every file and key."""
+    return "\n".join(line for report in reports for line in _refreshed(report))
+
+
+def _refreshed(report: RefreshReport) -> Iterator[str]:
+    yield f"{report.repo_id}  {_told(report)}"
+    if report.changed:
+        digests = [f"{(file.before or 'none')[:12]} -> {(file.after or 'none')[:12]}" for file in report.changed]
+        rows = [[f"  {f.outcome}", f.path, told] for f, told in zip(report.changed, digests, strict=True)]
+        yield table(rows, left=3)
+    if same := [file.path for file in report.files if file.outcome == "same"] if report.changed else []:
+        yield f"  same     {', '.join(same)}"
+    for change in report.config:
+        yield f"  config.json  {change.key}: {_value(change.before)} -> {_value(change.after)}"
+    for note in report.notes:
+        yield f"  note: {note}"
+    if report.commit:
+        tag = f", tag {report.tag}" if report.tag else ""
+        yield f"  {report.url}{tag}"
+        sent = f"{size(report.sent_bytes)} in {duration(report.seconds)}"
+        yield f"  {len(report.changed)} files, {sent}; no weights were sent"
+
+
+def _told(report: RefreshReport) -> str:
+    if report.outcome == "failed":
+        return f"failed: {report.error}"
+    if not report.changed:
+        return f"{report.outcome} with hubprune {report.to_version}"
+    before = "" if report.from_version == report.to_version else f"{report.from_version} -> "
+    return f"{report.outcome}: hubprune {before}{report.to_version}"
+
+
+def _value(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+# ---- reproduce -----------------------------------------------------------------------------------------------------
+
+
+def reproduce(request: ReproduceRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Run the recipe of a published result again, publish nothing, and say what is equal and what differs."""
+    from hubprune.workflows import reproduce as again
+
+    seen = again.reproduce(request, reporter=reporter)
+    show(to_json(seen) if as_json else reproduction_lines(seen))
+    if not seen.equal:
+        raise typer.Exit(DIFFERS)
+
+
+def reproduction_lines(seen: Reproduction) -> str:
+    """Write a table of all parts, the first differences of each, likely causes, and the verdict."""
+    at = f" at {seen.commit[:12]}" if seen.commit else ""
+    parts = [
+        f"{seen.name}{at}, made of {seen.base} at {seen.base_commit[:12]}",
+        table([[part.name, part.outcome, part.detail] for part in seen.parts], left=3),
+        *filter(None, map(_differences, seen.parts)),
+        *_causes(seen),
+        _verdict(seen),
+    ]
+    return "\n\n".join(parts)
+
+
+def _differences(part: ComparedPart) -> str:
+    if not part.differences:
+        return ""
+    rows = [[part.name, "published", "files" if part.name == "manifest" else "reproduced"]]
+    rows += [[f"  {row.place}", *_pair(row)] for row in part.differences[:SHOWN]]
+    more = len(part.differences) - SHOWN
+    return "\n".join([table(rows, left=3), *([f"  and {more:,} more: --json has all"] if more > 0 else [])])
+
+
+def _pair(row: Difference) -> list[str]:
+    """Write two values; of two long texts what stands where they part."""
+    pair = (row.published, row.found)
+    if not all(isinstance(value, str) for value in pair):
+        return [_short(value, start=0) for value in pair]
+    texts = [str(value) for value in pair]
+    same = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    return [_short(text, start=max(0, same - WIDTH // 3) if max(map(len, texts)) > WIDTH else 0) for text in texts]
+
+
+def _short(value: Scalar, *, start: int) -> str:
+    if value is None:
+        return "none"
+    if not isinstance(value, str):
+        return repr(value)
+    text = value[start : start + WIDTH]
+    shown = repr(text)[1:-1] if not text.isprintable() else text
+    return f"{'…' if start else ''}{shown}{'…' if len(value) > start + WIDTH else ''}"
+
+
+def _causes(seen: Reproduction) -> Iterator[str]:
+    if seen.causes:
+        head = "this changed nothing:" if seen.equal else "what may be the cause:"
+        yield "\n".join([head, *(f"  {cause}" for cause in seen.causes)])
+
+
+def _verdict(seen: Reproduction) -> str:
+    where = f"\nreproduced files: {seen.folder}" if seen.folder else ""
+    if seen.equal:
+        return f"reproduced: everything is equal that should be{where}"
+    names = [part.name for part in seen.parts if part.outcome == "differs"]
+    return f"not reproduced: {', '.join(names)} {'differs' if len(names) == 1 else 'differ'}{where}"
