@@ -45,7 +45,7 @@ class Runner:
         for file in files.values():
             file.write_text("")
         declared = {name: self._resolved(value) for name, value in step.get("env", {}).items()}
-        inherited = self.hubprune.core.devices({})
+        inherited = self.hubprune.environment({})
         own = {name: str(file) for name, file in files.items()}
         environment = {**{k: v for k, v in inherited.items() if k != "HF_TOKEN"}, **own, "PATH": self.path, **declared}
         command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]

@@ -42,7 +42,7 @@ def sweep(request: SweepRequest, *, reporter: Reporter) -> SweepReport:
         HubpruneError: the first thing that is wrong; what can be checked without weights is checked first.
     """
     method, *_ = parse_methods(request.method)
-    parse_counts(request.counts)
+    parse_counts(request.counts)  # which are refused before anything is looked up
     # A recipe has to drop something; which point it is makes no difference.
     recipe = recipe_of(request, drop={f"{method}_drop": "1"})
     return sweep_run(open_run(recipe, request.endpoint, reporter), request)
