@@ -1,6 +1,6 @@
 """Print how a package is built: boxes, floors, arrows, circles, and how long its functions are.
 
-    python benchmarks/house.py [PACKAGE_FOLDER] [--walk MODULE:FUNCTION:NAME]
+    python benchmarks/house.py [PACKAGE_FOLDER] [--walk MODULE:FUNCTION:NAME,...] [--way]
 
 It reads the source only, so it works on any checkout, and two of them can be compared.
 
@@ -9,12 +9,12 @@ It reads the source only, so it works on any checkout, and two of them can be co
 - *Floors* are the longest path of arrows down from a box, where the boxes of a circle share one floor.
 - A *circle* is a set of modules, or of boxes, each of which reaches every other one by imports.
 
-The walk is that of a reader who follows an object, as the options of a command, from the name that holds it in some
-function.  A call is followed if it is handed the object itself: by position or by keyword, to a function or a class of
-the package that is found by its name.  In the function where the walk starts, all that a followed call returns counts
-as the object too, for options become a request there; elsewhere only what a class makes of it does.  The reader goes
-into the called function in the order of the source, reads none twice, and goes back to where the call was if there is
-another one to follow.  Calls through values, and methods of objects but `self`, are not seen.
+The walk is that of a reader who follows what a user asked for, from the names that hold it in some function to all
+calls that it is handed to, by position or by keyword, if the function or class is found by its name.  What counts as
+the request is the object itself, its recipe (`x.recipe`), what a class is made of it, and what a followed call returns
+whose annotation names one of `CARRIERS`.  The reader goes into a called function in the order of the source, reads none
+twice, and goes back to where the call was if there is another one to follow.  Calls through values, and methods of
+objects but `self`, are not seen.
 
 - *entered*: modules in which the reader was.
 - *climbs*: steps to a module whose box is on a higher floor than the one before.
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import statistics
 import sys
 from collections import Counter
@@ -36,6 +37,12 @@ from pathlib import Path
 Graph = Mapping[str, set[str]]
 ROOT = "__init__"
 """Name of the module that the package itself is."""
+WALK = "commands.publish:publish:request,given"
+"""Where the options of a publish are, in all states of the package."""
+CARRIERS = {"PublishOptions", "PublishRequest", "JobRequest", "Recipe", "Run"}
+"""Classes that carry what a user asked for."""
+PARTS = {"recipe", "request"}
+"""Attributes that are what a user asked for."""
 AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -194,7 +201,7 @@ def function_lengths(modules: Iterable[Module]) -> dict[str, int]:
 
 @dataclass
 class Walk:
-    """A reader's way through a package, following an object from call to call."""
+    """A reader's way through a package, following a request from call to call."""
 
     modules: Mapping[str, Module]
     package: str
@@ -203,17 +210,17 @@ class Walk:
     read: set[tuple[str, str]] = field(default_factory=set)
 
     def start(self, where: str) -> Walk:
-        """Walk from `module:function:name`."""
+        """Walk from `module:function:name,...`."""
         name, function, tracked = where.split(":")
-        self._go(name, function, {tracked}, first=True)
+        self._go(name, function, set(tracked.split(",")))
         return self
 
     def _step(self, module: str) -> None:
         if self.way[-1:] != [module]:
             self.way.append(module)
 
-    def _go(self, module: str, function: str, tracked: set[str], *, first: bool = False) -> None:
-        """Read a function, given the names that hold the object."""
+    def _go(self, module: str, function: str, tracked: set[str]) -> None:
+        """Read a function, given the names that hold the request."""
         if (module, function) in self.read:
             return
         self.read.add((module, function))
@@ -224,23 +231,29 @@ class Walk:
         local = Imports(self.modules[module], self.modules, self.package)
         local.visit(self.modules[module].tree)
         for call, targets in calls_in_order(node):
-            handed = self._handed(call, tracked, local, function)
-            is_object = bool(handed)
-            if handed:
-                target, name, names = handed
-                self._step(module)
-                self._go(target, name, names)
-                is_object = first or isinstance(self._definition(target, name.partition(".")[0]), ast.ClassDef)
-            if is_object:
+            if not (handed := self._handed(call, tracked, local, function)):
+                continue
+            target, name, names = handed
+            self._step(module)
+            self._go(target, name, names)
+            if self._carries(target, name):
                 tracked |= targets | {marker(call)}
+
+    def _carries(self, module: str, name: str) -> bool:
+        """Return whether what a function returns, or a class is, counts as the request."""
+        node = self._definition(module, name)
+        if not isinstance(node, AnyFunction):
+            return True
+        return node.returns is not None and bool(CARRIERS & set(re.findall(r"\w+", ast.unparse(node.returns))))
 
     def _handed(
         self, call: ast.Call, tracked: set[str], local: Imports, function: str
     ) -> tuple[str, str, set[str]] | None:
-        """Return module and name of what a call hands the object to, and its parameters that get it."""
+        """Return module and name of what a call hands the request to, and its parameters that get it."""
 
         def holds(value: ast.expr) -> bool:
-            value = value.value if isinstance(value, ast.Starred) else value
+            while isinstance(value, ast.Starred) or (isinstance(value, ast.Attribute) and value.attr in PARTS):
+                value = value.value
             return (isinstance(value, ast.Name) and value.id in tracked) or marker(value) in tracked
 
         places = [number for number, value in enumerate(call.args) if holds(value)]
@@ -384,7 +397,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).resolve().parent.parent / "hubprune"
     parser.add_argument("folder", nargs="?", type=Path, default=default, help="the package, by default this one")
-    parser.add_argument("--walk", metavar="MODULE:FUNCTION:NAME", default="commands.publish:publish:given")
+    parser.add_argument("--walk", metavar="MODULE:FUNCTION:NAME,...", default=WALK)
     parser.add_argument("--way", action="store_true", help="print the modules of the walk too, in their order")
     options = parser.parse_args()
     folder = options.folder.resolve()

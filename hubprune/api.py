@@ -43,20 +43,6 @@ if TYPE_CHECKING:
     )
     from hubprune.exporting.artifact import GgufExport
 
-__all__ = [
-    "compare",
-    "export_gguf",
-    "load",
-    "prune",
-    "publish",
-    "push",
-    "reproduce",
-    "score",
-    "speed",
-    "sweep",
-    "verify",
-]
-
 P = ParamSpec("P")
 AnyRequest = TypeVar("AnyRequest", bound=OnHub)
 Result = TypeVar("Result")

@@ -1,23 +1,18 @@
-"""How a publish ended.
-
-Tell the GitHub Actions job that a process runs in how a publish ended.
+"""Tell the GitHub Actions job that a process runs in how a publish ended, with a summary in Markdown for its page.
 
 The two files that a job names in its environment are appended to; elsewhere nothing happens.  No workflow command is
-printed and no token goes anywhere: what is told are results and messages, scrubbed.
-
-The summary of a publish on the page of a CI job, in Markdown.
-
-Names of tasks and messages of servers are other people's text: all of it goes through the filters of the card.
+printed and no token goes anywhere: what is told are results and messages, scrubbed.  Names of tasks and messages of
+servers are other people's text: all of it goes through the filters of the card.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.parse import quote
 
 from hubprune.cards.context import Table
@@ -25,20 +20,11 @@ from hubprune.cards.limits import budget_lines
 from hubprune.cards.markdown import NONE, change_percent, count, md, plain, with_interval
 from hubprune.cards.measured import benchmarks
 from hubprune.cards.removal import removal
-from hubprune.core.artifacts import PublishedCommit, PublishReport, UploadPlan
+from hubprune.core.artifacts import PublishedCommit, PublishReport
 from hubprune.core.console import Reporter, size
 from hubprune.core.errors import EditedError, HubpruneError, OverBudgetError
 from hubprune.core.privacy import scrub
 from hubprune.core.processes import rank
-
-if TYPE_CHECKING:
-    from hubprune.core.artifacts import PublishReport
-
-__all__ = ["OUTPUT", "SUMMARY", "Ending", "Outcome", "job_summary", "told_to_job"]
-
-
-# ---- outcome -------------------------------------------------------------------------------------------------------
-
 
 Ending = Literal["published", "up to date", "dry run", "ran elsewhere", "over budget", "edited", "failed"]
 OF_ERRORS: Mapping[type[HubpruneError], Ending] = {OverBudgetError: "over budget", EditedError: "edited"}
@@ -102,8 +88,6 @@ def told_to_job(reporter: Reporter) -> Iterator[Callable[[PublishReport], None]]
 
 
 def _tell(outcome: Outcome, reporter: Reporter) -> None:
-    pass  # MERGED
-
     try:
         _append(SUMMARY, lambda: job_summary(outcome))
         _append(OUTPUT, lambda: "".join(f"{name}={value}\n" for name, value in outputs(outcome).items()))
@@ -159,7 +143,10 @@ def _parts(outcome: Outcome) -> Iterator[str]:
         if report.published:
             yield _links(report.published, failed=outcome.ending == "failed")
         elif report.upload:
-            yield _planned(report.upload)
+            upload = report.upload
+            new = "an unknown part" if upload.new_bytes is None else size(upload.new_bytes)
+            files = f"{sum(file.change != 'unchanged' for file in upload.files)} of {count(len(upload.files))} files"
+            yield md(f"It would go to {upload.repo_id}: {files}, {new} new to the Hub.")
         yield _dropped(report)
         yield from _measured(report)
     if outcome.warnings:
@@ -175,12 +162,6 @@ def _links(published: PublishedCommit, *, failed: bool) -> str:
         links.append(f"[pull request]({_address(published.pull_request_url)})")
     done = "proposed" if published.pull_request_url else "published"
     return f"{f'It is {done} all the same: ' if failed else ''}{', '.join(links)}"
-
-
-def _planned(upload: UploadPlan) -> str:
-    new = "an unknown part" if upload.new_bytes is None else size(upload.new_bytes)
-    changed = sum(file.change != "unchanged" for file in upload.files)
-    return md(f"It would go to {upload.repo_id}: {changed} of {count(len(upload.files))} files, {new} new to the Hub.")
 
 
 def _address(url: str) -> str:
@@ -223,15 +204,5 @@ def _measured(report: PublishReport) -> Iterator[str]:
 
 
 def _table(table: Table) -> str:
-    return "\n".join(_row(cells) for cells in _cells(table))
-
-
-def _cells(table: Table) -> Iterator[Iterable[str]]:
-    yield map(md, table.columns)
-    yield table.rules
-    for row in table.rows:
-        yield map(md, row)
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    rows = [map(md, table.columns), table.rules, *(map(md, row) for row in table.rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from hubprune.commands.summary import ratio_text, sdr_text, table
-from hubprune.core.artifacts import Measure, PeakMemory, SpeedReport, SpeedRow, SweepPoint, SweepReport, Verdict
+from hubprune.core.artifacts import Measure, SpeedReport, SweepReport, Verdict
 from hubprune.core.console import LARGEST, size
 from hubprune.workflows.sweep.report import with_error
 
@@ -16,6 +16,9 @@ MEASURES: Mapping[Measure, str] = {
 VERDICTS: Mapping[Verdict, str] = {
     "faster": "faster", "slower": "slower", "not resolved": "not resolved",
     "control failed": "not resolved",
+}  # fmt: skip
+UNRESOLVED: Mapping[Verdict, str] = {
+    "control failed": "not resolved: the base differs from itself", "not resolved": "not resolved",
 }  # fmt: skip
 PEAKS: Mapping[str, str] = {"allocator": "weights and GPU allocator", "resident": "resident, libraries included"}
 
@@ -57,37 +60,24 @@ def sweep_rows(report: SweepReport) -> list[list[str]]:
     rows[0] += ["speed", "SDR"] * with_speed
     for point in report.points:
         row = [point.method, str(point.count), f"{100 * (point.parameters / report.base_parameters - 1):+.1f} %"]
-        row += _mean_cells(point) * with_mean + _perplexity_cells(point) * with_perplexity
-        rows.append(row + _speed_cells(point) * with_speed)
+        if with_mean:
+            row.append("n/a" if point.mean is None else f"{point.mean:.2f}")
+            row.append(with_error(point.mean_change) if point.count and point.mean_change else "")
+        if with_perplexity:
+            row.append(f"> {LARGEST:.0e}" if point.perplexity is None else f"{point.perplexity:.4g}")
+            row.append(with_error(point.perplexity_change) if point.count and point.perplexity_change else "")
+        if with_speed and (speed := point.speed):
+            row += [ratio_text(speed.ratio), UNRESOLVED.get(speed.verdict) or sdr_text(point.sdr)]
+        rows.append(row + [""] * (len(rows[0]) - len(row)))
     return rows
-
-
-def _mean_cells(point: SweepPoint) -> list[str]:
-    mean = "n/a" if point.mean is None else f"{point.mean:.2f}"
-    return [mean, with_error(point.mean_change) if point.count and point.mean_change else ""]
-
-
-def _perplexity_cells(point: SweepPoint) -> list[str]:
-    value = f"> {LARGEST:.0e}" if point.perplexity is None else f"{point.perplexity:.4g}"
-    return [value, with_error(point.perplexity_change) if point.count and point.perplexity_change else ""]
-
-
-def _speed_cells(point: SweepPoint) -> list[str]:
-    if not point.speed:
-        return ["", ""]
-    told = {"control failed": "not resolved: the base differs from itself", "not resolved": "not resolved"}
-    return [ratio_text(point.speed.ratio), told.get(point.speed.verdict) or sdr_text(point.sdr)]
-
-
-def _drops(count: int) -> str:
-    return "none" if not count else "1 drop" if count == 1 else f"{count} drops"
 
 
 def picked_lines(report: SweepReport) -> list[str]:
     """Write the rule, what it picks of each method, and the commands that publish that."""
     if not report.recommendations:
         return []
-    rows = [[f"  {r.method}", _drops(r.count), r.reason] for r in report.recommendations]
+    counts = {0: "none", 1: "1 drop"}
+    rows = [[f"  {r.method}", counts.get(r.count, f"{r.count} drops"), r.reason] for r in report.recommendations]
     commands = [f"  {r.command}" for r in report.recommendations if r.command]
     parts = [f"Rule: {report.rule}\n{table(rows, left=3)}"]
     return [*parts, "Next:\n" + "\n".join(commands)] if commands else parts
@@ -132,21 +122,21 @@ def _dropped(report: SpeedReport) -> str:
 
 def _rows(report: SpeedReport) -> list[list[str]]:
     rows = [["depth", "measure", "base", "pruned", "ratio", "control", "", "SDR"]]
-    return rows + [_row(row) for row in report.rows]
-
-
-def _row(row: SpeedRow) -> list[str]:
-    seen = row.measured
-    return [
-        f"{seen.depth}",
-        MEASURES[seen.measure],
-        _pace(seen.base_tokens_per_second, seen.base_seconds),
-        _pace(seen.tokens_per_second, seen.seconds),
-        ratio_text(seen.ratio),
-        f"[{seen.control.low:.2f}, {seen.control.high:.2f}]" + " fails" * (row.verdict == "control failed"),
-        VERDICTS[row.verdict],
-        sdr_text(row.sdr),
-    ]
+    for row in report.rows:
+        seen = row.measured
+        rows.append(
+            [
+                f"{seen.depth}",
+                MEASURES[seen.measure],
+                _pace(seen.base_tokens_per_second, seen.base_seconds),
+                _pace(seen.tokens_per_second, seen.seconds),
+                ratio_text(seen.ratio),
+                f"[{seen.control.low:.2f}, {seen.control.high:.2f}]" + " fails" * (row.verdict == "control failed"),
+                VERDICTS[row.verdict],
+                sdr_text(row.sdr),
+            ]
+        )
+    return rows
 
 
 def _pace(tokens_per_second: float | None, seconds: float) -> str:
@@ -171,28 +161,21 @@ def _legend(report: SpeedReport) -> str:
 
 
 def _memory(report: SpeedReport) -> list[list[str]]:
-    rows = [["", "base", "pruned", "change"], *_cache_rows(report)]
-    if peak := report.peak_memory:
-        rows.append([_peak_name(peak), size(peak.base), size(peak.pruned), _percent(peak.base, peak.pruned)])
-    if found := report.largest_batch:
-        name = f"largest batch, depth {found.depth} + {found.new_tokens} tokens"
-        cells = [f"{n} or more" if n >= found.limit else str(n) for n in (found.base, found.pruned)]
-        rows.append([name, *cells, _percent(found.base, found.pruned)])
-    return rows
-
-
-def _cache_rows(report: SpeedReport) -> Iterator[list[str]]:
-    cache = report.kv_cache
+    rows, cache = [["", "base", "pruned", "change"]], report.kv_cache
     for name, base, pruned in (
         ("KV cache per token, counted", cache.base, cache.pruned),
         ("KV cache per token, from config.json", cache.base_computed, cache.pruned_computed),
     ):
         cells = [f"{number / cache.tokens:,.10g} B" for number in (base, pruned)]
-        yield [name, *cells, _percent(base, pruned)]
-
-
-def _peak_name(peak: PeakMemory) -> str:
-    return f"peak memory, {PEAKS[peak.how]}, depth {peak.depth}"
+        rows.append([name, *cells, _percent(base, pruned)])
+    if peak := report.peak_memory:
+        name = f"peak memory, {PEAKS[peak.how]}, depth {peak.depth}"
+        rows.append([name, size(peak.base), size(peak.pruned), _percent(peak.base, peak.pruned)])
+    if found := report.largest_batch:
+        name = f"largest batch, depth {found.depth} + {found.new_tokens} tokens"
+        cells = [f"{n} or more" if n >= found.limit else str(n) for n in (found.base, found.pruned)]
+        rows.append([name, *cells, _percent(found.base, found.pruned)])
+    return rows
 
 
 def _percent(base: int, pruned: int) -> str:

@@ -59,6 +59,8 @@ def add_command(app: typer.Typer, body: Callable[..., None], *, epilog: str, res
     everyday: Sequence[str] = getattr(kind, "everyday", ())
 
     def panel(asked: Asked) -> str | None:
+        if isinstance(asked.option, Argument):
+            return None
         return EVERYDAY if asked.name in everyday else asked.option.panel or (RUNNING if everyday else None)
 
     def run(**given: Any) -> None:

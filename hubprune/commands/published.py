@@ -117,16 +117,19 @@ def reproduction_lines(seen: Reproduction) -> str:
     parts = [
         f"{seen.name}{at}, made of {seen.base} at {seen.base_commit[:12]}",
         table([[part.name, part.outcome, part.detail] for part in seen.parts], left=3),
-        *filter(None, map(_differences, seen.parts)),
-        *_causes(seen),
-        _verdict(seen),
+        *(_differences(part) for part in seen.parts if part.differences),
     ]
+    if seen.causes:
+        head = "this changed nothing:" if seen.equal else "what may be the cause:"
+        parts.append("\n".join([head, *(f"  {cause}" for cause in seen.causes)]))
+    where = f"\nreproduced files: {seen.folder}" if seen.folder else ""
+    names = [part.name for part in seen.parts if part.outcome == "differs"]
+    differ = f"not reproduced: {', '.join(names)} {'differs' if len(names) == 1 else 'differ'}"
+    parts.append(f"{'reproduced: everything is equal that should be' if seen.equal else differ}{where}")
     return "\n\n".join(parts)
 
 
 def _differences(part: ComparedPart) -> str:
-    if not part.differences:
-        return ""
     rows = [[part.name, "published", "files" if part.name == "manifest" else "reproduced"]]
     rows += [[f"  {row.place}", *_pair(row)] for row in part.differences[:SHOWN]]
     more = len(part.differences) - SHOWN
@@ -151,17 +154,3 @@ def _short(value: Scalar, *, start: int) -> str:
     text = value[start : start + WIDTH]
     shown = repr(text)[1:-1] if not text.isprintable() else text
     return f"{'…' if start else ''}{shown}{'…' if len(value) > start + WIDTH else ''}"
-
-
-def _causes(seen: Reproduction) -> Iterator[str]:
-    if seen.causes:
-        head = "this changed nothing:" if seen.equal else "what may be the cause:"
-        yield "\n".join([head, *(f"  {cause}" for cause in seen.causes)])
-
-
-def _verdict(seen: Reproduction) -> str:
-    where = f"\nreproduced files: {seen.folder}" if seen.folder else ""
-    if seen.equal:
-        return f"reproduced: everything is equal that should be{where}"
-    names = [part.name for part in seen.parts if part.outcome == "differs"]
-    return f"not reproduced: {', '.join(names)} {'differs' if len(names) == 1 else 'differ'}{where}"

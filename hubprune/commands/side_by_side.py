@@ -35,13 +35,19 @@ def comparison_text(comparison: CheckpointComparison) -> str:
 def _sides_table(first: ComparedSide, second: ComparedSide) -> str:
     rows = [["", "A", "B", ""]]
     pairs = zip(_column(first).items(), _column(second).values(), strict=True)
-    rows += [[name, one, other, _verdict(one, other)] for (name, one), other in pairs]
+    for (name, first_value), second_value in pairs:
+        known = UNKNOWN not in (first_value, second_value)
+        same = "same" if first_value == second_value else "differs"
+        rows.append([name, first_value, second_value, same if known else UNKNOWN])
     rows[1][3] = ""
     for row, one, other in (
         (rows[-4], first.parameters, second.parameters),
         (rows[-3], first.kv_bytes_per_token, second.kv_bytes_per_token),
     ):
-        row[3] = UNKNOWN if one is None or other is None else _change(one, other)
+        if one is None or other is None:
+            row[3] = UNKNOWN
+        else:
+            row[3] = "same" if one == other else f"{100 * (other / one - 1):+.2f} %" if one else "differs"
     return table(rows, left=4)
 
 
@@ -61,14 +67,6 @@ def _column(side: ComparedSide) -> dict[str, str]:
         "calibration": side.calibration or "none",
         "its tokens": (side.calibration_sha256 or "none")[:12],
     }
-
-
-def _verdict(one: str, other: str) -> str:
-    return UNKNOWN if UNKNOWN in (one, other) else "same" if one == other else "differs"
-
-
-def _change(one: int, other: int) -> str:
-    return "same" if one == other else f"{100 * (other / one - 1):+.2f} %" if one else "differs"
 
 
 def _layers(layers: tuple[int, ...]) -> str:

@@ -52,18 +52,19 @@ def _bypass(decoder: Any, plan: DropPlan, architecture: Architecture, undo: Exit
         if number in no_attn and number in no_mlp:
             replace(decoder.layers, {str(number): NoLayer(layer)})
         elif number in no_attn:
-            replace(layer, _without("attn", layer, architecture))
+            replace(layer, _without("attn", layer, architecture, code))
         else:
             replace(layer.get_submodule(architecture.attn_module), {"layer_idx": slots[number]})
             if number in no_mlp:
-                replace(layer, _without("mlp", layer, architecture))
+                replace(layer, _without("mlp", layer, architecture, code))
     trim = partial(code["trim_cache"], used=frozenset(slots.values()))
     undo.callback(decoder.register_forward_pre_hook(trim, with_kwargs=True).remove)
 
 
-def _without(kind: SublayerKind, layer: nn.Module, architecture: Architecture) -> dict[str, nn.Module]:
+def _without(
+    kind: SublayerKind, layer: nn.Module, architecture: Architecture, code: Mapping[str, Any]
+) -> dict[str, nn.Module]:
     """Return what stands in a layer instead of a sublayer and of its norms, by name."""
-    code = published_code(architecture)
     if kind == "attn":
         name, norms = architecture.attn_module, architecture.attn_norms
         stand_in: nn.Module = code["NoAttn"](layer.get_submodule(name))
@@ -78,7 +79,7 @@ def layers_without(model: Any, plan: DropPlan, architecture: Architecture) -> tu
     Layers that lose nothing are the base's own, and weights are never copied.  They are for passes without a KV cache,
     since attentions keep the base's numbers of their slots.
     """
-    made = list(model.model.layers)
+    code, made = published_code(architecture), list(model.model.layers)
     no_attn, no_mlp = set(plan.gone("attn")), set(plan.gone("mlp"))
     for number in no_attn | no_mlp:
         layer = made[number]
@@ -87,7 +88,7 @@ def layers_without(model: Any, plan: DropPlan, architecture: Architecture) -> tu
         else:
             made[number] = copy(layer)
             kind: SublayerKind = "attn" if number in no_attn else "mlp"
-            made[number]._modules = {**layer._modules, **_without(kind, layer, architecture)}
+            made[number]._modules = {**layer._modules, **_without(kind, layer, architecture, code)}
     return tuple(made)
 
 

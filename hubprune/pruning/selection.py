@@ -306,19 +306,26 @@ def plan_widths(
         PlanError: more neurons than there are, another number of widths than of layers, no neuron left, or none gone.
     """
     before, layers, hidden_size = structure.mlp_widths, structure.num_hidden_layers, config["hidden_size"]
+    # A fraction, since 0.6 * 8190 is less than 4914 in binary.
+    share = Fraction((spec.drop_neurons or "0%").removesuffix("%")) / 100
     if isinstance(spec.width, tuple) and len(spec.width) != layers:
         raise PlanError(
             f"--mlp-width lists {len(spec.width)} widths: {name} has {layers} layers.",
             hint=f"Pass one number for all layers, or {layers} of them.",
         )
-    if spec.drop_neurons and _share(spec.drop_neurons) == 1:
+    if share == 1:
         raise PlanError(
             f"--drop-neurons {spec.drop_neurons} leaves no neuron in {name}.",
             hint="Pass less, or drop whole MLPs with --mlp-drop.",
         )
     kept = list(before)
     for layer in (layer for layer, width in enumerate(before) if width and layer not in gone):
-        wanted = _wanted(spec, layer, width=before[layer], hidden_size=hidden_size)
+        if spec.drop_neurons:  # the rounded-down number goes: 60 % of 8192 leaves 8192 - floor(4915.2) = 3277
+            wanted = Fraction(before[layer] - int(share * before[layer]))
+        elif spec.expansion_ratio:
+            wanted = Fraction(str(spec.expansion_ratio)) * hidden_size
+        else:
+            wanted = Fraction(spec.width[layer] if isinstance(spec.width, tuple) else spec.width or 0)
         if wanted > before[layer]:
             least = min(w for w in before if w)
             ratio = int(Fraction(least, hidden_size) * 1000) / 1000
@@ -336,24 +343,6 @@ def plan_widths(
         raise _nothing_goes(spec, before, name)
     multiple = spec.multiple if spec.width is None else 1
     return WidthPlan(before=before, kept=tuple(kept), metric=spec.metric, multiple=multiple)
-
-
-def _share(percent: str) -> Fraction:
-    # A fraction, since 0.6 * 8190 is less than 4914 in binary.
-    return Fraction(percent.removesuffix("%")) / 100
-
-
-def _wanted(spec: WidthSpec, layer: int, *, width: int, hidden_size: int) -> Fraction:
-    """Return the neurons that are asked for, before rounding to a multiple.
-
-    Of a share that goes, the rounded-down number goes: 60 % of 8192 leaves 8192 - floor(4915.2) = 3277.
-    """
-    if spec.drop_neurons:
-        return Fraction(width - int(_share(spec.drop_neurons) * width))
-    if spec.expansion_ratio:
-        return Fraction(str(spec.expansion_ratio)) * hidden_size
-    widths = spec.width or ()
-    return Fraction(widths if isinstance(widths, int) else widths[layer])
 
 
 def _nothing_goes(spec: WidthSpec, before: Sequence[int], name: str) -> PlanError:

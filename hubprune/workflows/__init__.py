@@ -3,6 +3,7 @@
 What has to be said on the way goes through a `Reporter`; what is printed is made of the results by the commands.  Where
 a workflow takes a session with a Hub, None stands for the one that its request names.
 
+    recipes                    from a request to the recipe that it stands for
     run                        what all share: a run of a recipe, from the base to a verified checkpoint
     score, sweep               which layers matter, and what every number of drops costs
     verify, compare, speed     a folder or repo against its base, or two of them side by side

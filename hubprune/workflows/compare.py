@@ -114,7 +114,8 @@ def _of_json(name: str, data: bytes) -> Source:
     values = parse_json(data, where=name)
     if "plan" not in values:
         return Source(_side(name, _plan(values, name), base=None, commit=None))
-    base, checkpoint, benchmarks = (_mapping(values.get(key)) for key in ("base", "checkpoint", "benchmarks"))
+    told = {key: part for key, part in values.items() if isinstance(part, dict)}
+    base, checkpoint, benchmarks = (told.get(key, {}) for key in ("base", "checkpoint", "benchmarks"))
     repo_id, commit = base.get("repo_id") or base.get("name"), base.get("commit")
     side = _side(
         name,
@@ -123,16 +124,16 @@ def _of_json(name: str, data: bytes) -> Source:
         commit=commit if isinstance(commit, str) else None,
     )
     numbers = ((key, checkpoint.get(key)) for key in ("parameters", "kv_bytes_per_token"))
-    told: dict[str, object] = {key: number for key, number in numbers if isinstance(number, int)}
+    found: dict[str, object] = {key: number for key, number in numbers if isinstance(number, int)}
     if scores := _understood(LayerScores, values.get("scores")):
         record = scores.calibration
         size = f"{record.documents:,} {record.unit}, {record.tokens:,} tokens"
-        told["calibration"] = f"{record.mix}: {size}, seed {record.seed}"
-        told["calibration_sha256"] = record.token_sha256
+        found["calibration"] = f"{record.mix}: {size}, seed {record.seed}"
+        found["calibration_sha256"] = record.token_sha256
     rows = benchmarks.get("tasks")
     tasks = [_understood(TaskComparison, row) for row in (rows if isinstance(rows, list) else [])]
     return Source(
-        side.model_copy(update=told),
+        side.model_copy(update=found),
         scores=scores,
         tasks=tuple(task for task in tasks if task),
         circumstances=tuple((key, benchmarks.get(key)) for key in ("dtype", "device", "lm_eval")),
@@ -155,10 +156,6 @@ def _understood(kind: type[Kind], values: Any) -> Kind | None:
         return kind.model_validate(values)
     except ValidationError:
         return None
-
-
-def _mapping(values: Any) -> Mapping[str, Any]:
-    return values if isinstance(values, dict) else {}
 
 
 def _side(name: str, plan: DropPlan, *, base: str | None, commit: str | None) -> ComparedSide:

@@ -19,6 +19,7 @@ from hubprune.core.options import options_of
 from hubprune.core.requests import JobRequest, PublishRequest
 
 LIGHT = ("torch", "transformers", "datasets", "huggingface_hub", "pydantic", "jinja2", "matplotlib", "typer", "rich")
+NAMES = sorted(set(hubprune.__all__) - {"__version__"})
 JOB = {option.name for option in options_of(JobRequest)} - {option.name for option in options_of(PublishRequest)}
 """Of a publish that runs elsewhere, which has no report to return."""
 
@@ -51,7 +52,7 @@ def command_of(name):
     return commands["export"].commands["gguf"] if name == "export_gguf" else commands[name]
 
 
-@pytest.mark.parametrize("name", sorted(set(api.__all__) - {"load"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"load"}))
 def test_a_function_takes_what_its_command_takes_with_the_same_defaults(name):
     options = {
         option.name: inspect.Parameter.empty if option.required else option.default
@@ -63,7 +64,7 @@ def test_a_function_takes_what_its_command_takes_with_the_same_defaults(name):
     assert parameters["quiet"].default is False
 
 
-@pytest.mark.parametrize("name", api.__all__)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_function_says_what_it_takes_and_returns(name):
     call = getattr(hubprune, name)
     assert call.__name__ == name
@@ -76,7 +77,7 @@ def test_a_function_says_what_it_takes_and_returns(name):
 
 
 def test_the_package_names_all_functions_and_nothing_else():
-    assert set(hubprune.__all__) == {*api.__all__, "__version__"}
+    assert set(NAMES) == {name for name, value in vars(api).items() if hasattr(value, "__signature__")}
     assert set(hubprune.__all__) <= set(dir(hubprune))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         hubprune.nothing  # noqa: B018
@@ -215,3 +216,16 @@ def test_lists_and_mappings_mean_what_their_text_means():
     assert recipe_of(as_text) == recipe_of(as_values)
     none = recipe_of(PublishRequest("a/b", attn_drop="10%", tasks="none", num_fewshot="2", max_drop_pp="none"))
     assert none == recipe_of(PublishRequest("a/b", attn_drop="10%", tasks=[], num_fewshot=2, max_drop_pp={}))
+
+
+def test_a_notebook_shows_what_goes_on_and_the_result(base, tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    source = f"import hubprune\nhubprune.prune({str(base)!r}, drop_attn=1, out={str(tmp_path / 'out')!r})"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbclient.NotebookClient(notebook, kernel_name="python3", timeout=300).execute()
+    outputs = notebook.cells[0].outputs
+    shown = "".join(o.data.get("text/plain", "") for o in outputs if o.output_type == "display_data")
+    assert "dropping the attention of layer 1" in shown
+    assert "verified in a fresh process" in shown
+    assert "<table>" in outputs[-1].data["text/html"]
+    assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stdout"] == []

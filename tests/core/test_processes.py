@@ -165,9 +165,19 @@ def test_what_cleans_up_after_an_interruption_is_not_disturbed(listening):
     assert cleaned == ["except", "finally", "manager"]
 
 
+def two_stages(number, *, on_ctrl_c):
+    """Run a command as a process that inherits what this one does on Ctrl-C; tests in the background ignore it."""
+    before = signal.signal(signal.SIGINT, on_ctrl_c)
+    try:
+        command = [sys.executable, "-c", TWO_STAGES, "stages", str(int(number))]
+        return run_to_end(command, capture_output=True, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_whose_interruption_was_swallowed_ends_as_interrupted(number):
-    done = run_to_end([sys.executable, "-c", TWO_STAGES, "stages", str(int(number))], capture_output=True, text=True)
+    done = two_stages(number, on_ctrl_c=signal.default_int_handler)
     assert done.returncode == 130
     assert "[1/2]" in done.stderr
     assert "error: Interrupted." in done.stderr
@@ -175,11 +185,6 @@ def test_a_command_whose_interruption_was_swallowed_ends_as_interrupted(number):
 
 
 def test_a_command_in_the_background_of_a_shell_still_ignores_ctrl_c():
-    command = [sys.executable, "-c", TWO_STAGES, "stages", str(int(signal.SIGINT))]
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        done = run_to_end(command, capture_output=True, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    done = two_stages(signal.SIGINT, on_ctrl_c=signal.SIG_IGN)
     assert done.returncode == 0
     assert "[2/2]" in done.stderr

@@ -29,7 +29,7 @@ except ValueError as error:
 
 def read_as_a_stranger(hubprune, home, *, code, arguments=()):
     """A process that knows nothing but transformers, with a cache of its own."""
-    environment = hubprune.core.devices({"HF_HOME": str(home), "PYTHONPATH": ""})
+    environment = hubprune.environment({"HF_HOME": str(home), "PYTHONPATH": ""})
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, env=environment, cwd=home.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from bases import FAMILIES, family_tensors, plan, write_base
+from bases import FAMILIES, family_tensors, plan, write_base, written
 
 from hubprune.core.architectures import ARCHITECTURES, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, CalibrationRecord, CalibrationSource
 from hubprune.core.config import pruned_config
 from hubprune.core.console import Reporter
 from hubprune.core.errors import PlanError, UnsupportedArchitectureError
-from hubprune.pruning import loading, verify
+from hubprune.pruning import verify
 from hubprune.pruning.calibration import CalibrationSet, Document
-from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.importance import Scoring, score
 from hubprune.pruning.layouts import Runnable, choose_layout
 
@@ -33,13 +32,6 @@ def bases(tmp_path_factory):
             tensors[f"{family.layers_prefix}{PLANTED}.{output}"].zero_()
         made[name] = write_base(folder / name, config, tensors)
     return made
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Compare in this process: it costs a tenth of a fresh one."""
-    monkeypatch.setattr(verify, "NEW_TOKENS", 12)
-    monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
 
 
 def kinds_of(base):
@@ -62,12 +54,6 @@ def drops(base):
         "all but one of each kind": ([layer for layer in range(layers) if layer not in kept], [0, 1, 2, 3]),
         "a whole layer too": ([0, 2], [0, 4]),
     }
-
-
-def written(base, drop, folder):
-    folder.mkdir()
-    write_checkpoint(base, drop, folder, advance=lambda _: None)
-    return folder
 
 
 @pytest.mark.parametrize("which", ["first", "last", "joint", "all but one of each kind", "a whole layer too"])

@@ -12,7 +12,7 @@ from bases import LLAMA, MISTRAL, plan, write_base
 from hubprune.core.architectures import architecture_of
 from hubprune.core.errors import CheckpointError, PlanError, UnsupportedArchitectureError
 from hubprune.core.structure import read_structure
-from hubprune.pruning import loading, verify
+from hubprune.pruning import verify
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.layouts import Runnable, check_choice, choose_layout
 
@@ -106,9 +106,8 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture
-def in_process(monkeypatch):
-    """Compare in this process: it costs a tenth of a fresh one."""
-    monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
+def in_process(in_process, monkeypatch):
+    """Compare in this process, and with transformers only."""
     monkeypatch.setattr(verify, "mlx_is_installed", lambda: False)
 
 

@@ -22,6 +22,7 @@ from bases import (
     shapes,
     write_base,
     write_tensors,
+    written,
 )
 from safetensors.torch import load_file
 
@@ -31,7 +32,7 @@ from hubprune.core.errors import CheckpointError
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME, open_weights
 from hubprune.pruning import loading, verify
-from hubprune.pruning.checkpoint import write_checkpoint, write_weights
+from hubprune.pruning.checkpoint import write_weights
 from hubprune.pruning.layouts import choose_layout, make_runnable
 from hubprune.pruning.width import Neurons
 
@@ -50,12 +51,6 @@ def narrowed(config, kept, *, metric="max_abs", **drops):
     return drop.model_copy(update={"layout": choose_layout("auto", drop, config)})
 
 
-def written(base, drop, folder):
-    folder.mkdir()
-    write_checkpoint(base, drop, folder, advance=lambda _: None)
-    return folder
-
-
 def runnable(base):
     return make_runnable(base, Path(base.folder).with_name("runnable"))
 
@@ -67,15 +62,6 @@ def checked(base, folder, drop):
 
 def failed(seen):
     return {check.name for check in seen.checks if not check.passed}
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Compare in this process: it costs a tenth of a fresh one."""
-    monkeypatch.setattr(verify, "NEW_TOKENS", 12)
-    monkeypatch.setattr(
-        verify, "_in_fresh_process", lambda action, request, answer: loading._ACTIONS[action][1](request)
-    )
 
 
 def kept_numbers(base, drop, layer):

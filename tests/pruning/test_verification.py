@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bases import LLAMA, MISTRAL, parts, plan, random_tensors, raw_file, write_base
+from bases import LLAMA, MISTRAL, parts, plan, random_tensors, raw_file, write_base, written
 from safetensors.torch import load_file, save_file
 
 from hubprune.core.architectures import architecture_of
@@ -23,7 +23,6 @@ from hubprune.core.processes import last_words
 from hubprune.core.structure import read_structure
 from hubprune.core.weights import SINGLE_NAME
 from hubprune.pruning import loading, verify
-from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.layouts import Runnable
 
 DROPS = {
@@ -40,13 +39,6 @@ LOGITS = "logits equal the base without the dropped sublayers"
 BYTES = "kept tensors are the base's, byte for byte"
 
 
-def written(base, drop, folder):
-    """Write a checkpoint into a new folder."""
-    folder.mkdir()
-    write_checkpoint(base, drop, folder, advance=lambda _: None)
-    return folder
-
-
 def checked(base, folder, drop):
     """Verify a folder."""
     family = architecture_of(base.config)
@@ -55,13 +47,6 @@ def checked(base, folder, drop):
 
 def failed(seen):
     return {check.name for check in seen.checks if not check.passed}
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Compare in this process: it costs a tenth of a fresh one."""
-    monkeypatch.setattr(verify, "NEW_TOKENS", 12)
-    monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer: loading.compare(request))
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,15 @@ def write_tensors(folder, tensors, *, shards=1, metadata=None):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def written(base, drop, folder):
+    """Write a pruned checkpoint into a new folder, which is returned."""
+    from hubprune.pruning.checkpoint import write_checkpoint
+
+    folder.mkdir()
+    write_checkpoint(base, drop, folder, advance=lambda _: None)
+    return folder
+
+
 def write_tokenizer(folder):
     """Write a tokenizer whose tokens are the 256 bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

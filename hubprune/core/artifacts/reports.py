@@ -334,6 +334,6 @@ class PublishReport(Artifact):
     seconds: dict[str, float] = Field(default_factory=dict)
     """Wall-clock seconds per stage; a stage that was taken from the work folder keeps those of the run that did it."""
     fingerprint: dict[str, dict[str, str]] = Field(default_factory=dict)
-    """What the result depends on, in named parts (`publishing.fingerprint`)."""
+    """What the result depends on, in named parts."""
     stage_keys: dict[str, str] = Field(default_factory=dict)
     """Stage -> key of all that its result depends on, this machine included (`stages.key_of`)."""

@@ -438,7 +438,7 @@ def test_a_base_and_data_that_moved_on_are_named_with_both_commits(published, ru
 def test_other_versions_and_templates_of_the_modeling_file_are_named(published, run_of, user, monkeypatch):
     published()
     monkeypatch.setattr(inputs_of, "library_versions", lambda: {"torch": "99"})
-    monkeypatch.setattr(inputs_of.modeling, "render", lambda architecture: "other")
+    monkeypatch.setattr(inputs_of.templates, "modeling_code", lambda architecture: "other")
     with pytest.raises(ComputedError):
         again(run_of(recipe_of(user)))
     said = run_of.said[-1]
