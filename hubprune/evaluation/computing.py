@@ -58,13 +58,9 @@ class Models:
     """
 
     def __init__(
-        self,
-        variants: Sequence[Variant],
-        tokenizer: Any,
-        *,
-        batch_size: int | None,
+        self, variants: Sequence[Variant], tokenizer: Any, *, batch_size: int | None,
         share: Callable[[], Callable[[], None]] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.variants = {variant.name: variant for variant in variants}
         self.language_models = {v.name: PanelLM(v, tokenizer, batch_size=batch_size) for v in variants}
         """What `lm_eval.evaluate` takes, by name."""
@@ -179,7 +175,10 @@ class Scorer:
                 release_memory()
                 self._most_slots = slots(part) // 2 if len(part) > 1 else self._most_slots
             middle = len(part) // 2
-            smaller = [part[:middle], part[middle:]] if middle else [[row] for row in _taken_apart(part[0], requests)]
+            if not middle and len(part[0].members) == 1:
+                message = f"The device ran out of memory over a single request of {len(part[0])} tokens."
+                raise EvaluationError(message, hint="Pass --dtype bfloat16, or --device cpu.")
+            smaller = [part[:middle], part[middle:]] if middle else [[row] for row in alone(part[0], requests)]
             parts.extendleft(reversed(smaller))
         return answers
 
@@ -192,15 +191,6 @@ class Scorer:
             if not is_memory_error(error):
                 raise
             return None
-
-
-def _taken_apart(row: Row, requests: Sequence[Request]) -> list[Row]:
-    if len(row.members) == 1:
-        raise EvaluationError(
-            f"The device ran out of memory over a single request of {len(row)} tokens.",
-            hint="Pass --dtype bfloat16, or --device cpu.",
-        )
-    return alone(row, requests)
 
 
 def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, Answer]:

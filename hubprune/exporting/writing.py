@@ -31,14 +31,7 @@ from hubprune.core.weights import open_weights
 from hubprune.exporting import sentencepiece
 from hubprune.exporting.artifact import GgufArchitecture, Outtype
 from hubprune.exporting.hyperparameters import Hyperparameters, check_layers, read_hyperparameters
-from hubprune.exporting.tensors import (
-    GgufTensor,
-    LayerSlot,
-    encoded_blocks,
-    gguf_architecture,
-    lay_out,
-    plan_tensors,
-)
+from hubprune.exporting.tensors import GgufTensor, LayerSlot, encoded_blocks, gguf_architecture, lay_out, plan_tensors
 from hubprune.exporting.vocabulary import Vocabulary, open_tokenizer, read_byte_level
 
 if TYPE_CHECKING:
