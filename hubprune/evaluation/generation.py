@@ -44,14 +44,9 @@ class Request:
 
 
 def compare(
-    base_folder: Path,
-    pruned_folder: Path,
-    *,
-    request: Request,
-    base_code: bool = False,
-    base_texts: ModelTexts | None = None,
-    reporter: Reporter,
-) -> GenerationComparison:
+    base_folder: Path, pruned_folder: Path, *, request: Request, base_code: bool = False,
+    base_texts: ModelTexts | None = None, reporter: Reporter,
+) -> GenerationComparison:  # fmt: skip
     """Let two model folders continue the same prompts, one model after the other, in the same batches.
 
     Code in a folder is run for the pruned one, and for the base where `base_code` says that this package rendered it.
@@ -78,14 +73,9 @@ def compare(
 
 
 def write(
-    folder: Path,
-    request: Request,
-    *,
-    name: str,
-    trust_remote_code: bool = False,
-    batches: Batches | None = None,
-    reporter: Reporter,
-) -> ModelTexts:
+    folder: Path, request: Request, *, name: str, trust_remote_code: bool = False,
+    batches: Batches | None = None, reporter: Reporter,
+) -> ModelTexts:  # fmt: skip
     """Let the model of a folder continue all prompts.
 
     Decoding is greedy whatever the folder's generation_config.json says.  Where a prompt and `max_new_tokens` do not

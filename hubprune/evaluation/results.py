@@ -38,13 +38,9 @@ def refuse_different_documents(base: Results, pruned: Results) -> None:
 
 
 def compare_results(
-    base: Results,
-    pruned: Results,
-    *,
-    requested: Mapping[str, tuple[str, ...]],
-    commits: Mapping[str, str | None],
-    warn: Callable[[str], None],
-) -> tuple[TaskComparison, ...]:
+    base: Results, pruned: Results, *, requested: Mapping[str, tuple[str, ...]],
+    commits: Mapping[str, str | None], warn: Callable[[str], None],
+) -> tuple[TaskComparison, ...]:  # fmt: skip
     """Compare two models in rows, in the order of the requested names; a task's main metric comes first.
 
     A group that lm-eval has an aggregate for (`mmlu`) is one row per metric, so that its 57 subjects do not outweigh
@@ -67,12 +63,9 @@ def compare_results(
 
 
 def _all_rows(
-    base: Results,
-    pruned: Results,
-    requested: Mapping[str, tuple[str, ...]],
-    commits: Mapping[str, str | None],
+    base: Results, pruned: Results, requested: Mapping[str, tuple[str, ...]], commits: Mapping[str, str | None],
     warn: Callable[[str], None],
-) -> list[TaskComparison]:
+) -> list[TaskComparison]:  # fmt: skip
     names = dict.fromkeys(n for name, tasks in requested.items() for n in _reported(base, name, tasks))
     return [row for name in names for row in _rows(base, pruned, name, commits, warn)]
 
@@ -92,15 +85,11 @@ def answers_of(
         # Only of a metric that is a mean over documents can a paired error be computed from them.
         usable = values if values and fits([values], scale="mean", expected=row.base.value) else {}
         answers = TaskAnswers(
-            task=row.task,
-            metric=row.metric,
-            is_share=row.is_share,
-            higher_is_better=row.higher_is_better,
-            chance=row.chance,
-            result=row.base,
+            task=row.task, metric=row.metric, is_share=row.is_share, higher_is_better=row.higher_is_better,
+            chance=row.chance, result=row.base,
             documents=tuple(f"{task} {number} {text[:12]}" for task, number, text in usable),
             answers=tuple(usable.values()),
-        )
+        )  # fmt: skip
         found.append(answers)
     return tuple(found)
 

@@ -105,18 +105,11 @@ def _measured(name: Measure, rounds: Sequence[Round], spec: SpeedSpec) -> SpeedM
     base, seconds = median(row[0] for row in rounds), median(row[2] for row in rounds)
     tokens = {"prefill": spec.depth, "decode": spec.new_tokens, "generation": spec.new_tokens}.get(name)
     return SpeedMeasured(
-        measure=name,
-        ratio=ratio,
-        control=control,
-        seconds=seconds,
-        base_seconds=base,
+        measure=name, ratio=ratio, control=control, seconds=seconds, base_seconds=base,
         tokens_per_second=tokens * spec.batch_size / seconds if tokens else None,
-        base_tokens_per_second=tokens * spec.batch_size / base if tokens else None,
-        depth=spec.depth,
-        new_tokens=spec.new_tokens,
-        batch_size=spec.batch_size,
-        round_seconds=tuple(rounds),
-    )
+        base_tokens_per_second=tokens * spec.batch_size / base if tokens else None, depth=spec.depth,
+        new_tokens=spec.new_tokens, batch_size=spec.batch_size, round_seconds=tuple(rounds),
+    )  # fmt: skip
 
 
 def _sample(entry: Entry, spec: SpeedSpec, clock: Clock | None) -> Mapping[Measure, float]:

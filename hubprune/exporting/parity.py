@@ -139,16 +139,11 @@ def measure(
     """
     with _reference_folder(folder, config, structure) as reference:
         request = ParityRequest(
-            folder=str(reference),
-            tokenizer_folder=str(reference / TOKENIZER),
-            custom_code=structure.layout != "stock",
-            gguf=str(file.resolve()),
-            texts=TEXTS,
-            prompts=PROMPTS,
+            folder=str(reference), tokenizer_folder=str(reference / TOKENIZER),
+            custom_code=structure.layout != "stock", gguf=str(file.resolve()), texts=TEXTS, prompts=PROMPTS,
             new_tokens=max(1, min(NEW_TOKENS, content.sizes.context_length // 2)),
-            context_length=content.sizes.context_length,
-            tolerance=F32_TOLERANCE,
-        )
+            context_length=content.sizes.context_length, tolerance=F32_TOLERANCE,
+        )  # fmt: skip
         with scratch_folder(name="hubprune-modules") as modules:
             # transformers copies the modeling file into a cache of modules before it imports it; ours is thrown away.
             done = run_to_end(
@@ -227,14 +222,9 @@ def judge(outtype: Outtype, seen: ParitySeen, *, control: ParitySeen | None, wit
     if seen.first_different_text is not None:
         failed = (*failed, f"the first is {seen.first_different_text!r:.80}")
     return Parity(
-        model=seen.figures,
-        control=other,
-        without_control=without_control,
-        rule=rule,
-        failures=failed,
-        transformers=seen.transformers,
-        llama_cpp_python=seen.llama_cpp_python,
-    )
+        model=seen.figures, control=other, without_control=without_control, rule=rule, failures=failed,
+        transformers=seen.transformers, llama_cpp_python=seen.llama_cpp_python,
+    )  # fmt: skip
 
 
 def require_passed(parity: Parity) -> None:
@@ -357,16 +347,12 @@ def _compare(request: ParityRequest, reference: _Reference, llama: Any) -> tuple
     close = theirs[where, best] - theirs[where, named] <= request.tolerance
     spread = float(np.sqrt(((theirs - theirs.mean(axis=1, keepdims=True)) ** 2).mean()))
     figures = ParityFigures(
-        positions=len(best),
-        agreed=int((best == named).sum()),
-        undecided=int(((best != named) & close).sum()),
+        positions=len(best), agreed=int((best == named).sum()), undecided=int(((best != named) & close).sum()),
         max_logit_difference=float(np.abs(ours - theirs).max()),
         relative_difference=float(np.sqrt(((ours - theirs) ** 2).mean())) / max(spread, 1e-30),
-        greedy_texts=len(same_text),
-        equal_greedy_texts=sum(same_text),
-        tokenized_texts=len(request.texts),
+        greedy_texts=len(same_text), equal_greedy_texts=sum(same_text), tokenized_texts=len(request.texts),
         equal_tokenized_texts=len(request.texts) - len(different),
-    )
+    )  # fmt: skip
     return figures, different[0] if different else None
 
 

@@ -51,18 +51,10 @@ def read_pieces(files: TokenizerFiles) -> Vocabulary:
     for rank, (left, right) in enumerate(merges):
         ranks.setdefault(left + right, rank)
     return Vocabulary(
-        model="llama",
-        pre="default",
-        tokens=texts,
-        types=types,
-        scores=tuple(-float(ranks.get(text, len(merges))) for text in texts),
-        add_space_prefix=add_space_prefix,
-        special_ids=ids,
-        add_bos=add_bos,
-        add_eos=add_eos,
-        chat_template=files.chat_template(),
-        notes=notes,
-    )
+        model="llama", pre="default", tokens=texts, types=types,
+        scores=tuple(-float(ranks.get(text, len(merges))) for text in texts), add_space_prefix=add_space_prefix,
+        special_ids=ids, add_bos=add_bos, add_eos=add_eos, chat_template=files.chat_template(), notes=notes,
+    )  # fmt: skip
 
 
 def _typed(vocab: Mapping[str, int], added: Sequence[Added], *, unknown: Any) -> dict[int, tuple[str, TokenType]]:
@@ -149,17 +141,11 @@ def read_model(files: TokenizerFiles) -> Vocabulary:
     scores = [score for _, score, _ in pieces] + [-1000.0] * (len(texts) - len(pieces))
     ids = {"unk": 0, **files.special_ids(texts)}
     return Vocabulary(
-        model="llama",
-        pre="default",
-        tokens=texts,
-        types=types,
-        scores=tuple(scores),
-        add_space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)),
-        special_ids=ids,
+        model="llama", pre="default", tokens=texts, types=types, scores=tuple(scores),
+        add_space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)), special_ids=ids,
         add_bos=files.settings.get("add_bos_token") is not False,
-        add_eos=files.settings.get("add_eos_token") is True,
-        chat_template=files.chat_template(),
-    )
+        add_eos=files.settings.get("add_eos_token") is True, chat_template=files.chat_template(),
+    )  # fmt: skip
 
 
 def _add(files: TokenizerFiles, known: dict[int, tuple[str, TokenType]]) -> None:

@@ -266,16 +266,10 @@ def read_byte_level(files: TokenizerFiles) -> Vocabulary:
     texts, types = files.filled(known)
     ids, add_bos, add_eos = files.ends(files.special_ids(texts))
     return Vocabulary(
-        model="gpt2",
-        pre=_pre_tokenizer(files, pattern, model, vocab, merges),
-        tokens=texts,
-        types=types,
-        merges=tuple(f"{left} {right}" for left, right in merges) or (NEVER_MERGES,),
-        special_ids=ids,
-        add_bos=add_bos,
-        add_eos=add_eos,
-        chat_template=files.chat_template(),
-    )
+        model="gpt2", pre=_pre_tokenizer(files, pattern, model, vocab, merges), tokens=texts, types=types,
+        merges=tuple(f"{left} {right}" for left, right in merges) or (NEVER_MERGES,), special_ids=ids,
+        add_bos=add_bos, add_eos=add_eos, chat_template=files.chat_template(),
+    )  # fmt: skip
 
 
 def _pattern(files: TokenizerFiles) -> str:

@@ -97,14 +97,9 @@ def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype:
     slots = lay_out(structure, name=name)
     tensors = plan_tensors(open_weights(folder), sizes, slots, family=structure.architecture, outtype=outtype)
     return GgufContent(
-        name=name,
-        architecture=gguf_architecture(slots),
-        outtype=outtype,
-        sizes=sizes,
-        slots=slots,
-        vocabulary=read_vocabulary(folder, config, size=tensors[0].shape[0]),
-        tensors=tensors,
-    )
+        name=name, architecture=gguf_architecture(slots), outtype=outtype, sizes=sizes, slots=slots,
+        vocabulary=read_vocabulary(folder, config, size=tensors[0].shape[0]), tensors=tensors,
+    )  # fmt: skip
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vocabulary:
