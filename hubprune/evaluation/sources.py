@@ -316,25 +316,23 @@ def _ask_hub(dataset: str) -> DatasetInfo:
 
 def _not_cached(source: DataSource) -> str | None:
     """Name what `datasets` does not hold of a data set, with its verb; None where it can go on without the Hub."""
-    missing = [config for config in source.configs or ("",) if not _is_cached(source.dataset, config)]
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    *namespace, last = source.dataset.split("/")
+    folder = Path(config.HF_DATASETS_CACHE, "___".join([*namespace, camelcase_to_snakecase(last)]))
+    missing = []
+    for name in source.configs or ("",):
+        # A config that is read with settings of its own has a suffix; without a name, any will do.
+        patterns = (escape(name), f"{escape(name)}-*") if name else ("*",)
+        if not any(any(folder.glob(f"{pattern}/*/*/dataset_info.json")) for pattern in patterns):
+            missing.append(name)
     if not missing:
         return None
     if len(missing) == len(source.configs or missing):
         return "is"
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     return f"of its configs {', '.join(missing[:3])}{more} {'is' if len(missing) == 1 else 'are'}"
-
-
-def _is_cached(dataset: str, name: str) -> bool:
-    """Tell whether `datasets` holds a config of a Hub data set, or any where it has no name."""
-    from datasets import config
-    from datasets.naming import camelcase_to_snakecase
-
-    *namespace, last = dataset.split("/")
-    folder = Path(config.HF_DATASETS_CACHE, "___".join([*namespace, camelcase_to_snakecase(last)]))
-    # A config that is read with settings of its own has a suffix.
-    patterns = (escape(name), f"{escape(name)}-*") if name else ("*",)
-    return any(any(folder.glob(f"{pattern}/*/*/dataset_info.json")) for pattern in patterns)
 
 
 def first_line(error: Exception) -> str:

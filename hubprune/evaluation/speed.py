@@ -93,23 +93,20 @@ def measure(
     where = f"at depth {spec.depth} and batch size {spec.batch_size}"
     with torch.inference_mode(), memory_errors(where, hint="Ask for less depth or a smaller batch size."):
         seen = take_turns(runs, rounds=spec.rounds, warm_ups=WARM_UPS, seed=spec.seed, advance=advance)
-    return tuple(
-        _measured(name, [(row["base"][name], row["again"][name], row["pruned"][name]) for row in seen], spec)
-        for name in get_args(Measure)
-        if name in seen[0]["base"]
-    )
-
-
-def _measured(name: Measure, rounds: Sequence[Round], spec: SpeedSpec) -> SpeedMeasured:
-    ratio, control = ratio_to_base(rounds, seed=spec.seed)
-    base, seconds = median(row[0] for row in rounds), median(row[2] for row in rounds)
-    tokens = {"prefill": spec.depth, "decode": spec.new_tokens, "generation": spec.new_tokens}.get(name)
-    return SpeedMeasured(
-        measure=name, ratio=ratio, control=control, seconds=seconds, base_seconds=base,
-        tokens_per_second=tokens * spec.batch_size / seconds if tokens else None,
-        base_tokens_per_second=tokens * spec.batch_size / base if tokens else None, depth=spec.depth,
-        new_tokens=spec.new_tokens, batch_size=spec.batch_size, round_seconds=tuple(rounds),
-    )  # fmt: skip
+    measured = []
+    for name in (name for name in get_args(Measure) if name in seen[0]["base"]):
+        rounds: list[Round] = [(row["base"][name], row["again"][name], row["pruned"][name]) for row in seen]
+        ratio, control = ratio_to_base(rounds, seed=spec.seed)
+        base_seconds, seconds = median(row[0] for row in rounds), median(row[2] for row in rounds)
+        tokens = {"prefill": spec.depth, "decode": spec.new_tokens, "generation": spec.new_tokens}.get(name)
+        found = SpeedMeasured(
+            measure=name, ratio=ratio, control=control, seconds=seconds, base_seconds=base_seconds,
+            tokens_per_second=tokens * spec.batch_size / seconds if tokens else None,
+            base_tokens_per_second=tokens * spec.batch_size / base_seconds if tokens else None, depth=spec.depth,
+            new_tokens=spec.new_tokens, batch_size=spec.batch_size, round_seconds=tuple(rounds),
+        )  # fmt: skip
+        measured.append(found)
+    return tuple(measured)
 
 
 def _sample(entry: Entry, spec: SpeedSpec, clock: Clock | None) -> Mapping[Measure, float]:

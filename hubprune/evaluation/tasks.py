@@ -68,7 +68,14 @@ def find_tasks(spec: EvaluationSpec) -> Any:
         raise error
     if unknown:
         raise _unknown(unknown[0], spec, manager.task_index, broken)
-    _refuse_unfit(spec, manager.task_index)
+    for name, entry in _walk(manager.task_index, spec.tasks):
+        config = (entry.cfg or {}) if entry else {}
+        if entry is not None and entry.kind.name == "TASK":
+            sources.refuse_misfit(name, config)
+        if config.get("unsafe_code"):
+            raise EvaluationError(f"The benchmark {name} runs code that the model wrote, which hubprune never does.")
+        if config.get("doc_to_image") or config.get("doc_to_audio"):
+            raise EvaluationError(f"The benchmark {name} needs images or audio, and the base reads text.")
     _refuse_examples(spec, manager.task_index)
     return manager
 
@@ -159,17 +166,6 @@ def _unknown(name: str, spec: EvaluationSpec, index: Mapping[str, Any], broken: 
     own += f" Not read: {next(iter(broken.values())).message}" if broken else ""
     hint = f"Did you mean {' or '.join(near)}? {own}" if near else own
     return EvaluationError(f"There is no benchmark {name} in {places}.", hint=hint)
-
-
-def _refuse_unfit(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
-    for name, entry in _walk(index, spec.tasks):
-        config = (entry.cfg or {}) if entry else {}
-        if entry is not None and entry.kind.name == "TASK":
-            sources.refuse_misfit(name, config)
-        if config.get("unsafe_code"):
-            raise EvaluationError(f"The benchmark {name} runs code that the model wrote, which hubprune never does.")
-        if config.get("doc_to_image") or config.get("doc_to_audio"):
-            raise EvaluationError(f"The benchmark {name} needs images or audio, and the base reads text.")
 
 
 def _refuse_examples(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
