@@ -129,7 +129,6 @@ def _room(model: models.LoadedModel, rows: Sequence[Sequence[int]], request: Req
 
 
 def _greedy(model: models.LoadedModel, *, max_new_tokens: int) -> Any:
-    """Make the one way of decoding that both models get."""
     named = model.model.generation_config.eos_token_id  # else the tokenizer names the tokens that end a text
     named = model.tokenizer.eos_token_id if named is None else named
     ends = [] if named is None else [int(e) for e in (named if isinstance(named, list) else [named])]

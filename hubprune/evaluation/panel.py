@@ -310,10 +310,9 @@ class PanelLM(HFLM):
         """
         asked = int(normalize_gen_kwargs(dict(prompt[1]), self.max_gen_toks)["max_gen_toks"])
         if asked >= self.max_length:
-            raise EvaluationError(
-                f"A benchmark lets the model write {asked} tokens, and it has {self.max_length} positions in all.",
-                hint="Leave this benchmark out, or write a task file with fewer max_gen_toks.",
-            )
+            message = f"A benchmark lets the model write {asked} tokens, and it has {self.max_length} positions in all."
+            hint = "Leave this benchmark out, or write a task file with fewer max_gen_toks."
+            raise EvaluationError(message, hint=hint)
         return asked
 
     @contextmanager

@@ -69,10 +69,8 @@ def fit_depths(depths: Sequence[int], *, new_tokens: int, max_positions: int | N
     if max_positions is None:
         return tuple(sorted(set(depths)))
     if new_tokens > max_positions:
-        raise EvaluationError(
-            f"The model has {max_positions} positions, fewer than {new_tokens} new tokens.",
-            hint=f"Pass --new-tokens {max_positions} or less.",
-        )
+        message = f"The model has {max_positions} positions, fewer than {new_tokens} new tokens."
+        raise EvaluationError(message, hint=f"Pass --new-tokens {max_positions} or less.")
     return tuple(sorted({min(depth, max_positions - new_tokens) for depth in depths}))
 
 
@@ -270,7 +268,6 @@ def allocated_peak(model: LoadedModel, spec: SpeedSpec) -> int | None:
 
 
 def _run(model: LoadedModel, spec: SpeedSpec) -> Any:
-    """Run one shape, and return the KV cache."""
     with torch.inference_mode():
         return answer(model, inputs(model, spec), spec, between=lambda: None)
 

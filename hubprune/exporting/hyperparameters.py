@@ -31,7 +31,6 @@ class Rope:
 
     theta: float
     linear_factor: float | None = None
-    """Positions are divided by it."""
     frequency_divisors: tuple[float, ...] | None = None
     """One per pair of values in a head; llama.cpp divides each frequency by it (`rope_freqs.weight`)."""
 
@@ -147,10 +146,8 @@ def read_rope(config: Mapping[str, Any], *, head_dim: int, where: str) -> Rope:
             return Rope(theta=theta, linear_factor=positive(values, "factor", where=where))
         case "llama3":
             return Rope(theta=theta, frequency_divisors=_llama3_divisors(values, theta, head_dim, where))
-    raise UnsupportedArchitectureError(
-        f"{where} has RoPE scaling of kind {kind!r}, which GGUF export does not write.",
-        hint="It writes the kinds default, linear and llama3.",
-    )
+    message = f"{where} has RoPE scaling of kind {kind!r}, which GGUF export does not write."
+    raise UnsupportedArchitectureError(message, hint="It writes the kinds default, linear and llama3.")
 
 
 def _llama3_divisors(values: Mapping[str, Any], theta: float, head_dim: int, where: str) -> tuple[float, ...]:

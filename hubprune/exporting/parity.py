@@ -78,9 +78,7 @@ class ParityRequest(BaseModel):
     """Compare a GGUF file with the checkpoint it was made of."""
 
     folder: str
-    """The checkpoint, for transformers."""
     tokenizer_folder: str
-    """Its tokenizer."""
     custom_code: bool
     """Whether it comes with a modeling file, which is one that hubprune rendered."""
     gguf: str
@@ -109,9 +107,7 @@ class _Reference:
     """What transformers says."""
 
     tokens: list[list[int]]
-    """Ids of every text."""
     rows: list[list[int]]
-    """Ids of every prompt."""
     logits: list[Logits]
     """[positions, vocabulary] of every prompt."""
     greedy: list[list[int]]
@@ -146,14 +142,10 @@ def measure(
         )  # fmt: skip
         with scratch_folder(name="hubprune-modules") as modules:
             # transformers copies the modeling file into a cache of modules before it imports it; ours is thrown away.
-            done = run_to_end(
-                [sys.executable, "-m", "hubprune.exporting.parity"],
-                input=request.model_dump_json(),
-                capture_output=True,
-                text=True,
-                errors="replace",
-                env={**os.environ, "HF_MODULES_CACHE": str(modules)},
-            )
+            command = [sys.executable, "-m", "hubprune.exporting.parity"]
+            there = {**os.environ, "HF_MODULES_CACHE": str(modules)}
+            asked = request.model_dump_json()
+            done = run_to_end(command, input=asked, capture_output=True, text=True, errors="replace", env=there)
     if done.returncode == -9:
         message = "The fresh process that compares the export was killed."
         raise VerificationError(message, hint="Most likely the memory was too small.")
@@ -230,10 +222,9 @@ def judge(outtype: Outtype, seen: ParitySeen, *, control: ParitySeen | None, wit
 def require_passed(parity: Parity) -> None:
     """Raise VerificationError that says what was not fulfilled, if anything."""
     if parity.failures:
-        raise VerificationError(
-            f"llama.cpp does not compute what transformers does: {'; '.join(parity.failures)}.",
-            hint="No file was kept. This is a bug worth reporting, with the name of the base.",
-        )
+        message = f"llama.cpp does not compute what transformers does: {'; '.join(parity.failures)}."
+        hint = "No file was kept. This is a bug worth reporting, with the name of the base."
+        raise VerificationError(message, hint=hint)
 
 
 # ---- in the fresh process --------------------------------------------------------------------------------------------

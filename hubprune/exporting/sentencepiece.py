@@ -58,7 +58,6 @@ def read_pieces(files: TokenizerFiles) -> Vocabulary:
 
 
 def _typed(vocab: Mapping[str, int], added: Sequence[Added], *, unknown: Any) -> dict[int, tuple[str, TokenType]]:
-    """Return text and type of every token by its number."""
     known = {n: (text, TokenType.BYTE if BYTE.fullmatch(text) else TokenType.NORMAL) for text, n in vocab.items()}
     for token in added:
         # llama.cpp looks for these in the text as it is, before spaces become ▁.

@@ -196,9 +196,8 @@ class _Planner:
     def _copied(self, source: str, name: str, shape: tuple[int, ...], *, rotary: bool = False) -> GgufTensor:
         entry = self._entry(source)
         if entry[1].shape != shape:
-            raise CheckpointError(
-                f"{self._folder}: {source} has the shape {list(entry[1].shape)}, config.json says {list(shape)}."
-            )
+            message = f"{self._folder}: {source} has the shape {list(entry[1].shape)}, config.json says {list(shape)}."
+            raise CheckpointError(message)
         if entry[1].dtype not in SOURCE_BYTES:
             hint = f"Export reads {', '.join(SOURCE_BYTES)}."
             raise UnsupportedFormatError(f"{self._folder}: {source} is stored as {entry[1].dtype}.", hint=hint)
@@ -239,10 +238,8 @@ def encoded_blocks(tensor: GgufTensor) -> Iterator[bytes]:
 
     for block in _blocks(tensor):
         if tensor.encoding == "F16" and block.size and float(np.abs(block).max()) > LARGEST_F16:
-            raise UnsupportedFormatError(
-                f"{tensor.name} has values above {LARGEST_F16:g}, which f16 does not hold.",
-                hint="Export with --outtype bf16.",
-            )
+            message = f"{tensor.name} has values above {LARGEST_F16:g}, which f16 does not hold."
+            raise UnsupportedFormatError(message, hint="Export with --outtype bf16.")
         whole = np.ascontiguousarray(block)
         yield bytes(quants.quantize(whole, GGMLQuantizationType[tensor.encoding]).tobytes())
 

@@ -35,7 +35,6 @@ class Vocabulary:
     model: Literal["gpt2", "llama"]
     """Byte-level BPE, or pieces in SentencePiece's manner."""
     pre: str
-    """Name of the pre-tokenizer."""
     tokens: tuple[str, ...]
     types: tuple[TokenType, ...]
     scores: tuple[float, ...] | None = None
@@ -70,7 +69,6 @@ class TokenizerFiles:
     settings: Mapping[str, Any]
     """tokenizer_config.json, empty where there is none."""
     config: Mapping[str, Any]
-    """config.json of the model."""
     size: int
     """Rows of the embedding."""
 
@@ -273,7 +271,6 @@ def read_byte_level(files: TokenizerFiles) -> Vocabulary:
 
 
 def _pattern(files: TokenizerFiles) -> str:
-    """Return the pattern that cuts a text into words."""
     if flattened(files.tokenizer.get("normalizer"), key="normalizers"):
         raise files.foreign("it normalizes texts")
     steps = flattened(files.tokenizer.get("pre_tokenizer"), key="pretokenizers")
@@ -313,8 +310,5 @@ def _pre_tokenizer(
     rest = {text: number for text, number in vocab.items() if text not in looked_up}
     if all([token.id for token in merging.tokenize(text)] == [number] for text, number in rest.items()):
         return PRE_TOKENIZERS[pattern, not whole_words]
-    raise files.foreign(
-        "llama.cpp knows how it cuts texts into words, but not "
-        + ("with" if whole_words else "without")
-        + " words that are taken whole (ignore_merges)"
-    )
+    taken = f"{'with' if whole_words else 'without'} words that are taken whole (ignore_merges)"
+    raise files.foreign(f"llama.cpp knows how it cuts texts into words, but not {taken}")

@@ -116,9 +116,8 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vo
         return sentencepiece.read_pieces(files) if sentencepiece.fits(files) else read_byte_level(files)
     if (folder / sentencepiece.FILE).is_file():
         return sentencepiece.read_model(files)
-    raise UnsupportedFormatError(
-        f"{folder} has neither tokenizer.json nor tokenizer.model.", hint="A GGUF file holds the tokenizer too."
-    )
+    message = f"{folder} has neither tokenizer.json nor tokenizer.model."
+    raise UnsupportedFormatError(message, hint="A GGUF file holds the tokenizer too.")
 
 
 def check_writer() -> None:
@@ -247,14 +246,8 @@ def _add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
     if vocabulary.merges is not None:
         writer.add_token_merges(list(vocabulary.merges))
-    add_id = {
-        "bos": writer.add_bos_token_id,
-        "eos": writer.add_eos_token_id,
-        "unk": writer.add_unk_token_id,
-        "pad": writer.add_pad_token_id,
-    }
     for name, number in vocabulary.special_ids.items():
-        add_id[name](number)
+        getattr(writer, f"add_{name}_token_id")(number)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(vocabulary.add_eos)
     if vocabulary.chat_template is not None:
