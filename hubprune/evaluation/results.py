@@ -216,9 +216,6 @@ def _finite(value: Any) -> float | None:
     return None
 
 
-# ---- document by document ----------------------------------------------------------------------------------------
-
-
 def read_answers(samples: Sequence[Mapping[str, Any]], *, task: str, metric: str, filter_name: str) -> Answers:
     """Read the value of a metric for every document of a task that has one; nothing where one is no finite number."""
     own = (s for s in samples if metric in s and s.get("filter", filter_name) == filter_name)

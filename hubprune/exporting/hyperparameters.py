@@ -90,22 +90,15 @@ def read_hyperparameters(config: Mapping[str, Any], architecture: Architecture, 
     if heads % kv_heads:
         raise CheckpointError(f"{where}: {heads} attention heads are no multiple of {kv_heads} key-value heads.")
     biases = {architecture.attn_module: "attention_bias", architecture.mlp_module: "mlp_bias"}
+    has_biases = architecture.model_type == "llama"  # Mistral has none
     return Hyperparameters(
-        hidden_size=hidden_size,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        hidden_size=hidden_size, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim,
         rms_norm_eps=positive({"rms_norm_eps": 1e-6, **given}, "rms_norm_eps", where=where),
-        context_length=context,
-        rope=read_rope(given, head_dim=head_dim, where=where),
+        context_length=context, rope=read_rope(given, head_dim=head_dim, where=where),
         tied=flag(given, "tie_word_embeddings", where=where),
-        biased=tuple(
-            part
-            for part, key in biases.items()
-            if architecture.model_type == "llama" and flag(given, key, where=where)  # Mistral has none
-        ),
+        biased=tuple(part for part, key in biases.items() if has_biases and flag(given, key, where=where)),
         notes=notes,
-    )
+    )  # fmt: skip
 
 
 def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,9 +164,6 @@ def _llama3_divisors(values: Mapping[str, Any], theta: float, head_dim: int, whe
         return 1 / ((1 - smooth) / factor + smooth)
 
     return tuple(divisor(pair) for pair in range(head_dim // 2))
-
-
-# ---- single values -----------------------------------------------------------------------------------------------
 
 
 def natural(config: Mapping[str, Any], key: str, *, where: str) -> int:

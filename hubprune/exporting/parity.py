@@ -239,17 +239,10 @@ def compare(request: ParityRequest) -> ParitySeen:
     gc.collect()
     longest = max(len(row) for row in reference.rows) + request.new_tokens
     llama = llama_cpp.Llama(
-        request.gguf,
-        n_ctx=longest,
-        n_batch=longest,
-        n_ubatch=longest,
-        n_gpu_layers=0,
-        logits_all=True,
-        flash_attn=False,
-        type_k=F32,
-        type_v=F32,
+        request.gguf, n_ctx=longest, n_batch=longest, n_ubatch=longest, n_gpu_layers=0, logits_all=True,
+        flash_attn=False, type_k=F32, type_v=F32,
         verbose=True,  # the parent shows what it says if it fails
-    )
+    )  # fmt: skip
     figures, different = _compare(request, reference, llama)
     return ParitySeen(
         figures=figures,
@@ -320,10 +313,8 @@ def _compare(request: ParityRequest, reference: _Reference, llama: Any) -> tuple
         llama.eval(row)
         seen.append(llama.scores[: len(row)].copy())
     ours = np.concatenate(seen)
-    greedy = [
-        _llama_greedy(llama, _start(row, request), len(ids))
-        for row, ids in zip(reference.rows, reference.greedy, strict=True)
-    ]
+    known = zip(reference.rows, reference.greedy, strict=True)
+    greedy = [_llama_greedy(llama, _start(row, request), len(ids)) for row, ids in known]
     same_text = [
         _same_up_to_a_tie(*texts, tolerance=request.tolerance)
         for texts in zip(reference.greedy, greedy, reference.greedy_logits, strict=True)

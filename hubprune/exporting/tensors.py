@@ -223,9 +223,6 @@ class _Planner:
         return self._entries[name]
 
 
-# ---- bytes ----------------------------------------------------------------------------------------------------------
-
-
 def encoded_blocks(tensor: GgufTensor) -> Iterator[bytes]:
     """Yield the bytes of a tensor, a few rows at a time.
 
