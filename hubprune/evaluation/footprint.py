@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from hubprune.core.devices import held_bytes
+from hubprune.core.devices import held_bytes, run_to_end
 from hubprune.core.errors import EvaluationError
-from hubprune.core.processes import run_to_end
 from hubprune.evaluation.models import LoadedModel, is_memory_error, load_model, release_memory
 from hubprune.evaluation.speed import SpeedSpec, answer, inputs
 

@@ -25,13 +25,13 @@ from hubprune.core.artifacts import (
     SpeedReport,
     SpeedRow,
 )
+from hubprune.core.config import read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, kv_cache_bytes, resolve_device
 from hubprune.core.errors import CheckpointError, RecipeError
 from hubprune.core.files import make_writable, scratch_folder, write_atomically
 from hubprune.core.requests import SpeedRequest
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
 from hubprune.hub.session import HubSession
 from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.pruning.verify import plan_of

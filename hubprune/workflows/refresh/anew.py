@@ -17,10 +17,9 @@ from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, checkpoint_ta
 from hubprune.core import templates
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import ConfigChange, FileChange, Refreshed, RepoFile, WrittenCheckpoint
-from hubprune.core.config import needs_modeling_file, read_config, stock_config, write_json
+from hubprune.core.config import needs_modeling_file, read_config, read_structure, stock_config, write_json
 from hubprune.core.errors import RecipeError
 from hubprune.core.files import is_license, list_files, scratch_folder
-from hubprune.core.structure import read_structure
 from hubprune.hub.remote import is_same
 from hubprune.pruning.checkpoint import carry_files, write_companions
 from hubprune.pruning.tokenizer_files import ids_depend_on_version, settle_tokenizer
