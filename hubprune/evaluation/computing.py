@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hubprune.core.devices import rank, world_size
 from hubprune.core.errors import EvaluationError
-from hubprune.core.processes import rank, world_size
 from hubprune.evaluation import models
 from hubprune.evaluation.layer_tree import Batch, LayerTree, Variant, collate, head_alone
 from hubprune.evaluation.panel import PLAIN_ROWS, Computing, Names, PanelLM, Prompt, Scored

@@ -19,9 +19,9 @@ from typing import Any
 from hubprune.core.console import LARGEST, log_level
 from hubprune.core.errors import EvaluationError, HubpruneError
 from hubprune.core.files import existing_folder
+from hubprune.core.options import SUITES
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.core.specs import shown
-from hubprune.core.suites import SUITES
 from hubprune.evaluation import sources
 
 _DEFINITION = re.compile(rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.core.architectures import NEMOTRON_NAS, architecture_of
-from hubprune.core.config import CONFIG_NAME
+from hubprune.core.config import CONFIG_NAME, Structure, read_structure
 from hubprune.core.console import size
 from hubprune.core.errors import (
     CheckpointError,
@@ -26,7 +26,6 @@ from hubprune.core.errors import (
     UnsupportedFormatError,
 )
 from hubprune.core.files import scratch_prefix, sweep
-from hubprune.core.structure import Structure, read_structure
 from hubprune.core.weights import open_weights
 from hubprune.exporting import sentencepiece
 from hubprune.exporting.artifact import GgufArchitecture, Outtype
