@@ -32,8 +32,7 @@ from hubprune.hub import repos as hub_of_bases
 from hubprune.workflows import publish as pipeline
 from hubprune.workflows import refresh as refreshing
 from hubprune.workflows.publish import before as inputs
-from hubprune.workflows.reproduce.comparing import compare
-from hubprune.workflows.reproduce.published import read_published
+from hubprune.workflows.reproduce.comparing import compare, read_published
 from hubprune.workflows.run import Run
 from hubprune.workflows.verify import _manifest_checks
 
