@@ -44,13 +44,17 @@ def section(generation: GenerationComparison | None) -> FreeText | None:
         f" {generation.max_new_tokens} new tokens, {generation.dtype} on {generation.device}. Sampling was not tried."
     )
     shown = shown_pairs(generation)
-    return FreeText(
-        sentences=(how,),
-        measures=_table(generation.repetition, prompts=prompts) if generation.repetition else None,
-        notes=NOTES,
-        rule=tuple(_rule(generation, shown=shown)),
-        pairs=tuple(_pair(number, pair=pair, reason=reason) for number, pair, reason in shown),
-    )
+    pairs = tuple(
+        Pair(
+            number=number, reason=reason, prompt=wrapped(pair.prompt),
+            base_label=_label("Base", pair.base_repetition), base=wrapped(pair.base),
+            pruned_label=_label("This model", pair.pruned_repetition), pruned=wrapped(pair.pruned),
+        )
+        for number, pair, reason in shown
+    )  # fmt: skip
+    measures = _table(generation.repetition, prompts=prompts) if generation.repetition else None
+    rule = tuple(_rule(generation, shown=shown))
+    return FreeText(sentences=(how,), measures=measures, notes=NOTES, rule=rule, pairs=pairs)
 
 
 def shown_pairs(generation: GenerationComparison) -> tuple[tuple[int, Continuation, str], ...]:
@@ -89,18 +93,6 @@ def _rule(generation: GenerationComparison, *, shown: Sequence[tuple[int, Contin
         yield f"{others} in hubprune.json."
 
 
-def _pair(number: int, *, pair: Continuation, reason: str) -> Pair:
-    return Pair(
-        number=number,
-        reason=reason,
-        prompt=wrapped(pair.prompt),
-        base_label=_label("Base", pair.base_repetition),
-        base=wrapped(pair.base),
-        pruned_label=_label("This model", pair.pruned_repetition),
-        pruned=wrapped(pair.pruned),
-    )
-
-
 def _label(who: str, repetition: Repetition | None) -> str:
     """Say whose text it is and how much it repeats itself, where that was measured."""
     if repetition is None:
@@ -115,18 +107,17 @@ def _label(who: str, repetition: Repetition | None) -> str:
 
 def wrapped(text: str) -> str:
     """Break lines that are too long at spaces, each of which its line break takes the place of."""
-    return "\n".join(part for line in text.split("\n") for part in _broken(line))
-
-
-def _broken(line: str) -> Iterator[str]:
-    while len(line) > LONGEST_LINE:
-        at = line.rfind(" ", 1, LONGEST_LINE + 1)
-        at = at if at > 0 and line[:at].strip() else line.find(" ", LONGEST_LINE)
-        if at < 0:
-            break
-        yield line[:at]
-        line = line[at + 1 :]
-    yield line
+    parts = []
+    for line in text.split("\n"):
+        while len(line) > LONGEST_LINE:
+            at = line.rfind(" ", 1, LONGEST_LINE + 1)
+            at = at if at > 0 and line[:at].strip() else line.find(" ", LONGEST_LINE)
+            if at < 0:
+                break
+            parts.append(line[:at])
+            line = line[at + 1 :]
+        parts.append(line)
+    return "\n".join(parts)
 
 
 def _table(repetition: RepetitionComparison, *, prompts: str) -> Table:
@@ -178,12 +169,12 @@ def limits(generation: GenerationComparison | None) -> Iterator[str]:
         return
     loops, seq_rep = generation.repetition.loops, generation.repetition.seq_rep_4
     if loops.pruned > loops.base:
-        chance = "" if _is_above_zero(loops.change) else ": not distinguishable from chance"
+        chance = "" if is_above_zero(loops.change) else ": not distinguishable from chance"
         yield (
             f"More of its texts end in a loop: {loops.pruned} of {loops.texts}, against {loops.base} of the base's"
             f" ({_told(loops.change)}{chance})."
         )
-    if _is_above_zero(seq_rep.change):
+    if is_above_zero(seq_rep.change):
         now, base = (f"{plain(100 * share, digits=1)} %" for share in (seq_rep.pruned, seq_rep.base))
         yield (
             f"It repeats itself more than the base: of the 4-token sequences of a text {now} against {base} came before"
@@ -191,7 +182,8 @@ def limits(generation: GenerationComparison | None) -> Iterator[str]:
         )
 
 
-def _is_above_zero(change: Estimate) -> bool:
+def is_above_zero(change: Estimate) -> bool:
+    """Return whether the interval of a change leaves out 0, and all below it."""
     return change.low is not None and change.low > 0
 
 

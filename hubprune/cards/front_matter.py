@@ -80,29 +80,21 @@ def model_index(benchmarks: BenchmarkComparison | None, *, name: str) -> list[di
     results = []
     for task, rows in by_task.items():
         row = rows[0]
+        metrics = []
+        for measured in rows:
+            whole = measured.documents == measured.documents_available
+            part = "" if whole else f", {measured.documents} of {measured.documents_available} documents"
+            how = f"{f'{measured.filter}, ' if measured.filter else ''}{measured.num_fewshot}-shot{part}"
+            kind, value = METRICS.get(measured.metric, measured.metric), round(float(measured.pruned.value), 6)
+            metrics.append({"type": kind, "value": value, "name": f"{measured.metric} ({how})"})
         fields = {
             "name": task, "type": row.dataset, "config": row.dataset_config, "split": row.split,
             "revision": row.dataset_commit, "args": {"num_few_shot": row.num_fewshot},
         }  # fmt: skip
-        results.append(
-            {
-                "task": {"type": "text-generation", "name": "Text Generation"},
-                "dataset": {key: value for key, value in fields.items() if value is not None},
-                "metrics": [_metric_of(row) for row in rows],
-            }
-        )
+        dataset = {key: value for key, value in fields.items() if value is not None}
+        what = {"type": "text-generation", "name": "Text Generation"}
+        results.append({"task": what, "dataset": dataset, "metrics": metrics})
     return [{"name": name, "results": results}] if results else []
-
-
-def _metric_of(row: TaskComparison) -> dict[str, Any]:
-    whole = row.documents == row.documents_available
-    part = "" if whole else f", {row.documents} of {row.documents_available} documents"
-    read_by = f"{row.filter}, " if row.filter else ""
-    return {
-        "type": METRICS.get(row.metric, row.metric),
-        "value": round(float(row.pruned.value), 6),
-        "name": f"{row.metric} ({read_by}{row.num_fewshot}-shot{part})",
-    }
 
 
 AMBIGUOUS = re.compile(
@@ -165,18 +157,16 @@ def add_eval_results(folder: Path, comparison: BenchmarkComparison | None, *, ta
         of_set = tasks.get(str(row.dataset), ())
         meant = [task for task in of_set if (task.get("config", "default"), task.get("split")) == wanted]
         if comparison and len(meant) == 1:
-            lines = dump(_entry(row, task_id=str(meant[0]["id"]), version=comparison.lm_eval)).splitlines()
+            read_by = f", {row.filter}" if row.filter else ""
+            how = f"{row.metric}{read_by} as a share from 0 to 1, {row.num_fewshot}-shot"
+            dataset = {"id": row.dataset, "task_id": str(meant[0]["id"]), "revision": row.dataset_commit}
+            entry = {
+                "dataset": {key: value for key, value in dataset.items() if value is not None},
+                "value": round(float(row.pruned.value), 6),
+                "notes": f"lm-eval {comparison.lm_eval} {row.task}, {how}",
+            }
+            lines = dump(entry).splitlines()
             text += "".join(f"{'  ' if n else '- '}{line}\n" for n, line in enumerate(lines))
     if text:
         (folder / EVAL_RESULTS).parent.mkdir(exist_ok=True)
         write_atomically(folder / EVAL_RESULTS, text)
-
-
-def _entry(row: TaskComparison, *, task_id: str, version: str) -> dict[str, Any]:
-    read_by = f", {row.filter}" if row.filter else ""
-    dataset = {"id": row.dataset, "task_id": task_id, "revision": row.dataset_commit}
-    return {
-        "dataset": {key: value for key, value in dataset.items() if value is not None},
-        "value": round(float(row.pruned.value), 6),
-        "notes": f"lm-eval {version} {row.task}, {row.metric}{read_by} as a share from 0 to 1, {row.num_fewshot}-shot",
-    }

@@ -45,7 +45,15 @@ WORDS: Mapping[Mark, str] = {
 
 def verdict(comparison: BenchmarkComparison | None, *, repetition: RepetitionComparison | None) -> tuple[str, ...]:
     """Say in a sentence each what the benchmarks and the free text come to."""
-    return _benchmark_verdict(comparison), _loop_verdict(repetition)
+    if repetition is None:
+        loops = "Whether its texts end in loops more often than the base's was not measured."
+    elif repetition.loops.pruned <= repetition.loops.base:
+        loops = "No more of its texts end in a loop than of the base's."
+    elif free_text.is_above_zero(repetition.loops.change):
+        loops = "Its texts end in a loop more often than the base's."
+    else:
+        loops = "More of its texts end in a loop than of the base's, which is not distinguishable from chance."
+    return _benchmark_verdict(comparison), loops
 
 
 def _benchmark_verdict(comparison: BenchmarkComparison | None) -> str:
@@ -78,17 +86,6 @@ def _mark(row: TaskComparison) -> Mark | None:
     return row.paired.mark if row.paired else None
 
 
-def _loop_verdict(repetition: RepetitionComparison | None) -> str:
-    if repetition is None:
-        return "Whether its texts end in loops more often than the base's was not measured."
-    loops = repetition.loops
-    if loops.pruned <= loops.base:
-        return "No more of its texts end in a loop than of the base's."
-    if loops.change.low is not None and loops.change.low > 0:
-        return "Its texts end in a loop more often than the base's."
-    return "More of its texts end in a loop than of the base's, which is not distinguishable from chance."
-
-
 # ---- limits ------------------------------------------------------------------------------------------------------
 
 
@@ -117,24 +114,27 @@ def _benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
         yield "No benchmark was run: what the removal cost is not known."
         return
     yield from comparison.left_out
-    yield from filter(None, map(_clear_loss, comparison.tasks))
+    for row in comparison.tasks:
+        # A loss that chance alone would hardly make, by the test that the benchmarks section tells of.
+        if row.paired and row.paired.mark == "worse" and row.paired.holm_p_value is not None:
+            change, unit = (row.points, " points") if row.points else (row.percent, " %")
+            told = with_interval(change, unit=unit, label=INTERVAL) if change else NONE
+            last = row.points and row.task.startswith(WORD_PREDICTION)
+            words = ", predicting the last word of a passage," if last else ""
+            yield f"{row.task} ({row.metric}){words} got worse: {told}, adjusted {p_value(row.paired.holm_p_value)}."
     if (mean := _clear_mean(comparison)) and mean.value < 0:
         told = with_interval(mean, unit=" points", label=INTERVAL)
         yield f"The mean of {sum(row.is_share for row in comparison.main_metrics())} benchmarks got worse: {told}."
     yield from _standing_out(comparison)
-    yield from filter(None, map(_at_chance, comparison.main_metrics()))
+    for row in comparison.main_metrics():
+        if row.chance is not None and row.paired and (guessing := row.paired.at_chance):
+            # A base that only guesses had nothing to lose; else nothing is left of what this model could do.
+            by_base = "base" in guessing
+            who, value = ("the base itself", row.base) if by_base else ("this model, unlike the base,", row.pruned)
+            figures = f"{with_error(value.value, value.standard_error, digits=3)}, chance {plain(row.chance, digits=3)}"
+            yield f"{row.task} ({row.metric}): {who} is no better than guessing ({figures})."
     if comparison.limit is not None:
         yield f"The benchmarks saw at most {count(comparison.limit)} documents per task, so their errors are wide."
-
-
-def _clear_loss(task: TaskComparison) -> str | None:
-    """A loss that chance alone would hardly make, by the test that the benchmarks section tells of."""
-    if not task.paired or task.paired.mark != "worse" or task.paired.holm_p_value is None:
-        return None
-    change, unit = (task.points, " points") if task.points else (task.percent, " %")
-    told = with_interval(change, unit=unit, label=INTERVAL) if change else NONE
-    words = ", predicting the last word of a passage," if task.points and task.task.startswith(WORD_PREDICTION) else ""
-    return f"{task.task} ({task.metric}){words} got worse: {told}, adjusted {p_value(task.paired.holm_p_value)}."
 
 
 def _standing_out(comparison: BenchmarkComparison) -> Iterator[str]:
@@ -151,16 +151,6 @@ def _standing_out(comparison: BenchmarkComparison) -> Iterator[str]:
         f"{worst.task} lost {plain(-change, digits=2)} points, {plain(change / mean, digits=1)} times the mean loss of"
         f" the other {len(others)} benchmarks ({plain(-mean, digits=2)} points)."
     )
-
-
-def _at_chance(task: TaskComparison) -> str | None:
-    """Say of a base that only guesses that it had nothing to lose, else of this model that nothing is left."""
-    guessing = task.paired.at_chance if task.paired else ()
-    if task.chance is None or not guessing:
-        return None
-    who, value = ("the base itself", task.base) if "base" in guessing else ("this model, unlike the base,", task.pruned)
-    figures = f"{with_error(value.value, value.standard_error, digits=3)}, chance {plain(task.chance, digits=3)}"
-    return f"{task.task} ({task.metric}): {who} is no better than guessing ({figures})."
 
 
 def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str]:

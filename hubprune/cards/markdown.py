@@ -124,11 +124,8 @@ BACKTICKS = re.compile(r"`+")
 
 def visible(text: str, *, keep: str = "") -> str:
     """Show what draws nothing or turns text around (control, bidi, surrogates) as escapes, but for `keep`."""
-    return "".join(_escape(c) if c not in keep and _is_invisible(c) else c for c in text)
-
-
-def _is_invisible(character: str) -> bool:
-    return unicodedata.category(character) in INVISIBLE or character in FILLERS
+    hidden = {c for c in {*text} - {*keep} if unicodedata.category(c) in INVISIBLE or c in FILLERS}
+    return "".join(_escape(c) if c in hidden else c for c in text)
 
 
 def _escape(character: str) -> str:
@@ -214,18 +211,14 @@ def check_notes(text: str, *, name: str = "The notes") -> str:
         RecipeError: HTML, a link that is no web or mail address, an open code fence, a heading that is underlined, or
             nothing at all; with the line.
     """
-    lines = "\n".join(visible(line, keep=f"\t{JOINERS}") for line in re.split(r"\r\n|\r|\n", text))
-    notes = lines.strip("\n")
+    shown = [visible(line, keep=f"\t{JOINERS}") for line in re.split(r"\r\n|\r|\n", text)]
+    notes = "\n".join(shown).strip("\n")
     if not notes.strip():
         raise RecipeError(f"{name} hold no text." if name == "The notes" else f"{name} holds no text.")
     if len(notes) > MOST_CHARACTERS:
         raise RecipeError(f"{name}: {len(notes):,} characters are too many for a card, {MOST_CHARACTERS:,} at most.")
-    return refuse_unsafe(_lower_headings(notes, name=name), name=name)
-
-
-def _lower_headings(text: str, *, name: str) -> str:
-    lines = text.split("\n")
-    for token in _tokens(text)[0]:
+    lines = notes.split("\n")
+    for token in _tokens(notes)[0]:
         if token.type != "heading_open" or token.map is None:
             continue
         at = token.map[0]
@@ -233,7 +226,7 @@ def _lower_headings(text: str, *, name: str) -> str:
             raise _refused(name, at, "a heading that is underlined; write it with # instead")
         depth = min(len(token.markup) + DEEPER, DEEPEST)
         lines[at] = lines[at].replace(token.markup, "#" * depth, 1)
-    return "\n".join(lines)
+    return refuse_unsafe("\n".join(lines), name=name)
 
 
 def refuse_unsafe(notes: str, *, name: str) -> str:
@@ -242,8 +235,8 @@ def refuse_unsafe(notes: str, *, name: str) -> str:
     Raises:
         RecipeError: something in them is not allowed; with the line.
     """
-    for line, problem in _problems(notes):
-        raise _refused(name, line, problem)
+    if found := next(_problems(notes), None):
+        raise _refused(name, *found)
     return notes
 
 

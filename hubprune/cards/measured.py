@@ -12,7 +12,6 @@ from hubprune.core.artifacts import (
     Measure,
     SpeedMeasured,
     SpeedReport,
-    SpeedRow,
     TaskComparison,
 )
 from hubprune.core.console import size
@@ -153,6 +152,15 @@ def section(speed: SpeedReport | None) -> Speed | None:
     if speed is None or not speed.rows:
         return None
     columns = ("Measure", "Base", "This model", "Speed-up, %", "Verdict", "SDR", "Control, %")
+    rows = []
+    for row in speed.rows:
+        seen, sdr = row.measured, NONE
+        if row.sdr:
+            value, low, high = (plain(number, digits=3) for number in (row.sdr.value, row.sdr.low, row.sdr.high))
+            sdr = f"{value} ({low} to {high})"
+        verdict = "not resolved" if row.verdict == "control failed" else row.verdict
+        gain = f"{signed(seen.speedup_percent, digits=1)} ({_ends(seen.ratio)})"
+        rows.append((MEASURES[seen.measure], *_paces(seen), gain, verdict, sdr, _ends(seen.control)))
     cache = speed.kv_cache
     memory: list[tuple[str, ...]] = []
     if peak := speed.peak_memory:
@@ -160,20 +168,10 @@ def section(speed: SpeedReport | None) -> Speed | None:
     memory.append((f"KV cache of {count(cache.tokens)} tokens, counted", *_byte_cells(cache.base, cache.pruned)))
     return Speed(
         sentences=tuple(_how(speed)),
-        table=Table(columns=columns, align="lrrrlrr", rows=tuple(map(_row, speed.rows))),
+        table=Table(columns=columns, align="lrrrlrr", rows=tuple(rows)),
         memory=Table(columns=("Memory", "Base", "This model", "Change"), align="lrrr", rows=tuple(memory)),
         notes=tuple(_notes(speed)),
     )
-
-
-def _row(row: SpeedRow) -> tuple[str, ...]:
-    seen, sdr = row.measured, NONE
-    if row.sdr:
-        value, low, high = (plain(number, digits=3) for number in (row.sdr.value, row.sdr.low, row.sdr.high))
-        sdr = f"{value} ({low} to {high})"
-    verdict = "not resolved" if row.verdict == "control failed" else row.verdict
-    gain = f"{signed(seen.speedup_percent, digits=1)} ({_ends(seen.ratio)})"
-    return MEASURES[seen.measure], *_paces(seen), gain, verdict, sdr, _ends(seen.control)
 
 
 def _ends(ratio: Interval) -> str:

@@ -250,10 +250,32 @@ class Snippet:
             VerificationError: the code fails.
         """
         code = self.code(overrides=overrides)
-        output = _output(code, folder, repo_id=self.repo_id, gpu=gpu)
-        return SnippetRun(
-            repo_id=self.repo_id, revision=self.revision, code=code, output=output, transformers=version("transformers")
-        )
+        with scratch_folder(name="hubprune-snippet") as work:
+            # from_pretrained takes a folder of that name for the repo, at whatever revision.
+            link = work / "run" / self.repo_id
+            link.parent.mkdir(parents=True)
+            link.symlink_to(folder.resolve(), target_is_directory=True)
+            variables = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), "PYTHONUTF8": "1"}
+            done = run_to_end(
+                [sys.executable, "-P", "-c", code],
+                cwd=work / "run",
+                env={**os.environ, **variables, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+        if done.returncode:
+            if done.returncode < 0:
+                said, so = f"it was killed by signal {-done.returncode}", "The memory has to hold the whole model."
+            else:
+                said, so = last_words(done.stderr), "This is a bug worth reporting, with the name of the base."
+            raise VerificationError(
+                f"The code that the card would show does not run on the written files: {said}",
+                hint=f"Nothing was published. {so}",
+            )
+        output, library = done.stdout.removesuffix("\n"), version("transformers")
+        return SnippetRun(repo_id=self.repo_id, revision=self.revision, code=code, output=output, transformers=library)
 
 
 def samples(folder: Path) -> bool:
@@ -268,31 +290,3 @@ def asks_for_more(folder: Path) -> bool:
     path = folder / "generation_config.json"
     given = parse_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
     return any(key not in ORDINARY for key, value in given.items() if value not in (None, False))
-
-
-def _output(code: str, folder: Path, *, repo_id: str, gpu: bool) -> str:
-    with scratch_folder(name="hubprune-snippet") as work:
-        # from_pretrained takes a folder of that name for the repo, at whatever revision.
-        link = work / "run" / repo_id
-        link.parent.mkdir(parents=True)
-        link.symlink_to(folder.resolve(), target_is_directory=True)
-        variables = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), "PYTHONUTF8": "1"}
-        done = run_to_end(
-            [sys.executable, "-P", "-c", code],
-            cwd=work / "run",
-            env={**os.environ, **variables, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-    if not done.returncode:
-        return done.stdout.removesuffix("\n")
-    if done.returncode < 0:
-        said, so = f"it was killed by signal {-done.returncode}", "The memory has to hold the whole model."
-    else:
-        said, so = last_words(done.stderr), "This is a bug worth reporting, with the name of the base."
-    raise VerificationError(
-        f"The code that the card would show does not run on the written files: {said}",
-        hint=f"Nothing was published. {so}",
-    )

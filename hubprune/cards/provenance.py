@@ -36,13 +36,23 @@ TIMES_TABLE = re.compile(rb"^\| Stage \| Time \|\n(?:\|.*\n?)*", re.MULTILINE)
 
 def reproduction(report: PublishReport, *, recipe: Recipe, tag: str | None) -> Reproduction:
     """Collect commands, versions, hardware and times."""
+    base, environment = report.base, report.environment
+    versions = (
+        ("Base", base.name),
+        *([("Base commit", base.commit)] if base.commit else []),
+        ("Hardware", f"{environment.machine}, {environment.threads} thread{'s'[: environment.threads - 1]}"),
+        ("Platform", environment.platform),
+        ("hubprune", environment.hubprune),
+        ("Python", environment.python),
+        *sorted(environment.versions.items()),
+    )
     times = tuple((STAGES.get(stage, stage), duration(seconds)) for stage, seconds in report.seconds.items())
     return Reproduction(
         check=reproduce_command(recipe, repo_id=report.repo_id, tag=tag),
         command=publish_command(recipe),
         needs_tasks=recipe.evaluation.include_path is not None,
         refreshed=_told_refreshes(report.refreshed) if report.refreshed else None,
-        environment=_environment_table(report),
+        environment=Table(columns=("", "Value"), align="ll", rows=versions),
         seconds=Table(columns=TIMES, align="lr", rows=times) if times else None,
     )
 
@@ -57,20 +67,6 @@ def _told_refreshes(refreshed: tuple[Refreshed, ...]) -> str:
         " weights are the same, and all that this card tells of was measured with the files of hubprune"
         f" {first.from_version}, {there}."
     )
-
-
-def _environment_table(report: PublishReport) -> Table:
-    base, environment = report.base, report.environment
-    rows = (
-        ("Base", base.name),
-        *([("Base commit", base.commit)] if base.commit else []),
-        ("Hardware", f"{environment.machine}, {environment.threads} thread{'s'[: environment.threads - 1]}"),
-        ("Platform", environment.platform),
-        ("hubprune", environment.hubprune),
-        ("Python", environment.python),
-        *sorted(environment.versions.items()),
-    )
-    return Table(columns=("", "Value"), align="ll", rows=rows)
 
 
 def without_times(card: bytes) -> bytes:

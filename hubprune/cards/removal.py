@@ -59,18 +59,6 @@ def removal(
     """
     marked = f"; {gone} marked as dropped" if (gone := _named_sublayers(plan)) else ""
     text = f"Bars of the scores of every layer's attention, MLP and whole block{marked}"
-    return Removal(
-        sentences=(*_sentences(plan, by_hand), *_width_sentences(plan)),
-        methods=plan.methods,
-        metric=scores.metric if scores else plan.metric,
-        scores=_score_table(plan, scores=scores) if scores else None,
-        picture=Picture(path=picture, text=text) if scores and picture else None,
-        score_notes=tuple(_score_notes(plan, scores=scores)) if scores else (),
-        verification=_verification(verification, plan=plan),
-    )
-
-
-def _verification(verification: Verification, *, plan: DropPlan) -> VerificationSummary:
     passed = sum(c.passed for c in verification.checks)
     sentence = (
         f"A fresh process loaded the files with transformers {verification.transformers} and compared them with the"
@@ -79,7 +67,15 @@ def _verification(verification: Verification, *, plan: DropPlan) -> Verification
     )
     rows = tuple((c.name, "passed" if c.passed else "failed", c.detail) for c in verification.checks)
     checks = Table(columns=("Check", "Result", "Seen"), align="lll", rows=rows)
-    return VerificationSummary(sentence=sentence, checks=checks)
+    return Removal(
+        sentences=(*_sentences(plan, by_hand), *_width_sentences(plan)),
+        methods=plan.methods,
+        metric=scores.metric if scores else plan.metric,
+        scores=_score_table(plan, scores=scores) if scores else None,
+        picture=Picture(path=picture, text=text) if scores and picture else None,
+        score_notes=tuple(_score_notes(plan, scores=scores)) if scores else (),
+        verification=VerificationSummary(sentence=sentence, checks=checks),
+    )
 
 
 def calibration(scores: LayerScores | None) -> Calibration | None:
@@ -251,7 +247,14 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> Iterator[str]:
         what = "layer was" if len(plan.dropped) == 1 else "layers were"
         yield f"The scores did not decide here: the {what} given by hand."
     yield from _order(plan)
-    yield from map(_margin, plan.margins)
+    for margin in plan.margins:
+        last, first = ranked_thing(margin, 0), ranked_thing(margin, 1)
+        said = (
+            f"Between {last} {margin.last_dropped}, the last one dropped, and {first} {margin.first_kept}, the first"
+            f" one kept, lie {with_error(margin.difference, margin.standard_error, digits=SCORE_DIGITS)}"
+        )
+        tie = "a near tie, within two standard errors. Other documents might have swapped the two."
+        yield f"{said}: {tie}" if margin.near_tie else f"{said}, more than two standard errors."
 
 
 def _order(plan: DropPlan) -> Iterator[str]:
@@ -277,17 +280,6 @@ def _with_score(rows: Sequence[DroppedSublayer]) -> str:
     """Name what went of one layer at once, and its score."""
     score = plain(rows[0].score or 0.0, digits=SCORE_DIGITS)
     return f"the {' and the '.join(NAMES[row.kind] for row in rows)} of layer {rows[0].layer} at {score}"
-
-
-def _margin(margin: Margin) -> str:
-    last, first = ranked_thing(margin, 0), ranked_thing(margin, 1)
-    said = (
-        f"Between {last} {margin.last_dropped}, the last one dropped, and {first} {margin.first_kept}, the first one"
-        f" kept, lie {with_error(margin.difference, margin.standard_error, digits=SCORE_DIGITS)}"
-    )
-    if margin.near_tie:
-        return f"{said}: a near tie, within two standard errors. Other documents might have swapped the two."
-    return f"{said}, more than two standard errors."
 
 
 def ranked_thing(margin: Margin, place: int) -> str:

@@ -154,26 +154,14 @@ def model_config(settings: Settings, *, vocab_size: int) -> dict[str, Any]:
     return own | {
         "architectures": ["LlamaForCausalLM" if settings.arch == "llama" else "MistralForCausalLM"],
         "model_type": settings.arch,
-        "vocab_size": vocab_size,
-        "hidden_size": settings.hidden_size,
-        "intermediate_size": settings.intermediate_size,
-        "num_hidden_layers": settings.num_layers,
-        "num_attention_heads": settings.num_heads,
-        "num_key_value_heads": settings.num_kv_heads,
-        "head_dim": settings.hidden_size // settings.num_heads,
-        "hidden_act": "silu",
-        "max_position_embeddings": settings.max_positions,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
-        "initializer_range": settings.init_std,
-        "attention_dropout": 0.0,
-        "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
-        "pad_token_id": EOS_ID,
-        "use_cache": True,
-        "torch_dtype": "float32",
-    }
+        "vocab_size": vocab_size, "hidden_size": settings.hidden_size, "intermediate_size": settings.intermediate_size,
+        "num_hidden_layers": settings.num_layers, "num_attention_heads": settings.num_heads,
+        "num_key_value_heads": settings.num_kv_heads, "head_dim": settings.hidden_size // settings.num_heads,
+        "hidden_act": "silu", "max_position_embeddings": settings.max_positions, "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0, "tie_word_embeddings": True, "initializer_range": settings.init_std,
+        "attention_dropout": 0.0, "bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID,
+        "use_cache": True, "torch_dtype": "float32",
+    }  # fmt: skip
 
 
 def build_model(settings: Settings, *, vocab_size: int) -> "PreTrainedModel":
@@ -253,15 +241,10 @@ def card(model: "PreTrainedModel", settings: Settings) -> str:
     """Return the README.md of the model folder."""
     window = f"a sliding window of {settings.sliding_window} tokens"
     return CARD.format(
-        title=f"tiny-{settings.arch}",
-        family=settings.arch.capitalize(),
-        arch=settings.arch,
-        seed=settings.seed,
-        layers=settings.num_layers,
-        hidden=settings.hidden_size,
-        parameters=model.num_parameters(),
+        title=f"tiny-{settings.arch}", family=settings.arch.capitalize(), arch=settings.arch, seed=settings.seed,
+        layers=settings.num_layers, hidden=settings.hidden_size, parameters=model.num_parameters(),
         attention="full causal" if settings.arch == "llama" else window,
-    )
+    )  # fmt: skip
 
 
 def json_files(settings: Settings, *, vocab_size: int) -> Mapping[str, Mapping[str, Any]]:
@@ -273,12 +256,10 @@ def json_files(settings: Settings, *, vocab_size: int) -> Mapping[str, Mapping[s
         "generation_config.json": {**ids, "do_sample": False},
         "special_tokens_map.json": marks,
         "tokenizer_config.json": {
-            **marks,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": settings.max_positions,
+            **marks, "clean_up_tokenization_spaces": False, "model_max_length": settings.max_positions,
             "tokenizer_class": "PreTrainedTokenizerFast",
         },
-    }
+    }  # fmt: skip
 
 
 def save(model: "PreTrainedModel", tokenizer: "Tokenizer", out: Path, settings: Settings) -> None:

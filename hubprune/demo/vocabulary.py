@@ -31,20 +31,13 @@ class Animal(NamedTuple):
 
 
 ANIMALS = {
-    "cow": Animal("mammal", "grass", "barn", "milk"),
-    "hen": Animal("bird", "seeds", "coop", "eggs"),
-    "sheep": Animal("mammal", "clover", "field", "wool"),
-    "bee": Animal("insect", "nectar", "hive", "honey"),
-    "goat": Animal("mammal", "leaves", "hill", "cheese"),
-    "goose": Animal("bird", "weeds", "pond", "feathers"),
-    "horse": Animal("mammal", "hay", "stable", "rides"),
-    "dog": Animal("mammal", "meat", "kennel", "safety"),
-    "owl": Animal("bird", "mice", "tree", "silence"),
-    "frog": Animal("amphibian", "flies", "swamp", "songs"),
-    "trout": Animal("fish", "worms", "river", "dinner"),
-    "ant": Animal("insect", "crumbs", "nest", "order"),
-    "toad": Animal("amphibian", "bugs", "ditch", "luck"),
-    "carp": Animal("fish", "snails", "lake", "oil"),
+    "cow": Animal("mammal", "grass", "barn", "milk"), "hen": Animal("bird", "seeds", "coop", "eggs"),
+    "sheep": Animal("mammal", "clover", "field", "wool"), "bee": Animal("insect", "nectar", "hive", "honey"),
+    "goat": Animal("mammal", "leaves", "hill", "cheese"), "goose": Animal("bird", "weeds", "pond", "feathers"),
+    "horse": Animal("mammal", "hay", "stable", "rides"), "dog": Animal("mammal", "meat", "kennel", "safety"),
+    "owl": Animal("bird", "mice", "tree", "silence"), "frog": Animal("amphibian", "flies", "swamp", "songs"),
+    "trout": Animal("fish", "worms", "river", "dinner"), "ant": Animal("insect", "crumbs", "nest", "order"),
+    "toad": Animal("amphibian", "bugs", "ditch", "luck"), "carp": Animal("fish", "snails", "lake", "oil"),
     "moth": Animal("insect", "cloth", "closet", "silk"),
 }
 TOOLS = {
@@ -79,51 +72,32 @@ class Relation(NamedTuple):
 
 
 RELATIONS = {
-    "family": Relation(
-        ("A {s} is a kind of {o}.", "The {s} belongs to the {o} family.", "Every {s} is a {o}."),
+    "family": Relation(("A {s} is a kind of {o}.", "The {s} belongs to the {o} family.", "Every {s} is a {o}."),
         ("What kind of animal is a {s}?", "To which family does the {s} belong?", "A {s} is a kind of what?",
-         "What is every {s}?"), article=True,
-    ),
-    "food": Relation(
-        ("A {s} eats {o}.", "The {s} lives on {o}.", "Give the hungry {s} some {o}."),
+        "What is every {s}?"), article=True),
+    "food": Relation(("A {s} eats {o}.", "The {s} lives on {o}.", "Give the hungry {s} some {o}."),
         ("What does a {s} eat?", "What does the {s} live on?", "What should you give to a hungry {s}?",
-         "Which food does a {s} like?"),
-    ),
-    "home": Relation(
-        ("A {s} sleeps in the {o}.", "The home of the {s} is the {o}.", "You can find a {s} in the {o}."),
+        "Which food does a {s} like?")),
+    "home": Relation(("A {s} sleeps in the {o}.", "The home of the {s} is the {o}.", "You can find a {s} in the {o}."),
         ("Where does a {s} sleep?", "What is the home of the {s}?", "Where can you find a {s}?",
-         "Where should you look for a {s}?"),
-    ),
-    "gives": Relation(
-        ("A {s} gives us {o}.", "From the {s} we get {o}.", "People keep a {s} for {o}."),
+        "Where should you look for a {s}?")),
+    "gives": Relation(("A {s} gives us {o}.", "From the {s} we get {o}.", "People keep a {s} for {o}."),
         ("What does a {s} give us?", "What do we get from the {s}?", "For what do people keep a {s}?",
-         "What comes from a {s}?"),
-    ),
-    "use": Relation(
-        ("A {s} is used to {o}.", "With a {s} you can {o}.", "Take a {s} to {o}."),
+        "What comes from a {s}?")),
+    "use": Relation(("A {s} is used to {o}.", "With a {s} you can {o}.", "Take a {s} to {o}."),
         ("What is a {s} used for?", "What can you do with a {s}?", "Why would you take a {s}?",
-         "What is a {s} good for?"),
-    ),
-    "tool": Relation(
-        ("To {s} you need a {o}.", "The best tool to {s} is a {o}.", "People {s} with a {o}."),
+        "What is a {s} good for?")),
+    "tool": Relation(("To {s} you need a {o}.", "The best tool to {s} is a {o}.", "People {s} with a {o}."),
         ("What do you need to {s}?", "What is the best tool to {s}?", "With what do people {s}?",
-         "What would help you to {s}?"), article=True,
-    ),
-    "effect": Relation(
-        ("When {s}, {o}.", "If {s}, {o}.", "As soon as {s}, {o}."),
-        ("What happens when {s}?", "What happens if {s}?", "What happens as soon as {s}?",
-         "What do you see when {s}?"),
-    ),
-    "workplace": Relation(
-        ("A {s} works in the {o}.", "The {s} goes to the {o} every day.", "You can meet the {s} in the {o}."),
-        ("Where does a {s} work?", "Where does the {s} go every day?", "Where can you meet the {s}?",
-         "Where should you look for the {s}?"),
-    ),
-    "product": Relation(
-        ("A {s} makes {o}.", "The {s} sells {o}.", "The work of a {s} is to make {o}."),
+        "What would help you to {s}?"), article=True),
+    "effect": Relation(("When {s}, {o}.", "If {s}, {o}.", "As soon as {s}, {o}."), ("What happens when {s}?",
+        "What happens if {s}?", "What happens as soon as {s}?", "What do you see when {s}?")),
+    "workplace": Relation(("A {s} works in the {o}.", "The {s} goes to the {o} every day.",
+        "You can meet the {s} in the {o}."), ("Where does a {s} work?", "Where does the {s} go every day?",
+        "Where can you meet the {s}?", "Where should you look for the {s}?")),
+    "product": Relation(("A {s} makes {o}.", "The {s} sells {o}.", "The work of a {s} is to make {o}."),
         ("What does a {s} make?", "What does the {s} sell?", "What is the work of a {s}?",
-         "What can you buy from the {s}?"),
-    ),
+        "What can you buy from the {s}?")),
 }
 
 
@@ -164,50 +138,27 @@ class Plot(NamedTuple):
 
 
 PLOTS = (
-    Plot(
-        (
-            "{time} {a} lost a {adjective} {o} in the {p}.", "{a} looked behind the {spot} but did not see the {o}.",
-            "{b} came to the {p} and wanted to help {a}.", "Soon {b} found the {adjective} {o} and gave it to {a}.",
-        ),
-        (Ending("The one who lost the {o} was", "a"), Ending("The one who found the {o} was", "b")),
-    ),
-    Plot(
-        (
-            "{time} {a} bought a {adjective} {o} at the {p}.",
-            "{a} carried the {o} to the {q} and put it near the {spot}.",
-            "{b} came to the {q} and liked the {o} very much.", "So {a} let {b} use the {adjective} {o} for a day.",
-        ),
-        (Ending("The one who bought the {o} was", "a"), Ending("The one who liked the {o} was", "b")),
-    ),
-    Plot(
-        (
-            "{time} {a} and {b} walked to the {p}.", "{a} carried a {adjective} {o} and {b} carried some {food}.",
-            "Near the {spot} they met a hungry {animal}.", "{b} gave the {food} to the {animal} and {a} laughed.",
-        ),
-        (Ending("The one who fed the {animal} was", "b"), Ending("The one who laughed was", "a")),
-    ),
-    Plot(
-        (
-            "{time} {a} made a {adjective} {o} for {b}.", "{a} worked in the {p} until the {o} was ready.",
-            "The next morning {a} walked to the {q} and met {b} there.",
-            "{b} took the {adjective} {o} and sang for {a}.",
-        ),
-        (Ending("The one who made the {o} was", "a"), Ending("The one who sang was", "b")),
-    ),
-    Plot(
-        (
-            "{time} {a} hid a {adjective} {o} in the {p}.", "{b} saw {a} near the {spot} and followed {a} to the {p}.",
-            "{b} guessed the place and carried the {o} to the {q}.",
-            "In the end {b} laughed and showed {a} the {adjective} {o}.",
-        ),
-        (Ending("The one who hid the {o} was", "a"), Ending("The one who guessed the place was", "b")),
-    ),
+    Plot(("{time} {a} lost a {adjective} {o} in the {p}.", "{a} looked behind the {spot} but did not see the {o}.",
+        "{b} came to the {p} and wanted to help {a}.", "Soon {b} found the {adjective} {o} and gave it to {a}."),
+        (Ending("The one who lost the {o} was", "a"), Ending("The one who found the {o} was", "b"))),
+    Plot(("{time} {a} bought a {adjective} {o} at the {p}.",
+        "{a} carried the {o} to the {q} and put it near the {spot}.",
+        "{b} came to the {q} and liked the {o} very much.", "So {a} let {b} use the {adjective} {o} for a day."),
+        (Ending("The one who bought the {o} was", "a"), Ending("The one who liked the {o} was", "b"))),
+    Plot(("{time} {a} and {b} walked to the {p}.", "{a} carried a {adjective} {o} and {b} carried some {food}.",
+        "Near the {spot} they met a hungry {animal}.", "{b} gave the {food} to the {animal} and {a} laughed."),
+        (Ending("The one who fed the {animal} was", "b"), Ending("The one who laughed was", "a"))),
+    Plot(("{time} {a} made a {adjective} {o} for {b}.", "{a} worked in the {p} until the {o} was ready.",
+        "The next morning {a} walked to the {q} and met {b} there.", "{b} took the {adjective} {o} and sang for {a}."),
+        (Ending("The one who made the {o} was", "a"), Ending("The one who sang was", "b"))),
+    Plot(("{time} {a} hid a {adjective} {o} in the {p}.", "{b} saw {a} near the {spot} and followed {a} to the {p}.",
+        "{b} guessed the place and carried the {o} to the {q}.",
+        "In the end {b} laughed and showed {a} the {adjective} {o}."), (Ending("The one who hid the {o} was", "a"),
+        Ending("The one who guessed the place was", "b"))),
 )
 ENDINGS = (
-    Ending("{b} smiled and waved to", "a"),
-    Ending("{a} said good night and thanked", "b"),
-    Ending("That night they talked about the", "o"),
-    Ending("From that day {a} took good care of the", "o"),
+    Ending("{b} smiled and waved to", "a"), Ending("{a} said good night and thanked", "b"),
+    Ending("That night they talked about the", "o"), Ending("From that day {a} took good care of the", "o"),
     Ending("It all happened in the", "p"),
 )
 
@@ -220,46 +171,27 @@ class Recipe(NamedTuple):
 
 
 RECIPES = (
-    Recipe(
-        "hide a {x} in a {y}",
-        ("Choose a quiet place for the {y}.", "Open the {y} with care.", "Put the {x} inside.",
-         "Cover the {x} with leaves.", "Close the {y} again.", "Draw a plan that shows the {x}."),
-    ),
-    Recipe(
-        "trade a {x} for a {y}",
-        ("Clean the {x} with a cloth.", "Walk to the man with the {y}.", "Show the {x} to him.",
-         "Ask for the {y} in return.", "Give the {x} away.", "Carry the {y} home."),
-    ),
-    Recipe(
-        "tie a {x} to a {y}",
-        ("Find a long thread for the {x}.", "Lay the {x} on the table.", "Put the {y} beside it.",
-         "Wind the thread around the {x}.", "Make a knot on the {y}.", "Pull hard to test the {x}."),
-    ),
-    Recipe(
-        "paint a {x} on a {y}",
-        ("Wash the dust off the {y}.", "Look at the {x} for a while.", "Draw the first line of the {x}.",
-         "Fill the {x} with color.", "Leave the {y} in the sun.", "Show the {y} to your friends."),
-    ),
-    Recipe(
-        "turn a {x} into a {y}",
-        ("Draw a plan of the {y}.", "Cut the {x} with a saw.", "Bend the parts of the {x}.",
-         "Join them to form a {y}.", "Rub the {y} until it is smooth.", "Burn what is left of the {x}."),
-    ),
-    Recipe(
-        "pack a {x} and a {y}",
-        ("Buy paper and thread.", "Lay the {x} on the paper.", "Place the {y} on top.",
-         "Fold the paper around the {x}.", "Write a name on the {y}.", "Send the {x} to a friend."),
-    ),
-    Recipe(
-        "compare a {x} with a {y}",
-        ("Weigh the {x} on a scale.", "Weigh the {y} as well.", "Measure the {x} with a ruler.",
-         "Hold the {y} against the light.", "Note the price of the {x}.", "Keep the {y} if it is better."),
-    ),
-    Recipe(
-        "mend a {x} with a {y}",
-        ("Take the {x} from the wall.", "Find the broken part of the {x}.", "Cut a piece off the {y}.",
-         "Join it to the {x} with glue.", "Wait until the {x} is dry.", "Throw the rest of the {y} away."),
-    ),
+    Recipe("hide a {x} in a {y}", ("Choose a quiet place for the {y}.", "Open the {y} with care.",
+        "Put the {x} inside.", "Cover the {x} with leaves.", "Close the {y} again.",
+        "Draw a plan that shows the {x}.")),
+    Recipe("trade a {x} for a {y}", ("Clean the {x} with a cloth.", "Walk to the man with the {y}.",
+        "Show the {x} to him.", "Ask for the {y} in return.", "Give the {x} away.", "Carry the {y} home.")),
+    Recipe("tie a {x} to a {y}", ("Find a long thread for the {x}.", "Lay the {x} on the table.",
+        "Put the {y} beside it.", "Wind the thread around the {x}.", "Make a knot on the {y}.",
+        "Pull hard to test the {x}.")),
+    Recipe("paint a {x} on a {y}", ("Wash the dust off the {y}.", "Look at the {x} for a while.",
+        "Draw the first line of the {x}.", "Fill the {x} with color.", "Leave the {y} in the sun.",
+        "Show the {y} to your friends.")),
+    Recipe("turn a {x} into a {y}", ("Draw a plan of the {y}.", "Cut the {x} with a saw.", "Bend the parts of the {x}.",
+        "Join them to form a {y}.", "Rub the {y} until it is smooth.", "Burn what is left of the {x}.")),
+    Recipe("pack a {x} and a {y}", ("Buy paper and thread.", "Lay the {x} on the paper.", "Place the {y} on top.",
+        "Fold the paper around the {x}.", "Write a name on the {y}.", "Send the {x} to a friend.")),
+    Recipe("compare a {x} with a {y}", ("Weigh the {x} on a scale.", "Weigh the {y} as well.",
+        "Measure the {x} with a ruler.", "Hold the {y} against the light.", "Note the price of the {x}.",
+        "Keep the {y} if it is better.")),
+    Recipe("mend a {x} with a {y}", ("Take the {x} from the wall.", "Find the broken part of the {x}.",
+        "Cut a piece off the {y}.", "Join it to the {x} with glue.", "Wait until the {x} is dry.",
+        "Throw the rest of the {y} away.")),
 )
 ORDINALS = ("First", "Then", "Next", "After that", "Later", "At last")
 

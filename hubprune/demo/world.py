@@ -64,8 +64,6 @@ class World:
         self.random = random.Random(seed)
         self.held_out = held_out
 
-    # draws --------------------------------------------------------------------------------------------------------
-
     def pick(self, options: Sequence[T]) -> T:
         """Return one of the options."""
         return options[self.random.randrange(len(options))]
@@ -137,8 +135,6 @@ class World:
         sentences = [tidy(s.format(**slots)) for s in plot.sentences]
         return sentences, [(e.start.format(**slots), slots[e.slot]) for e in endings]
 
-    # sentences ----------------------------------------------------------------------------------------------------
-
     def because(self, *, people: bool) -> str:
         """Return a whole sentence with a reason."""
         start, subject, _, ending = self.reason(people=people)
@@ -153,13 +149,9 @@ class World:
     def text(self, subset: str) -> str:
         """Return one new text of a subset."""
         writers = {
-            "stories": self._story_text,
-            "web_samples_v2": self._forum,
-            "web_samples_v1": self._shop_page,
-            "wikihow": self._instructions,
-            "openstax": self._chapter,
-            "stanford": self._lecture,
-        }
+            "stories": self._story_text, "web_samples_v2": self._forum, "web_samples_v1": self._shop_page,
+            "wikihow": self._instructions, "openstax": self._chapter, "stanford": self._lecture,
+        }  # fmt: skip
         return writers[subset]()
 
     def _story_text(self) -> str:
@@ -186,10 +178,8 @@ class World:
         hints = [self.pick(("If you want the {o}, ask {a}.", "Talk to {a} about the {o}.")) for _ in pairs]
         asks = [hint.format(a=name, o=good) for hint, (name, good) in zip(hints, pairs, strict=True)]
         job = self.pick(list(JOBS))
-        work = [
-            self.statement(Fact("product", job, JOBS[job][1])),
-            self.statement(Fact("workplace", job, JOBS[job][0])),
-        ]
+        about = Fact("product", job, JOBS[job][1]), Fact("workplace", job, JOBS[job][0])
+        work = [self.statement(fact) for fact in about]
         return " ".join([f"Welcome to the page of the {self.pick(PLACES)}.", *offers, *asks, *work])
 
     def _instructions(self) -> str:
@@ -296,26 +286,15 @@ def _winogrande(world: World) -> Row:
 
 
 _MAKERS: Mapping[str, Callable[[World], Row]] = {
-    "arc_easy": _arc_easy,
-    "hellaswag": _hellaswag,
-    "lambada": _lambada,
-    "piqa": _piqa,
-    "winogrande": _winogrande,
-}
+    "arc_easy": _arc_easy, "hellaswag": _hellaswag, "lambada": _lambada, "piqa": _piqa, "winogrande": _winogrande,
+}  # fmt: skip
 
 
 def probe(row: Row) -> str:
     """Return the passage of a row that no training text may contain: the part that the row was held out for."""
-    if "question" in row:
-        return str(row["question"])
-    if "activity_label" in row:
-        return str(row["activity_label"])
-    if "goal" in row:
-        return str(row["goal"])
     if "sentence" in row:
-        right = row[f"option{row['answer']}"]
-        return str(row["sentence"]).split(": ")[1].replace("_", str(right))
-    return str(row["text"])
+        return str(row["sentence"]).split(": ")[1].replace("_", str(row[f"option{row['answer']}"]))
+    return str(next(row[column] for column in ("question", "activity_label", "goal", "text") if column in row))
 
 
 def make(benchmark: str, count: int, *, seed: str) -> list[Row]:
