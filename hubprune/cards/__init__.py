@@ -3,12 +3,11 @@
 - context: what a card template sees; every number in it is text already.
 - card: report, context, README.md; and what a card depends on.
 - front_matter: the YAML on top, and results for leaderboards.
-- license: what the base's licence asks for.
 - overview: one sentence, the table at a glance, and the code of "Use it", which is run.
 - removal: what was removed, by which scores, on which texts.
 - measured, free_text: benchmarks, speed and memory; what both models wrote.
 - limits: verdict, warnings and the regression budget, by rules.
-- provenance: commands, versions, terms and citations.
+- provenance: commands, versions, citations, and what the base's licence asks for.
 - markdown: how numbers, any text and the author's notes are written.
 - manifest: hubprune.json and recipe.yaml, written and read back.
 """

@@ -109,7 +109,16 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
                 f"{file.path} {what} since it was verified.", hint=f"Remove {folder} and run the command again."
             )
     content = scrub_all(_content(report)) | {"card_templates": template_hash}
-    text = _finished({**content, "run": scrub_all(_run(report)), "files": {f.path: _row(f) for f in listed}})
+    # Where, when and for whom it was made, which the same result may have otherwise.
+    run = {
+        "repo_id": report.repo_id,
+        "create_pr": parse(Recipe, report.recipe).target.create_pr,
+        "endpoint": public_address(report.endpoint),
+        "environment": report.environment.model_dump(mode="json", exclude={"hubprune", "versions"}),
+        "seconds": [[stage, seconds] for stage, seconds in report.seconds.items()],  # pairs, since their order counts
+        "stage_keys": report.stage_keys,
+    }
+    text = _finished({**content, "run": scrub_all(run), "files": {f.path: _row(f) for f in listed}})
     write_atomically(folder / MANIFEST, text)
     return tuple(sorted((*listed, _described(MANIFEST, text.encode())), key=lambda f: f.path))
 
@@ -160,21 +169,6 @@ def _content(report: PublishReport) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
         "base": {"repo_id": base.name, "commit": base.commit, "card": card, "config": config},
         "checkpoint": {**dump["checkpoint"], "files": [f.path for f in report.checkpoint.files]},
-    }
-
-
-def _run(report: PublishReport) -> dict[str, Any]:
-    """Say where, when and for whom it was made, which the same result may have otherwise.
-
-    Stages and their seconds are pairs, since their order counts.
-    """
-    return {
-        "repo_id": report.repo_id,
-        "create_pr": parse(Recipe, report.recipe).target.create_pr,
-        "endpoint": public_address(report.endpoint),
-        "environment": report.environment.model_dump(mode="json", exclude={"hubprune", "versions"}),
-        "seconds": [[stage, seconds] for stage, seconds in report.seconds.items()],
-        "stage_keys": report.stage_keys,
     }
 
 

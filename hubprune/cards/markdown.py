@@ -136,26 +136,19 @@ def md(text: str) -> str:
     """Escape text for a Markdown paragraph, heading, list item or table cell; it becomes one line."""
     line = visible(" ".join(text.split()))
     start = LINE_START.match(line)
-    return "".join(_md_character(line, i, start=start.end() - 1 if start else -1) for i in range(len(line)))
-
-
-def _md_character(line: str, at: int, *, start: int) -> str:
-    character = line[at]
-    if character in ENTITIES:
-        return ENTITIES[character]
-    if character in ALWAYS_ESCAPED or at == start:
-        return f"\\{character}"
-    before, after = line[at - 1 : at], line[at + 1 : at + 2]
-    if character == "_" and not (_is_word(before) and _is_word(after)):
-        return r"\_"
-    # Addresses become links and :names: emoji, in some renderers; a colon before a space or a dot in a number cannot.
-    if (character == ":" and after.strip()) or (character == "." and before.isalpha() and after.isalpha()):
-        return f"\\{character}"
-    return character
-
-
-def _is_word(character: str) -> bool:
-    return character.isascii() and character.isalnum()
+    special = start.end() - 1 if start else -1
+    written = []
+    for at, character in enumerate(line):
+        before, after = line[at - 1 : at], line[at + 1 : at + 2]
+        escaped = character in ALWAYS_ESCAPED or at == special
+        if character == "_":
+            escaped = not ((before + after).isascii() and before.isalnum() and after.isalnum())
+        # Addresses become links and :names: emoji, in some renderers; a colon before a space or a dot in a number
+        # cannot.
+        if (character == ":" and after.strip()) or (character == "." and before.isalpha() and after.isalpha()):
+            escaped = True
+        written.append(ENTITIES.get(character, f"\\{character}" if escaped else character))
+    return "".join(written)
 
 
 def fence(text: str, language: str = "text") -> str:

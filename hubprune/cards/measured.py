@@ -12,7 +12,6 @@ from hubprune.core.artifacts import (
     Measure,
     SpeedMeasured,
     SpeedReport,
-    TaskComparison,
 )
 from hubprune.core.console import size
 
@@ -32,27 +31,25 @@ def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = 
     columns = (
         "Task", "Metric", "Base", "This model", "Δ points", "Δ relative, %", "Verdict", "n", "Shots", "Chance",
     )  # fmt: skip
+    rows = []
+    for task in comparison.tasks:
+        values = [with_error(m.value, m.standard_error) for m in (task.base, task.pruned)]
+        whole = task.documents == task.documents_available
+        n = count(task.documents) + ("" if whole else f" of {count(task.documents_available)}")
+        read_by = f" ({task.filter})" if task.filter else ""
+        metric = f"{task.metric}{read_by} {'↑' if task.higher_is_better else '↓'}"
+        chance = NONE if task.chance is None else plain(task.chance, digits=4)
+        differences = (with_interval(change) if change else NONE for change in (task.points, task.percent))
+        mark = (task.paired and task.paired.mark) or NONE
+        rows.append((task.task, metric, *values, *differences, mark, n, str(task.num_fewshot), chance))
     changes = [f"{row.task} {signed(row.points.value)}" for row in comparison.main_metrics() if row.points]
     text = f"Changes of the benchmarks in points with their 95 % intervals, against no change: {', '.join(changes)}"
     return Benchmarks(
         sentences=tuple(_benchmark_sentences(comparison)),
-        table=Table(columns=columns, align="llrrrrlrrr", rows=tuple(map(_task_row, comparison.tasks))),
+        table=Table(columns=columns, align="llrrrrlrrr", rows=tuple(rows)),
         picture=Picture(path=picture, text=text) if picture else None,
         notes=tuple(_test_sentences(comparison)),
     )
-
-
-def _task_row(task: TaskComparison) -> tuple[str, ...]:
-    values = [with_error(m.value, m.standard_error) for m in (task.base, task.pruned)]
-    n = count(task.documents)
-    if task.documents != task.documents_available:
-        n += f" of {count(task.documents_available)}"
-    read_by = f" ({task.filter})" if task.filter else ""
-    metric = f"{task.metric}{read_by} {'↑' if task.higher_is_better else '↓'}"
-    chance = NONE if task.chance is None else plain(task.chance, digits=4)
-    changes = (with_interval(change) if change else NONE for change in (task.points, task.percent))
-    mark = (task.paired and task.paired.mark) or NONE
-    return task.task, metric, *values, *changes, mark, n, str(task.num_fewshot), chance
 
 
 def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
@@ -162,10 +159,9 @@ def section(speed: SpeedReport | None) -> Speed | None:
         gain = f"{signed(seen.speedup_percent, digits=1)} ({_ends(seen.ratio)})"
         rows.append((MEASURES[seen.measure], *_paces(seen), gain, verdict, sdr, _ends(seen.control)))
     cache = speed.kv_cache
-    memory: list[tuple[str, ...]] = []
+    memory = [(f"KV cache of {count(cache.tokens)} tokens, counted", *_byte_cells(cache.base, cache.pruned))]
     if peak := speed.peak_memory:
-        memory.append((f"Peak: {PEAKS[peak.how]}", *_byte_cells(peak.base, peak.pruned)))
-    memory.append((f"KV cache of {count(cache.tokens)} tokens, counted", *_byte_cells(cache.base, cache.pruned)))
+        memory.insert(0, (f"Peak: {PEAKS[peak.how]}", *_byte_cells(peak.base, peak.pruned)))
     return Speed(
         sentences=tuple(_how(speed)),
         table=Table(columns=columns, align="lrrrlrr", rows=tuple(rows)),

@@ -257,14 +257,10 @@ class Snippet:
             link.symlink_to(folder.resolve(), target_is_directory=True)
             variables = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), "PYTHONUTF8": "1"}
             done = run_to_end(
-                [sys.executable, "-P", "-c", code],
-                cwd=work / "run",
+                [sys.executable, "-P", "-c", code], cwd=work / "run",
                 env={**os.environ, **variables, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-            )
+                stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
+            )  # fmt: skip
         if done.returncode:
             if done.returncode < 0:
                 said, so = f"it was killed by signal {-done.returncode}", "The memory has to hold the whole model."

@@ -100,9 +100,6 @@ def calibration(scores: LayerScores | None) -> Calibration | None:
     return Calibration(sentence=sentence, table=Table(columns=columns, align="llrrrl", rows=tuple(rows)))
 
 
-# ---- what went, and how it was chosen ----------------------------------------------------------------------------
-
-
 def layers_named(layers: Sequence[int]) -> str:
     """Name some layers: layer 5, or layers 5 and 8."""
     return f"{'layer' if len(layers) == 1 else 'layers'} {listing(layers)}"
@@ -146,9 +143,6 @@ def _way(plan: DropPlan) -> str:
     if plan.schedule == "iterative":
         return "by score, the lowest in every round, and what was left was scored again after every drop"
     return "by score, lowest first"
-
-
-# ---- neurons -----------------------------------------------------------------------------------------------------
 
 
 def _widths(plan: DropPlan) -> list[tuple[int, int]]:
@@ -197,9 +191,6 @@ def _width_sentences(plan: DropPlan) -> Iterator[str]:
     )
     if plan.widths.multiple > 1:
         yield f"Widths were rounded to a multiple of {plan.widths.multiple}: another share may have been asked for."
-
-
-# ---- scores ------------------------------------------------------------------------------------------------------
 
 
 def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hubprune.cards.card import skeleton
-from hubprune.cards.license import bare_name, card_in_force, check_license, check_name
 from hubprune.cards.manifest import CARD
+from hubprune.cards.provenance import bare_name, card_in_force, check_license, check_name
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.core.console import size
 from hubprune.core.errors import (

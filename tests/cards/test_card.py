@@ -12,8 +12,8 @@ from card_text import card, check_golden, check_structure, context, fences, head
 from hubprune.cards import front_matter
 from hubprune.cards.card import Pictures, render, skeleton
 from hubprune.cards.free_text import shown_pairs
-from hubprune.cards.license import notice_text
 from hubprune.cards.manifest import checkpoint_tag
+from hubprune.cards.provenance import notice_text
 from hubprune.core.artifacts import BaseCard, DroppedSublayer, Margin, TaskComparison
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset, EvaluationSpec, TargetSpec
 from hubprune.core.specs import DropSpec

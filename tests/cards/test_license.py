@@ -6,7 +6,7 @@ import made
 import pytest
 from card_text import card, split
 
-from hubprune.cards import license as terms
+from hubprune.cards import provenance as terms
 from hubprune.core.artifacts import BaseCard, RepoFile
 from hubprune.core.recipe import TargetSpec
 

@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from hubprune.cards import card, manifest
 from hubprune.cards.front_matter import Tasks, add_eval_results, leaderboard_datasets
-from hubprune.cards.license import add_notice, card_in_force
 from hubprune.cards.overview import Snippet, asks_for_more, samples
+from hubprune.cards.provenance import add_notice, card_in_force
 from hubprune.core.artifacts import (
     BenchmarkComparison,
     DropPlan,
