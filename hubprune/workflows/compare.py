@@ -200,13 +200,12 @@ def same_base(first: ComparedSide, second: ComparedSide) -> SameBase:
     """Tell whether two were made of the same base, at the same commit."""
     if first.num_hidden_layers != second.num_hidden_layers:
         return "different"
-    if first.base is None or second.base is None:
-        return "unknown"
-    if first.base != second.base:
-        return "different"
-    if first.base_commit is None or second.base_commit is None:
-        return "unknown"
-    return "same" if first.base_commit == second.base_commit else "different"
+    for one, other in ((first.base, second.base), (first.base_commit, second.base_commit)):
+        if one is None or other is None:
+            return "unknown"
+        if one != other:
+            return "different"
+    return "same"
 
 
 def _agreements(first: Source, second: Source) -> tuple[Agreement, ...]:

@@ -302,10 +302,7 @@ def recommend(
     verb, rest = ("publish", as_typed(request, *PASSED_ON)) if publishable else ("prune", ("--out", "pruned"))
     command = ["hubprune", verb, base, OPTIONS[method], str(kept.count), *rest]
     return Recommendation(
-        method=method,
-        count=kept.count,
-        reason="; ".join(words),
-        command=shlex.join(command) if kept.count else None,
+        method=method, count=kept.count, reason="; ".join(words), command=shlex.join(command) if kept.count else None
     )
 
 
