@@ -66,9 +66,6 @@ class Outcome:
         return f"It broke off with {type(self.error).__name__}; the log has the traceback.", None
 
 
-# ---- github --------------------------------------------------------------------------------------------------------
-
-
 SUMMARY, OUTPUT = "GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"
 
 
@@ -112,9 +109,6 @@ def outputs(outcome: Outcome) -> dict[str, str]:
         }
     # Nothing of this can hold a line break, and one would be another output.
     return {name: " ".join(value.split()) for name, value in found.items()}
-
-
-# ---- summary -------------------------------------------------------------------------------------------------------
 
 
 TITLES: Mapping[Ending, str] = {

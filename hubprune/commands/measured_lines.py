@@ -23,9 +23,6 @@ UNRESOLVED: Mapping[Verdict, str] = {
 PEAKS: Mapping[str, str] = {"allocator": "weights and GPU allocator", "resident": "resident, libraries included"}
 
 
-# ---- a sweep -------------------------------------------------------------------------------------------------------
-
-
 def sweep_lines(report: SweepReport, *, out: Path | None) -> str:
     """Write the table of all points, the rule and what it picks."""
     parts = [sweep_head(report), table(sweep_rows(report), left=1), *picked_lines(report), report.note]
@@ -80,9 +77,6 @@ def picked_lines(report: SweepReport) -> list[str]:
     commands = [f"  {r.command}" for r in report.recommendations if r.command]
     parts = [f"Rule: {report.rule}\n{table(rows, left=3)}"]
     return [*parts, "Next:\n" + "\n".join(commands)] if commands else parts
-
-
-# ---- a timing ------------------------------------------------------------------------------------------------------
 
 
 def speed_lines(report: SpeedReport) -> str:

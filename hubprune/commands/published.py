@@ -43,9 +43,6 @@ WIDTH = 60
 """Characters of a value that are shown."""
 
 
-# ---- refresh -------------------------------------------------------------------------------------------------------
-
-
 def refresh(request: RefreshRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Bring repos that are out to what this version writes: modeling file, tokenizer files, config.json and card.
 
@@ -100,9 +97,6 @@ def _value(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-# ---- reproduce -----------------------------------------------------------------------------------------------------
-
-
 def reproduce(request: ReproduceRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Run the recipe of a published result again, publish nothing, and say what is equal and what differs."""
     from hubprune.workflows import reproduce as again
@@ -154,8 +148,6 @@ def _short(value: Scalar, *, start: int) -> str:
     shown = repr(text)[1:-1] if not text.isprintable() else text
     return f"{'…' if start else ''}{shown}{'…' if len(value) > start + WIDTH else ''}"
 
-
-# ---- export --------------------------------------------------------------------------------------------------------
 
 GGUF_EXAMPLES = "Example:  hubprune export gguf me/Llama-3.2-3B-attn-drop-3 --outtype q8_0 --out pruned.gguf"
 

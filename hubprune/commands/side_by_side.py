@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from hubprune.commands.summary import scores_table, table
+from hubprune.commands.summary import table
 from hubprune.core.artifacts import Agreement, CheckpointComparison, ComparedMetric, ComparedSide, ScoreStudy
 from hubprune.core.console import decimal
 from hubprune.plots.pictures import NAMES, VARIES
-from hubprune.workflows.score import Scored
 
 UNKNOWN = "not known"
-
-# ---- two checkpoints -----------------------------------------------------------------------------------------------
 
 
 def comparison_text(comparison: CheckpointComparison) -> str:
@@ -87,16 +84,6 @@ def _benchmarks_table(pairs: tuple[ComparedMetric, ...]) -> str:
         change = f"{decimal(pair.change, digits=4 if own else 2, sign=True)}{'' if own else ' points'}"
         rows.append([pair.task, pair.metric, str(pair.documents), *values, change])
     return table(rows, left=2)
-
-
-# ---- scores of one base under several circumstances ----------------------------------------------------------------
-
-
-def scored_text(scored: Scored) -> str:
-    """Write scores with what they would drop, or a study."""
-    if isinstance(scored.value, ScoreStudy):
-        return study_tables(scored.value)
-    return scores_table(scored.value, plan=scored.plan)
 
 
 def study_tables(study: ScoreStudy) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubprune.core.console import decimal, size
@@ -46,11 +45,6 @@ def sdr_text(sdr: Sdr | None) -> str:
     return f"{sdr.value:.2f} [{sdr.low:.2f}, {sdr.high:.2f}]" if sdr else "n/a"
 
 
-def pruned_lines(written: WrittenCheckpoint, *, folder: Path) -> str:
-    """Write what became smaller, and where the checkpoint is."""
-    return f"{checkpoint_lines(written)}\n\nwritten and verified: {folder}"
-
-
 FORMULAS: Mapping[Metric, str] = {
     "cosine": "1 - cos(X, Y)", "cosine-no-residual": "1 - cos(U, f(U))", "relative-magnitude": "|F| / |X + F|",
 }  # fmt: skip
@@ -89,13 +83,8 @@ def scores_head(scores: LayerScores) -> str:
     )
 
 
-def verification_table(verification: Verification) -> str:
-    """Write every check with what it saw."""
-    return table(check_rows(verification), left=3)
-
-
 def check_rows(verification: Verification) -> list[list[str]]:
-    """Return the cells of that table."""
+    """Return the cells of a table of every check with what it saw."""
     return [["passed" if c.passed else "FAILED", c.name, c.detail] for c in verification.checks]
 
 

@@ -34,9 +34,6 @@ CIRCUMSTANCES = frozenset(
 """What the system refuses over a file and no program can help; anything else is a bug and keeps its traceback."""
 
 
-# ---- before a command --------------------------------------------------------------------------------------------
-
-
 def prepare_streams() -> None:
     r"""Let stdout and stderr write every character; what their encoding lacks becomes \u2026, which JSON reads back."""
 
@@ -73,9 +70,6 @@ def fail_on_output(error: OSError) -> int:
     sys.stdout = None  # which Python would try to flush once more
     Reporter().error(f"The output cannot be written: {error.strerror}.", None)
     return OutputError.exit_code
-
-
-# ---- around its work ---------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -64,9 +64,6 @@ def compare(request: CompareRequest, *, session: HubSession | None = None) -> Ch
     return compared(read(request.first, session=session), read(request.second, session=session))
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
-
-
 def read(name: str, *, session: HubSession) -> Source:
     """Read what one of the two says of itself; weights are counted only where nothing else tells their number."""
     path = Path(name)
@@ -164,9 +161,6 @@ def _side(name: str, plan: DropPlan, *, base: str | None, commit: str | None) ->
         dropped_mlp=plan.layers("mlp"),
         widths=plan.widths.kept if plan.widths else None,
     )
-
-
-# ---- comparing ---------------------------------------------------------------------------------------------------
 
 
 def compared(first: Source, second: Source) -> CheckpointComparison:

@@ -120,9 +120,6 @@ def _describe(
     )
 
 
-# ---- where the files are -----------------------------------------------------------------------------------------
-
-
 def _find(name: str, revision: str, session: HubSession, reporter: Reporter) -> _Source:
     """Return a checkpoint; a repo is downloaded once its config.json says that it can be exported."""
     if folder := existing_folder(name):

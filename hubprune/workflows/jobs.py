@@ -115,9 +115,6 @@ def refuse_local(recipe: Recipe, request: JobRequest) -> None:
         raise RecipeError("The recipe is too long for a job's environment.", hint="Shorten its prompts.")
 
 
-# ---- order ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """Where a job runs, and for how long at most."""
@@ -171,9 +168,6 @@ class JobOrder:
     def labels(self) -> dict[str, str]:
         """By which the job can be found."""
         return {LABEL: self.run_id, "hubprune": UNFIT_FOR_NAMES.sub("-", __version__)}
-
-
-# ---- running -------------------------------------------------------------------------------------------------------
 
 
 def submit(order: JobOrder, *, session: HubSession) -> JobInfo:

@@ -27,11 +27,7 @@ WithRecipe = PublishRequest | PruneRequest | ScoreRequest | SweepRequest
 
 
 def recipe_of(request: WithRecipe, *, drop: Mapping[str, Any] | None = None) -> Recipe:
-    """Make the recipe of a request.
-
-    Args:
-        request: whose options win over its recipe file.
-        drop: what goes, where the request does not say so itself.
+    """Make the recipe of a request, whose options win over its recipe file; `drop` is what goes where it does not say.
 
     Raises:
         RecipeError: no base, nothing to drop, or a value that cannot be used.
@@ -122,9 +118,6 @@ def _evaluation(request: WithRecipe) -> dict[str, Any]:
     return found
 
 
-# ---- values as text ------------------------------------------------------------------------------------------------
-
-
 def _numbers(value: str | int | Sequence[int] | None, *, option: str) -> tuple[int, ...] | None:
     if not isinstance(value, str):
         return (value,) if isinstance(value, int) else None if value is None else tuple(value)
@@ -162,9 +155,6 @@ def _budget(value: str | Mapping[str, float] | None) -> dict[str, float] | None:
             f"--max-drop-pp {value!r} is no budget.",
             hint="Write it like --max-drop-pp lambada_openai=10,mean=3, or none.",
         ) from None
-
-
-# ---- the passes of a score -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

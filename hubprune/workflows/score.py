@@ -65,9 +65,6 @@ def conduct(request: ScoreRequest, *, reporter: Reporter) -> Scored:
     return found
 
 
-# ---- several passes ------------------------------------------------------------------------------------------------
-
-
 def by_pass(kind: StudyKind, runs: Mapping[str, Run]) -> ScoreStudy:
     """Score a base at several of its commits, or on several mixes; all are found before the first is scored."""
     labels = list(runs)

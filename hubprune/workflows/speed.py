@@ -125,17 +125,13 @@ def check_pair(base: BaseCheckpoint, pruned: PrunedFolder) -> None:
 
 
 def time_pair(
-    base: BaseCheckpoint,
-    pruned: PrunedFolder,
-    *,
-    runnable: Runnable,
-    request: SpeedRequest,
-    benchmarks: BenchmarkChange | None,
-    reporter: Reporter,
-) -> SpeedReport:
+    base: BaseCheckpoint, pruned: PrunedFolder, *, runnable: Runnable, request: SpeedRequest,
+    benchmarks: BenchmarkChange | None, reporter: Reporter,
+) -> SpeedReport:  # fmt: skip
     """Time two models that are on this machine and known to belong together.
 
-    `benchmarks` is what they lost, for SDR; None where that is not known.
+    `runnable` is the base as transformers can load it, `benchmarks` what they lost, for SDR; None where that is not
+    known.
 
     Raises:
         EvaluationError: the device's memory is too small.
@@ -164,11 +160,9 @@ class _Pair:
     base: BaseCheckpoint
     pruned: PrunedFolder
     runnable: Runnable
-    """The base as transformers can load it."""
     request: SpeedRequest
     reporter: Reporter
-    benchmarks: BenchmarkChange | None = None
-    """What they lost, for SDR; None where that is not known."""
+    benchmarks: BenchmarkChange | None
 
     def report(self) -> SpeedReport:
         """Measure everything and put it together."""

@@ -119,9 +119,6 @@ def _recipe_digest(folder: Path, *, device: str) -> str:
     return hashlib.sha256(re.sub(r"(?m)^device: .*$", f"device: {device}", text).encode()).hexdigest()
 
 
-# ---- what is needed ----------------------------------------------------------------------------------------------
-
-
 def _recipe_to_run(published: Published, request: ReproduceRequest, *, tasks: Path) -> Recipe:
     """Return the recipe with what only this machine knows: where the local files are, and a copy of its tasks."""
     recipe, name = published.recipe, published.name

@@ -39,9 +39,6 @@ FINGERPRINT_TOKENS = 32
 """Two documents are the same where their first tokens are: mixes may cut them off at different lengths."""
 
 
-# ---- documents for the perplexity ----------------------------------------------------------------------------------
-
-
 def read_mix(name: str, *, num_samples: int | None) -> CalibrationMix:
     """Find what `--perplexity` names: a mix, or a file of documents, of which there may be fewer than wanted.
 
@@ -116,9 +113,6 @@ def _draw(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...], *, ove
         left_out=len(drawn.documents) - len(kept),
         sha256=hashlib.sha256(repr(kept).encode()).hexdigest(),
     )
-
-
-# ---- points --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,8 +197,6 @@ class _Bench:
     def _model(self) -> LoadedModel:
         return _load(self._run.runnable, self._run.recipe.device, self._run.recipe.dtype)
 
-    # ---- benchmarks ----
-
     def _benchmarks(self, plan: DropPlan) -> BenchmarkAnswers | None:
         if (key := self._keys(plan).get(BENCHMARKS)) is None:
             return None
@@ -234,8 +226,6 @@ class _Bench:
             seed=recipe.seed,
             reporter=run.reporter,
         )
-
-    # ---- perplexity and speed ----
 
     def _read(self, plan: DropPlan) -> PerplexityAnswers:
         from hubprune.evaluation import models
