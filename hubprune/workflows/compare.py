@@ -151,16 +151,10 @@ def _understood(kind: type[Kind], values: Any) -> Kind | None:
 
 def _side(name: str, plan: DropPlan, *, base: str | None, commit: str | None) -> ComparedSide:
     return ComparedSide(
-        name=name,
-        base=base,
-        base_commit=commit,
-        num_hidden_layers=plan.num_hidden_layers,
-        methods=plan.methods,
-        layout=plan.layout,
-        dropped_attn=plan.layers("attn"),
-        dropped_mlp=plan.layers("mlp"),
+        name=name, base=base, base_commit=commit, num_hidden_layers=plan.num_hidden_layers, methods=plan.methods,
+        layout=plan.layout, dropped_attn=plan.layers("attn"), dropped_mlp=plan.layers("mlp"),
         widths=plan.widths.kept if plan.widths else None,
-    )
+    )  # fmt: skip
 
 
 def compared(first: Source, second: Source) -> CheckpointComparison:
@@ -180,14 +174,10 @@ def compared(first: Source, second: Source) -> CheckpointComparison:
         for kind, a, b in rows
     )
     return CheckpointComparison(
-        first=one,
-        second=other,
-        base=base,
-        dropped=tuple(dropped) if base != "different" else (),
-        agreements=_agreements(first, second) if base != "different" else (),
-        benchmarks=tuple(_pairs(first, second)),
+        first=one, second=other, base=base, dropped=tuple(dropped) if base != "different" else (),
+        agreements=_agreements(first, second) if base != "different" else (), benchmarks=tuple(_pairs(first, second)),
         notes=tuple(_notes(first, second, base)),
-    )
+    )  # fmt: skip
 
 
 def same_base(first: ComparedSide, second: ComparedSide) -> SameBase:

@@ -185,16 +185,10 @@ def submit(order: JobOrder, *, session: HubSession) -> JobInfo:
         )
     try:
         return session.api.run_job(
-            image=IMAGE,
-            command=order.command,
-            env=order.environment,
-            secrets={"HF_TOKEN": token},
-            flavor=order.machine.flavor,
-            timeout=order.machine.timeout,
-            name=order.name,
-            labels=order.labels,
+            image=IMAGE, command=order.command, env=order.environment, secrets={"HF_TOKEN": token},
+            flavor=order.machine.flavor, timeout=order.machine.timeout, name=order.name, labels=order.labels,
             namespace=namespace,
-        )
+        )  # fmt: skip
     except Exception as error:
         told = translate(error, doing=f"run a job as {namespace}", endpoint=session.endpoint)
         if getattr(error, "response", None) is not None:

@@ -113,13 +113,9 @@ def read_published(name: str, *, revision: str | None, session: HubSession, repo
         evaluation = recipe.evaluation.model_copy(update={"include_path": TASK_FOLDER})
         recipe = recipe.model_copy(update={"evaluation": evaluation})
     return Published(
-        name=name,
-        commit=commit,
-        folder=folder,
-        manifest=manifest,
-        recipe=recipe,
+        name=name, commit=commit, folder=folder, manifest=manifest, recipe=recipe,
         files={path: sha256 for path, sha256 in files.items() if not path.startswith(NOT_LISTED)},
-    )
+    )  # fmt: skip
 
 
 def _not_published(name: str, missing: str) -> CheckpointError:

@@ -108,11 +108,9 @@ def _draw(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...], *, ove
             hint="Pass other texts with --perplexity, or more of them with --perplexity-samples.",
         )
     return HeldOutDocuments(
-        name=mix.name,
-        documents=kept,
-        left_out=len(drawn.documents) - len(kept),
+        name=mix.name, documents=kept, left_out=len(drawn.documents) - len(kept),
         sha256=hashlib.sha256(repr(kept).encode()).hexdigest(),
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,12 +218,9 @@ class _Bench:
         where = (run.runnable, recipe.device, recipe.dtype)
         return InMemory(
             assemble(load_points, *where, *rest, here=points_of(self._model, *rest)),
-            identities={name: name for name in plans},
-            memo=run.answers_file,
-            spec=recipe.evaluation,
-            seed=recipe.seed,
-            reporter=run.reporter,
-        )
+            identities={name: name for name in plans}, memo=run.answers_file, spec=recipe.evaluation,
+            seed=recipe.seed, reporter=run.reporter,
+        )  # fmt: skip
 
     def _read(self, plan: DropPlan) -> PerplexityAnswers:
         from hubprune.evaluation import models
