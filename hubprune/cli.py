@@ -23,7 +23,8 @@ from hubprune.commands.terminal import (
     follow,
     prepare_streams,
 )
-from hubprune.core.processes import listen_to_interruptions, rank
+from hubprune.core.console import listen_to_interruptions
+from hubprune.core.devices import rank
 
 app = typer.Typer(
     name="hubprune",

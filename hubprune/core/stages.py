@@ -21,9 +21,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from hubprune import __version__
+from hubprune.core.console import end_if_interrupted
 from hubprune.core.errors import RecipeError
 from hubprune.core.files import make_writable, sweep, write_atomically
-from hubprune.core.processes import end_if_interrupted
 
 Value = TypeVar("Value", bound=BaseModel)
 

@@ -22,13 +22,12 @@ from hubprune.core.artifacts import (
     SublayerKind,
     TaskComparison,
 )
-from hubprune.core.config import read_config
+from hubprune.core.config import read_config, read_structure
 from hubprune.core.devices import kv_bytes_per_layer, with_dtype
 from hubprune.core.errors import BaseNotFoundError, CheckpointError
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.core.requests import CompareRequest
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
 from hubprune.core.weights import open_weights
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from hubprune import demo
 from hubprune.core.console import Reporter
+from hubprune.core.devices import VARIABLES
 from hubprune.core.errors import HubError, RecipeError
 from hubprune.core.files import make_writable
-from hubprune.core.processes import VARIABLES
 from hubprune.core.stages import work_folder
 
 DROPPED = 3

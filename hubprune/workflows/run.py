@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, PrunedCheckpoint, WidthPlan
-from hubprune.core.config import check_config
+from hubprune.core.config import check_config, read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
@@ -25,7 +25,6 @@ from hubprune.core.recipe import CalibrationMix, Recipe
 from hubprune.core.requests import PruneRequest
 from hubprune.core.stages import StageStore, key_of, work_folder
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME, merged_headers
 from hubprune.hub import repos as hub
 from hubprune.hub.repos import small_files, stored_headers

@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 from hubprune.cards.manifest import MANIFEST, NOT_LISTED, content_digest, read_manifest
 from hubprune.core.artifacts import BaseCheckpoint, Check, Verification
-from hubprune.core.config import check_config, read_config
+from hubprune.core.config import check_config, read_config, read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, RecipeError, VerificationError
 from hubprune.core.files import existing_folder, list_files, scratch_folder
 from hubprune.core.recipe import BaseModelSpec
 from hubprune.core.requests import LoadRequest, VerifyRequest
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download

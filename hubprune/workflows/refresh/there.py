@@ -12,7 +12,7 @@ from typing import Any
 from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, parse_record
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, ConfigChange, FileChange, RepoFile, WrittenCheckpoint
-from hubprune.core.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes
+from hubprune.core.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes, read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.devices import STORED
 from hubprune.core.errors import (
@@ -28,7 +28,6 @@ from hubprune.core.errors import (
 from hubprune.core.files import is_license
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
 from hubprune.hub.identity import check_can_write, identify
