@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hubprune.cards import manifest
 from hubprune.cards.limits import check_budget
@@ -92,7 +93,8 @@ def publish_run(
         out=Path(request.out) if request.out else None, report=Path(request.report) if request.report else None,
         told=told,
     )  # fmt: skip
-    now = fingerprint(run, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices)
+    shown: dict[str, Any] = {"repo_id": target.repo_id, "tagged": target.is_tagged}
+    now = fingerprint(run, **shown, choices=choices)
     before = last_publish(target, now, session=run.session, reporter=run.reporter)
     report = without_computing(run, before, choices, target, request) if before else None
     if report or (report := proposed_before(run, target, now, request)):
@@ -100,9 +102,7 @@ def publish_run(
     _check_resources(run, loads_back=not request.dry_run)
     if before:
         offer_results(before, run)
-    with produced(
-        run, stage, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices, before=before
-    ) as product:
+    with produced(run, stage, **shown, choices=choices, before=before) as product:
         stage()
         return deliver(run, product, target, delivery)
 
@@ -121,13 +121,8 @@ def check(run: Run, request: PublishRequest) -> Target:
     def excuse(error: HubpruneError) -> None:
         run.reporter.warn(f"The publish itself would be refused: {error}")
 
-    target = preflight(
-        run.recipe,
-        base=run.base,
-        session=run.session,
-        overwrite=request.replaces,
-        excuse=excuse if request.dry_run else None,
-    )
+    excused = excuse if request.dry_run else None
+    target = preflight(run.recipe, base=run.base, session=run.session, overwrite=request.replaces, excuse=excused)
     run.task_texts, run.task_sources  # noqa: B018
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
     return target
@@ -178,14 +173,9 @@ class Product:
 
 @contextmanager
 def produced(
-    run: Run,
-    stage: Callable[[], None],
-    *,
-    repo_id: str,
-    tagged: bool,
-    choices: CardChoices = AS_SHIPPED,
+    run: Run, stage: Callable[[], None], *, repo_id: str, tagged: bool, choices: CardChoices = AS_SHIPPED,
     before: Before | None = None,
-) -> Iterator[Product]:
+) -> Iterator[Product]:  # fmt: skip
     """Run all stages from the download to the manifest, and yield what came of them; nothing is published.
 
     While the block runs, no other run can use the folder.  `stage` is called at the start of each of the four stages
@@ -209,25 +199,15 @@ def produced(
         generation = free_text(run, plan, folder)
         tag = manifest.checkpoint_tag(made.written) if tagged else None
         report = PublishReport(
-            recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
-            repo_id=repo_id,
-            endpoint=run.session.endpoint,
-            base=run.base.model_copy(update={"config": run.downloaded.config}),
-            scores=scores,
-            plan=plan,
-            checkpoint=made.written,
-            verification=made.verification,
-            benchmarks=benchmarks,
+            recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True), repo_id=repo_id,
+            endpoint=run.session.endpoint, base=run.base.model_copy(update={"config": run.downloaded.config}),
+            scores=scores, plan=plan, checkpoint=made.written, verification=made.verification, benchmarks=benchmarks,
             generation=generation,
             speed=find_speed(run, plan, folder, choices.timed, repo_id=repo_id, benchmarks=benchmarks),
             snippet=run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template),
-            published=None,
-            environment=run.environment,
-            seconds=run.store.seconds,
-            notes=choices.notes,
-            fingerprint={part: dict(values) for part, values in depends_on.items()},
-            stage_keys=run.store.keys,
-        )
+            published=None, environment=run.environment, seconds=run.store.seconds, notes=choices.notes,
+            fingerprint={part: dict(values) for part, values in depends_on.items()}, stage_keys=run.store.keys,
+        )  # fmt: skip
         files = assemble(run, folder, report, card_template=choices.template)
         yield Product(folder, files, report)
 
@@ -340,7 +320,6 @@ def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> L
         check=lambda folder: check_arrived(published, folder),
     )  # fmt: skip
     if loaded.parameters != report.checkpoint.parameters:
-        raise VerificationError(
-            f"it loads with {loaded.parameters:,} parameters instead of {report.checkpoint.parameters:,}."
-        )
+        expected = report.checkpoint.parameters
+        raise VerificationError(f"it loads with {loaded.parameters:,} parameters instead of {expected:,}.")
     return LoadedBack(prompt=prompt, text=loaded.text, parameters=loaded.parameters)

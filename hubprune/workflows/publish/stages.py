@@ -114,6 +114,7 @@ def benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | N
     base, pruned = run.runnable, run.identity(plan.content, plan.widths, plan.layout)
 
     def measure() -> BenchmarkComparison:
+        """Run them on both; answers that are known are not asked for again."""
         return harness.run(
             harness.ModelFolder(base.folder, own_code=base.own_code, identity=run.identity()),
             harness.ModelFolder(folder, own_code=True, identity=pruned), spec=spec, seed=recipe.seed,
@@ -199,14 +200,13 @@ def time_result(
     pruned = PrunedFolder(name=repo_id, commit=None, folder=folder, config=read_config(folder))
     shape = DEPTHS, request.new_tokens, request.rounds, request.batch_size, request.seed
     key = key_of(run.circumstances, run.environment.threads, plan.content, plan.widths, plan.layout, shape, change)
-    timed = run.store.run(
-        "speed",
-        key,
-        SpeedReport,
-        lambda: time_pair(
+
+    def time() -> SpeedReport:
+        return time_pair(
             run.downloaded, pruned, runnable=run.runnable, request=request, benchmarks=change, reporter=run.reporter
-        ),
-    )
+        )
+
+    timed = run.store.run("speed", key, SpeedReport, time)
     return timed.model_copy(update={"pruned": repo_id})
 
 

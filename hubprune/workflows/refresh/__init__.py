@@ -197,14 +197,10 @@ def _load_back(published: Published, there: PublishedCommit, *, work: Path, repo
     expected = report.checkpoint.parameters
     try:
         loaded = verify.load_from_hub(
-            there.repo_id,
-            commit=commit,
-            prompt=parse(Recipe, report.recipe).evaluation.prompt_texts()[0],
-            new_tokens=NEW_TOKENS,
-            custom_code=needs_modeling_file(report.plan),
-            work_folder=work,
+            there.repo_id, commit=commit, prompt=parse(Recipe, report.recipe).evaluation.prompt_texts()[0],
+            new_tokens=NEW_TOKENS, custom_code=needs_modeling_file(report.plan), work_folder=work,
             check=lambda folder: check_arrived(there, folder),
-        )
+        )  # fmt: skip
         if loaded.parameters != expected:
             raise VerificationError(f"it loads with {loaded.parameters:,} parameters instead of {expected:,}.")
     except VerificationError as error:
