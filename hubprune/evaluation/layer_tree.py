@@ -32,7 +32,6 @@ class Variant:
 
     name: str
     model: Any
-    """Causal language model of transformers."""
     layers: tuple[nn.Module, ...]
     """What is run in the place of the model's own layers."""
     active: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
@@ -170,7 +169,6 @@ class _Limb:
 
 
 def _grouped(numbers: Sequence[int], keys: Sequence[object]) -> list[list[int]]:
-    """Put numbers with equal keys together, in their order."""
     groups: dict[object, list[int]] = {}
     for number, key in zip(numbers, keys, strict=True):
         groups.setdefault(key, []).append(number)

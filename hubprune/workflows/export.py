@@ -15,7 +15,7 @@ from hubprune.core.files import existing_folder, scratch_folder
 from hubprune.core.requests import ExportRequest
 from hubprune.exporting import parity
 from hubprune.exporting.artifact import GgufExport, Outtype, Parity
-from hubprune.exporting.parity_process import ParitySeen
+from hubprune.exporting.parity import ParitySeen
 from hubprune.exporting.writing import (
     GgufContent,
     check_space,

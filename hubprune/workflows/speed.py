@@ -233,8 +233,8 @@ class _Pair:
 
     def _measure(self) -> _Seen:
         from hubprune.evaluation import speed
-        from hubprune.evaluation.footprint import allocated_peak
         from hubprune.evaluation.models import load_model
+        from hubprune.evaluation.speed import allocated_peak
 
         self.reporter.note(f"load {self.base.name} and {self.pruned.name}")
         device, dtype = self.request.device or "auto", self.request.dtype or "auto"
@@ -279,7 +279,7 @@ class _Pair:
         return [SpeedSpec(depth=depth, seed=asked.seed, **same) for depth in depths], notes
 
     def _kv_cache(self, base: LoadedModel, pruned: LoadedModel, *, tokens: int) -> KvCacheMeasured:
-        from hubprune.evaluation.footprint import cache_bytes
+        from hubprune.evaluation.speed import cache_bytes
 
         def computed(config: Mapping[str, Any], dtype: str) -> int:
             return kv_cache_bytes(config, gone=read_structure(config).no_attn, tokens=tokens, dtype=dtype)
@@ -294,7 +294,7 @@ class _Pair:
 
     def _largest(self, base: LoadedModel, pruned: LoadedModel, spec: SpeedSpec) -> LargestBatch:
         """Search with one model on the device, the other in the memory of the host."""
-        from hubprune.evaluation.footprint import LIMIT, largest_batch
+        from hubprune.evaluation.speed import LIMIT, largest_batch
 
         found = []
         for own, other in ((base, pruned), (pruned, base)):
@@ -311,8 +311,7 @@ class _Pair:
         """Measure what a process on the CPU takes for each of the two, now that neither is in memory here."""
         if seen.device != "cpu":
             return None
-        from hubprune.evaluation.footprint import resident_peak
-        from hubprune.evaluation.speed import SpeedSpec
+        from hubprune.evaluation.speed import SpeedSpec, resident_peak
 
         last = seen.measured[-1]
         spec = SpeedSpec(depth=last.depth, new_tokens=last.new_tokens, rounds=0, batch_size=last.batch_size)
