@@ -24,11 +24,10 @@ from hubprune.core.artifacts import DropPlan, LayerScores, PublishedCommit, Publ
 from hubprune.core.console import Reporter
 from hubprune.core.devices import library_versions
 from hubprune.core.errors import CheckpointError, RecipeError
-from hubprune.core.files import list_files, scratch_folder, write_atomically
+from hubprune.core.files import key_of, list_files, scratch_folder, write_atomically
 from hubprune.core.privacy import public_name, scrub, scrub_all
 from hubprune.core.requests import PublishRequest
 from hubprune.core.specs import Settings
-from hubprune.core.stages import key_of
 from hubprune.hub.commit import publish as send
 from hubprune.hub.commit import tag_commit
 from hubprune.hub.remote import (
