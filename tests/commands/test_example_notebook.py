@@ -22,7 +22,7 @@ def cells(tmp_path_factory):
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         where = {"metadata": {"path": str(tmp_path_factory.mktemp("run"))}}
         NotebookClient(notebook, timeout=400, resources=where).execute()
-    return [(cell.source, [shown(output) for output in cell.outputs]) for cell in notebook.cells if cell.outputs]
+    return [(cell.source, [shown(output) for output in cell.outputs]) for cell in notebook.cells if cell.get("outputs")]
 
 
 def shown(output):
