@@ -20,8 +20,8 @@ from hubprune.cards.markdown import listing
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, DropPlan, PublishReport, Refreshed
 from hubprune.core.console import duration
 from hubprune.core.errors import RecipeError
-from hubprune.core.files import is_license, write_atomically
-from hubprune.core.privacy import is_local_data, page
+from hubprune.core.files import write_atomically
+from hubprune.core.privacy import is_license, is_local_data, page
 from hubprune.core.recipe import Recipe
 from hubprune.core.specs import HAND, OPTIONS
 

@@ -36,8 +36,7 @@ class DemoRequest(Request):
 
     base: Annotated[str, Option("Which embedded model.", metavar="tiny-llama|tiny-mistral")] = "tiny-llama"
     directory: Annotated[
-        Place | None,
-        Option("Where the demo keeps its Hub. Default: the work folder.", metavar="FOLDER", flag="--dir"),
+        Place | None, Option("Where the demo keeps its Hub. Default: the work folder.", metavar="FOLDER", flag="--dir")
     ] = None
 
 
@@ -90,7 +89,7 @@ def env(request: Request, reporter: Reporter, *, as_json: bool) -> None:
     """Print versions, machine, and where unfinished work is kept."""
     from hubprune.commands import summary
     from hubprune.core.devices import describe_environment
-    from hubprune.core.stages import work_folder
+    from hubprune.core.files import work_folder
 
     found, folder = describe_environment(), work_folder()
     show(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {folder}")

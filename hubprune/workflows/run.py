@@ -19,11 +19,10 @@ from hubprune.core.config import check_config, read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
-from hubprune.core.files import check_new_folder, staged_folder
+from hubprune.core.files import StageStore, check_new_folder, key_of, staged_folder, work_folder
 from hubprune.core.privacy import use_endpoint
 from hubprune.core.recipe import CalibrationMix, Recipe
 from hubprune.core.requests import PruneRequest
-from hubprune.core.stages import StageStore, key_of, work_folder
 from hubprune.core.strict import parse_json
 from hubprune.core.weights import INDEX_NAME, merged_headers
 from hubprune.hub import repos as hub
@@ -79,13 +78,9 @@ class Run:
     def in_rounds(self) -> tuple[LayerScores, DropPlan]:
         """Scores of the base and what goes, where the schedule is iterative."""
         return iterative.drop_in_rounds(
-            self.recipe.drop,
-            shape_of(self.base),
-            open_scorer=lambda: open_scorer(self, keeps_states=True),
-            store=self.store,
-            key=scores_key(self),
-            reporter=self.reporter,
-        )
+            self.recipe.drop, shape_of(self.base), open_scorer=lambda: open_scorer(self, keeps_states=True),
+            store=self.store, key=scores_key(self), reporter=self.reporter,
+        )  # fmt: skip
 
     @cached_property
     def examined(self) -> BaseCheckpoint:
@@ -156,13 +151,9 @@ class Run:
     def draw(self, mix: CalibrationMix, commits: Sequence[str | None]) -> CalibrationSet:
         """Draw the documents of a mix as the base's tokenizer reads them; its subsets are taken at these commits."""
         return calibration.draw(
-            mix,
-            commits=commits,
-            seed=self.recipe.seed,
-            tokenizer=self.runnable.tokenizer(),
-            context_length=self.base.config.get("max_position_embeddings"),
-            reporter=self.reporter,
-        )
+            mix, commits=commits, seed=self.recipe.seed, tokenizer=self.runnable.tokenizer(),
+            context_length=self.base.config.get("max_position_embeddings"), reporter=self.reporter,
+        )  # fmt: skip
 
     def identity(self, *parts: object) -> str:
         """Return what stands for the base, or with `parts` for what becomes of it, in the memory of answers."""
@@ -262,15 +253,10 @@ def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
     recipe = run.recipe
     drawn = run.draw(recipe.calibration, run.found_data)
     scoring = Scoring(
-        architecture=run.architecture,
-        own_code=run.runnable.own_code,
-        tensor_names=run.runnable.tensor_names,
-        metric=recipe.metric,
-        aggregation=recipe.aggregation,
-        batch_size=recipe.score_batch_size,
-        dtype=resolve_dtype(recipe.dtype, run.downloaded.config),
-        device=resolve_device(recipe.device),
-    )
+        architecture=run.architecture, own_code=run.runnable.own_code, tensor_names=run.runnable.tensor_names,
+        metric=recipe.metric, aggregation=recipe.aggregation, batch_size=recipe.score_batch_size,
+        dtype=resolve_dtype(recipe.dtype, run.downloaded.config), device=resolve_device(recipe.device),
+    )  # fmt: skip
     return Scorer(run.runnable.folder, drawn, scoring, keeps_states=keeps_states)
 
 

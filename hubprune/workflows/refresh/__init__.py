@@ -36,11 +36,10 @@ from hubprune.core.artifacts import (
 from hubprune.core.config import needs_modeling_file, read_config, read_structure, stock_config, write_json
 from hubprune.core.console import Reporter
 from hubprune.core.errors import CheckpointError, HubpruneError, RecipeError, VerificationError
-from hubprune.core.files import is_license, list_files, make_writable, scratch_folder
-from hubprune.core.privacy import check_endpoint
+from hubprune.core.files import list_files, make_writable, scratch_folder, work_folder
+from hubprune.core.privacy import check_endpoint, is_license
 from hubprune.core.recipe import BaseModelSpec, Recipe, parse
 from hubprune.core.requests import RefreshRequest
-from hubprune.core.stages import work_folder
 from hubprune.hub import repos as hub
 from hubprune.hub.commit import publish as send
 from hubprune.hub.commit import tag_commit
@@ -113,15 +112,10 @@ def refresh(repo_id: str, request: RefreshRequest, *, session: HubSession, repor
         for note in anew.notes:
             reporter.warn(note)
         report = RefreshReport(
-            repo_id=repo_id,
-            outcome="up to date" if anew.is_up_to_date else "would change",
-            from_version=published.version,
-            to_version=__version__,
-            parent=published.remote.commit,
-            files=anew.changes,
-            config=anew.config,
-            notes=anew.notes,
-        )
+            repo_id=repo_id, outcome="up to date" if anew.is_up_to_date else "would change",
+            from_version=published.version, to_version=__version__, parent=published.remote.commit,
+            files=anew.changes, config=anew.config, notes=anew.notes,
+        )  # fmt: skip
         return report if request.check else _carried_out(report, published, anew, request, session, reporter)
 
 
@@ -189,15 +183,10 @@ def _send(
     reporter.note(f"{len(changed)} files change: {', '.join(changed)}")
     is_new = anew.record.report.refreshed != published.record.report.refreshed
     return send(
-        anew.folder,
-        target=published.target,
-        files=anew.files,
-        message=f"Refresh with hubprune {__version__}" if is_new else "Render the card again",
-        tag=anew.tag,
-        session=session,
-        reporter=reporter,
-        overwrite="everything" if request.overwrite else "nothing",
-    )
+        anew.folder, target=published.target, files=anew.files,
+        message=f"Refresh with hubprune {__version__}" if is_new else "Render the card again", tag=anew.tag,
+        session=session, reporter=reporter, overwrite="everything" if request.overwrite else "nothing",
+    )  # fmt: skip
 
 
 def _load_back(published: Published, there: PublishedCommit, *, work: Path, reporter: Reporter) -> str:
@@ -207,14 +196,10 @@ def _load_back(published: Published, there: PublishedCommit, *, work: Path, repo
     expected = report.checkpoint.parameters
     try:
         loaded = verify.load_from_hub(
-            there.repo_id,
-            commit=commit,
-            prompt=parse(Recipe, report.recipe).evaluation.prompt_texts()[0],
-            new_tokens=NEW_TOKENS,
-            custom_code=needs_modeling_file(report.plan),
-            work_folder=work,
+            there.repo_id, commit=commit, prompt=parse(Recipe, report.recipe).evaluation.prompt_texts()[0],
+            new_tokens=NEW_TOKENS, custom_code=needs_modeling_file(report.plan), work_folder=work,
             check=lambda folder: check_arrived(there, folder),
-        )
+        )  # fmt: skip
         if loaded.parameters != expected:
             raise VerificationError(f"it loads with {loaded.parameters:,} parameters instead of {expected:,}.")
     except VerificationError as error:
@@ -293,14 +278,10 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
     written = {file.path: file for file in list_files(folder)}
     files = {**record.files, MANIFEST: written.get(MANIFEST) or published.remote.files[MANIFEST]}
     return Anew(
-        folder=folder,
-        files=tuple(files[path] for path in sorted(files)),
-        changes=(*changes, *card_changes(published, written)),
-        config=config,
-        config_json=config_json,
-        record=record,
+        folder=folder, files=tuple(files[path] for path in sorted(files)),
+        changes=(*changes, *card_changes(published, written)), config=config, config_json=config_json, record=record,
         notes=notes,
-    )
+    )  # fmt: skip
 
 
 # ---- the checkpoint's files --------------------------------------------------------------------------------------
