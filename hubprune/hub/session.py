@@ -156,21 +156,20 @@ def _bound_waiting() -> None:
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
+    def bound(request: httpx2.Request) -> None:
+        # Some of the client's functions ask for no limit.
+        asked: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        limits = {"connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": ANSWER_SECONDS}
+        request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}
+
     def bounded_client() -> httpx2.Client:
         client = _http.default_client_factory()
         hooks = client.event_hooks
-        client.event_hooks = {**hooks, "request": [*hooks["request"], _bound]}
+        client.event_hooks = {**hooks, "request": [*hooks["request"], bound]}
         return client
 
     if getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) is _http.default_client_factory:
         set_client_factory(bounded_client)
-
-
-def _bound(request: httpx2.Request) -> None:
-    """Give a request a limit where it has none; some of the client's functions ask for none."""
-    asked: Mapping[str, float | None] = request.extensions.get("timeout", {})
-    limits = {"connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": ANSWER_SECONDS}
-    request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}
 
 
 VARIABLE = "HF_OIDC_RESOURCE"
