@@ -16,13 +16,7 @@ from hubprune.cards.license import bare_name, card_in_force, check_license, chec
 from hubprune.cards.manifest import CARD
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.core.console import size
-from hubprune.core.errors import (
-    AuthenticationError,
-    DiskSpaceError,
-    HubpruneError,
-    PermissionDeniedError,
-    RecipeError,
-)
+from hubprune.core.errors import AuthenticationError, DiskSpaceError, HubpruneError, PermissionDeniedError, RecipeError
 from hubprune.core.privacy import check_endpoint
 from hubprune.core.recipe import LONGEST_NAME, Recipe
 from hubprune.hub.remote import Overwrite, branch_heads, check_is_ours, read_remote, refs_of
@@ -168,8 +162,6 @@ def check_disk(
     Args:
         base: what of it is in the cache already needs no room.
         folder: where the result is written, and where it is downloaded to when it is loaded back.
-        written: whether the result is there already.
-        loads_back: whether it will be loaded back.
 
     Raises:
         DiskSpaceError: with both figures.
@@ -232,7 +224,7 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """Return who it is in an error message."""
+        """Who it is in an error message."""
         return self.user or "a trusted publisher"
 
     def repo_id(self, wanted: str | None, *, default: str) -> str:

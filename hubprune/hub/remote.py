@@ -52,7 +52,6 @@ def read_remote(repo_id: str, *, commit: str, session: HubSession) -> RemoteStat
     files = remote_files(repo_id, commit=commit, session=session)
 
     def read(path: str) -> bytes | None:
-        """Read a file that is there, and compare it with the list."""
         if path not in files:
             return None
         doing = f"read {path} of {repo_id}"
@@ -236,14 +235,14 @@ def check_is_ours(
     if overwrite == "card":
         kept.add(CARD)
     if changed := sorted({path for commit in commits for path in commit.paths} - kept):
-        by = [str(commit) for commit in commits if set(commit.paths) & set(changed)]
+        by = [commit for commit in commits if set(commit.paths) & set(changed)]
         more = f" and {len(by) - NAMED} more" if len(by) > NAMED else ""
         what = "edited by hand" if changed == [CARD] else "changed or removed"
         raise EditedError(
             f"{_listed(changed)} of {remote.repo_id} {_were(changed)} {what} since the last publish:"
-            f" {'; '.join(by[:NAMED])}{more}.",
+            f" {'; '.join(map(str, by[:NAMED]))}{more}.",
             hint=_hint(changed),
-            commits=[asdict(commit) for commit in commits if set(commit.paths) & set(changed)],
+            commits=[asdict(commit) for commit in by],
         )
     owned = {*(remote.manifest.files if remote.manifest else ()), MANIFEST}
     if others := sorted({file.path for file in coming if file.path in remote.files} - owned - kept):

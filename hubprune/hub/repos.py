@@ -150,9 +150,8 @@ def _explained(spec: BaseModelSpec, *, session: HubSession) -> Iterator[None]:
     except RepositoryNotFoundError as error:
         raise _not_found(spec.repo_id, session=session) from error
     except RevisionNotFoundError as error:
-        raise BaseNotFoundError(
-            f"{spec.repo_id} has no revision {spec.revision!r}.", hint="Pass a branch, a tag or a full commit id."
-        ) from error
+        hint = "Pass a branch, a tag or a full commit id."
+        raise BaseNotFoundError(f"{spec.repo_id} has no revision {spec.revision!r}.", hint=hint) from error
 
 
 def _not_found(repo_id: str, *, session: HubSession) -> BaseNotFoundError:
@@ -163,9 +162,8 @@ def _not_found(repo_id: str, *, session: HubSession) -> BaseNotFoundError:
         seen, then = "this token may not see it", ". A trusted publisher's token sees public repos and its own"
     else:
         seen, then = "this token may not see it", ", and whose token it is with `hf auth whoami`"
-    return BaseNotFoundError(
-        f"{session.endpoint} has no model {repo_id}, or {seen}.", hint=f"Check the spelling{then}."
-    )
+    hint = f"Check the spelling{then}."
+    return BaseNotFoundError(f"{session.endpoint} has no model {repo_id}, or {seen}.", hint=hint)
 
 
 def _gated(repo_id: str, error: GatedRepoError, *, session: HubSession) -> GatedBaseError:
@@ -282,14 +280,14 @@ def stored_shapes(base: BaseCheckpoint, *, session: HubSession) -> dict[str, tup
 def _shapes(path: str, *, base: BaseCheckpoint, session: HubSession) -> dict[str, tuple[int, ...]]:
     from huggingface_hub.errors import SafetensorsParsingError
 
+    doing, broken = f"read the header of {path} of {base.name}", (SafetensorsParsingError, *BROKEN_HEADER)
     try:
         header = session.ask(
             lambda api: api.parse_safetensors_file_metadata(base.name, path, revision=base.commit),
-            doing=f"read the header of {path} of {base.name}",
-            passing=(SafetensorsParsingError, *BROKEN_HEADER),
-        )
+            doing=doing, passing=broken,
+        )  # fmt: skip
         return {name: tuple(tensor.shape) for name, tensor in header.tensors.items()}
-    except (SafetensorsParsingError, *BROKEN_HEADER) as error:
+    except broken as error:
         said = " ".join(str(error).split())
         raise CheckpointError(f"{path} of {base.name} is no safetensors file: {said}") from error
 
@@ -311,10 +309,8 @@ def registered_tasks(datasets: Iterable[str], *, session: HubSession) -> Tasks:
 
 
 def _tasks_of(dataset: str, *, session: HubSession) -> tuple[Mapping[str, Any], ...]:
-    path = session.ask(
-        lambda api: api.hf_hub_download(dataset, SPECIFICATION, repo_type="dataset"),
-        doing=f"read {SPECIFICATION} of {dataset}",
-    )
+    doing = f"read {SPECIFICATION} of {dataset}"
+    path = session.ask(lambda api: api.hf_hub_download(dataset, SPECIFICATION, repo_type="dataset"), doing=doing)
     try:
         values = parse_yaml(Path(path).read_bytes(), where=SPECIFICATION)
     except (OSError, RecipeError):

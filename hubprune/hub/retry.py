@@ -52,9 +52,7 @@ def repeat(
     """Run an action that may run twice, a bounded number of times.
 
     Args:
-        action: one request.
         doing: what it is for, as in "Cannot <doing>".
-        endpoint: named where it does not answer.
         passing: exceptions that go to the caller as they are; those that another try may help against do so last.
 
     Raises:

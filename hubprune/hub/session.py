@@ -101,7 +101,6 @@ class HubSession:
         """Ask the Hub something that may be asked twice, again after a passing failure.
 
         Args:
-            question: one call of the client.
             doing: what the call is for, as in "Cannot <doing>".
             passing: exceptions of the client that the caller deals with itself.
 
@@ -117,8 +116,6 @@ class HubSession:
 
         Args:
             path: below the endpoint.
-            body: sent as JSON.
-            doing: what the request is for, as in "Cannot <doing>".
             accepted: statuses that are answers although they look like errors.
             busy: text of an answer that is to be asked for again whatever its status.
 
@@ -128,7 +125,6 @@ class HubSession:
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
         def send(api: HfApi) -> Answer:
-            """Send it once."""
             headers = build_hf_headers(token=api.token, library_name="hubprune")
             response = get_session().post(f"{self.endpoint}{path}", json=dict(body), headers=headers)
             if response.status_code not in accepted or (busy and busy in response.text):

@@ -137,9 +137,8 @@ def check_branch(name: str, *, refs: GitRefs | None) -> None:
         why = "cannot be the name of one"
     else:
         return
-    raise RecipeError(
-        f"The result goes to a branch, and {name!r} {why}.", hint="Pass the name of a branch as --revision, or none."
-    )
+    hint = "Pass the name of a branch as --revision, or none."
+    raise RecipeError(f"The result goes to a branch, and {name!r} {why}.", hint=hint)
 
 
 CLOCKS_DIFFER = timedelta(minutes=1)
