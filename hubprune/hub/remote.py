@@ -52,6 +52,7 @@ def read_remote(repo_id: str, *, commit: str, session: HubSession) -> RemoteStat
     files = remote_files(repo_id, commit=commit, session=session)
 
     def read(path: str) -> bytes | None:
+        """Read a file that is there, and compare it with the list."""
         if path not in files:
             return None
         doing = f"read {path} of {repo_id}"

@@ -125,6 +125,7 @@ class HubSession:
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
         def send(api: HfApi) -> Answer:
+            """Send it once."""
             headers = build_hf_headers(token=api.token, library_name="hubprune")
             response = get_session().post(f"{self.endpoint}{path}", json=dict(body), headers=headers)
             if response.status_code not in accepted or (busy and busy in response.text):

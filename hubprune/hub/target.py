@@ -108,12 +108,6 @@ def check_visibility(
         raise RecipeError(f"{repo_id} would be public, and {of_base}.", hint="Pass --private.")
 
 
-def check_still_private(target: Target, *, session: HubSession) -> None:
-    """Raise RecipeError where a target that has to be private is a public repo by now."""
-    if target.private and is_private(target.repo_id, session=session) is False:
-        raise _public(target.repo_id, why="the result is to be private", at=session.endpoint)
-
-
 def _public(repo_id: str, *, why: str, at: str) -> RecipeError:
     return RecipeError(
         f"{repo_id} is public, and {why}.",
@@ -158,15 +152,14 @@ def branch_of(target: Target, *, session: HubSession) -> Iterator[str]:
     created = None if target.exists else _create(target, session=session)
     undo = partial(_delete_if_untouched, target, session=session)
     with _undone(f"The repo {target.repo_id}", undo, created=created):
-        check_still_private(target, session=session)
+        if target.private and is_private(target.repo_id, session=session) is False:  # it may be public by now
+            raise _public(target.repo_id, why="the result is to be private", at=session.endpoint)
         there = target.branch_exists or target.revision == "main"
         branched = None if there else _create_branch(target, session=session)
         head = head_of(target.repo_id, branch=target.revision, session=session)
         if head is None:
-            raise ConflictError(
-                f"The branch {target.revision} of {target.repo_id} was deleted during the run.",
-                hint="Run the command again to create it.",
-            )
+            hint = "Run the command again to create it."
+            raise ConflictError(f"{_branch(target)} was deleted during the run.", hint=hint)
         undo = partial(_delete_branch_at, head, target=target, session=session)
         with _undone(_branch(target), undo, created=branched):
             yield head
