@@ -18,8 +18,7 @@ from hubprune import demo
 from hubprune.core.console import Reporter
 from hubprune.core.devices import VARIABLES
 from hubprune.core.errors import HubError, RecipeError
-from hubprune.core.files import make_writable
-from hubprune.core.stages import work_folder
+from hubprune.core.files import make_writable, work_folder
 
 DROPPED = 3
 """Attention sublayers that the demo drops."""

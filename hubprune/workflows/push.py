@@ -11,10 +11,9 @@ from hubprune.cards.manifest import CARD, MANIFEST, read_manifest
 from hubprune.core.artifacts import PublishReport, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, RecipeError, VerificationError
-from hubprune.core.files import list_files, make_writable
+from hubprune.core.files import StageStore, list_files, make_writable, work_folder
 from hubprune.core.recipe import Recipe, parse
 from hubprune.core.requests import PushRequest
-from hubprune.core.stages import StageStore, work_folder
 from hubprune.hub.preflight import target_of
 from hubprune.hub.remote import missing, read_remote
 from hubprune.hub.session import HubSession

@@ -16,7 +16,7 @@ from hubprune.core import console
 from hubprune.core.artifacts import Check
 from hubprune.core.console import Reporter
 from hubprune.core.devices import run_to_end
-from hubprune.core.stages import StageStore
+from hubprune.core.files import StageStore
 
 PARENT = """
 import sys

@@ -36,11 +36,10 @@ from hubprune.core.artifacts import (
 from hubprune.core.config import needs_modeling_file, read_config, read_structure, stock_config, write_json
 from hubprune.core.console import Reporter
 from hubprune.core.errors import CheckpointError, HubpruneError, RecipeError, VerificationError
-from hubprune.core.files import is_license, list_files, make_writable, scratch_folder
-from hubprune.core.privacy import check_endpoint
+from hubprune.core.files import list_files, make_writable, scratch_folder, work_folder
+from hubprune.core.privacy import check_endpoint, is_license
 from hubprune.core.recipe import BaseModelSpec, Recipe, parse
 from hubprune.core.requests import RefreshRequest
-from hubprune.core.stages import work_folder
 from hubprune.hub import repos as hub
 from hubprune.hub.commit import publish as send
 from hubprune.hub.commit import tag_commit

@@ -25,7 +25,7 @@ from hubprune.core.errors import (
     RecipeError,
     VerificationError,
 )
-from hubprune.core.files import is_license
+from hubprune.core.privacy import is_license
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.core.strict import parse_json
 from hubprune.core.weights import INDEX_NAME

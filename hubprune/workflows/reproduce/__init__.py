@@ -29,11 +29,10 @@ from hubprune.core.errors import (
     HubpruneError,
     RecipeError,
 )
-from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
+from hubprune.core.files import check_new_folder, key_of, make_writable, move_folder, work_folder, write_atomically
 from hubprune.core.privacy import TASK_FOLDER, is_local_data, public_name
 from hubprune.core.recipe import REPO_ID, Recipe, parse
 from hubprune.core.requests import ReproduceRequest
-from hubprune.core.stages import key_of, work_folder
 from hubprune.hub.preflight import check_disk
 from hubprune.hub.session import HubSession
 from hubprune.workflows import publish as pipeline

@@ -25,9 +25,9 @@ from typer.testing import CliRunner
 
 from hubprune.cards.manifest import checkpoint_tag, parse_record
 from hubprune.cli import app
+from hubprune.core.files import StageStore
 from hubprune.core.recipe import read_recipe
 from hubprune.core.requests import PublishRequest, RefreshRequest
-from hubprune.core.stages import StageStore
 from hubprune.hub import repos as hub_of_bases
 from hubprune.workflows import publish as pipeline
 from hubprune.workflows import refresh as refreshing
