@@ -24,13 +24,9 @@ DOCUMENT_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".tx
 """Suffix of a local file of documents -> builder of datasets that reads it."""
 
 COSMOPEDIA_WEIGHTS: Mapping[str, float] = {
-    "stories": 0.300,
-    "web_samples_v2": 0.200,
-    "web_samples_v1": 0.150,
-    "wikihow": 0.150,
-    "openstax": 0.125,
+    "stories": 0.300, "web_samples_v2": 0.200, "web_samples_v1": 0.150, "wikihow": 0.150, "openstax": 0.125,
     "stanford": 0.075,
-}
+}  # fmt: skip
 
 COSMOPEDIA = CalibrationMix(
     name="cosmopedia",
@@ -61,8 +57,7 @@ INSTRUCTIONS = {
         dataset="sahil2801/CodeAlpaca-20k", column=("instruction", "input", "output"), weight=1
     ),
     "mathinstruct": CalibrationSubset(dataset="TIGER-Lab/MathInstruct", column=("instruction", "output"), weight=1),
-    # Beside its files the repo has a loading script, and with one of those datasets 4 and later open none of the
-    # configs.
+    # Beside its files the repo has a loading script, and with one of those datasets 4 and later open no config.
     "lima": CalibrationSubset(dataset="GAIR/lima", file="train.jsonl", column="conversations", weight=1),
 }
 """The instruction sets of He et al. 2024, Figure 3, one document per row without the template of any chat: a base has
@@ -116,9 +111,7 @@ def find_mix(name: str, *, num_samples: int | None = None, max_tokens: int | Non
 def check_subsets(mix: CalibrationMix, commits: Sequence[str | None]) -> None:
     """Find the config, split and columns of every subset; one document is read where nothing else tells its columns.
 
-    Args:
-        mix: the subsets.
-        commits: commit of each subset's data set, None for local files.
+    There is one commit per subset, that of its data set; None for local files.
 
     Raises:
         CalibrationError: something is not there, with what is, or cannot be read.

@@ -197,13 +197,7 @@ def highest(importance: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def cut_bytes(path: Path, entry: TensorEntry, cut: Cut, kept: torch.Tensor) -> memoryview:
-    """Read a tensor and return the bytes of what stays of it, row by row.
-
-    Args:
-        path: of the base's shard.
-        entry: the tensor in it.
-        cut: how it gets narrower.
-        kept: the neurons that stay.
+    """Read a tensor of a base's shard and return the bytes of what stays of it, row by row.
 
     Raises:
         CheckpointError: the file ends before the tensor does.
