@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hubprune.localhub.access import STAMP
+from hubprune.localhub.checks import STAMP
 
 Mishap = Literal["status", "reset", "cut", "lose", "truncate", "slow", "stall", "withhold"]
 

@@ -18,10 +18,9 @@ from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from hubprune.localhub import names
-from hubprune.localhub.access import Account
+from hubprune.localhub import checks
+from hubprune.localhub.checks import Account, RefusedError, timestamp
 from hubprune.localhub.hub import Hub
-from hubprune.localhub.names import RefusedError, timestamp
 from hubprune.localhub.web import Call, HubRoutes, answers, field, page
 
 Stage = Literal["SCHEDULING", "RUNNING", "COMPLETED", "ERROR", "CANCELED"]
@@ -237,7 +236,7 @@ class CollectionStore:
         with self._lock:
             rows = self.rows()
             yield rows
-            names.write_bytes(self._file, json.dumps(rows, indent=1).encode())
+            checks.write_bytes(self._file, json.dumps(rows, indent=1).encode())
 
 
 class CollectionRoutes(HubRoutes):
@@ -265,7 +264,7 @@ class CollectionRoutes(HubRoutes):
         """Create a collection; of the same owner and title there is only one."""
         account, body = self.known_caller(call), call.json()
         title, owner = field(body, "title", str), field(body, "namespace", str, None) or account.name
-        if not title.strip() or len(title) > _LONGEST_TITLE or not names.is_clean(title):
+        if not title.strip() or len(title) > _LONGEST_TITLE or not checks.is_clean(title):
             raise RefusedError(400, f"A title has 1 to {_LONGEST_TITLE} characters")
         if not account.may_create_in(owner):
             raise RefusedError(403, f'You don\'t have the rights to create a collection under "{owner}"')
@@ -290,7 +289,7 @@ class CollectionRoutes(HubRoutes):
         kind, repo_id = field(item, "type", str), field(item, "id", str)
         if kind not in _ITEM_KINDS:
             raise RefusedError(400, f"This Hub collects models and datasets, not {kind}")
-        self.hub.open(account, names.kind_of(kind), repo_id, "see")
+        self.hub.open(account, checks.kind_of(kind), repo_id, "see")
         if not self.collections.add(row["slug"], repo_id, kind, field(body, "note", str, None)):
             raise RefusedError(409, "This item is in the collection already")
         return JSONResponse(self.collections.rows()[row["slug"]])
