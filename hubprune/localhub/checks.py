@@ -35,10 +35,7 @@ class RefusedError(Exception):
         self, status: int, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.headers = dict(headers or {})
+        self.status, self.message, self.code, self.headers = status, message, code, dict(headers or {})
 
 
 def conflict() -> RefusedError:
@@ -227,9 +224,8 @@ class Accounts:
         state: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
         self._tokens = {token: account_of(stored) for token, stored in state.get("tokens", {}).items()}
         self._key: str = state.get("signing_key") or secrets.token_hex(32)
-        self.admin_token = next((token for token, account in self._tokens.items() if account.admin), None) or self.add(
-            Account(name=ADMIN, admin=True)
-        )
+        admins = (token for token, account in self._tokens.items() if account.admin)
+        self.admin_token = next(admins, None) or self.add(Account(name=ADMIN, admin=True))
         self.signer = Signer(self._key)
         self.lifetime_seconds = 3600
         """How long a token is said to last that an identity was exchanged for."""
@@ -311,5 +307,4 @@ class Signer:
         expires, _, _ = stamp.partition("-")
         if not (expires.isascii() and expires.isdigit() and len(expires) <= 12 and stamp.isascii()):
             return False
-        genuine = self.stamp(permission, expires=int(expires))
-        return hmac.compare_digest(genuine, stamp) and int(expires) > time.time()
+        return hmac.compare_digest(self.stamp(permission, expires=int(expires)), stamp) and int(expires) > time.time()

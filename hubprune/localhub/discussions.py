@@ -177,11 +177,9 @@ class Discussions:
         return self._git.log(self._git.resolve(discussion.ref), since=discussion.base)[::-1]
 
     def _read(self, number: int) -> tuple[Discussion, str | None]:
-        oid = self._refs(_RECORDS).get(number)
-        if oid is not None:
+        if (oid := self._refs(_RECORDS).get(number)) is not None:
             return _decode(self._git.blob(oid)), oid
-        head = self._refs(_COMMITS).get(number)
-        if head is None:
+        if (head := self._refs(_COMMITS).get(number)) is None:
             raise RefusedError(404, "Discussion not found")
         return self._undescribed(number, head), None
 

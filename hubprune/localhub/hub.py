@@ -97,15 +97,12 @@ class Hub:
 
     def __init__(self, directory: Path, *, xet: bool = True) -> None:
         require_git()
-        directory = directory.absolute()  # git runs in the folders of its repositories
+        self.directory = directory = directory.absolute()  # git runs in the folders of its repositories
         directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
-        self._repos = directory / "repos"
         sweep(directory)
-        self.announces_xet = xet
+        self._repos, self.announces_xet = directory / "repos", xet
         self.accounts = Accounts(directory / "accounts.json")
-        self.lfs = LfsStore(directory / "lfs")
-        self.xet = XetStore(directory / "xet")
+        self.lfs, self.xet = LfsStore(directory / "lfs"), XetStore(directory / "xet")
 
     def create_repo(self, kind: str, repo_id: str, *, private: bool) -> Repo:
         """Make a repository with its first commit; it appears complete or not at all."""
@@ -238,8 +235,7 @@ class Hub:
         pointers = {oid: parse_pointer(blob) for oid, blob in repo.git.blobs(small).items()}
         found = []
         for entry in entries:
-            pointer = pointers.get(entry.oid)
-            recipe = self.xet.by_sha256(pointer.sha256) if pointer else None
+            recipe = self.xet.by_sha256(pointer.sha256) if (pointer := pointers.get(entry.oid)) else None
             found.append(StoredFile(entry, pointer, recipe.file_hash if recipe else None))
         return found
 

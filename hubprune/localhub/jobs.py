@@ -132,13 +132,11 @@ class JobRoutes(HubRoutes):
         """List the jobs of a namespace, newest first, by stage and label."""
         account = self._member(call)
         stages, labels = call.query.getlist("stage"), call.query.getlist("label")
-        found = [
-            job
-            for job in reversed([*self.jobs.records.values()])
-            if job.namespace == call.params["namespace"]
-            and (not stages or job.stage in stages)
-            and set(labels) <= {f"{key}={value}" for key, value in job.spec.get("labels", {}).items()}
-        ]
+        found = []
+        for job in reversed([*self.jobs.records.values()]):
+            has = {f"{key}={value}" for key, value in job.spec.get("labels", {}).items()}
+            if job.namespace == call.params["namespace"] and (not stages or job.stage in stages) and has >= {*labels}:
+                found.append(job)
         return page(call, found, size=_JOBS_PER_PAGE, describe=lambda part: [_described(job, account) for job in part])
 
     @answers(_JOB)
@@ -174,8 +172,7 @@ class JobRoutes(HubRoutes):
         return account
 
     def _found(self, call: Call) -> JobRecord:
-        job = self.jobs.records.get(call.params["job"])
-        if job is None or job.namespace != call.params["namespace"]:
+        if (job := self.jobs.records.get(call.params["job"])) is None or job.namespace != call.params["namespace"]:
             raise RefusedError(404, "Job not found")
         return job
 
@@ -270,9 +267,8 @@ class CollectionRoutes(HubRoutes):
             raise RefusedError(403, f'You don\'t have the rights to create a collection under "{owner}"')
         private, description = field(body, "private", bool, False), field(body, "description", str, None)
         row, created = self.collections.create(title, owner, private=private, description=description)
-        if not created:
-            return JSONResponse({"error": "This collection exists already", "slug": row["slug"]}, 409)
-        return JSONResponse(row)
+        refusal = {"error": "This collection exists already", "slug": row["slug"]}
+        return JSONResponse(row) if created else JSONResponse(refusal, 409)
 
     @answers(_COLLECTION)
     def show(self, call: Call) -> Response:

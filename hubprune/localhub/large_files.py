@@ -146,10 +146,9 @@ class XetStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._xorbs = folder / "xorbs"
-        self._shards = folder / "shards"
-        self._xorbs.mkdir(parents=True, exist_ok=True)
-        self._shards.mkdir(parents=True, exist_ok=True)
+        self._xorbs, self._shards = folder / "xorbs", folder / "shards"
+        for place in (self._xorbs, self._shards):
+            place.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._known: set[str] = set()
         self._seen_at = -1  # when the folder of shards had last changed, in nanoseconds
@@ -264,8 +263,7 @@ class XetStore:
         return self._chunks[xorb]
 
     def _load_new_shards(self) -> None:
-        changed_at = self._shards.stat().st_mtime_ns
-        if changed_at == self._seen_at:
+        if (changed_at := self._shards.stat().st_mtime_ns) == self._seen_at:
             return
         for path in sorted(self._shards.glob("*.mdb")):
             if path.name not in self._known:

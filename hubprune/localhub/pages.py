@@ -35,9 +35,8 @@ _FOLDER = Path(__file__).parent / "page_templates"
 _STYLE = "/style.css"
 _CARD = "README.md"
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
-_PAGE_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+_PAGE_POLICY = "default-src 'none'; style-src 'self'; img-src 'self'"
+_PAGE_POLICY += "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _FILE_HEADERS = {**_ALWAYS, "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
 """Under these a browser shows a file of a repo and never lets it do anything."""
 _IMAGES = (".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
@@ -97,8 +96,7 @@ class PageRoutes(HubRoutes):
     def discussions(self, call: Call) -> Response:
         """List the discussions and pull requests of a repository, newest first."""
         repo = self.repo(call, "see")
-        rows = Discussions(repo.git).all()
-        frame = _frame(repo, repo.git.resolve("main"), "Discussions")
+        rows, frame = Discussions(repo.git).all(), _frame(repo, repo.git.resolve("main"), "Discussions")
         return _page("discussions", frame=frame, rows=rows, web=repo.web_path())
 
     @answers(*on_site("/discussions/{number}"))
@@ -159,10 +157,9 @@ class PageRoutes(HubRoutes):
 
 
 def _frame(repo: Repo, sha: str, current: str) -> Frame:
-    web = repo.web_path()
+    web, kind = repo.web_path(), repo.kind.removesuffix("s").capitalize()
     tabs = {"Card": web, "Files": f"{web}/tree/{sha}", "Commits": f"{web}/commits/{sha}"}
     tabs["Discussions"] = f"{web}/discussions"
-    kind = repo.kind.removesuffix("s").capitalize()
     return Frame(title=repo.repo_id, subtitle=f"{kind} at {sha}", tabs=tabs, current=current, home="/")
 
 

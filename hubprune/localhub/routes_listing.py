@@ -48,8 +48,7 @@ class ListingRoutes(HubRoutes):
         order = call.query.get("sort", "lastModified")
         if order not in _ORDERS:
             raise RefusedError(400, f"Invalid sort: use one of {', '.join(_ORDERS)}")
-        visible = self._visible(call.kind, self.caller(call))
-        found = [shown for shown in visible if _matches(call, shown)]
+        found = [shown for shown in self._visible(call.kind, self.caller(call)) if _matches(call, shown)]
         found.sort(key=_ORDERS[order], reverse=True)
         if not (asked := _expanded(call)):
             asked += (_IN_FULL_LISTS if call.flag("full") else _IN_LISTS)[call.kind]
@@ -112,12 +111,12 @@ class ListingRoutes(HubRoutes):
 
     def _visible(self, kind: str, account: Account | None) -> list["Description"]:
         """Describe the repositories that an account may see, each at its main branch."""
-        visible = [
-            (repo, repo.git.refs().get("refs/heads/main"))
-            for repo in self.hub.repos(kind)
-            if not repo.settings.private or (account and account.knows(repo.repo_id))
-        ]
-        return [Description(self.hub, repo, sha) for repo, sha in visible if sha]
+        found = []
+        for repo in self.hub.repos(kind):
+            visible = not repo.settings.private or (account and account.knows(repo.repo_id))
+            if visible and (sha := repo.git.refs().get("refs/heads/main")):
+                found.append(Description(self.hub, repo, sha))
+        return found
 
 
 def _matches(call: Call, shown: "Description") -> bool:
@@ -147,18 +146,14 @@ class Description:
     """A repository at one commit; what is not asked for is not looked up."""
 
     def __init__(self, hub: Hub, repo: Repo, sha: str) -> None:
-        self._hub = hub
-        self.repo = repo
-        self.sha = sha
-        self.settings = repo.settings
-        self.owner = repo.repo_id.split("/")[0]
+        self._hub, self.repo, self.sha = hub, repo, sha
+        self.settings, self.owner = repo.settings, repo.repo_id.split("/")[0]
 
     def describe(self, properties: Iterable[str]) -> dict[str, Any]:
         """Return the named properties, without those that the repository does not have."""
         found = {name: _PROPERTIES[name](self) for name in properties if name in _PROPERTIES}
-        known = {"_id": self.repo.repo_id, "id": self.repo.repo_id}
-        if self.repo.kind == "models":
-            known["modelId"] = self.repo.repo_id
+        named = ("_id", "id", *(["modelId"] if self.repo.kind == "models" else []))
+        known = dict.fromkeys(named, self.repo.repo_id)
         return {**known, **{name: value for name, value in found.items() if value is not None}}
 
     @cached_property
@@ -218,8 +213,7 @@ class Description:
     @property
     def base_models(self) -> dict[str, Any] | None:
         """The models that a model says it comes from."""
-        named = self.of_model("base_model")
-        if not named:
+        if not (named := self.of_model("base_model")):
             return None
         models = [{"_id": name, "id": name} for name in (named if isinstance(named, list) else [named])]
         return {"relation": self.card.get("base_model_relation"), "models": models}

@@ -54,9 +54,8 @@ class RepoRoutes(HubRoutes):
         if not account.may_create_in(namespace):
             message = f'You don\'t have the rights to create a {kind[:-1]} under the namespace "{namespace}"'
             raise RefusedError(403, message)
-        private = wants_private(body) or False
         try:
-            status, repo = 200, self.hub.create_repo(kind, repo_id, private=private)
+            status, repo = 200, self.hub.create_repo(kind, repo_id, private=wants_private(body) or False)
         except FileExistsError:
             status, repo = 409, self.hub.open(account, kind, repo_id, "see")
         return _made(call, repo, status, name=repo_id, id=repo_id)
@@ -201,12 +200,10 @@ class RepoRoutes(HubRoutes):
         if not self.hub.accounts.trusts(field(body, "subject_token", str), resource):
             refusal = {"error": "invalid_grant", "error_description": "No trusted publisher matches this identity"}
             return JSONResponse(refusal, 400)
-        account = Account(name=resource, role="read")
-        if "/" in resource:
-            account = Account(name=PUBLISHER, role="publisher", writable=(resource,))
-        lifetime = self.hub.accounts.lifetime_seconds
-        answer = {"token_type": "bearer", "expires_in": lifetime, "issued_token_type": _ACCESS}
-        return JSONResponse({**answer, "access_token": self.hub.accounts.add(account)})
+        publisher, accounts = Account(name=PUBLISHER, role="publisher", writable=(resource,)), self.hub.accounts
+        token = accounts.add(publisher if "/" in resource else Account(name=resource, role="read"))
+        answer = {"token_type": "bearer", "expires_in": accounts.lifetime_seconds, "issued_token_type": _ACCESS}
+        return JSONResponse({**answer, "access_token": token})
 
 
 def _named(body: Mapping[str, Any], account: Account) -> tuple[str, str, str]:

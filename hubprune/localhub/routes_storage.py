@@ -111,8 +111,7 @@ class StorageRoutes(HubRoutes):
     @answers("/_lfs/object/{sha256}")
     def download(self, call: Call) -> Response:
         """Send a large file or a range of it."""
-        sha256 = self._stamped(call, "object")
-        path = self.hub.large_file(sha256)
+        path = self.hub.large_file(sha256 := self._stamped(call, "object"))
         return FileResponse(path, headers={"ETag": f'"{sha256}"'}, media_type="application/octet-stream")
 
     async def upload(self, request: Request) -> Response:
@@ -194,8 +193,7 @@ class StorageRoutes(HubRoutes):
         """Send a range of a xorb, as it was packed."""
         xorb = checks.digest(call.params["hash"])
         self._check_stamp(call, f"xorb {xorb}")
-        path = self.hub.xet.xorb_path(xorb)
-        if not path.exists():
+        if not (path := self.hub.xet.xorb_path(xorb)).exists():
             raise RefusedError(404, "No xorb of this hash")
         return FileResponse(path, media_type="application/octet-stream")
 

@@ -188,8 +188,7 @@ def answers(*paths: str, method: str = "GET") -> Callable[[Method], Method]:
     """Mark a handler of a group with the addresses that it answers to."""
 
     def mark(handler: Method) -> Method:
-        """Leave the addresses where `HubRoutes.routes` finds them."""
-        handler.__dict__["answers"] = (paths, method)
+        handler.__dict__["answers"] = (paths, method)  # where `HubRoutes.routes` finds them
         return handler
 
     return mark
@@ -208,12 +207,9 @@ class HubRoutes:
 
     def routes(self) -> list[Route]:
         """Return the routes of all handlers, in the order in which they stand."""
-        return [
-            Route(path, partial(self.answer, getattr(self, name)), methods=[handler.answers[1]])
-            for name, handler in vars(type(self)).items()
-            if hasattr(handler, "answers")
-            for path in handler.answers[0]
-        ]
+        marked = [(name, *handler.answers) for name, handler in vars(type(self)).items() if hasattr(handler, "answers")]
+        answer = {name: partial(self.answer, getattr(self, name)) for name, _, _ in marked}
+        return [Route(path, answer[name], methods=[method]) for name, paths, method in marked for path in paths]
 
     async def answer(self, handler: Handler, request: Request) -> Response:
         """Answer a request in a worker thread, so that git and disk do not hold up other requests."""

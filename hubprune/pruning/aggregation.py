@@ -108,17 +108,13 @@ def agreements(one: ImportanceScores, other: ImportanceScores, *, lowest: int) -
     Raises:
         ValueError: they have different numbers of layers.
     """
-    pairs = [(kind, getattr(one, kind), getattr(other, kind)) for kind in KINDS]
-    return tuple(
-        Agreement(
-            kind=kind,
-            spearman=spearman(first, second),
-            kendall=kendall(first, second),
-            lowest=min(lowest, len(first)),
-            overlap=overlap(first, second, lowest=lowest),
-        )
-        for kind, first, second in pairs
-    )
+    found = []
+    for kind in KINDS:
+        pair: tuple[Sequence[float], Sequence[float]] = (getattr(one, kind), getattr(other, kind))
+        told = {"spearman": spearman(*pair), "kendall": kendall(*pair)}
+        shared = overlap(*pair, lowest=lowest)
+        found.append(Agreement(kind=kind, **told, lowest=min(lowest, len(pair[0])), overlap=shared))
+    return tuple(found)
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -159,10 +159,11 @@ def _has_own_head(folder: Path, found: Fit, base: BaseCheckpoint) -> bool:
     reader = WeightReader(folder, found.tensor_names)
     if not {family.head, family.embedding} <= reader.names:
         return False
-    parts = (range(start, min(start + READ_ROWS, found.vocabulary)) for start in range(0, found.vocabulary, READ_ROWS))
-    return not all(
-        torch.equal(*(reader.rows(name, part).double() for name in (family.head, family.embedding))) for part in parts
-    )
+    for start in range(0, found.vocabulary, READ_ROWS):
+        part = range(start, min(start + READ_ROWS, found.vocabulary))
+        if not torch.equal(*(reader.rows(name, part).double() for name in (family.head, family.embedding))):
+            return True
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,14 +206,12 @@ def fit(config: Mapping[str, Any], shapes: Shapes, *, name: str) -> Fit:
 @dataclass(frozen=True, kw_only=True)
 class _Loaded:
     config: Any
-    prefix: str
-    """What the names of a decoder begin with in the model with a head."""
+    prefix: str  # what the names of a decoder begin with in the model with a head
     vocabulary: int
     model: Shapes
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    """Name, shape in the files and shape in the model."""
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape in the files, in the model
 
 
 @lru_cache(maxsize=4)

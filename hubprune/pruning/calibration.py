@@ -65,9 +65,8 @@ def _ask_commit(dataset: str, revision: str | None) -> str | None:
     def passing(error: BaseException) -> bool:
         return isinstance(error, HfHubHTTPError) and error.response.status_code in (429, 500, 502, 503, 504)
 
-    tries = Retrying(
-        retry=retry_if_exception(passing), stop=stop_after_attempt(4), wait=wait_exponential(max=8), reraise=True
-    )
+    stop, wait = stop_after_attempt(4), wait_exponential(max=8)
+    tries = Retrying(retry=retry_if_exception(passing), stop=stop, wait=wait, reraise=True)
     try:
         info = tries(lambda: HfApi().dataset_info(dataset, revision=revision))
         if info.gated:  # everybody may see its commit; only this tells whether its files may be read
@@ -143,13 +142,10 @@ def draw(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What was drawn of one subset."""
-
     subset: CalibrationSubset
     commit: str | None
     samples: tuple[tuple[int, ...], ...]
-    texts: int
-    """Documents that were read."""
+    texts: int  # documents that were read
 
     def source(self, *, weight: float, packed: bool) -> CalibrationSource:
         """Record it, with its share of the mix."""

@@ -101,8 +101,7 @@ def write_weights(
     weights: Weights, plan: DropPlan, architecture: Architecture, folder: Path, *, advance: Callable[[int], None]
 ) -> None:
     """Write the safetensors files of a plan, and the index where the base has one."""
-    shards = shard_plans(weights, plan, architecture)
-    neurons = neurons_of(weights, plan, architecture)
+    shards, neurons = shard_plans(weights, plan, architecture), neurons_of(weights, plan, architecture)
     for shard in shards:
         _write_shard(shard, folder / shard.name, neurons, advance)
     if weights.index_metadata is None:
@@ -138,14 +137,13 @@ def shard_plans(weights: Weights, plan: DropPlan, architecture: Architecture) ->
     plans = []
     for shard in weights.shards:
         named = [(t, name) for t in shard.tensors if (name := renamed[t.name]) is not None]
-        kept = tuple(KeptTensor(t, name, narrower.get(t.name)) for t, name in named)
-        if kept:
+        if kept := tuple(KeptTensor(t, name, narrower.get(t.name)) for t, name in named):
             plans.append(ShardPlan(shard, shard.path.name, kept))
     if len(plans) < len(weights.shards):
-        for number, plan_of_shard in enumerate(plans):
-            if found := NUMBERED_SHARD.fullmatch(plan_of_shard.name):
+        for number, shard_plan in enumerate(plans):
+            if found := NUMBERED_SHARD.fullmatch(shard_plan.name):
                 name = f"{found['stem']}-{number + 1:05d}-of-{len(plans):05d}.safetensors"
-                plans[number] = replace(plan_of_shard, name=name)
+                plans[number] = replace(shard_plan, name=name)
     return plans
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from hubprune.core.recipe import CalibrationMix, CalibrationSubset, parse, read_
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-
 DOCUMENT_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 """Suffix of a local file of documents -> builder of datasets that reads it."""
 
@@ -28,12 +28,9 @@ COSMOPEDIA_WEIGHTS: Mapping[str, float] = {
     "stanford": 0.075,
 }  # fmt: skip
 
+_COSMOPEDIA = partial(CalibrationSubset, dataset="HuggingFaceTB/cosmopedia")
 COSMOPEDIA = CalibrationMix(
-    name="cosmopedia",
-    subsets=tuple(
-        CalibrationSubset(dataset="HuggingFaceTB/cosmopedia", config=config, weight=weight)
-        for config, weight in COSMOPEDIA_WEIGHTS.items()
-    ),
+    name="cosmopedia", subsets=tuple(_COSMOPEDIA(config=c, weight=w) for c, w in COSMOPEDIA_WEIGHTS.items())
 )
 
 PAPER_SAMPLES = 256
@@ -182,8 +179,8 @@ def _open(subset: CalibrationSubset, commit: str | None) -> IterableDataset:
     if file := subset.dataset if is_file(subset.dataset) else subset.file:
         suffix = PurePosixPath(file).suffix
         if suffix not in DOCUMENT_FILES:
-            said = f"{file} is none of {', '.join(DOCUMENT_FILES)}, the files that documents are read of."
-            raise CalibrationError(said)
+            known = ", ".join(DOCUMENT_FILES)
+            raise CalibrationError(f"{file} is none of {known}, the files that documents are read of.")
         place = file if is_file(subset.dataset) else f"hf://datasets/{subset.dataset}@{commit}/{file}"
         splits = datasets.load_dataset(DOCUMENT_FILES[suffix], data_files=place, streaming=True)
     else:

@@ -61,9 +61,9 @@ def drop_in_rounds(
     named = by_hand(drop, first, shape)
     iteration.take(named)
     rounds_key = key_of(key, drop.by_hand, drop.protect, shape.absent)
-    order: list[Ranking] = []  # what each round takes its first from, attentions before MLPs
-    for ranking, amount in drop.amounts.items():
-        order += [ranking] * count_of(amount, of=shape.count(ranking))
+    # What each round takes its first from, attentions before MLPs.
+    counts = {ranking: count_of(amount, of=shape.count(ranking)) for ranking, amount in drop.amounts.items()}
+    order = [ranking for ranking, count in counts.items() for _ in range(count)]
     dropped, margins, seconds = list(named), dict[Ranking, Margin | None](), 0.0
     for number, ranking in enumerate(order, start=1):
         find = partial(iteration.next_round, ranking, number=number, of=len(order))
@@ -128,8 +128,7 @@ class Iteration:
         gone = tuple((row.kind, row.layer) for row in self._gone)
         left = replace(self._shape, absent=(*self._shape.absent, *gone))
         order = [candidate for candidate in ranked(ranking, left, scores) if candidate.kinds]
-        free = droppable(order, self._drop, left)
-        if not free:
+        if not (free := droppable(order, self._drop, left)):
             raise PlanError(
                 f"After {number - 1} of {of} rounds nothing is left of {self._shape.name} that may go.",
                 hint="Drop less, or protect less.",

@@ -97,14 +97,12 @@ def require_every_kind(plan: DropPlan, config: Mapping[str, Any]) -> None:
 def _stock_obstacle(left: Structure, config: Mapping[str, Any], kept: Sequence[int]) -> str | None:
     family = left.architecture
     floor = ".".join(map(str, family.lists_floor or ()))
+    mixed_up = bool(floor) and family.mixes_up_kinds(config, kept)
     return _first(
         (bool(left.no_attn), "layers that stay have no attention"),
         (bool(left.no_mlp), "layers that stay have no MLP"),
         (len(set(left.mlp_widths)) > 1, "the MLPs differ in width"),
-        (
-            bool(floor) and family.mixes_up_kinds(config, kept),
-            f"transformers before {floor} would mix up its full and sliding attentions without a word",
-        ),
+        (mixed_up, f"transformers before {floor} would mix up its full and sliding attentions without a word"),
     )
 
 

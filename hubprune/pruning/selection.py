@@ -263,16 +263,15 @@ def margin(scores: LayerScores, last_dropped: Candidate, first_kept: Candidate) 
         return float(first_kept.of(found) - last_dropped.of(found))
 
     differences = [difference(row.scores) for row in scores.per_document]
-    weights = [source.weight for source in scores.calibration.sources]
+    weights, by_token = [source.weight for source in scores.calibration.sources], scores.aggregation == "token"
+    error = stratified_standard_error(scores.per_document, differences, weights=weights, by_token=by_token)
     return Margin(
         ranking=last_dropped.ranking,
         last_dropped=last_dropped.layer,
         first_kept=first_kept.layer,
         kinds=(last_dropped.kinds[0], first_kept.kinds[0]),
         difference=difference(scores.mean),
-        standard_error=stratified_standard_error(
-            scores.per_document, differences, weights=weights, by_token=scores.aggregation == "token"
-        ),
+        standard_error=error,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, Verification, WidthPlan
+from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, SublayerKind, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, needs_modeling_file, pruned_classes
 from hubprune.core.devices import kv_cache_bytes
 from hubprune.core.errors import CheckpointError, VerificationError
@@ -84,8 +84,7 @@ def verify(
         )
     in_mlx = None
     if plan.layout == "nemotron-nas" and mlx_is_installed():
-        asked = MlxRequest(folder=str(folder.resolve()), prompts=PROMPTS)
-        in_mlx = _in_fresh_process("mlx", asked, MlxComparison)
+        in_mlx = _in_fresh_process("mlx", MlxRequest(folder=request.folder, prompts=PROMPTS), MlxComparison)
     planned = _planned_parameters(weights, plan, config, architecture)
     planned_cache = kv_cache_bytes(config, gone=plan.gone("attn"), tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
@@ -268,9 +267,9 @@ def ships_only_our_code(folder: Path, config: Mapping[str, Any], structure: Stru
     classes, file = pruned_classes(architecture, layout), folder / architecture.modeling_file(layout)
     if code != {file.name} or {key: config.get(key) for key in classes} != classes or not file.is_file():
         return False
+    tokenizer = folder / "tokenizer_config.json"
     if file.read_bytes() != modeling_code(architecture, layout=layout).encode():
         return False
-    tokenizer = folder / "tokenizer_config.json"
     return not tokenizer.is_file() or "auto_map" not in parse_json(tokenizer.read_bytes(), where=str(tokenizer))
 
 
@@ -294,14 +293,13 @@ def plan_of(config: Mapping[str, Any]) -> DropPlan:
     origin = _origin(config)
     dropped = [DroppedSublayer(kind="attn", layer=i) for i in origin.dropped_attn_layers_of_base]
     dropped += [DroppedSublayer(kind="mlp", layer=i) for i in origin.dropped_mlp_layers_of_base]
+    absent: list[tuple[SublayerKind, int]] = [("attn", layer) for layer in origin.absent_attn_layers_of_base]
+    absent += [("mlp", layer) for layer in origin.absent_mlp_layers_of_base]
     return DropPlan(
         selected_by="hand",
         num_hidden_layers=origin.base_num_hidden_layers,
         dropped=tuple(dropped),
-        absent=(
-            *(("attn", layer) for layer in origin.absent_attn_layers_of_base),
-            *(("mlp", layer) for layer in origin.absent_mlp_layers_of_base),
-        ),
+        absent=tuple(absent),
         widths=origin.widths_of_base,
         layout=read_structure(config).layout,
     )
