@@ -83,6 +83,7 @@ class Imports(ast.NodeVisitor):
     def __init__(self, module: Module, modules: Mapping[str, Module], package: str) -> None:
         self.names: dict[str, tuple[str, str | None]] = {}
         self._module, self._modules, self._package = module, modules, package
+        self.visit(module.tree)
 
     def visit_If(self, node: ast.If) -> None:
         """Leave out what is imported for types only."""
@@ -124,9 +125,8 @@ def imports_of(modules: Mapping[str, Module], package: str) -> dict[str, set[str
     """
     found = {}
     for name, module in modules.items():
-        visitor = Imports(module, modules, package)
-        visitor.visit(module.tree)
-        found[name] = {other for other, _ in visitor.names.values() if other in modules} - {name, ROOT}
+        names = Imports(module, modules, package).names
+        found[name] = {other for other, _ in names.values() if other in modules} - {name, ROOT}
     return found
 
 
@@ -183,9 +183,6 @@ def floors_of(graph: Graph) -> dict[str, int]:
     return found
 
 
-# ---- functions ---------------------------------------------------------------------------------------------------
-
-
 def function_lengths(modules: Iterable[Module]) -> dict[str, int]:
     """Return the lines of every function and method, nested ones too, by module, line and name."""
     return {
@@ -229,7 +226,6 @@ class Walk:
         if not isinstance(node, AnyFunction):
             return
         local = Imports(self.modules[module], self.modules, self.package)
-        local.visit(self.modules[module].tree)
         for call, targets in calls_in_order(node):
             if not (handed := self._handed(call, tracked, local, function)):
                 continue
@@ -279,18 +275,15 @@ class Walk:
             return (local._module.name, ".".join([function.rpartition(".")[0], *rest]))
         module, name = local.names.get(first, (local._module.name, first))
         if name is None:
-            if not rest:
-                return None
-            name, *rest = rest
+            name, *rest = rest or [""]
         module, name = self._home(module, name)
         return module, ".".join([name, *rest])
 
     def _home(self, module: str, name: str) -> tuple[str, str]:
         """Return where a name that a module hands on is defined."""
         while module in self.modules and self._definition(module, name) is None:
-            imported = Imports(self.modules[module], self.modules, self.package)
-            imported.visit(self.modules[module].tree)
-            other, there = imported.names.get(name, (module, None))
+            imported = Imports(self.modules[module], self.modules, self.package).names
+            other, there = imported.get(name, (module, None))
             if there is None or (other, there) == (module, name):
                 break
             module, name = other, there
@@ -355,10 +348,7 @@ def calls_in_order(function: AnyFunction) -> Iterator[tuple[ast.Call, set[str]]]
             yield call, given.get(call, set())
 
 
-# ---- the table ---------------------------------------------------------------------------------------------------
-
-
-def show(folder: Path, walk: str | None) -> None:
+def show(folder: Path, walk: str, *, way: bool) -> None:
     """Print the figures of the package in a folder."""
     modules = read_package(folder)
     imports = imports_of(modules, folder.name)
@@ -388,8 +378,10 @@ def show(folder: Path, walk: str | None) -> None:
     for box, number in rooms.most_common():
         if (folder / box).is_dir():
             print(f"  {box:12} {number:3} modules {wide[box]:6,} lines")
-    if walk:
-        print(f"walk from {walk}: {Walk(modules, folder.name).start(walk).figures(floors)}")
+    walked = Walk(modules, folder.name).start(walk)
+    print(f"walk from {walk}: {walked.figures(floors)}")
+    if way:
+        print("\n".join(walked.way))
 
 
 def main() -> int:
@@ -400,10 +392,7 @@ def main() -> int:
     parser.add_argument("--walk", metavar="MODULE:FUNCTION:NAME,...", default=WALK)
     parser.add_argument("--way", action="store_true", help="print the modules of the walk too, in their order")
     options = parser.parse_args()
-    folder = options.folder.resolve()
-    show(folder, options.walk)
-    if options.way:
-        print("\n".join(Walk(read_package(folder), folder.name).start(options.walk).way))
+    show(options.folder.resolve(), options.walk, way=options.way)
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from hubprune.commands import export, local, measure, publish, published
+from hubprune.commands import local, publish, published
 from hubprune.commands.options import Version, add_command
 from hubprune.commands.terminal import (
     INTERRUPTED,
@@ -23,7 +23,8 @@ from hubprune.commands.terminal import (
     follow,
     prepare_streams,
 )
-from hubprune.core.processes import listen_to_interruptions, rank
+from hubprune.core.console import listen_to_interruptions
+from hubprune.core.devices import rank
 
 app = typer.Typer(
     name="hubprune",
@@ -80,11 +81,11 @@ add_command(app, publish.prune, epilog=publish.PRUNE_EXAMPLES)
 add_command(app, publish.verify, epilog=publish.VERIFY_EXAMPLES)
 add_command(app, published.reproduce, epilog=published.REPRODUCE_EXAMPLES)
 add_command(app, published.refresh, epilog=published.REFRESH_EXAMPLES, resume=published.RESUME)
-add_command(app, measure.sweep, epilog=measure.SWEEP_EXAMPLES)
-add_command(app, measure.speed, epilog=measure.SPEED_EXAMPLES, resume=measure.AGAIN)
-add_command(app, measure.compare, epilog=measure.COMPARE_EXAMPLES)
+add_command(app, publish.sweep, epilog=publish.SWEEP_EXAMPLES)
+add_command(app, publish.speed, epilog=publish.SPEED_EXAMPLES, resume=publish.AGAIN)
+add_command(app, publish.compare, epilog=publish.COMPARE_EXAMPLES)
 add_command(app, local.card, epilog=local.CARD_EXAMPLES)
 add_command(app, local.hub, epilog=local.HUB_EXAMPLES)
 add_command(app, local.demo, epilog=local.DEMO_EXAMPLES)
 add_command(app, local.env, epilog=local.ENV_EXAMPLES)
-add_command(exports, export.gguf, epilog=export.EXAMPLES)
+add_command(exports, published.gguf, epilog=published.GGUF_EXAMPLES)

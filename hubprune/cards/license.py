@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint
 from hubprune.core.errors import RecipeError
-from hubprune.core.files import is_license, write_atomically
+from hubprune.core.files import write_atomically
+from hubprune.core.privacy import is_license
 from hubprune.core.recipe import Recipe
 
 NOTICE_NAMES = ("NOTICE", "NOTICE.base-licence")

@@ -42,11 +42,10 @@ from hubprune.core.artifacts import (
     SublayerKind,
 )
 from hubprune.core.console import size
-from hubprune.core.devices import resolve_dtype
+from hubprune.core.devices import last_words, resolve_dtype, run_to_end
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import scratch_folder
 from hubprune.core.privacy import page, scrub
-from hubprune.core.processes import last_words, run_to_end
 from hubprune.core.strict import parse_json
 from hubprune.core.templates import environment as template_environment
 

@@ -22,9 +22,9 @@ from hubprune.cards.measured import benchmarks
 from hubprune.cards.removal import removal
 from hubprune.core.artifacts import PublishedCommit, PublishReport
 from hubprune.core.console import Reporter, size
+from hubprune.core.devices import rank
 from hubprune.core.errors import EditedError, HubpruneError, OverBudgetError
 from hubprune.core.privacy import scrub
-from hubprune.core.processes import rank
 
 Ending = Literal["published", "up to date", "dry run", "ran elsewhere", "over budget", "edited", "failed"]
 OF_ERRORS: Mapping[type[HubpruneError], Ending] = {OverBudgetError: "over budget", EditedError: "edited"}

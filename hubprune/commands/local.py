@@ -90,7 +90,7 @@ def env(request: Request, reporter: Reporter, *, as_json: bool) -> None:
     """Print versions, machine, and where unfinished work is kept."""
     from hubprune.commands import summary
     from hubprune.core.devices import describe_environment
-    from hubprune.core.stages import work_folder
+    from hubprune.core.files import work_folder
 
     found, folder = describe_environment(), work_folder()
     show(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {folder}")

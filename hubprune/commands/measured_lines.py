@@ -8,7 +8,7 @@ from pathlib import Path
 from hubprune.commands.summary import ratio_text, sdr_text, table
 from hubprune.core.artifacts import Measure, SpeedReport, SweepReport, Verdict
 from hubprune.core.console import LARGEST, size
-from hubprune.workflows.sweep.report import with_error
+from hubprune.workflows.sweep import with_error
 
 MEASURES: Mapping[Measure, str] = {
     "prefill": "prompt", "first-token": "first token", "decode": "decoding", "generation": "whole answer"

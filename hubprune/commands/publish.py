@@ -1,4 +1,4 @@
-"""`hubprune publish` and `push`, and what a publish does one step at a time: `score`, `prune` and `verify`."""
+"""`hubprune publish` and `push`, its steps `score`, `prune`, `verify`; what measures: `sweep`, `speed`, `compare`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from pathlib import Path
 
 from hubprune.commands.terminal import edits_as_json, show, to_json
 from hubprune.core.console import Reporter
-from hubprune.core.requests import JobRequest, PruneRequest, PushRequest, ScoreRequest, VerifyRequest
+from hubprune.core.requests import (
+    CompareRequest,
+    JobRequest,
+    PruneRequest,
+    PushRequest,
+    ScoreRequest,
+    SpeedRequest,
+    SweepRequest,
+    VerifyRequest,
+)
 
 PUBLISH_EXAMPLES = (
     "Examples:  hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3"
@@ -24,6 +33,19 @@ SCORE_EXAMPLES = (
 )
 PRUNE_EXAMPLES = "Example:  hubprune prune meta-llama/Llama-3.2-3B --drop-attn 18,21,22 --out pruned"
 VERIFY_EXAMPLES = "Examples:  hubprune verify ./pruned --base ./base  |  hubprune verify me/Llama-3.2-3B-attn-drop-3"
+SWEEP_EXAMPLES = (
+    "Examples:  hubprune sweep meta-llama/Llama-3.2-3B --method attn,joint --counts 0:12 --limit 200 --out sweep"
+    "  |  hubprune sweep ./base --tasks none --perplexity texts.jsonl"
+)
+SPEED_EXAMPLES = (
+    "Examples:  hubprune speed me/Llama-3.2-3B-attn-drop-3"
+    "  |  hubprune speed ./base ./pruned --depths 0,1024 --batch-size 8 --report speed.json"
+)
+AGAIN = "Times of two runs do not compare, so nothing was kept: run the same command again."
+COMPARE_EXAMPLES = (
+    "Examples:  hubprune compare ./attn-drop-3 ./attn-drop-6"
+    "  |  hubprune compare me/Llama-3.2-3B-attn-drop-3 me/Llama-3.2-3B-attn-drop-3@v2"
+)
 
 
 def publish(request: JobRequest, reporter: Reporter, *, as_json: bool) -> None:
@@ -80,3 +102,33 @@ def verify(request: VerifyRequest, reporter: Reporter, *, as_json: bool) -> None
     seen = checkup.check(request, reporter=reporter)
     show(to_json(seen) if as_json else summary.verification_table(seen))
     checkup.require_passed(seen)
+
+
+# ---- what dropping costs and brings --------------------------------------------------------------------------------
+
+
+def sweep(request: SweepRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Measure what every number of drops costs, without writing a checkpoint, and recommend one."""
+    from hubprune.commands.measured_lines import sweep_lines
+    from hubprune.workflows import sweep as sweeping
+
+    done = sweeping.sweep(request, reporter=reporter)
+    show(sweeping.to_json(done) if as_json else sweep_lines(done, out=Path(request.out) if request.out else None))
+
+
+def speed(request: SpeedRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Time a pruned folder or repo against its base in paired rounds, and measure the memory of both."""
+    from hubprune.commands.measured_lines import speed_lines
+    from hubprune.workflows.speed import measure_speed
+
+    done = measure_speed(request, reporter=reporter)
+    show(to_json(done) if as_json else speed_lines(done))
+
+
+def compare(request: CompareRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Compare two pruned folders, repos, reports or plans: what went, what is left, what was measured."""
+    from hubprune.commands.side_by_side import comparison_text
+    from hubprune.workflows import compare as comparison
+
+    seen = comparison.compare(request)
+    show(to_json(seen) if as_json else comparison_text(seen))

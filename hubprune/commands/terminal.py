@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from hubprune.core.console import Reporter
+from hubprune.core.devices import rank, world_size
 from hubprune.core.errors import DiskSpaceError, EditedError, HubpruneError, OutputError, RecipeError
-from hubprune.core.processes import rank, world_size
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hubprune.core.artifacts import Layout, SublayerKind
 from hubprune.core.errors import UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from hubprune.core.artifacts import Layout, SublayerKind
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """The kinds of attention, as `layer_types` in config.json spells them."""

@@ -1,22 +1,26 @@
-"""The published config.json: the base's own JSON with a few keys changed.
+"""A checkpoint's config.json: what has to stand there, which sublayers it tells of, and the one that is published.
 
-It never goes through a transformers config: version 5 writes only `rope_parameters`, and a 4.x that reads it back runs
-silently with the default rope base.
+stock          `model_type` of the family: every layer has both sublayers, all MLPs are equally wide
+pruned         `pruned_<family>`: `dropped_attn_layers`, `dropped_mlp_layers`, `mlp_intermediate_sizes`
+nemotron-nas   `block_configs`, one entry per layer with what its attention and its MLP are
+
+What is published is the base's own JSON with a few keys changed.  It never goes through a transformers config: version
+5 writes only `rope_parameters`, and a 4.x that reads it back runs silently with the default rope base.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hubprune import __version__
-from hubprune.core.architectures import FULL, NEMOTRON_NAS, SLIDING, Architecture
-from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Layout
-from hubprune.core.errors import CheckpointError, UnsupportedFormatError
+from hubprune.core.architectures import FULL, NEMOTRON_NAS, SLIDING, Architecture, architecture_of
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Layout, SublayerKind
+from hubprune.core.errors import CheckpointError, UnsupportedArchitectureError, UnsupportedFormatError
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import NEMOTRON_NAS_CLASS, Structure, block_configs, read_structure
 
 CONFIG_NAME = "config.json"
 READS_POSITIONS = ("llama3", "yarn", "longrope")
@@ -38,11 +42,10 @@ OTHER_NUMBERS = (
     "head_dim", "intermediate_size", "max_position_embeddings", "no_rope_layer_interval", "num_key_value_heads",
     "sliding_window_pattern",
 )  # fmt: skip
-
-
-def needs_modeling_file(plan: DropPlan) -> bool:
-    """Tell whether transformers needs code of ours to load what a plan leaves."""
-    return plan.layout != "stock"
+NEMOTRON_NAS_CLASS = "DeciLMForCausalLM"
+"""The class that vLLM, SGLang and llama.cpp look for; transformers loads ours, by `auto_map`."""
+LARGEST_FFN_MULT = 2**20
+"""No MLP is so much wider than the residual stream; more would overflow."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -96,6 +99,124 @@ def check_config(config: Mapping[str, Any], *, where: str) -> None:
         )
 
 
+# ---- which sublayers it tells of -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """The sublayers of a checkpoint, in the layer numbers of its own config.json."""
+
+    architecture: Architecture
+    layout: Layout
+    num_hidden_layers: int
+    no_attn: frozenset[int] = frozenset()
+    """Layers without attention."""
+    no_mlp: frozenset[int] = frozenset()
+    """Layers without MLP."""
+    mlp_widths: tuple[int, ...]
+    """Neurons of every layer's MLP, 0 where it has none."""
+
+    @property
+    def absences(self) -> tuple[tuple[SublayerKind, int], ...]:
+        """Kind and layer of every sublayer that is not there, in a fixed order."""
+        return (*(("attn", i) for i in sorted(self.no_attn)), *(("mlp", i) for i in sorted(self.no_mlp)))
+
+    def without(self, plan: DropPlan) -> Structure:
+        """The structure that a plan for this checkpoint leaves, in the layer numbers that it gives."""
+        kept = sorted(plan.published_numbers)
+        no_mlp = frozenset(plan.published_layers("mlp"))
+        widths = plan.widths.kept if plan.widths else self.mlp_widths
+        return Structure(
+            architecture=self.architecture, layout=plan.layout, num_hidden_layers=len(kept),
+            no_attn=frozenset(plan.published_layers("attn")), no_mlp=no_mlp,
+            mlp_widths=tuple(0 if new in no_mlp else widths[old] for new, old in enumerate(kept)),
+        )  # fmt: skip
+
+
+def read_structure(config: Mapping[str, Any], *, name: str = "the checkpoint") -> Structure:
+    """Read which sublayers a checkpoint has.
+
+    Args:
+        config: its config.json.
+        name: how error messages call it.
+
+    Raises:
+        UnsupportedArchitectureError: hubprune does not know its family, or its layout has parts that hubprune never
+            writes.
+        CheckpointError: a key does not fit the others.
+    """
+    architecture, model_type = architecture_of(config, name=name), config.get("model_type")
+    if model_type == NEMOTRON_NAS:
+        return _of_block_configs(config, architecture, name)
+    layers, width = config["num_hidden_layers"], config.get("intermediate_size")
+    if width is None and (model_type == architecture.model_type or config.get("mlp_intermediate_sizes") is None):
+        raise CheckpointError(f"config.json of {name} has no intermediate_size.")
+    if model_type == architecture.model_type:
+        return Structure(
+            architecture=architecture, layout="stock", num_hidden_layers=layers, mlp_widths=(width,) * layers
+        )
+    no_attn, no_mlp = (_layers(config, f"dropped_{kind}_layers", layers, name) for kind in ("attn", "mlp"))
+    widths = config.get("mlp_intermediate_sizes")
+    if not isinstance(widths, list):
+        widths = [0 if i in no_mlp else width for i in range(layers)] if widths is None else []
+    fits = len(widths) == layers and all(type(width) is int and width >= 0 for width in widths)
+    if not fits or {layer for layer, width in enumerate(widths) if not width} != no_mlp:
+        raise CheckpointError(f"config.json of {name}: mlp_intermediate_sizes does not fit the layers and their drops.")
+    return Structure(
+        architecture=architecture, layout="pruned", num_hidden_layers=layers, no_attn=no_attn, no_mlp=no_mlp,
+        mlp_widths=tuple(widths),
+    )  # fmt: skip
+
+
+def _layers(config: Mapping[str, Any], key: str, num_hidden_layers: int, name: str) -> frozenset[int]:
+    listed = config.get(key)
+    if listed is None and config.get("mlp_intermediate_sizes") is None:  # as the modeling file reads it
+        return frozenset()
+    if not isinstance(listed, list) or not all(type(i) is int and 0 <= i < num_hidden_layers for i in listed):
+        raise CheckpointError(
+            f"config.json of {name}: {key}={listed!r} does not fit num_hidden_layers={num_hidden_layers}."
+        )
+    return frozenset(listed)
+
+
+def _of_block_configs(config: Mapping[str, Any], architecture: Architecture, name: str) -> Structure:
+    blocks, layers, heads = config.get("block_configs"), config["num_hidden_layers"], config["num_attention_heads"]
+    if not isinstance(blocks, list) or len(blocks) != layers:
+        raise CheckpointError(f"config.json of {name}: block_configs does not hold {layers} entries.")
+    foreign = UnsupportedArchitectureError(
+        f"{name} has block_configs with parts that are neither Llama's nor absent.",
+        hint="Only nemotron-nas repos that hubprune wrote can be read.",
+    )
+    group, no_attn, widths = heads // (config.get("num_key_value_heads") or heads), [], []
+    for layer, block in enumerate(blocks):
+        parts: list[Any] = [block.get(key) if isinstance(block, dict) else None for key in ("attention", "ffn")]
+        for part in parts:
+            if not isinstance(part, dict) or part.get("replace_with_linear") or part.get("sparsify") is not None:
+                raise foreign
+        attention, ffn = parts
+        if attention.get("no_op"):
+            no_attn.append(layer)
+        elif attention.get("n_heads_in_group") != group or attention.get("window_length") is not None:
+            raise foreign
+        mult = 0 if ffn.get("no_op") else ffn.get("ffn_mult")  # 1.5 times width over hidden size
+        is_number = isinstance(mult, (int, float)) and not isinstance(mult, bool)
+        if not ffn.get("no_op") and not (is_number and 0 < mult <= LARGEST_FFN_MULT):
+            raise foreign
+        widths.append(round(2 * mult * config["hidden_size"] / 3))
+    return Structure(
+        architecture=architecture, layout="nemotron-nas", num_hidden_layers=layers, no_attn=frozenset(no_attn),
+        no_mlp=frozenset(i for i, width in enumerate(widths) if not width), mlp_widths=tuple(widths),
+    )  # fmt: skip
+
+
+# ---- what is published -----------------------------------------------------------------------------------------------
+
+
+def needs_modeling_file(plan: DropPlan) -> bool:
+    """Tell whether transformers needs code of ours to load what a plan leaves."""
+    return plan.layout != "stock"
+
+
 def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, tokenizer_class: str | None = None) -> None:
     """Write config.json; the tokenizer files must be in the folder already.
 
@@ -105,13 +226,11 @@ def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, tokenize
         folder: where to write.
         tokenizer_class: class that stands there whatever the base's config.json names.
     """
-    config = pruned_config(base, plan, tokenizer_class=_tokenizer_class(folder))
+    path, named = folder / "tokenizer_config.json", None
+    if path.is_file():
+        named = parse_json(path.read_bytes(), where=str(path)).get("tokenizer_class")
+    config = pruned_config(base, plan, tokenizer_class=named if isinstance(named, str) else None)
     write_json({**config, "tokenizer_class": tokenizer_class} if tokenizer_class else config, folder)
-
-
-def write_json(config: Mapping[str, Any], folder: Path) -> None:
-    """Write a config.json as it is."""
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def pruned_config(base: BaseCheckpoint, plan: DropPlan, *, tokenizer_class: str | None = None) -> dict[str, Any]:
@@ -130,7 +249,16 @@ def pruned_config(base: BaseCheckpoint, plan: DropPlan, *, tokenizer_class: str 
     if tokenizer_class:
         config.setdefault("tokenizer_class", tokenizer_class)
     config.update(layout_keys(plan.layout, config, structure.without(plan)))
-    config["hubprune"] = _provenance(base, plan)
+    config["hubprune"] = {
+        "version": __version__,
+        "base_model": base.name,
+        "base_commit": base.commit,
+        "base_num_hidden_layers": plan.num_hidden_layers,
+        "dropped_attn_layers_of_base": list(plan.layers("attn")),
+        "dropped_mlp_layers_of_base": list(plan.layers("mlp")),
+        **{f"absent_{kind}_layers_of_base": list(layers) for kind, layers in plan.absent_layers.items() if layers},
+        **({"widths_of_base": plan.widths.model_dump(mode="json")} if plan.widths else {}),
+    }
     return config if plan.layout == "stock" else _without_pair(config)
 
 
@@ -195,28 +323,22 @@ def layout_keys(layout: Layout, config: Mapping[str, Any], structure: Structure)
     """
     if layout == "stock":
         return {"intermediate_size": max(structure.mlp_widths)}
-    own = {
-        "dropped_attn_layers": sorted(structure.no_attn),
-        "dropped_mlp_layers": sorted(structure.no_mlp),
-        "mlp_intermediate_sizes": list(structure.mlp_widths),
-    }
-    served = {
-        "block_configs": block_configs(structure.mlp_widths, structure.no_attn, config),
-        **_rope_spelled_out(config),
-    }
-    keys = served if layout == "nemotron-nas" else own
+    if layout == "nemotron-nas":
+        # The rope base that transformers takes by default, and the kind of scaling under the name that all look for:
+        # without, mlx-lm takes the rope base of Llama 3 without a word, and of a `type` alone it loads none.
+        scaling = config.get("rope_scaling") or {}
+        keys = {
+            "block_configs": block_configs(structure.mlp_widths, structure.no_attn, config),
+            "rope_theta": config.get("rope_theta") or scaling.get("rope_theta", DEFAULT_ROPE_BASE),
+            **({"rope_scaling": {**scaling, "rope_type": scaling["type"]}} if "type" in scaling else {}),
+        }
+    else:
+        keys = {
+            "dropped_attn_layers": sorted(structure.no_attn),
+            "dropped_mlp_layers": sorted(structure.no_mlp),
+            "mlp_intermediate_sizes": list(structure.mlp_widths),
+        }
     return {**pruned_classes(structure.architecture, layout), **keys, "intermediate_size": None}
-
-
-def _rope_spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the rope base that transformers takes by default, and the kind of scaling under the name that all look for.
-
-    Without, mlx-lm takes the rope base of Llama 3 without a word; of a scaling with a `type` alone it loads none.
-    """
-    scaling = config.get("rope_scaling") or {}
-    theta = config.get("rope_theta") or scaling.get("rope_theta", DEFAULT_ROPE_BASE)
-    named = {"rope_scaling": {**scaling, "rope_type": scaling["type"]}} if "type" in scaling else {}
-    return {"rope_theta": theta, **named}
 
 
 def pruned_classes(architecture: Architecture, layout: Layout) -> dict[str, Any]:
@@ -234,22 +356,32 @@ def pruned_classes(architecture: Architecture, layout: Layout) -> dict[str, Any]
     }
 
 
-def _provenance(base: BaseCheckpoint, plan: DropPlan) -> dict[str, Any]:
-    return {
-        "version": __version__,
-        "base_model": base.name,
-        "base_commit": base.commit,
-        "base_num_hidden_layers": plan.num_hidden_layers,
-        "dropped_attn_layers_of_base": list(plan.layers("attn")),
-        "dropped_mlp_layers_of_base": list(plan.layers("mlp")),
-        **{f"absent_{kind}_layers_of_base": list(layers) for kind, layers in plan.absent_layers.items() if layers},
-        **({"widths_of_base": plan.widths.model_dump(mode="json")} if plan.widths else {}),
-    }
+def block_configs(widths: Sequence[int], no_attn: frozenset[int], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the `block_configs` of a nemotron-nas config.json.
+
+    Args:
+        widths: neurons of every layer's MLP, 0 where it has none.
+        no_attn: layers without attention.
+        config: heads and hidden size are read here.
+    """
+    heads = config["num_attention_heads"]
+    group = heads // (config.get("num_key_value_heads") or heads)
+    return [
+        {
+            "attention": {
+                "n_heads_in_group": None if layer in no_attn else group, "no_op": layer in no_attn,
+                "num_sink_tokens": None, "replace_with_linear": False, "sparsify": None, "unshifted_sink": False,
+                "use_prefill_window_in_sink_attention": False, "window_length": None,
+            },
+            "ffn": {
+                "ffn_mult": 1.5 * width / config["hidden_size"] if width else None, "no_op": not width,
+                "replace_with_linear": False, "sparsify": None,
+            },
+        }
+        for layer, width in enumerate(widths)
+    ]  # fmt: skip
 
 
-def _tokenizer_class(folder: Path) -> str | None:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    found = parse_json(path.read_bytes(), where=str(path)).get("tokenizer_class")
-    return found if isinstance(found, str) else None
+def write_json(config: Mapping[str, Any], folder: Path) -> None:
+    """Write a config.json as it is."""
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

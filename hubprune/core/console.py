@@ -1,4 +1,4 @@
-"""What a person sees: stdout is the result, stderr is the talk.
+"""What a person sees, and how they stop it: stdout is the result, stderr is the talk, Ctrl-C ends it.
 
 The library never prints; stages get a `Reporter` and tell it what they are doing.  On a terminal it draws bars, in a
 log it writes a line now and then, so that a CI job stays readable.  Libraries are held to the same manners: no bars
@@ -10,13 +10,13 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-from hubprune.core.processes import end_if_interrupted
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -173,6 +173,40 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# ---- interruptions ---------------------------------------------------------------------------------------------------
+
+_interruptions: list[int] = []
+"""The signals so far that asked this process to stop."""
+
+
+def listen_to_interruptions() -> None:
+    """Let Ctrl-C and a polite kill raise KeyboardInterrupt, and remember that they came.
+
+    A process that was started to ignore Ctrl-C, as a shell starts those in the background, still ignores it.
+    """
+    _interruptions.clear()
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    _interruptions.append(number)
+    raise KeyboardInterrupt
+
+
+def end_if_interrupted() -> None:
+    """Raise KeyboardInterrupt again where a library swallowed the first, as by an `except:` or in a callback from C.
+
+    What cleans up after an interruption is not disturbed.
+    """
+    error = sys.exception()
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    if _interruptions and not error:
+        raise KeyboardInterrupt
 
 
 # ---- the manners of libraries ----------------------------------------------------------------------------------------

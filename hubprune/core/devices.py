@@ -1,27 +1,40 @@
-"""What a run computes on: device and dtype, the memory that it may take, what a KV cache takes of it, and the machine.
+"""What a run computes on: its processes, device and dtype, the memory that it may take, and the machine.
+
+`torchrun` and `accelerate launch` start several processes.  The first one runs the command.  The others follow it: they
+load the models that it loads and compute their share.
 
 psutil sees the whole machine.  In a container or under a batch scheduler the process is ended at the limit of its
-control group, long before the machine is full.  Nothing here imports a heavy library before it is needed.
+control group, long before the machine is full.  The command line starts with this module: nothing heavy is imported
+before it is needed.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from hubprune import __version__
 from hubprune.core.architectures import FULL, SLIDING, architecture_of
-from hubprune.core.artifacts import Environment
 from hubprune.core.errors import RecipeError
-from hubprune.core.strict import parse_json
 
+if TYPE_CHECKING:
+    from hubprune.core.artifacts import Environment
+
+PROGRESS = re.compile(r"\d%\|")
+"""What a line of tqdm has in it."""
+NAMED_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)(:|$)")
+"""How the last paragraph of a traceback begins; its message may have more lines."""
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What tells a process that it is one of several; a program that it starts by itself is none of them."""
 COMPUTE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 """The dtypes that a run can compute in."""
 NAMED_OTHERWISE = {"float": "float32", "half": "float16"}
@@ -30,6 +43,62 @@ STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float1
 """dtypes of safetensors that a model can be built in."""
 GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "hf-xet", "datasets", "lm_eval", "safetensors", "tokenizers")
+
+
+def rank() -> int:
+    """Return the number of this process among those of the run; the first is 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Return its number among those on this machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes of the run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Return the number of processes on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+# ---- programs that are started ---------------------------------------------------------------------------------------
+
+
+def run_to_end(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program and return how it ended; on Linux it never outlives this process, not even one that is killed.
+
+    Args:
+        command: the program and its arguments.
+        options: of `subprocess.run`.
+    """
+    first: Callable[[], None] | None = None
+    if sys.platform == "linux":
+        import ctypes
+
+        parent, prctl, set_signal = os.getpid(), ctypes.CDLL(None, use_errno=True).prctl, 1
+
+        def ask() -> None:
+            """Ask, in the new process, for a SIGKILL once this one is gone."""
+            prctl(set_signal, signal.SIGKILL)
+            if os.getppid() != parent:  # it went before anybody could be asked
+                os._exit(1)
+
+        first = ask
+    return subprocess.run(command, check=False, preexec_fn=first, **options)
+
+
+def last_words(stderr: str) -> str:
+    """Return the line of a process's stderr that says why it ended: the error, or the last line that is no progress."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", stderr) if line.strip() and not PROGRESS.search(line)]
+    errors = [line for line in lines if NAMED_ERROR.match(line)]
+    return (errors or lines or ["it ended without a word."])[-1]
+
+
+# ---- device and dtype ------------------------------------------------------------------------------------------------
 
 
 def resolve_device(device: str) -> str:
@@ -75,6 +144,8 @@ def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return dict(config)
     from safetensors import safe_open
 
+    from hubprune.core.strict import parse_json
+
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     files = [single] if single.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
     if not single.is_file() and index.is_file():
@@ -91,6 +162,8 @@ def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def available_bytes() -> int:
     """Return the bytes that this process may still take, page cache that can be dropped included."""
+    import psutil
+
     used = psutil.Process().memory_info().rss
     return max(0, min([psutil.virtual_memory().available, *(limit - used for limit in group_limits())]))
 
@@ -152,23 +225,26 @@ def held_bytes(cache: Any) -> int:
 
 def describe_environment(*, device: str = "cpu") -> Environment:
     """Describe this machine and its libraries; for a GPU, `device` names which."""
+    from hubprune.core.artifacts import Environment
+
+    machine, info = None, Path("/proc/cpuinfo")
     if device.startswith("cuda"):
         import torch
 
         machine = str(torch.cuda.get_device_name(device))
-    else:
-        machine = _processor_name()
+    elif info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        machine = next(named, None)
     # torch takes as many threads as the process may use processors, unless OMP_NUM_THREADS says otherwise.
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return Environment(
-        hubprune=__version__,
-        python=platform.python_version(),
+        hubprune=__version__, python=platform.python_version(),
+        machine=platform.processor() or platform.machine() if machine is None else machine,
         platform=f"{platform.system()} {platform.machine()}",
-        machine=machine,
-        threads=min(allowed, int(wanted)) if wanted.isdigit() else allowed,
-        versions=library_versions(),
-    )
+        threads=min(allowed, int(wanted)) if wanted.isdigit() else allowed, versions=library_versions(),
+    )  # fmt: skip
 
 
 def library_versions() -> dict[str, str]:
@@ -178,12 +254,3 @@ def library_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,8 +1,10 @@
-"""Files and folders: written completely or not at all, listed with their hashes, and which of a base's are carried.
+"""Files and folders: written completely or not at all, listed with their hashes, and kept for the next run.
 
 Whatever is half-done has a name that tells whose it is, so that the next run sweeps up after a process that was killed.
-A result is published under its user's name, so of the files of a base besides its weights and config.json only those
-travel, byte for byte, of which both name and kind are known: nothing that a program would run or unpickle.
+
+A stage's result is kept as JSON under a key of everything it depends on.  Whatever changes gives another key, so
+nothing has to be thrown away by hand, and two runs that share a stage share its result.  A file that is not as it was
+written, by its SHA-256, is computed again: the numbers in it are those that get published.
 """
 
 from __future__ import annotations
@@ -10,26 +12,32 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import json
 import os
 import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
+
+from hubprune import __version__
+from hubprune.core.artifacts import RepoFile
+from hubprune.core.console import end_if_interrupted
 from hubprune.core.errors import DiskSpaceError, RecipeError
-
-if TYPE_CHECKING:
-    from hubprune.core.artifacts import RepoFile
 
 READ_BYTES = 2**22
 PARTIAL = ".partial-"
 LONGEST_LABEL = 60
 """Bytes; a file name has 255 at most, of which a host takes up to 64."""
+Value = TypeVar("Value", bound=BaseModel)
 
 
 @contextmanager
@@ -123,13 +131,18 @@ def sweep(folder: Path, *, name: str | None = None) -> None:
     label = "*" if name is None else glob.escape(_label(name))
     for left in folder.glob(f".{label}{PARTIAL}{glob.escape(_host())}-*"):
         pid = left.name.rpartition(f"{PARTIAL}{_host()}-")[2].split("-")[0]
-        if not pid.isdigit() or _alive(int(pid)):
+        if not pid.isdigit():
             continue
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            with suppress(OSError):  # that of another user, who will sweep it up
-                left.unlink()
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                with suppress(OSError):  # that of another user, who will sweep it up
+                    left.unlink()
+        except OSError:  # another user's process, and alive
+            pass
 
 
 def _partial_folder(target: Path) -> Path:
@@ -147,14 +160,24 @@ def _host() -> str:
     return re.sub(r"\W", "_", socket.gethostname())
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        pass
-    return True
+def list_files(folder: Path, *, advance: Callable[[int], None] = lambda _: None) -> tuple[RepoFile, ...]:
+    """List all files below a folder, sorted by path, each with its size, its SHA-256 and the id git would give it.
+
+    Args:
+        folder: where to look.
+        advance: told the number of bytes after each piece that was read.
+    """
+    found, named = [], {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    for name, path in sorted(named.items()):
+        size = path.stat().st_size
+        sha256, git_oid = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        with path.open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                sha256.update(piece)
+                git_oid.update(piece)
+                advance(len(piece))
+        found.append(RepoFile(path=name, size=size, sha256=sha256.hexdigest(), git_oid=git_oid.hexdigest()))
+    return tuple(found)
 
 
 # ---- what a user names -----------------------------------------------------------------------------------------------
@@ -206,63 +229,158 @@ def check_new_folder(target: Path) -> None:
         raise RecipeError(f"{target} exists already.", hint="Choose another --out, or remove it.")
 
 
-# ---- what a repo consists of -----------------------------------------------------------------------------------------
-
-LICENSE_PATTERNS = ("license*", "notice*", "use_policy*")
-"""Patterns of lower-case names at the top of a repo."""
-CARRIED_FILES = (
-    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
-    *("*.tiktoken", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
-    *("generation_config.json", "chat_template*", "chat_templates/*", "additional_chat_templates/*"),
-)
-"""Patterns of tokenizer, generation and chat template files, at the top unless a folder is named."""
-CARRIED_SUFFIXES = (".bpe", ".jinja", ".json", ".model", ".tiktoken", ".txt")
-LICENSE_SUFFIXES = ("", ".html", ".md", ".pdf", ".rst", ".rtf", ".txt")
-VERSION_SUFFIX = re.compile(r"\.v?\d+")
-"""The end of `LICENSE-2.0` and of `tokenizer.model.v3`."""
+# ---- what is kept for the next run -----------------------------------------------------------------------------------
 
 
-def list_files(folder: Path, *, advance: Callable[[int], None] = lambda _: None) -> tuple[RepoFile, ...]:
-    """List all files below a folder, sorted by path, each with its size, its SHA-256 and the id git would give it.
+def work_folder() -> Path:
+    """Return the folder that finished stages are kept in: `HUBPRUNE_HOME`, else the user's cache folder.
+
+    Raises:
+        RecipeError: neither exists.
+    """
+    import platformdirs
+
+    if home := os.environ.get("HUBPRUNE_HOME"):
+        return Path(home)
+    try:
+        return Path(platformdirs.user_cache_dir("hubprune"))
+    except RuntimeError as error:  # where a container runs as a user that it does not know
+        hint = "Set HOME to a folder that can be written; the client of the Hub needs it as well."
+        raise RecipeError("This user has no home folder to keep results in.", hint=hint) from error
+
+
+def key_of(*inputs: Any) -> str:
+    """Return 16 hex digits that stand for some inputs and for this version of hubprune."""
+    text = json.dumps([__version__, *inputs], sort_keys=True, default=to_jsonable_python)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """The result of a run elsewhere."""
+
+    value: BaseModel
+    seconds: float
+    on_take: Callable[[str], object]
+
+
+class StageStore:
+    """Results of stages on disk, and the seconds each stage took.
 
     Args:
-        folder: where to look.
-        advance: told the number of bytes after each piece that was read.
+        folder: where they are kept.
+        on_reuse: told the stage whose result is taken from an earlier run.
+        warn: told of a kept result that is not as it was written, in a sentence.
+
+    Raises:
+        RecipeError: nothing can be written there.
     """
-    named = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return tuple(_hashed(named[name], name=name, advance=advance) for name in sorted(named))
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        on_reuse: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.folder = folder
+        make_writable(folder / "stages")
+        for place in (folder, *(path for path in folder.iterdir() if path.is_dir()), Path(tempfile.gettempdir())):
+            sweep(place)
+        self.seconds: dict[str, float] = {}
+        """Stage -> how long it took, when it was run."""
+        self.keys: dict[str, str] = {}
+        """Stage -> its key."""
+        self.warn = warn
+        self._on_reuse = on_reuse
+        self._offers: dict[tuple[str, str], _Offer] = {}
+
+    def run(
+        self,
+        stage: str,
+        key: str,
+        kind: type[Value],
+        compute: Callable[[], Value],
+        *,
+        valid: Callable[[Value], bool] = lambda _: True,
+    ) -> Value:
+        """Return a stage's result: the one kept under this key, or a new one, which is then kept.
+
+        Args:
+            stage: name of the stage.
+            key: from `key_of` everything that the result depends on.
+            kind: type of the result.
+            compute: makes the result.
+            valid: tells whether a kept result can still be used, where it speaks of files that may be gone.
+
+        Raises:
+            RecipeError: the result could not be kept, as a folder stands in its place.
+        """
+        end_if_interrupted()
+        path = self._path(stage, key)
+        if path.is_dir():
+            raise RecipeError(f"{path} is a folder, and a file belongs there.", hint="Remove it.")
+        self.keys[stage] = key
+        content, kept = _content(path), None
+        with suppress(ValidationError, ValueError, KeyError, TypeError):  # of another shape: it is computed again
+            kept = (kind.model_validate(content["value"]), float(content["seconds"])) if content else None
+        if kept is None and path.exists():
+            self.warn(f"{stage}: what an earlier run kept in {path} is not as it was written, and is computed again")
+        if kept and valid(kept[0]):
+            value, self.seconds[stage] = kept
+            self._on_reuse(stage)
+            return value
+        if (offer := self._offers.get((stage, key))) and isinstance(offer.value, kind) and valid(offer.value):
+            self.take(stage, key, seconds=offer.seconds)
+            offer.on_take(stage)
+            return offer.value
+        start = time.monotonic()
+        value = compute()
+        end_if_interrupted()  # before a result is kept that may be half of one
+        self.seconds[stage] = round(time.monotonic() - start, 2)
+        content = json.loads(json.dumps({"seconds": self.seconds[stage], "value": value.model_dump(mode="json")}))
+        write_atomically(path, json.dumps({**content, "sha256": _digest(content)}, sort_keys=True) + "\n")
+        return value
+
+    def has(self, stage: str, key: str) -> bool:
+        """Tell whether a result is kept under this key, as it was written."""
+        return _content(self._path(stage, key)) is not None
+
+    def _path(self, stage: str, key: str) -> Path:
+        return self.folder / "stages" / f"{stage}-{key}.json"
+
+    def offer(
+        self, stage: str, key: str, value: BaseModel, *, seconds: float, on_take: Callable[[str], object]
+    ) -> None:
+        """Hold the result of a run elsewhere ready, in case that it is asked for and none is kept here.
+
+        Args:
+            stage: name of the stage.
+            key: under which that run would have kept it.
+            value: the result.
+            seconds: how long it took there.
+            on_take: told the stage when the result is taken.
+        """
+        self._offers[stage, key] = _Offer(value, seconds, on_take)
+
+    def offers(self, stage: str, key: str) -> bool:
+        """Tell whether a result that is not kept here is ready under this key."""
+        return (stage, key) in self._offers and not self.has(stage, key)
+
+    def take(self, stage: str, key: str, *, seconds: float) -> None:
+        """Note that the result of a stage comes from a run elsewhere, which took so long."""
+        self.keys[stage], self.seconds[stage] = key, seconds
 
 
-def _hashed(path: Path, *, name: str, advance: Callable[[int], None]) -> RepoFile:
-    from hubprune.core.artifacts import RepoFile  # pydantic costs time that `hubprune --help` would spend too
-
-    size = path.stat().st_size
-    sha256, git_oid = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            sha256.update(piece)
-            git_oid.update(piece)
-            advance(len(piece))
-    return RepoFile(path=name, size=size, sha256=sha256.hexdigest(), git_oid=git_oid.hexdigest())
+def _content(path: Path) -> dict[str, Any] | None:
+    """Read a kept result; None where there is none, or where it is not what was written."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        digest = kept.pop("sha256", None) if isinstance(kept, dict) else None
+        return kept if digest is not None and digest == _digest(kept) else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
-def is_carried(path: str) -> bool:
-    """Tell whether a file travels into the result; `path` is below the repo, with forward slashes."""
-    return is_license(path) or (_matches(path, CARRIED_FILES) and _suffix(path) in CARRIED_SUFFIXES)
-
-
-def is_license(path: str) -> bool:
-    """Tell whether a file holds terms of use, to go by its name."""
-    return _matches(path, LICENSE_PATTERNS) and _suffix(path) in LICENSE_SUFFIXES
-
-
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
-    """Compare without regard to case: a name that only some systems tell from another one is no other name."""
-    name = path.lower()
-    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
-
-
-def _suffix(path: str) -> str:
-    """Return the suffix that says what kind of file it is, in lower case; that of a version says nothing."""
-    name = PurePosixPath(path.lower())
-    return name.with_suffix("").suffix if VERSION_SUFFIX.fullmatch(name.suffix) else name.suffix
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

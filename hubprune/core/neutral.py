@@ -2,7 +2,8 @@
 
 A config.json may name the code that computes attention, a repo with a kernel among it, or ask for other outputs; a
 generation_config.json says how its owner likes texts to be made.  Readers may want that.  Where this package computes,
-base and pruned model run the same attention and generate the same way, whoever wrote their files.
+base and pruned model run the same attention and generate the same way, whoever wrote their files.  What such a model
+hands to its layers is found out by standing where they are.
 """
 
 from __future__ import annotations
@@ -75,3 +76,29 @@ def fresh_generation(end_tokens: Any, **settings: Any) -> Any:
     listed = end_tokens if isinstance(end_tokens, list) else [end_tokens]
     ends = [token for token in listed if type(token) is int and token >= 0]
     return GenerationConfig(do_sample=False, num_beams=1, eos_token_id=ends or None, **settings)
+
+
+def recorder_of(layer: Any) -> Any:
+    """Make a module that stands where a decoder layer was and notes what the model hands it.
+
+    Returns:
+        One whose `states` are the hidden states of the last pass and whose `calls` is all that came beside them; after
+        `forget()` it holds neither.
+    """
+    import torch
+
+    class Recorder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # Some models look at plain attributes of a layer, such as `attention_type`, to choose what they hand it.
+            self.__dict__.update({name: value for name, value in vars(layer).items() if not name.startswith("_")})
+            self.forget()
+
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            self.states, self.calls = hidden_states, kwargs
+            return hidden_states
+
+        def forget(self) -> None:
+            self.states, self.calls = torch.empty(0), dict[str, Any]()
+
+    return Recorder()

@@ -4,6 +4,9 @@ A request is a frozen dataclass that inherits the groups of options that it need
 every command.  The command line makes its flags of the fields, the Python API its parameters, and both make the request
 that a workflow takes.  What is a list or a mapping may be given as Python has it or as the text that the flag takes:
 `drop_attn=[18, 21]` or "18,21", `num_fewshot={"mmlu": 5}` or "mmlu=5".
+
+A suite stands for its tasks wherever lm-eval's task names are taken; what is written down are the tasks, so that a
+recipe keeps its meaning when a suite changes.
 """
 
 from __future__ import annotations
@@ -13,8 +16,6 @@ from dataclasses import MISSING, dataclass, fields
 from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
-
-from hubprune.core.suites import DEFAULT_SUITE, describe
 
 DROPPING, SCORING, MEASURING, TARGET = "What to drop", "Scoring", "Measuring", "Where it goes"
 CARD, ELSEWHERE, STUDY = "The card", "Where it runs", "Side by side (one of these may be a list)"
@@ -75,30 +76,76 @@ def as_typed(request: Request, *names: str) -> Iterator[str]:
             yield from (f"--{name.replace('_', '-')}", str(value))
 
 
+# ---- suites --------------------------------------------------------------------------------------------------------
+
+DEFAULT_SUITE = "card"
+SUITES: Mapping[str, Mapping[str, int]] = {
+    "card": dict.fromkeys(("arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande"), 0),
+    "card-width": dict.fromkeys(("arc_easy", "boolq", "lambada_openai", "lambada_standard"), 0),
+    "paper": {
+        "boolq": 0, "rte": 0, "openbookqa": 0, "piqa": 0, "mmlu": 5, "winogrande": 5, "gsm8k": 5, "hellaswag": 10,
+        "arc_challenge": 25,
+    },
+    "quick": dict.fromkeys(("lambada_openai", "piqa", "winogrande"), 0),
+}  # fmt: skip
+"""Name of a suite -> its tasks -> examples before each question.  `paper` is table 5 of arXiv 2406.15786; `quick` has a
+fifth of the requests of `card`."""
+
+
+def expand(names: Sequence[str], given: Mapping[str, int] | int) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Put the tasks of suites in their place, and find out how many examples each task is shown.
+
+    Args:
+        names: suites and tasks, in any mixture.
+        given: task -> examples, or a number for all tasks; it comes before those of the suites.
+
+    Returns:
+        Each task once, and the examples of those that are not left to lm-eval's own default.
+
+    Raises:
+        ValueError: two suites show a task different numbers of examples, and none was given.
+    """
+    tasks = tuple(dict.fromkeys(task for name in names for task in SUITES.get(name, (name,))))
+    if isinstance(given, int):
+        return tasks, dict.fromkeys(tasks, given)
+    shots: dict[str, int] = {}
+    clashes: list[str] = []
+    for suite in (SUITES[name] for name in dict.fromkeys(names) if name in SUITES):
+        clashes += [f"{task}={n}" for task, n in suite.items() if shots.setdefault(task, n) != n and task not in given]
+    if clashes:
+        raise ValueError(
+            "the suites show different numbers of examples for the same tasks: say how many, as in --num-fewshot "
+            + ",".join(clashes)
+        )
+    return tasks, shots | dict(given)
+
+
+def describe() -> str:
+    """Say what every suite is made of."""
+    told = []
+    for name, suite in SUITES.items():
+        tasks = (f"{task} ({shots}-shot)" if shots else task for task, shots in suite.items())
+        told.append(f"{name}: {', '.join(tasks)}")
+    return "; ".join(told)
+
+
+# fmt: off
 # ---- options that several requests share -------------------------------------------------------------------------
 
 Place = str | Path
 BaseOrFolder = Annotated[str, Argument("Repo id of the base, or a local folder.")]
 ReportFile = Annotated[Place | None, Option("Write the whole report as JSON.", metavar="FILE")]
 RepoRevision = Annotated[str | None, Option("Branch, tag or commit of the repo. Default: main.")]
-CardTemplate = Annotated[
-    Place | None, Option("Card templates that take the place of the shipped ones.", metavar="FOLDER", panel=CARD)
-]
-Notes = Annotated[
-    Place | None, Option("Your own words for the card, Markdown without HTML.", metavar="FILE", panel=CARD)
-]
+CardTemplate = Annotated[Place | None, Option(
+    "Card templates that take the place of the shipped ones.", metavar="FOLDER", panel=CARD)]
+Notes = Annotated[Place | None, Option(
+    "Your own words for the card, Markdown without HTML.", metavar="FILE", panel=CARD)]
 TrustRemoteCode = Annotated[bool, Option("Run its modeling file even if this version of hubprune writes another.")]
-Device = Annotated[
-    str | None,
-    Option("Where to compute. Default: auto, the first GPU or else the CPU.", metavar="auto|cpu|mps|cuda[:N]"),
-]
-Dtype = Annotated[
-    str | None,
-    Option(
-        "dtype to compute in; files are never cast. Default: auto, the base's own.",
-        metavar="auto|float32|bfloat16|float16",
-    ),
-]
+Device = Annotated[str | None, Option(
+    "Where to compute. Default: auto, the first GPU or else the CPU.", metavar="auto|cpu|mps|cuda[:N]")]
+Dtype = Annotated[str | None, Option(
+    "dtype to compute in; files are never cast. Default: auto, the base's own.",
+    metavar="auto|float32|bfloat16|float16")]
 Port = Annotated[int, Option("Port on 127.0.0.1; 0 takes a free one.", least=0, most=65535)]
 
 
@@ -114,9 +161,8 @@ class Request:
 class OnHub(Request):
     """What asks a Hub."""
 
-    endpoint: Annotated[
-        str | None, Option("Address of the Hub. Default: HF_ENDPOINT, else https://huggingface.co.")
-    ] = None
+    endpoint: Annotated[str | None, Option(
+        "Address of the Hub. Default: HF_ENDPOINT, else https://huggingface.co.")] = None
     quiet: bool = False
     """In Python only: whether stages and progress are left out of stderr; warnings are not."""
 
@@ -125,50 +171,26 @@ class OnHub(Request):
 class Scoring(OnHub):
     """By what sublayers are ranked: the base, the texts, the metric, the machine."""
 
-    protect: Annotated[
-        str | int | Sequence[int] | None, Option("Layers that are never dropped.", metavar="0,1", panel=DROPPING)
-    ] = None
-    base_revision: Annotated[
-        str | None, Option("Branch, tag or commit of the base. Default: main.", panel=DROPPING)
-    ] = None
-    calibration: Annotated[
-        str | None,
-        Option(
-            "`cosmopedia` (the default), `c4`, `codealpaca`, `mathinstruct`, `lima`, a .yaml with a mix, or a file of "
-            "documents.",
-            panel=SCORING,
-        ),
-    ] = None
-    num_samples: Annotated[
-        int | None,
-        Option(
-            "Calibration documents in all, or packed sequences. Default: the mix's own, 400 for cosmopedia.",
-            panel=SCORING,
-        ),
-    ] = None
-    max_tokens: Annotated[
-        int | None,
-        Option(
-            "Tokens after which a document is cut off, or per packed sequence. Default: the mix's own, 512 for "
-            "cosmopedia.",
-            panel=SCORING,
-        ),
-    ] = None
-    metric: Annotated[
-        str | None,
-        Option(
-            "What sublayers are ranked by. Default: cosine.",
-            metavar="cosine|cosine-no-residual|relative-magnitude|reverse-order|random",
-            panel=SCORING,
-        ),
-    ] = None
-    aggregation: Annotated[
-        str | None,
-        Option("What the scores average over. Default: document.", metavar="document|token", panel=SCORING),
-    ] = None
-    score_batch_size: Annotated[int | None, Option("Documents per batch while scoring. Default: 8.", panel=SCORING)] = (
-        None
-    )
+    protect: Annotated[str | int | Sequence[int] | None, Option(
+        "Layers that are never dropped.", metavar="0,1", panel=DROPPING)] = None
+    base_revision: Annotated[str | None, Option(
+        "Branch, tag or commit of the base. Default: main.", panel=DROPPING)] = None
+    calibration: Annotated[str | None, Option(
+        "`cosmopedia` (the default), `c4`, `codealpaca`, `mathinstruct`, `lima`, a .yaml with a mix, or a file of "
+        "documents.", panel=SCORING)] = None
+    num_samples: Annotated[int | None, Option(
+        "Calibration documents in all, or packed sequences. Default: the mix's own, 400 for cosmopedia.", panel=SCORING
+    )] = None
+    max_tokens: Annotated[int | None, Option(
+        "Tokens after which a document is cut off, or per packed sequence. Default: the mix's own, 512 for "
+        "cosmopedia.", panel=SCORING)] = None
+    metric: Annotated[str | None, Option(
+        "What sublayers are ranked by. Default: cosine.",
+        metavar="cosine|cosine-no-residual|relative-magnitude|reverse-order|random", panel=SCORING)] = None
+    aggregation: Annotated[str | None, Option(
+        "What the scores average over. Default: document.", metavar="document|token", panel=SCORING)] = None
+    score_batch_size: Annotated[int | None, Option(
+        "Documents per batch while scoring. Default: 8.", panel=SCORING)] = None
     seed: Annotated[int | None, Option("Seed of the calibration draw and of the benchmarks. Default: 0.")] = None
     device: Device = None
     dtype: Dtype = None
@@ -178,134 +200,76 @@ class Scoring(OnHub):
 class Dropping(OnHub):
     """What goes, and how the rest is written."""
 
-    attn_drop: Annotated[
-        int | str | None,
-        Option("Drop the N attention sublayers with the lowest score.", metavar="N|N%", panel=DROPPING),
-    ] = None
-    mlp_drop: Annotated[
-        int | str | None, Option("Drop the N MLP sublayers with the lowest score.", metavar="N|N%", panel=DROPPING)
-    ] = None
-    block_drop: Annotated[
-        int | str | None, Option("Drop the N whole layers with the lowest score.", metavar="N|N%", panel=DROPPING)
-    ] = None
-    joint_drop: Annotated[
-        int | str | None,
-        Option("Drop the N lowest of attentions and MLPs, ranked in one list.", metavar="N|N%", panel=DROPPING),
-    ] = None
-    drop_attn: Annotated[
-        str | int | Sequence[int] | None,
-        Option("Drop the attention of exactly these layers.", metavar="18,21,22", panel=DROPPING),
-    ] = None
-    drop_mlp: Annotated[
-        str | int | Sequence[int] | None,
-        Option("Drop the MLP of exactly these layers.", metavar="18,21,22", panel=DROPPING),
-    ] = None
-    drop_neurons: Annotated[
-        str | None, Option("Share of every MLP's neurons that goes.", metavar="60%", panel=DROPPING)
-    ] = None
-    mlp_width: Annotated[
-        str | int | Sequence[int] | None,
-        Option("Neurons that every MLP keeps, or one number per layer.", metavar="N|N,N,...", panel=DROPPING),
-    ] = None
-    expansion_ratio: Annotated[
-        float | None, Option("Neurons that every MLP keeps, over hidden size.", metavar="R", panel=DROPPING)
-    ] = None
-    width_metric: Annotated[
-        str | None,
-        Option("Importance of a neuron. Default: max_abs.", metavar="max_abs|ppm|vow|pon|l2", panel=DROPPING),
-    ] = None
-    width_multiple: Annotated[
-        int | None,
-        Option("Round widths to a multiple of N; 1 takes the share exactly. Default: 64.", metavar="N", panel=DROPPING),
-    ] = None
-    schedule: Annotated[
-        str | None,
-        Option(
-            "Drop by one set of scores, or score again after every drop. Default: one-shot.",
-            metavar="one-shot|iterative",
-            panel=DROPPING,
-        ),
-    ] = None
-    layout: Annotated[
-        str | None,
-        Option(
-            "How it is written. Default: auto, what most runtimes can load.",
-            metavar="auto|stock|nemotron-nas|pruned",
-            panel=DROPPING,
-        ),
-    ] = None
+    attn_drop: Annotated[int | str | None, Option(
+        "Drop the N attention sublayers with the lowest score.", metavar="N|N%", panel=DROPPING)] = None
+    mlp_drop: Annotated[int | str | None, Option(
+        "Drop the N MLP sublayers with the lowest score.", metavar="N|N%", panel=DROPPING)] = None
+    block_drop: Annotated[int | str | None, Option(
+        "Drop the N whole layers with the lowest score.", metavar="N|N%", panel=DROPPING)] = None
+    joint_drop: Annotated[int | str | None, Option(
+        "Drop the N lowest of attentions and MLPs, ranked in one list.", metavar="N|N%", panel=DROPPING)] = None
+    drop_attn: Annotated[str | int | Sequence[int] | None, Option(
+        "Drop the attention of exactly these layers.", metavar="18,21,22", panel=DROPPING)] = None
+    drop_mlp: Annotated[str | int | Sequence[int] | None, Option(
+        "Drop the MLP of exactly these layers.", metavar="18,21,22", panel=DROPPING)] = None
+    drop_neurons: Annotated[str | None, Option(
+        "Share of every MLP's neurons that goes.", metavar="60%", panel=DROPPING)] = None
+    mlp_width: Annotated[str | int | Sequence[int] | None, Option(
+        "Neurons that every MLP keeps, or one number per layer.", metavar="N|N,N,...", panel=DROPPING)] = None
+    expansion_ratio: Annotated[float | None, Option(
+        "Neurons that every MLP keeps, over hidden size.", metavar="R", panel=DROPPING)] = None
+    width_metric: Annotated[str | None, Option(
+        "Importance of a neuron. Default: max_abs.", metavar="max_abs|ppm|vow|pon|l2", panel=DROPPING)] = None
+    width_multiple: Annotated[int | None, Option(
+        "Round widths to a multiple of N; 1 takes the share exactly. Default: 64.", metavar="N", panel=DROPPING)] = None
+    schedule: Annotated[str | None, Option(
+        "Drop by one set of scores, or score again after every drop. Default: one-shot.", metavar="one-shot|iterative",
+        panel=DROPPING)] = None
+    layout: Annotated[str | None, Option(
+        "How it is written. Default: auto, what most runtimes can load.", metavar="auto|stock|nemotron-nas|pruned",
+        panel=DROPPING)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring(OnHub):
     """Which benchmarks are run, and how."""
 
-    tasks: Annotated[
-        str | Sequence[str] | None,
-        Option(
-            f"Suites or lm-eval tasks, in any mixture, or none. Default: {DEFAULT_SUITE}. Suites: {describe()}.",
-            metavar="a,b,c",
-            panel=MEASURING,
-        ),
-    ] = None
-    num_fewshot: Annotated[
-        str | int | Mapping[str, int] | None,
-        Option(
-            "Examples before each question, of all tasks or of single ones. Default: the suite's or the task's own.",
-            metavar="N|TASK=N,...",
-            panel=MEASURING,
-        ),
-    ] = None
+    tasks: Annotated[str | Sequence[str] | None, Option(
+        f"Suites or lm-eval tasks, in any mixture, or none. Default: {DEFAULT_SUITE}. Suites: {describe()}.",
+        metavar="a,b,c", panel=MEASURING)] = None
+    num_fewshot: Annotated[str | int | Mapping[str, int] | None, Option(
+        "Examples before each question, of all tasks or of single ones. Default: the suite's or the task's own.",
+        metavar="N|TASK=N,...", panel=MEASURING)] = None
     limit: Annotated[int | None, Option("Documents per task at most.", panel=MEASURING)] = None
-    include_path: Annotated[
-        str | None,
-        Option("Task YAMLs of your own; they are published too.", metavar="FOLDER", panel=MEASURING),
-    ] = None
-    batch_size: Annotated[
-        int | None, Option("Benchmark sequences per batch. Default: as many as fit.", panel=MEASURING)
-    ] = None
-    eval_backend: Annotated[
-        str | None,
-        Option(
-            "Run what base and pruned model share once (default), or lm-eval's own backend for each.",
-            metavar="shared|hf",
-            panel=MEASURING,
-        ),
-    ] = None
+    include_path: Annotated[str | None, Option(
+        "Task YAMLs of your own; they are published too.", metavar="FOLDER", panel=MEASURING)] = None
+    batch_size: Annotated[int | None, Option(
+        "Benchmark sequences per batch. Default: as many as fit.", panel=MEASURING)] = None
+    eval_backend: Annotated[str | None, Option(
+        "Run what base and pruned model share once (default), or lm-eval's own backend for each.", metavar="shared|hf",
+        panel=MEASURING)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(OnHub):
     """Which repo becomes of it, and under which terms."""
 
-    repo_id: Annotated[str | None, Option("Target. Default: <your namespace>/<base>-attn-drop-<N>.", panel=TARGET)] = (
-        None
-    )
+    repo_id: Annotated[str | None, Option(
+        "Target. Default: <your namespace>/<base>-attn-drop-<N>.", panel=TARGET)] = None
     revision: Annotated[str | None, Option("Branch of the target. Default: main.", panel=TARGET)] = None
     private: Annotated[bool | None, Option("Create the target as a private repo.", panel=TARGET)] = None
     create_pr: Annotated[bool | None, Option("Open a pull request instead of committing.", panel=TARGET)] = None
-    staged: Annotated[
-        bool | None,
-        Option("Open a pull request, load the result back from it, and only then merge it.", panel=TARGET),
-    ] = None
-    collection: Annotated[
-        str | None,
-        Option("Collection to add the result to; made where it is missing.", metavar="SLUG|TITLE", panel=TARGET),
-    ] = None
-    supersedes: Annotated[
-        str | None,
-        Option(
-            "Propose to this repo, by pull request, to name the result as its new version.",
-            metavar="REPO",
-            panel=TARGET,
-        ),
-    ] = None
-    license: Annotated[
-        str | None, Option("Licence, as in apache-2.0, of a base whose card names none.", metavar="ID", panel=CARD)
-    ] = None
-    allow_name: Annotated[
-        bool | None, Option("Publish under a name that the base's licence does not allow.", panel=CARD)
-    ] = None
+    staged: Annotated[bool | None, Option(
+        "Open a pull request, load the result back from it, and only then merge it.", panel=TARGET)] = None
+    collection: Annotated[str | None, Option(
+        "Collection to add the result to; made where it is missing.", metavar="SLUG|TITLE", panel=TARGET)] = None
+    supersedes: Annotated[str | None, Option(
+        "Propose to this repo, by pull request, to name the result as its new version.", metavar="REPO", panel=TARGET
+    )] = None
+    license: Annotated[str | None, Option(
+        "Licence, as in apache-2.0, of a base whose card names none.", metavar="ID", panel=CARD)] = None
+    allow_name: Annotated[bool | None, Option(
+        "Publish under a name that the base's licence does not allow.", panel=CARD)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,14 +277,9 @@ class Delivering(OnHub):
     """What may be replaced on the Hub, and where the report goes."""
 
     overwrite_card: Annotated[bool, Option("Replace a README.md that was edited on the Hub.", panel=TARGET)] = False
-    overwrite: Annotated[
-        bool,
-        Option(
-            "Replace whatever was changed on the Hub since the last publish: weights, configs, tokenizer, card. "
-            "Without it, a publish stops there and exits with 5.",
-            panel=TARGET,
-        ),
-    ] = False
+    overwrite: Annotated[bool, Option(
+        "Replace whatever was changed on the Hub since the last publish: weights, configs, tokenizer, card. "
+        "Without it, a publish stops there and exits with 5.", panel=TARGET)] = False
     report: ReportFile = None
 
     @property

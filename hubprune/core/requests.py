@@ -9,33 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
+# fmt: off
+# isort: off
 from hubprune.core.options import (
-    CARD,
-    DROPPING,
-    ELSEWHERE,
-    MEASURING,
-    SCORING,
-    STUDY,
-    TARGET,
-    Argument,
-    BaseOrFolder,
-    CardTemplate,
-    Delivering,
-    Device,
-    Dropping,
-    Dtype,
-    Measuring,
-    Notes,
-    OnHub,
-    Option,
-    Place,
-    Port,
-    RepoRevision,
-    ReportFile,
-    Scoring,
-    Target,
+    CARD, DROPPING, ELSEWHERE, MEASURING, SCORING, STUDY, TARGET, Argument, BaseOrFolder, CardTemplate, Delivering,
+    Device, Dropping, Dtype, Measuring, Notes, OnHub, Option, Place, Port, RepoRevision, ReportFile, Scoring, Target,
     TrustRemoteCode,
 )
+# isort: on
 
 # ---- making --------------------------------------------------------------------------------------------------------
 
@@ -47,47 +28,28 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     everyday: ClassVar[tuple[str, ...]] = ("attn_drop", "tasks", "repo_id", "private", "dry_run", "recipe")
     """Options that the help shows first."""
 
-    base: Annotated[str | None, Argument("Repo id of the base, as in meta-llama/Llama-3.2-3B.")] = field(
-        default=None, kw_only=False
-    )
-    max_drop_pp: Annotated[
-        str | Mapping[str, float] | None,
-        Option(
-            "Publish nothing, and exit with 4, where a task, or the mean of all (mean=3), lost more points than this.",
-            metavar="TASK=POINTS,...|none",
-            panel=MEASURING,
-        ),
-    ] = None
-    prompts: Annotated[
-        Place | None, Option("Prompts for the free text, one per line.", metavar="FILE", panel=MEASURING)
-    ] = None
-    primer: Annotated[
-        bool,
-        Option(
-            "Ask the Hub first which parts of the base it has, so that they are not sent; costs up to 0.3 MB a shard.",
-            flag="--primer/--no-primer",
-            panel=TARGET,
-        ),
-    ] = True
+    base: Annotated[str | None, Argument(
+        "Repo id of the base, as in meta-llama/Llama-3.2-3B.")] = field(default=None, kw_only=False)
+    max_drop_pp: Annotated[str | Mapping[str, float] | None, Option(
+        "Publish nothing, and exit with 4, where a task, or the mean of all (mean=3), lost more points than this.",
+        metavar="TASK=POINTS,...|none", panel=MEASURING)] = None
+    prompts: Annotated[Place | None, Option(
+        "Prompts for the free text, one per line.", metavar="FILE", panel=MEASURING)] = None
+    primer: Annotated[bool, Option(
+        "Ask the Hub first which parts of the base it has, so that they are not sent; costs up to 0.3 MB a shard.",
+        flag="--primer/--no-primer", panel=TARGET)] = True
     force: Annotated[bool, Option("Run even if the last publish is up to date.", panel=TARGET)] = False
-    only_if_changed: Annotated[
-        bool,
-        Option("Compute nothing for --dry-run and --out either where the last publish is up to date.", panel=TARGET),
-    ] = False
-    dry_run: Annotated[
-        bool,
-        Option(
-            "Do everything but write to the Hub; print the card, the files and how much would be sent.", panel=TARGET
-        ),
-    ] = False
-    out: Annotated[
-        Place | None, Option("New folder that keeps the published files.", metavar="FOLDER", panel=TARGET)
-    ] = None
+    only_if_changed: Annotated[bool, Option(
+        "Compute nothing for --dry-run and --out either where the last publish is up to date.", panel=TARGET)] = False
+    dry_run: Annotated[bool, Option(
+        "Do everything but write to the Hub; print the card, the files and how much would be sent.", panel=TARGET
+    )] = False
+    out: Annotated[Place | None, Option(
+        "New folder that keeps the published files.", metavar="FOLDER", panel=TARGET)] = None
     notes: Notes = None
     card_template: CardTemplate = None
-    speed: Annotated[
-        bool, Option("Time both models on this machine, for the card: prefill, decoding, peak memory.", panel=CARD)
-    ] = False
+    speed: Annotated[bool, Option(
+        "Time both models on this machine, for the card: prefill, decoding, peak memory.", panel=CARD)] = False
     recipe: Annotated[Place | None, Option("YAML with all of this; options win over it.", metavar="FILE")] = None
 
 
@@ -95,32 +57,18 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
 class JobRequest(PublishRequest):
     """A publish that may run on a machine of Hugging Face Jobs instead of this one."""
 
-    on: Annotated[
-        str | None,
-        Option(
-            "Run it on Hugging Face Jobs and follow its log; Ctrl-C leaves the job running.",
-            metavar="hf-jobs",
-            panel=ELSEWHERE,
-        ),
-    ] = None
-    flavor: Annotated[
-        str | None,
-        Option("Machine of the job, one of `hf jobs hardware`.", metavar="a100-large", panel=ELSEWHERE),
-    ] = None
-    timeout: Annotated[
-        str | None, Option("Time after which the job is ended. Default: 12h.", metavar="12h", panel=ELSEWHERE)
-    ] = None
-    namespace: Annotated[
-        str | None, Option("Who runs and pays the job. Default: you.", metavar="NAME", panel=ELSEWHERE)
-    ] = None
-    requirement: Annotated[
-        str | None,
-        Option(
-            "What the job installs. Default: this version of hubprune from PyPI.",
-            metavar="PACKAGE",
-            panel=ELSEWHERE,
-        ),
-    ] = None
+    on: Annotated[str | None, Option(
+        "Run it on Hugging Face Jobs and follow its log; Ctrl-C leaves the job running.", metavar="hf-jobs",
+        panel=ELSEWHERE)] = None
+    flavor: Annotated[str | None, Option(
+        "Machine of the job, one of `hf jobs hardware`.", metavar="a100-large", panel=ELSEWHERE)] = None
+    timeout: Annotated[str | None, Option(
+        "Time after which the job is ended. Default: 12h.", metavar="12h", panel=ELSEWHERE)] = None
+    namespace: Annotated[str | None, Option(
+        "Who runs and pays the job. Default: you.", metavar="NAME", panel=ELSEWHERE)] = None
+    requirement: Annotated[str | None, Option(
+        "What the job installs. Default: this version of hubprune from PyPI.", metavar="PACKAGE", panel=ELSEWHERE
+    )] = None
 
     @property
     def runs_elsewhere(self) -> bool:
@@ -134,9 +82,8 @@ class PushRequest(Delivering):
     """Publish what a dry run made."""
 
     folder: Annotated[Place, Argument("What publish --dry-run --out wrote.", metavar="FOLDER")] = field(kw_only=False)
-    dry_run_report: Annotated[Place, Argument("What --report of the same run wrote.", metavar="REPORT")] = field(
-        kw_only=False
-    )
+    dry_run_report: Annotated[Place, Argument(
+        "What --report of the same run wrote.", metavar="REPORT")] = field(kw_only=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,39 +99,20 @@ class ScoreRequest(Scoring):
     """Score a base, once or side by side."""
 
     base: BaseOrFolder = field(kw_only=False)
-    revisions: Annotated[
-        str | Sequence[str] | None,
-        Option(
-            "Score the base at several branches, tags or commits, as in step1000,step2000.",
-            metavar="A,B,...",
-            panel=STUDY,
-        ),
-    ] = None
-    calibration: Annotated[
-        str | Sequence[str] | None,
-        Option(
-            "`cosmopedia` (the default), `c4`, `codealpaca`, `mathinstruct`, `lima`, a .yaml with a mix, or a file of "
-            "documents.  Several: scores side by side.",
-            metavar="A[,B,...]",
-            panel=STUDY,
-        ),
-    ] = None  # type: ignore[assignment] # wider: a study varies it, and each of its passes has one
-    num_samples: Annotated[
-        str | int | Sequence[int] | None,
-        Option(
-            "Calibration documents in all, or packed sequences. Default: the mix's own, 400 for cosmopedia.  Several: "
-            "how stable the order is.",
-            metavar="N[,N,...]",
-            panel=STUDY,
-        ),
-    ] = None  # type: ignore[assignment]
-    attn_drop: Annotated[
-        int | str, Option("Mark the N attention sublayers that would go.", metavar="N", panel=DROPPING)
-    ] = "1"
-    plot: Annotated[
-        Place | None,
-        Option("Draw the scores as PNG and SVG into this folder.", metavar="FOLDER", panel=SCORING),
-    ] = None
+    revisions: Annotated[str | Sequence[str] | None, Option(
+        "Score the base at several branches, tags or commits, as in step1000,step2000.", metavar="A,B,...", panel=STUDY
+    )] = None
+    # Two types are wider than those of the group: a study varies them, and each of its passes has one.
+    calibration: Annotated[str | Sequence[str] | None, Option(
+        "`cosmopedia` (the default), `c4`, `codealpaca`, `mathinstruct`, `lima`, a .yaml with a mix, or a file of "
+        "documents.  Several: scores side by side.", metavar="A[,B,...]", panel=STUDY)] = None  # type: ignore[assignment]
+    num_samples: Annotated[str | int | Sequence[int] | None, Option(
+        "Calibration documents in all, or packed sequences. Default: the mix's own, 400 for cosmopedia.  Several: "
+        "how stable the order is.", metavar="N[,N,...]", panel=STUDY)] = None  # type: ignore[assignment]
+    attn_drop: Annotated[int | str, Option(
+        "Mark the N attention sublayers that would go.", metavar="N", panel=DROPPING)] = "1"
+    plot: Annotated[Place | None, Option(
+        "Draw the scores as PNG and SVG into this folder.", metavar="FOLDER", panel=SCORING)] = None
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -195,37 +123,23 @@ class SweepRequest(Scoring, Measuring):
     """Measure what every number of drops costs."""
 
     base: BaseOrFolder = field(kw_only=False)
-    method: Annotated[
-        str | Sequence[str],
-        Option("What to drop, each as a curve.", metavar="attn,mlp,block,joint", panel=DROPPING),
-    ] = "attn"
-    counts: Annotated[
-        str | Sequence[int],
-        Option("Numbers of drops; 0:12 is 0 to 12.", metavar="0:12|0:12:3|0,2,4", panel=DROPPING),
-    ] = "0:12"
-    perplexity: Annotated[
-        str | None,
-        Option(
-            "Measure perplexity on a file of documents or a mix; what was scored on is left out.",
-            metavar="FILE|MIX",
-            panel=MEASURING,
-        ),
-    ] = None
-    perplexity_samples: Annotated[
-        int | None, Option("Documents for the perplexity. Default: 64.", least=1, panel=MEASURING)
-    ] = None
+    method: Annotated[str | Sequence[str], Option(
+        "What to drop, each as a curve.", metavar="attn,mlp,block,joint", panel=DROPPING)] = "attn"
+    counts: Annotated[str | Sequence[int], Option(
+        "Numbers of drops; 0:12 is 0 to 12.", metavar="0:12|0:12:3|0,2,4", panel=DROPPING)] = "0:12"
+    perplexity: Annotated[str | None, Option(
+        "Measure perplexity on a file of documents or a mix; what was scored on is left out.", metavar="FILE|MIX",
+        panel=MEASURING)] = None
+    perplexity_samples: Annotated[int | None, Option(
+        "Documents for the perplexity. Default: 64.", least=1, panel=MEASURING)] = None
     speed: Annotated[bool, Option("Time decoding against the base, in paired rounds.", panel=MEASURING)] = False
-    speed_depth: Annotated[
-        int, Option("Tokens in the KV cache when timed decoding starts.", least=1, panel=MEASURING)
-    ] = 512
+    speed_depth: Annotated[int, Option(
+        "Tokens in the KV cache when timed decoding starts.", least=1, panel=MEASURING)] = 512
     speed_rounds: Annotated[int, Option("Rounds of timing per point.", least=20, panel=MEASURING)] = 20
-    max_loss: Annotated[
-        float,
-        Option("Points of the mean that the recommendation may lose.", metavar="POINTS", least=0, panel=MEASURING),
-    ] = 1.0
-    max_rise: Annotated[
-        float, Option("Percent that its perplexity may rise.", metavar="%", least=0, panel=MEASURING)
-    ] = 5.0
+    max_loss: Annotated[float, Option(
+        "Points of the mean that the recommendation may lose.", metavar="POINTS", least=0, panel=MEASURING)] = 1.0
+    max_rise: Annotated[float, Option(
+        "Percent that its perplexity may rise.", metavar="%", least=0, panel=MEASURING)] = 5.0
     out: Annotated[Place | None, Option("Folder for sweep.csv, sweep.json and pictures.", metavar="FOLDER")] = None
 
 
@@ -233,28 +147,19 @@ class SweepRequest(Scoring, Measuring):
 class SpeedRequest(OnHub):
     """Time a pruned checkpoint against its base."""
 
-    first: Annotated[
-        str,
-        Argument("Repo id or folder of the base; may be left out: PRUNED names its base.", metavar="BASE"),
-    ] = field(kw_only=False)
-    second: Annotated[str | None, Argument("A folder or repo that hubprune wrote.", metavar="PRUNED")] = field(
-        default=None, kw_only=False
-    )
-    depths: Annotated[
-        str | Sequence[int],
-        Option(
-            "Tokens in the KV cache when decoding starts: lengths of the prompt, cut to what the model has positions "
-            "for.",
-            metavar="0,512,2048",
-            panel=MEASURING,
-        ),
-    ] = "0,512,2048"
+    first: Annotated[str, Argument(
+        "Repo id or folder of the base; may be left out: PRUNED names its base.", metavar="BASE"
+    )] = field(kw_only=False)
+    second: Annotated[str | None, Argument(
+        "A folder or repo that hubprune wrote.", metavar="PRUNED")] = field(default=None, kw_only=False)
+    depths: Annotated[str | Sequence[int], Option(
+        "Tokens in the KV cache when decoding starts: lengths of the prompt, cut to what the model has positions for.",
+        metavar="0,512,2048", panel=MEASURING)] = "0,512,2048"
     new_tokens: Annotated[int, Option("Tokens that are decoded.", least=1, panel=MEASURING)] = 32
     batch_size: Annotated[int, Option("Sequences at once.", least=1, panel=MEASURING)] = 1
     rounds: Annotated[int, Option("Rounds per depth, after three that do not count.", least=20, panel=MEASURING)] = 20
-    largest_batch: Annotated[
-        bool, Option("Search for the largest batch that fits on the GPU, too.", panel=MEASURING)
-    ] = False
+    largest_batch: Annotated[bool, Option(
+        "Search for the largest batch that fits on the GPU, too.", panel=MEASURING)] = False
     revision: RepoRevision = None
     trust_remote_code: TrustRemoteCode = False
     report: ReportFile = None
@@ -263,29 +168,28 @@ class SpeedRequest(OnHub):
     dtype: Dtype = None
 
 
-COMPARED = Argument(
-    "A pruned folder, a repo id (with @ and a revision where it is not main), a report or a plan as JSON."
-)
+Compared = Annotated[str, Argument(
+    "A pruned folder, a repo id (with @ and a revision where it is not main), a report or a plan as JSON.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareRequest(OnHub):
     """Compare two pruned checkpoints or plans."""
 
-    first: Annotated[str, COMPARED] = field(kw_only=False)
-    second: Annotated[str, COMPARED] = field(kw_only=False)
+    first: Compared = field(kw_only=False)
+    second: Compared = field(kw_only=False)
 
 
 # ---- looking again -------------------------------------------------------------------------------------------------
+
+Checkpoint = Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyRequest(OnHub):
     """Check a pruned folder or repo against its base."""
 
-    checkpoint: Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")] = field(
-        kw_only=False
-    )
+    checkpoint: Checkpoint = field(kw_only=False)
     base: Annotated[str | None, Option("Repo id or folder of the base. Default: the one it names.")] = None
     revision: RepoRevision = None
     trust_remote_code: TrustRemoteCode = False
@@ -295,9 +199,7 @@ class VerifyRequest(OnHub):
 class LoadRequest(OnHub):
     """Load a pruned folder or repo; in Python only."""
 
-    checkpoint: Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")] = field(
-        kw_only=False
-    )
+    checkpoint: Checkpoint = field(kw_only=False)
     revision: RepoRevision = None
     device: Annotated[str, Option("Where it goes: auto, cpu, mps, cuda or cuda:N. auto takes the first GPU.")] = "auto"
     dtype: Annotated[str, Option("Of its weights: auto, its own, or float32, bfloat16 or float16.")] = "auto"
@@ -308,22 +210,17 @@ class LoadRequest(OnHub):
 class ReproduceRequest(OnHub):
     """Run the recipe of a published result again."""
 
-    published: Annotated[str, Argument("A folder or repo that hubprune publish wrote.", metavar="FOLDER_OR_REPO")] = (
-        field(kw_only=False)
-    )
+    published: Annotated[str, Argument(
+        "A folder or repo that hubprune publish wrote.", metavar="FOLDER_OR_REPO")] = field(kw_only=False)
     revision: RepoRevision = None
-    calibration: Annotated[
-        Sequence[Place] | None,
-        Option("A local file that it was scored on, found by its name; may be given again.", metavar="FILE"),
-    ] = None
-    trust_tasks: Annotated[
-        bool, Option("Run the benchmark definitions that come with it: their templates are code.")
-    ] = False
+    calibration: Annotated[Sequence[Place] | None, Option(
+        "A local file that it was scored on, found by its name; may be given again.", metavar="FILE")] = None
+    trust_tasks: Annotated[bool, Option(
+        "Run the benchmark definitions that come with it: their templates are code.")] = False
     fresh: Annotated[bool, Option("Start over instead of going on where it was stopped.")] = False
     out: Annotated[Place | None, Option("New folder that keeps the reproduced files.", metavar="FOLDER")] = None
-    device: Annotated[
-        str | None, Option("Where to compute. Default: where the recipe says.", metavar="auto|cpu|mps|cuda[:N]")
-    ] = None
+    device: Annotated[str | None, Option(
+        "Where to compute. Default: where the recipe says.", metavar="auto|cpu|mps|cuda[:N]")] = None
     card_template: CardTemplate = None
     report: ReportFile = None
 
@@ -332,22 +229,17 @@ class ReproduceRequest(OnHub):
 class RefreshRequest(OnHub):
     """Bring repos that are out to what this version writes."""
 
-    repos: Annotated[Sequence[str], Argument("Repo ids of what hubprune publish wrote.", metavar="REPO...")] = field(
-        kw_only=False
-    )
+    repos: Annotated[Sequence[str], Argument(
+        "Repo ids of what hubprune publish wrote.", metavar="REPO...")] = field(kw_only=False)
     check: Annotated[bool, Option("Only tell what would change; needs no right to write.")] = False
     create_pr: Annotated[bool, Option("Open a pull request instead of committing.")] = False
     revision: Annotated[str, Option("Branch of the repo.")] = "main"
-    overwrite: Annotated[
-        bool,
-        Option(
-            "Replace card, config.json, tokenizer and modeling file even where somebody edited them; never weights."
-        ),
-    ] = False
+    overwrite: Annotated[bool, Option(
+        "Replace card, config.json, tokenizer and modeling file even where somebody edited them; never weights."
+    )] = False
     card_template: CardTemplate = None
-    no_load_back: Annotated[bool, Option("Neither build the model beforehand nor download the result and load it.")] = (
-        False
-    )
+    no_load_back: Annotated[bool, Option(
+        "Neither build the model beforehand nor download the result and load it.")] = False
 
 
 # ---- other shapes of it --------------------------------------------------------------------------------------------
@@ -357,19 +249,14 @@ class RefreshRequest(OnHub):
 class CardRequest(OnHub):
     """Render the card of a published folder again, or show one."""
 
-    published: Annotated[
-        str,
-        Argument(
-            "A folder that publish --out wrote; with --preview also a repo, or repo@revision.",
-            metavar="FOLDER_OR_REPO",
-        ),
-    ] = field(kw_only=False)
+    published: Annotated[str, Argument(
+        "A folder that publish --out wrote; with --preview also a repo, or repo@revision.", metavar="FOLDER_OR_REPO"
+    )] = field(kw_only=False)
     notes: Notes = None
     card_template: CardTemplate = None
     overwrite_card: Annotated[bool, Option("Replace a README.md that was edited by hand.")] = False
-    preview: Annotated[bool, Option("Change nothing; show the card in a browser, as the Hub would, until Ctrl-C.")] = (
-        False
-    )
+    preview: Annotated[bool, Option(
+        "Change nothing; show the card in a browser, as the Hub would, until Ctrl-C.")] = False
     no_open: Annotated[bool, Option("Print the address of the preview, and open no browser.")] = False
     port: Port = 0
 
@@ -378,19 +265,12 @@ class CardRequest(OnHub):
 class ExportRequest(OnHub):
     """Write a checkpoint as a GGUF file."""
 
-    checkpoint: Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")] = field(
-        kw_only=False
-    )
-    out: Annotated[
-        Place | None,
-        Option("New file. Default: <checkpoint>-<OUTTYPE>.gguf in this folder.", metavar="FILE"),
-    ] = None
-    outtype: Annotated[str, Option("Type of the matrices; norms and biases stay f32.", metavar="f32|f16|bf16|q8_0")] = (
-        "f16"
-    )
-    base: Annotated[
-        str | None,
-        Option("Folder or repo of the unpruned base, compared as a control. Default: the one it names, if here."),
-    ] = None
+    checkpoint: Checkpoint = field(kw_only=False)
+    out: Annotated[Place | None, Option(
+        "New file. Default: <checkpoint>-<OUTTYPE>.gguf in this folder.", metavar="FILE")] = None
+    outtype: Annotated[str, Option(
+        "Type of the matrices; norms and biases stay f32.", metavar="f32|f16|bf16|q8_0")] = "f16"
+    base: Annotated[str | None, Option(
+        "Folder or repo of the unpruned base, compared as a control. Default: the one it names, if here.")] = None
     revision: RepoRevision = None
     no_verify: Annotated[bool, Option("Do not compare the file with transformers.")] = False

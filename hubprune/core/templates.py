@@ -20,8 +20,7 @@ from packaging.version import Version
 from hubprune import __version__
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Layout
-from hubprune.core.config import layout_keys, stock_config, write_json
-from hubprune.core.structure import Structure
+from hubprune.core.config import Structure, layout_keys, stock_config, write_json
 from hubprune.core.weights import INDEX_NAME, open_weights
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 In come folders or loaded models; out come comparisons that state their errors.  Those up to harness need no torch.
 
-- task_yaml, sources, tasks: lm-eval's tasks by name, their files and data sets checked before anything is computed.
+- sources, tasks: lm-eval's tasks by name, their files and data sets checked before anything is computed.
 - compare, results: from lm-eval's results to paired differences, intervals and marks.
 - requests: what models are asked, how requests share a row, and the memory of their answers.
 - harness: one benchmark run from the tasks to the comparison, for folders or for models that are loaded.
 - panel, computing: variants that answer together, in this process or in several.
 - models, layer_tree: models in memory, and equal layers of several models run once.
 - repetition, generation: free text, and how much it repeats itself.
-- speed, footprint: time in paired rounds, and memory.
+- speed: time in paired rounds, and memory.
 """

@@ -92,15 +92,26 @@ def difference(pairs: Pairs) -> Estimate:
 
     With weights w it is sum(d) / sum(w), and its error that of a ratio of sums: of the residuals d - w x mean (Cochran,
     Sampling Techniques, 1977, chapter 6).  Without weights this is the standard error of a mean.
+
+    Of accuracies, the interval is Wald's with half a document added to each of the four outcomes (Agresti and Min,
+    Statistics in Medicine 24, 2005): Wald's own has no width where the models never disagree, and is too narrow where
+    they seldom do.
     """
-    if pairs.right_or_wrong:
-        return _difference_of_shares(pairs)
     value, error, documents = _rate(pairs)
+    if pairs.right_or_wrong:
+        from scipy.stats import norm
+
+        lost, won = discordant(pairs)
+        centre = (won - lost) / (documents + 2)
+        spread = math.sqrt(won + lost + 1 - centre * (won - lost)) / (documents + 2)
+        reach = float(norm.ppf((1 + CONFIDENCE) / 2)) * spread
+        low, high = max(-1.0, centre - reach), min(1.0, centre + reach)
+        return Estimate(value=value, standard_error=error, low=low, high=high)
     if not error:
         return Estimate(value=value, standard_error=error)
-    from scipy import stats
+    from scipy.stats import t
 
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, documents - 1)) * error
+    reach = float(t.ppf((1 + CONFIDENCE) / 2, documents - 1)) * error
     return Estimate(value=value, standard_error=error, low=value - reach, high=value + reach)
 
 
@@ -115,23 +126,6 @@ def _rate(pairs: Pairs) -> tuple[float, float | None, int]:
     squares = math.fsum((change - value * weight) ** 2 for change, weight in zip(changes, weights, strict=True))
     error = math.sqrt(count / (count - 1) * squares) / total
     return value, error if error > ROUNDING * abs(value) else 0.0, count
-
-
-def _difference_of_shares(pairs: Pairs) -> Estimate:
-    """Estimate the difference of two accuracies on the same documents.
-
-    The interval is Wald's with half a document added to each of the four outcomes (Agresti and Min, Statistics in
-    Medicine 24, 2005): Wald's own has no width where the models never disagree, and is too narrow where they seldom do.
-    """
-    from scipy import stats
-
-    value, error, documents = _rate(pairs)
-    lost, won = discordant(pairs)
-    centre = (won - lost) / (documents + 2)
-    spread = math.sqrt(won + lost + 1 - centre * (won - lost)) / (documents + 2)
-    reach = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * spread
-    low, high = max(-1.0, centre - reach), min(1.0, centre + reach)
-    return Estimate(value=value, standard_error=error, low=low, high=high)
 
 
 def combine(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
@@ -229,23 +223,19 @@ def compare_pairs(tasks: Sequence[Pairs], *, scale: Scale, chance: float | None 
         return PairedComparison(difference=even, test="normal", p_value=normal_test(even))
     (pairs,) = tasks
     if scale == "mean" and pairs.right_or_wrong:
-        return _right_or_wrong(pairs, chance)
+        lost, won = discordant(pairs)
+        guessing = tuple(
+            name
+            for name, answers in (("base", pairs.base), ("pruned", pairs.pruned))
+            if chance is not None and at_chance(round(sum(answers)), documents=len(answers), chance=chance)
+        )
+        row = {"lost": lost, "won": won, "test": "mcnemar", "p_value": mcnemar(lost, won), "at_chance": guessing}
+        return PairedComparison.model_validate(row | {"difference": difference(pairs)})
     found, p_value = difference(pairs), t_test(pairs)
     if scale == "perplexity":
         return PairedComparison(ratio=as_ratio(found.affine(times=-1)), test="t", p_value=p_value)
     own = found if scale == "mean" else found.affine(times=-1 / math.log(2))
     return PairedComparison(difference=own, test="t", p_value=p_value)
-
-
-def _right_or_wrong(pairs: Pairs, chance: float | None) -> PairedComparison:
-    lost, won = discordant(pairs)
-    guessing = [
-        name
-        for name, answers in (("base", pairs.base), ("pruned", pairs.pruned))
-        if chance is not None and at_chance(round(sum(answers)), documents=len(answers), chance=chance)
-    ]
-    row = {"difference": difference(pairs), "lost": lost, "won": won, "test": "mcnemar", "p_value": mcnemar(lost, won)}
-    return PairedComparison.model_validate(row | {"at_chance": tuple(guessing)})
 
 
 def judge(rows: Sequence[TaskComparison]) -> tuple[TaskComparison, ...]:
@@ -255,16 +245,18 @@ def judge(rows: Sequence[TaskComparison]) -> tuple[TaskComparison, ...]:
     for family in (main, [row for row in rows if row not in main]):
         tested = {(row.task, row.metric): p for row in family if row.paired and (p := row.paired.p_value) is not None}
         adjusted |= zip(tested, holm(list(tested.values())), strict=True)
-    return tuple(_judged(row, adjusted.get((row.task, row.metric))) for row in rows)
-
-
-def _judged(row: TaskComparison, p_value: float | None) -> TaskComparison:
-    if row.paired is None or p_value is None:
-        return row
-    mark: Mark = "at chance" if "base" in row.paired.at_chance else "not distinguishable"
-    if p_value < SIGNIFICANCE:
-        mark = "better" if (row.paired.effect > 0) == row.higher_is_better else "worse"
-    return row.model_copy(update={"paired": row.paired.model_copy(update={"holm_p_value": p_value, "mark": mark})})
+    judged = []
+    for row in rows:
+        p_value = adjusted.get((row.task, row.metric))
+        if row.paired and p_value is not None:
+            mark: Mark = "at chance" if "base" in row.paired.at_chance else "not distinguishable"
+            if p_value < SIGNIFICANCE:
+                mark = "better" if (row.paired.effect > 0) == row.higher_is_better else "worse"
+            paired = row.paired.model_copy(update={"holm_p_value": p_value, "mark": mark})
+            judged.append(row.model_copy(update={"paired": paired}))
+        else:
+            judged.append(row)
+    return tuple(judged)
 
 
 def mean_change(rows: Sequence[TaskComparison]) -> Estimate | None:

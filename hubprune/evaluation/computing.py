@@ -20,18 +20,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hubprune.core.devices import rank, world_size
 from hubprune.core.errors import EvaluationError
-from hubprune.core.processes import rank, world_size
+from hubprune.evaluation import models
 from hubprune.evaluation.layer_tree import Batch, LayerTree, Variant, collate, head_alone
-from hubprune.evaluation.models import (
-    Batches,
-    Result,
-    is_memory_error,
-    memory_errors,
-    release_memory,
-    run_batches,
-    similar_length,
-)
 from hubprune.evaluation.panel import PLAIN_ROWS, Computing, Names, PanelLM, Prompt, Scored
 from hubprune.evaluation.requests import Answer, Request, Row, alone, batches, make_rows, refuse_not_finite, slots
 
@@ -58,13 +50,9 @@ class Models:
     """
 
     def __init__(
-        self,
-        variants: Sequence[Variant],
-        tokenizer: Any,
-        *,
-        batch_size: int | None,
+        self, variants: Sequence[Variant], tokenizer: Any, *, batch_size: int | None,
         share: Callable[[], Callable[[], None]] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.variants = {variant.name: variant for variant in variants}
         self.language_models = {v.name: PanelLM(v, tokenizer, batch_size=batch_size) for v in variants}
         """What `lm_eval.evaluate` takes, by name."""
@@ -108,7 +96,7 @@ class Models:
         model = self.language_models[name]
         lengths = [len(model.tok_encode(prompt[0])) + model.new_tokens(prompt) for prompt in prompts]
         tokens = None if self._batch_size else TEXT_SLOTS
-        batches = similar_length(lengths, tokens=tokens, rows=self._batch_size or TEXT_ROWS)
+        batches = models.similar_length(lengths, tokens=tokens, rows=self._batch_size or TEXT_ROWS)
         return _run(batches, lambda batch: model.write([prompts[i] for i in batch]))
 
     def share_weights(self) -> None:
@@ -136,9 +124,9 @@ class Models:
         """Do nothing: nobody else waits."""
 
 
-def _run(batches: Batches, work: Callable[[tuple[int, ...]], list[Result]]) -> list[Result]:
-    with memory_errors("over a single row", hint="Pass --dtype bfloat16, or --device cpu."):
-        return run_batches(batches, work, on_split=lambda rows: None)[0]
+def _run(batches: models.Batches, work: Callable[[tuple[int, ...]], list[models.Result]]) -> list[models.Result]:
+    with models.memory_errors("over a single row", hint="Pass --dtype bfloat16, or --device cpu."):
+        return models.run_batches(batches, work, on_split=lambda rows: None)[0]
 
 
 class Scorer:
@@ -176,10 +164,13 @@ class Scorer:
                     answers[name] |= some
                 continue
             if likely:
-                release_memory()
+                models.release_memory()
                 self._most_slots = slots(part) // 2 if len(part) > 1 else self._most_slots
             middle = len(part) // 2
-            smaller = [part[:middle], part[middle:]] if middle else [[row] for row in _taken_apart(part[0], requests)]
+            if not middle and len(part[0].members) == 1:
+                message = f"The device ran out of memory over a single request of {len(part[0])} tokens."
+                raise EvaluationError(message, hint="Pass --dtype bfloat16, or --device cpu.")
+            smaller = [part[:middle], part[middle:]] if middle else [[row] for row in alone(part[0], requests)]
             parts.extendleft(reversed(smaller))
         return answers
 
@@ -189,18 +180,9 @@ class Scorer:
             batch = collate(rows, self._device)
             return {v.name: _answers(v, states, batch) for v, states in self._tree.hidden_states(batch)}
         except RuntimeError as error:
-            if not is_memory_error(error):
+            if not models.is_memory_error(error):
                 raise
             return None
-
-
-def _taken_apart(row: Row, requests: Sequence[Request]) -> list[Row]:
-    if len(row.members) == 1:
-        raise EvaluationError(
-            f"The device ran out of memory over a single request of {len(row)} tokens.",
-            hint="Pass --dtype bfloat16, or --device cpu.",
-        )
-    return alone(row, requests)
 
 
 def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, Answer]:

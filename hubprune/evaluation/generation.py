@@ -15,15 +15,7 @@ from hubprune.core.artifacts import GenerationComparison, ModelText, ModelTexts
 from hubprune.core.console import Advance, Reporter, quiet
 from hubprune.core.errors import EvaluationError
 from hubprune.core.neutral import fresh_generation
-from hubprune.evaluation.models import (
-    Batches,
-    LoadedModel,
-    load_model,
-    memory_errors,
-    release_memory,
-    run_batches,
-    similar_length,
-)
+from hubprune.evaluation import models
 from hubprune.evaluation.repetition import pair_texts
 
 BATCH_TOKENS = 8192
@@ -44,14 +36,9 @@ class Request:
 
 
 def compare(
-    base_folder: Path,
-    pruned_folder: Path,
-    *,
-    request: Request,
-    base_code: bool = False,
-    base_texts: ModelTexts | None = None,
-    reporter: Reporter,
-) -> GenerationComparison:
+    base_folder: Path, pruned_folder: Path, *, request: Request, base_code: bool = False,
+    base_texts: ModelTexts | None = None, reporter: Reporter,
+) -> GenerationComparison:  # fmt: skip
     """Let two model folders continue the same prompts, one model after the other, in the same batches.
 
     Code in a folder is run for the pruned one, and for the base where `base_code` says that this package rendered it.
@@ -61,7 +48,6 @@ def compare(
         EvaluationError: a prompt leaves no room for a single new token, or the memory is too small for one prompt.
         RecipeError: this machine has no such device.
     """
-
     write_base = partial(write, base_folder, name="base", trust_remote_code=base_code, reporter=reporter)
     write_pruned = partial(write, pruned_folder, name="pruned", trust_remote_code=True, reporter=reporter)
     base = base_texts or write_base(request)
@@ -78,14 +64,9 @@ def compare(
 
 
 def write(
-    folder: Path,
-    request: Request,
-    *,
-    name: str,
-    trust_remote_code: bool = False,
-    batches: Batches | None = None,
-    reporter: Reporter,
-) -> ModelTexts:
+    folder: Path, request: Request, *, name: str, trust_remote_code: bool = False,
+    batches: models.Batches | None = None, reporter: Reporter,
+) -> ModelTexts:  # fmt: skip
     """Let the model of a folder continue all prompts.
 
     Decoding is greedy whatever the folder's generation_config.json says.  Where a prompt and `max_new_tokens` do not
@@ -98,15 +79,17 @@ def write(
         RecipeError: this machine has no such device.
     """
     with quiet():
-        model = load_model(folder, device=request.device, dtype=request.dtype, trust_remote_code=trust_remote_code)
+        model = models.load_model(
+            folder, device=request.device, dtype=request.dtype, trust_remote_code=trust_remote_code
+        )
         written = _write(model, request, name=name, batches=batches, reporter=reporter)
         del model
-        release_memory()
+        models.release_memory()
     return written
 
 
 def _write(
-    model: LoadedModel, request: Request, *, name: str, batches: Batches | None, reporter: Reporter
+    model: models.LoadedModel, request: Request, *, name: str, batches: models.Batches | None, reporter: Reporter
 ) -> ModelTexts:
     rows = [list(model.tokenizer(prompt)["input_ids"]) for prompt in request.prompts]
     new_tokens = _room(model, rows, request, reporter)
@@ -116,11 +99,11 @@ def _write(
         reporter.note(f"memory ran out: going on with {'1 prompt' if number == 1 else f'{number} prompts'} at once")
 
     with (
-        memory_errors("while it continued a single prompt", hint=MEMORY_HINT),
+        models.memory_errors("while it continued a single prompt", hint=MEMORY_HINT),
         reporter.progress(f"Free text, {name}", total=len(rows) * new_tokens, unit="tokens") as advance,
     ):
-        texts, batches = run_batches(
-            batches or similar_length([len(row) + new_tokens for row in rows], tokens=BATCH_TOKENS),
+        texts, batches = models.run_batches(
+            batches or models.similar_length([len(row) + new_tokens for row in rows], tokens=BATCH_TOKENS),
             lambda batch: _continue(model, [rows[i] for i in batch], config, advance),
             on_split=tell,
         )
@@ -129,7 +112,7 @@ def _write(
     )
 
 
-def _room(model: LoadedModel, rows: Sequence[Sequence[int]], request: Request, reporter: Reporter) -> int:
+def _room(model: models.LoadedModel, rows: Sequence[Sequence[int]], request: Request, reporter: Reporter) -> int:
     """Cut the number of new tokens down to what the model has positions for, after the longest prompt."""
     longest = max(range(len(rows)), key=lambda i: len(rows[i]))
     room = request.max_new_tokens if model.max_positions is None else model.max_positions - len(rows[longest])
@@ -145,8 +128,7 @@ def _room(model: LoadedModel, rows: Sequence[Sequence[int]], request: Request, r
     return min(room, request.max_new_tokens)
 
 
-def _greedy(model: LoadedModel, *, max_new_tokens: int) -> Any:
-    """Make the one way of decoding that both models get."""
+def _greedy(model: models.LoadedModel, *, max_new_tokens: int) -> Any:
     named = model.model.generation_config.eos_token_id  # else the tokenizer names the tokens that end a text
     named = model.tokenizer.eos_token_id if named is None else named
     ends = [] if named is None else [int(e) for e in (named if isinstance(named, list) else [named])]
@@ -171,7 +153,7 @@ class _Steps(StoppingCriteria):
         self._advance(tokens)
 
 
-def _continue(model: LoadedModel, rows: Sequence[list[int]], config: Any, advance: Advance) -> list[ModelText]:
+def _continue(model: models.LoadedModel, rows: Sequence[list[int]], config: Any, advance: Advance) -> list[ModelText]:
     width = max(map(len, rows))
     ids = torch.tensor([[config.pad_token_id] * (width - len(row)) + row for row in rows])  # [batch, width]
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])  # [batch, width]
@@ -188,16 +170,13 @@ def _continue(model: LoadedModel, rows: Sequence[list[int]], config: Any, advanc
         raise
     steps.tell(expected - steps.done)  # where all texts ended early
     ends = set(config.eos_token_id or ())
-    # What comes after the first token that ends a text is padding.
-    kept = [
-        next((new[: i + 1] for i, token in enumerate(new) if token in ends), new) for new in output[:, width:].tolist()
-    ]
-    return [_text(model, row, new, ends) for row, new in zip(rows, kept, strict=True)]
-
-
-def _text(model: LoadedModel, prompt: list[int], new: list[int], ends: set[int]) -> ModelText:
-    """Decode new tokens as they stand after the prompt: alone, a SentencePiece word would lose its leading space."""
     decode = partial(model.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    before, whole, alone = (str(decode(tokens)) for tokens in (prompt, prompt + new, new))
-    text = whole.removeprefix(before) if whole.startswith(before) else alone
-    return ModelText(text=text, tokens=len(new), token_ids=tuple(token for token in new if token not in ends))
+    texts = []
+    for prompt, padded in zip(rows, output[:, width:].tolist(), strict=True):
+        new = next((padded[: i + 1] for i, token in enumerate(padded) if token in ends), padded)
+        # Decoded as they stand after the prompt: alone, a SentencePiece word would lose its leading space.
+        before, whole, alone = (str(decode(tokens)) for tokens in (prompt, prompt + new, new))
+        text = whole.removeprefix(before) if whole.startswith(before) else alone
+        ids = tuple(token for token in new if token not in ends)
+        texts.append(ModelText(text=text, tokens=len(new), token_ids=ids))
+    return texts

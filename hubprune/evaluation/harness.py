@@ -63,17 +63,9 @@ class ModelFolder:
 
 
 def run(
-    base: ModelFolder,
-    pruned: ModelFolder,
-    *,
-    spec: EvaluationSpec,
-    seed: int,
-    device: str,
-    dtype: str,
-    reporter: Reporter,
-    memo: Path | None = None,
-    samples_folder: Path | None = None,
-) -> BenchmarkComparison:
+    base: ModelFolder, pruned: ModelFolder, *, spec: EvaluationSpec, seed: int, device: str, dtype: str,
+    reporter: Reporter, memo: Path | None = None, samples_folder: Path | None = None,
+) -> BenchmarkComparison:  # fmt: skip
     """Benchmark two model folders with lm-eval's tasks and metrics, and compare them.
 
     Both are loaded at once where memory allows that, and share what they have in common; else one after the other.
@@ -281,17 +273,8 @@ def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> Benchmar
     for sentence in left_out:
         plan.reporter.warn(sentence)
     return BenchmarkComparison(
-        tasks=tasks,
-        mean_change=mean_change(tasks),
-        left_out=tuple(left_out),
-        limit=plan.spec.limit,
-        backend="hf" if measured.fallback else plan.spec.backend,
-        fallback=measured.fallback,
-        self_check=measured.self_check,
-        batch_size=plan.spec.batch_size,
-        dtype=measured.dtype,
-        device=measured.device,
-        seed=plan.seed,
-        lm_eval=version("lm_eval"),
-        seconds=seconds,
-    )
+        tasks=tasks, mean_change=mean_change(tasks), left_out=tuple(left_out), limit=plan.spec.limit,
+        backend="hf" if measured.fallback else plan.spec.backend, fallback=measured.fallback,
+        self_check=measured.self_check, batch_size=plan.spec.batch_size, dtype=measured.dtype,
+        device=measured.device, seed=plan.seed, lm_eval=version("lm_eval"), seconds=seconds,
+    )  # fmt: skip

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from hubprune.core.decoder import Recorder, recording
+from hubprune.core.neutral import recorder_of
 from hubprune.evaluation.requests import Row
 
 PASSED_OVER = frozenset({"layer_idx", "name_or_path", "training"})
@@ -32,7 +32,6 @@ class Variant:
 
     name: str
     model: Any
-    """Causal language model of transformers."""
     layers: tuple[nn.Module, ...]
     """What is run in the place of the model's own layers."""
     active: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
@@ -170,7 +169,6 @@ class _Limb:
 
 
 def _grouped(numbers: Sequence[int], keys: Sequence[object]) -> list[list[int]]:
-    """Put numbers with equal keys together, in their order."""
     groups: dict[object, list[int]] = {}
     for number, key in zip(numbers, keys, strict=True):
         groups.setdefault(key, []).append(number)
@@ -182,7 +180,7 @@ class _Trunk:
 
     def __init__(self, variant: Variant) -> None:
         self._decoder = variant.decoder
-        self._recorders = [Recorder(layer) for layer in variant.layers]
+        self._recorders = [recorder_of(layer) for layer in variant.layers]
         self._windows = windows_of(variant)
 
     @staticmethod
@@ -203,8 +201,12 @@ class _Trunk:
                 if mask is not None:
                     masks[window] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         given = {} if batch.positions is None else {"position_ids": batch.positions, "attention_mask": masks[None]}
-        with recording(self._decoder, self._recorders):
+        layers, norm = self._decoder.layers, self._decoder.norm
+        self._decoder.layers, self._decoder.norm = nn.ModuleList(self._recorders), nn.Identity()
+        try:
             self._decoder(input_ids=batch.ids, use_cache=False, **given)
+        finally:
+            self._decoder.layers, self._decoder.norm = layers, norm
         states, calls = self._recorders[0].states, [recorder.calls for recorder in self._recorders]
         for recorder in self._recorders:
             recorder.forget()

@@ -21,11 +21,18 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from hubprune.core.artifacts import PerplexityAnswers
-from hubprune.core.devices import available_bytes, resolve_device, resolve_dtype, with_dtype
+from hubprune.core.devices import (
+    available_bytes,
+    local_rank,
+    local_world_size,
+    resolve_device,
+    resolve_dtype,
+    with_dtype,
+    world_size,
+)
 from hubprune.core.errors import EvaluationError
 from hubprune.core.files import scratch_prefix
 from hubprune.core.neutral import load_causal_lm
-from hubprune.core.processes import local_rank, local_world_size, world_size
 from hubprune.core.strict import parse_json
 
 NO_MEMORY = (

@@ -94,14 +94,9 @@ class Panel:
         for model in self.language_models.values():
             model.panel = self
         self._checked: set[str] = set()
-        self.fallback = next(
-            (
-                f"the {variant.name} model cannot be run layer by layer: {reason}"
-                for variant in self._variants.values()
-                if backend == "shared" and (reason := why_not(variant))
-            ),
-            None,
-        )
+        reasons = ((name, why_not(v)) for name, v in self._variants.items() if backend == "shared")
+        told = (f"the {name} model cannot be run layer by layer: {reason}" for name, reason in reasons if reason)
+        self.fallback = next(told, None)
         """Why lm-eval's own backend computes although it was not asked for; None where it does not."""
 
     @property
@@ -179,21 +174,23 @@ class Panel:
         new = tuple(sorted(names - self._checked))
         if not new:
             return
-        chosen = _spread(requests)
+        # From all over: pairs of neighbours in the order of their tokens.
+        order = sorted(requests, key=lambda request: request.tokens)
+        pairs = max(1, min(CHECKED_PAIRS, len(order) // (2 * CHECKED_SHARE)))
+        starts = [len(order) * (2 * number + 1) // (2 * pairs) for number in range(pairs)]
+        chosen = [order[place] for place in sorted({p for s in starts for p in (s, max(0, s - 1))})]
         expected = {name: self._models.plain(name, chosen) for name in new}
         self._models.share_weights()
         found: dict[str, dict[int, Answer]] = {name: {} for name in new}
         for name, answers in self._scored(new, chosen):
             found[name] |= answers
         for name in new:
-            pairs = ((found[name][number], answer) for number, answer in enumerate(expected[name]))
-            difference = max(abs(ours.log_likelihood - theirs.log_likelihood) for ours, theirs in pairs)
+            both = ((found[name][number], answer) for number, answer in enumerate(expected[name]))
+            difference = max(abs(ours.log_likelihood - theirs.log_likelihood) for ours, theirs in both)
             if not difference <= self._tolerance:
                 self._models.put_weights_back()
-                self.fallback = (
-                    f"log-likelihoods of the {name} model differed by {difference:.2g} nats from lm-eval's own in "
-                    f"{len(chosen)} requests, with {self._tolerance:g} allowed"
-                )
+                differed = f"log-likelihoods of the {name} model differed by {difference:.2g} nats from lm-eval's own"
+                self.fallback = f"{differed} in {len(chosen)} requests, with {self._tolerance:g} allowed"
                 self._reporter.warn(f"The shared evaluation is not used: {self.fallback}.")
                 return
             self._memo.put_check(self._model(name), len(chosen), difference)
@@ -236,14 +233,6 @@ class Panel:
                 known |= dict(zip(piece, texts, strict=True))
                 advance(len(piece))
         return [known[key] for key in keys]
-
-
-def _spread(requests: Sequence[Request]) -> list[Request]:
-    """Choose a few requests from all over: pairs of neighbours in the order of their tokens."""
-    order = sorted(requests, key=lambda request: request.tokens)
-    pairs = max(1, min(CHECKED_PAIRS, len(order) // (2 * CHECKED_SHARE)))
-    starts = [len(order) * (2 * number + 1) // (2 * pairs) for number in range(pairs)]
-    return [order[place] for place in sorted({p for s in starts for p in (s, max(0, s - 1))})]
 
 
 class PanelLM(HFLM):
@@ -321,10 +310,9 @@ class PanelLM(HFLM):
         """
         asked = int(normalize_gen_kwargs(dict(prompt[1]), self.max_gen_toks)["max_gen_toks"])
         if asked >= self.max_length:
-            raise EvaluationError(
-                f"A benchmark lets the model write {asked} tokens, and it has {self.max_length} positions in all.",
-                hint="Leave this benchmark out, or write a task file with fewer max_gen_toks.",
-            )
+            message = f"A benchmark lets the model write {asked} tokens, and it has {self.max_length} positions in all."
+            hint = "Leave this benchmark out, or write a task file with fewer max_gen_toks."
+            raise EvaluationError(message, hint=hint)
         return asked
 
     @contextmanager

@@ -120,26 +120,18 @@ def _agreement(text: Text) -> list[int]:
 
 def pair_texts(prompts: Sequence[str], base: ModelTexts, pruned: ModelTexts) -> GenerationComparison:
     """Put what two models wrote after the same prompts, in the same batches, beside each other with all measures."""
-    continuations = tuple(
-        Continuation(
-            prompt=prompt,
-            base=one.text,
-            pruned=other.text,
-            base_tokens=one.tokens,
-            pruned_tokens=other.tokens,
-            base_repetition=measure(one.token_ids),
-            pruned_repetition=measure(other.token_ids),
-        )
-        for prompt, one, other in zip(prompts, base.texts, pruned.texts, strict=True)
-    )
+    continuations = []
+    for prompt, one, other in zip(prompts, base.texts, pruned.texts, strict=True):
+        continuation = Continuation(
+            prompt=prompt, base=one.text, pruned=other.text, base_tokens=one.tokens, pruned_tokens=other.tokens,
+            base_repetition=measure(one.token_ids), pruned_repetition=measure(other.token_ids),
+        )  # fmt: skip
+        continuations.append(continuation)
     return GenerationComparison(
-        continuations=continuations,
-        max_new_tokens=base.max_new_tokens,
-        dtype=base.dtype,
-        device=base.device,
-        batch_size=max(map(len, base.batches)),
+        continuations=tuple(continuations), max_new_tokens=base.max_new_tokens, dtype=base.dtype,
+        device=base.device, batch_size=max(map(len, base.batches)),
         repetition=compare_repetition(*([text.token_ids for text in side.texts] for side in (base, pruned))),
-    )
+    )  # fmt: skip
 
 
 def compare_repetition(base: Sequence[Text], pruned: Sequence[Text]) -> RepetitionComparison:

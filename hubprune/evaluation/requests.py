@@ -94,10 +94,8 @@ class Answer:
 def refuse_not_finite(log_likelihoods: Iterable[float], *, model: str) -> None:
     """Raise EvaluationError where a log-likelihood is NaN or infinite; very small ones are results."""
     if not all(map(math.isfinite, log_likelihoods)):
-        raise EvaluationError(
-            f"A log-likelihood of the {model} model is not finite.",
-            hint="Try --dtype float32; if it computed in that, its logits overflow and nothing can be measured.",
-        )
+        hint = "Try --dtype float32; if it computed in that, its logits overflow and nothing can be measured."
+        raise EvaluationError(f"A log-likelihood of the {model} model is not finite.", hint=hint)
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -108,7 +106,6 @@ class Member:
     """One request of a row."""
 
     request: int
-    """Its number in the list that was packed."""
     places: tuple[int, ...]
     """Where in the row the hidden states are that predict its targets."""
     targets: tuple[int, ...]
@@ -295,7 +292,5 @@ class Memo:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            raise EvaluationError(
-                f"Cannot use the memory of answers in {self._path}: {error}.",
-                hint="Delete the file, or set HUBPRUNE_HOME.",
-            ) from error
+            message = f"Cannot use the memory of answers in {self._path}: {error}."
+            raise EvaluationError(message, hint="Delete the file, or set HUBPRUNE_HOME.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from statistics import mean
 from typing import Any
 
@@ -37,13 +38,9 @@ def refuse_different_documents(base: Results, pruned: Results) -> None:
 
 
 def compare_results(
-    base: Results,
-    pruned: Results,
-    *,
-    requested: Mapping[str, tuple[str, ...]],
-    commits: Mapping[str, str | None],
-    warn: Callable[[str], None],
-) -> tuple[TaskComparison, ...]:
+    base: Results, pruned: Results, *, requested: Mapping[str, tuple[str, ...]],
+    commits: Mapping[str, str | None], warn: Callable[[str], None],
+) -> tuple[TaskComparison, ...]:  # fmt: skip
     """Compare two models in rows, in the order of the requested names; a task's main metric comes first.
 
     A group that lm-eval has an aggregate for (`mmlu`) is one row per metric, so that its 57 subjects do not outweigh
@@ -66,12 +63,9 @@ def compare_results(
 
 
 def _all_rows(
-    base: Results,
-    pruned: Results,
-    requested: Mapping[str, tuple[str, ...]],
-    commits: Mapping[str, str | None],
+    base: Results, pruned: Results, requested: Mapping[str, tuple[str, ...]], commits: Mapping[str, str | None],
     warn: Callable[[str], None],
-) -> list[TaskComparison]:
+) -> list[TaskComparison]:  # fmt: skip
     names = dict.fromkeys(n for name, tasks in requested.items() for n in _reported(base, name, tasks))
     return [row for name in names for row in _rows(base, pruned, name, commits, warn)]
 
@@ -84,24 +78,20 @@ def answers_of(
     Raises:
         EvaluationError: a task has no metric with a finite value.
     """
-    return tuple(_answers(results, row) for row in _all_rows(results, results, requested, {}, warn))
-
-
-def _answers(results: Results, row: TaskComparison) -> TaskAnswers:
-    whole = {document: value for task in _per_task(results, row) for document, value in task.items()}
-    values = {d: value for d, value in sorted(whole.items()) if not isinstance(value, tuple)}
-    # Only of a metric that is a mean over documents can a paired error be computed from them.
-    usable = values if values and fits([values], scale="mean", expected=row.base.value) else {}
-    return TaskAnswers(
-        task=row.task,
-        metric=row.metric,
-        is_share=row.is_share,
-        higher_is_better=row.higher_is_better,
-        chance=row.chance,
-        result=row.base,
-        documents=tuple(f"{task} {number} {text[:12]}" for task, number, text in usable),
-        answers=tuple(usable.values()),
-    )
+    found = []
+    for row in _all_rows(results, results, requested, {}, warn):
+        whole = {document: value for task in _per_task(results, row) for document, value in task.items()}
+        values = {d: value for d, value in sorted(whole.items()) if not isinstance(value, tuple)}
+        # Only of a metric that is a mean over documents can a paired error be computed from them.
+        usable = values if values and fits([values], scale="mean", expected=row.base.value) else {}
+        answers = TaskAnswers(
+            task=row.task, metric=row.metric, is_share=row.is_share, higher_is_better=row.higher_is_better,
+            chance=row.chance, result=row.base,
+            documents=tuple(f"{task} {number} {text[:12]}" for task, number, text in usable),
+            answers=tuple(usable.values()),
+        )  # fmt: skip
+        found.append(answers)
+    return tuple(found)
 
 
 def _per_task(results: Results, row: TaskComparison) -> list[Answers]:
@@ -130,7 +120,20 @@ def _rows(
     base: Results, pruned: Results, name: str, commits: Mapping[str, str | None], warn: Callable[[str], None]
 ) -> list[TaskComparison]:
     leaves = _leaves(base, name)
-    shared = _facts(base, name, leaves) | {"dataset_commit": _text(_common(leaves, commits))}
+    configs = {leaf: base["configs"][leaf] for leaf in leaves}
+    counts = [base["n-samples"][leaf] for leaf in leaves]
+    splits = {leaf: c.get("test_split") or c.get("validation_split") for leaf, c in configs.items()}
+    shared = {  # by all rows; where the tasks differ in something, that is None
+        "task": name,
+        "documents": sum(count["effective"] for count in counts),
+        "documents_available": sum(count["original"] for count in counts),
+        "num_fewshot": int(base["n-shot"][leaves[0]]),
+        "version": str(base["versions"].get(name, "N/A")),
+        "dataset": _text(_common(leaves, {leaf: hub_id(c.get("dataset_path")) for leaf, c in configs.items()})),
+        "dataset_config": _text(_common(leaves, {leaf: c.get("dataset_name") for leaf, c in configs.items()})),
+        "dataset_commit": _text(_common(leaves, commits)),
+        "split": _text(_common(leaves, splits)),
+    }
     rows = []
     for metric, key in sorted(_metric_keys(base, name).items(), key=lambda item: _place(item[0])):
         results = {"base": base["results"][name], "pruned": pruned["results"][name]}
@@ -145,23 +148,6 @@ def _rows(
     if not rows and not any(_metric(base["results"][name], key) for key in _metric_keys(base, name).values()):
         raise EvaluationError(f"The benchmark {name} has no metric with a finite value.")
     return rows
-
-
-def _facts(results: Results, name: str, leaves: tuple[str, ...]) -> dict[str, Any]:
-    """What is the same in all rows of a task or group; where its tasks differ in something, that is None."""
-    configs = {leaf: results["configs"][leaf] for leaf in leaves}
-    counts = [results["n-samples"][leaf] for leaf in leaves]
-    splits = {leaf: c.get("test_split") or c.get("validation_split") for leaf, c in configs.items()}
-    return {
-        "task": name,
-        "documents": sum(count["effective"] for count in counts),
-        "documents_available": sum(count["original"] for count in counts),
-        "num_fewshot": int(results["n-shot"][leaves[0]]),
-        "version": str(results["versions"].get(name, "N/A")),
-        "dataset": _text(_common(leaves, {leaf: hub_id(c.get("dataset_path")) for leaf, c in configs.items()})),
-        "dataset_config": _text(_common(leaves, {leaf: c.get("dataset_name") for leaf, c in configs.items()})),
-        "split": _text(_common(leaves, splits)),
-    }
 
 
 def _chance(results: Results, metric: str, leaves: tuple[str, ...]) -> float | None:
@@ -224,14 +210,10 @@ def _metric(result: Mapping[str, Any], key: str) -> MetricValue | None:
 
 def _finite(value: Any) -> float | None:
     """Take a number as it is; None for "N/A", NaN, infinity, and whatever else lm-eval puts in the place of one."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-# ---- document by document ----------------------------------------------------------------------------------------
+    with suppress(TypeError, ValueError):
+        if math.isfinite(number := float(value)):
+            return number
+    return None
 
 
 def read_answers(samples: Sequence[Mapping[str, Any]], *, task: str, metric: str, filter_name: str) -> Answers:
@@ -244,16 +226,10 @@ def read_answers(samples: Sequence[Mapping[str, Any]], *, task: str, metric: str
 
 def _value(value: Any) -> Value | None:
     """Take a number, or a sum with the words or bytes that it is over."""
-    parts = value if isinstance(value, (list, tuple)) else [value]
-    try:
-        numbers = [float(part) for part in parts]
-    except (TypeError, ValueError):
-        return None
-    if not all(map(math.isfinite, numbers)):
-        return None
-    if len(numbers) == 2:
-        return (numbers[0], numbers[1]) if numbers[1] > 0 else None
-    return numbers[0] if not isinstance(value, (list, tuple)) else None
+    if not isinstance(value, (list, tuple)):
+        return _finite(value)
+    numbers = [number for part in value if (number := _finite(part)) is not None]
+    return (numbers[0], numbers[1]) if len(numbers) == len(value) == 2 and numbers[1] > 0 else None
 
 
 def compare_answers(base: Sequence[Answers], pruned: Sequence[Answers], row: TaskComparison) -> PairedComparison | None:

@@ -1,4 +1,4 @@
-"""How fast a model reads and writes against its base: paired rounds in random order, a control, and an interval.
+"""How fast a model reads and writes against its base, in paired rounds with a control, and what memory it takes.
 
 Each round times the base, the base again, and the model.  Runs one after the other drift with whatever else the machine
 does, by far more than the differences that are looked for: so all take turns in one process, and what counts is the
@@ -10,26 +10,34 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any, Protocol, TypeVar, get_args
 
 import torch
+from pydantic import BaseModel
 
 from hubprune.core.artifacts import Interval, Measure, SpeedMeasured
+from hubprune.core.devices import held_bytes, run_to_end
 from hubprune.core.errors import EvaluationError
-from hubprune.evaluation.models import LoadedModel, memory_errors
+from hubprune.evaluation.models import LoadedModel, is_memory_error, load_model, memory_errors, release_memory
 
 WARM_UPS = 3
 """Rounds of every shape that do not count."""
 FIRST_TOKEN = 5
 """Tokens below are left out of prompts: in most vocabularies they are special."""
 RESAMPLES = 2000
+LIMIT = 4096
+"""Where the search for the largest batch ends."""
+STATUS = Path("/proc/self/status")
+"""Where Linux tells the peak of a process.  `getrusage` would begin with the peak of the process that started it."""
 Seen = TypeVar("Seen")
 Round = tuple[float, float, float]
 """Seconds of base, base again and the model that is compared with it."""
@@ -60,21 +68,15 @@ def fit_depths(depths: Sequence[int], *, new_tokens: int, max_positions: int | N
     if max_positions is None:
         return tuple(sorted(set(depths)))
     if new_tokens > max_positions:
-        raise EvaluationError(
-            f"The model has {max_positions} positions, fewer than {new_tokens} new tokens.",
-            hint=f"Pass --new-tokens {max_positions} or less.",
-        )
+        message = f"The model has {max_positions} positions, fewer than {new_tokens} new tokens."
+        raise EvaluationError(message, hint=f"Pass --new-tokens {max_positions} or less.")
     return tuple(sorted({min(depth, max_positions - new_tokens) for depth in depths}))
 
 
 def measure(
-    base: Entry,
-    pruned: Entry,
-    spec: SpeedSpec,
-    *,
-    clock: Clock | None = None,
+    base: Entry, pruned: Entry, spec: SpeedSpec, *, clock: Clock | None = None,
     advance: Callable[[int], None] = lambda _: None,
-) -> tuple[SpeedMeasured, ...]:
+) -> tuple[SpeedMeasured, ...]:  # fmt: skip
     """Time two models on one device in turns, by the device's own clock where none is given.
 
     `advance` is told after every round, `WARM_UPS` included.  Returns one entry per measure, in their own order; where
@@ -88,30 +90,20 @@ def measure(
     where = f"at depth {spec.depth} and batch size {spec.batch_size}"
     with torch.inference_mode(), memory_errors(where, hint="Ask for less depth or a smaller batch size."):
         seen = take_turns(runs, rounds=spec.rounds, warm_ups=WARM_UPS, seed=spec.seed, advance=advance)
-    return tuple(
-        _measured(name, [(row["base"][name], row["again"][name], row["pruned"][name]) for row in seen], spec)
-        for name in get_args(Measure)
-        if name in seen[0]["base"]
-    )
-
-
-def _measured(name: Measure, rounds: Sequence[Round], spec: SpeedSpec) -> SpeedMeasured:
-    ratio, control = ratio_to_base(rounds, seed=spec.seed)
-    base, seconds = median(row[0] for row in rounds), median(row[2] for row in rounds)
-    tokens = {"prefill": spec.depth, "decode": spec.new_tokens, "generation": spec.new_tokens}.get(name)
-    return SpeedMeasured(
-        measure=name,
-        ratio=ratio,
-        control=control,
-        seconds=seconds,
-        base_seconds=base,
-        tokens_per_second=tokens * spec.batch_size / seconds if tokens else None,
-        base_tokens_per_second=tokens * spec.batch_size / base if tokens else None,
-        depth=spec.depth,
-        new_tokens=spec.new_tokens,
-        batch_size=spec.batch_size,
-        round_seconds=tuple(rounds),
-    )
+    measured = []
+    for name in (name for name in get_args(Measure) if name in seen[0]["base"]):
+        rounds: list[Round] = [(row["base"][name], row["again"][name], row["pruned"][name]) for row in seen]
+        ratio, control = ratio_to_base(rounds, seed=spec.seed)
+        base_seconds, seconds = median(row[0] for row in rounds), median(row[2] for row in rounds)
+        tokens = {"prefill": spec.depth, "decode": spec.new_tokens, "generation": spec.new_tokens}.get(name)
+        found = SpeedMeasured(
+            measure=name, ratio=ratio, control=control, seconds=seconds, base_seconds=base_seconds,
+            tokens_per_second=tokens * spec.batch_size / seconds if tokens else None,
+            base_tokens_per_second=tokens * spec.batch_size / base_seconds if tokens else None, depth=spec.depth,
+            new_tokens=spec.new_tokens, batch_size=spec.batch_size, round_seconds=tuple(rounds),
+        )  # fmt: skip
+        measured.append(found)
+    return tuple(measured)
 
 
 def _sample(entry: Entry, spec: SpeedSpec, clock: Clock | None) -> Mapping[Measure, float]:
@@ -250,3 +242,106 @@ class CudaClock:
 def clock_of(device: str) -> Clock:
     """Return the clock for a device."""
     return CudaClock(device) if device.startswith("cuda") else WallClock(device)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def cache_bytes(model: LoadedModel, *, tokens: int) -> int:
+    """Fill the KV cache of one sequence with so many tokens, and count its bytes."""
+    return held_bytes(_run(model, SpeedSpec(depth=tokens, new_tokens=0, rounds=0)))
+
+
+def allocated_peak(model: LoadedModel, spec: SpeedSpec) -> int | None:
+    """Return the bytes of a model's weights and of the most that the allocator held beside them while it ran.
+
+    Other models on the device do not count.  None where the device's allocator keeps no peak.
+    """
+    if not model.device.startswith("cuda"):
+        return None
+    release_memory()
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    _run(model, spec)
+    return int(model.model.get_memory_footprint() + torch.cuda.max_memory_allocated(model.device) - before)
+
+
+def _run(model: LoadedModel, spec: SpeedSpec) -> Any:
+    with torch.inference_mode():
+        return answer(model, inputs(model, spec), spec, between=lambda: None)
+
+
+class ResidentRequest(BaseModel):
+    """What a fresh process loads and runs."""
+
+    folder: str
+    dtype: str
+    trust_remote_code: bool
+    spec: SpeedSpec
+
+
+def resident_peak(folder: Path, spec: SpeedSpec, *, dtype: str, trust_remote_code: bool) -> int | None:
+    """Load a folder on the CPU in a fresh process, run one shape, and return the most bytes that were resident.
+
+    Libraries and loading are part of it.  None where the system does not tell.
+
+    Raises:
+        EvaluationError: the process ended early.
+    """
+    if not STATUS.is_file():
+        return None
+    own_code = trust_remote_code
+    request = ResidentRequest(folder=str(folder.resolve()), dtype=dtype, trust_remote_code=own_code, spec=spec)
+    command = [sys.executable, "-m", "hubprune.evaluation.speed"]
+    done = run_to_end(command, input=request.model_dump_json(), capture_output=True, text=True)
+    if done.returncode:
+        message = f"The fresh process that measures the memory of {folder} ended with code {done.returncode}."
+        hint = "Most likely the memory was too small: ask for less depth or a smaller batch size."
+        raise EvaluationError(message, hint=hint)
+    return int(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Read a request from stdin, write the peak in bytes as the last line of stdout."""
+    request = ResidentRequest.model_validate_json(sys.stdin.read())
+    own_code = request.trust_remote_code
+    model = load_model(Path(request.folder), device="cpu", dtype=request.dtype, trust_remote_code=own_code)
+    _run(model, request.spec)
+    (line,) = (line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
+    print(1024 * int(line.split()[1]))
+
+
+def largest_batch(model: LoadedModel, *, depth: int, new_tokens: int) -> int:
+    """Return the largest batch of prompts and new tokens that fits beside the weights; 0 where none does.
+
+    Everything else on the device counts against it, so that another model has to be moved away first.
+    """
+
+    def fits(batch_size: int) -> bool:
+        try:
+            _run(model, SpeedSpec(depth=depth, new_tokens=new_tokens, rounds=0, batch_size=batch_size))
+        except RuntimeError as error:
+            if not is_memory_error(error):
+                raise
+            return False
+        finally:
+            release_memory()
+        return True
+
+    return largest(fits, limit=LIMIT)
+
+
+def largest(fits: Callable[[int], bool], *, limit: int) -> int:
+    """Return the largest number up to a limit that fits, where all smaller ones do: by doubling, then by halving."""
+    good, bad = 0, 1
+    while bad <= limit and fits(bad):
+        good, bad = bad, 2 * bad
+    bad = min(bad, limit + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+if __name__ == "__main__":
+    main()

@@ -19,11 +19,10 @@ from typing import Any
 from hubprune.core.console import LARGEST, log_level
 from hubprune.core.errors import EvaluationError, HubpruneError
 from hubprune.core.files import existing_folder
+from hubprune.core.options import SUITES
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.core.specs import shown
-from hubprune.core.suites import SUITES
-from hubprune.evaluation.sources import DataSource, content_of, first_line, hub_id, merge
-from hubprune.evaluation.task_yaml import broken_files, calls_python, includes_of, read_task_file, refuse_misfit
+from hubprune.evaluation import sources
 
 _DEFINITION = re.compile(rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
 
@@ -56,15 +55,27 @@ def find_tasks(spec: EvaluationSpec) -> Any:
     """
     if spec.include_path is not None and not existing_folder(spec.include_path):
         raise EvaluationError(f"There is no folder {spec.include_path}.", hint="Check --include-path.")
-    broken = broken_files(Path(spec.include_path)) if spec.include_path and spec.tasks else {}
+    broken = sources.broken_files(Path(spec.include_path)) if spec.include_path and spec.tasks else {}
     with log_level("lm_eval.tasks", logging.ERROR):
         manager = _index(spec, broken)
         if any(name not in manager.task_index and _is_mentioned(name) for name in spec.tasks):
             manager = _manager(broken, include_path=spec.include_path)  # a tag: its members may be anywhere
-    _refuse_broken(spec, manager, broken)
-    if unknown := [name for name in spec.tasks if name not in manager.task_index]:
+    # A file that cannot be read, or could be read in two ways, may be the one of a name that is not found.
+    unknown = [name for name in spec.tasks if name not in manager.task_index]
+    ours = [path.resolve() for path in task_paths(manager, spec.tasks)]
+    ours += [p for p in broken if unknown and p.is_file() and any(n.encode() in p.read_bytes() for n in unknown)]
+    if error := next((broken[path] for path in ours if path in broken), None):
+        raise error
+    if unknown:
         raise _unknown(unknown[0], spec, manager.task_index, broken)
-    _refuse_unfit(spec, manager.task_index)
+    for name, entry in _walk(manager.task_index, spec.tasks):
+        config = (entry.cfg or {}) if entry else {}
+        if entry is not None and entry.kind.name == "TASK":
+            sources.refuse_misfit(name, config)
+        if config.get("unsafe_code"):
+            raise EvaluationError(f"The benchmark {name} runs code that the model wrote, which hubprune never does.")
+        if config.get("doc_to_image") or config.get("doc_to_audio"):
+            raise EvaluationError(f"The benchmark {name} needs images or audio, and the base reads text.")
     _refuse_examples(spec, manager.task_index)
     return manager
 
@@ -91,7 +102,7 @@ def _manager(broken: Mapping[Path, EvaluationError], **options: Any) -> Any:
     try:
         return TaskManager(**options)
     except Exception as error:
-        own = EvaluationError(f"lm-eval cannot read the files of tasks: {first_line(error)}.")
+        own = EvaluationError(f"lm-eval cannot read the files of tasks: {sources.first_line(error)}.")
         raise next(iter(broken.values()), own) from error
 
 
@@ -147,17 +158,6 @@ def _member_names(items: Any) -> Iterator[str]:
             yield member if isinstance(member, str) else shown(member)
 
 
-def _refuse_broken(spec: EvaluationSpec, manager: Any, broken: Mapping[Path, EvaluationError]) -> None:
-    """Refuse a name whose file cannot be read, or could be read in two ways."""
-    for path in task_paths(manager, spec.tasks):
-        if error := broken.get(path.resolve()):
-            raise error
-    unknown = [name.encode() for name in spec.tasks if name not in manager.task_index]
-    for path, error in broken.items():
-        if path.is_file() and any(name in path.read_bytes() for name in unknown):
-            raise error
-
-
 def _unknown(name: str, spec: EvaluationSpec, index: Mapping[str, Any], broken: Mapping[Path, Any]) -> EvaluationError:
     near = difflib.get_close_matches(name, {*stock_folders(), *index, *SUITES}, n=3)
     places = f"lm-eval's own tasks or in {spec.include_path}" if spec.include_path else "lm-eval's own tasks"
@@ -166,17 +166,6 @@ def _unknown(name: str, spec: EvaluationSpec, index: Mapping[str, Any], broken: 
     own += f" Not read: {next(iter(broken.values())).message}" if broken else ""
     hint = f"Did you mean {' or '.join(near)}? {own}" if near else own
     return EvaluationError(f"There is no benchmark {name} in {places}.", hint=hint)
-
-
-def _refuse_unfit(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
-    for name, entry in _walk(index, spec.tasks):
-        config = (entry.cfg or {}) if entry else {}
-        if entry is not None and entry.kind.name == "TASK":
-            refuse_misfit(name, config)
-        if config.get("unsafe_code"):
-            raise EvaluationError(f"The benchmark {name} runs code that the model wrote, which hubprune never does.")
-        if config.get("doc_to_image") or config.get("doc_to_audio"):
-            raise EvaluationError(f"The benchmark {name} needs images or audio, and the base reads text.")
 
 
 def _refuse_examples(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
@@ -201,17 +190,17 @@ def _tasks_below(index: Mapping[str, Any], *names: str) -> Iterator[tuple[str, M
             yield task, entry.cfg or {}
 
 
-def data_sources(manager: Any, names: Iterable[str]) -> tuple[DataSource, ...]:
+def data_sources(manager: Any, names: Iterable[str]) -> tuple[sources.DataSource, ...]:
     """List where the tasks below the given names take their documents from; each data set once."""
     configs = (config for _, config in _tasks_below(manager.task_index, *names))
-    return merge(source for config in configs if (source := DataSource.of_config(config)))
+    return sources.merge(source for config in configs if (source := sources.DataSource.of_config(config)))
 
 
 def local_data(spec: EvaluationSpec) -> list[tuple[str, str]]:
     """List the data sets of a spec that are made of local files: their names without folders, and the SHA-256."""
-    local = [source for source in data_sources(find_tasks(spec), spec.tasks) if not hub_id(source.dataset)]
+    local = [source for source in data_sources(find_tasks(spec), spec.tasks) if not sources.hub_id(source.dataset)]
     names = [", ".join(Path(place).name for place in source.files or (source.dataset,)) for source in local]
-    return list(zip(names, map(content_of, local), strict=True))
+    return list(zip(names, map(sources.content_of, local), strict=True))
 
 
 def task_paths(manager: Any, names: Iterable[str]) -> tuple[Path, ...]:
@@ -228,7 +217,14 @@ def load_tasks(spec: EvaluationSpec) -> Suite:
     manager = find_tasks(spec)
     suite = Suite({}, {}, {}, {})
     for name in spec.tasks:
-        loaded = _load(manager, name)
+        try:
+            loaded = manager.load([name])
+        except HubpruneError:
+            raise
+        except Exception as error:  # whatever lm-eval, its templates or `datasets` make of a task and its rows
+            datasets = ", ".join(sorted({s.dataset for s in data_sources(manager, [name])})) or "made by its own code"
+            message = f"Cannot load the benchmark {name} (data set: {datasets}): {sources.first_line(error)}"
+            raise EvaluationError(message) from error
         suite.tasks.update(loaded["tasks"])
         suite.groups.update(loaded.get("groups", {}))
         suite.group_map.update(loaded.get("group_map", {}))
@@ -249,8 +245,8 @@ def _as_written(name: str, step: Callable[..., Any], /, *args: Any, **kwargs: An
     except HubpruneError:
         raise
     except Exception as error:
-        message = f"The benchmark {name} cannot be run as it is written: {type(error).__name__}: {first_line(error)}"
-        raise EvaluationError(message) from error
+        reason = f"{type(error).__name__}: {sources.first_line(error)}"
+        raise EvaluationError(f"The benchmark {name} cannot be run as it is written: {reason}") from error
 
 
 class BoundedAggregation:
@@ -283,17 +279,6 @@ def _bounded(aggregation: Callable[[], Mapping[str, Any]]) -> dict[str, BoundedA
     return {metric: BoundedAggregation(function) for metric, function in aggregation().items()}
 
 
-def _load(manager: Any, name: str) -> Any:
-    try:
-        return manager.load([name])
-    except HubpruneError:
-        raise
-    except Exception as error:  # whatever lm-eval, its templates or `datasets` make of a task and its rows
-        datasets = ", ".join(sorted({s.dataset for s in data_sources(manager, [name])})) or "made by its own code"
-        message = f"Cannot load the benchmark {name} (data set: {datasets}): {first_line(error)}"
-        raise EvaluationError(message) from error
-
-
 def task_files(spec: EvaluationSpec) -> dict[str, Path]:
     """Find the files under `include_path` that the tasks of a spec are made of, and no others.
 
@@ -322,11 +307,11 @@ def _collect(path: Path, folder: Path, found: dict[str, Path]) -> None:
     name = file.relative_to(folder).as_posix()
     if name not in found:
         found[name] = file
-        values = read_task_file(file)
-        if calls_python(values):  # however it writes `!function`
+        values = sources.read_task_file(file)
+        if sources.calls_python(values):  # however it writes `!function`
             message = f"The benchmark file {file} calls Python functions, and such tasks cannot be published."
             raise EvaluationError(message, hint="Write it without !function, or bring the task into lm-eval.")
-        names = includes_of(values, where=file)
+        names = sources.includes_of(values, where=file)
         if absolute := next((name for name in names if Path(name).is_absolute()), None):
             message = f"The benchmark file {file} includes {absolute}, a path of this machine alone."
             raise EvaluationError(message, hint="Write the path relative to the file that includes it.")

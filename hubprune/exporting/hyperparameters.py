@@ -31,7 +31,6 @@ class Rope:
 
     theta: float
     linear_factor: float | None = None
-    """Positions are divided by it."""
     frequency_divisors: tuple[float, ...] | None = None
     """One per pair of values in a head; llama.cpp divides each frequency by it (`rope_freqs.weight`)."""
 
@@ -91,22 +90,15 @@ def read_hyperparameters(config: Mapping[str, Any], architecture: Architecture, 
     if heads % kv_heads:
         raise CheckpointError(f"{where}: {heads} attention heads are no multiple of {kv_heads} key-value heads.")
     biases = {architecture.attn_module: "attention_bias", architecture.mlp_module: "mlp_bias"}
+    has_biases = architecture.model_type == "llama"  # Mistral has none
     return Hyperparameters(
-        hidden_size=hidden_size,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        hidden_size=hidden_size, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim,
         rms_norm_eps=positive({"rms_norm_eps": 1e-6, **given}, "rms_norm_eps", where=where),
-        context_length=context,
-        rope=read_rope(given, head_dim=head_dim, where=where),
+        context_length=context, rope=read_rope(given, head_dim=head_dim, where=where),
         tied=flag(given, "tie_word_embeddings", where=where),
-        biased=tuple(
-            part
-            for part, key in biases.items()
-            if architecture.model_type == "llama" and flag(given, key, where=where)  # Mistral has none
-        ),
+        biased=tuple(part for part, key in biases.items() if has_biases and flag(given, key, where=where)),
         notes=notes,
-    )
+    )  # fmt: skip
 
 
 def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,10 +139,8 @@ def read_rope(config: Mapping[str, Any], *, head_dim: int, where: str) -> Rope:
             return Rope(theta=theta, linear_factor=positive(values, "factor", where=where))
         case "llama3":
             return Rope(theta=theta, frequency_divisors=_llama3_divisors(values, theta, head_dim, where))
-    raise UnsupportedArchitectureError(
-        f"{where} has RoPE scaling of kind {kind!r}, which GGUF export does not write.",
-        hint="It writes the kinds default, linear and llama3.",
-    )
+    message = f"{where} has RoPE scaling of kind {kind!r}, which GGUF export does not write."
+    raise UnsupportedArchitectureError(message, hint="It writes the kinds default, linear and llama3.")
 
 
 def _llama3_divisors(values: Mapping[str, Any], theta: float, head_dim: int, where: str) -> tuple[float, ...]:
@@ -174,9 +164,6 @@ def _llama3_divisors(values: Mapping[str, Any], theta: float, head_dim: int, whe
         return 1 / ((1 - smooth) / factor + smooth)
 
     return tuple(divisor(pair) for pair in range(head_dim // 2))
-
-
-# ---- single values -----------------------------------------------------------------------------------------------
 
 
 def natural(config: Mapping[str, Any], key: str, *, where: str) -> int:

@@ -14,23 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from hubprune.exporting.vocabulary import (
-    Added,
-    TokenizerFiles,
-    TokenType,
-    Vocabulary,
-    added_of,
-    added_token,
-    bpe_model,
-    chat_template,
-    check_number,
-    ends,
-    filled,
-    flattened,
-    merges_of,
-    special_ids,
-    vocab_of,
-)
+from hubprune.exporting.vocabulary import Added, TokenizerFiles, TokenType, Vocabulary, flattened
 
 SPACE = "▁"
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -54,32 +38,26 @@ def read_pieces(files: TokenizerFiles) -> Vocabulary:
         CheckpointError: it is broken.
         UnsupportedFormatError: llama.cpp would cut texts in another way.
     """
-    model = bpe_model(files)
+    model = files.bpe_model()
     add_space_prefix, notes = _space_prefix(files)
-    vocab, merges = vocab_of(files, model), merges_of(files, model)
+    vocab, merges = files.vocab(model), files.merges(model)
     if not set(BYTE_PIECES) <= vocab.keys():
         raise files.foreign("it does not have all 256 bytes")
     if not _score_order(vocab, merges):
         raise files.foreign("its merges are not in the order of scores, by which llama.cpp merges")
-    texts, types = filled(files, _typed(vocab, added_of(files), unknown=model.get("unk_token")))
-    ids, add_bos, add_eos = ends(files, special_ids(files, texts))
+    texts, types = files.filled(_typed(vocab, files.added(), unknown=model.get("unk_token")))
+    ids, add_bos, add_eos = files.ends(files.special_ids(texts))
+    ranks: dict[str, int] = {}  # of the first merge that makes a token; single characters come last, nothing makes them
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, rank)
     return Vocabulary(
-        model="llama",
-        pre="default",
-        tokens=texts,
-        types=types,
-        scores=_scores(texts, merges),
-        add_space_prefix=add_space_prefix,
-        special_ids=ids,
-        add_bos=add_bos,
-        add_eos=add_eos,
-        chat_template=chat_template(files),
-        notes=notes,
-    )
+        model="llama", pre="default", tokens=texts, types=types,
+        scores=tuple(-float(ranks.get(text, len(merges))) for text in texts), add_space_prefix=add_space_prefix,
+        special_ids=ids, add_bos=add_bos, add_eos=add_eos, chat_template=files.chat_template(), notes=notes,
+    )  # fmt: skip
 
 
 def _typed(vocab: Mapping[str, int], added: Sequence[Added], *, unknown: Any) -> dict[int, tuple[str, TokenType]]:
-    """Return text and type of every token by its number."""
     known = {n: (text, TokenType.BYTE if BYTE.fullmatch(text) else TokenType.NORMAL) for text, n in vocab.items()}
     for token in added:
         # llama.cpp looks for these in the text as it is, before spaces become ▁.
@@ -91,8 +69,18 @@ def _typed(vocab: Mapping[str, int], added: Sequence[Added], *, unknown: Any) ->
 
 
 def _space_prefix(files: TokenizerFiles) -> tuple[bool, tuple[str, ...]]:
-    """Tell whether a space is put before texts, and what llama.cpp does differently about it."""
-    prepends = _normalized(files)
+    """Tell whether a space is put before texts, and what llama.cpp does differently about it.
+
+    Texts may only be normalized by writing spaces as ▁.
+    """
+    before = flattened(files.tokenizer.get("normalizer"), key="normalizers")
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    if before not in ([], [replace], [prepend, replace]):
+        raise files.foreign("it normalizes texts")
+    if not before and not files.tokenizer.get("pre_tokenizer"):
+        raise files.foreign("it does not write spaces as ▁")
+    prepends = prepend in before
     steps = flattened(files.tokenizer.get("pre_tokenizer"), key="pretokenizers")
     if not steps:
         return prepends, ()
@@ -103,18 +91,6 @@ def _space_prefix(files: TokenizerFiles) -> tuple[bool, tuple[str, ...]]:
     if len(steps) > 1 or not fits or prepends or scheme not in ("always", "first", "never"):
         raise files.foreign("llama.cpp does not know how it cuts texts into words")
     return scheme != "never", () if scheme == "never" else (FIRST_ONLY,)
-
-
-def _normalized(files: TokenizerFiles) -> bool:
-    """Check that texts are only normalized by writing spaces as ▁; tell whether one is put before them."""
-    steps = flattened(files.tokenizer.get("normalizer"), key="normalizers")
-    prepend = {"type": "Prepend", "prepend": SPACE}
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    if steps not in ([], [replace], [prepend, replace]):
-        raise files.foreign("it normalizes texts")
-    if not steps and not files.tokenizer.get("pre_tokenizer"):
-        raise files.foreign("it does not write spaces as ▁")
-    return prepend in steps
 
 
 def _score_order(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> bool:
@@ -130,14 +106,6 @@ def _score_order(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) ->
     made = (text for text in vocab if not (text.startswith("<") and text.endswith(">")))
     pairs = ((text[:cut], text[cut:]) for text in made for cut in range(1, len(text)))
     return all(pair in listed for pair in pairs if pair[0] in vocab and pair[1] in vocab)
-
-
-def _scores(texts: Sequence[str], merges: Sequence[tuple[str, str]]) -> tuple[float, ...]:
-    """Return minus the rank of the first merge that makes a token; single characters come last, nothing makes them."""
-    ranks: dict[str, int] = {}
-    for rank, (left, right) in enumerate(merges):
-        ranks.setdefault(left + right, rank)
-    return tuple(-float(ranks.get(text, len(merges))) for text in texts)
 
 
 # ---- tokenizer.model ---------------------------------------------------------------------------------------------
@@ -166,23 +134,17 @@ def read_model(files: TokenizerFiles) -> Vocabulary:
         raise files.foreign(f"{FILE} normalizes texts")
     known = {number: (text, kind) for number, (text, _, kind) in enumerate(pieces)}
     for number, (text, _) in known.items():
-        check_number(files, text, number)
+        files.check_number(text, number)
     _add(files, known)
-    texts, types = filled(files, known)
+    texts, types = files.filled(known)
     scores = [score for _, score, _ in pieces] + [-1000.0] * (len(texts) - len(pieces))
-    ids = {"unk": 0, **special_ids(files, texts)}
+    ids = {"unk": 0, **files.special_ids(texts)}
     return Vocabulary(
-        model="llama",
-        pre="default",
-        tokens=texts,
-        types=types,
-        scores=tuple(scores),
-        add_space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)),
-        special_ids=ids,
+        model="llama", pre="default", tokens=texts, types=types, scores=tuple(scores),
+        add_space_prefix=bool(normalizer.get(ADD_DUMMY_PREFIX, 1)), special_ids=ids,
         add_bos=files.settings.get("add_bos_token") is not False,
-        add_eos=files.settings.get("add_eos_token") is True,
-        chat_template=chat_template(files),
-    )
+        add_eos=files.settings.get("add_eos_token") is True, chat_template=files.chat_template(),
+    )  # fmt: skip
 
 
 def _add(files: TokenizerFiles, known: dict[int, tuple[str, TokenType]]) -> None:
@@ -190,7 +152,7 @@ def _add(files: TokenizerFiles, known: dict[int, tuple[str, TokenType]]) -> None
     if not isinstance(listed, dict):
         raise files.broken("added_tokens_decoder is no object")
     for key, entry in listed.items():
-        token = added_token(files, entry, int(key) if key.isdecimal() else None)
+        token = files.added_token(entry, int(key) if key.isdecimal() else None)
         if known.get(token.number, ("", None))[1] != TokenType.UNKNOWN:
             kind = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
             known[token.number] = (token.content, kind)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hubprune.core.architectures import Architecture
+from hubprune.core.config import Structure
 from hubprune.core.errors import CheckpointError, UnsupportedArchitectureError, UnsupportedFormatError
-from hubprune.core.structure import Structure
 from hubprune.core.weights import Shard, TensorEntry, Weights
 from hubprune.exporting.artifact import GgufArchitecture, Outtype
 from hubprune.exporting.hyperparameters import Hyperparameters
@@ -140,7 +140,13 @@ class _Planner:
         vocabulary = stored[0]
         yield self._copied(self._family.embedding, "token_embd.weight", (vocabulary, hidden))
         for number, slot in enumerate(slots):
-            yield from self._layer(slot, f"{self._family.layers_prefix}{slot.source}.", f"blk.{number}.")
+            source, name = f"{self._family.layers_prefix}{slot.source}.", f"blk.{number}."
+            if slot.attention == "full":
+                yield from self._attention(source, name)
+            elif slot.attention == "linear":
+                yield self._ones(f"{name}attn_norm.weight")
+                yield self._zeros(f"{name}attn_output.weight", (hidden, hidden))
+            yield from self._mlp(slot, source, name) if slot.has_mlp else self._zero_mlp(name)
         yield self._copied("model.norm.weight", "output_norm.weight", (hidden,))
         if self._sizes.tied:
             self._used.add(self._family.head)  # transformers passes over a stored copy too
@@ -157,15 +163,6 @@ class _Planner:
                 f"{self._folder} has {len(left)} tensors that its config.json does not lead one to expect, the first "
                 f"is {left[0]!r}."
             )
-
-    def _layer(self, slot: LayerSlot, source: str, name: str) -> Iterator[GgufTensor]:
-        if slot.attention == "full":
-            yield from self._attention(source, name)
-        elif slot.attention == "linear":
-            hidden = self._sizes.hidden_size
-            yield GgufTensor(name=f"{name}attn_norm.weight", shape=(hidden,), encoding="F32", values=(1.0,) * hidden)
-            yield self._zeros(f"{name}attn_output.weight", (hidden, hidden))
-        yield from self._mlp(slot, source, name) if slot.has_mlp else self._zero_mlp(name)
 
     def _attention(self, source: str, name: str) -> Iterator[GgufTensor]:
         hidden, head_dim = self._sizes.hidden_size, self._sizes.head_dim
@@ -185,7 +182,7 @@ class _Planner:
 
     def _zero_mlp(self, name: str) -> Iterator[GgufTensor]:
         hidden = self._sizes.hidden_size
-        yield GgufTensor(name=f"{name}ffn_norm.weight", shape=(hidden,), encoding="F32", values=(1.0,) * hidden)
+        yield self._ones(f"{name}ffn_norm.weight")
         yield self._zeros(f"{name}ffn_gate.weight", (ZERO_MLP_WIDTH, hidden))
         yield self._zeros(f"{name}ffn_up.weight", (ZERO_MLP_WIDTH, hidden))
         yield self._zeros(f"{name}ffn_down.weight", (hidden, ZERO_MLP_WIDTH))
@@ -199,14 +196,17 @@ class _Planner:
     def _copied(self, source: str, name: str, shape: tuple[int, ...], *, rotary: bool = False) -> GgufTensor:
         entry = self._entry(source)
         if entry[1].shape != shape:
-            raise CheckpointError(
-                f"{self._folder}: {source} has the shape {list(entry[1].shape)}, config.json says {list(shape)}."
-            )
+            message = f"{self._folder}: {source} has the shape {list(entry[1].shape)}, config.json says {list(shape)}."
+            raise CheckpointError(message)
         if entry[1].dtype not in SOURCE_BYTES:
             hint = f"Export reads {', '.join(SOURCE_BYTES)}."
             raise UnsupportedFormatError(f"{self._folder}: {source} is stored as {entry[1].dtype}.", hint=hint)
         head_dim = self._sizes.head_dim if rotary else None
         return GgufTensor(name=name, shape=shape, encoding=self._encoding_for(shape), source=entry, head_dim=head_dim)
+
+    def _ones(self, name: str) -> GgufTensor:
+        hidden = self._sizes.hidden_size
+        return GgufTensor(name=name, shape=(hidden,), encoding="F32", values=(1.0,) * hidden)
 
     def _zeros(self, name: str, shape: tuple[int, int]) -> GgufTensor:
         return GgufTensor(name=name, shape=shape, encoding=self._encoding_for(shape))
@@ -223,9 +223,6 @@ class _Planner:
         return self._entries[name]
 
 
-# ---- bytes ----------------------------------------------------------------------------------------------------------
-
-
 def encoded_blocks(tensor: GgufTensor) -> Iterator[bytes]:
     """Yield the bytes of a tensor, a few rows at a time.
 
@@ -238,10 +235,8 @@ def encoded_blocks(tensor: GgufTensor) -> Iterator[bytes]:
 
     for block in _blocks(tensor):
         if tensor.encoding == "F16" and block.size and float(np.abs(block).max()) > LARGEST_F16:
-            raise UnsupportedFormatError(
-                f"{tensor.name} has values above {LARGEST_F16:g}, which f16 does not hold.",
-                hint="Export with --outtype bf16.",
-            )
+            message = f"{tensor.name} has values above {LARGEST_F16:g}, which f16 does not hold."
+            raise UnsupportedFormatError(message, hint="Export with --outtype bf16.")
         whole = np.ascontiguousarray(block)
         yield bytes(quants.quantize(whole, GGMLQuantizationType[tensor.encoding]).tobytes())
 

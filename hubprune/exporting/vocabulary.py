@@ -35,7 +35,6 @@ class Vocabulary:
     model: Literal["gpt2", "llama"]
     """Byte-level BPE, or pieces in SentencePiece's manner."""
     pre: str
-    """Name of the pre-tokenizer."""
     tokens: tuple[str, ...]
     types: tuple[TokenType, ...]
     scores: tuple[float, ...] | None = None
@@ -70,7 +69,6 @@ class TokenizerFiles:
     settings: Mapping[str, Any]
     """tokenizer_config.json, empty where there is none."""
     config: Mapping[str, Any]
-    """config.json of the model."""
     size: int
     """Rows of the embedding."""
 
@@ -85,6 +83,124 @@ class TokenizerFiles:
             hint="Export writes byte-level BPE with a pattern that llama.cpp knows, and the BPE of SentencePiece.",
         )
 
+    def bpe_model(self) -> Mapping[str, Any]:
+        """Return the `model` of tokenizer.json, which has to be a plain BPE."""
+        model = self.tokenizer.get("model")
+        if not isinstance(model, dict):
+            raise self.broken("tokenizer.json has no model")
+        if model.get("type", "BPE") != "BPE":
+            raise self.foreign(f"its model is {model.get('type')!r:.40}, not BPE")
+        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+            if model.get(key):
+                raise self.foreign(f"its BPE has a {key}")
+        return model
+
+    def vocab(self, model: Mapping[str, Any]) -> dict[str, int]:
+        """Return token -> id of a BPE, each id once and inside the embedding."""
+        vocab = model.get("vocab")
+        if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
+            raise self.broken("vocab is no map from tokens to numbers")
+        if len(set(vocab.values())) != len(vocab):
+            raise self.broken("two tokens have the same number")
+        for token, number in vocab.items():
+            self.check_number(token, number)
+        return vocab
+
+    def check_number(self, token: str, number: int) -> None:
+        """Raise CheckpointError unless the embedding has a row for a token."""
+        if not 0 <= number < self.size:
+            raise self.broken(f"token {token!r:.40} is number {number}, and the embedding has {self.size} rows")
+
+    def merges(self, model: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return the merges of a BPE, written as pairs or with a space between."""
+        merges = model.get("merges")
+        if not isinstance(merges, list):
+            raise self.broken("merges is no list")
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        for pair in pairs:
+            if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+                raise self.broken(f"the merge {pair!r:.60} is no pair")
+        return [(left, right) for left, right in pairs]
+
+    def added(self) -> tuple[Added, ...]:
+        """Return the added tokens of tokenizer.json."""
+        listed = self.tokenizer.get("added_tokens") or []
+        if not isinstance(listed, list):
+            raise self.broken("added_tokens is no list")
+        return tuple(self.added_token(entry, entry.get("id") if isinstance(entry, dict) else None) for entry in listed)
+
+    def added_token(self, entry: Any, number: Any) -> Added:
+        """Check an entry of a list of added tokens."""
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if not isinstance(content, str) or not content or type(number) is not int:
+            raise self.broken(f"the added token {entry!r:.60} has no text or no number")
+        self.check_number(content, number)
+        return Added(number=number, content=content, special=entry.get("special") is True)
+
+    def filled(self, known: Mapping[int, tuple[str, TokenType]]) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
+        """Return texts and types of all rows of the embedding; rows without a token are unused."""
+        rows = [known.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(self.size)]
+        texts = [text for text, _ in rows]
+        if len(set(texts)) != len(texts):
+            twice = Counter(texts).most_common(1)[0][0]
+            raise self.broken(f"two numbers have the text {twice!r:.40}")
+        return tuple(texts), tuple(kind for _, kind in rows)
+
+    def special_ids(self, texts: tuple[str, ...]) -> dict[str, int]:
+        """Return the ids of the special tokens: named in tokenizer_config.json, else numbered in config.json."""
+        numbers = {text: number for number, text in enumerate(texts)}
+        found = {}
+        for name in ("bos", "eos", "unk", "pad"):
+            named = self.settings.get(f"{name}_token")
+            named = named.get("content") if isinstance(named, dict) else named
+            if isinstance(named, str):
+                number = numbers.get(named)
+            else:
+                number = self.config.get(f"{name}_token_id")
+                number = number[0] if isinstance(number, list) and number else number
+            if type(number) is int:
+                self.check_number(f"{name}_token", number)
+                found[name] = number
+        if "eos" not in found:  # llama.cpp would take a token of another model for it
+            raise self.foreign("neither tokenizer_config.json nor config.json names an end token (eos_token)")
+        return found
+
+    def ends(self, ids: Mapping[str, int]) -> tuple[dict[str, int], bool, bool]:
+        """Return the special ids, and whether texts get a start token and an end token.
+
+        The start token is the one that is really put before texts.
+        """
+        before, behind = self._added_around()
+        if len(before) > 1 or behind not in ([], [ids["eos"]]):
+            raise self.foreign(f"it puts the tokens {before} before and {behind} behind every text")
+        known = {**ids, **({"bos": before[0]} if before else {})}
+        return known, bool(before), bool(behind)
+
+    def _added_around(self) -> tuple[list[int], list[int]]:
+        """Return the tokens that tokenizer.json puts before and behind every text."""
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+            bare, dressed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+        except Exception as error:
+            raise self.broken(f"tokenizer.json cannot be loaded: {error!s:.100}") from error
+        for start in range(len(dressed) - len(bare) + 1):
+            if dressed[start : start + len(bare)] == bare:
+                return dressed[:start], dressed[start + len(bare) :]
+        raise self.foreign("its post-processor changes texts")
+
+    def chat_template(self) -> str | None:
+        """Return the chat template: a file of its own, else the default one of tokenizer_config.json."""
+        path = self.folder / "chat_template.jinja"
+        if path.is_file():
+            return path.read_bytes().decode("utf-8", errors="replace")
+        given = self.settings.get("chat_template")
+        if isinstance(given, list):
+            named = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+            given = named.get("default")
+        return given if isinstance(given, str) else None
+
 
 def open_tokenizer(folder: Path, config: Mapping[str, Any], *, size: int) -> TokenizerFiles:
     """Parse the tokenizer files of a folder, as far as there are any; `config` and `size` are those of the model.
@@ -95,137 +211,6 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any], *, size: int) -> Tok
     paths = folder / "tokenizer.json", folder / "tokenizer_config.json"
     tokenizer, settings = (parse_json(p.read_bytes(), where=str(p)) if p.is_file() else {} for p in paths)
     return TokenizerFiles(folder=folder, tokenizer=tokenizer, settings=settings, config=config, size=size)
-
-
-def bpe_model(files: TokenizerFiles) -> Mapping[str, Any]:
-    """Return the `model` of tokenizer.json, which has to be a plain BPE."""
-    model = files.tokenizer.get("model")
-    if not isinstance(model, dict):
-        raise files.broken("tokenizer.json has no model")
-    if model.get("type", "BPE") != "BPE":
-        raise files.foreign(f"its model is {model.get('type')!r:.40}, not BPE")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise files.foreign(f"its BPE has a {key}")
-    return model
-
-
-def vocab_of(files: TokenizerFiles, model: Mapping[str, Any]) -> dict[str, int]:
-    """Return token -> id of a BPE, each id once and inside the embedding."""
-    vocab = model.get("vocab")
-    if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
-        raise files.broken("vocab is no map from tokens to numbers")
-    if len(set(vocab.values())) != len(vocab):
-        raise files.broken("two tokens have the same number")
-    for token, number in vocab.items():
-        check_number(files, token, number)
-    return vocab
-
-
-def check_number(files: TokenizerFiles, token: str, number: int) -> None:
-    """Raise CheckpointError unless the embedding has a row for a token."""
-    if not 0 <= number < files.size:
-        raise files.broken(f"token {token!r:.40} is number {number}, and the embedding has {files.size} rows")
-
-
-def merges_of(files: TokenizerFiles, model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the merges of a BPE, written as pairs or with a space between."""
-    merges = model.get("merges")
-    if not isinstance(merges, list):
-        raise files.broken("merges is no list")
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
-            raise files.broken(f"the merge {pair!r:.60} is no pair")
-    return [(left, right) for left, right in pairs]
-
-
-def added_of(files: TokenizerFiles) -> tuple[Added, ...]:
-    """Return the added tokens of tokenizer.json."""
-    listed = files.tokenizer.get("added_tokens") or []
-    if not isinstance(listed, list):
-        raise files.broken("added_tokens is no list")
-    return tuple(added_token(files, entry, entry.get("id") if isinstance(entry, dict) else None) for entry in listed)
-
-
-def added_token(files: TokenizerFiles, entry: Any, number: Any) -> Added:
-    """Check an entry of a list of added tokens."""
-    content = entry.get("content") if isinstance(entry, dict) else None
-    if not isinstance(content, str) or not content or type(number) is not int:
-        raise files.broken(f"the added token {entry!r:.60} has no text or no number")
-    check_number(files, content, number)
-    return Added(number=number, content=content, special=entry.get("special") is True)
-
-
-def filled(
-    files: TokenizerFiles, known: Mapping[int, tuple[str, TokenType]]
-) -> tuple[tuple[str, ...], tuple[TokenType, ...]]:
-    """Return texts and types of all rows of the embedding; rows without a token are unused."""
-    rows = [known.get(number, (f"[PAD{number}]", TokenType.UNUSED)) for number in range(files.size)]
-    texts = [text for text, _ in rows]
-    if len(set(texts)) != len(texts):
-        twice = Counter(texts).most_common(1)[0][0]
-        raise files.broken(f"two numbers have the text {twice!r:.40}")
-    return tuple(texts), tuple(kind for _, kind in rows)
-
-
-def special_ids(files: TokenizerFiles, texts: tuple[str, ...]) -> dict[str, int]:
-    """Return the ids of the special tokens: named in tokenizer_config.json, else numbered in config.json."""
-    numbers = {text: number for number, text in enumerate(texts)}
-    found = {}
-    for name in ("bos", "eos", "unk", "pad"):
-        named = files.settings.get(f"{name}_token")
-        named = named.get("content") if isinstance(named, dict) else named
-        if isinstance(named, str):
-            number = numbers.get(named)
-        else:
-            number = files.config.get(f"{name}_token_id")
-            number = number[0] if isinstance(number, list) and number else number
-        if type(number) is int:
-            check_number(files, f"{name}_token", number)
-            found[name] = number
-    if "eos" not in found:  # llama.cpp would take a token of another model for it
-        raise files.foreign("neither tokenizer_config.json nor config.json names an end token (eos_token)")
-    return found
-
-
-def ends(files: TokenizerFiles, ids: Mapping[str, int]) -> tuple[dict[str, int], bool, bool]:
-    """Return the special ids, and whether texts get a start token and an end token.
-
-    The start token is the one that is really put before texts.
-    """
-    before, behind = _added_around(files)
-    if len(before) > 1 or behind not in ([], [ids["eos"]]):
-        raise files.foreign(f"it puts the tokens {before} before and {behind} behind every text")
-    known = {**ids, **({"bos": before[0]} if before else {})}
-    return known, bool(before), bool(behind)
-
-
-def _added_around(files: TokenizerFiles) -> tuple[list[int], list[int]]:
-    """Return the tokens that tokenizer.json puts before and behind every text."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(files.folder / "tokenizer.json"))
-        bare, dressed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    except Exception as error:
-        raise files.broken(f"tokenizer.json cannot be loaded: {error!s:.100}") from error
-    for start in range(len(dressed) - len(bare) + 1):
-        if dressed[start : start + len(bare)] == bare:
-            return dressed[:start], dressed[start + len(bare) :]
-    raise files.foreign("its post-processor changes texts")
-
-
-def chat_template(files: TokenizerFiles) -> str | None:
-    """Return the chat template: a file of its own, else the default one of tokenizer_config.json."""
-    path = files.folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_bytes().decode("utf-8", errors="replace")
-    given = files.settings.get("chat_template")
-    if isinstance(given, list):
-        named = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
-        given = named.get("default")
-    return given if isinstance(given, str) else None
 
 
 def flattened(part: Any, *, key: str) -> list[Mapping[str, Any]]:
@@ -270,29 +255,22 @@ def read_byte_level(files: TokenizerFiles) -> Vocabulary:
         CheckpointError: it is broken.
         UnsupportedFormatError: it is no byte-level BPE, or of a kind that llama.cpp does not know.
     """
-    model = bpe_model(files)
+    model = files.bpe_model()
     pattern = _pattern(files)
-    vocab, merges = vocab_of(files, model), merges_of(files, model)
+    vocab, merges = files.vocab(model), files.merges(model)
     known = {number: (text, TokenType.NORMAL) for text, number in vocab.items()}
-    for token in added_of(files):
+    for token in files.added():
         known[token.number] = (token.content, TokenType.CONTROL if token.special else TokenType.USER_DEFINED)
-    texts, types = filled(files, known)
-    ids, add_bos, add_eos = ends(files, special_ids(files, texts))
+    texts, types = files.filled(known)
+    ids, add_bos, add_eos = files.ends(files.special_ids(texts))
     return Vocabulary(
-        model="gpt2",
-        pre=_pre_tokenizer(files, pattern, model, vocab, merges),
-        tokens=texts,
-        types=types,
-        merges=tuple(f"{left} {right}" for left, right in merges) or (NEVER_MERGES,),
-        special_ids=ids,
-        add_bos=add_bos,
-        add_eos=add_eos,
-        chat_template=chat_template(files),
-    )
+        model="gpt2", pre=_pre_tokenizer(files, pattern, model, vocab, merges), tokens=texts, types=types,
+        merges=tuple(f"{left} {right}" for left, right in merges) or (NEVER_MERGES,), special_ids=ids,
+        add_bos=add_bos, add_eos=add_eos, chat_template=files.chat_template(),
+    )  # fmt: skip
 
 
 def _pattern(files: TokenizerFiles) -> str:
-    """Return the pattern that cuts a text into words."""
     if flattened(files.tokenizer.get("normalizer"), key="normalizers"):
         raise files.foreign("it normalizes texts")
     steps = flattened(files.tokenizer.get("pre_tokenizer"), key="pretokenizers")
@@ -328,12 +306,9 @@ def _pre_tokenizer(
     from tokenizers.models import BPE
 
     merging = BPE(vocab=vocab, merges=merges, ignore_merges=False)
-    looked_up = {token.content for token in added_of(files)}  # found before anything is merged
+    looked_up = {token.content for token in files.added()}  # found before anything is merged
     rest = {text: number for text, number in vocab.items() if text not in looked_up}
     if all([token.id for token in merging.tokenize(text)] == [number] for text, number in rest.items()):
         return PRE_TOKENIZERS[pattern, not whole_words]
-    raise files.foreign(
-        "llama.cpp knows how it cuts texts into words, but not "
-        + ("with" if whole_words else "without")
-        + " words that are taken whole (ignore_merges)"
-    )
+    taken = f"{'with' if whole_words else 'without'} words that are taken whole (ignore_merges)"
+    raise files.foreign(f"llama.cpp knows how it cuts texts into words, but not {taken}")

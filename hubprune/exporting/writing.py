@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.core.architectures import NEMOTRON_NAS, architecture_of
-from hubprune.core.config import CONFIG_NAME
+from hubprune.core.config import CONFIG_NAME, Structure, read_structure
 from hubprune.core.console import size
 from hubprune.core.errors import (
     CheckpointError,
@@ -26,19 +26,11 @@ from hubprune.core.errors import (
     UnsupportedFormatError,
 )
 from hubprune.core.files import scratch_prefix, sweep
-from hubprune.core.structure import Structure, read_structure
 from hubprune.core.weights import open_weights
 from hubprune.exporting import sentencepiece
 from hubprune.exporting.artifact import GgufArchitecture, Outtype
 from hubprune.exporting.hyperparameters import Hyperparameters, check_layers, read_hyperparameters
-from hubprune.exporting.tensors import (
-    GgufTensor,
-    LayerSlot,
-    encoded_blocks,
-    gguf_architecture,
-    lay_out,
-    plan_tensors,
-)
+from hubprune.exporting.tensors import GgufTensor, LayerSlot, encoded_blocks, gguf_architecture, lay_out, plan_tensors
 from hubprune.exporting.vocabulary import Vocabulary, open_tokenizer, read_byte_level
 
 if TYPE_CHECKING:
@@ -104,14 +96,9 @@ def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype:
     slots = lay_out(structure, name=name)
     tensors = plan_tensors(open_weights(folder), sizes, slots, family=structure.architecture, outtype=outtype)
     return GgufContent(
-        name=name,
-        architecture=gguf_architecture(slots),
-        outtype=outtype,
-        sizes=sizes,
-        slots=slots,
-        vocabulary=read_vocabulary(folder, config, size=tensors[0].shape[0]),
-        tensors=tensors,
-    )
+        name=name, architecture=gguf_architecture(slots), outtype=outtype, sizes=sizes, slots=slots,
+        vocabulary=read_vocabulary(folder, config, size=tensors[0].shape[0]), tensors=tensors,
+    )  # fmt: skip
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vocabulary:
@@ -128,9 +115,8 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vo
         return sentencepiece.read_pieces(files) if sentencepiece.fits(files) else read_byte_level(files)
     if (folder / sentencepiece.FILE).is_file():
         return sentencepiece.read_model(files)
-    raise UnsupportedFormatError(
-        f"{folder} has neither tokenizer.json nor tokenizer.model.", hint="A GGUF file holds the tokenizer too."
-    )
+    message = f"{folder} has neither tokenizer.json nor tokenizer.model."
+    raise UnsupportedFormatError(message, hint="A GGUF file holds the tokenizer too.")
 
 
 def check_writer() -> None:
@@ -259,14 +245,8 @@ def _add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
     if vocabulary.merges is not None:
         writer.add_token_merges(list(vocabulary.merges))
-    add_id = {
-        "bos": writer.add_bos_token_id,
-        "eos": writer.add_eos_token_id,
-        "unk": writer.add_unk_token_id,
-        "pad": writer.add_pad_token_id,
-    }
     for name, number in vocabulary.special_ids.items():
-        add_id[name](number)
+        getattr(writer, f"add_{name}_token_id")(number)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(vocabulary.add_eos)
     if vocabulary.chat_template is not None:

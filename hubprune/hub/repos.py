@@ -18,8 +18,8 @@ from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, GatedBaseError, RecipeError, UnsupportedFormatError
-from hubprune.core.files import existing_folder, file_exists, is_carried
-from hubprune.core.privacy import page
+from hubprune.core.files import existing_folder, file_exists
+from hubprune.core.privacy import is_carried, page
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.core.strict import parse_json, parse_yaml
 from hubprune.hub.retry import REQUEST_SECONDS

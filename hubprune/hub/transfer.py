@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from hubprune.core.artifacts import PublishedCommit, RepoFile
 from hubprune.core.console import Advance, Reporter
 from hubprune.core.errors import CheckpointError, VerificationError
-from hubprune.core.files import READ_BYTES, write_atomically
-from hubprune.core.stages import work_folder
+from hubprune.core.files import READ_BYTES, work_folder, write_atomically
 from hubprune.hub.session import HubSession
 
 if TYPE_CHECKING:

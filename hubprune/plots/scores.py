@@ -61,7 +61,7 @@ def importance(
             axes.errorbar(range(len(scores)), scores, yerr=whiskers, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
         _finish_panel(axes, kind, [scores], measure)
     _finish_axis(rows[-1])
-    entries: list[tuple[Artist, str]] = [(Patch(facecolor=COLOURS[0]), "kept")]
+    entries: list[tuple[Artist, str]] = [(Patch(facecolor=COLOURS[0]), "kept" if any(gone.values()) else "score")]
     if any(gone.values()):
         entries.append((Patch(facecolor=COLOURS[1], hatch="////", edgecolor=PANEL, linewidth=0), "dropped"))
     if any((absent or {}).values()):

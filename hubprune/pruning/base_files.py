@@ -23,14 +23,13 @@ from typing import Any
 
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCheckpoint
-from hubprune.core.config import NEEDED_NUMBERS, layout_keys, stock_config, write_json
+from hubprune.core.config import NEEDED_NUMBERS, Structure, layout_keys, read_structure, stock_config, write_json
 from hubprune.core.console import Reporter
 from hubprune.core.devices import with_dtype
 from hubprune.core.errors import CheckpointError
 from hubprune.core.files import scratch_folder
 from hubprune.core.neutral import ATTENTION, neutral_config
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import Structure, read_structure
 from hubprune.core.templates import published_code
 from hubprune.core.weights import open_weights
 from hubprune.pruning.checkpoint import carried_files

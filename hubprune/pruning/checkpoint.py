@@ -25,7 +25,8 @@ from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, WrittenCheckpoint
 from hubprune.core.devices import kv_bytes_per_layer
 from hubprune.core.errors import CheckpointError
-from hubprune.core.files import is_carried, list_files
+from hubprune.core.files import list_files
+from hubprune.core.privacy import is_carried
 from hubprune.core.weights import DTYPE_BITS, INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
 from hubprune.pruning.tokenizer_files import settle_tokenizer
 from hubprune.pruning.width import KeptTensor, Neurons, cut_bytes, cuts, neurons_of

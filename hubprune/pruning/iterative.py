@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from hubprune.core.artifacts import Artifact, DroppedSublayer, DropPlan, LayerScores, Margin, Ranking
 from hubprune.core.console import Reporter, duration
 from hubprune.core.errors import DiskSpaceError, PlanError
+from hubprune.core.files import StageStore, key_of
 from hubprune.core.specs import DropSpec, count_of
-from hubprune.core.stages import StageStore, key_of
 from hubprune.pruning.selection import OWN, Shape, by_hand, check_request, droppable, finish, margin, ranked, rows_of
 
 if TYPE_CHECKING:

@@ -19,10 +19,9 @@ from typing import Any
 
 from hubprune.core.architectures import MISTRAL_WINDOW, SLIDING, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Layout, LayoutChoice, Method, WidthPlan
-from hubprune.core.config import READS_POSITIONS
+from hubprune.core.config import READS_POSITIONS, Structure, read_structure
 from hubprune.core.errors import PlanError
 from hubprune.core.files import staged_folder
-from hubprune.core.structure import Structure, read_structure
 from hubprune.core.templates import link_model
 from hubprune.core.weights import Weights, open_weights
 from hubprune.pruning.checkpoint import carry_files

@@ -23,9 +23,9 @@ from hubprune.core.artifacts import (
     SublayerKind,
     WidthPlan,
 )
+from hubprune.core.config import Structure
 from hubprune.core.errors import PlanError
 from hubprune.core.specs import HAND, OPTIONS, DropSpec, WidthSpec, count_of
-from hubprune.core.structure import Structure
 from hubprune.pruning.aggregation import stratified_standard_error
 
 KINDS: tuple[SublayerKind, ...] = ("attn", "mlp")

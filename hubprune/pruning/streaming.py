@@ -30,11 +30,10 @@ from torch import nn
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import DropPlan, SublayerKind
 from hubprune.core.console import size
-from hubprune.core.decoder import Recorder
 from hubprune.core.devices import available_bytes
 from hubprune.core.errors import CheckpointError, DiskSpaceError
 from hubprune.core.files import scratch_prefix
-from hubprune.core.neutral import ATTENTION, neutral_config
+from hubprune.core.neutral import ATTENTION, neutral_config, recorder_of
 from hubprune.core.templates import published_code
 from hubprune.core.weights import TensorEntry, open_weights
 
@@ -73,7 +72,7 @@ class StreamedModel:
         self._model.eval().requires_grad_(False)
         self._layers = self._model.layers
         self._model.norm = nn.Identity()
-        self._recorders = nn.ModuleList(Recorder(layer) for layer in self._layers)
+        self._recorders = nn.ModuleList(recorder_of(layer) for layer in self._layers)
         self._model.layers = self._recorders
         self._model.embed_tokens.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         self._model.to(self.device)

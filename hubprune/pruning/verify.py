@@ -16,13 +16,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, SublayerKind, Verification, WidthPlan
-from hubprune.core.config import MAX_LAYERS, needs_modeling_file, pruned_classes
-from hubprune.core.devices import kv_cache_bytes
+from hubprune.core.config import MAX_LAYERS, Structure, needs_modeling_file, pruned_classes, read_structure
+from hubprune.core.devices import kv_cache_bytes, last_words, run_to_end
 from hubprune.core.errors import CheckpointError, VerificationError
 from hubprune.core.files import scratch_folder
-from hubprune.core.processes import last_words, run_to_end
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import Structure, read_structure
 from hubprune.core.templates import modeling_code
 from hubprune.core.weights import Shard, TensorEntry, Weights, open_weights
 from hubprune.pruning.checkpoint import count_parameters, shard_plans

@@ -22,13 +22,12 @@ from hubprune.core.artifacts import (
     SublayerKind,
     TaskComparison,
 )
-from hubprune.core.config import read_config
+from hubprune.core.config import read_config, read_structure
 from hubprune.core.devices import kv_bytes_per_layer, with_dtype
 from hubprune.core.errors import BaseNotFoundError, CheckpointError
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.core.requests import CompareRequest
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
 from hubprune.core.weights import open_weights
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
@@ -74,10 +73,15 @@ def read(name: str, *, session: HubSession) -> Source:
         path /= MANIFEST
     if path.is_file():
         return _of_json(name, path.read_bytes())
-    return _of_folder(name, path) if path.is_dir() else _of_repo(name, session)
-
-
-def _of_repo(name: str, session: HubSession) -> Source:
+    if path.is_dir():
+        config = read_config(path)
+        structure = read_structure(config, name=name)
+        layers = structure.num_hidden_layers - len(structure.no_attn)
+        counted = {
+            "parameters": count_parameters(open_weights(path), config, structure.architecture),
+            "kv_bytes_per_token": kv_bytes_per_layer(with_dtype(config, path)) * layers,
+        }
+        return Source(_side_of_config(name, config).model_copy(update=counted))
     repo_id, _, revision = name.partition("@")
     if not REPO_ID.fullmatch(repo_id):
         raise BaseNotFoundError(
@@ -86,21 +90,10 @@ def _of_repo(name: str, session: HubSession) -> Source:
     repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
     if not any(file.path == MANIFEST for file in repo.files):
         return Source(_side_of_config(name, repo.config))
-    path = session.ask(
+    manifest = session.ask(
         lambda api: api.hf_hub_download(repo_id, MANIFEST, revision=repo.commit), doing=f"read {MANIFEST} of {repo_id}"
     )
-    return _of_json(name, Path(path).read_bytes())
-
-
-def _of_folder(name: str, folder: Path) -> Source:
-    config = read_config(folder)
-    structure = read_structure(config, name=name)
-    layers = structure.num_hidden_layers - len(structure.no_attn)
-    counted = {
-        "parameters": count_parameters(open_weights(folder), config, structure.architecture),
-        "kv_bytes_per_token": kv_bytes_per_layer(with_dtype(config, folder)) * layers,
-    }
-    return Source(_side_of_config(name, config).model_copy(update=counted))
+    return _of_json(name, Path(manifest).read_bytes())
 
 
 def _side_of_config(name: str, config: Mapping[str, Any]) -> ComparedSide:
@@ -176,15 +169,27 @@ def _side(name: str, plan: DropPlan, *, base: str | None, commit: str | None) ->
 
 
 def compared(first: Source, second: Source) -> CheckpointComparison:
-    """Compare what was read of two."""
-    base = same_base(first.side, second.side)
-    comparable = base != "different"
+    """Compare what was read of two; layers and scores of different bases have nothing to do with each other."""
+    one, other = first.side, second.side
+    base = same_base(one, other)
+    rows: tuple[tuple[SublayerKind, tuple[int, ...], tuple[int, ...]], ...] = (
+        ("attn", one.dropped_attn, other.dropped_attn), ("mlp", one.dropped_mlp, other.dropped_mlp),
+    )  # fmt: skip
+    dropped = (
+        DroppedSets(
+            kind=kind,
+            both=tuple(sorted({*a} & {*b})),
+            only_first=tuple(sorted({*a} - {*b})),
+            only_second=tuple(sorted({*b} - {*a})),
+        )
+        for kind, a, b in rows
+    )
     return CheckpointComparison(
-        first=first.side,
-        second=second.side,
+        first=one,
+        second=other,
         base=base,
-        dropped=_dropped(first.side, second.side) if comparable else (),
-        agreements=_agreements(first, second) if comparable else (),
+        dropped=tuple(dropped) if base != "different" else (),
+        agreements=_agreements(first, second) if base != "different" else (),
         benchmarks=tuple(_pairs(first, second)),
         notes=tuple(_notes(first, second, base)),
     )
@@ -212,25 +217,17 @@ def _agreements(first: Source, second: Source) -> tuple[Agreement, ...]:
     return agreements(one, other, lowest=max(1, *(len(source.side.dropped_attn) for source in (first, second))))
 
 
-def _dropped(first: ComparedSide, second: ComparedSide) -> tuple[DroppedSets, ...]:
-    rows: tuple[tuple[SublayerKind, tuple[int, ...], tuple[int, ...]], ...] = (
-        ("attn", first.dropped_attn, second.dropped_attn), ("mlp", first.dropped_mlp, second.dropped_mlp),
-    )  # fmt: skip
-    return tuple(
-        DroppedSets(
-            kind=kind,
-            both=tuple(sorted({*one} & {*other})),
-            only_first=tuple(sorted({*one} - {*other})),
-            only_second=tuple(sorted({*other} - {*one})),
-        )
-        for kind, one, other in rows
-    )
-
-
 def _pairs(first: Source, second: Source) -> Iterator[ComparedMetric]:
-    others = {_documents_of(task): task for task in second.tasks}
+    def documents_of(task: TaskComparison) -> tuple[object, ...]:
+        """Return what has to be equal for two values to come from the same questions."""
+        return (
+            task.task, task.metric, task.version, task.num_fewshot, task.documents, task.dataset, task.dataset_config,
+            task.dataset_commit, task.split,
+        )  # fmt: skip
+
+    others = {documents_of(task): task for task in second.tasks}
     for task in first.tasks:
-        if other := others.get(_documents_of(task)):
+        if other := others.get(documents_of(task)):
             factor = 100 if task.is_share else 1
             yield ComparedMetric(
                 task=task.task,
@@ -243,14 +240,6 @@ def _pairs(first: Source, second: Source) -> Iterator[ComparedMetric]:
                 change=factor * (other.pruned.value - task.pruned.value),
                 unit="points" if task.is_share else "own",
             )
-
-
-def _documents_of(task: TaskComparison) -> tuple[object, ...]:
-    """Return what has to be equal for two values to come from the same questions."""
-    return (
-        task.task, task.metric, task.version, task.num_fewshot, task.documents, task.dataset, task.dataset_config,
-        task.dataset_commit, task.split,
-    )  # fmt: skip
 
 
 def _notes(first: Source, second: Source, base: SameBase) -> Iterator[str]:

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from hubprune import demo
 from hubprune.core.console import Reporter
+from hubprune.core.devices import VARIABLES
 from hubprune.core.errors import HubError, RecipeError
-from hubprune.core.files import make_writable
-from hubprune.core.processes import VARIABLES
-from hubprune.core.stages import work_folder
+from hubprune.core.files import make_writable, work_folder
 
 DROPPED = 3
 """Attention sublayers that the demo drops."""
@@ -42,7 +41,11 @@ def run(base: str, *, directory: Path | None, reporter: Reporter) -> int:
     with _local_hub(place / "hub") as address:
         # A client's cache that remembers another Hub at the same address would make uploads fail.
         caches = {"HF_HOME": str(place / "hf"), "HUBPRUNE_HOME": str(place / "work")}
-        environment = {**_clean_environment(), **address, **caches}
+        # Left out is what would send the clients offline, to other caches, or to loopback through a proxy.
+        passed_over = ("HF_", "HUGGING", "TRANSFORMERS_", *VARIABLES)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(passed_over)}
+        own = {"NO_PROXY": "127.0.0.1,localhost", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**kept, **own, **address, **caches}
         reporter.note(f"local Hub at {address['HF_ENDPOINT']}, kept in {place}")
         if subprocess.run([sys.executable, "-m", "hubprune.demo.fill"], env=environment, check=False).returncode:
             raise HubError("The local Hub could not be filled.", hint="The message above says why.")
@@ -66,13 +69,6 @@ def publish_options(base: str) -> list[str]:
         *("--calibration", str(demo.MIX), "--include-path", str(demo.TASKS), "--tasks", ",".join(demo.TASK_NAMES)),
         *("--prompts", str(demo.PROMPTS), "--batch-size", "32", "--score-batch-size", "32"),
     ]
-
-
-def _clean_environment() -> Mapping[str, str]:
-    """Leave out what would send the clients offline, to other caches, or to loopback through a proxy."""
-    passed_over = ("HF_", "HUGGING", "TRANSFORMERS_", *VARIABLES)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(passed_over)}
-    return {**kept, "NO_PROXY": "127.0.0.1,localhost", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @contextmanager

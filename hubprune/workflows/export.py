@@ -15,7 +15,7 @@ from hubprune.core.files import existing_folder, scratch_folder
 from hubprune.core.requests import ExportRequest
 from hubprune.exporting import parity
 from hubprune.exporting.artifact import GgufExport, Outtype, Parity
-from hubprune.exporting.parity_process import ParitySeen
+from hubprune.exporting.parity import ParitySeen
 from hubprune.exporting.writing import (
     GgufContent,
     check_space,
@@ -170,21 +170,18 @@ def _base(
     named = origin.get("base_model") if isinstance(origin, dict) else None
     if not isinstance(named, str):
         return None, "config.json names no base; pass --base FOLDER_OR_REPO"
-    commit = origin.get("base_commit") if isinstance(origin, dict) else None
-    folder = _downloaded_before(named, commit) if isinstance(commit, str) else Path(named)
+    folder: Path | None = Path(named)
+    if isinstance(origin, dict) and isinstance(commit := origin.get("base_commit"), str):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(named, revision=commit, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError, ValueError, OSError):
+            folder = None
     if folder is None or not (folder / "config.json").is_file():
         return None, f"the base {named:.100} is not on this machine; pass --base FOLDER_OR_REPO"
     try:
         return _Source(name=named, folder=folder, config=read_config(folder)), None
     except HubpruneError as error:
         return None, f"the base {named:.100} cannot be read ({error.message})"
-
-
-def _downloaded_before(repo_id: str, commit: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id, revision=commit, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, ValueError, OSError):
-        return None

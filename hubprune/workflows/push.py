@@ -11,10 +11,9 @@ from hubprune.cards.manifest import CARD, MANIFEST, read_manifest
 from hubprune.core.artifacts import PublishReport, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, RecipeError, VerificationError
-from hubprune.core.files import list_files, make_writable
+from hubprune.core.files import StageStore, list_files, make_writable, work_folder
 from hubprune.core.recipe import Recipe, parse
 from hubprune.core.requests import PushRequest
-from hubprune.core.stages import StageStore, work_folder
 from hubprune.hub.preflight import target_of
 from hubprune.hub.remote import missing, read_remote
 from hubprune.hub.session import HubSession
@@ -31,10 +30,7 @@ def push(
 ) -> PublishReport:
     """Publish a folder that a dry run wrote, in one commit, if it is still what the dry run saw.
 
-    Args:
-        request: folder and report of the dry run, and what may be replaced of what people changed on the Hub.
-        reporter: told what is going on.
-        told: called with the report each time that it is written, or would be.
+    `told` is called with the report each time that it is written, or would be.
 
     Raises:
         RecipeError: the report is none.
@@ -72,11 +68,7 @@ def push_made(
 def _refuse_moved_branch(
     report: PublishReport, files: tuple[RepoFile, ...], target: Target, *, session: HubSession
 ) -> None:
-    """Refuse to replace what came after the dry run, which its files were never compared with.
-
-    Raises:
-        ConflictError: naming both commits.
-    """
+    """Refuse to replace what came after the dry run, which its files were never compared with."""
     seen = report.upload.parent if report.upload else target.parent
     if target.parent in (None, seen):
         return

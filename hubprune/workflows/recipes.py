@@ -18,6 +18,11 @@ from hubprune.core.requests import PruneRequest, PublishRequest, ScoreRequest, S
 from hubprune.pruning.documents import COSMOPEDIA, find_mix, is_file
 
 MIX_SETTINGS = ("num_samples", "max_tokens", "packed", "shuffle_buffer")
+TARGET = (
+    "repo_id", "revision", "private", "create_pr", "staged", "collection", "supersedes", "license", "allow_name",
+)  # fmt: skip
+"""What a recipe takes over of a publish, under the same names, of where the result goes; below, how it runs."""
+SHARED = ("seed", "device", "dtype", "aggregation", "score_batch_size", "metric")
 WithRecipe = PublishRequest | PruneRequest | ScoreRequest | SweepRequest
 
 
@@ -48,23 +53,22 @@ def recipe_of(request: WithRecipe, *, drop: Mapping[str, Any] | None = None) -> 
         "drop": gone | _given(protect=_numbers(request.protect, option="--protect")),
         **({"width": width} if width else {}),
         "evaluation": evaluation,
-        "target": _target(publish) if publish else {},
+        "target": _given(**{name: getattr(publish, name) for name in TARGET}) if publish else {},
     }
     for part, fields in parts.items():
         old = values.get(part, {})
         both = {k: {**old[k], **v} for k, v in fields.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
         values[part] = {**old, **fields, **both}
-    values |= _given(
-        seed=request.seed,
-        device=request.device,
-        dtype=request.dtype,
-        aggregation=request.aggregation,
-        score_batch_size=request.score_batch_size,
-        metric=request.metric,
-    )
+    values |= _given(**{name: getattr(request, name) for name in SHARED})
     if isinstance(request, Dropping):
         values |= _given(layout=request.layout, schedule=request.schedule)
-    values["calibration"] = _mix(request, values.get("calibration"))
+    scoring: Scoring = request
+    mix, sizes = values.get("calibration"), _given(num_samples=scoring.num_samples, max_tokens=scoring.max_tokens)
+    if name := scoring.calibration:
+        # A file of documents has no settings of its own: those of the recipe stay.
+        kept = {key: mix[key] for key in MIX_SETTINGS} if mix and is_file(name) else {}
+        mix = {**find_mix(name).model_dump(), **kept}
+    values["calibration"] = {**(mix or COSMOPEDIA.model_dump()), **sizes}
     if not values["base"].get("repo_id"):
         raise RecipeError("Which base?", hint="Name one, as in hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3.")
     return parse(Recipe, values)
@@ -105,41 +109,22 @@ def _width(request: WithRecipe) -> dict[str, Any]:
 def _evaluation(request: WithRecipe) -> dict[str, Any]:
     if not isinstance(request, Measuring):
         return {}
+    tasks = request.tasks
+    if isinstance(tasks, str):
+        names = [] if tasks.strip().lower() == "none" else tasks.split(",")
+        tasks = [part.strip() for part in names if part.strip()]
     found = _given(
         limit=request.limit,
         include_path=request.include_path,
         batch_size=request.batch_size,
         backend=request.eval_backend,
-        tasks=_tasks(request.tasks),
+        tasks=None if tasks is None else tuple(tasks),
         num_fewshot=_examples(request.num_fewshot),
     )
     if isinstance(request, PublishRequest):
         prompts = read_prompts(Path(request.prompts)) if request.prompts else None
         found |= _given(max_drop_pp=_budget(request.max_drop_pp), prompts=prompts)
     return found
-
-
-def _target(request: PublishRequest) -> dict[str, Any]:
-    return _given(
-        repo_id=request.repo_id,
-        revision=request.revision,
-        private=request.private,
-        create_pr=request.create_pr,
-        staged=request.staged,
-        collection=request.collection,
-        supersedes=request.supersedes,
-        license=request.license,
-        allow_name=request.allow_name,
-    )
-
-
-def _mix(request: Scoring, from_file: dict[str, Any] | None) -> dict[str, Any]:
-    sizes = _given(num_samples=request.num_samples, max_tokens=request.max_tokens)
-    if name := request.calibration:
-        # A file of documents has no settings of its own: those of the recipe stay.
-        kept = {key: from_file[key] for key in MIX_SETTINGS} if from_file and is_file(name) else {}
-        return {**find_mix(name).model_dump(), **kept, **sizes}
-    return {**(from_file or COSMOPEDIA.model_dump()), **sizes}
 
 
 # ---- values as text ------------------------------------------------------------------------------------------------
@@ -151,13 +136,11 @@ def _numbers(value: str | int | Sequence[int] | None, *, option: str) -> tuple[i
     try:
         return tuple(int(part) for part in value.split(","))
     except ValueError:
-        raise RecipeError(
-            f"{option} {value!r} is no list of layers.", hint=f"Write it like {option} 18,21,22."
-        ) from None
+        hint = f"Write it like {option} 18,21,22."
+        raise RecipeError(f"{option} {value!r} is no list of layers.", hint=hint) from None
 
 
 def _examples(value: str | int | Mapping[str, int] | None) -> int | dict[str, int] | None:
-    """Read a number for all tasks, or numbers for some of them."""
     if not isinstance(value, str):
         return dict(value) if isinstance(value, Mapping) else value
     try:
@@ -186,12 +169,6 @@ def _budget(value: str | Mapping[str, float] | None) -> dict[str, float] | None:
         ) from None
 
 
-def _tasks(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    if not isinstance(value, str):
-        return None if value is None else tuple(value)
-    return () if value.strip().lower() == "none" else tuple(part.strip() for part in value.split(",") if part.strip())
-
-
 # ---- the passes of a score -----------------------------------------------------------------------------------------
 
 
@@ -213,13 +190,11 @@ def passes_of(request: ScoreRequest) -> Passes:
     Raises:
         RecipeError: more than one option is a list, or a value cannot be used.
     """
-    revisions, mixes, counts = _names(request.revisions), _mixes(request.calibration), _counts(request.num_samples)
-    asked = {
-        "--revisions": request.revisions is not None,
-        "--calibration": len(mixes) > 1,
-        "--num-samples": len(counts) > 1,
-    }
-    lists = [option for option, several in asked.items() if several]
+    revisions, counts, given = _names(request.revisions), _counts(request.num_samples), request.calibration
+    # The name of a file may have a comma in it.
+    mixes = (given,) if isinstance(given, str) and Path(given).is_file() else _names(given)
+    several = (request.revisions is not None, len(mixes) > 1, len(counts) > 1)
+    lists = [o for o, asked in zip(("--revisions", "--calibration", "--num-samples"), several, strict=True) if asked]
     if len(lists) > 1:
         raise RecipeError(f"{' and '.join(lists)} are both lists.", hint="A study varies one thing: keep one of them.")
     one = replace(request, calibration=next(iter(mixes), None), num_samples=max(counts, default=None))
@@ -230,24 +205,13 @@ def passes_of(request: ScoreRequest) -> Passes:
             raise RecipeError("--revisions names no revision.", hint="Write it like --revisions step1000,step2000.")
         return Passes("revisions", {name: recipe_of(replace(one, base_revision=name)) for name in revisions})
     if lists == ["--calibration"]:
-        return Passes("calibration", _by_mix(one, mixes))
+        # The name of a mix holds no local path; where two have the same, they are called what was asked for.
+        recipes = {mix: recipe_of(replace(one, calibration=mix)) for mix in mixes}
+        names = [recipe.calibration.name for recipe in recipes.values()]
+        labels = [name if names.count(name) == 1 else mix for name, mix in zip(names, recipes, strict=True)]
+        return Passes("calibration", dict(zip(labels, recipes.values(), strict=True)))
     recipe = {"scores": recipe_of(one)}
     return Passes("samples", recipe, tuple(sorted(counts))) if lists else Passes(None, recipe)
-
-
-def _by_mix(request: ScoreRequest, mixes: Sequence[str]) -> dict[str, Recipe]:
-    """Label every recipe with the name of its mix, which holds no local path; equal names with what was asked for."""
-    recipes = {mix: recipe_of(replace(request, calibration=mix)) for mix in mixes}
-    names = [recipe.calibration.name for recipe in recipes.values()]
-    return {
-        recipe.calibration.name if names.count(recipe.calibration.name) == 1 else mix: recipe
-        for mix, recipe in recipes.items()
-    }
-
-
-def _mixes(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    # The name of a file may have a comma in it.
-    return (value,) if isinstance(value, str) and Path(value).is_file() else _names(value)
 
 
 def _counts(value: str | int | Sequence[int] | None) -> tuple[int, ...]:

@@ -15,17 +15,15 @@ from typing import TYPE_CHECKING
 from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, PrunedCheckpoint, WidthPlan
-from hubprune.core.config import check_config
+from hubprune.core.config import check_config, read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
-from hubprune.core.files import check_new_folder, staged_folder
+from hubprune.core.files import StageStore, check_new_folder, key_of, staged_folder, work_folder
 from hubprune.core.privacy import use_endpoint
 from hubprune.core.recipe import CalibrationMix, Recipe
 from hubprune.core.requests import PruneRequest
-from hubprune.core.stages import StageStore, key_of, work_folder
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME, merged_headers
 from hubprune.hub import repos as hub
 from hubprune.hub.repos import small_files, stored_headers

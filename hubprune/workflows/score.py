@@ -12,15 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubprune import plots
-from hubprune.core.artifacts import (
-    CalibrationRecord,
-    DocumentScores,
-    DropPlan,
-    LayerScores,
-    ScoreStudy,
-    StudyEntry,
-    StudyKind,
-)
+from hubprune.core.artifacts import DropPlan, LayerScores, ScoreStudy, StudyEntry, StudyKind
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, PlanError, RecipeError
 from hubprune.core.files import make_writable
@@ -115,17 +107,6 @@ def first_samples(scores: LayerScores, run: Run, count: int) -> LayerScores:
         for new, place in enumerate(kept)
         for row in [r for r in scores.per_document if r.source == place][: wanted[drawn[place]]]
     ]
-    return aggregate(
-        rows,
-        _record_of(scores, rows, kept),
-        aggregation=scores.aggregation,
-        dtype=scores.dtype,
-        device=scores.device,
-        metric=scores.metric,
-    )
-
-
-def _record_of(scores: LayerScores, rows: Sequence[DocumentScores], kept: Sequence[int]) -> CalibrationRecord:
     record = scores.calibration
     total = sum(record.sources[place].weight for place in kept)
     sources = []
@@ -133,7 +114,14 @@ def _record_of(scores: LayerScores, rows: Sequence[DocumentScores], kept: Sequen
         own, source = [row for row in rows if row.source == new], record.sources[place]
         seen = {"documents": len(own), "tokens": sum(row.tokens for row in own), "weight": source.weight / total}
         sources.append(source.model_copy(update=seen))
-    return record.model_copy(update={"sources": tuple(sources)})
+    return aggregate(
+        rows,
+        record.model_copy(update={"sources": tuple(sources)}),
+        aggregation=scores.aggregation,
+        dtype=scores.dtype,
+        device=scores.device,
+        metric=scores.metric,
+    )
 
 
 def _resolve(runs: Mapping[str, Run]) -> None:

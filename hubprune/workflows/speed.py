@@ -20,18 +20,17 @@ from hubprune.core.artifacts import (
     KvCacheMeasured,
     LargestBatch,
     PeakMemory,
-    Sdr,
     SpeedMeasured,
     SpeedReport,
     SpeedRow,
 )
+from hubprune.core.config import read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, kv_cache_bytes, resolve_device
 from hubprune.core.errors import CheckpointError, RecipeError
 from hubprune.core.files import make_writable, scratch_folder, write_atomically
 from hubprune.core.requests import SpeedRequest
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
 from hubprune.hub.session import HubSession
 from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.pruning.verify import plan_of
@@ -181,18 +180,23 @@ class _Pair:
         with quiet():
             seen = self._measure()
         release_memory()
-        peak = seen.peak or self._resident(seen)
+        peak, rows, change = seen.peak or self._resident(seen), [], self.benchmarks
+        for row in seen.measured:
+            sdr = None
+            if change:
+                sdr = row.sdr(change.points, standard_error=change.standard_error, ends=change.ends)
+            rows.append(SpeedRow(measured=row, verdict=row.verdict, sdr=sdr))
         return SpeedReport(
             base=self.base.name,
             base_commit=self.base.commit,
             pruned=self.pruned.name,
             pruned_commit=self.pruned.commit,
             dropped=plan_of(self.pruned.config).sublayers,
-            rows=tuple(SpeedRow(measured=row, verdict=row.verdict, sdr=self._sdr(row)) for row in seen.measured),
+            rows=tuple(rows),
             kv_cache=seen.kv_cache,
             peak_memory=peak,
             largest_batch=seen.largest_batch,
-            benchmarks=self.benchmarks,
+            benchmarks=change,
             environment=describe_environment(device=seen.device),
             device=seen.device,
             dtype=seen.dtype,
@@ -201,10 +205,6 @@ class _Pair:
             seed=self.request.seed,
             notes=(*seen.notes, *self._notes(seen, peak)),
         )
-
-    def _sdr(self, row: SpeedMeasured) -> Sdr | None:
-        change = self.benchmarks
-        return row.sdr(change.points, standard_error=change.standard_error, ends=change.ends) if change else None
 
     def _notes(self, seen: _Seen, peak: PeakMemory | None) -> Iterator[str]:
         """Say what is strange, and what there is no number of."""
@@ -233,8 +233,8 @@ class _Pair:
 
     def _measure(self) -> _Seen:
         from hubprune.evaluation import speed
-        from hubprune.evaluation.footprint import allocated_peak
         from hubprune.evaluation.models import load_model
+        from hubprune.evaluation.speed import allocated_peak
 
         self.reporter.note(f"load {self.base.name} and {self.pruned.name}")
         device, dtype = self.request.device or "auto", self.request.dtype or "auto"
@@ -279,7 +279,7 @@ class _Pair:
         return [SpeedSpec(depth=depth, seed=asked.seed, **same) for depth in depths], notes
 
     def _kv_cache(self, base: LoadedModel, pruned: LoadedModel, *, tokens: int) -> KvCacheMeasured:
-        from hubprune.evaluation.footprint import cache_bytes
+        from hubprune.evaluation.speed import cache_bytes
 
         def computed(config: Mapping[str, Any], dtype: str) -> int:
             return kv_cache_bytes(config, gone=read_structure(config).no_attn, tokens=tokens, dtype=dtype)
@@ -294,7 +294,7 @@ class _Pair:
 
     def _largest(self, base: LoadedModel, pruned: LoadedModel, spec: SpeedSpec) -> LargestBatch:
         """Search with one model on the device, the other in the memory of the host."""
-        from hubprune.evaluation.footprint import LIMIT, largest_batch
+        from hubprune.evaluation.speed import LIMIT, largest_batch
 
         found = []
         for own, other in ((base, pruned), (pruned, base)):
@@ -302,9 +302,8 @@ class _Pair:
             other.model.to("cpu")
             own.model.to(own.device)
             found.append(largest_batch(own, depth=spec.depth, new_tokens=spec.new_tokens))
-        return LargestBatch(
-            base=found[0], pruned=found[1], depth=spec.depth, new_tokens=spec.new_tokens, limit=LIMIT
-        )  # fmt: skip
+        shape = {"depth": spec.depth, "new_tokens": spec.new_tokens}
+        return LargestBatch(base=found[0], pruned=found[1], limit=LIMIT, **shape)
 
     # ---- afterwards ----------------------------------------------------------------------------------------------
 
@@ -312,8 +311,7 @@ class _Pair:
         """Measure what a process on the CPU takes for each of the two, now that neither is in memory here."""
         if seen.device != "cpu":
             return None
-        from hubprune.evaluation.footprint import resident_peak
-        from hubprune.evaluation.speed import SpeedSpec
+        from hubprune.evaluation.speed import SpeedSpec, resident_peak
 
         last = seen.measured[-1]
         spec = SpeedSpec(depth=last.depth, new_tokens=last.new_tokens, rounds=0, batch_size=last.batch_size)

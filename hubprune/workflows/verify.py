@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 from hubprune.cards.manifest import MANIFEST, NOT_LISTED, content_digest, read_manifest
 from hubprune.core.artifacts import BaseCheckpoint, Check, Verification
-from hubprune.core.config import check_config, read_config
+from hubprune.core.config import check_config, read_config, read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, RecipeError, VerificationError
 from hubprune.core.files import existing_folder, list_files, scratch_folder
 from hubprune.core.recipe import BaseModelSpec
 from hubprune.core.requests import LoadRequest, VerifyRequest
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
@@ -49,12 +48,6 @@ class PrunedFolder:
 def find_pruned(name: str, *, revision: str | None, session: HubSession, reporter: Reporter) -> PrunedFolder:
     """Return a checkpoint that hubprune wrote; a repo is downloaded once its config.json is one of ours.
 
-    Args:
-        name: folder or repo id.
-        revision: of the repo; None for main.
-        session: which Hub.
-        reporter: told of the download.
-
     Raises:
         CheckpointError: it was not written by hubprune, or is broken.
         BaseNotFoundError: there is no such folder or repo.
@@ -71,10 +64,7 @@ def find_pruned(name: str, *, revision: str | None, session: HubSession, reporte
 def refuse_foreign_code(found: PrunedFolder, *, trust: Trust, option: str = "--trust-remote-code") -> None:
     """Refuse a checkpoint whose loading would run code that this version of hubprune does not write.
 
-    Args:
-        found: the checkpoint.
-        trust: whose code is run.
-        option: how to trust it all the same.
+    `option` is named as the way to trust it all the same.
 
     Raises:
         VerificationError: it would, and is not trusted.
@@ -90,14 +80,10 @@ def refuse_foreign_code(found: PrunedFolder, *, trust: Trust, option: str = "--t
 def find_base(
     given: str | None, config: Mapping[str, Any], *, hint: str, session: HubSession, reporter: Reporter
 ) -> BaseCheckpoint:
-    """Return the base of a pruned checkpoint, downloaded.
+    """Return the base of the pruned checkpoint that a config.json is of, downloaded.
 
-    Args:
-        given: folder or repo id; None for the one that config.json names.  That one is taken at the commit named there.
-        config: config.json of the pruned checkpoint.
-        hint: how to say where a base is that was a folder.
-        session: which Hub.
-        reporter: told of the download.
+    None is given for the one that it names, which is taken at the commit named there; where that was a folder, `hint`
+    says how to tell where it is.
 
     Raises:
         BaseNotFoundError: there is no such base, or it was a folder and nobody says where.

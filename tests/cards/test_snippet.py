@@ -17,7 +17,7 @@ from hubprune.cards.card import render
 from hubprune.cards.overview import Snippet, asks_for_more, samples
 from hubprune.core.artifacts import SnippetRun
 from hubprune.core.errors import VerificationError
-from hubprune.core.stages import StageStore
+from hubprune.core.files import StageStore
 from hubprune.workflows.publish import stages
 
 REPO_ID = "acme/tiny-attn-drop-1"

@@ -109,7 +109,7 @@ def test_a_name_that_no_folder_can_have_is_told_so(name, command, monkeypatch):
     from hubprune.hub.repos import resolve_base
     from hubprune.hub.session import HubSession
     from hubprune.workflows.export import _find
-    from hubprune.workflows.reproduce.published import read_published
+    from hubprune.workflows.reproduce.comparing import read_published
     from hubprune.workflows.verify import find_pruned
 
     monkeypatch.setattr("time.sleep", lambda _: None)  # between tries to reach a Hub that is not there

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from hubprune.core import processes
+from hubprune.core import console
 from hubprune.core.artifacts import Check
 from hubprune.core.console import Reporter
-from hubprune.core.processes import run_to_end
-from hubprune.core.stages import StageStore
+from hubprune.core.devices import run_to_end
+from hubprune.core.files import StageStore
 
 PARENT = """
 import sys
-from hubprune.core.processes import run_to_end
+from hubprune.core.devices import run_to_end
 run_to_end([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"])
 """
 
@@ -95,9 +95,9 @@ def listening():
     """The handlers of a command, for one test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    processes.listen_to_interruptions()
+    console.listen_to_interruptions()
     yield
-    processes.listen_to_interruptions()  # and forget what came
+    console.listen_to_interruptions()  # and forget what came
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from hubprune.core import files, stages
+from hubprune.core import files
 from hubprune.core.artifacts import BenchmarkComparison, Check, Margin
 from hubprune.core.errors import RecipeError
+from hubprune.core.files import StageStore, key_of, work_folder
 from hubprune.core.recipe import DropSpec, Recipe, parse
-from hubprune.core.stages import StageStore, key_of, work_folder
 
 RECIPE = {
     "base": {"repo_id": "acme/base"}, "drop": {"attn_drop": 3},
@@ -72,7 +72,7 @@ def test_a_result_is_kept_for_the_next_run(run):
 
 def test_the_seconds_of_the_run_that_computed_it_are_kept(tmp_path, monkeypatch):
     times = iter([10.0, 13.5])
-    monkeypatch.setattr(stages.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(files.time, "monotonic", lambda: next(times))
     for _ in range(2):
         store = StageStore(tmp_path)
         store.run("scores", "k", Check, lambda: Check(name="a", passed=True, detail=""))
@@ -177,7 +177,7 @@ def test_a_key_depends_on_every_input_and_on_the_version_and_on_nothing_else(mon
     ]
     assert len({key, *(key_of(*other) for other in others)}) == 7
     assert len(key) == 16
-    monkeypatch.setattr(stages, "__version__", "99")
+    monkeypatch.setattr(files, "__version__", "99")
     assert key_of(*inputs) != key
 
 

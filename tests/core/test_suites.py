@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from hubprune.cli import app
 from hubprune.core.errors import RecipeError
+from hubprune.core.options import SUITES
 from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec, Recipe, parse
 from hubprune.core.requests import PublishRequest
-from hubprune.core.suites import SUITES
 from hubprune.workflows.recipes import recipe_of
 
 BASE = {"base": {"repo_id": "acme/base"}, "drop": {"attn_drop": 3}}

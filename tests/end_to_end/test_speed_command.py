@@ -12,7 +12,7 @@ from hubprune.core.config import read_config
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, RecipeError, VerificationError
 from hubprune.core.requests import SpeedRequest
-from hubprune.evaluation import footprint
+from hubprune.evaluation import speed as in_turns
 from hubprune.hub.session import HubSession
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.workflows import speed as timing
@@ -56,7 +56,7 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
     monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    monkeypatch.setattr(footprint, "resident_peak", lambda folder, *_, **__: 10**9 if "base" in str(folder) else 10**8)
+    monkeypatch.setattr(in_turns, "resident_peak", lambda folder, *_, **__: 10**9 if "base" in str(folder) else 10**8)
 
 
 @pytest.fixture

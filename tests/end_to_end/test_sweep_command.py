@@ -7,8 +7,8 @@ import pytest
 from little import leftovers
 
 from hubprune.core.console import Reporter
+from hubprune.core.files import StageStore
 from hubprune.core.requests import SweepRequest
-from hubprune.core.stages import StageStore
 from hubprune.hub.session import HubSession
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run

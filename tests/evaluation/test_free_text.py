@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hubprune.core.artifacts import ModelTexts
 from hubprune.core.errors import EvaluationError
+from hubprune.core.files import StageStore
 from hubprune.core.recipe import EvaluationSpec
-from hubprune.core.stages import StageStore
 from hubprune.evaluation import generation
 from hubprune.evaluation.repetition import measure, seq_rep
 from hubprune.workflows.publish import stages

@@ -228,7 +228,7 @@ def test_an_empty_suite_is_refused(copy_folder, run):
 
 
 def test_benchmarks_can_be_checked_and_results_compared_without_torch():
-    modules = "compare, harness, repetition, requests, results, sources, task_yaml, tasks"
+    modules = "compare, harness, repetition, requests, results, sources, tasks"
     heavy = {"torch", "transformers", "lm_eval", "datasets", "huggingface_hub", "numpy", "scipy"}
     source = f"import sys\nfrom hubprune.evaluation import {modules}\nprint(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)

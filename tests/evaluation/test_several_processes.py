@@ -15,7 +15,7 @@ import json, os, sys
 from pathlib import Path
 from hubprune.core.console import Reporter
 from hubprune.evaluation import computing, harness
-from hubprune.core.processes import rank
+from hubprune.core.devices import rank
 from hubprune.core.recipe import EvaluationSpec
 
 base, pruned, tasks, out = map(Path, sys.argv[1:5])

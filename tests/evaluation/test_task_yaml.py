@@ -9,7 +9,7 @@ import pytest
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import harness, tasks
-from hubprune.evaluation.task_yaml import refuse_misfit
+from hubprune.evaluation.sources import refuse_misfit
 
 ROW = {"question": "?", "choices": ["a", "b"], "answer": 0}
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hubprune.cli import app
 from hubprune.exporting import parity
 from hubprune.exporting.artifact import GgufExport, ParityFigures
-from hubprune.exporting.parity_process import ParitySeen
+from hubprune.exporting.parity import ParitySeen
 
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 SAME = ParityFigures(

@@ -12,6 +12,7 @@ from token_table import HARMLESS, WRITES
 
 from hubprune.core import errors
 from hubprune.core.console import Reporter
+from hubprune.core.files import StageStore
 from hubprune.core.recipe import (
     BaseModelSpec,
     CalibrationMix,
@@ -21,7 +22,6 @@ from hubprune.core.recipe import (
     TargetSpec,
 )
 from hubprune.core.requests import PublishRequest
-from hubprune.core.stages import StageStore
 from hubprune.hub import preflight
 from hubprune.hub.session import HubSession
 from hubprune.workflows import publish as pipeline

@@ -25,9 +25,8 @@ from on_hub import make_folder
 from hubprune.cards.manifest import content_digest, parse_record, read_manifest, write_manifest
 from hubprune.core.artifacts import LayerScores
 from hubprune.core.console import Reporter
-from hubprune.core.files import list_files
+from hubprune.core.files import StageStore, list_files
 from hubprune.core.recipe import CalibrationMix, EvaluationSpec, Recipe, parse, read_recipe
-from hubprune.core.stages import StageStore
 from hubprune.hub.session import HubSession
 from hubprune.pruning.documents import find_mix
 from hubprune.workflows.card import AS_SHIPPED, render_again

@@ -14,9 +14,9 @@ from test_importance import calibration, planted, scored
 from hubprune.core.architectures import architecture_of
 from hubprune.core.console import Reporter
 from hubprune.core.errors import DiskSpaceError, PlanError, RecipeError
+from hubprune.core.files import StageStore
 from hubprune.core.recipe import Recipe, parse
 from hubprune.core.specs import DropSpec
-from hubprune.core.stages import StageStore
 from hubprune.pruning import streaming
 from hubprune.pruning.importance import Scorer, Scoring
 from hubprune.pruning.iterative import drop_in_rounds, in_rounds

@@ -5,9 +5,8 @@ import torch
 from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, random_tensors, write_base
 from transformers import AutoModelForCausalLM
 
-from hubprune.core.config import read_config
+from hubprune.core.config import read_config, read_structure
 from hubprune.core.devices import held_bytes, kv_cache_bytes
-from hubprune.core.structure import read_structure
 from hubprune.pruning.checkpoint import write_checkpoint
 
 

@@ -10,8 +10,8 @@ import torch
 from bases import LLAMA, MISTRAL, plan, write_base
 
 from hubprune.core.architectures import architecture_of
+from hubprune.core.config import read_structure
 from hubprune.core.errors import CheckpointError, PlanError, UnsupportedArchitectureError
-from hubprune.core.structure import read_structure
 from hubprune.pruning import verify
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.layouts import Runnable, check_choice, choose_layout

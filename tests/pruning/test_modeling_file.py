@@ -17,7 +17,7 @@ from bases import LLAMA, MISTRAL
 
 from hubprune.core import templates
 from hubprune.core.architectures import ARCHITECTURES
-from hubprune.core.structure import block_configs
+from hubprune.core.config import block_configs
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = sorted(ARCHITECTURES)

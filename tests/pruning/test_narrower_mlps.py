@@ -28,8 +28,8 @@ from safetensors.torch import load_file
 
 from hubprune.core.architectures import ARCHITECTURES, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, WidthPlan
+from hubprune.core.config import read_structure
 from hubprune.core.errors import CheckpointError
-from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME, open_weights
 from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_weights

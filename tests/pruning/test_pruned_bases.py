@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, CalibrationRecord, CalibrationSource, DroppedSublayer, DropPlan
+from hubprune.core.config import read_structure
 from hubprune.core.errors import PlanError
 from hubprune.core.specs import DropSpec
-from hubprune.core.structure import read_structure
 from hubprune.pruning import importance, loading, verify
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.checkpoint import take_inventory, write_checkpoint

@@ -12,15 +12,14 @@ from bases import LLAMA, MISTRAL, parts, plan, random_tensors, raw_file, write_b
 from safetensors.torch import load_file, save_file
 
 from hubprune.core.architectures import architecture_of
-from hubprune.core.config import check_config, read_config
+from hubprune.core.config import check_config, read_config, read_structure
+from hubprune.core.devices import last_words
 from hubprune.core.errors import (
     CheckpointError,
     UnsupportedArchitectureError,
     UnsupportedFormatError,
     VerificationError,
 )
-from hubprune.core.processes import last_words
-from hubprune.core.structure import read_structure
 from hubprune.core.weights import SINGLE_NAME
 from hubprune.pruning import loading, verify
 from hubprune.pruning.layouts import Runnable

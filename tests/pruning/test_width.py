@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.artifacts import WidthPlan
-from hubprune.core.config import pruned_config
+from hubprune.core.config import pruned_config, read_structure
 from hubprune.core.errors import CheckpointError, PlanError, RecipeError
 from hubprune.core.recipe import Recipe, parse
 from hubprune.core.specs import WidthSpec
-from hubprune.core.structure import read_structure
 from hubprune.core.weights import Shard, TensorEntry, Weights
 from hubprune.pruning.checkpoint import count_parameters, shard_plans
 from hubprune.pruning.layouts import check_choice, choose_layout

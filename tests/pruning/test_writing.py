@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.errors import CheckpointError, DiskSpaceError
-from hubprune.core.files import is_carried, staged_folder
+from hubprune.core.files import staged_folder
+from hubprune.core.privacy import is_carried
 from hubprune.core.weights import INDEX_NAME, SINGLE_NAME, open_weights, read_shard
 from hubprune.pruning import checkpoint
 from hubprune.pruning.checkpoint import carry_files, take_inventory, write_checkpoint, write_weights

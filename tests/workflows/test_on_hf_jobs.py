@@ -12,10 +12,10 @@ from on_hub import BASE_FILES, commit_files
 from hubprune import __version__
 from hubprune.commands.terminal import errors_shown
 from hubprune.core.errors import HubError, JobError, RecipeError
+from hubprune.core.files import StageStore
 from hubprune.core.options import options_of
 from hubprune.core.recipe import read_recipe
 from hubprune.core.requests import JobRequest, PublishRequest
-from hubprune.core.stages import StageStore
 from hubprune.hub.session import HubSession
 from hubprune.localhub import JobScript
 from hubprune.workflows import jobs

@@ -20,8 +20,7 @@ from hubprune.core.errors import CheckpointError, HubpruneError
 from hubprune.core.requests import ReproduceRequest
 from hubprune.hub.session import HubSession
 from hubprune.workflows.reproduce import _recipe_digest, reproduce
-from hubprune.workflows.reproduce.comparing import causes, compare, differences
-from hubprune.workflows.reproduce.published import read_published
+from hubprune.workflows.reproduce.comparing import causes, compare, differences, read_published
 
 SESSION = HubSession(endpoint="http://127.0.0.1:9")
 

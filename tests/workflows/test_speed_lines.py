@@ -22,7 +22,7 @@ from hubprune.core.artifacts import (
 from hubprune.core.console import Reporter
 from hubprune.core.errors import RecipeError
 from hubprune.core.requests import SpeedRequest
-from hubprune.evaluation import footprint
+from hubprune.evaluation import speed as in_turns
 from hubprune.evaluation.models import LoadedModel
 from hubprune.evaluation.speed import SpeedSpec
 from hubprune.workflows import speed as timing
@@ -188,7 +188,7 @@ def test_the_largest_batch_is_searched_for_with_one_model_on_the_device_at_a_tim
     base, pruned = (LoadedModel(Moved(name, moves), None, "cuda:0", "bfloat16") for name in ("base", "pruned"))
     found = {"base": 12, "pruned": 17}
     monkeypatch.setattr(
-        footprint, "largest_batch", lambda model, **_: moves.append(model.model.name) or found[model.model.name]
+        in_turns, "largest_batch", lambda model, **_: moves.append(model.model.name) or found[model.model.name]
     )
     pair = timing._Pair(None, None, None, SpeedRequest("me/pruned"), Reporter(quiet=True))
     seen = pair._largest(base, pruned, SpeedSpec(depth=512, new_tokens=32, rounds=20))

@@ -200,5 +200,5 @@ class LayerScores(Artifact):
     by_source: tuple[ImportanceScores, ...]
     """Mean scores per calibration source, in the order of `calibration.sources`."""
     calibration: CalibrationRecord
-    per_document: tuple[DocumentScores, ...] = ()
+    per_document: tuple[DocumentScores, ...] = Field(default=(), repr=False)
     """Kept in the work folder for paired statistics; left out of the manifest."""

@@ -20,10 +20,9 @@ from hubprune.core.architectures import Architecture
 from hubprune.core.console import Reporter
 from hubprune.core.devices import library_versions
 from hubprune.core.errors import CheckpointError, RecipeError
-from hubprune.core.files import write_atomically
+from hubprune.core.files import key_of, write_atomically
 from hubprune.core.privacy import public_name, scrub, scrub_all
 from hubprune.core.specs import Settings
-from hubprune.core.stages import key_of
 from hubprune.hub.remote import RemoteState, is_same, read_remote
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target

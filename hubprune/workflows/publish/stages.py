@@ -31,10 +31,9 @@ from hubprune.core.artifacts import (
 from hubprune.core.config import needs_modeling_file, read_config
 from hubprune.core.devices import resolve_device
 from hubprune.core.errors import HubError, MissingDependencyError, RecipeError
-from hubprune.core.files import short_name, write_atomically
+from hubprune.core.files import key_of, short_name, write_atomically
 from hubprune.core.privacy import scrub
 from hubprune.core.requests import SpeedRequest
-from hubprune.core.stages import key_of
 from hubprune.hub.repos import registered_tasks
 from hubprune.hub.session import HubSession
 from hubprune.plots import pictures

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, parse_record
 from hubprune.core.architectures import architecture_of
-from hubprune.core.artifacts import BaseCheckpoint, RepoFile
-from hubprune.core.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes
+from hubprune.core.artifacts import BaseCheckpoint, ConfigChange, FileChange, RepoFile, WrittenCheckpoint
+from hubprune.core.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes, read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.devices import STORED
 from hubprune.core.errors import (
@@ -24,10 +25,9 @@ from hubprune.core.errors import (
     RecipeError,
     VerificationError,
 )
-from hubprune.core.files import is_license
+from hubprune.core.privacy import is_license
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.core.strict import parse_json
-from hubprune.core.structure import read_structure
 from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
 from hubprune.hub.identity import check_can_write, identify
@@ -245,3 +245,46 @@ def _base(
         values["tie_word_embeddings"] = False
     folder = small_files(base, session=session)
     return base.model_copy(update={"config": values, "folder": str(folder)}), None
+
+
+# ---- what differs from it ----------------------------------------------------------------------------------------
+
+
+def file_changes(published: Published, checkpoint: WrittenCheckpoint) -> Iterator[FileChange]:
+    """Say of every small file of a checkpoint to be what becomes of it in the repo."""
+    there, anew = published.remote.files, {file.path: file for file in checkpoint.files}
+    for path in sorted({*published.checkpoint, *anew}):
+        if stays(path):
+            continue
+        before = hashlib.sha256((published.folder / path).read_bytes()).hexdigest() if path in there else None
+        after, remote = anew.get(path), there.get(path)
+        same = is_same(after, remote) if after else remote is None
+        yield _change(path, before=before, after=after, same=same)
+
+
+def _change(path: str, *, before: str | None, after: RepoFile | None, same: bool) -> FileChange:
+    if same:
+        return FileChange(path=path, outcome="same", before=before, after=before)
+    if after is None:
+        return FileChange(path=path, outcome="removed", before=before, after=None)
+    outcome = "changed" if before else "added"
+    return FileChange(path=path, outcome=outcome, before=before, after=after.sha256, size=after.size)
+
+
+def key_changes(before: Mapping[str, Any], after: Mapping[str, Any], *, inside: str = "") -> Iterator[ConfigChange]:
+    """List the keys of config.json that differ; lists are compared as a whole."""
+    for key in dict.fromkeys((*after, *before)):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from key_changes(old, new, inside=f"{inside}{key}.")
+        elif old != new or (key in before) != (key in after):
+            yield ConfigChange(key=f"{inside}{key}", before=old, after=new)
+
+
+def card_changes(published: Published, written: Mapping[str, RepoFile]) -> Iterator[FileChange]:
+    """Say the same of card and manifest; what was not written anew stays."""
+    remote = published.remote
+    manifest = hashlib.sha256(remote.manifest.data).hexdigest() if remote.manifest else None
+    for path, before in ((CARD, remote.card_sha256), (MANIFEST, manifest)):
+        after = written.get(path)
+        yield _change(path, before=before, after=after, same=after is None or after.sha256 == before)

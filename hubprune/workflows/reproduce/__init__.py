@@ -2,8 +2,7 @@
 
 In comes a folder or repo that a publish wrote; out comes a `Reproduction`: all parts, and likely causes of differences.
 
-    published    manifest, recipe, card and tasks as they are out, and the SHA-256 of every file
-    comparing    part by part, and what may be why they differ
+    comparing    what was published, part by part against the same run anew, and what may be why they differ
 """
 
 from __future__ import annotations
@@ -30,18 +29,16 @@ from hubprune.core.errors import (
     HubpruneError,
     RecipeError,
 )
-from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
+from hubprune.core.files import check_new_folder, key_of, make_writable, move_folder, work_folder, write_atomically
 from hubprune.core.privacy import TASK_FOLDER, is_local_data, public_name
 from hubprune.core.recipe import REPO_ID, Recipe, parse
 from hubprune.core.requests import ReproduceRequest
-from hubprune.core.stages import key_of, work_folder
 from hubprune.hub.preflight import check_disk
 from hubprune.hub.session import HubSession
 from hubprune.workflows import publish as pipeline
 from hubprune.workflows.card import CardChoices
 from hubprune.workflows.publish.stages import has_checkpoint
-from hubprune.workflows.reproduce.comparing import causes, compare
-from hubprune.workflows.reproduce.published import Published, read_published
+from hubprune.workflows.reproduce.comparing import Published, causes, compare, read_published
 from hubprune.workflows.run import Run, check_data, open_session, open_store
 
 STAGES = ("What was published", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Compare")
@@ -70,10 +67,13 @@ def reproduce(request: ReproduceRequest, *, reporter: Reporter, session: HubSess
     if template:
         check_templates(template)
     published = read_published(request.published, revision=request.revision, session=session, reporter=reporter)
-    folder = _own_folder(published, fresh=request.fresh)
+    # The work folder of this published result; another manifest has another one.
+    key = key_of(published.manifest, published.recipe.model_dump(mode="json"))
+    folder = work_folder() / "reproductions" / f"{Path(published.name).resolve().name}-{key}"
+    if request.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
     store = open_store(folder, reporter, earlier="reproduction")
-    recipe = _with_tasks(_recipe_to_run(published, request), published, folder / TASK_FOLDER)
-    run = Run(recipe, session, reporter, store)
+    run = Run(_recipe_to_run(published, request, tasks=folder / TASK_FOLDER), session, reporter, store)
     _preflight(run, published)
     repo_id, tagged = published.shown_as
     choices = CardChoices(published.notes, template, timed=published.speed or "never")
@@ -89,16 +89,6 @@ def reproduce(request: ReproduceRequest, *, reporter: Reporter, session: HubSess
     if report:
         write_atomically(report, f"{seen.model_dump_json(indent=2)}\n")
     return seen
-
-
-def _own_folder(published: Published, *, fresh: bool) -> Path:
-    """Return the work folder of one published result; another manifest has another one."""
-    name = Path(published.name).resolve().name
-    key = key_of(published.manifest, published.recipe.model_dump(mode="json"))
-    folder = work_folder() / "reproductions" / f"{name}-{key}"
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    return folder
 
 
 def _compared(published: Published, product: pipeline.Product) -> Reproduction:
@@ -131,8 +121,8 @@ def _recipe_digest(folder: Path, *, device: str) -> str:
 # ---- what is needed ----------------------------------------------------------------------------------------------
 
 
-def _recipe_to_run(published: Published, request: ReproduceRequest) -> Recipe:
-    """Return the recipe with what only this machine knows: where the local files are that it names."""
+def _recipe_to_run(published: Published, request: ReproduceRequest, *, tasks: Path) -> Recipe:
+    """Return the recipe with what only this machine knows: where the local files are, and a copy of its tasks."""
     recipe, name = published.recipe, published.name
     if request.device:
         recipe = parse(Recipe, {**recipe.model_dump(exclude_none=True), "device": request.device})
@@ -147,17 +137,13 @@ def _recipe_to_run(published: Published, request: ReproduceRequest) -> Recipe:
             f"{name} brings benchmark definitions of its own, whose templates can run code on this machine.",
             hint=f"Read the files in its folder tasks, then: hubprune reproduce {name} --trust-tasks",
         )
-    return _with_files(recipe, name=name, given=[Path(file) for file in request.calibration or ()])
-
-
-def _with_tasks(recipe: Recipe, published: Published, folder: Path) -> Recipe:
-    """Copy the published tasks, since in the cache of a Hub a file is a link to somewhere else, and mean the copy."""
+    recipe = _with_files(recipe, name=name, given=[Path(file) for file in request.calibration or ()])
     if recipe.evaluation.include_path is None:
         return recipe
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(tasks, ignore_errors=True)
     if (source := published.folder / TASK_FOLDER).is_dir():
-        shutil.copytree(source, folder)
-    evaluation = recipe.evaluation.model_copy(update={"include_path": str(folder)})
+        shutil.copytree(source, tasks)  # since in the cache of a Hub a file is a link to somewhere else
+    evaluation = recipe.evaluation.model_copy(update={"include_path": str(tasks)})
     return recipe.model_copy(update={"evaluation": evaluation})
 
 

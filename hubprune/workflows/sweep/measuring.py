@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import BenchmarkAnswers, DropPlan, HeldOutDocuments, PerplexityAnswers, SpeedMeasured
 from hubprune.core.errors import CalibrationError
+from hubprune.core.files import StageStore, key_of
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset
 from hubprune.core.requests import SweepRequest
-from hubprune.core.stages import StageStore, key_of
 from hubprune.pruning import calibration
 from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.documents import find_mix, is_file, stream

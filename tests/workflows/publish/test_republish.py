@@ -14,7 +14,7 @@ from hubprune.cards import card
 from hubprune.cards.card import CARD_PART, changes, told
 from hubprune.cards.manifest import checkpoint_tag, content_digest, write_manifest, write_recipe
 from hubprune.core.errors import ConflictError, EditedError, HubError, RemoteMismatchError, VerificationError
-from hubprune.core.files import list_files
+from hubprune.core.files import StageStore, list_files
 from hubprune.core.recipe import (
     BaseModelSpec,
     CalibrationMix,
@@ -25,7 +25,6 @@ from hubprune.core.recipe import (
 )
 from hubprune.core.requests import PublishRequest
 from hubprune.core.specs import WidthSpec
-from hubprune.core.stages import StageStore
 from hubprune.hub import commit
 from hubprune.hub.commit import publish as send
 from hubprune.hub.preflight import preflight

@@ -8,7 +8,7 @@ import made
 import pytest
 
 from hubprune.core.console import Reporter
-from hubprune.core.stages import StageStore
+from hubprune.core.files import StageStore
 from hubprune.workflows.publish import stages as publishing
 
 

@@ -25,15 +25,14 @@ from typer.testing import CliRunner
 
 from hubprune.cards.manifest import checkpoint_tag, parse_record
 from hubprune.cli import app
+from hubprune.core.files import StageStore
 from hubprune.core.recipe import read_recipe
 from hubprune.core.requests import PublishRequest, RefreshRequest
-from hubprune.core.stages import StageStore
 from hubprune.hub import repos as hub_of_bases
 from hubprune.workflows import publish as pipeline
 from hubprune.workflows import refresh as refreshing
 from hubprune.workflows.publish import before as inputs
-from hubprune.workflows.reproduce.comparing import compare
-from hubprune.workflows.reproduce.published import read_published
+from hubprune.workflows.reproduce.comparing import compare, read_published
 from hubprune.workflows.run import Run
 from hubprune.workflows.verify import _manifest_checks
 

@@ -22,7 +22,6 @@ from hubprune.core.errors import HubpruneError
 from hubprune.core.requests import RefreshRequest
 from hubprune.hub.session import HubSession
 from hubprune.workflows import refresh as refreshing
-from hubprune.workflows.refresh import anew
 
 
 @pytest.fixture
@@ -199,14 +198,14 @@ def test_what_does_not_load_afterwards_says_which_commit_has_the_files_as_they_w
 
 
 def test_files_that_do_not_fit_the_weights_are_not_sent(refused, published, monkeypatch):
-    write = anew.write_companions
+    write = refreshing.write_companions
 
     def write_another(base, plan, folder):
         write(base, plan, folder)
         config = json.loads((folder / "config.json").read_bytes())
         (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
 
-    monkeypatch.setattr(anew, "write_companions", write_another)
+    monkeypatch.setattr(refreshing, "write_companions", write_another)
     error = refused(load_back=True)
     assert error.message.startswith(f"What this version writes for {REPO_ID} does not fit its weights")
     assert "Nothing was changed" in error.hint

@@ -18,8 +18,8 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.errors import EvaluationError
 from hubprune.core.requests import SweepRequest
-from hubprune.workflows.sweep import report as reporting
-from hubprune.workflows.sweep.report import recommend, rule_text
+from hubprune.workflows import sweep as reporting
+from hubprune.workflows.sweep import recommend, rule_text
 
 
 def point(count, *, mean=None, rise=None, speed=None):
