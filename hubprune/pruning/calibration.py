@@ -104,13 +104,8 @@ def draw(
     an end-of-text token behind each one (as pretraining does, and the code of He et al. 2024), joined in the shuffled
     order and cut.
 
-    Args:
-        mix: subsets, weights, lengths.
-        commits: commit of each subset's data set, from `resolve_commits`.
-        seed: of the streaming shuffle.
-        tokenizer: the base's.
-        context_length: longest input of the base; a larger `max_tokens` is lowered to it.
-        reporter: shown the progress in samples.
+    The commits are those of `resolve_commits`, the seed is of the streaming shuffle.  The tokenizer is the base's, and
+    so is `context_length`, its longest input, to which a larger `max_tokens` is lowered.
 
     Raises:
         CalibrationError: a subset is missing, too small for its share, or has no such text column.

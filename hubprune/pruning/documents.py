@@ -79,10 +79,8 @@ def is_file(dataset: str) -> bool:
 def find_mix(name: str, *, num_samples: int | None = None, max_tokens: int | None = None) -> CalibrationMix:
     """Return a mix by name, or read it from a YAML of the same fields, or make one of a file of documents.
 
-    Args:
-        name: one of `MIXES`, or the path of a .yaml, .jsonl, .json, .parquet or .txt file.
-        num_samples: documents or packed sequences in all, in place of the mix's own number.
-        max_tokens: tokens per document or packed sequence, in place of the mix's own number.
+    The name is one of `MIXES`, or the path of a .yaml, .jsonl, .json, .parquet or .txt file.  Numbers that are given,
+    of documents or packed sequences and of tokens in each, take the place of the mix's own.
 
     Raises:
         RecipeError: no such mix or file, or a value that cannot be used.

@@ -40,13 +40,8 @@ def drop_in_rounds(
 ) -> tuple[LayerScores, DropPlan]:
     """Select what goes, one round after the other.
 
-    Args:
-        drop: the request.
-        shape: of the base.
-        open_scorer: makes a scorer that keeps its states, with the weights still to be read.
-        store: where the first scores and every round are kept.
-        key: of the first scores, which are those of the whole base.
-        reporter: told what goes, and shown the time that is left for all rounds.
+    The first scores, those of the whole base, are kept in the store under the key, and so is every round.  The scorer
+    has to keep its states, and reads weights when it is asked to run only.
 
     Returns:
         The scores of the whole base, and the plan.
