@@ -1,6 +1,7 @@
 """Table of supported families: tensor names, norms, and the values of the modeling template.
 
-A new family is one entry in `ARCHITECTURES`; nothing else in the package names a family.
+A new family is one entry in `ARCHITECTURES`; beside it, only tokenizer files and the GGUF
+export name families.
 """
 
 from __future__ import annotations
