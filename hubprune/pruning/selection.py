@@ -1,6 +1,7 @@
 """Turn a request, and scores where it asks for them, into a plan: which sublayers go, and how wide MLPs become.
 
-Pure arithmetic, no torch.  A request is checked as far as possible before anything is downloaded.
+`workflows.run` calls it and adds widths and layout.  Pure arithmetic, no torch.  A request is
+checked as far as possible before anything is downloaded.
 """
 
 from __future__ import annotations
