@@ -20,7 +20,7 @@ from hubprune.cards.limits import budget_lines
 from hubprune.cards.markdown import NONE, change_percent, count, md, plain, with_interval
 from hubprune.cards.measured import benchmarks
 from hubprune.cards.removal import removal
-from hubprune.core.artifacts import PublishedCommit, PublishReport
+from hubprune.core.artifacts import PublishReport
 from hubprune.core.console import Reporter, size
 from hubprune.core.devices import rank
 from hubprune.core.errors import EditedError, HubpruneError, OverBudgetError
@@ -66,9 +66,6 @@ class Outcome:
         return f"It broke off with {type(self.error).__name__}; the log has the traceback.", None
 
 
-# ---- github --------------------------------------------------------------------------------------------------------
-
-
 SUMMARY, OUTPUT = "GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"
 
 
@@ -84,15 +81,12 @@ def told_to_job(reporter: Reporter) -> Iterator[Callable[[PublishReport], None]]
         raise
     finally:
         if rank() == 0 and (os.environ.get(SUMMARY) or os.environ.get(OUTPUT)):
-            _tell(Outcome(report=reports[-1] if reports else None, error=error, warnings=reporter.warned), reporter)
-
-
-def _tell(outcome: Outcome, reporter: Reporter) -> None:
-    try:
-        _append(SUMMARY, lambda: job_summary(outcome))
-        _append(OUTPUT, lambda: "".join(f"{name}={value}\n" for name, value in outputs(outcome).items()))
-    except OSError as error:  # the publish is done or has failed already: this must not change its exit code
-        reporter.warn(f"The job's summary could not be written: {error}")
+            outcome = Outcome(report=reports[-1] if reports else None, error=error, warnings=reporter.warned)
+            try:
+                _append(SUMMARY, lambda: job_summary(outcome))
+                _append(OUTPUT, lambda: "".join(f"{name}={value}\n" for name, value in outputs(outcome).items()))
+            except OSError as refused:  # the publish is done or has failed already: its exit code must not change
+                reporter.warn(f"The job's summary could not be written: {refused}")
 
 
 def _append(variable: str, text: Callable[[], str]) -> None:
@@ -117,9 +111,6 @@ def outputs(outcome: Outcome) -> dict[str, str]:
     return {name: " ".join(value.split()) for name, value in found.items()}
 
 
-# ---- summary -------------------------------------------------------------------------------------------------------
-
-
 TITLES: Mapping[Ending, str] = {
     "published": "Published", "up to date": "Up to date", "dry run": "Dry run: nothing was written to the Hub",
     "ran elsewhere": "Done on Hugging Face Jobs", "over budget": "Over budget: nothing was published",
@@ -140,8 +131,13 @@ def _parts(outcome: Outcome) -> Iterator[str]:
     if outcome.problem:
         yield "\n".join(f"> {md(line)}" for line in outcome.problem if line)
     if report:
-        if report.published:
-            yield _links(report.published, failed=outcome.ending == "failed")
+        if published := report.published:
+            links = [f"{md(published.repo_id)} at [{published.commit[:12]}]({_address(published.url)})"]
+            links += [f"tag {md(published.tag)}"] if published.tag else []
+            proposed = published.pull_request_url
+            links += [f"[pull request]({_address(proposed)})"] if proposed else []
+            done = f"It is {'proposed' if proposed else 'published'} all the same: "
+            yield f"{done if outcome.ending == 'failed' else ''}{', '.join(links)}"
         elif report.upload:
             upload = report.upload
             new = "an unknown part" if upload.new_bytes is None else size(upload.new_bytes)
@@ -152,16 +148,6 @@ def _parts(outcome: Outcome) -> Iterator[str]:
     if outcome.warnings:
         yield "### Warnings"
         yield "\n".join(f"- {md(warning)}" for warning in outcome.warnings)
-
-
-def _links(published: PublishedCommit, *, failed: bool) -> str:
-    links = [f"{md(published.repo_id)} at [{published.commit[:12]}]({_address(published.url)})"]
-    if published.tag:
-        links.append(f"tag {md(published.tag)}")
-    if published.pull_request_url:
-        links.append(f"[pull request]({_address(published.pull_request_url)})")
-    done = "proposed" if published.pull_request_url else "published"
-    return f"{f'It is {done} all the same: ' if failed else ''}{', '.join(links)}"
 
 
 def _address(url: str) -> str:
@@ -189,17 +175,11 @@ def _measured(report: PublishReport) -> Iterator[str]:
         if report.benchmarks and (mean := report.benchmarks.mean_points):
             yield f"Mean change: {md(with_interval(mean))} points."
     if limits := report.recipe.get("evaluation", {}).get("max_drop_pp"):
-        lines = budget_lines(limits, report.benchmarks)
         yield "### Budget"
-        rows = [
-            (
-                line.name,
-                with_interval(line.change) if line.change else NONE,
-                plain(-line.allowed, digits=2),
-                "yes" if line.kept else "no",
-            )
-            for line in lines
-        ]
+        rows = []
+        for line in budget_lines(limits, report.benchmarks):
+            change = with_interval(line.change) if line.change else NONE
+            rows.append((line.name, change, plain(-line.allowed, digits=2), "yes" if line.kept else "no"))
         yield _table(Table(columns=("Task", "Δ points", "Allowed", "Kept"), align="lrrl", rows=tuple(rows)))
 
 

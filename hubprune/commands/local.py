@@ -36,8 +36,7 @@ class DemoRequest(Request):
 
     base: Annotated[str, Option("Which embedded model.", metavar="tiny-llama|tiny-mistral")] = "tiny-llama"
     directory: Annotated[
-        Place | None,
-        Option("Where the demo keeps its Hub. Default: the work folder.", metavar="FOLDER", flag="--dir"),
+        Place | None, Option("Where the demo keeps its Hub. Default: the work folder.", metavar="FOLDER", flag="--dir")
     ] = None
 
 

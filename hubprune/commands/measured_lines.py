@@ -23,9 +23,6 @@ UNRESOLVED: Mapping[Verdict, str] = {
 PEAKS: Mapping[str, str] = {"allocator": "weights and GPU allocator", "resident": "resident, libraries included"}
 
 
-# ---- a sweep -------------------------------------------------------------------------------------------------------
-
-
 def sweep_lines(report: SweepReport, *, out: Path | None) -> str:
     """Write the table of all points, the rule and what it picks."""
     parts = [sweep_head(report), table(sweep_rows(report), left=1), *picked_lines(report), report.note]
@@ -39,9 +36,8 @@ def sweep_head(report: SweepReport) -> str:
     order = report.metric + (f", seed {report.seed}" if report.metric == "random" else "")
     parts = [f"{report.base}, order by {order}"]
     if report.tasks:
-        parts.append(
-            f"{len(report.tasks)} tasks" + (f", {report.limit} documents each at most" if report.limit else "")
-        )
+        limit = f", {report.limit} documents each at most" if report.limit else ""
+        parts.append(f"{len(report.tasks)} tasks{limit}")
     if report.chance is not None:
         parts.append(f"guessing gets {report.chance:.2f} %")
     if report.perplexity_on:
@@ -83,9 +79,6 @@ def picked_lines(report: SweepReport) -> list[str]:
     return [*parts, "Next:\n" + "\n".join(commands)] if commands else parts
 
 
-# ---- a timing ------------------------------------------------------------------------------------------------------
-
-
 def speed_lines(report: SpeedReport) -> str:
     """Write who ran where, a table of all measures, the memory of both, and the notes."""
     parts = [_head(report), table(_rows(report), left=2), _legend(report), table(_memory(report), left=1)]
@@ -93,17 +86,19 @@ def speed_lines(report: SpeedReport) -> str:
 
 
 def _head(report: SpeedReport) -> str:
-    shape, found = report.rows[0].measured, report.environment
+    shape, found, words = report.rows[0].measured, report.environment, []
+    for kind, name in (("attn", "attention"), ("mlp", "MLP")):
+        if layers := [str(layer) for other, layer in report.dropped if other == kind]:
+            words.append(f"{name} {', '.join(layers)}")
+    dropped = " and ".join(words) or "any sublayer dropped"
     versions = ", ".join(f"{name} {found.versions.get(name, '?')}" for name in ("torch", "transformers"))
+    batch = f"batch size {shape.batch_size}"
     rows = [
         ["base", _named(report.base, report.base_commit)],
-        ["pruned", f"{_named(report.pruned, report.pruned_commit)}, without {_dropped(report)}"],
+        ["pruned", f"{_named(report.pruned, report.pruned_commit)}, without {dropped}"],
         ["machine", f"{found.machine}, {report.device}, {report.threads} CPU thread{'s'[: report.threads - 1]}"],
         ["computed in", f"{report.dtype}, attention {report.attention}, {versions}"],
-        [
-            "shape",
-            f"batch size {shape.batch_size}, {shape.new_tokens} new tokens, {shape.rounds} rounds in random order",
-        ],
+        ["shape", f"{batch}, {shape.new_tokens} new tokens, {shape.rounds} rounds in random order"],
     ]
     return table(rows, left=2)
 
@@ -112,30 +107,14 @@ def _named(name: str, commit: str | None) -> str:
     return f"{name} at {commit[:12]}" if commit else name
 
 
-def _dropped(report: SpeedReport) -> str:
-    words = []
-    for kind, name in (("attn", "attention"), ("mlp", "MLP")):
-        if layers := [str(layer) for other, layer in report.dropped if other == kind]:
-            words.append(f"{name} {', '.join(layers)}")
-    return " and ".join(words) or "any sublayer dropped"
-
-
 def _rows(report: SpeedReport) -> list[list[str]]:
     rows = [["depth", "measure", "base", "pruned", "ratio", "control", "", "SDR"]]
     for row in report.rows:
         seen = row.measured
-        rows.append(
-            [
-                f"{seen.depth}",
-                MEASURES[seen.measure],
-                _pace(seen.base_tokens_per_second, seen.base_seconds),
-                _pace(seen.tokens_per_second, seen.seconds),
-                ratio_text(seen.ratio),
-                f"[{seen.control.low:.2f}, {seen.control.high:.2f}]" + " fails" * (row.verdict == "control failed"),
-                VERDICTS[row.verdict],
-                sdr_text(row.sdr),
-            ]
-        )
+        control = f"[{seen.control.low:.2f}, {seen.control.high:.2f}]" + " fails" * (row.verdict == "control failed")
+        paces = (seen.base_tokens_per_second, seen.base_seconds), (seen.tokens_per_second, seen.seconds)
+        cells = [f"{seen.depth}", MEASURES[seen.measure], *(_pace(*pace) for pace in paces), ratio_text(seen.ratio)]
+        rows.append([*cells, control, VERDICTS[row.verdict], sdr_text(row.sdr)])
     return rows
 
 

@@ -48,12 +48,8 @@ class _EverydayFirst(TyperCommand):
 def add_command(app: typer.Typer, body: Callable[..., None], *, epilog: str, resume: str = RESUME) -> None:
     """Add a command to an app, under the name of the function that is its body and with its docstring as help.
 
-    Args:
-        app: to which it is added.
-        body: takes a request, of the class that its first parameter is annotated with, and a reporter; and `as_json`
-            where it can print JSON.  What it raises is shown.
-        epilog: below the help.
-        resume: what to do after an interrupt.
+    The body takes a request, of the class that its first parameter is annotated with, and a reporter; and `as_json`
+    where it can print JSON.  What it raises is shown, after an interrupt with `resume` as what to do.
     """
     kind, with_json = get_type_hints(body)["request"], "as_json" in signature(body).parameters
     everyday: Sequence[str] = getattr(kind, "everyday", ())

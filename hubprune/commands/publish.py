@@ -78,11 +78,17 @@ def push(request: PushRequest, reporter: Reporter, *, as_json: bool) -> None:
 
 def score(request: ScoreRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Score attention, MLP and block importance of every layer: once, or side by side; --plot draws it."""
-    from hubprune.commands.side_by_side import scored_text
+    from hubprune.commands import side_by_side, summary
+    from hubprune.core.artifacts import ScoreStudy
     from hubprune.workflows.score import conduct
 
     done = conduct(request, reporter=reporter)
-    show(to_json(done.value) if as_json else scored_text(done))
+    if as_json:
+        show(to_json(done.value))
+    elif isinstance(done.value, ScoreStudy):
+        show(side_by_side.study_tables(done.value))
+    else:
+        show(summary.scores_table(done.value, plan=done.plan))
 
 
 def prune(request: PruneRequest, reporter: Reporter, *, as_json: bool) -> None:
@@ -91,7 +97,8 @@ def prune(request: PruneRequest, reporter: Reporter, *, as_json: bool) -> None:
     from hubprune.workflows import run
 
     pruned = run.prune(request, reporter=reporter)
-    show(to_json(pruned) if as_json else summary.pruned_lines(pruned.written, folder=Path(request.out)))
+    written = f"{summary.checkpoint_lines(pruned.written)}\n\nwritten and verified: {Path(request.out)}"
+    show(to_json(pruned) if as_json else written)
 
 
 def verify(request: VerifyRequest, reporter: Reporter, *, as_json: bool) -> None:
@@ -100,11 +107,8 @@ def verify(request: VerifyRequest, reporter: Reporter, *, as_json: bool) -> None
     from hubprune.workflows import verify as checkup
 
     seen = checkup.check(request, reporter=reporter)
-    show(to_json(seen) if as_json else summary.verification_table(seen))
+    show(to_json(seen) if as_json else summary.table(summary.check_rows(seen), left=3))
     checkup.require_passed(seen)
-
-
-# ---- what dropping costs and brings --------------------------------------------------------------------------------
 
 
 def sweep(request: SweepRequest, reporter: Reporter, *, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +14,7 @@ from hubprune.core.console import Reporter, duration, size
 from hubprune.core.requests import ExportRequest, RefreshRequest, ReproduceRequest
 
 if TYPE_CHECKING:
-    from hubprune.core.artifacts import ComparedPart, Difference, RefreshReport, Reproduction, Scalar
+    from hubprune.core.artifacts import Difference, RefreshReport, Reproduction, Scalar
     from hubprune.exporting.artifact import GgufExport, Parity, ParityFigures
 
 
@@ -41,9 +41,6 @@ SHOWN = 3
 """Differences of a part that are written out; the JSON has all of them."""
 WIDTH = 60
 """Characters of a value that are shown."""
-
-
-# ---- refresh -------------------------------------------------------------------------------------------------------
 
 
 def refresh(request: RefreshRequest, reporter: Reporter, *, as_json: bool) -> None:
@@ -100,9 +97,6 @@ def _value(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-# ---- reproduce -----------------------------------------------------------------------------------------------------
-
-
 def reproduce(request: ReproduceRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Run the recipe of a published result again, publish nothing, and say what is equal and what differs."""
     from hubprune.workflows import reproduce as again
@@ -119,8 +113,12 @@ def reproduction_lines(seen: Reproduction) -> str:
     parts = [
         f"{seen.name}{at}, made of {seen.base} at {seen.base_commit[:12]}",
         table([[part.name, part.outcome, part.detail] for part in seen.parts], left=3),
-        *(_differences(part) for part in seen.parts if part.differences),
     ]
+    for part in (part for part in seen.parts if part.differences):
+        rows = [[part.name, "published", "files" if part.name == "manifest" else "reproduced"]]
+        rows += [[f"  {row.place}", *_pair(row)] for row in part.differences[:SHOWN]]
+        more = len(part.differences) - SHOWN
+        parts.append(table(rows, left=3) + (f"\n  and {more:,} more: --json has all" if more > 0 else ""))
     if seen.causes:
         head = "this changed nothing:" if seen.equal else "what may be the cause:"
         parts.append("\n".join([head, *(f"  {cause}" for cause in seen.causes)]))
@@ -129,13 +127,6 @@ def reproduction_lines(seen: Reproduction) -> str:
     differ = f"not reproduced: {', '.join(names)} {'differs' if len(names) == 1 else 'differ'}"
     parts.append(f"{'reproduced: everything is equal that should be' if seen.equal else differ}{where}")
     return "\n\n".join(parts)
-
-
-def _differences(part: ComparedPart) -> str:
-    rows = [[part.name, "published", "files" if part.name == "manifest" else "reproduced"]]
-    rows += [[f"  {row.place}", *_pair(row)] for row in part.differences[:SHOWN]]
-    more = len(part.differences) - SHOWN
-    return "\n".join([table(rows, left=3), *([f"  and {more:,} more: --json has all"] if more > 0 else [])])
 
 
 def _pair(row: Difference) -> list[str]:
@@ -157,8 +148,6 @@ def _short(value: Scalar, *, start: int) -> str:
     shown = repr(text)[1:-1] if not text.isprintable() else text
     return f"{'…' if start else ''}{shown}{'…' if len(value) > start + WIDTH else ''}"
 
-
-# ---- export --------------------------------------------------------------------------------------------------------
 
 GGUF_EXAMPLES = "Example:  hubprune export gguf me/Llama-3.2-3B-attn-drop-3 --outtype q8_0 --out pruned.gguf"
 
@@ -203,19 +192,15 @@ def _parity(parity: Parity) -> Iterator[str]:
     if parity.control is not None:
         columns.append(("unpruned base", parity.control))
     rows = [["llama.cpp against transformers", *(name for name, _ in columns)]]
-    figures = [_figures(found) for _, found in columns]
-    rows += [[label, *(found[label] for found in figures)] for label in figures[0]]
+    figures: list[tuple[str, Callable[[ParityFigures], str]]] = [
+        ("same next token", lambda f: f"{f.agreed} of {f.positions}"),
+        ("largest difference of a logit", lambda f: f"{f.max_logit_difference:.2e}"),
+        ("difference, share of the spread", lambda f: f"{f.relative_difference:.1e}"),
+        ("same greedy text", lambda f: f"{f.equal_greedy_texts} of {f.greedy_texts}"),
+        ("same tokens", lambda f: f"{f.equal_tokenized_texts} of {f.tokenized_texts}"),
+    ]
+    rows += [[label, *(write(found) for _, found in columns)] for label, write in figures]
     yield table(rows)
     if parity.without_control:
         yield f"no control: {parity.without_control}"
     yield f"demanded: {parity.rule}"
-
-
-def _figures(found: ParityFigures) -> dict[str, str]:
-    return {
-        "same next token": f"{found.agreed} of {found.positions}",
-        "largest difference of a logit": f"{found.max_logit_difference:.2e}",
-        "difference, share of the spread": f"{found.relative_difference:.1e}",
-        "same greedy text": f"{found.equal_greedy_texts} of {found.greedy_texts}",
-        "same tokens": f"{found.equal_tokenized_texts} of {found.tokenized_texts}",
-    }

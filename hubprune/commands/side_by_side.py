@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from hubprune.commands.summary import scores_table, table
-from hubprune.core.artifacts import (
-    Agreement,
-    CheckpointComparison,
-    ComparedMetric,
-    ComparedSide,
-    ScoreKind,
-    ScoreStudy,
-)
+from hubprune.commands.summary import table
+from hubprune.core.artifacts import Agreement, CheckpointComparison, ComparedMetric, ComparedSide, ScoreStudy
 from hubprune.core.console import decimal
 from hubprune.plots.pictures import NAMES, VARIES
-from hubprune.workflows.score import Scored
 
 UNKNOWN = "not known"
-
-# ---- two checkpoints -----------------------------------------------------------------------------------------------
 
 
 def comparison_text(comparison: CheckpointComparison) -> str:
     """Write what differs: one table for what the two are, and below it what went, scores, benchmarks and notes."""
-    parts = [_sides_table(comparison.first, comparison.second), *_dropped_lines(comparison)]
-    if comparison.agreements:
-        parts.append(_agreement_table(comparison.agreements))
+    parts = [_sides_table(comparison.first, comparison.second)]
+    for gone in comparison.dropped:
+        if gone.both or gone.only_first or gone.only_second:
+            parts.append(
+                f"{NAMES[gone.kind]} dropped in both: {_layers(gone.both)}; only in A: {_layers(gone.only_first)}; "
+                f"only in B: {_layers(gone.only_second)}"
+            )
+    if agreed := comparison.agreements:
+        rows = [["order of the scores", *_correlations(agreed[0].lowest)]]
+        parts.append(table(rows + [[NAMES[row.kind], *_agreement(row)] for row in agreed]))
     if comparison.benchmarks:
         parts.append(_benchmarks_table(comparison.benchmarks))
     return "\n\n".join([*parts, *(f"note: {note}" for note in comparison.notes)])
@@ -52,6 +47,10 @@ def _sides_table(first: ComparedSide, second: ComparedSide) -> str:
 
 
 def _column(side: ComparedSide) -> dict[str, str]:
+    widths = "the base's"
+    if side.widths is not None:
+        there = {width for layer, width in enumerate(side.widths) if layer not in side.dropped_mlp}
+        widths = " to ".join(f"{width:,}" for width in sorted({min(there), max(there)})) if there else "none"
     return {
         "name": side.name,
         "base": side.base or UNKNOWN,
@@ -60,7 +59,7 @@ def _column(side: ComparedSide) -> dict[str, str]:
         "method": ", ".join(side.methods) or UNKNOWN,
         "attention dropped": _layers(side.dropped_attn),
         "MLP dropped": _layers(side.dropped_mlp),
-        "MLP widths": _widths(side),
+        "MLP widths": widths,
         "layout": side.layout,
         "parameters": _count(side.parameters),
         "KV cache per token": _count(side.kv_bytes_per_token, unit=" B"),
@@ -73,31 +72,8 @@ def _layers(layers: tuple[int, ...]) -> str:
     return ", ".join(map(str, layers)) or "none"
 
 
-def _widths(side: ComparedSide) -> str:
-    if side.widths is None:
-        return "the base's"
-    there = {width for layer, width in enumerate(side.widths) if layer not in side.dropped_mlp}
-    return f"{min(there):,}" if len(there) == 1 else f"{min(there):,} to {max(there):,}" if there else "none"
-
-
 def _count(number: int | None, *, unit: str = "") -> str:
     return UNKNOWN if number is None else f"{number:,}{unit}"
-
-
-def _dropped_lines(comparison: CheckpointComparison) -> Iterator[str]:
-    for row in comparison.dropped:
-        if row.both or row.only_first or row.only_second:
-            yield (
-                f"{NAMES[row.kind]} dropped in both: {_layers(row.both)}; only in A: {_layers(row.only_first)}; "
-                f"only in B: {_layers(row.only_second)}"
-            )
-
-
-def _agreement_table(agreed: tuple[Agreement, ...]) -> str:
-    rows = [["order of the scores", "Spearman's ρ", "Kendall's τ", f"of the {agreed[0].lowest} lowest, the same"]]
-    for row in agreed:
-        rows.append([NAMES[row.kind], _correlation(row.spearman), _correlation(row.kendall), str(row.overlap)])
-    return table(rows)
 
 
 def _benchmarks_table(pairs: tuple[ComparedMetric, ...]) -> str:
@@ -110,50 +86,32 @@ def _benchmarks_table(pairs: tuple[ComparedMetric, ...]) -> str:
     return table(rows, left=2)
 
 
-# ---- scores of one base under several circumstances ----------------------------------------------------------------
-
-
-def scored_text(scored: Scored) -> str:
-    """Write scores with what they would drop, or a study."""
-    if isinstance(scored.value, ScoreStudy):
-        return study_tables(scored.value)
-    return scores_table(scored.value, plan=scored.plan)
-
-
 def study_tables(study: ScoreStudy) -> str:
     """Write the scores side by side, one table per kind, and below them how well the orders agree."""
-    parts = [_study_head(study), *(_scores_table(study, kind) for kind in NAMES)]
-    return "\n\n".join([*parts, *([_study_agreements(study)] if len(study.entries) > 1 else [])])
-
-
-def _study_head(study: ScoreStudy) -> str:
     same = ", each draw the beginning of the next larger one" if study.nested and len(study.entries) > 1 else ""
     rows = [[VARIES[study.kind], "commit of the base", "documents", "tokens", "mix"]]
     for entry in study.entries:
-        rows.append(
-            [entry.label, (entry.commit or "local")[:12], f"{entry.documents:,}", f"{entry.tokens:,}", entry.mix]
-        )
+        commit = (entry.commit or "local")[:12]
+        rows.append([entry.label, commit, f"{entry.documents:,}", f"{entry.tokens:,}", entry.mix])
     what = f"Importance of {study.base} by {VARIES[study.kind]}: {study.metric}, {study.aggregation} mean{same}"
-    return f"{what}\n{table(rows, left=2)}"
+    parts = [f"{what}\n{table(rows, left=2)}"]
+    for kind in NAMES:
+        rows = [[NAMES[kind], *(entry.label for entry in study.entries)]]
+        layers = zip(*(getattr(entry.mean, kind) for entry in study.entries), strict=True)
+        rows += [[str(layer), *(f"{value:.6f}" for value in row)] for layer, row in enumerate(layers)]
+        parts.append(table(rows))
+    if len(study.entries) > 1:
+        lowest = next(a.lowest for entry in study.entries for a in entry.agreements)
+        rows = [[f"against {study.reference}", "", *_correlations(lowest)]]
+        rows += [[entry.label, NAMES[a.kind], *_agreement(a)] for entry in study.entries for a in entry.agreements]
+        parts.append(table(rows, left=2))
+    return "\n\n".join(parts)
 
 
-def _scores_table(study: ScoreStudy, kind: ScoreKind) -> str:
-    columns = [getattr(entry.mean, kind) for entry in study.entries]
-    rows = [[NAMES[kind], *(entry.label for entry in study.entries)]]
-    rows += [[str(layer), *(f"{value:.6f}" for value in row)] for layer, row in enumerate(zip(*columns, strict=True))]
-    return table(rows)
+def _correlations(lowest: int) -> list[str]:
+    return ["Spearman's ρ", "Kendall's τ", f"of the {lowest} lowest, the same"]
 
 
-def _study_agreements(study: ScoreStudy) -> str:
-    lowest = next(a.lowest for entry in study.entries for a in entry.agreements)
-    rows = [[f"against {study.reference}", "", "Spearman's ρ", "Kendall's τ", f"of the {lowest} lowest, the same"]]
-    for entry in study.entries:
-        rows += [
-            [entry.label, NAMES[a.kind], _correlation(a.spearman), _correlation(a.kendall), str(a.overlap)]
-            for a in entry.agreements
-        ]
-    return table(rows, left=2)
-
-
-def _correlation(value: float | None) -> str:
-    return "no order" if value is None else f"{value:.3f}"
+def _agreement(row: Agreement) -> list[str]:
+    orders = ("no order" if value is None else f"{value:.3f}" for value in (row.spearman, row.kendall))
+    return [*orders, str(row.overlap)]

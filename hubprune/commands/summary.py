@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hubprune.core.console import decimal, size
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
         PublishReport,
         RepetitionComparison,
         Sdr,
-        TaskComparison,
         UploadPlan,
         Verification,
         WrittenCheckpoint,
@@ -47,11 +45,6 @@ def sdr_text(sdr: Sdr | None) -> str:
     return f"{sdr.value:.2f} [{sdr.low:.2f}, {sdr.high:.2f}]" if sdr else "n/a"
 
 
-def pruned_lines(written: WrittenCheckpoint, *, folder: Path) -> str:
-    """Write what became smaller, and where the checkpoint is."""
-    return f"{checkpoint_lines(written)}\n\nwritten and verified: {folder}"
-
-
 FORMULAS: Mapping[Metric, str] = {
     "cosine": "1 - cos(X, Y)", "cosine-no-residual": "1 - cos(U, f(U))", "relative-magnitude": "|F| / |X + F|",
 }  # fmt: skip
@@ -65,11 +58,19 @@ def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
 
 def score_rows(scores: LayerScores, *, plan: DropPlan | None = None) -> list[list[str]]:
     """Return the cells of that table, its head first."""
-    outcomes = _outcomes(plan) if plan else {}
+    found: dict[int, list[str]] = {}  # of every layer that loses or lacks something, what that is
+    if plan:
+        only_attention = not plan.layers("mlp")  # where the word is enough
+        for layer in plan.layers("attn"):
+            found.setdefault(layer, []).append("dropped" if only_attention else "attention dropped")
+        for layer in plan.layers("mlp"):
+            found.setdefault(layer, []).append("MLP dropped")
+        for layer in plan.absent_layers["attn"]:
+            found.setdefault(layer, []).append("not in the base")
     rows = [["layer", "attention", "± se", "MLP", "block", ""]]
     for layer in scores.mean.ascending("attn"):
         values = scores.mean.attn, scores.standard_error.attn, scores.mean.mlp, scores.mean.block
-        rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), outcomes.get(layer, "")])
+        rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), ", ".join(found.get(layer, ()))])
     return rows
 
 
@@ -82,25 +83,8 @@ def scores_head(scores: LayerScores) -> str:
     )
 
 
-def _outcomes(plan: DropPlan) -> dict[int, str]:
-    """Say of every layer that loses or lacks something what that is; where only attentions go, the word is enough."""
-    alone = not plan.layers("mlp")
-    found: dict[int, list[str]] = {}
-    for kind, name in (("attn", "attention"), ("mlp", "MLP")):
-        for layer in plan.layers("attn" if kind == "attn" else "mlp"):
-            found.setdefault(layer, []).append("dropped" if alone else f"{name} dropped")
-    for layer in plan.absent_layers["attn"]:
-        found.setdefault(layer, []).append("not in the base")
-    return {layer: ", ".join(words) for layer, words in found.items()}
-
-
-def verification_table(verification: Verification) -> str:
-    """Write every check with what it saw."""
-    return table(check_rows(verification), left=3)
-
-
 def check_rows(verification: Verification) -> list[list[str]]:
-    """Return the cells of that table."""
+    """Return the cells of a table of every check with what it saw."""
     return [["passed" if c.passed else "FAILED", c.name, c.detail] for c in verification.checks]
 
 
@@ -111,19 +95,14 @@ def checkpoint_lines(written: WrittenCheckpoint) -> str:
 
 def checkpoint_rows(written: WrittenCheckpoint) -> list[list[str]]:
     """Return the cells of that table, its head first."""
-    rows = [
-        ["", "base", "pruned", "change"],
-        ["parameters", f"{written.base_parameters:,}", f"{written.parameters:,}"],
-        ["weights", size(written.base_weight_bytes), size(written.weight_bytes)],
-        ["KV cache per token", f"{written.base_kv_bytes_per_token:,} B", f"{written.kv_bytes_per_token:,} B"],
-    ]
-    pairs = (
-        (written.base_parameters, written.parameters),
-        (written.base_weight_bytes, written.weight_bytes),
-        (written.base_kv_bytes_per_token, written.kv_bytes_per_token),
+    kinds: tuple[tuple[str, int, int, Callable[[int], str]], ...] = (
+        ("parameters", written.base_parameters, written.parameters, "{:,}".format),
+        ("weights", written.base_weight_bytes, written.weight_bytes, size),
+        ("KV cache per token", written.base_kv_bytes_per_token, written.kv_bytes_per_token, "{:,} B".format),
     )
-    for row, (base, pruned) in zip(rows[1:], pairs, strict=True):
-        row.append(f"{100 * (pruned / base - 1):+.2f} %")
+    rows = [["", "base", "pruned", "change"]]
+    for name, base, pruned, write in kinds:
+        rows.append([name, write(base), write(pruned), f"{100 * (pruned / base - 1):+.2f} %"])
     return rows
 
 
@@ -134,8 +113,16 @@ def benchmarks_table(benchmarks: BenchmarkComparison) -> str:
 
 def benchmark_rows(benchmarks: BenchmarkComparison) -> list[list[str]]:
     """Return the cells of that table, its head first."""
-    head = ["task", "metric", "n", "base", "pruned", "Δ points", "95 % interval", "Δ relative", "verdict"]
-    return [head, *(_benchmark_row(task) for task in benchmarks.tasks)]
+    rows = [["task", "metric", "n", "base", "pruned", "Δ points", "95 % interval", "Δ relative", "verdict"]]
+    for task in benchmarks.tasks:
+        points, percent = task.points, task.percent
+        change = f"{points.value:+.2f}" if points else ""
+        ends = _interval(points) if points else f"{ends} %" if percent and (ends := _interval(percent)) else ""
+        relative = f"{decimal(percent.value, digits=2, sign=True)} %" if percent else ""
+        values = (decimal(v.value, digits=4) for v in (task.base, task.pruned))
+        mark = (task.paired and task.paired.mark) or ""
+        rows.append([task.task, task.metric, str(task.documents), *values, change, ends, relative, mark])
+    return rows
 
 
 def mean_lines(benchmarks: BenchmarkComparison) -> list[str]:
@@ -144,16 +131,6 @@ def mean_lines(benchmarks: BenchmarkComparison) -> list[str]:
         return []
     within = f" [{ends}]" if (ends := _interval(mean)) else ""
     return [f"mean change of the shares: {mean.value:+.2f} points{within}"]
-
-
-def _benchmark_row(task: TaskComparison) -> list[str]:
-    points, percent = task.points, task.percent
-    change = f"{points.value:+.2f}" if points else ""
-    ends = _interval(points) if points else f"{ends} %" if percent and (ends := _interval(percent)) else ""
-    relative = f"{decimal(percent.value, digits=2, sign=True)} %" if percent else ""
-    values = (decimal(v.value, digits=4) for v in (task.base, task.pruned))
-    mark = (task.paired and task.paired.mark) or ""
-    return [task.task, task.metric, str(task.documents), *values, change, ends, relative, mark]
 
 
 def _interval(estimate: Estimate) -> str:
@@ -224,12 +201,6 @@ def _upload_total(plan: UploadPlan) -> str:
 
 def environment_table(environment: Environment) -> str:
     """Write versions and machine."""
-    rows = [
-        ["hubprune", environment.hubprune],
-        ["python", environment.python],
-        ["platform", environment.platform],
-        ["machine", environment.machine],
-        ["threads", str(environment.threads)],
-        *([name, version] for name, version in environment.versions.items()),
-    ]
-    return table(rows, left=2)
+    names = ("hubprune", "python", "platform", "machine", "threads")
+    rows = [[name, str(getattr(environment, name))] for name in names]
+    return table([*rows, *map(list, environment.versions.items())], left=2)

@@ -34,21 +34,18 @@ CIRCUMSTANCES = frozenset(
 """What the system refuses over a file and no program can help; anything else is a bug and keeps its traceback."""
 
 
-# ---- before a command --------------------------------------------------------------------------------------------
-
-
 def prepare_streams() -> None:
     r"""Let stdout and stderr write every character; what their encoding lacks becomes \u2026, which JSON reads back."""
-    codecs.register_error("hubprune", _escaped)
+
+    def escaped(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+    codecs.register_error("hubprune", escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # and not None, as where it was closed
             stream.reconfigure(errors="hubprune")
-
-
-def _escaped(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def check_texts(arguments: Sequence[str]) -> None:
@@ -75,15 +72,11 @@ def fail_on_output(error: OSError) -> int:
     return OutputError.exit_code
 
 
-# ---- around its work ---------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def errors_shown(*, resume: str = RESUME) -> Iterator[Reporter]:
     """Turn what the user can do something about into two lines and an exit code; bugs keep their traceback.
 
-    Args:
-        resume: what to do after an interrupt.
+    `resume` says what to do after an interrupt.
     """
     reporter = Reporter()
     try:

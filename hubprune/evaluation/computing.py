@@ -133,15 +133,10 @@ class Scorer:
     """Scores requests for variants of one model, with so many rows in a batch at most, or as many as fit."""
 
     def __init__(self, variants: Sequence[Variant], *, most_rows: int | None = None) -> None:
-        self._tree = LayerTree(variants)
+        self.tree = LayerTree(variants)
         self._device = next(variants[0].model.parameters()).device
         self._most_rows = most_rows
         self._most_slots = CPU_SLOTS if self._device.type == "cpu" else GPU_SLOTS
-
-    @property
-    def layer_calls(self) -> int:
-        """Layers that were run so far, each for all variants that share it."""
-        return self._tree.calls
 
     def plan(self, requests: Sequence[Request]) -> list[list[Row]]:
         """Divide requests into batches, the largest first; every process that holds the models divides them alike."""
@@ -154,7 +149,7 @@ class Scorer:
         Raises:
             EvaluationError: a single request does not fit, or a log-likelihood is not finite.
         """
-        answers: Scored = {variant.name: {} for variant in self._tree.variants}
+        answers: Scored = {variant.name: {} for variant in self.tree.variants}
         parts = deque([list(rows)])
         while parts:
             part = parts.popleft()
@@ -178,7 +173,7 @@ class Scorer:
         """Answer a batch; None where memory ran out, and by then nothing holds on to its tensors."""
         try:
             batch = collate(rows, self._device)
-            return {v.name: _answers(v, states, batch) for v, states in self._tree.hidden_states(batch)}
+            return {v.name: _answers(v, states, batch) for v, states in self.tree.hidden_states(batch)}
         except RuntimeError as error:
             if not models.is_memory_error(error):
                 raise

@@ -20,16 +20,8 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from hubprune.core import devices
 from hubprune.core.artifacts import PerplexityAnswers
-from hubprune.core.devices import (
-    available_bytes,
-    local_rank,
-    local_world_size,
-    resolve_device,
-    resolve_dtype,
-    with_dtype,
-    world_size,
-)
 from hubprune.core.errors import EvaluationError
 from hubprune.core.files import scratch_prefix
 from hubprune.core.neutral import load_causal_lm
@@ -122,8 +114,8 @@ def release_memory() -> None:
 
 def own_device(device: str) -> str:
     """Return the device of this process; each of several on a machine takes a GPU of its own."""
-    found = resolve_device(device)
-    return f"cuda:{local_rank()}" if found == "cuda" and world_size() > 1 else found
+    found = devices.resolve_device(device)
+    return f"cuda:{devices.local_rank()}" if found == "cuda" and devices.world_size() > 1 else found
 
 
 def free_bytes(device: str) -> int:
@@ -137,7 +129,7 @@ def free_bytes(device: str) -> int:
 
 
 def _own_memory() -> int:  # of several processes on a machine, each may take its share
-    return available_bytes() // local_world_size()
+    return devices.available_bytes() // devices.local_world_size()
 
 
 def placement(folder: Path, *, device: str, dtype: str, offload_folder: str) -> dict[str, Any]:
@@ -152,7 +144,7 @@ def placement(folder: Path, *, device: str, dtype: str, offload_folder: str) -> 
         return whole
     limits: dict[int | str, int] = {"cpu": int(CPU_SHARE * _own_memory())}
     if torch.cuda.is_available():
-        gpus = [local_rank()] if world_size() > 1 else range(torch.cuda.device_count())
+        gpus = [devices.local_rank()] if devices.world_size() > 1 else range(torch.cuda.device_count())
         limits |= {number: int(GPU_SHARE * torch.cuda.mem_get_info(number)[0]) for number in gpus}
     return {"device_map": "auto", "max_memory": limits, "offload_folder": offload_folder}
 
@@ -161,7 +153,7 @@ def weight_bytes(folder: Path, *, dtype: str) -> int:
     """Return the memory that the weights of a folder take once they are cast; `auto` casts nothing."""
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     config = folder / "config.json"
-    own = resolve_dtype("auto", with_dtype(parse_json(config.read_bytes(), where=str(config)), folder))
+    own = devices.resolve_dtype("auto", devices.with_dtype(parse_json(config.read_bytes(), where=str(config)), folder))
     sizes: Mapping[str, int] = {name: getattr(torch, name).itemsize for name in {own, dtype} - {"auto"}}
     return stored * sizes.get(dtype, sizes[own]) // sizes[own]
 

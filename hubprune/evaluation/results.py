@@ -95,13 +95,16 @@ def answers_of(
 
 
 def _per_task(results: Results, row: TaskComparison) -> list[Answers]:
-    """Read what a model got on the documents of each task of a row."""
+    """Read what a model got on the documents of each task of a row; nothing where one value is no finite number."""
     _, _, filter_name = _metric_keys(results, row.task)[row.metric].partition(",")
     samples = results.get("samples", {})
-    return [
-        read_answers(samples.get(task, ()), task=task, metric=row.metric, filter_name=filter_name)
-        for task in _leaves(results, row.task)
-    ]
+    found: list[Answers] = []
+    for task in _leaves(results, row.task):
+        own = [s for s in samples.get(task, ()) if row.metric in s and s.get("filter", filter_name) == filter_name]
+        values = {(task, int(s["doc_id"]), str(s["doc_hash"])): _value(s[row.metric]) for s in own}
+        known = {document: value for document, value in values.items() if value is not None}
+        found.append(known if len(known) == len(values) else {})
+    return found
 
 
 def _reported(results: Results, name: str, tasks: tuple[str, ...]) -> Iterator[str]:
@@ -214,14 +217,6 @@ def _finite(value: Any) -> float | None:
         if math.isfinite(number := float(value)):
             return number
     return None
-
-
-def read_answers(samples: Sequence[Mapping[str, Any]], *, task: str, metric: str, filter_name: str) -> Answers:
-    """Read the value of a metric for every document of a task that has one; nothing where one is no finite number."""
-    own = (s for s in samples if metric in s and s.get("filter", filter_name) == filter_name)
-    found = {(task, int(s["doc_id"]), str(s["doc_hash"])): _value(s[metric]) for s in own}
-    known = {document: value for document, value in found.items() if value is not None}
-    return known if len(known) == len(found) else {}
 
 
 def _value(value: Any) -> Value | None:

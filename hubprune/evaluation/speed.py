@@ -318,6 +318,7 @@ def largest_batch(model: LoadedModel, *, depth: int, new_tokens: int) -> int:
     """
 
     def fits(batch_size: int) -> bool:
+        """Run a batch of this size."""
         try:
             _run(model, SpeedSpec(depth=depth, new_tokens=new_tokens, rounds=0, batch_size=batch_size))
         except RuntimeError as error:

@@ -60,9 +60,6 @@ class CardChoices:
 AS_SHIPPED = CardChoices()
 
 
-# ---- again -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class CardWritten:
     """What became of a card."""
@@ -127,9 +124,6 @@ def put_card(folder: Path, record: PublishRecord, choices: CardChoices, *, text:
         "fingerprint": {**record.report.fingerprint, CARD_PART: depends_on},
     }
     return replace_card(folder, {**record.values, **changed}, card=text)
-
-
-# ---- in a browser ------------------------------------------------------------------------------------------------
 
 
 def preview(request: CardRequest, *, reporter: Reporter, session: HubSession | None = None) -> Preview:

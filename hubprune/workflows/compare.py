@@ -63,9 +63,6 @@ def compare(request: CompareRequest, *, session: HubSession | None = None) -> Ch
     return compared(read(request.first, session=session), read(request.second, session=session))
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
-
-
 def read(name: str, *, session: HubSession) -> Source:
     """Read what one of the two says of itself; weights are counted only where nothing else tells their number."""
     path = Path(name)
@@ -153,19 +150,10 @@ def _understood(kind: type[Kind], values: Any) -> Kind | None:
 
 def _side(name: str, plan: DropPlan, *, base: str | None, commit: str | None) -> ComparedSide:
     return ComparedSide(
-        name=name,
-        base=base,
-        base_commit=commit,
-        num_hidden_layers=plan.num_hidden_layers,
-        methods=plan.methods,
-        layout=plan.layout,
-        dropped_attn=plan.layers("attn"),
-        dropped_mlp=plan.layers("mlp"),
+        name=name, base=base, base_commit=commit, num_hidden_layers=plan.num_hidden_layers, methods=plan.methods,
+        layout=plan.layout, dropped_attn=plan.layers("attn"), dropped_mlp=plan.layers("mlp"),
         widths=plan.widths.kept if plan.widths else None,
-    )
-
-
-# ---- comparing ---------------------------------------------------------------------------------------------------
+    )  # fmt: skip
 
 
 def compared(first: Source, second: Source) -> CheckpointComparison:
@@ -185,27 +173,22 @@ def compared(first: Source, second: Source) -> CheckpointComparison:
         for kind, a, b in rows
     )
     return CheckpointComparison(
-        first=one,
-        second=other,
-        base=base,
-        dropped=tuple(dropped) if base != "different" else (),
-        agreements=_agreements(first, second) if base != "different" else (),
-        benchmarks=tuple(_pairs(first, second)),
+        first=one, second=other, base=base, dropped=tuple(dropped) if base != "different" else (),
+        agreements=_agreements(first, second) if base != "different" else (), benchmarks=tuple(_pairs(first, second)),
         notes=tuple(_notes(first, second, base)),
-    )
+    )  # fmt: skip
 
 
 def same_base(first: ComparedSide, second: ComparedSide) -> SameBase:
     """Tell whether two were made of the same base, at the same commit."""
     if first.num_hidden_layers != second.num_hidden_layers:
         return "different"
-    if first.base is None or second.base is None:
-        return "unknown"
-    if first.base != second.base:
-        return "different"
-    if first.base_commit is None or second.base_commit is None:
-        return "unknown"
-    return "same" if first.base_commit == second.base_commit else "different"
+    for one, other in ((first.base, second.base), (first.base_commit, second.base_commit)):
+        if one is None or other is None:
+            return "unknown"
+        if one != other:
+            return "different"
+    return "same"
 
 
 def _agreements(first: Source, second: Source) -> tuple[Agreement, ...]:

@@ -104,23 +104,13 @@ def _describe(
     with file.open("rb") as written:
         sha256 = hashlib.file_digest(written, "sha256").hexdigest()
     return GgufExport(
-        file=str(target),
-        size=file.stat().st_size,
-        sha256=sha256,
-        architecture=content.architecture,
-        outtype=content.outtype,
-        layers=len(slots),
+        file=str(target), size=file.stat().st_size, sha256=sha256, architecture=content.architecture,
+        outtype=content.outtype, layers=len(slots),
         layers_without_attention=tuple(i for i, slot in enumerate(slots) if slot.attention != "full"),
         layers_without_mlp=tuple(i for i, slot in enumerate(slots) if not slot.has_mlp),
-        context_length=content.sizes.context_length,
-        tokenizer=f"{vocabulary.model}, {vocabulary.pre}",
-        notes=(*content.sizes.notes, *vocabulary.notes),
-        parity=compared,
-        not_verified=not_verified,
-    )
-
-
-# ---- where the files are -----------------------------------------------------------------------------------------
+        context_length=content.sizes.context_length, tokenizer=f"{vocabulary.model}, {vocabulary.pre}",
+        notes=(*content.sizes.notes, *vocabulary.notes), parity=compared, not_verified=not_verified,
+    )  # fmt: skip
 
 
 def _find(name: str, revision: str, session: HubSession, reporter: Reporter) -> _Source:

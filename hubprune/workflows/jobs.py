@@ -67,7 +67,14 @@ def publish_on_jobs(request: JobRequest, *, reporter: Reporter) -> dict[str, str
 
 def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
     """Do the same for a run that is open already."""
-    machine, recipe, session = _machine(request), run.recipe, run.session
+    if request.on != "hf-jobs":
+        raise RecipeError(f"--on {request.on!r} is no place to run.", hint="There is one: --on hf-jobs.")
+    if not request.flavor:
+        hint = "Pass one of `hf jobs hardware`, as in --flavor a100-large; it is billed."
+        raise RecipeError("A job needs a machine.", hint=hint)
+    chosen = {"timeout": request.timeout, "namespace": request.namespace, "requirement": request.requirement}
+    machine = Machine(flavor=request.flavor, **{name: value for name, value in chosen.items() if value is not None})
+    recipe, session = run.recipe, run.session
     refuse_local(recipe, request)
     target = check(run, request)
     check_data(run)
@@ -85,17 +92,6 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
     ended = follow(job, session=session, reporter=run.reporter, show=lambda line: print(line, file=sys.stderr))
     told = {"job": f"{ended.owner.name}/{ended.id}", "url": ended.url, "target": target.repo_id}
     return {**told, "dry run": "nothing was published"} if "--dry-run" in order.flags else told
-
-
-def _machine(request: JobRequest) -> Machine:
-    if request.on != "hf-jobs":
-        raise RecipeError(f"--on {request.on!r} is no place to run.", hint="There is one: --on hf-jobs.")
-    if not request.flavor:
-        raise RecipeError(
-            "A job needs a machine.", hint="Pass one of `hf jobs hardware`, as in --flavor a100-large; it is billed."
-        )
-    named = {"timeout": request.timeout, "namespace": request.namespace, "requirement": request.requirement}
-    return Machine(flavor=request.flavor, **{name: value for name, value in named.items() if value is not None})
 
 
 def refuse_local(recipe: Recipe, request: JobRequest) -> None:
@@ -117,9 +113,6 @@ def refuse_local(recipe: Recipe, request: JobRequest) -> None:
         )
     if len(recipe.to_yaml().encode()) > LONGEST_RECIPE:
         raise RecipeError("The recipe is too long for a job's environment.", hint="Shorten its prompts.")
-
-
-# ---- order ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +170,6 @@ class JobOrder:
         return {LABEL: self.run_id, "hubprune": UNFIT_FOR_NAMES.sub("-", __version__)}
 
 
-# ---- running -------------------------------------------------------------------------------------------------------
-
-
 def submit(order: JobOrder, *, session: HubSession) -> JobInfo:
     """Send a job, once: where the answer is lost, it is looked for instead of being sent again.
 
@@ -195,16 +185,10 @@ def submit(order: JobOrder, *, session: HubSession) -> JobInfo:
         )
     try:
         return session.api.run_job(
-            image=IMAGE,
-            command=order.command,
-            env=order.environment,
-            secrets={"HF_TOKEN": token},
-            flavor=order.machine.flavor,
-            timeout=order.machine.timeout,
-            name=order.name,
-            labels=order.labels,
+            image=IMAGE, command=order.command, env=order.environment, secrets={"HF_TOKEN": token},
+            flavor=order.machine.flavor, timeout=order.machine.timeout, name=order.name, labels=order.labels,
             namespace=namespace,
-        )
+        )  # fmt: skip
     except Exception as error:
         told = translate(error, doing=f"run a job as {namespace}", endpoint=session.endpoint)
         if getattr(error, "response", None) is not None:
@@ -227,8 +211,17 @@ def follow(job: JobInfo, *, session: HubSession, reporter: Reporter, show: Calla
     name = f"{job.owner.name}/{job.id}"
     again = f"Follow it again: hf jobs logs -f {name}"
     try:
-        _show_log(job, session=session, reporter=reporter, show=show)
-        ended = _wait(job, session=session)
+        lines = session.api.fetch_job_logs(job_id=job.id, namespace=job.owner.name, follow=True)
+        try:
+            for line in lines:
+                show(scrub(visible(line.rstrip("\n"), keep="\t")))
+        except Exception as error:  # the job goes on without anybody who reads its log
+            told = translate(error, doing="follow the log", endpoint=session.endpoint)
+            reporter.warn(f"{told.message} Waiting for the job to end.")
+        ended = _look_at(job, session=session)
+        while ended.status.stage not in ENDED:
+            time.sleep(POLL_SECONDS)
+            ended = _look_at(job, session=session)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"The job goes on.  {again}   Cancel it: hf jobs cancel {name}") from None
     if (stage := ended.status.stage) != "COMPLETED":
@@ -238,21 +231,7 @@ def follow(job: JobInfo, *, session: HubSession, reporter: Reporter, show: Calla
     return ended
 
 
-def _show_log(job: JobInfo, *, session: HubSession, reporter: Reporter, show: Callable[[str], None]) -> None:
-    lines = session.api.fetch_job_logs(job_id=job.id, namespace=job.owner.name, follow=True)
-    try:
-        for line in lines:
-            show(scrub(visible(line.rstrip("\n"), keep="\t")))
-    except Exception as error:  # the job goes on without anybody who reads its log
-        told = translate(error, doing="follow the log", endpoint=session.endpoint)
-        reporter.warn(f"{told.message} Waiting for the job to end.")
-
-
-def _wait(job: JobInfo, *, session: HubSession) -> JobInfo:
-    while True:
-        seen = session.ask(
-            lambda api: api.inspect_job(job_id=job.id, namespace=job.owner.name), doing=f"look at the job {job.id}"
-        )
-        if seen.status.stage in ENDED:
-            return seen
-        time.sleep(POLL_SECONDS)
+def _look_at(job: JobInfo, *, session: HubSession) -> JobInfo:
+    return session.ask(
+        lambda api: api.inspect_job(job_id=job.id, namespace=job.owner.name), doing=f"look at the job {job.id}"
+    )

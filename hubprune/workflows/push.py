@@ -17,7 +17,6 @@ from hubprune.core.requests import PushRequest
 from hubprune.hub.preflight import target_of
 from hubprune.hub.remote import missing, read_remote
 from hubprune.hub.session import HubSession
-from hubprune.hub.target import Target
 from hubprune.workflows.publish import Delivery, Product, announcer, deliver
 from hubprune.workflows.run import Run, open_session
 
@@ -57,30 +56,22 @@ def push_made(
     recipe = recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": report.repo_id})})
     files = _as_verified(folder, report)
     target = target_of(recipe, base=report.base, session=session, overwrite=delivery.replaces)
-    _refuse_moved_branch(report, files, target, session=session)
+    # What came after the dry run is not replaced: its files were never compared with that.
+    seen = report.upload.parent if report.upload else target.parent
+    if target.parent not in (None, seen):
+        remote = read_remote(target.repo_id, commit=str(target.parent), session=session)
+        is_new = seen is None and remote.manifest is None
+        if not is_new and missing(files, remote=remote):  # and not what an earlier push sent before it was cut off
+            raise ConflictError(
+                f"{target.repo_id} has changed since the dry run: {target.revision} was at {seen or 'nothing'} and is "
+                f"at {target.parent}.",
+                hint=f"Nothing was changed. {AGAIN}",
+            )
     reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
     stage()
     run = Run(recipe, session, reporter, StageStore(work_folder()))
     # What the dry run expected of the upload is no part of what a publish reports.
     return deliver(run, Product(folder, files, report.model_copy(update={"upload": None})), target, delivery)
-
-
-def _refuse_moved_branch(
-    report: PublishReport, files: tuple[RepoFile, ...], target: Target, *, session: HubSession
-) -> None:
-    """Refuse to replace what came after the dry run, which its files were never compared with."""
-    seen = report.upload.parent if report.upload else target.parent
-    if target.parent in (None, seen):
-        return
-    remote = read_remote(target.repo_id, commit=str(target.parent), session=session)
-    is_new = seen is None and remote.manifest is None
-    if is_new or not missing(files, remote=remote):  # what an earlier push sent before it was cut off
-        return
-    raise ConflictError(
-        f"{target.repo_id} has changed since the dry run: {target.revision} was at {seen or 'nothing'} and is at "
-        f"{target.parent}.",
-        hint=f"Nothing was changed. {AGAIN}",
-    )
 
 
 def read_report(path: Path) -> PublishReport:

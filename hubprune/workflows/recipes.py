@@ -27,11 +27,7 @@ WithRecipe = PublishRequest | PruneRequest | ScoreRequest | SweepRequest
 
 
 def recipe_of(request: WithRecipe, *, drop: Mapping[str, Any] | None = None) -> Recipe:
-    """Make the recipe of a request.
-
-    Args:
-        request: whose options win over its recipe file.
-        drop: what goes, where the request does not say so itself.
+    """Make the recipe of a request, whose options win over its recipe file; `drop` is what goes where it does not say.
 
     Raises:
         RecipeError: no base, nothing to drop, or a value that cannot be used.
@@ -83,14 +79,9 @@ def _drop(request: WithRecipe) -> dict[str, Any]:
         return {"attn_drop": request.attn_drop}
     if not isinstance(request, Dropping):
         return {}
-    return _given(
-        attn_drop=request.attn_drop,
-        mlp_drop=request.mlp_drop,
-        block_drop=request.block_drop,
-        joint_drop=request.joint_drop,
-        drop_attn=_numbers(request.drop_attn, option="--drop-attn"),
-        drop_mlp=_numbers(request.drop_mlp, option="--drop-mlp"),
-    )
+    counts = {name: getattr(request, name) for name in ("attn_drop", "mlp_drop", "block_drop", "joint_drop")}
+    drop_attn = _numbers(request.drop_attn, option="--drop-attn")
+    return _given(**counts, drop_attn=drop_attn, drop_mlp=_numbers(request.drop_mlp, option="--drop-mlp"))
 
 
 def _width(request: WithRecipe) -> dict[str, Any]:
@@ -125,9 +116,6 @@ def _evaluation(request: WithRecipe) -> dict[str, Any]:
         prompts = read_prompts(Path(request.prompts)) if request.prompts else None
         found |= _given(max_drop_pp=_budget(request.max_drop_pp), prompts=prompts)
     return found
-
-
-# ---- values as text ------------------------------------------------------------------------------------------------
 
 
 def _numbers(value: str | int | Sequence[int] | None, *, option: str) -> tuple[int, ...] | None:
@@ -169,9 +157,6 @@ def _budget(value: str | Mapping[str, float] | None) -> dict[str, float] | None:
         ) from None
 
 
-# ---- the passes of a score -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Passes:
     """What is to be scored."""
@@ -190,7 +175,14 @@ def passes_of(request: ScoreRequest) -> Passes:
     Raises:
         RecipeError: more than one option is a list, or a value cannot be used.
     """
-    revisions, counts, given = _names(request.revisions), _counts(request.num_samples), request.calibration
+    revisions, given, samples = _names(request.revisions), request.calibration, request.num_samples
+    numbers = _names(str(samples) if isinstance(samples, int) else samples)
+    if samples is not None and not (numbers and all(number.isdecimal() and int(number) for number in numbers)):
+        raise RecipeError(
+            f"--num-samples {samples!r} is neither a number of 1 or more nor a list of them.",
+            hint="Write it like --num-samples 8,32,128.",
+        )
+    counts = tuple({int(number): None for number in numbers})
     # The name of a file may have a comma in it.
     mixes = (given,) if isinstance(given, str) and Path(given).is_file() else _names(given)
     several = (request.revisions is not None, len(mixes) > 1, len(counts) > 1)
@@ -212,16 +204,6 @@ def passes_of(request: ScoreRequest) -> Passes:
         return Passes("calibration", dict(zip(labels, recipes.values(), strict=True)))
     recipe = {"scores": recipe_of(one)}
     return Passes("samples", recipe, tuple(sorted(counts))) if lists else Passes(None, recipe)
-
-
-def _counts(value: str | int | Sequence[int] | None) -> tuple[int, ...]:
-    names = _names(str(value) if isinstance(value, int) else value)
-    if value is not None and not (names and all(name.isdecimal() and int(name) for name in names)):
-        raise RecipeError(
-            f"--num-samples {value!r} is neither a number of 1 or more nor a list of them.",
-            hint="Write it like --num-samples 8,32,128.",
-        )
-    return tuple({int(name): None for name in names})
 
 
 def _names(value: str | Sequence[object] | None) -> tuple[str, ...]:

@@ -78,13 +78,9 @@ class Run:
     def in_rounds(self) -> tuple[LayerScores, DropPlan]:
         """Scores of the base and what goes, where the schedule is iterative."""
         return iterative.drop_in_rounds(
-            self.recipe.drop,
-            shape_of(self.base),
-            open_scorer=lambda: open_scorer(self, keeps_states=True),
-            store=self.store,
-            key=scores_key(self),
-            reporter=self.reporter,
-        )
+            self.recipe.drop, shape_of(self.base), open_scorer=lambda: open_scorer(self, keeps_states=True),
+            store=self.store, key=scores_key(self), reporter=self.reporter,
+        )  # fmt: skip
 
     @cached_property
     def examined(self) -> BaseCheckpoint:
@@ -155,13 +151,9 @@ class Run:
     def draw(self, mix: CalibrationMix, commits: Sequence[str | None]) -> CalibrationSet:
         """Draw the documents of a mix as the base's tokenizer reads them; its subsets are taken at these commits."""
         return calibration.draw(
-            mix,
-            commits=commits,
-            seed=self.recipe.seed,
-            tokenizer=self.runnable.tokenizer(),
-            context_length=self.base.config.get("max_position_embeddings"),
-            reporter=self.reporter,
-        )
+            mix, commits=commits, seed=self.recipe.seed, tokenizer=self.runnable.tokenizer(),
+            context_length=self.base.config.get("max_position_embeddings"), reporter=self.reporter,
+        )  # fmt: skip
 
     def identity(self, *parts: object) -> str:
         """Return what stands for the base, or with `parts` for what becomes of it, in the memory of answers."""
@@ -261,15 +253,10 @@ def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
     recipe = run.recipe
     drawn = run.draw(recipe.calibration, run.found_data)
     scoring = Scoring(
-        architecture=run.architecture,
-        own_code=run.runnable.own_code,
-        tensor_names=run.runnable.tensor_names,
-        metric=recipe.metric,
-        aggregation=recipe.aggregation,
-        batch_size=recipe.score_batch_size,
-        dtype=resolve_dtype(recipe.dtype, run.downloaded.config),
-        device=resolve_device(recipe.device),
-    )
+        architecture=run.architecture, own_code=run.runnable.own_code, tensor_names=run.runnable.tensor_names,
+        metric=recipe.metric, aggregation=recipe.aggregation, batch_size=recipe.score_batch_size,
+        dtype=resolve_dtype(recipe.dtype, run.downloaded.config), device=resolve_device(recipe.device),
+    )  # fmt: skip
     return Scorer(run.runnable.folder, drawn, scoring, keeps_states=keeps_states)
 
 

@@ -65,9 +65,6 @@ def conduct(request: ScoreRequest, *, reporter: Reporter) -> Scored:
     return found
 
 
-# ---- several passes ------------------------------------------------------------------------------------------------
-
-
 def by_pass(kind: StudyKind, runs: Mapping[str, Run]) -> ScoreStudy:
     """Score a base at several of its commits, or on several mixes; all are found before the first is scored."""
     labels = list(runs)
@@ -115,13 +112,9 @@ def first_samples(scores: LayerScores, run: Run, count: int) -> LayerScores:
         seen = {"documents": len(own), "tokens": sum(row.tokens for row in own), "weight": source.weight / total}
         sources.append(source.model_copy(update=seen))
     return aggregate(
-        rows,
-        record.model_copy(update={"sources": tuple(sources)}),
-        aggregation=scores.aggregation,
-        dtype=scores.dtype,
-        device=scores.device,
-        metric=scores.metric,
-    )
+        rows, record.model_copy(update={"sources": tuple(sources)}), aggregation=scores.aggregation,
+        dtype=scores.dtype, device=scores.device, metric=scores.metric,
+    )  # fmt: skip
 
 
 def _resolve(runs: Mapping[str, Run]) -> None:
@@ -150,14 +143,9 @@ def _resolve(runs: Mapping[str, Run]) -> None:
 def _entry(label: str, scores: LayerScores, run: Run) -> StudyEntry:
     record = scores.calibration
     return StudyEntry(
-        label=label,
-        commit=run.base.commit,
-        mix=record.mix,
-        documents=record.documents,
-        tokens=record.tokens,
-        mean=scores.mean,
-        standard_error=scores.standard_error,
-    )
+        label=label, commit=run.base.commit, mix=record.mix, documents=record.documents, tokens=record.tokens,
+        mean=scores.mean, standard_error=scores.standard_error,
+    )  # fmt: skip
 
 
 def _study(
@@ -175,14 +163,7 @@ def _study(
         for entry in entries
     ]
     return ScoreStudy(
-        kind=kind,
-        base=run.base.name,
-        metric=scores.metric,
-        aggregation=scores.aggregation,
-        seed=run.recipe.seed,
-        dtype=scores.dtype,
-        device=scores.device,
-        entries=tuple(compared),
-        reference=reference,
+        kind=kind, base=run.base.name, metric=scores.metric, aggregation=scores.aggregation, seed=run.recipe.seed,
+        dtype=scores.dtype, device=scores.device, entries=tuple(compared), reference=reference,
         nested=kind == "samples",
-    )
+    )  # fmt: skip

@@ -125,17 +125,13 @@ def check_pair(base: BaseCheckpoint, pruned: PrunedFolder) -> None:
 
 
 def time_pair(
-    base: BaseCheckpoint,
-    pruned: PrunedFolder,
-    *,
-    runnable: Runnable,
-    request: SpeedRequest,
-    benchmarks: BenchmarkChange | None,
-    reporter: Reporter,
-) -> SpeedReport:
+    base: BaseCheckpoint, pruned: PrunedFolder, *, runnable: Runnable, request: SpeedRequest,
+    benchmarks: BenchmarkChange | None, reporter: Reporter,
+) -> SpeedReport:  # fmt: skip
     """Time two models that are on this machine and known to belong together.
 
-    `benchmarks` is what they lost, for SDR; None where that is not known.
+    `runnable` is the base as transformers can load it, `benchmarks` what they lost, for SDR; None where that is not
+    known.
 
     Raises:
         EvaluationError: the device's memory is too small.
@@ -164,11 +160,9 @@ class _Pair:
     base: BaseCheckpoint
     pruned: PrunedFolder
     runnable: Runnable
-    """The base as transformers can load it."""
     request: SpeedRequest
     reporter: Reporter
-    benchmarks: BenchmarkChange | None = None
-    """What they lost, for SDR; None where that is not known."""
+    benchmarks: BenchmarkChange | None
 
     def report(self) -> SpeedReport:
         """Measure everything and put it together."""
@@ -187,24 +181,13 @@ class _Pair:
                 sdr = row.sdr(change.points, standard_error=change.standard_error, ends=change.ends)
             rows.append(SpeedRow(measured=row, verdict=row.verdict, sdr=sdr))
         return SpeedReport(
-            base=self.base.name,
-            base_commit=self.base.commit,
-            pruned=self.pruned.name,
-            pruned_commit=self.pruned.commit,
-            dropped=plan_of(self.pruned.config).sublayers,
-            rows=tuple(rows),
-            kv_cache=seen.kv_cache,
-            peak_memory=peak,
-            largest_batch=seen.largest_batch,
-            benchmarks=change,
-            environment=describe_environment(device=seen.device),
-            device=seen.device,
-            dtype=seen.dtype,
-            threads=torch.get_num_threads(),
-            attention=seen.attention,
-            seed=self.request.seed,
+            base=self.base.name, base_commit=self.base.commit, pruned=self.pruned.name,
+            pruned_commit=self.pruned.commit, dropped=plan_of(self.pruned.config).sublayers, rows=tuple(rows),
+            kv_cache=seen.kv_cache, peak_memory=peak, largest_batch=seen.largest_batch, benchmarks=change,
+            environment=describe_environment(device=seen.device), device=seen.device, dtype=seen.dtype,
+            threads=torch.get_num_threads(), attention=seen.attention, seed=self.request.seed,
             notes=(*seen.notes, *self._notes(seen, peak)),
-        )
+        )  # fmt: skip
 
     def _notes(self, seen: _Seen, peak: PeakMemory | None) -> Iterator[str]:
         """Say what is strange, and what there is no number of."""
@@ -251,15 +234,12 @@ class _Pair:
         cache = self._kv_cache(base, pruned, tokens=deepest.depth or deepest.new_tokens)
         one, other = allocated_peak(base, deepest), allocated_peak(pruned, deepest)
         return _Seen(
-            measured=tuple(measured),
-            kv_cache=cache,
+            measured=tuple(measured), kv_cache=cache,
             peak=_peak("allocator", one, other, deepest) if one and other else None,
             largest_batch=self._largest(base, pruned, deepest) if self.request.largest_batch else None,
-            device=base.device,
-            dtype=base.dtype,
-            attention=str(base.model.config._attn_implementation),
+            device=base.device, dtype=base.dtype, attention=str(base.model.config._attn_implementation),
             notes=tuple(notes),
-        )
+        )  # fmt: skip
 
     def _specs(self, base: LoadedModel, pruned: LoadedModel) -> tuple[list[SpeedSpec], list[str]]:
         """Return the shapes that the models have positions for, and a note where that cut them."""

@@ -104,9 +104,6 @@ def find_base(
     return settle(base, reporter=reporter)
 
 
-# ---- load ----------------------------------------------------------------------------------------------------------
-
-
 def load_pruned(request: LoadRequest, *, reporter: Reporter) -> tuple[Any, Any]:
     """Load the model and the tokenizer of a folder, or of a repo at a revision.
 
@@ -130,9 +127,6 @@ def load_pruned(request: LoadRequest, *, reporter: Reporter) -> tuple[Any, Any]:
 
     loaded = load_model(found.folder, device=request.device, dtype=dtype, trust_remote_code=needs_code)
     return loaded.model, loaded.tokenizer
-
-
-# ---- verify --------------------------------------------------------------------------------------------------------
 
 
 def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:

@@ -111,7 +111,7 @@ def test_layers_that_variants_share_are_run_once():
     variants = [Variant.of("base", base), Variant.of("pruned", pruned)]
     found, scorer = together(variants, requests)
     batches = len(scorer.plan(requests))
-    assert scorer.layer_calls == batches * (2 + 2 * 2)  # two in common, then two of each
+    assert scorer.tree.calls == batches * (2 + 2 * 2)  # two in common, then two of each
     for variant in variants:
         assert found[variant.name] == pytest.approx(alone(variant.model, requests), abs=1e-4)
     assert found["base"] != found["pruned"]
@@ -124,7 +124,7 @@ def test_models_with_other_weights_share_nothing():
         other.model.embed_tokens.weight[0] += 1
     share_weights(base, other)
     found, scorer = together([Variant.of("base", base), Variant.of("other", other)], requests)
-    assert scorer.layer_calls == 2 * 4 * len(scorer.plan(requests))
+    assert scorer.tree.calls == 2 * 4 * len(scorer.plan(requests))
     assert found["other"] == pytest.approx(alone(other, requests), abs=1e-4)
 
 
@@ -134,7 +134,7 @@ def test_layers_are_known_by_their_weights_and_not_by_the_object_they_are():
     twin = deepcopy(base)
     share_weights(base, twin)
     _, scorer = together([Variant.of("base", base), Variant.of("twin", twin)], requests)
-    assert scorer.layer_calls == 4 * len(scorer.plan(requests))
+    assert scorer.tree.calls == 4 * len(scorer.plan(requests))
 
 
 def test_layers_of_equal_weights_that_see_another_window_are_two():

@@ -109,7 +109,7 @@ def test_folders_run_the_layers_that_they_have_in_common_once(base_folder, prune
     scorer = models.scorer(("base", "pruned"))
     for rows in scorer.plan([request]):
         scorer.answer(rows, [request])
-    assert scorer.layer_calls == 1 + 2  # the second layer is the one that was pruned
+    assert scorer.tree.calls == 1 + 2  # the second layer is the one that was pruned
 
 
 def test_half_precision_is_allowed_its_own_rounding(evaluate, base_folder, pruned_folder, all_tasks, reporter):
@@ -184,7 +184,7 @@ def test_a_pruned_model_keeps_no_second_copy_of_what_it_shares(base_folder, copy
 
 def test_a_model_larger_than_memory_is_spread_and_measured_by_lm_eval(evaluate, monkeypatch):
     whole, theirs = evaluate(samples="whole", backend="hf")
-    monkeypatch.setattr(models, "available_bytes", lambda: 150_000)
+    monkeypatch.setattr(models.devices, "available_bytes", lambda: 150_000)
     spread, ours = evaluate(samples="spread", device="auto")
     assert spread.device == "cpu and disk"
     assert (spread.backend, whole.device) == ("hf", "cpu")

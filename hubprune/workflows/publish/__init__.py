@@ -5,8 +5,7 @@
 In comes a request, out comes the report of what is on the Hub.  Libraries that compute are imported by the stages that
 need them: what fails fast must not wait for torch.
 
-    before    what a result depends on, what the last publish left on the branch, a mark until it is loaded back
-    again     what is taken over from the last publish, and the ends where nothing has to be computed
+    before    what a result depends on, what the last publish left on the branch, what of it need not be computed again
     stages    the checkpoint in the work folder, benchmarks, free text, timing, and the repo that is made of it
 """
 
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hubprune.cards import manifest
 from hubprune.cards.limits import check_budget
@@ -36,8 +36,16 @@ from hubprune.hub.transfer import check_arrived
 from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning import verify
 from hubprune.workflows.card import AS_SHIPPED, CardChoices
-from hubprune.workflows.publish.again import offer_results, proposed_before, scores_before, without_computing
-from hubprune.workflows.publish.before import Before, Unfinished, fingerprint, last_publish
+from hubprune.workflows.publish.before import (
+    Before,
+    Unfinished,
+    fingerprint,
+    last_publish,
+    offer_results,
+    proposed_before,
+    scores_before,
+    without_computing,
+)
 from hubprune.workflows.publish.stages import (
     assemble,
     benchmark,
@@ -51,13 +59,8 @@ from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_plan, scores_if_needed
 
 STAGES = (
-    "Base and preflight",
-    "Scores",
-    "Prune and verify",
-    "Benchmarks",
-    "Free text and card",
-    "Publish and load back",
-)
+    "Base and preflight", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Publish and load back",
+)  # fmt: skip
 LOADED_TOKENS = 40
 """New tokens that the published model writes after it was loaded back."""
 
@@ -67,10 +70,7 @@ def publish(
 ) -> PublishReport:
     """Run the stages of a recipe whose result is not published yet, and publish it in one commit.
 
-    Args:
-        request: what is asked for.
-        reporter: told what is going on.
-        told: called with the report each time that it is written, or would be.
+    `told` is called with the report each time that it is written, or would be.
 
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is computed.
@@ -89,14 +89,12 @@ def publish_run(
     )
     target = check(run, request)
     delivery = Delivery(
-        replaces=request.replaces,
-        primer=request.primer,
-        dry_run=request.dry_run,
-        out=Path(request.out) if request.out else None,
-        report=Path(request.report) if request.report else None,
+        replaces=request.replaces, primer=request.primer, dry_run=request.dry_run,
+        out=Path(request.out) if request.out else None, report=Path(request.report) if request.report else None,
         told=told,
-    )
-    now = fingerprint(run, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices)
+    )  # fmt: skip
+    shown: dict[str, Any] = {"repo_id": target.repo_id, "tagged": target.is_tagged}
+    now = fingerprint(run, **shown, choices=choices)
     before = last_publish(target, now, session=run.session, reporter=run.reporter)
     report = without_computing(run, before, choices, target, request) if before else None
     if report or (report := proposed_before(run, target, now, request)):
@@ -104,9 +102,7 @@ def publish_run(
     _check_resources(run, loads_back=not request.dry_run)
     if before:
         offer_results(before, run)
-    with produced(
-        run, stage, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices, before=before
-    ) as product:
+    with produced(run, stage, **shown, choices=choices, before=before) as product:
         stage()
         return deliver(run, product, target, delivery)
 
@@ -125,13 +121,8 @@ def check(run: Run, request: PublishRequest) -> Target:
     def excuse(error: HubpruneError) -> None:
         run.reporter.warn(f"The publish itself would be refused: {error}")
 
-    target = preflight(
-        run.recipe,
-        base=run.base,
-        session=run.session,
-        overwrite=request.replaces,
-        excuse=excuse if request.dry_run else None,
-    )
+    excused = excuse if request.dry_run else None
+    target = preflight(run.recipe, base=run.base, session=run.session, overwrite=request.replaces, excuse=excused)
     run.task_texts, run.task_sources  # noqa: B018
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
     return target
@@ -182,25 +173,14 @@ class Product:
 
 @contextmanager
 def produced(
-    run: Run,
-    stage: Callable[[], None],
-    *,
-    repo_id: str,
-    tagged: bool,
-    choices: CardChoices = AS_SHIPPED,
+    run: Run, stage: Callable[[], None], *, repo_id: str, tagged: bool, choices: CardChoices = AS_SHIPPED,
     before: Before | None = None,
-) -> Iterator[Product]:
+) -> Iterator[Product]:  # fmt: skip
     """Run all stages from the download to the manifest, and yield what came of them; nothing is published.
 
-    While the block runs, no other run can use the folder.
-
-    Args:
-        run: whose recipe is followed.
-        stage: called at the start of each of the four stages after the download.
-        repo_id: what the card calls the result.
-        tagged: whether the card names a tag of its files.
-        choices: what the author adds to the card.
-        before: what the last publish found; what would come out again is taken from it.
+    While the block runs, no other run can use the folder.  `stage` is called at the start of each of the four stages
+    after the download; `tagged` says whether the card names a tag of its files; what would come out again is taken
+    from what the last publish found, `before`.
     """
     depends_on = fingerprint(run, repo_id=repo_id, tagged=tagged, choices=choices)
     run.downloaded  # noqa: B018
@@ -219,25 +199,15 @@ def produced(
         generation = free_text(run, plan, folder)
         tag = manifest.checkpoint_tag(made.written) if tagged else None
         report = PublishReport(
-            recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
-            repo_id=repo_id,
-            endpoint=run.session.endpoint,
-            base=run.base.model_copy(update={"config": run.downloaded.config}),
-            scores=scores,
-            plan=plan,
-            checkpoint=made.written,
-            verification=made.verification,
-            benchmarks=benchmarks,
+            recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True), repo_id=repo_id,
+            endpoint=run.session.endpoint, base=run.base.model_copy(update={"config": run.downloaded.config}),
+            scores=scores, plan=plan, checkpoint=made.written, verification=made.verification, benchmarks=benchmarks,
             generation=generation,
             speed=find_speed(run, plan, folder, choices.timed, repo_id=repo_id, benchmarks=benchmarks),
             snippet=run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template),
-            published=None,
-            environment=run.environment,
-            seconds=run.store.seconds,
-            notes=choices.notes,
-            fingerprint={part: dict(values) for part, values in depends_on.items()},
-            stage_keys=run.store.keys,
-        )
+            published=None, environment=run.environment, seconds=run.store.seconds, notes=choices.notes,
+            fingerprint={part: dict(values) for part, values in depends_on.items()}, stage_keys=run.store.keys,
+        )  # fmt: skip
         files = assemble(run, folder, report, card_template=choices.template)
         yield Product(folder, files, report)
 
@@ -278,29 +248,16 @@ def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> P
         raise
     if delivery.dry_run:
         upload = plan_upload(
-            folder,
-            files=product.files,
-            target=target,
-            base=run.downloaded,
-            session=run.session,
-            reporter=run.reporter,
-            scratch=run.store.folder,
-            primer=delivery.primer,
-            overwrite=delivery.replaces,
-        )
+            folder, files=product.files, target=target, base=run.downloaded, session=run.session,
+            reporter=run.reporter, scratch=run.store.folder, primer=delivery.primer, overwrite=delivery.replaces,
+        )  # fmt: skip
         return _finish(run, folder, report.model_copy(update={"upload": upload}), delivery)
     Unfinished(run.store.folder, target, endpoint=run.session.endpoint).begin()
     published = send(
-        folder,
-        target=target,
-        files=product.files,
-        message=f"Publish {run.recipe.default_name}",
-        tag=manifest.checkpoint_tag(report.checkpoint),
-        session=run.session,
-        reporter=run.reporter,
-        base=report.base if delivery.primer else None,
-        overwrite=delivery.replaces,
-    )
+        folder, target=target, files=product.files, message=f"Publish {run.recipe.default_name}",
+        tag=manifest.checkpoint_tag(report.checkpoint), session=run.session, reporter=run.reporter,
+        base=report.base if delivery.primer else None, overwrite=delivery.replaces,
+    )  # fmt: skip
     report = report.model_copy(update={"published": published, "upload": None})
     return _end(run, report, target, delivery, folder=folder)
 
@@ -308,15 +265,7 @@ def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> P
 def _end(
     run: Run, report: PublishReport, target: Target, delivery: Delivery, *, folder: Path | None = None
 ) -> PublishReport:
-    """Tell what is published, and load it back where that was not done; the report is written down even if that fails.
-
-    Args:
-        run: the run.
-        report: with what is published.
-        target: where that is.
-        delivery: says where report and files go.
-        folder: with the files; None where none were written.
-    """
+    """Tell what is published, and load it back where that was not done; the report is written even if that fails."""
     published, unfinished = report.published, Unfinished(run.store.folder, target, endpoint=run.session.endpoint)
     if published is None:  # pragma: no cover - only what is published comes here
         return report
@@ -366,16 +315,11 @@ def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> L
     run.reporter.note("loading it back from the Hub in a fresh process")
     prompt = run.recipe.evaluation.prompt_texts()[0]
     loaded = verify.load_from_hub(
-        published.repo_id,
-        commit=published.commit,
-        prompt=prompt,
-        new_tokens=LOADED_TOKENS,
-        custom_code=needs_modeling_file(report.plan),
-        work_folder=run.store.folder,
+        published.repo_id, commit=published.commit, prompt=prompt, new_tokens=LOADED_TOKENS,
+        custom_code=needs_modeling_file(report.plan), work_folder=run.store.folder,
         check=lambda folder: check_arrived(published, folder),
-    )
+    )  # fmt: skip
     if loaded.parameters != report.checkpoint.parameters:
-        raise VerificationError(
-            f"it loads with {loaded.parameters:,} parameters instead of {report.checkpoint.parameters:,}."
-        )
+        expected = report.checkpoint.parameters
+        raise VerificationError(f"it loads with {loaded.parameters:,} parameters instead of {expected:,}.")
     return LoadedBack(prompt=prompt, text=loaded.text, parameters=loaded.parameters)

@@ -1,51 +1,68 @@
-"""What a publish depends on, collected without computing anything, beside what the last one left on its branch.
+"""What a publish depends on, what the last one left, and what of that it need not compute again.
 
-From the moment that it was sent until it was loaded back, a mark in the work folder says so, in case it is killed.
+That is what was measured, or all of it, here or in an open pull request.  Only what would come out again is taken: the
+key of a stage stands for everything that its result depends on, the machine and the versions included.  From the moment
+that a publish was sent until it was loaded back, a mark in the work folder says so, in case it is killed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hubprune import __version__
 from hubprune.cards.card import CARD_PART, Change, Fingerprint, card_part, changes, sha256, snippet_part, told
-from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, parse_record
+from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, checkpoint_tag, parse_record, read_record
 from hubprune.core import templates
 from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import DropPlan, LayerScores, PublishedCommit, PublishReport
 from hubprune.core.console import Reporter
 from hubprune.core.devices import library_versions
 from hubprune.core.errors import CheckpointError, RecipeError
-from hubprune.core.files import key_of, write_atomically
+from hubprune.core.files import key_of, list_files, scratch_folder, write_atomically
 from hubprune.core.privacy import public_name, scrub, scrub_all
+from hubprune.core.requests import PublishRequest
 from hubprune.core.specs import Settings
-from hubprune.hub.remote import RemoteState, is_same, read_remote
+from hubprune.hub.commit import publish as send
+from hubprune.hub.commit import tag_commit
+from hubprune.hub.remote import (
+    RECENT_PULL_REQUESTS,
+    Overwrite,
+    RemoteState,
+    is_same,
+    number_of,
+    pull_request,
+    pull_request_heads,
+    read_remote,
+    refs_of,
+)
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
 from hubprune.pruning.calibration import file_hashes
-from hubprune.workflows.card import CardChoices
-from hubprune.workflows.run import Run
+from hubprune.workflows.card import CardChoices, put_card, render_again
+from hubprune.workflows.run import Run, scores_key
 
 MOVE_BYTES = ("huggingface_hub", "hf-xet")
 """Libraries that change nothing in what they carry."""
 MODELING_PART = "modeling file"
 """The part that a refresh brings up to date without computing."""
+SCORES, ROUNDS = "scores", "rounds"
+OFFERED = ("benchmarks", "generation", "speed", "snippet")
+"""Stages whose whole result is in a manifest, each under the name of its part."""
+
+# ---- what it depends on --------------------------------------------------------------------------------------------
 
 
 def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -> Fingerprint:
     """Say what a result depends on, part by part.
 
-    The Hub is asked for the commits of the base and of all data sets; nothing else is read of them.
-
-    Args:
-        run: its recipe, its base.
-        repo_id: of the result, which its card names.
-        tagged: whether its card names a tag of its files.
-        choices: what the author adds to the card.
+    The Hub is asked for the commits of the base and of all data sets; nothing else is read of them.  The card of the
+    result names its `repo_id`, and with `tagged` a tag of its files.
     """
     recipe, target, texts = run.recipe, run.recipe.target, run.recipe.evaluation
     libraries = {name: version for name, version in library_versions().items() if name not in MOVE_BYTES}
@@ -128,21 +145,17 @@ def _benchmarks(run: Run) -> dict[str, str]:
         return {}
     own = {"include_path", "prompts", "max_new_tokens", "tasks"}
     files = {f"file {name}": sha256(scrub(text)) for name, text in run.task_texts.items()}
-    data = {f"data set {name}": state for name, state in _data(run).items()}
-    return {"tasks": ",".join(spec.tasks)} | _settings(spec, without=frozenset(own)) | files | data
-
-
-def _data(run: Run) -> dict[str, str]:
-    """Name the state of every data set: a commit, or the SHA-256 of local files, whose times mean nothing."""
     from hubprune.evaluation.sources import is_commit
     from hubprune.evaluation.tasks import local_data
 
-    sources = run.task_sources
-    hub = {public_name(name): state or "not known" for name, state in sources.items() if not state or is_commit(state)}
-    return hub | (_joined(local_data(run.recipe.evaluation)) if len(hub) < len(sources) else {})
+    # The state of a data set is a commit, or the SHA-256 of local files, whose times mean nothing.
+    sources = {public_name(name): s or "not known" for name, s in run.task_sources.items() if not s or is_commit(s)}
+    local = _joined(local_data(spec)) if len(sources) < len(run.task_sources) else {}
+    data = {f"data set {name}": state for name, state in (sources | local).items()}
+    return {"tasks": ",".join(spec.tasks)} | _settings(spec, without=frozenset(own)) | files | data
 
 
-# ---- before --------------------------------------------------------------------------------------------------------
+# ---- what the last one left ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,14 +193,7 @@ class Before:
 
 
 def last_publish(target: Target, now: Fingerprint, *, session: HubSession, reporter: Reporter) -> Before | None:
-    """Look at the branch that a publish goes to; None where nothing there can be compared.
-
-    Args:
-        target: from the preflight.
-        now: what this publish depends on.
-        session: which Hub.
-        reporter: told of a manifest that is of no use.
-    """
+    """Look at the branch that a publish goes to; None where nothing there can be compared with what it depends on."""
     if not target.branch_exists or target.parent is None:
         return None
     return publish_at(target.parent, target, now, session=session, reporter=reporter)
@@ -196,15 +202,7 @@ def last_publish(target: Target, now: Fingerprint, *, session: HubSession, repor
 def publish_at(
     commit: str, target: Target, now: Fingerprint, *, session: HubSession, reporter: Reporter
 ) -> Before | None:
-    """Look at a commit of the target's repo; None where nothing there can be compared.
-
-    Args:
-        commit: 40 hex digits.
-        target: from the preflight.
-        now: what this publish depends on.
-        session: which Hub.
-        reporter: told of a manifest that is of no use.
-    """
+    """Look at a commit of the target's repo; None where nothing there can be compared."""
     remote = read_remote(target.repo_id, commit=commit, session=session)
     if remote.manifest is None:
         return None
@@ -219,7 +217,146 @@ def publish_at(
     )
 
 
-# ---- unfinished ----------------------------------------------------------------------------------------------------
+# ---- what need not be computed again ------------------------------------------------------------------------------
+
+
+def offer_results(before: Before, run: Run) -> None:
+    """Hold ready in the run's store what the last publish measured."""
+    report = before.record.report
+    if report.environment.machine != run.environment.machine:
+        run.reporter.note(f"the last publish ran on {report.environment.machine}: nothing that it measured is taken")
+        return
+    for stage in OFFERED:
+        key, value = report.stage_keys.get(stage), getattr(report, stage)
+        if key and value is not None:
+            run.store.offer(stage, key, value, seconds=report.seconds.get(stage, 0.0), on_take=_say(run))
+
+
+def scores_before(before: Before | None, run: Run, now: Fingerprint) -> tuple[LayerScores, DropPlan] | None:
+    """Return scores and plan of the last publish where this run would find the same; None where it has to score.
+
+    A manifest has no scores of single documents, without which no other plan could tell how sure it is.  So both are
+    taken or neither.
+    """
+    report = before.record.report if before else None
+    if report is None or report.scores is None or report.fingerprint.get("pruning") != now["pruning"]:
+        return None
+    key = scores_key(run)
+    if run.store.has(SCORES, key) or report.stage_keys.get(SCORES) != key:
+        return None
+    for stage in (SCORES, ROUNDS):
+        if stage in report.stage_keys:
+            run.store.take(stage, report.stage_keys[stage], seconds=report.seconds.get(stage, 0.0))
+            _say(run)(stage)
+    return report.scores, report.plan
+
+
+def _say(run: Run) -> Callable[[str], None]:
+    return lambda stage: run.reporter.note(f"{stage}: taken from the last publish")
+
+
+def without_computing(
+    run: Run, before: Before, choices: CardChoices, target: Target, request: PublishRequest
+) -> PublishReport | None:
+    """Do what a publish has to do where nothing has to be computed; None where something has, which is said.
+
+    Who asks for the files, or for a dry run, gets them from the stages, unless only a change is of interest.
+
+    Raises:
+        HubpruneError: the card cannot be rendered or sent.
+    """
+    what = f"changed since the last publish: {before.told}" if before.told else "nothing changed since the last publish"
+    run.reporter.note(what)
+    if request.force or not before.only_the_card:
+        return None
+    needs_files = request.dry_run or request.out
+    if before.is_up_to_date and (request.only_if_changed or not needs_files):
+        missing: Literal["tag", "leave"] = "leave" if request.dry_run else "tag"
+        left = leave_as_it_is(before, target=target, session=run.session, missing=missing)
+        if left is None:
+            run.reporter.note("but its tag is missing, which a publish has to make")
+        return left
+    if needs_files:
+        return None
+    return _publish_card(run, before, choices, target, overwrite=request.replaces)
+
+
+def leave_as_it_is(
+    before: Before, *, target: Target, session: HubSession, missing: Literal["tag", "leave"] = "tag"
+) -> PublishReport | None:
+    """Report what is there, in the words of the publish that made it as far as its manifest tells.
+
+    A missing tag is made, as after a publish that was killed before it came to that.  None where it is to be left
+    missing: a publish still has something to do.
+
+    Raises:
+        HubError: the Hub refused or did not answer.
+    """
+    commit, tag = before.remote.commit, None
+    if target.is_tagged:
+        tag = checkpoint_tag(before.record.report.checkpoint)
+        if tag not in {ref.name for ref in refs_of(target.repo_id, session=session).tags}:
+            if missing == "leave":
+                return None
+            tag_commit(tag, repo_id=target.repo_id, commit=commit, session=session)
+    manifest, there = before.remote.manifest, before.remote.files
+    digests = {path: file.sha256 for path, file in before.record.files.items()}
+    digests |= {MANIFEST: hashlib.sha256(manifest.data).hexdigest()} if manifest else {}
+    files = (there[path].model_copy(update={"sha256": digest}) for path, digest in sorted(digests.items()))
+    published = PublishedCommit(
+        repo_id=target.repo_id, commit=commit, parent=None, created=False, files=tuple(files),
+        url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", tag=tag,
+    )  # fmt: skip
+    return before.record.report.model_copy(update={"published": published})
+
+
+def _publish_card(
+    run: Run, before: Before, choices: CardChoices, target: Target, *, overwrite: Overwrite
+) -> PublishReport:
+    """Render the card of what is published again, and commit it with its manifest and nothing else."""
+    record = before.record
+    with scratch_folder(name="hubprune-card") as folder:
+        put_card(folder, record, choices, text=render_again(record, choices))
+        files = {**record.files, **{file.path: file for file in list_files(folder)}}
+        published = send(
+            folder, target=target, files=tuple(files[path] for path in sorted(files)),
+            message="Render the card again", tag=checkpoint_tag(record.report.checkpoint), session=run.session,
+            reporter=run.reporter, overwrite=overwrite,
+        )  # fmt: skip
+        return read_record(folder).report.model_copy(update={"published": published})
+
+
+def proposed_before(run: Run, target: Target, now: Fingerprint, request: PublishRequest) -> PublishReport | None:
+    """Report an open pull request of this user that proposes the same on top of the same commit; None without one.
+
+    One that is to be merged is not looked for: it has to be loaded back first.  Nor is one of anybody else: whoever may
+    propose could keep a result from being proposed by proposing what only says that it is the same.  Nor where the
+    files are asked for, unless only a change is of interest.
+    """
+    needs_files = request.force or ((request.dry_run or request.out) and not request.only_if_changed)
+    if needs_files or not target.create_pr or target.staged or target.parent is None:
+        return None
+    session, reporter = run.session, run.reporter
+    for ref, head in list(pull_request_heads(target.repo_id, session=session).items())[:RECENT_PULL_REQUESTS]:
+        found = pull_request(target.repo_id, number_of(ref), session=session)
+        if found.status not in ("open", "draft") or found.author != target.user:
+            continue
+        before = publish_at(head, target, now, session=session, reporter=reporter)
+        if before and before.is_up_to_date and _lies_on(target.parent, before, target=target, session=session):
+            url = f"{session.endpoint}/{target.repo_id}/discussions/{number_of(ref)}"
+            report = leave_as_it_is(before, target=target, session=session)
+            if report and report.published:
+                published = report.published.model_copy(update={"pull_request_url": url})
+                return report.model_copy(update={"published": published})
+    return None
+
+
+def _lies_on(parent: str, before: Before, *, target: Target, session: HubSession) -> bool:
+    commits = session.ask(
+        lambda api: api.list_repo_commits(target.repo_id, revision=before.remote.commit),
+        doing=f"read the history of {target.repo_id}",
+    )
+    return len(commits) > 1 and commits[1].commit_id == parent
 
 
 class Unfinished:

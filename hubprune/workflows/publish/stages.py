@@ -90,26 +90,16 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise RecipeError(
-            "Another run is working on the same base and drops.", hint="Wait for it, or set another HUBPRUNE_HOME."
-        ) from None
+        hint = "Wait for it, or set another HUBPRUNE_HOME."
+        raise RecipeError("Another run is working on the same base and drops.", hint=hint) from None
     try:
         yield
     finally:
         lock.release()
 
 
-# ---- measuring -----------------------------------------------------------------------------------------------------
-
-
 def benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | None:
-    """Run the benchmarks of a recipe on base and pruned model; None where it asks for none.
-
-    Args:
-        run: whose recipe is followed.
-        plan: what was dropped.
-        folder: of the pruned checkpoint.
-    """
+    """Run the benchmarks of a recipe on base and pruned model; None where it asks for none."""
     from hubprune.evaluation import harness
 
     recipe, spec = run.recipe, run.recipe.evaluation
@@ -121,32 +111,21 @@ def benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | N
         spec.backend, run.task_texts, run.task_sources, recipe.seed,
     )  # fmt: skip
     base, pruned = run.runnable, run.identity(plan.content, plan.widths, plan.layout)
-    return run.store.run(
-        "benchmarks",
-        key,
-        BenchmarkComparison,
-        lambda: harness.run(
+
+    def measure() -> BenchmarkComparison:
+        """Run them on both; answers that are known are not asked for again."""
+        return harness.run(
             harness.ModelFolder(base.folder, own_code=base.own_code, identity=run.identity()),
-            harness.ModelFolder(folder, own_code=True, identity=pruned),
-            spec=spec,
-            seed=recipe.seed,
-            device=recipe.device,
-            dtype=recipe.dtype,
-            reporter=run.reporter,
-            memo=run.answers_file,
+            harness.ModelFolder(folder, own_code=True, identity=pruned), spec=spec, seed=recipe.seed,
+            device=recipe.device, dtype=recipe.dtype, reporter=run.reporter, memo=run.answers_file,
             samples_folder=run.store.folder / "samples" / key,
-        ),
-    )
+        )  # fmt: skip
+
+    return run.store.run("benchmarks", key, BenchmarkComparison, measure)
 
 
 def free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison:
-    """Let both models write; what the base wrote serves every plan.
-
-    Args:
-        run: whose recipe is followed.
-        plan: what was dropped.
-        folder: of the pruned checkpoint.
-    """
+    """Let both models write; what the base wrote serves every plan."""
     from hubprune.evaluation import generation
 
     recipe, spec, base = run.recipe, run.recipe.evaluation, run.runnable
@@ -187,22 +166,12 @@ def run_snippet(
 ) -> SnippetRun:
     """Run the code that the card will show, or take what an earlier run of the same code printed.
 
-    Args:
-        run: whose recipe is followed.
-        plan: what was dropped.
-        folder: of the pruned checkpoint.
-        repo_id: under which the code finds the files.
-        tag: of exactly these files; None where there will be none.
-        template: folder of card templates that win over the shipped ones.
+    It finds the files under `repo_id`, and exactly these under `tag`, where there will be one.
     """
     snippet = Snippet(
-        repo_id=repo_id,
-        revision=tag,
-        prompt=run.recipe.evaluation.prompt_texts()[0],
-        custom_code=needs_modeling_file(plan),
-        samples=samples(folder),
-        plain=asks_for_more(folder),
-    )
+        repo_id=repo_id, revision=tag, prompt=run.recipe.evaluation.prompt_texts()[0],
+        custom_code=needs_modeling_file(plan), samples=samples(folder), plain=asks_for_more(folder),
+    )  # fmt: skip
     gpu = resolve_device(run.recipe.device) != "cpu"
     key = key_of(run.circumstances, plan.content, plan.layout, snippet.code(overrides=template))
     return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu, overrides=template))
@@ -230,18 +199,14 @@ def time_result(
     pruned = PrunedFolder(name=repo_id, commit=None, folder=folder, config=read_config(folder))
     shape = DEPTHS, request.new_tokens, request.rounds, request.batch_size, request.seed
     key = key_of(run.circumstances, run.environment.threads, plan.content, plan.widths, plan.layout, shape, change)
-    timed = run.store.run(
-        "speed",
-        key,
-        SpeedReport,
-        lambda: time_pair(
+
+    def time() -> SpeedReport:
+        return time_pair(
             run.downloaded, pruned, runnable=run.runnable, request=request, benchmarks=change, reporter=run.reporter
-        ),
-    )
+        )
+
+    timed = run.store.run("speed", key, SpeedReport, time)
     return timed.model_copy(update={"pruned": repo_id})
-
-
-# ---- assembly ------------------------------------------------------------------------------------------------------
 
 
 def assemble(
@@ -254,7 +219,15 @@ def assemble(
     add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
     tasks = leaderboards(report.benchmarks, session=run.session, warn=run.reporter.warn)
     add_eval_results(folder, report.benchmarks, tasks=tasks)
-    context = card.context_of(report, pictures=_pictures(run, folder, report), overrides=card_template)
+    drawn, base = card.Pictures(), report.base.name
+    try:
+        drawn = card.Pictures(
+            importance=pictures.draw_for_card(report.scores, report.plan, folder, base=base) if report.scores else None,
+            benchmarks=pictures.draw_changes(report.benchmarks, folder, base=base) if report.benchmarks else None,
+        )
+    except MissingDependencyError as error:  # without matplotlib the card has their tables alone
+        run.reporter.warn(f"The card gets no pictures: {error.message} {error.hint or ''}")
+    context = card.context_of(report, pictures=drawn, overrides=card_template)
     write_atomically(folder / manifest.CARD, card.render(context, overrides=card_template))
     manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
     return manifest.write_manifest(folder, report=report, template_hash=card.template_hash(card_template))
@@ -267,16 +240,3 @@ def leaderboards(comparison: BenchmarkComparison | None, *, session: HubSession,
     except HubError as error:
         warn(f"No results are listed for leaderboards: {error.message} Publish again with --force to add them.")
         return {}
-
-
-def _pictures(run: Run, folder: Path, report: PublishReport) -> card.Pictures:
-    """Draw scores and changes for the card; without matplotlib it has their tables alone."""
-    base = report.base.name
-    try:
-        return card.Pictures(
-            importance=pictures.draw_for_card(report.scores, report.plan, folder, base=base) if report.scores else None,
-            benchmarks=pictures.draw_changes(report.benchmarks, folder, base=base) if report.benchmarks else None,
-        )
-    except MissingDependencyError as error:
-        run.reporter.warn(f"The card gets no pictures: {error.message} {error.hint or ''}")
-        return card.Pictures()

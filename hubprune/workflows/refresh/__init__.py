@@ -112,15 +112,10 @@ def refresh(repo_id: str, request: RefreshRequest, *, session: HubSession, repor
         for note in anew.notes:
             reporter.warn(note)
         report = RefreshReport(
-            repo_id=repo_id,
-            outcome="up to date" if anew.is_up_to_date else "would change",
-            from_version=published.version,
-            to_version=__version__,
-            parent=published.remote.commit,
-            files=anew.changes,
-            config=anew.config,
-            notes=anew.notes,
-        )
+            repo_id=repo_id, outcome="up to date" if anew.is_up_to_date else "would change",
+            from_version=published.version, to_version=__version__, parent=published.remote.commit,
+            files=anew.changes, config=anew.config, notes=anew.notes,
+        )  # fmt: skip
         return report if request.check else _carried_out(report, published, anew, request, session, reporter)
 
 
@@ -188,15 +183,10 @@ def _send(
     reporter.note(f"{len(changed)} files change: {', '.join(changed)}")
     is_new = anew.record.report.refreshed != published.record.report.refreshed
     return send(
-        anew.folder,
-        target=published.target,
-        files=anew.files,
-        message=f"Refresh with hubprune {__version__}" if is_new else "Render the card again",
-        tag=anew.tag,
-        session=session,
-        reporter=reporter,
-        overwrite="everything" if request.overwrite else "nothing",
-    )
+        anew.folder, target=published.target, files=anew.files,
+        message=f"Refresh with hubprune {__version__}" if is_new else "Render the card again", tag=anew.tag,
+        session=session, reporter=reporter, overwrite="everything" if request.overwrite else "nothing",
+    )  # fmt: skip
 
 
 def _load_back(published: Published, there: PublishedCommit, *, work: Path, reporter: Reporter) -> str:
@@ -206,14 +196,10 @@ def _load_back(published: Published, there: PublishedCommit, *, work: Path, repo
     expected = report.checkpoint.parameters
     try:
         loaded = verify.load_from_hub(
-            there.repo_id,
-            commit=commit,
-            prompt=parse(Recipe, report.recipe).evaluation.prompt_texts()[0],
-            new_tokens=NEW_TOKENS,
-            custom_code=needs_modeling_file(report.plan),
-            work_folder=work,
+            there.repo_id, commit=commit, prompt=parse(Recipe, report.recipe).evaluation.prompt_texts()[0],
+            new_tokens=NEW_TOKENS, custom_code=needs_modeling_file(report.plan), work_folder=work,
             check=lambda folder: check_arrived(there, folder),
-        )
+        )  # fmt: skip
         if loaded.parameters != expected:
             raise VerificationError(f"it loads with {loaded.parameters:,} parameters instead of {expected:,}.")
     except VerificationError as error:
@@ -292,14 +278,10 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
     written = {file.path: file for file in list_files(folder)}
     files = {**record.files, MANIFEST: written.get(MANIFEST) or published.remote.files[MANIFEST]}
     return Anew(
-        folder=folder,
-        files=tuple(files[path] for path in sorted(files)),
-        changes=(*changes, *card_changes(published, written)),
-        config=config,
-        config_json=config_json,
-        record=record,
+        folder=folder, files=tuple(files[path] for path in sorted(files)),
+        changes=(*changes, *card_changes(published, written)), config=config, config_json=config_json, record=record,
         notes=notes,
-    )
+    )  # fmt: skip
 
 
 # ---- the checkpoint's files --------------------------------------------------------------------------------------

@@ -80,9 +80,6 @@ def _is_weights(path: str) -> bool:
     return path.endswith(".safetensors") or path == INDEX_NAME
 
 
-# ---- which branch, and as whom -----------------------------------------------------------------------------------
-
-
 def target_of(repo_id: str, *, revision: str, create_pr: bool, writes: bool, session: HubSession) -> Target:
     """Find the branch that a refresh goes to, and whether this token may write there.
 
@@ -114,9 +111,6 @@ def target_of(repo_id: str, *, revision: str, create_pr: bool, writes: bool, ses
         repo_id=repo_id, revision=revision, exists=True, branch_exists=True, parent=head, private=repo.private,
         create_pr=create_pr, user=identity.name if identity else NOBODY,
     )  # fmt: skip
-
-
-# ---- what is there -----------------------------------------------------------------------------------------------
 
 
 def read_published(target: Target, *, overwrite: bool, session: HubSession, reporter: Reporter) -> Published:
@@ -245,9 +239,6 @@ def _base(
         values["tie_word_embeddings"] = False
     folder = small_files(base, session=session)
     return base.model_copy(update={"config": values, "folder": str(folder)}), None
-
-
-# ---- what differs from it ----------------------------------------------------------------------------------------
 
 
 def file_changes(published: Published, checkpoint: WrittenCheckpoint) -> Iterator[FileChange]:

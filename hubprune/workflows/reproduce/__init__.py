@@ -100,25 +100,17 @@ def _compared(published: Published, product: pipeline.Product) -> Reproduction:
     threads = report.environment.threads
     machine = f"{report.environment.machine} with {threads} thread{'s'[: threads - 1]}"
     return Reproduction(
-        name=published.name,
-        commit=published.commit,
-        base=report.base.name,
-        base_commit=str(report.base.commit),
-        equal=all(part.outcome != "differs" for part in parts),
-        parts=parts,
-        causes=causes(published.manifest, values, machine=machine, parts=parts),
-        environment=report.environment,
+        name=published.name, commit=published.commit, base=report.base.name, base_commit=str(report.base.commit),
+        equal=all(part.outcome != "differs" for part in parts), parts=parts,
+        causes=causes(published.manifest, values, machine=machine, parts=parts), environment=report.environment,
         seconds=report.seconds,
-    )
+    )  # fmt: skip
 
 
 def _recipe_digest(folder: Path, *, device: str) -> str:
     """Hash the recipe as it would be with the published device: another one here makes it no other recipe."""
     text = (folder / RECIPE).read_text(encoding="utf-8")
     return hashlib.sha256(re.sub(r"(?m)^device: .*$", f"device: {device}", text).encode()).hexdigest()
-
-
-# ---- what is needed ----------------------------------------------------------------------------------------------
 
 
 def _recipe_to_run(published: Published, request: ReproduceRequest, *, tasks: Path) -> Recipe:

@@ -113,13 +113,9 @@ def read_published(name: str, *, revision: str | None, session: HubSession, repo
         evaluation = recipe.evaluation.model_copy(update={"include_path": TASK_FOLDER})
         recipe = recipe.model_copy(update={"evaluation": evaluation})
     return Published(
-        name=name,
-        commit=commit,
-        folder=folder,
-        manifest=manifest,
-        recipe=recipe,
+        name=name, commit=commit, folder=folder, manifest=manifest, recipe=recipe,
         files={path: sha256 for path, sha256 in files.items() if not path.startswith(NOT_LISTED)},
-    )
+    )  # fmt: skip
 
 
 def _not_published(name: str, missing: str) -> CheckpointError:
@@ -214,7 +210,11 @@ def _json_part(name: str, published: Any, found: Any, *, unit: str = "values") -
     seen = tuple(differences(published, found))
     if not seen:
         return ComparedPart(name=name, outcome="equal", detail=f"{_count(published):,} {unit}")
-    largest = max(filter(None, map(_gap, seen)), default=None, key=lambda pair: pair[0])
+    gaps = []
+    for row in seen:
+        pair = [v for v in (row.published, row.found) if isinstance(v, int | float) and not isinstance(v, bool)]
+        gaps += [(abs(pair[0] - pair[1]), row.place)] if len(pair) == 2 else []
+    largest = max(gaps, default=None, key=lambda gap: gap[0])
     told = f", numbers by {largest[0]:.3g} at most ({largest[1]})" if largest else ""
     return ComparedPart(
         name=name,
@@ -223,12 +223,6 @@ def _json_part(name: str, published: Any, found: Any, *, unit: str = "values") -
         largest_difference=largest[0] if largest else None,
         differences=seen,
     )
-
-
-def _gap(difference: Difference) -> tuple[float, str] | None:
-    pair = (difference.published, difference.found)
-    numbers = [value for value in pair if isinstance(value, int | float) and not isinstance(value, bool)]
-    return (abs(numbers[0] - numbers[1]), difference.place) if len(numbers) == len(pair) else None
 
 
 def _checkpoint(values: Values) -> Any:
@@ -253,26 +247,20 @@ def _texts(values: Values, *, refreshed: bool) -> Any:
 def _manifest_part(published: Published) -> ComparedPart:
     """Compare the manifest with itself and with the files beside it: no run is needed for that."""
     claimed = read_manifest(json.dumps(published.manifest).encode())
-    digest = content_digest(published.manifest)
+    digest, told = content_digest(published.manifest), []
     seen = list(_other_files(claimed.files, published.files))
     if claimed.content_sha256 != digest:
+        told.append(f"{MANIFEST} was edited after it was written")
+    if wrong := [row.place for row in seen]:
+        told.append(f"the files beside it are others: {', '.join(wrong)}")
+    if claimed.content_sha256 != digest:
         seen.insert(0, Difference(place="content_sha256", published=claimed.content_sha256, found=digest))
-    if not seen:
-        detail = f"as it was written, and {len(claimed.files)} files have their SHA-256"
-        return ComparedPart(name="manifest", outcome="equal", detail=detail)
-    edited = [f"{MANIFEST} was edited after it was written"] if claimed.content_sha256 != digest else []
-    wrong = [row.place for row in seen if row.place != "content_sha256"]
-    files = [f"the files beside it are others: {', '.join(wrong)}"] if wrong else []
-    return ComparedPart(
-        name="manifest", outcome="differs", detail="; ".join([*edited, *files]), differences=tuple(seen)
-    )
+    detail = "; ".join(told) or f"as it was written, and {len(claimed.files)} files have their SHA-256"
+    return ComparedPart(name="manifest", outcome="differs" if seen else "equal", detail=detail, differences=tuple(seen))
 
 
 def _files_part(published: Mapping[str, str], found: Mapping[str, str]) -> ComparedPart:
-    """Compare the SHA-256 of all files but the two that name the machine: the manifest's parts and the card come apart.
-
-    Those that are published are hashed, not looked up in the manifest.
-    """
+    """Compare the SHA-256 of all files but the two that name the machine, whose parts are compared by themselves."""
     kept = [{path: sha for path, sha in files.items() if path not in (CARD, MANIFEST)} for files in (published, found)]
     seen = tuple(_other_files(*kept))
     detail = f"{len(kept[0])} files have the same SHA-256"
@@ -305,21 +293,16 @@ def _card_part(published: Published, *, card: bytes, templates: Any) -> Compared
 
 
 def _only(card: bytes, other: bytes) -> list[Scalar]:
-    """List the lines that a card has and another has not, in order."""
-    left = Counter(_lines(other))
+    """List the lines that a card has and another has not, in order, without those that tell where a run took place."""
+    rows = tuple(f"| {name} |" for name in WHERE_RUN)
+    own, others = (without_times(text).decode(errors="replace").splitlines() for text in (card, other))
+    left = Counter(others)
     only: list[Scalar] = []
-    for line in _lines(card):
+    for line in own:
         left[line] -= 1
-        if left[line] < 0:
+        if left[line] < 0 and not line.replace("\\", "").startswith(rows):
             only.append(line)
     return only
-
-
-def _lines(card: bytes) -> list[str]:
-    """List the lines of a card that do not tell where a run took place."""
-    rows = tuple(f"| {name} |" for name in WHERE_RUN)
-    lines = without_times(card).decode(errors="replace").splitlines()
-    return [line for line in lines if not line.replace("\\", "").startswith(rows)]
 
 
 # ---- causes ------------------------------------------------------------------------------------------------------

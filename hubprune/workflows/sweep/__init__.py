@@ -93,13 +93,9 @@ def sweep_run(run: Run, request: SweepRequest) -> SweepReport:
     _stage(run, 2)
     scores = scores_if_needed(run)
     ranked = Ranked(
-        shape=shape_of(run.base),
-        scores=scores,
-        metric=recipe.metric,
-        seed=recipe.seed,
-        protect=recipe.drop.protect,
+        shape=shape_of(run.base), scores=scores, metric=recipe.metric, seed=recipe.seed, protect=recipe.drop.protect,
         config=run.base.config,
-    )
+    )  # fmt: skip
     points = make_points(request, ranked)
     texts = held_out(run, mix) if mix else None
     _stage(run, 3)
@@ -164,26 +160,15 @@ def assemble(
         recommend(method, [row for row in rows if row.method == method], request, **where) for method in methods
     )
     return SweepReport(
-        base=run.base.name,
-        commit=run.base.commit,
-        base_parameters=whole,
-        num_hidden_layers=points[0].plan.num_hidden_layers,
-        absent=points[0].plan.absent,
-        metric=recipe.metric,
-        seed=recipe.seed,
-        mix=recipe.calibration.name if scores else None,
-        tasks=recipe.evaluation.tasks,
-        limit=recipe.evaluation.limit,
-        chance=mean_chance(base.benchmarks) if base.benchmarks else None,
+        base=run.base.name, commit=run.base.commit, base_parameters=whole,
+        num_hidden_layers=points[0].plan.num_hidden_layers, absent=points[0].plan.absent, metric=recipe.metric,
+        seed=recipe.seed, mix=recipe.calibration.name if scores else None, tasks=recipe.evaluation.tasks,
+        limit=recipe.evaluation.limit, chance=mean_chance(base.benchmarks) if base.benchmarks else None,
         perplexity_on=f"{len(documents.documents)} documents of {documents.name}" if documents else None,
-        orders=tuple(order_of(points, method) for method in methods),
-        points=tuple(rows),
-        rule=rule,
-        recommendations=recommendations if rule else (),
-        environment=run.environment,
-        device=resolve_device(recipe.device),
-        dtype=resolve_dtype(recipe.dtype, run.downloaded.config),
-    )
+        orders=tuple(order_of(points, method) for method in methods), points=tuple(rows), rule=rule,
+        recommendations=recommendations if rule else (), environment=run.environment,
+        device=resolve_device(recipe.device), dtype=resolve_dtype(recipe.dtype, run.downloaded.config),
+    )  # fmt: skip
 
 
 def _sublayer_parameters(
@@ -209,17 +194,11 @@ def _point(point: Point, found: Measured, base: Measured, *, parameters: int) ->
     tasks = compare_tasks(own, other) if own and other else ()
     read, before = found.perplexity, base.perplexity
     return SweepPoint(
-        method=point.method,
-        count=point.count,
-        dropped=point.plan.sublayers,
-        parameters=parameters,
-        mean=mean_percent(own) if own else None,
-        mean_change=mean_change(tasks),
-        tasks=tasks,
+        method=point.method, count=point.count, dropped=point.plan.sublayers, parameters=parameters,
+        mean=mean_percent(own) if own else None, mean_change=mean_change(tasks), tasks=tasks,
         perplexity=read.perplexity if read else None,
-        perplexity_change=perplexity_change(read, before) if read and before else None,
-        speed=found.speed,
-    )
+        perplexity_change=perplexity_change(read, before) if read and before else None, speed=found.speed,
+    )  # fmt: skip
 
 
 def mean_percent(answers: BenchmarkAnswers) -> float | None:
@@ -302,10 +281,7 @@ def recommend(
     verb, rest = ("publish", as_typed(request, *PASSED_ON)) if publishable else ("prune", ("--out", "pruned"))
     command = ["hubprune", verb, base, OPTIONS[method], str(kept.count), *rest]
     return Recommendation(
-        method=method,
-        count=kept.count,
-        reason="; ".join(words),
-        command=shlex.join(command) if kept.count else None,
+        method=method, count=kept.count, reason="; ".join(words), command=shlex.join(command) if kept.count else None
     )
 
 

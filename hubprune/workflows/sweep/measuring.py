@@ -39,9 +39,6 @@ FINGERPRINT_TOKENS = 32
 """Two documents are the same where their first tokens are: mixes may cut them off at different lengths."""
 
 
-# ---- documents for the perplexity ----------------------------------------------------------------------------------
-
-
 def read_mix(name: str, *, num_samples: int | None) -> CalibrationMix:
     """Find what `--perplexity` names: a mix, or a file of documents, of which there may be fewer than wanted.
 
@@ -111,14 +108,9 @@ def _draw(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...], *, ove
             hint="Pass other texts with --perplexity, or more of them with --perplexity-samples.",
         )
     return HeldOutDocuments(
-        name=mix.name,
-        documents=kept,
-        left_out=len(drawn.documents) - len(kept),
+        name=mix.name, documents=kept, left_out=len(drawn.documents) - len(kept),
         sha256=hashlib.sha256(repr(kept).encode()).hexdigest(),
-    )
-
-
-# ---- points --------------------------------------------------------------------------------------------------------
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,8 +195,6 @@ class _Bench:
     def _model(self) -> LoadedModel:
         return _load(self._run.runnable, self._run.recipe.device, self._run.recipe.dtype)
 
-    # ---- benchmarks ----
-
     def _benchmarks(self, plan: DropPlan) -> BenchmarkAnswers | None:
         if (key := self._keys(plan).get(BENCHMARKS)) is None:
             return None
@@ -228,14 +218,9 @@ class _Bench:
         where = (run.runnable, recipe.device, recipe.dtype)
         return InMemory(
             assemble(load_points, *where, *rest, here=points_of(self._model, *rest)),
-            identities={name: name for name in plans},
-            memo=run.answers_file,
-            spec=recipe.evaluation,
-            seed=recipe.seed,
-            reporter=run.reporter,
-        )
-
-    # ---- perplexity and speed ----
+            identities={name: name for name in plans}, memo=run.answers_file, spec=recipe.evaluation,
+            seed=recipe.seed, reporter=run.reporter,
+        )  # fmt: skip
 
     def _read(self, plan: DropPlan) -> PerplexityAnswers:
         from hubprune.evaluation import models
@@ -255,7 +240,7 @@ class _Bench:
 
     @contextmanager
     def _pruned(self, plan: DropPlan) -> Iterator[LoadedModel]:
-        from hubprune.pruning.in_memory import bypassed
+        from hubprune.pruning.streaming import bypassed
 
         with bypassed(self._model.model, plan, self._run.architecture):
             yield self._model
@@ -272,7 +257,7 @@ def points_of(
     """Make the points of a sweep of its base, by their names; they share all weights."""
     from hubprune.evaluation.computing import Models
     from hubprune.evaluation.layer_tree import Variant
-    from hubprune.pruning.in_memory import bypassed, layers_without
+    from hubprune.pruning.streaming import bypassed, layers_without
 
     base = model.model
     variants = [

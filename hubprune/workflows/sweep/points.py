@@ -63,9 +63,6 @@ def parse_methods(given: str | Sequence[str]) -> tuple[Ranking, ...]:
     return tuple(ranking for ranking in RANKINGS if ranking in names)
 
 
-# ---- checks that need no weights ---------------------------------------------------------------------------------
-
-
 def drop_spec(method: Ranking, count: int, *, protect: tuple[int, ...]) -> DropSpec:
     """Return the request for so many drops of one method; of 0 it asks for nothing."""
     return parse(DropSpec, {"protect": protect, **({f"{method}_drop": count} if count else {})})
@@ -120,9 +117,6 @@ def check_out(folder: Path | None) -> None:
     if not (folder / REPORT).is_file():
         check_new_folder(folder)
     make_writable(folder)
-
-
-# ---- points --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

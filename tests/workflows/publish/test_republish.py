@@ -31,8 +31,7 @@ from hubprune.hub.preflight import preflight
 from hubprune.workflows import publish as pipeline
 from hubprune.workflows.card import AS_SHIPPED
 from hubprune.workflows.publish import before as inputs_of
-from hubprune.workflows.publish.again import offer_results, scores_before
-from hubprune.workflows.publish.before import fingerprint, last_publish
+from hubprune.workflows.publish.before import fingerprint, last_publish, offer_results, scores_before
 from hubprune.workflows.run import Run, scores_key
 
 TEXTS, BASE_ID = "somebody/texts", "somebody/whole-base"
