@@ -186,11 +186,8 @@ class Architecture:
         """
         fewer = {**config, "num_hidden_layers": len(kept)}
         cut = {key: [values[layer] for layer in kept] for key, values in self.lists_of(config).items()}
-        return {
-            key: values
-            for key, values in cut.items()
-            if _list_in(config, key) or self.per_layer_lists[key](fewer) != values
-        }
+        rules = self.per_layer_lists
+        return {key: values for key, values in cut.items() if _list_in(config, key) or rules[key](fewer) != values}
 
     def attention_kinds(self, config: Mapping[str, Any]) -> list[str]:
         """Return the kind of every layer's attention: one of "full_attention" and "sliding_attention" per layer."""
@@ -255,11 +252,7 @@ NEMOTRON_NAS_CODE = re.compile(r"modeling_pruned_(?P<family>\w+)_nas\.\w+", re.A
 
 
 def architecture_of(config: Mapping[str, Any], *, name: str = "the base") -> Architecture:
-    """Return the family of a checkpoint, pruned or not, from its config.json.
-
-    Args:
-        config: the parsed config.json.
-        name: how error messages call the base.
+    """Return the family of a checkpoint, pruned or not, from its config.json; `name` stands in error messages.
 
     Raises:
         UnsupportedArchitectureError: the `model_type` has no entry; the message lists those that have.

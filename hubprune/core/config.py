@@ -134,11 +134,7 @@ class Structure:
 
 
 def read_structure(config: Mapping[str, Any], *, name: str = "the checkpoint") -> Structure:
-    """Read which sublayers a checkpoint has.
-
-    Args:
-        config: its config.json.
-        name: how error messages call it.
+    """Read which sublayers a checkpoint has from its config.json; `name` stands in error messages.
 
     Raises:
         UnsupportedArchitectureError: hubprune does not know its family, or its layout has parts that hubprune never
@@ -221,9 +217,6 @@ def write_config(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, tokenize
     """Write config.json; the tokenizer files must be in the folder already.
 
     Args:
-        base: the base with its parsed config.json.
-        plan: what goes.
-        folder: where to write.
         tokenizer_class: class that stands there whatever the base's config.json names.
     """
     path, named = folder / "tokenizer_config.json", None
@@ -237,8 +230,6 @@ def pruned_config(base: BaseCheckpoint, plan: DropPlan, *, tokenizer_class: str 
     """Return the published config.json of a plan.
 
     Args:
-        base: the base with its parsed config.json.
-        plan: what goes.
         tokenizer_class: class named by the tokenizer's own config; older `pipeline()`s look for it here.
     """
     structure = read_structure(base.config, name=base.name)
@@ -250,9 +241,7 @@ def pruned_config(base: BaseCheckpoint, plan: DropPlan, *, tokenizer_class: str 
         config.setdefault("tokenizer_class", tokenizer_class)
     config.update(layout_keys(plan.layout, config, structure.without(plan)))
     config["hubprune"] = {
-        "version": __version__,
-        "base_model": base.name,
-        "base_commit": base.commit,
+        **{"version": __version__, "base_model": base.name, "base_commit": base.commit},
         "base_num_hidden_layers": plan.num_hidden_layers,
         "dropped_attn_layers_of_base": list(plan.layers("attn")),
         "dropped_mlp_layers_of_base": list(plan.layers("mlp")),
@@ -334,10 +323,9 @@ def layout_keys(layout: Layout, config: Mapping[str, Any], structure: Structure)
         }
     else:
         keys = {
-            "dropped_attn_layers": sorted(structure.no_attn),
-            "dropped_mlp_layers": sorted(structure.no_mlp),
+            "dropped_attn_layers": sorted(structure.no_attn), "dropped_mlp_layers": sorted(structure.no_mlp),
             "mlp_intermediate_sizes": list(structure.mlp_widths),
-        }
+        }  # fmt: skip
     return {**pruned_classes(structure.architecture, layout), **keys, "intermediate_size": None}
 
 
@@ -361,7 +349,6 @@ def block_configs(widths: Sequence[int], no_attn: frozenset[int], config: Mappin
 
     Args:
         widths: neurons of every layer's MLP, 0 where it has none.
-        no_attn: layers without attention.
         config: heads and hidden size are read here.
     """
     heads = config["num_attention_heads"]

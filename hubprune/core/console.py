@@ -59,11 +59,6 @@ class Reporter:
             self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         return self._console
 
-    @property
-    def _draws_bars(self) -> bool:
-        """Whether bars can move: on a terminal, and in a notebook that has widgets."""
-        return self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None)
-
     def stage(self, number: int, total: int, title: str) -> None:
         """Announce a stage; a run that was interrupted ends here at the latest, and where a progress begins."""
         end_if_interrupted()
@@ -92,7 +87,8 @@ class Reporter:
         end_if_interrupted()
         if self._quiet:
             yield lambda amount=1, /: None
-        elif self._draws_bars:
+        # Bars can move on a terminal, and in a notebook that has widgets.
+        elif self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None):
             with _bar(self.console, description, total=total, unit=unit) as advance:
                 yield advance
         else:

@@ -71,9 +71,7 @@ def local_world_size() -> int:
 def run_to_end(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a program and return how it ended; on Linux it never outlives this process, not even one that is killed.
 
-    Args:
-        command: the program and its arguments.
-        options: of `subprocess.run`.
+    The options are those of `subprocess.run`.
     """
     first: Callable[[], None] | None = None
     if sys.platform == "linux":
@@ -135,10 +133,6 @@ def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return a config.json that names a dtype: where it names none, the one that transformers takes from the weights.
 
     That is the one which their index names, or that of the first file's first floating tensor by name.
-
-    Args:
-        config: the parsed config.json.
-        folder: with the weights.
     """
     if config.get("dtype") or config.get("torch_dtype"):
         return dict(config)

@@ -124,7 +124,7 @@ def sweep(folder: Path, *, name: str | None = None) -> None:
     """Remove what processes of this machine that are gone left half-done in a folder.
 
     Args:
-        folder: where to look, and nowhere below it.
+        folder: looked through, and nothing below it.
         name: what it was for; None for anything.
     """
     # On a shared file system other hosts have processes of their own, of which this one knows nothing.
@@ -163,9 +163,7 @@ def _host() -> str:
 def list_files(folder: Path, *, advance: Callable[[int], None] = lambda _: None) -> tuple[RepoFile, ...]:
     """List all files below a folder, sorted by path, each with its size, its SHA-256 and the id git would give it.
 
-    Args:
-        folder: where to look.
-        advance: told the number of bytes after each piece that was read.
+    `advance` is told the number of bytes after each piece that was read.
     """
     found, named = [], {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     for name, path in sorted(named.items()):
@@ -307,10 +305,7 @@ class StageStore:
         """Return a stage's result: the one kept under this key, or a new one, which is then kept.
 
         Args:
-            stage: name of the stage.
             key: from `key_of` everything that the result depends on.
-            kind: type of the result.
-            compute: makes the result.
             valid: tells whether a kept result can still be used, where it speaks of files that may be gone.
 
         Raises:
@@ -354,12 +349,7 @@ class StageStore:
     ) -> None:
         """Hold the result of a run elsewhere ready, in case that it is asked for and none is kept here.
 
-        Args:
-            stage: name of the stage.
-            key: under which that run would have kept it.
-            value: the result.
-            seconds: how long it took there.
-            on_take: told the stage when the result is taken.
+        The key and the seconds are those of that run; `on_take` is told the stage when the result is taken.
         """
         self._offers[stage, key] = _Offer(value, seconds, on_take)
 

@@ -38,7 +38,7 @@ def load_causal_lm(source: str | Path, *, dtype: Any, own_code: bool, **options:
     Args:
         source: folder or repo id.
         dtype: `auto` for its own, or a torch dtype.
-        own_code: whether code in it may be run, which this package wrote.
+        own_code: as of `neutral_config`.
         options: others of `from_pretrained`.
     """
     return load_with_report(source, dtype=dtype, own_code=own_code, **options)[0]
@@ -50,15 +50,9 @@ def load_with_report(source: str | Path, *, dtype: Any, own_code: bool, **option
 
     of_repo = {key: value for key, value in options.items() if key == "revision"}
     model, report = AutoModelForCausalLM.from_pretrained(
-        source,
-        config=neutral_config(source, own_code=own_code, **of_repo),
-        attn_implementation=ATTENTION,
-        dtype=dtype,
-        trust_remote_code=own_code,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
+        source, config=neutral_config(source, own_code=own_code, **of_repo), attn_implementation=ATTENTION,
+        dtype=dtype, trust_remote_code=own_code, use_safetensors=True, output_loading_info=True, **options,
+    )  # fmt: skip
     # `generate` fills whatever it is not told from this one, penalties and beams included.
     model.generation_config = fresh_generation(model.generation_config.eos_token_id)
     return model.eval(), report

@@ -153,14 +153,13 @@ def public_recipe(recipe: Recipe, *, base: BaseCheckpoint) -> Recipe:
     name = (recipe.target.repo_id or "").rsplit("/", 1)[-1] or None
     target = {"repo_id": name, "create_pr": False, "staged": False, "collection": None, "supersedes": None}
     pinned = {"repo_id": base.name, "revision": base.commit or recipe.base.revision}
-    return recipe.model_copy(
-        update={
-            "base": recipe.base.model_copy(update=pinned),
-            "calibration": calibration.model_copy(update={"subsets": subsets}),
-            "evaluation": recipe.evaluation.model_copy(update={"include_path": tasks}),
-            "target": recipe.target.model_copy(update=target),
-        }
-    )
+    parts = {
+        "base": recipe.base.model_copy(update=pinned),
+        "calibration": calibration.model_copy(update={"subsets": subsets}),
+        "evaluation": recipe.evaluation.model_copy(update={"include_path": tasks}),
+        "target": recipe.target.model_copy(update=target),
+    }
+    return recipe.model_copy(update=parts)
 
 
 # ---- which files travel ----------------------------------------------------------------------------------------------

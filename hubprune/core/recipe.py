@@ -279,11 +279,10 @@ def parse(kind: type[AnySettings], values: dict[str, Any]) -> AnySettings:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_first_problem(error)) from error
+        raise RecipeError(_sentence(error.errors()[0])) from error
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
+def _sentence(problem: Any) -> str:
     if problem["type"] == "value_error":  # one of our own sentences, which says itself what it is about
         text = str(problem["msg"]).removeprefix("Value error, ")
         amount = problem["loc"][:1] in (("drop",), ("width",)) and not isinstance(problem["input"], dict)

@@ -84,13 +84,11 @@ Amount = Annotated[int | str, BeforeValidator(_amount)]
 """A number, or a share of what there is."""
 Layers = tuple[Annotated[int, Number, Field(ge=0, le=MOST)], ...]
 
-OPTIONS: Mapping[Ranking, str] = {
-    "attn": "--attn-drop", "mlp": "--mlp-drop", "block": "--block-drop", "joint": "--joint-drop",
-}  # fmt: skip
 HAND: Mapping[SublayerKind, str] = {"attn": "--drop-attn", "mlp": "--drop-mlp"}
 METHODS: Mapping[Ranking, Method] = {
     "attn": "attn-drop", "mlp": "mlp-drop", "block": "block-drop", "joint": "joint-drop",
 }  # fmt: skip
+OPTIONS: Mapping[Ranking, str] = {ranking: f"--{method}" for ranking, method in METHODS.items()}
 
 
 def count_of(amount: int | str, *, of: int) -> int:

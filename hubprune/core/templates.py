@@ -54,7 +54,6 @@ def environment(
     Escaping is the job of named filters, since HTML autoescape is wrong for Python, YAML and Markdown alike.
 
     Args:
-        kind: which template folder to load from.
         filters: extra filters; they replace built-in ones of the same name.
         overrides: a folder of the user whose files win over the shipped ones, which they can still reach, to extend or
             include them, under `shipped/`.

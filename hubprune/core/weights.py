@@ -109,23 +109,11 @@ def open_weights(folder: Path) -> Weights:
     """
     if (folder / SINGLE_NAME).is_file():  # where both are there, transformers takes this one
         return Weights(folder, (read_shard(folder / SINGLE_NAME),), None)
-    if (folder / INDEX_NAME).is_file():
-        return _open_sharded(folder)
-    if pickles := sorted(p.name for p in folder.glob("*.bin")):
-        raise pickled_weights(str(folder), pickles[0])
-    raise CheckpointError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}.")
-
-
-def pickled_weights(name: str, file: str) -> UnsupportedFormatError:
-    """Make the error for a base that has only pickled weights."""
-    return UnsupportedFormatError(
-        f"{name} has only pickled weights ({file}), which hubprune never loads.",
-        hint="Convert them to safetensors first: https://huggingface.co/spaces/safetensors/convert does it for a repo.",
-    )
-
-
-def _open_sharded(folder: Path) -> Weights:
     path = folder / INDEX_NAME
+    if not path.is_file():
+        if pickles := sorted(p.name for p in folder.glob("*.bin")):
+            raise pickled_weights(str(folder), pickles[0])
+        raise CheckpointError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}.")
     index = _read_json(path)
     weight_map = _string_map(path, index.get("weight_map"))
     if not weight_map:
@@ -148,6 +136,14 @@ def _open_sharded(folder: Path) -> Weights:
     return Weights(folder, shards, metadata)
 
 
+def pickled_weights(name: str, file: str) -> UnsupportedFormatError:
+    """Make the error for a base that has only pickled weights."""
+    return UnsupportedFormatError(
+        f"{name} has only pickled weights ({file}), which hubprune never loads.",
+        hint="Convert them to safetensors first: https://huggingface.co/spaces/safetensors/convert does it for a repo.",
+    )
+
+
 def merged_headers(
     headers: Mapping[str, Mapping[str, tuple[int, ...]]], *, index: Path, name: str
 ) -> dict[str, tuple[int, ...]]:
@@ -156,7 +152,6 @@ def merged_headers(
     Args:
         headers: file -> name -> shape.
         index: where the index is, if there is more than one file.
-        name: how messages call the checkpoint.
 
     Raises:
         CheckpointError: the index is broken or disagrees, or a tensor is in two files.
@@ -169,12 +164,7 @@ def merged_headers(
 
 
 def check_index(weight_map: Mapping[str, str], found: Sequence[tuple[str, str]], where: Path | str) -> None:
-    """Compare an index with what is in the shards.
-
-    Args:
-        weight_map: tensor -> shard, as the index has it.
-        found: tensors and their shards.
-        where: how messages call the index.
+    """Compare an index, tensor -> shard, with the tensors that were found in the shards.
 
     Raises:
         CheckpointError: they disagree, or a tensor is in two shards.
@@ -198,26 +188,30 @@ def read_shard(path: Path) -> Shard:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            header_bytes = _header_length(path, file.read(LENGTH_BYTES), size=size)
-            text = file.read(header_bytes)
+            prefix = file.read(LENGTH_BYTES)
+            if len(prefix) < LENGTH_BYTES:
+                raise CheckpointError(f"{path} is no safetensors file: it has {size} bytes.")
+            length = int(struct.unpack("<Q", prefix)[0])
+            if length > min(MAX_HEADER_BYTES, size - LENGTH_BYTES):
+                what = f"header of {length} bytes, file of {size}"
+                raise CheckpointError(f"{path} is truncated or no safetensors file: {what}.")
+            text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
     header = parse_json(text, where=f"the header of {path}")
-    metadata = header.pop("__metadata__", None)
-    data_begin = LENGTH_BYTES + header_bytes
-    entries = [_entry(path, name, value, data_begin=data_begin) for name, value in header.items()]
+    metadata, position = header.pop("__metadata__", None), LENGTH_BYTES + length
+    entries = [_entry(path, name, value, data_begin=position) for name, value in header.items()]
     tensors = tuple(sorted(entries, key=lambda t: (t.begin, t.end)))
-    _check_coverage(path, tensors, data_begin=data_begin, size=size)
+    for tensor in tensors:
+        if tensor.begin != position:
+            what = "overlaps another tensor" if tensor.begin < position else "leaves a hole before it"
+            raise CheckpointError(f"{path}: tensor {tensor.name!r} {what}.")
+        position = tensor.end
+    if position > size:
+        raise CheckpointError(f"{path} is truncated: its header describes {position} bytes, the file has {size}.")
+    if position < size:
+        raise CheckpointError(f"{path} has {size - position} bytes that its header does not describe.")
     return Shard(path, _string_map(path, metadata), tensors)
-
-
-def _header_length(path: Path, prefix: bytes, *, size: int) -> int:
-    if len(prefix) < LENGTH_BYTES:
-        raise CheckpointError(f"{path} is no safetensors file: it has {size} bytes.")
-    length = int(struct.unpack("<Q", prefix)[0])
-    if length > min(MAX_HEADER_BYTES, size - LENGTH_BYTES):
-        raise CheckpointError(f"{path} is truncated or no safetensors file: header of {length} bytes, file of {size}.")
-    return length
 
 
 def _entry(path: Path, name: str, value: Any, *, data_begin: int) -> TensorEntry:
@@ -240,19 +234,6 @@ def _entry(path: Path, name: str, value: Any, *, data_begin: int) -> TensorEntry
 
 def _naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
-
-
-def _check_coverage(path: Path, tensors: tuple[TensorEntry, ...], *, data_begin: int, size: int) -> None:
-    position = data_begin
-    for tensor in tensors:
-        if tensor.begin != position:
-            what = "overlaps another tensor" if tensor.begin < position else "leaves a hole before it"
-            raise CheckpointError(f"{path}: tensor {tensor.name!r} {what}.")
-        position = tensor.end
-    if position > size:
-        raise CheckpointError(f"{path} is truncated: its header describes {position} bytes, the file has {size}.")
-    if position < size:
-        raise CheckpointError(f"{path} has {size - position} bytes that its header does not describe.")
 
 
 def _string_map(path: Path, value: Any) -> Mapping[str, str] | None:

@@ -18,14 +18,7 @@ from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, HubError, HubpruneError
 from hubprune.core.recipe import TargetSpec
 from hubprune.hub.commit import tag_commit
-from hubprune.hub.remote import (
-    RECENT_PULL_REQUESTS,
-    check_remote,
-    head_of,
-    number_of,
-    pull_request,
-    pull_request_heads,
-)
+from hubprune.hub.remote import RECENT_PULL_REQUESTS, check_remote, head_of, number_of, pull_request, pull_request_heads
 from hubprune.hub.retry import translate
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
@@ -133,10 +126,8 @@ def _collect(name: str, repo_id: str, *, private: bool, session: HubSession) -> 
 
     if not SLUG.fullmatch(name):
         slug = session.ask(find_or_create, doing=f"find or create the collection {name} of {owner}")
-    added = session.ask(
-        lambda api: api.add_collection_item(slug, repo_id, "model", exists_ok=True),
-        doing=f"add {repo_id} to the collection {name}",
-    )
+    doing = f"add {repo_id} to the collection {name}"
+    added = session.ask(lambda api: api.add_collection_item(slug, repo_id, "model", exists_ok=True), doing=doing)
     return f"in the collection {added.url}"
 
 
@@ -147,11 +138,14 @@ def _hint(old: str, repo_id: str, *, session: HubSession) -> str:
         HubError: its metadata is such that no line can be added to it.
     """
     from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import EntryNotFoundError
 
-    title = f"Point to the new version {repo_id}"
-    text = _card_of(old, session=session)
-    if text is None:
+    title, doing = f"Point to the new version {repo_id}", f"read {CARD} of {old}"
+    try:
+        path = session.ask(lambda api: api.hf_hub_download(old, CARD), doing=doing, passing=(EntryNotFoundError,))
+    except EntryNotFoundError:
         return f"{old} has no card that could name its new version"
+    text = Path(path).read_bytes().decode(errors="surrogateescape")  # no byte of it is to become another
     found = FRONT_MATTER.match(text)
     if found and (KEY, repo_id) in (_pairs(found["values"]) or ()):
         return f"{old} names it as its new version"
@@ -164,19 +158,6 @@ def _hint(old: str, repo_id: str, *, session: HubSession) -> str:
     # Asked once, since a second try after a lost answer would open another.
     made = session.api.create_commit(old, [change], commit_message=title, create_pr=True)
     return f"pull request to name it as the new version of {old}: {made.pr_url}"
-
-
-def _card_of(repo_id: str, *, session: HubSession) -> str | None:
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        path = session.ask(
-            lambda api: api.hf_hub_download(repo_id, CARD), doing=f"read {CARD} of {repo_id}",
-            passing=(EntryNotFoundError,),
-        )  # fmt: skip
-    except EntryNotFoundError:
-        return None
-    return Path(path).read_bytes().decode(errors="surrogateescape")  # no byte of it is to become another
 
 
 def _was_proposed(old: str, title: str, *, session: HubSession) -> bool:
@@ -197,7 +178,8 @@ def with_new_version(card: str, repo_id: str) -> str | None:
     Returns:
         The card, or None where a line would mean something else there.
     """
-    line, found = f"{KEY}: {repo_id}", FRONT_MATTER.match(card)
+    line = f"{KEY}: {repo_id}"
+    found = FRONT_MATTER.match(card)
     if found is None:
         mark = "\ufeff" if card.startswith("\ufeff") else ""
         return f"{mark}---\n{line}\n---\n{card.removeprefix(mark)}"

@@ -132,9 +132,8 @@ def publish(
 def tag_commit(tag: str | None, *, repo_id: str, commit: str, session: HubSession) -> str | None:
     """Give a commit a name, and return it; a tag that exists stays where it is."""
     if tag is not None:
-        session.ask(
-            lambda api: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True), doing=f"tag {repo_id}"
-        )
+        doing = f"tag {repo_id}"
+        session.ask(lambda api: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True), doing=doing)
     return tag
 
 
@@ -165,11 +164,6 @@ def _says_ours(commits: Sequence[GitCommitInfo], *, digest: str, parent: str) ->
     return RUN_LINE + digest in says and len(commits) > 1 and commits[1].commit_id == parent
 
 
-def _is_this(change: _Change, commits: Sequence[GitCommitInfo]) -> bool:
-    """Return whether the newest commit is the one that was sent, and not another publisher's of the same files."""
-    return change.word in commits[0].message
-
-
 # ---- the commit --------------------------------------------------------------------------------------------------
 
 
@@ -184,9 +178,9 @@ def _land(change: _Change, *, session: HubSession, reporter: Reporter) -> tuple[
         return proposed
     total = sum(f.size for f in change.upload)
     with disable_progress_bars():
-        if change.base:
-            shards = shards_to_show(change.base, upload=change.upload)
-            prime(shards, base=change.base, target=target, session=session, reporter=reporter)
+        if base := change.base:
+            shown = shards_to_show(base, upload=change.upload)
+            prime(shown, base=base, target=target, session=session, reporter=reporter)
         with reporter.progress(f"upload to {target.repo_id}", total=total, unit="B") as advance:
             counter = ByteCounter(advance, total=total)
             with observed_uploads(counter):
@@ -205,7 +199,12 @@ def _commit(change: _Change, *, session: HubSession, counter: ByteCounter) -> _L
     for attempt in range(1, COMMIT_ATTEMPTS + 1):
         api = session.api
         try:
-            return _confirmed(_post(change, api=api, counter=counter), change=change, session=session)
+            sent = _post(change, api=api, counter=counter)
+            # Where the branch has all files by now, the client sends nothing and names its head, whosever that is.
+            commits = history(repo_id, revision=sent.commit, session=session)
+            if not _says_ours(commits, digest=change.digest, parent=change.parent):
+                raise _conflict(change.target, seen=change.parent, now=sent.commit)
+            return replace(sent, is_new=change.word in commits[0].message)
         except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
             with advising(unseen, but=(ConflictError,)):
                 landed = _recover(change, known=proposals, session=session)
@@ -228,29 +227,11 @@ def _post(change: _Change, *, api: HfApi, counter: ByteCounter) -> _Landed:
     adds = [addition(f.path, source=change.folder / f.path, counter=counter) for f in change.upload]
     deletes = [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in change.delete]
     info = api.create_commit(
-        change.target.repo_id,
-        [*adds, *deletes],
-        commit_message=change.message,
-        commit_description=f"{RUN_LINE}{change.digest} {change.word}",
-        revision=change.target.revision,
-        parent_commit=change.parent,
-        create_pr=change.target.create_pr,
-    )
+        change.target.repo_id, [*adds, *deletes], commit_message=change.message,
+        commit_description=f"{RUN_LINE}{change.digest} {change.word}", revision=change.target.revision,
+        parent_commit=change.parent, create_pr=change.target.create_pr,
+    )  # fmt: skip
     return _Landed(commit=info.oid, pull_request_url=info.pr_url)
-
-
-def _confirmed(landed: _Landed, *, change: _Change, session: HubSession) -> _Landed:
-    """Make sure that a commit is the one that was sent.
-
-    Where the branch has all files by now, the client sends nothing and names the branch's head, whosever it is.
-
-    Raises:
-        ConflictError: it is somebody else's.
-    """
-    commits = history(change.target.repo_id, revision=landed.commit, session=session)
-    if not _says_ours(commits, digest=change.digest, parent=change.parent):
-        raise _conflict(change.target, seen=change.parent, now=landed.commit)
-    return replace(landed, is_new=_is_this(change, commits))
 
 
 def _recover(change: _Change, *, known: frozenset[str], session: HubSession) -> _Landed | None:
@@ -266,20 +247,18 @@ def _recover(change: _Change, *, known: frozenset[str], session: HubSession) -> 
         heads = pull_request_heads(target.repo_id, session=session)
         for ref in (ref for ref in heads if ref not in known):
             commits = history(target.repo_id, revision=heads[ref], session=session)
-            if _says_ours(commits, digest=change.digest, parent=change.parent) and _is_this(change, commits):
-                return _Landed(commit=heads[ref], pull_request_url=_discussion(ref, target=target, session=session))
+            is_ours = _says_ours(commits, digest=change.digest, parent=change.parent)
+            if is_ours and change.word in commits[0].message:
+                url = f"{session.endpoint}/{target.repo_id}/discussions/{number_of(ref)}"
+                return _Landed(commit=heads[ref], pull_request_url=url)
         return None
     head = head_of(target.repo_id, branch=target.revision, session=session)
     if head == change.parent:
         return None
     commits = history(target.repo_id, revision=head, session=session) if head else []
     if head and _says_ours(commits, digest=change.digest, parent=change.parent):
-        return _Landed(commit=head, is_new=_is_this(change, commits))
+        return _Landed(commit=head, is_new=change.word in commits[0].message)
     raise _conflict(target, seen=change.parent, now=str(head))
-
-
-def _discussion(ref: str, *, target: Target, session: HubSession) -> str:
-    return f"{session.endpoint}/{target.repo_id}/discussions/{number_of(ref)}"
 
 
 def _proposed(change: _Change, *, session: HubSession) -> tuple[_Change, _Landed] | None:
@@ -292,18 +271,13 @@ def _proposed(change: _Change, *, session: HubSession) -> tuple[_Change, _Landed
             continue
         remote = read_remote(repo_id, commit=head, session=session)
         files = without_restated(change.files, folder=change.folder, remote=remote)
-        if missing(files, remote=remote) or not _changes_nothing_else(change, remote=remote.files):
+        # Anybody can propose ours, with something beside them: all other files have to be the parent's.
+        ours, gone = {file.path for file in change.files} | set(change.delete), set(change.delete)
+        kept = {path: file.git_oid for path, file in change.before.items() if path not in ours}
+        others = {path: file.git_oid for path, file in remote.files.items() if path not in ours}
+        if missing(files, remote=remote) or kept != others or gone & set(remote.files):
             continue
         if pull_request(repo_id, number_of(ref), session=session).status in ("open", "draft"):
-            url = _discussion(ref, target=change.target, session=session)
+            url = f"{session.endpoint}/{repo_id}/discussions/{number_of(ref)}"
             return replace(change, files=files), _Landed(commit=head, pull_request_url=url, is_new=False)
     return None
-
-
-def _changes_nothing_else(change: _Change, *, remote: Mapping[str, RepoFile]) -> bool:
-    """Return whether all other files are the parent's: anybody can propose ours, with something beside them."""
-    ours = {file.path for file in change.files} | set(change.delete)
-    kept, others = (
-        {path: file.git_oid for path, file in files.items() if path not in ours} for files in (change.before, remote)
-    )
-    return kept == others and not set(change.delete) & set(remote)

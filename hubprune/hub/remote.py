@@ -69,16 +69,13 @@ def remote_files(repo_id: str, *, commit: str, session: HubSession) -> dict[str,
     """List all files of a repo at a commit, by path."""
     from huggingface_hub.hf_api import RepoFile as Listed
 
-    entries = session.ask(
-        lambda api: list(api.list_repo_tree(repo_id, recursive=True, revision=commit)), doing=f"list {repo_id}"
-    )
-    return {
-        e.path: RepoFile(
-            path=e.path, size=e.lfs.size if e.lfs else e.size, sha256=e.lfs.sha256 if e.lfs else None, git_oid=e.blob_id
-        )
-        for e in entries
-        if isinstance(e, Listed)
-    }
+    doing = f"list {repo_id}"
+    listed = session.ask(lambda api: list(api.list_repo_tree(repo_id, recursive=True, revision=commit)), doing=doing)
+    files = {}
+    for e in (entry for entry in listed if isinstance(entry, Listed)):
+        size, sha256 = (e.lfs.size, e.lfs.sha256) if e.lfs else (e.size, None)
+        files[e.path] = RepoFile(path=e.path, size=size, sha256=sha256, git_oid=e.blob_id)
+    return files
 
 
 # ---- branches and pull requests ----------------------------------------------------------------------------------
@@ -86,9 +83,8 @@ def remote_files(repo_id: str, *, commit: str, session: HubSession) -> dict[str,
 
 def refs_of(repo_id: str, *, session: HubSession) -> GitRefs:
     """List the branches, tags and pull requests of a repo."""
-    return session.ask(
-        lambda api: api.list_repo_refs(repo_id, include_pull_requests=True), doing=f"list the branches of {repo_id}"
-    )
+    doing = f"list the branches of {repo_id}"
+    return session.ask(lambda api: api.list_repo_refs(repo_id, include_pull_requests=True), doing=doing)
 
 
 def branch_heads(refs: GitRefs) -> dict[str, str]:
@@ -103,9 +99,8 @@ def head_of(repo_id: str, *, branch: str, session: HubSession) -> str | None:
 
 def history(repo_id: str, *, revision: str, session: HubSession) -> list[GitCommitInfo]:
     """List the commits up to a revision, newest first."""
-    return session.ask(
-        lambda api: api.list_repo_commits(repo_id, revision=revision), doing=f"read the history of {repo_id}"
-    )
+    doing = f"read the history of {repo_id}"
+    return session.ask(lambda api: api.list_repo_commits(repo_id, revision=revision), doing=doing)
 
 
 def pull_request_heads(repo_id: str, *, session: HubSession) -> dict[str, str]:
@@ -121,9 +116,8 @@ def number_of(ref: str) -> int:
 
 def pull_request(repo_id: str, number: int, *, session: HubSession) -> DiscussionWithDetails:
     """Read a pull request: who opened it, and what became of it."""
-    return session.ask(
-        lambda api: api.get_discussion_details(repo_id, number), doing=f"read pull request {number} of {repo_id}"
-    )
+    doing = f"read pull request {number} of {repo_id}"
+    return session.ask(lambda api: api.get_discussion_details(repo_id, number), doing=doing)
 
 
 # ---- what a publish changes --------------------------------------------------------------------------------------
@@ -242,14 +236,14 @@ def check_is_ours(
     if overwrite == "card":
         kept.add(CARD)
     if changed := sorted({path for commit in commits for path in commit.paths} - kept):
-        by = [str(commit) for commit in commits if set(commit.paths) & set(changed)]
+        by = [commit for commit in commits if set(commit.paths) & set(changed)]
         more = f" and {len(by) - NAMED} more" if len(by) > NAMED else ""
         what = "edited by hand" if changed == [CARD] else "changed or removed"
         raise EditedError(
             f"{_listed(changed)} of {remote.repo_id} {_were(changed)} {what} since the last publish:"
-            f" {'; '.join(by[:NAMED])}{more}.",
+            f" {'; '.join(map(str, by[:NAMED]))}{more}.",
             hint=_hint(changed),
-            commits=[asdict(commit) for commit in commits if set(commit.paths) & set(changed)],
+            commits=[asdict(commit) for commit in by],
         )
     owned = {*(remote.manifest.files if remote.manifest else ()), MANIFEST}
     if others := sorted({file.path for file in coming if file.path in remote.files} - owned - kept):

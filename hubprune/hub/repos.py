@@ -57,8 +57,15 @@ def resolve_base(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         hint = "A repo id looks like owner/name."
         raise BaseNotFoundError(f"{spec.repo_id} is neither a folder nor a repo id.", hint=hint)
     marked = folder is not None and any(file_exists(folder / name) for name in ("config.json", ADAPTER))
-    found = _local_base(folder) if folder and (looks_local or marked) else resolve_repo(spec, session=session)
-    return _supported(found)
+    if not (folder and (looks_local or marked)):
+        return _supported(resolve_repo(spec, session=session))
+    if not (folder / "config.json").is_file():
+        raise _no_config(str(folder), [path.name for path in folder.iterdir()])
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    files = tuple(RepoFile(path=p.relative_to(folder).as_posix(), size=p.stat().st_size) for p in paths)
+    config = _read_config(folder / "config.json", name=str(folder))
+    folder = folder.resolve()
+    return _supported(BaseCheckpoint(name=folder.name, commit=None, folder=str(folder), config=config, files=files))
 
 
 def resolve_recorded(name: str, commit: str, *, session: HubSession) -> BaseCheckpoint:
@@ -68,16 +75,6 @@ def resolve_recorded(name: str, commit: str, *, session: HubSession) -> BaseChec
         BaseError, HubError: as `resolve_base`.
     """
     return _supported(resolve_repo(BaseModelSpec.of(name, revision=commit), session=session))
-
-
-def _local_base(folder: Path) -> BaseCheckpoint:
-    if not (folder / "config.json").is_file():
-        raise _no_config(str(folder), [path.name for path in folder.iterdir()])
-    paths = sorted(p for p in folder.rglob("*") if p.is_file())
-    files = tuple(RepoFile(path=p.relative_to(folder).as_posix(), size=p.stat().st_size) for p in paths)
-    config = _read_config(folder / "config.json", name=str(folder))
-    folder = folder.resolve()
-    return BaseCheckpoint(name=folder.name, commit=None, folder=str(folder), config=config, files=files)
 
 
 def _no_config(name: str, paths: Sequence[str]) -> BaseNotFoundError:
@@ -114,10 +111,9 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         info = session.ask(
             lambda api: api.model_info(
                 spec.repo_id, revision=spec.revision, files_metadata=True, timeout=REQUEST_SECONDS
-            ),
-            doing=f"look up {spec.repo_id}",
+            ), doing=f"look up {spec.repo_id}",
             passing=(RepositoryNotFoundError, RevisionNotFoundError, HFValidationError),
-        )
+        )  # fmt: skip
     files = tuple(
         RepoFile(path=s.rfilename, size=s.size or 0, sha256=s.lfs.sha256 if s.lfs else None, git_oid=s.blob_id)
         for s in info.siblings or ()
@@ -130,12 +126,10 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         doing, passing = f"read {spec.repo_id}", (RepositoryNotFoundError,)
         session.ask(lambda api: api.auth_check(spec.repo_id), doing=doing, passing=passing)
     commit = str(info.sha)
-    path = session.ask(
-        lambda api: api.hf_hub_download(spec.repo_id, "config.json", revision=commit),
-        doing=f"read config.json of {spec.repo_id}",
-    )
-    check_file(Path(path), listed, repo_id=spec.repo_id, commit=commit)
-    config = _read_config(Path(path), name=spec.repo_id)
+    doing = f"read config.json of {spec.repo_id}"
+    path = Path(session.ask(lambda api: api.hf_hub_download(spec.repo_id, "config.json", revision=commit), doing=doing))
+    check_file(path, listed, repo_id=spec.repo_id, commit=commit)
+    config = _read_config(path, name=spec.repo_id)
     return BaseCheckpoint(
         name=spec.repo_id, commit=commit, private=bool(info.private), config=config, files=files, card=_card(info)
     )
@@ -156,9 +150,8 @@ def _explained(spec: BaseModelSpec, *, session: HubSession) -> Iterator[None]:
     except RepositoryNotFoundError as error:
         raise _not_found(spec.repo_id, session=session) from error
     except RevisionNotFoundError as error:
-        raise BaseNotFoundError(
-            f"{spec.repo_id} has no revision {spec.revision!r}.", hint="Pass a branch, a tag or a full commit id."
-        ) from error
+        hint = "Pass a branch, a tag or a full commit id."
+        raise BaseNotFoundError(f"{spec.repo_id} has no revision {spec.revision!r}.", hint=hint) from error
 
 
 def _not_found(repo_id: str, *, session: HubSession) -> BaseNotFoundError:
@@ -169,9 +162,8 @@ def _not_found(repo_id: str, *, session: HubSession) -> BaseNotFoundError:
         seen, then = "this token may not see it", ". A trusted publisher's token sees public repos and its own"
     else:
         seen, then = "this token may not see it", ", and whose token it is with `hf auth whoami`"
-    return BaseNotFoundError(
-        f"{session.endpoint} has no model {repo_id}, or {seen}.", hint=f"Check the spelling{then}."
-    )
+    hint = f"Check the spelling{then}."
+    return BaseNotFoundError(f"{session.endpoint} has no model {repo_id}, or {seen}.", hint=hint)
 
 
 def _gated(repo_id: str, error: GatedRepoError, *, session: HubSession) -> GatedBaseError:
@@ -288,14 +280,14 @@ def stored_shapes(base: BaseCheckpoint, *, session: HubSession) -> dict[str, tup
 def _shapes(path: str, *, base: BaseCheckpoint, session: HubSession) -> dict[str, tuple[int, ...]]:
     from huggingface_hub.errors import SafetensorsParsingError
 
+    doing, broken = f"read the header of {path} of {base.name}", (SafetensorsParsingError, *BROKEN_HEADER)
     try:
         header = session.ask(
             lambda api: api.parse_safetensors_file_metadata(base.name, path, revision=base.commit),
-            doing=f"read the header of {path} of {base.name}",
-            passing=(SafetensorsParsingError, *BROKEN_HEADER),
-        )
+            doing=doing, passing=broken,
+        )  # fmt: skip
         return {name: tuple(tensor.shape) for name, tensor in header.tensors.items()}
-    except (SafetensorsParsingError, *BROKEN_HEADER) as error:
+    except broken as error:
         said = " ".join(str(error).split())
         raise CheckpointError(f"{path} of {base.name} is no safetensors file: {said}") from error
 
@@ -317,10 +309,8 @@ def registered_tasks(datasets: Iterable[str], *, session: HubSession) -> Tasks:
 
 
 def _tasks_of(dataset: str, *, session: HubSession) -> tuple[Mapping[str, Any], ...]:
-    path = session.ask(
-        lambda api: api.hf_hub_download(dataset, SPECIFICATION, repo_type="dataset"),
-        doing=f"read {SPECIFICATION} of {dataset}",
-    )
+    doing = f"read {SPECIFICATION} of {dataset}"
+    path = session.ask(lambda api: api.hf_hub_download(dataset, SPECIFICATION, repo_type="dataset"), doing=doing)
     try:
         values = parse_yaml(Path(path).read_bytes(), where=SPECIFICATION)
     except (OSError, RecipeError):

@@ -52,9 +52,7 @@ def repeat(
     """Run an action that may run twice, a bounded number of times.
 
     Args:
-        action: one request.
         doing: what it is for, as in "Cannot <doing>".
-        endpoint: named where it does not answer.
         passing: exceptions that go to the caller as they are; those that another try may help against do so last.
 
     Raises:
@@ -132,8 +130,12 @@ def translate(error: Exception, *, doing: str, endpoint: str) -> HubpruneError:
     """Turn an exception of the client into the package's own, by the first row of the table that fits."""
     error = _behind(error)
     _, kind, text, hint = next(rule for rule in _rules() if rule[0](error))
-    message = text.format(doing=doing, endpoint=endpoint, said=_said(error), status=status_of(error))
-    return kind(scrub(message), hint=hint)
+    # The server's words, or those of the network, in one line that ends with a full stop.
+    answered = f"It answered {status}" if (status := status_of(error)) else ""
+    words = getattr(error, "server_message", None) or answered or str(error.__cause__ or error)
+    said = " ".join(words.split()) or type(error).__name__
+    said = said if said.endswith((".", "!", "?")) else f"{said}."
+    return kind(scrub(text.format(doing=doing, endpoint=endpoint, said=said, status=status)), hint=hint)
 
 
 def _behind(error: Exception) -> Exception:
@@ -148,15 +150,13 @@ def _behind(error: Exception) -> Exception:
 @functools.cache
 def _rules() -> tuple[_Rule, ...]:
     """The table; subclasses come before their parents."""
-    return (*_local_rules(), *_status_rules(), *_network_rules())
-
-
-def _local_rules() -> tuple[_Rule, ...]:
-    """What no server said, or no Hub."""
+    import httpx2
     from huggingface_hub import errors as hub
 
     return (
-        (_is_full_disk, DiskSpaceError, "Cannot {doing}: the disk is full.", "Free some space and try again."),
+        # What no server said, or no Hub.
+        (lambda error: isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT), DiskSpaceError,
+         "Cannot {doing}: the disk is full.", "Free some space and try again."),
         (_is(hub.LocalTokenNotFoundError), AuthenticationError, "There is no token for {endpoint}.", LOGIN),
         (_is(hub.OfflineModeIsEnabled), HubUnreachableError, "Cannot {doing}: HF_HUB_OFFLINE is set.",
          "Unset HF_HUB_OFFLINE."),
@@ -165,14 +165,7 @@ def _local_rules() -> tuple[_Rule, ...]:
         (_is_web_page, HubError,
          "Cannot {doing}: a web page came back, with status {status}. Something on the way to {endpoint}, such as a"
          " proxy, answers in its place.", WRONG_ADDRESS),
-    )  # fmt: skip
-
-
-def _status_rules() -> tuple[_Rule, ...]:
-    """What the Hub said."""
-    from huggingface_hub import errors as hub
-
-    return (
+        # What the Hub said.
         (_is(hub.GatedRepoError), PermissionDeniedError,
          "Cannot {doing}: the repo is gated and this token was not granted access.", "Ask for access on its page."),
         (_is(hub.DisabledRepoError), PermissionDeniedError, "Cannot {doing}: the repo was disabled by the Hub.",
@@ -194,15 +187,7 @@ def _status_rules() -> tuple[_Rule, ...]:
         (_has_status(500, 502, 503, 504), HubError, "Cannot {doing}: {endpoint} has trouble. {said}",
          "Run the command again later."),
         (_is(hub.HfHubHTTPError), HubError, "Cannot {doing}: {said}", NO_ADVICE),
-    )  # fmt: skip
-
-
-def _network_rules() -> tuple[_Rule, ...]:
-    """What the storage said, what became of the connection, and whatever is left."""
-    import httpx2
-    from huggingface_hub import errors as hub
-
-    return (
+        # What the storage said, what became of the connection, and whatever is left.
         (_storage_has(401, 403), PermissionDeniedError,
          "Cannot {doing}: the storage of {endpoint} does not let this token in. {said}",
          "Run the command again. Where it says the same, see whose token it is with `hf auth whoami`."),
@@ -225,10 +210,6 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
     storage = (OSError, RuntimeError)
     return (httpx2.HTTPError, hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, json.JSONDecodeError, *storage)
-
-
-def _is_full_disk(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_web_page(error: Exception) -> bool:
@@ -269,11 +250,3 @@ def status_of(error: BaseException) -> int | None:
     """Return the status that a server answered with, or None where none did."""
     response = getattr(error, "response", None)
     return response.status_code if response is not None else None
-
-
-def _said(error: Exception) -> str:
-    """The server's words, or those of the network, in one line that ends with a full stop."""
-    answered = f"It answered {status}" if (status := status_of(error)) else ""
-    text = getattr(error, "server_message", None) or answered or str(error.__cause__ or error)
-    line = " ".join(text.split()) or type(error).__name__
-    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -101,7 +101,6 @@ class HubSession:
         """Ask the Hub something that may be asked twice, again after a passing failure.
 
         Args:
-            question: one call of the client.
             doing: what the call is for, as in "Cannot <doing>".
             passing: exceptions of the client that the caller deals with itself.
 
@@ -117,8 +116,6 @@ class HubSession:
 
         Args:
             path: below the endpoint.
-            body: sent as JSON.
-            doing: what the request is for, as in "Cannot <doing>".
             accepted: statuses that are answers although they look like errors.
             busy: text of an answer that is to be asked for again whatever its status.
 
@@ -156,21 +153,20 @@ def _bound_waiting() -> None:
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
+    def bound(request: httpx2.Request) -> None:
+        # Some of the client's functions ask for no limit.
+        asked: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        limits = {"connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": ANSWER_SECONDS}
+        request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}
+
     def bounded_client() -> httpx2.Client:
         client = _http.default_client_factory()
         hooks = client.event_hooks
-        client.event_hooks = {**hooks, "request": [*hooks["request"], _bound]}
+        client.event_hooks = {**hooks, "request": [*hooks["request"], bound]}
         return client
 
     if getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) is _http.default_client_factory:
         set_client_factory(bounded_client)
-
-
-def _bound(request: httpx2.Request) -> None:
-    """Give a request a limit where it has none; some of the client's functions ask for none."""
-    asked: Mapping[str, float | None] = request.extensions.get("timeout", {})
-    limits = {"connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": ANSWER_SECONDS}
-    request.extensions["timeout"] = {kind: asked.get(kind) or limit for kind, limit in limits.items()}
 
 
 VARIABLE = "HF_OIDC_RESOURCE"

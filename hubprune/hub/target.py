@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from hubprune.core.artifacts import Artifact, BaseCheckpoint
@@ -83,10 +83,9 @@ def is_private(repo_id: str, *, session: HubSession) -> bool | None:
 
     try:
         info = session.ask(
-            lambda api: api.model_info(repo_id, timeout=REQUEST_SECONDS),
-            doing=f"look up {repo_id}",
+            lambda api: api.model_info(repo_id, timeout=REQUEST_SECONDS), doing=f"look up {repo_id}",
             passing=(RepositoryNotFoundError,),
-        )
+        )  # fmt: skip
     except GatedRepoError:  # a subclass of RepositoryNotFoundError: everybody may know that it exists
         return False
     except RepositoryNotFoundError:
@@ -107,12 +106,6 @@ def check_visibility(
         raise _public(repo_id, why="--private was asked for" if recipe.target.private else of_base, at=endpoint)
     if private is None and base.private and not recipe.target.private:
         raise RecipeError(f"{repo_id} would be public, and {of_base}.", hint="Pass --private.")
-
-
-def check_still_private(target: Target, *, session: HubSession) -> None:
-    """Raise RecipeError where a target that has to be private is a public repo by now."""
-    if target.private and is_private(target.repo_id, session=session) is False:
-        raise _public(target.repo_id, why="the result is to be private", at=session.endpoint)
 
 
 def _public(repo_id: str, *, why: str, at: str) -> RecipeError:
@@ -138,9 +131,8 @@ def check_branch(name: str, *, refs: GitRefs | None) -> None:
         why = "cannot be the name of one"
     else:
         return
-    raise RecipeError(
-        f"The result goes to a branch, and {name!r} {why}.", hint="Pass the name of a branch as --revision, or none."
-    )
+    hint = "Pass the name of a branch as --revision, or none."
+    raise RecipeError(f"The result goes to a branch, and {name!r} {why}.", hint=hint)
 
 
 CLOCKS_DIFFER = timedelta(minutes=1)
@@ -160,15 +152,14 @@ def branch_of(target: Target, *, session: HubSession) -> Iterator[str]:
     created = None if target.exists else _create(target, session=session)
     undo = partial(_delete_if_untouched, target, session=session)
     with _undone(f"The repo {target.repo_id}", undo, created=created):
-        check_still_private(target, session=session)
+        if target.private and is_private(target.repo_id, session=session) is False:  # it may be public by now
+            raise _public(target.repo_id, why="the result is to be private", at=session.endpoint)
         there = target.branch_exists or target.revision == "main"
         branched = None if there else _create_branch(target, session=session)
         head = head_of(target.repo_id, branch=target.revision, session=session)
         if head is None:
-            raise ConflictError(
-                f"The branch {target.revision} of {target.repo_id} was deleted during the run.",
-                hint="Run the command again to create it.",
-            )
+            hint = "Run the command again to create it."
+            raise ConflictError(f"{_branch(target)} was deleted during the run.", hint=hint)
         undo = partial(_delete_branch_at, head, target=target, session=session)
         with _undone(_branch(target), undo, created=branched):
             yield head
@@ -216,48 +207,38 @@ def _create(target: Target, *, session: HubSession) -> bool:
     This is the one request of `HfApi.create_repo`, which would repeat it for ever while the Hub is busy.
     """
     namespace, name = target.repo_id.split("/")
-    body: dict[str, Any] = {"name": name, "organization": namespace, "type": "model"}
+    body = {"name": name, "organization": namespace, "type": "model"}
     if target.private:
         body["visibility"] = "private"
     start = datetime.now(UTC)
     try:
+        doing = f"create {target.repo_id}"
         with _maybe_left(f"The repo {target.repo_id}"):
-            answer = session.post(
-                "/api/repos/create", body=body, doing=f"create {target.repo_id}", accepted=(409,), busy=BUSY
-            )
-    except KeyboardInterrupt:
+            answer = session.post("/api/repos/create", body=body, doing=doing, accepted=(409,), busy=BUSY)
+    except KeyboardInterrupt:  # it took the answer that would say who made the repo: its time has to tell
         with suppress(Exception):
-            _delete_if_just_made(target, since=start, session=session)
+            made = session.api.model_info(target.repo_id).created_at
+            if made and made >= start - CLOCKS_DIFFER:
+                _delete_if_untouched(target, session=session)
         raise
     return answer.status != 409
 
 
-def _delete_if_just_made(target: Target, *, since: datetime, session: HubSession) -> None:
-    """Delete the repo if it was made in the moment of a Ctrl-C, which took the answer that would say by whom."""
-    made = session.api.model_info(target.repo_id).created_at
-    if made and made >= since - CLOCKS_DIFFER:
-        _delete_if_untouched(target, session=session)
-
-
 def _create_branch(target: Target, *, session: HubSession) -> bool:
     """Create the branch, or find that it exists by now; return whether it is certainly ours."""
+    path = f"/api/models/{target.repo_id}/branch/{quote(target.revision, safe='')}"
+    body = {"startingPoint": target.parent} if target.parent else {}
+    doing = f"create the branch {target.revision} of {target.repo_id}"
     with _maybe_left(_branch(target)):
-        answer = session.post(
-            f"/api/models/{target.repo_id}/branch/{quote(target.revision, safe='')}",
-            body={"startingPoint": target.parent} if target.parent else {},
-            doing=f"create the branch {target.revision} of {target.repo_id}",
-            accepted=(409,),
-        )
-    return answer.status != 409
+        return session.post(path, body=body, doing=doing, accepted=(409,)).status != 409
 
 
 def _delete_branch_at(head: str, *, target: Target, session: HubSession) -> None:
     """Delete the branch, unless a commit landed on it after all."""
-    if head_of(target.repo_id, branch=target.revision, session=session) == head:
-        session.ask(
-            lambda api: api.delete_branch(target.repo_id, branch=target.revision),
-            doing=f"delete the branch {target.revision} of {target.repo_id}",
-        )
+    repo_id, branch = target.repo_id, target.revision
+    if head_of(repo_id, branch=branch, session=session) == head:
+        doing = f"delete the branch {branch} of {repo_id}"
+        session.ask(lambda api: api.delete_branch(repo_id, branch=branch), doing=doing)
 
 
 def _delete_if_untouched(target: Target, *, session: HubSession) -> None:

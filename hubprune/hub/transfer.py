@@ -81,10 +81,8 @@ def download(files: Iterable[RepoFile], *, repo_id: str, commit: str, session: H
 
 
 def _fetched(file: RepoFile, *, repo_id: str, commit: str, session: HubSession, bar: Any) -> Path:
-    doing = f"download {file.path} of {repo_id}"
-    return Path(
-        session.ask(lambda api: api.hf_hub_download(repo_id, file.path, revision=commit, tqdm_class=bar), doing=doing)
-    )
+    options, doing = {"revision": commit, "tqdm_class": bar}, f"download {file.path} of {repo_id}"
+    return Path(session.ask(lambda api: api.hf_hub_download(repo_id, file.path, **options), doing=doing))
 
 
 def _bar_class(counter: ByteCounter) -> type:

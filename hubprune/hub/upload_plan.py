@@ -77,16 +77,12 @@ def plan_upload(
     lacking, primed = _lacking(folder, upload=upload, base=base, shown=shown, scratch=scratch, reporter=reporter)
     new = [lacking[f.path] for f in upload]
     return UploadPlan(
-        repo_id=target.repo_id,
-        revision=target.revision,
-        parent=target.parent,
-        create_pr=target.create_pr,
+        repo_id=target.repo_id, revision=target.revision, parent=target.parent, create_pr=target.create_pr,
         files=_planned(files, upload=upload, delete=stale(sent, remote=remote), remote=remote, lacking=lacking),
-        upload_bytes=sum(f.size for f in upload),
-        primer_bytes=primed,
+        upload_bytes=sum(f.size for f in upload), primer_bytes=primed,
         new_bytes=None if None in new else primed + sum(n for n in new if n is not None),
         card=(folder / CARD).read_text(encoding="utf-8"),
-    )
+    )  # fmt: skip
 
 
 def _planned(
@@ -252,37 +248,26 @@ def prime(
     parts = "the weights" if len(shards) == 1 else f"{len(shards)} shards"
     reporter.note(f"asking the Hub which parts of {parts} of the base it has")
     try:
-        session.api.preupload_lfs_files(
-            target.repo_id,
-            [_addition(shard, base=base, session=session) for shard in shards],
-            revision=target.revision,
-            create_pr=target.create_pr,
-        )
+        api, shown = session.api, [_addition(shard, base=base, session=session) for shard in shards]
+        api.preupload_lfs_files(target.repo_id, shown, revision=target.revision, create_pr=target.create_pr)
     except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
         # Its text may hold an address that was signed for this user.
         logger.debug("the Hub was not asked for the base's chunks: %s", type(error).__name__)
 
 
 def _addition(shard: RepoFile, *, base: BaseCheckpoint, session: HubSession) -> CommitOperationAdd:
-    from huggingface_hub import CommitOperationAdd, HfFileSystem
+    from huggingface_hub import CommitOperationAdd, HfFileSystem, try_to_load_from_cache
 
-    if here := _on_disk(shard, base=base):
-        content = beginning(here)
+    own = Path(base.folder, shard.path) if base.folder is not None else None
+    here = own if own and own.is_file() else try_to_load_from_cache(base.name, shard.path, revision=base.commit)
+    if isinstance(here, (str, Path)):
+        content = beginning(Path(here))
     else:
         files = HfFileSystem(endpoint=session.endpoint, token=session.token or False, skip_instance_cache=True)
         # Its caches read ahead, by megabytes.
         with files.open(f"{base.name}@{base.commit}/{shard.path}", cache_type="none") as file:
             content = bytes(file.read(min(PRIMER_BYTES, shard.size)))
     return CommitOperationAdd(path_in_repo=shard.path, path_or_fileobj=content)
-
-
-def _on_disk(shard: RepoFile, *, base: BaseCheckpoint) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    if base.folder is not None and (path := Path(base.folder, shard.path)).is_file():
-        return path
-    cached = try_to_load_from_cache(base.name, shard.path, revision=base.commit)
-    return Path(cached) if isinstance(cached, str) else None
 
 
 def beginning(shard: Path) -> bytes:

@@ -10,15 +10,14 @@ Everything lives in one directory; a hub that is served again from it has lost n
 
     server               run a hub or a preview on loopback: the application, its routes, its errors
     web                  a request that has been read, checked fields, pages of answers, groups of handlers
-    routes_repos         accounts and repositories; then _commits, _storage, _files, _listing and _discussions
+    routes_repos         accounts and repositories; then _changes, _storage, _files and _listing
     jobs, pages          the same for jobs and collections, and for people who come with a browser
     hub                  the repositories and stores below the directory, and who may open what
-    access               accounts, their tokens, stamped addresses
     git, discussions     a bare git repository for each repository, with what people say about it
     large_files          pointers, whole files by SHA-256, chunks as the client packed them (xet_format)
     cards                front matter that is checked, Markdown that becomes harmless HTML
     faults               a log of the requests, and what goes wrong with them on purpose
-    names                names and paths that are safe, files that are whole, and how a request is refused
+    checks               who asks, what may be asked for, how a request is refused, and files that are whole
 """
 
 from typing import TYPE_CHECKING, Any
@@ -30,16 +29,9 @@ if TYPE_CHECKING:
     from hubprune.localhub.server import RunningHub, running_hub, serve, serve_preview
 
 __all__ = [
-    "Fault",
-    "JobRecord",
-    "JobScript",
-    "Preview",
-    "RequestRecord",
-    "RunningHub",
-    "running_hub",
-    "serve",
+    "Fault", "JobRecord", "JobScript", "Preview", "RequestRecord", "RunningHub", "running_hub", "serve",
     "serve_preview",
-]
+]  # fmt: skip
 
 _HOMES = {
     "faults": ("Fault", "RequestRecord"),

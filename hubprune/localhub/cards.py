@@ -39,6 +39,7 @@ _ATTRIBUTES = {
     **{tag: {"align", "id"} for tag in _HEADINGS},
 }
 _CLASSES = {"span": {name for name in STANDARD_TYPES.values() if name}}
+_SCHEMES = {"http", "https", "mailto"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -87,7 +88,17 @@ def read_metadata(readme: str) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise MetadataError("YAML metadata has to be a mapping")
     plain = as_json(metadata)
-    _check(plain)
+    for key in _STRINGS:
+        if not isinstance(plain.get(key, ""), str):
+            raise MetadataError(f'"{key}" must be a string')
+    for key in _STRINGS_OR_LISTS:
+        value = plain.get(key, "")
+        if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
+            raise MetadataError(f'"{key}" must be a string or a list of strings')
+    if not isinstance(index := plain.get("model-index", []), list):
+        raise MetadataError('"model-index" must be a list')
+    for number, model in enumerate(index):
+        _check_model(model, f"model-index[{number}]")
     return plain
 
 
@@ -121,21 +132,6 @@ def _listed(metadata: dict[str, Any], key: str) -> list[str]:
     return [str(item) for item in (value if isinstance(value, list) else [value])]
 
 
-def _check(metadata: dict[str, Any]) -> None:
-    for key in _STRINGS:
-        if not isinstance(metadata.get(key, ""), str):
-            raise MetadataError(f'"{key}" must be a string')
-    for key in _STRINGS_OR_LISTS:
-        value = metadata.get(key, "")
-        if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
-            raise MetadataError(f'"{key}" must be a string or a list of strings')
-    index = metadata.get("model-index", [])
-    if not isinstance(index, list):
-        raise MetadataError('"model-index" must be a list')
-    for number, model in enumerate(index):
-        _check_model(model, f"model-index[{number}]")
-
-
 def _check_model(model: Any, where: str) -> None:
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise MetadataError(f'"{where}.name" is required')
@@ -154,11 +150,9 @@ def _check_model(model: Any, where: str) -> None:
 
 
 def render(text: str, *, address_of: AddressOf) -> str:
-    """Return the HTML of a card's Markdown, without its front matter.
+    """Return the HTML of a card's Markdown, without its front matter; what of it is not harmless is left out.
 
-    Args:
-        text: other people's text; what is not harmless is left out.
-        address_of: used for links and images that are relative to the repo; images from elsewhere are not loaded.
+    `address_of` is for links and images that are relative to the repo; images from elsewhere are not loaded.
     """
 
     def attribute(tag: str, name: str, value: str) -> str | None:
@@ -178,15 +172,9 @@ def render(text: str, *, address_of: AddressOf) -> str:
         if token.type == "heading_open":
             heading = tokens[place + 1].content
             token.attrSet("id", re.sub(r"[^\w-]", "", heading.strip().lower().replace(" ", "-")))
-    return nh3.clean(
-        parser.renderer.render(tokens, parser.options, {}),
-        tags=_TAGS,
-        attributes=_ATTRIBUTES,
-        attribute_filter=attribute,
-        allowed_classes=_CLASSES,
-        link_rel="noopener noreferrer nofollow",
-        url_schemes={"http", "https", "mailto"},
-    )
+    html, rel, schemes = parser.renderer.render(tokens, parser.options, {}), "noopener noreferrer nofollow", _SCHEMES
+    allowed: dict[str, Any] = {"tags": _TAGS, "attributes": _ATTRIBUTES, "allowed_classes": _CLASSES}
+    return nh3.clean(html, **allowed, attribute_filter=attribute, link_rel=rel, url_schemes=schemes)
 
 
 def _highlighted(code: str, language: str, _: str) -> str:

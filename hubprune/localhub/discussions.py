@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from hubprune.localhub.checks import RefusedError, timestamp
 from hubprune.localhub.git import GitRepo, LoggedCommit, RefMove
-from hubprune.localhub.names import RefusedError, timestamp
 
 Status = Literal["open", "draft", "closed", "merged"]
 EventType = Literal["comment", "status-change", "title-change", "commit"]
@@ -103,20 +103,14 @@ class Discussions:
         """Start a discussion, or a pull request when there is a `head`, under the next free number."""
         base = self._target() if head is not None else None
         opened = comment(text, author=author)
-        made = Discussion(
-            number=0,
-            title=title,
-            author=author,
-            created_at=opened.created_at,
-            status="draft" if draft else "open",
-            base=base,
-            events=(opened,),
-        )
+        status: Status = "draft" if draft else "open"
+        told = {"title": title, "author": author, "created_at": opened.created_at}
+        made = Discussion(number=0, **told, status=status, base=base, events=(opened,))
         taken = max([0, *self._refs(_RECORDS), *self._refs(_COMMITS)])
         for number in range(taken + 1, min(taken + _MAX_ATTEMPTS, _MAX_NUMBER)):
             numbered = replace(made, number=number)
             moves = [RefMove(f"{_RECORDS}{number}", self._store(numbered), None)]
-            moves += [RefMove(f"{_COMMITS}{number}", head, None)] if head is not None else []
+            moves += [RefMove(numbered.ref, head, None)] if head is not None else []
             if self._git.move_refs(moves):
                 return numbered
         raise RefusedError(409, "There are too many discussions")
@@ -161,9 +155,8 @@ class Discussions:
         opened, *later = discussion.events
         commits = []
         for made in self._commits(discussion):
-            data = {"subject": made.title, "oid": made.sha}
-            event = Event(id=made.sha[:24], type="commit", author=made.author, created_at=made.date, data=data)
-            commits.append(event)
+            data, told = {"subject": made.title, "oid": made.sha}, {"author": made.author, "created_at": made.date}
+            commits.append(Event(id=made.sha[:24], type="commit", data=data, **told))
         # To the second, as git keeps time; a commit comes before what was said in the same second.
         return [opened, *sorted([*commits, *later], key=lambda event: event.created_at[:19])]
 
@@ -184,11 +177,9 @@ class Discussions:
         return self._git.log(self._git.resolve(discussion.ref), since=discussion.base)[::-1]
 
     def _read(self, number: int) -> tuple[Discussion, str | None]:
-        oid = self._refs(_RECORDS).get(number)
-        if oid is not None:
+        if (oid := self._refs(_RECORDS).get(number)) is not None:
             return _decode(self._git.blob(oid)), oid
-        head = self._refs(_COMMITS).get(number)
-        if head is None:
+        if (head := self._refs(_COMMITS).get(number)) is None:
             raise RefusedError(404, "Discussion not found")
         return self._undescribed(number, head), None
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hubprune.localhub.access import STAMP
+from hubprune.localhub.checks import STAMP
 
 Mishap = Literal["status", "reset", "cut", "lose", "truncate", "slow", "stall", "withhold"]
 
@@ -163,8 +163,7 @@ class _Connection:
         self._transport.abort()
         await _until_gone(self._receive)
 
-    async def close(self) -> None:
-        """Send what has been written, then close."""
+    async def close(self) -> None:  # once what was written is sent
         self._transport.close()
         await _until_gone(self._receive)
 
@@ -181,7 +180,6 @@ class _Spoiler:
     connection: _Connection
 
     async def run(self) -> None:
-        """Let happen what the fault says."""
         match self.fault.do:
             case "status":
                 while (await self.receive()).get("more_body"):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubprune.core.errors import MissingDependencyError
-from hubprune.localhub import names
-from hubprune.localhub.names import RefusedError, entry_not_found, revision_not_found
+from hubprune.localhub import checks
+from hubprune.localhub.checks import RefusedError, entry_not_found, revision_not_found
 
 _NOWHERE = "0" * 40
 _CONFLICTS = 1
@@ -23,24 +23,17 @@ _CONFLICTS = 1
 _REF_KINDS = ("refs/heads/", "refs/tags/", "refs/pr/")
 # Nothing of the user's own git configuration may change what is stored.
 _ENVIRONMENT = {
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_COMMITTER_NAME": "hub",
-    "GIT_COMMITTER_EMAIL": "hub@localhost",
-    "TZ": "UTC",
-    "LC_ALL": "C",
-}
+    "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "TZ": "UTC", "LC_ALL": "C",
+    "GIT_COMMITTER_NAME": "hub", "GIT_COMMITTER_EMAIL": "hub@localhost",
+}  # fmt: skip
 
 
 class GitError(RuntimeError):
-    """git ended with an error; the text is what it said."""
+    """git ended with an error: its exit status, what it printed before, and, as the text, what it said."""
 
     def __init__(self, message: str, *, status: int, output: bytes) -> None:
         super().__init__(message)
-        self.status = status
-        """The exit status."""
-        self.output = output
-        """What it printed before."""
+        self.status, self.output = status, output
 
 
 @dataclass(frozen=True)
@@ -113,8 +106,8 @@ class GitRepo:
             candidates = [revision] if revision.startswith(_REF_KINDS) else []
         else:
             candidates = [f"refs/heads/{revision}", f"refs/tags/{revision}"]
-            candidates += [revision] if names.is_commit(revision) else []
-        query = "".join(f"{name}^{{commit}}\n" for name in candidates if names.is_ref_name(name))
+            candidates += [revision] if checks.is_commit(revision) else []
+        query = "".join(f"{name}^{{commit}}\n" for name in candidates if checks.is_ref_name(name))
         answers = self.run("cat-file", "--batch-check", stdin=query.encode()).decode().splitlines()
         for answer in answers:
             if match := re.fullmatch(r"([0-9a-f]{40}) commit \d+", answer):

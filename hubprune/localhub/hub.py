@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hubprune.localhub import names
-from hubprune.localhub.access import Account, Accounts
+from hubprune.localhub import checks
+from hubprune.localhub.checks import KINDS, Account, Accounts, RefusedError
 from hubprune.localhub.git import Change, Entry, GitRepo, require_git
 from hubprune.localhub.large_files import GITATTRIBUTES, POINTER_BYTES, LfsStore, Pointer, XetStore, parse_pointer
-from hubprune.localhub.names import KINDS, RefusedError
 
 Need = Literal["see", "read", "propose", "write"]
 """see: know that it exists, its settings and file names · read: have its content · propose: upload, open a pull
@@ -78,7 +77,7 @@ class Repo:
 
     def change_settings(self, **changes: Any) -> None:
         """Replace some of the settings."""
-        names.write_bytes(self.git.path / "hub.json", _encode(replace(self.settings, **changes)))
+        checks.write_bytes(self.git.path / "hub.json", _encode(replace(self.settings, **changes)))
 
     def web_path(self) -> str:
         """Return the repository's path in addresses."""
@@ -98,15 +97,12 @@ class Hub:
 
     def __init__(self, directory: Path, *, xet: bool = True) -> None:
         require_git()
-        directory = directory.absolute()  # git runs in the folders of its repositories
+        self.directory = directory = directory.absolute()  # git runs in the folders of its repositories
         directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
-        self._repos = directory / "repos"
         sweep(directory)
-        self.announces_xet = xet
+        self._repos, self.announces_xet = directory / "repos", xet
         self.accounts = Accounts(directory / "accounts.json")
-        self.lfs = LfsStore(directory / "lfs")
-        self.xet = XetStore(directory / "xet")
+        self.lfs, self.xet = LfsStore(directory / "lfs"), XetStore(directory / "xet")
 
     def create_repo(self, kind: str, repo_id: str, *, private: bool) -> Repo:
         """Make a repository with its first commit; it appears complete or not at all."""
@@ -135,7 +131,7 @@ class Hub:
             repo.git.path.rename(path)
         except OSError as error:  # not empty
             raise FileExistsError(repo_id) from error
-        names.write_bytes(repo.git.path.with_suffix(_MOVED), repo_id.encode())
+        checks.write_bytes(repo.git.path.with_suffix(_MOVED), repo_id.encode())
         return Repo(repo.kind, repo_id, GitRepo(path))
 
     def moved_to(self, kind: str, repo_id: str) -> str | None:
@@ -158,7 +154,7 @@ class Hub:
         with tempfile.TemporaryDirectory(dir=self._repos, prefix=".new-") as scratch:
             git = GitRepo(Path(scratch, "git"))
             git.init()
-            names.write_bytes(git.path / "hub.json", _encode(settings))
+            checks.write_bytes(git.path / "hub.json", _encode(settings))
             fill(git)
             try:
                 git.path.rename(path)
@@ -199,7 +195,12 @@ class Hub:
         if need == "propose" and not (account and (account.may_propose() or account.may_write(repo_id))):
             raise RefusedError(403, "This token has no write permission")
         if need == "read" and repo.settings.gated and not member:
-            _check_granted(account, kind, repo_id)
+            if account is None or repo_id not in account.granted:
+                message = f"Access to {kind[:-1]} {repo_id} is restricted and you are not in the authorized list."
+                raise RefusedError(403 if account else 401, message, code="GatedRepo")
+            if account.role == "fineGrained" and not account.reads_gated:
+                message = "Please enable access to public gated repositories in your fine-grained token settings"
+                raise RefusedError(403, f"{message} to view this repository.", code="GatedRepo")
         return repo
 
     def stored_size(self, sha256: str) -> int | None:
@@ -214,8 +215,7 @@ class Hub:
     def large_file(self, sha256: str) -> Path:
         """Return a large file as one file on disk, put together from chunks first if it has to be."""
         if self.lfs.size(sha256) is None:
-            recipe = self.xet.by_sha256(sha256)
-            if recipe is None:
+            if (recipe := self.xet.by_sha256(sha256)) is None:
                 raise RefusedError(404, "No such object")
             self.lfs.write(sha256, self.xet.content(recipe))
         return self.lfs.path(sha256)
@@ -224,8 +224,7 @@ class Hub:
         """Return the beginning of a file, wherever it is kept."""
         if file.pointer is None:
             return repo.git.blob(file.entry.oid)[:count]
-        recipe = self.xet.by_sha256(file.pointer.sha256)
-        if recipe is not None:
+        if recipe := self.xet.by_sha256(file.pointer.sha256):
             return self.xet.first_bytes(recipe, count)
         with self.large_file(file.pointer.sha256).open("rb") as stored:
             return stored.read(count)
@@ -236,8 +235,7 @@ class Hub:
         pointers = {oid: parse_pointer(blob) for oid, blob in repo.git.blobs(small).items()}
         found = []
         for entry in entries:
-            pointer = pointers.get(entry.oid)
-            recipe = self.xet.by_sha256(pointer.sha256) if pointer else None
+            recipe = self.xet.by_sha256(pointer.sha256) if (pointer := pointers.get(entry.oid)) else None
             found.append(StoredFile(entry, pointer, recipe.file_hash if recipe else None))
         return found
 
@@ -252,19 +250,6 @@ class Hub:
 
     def _path(self, kind: str, repo_id: str) -> Path:
         return self._repos / kind / f"{repo_id}.git"
-
-
-def _check_granted(account: Account | None, kind: str, repo_id: str) -> None:
-    """Refuse a gated repository to those who were not let in, and to tokens that may not use that."""
-    if account is None or repo_id not in account.granted:
-        message = f"Access to {kind[:-1]} {repo_id} is restricted and you are not in the authorized list."
-        raise RefusedError(403 if account else 401, message, code="GatedRepo")
-    if account.role == "fineGrained" and not account.reads_gated:
-        message = (
-            "Please enable access to public gated repositories in your fine-grained token settings to view this"
-            " repository."
-        )
-        raise RefusedError(403, message, code="GatedRepo")
 
 
 def sweep(directory: Path) -> None:

@@ -18,10 +18,9 @@ from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from hubprune.localhub import names
-from hubprune.localhub.access import Account
+from hubprune.localhub import checks
+from hubprune.localhub.checks import Account, RefusedError, timestamp
 from hubprune.localhub.hub import Hub
-from hubprune.localhub.names import RefusedError, timestamp
 from hubprune.localhub.web import Call, HubRoutes, answers, field, page
 
 Stage = Literal["SCHEDULING", "RUNNING", "COMPLETED", "ERROR", "CANCELED"]
@@ -133,13 +132,11 @@ class JobRoutes(HubRoutes):
         """List the jobs of a namespace, newest first, by stage and label."""
         account = self._member(call)
         stages, labels = call.query.getlist("stage"), call.query.getlist("label")
-        found = [
-            job
-            for job in reversed([*self.jobs.records.values()])
-            if job.namespace == call.params["namespace"]
-            and (not stages or job.stage in stages)
-            and set(labels) <= {f"{key}={value}" for key, value in job.spec.get("labels", {}).items()}
-        ]
+        found = []
+        for job in reversed([*self.jobs.records.values()]):
+            has = {f"{key}={value}" for key, value in job.spec.get("labels", {}).items()}
+            if job.namespace == call.params["namespace"] and (not stages or job.stage in stages) and has >= {*labels}:
+                found.append(job)
         return page(call, found, size=_JOBS_PER_PAGE, describe=lambda part: [_described(job, account) for job in part])
 
     @answers(_JOB)
@@ -175,8 +172,7 @@ class JobRoutes(HubRoutes):
         return account
 
     def _found(self, call: Call) -> JobRecord:
-        job = self.jobs.records.get(call.params["job"])
-        if job is None or job.namespace != call.params["namespace"]:
+        if (job := self.jobs.records.get(call.params["job"])) is None or job.namespace != call.params["namespace"]:
             raise RefusedError(404, "Job not found")
         return job
 
@@ -237,7 +233,7 @@ class CollectionStore:
         with self._lock:
             rows = self.rows()
             yield rows
-            names.write_bytes(self._file, json.dumps(rows, indent=1).encode())
+            checks.write_bytes(self._file, json.dumps(rows, indent=1).encode())
 
 
 class CollectionRoutes(HubRoutes):
@@ -265,15 +261,14 @@ class CollectionRoutes(HubRoutes):
         """Create a collection; of the same owner and title there is only one."""
         account, body = self.known_caller(call), call.json()
         title, owner = field(body, "title", str), field(body, "namespace", str, None) or account.name
-        if not title.strip() or len(title) > _LONGEST_TITLE or not names.is_clean(title):
+        if not title.strip() or len(title) > _LONGEST_TITLE or not checks.is_clean(title):
             raise RefusedError(400, f"A title has 1 to {_LONGEST_TITLE} characters")
         if not account.may_create_in(owner):
             raise RefusedError(403, f'You don\'t have the rights to create a collection under "{owner}"')
         private, description = field(body, "private", bool, False), field(body, "description", str, None)
         row, created = self.collections.create(title, owner, private=private, description=description)
-        if not created:
-            return JSONResponse({"error": "This collection exists already", "slug": row["slug"]}, 409)
-        return JSONResponse(row)
+        refusal = {"error": "This collection exists already", "slug": row["slug"]}
+        return JSONResponse(row) if created else JSONResponse(refusal, 409)
 
     @answers(_COLLECTION)
     def show(self, call: Call) -> Response:
@@ -290,7 +285,7 @@ class CollectionRoutes(HubRoutes):
         kind, repo_id = field(item, "type", str), field(item, "id", str)
         if kind not in _ITEM_KINDS:
             raise RefusedError(400, f"This Hub collects models and datasets, not {kind}")
-        self.hub.open(account, names.kind_of(kind), repo_id, "see")
+        self.hub.open(account, checks.kind_of(kind), repo_id, "see")
         if not self.collections.add(row["slug"], repo_id, kind, field(body, "note", str, None)):
             raise RefusedError(409, "This item is in the collection already")
         return JSONResponse(self.collections.rows()[row["slug"]])

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubprune.localhub import names, xet_format
-from hubprune.localhub.names import RefusedError
+from hubprune.localhub import checks, xet_format
+from hubprune.localhub.checks import RefusedError
 from hubprune.localhub.xet_format import Chunk, FileRecipe, Shard, XetFormatError
 
 PART_BYTES = 32_000_000
@@ -80,7 +80,7 @@ class LfsStore:
     def write(self, sha256: str, blocks: Iterable[bytes]) -> None:
         """Store an object, refusing one whose content does not match its name."""
         checksum = hashlib.sha256()
-        with names.replacing(self.path(sha256)) as file:
+        with checks.replacing(self.path(sha256)) as file:
             for block in blocks:
                 checksum.update(block)
                 file.write(block)
@@ -93,7 +93,7 @@ class LfsStore:
         The checksum of a part is looked at when the parts are joined.
         """
         checksum = hashlib.sha256()
-        with names.replacing(self.path(sha256) if part is None else self._part(sha256, part)) as file:
+        with checks.replacing(self.path(sha256) if part is None else self._part(sha256, part)) as file:
             async for block in blocks:
                 checksum.update(block)
                 file.write(block)
@@ -146,10 +146,9 @@ class XetStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._xorbs = folder / "xorbs"
-        self._shards = folder / "shards"
-        self._xorbs.mkdir(parents=True, exist_ok=True)
-        self._shards.mkdir(parents=True, exist_ok=True)
+        self._xorbs, self._shards = folder / "xorbs", folder / "shards"
+        for place in (self._xorbs, self._shards):
+            place.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._known: set[str] = set()
         self._seen_at = -1  # when the folder of shards had last changed, in nanoseconds
@@ -168,7 +167,7 @@ class XetStore:
             self._chunks[xorb] = xet_format.parse_xorb(data)
         except XetFormatError as error:
             raise RefusedError(400, f"Not a xorb: {error}") from error
-        names.write_bytes(path, data)
+        checks.write_bytes(path, data)
         return True
 
     def put_shard(self, data: bytes) -> None:
@@ -177,11 +176,17 @@ class XetStore:
             shard = xet_format.parse_shard(data)
             for file in shard.files:
                 xet_format.check_recipe(file, [self._chunks_of(term.xorb) for term in file.terms])
-                self._check_content(file)
+                if file.sha256 is None or file.sha256 in self._by_sha256:
+                    continue
+                checksum = hashlib.sha256()
+                for block in self.content(file):
+                    checksum.update(block)
+                if checksum.hexdigest() != file.sha256:  # whoever else has that file would get this one
+                    raise XetFormatError("the content of a file does not match its SHA-256")
         except XetFormatError as error:
             raise RefusedError(400, f"Not a valid shard: {error}") from error
         name = f"{hashlib.sha256(data).hexdigest()}.mdb"
-        names.write_bytes(self._shards / name, data)
+        checks.write_bytes(self._shards / name, data)
         self._register(name, shard)
 
     def stored_bytes(self) -> int:
@@ -244,16 +249,6 @@ class XetStore:
         _, spans = self.spans(recipe, 0, min(count, recipe.size))
         return b"".join(self._unpack(span.xorb, span.chunks) for span in spans)[:count]
 
-    def _check_content(self, file: FileRecipe) -> None:
-        """Refuse a file that is not what its SHA-256 says: whoever else has that file would get this one."""
-        if file.sha256 is None or file.sha256 in self._by_sha256:
-            return
-        checksum = hashlib.sha256()
-        for block in self.content(file):
-            checksum.update(block)
-        if checksum.hexdigest() != file.sha256:
-            raise XetFormatError("the content of a file does not match its SHA-256")
-
     def _unpack(self, xorb: str, chunks: Sequence[Chunk]) -> bytes:
         with self.xorb_path(xorb).open("rb") as file:
             file.seek(chunks[0].offset)
@@ -268,8 +263,7 @@ class XetStore:
         return self._chunks[xorb]
 
     def _load_new_shards(self) -> None:
-        changed_at = self._shards.stat().st_mtime_ns
-        if changed_at == self._seen_at:
+        if (changed_at := self._shards.stat().st_mtime_ns) == self._seen_at:
             return
         for path in sorted(self._shards.glob("*.mdb")):
             if path.name not in self._known:

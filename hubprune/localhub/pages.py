@@ -21,11 +21,11 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from hubprune.core.console import size
-from hubprune.localhub import cards, names
+from hubprune.localhub import cards, checks
 from hubprune.localhub.cards import AddressOf, render
+from hubprune.localhub.checks import RefusedError
 from hubprune.localhub.discussions import Discussions, Event
 from hubprune.localhub.hub import Repo
-from hubprune.localhub.names import RefusedError
 from hubprune.localhub.web import HOSTS, Call, Handler, HubRoutes, answers, on_site, read_call
 
 if TYPE_CHECKING:
@@ -35,9 +35,8 @@ _FOLDER = Path(__file__).parent / "page_templates"
 _STYLE = "/style.css"
 _CARD = "README.md"
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
-_PAGE_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+_PAGE_POLICY = "default-src 'none'; style-src 'self'; img-src 'self'"
+_PAGE_POLICY += "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _FILE_HEADERS = {**_ALWAYS, "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
 """Under these a browser shows a file of a repo and never lets it do anything."""
 _IMAGES = (".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
@@ -45,32 +44,24 @@ _MAX_DIFF = 200_000
 """Characters of a difference that a page shows; clients get all of it."""
 _NOT_FOUND = "There is no such repository, or not everybody may see it. With a token, hubprune card --preview shows it."
 _ROWS = {
-    "license_name": "Licence",
-    "license": "Licence",
-    "language": "Language",
-    "library_name": "Library",
-    "pipeline_tag": "Task",
-    "base_model": "Base model",
-    "base_model_relation": "Relation",
-    "datasets": "Data sets",
+    "license_name": "Licence", "license": "Licence", "language": "Language", "library_name": "Library",
+    "pipeline_tag": "Task", "base_model": "Base model", "base_model_relation": "Relation", "datasets": "Data sets",
     "metrics": "Metrics",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What all views of a repository share."""
+    """What all views of a repository share; style and home, the list of repositories, are addresses."""
 
     title: str
     subtitle: str
     style: str = _STYLE
-    """Address of the style sheet."""
     tabs: Mapping[str, str] = field(default_factory=dict)
     """The views of a repository: name -> address."""
     current: str | None = None
     """Name of the view that is shown."""
     home: str | None = None
-    """Address of the list of repositories; None where there is none."""
 
 
 class PageRoutes(HubRoutes):
@@ -90,12 +81,10 @@ class PageRoutes(HubRoutes):
     @answers("/")
     def repositories(self, call: Call) -> Response:
         """List what everybody may see."""
-        groups = {
-            kind.capitalize(): [
-                (repo.repo_id, repo.web_path()) for repo in self.hub.repos(kind) if not repo.settings.private
-            ]
-            for kind in names.KINDS
-        }
+        groups = {}
+        for kind in checks.KINDS:
+            open_to_all = [repo for repo in self.hub.repos(kind) if not repo.settings.private]
+            groups[kind.capitalize()] = [(repo.repo_id, repo.web_path()) for repo in open_to_all]
         return _page("list", frame=Frame(title="Local Hub", subtitle=call.origin), groups=groups)
 
     @answers(_STYLE)
@@ -107,8 +96,7 @@ class PageRoutes(HubRoutes):
     def discussions(self, call: Call) -> Response:
         """List the discussions and pull requests of a repository, newest first."""
         repo = self.repo(call, "see")
-        rows = Discussions(repo.git).all()
-        frame = _frame(repo, repo.git.resolve("main"), "Discussions")
+        rows, frame = Discussions(repo.git).all(), _frame(repo, repo.git.resolve("main"), "Discussions")
         return _page("discussions", frame=frame, rows=rows, web=repo.web_path())
 
     @answers(*on_site("/discussions/{number}"))
@@ -159,7 +147,7 @@ class PageRoutes(HubRoutes):
     @answers(*on_site("/media/{revision}/{path:path}"))
     def media(self, call: Call) -> Response:
         """Send a file to be looked at: pictures as such, everything else as text."""
-        repo, path = self.repo(call, "read"), names.file_path(call.params["path"])
+        repo, path = self.repo(call, "read"), checks.file_path(call.params["path"])
         sha = repo.git.resolve(call.params["revision"])
         (file,) = self.hub.files(repo, [repo.git.file(sha, path)])
         if file.pointer is not None:
@@ -169,10 +157,9 @@ class PageRoutes(HubRoutes):
 
 
 def _frame(repo: Repo, sha: str, current: str) -> Frame:
-    web = repo.web_path()
+    web, kind = repo.web_path(), repo.kind.removesuffix("s").capitalize()
     tabs = {"Card": web, "Files": f"{web}/tree/{sha}", "Commits": f"{web}/commits/{sha}"}
     tabs["Discussions"] = f"{web}/discussions"
-    kind = repo.kind.removesuffix("s").capitalize()
     return Frame(title=repo.repo_id, subtitle=f"{kind} at {sha}", tabs=tabs, current=current, home="/")
 
 
@@ -233,30 +220,18 @@ def build_preview(shown: Preview) -> Starlette:
         return _files_page(frame(current="Files"), rows)
 
     def file(request: Request) -> Response:
-        path = _inside(shown, request.path_params["path"])
-        if path is None:
-            return _page("message", status=404, frame=frame(), text="There is no such file here.")
-        return FileResponse(path, headers=_FILE_HEADERS, media_type=_media_type(path.name))
+        name = request.path_params["path"]
+        parts = name.split("/")
+        plain = not ("\0" in name or "\\" in name or any(part in ("", ".", "..") for part in parts))
+        path, places = shown.folder.joinpath(*parts), (shown.folder, *shown.linked)
+        # A link is followed where it ends in one of the places that are allowed.
+        if plain and any(path.resolve().is_relative_to(place.resolve()) for place in places) and path.is_file():
+            return FileResponse(path, headers=_FILE_HEADERS, media_type=_media_type(path.name))
+        return _page("message", status=404, frame=frame(), text="There is no such file here.")
 
-    return Starlette(
-        routes=[
-            Route("/", card),
-            Route("/files", files),
-            Route("/file/{path:path}", file),
-            Route(_STYLE, lambda request: _style_sheet()),
-        ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
-    )
-
-
-def _inside(shown: Preview, name: str) -> Path | None:
-    """Return a file of the folder; a link is followed where it ends in one of the places that are allowed."""
-    parts = name.split("/")
-    if "\0" in name or "\\" in name or any(part in ("", ".", "..") for part in parts):
-        return None
-    path, places = shown.folder.joinpath(*parts), (shown.folder, *shown.linked)
-    within = any(path.resolve().is_relative_to(place.resolve()) for place in places)
-    return path if within and path.is_file() else None
+    routes = [Route("/", card), Route("/files", files), Route("/file/{path:path}", file)]
+    routes.append(Route(_STYLE, lambda request: _style_sheet()))
+    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)])
 
 
 def _card_page(frame: Frame, card: str | None, *, address_of: AddressOf) -> Response:

@@ -18,10 +18,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
-from hubprune.localhub import names
+from hubprune.localhub import checks
+from hubprune.localhub.checks import RefusedError
 from hubprune.localhub.git import Entry, GitRepo
-from hubprune.localhub.hub import Repo, StoredFile
-from hubprune.localhub.names import RefusedError
+from hubprune.localhub.hub import Repo
 from hubprune.localhub.routes_storage import cdn_url
 from hubprune.localhub.web import REPO, Call, Handler, HubRoutes, answers, byte_range, field, on_site, page, read_call
 
@@ -34,10 +34,8 @@ _BLOCK_BYTES = 1 << 16
 _GZIP = 16 + zlib.MAX_WBITS
 # Partial clones, and single commits by their hashes. The records of discussions are nobody's branches.
 _SETTINGS = (
-    "uploadpack.allowFilter=true",
-    "uploadpack.allowAnySHA1InWant=true",
-    "uploadpack.hideRefs=refs/discussions",
-)
+    "uploadpack.allowFilter=true", "uploadpack.allowAnySHA1InWant=true", "uploadpack.hideRefs=refs/discussions",
+)  # fmt: skip
 _NOT_TO_BE_KEPT = {"Cache-Control": "no-cache, max-age=0, must-revalidate"}
 
 
@@ -49,7 +47,7 @@ class FileRoutes(HubRoutes):
         """List a folder."""
         repo, sha = self.revision(call, "see")
         path = call.params.get("path", "").strip("/")
-        entries = repo.git.tree(sha, names.file_path(path) if path else "", recursive=call.flag("recursive"))
+        entries = repo.git.tree(sha, checks.file_path(path) if path else "", recursive=call.flag("recursive"))
         rows = partial(self._dated_rows, repo, sha) if call.flag("expand") else partial(self._rows, repo)
         return page(call, entries, size=_ENTRIES_PER_PAGE, describe=rows)
 
@@ -63,14 +61,14 @@ class FileRoutes(HubRoutes):
             wanted = parse_qs(call.body.decode(errors="replace"), keep_blank_values=True).get("paths", [])
         if not all(isinstance(path, str) for path in wanted):
             raise RefusedError(400, "paths has to be a list of strings")
-        paths = [path for path in (path.strip("/") for path in wanted) if names.is_file_path(path)]
+        paths = [path for path in (path.strip("/") for path in wanted) if checks.is_file_path(path)]
         return JSONResponse(self._rows(repo, list(repo.git.entries(sha, paths).values())))
 
     @answers(*on_site("/resolve/{revision}/{path:path}"))
     def resolve(self, call: Call) -> Response:
         """Send a file's content, or the client to where it is when it is a large one."""
         repo, sha = self.revision(call, "read")
-        path = names.file_path(call.params["path"])
+        path = checks.file_path(call.params["path"])
         (file,) = self.hub.files(repo, [repo.git.file(sha, path)])
         headers = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         if file.pointer is not None:
@@ -91,7 +89,16 @@ class FileRoutes(HubRoutes):
         return Response(content[start:end], 206, headers=headers, media_type="text/plain")
 
     def _rows(self, repo: Repo, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-        return [_row(file) for file in self.hub.files(repo, entries)]
+        rows = []
+        for file in self.hub.files(repo, entries):
+            entry = file.entry
+            row: dict[str, Any] = {"type": entry.kind, "oid": entry.oid, "size": file.size, "path": entry.path}
+            if file.pointer is not None:
+                row["lfs"] = {"oid": file.pointer.sha256, "size": file.pointer.size, "pointerSize": entry.size}
+            if file.xet_hash is not None:
+                row["xetHash"] = file.xet_hash
+            rows.append(row)
+        return rows
 
     def _dated_rows(self, repo: Repo, sha: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         """Describe entries with the last commit that changed each."""
@@ -101,17 +108,6 @@ class FileRoutes(HubRoutes):
             last = commits[changes[row["path"]]]
             row["lastCommit"] = {"id": last.sha, "title": last.title, "date": last.date}
         return rows
-
-
-def _row(file: StoredFile) -> dict[str, Any]:
-    """Describe an entry as `tree` and `paths-info` do."""
-    entry = file.entry
-    row: dict[str, Any] = {"type": entry.kind, "oid": entry.oid, "size": file.size, "path": entry.path}
-    if file.pointer is not None:
-        row["lfs"] = {"oid": file.pointer.sha256, "size": file.pointer.size, "pointerSize": entry.size}
-    if file.xet_hash is not None:
-        row["xetHash"] = file.xet_hash
-    return row
 
 
 class GitRoutes(HubRoutes):
@@ -124,11 +120,9 @@ class GitRoutes(HubRoutes):
             call = replace(call, params={**call.params, "name": call.params["name"].removesuffix(".git")})
             return await run_in_threadpool(handler, call)
         except RefusedError as refusal:
-            headers = dict(refusal.headers)
+            headers, realm = dict(refusal.headers), 'realm="any user name, the access token as password"'
             if refusal.status == 401:  # git asks its user for a name and a password, and comes again
-                headers["WWW-Authenticate"] = (
-                    'Basic realm="any user name, the access token as password", charset="UTF-8"'
-                )
+                headers["WWW-Authenticate"] = f'Basic {realm}, charset="UTF-8"'
             return PlainTextResponse(f"{refusal.message}\n", refusal.status, headers=headers)
 
     @answers(*on_site("/info/refs"))
@@ -150,9 +144,17 @@ class GitRoutes(HubRoutes):
     @answers(*on_site("/git-upload-pack"), method="POST")
     def send_pack(self, call: Call) -> Response:
         """Send the objects that a client wants and does not have."""
-        git = self.repo(call, "read").git
+        git, body = self.repo(call, "read").git, call.body
         asked = tempfile.TemporaryFile()  # noqa: SIM115 - closed by whoever reads it
-        asked.write(_unpacked(call))
+        if call.headers.get("content-encoding") in ("gzip", "x-gzip"):  # as git packs it when it is long
+            unpacker = zlib.decompressobj(_GZIP)
+            try:
+                body = unpacker.decompress(body, _MAX_REQUEST_BYTES)
+            except zlib.error as error:
+                raise RefusedError(400, "The body is not valid gzip") from error
+            if unpacker.unconsumed_tail:
+                raise RefusedError(413, f"The body exceeds {_MAX_REQUEST_BYTES} bytes")
+        asked.write(body)
         asked.seek(0)
         stream = _packed(git, asked, protocol=_protocol(call))
         return StreamingResponse(stream, media_type="application/x-git-upload-pack-result", headers=_NOT_TO_BE_KEPT)
@@ -174,20 +176,6 @@ def _upload_pack(*options: str) -> list[str]:
     settings = [part for setting in _SETTINGS for part in ("-c", setting)]
     # The folder may belong to somebody else; there is nothing in it that git would run.
     return [*settings, "-c", "safe.directory=*", "upload-pack", "--strict", "--stateless-rpc", *options]
-
-
-def _unpacked(call: Call) -> bytes:
-    """Return the request's body, which git packs when it is long."""
-    if call.headers.get("content-encoding") not in ("gzip", "x-gzip"):
-        return call.body
-    unpacker = zlib.decompressobj(_GZIP)
-    try:
-        body = unpacker.decompress(call.body, _MAX_REQUEST_BYTES)
-    except zlib.error as error:
-        raise RefusedError(400, "The body is not valid gzip") from error
-    if unpacker.unconsumed_tail:
-        raise RefusedError(413, f"The body exceeds {_MAX_REQUEST_BYTES} bytes")
-    return body
 
 
 async def _packed(git: GitRepo, asked: BinaryIO, *, protocol: str) -> AsyncIterator[bytes]:

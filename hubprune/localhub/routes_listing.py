@@ -10,10 +10,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from hubprune.localhub import cards, names
-from hubprune.localhub.access import Account
+from hubprune.localhub import cards, checks
+from hubprune.localhub.checks import Account, RefusedError, timestamp
 from hubprune.localhub.hub import Hub, Repo, StoredFile
-from hubprune.localhub.names import RefusedError, timestamp
 from hubprune.localhub.web import REPO, Call, HubRoutes, answers, page
 
 _PER_PAGE = 1000
@@ -49,8 +48,7 @@ class ListingRoutes(HubRoutes):
         order = call.query.get("sort", "lastModified")
         if order not in _ORDERS:
             raise RefusedError(400, f"Invalid sort: use one of {', '.join(_ORDERS)}")
-        visible = self._visible(call.kind, self.caller(call))
-        found = [shown for shown in visible if _matches(call, shown)]
+        found = [shown for shown in self._visible(call.kind, self.caller(call)) if _matches(call, shown)]
         found.sort(key=_ORDERS[order], reverse=True)
         if not (asked := _expanded(call)):
             asked += (_IN_FULL_LISTS if call.flag("full") else _IN_LISTS)[call.kind]
@@ -73,19 +71,13 @@ class ListingRoutes(HubRoutes):
         namespace = call.params.get("namespace", account.name)
         if not account.belongs_to(namespace):
             raise RefusedError(403, f"You are not a member of {namespace}")
-        mine = [shown for kind in names.KINDS for shown in self._visible(kind, account) if shown.owner == namespace]
-        total = sum(shown.storage for shown in mine) or 1
-        rows = [
-            {
-                "id": shown.repo.repo_id,
-                "type": shown.repo.kind.removesuffix("s"),
-                "updatedAt": shown.changed,
-                "visibility": "private" if shown.settings.private else "public",
-                "storage": shown.storage,
-                "storagePercent": round(100 * shown.storage / total, 2),
-            }
-            for shown in sorted(mine, key=lambda shown: shown.changed, reverse=True)
-        ]
+        mine = [shown for kind in checks.KINDS for shown in self._visible(kind, account) if shown.owner == namespace]
+        total, rows = sum(shown.storage for shown in mine) or 1, []
+        for shown in sorted(mine, key=lambda shown: shown.changed, reverse=True):
+            share = round(100 * shown.storage / total, 2)
+            row = {"id": shown.repo.repo_id, "type": shown.repo.kind.removesuffix("s"), "updatedAt": shown.changed}
+            row["visibility"] = "private" if shown.settings.private else "public"
+            rows.append({**row, "storage": shown.storage, "storagePercent": share})
         return page(call, rows, size=_PER_PAGE, describe=list)
 
     @answers(REPO, f"{REPO}/revision/{{revision}}")
@@ -99,7 +91,7 @@ class ListingRoutes(HubRoutes):
         """Tell what tensors a sharded model has, from the headers of its files."""
         repo = self.repo(call, "read")
         try:
-            path, sha = names.file_path(call.params["path"]), repo.git.resolve("main")
+            path, sha = checks.file_path(call.params["path"]), repo.git.resolve("main")
             metadata, headers = read_headers(self.hub, repo, sha, path)
         except HeaderError as error:
             raise RefusedError(400, str(error)) from error
@@ -119,12 +111,12 @@ class ListingRoutes(HubRoutes):
 
     def _visible(self, kind: str, account: Account | None) -> list["Description"]:
         """Describe the repositories that an account may see, each at its main branch."""
-        visible = [
-            (repo, repo.git.refs().get("refs/heads/main"))
-            for repo in self.hub.repos(kind)
-            if not repo.settings.private or (account and account.knows(repo.repo_id))
-        ]
-        return [Description(self.hub, repo, sha) for repo, sha in visible if sha]
+        found = []
+        for repo in self.hub.repos(kind):
+            visible = not repo.settings.private or (account and account.knows(repo.repo_id))
+            if visible and (sha := repo.git.refs().get("refs/heads/main")):
+                found.append(Description(self.hub, repo, sha))
+        return found
 
 
 def _matches(call: Call, shown: "Description") -> bool:
@@ -154,18 +146,14 @@ class Description:
     """A repository at one commit; what is not asked for is not looked up."""
 
     def __init__(self, hub: Hub, repo: Repo, sha: str) -> None:
-        self._hub = hub
-        self.repo = repo
-        self.sha = sha
-        self.settings = repo.settings
-        self.owner = repo.repo_id.split("/")[0]
+        self._hub, self.repo, self.sha = hub, repo, sha
+        self.settings, self.owner = repo.settings, repo.repo_id.split("/")[0]
 
     def describe(self, properties: Iterable[str]) -> dict[str, Any]:
         """Return the named properties, without those that the repository does not have."""
         found = {name: _PROPERTIES[name](self) for name in properties if name in _PROPERTIES}
-        known = {"_id": self.repo.repo_id, "id": self.repo.repo_id}
-        if self.repo.kind == "models":
-            known["modelId"] = self.repo.repo_id
+        named = ("_id", "id", *(["modelId"] if self.repo.kind == "models" else []))
+        known = dict.fromkeys(named, self.repo.repo_id)
         return {**known, **{name: value for name, value in found.items() if value is not None}}
 
     @cached_property
@@ -188,7 +176,7 @@ class Description:
 
     @cached_property
     def files(self) -> list[StoredFile]:
-        """All files."""
+        """All files, seen through their pointers."""
         return self._hub.files_at(self.repo, self.sha)
 
     @cached_property
@@ -217,17 +205,15 @@ class Description:
         rows = []
         for file in self.files:
             row: dict[str, Any] = {"rfilename": file.entry.path, "blobId": file.entry.oid, "size": file.size}
-            if file.pointer is not None:
-                pointer = {"sha256": file.pointer.sha256, "size": file.pointer.size, "pointerSize": file.entry.size}
-                row["lfs"] = pointer
+            if (pointer := file.pointer) is not None:
+                row["lfs"] = {"sha256": pointer.sha256, "size": pointer.size, "pointerSize": file.entry.size}
             rows.append(row)
         return rows
 
     @property
     def base_models(self) -> dict[str, Any] | None:
         """The models that a model says it comes from."""
-        named = self.of_model("base_model")
-        if not named:
+        if not (named := self.of_model("base_model")):
             return None
         models = [{"_id": name, "id": name} for name in (named if isinstance(named, list) else [named])]
         return {"relation": self.card.get("base_model_relation"), "models": models}
@@ -270,10 +256,10 @@ _PROPERTIES: dict[str, Callable[[Description], Any]] = {
 
 # What the Hub can tell and this one cannot: asked for, it is left out of the answer.
 _UNKNOWN_HERE = (
-    *("childrenModelCount", "citation", "description", "evalResults", "gguf", "inference", "inferenceProviderMapping"),
-    *("mainSize", "mask_token", "paperswithcode_id", "resourceGroup", "securityRepoStatus"),
-    *("transformersInfo", "widgetData", "xetEnabled"),
-)
+    "childrenModelCount", "citation", "description", "evalResults", "gguf", "inference", "inferenceProviderMapping",
+    "mainSize", "mask_token", "paperswithcode_id", "resourceGroup", "securityRepoStatus", "transformersInfo",
+    "widgetData", "xetEnabled",
+)  # fmt: skip
 
 _ORDERS: dict[str, Callable[[Description], Any]] = {
     "createdAt": lambda shown: shown.settings.created,
@@ -321,7 +307,7 @@ def read_headers(hub: Hub, repo: Repo, sha: str, index_path: str) -> tuple[dict[
         raise HeaderError(f"{index_path} is not an index of safetensors files") from error
     folder = index_path.rpartition("/")[0]
     paths = {shard: f"{folder}/{shard}".lstrip("/") for shard in shards}
-    if not paths or not all(map(names.is_file_path, paths.values())):
+    if not paths or not all(map(checks.is_file_path, paths.values())):
         raise HeaderError(f"{index_path} names no files that can be")
     files = hub.files(repo, [repo.git.file(sha, path) for path in paths.values()])
     return metadata, {shard: read_header(hub, repo, file) for shard, file in zip(paths, files, strict=True)}

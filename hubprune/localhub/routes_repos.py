@@ -8,11 +8,10 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from hubprune.localhub import names
-from hubprune.localhub.access import PUBLISHER, Account
+from hubprune.localhub import checks
+from hubprune.localhub.checks import PUBLISHER, Account, RefusedError, conflict, revision_not_found
 from hubprune.localhub.git import LoggedCommit
 from hubprune.localhub.hub import Repo
-from hubprune.localhub.names import RefusedError, conflict, revision_not_found
 from hubprune.localhub.web import REPO, Call, HubRoutes, answers, field, page, text_field, wants_private
 
 _COMMITS_PER_PAGE = 50
@@ -39,7 +38,11 @@ class RepoRoutes(HubRoutes):
         if account.role == "fineGrained":
             reads_gated = account.reads_gated and bool(account.granted)
             everywhere = ["discussion.write"] if account.proposes else []
-            token["fineGrained"] = {"canReadGatedRepos": reads_gated, "global": everywhere, "scoped": _scopes(account)}
+            named = [("model", repo_id) for repo_id in account.writable]
+            named += [("user" if name == account.name else "org", name) for name in dict.fromkeys(account.creatable)]
+            permissions = ["repo.content.read", "repo.write"]
+            scoped = [{"entity": {"type": kind, "name": name}, "permissions": permissions} for kind, name in named]
+            token["fineGrained"] = {"canReadGatedRepos": reads_gated, "global": everywhere, "scoped": scoped}
         who = {"type": "user", "id": account.name, "name": account.name, "fullname": account.name, "isPro": False}
         return JSONResponse({**who, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}})
 
@@ -51,9 +54,8 @@ class RepoRoutes(HubRoutes):
         if not account.may_create_in(namespace):
             message = f'You don\'t have the rights to create a {kind[:-1]} under the namespace "{namespace}"'
             raise RefusedError(403, message)
-        private = wants_private(body) or False
         try:
-            status, repo = 200, self.hub.create_repo(kind, repo_id, private=private)
+            status, repo = 200, self.hub.create_repo(kind, repo_id, private=wants_private(body) or False)
         except FileExistsError:
             status, repo = 409, self.hub.open(account, kind, repo_id, "see")
         return _made(call, repo, status, name=repo_id, id=repo_id)
@@ -106,18 +108,23 @@ class RepoRoutes(HubRoutes):
     def commits(self, call: Call) -> Response:
         """List the history of a revision, newest first."""
         repo, sha = self.revision(call, "see")
-        return page(call, repo.git.log(sha), size=_COMMITS_PER_PAGE, describe=lambda part: list(map(_row, part)))
+
+        def row(commit: LoggedCommit) -> dict[str, Any]:
+            row = {"id": commit.sha, "date": commit.date, "title": commit.title, "message": commit.description}
+            return {**row, "authors": [{"user": commit.author}]}
+
+        return page(call, repo.git.log(sha), size=_COMMITS_PER_PAGE, describe=lambda part: list(map(row, part)))
 
     @answers(f"{REPO}/branch/{{branch}}", method="POST")
     def create_branch(self, call: Call) -> Response:
         """Start a branch at a revision."""
         start = field(call.json(), "startingPoint", str, None) or "main"
-        return self._new_ref(self.repo(call, "write"), f"refs/heads/{names.ref_name(call.params['branch'])}", start)
+        return self._new_ref(self.repo(call, "write"), f"refs/heads/{checks.ref_name(call.params['branch'])}", start)
 
     @answers(f"{REPO}/branch/{{branch}}", method="DELETE")
     def delete_branch(self, call: Call) -> Response:
         """Delete a branch other than main."""
-        branch = names.ref_name(call.params["branch"])
+        branch = checks.ref_name(call.params["branch"])
         repo = self.repo(call, "write")
         if branch == "main":
             raise RefusedError(403, "Cannot delete the branch main")
@@ -127,13 +134,13 @@ class RepoRoutes(HubRoutes):
     @answers(f"{REPO}/tag/{{revision}}", method="POST")
     def create_tag(self, call: Call) -> Response:
         """Tag a revision."""
-        tag = names.ref_name(field(call.json(), "tag", str))
+        tag = checks.ref_name(field(call.json(), "tag", str))
         return self._new_ref(self.repo(call, "write"), f"refs/tags/{tag}", call.params["revision"])
 
     @answers(f"{REPO}/tag/{{revision}}", method="DELETE")
     def delete_tag(self, call: Call) -> Response:
         """Delete a tag."""
-        self.repo(call, "write").git.delete_ref(f"refs/tags/{names.ref_name(call.params['revision'])}")
+        self.repo(call, "write").git.delete_ref(f"refs/tags/{checks.ref_name(call.params['revision'])}")
         return Response(status_code=200)
 
     def _new_ref(self, repo: Repo, ref: str, revision: str) -> Response:
@@ -145,7 +152,7 @@ class RepoRoutes(HubRoutes):
     def move(self, call: Call) -> Response:
         """Give a repository another name, perhaps in another namespace of the caller."""
         account, body = self.known_caller(call), call.json()
-        kind = names.kind_of(field(body, "type", str, None) or "model")
+        kind = checks.kind_of(field(body, "type", str, None) or "model")
         source, target = (_two_parts(field(body, name, str)) for name in ("fromRepo", "toRepo"))
         repo = self.hub.open(account, kind, source, "write")
         _check_namespace(account, source)
@@ -172,11 +179,10 @@ class RepoRoutes(HubRoutes):
     @answers(f"{REPO}/super-squash/{{revision}}", method="POST")
     def forget_history(self, call: Call) -> Response:
         """Make one commit of a branch and all that came before."""
-        repo, branch = self.repo(call, "write"), names.ref_name(call.params["revision"])
+        repo, branch = self.repo(call, "write"), checks.ref_name(call.params["revision"])
         message, author = text_field(call.json(), "message"), self.known_caller(call).name
         ref = f"refs/heads/{branch}"
-        head = repo.git.refs().get(ref)
-        if head is None:
+        if (head := repo.git.refs().get(ref)) is None:
             raise revision_not_found(branch)
         only = repo.git.commit_tree(f"{head}^{{tree}}", parent=None, message=message, author=author)
         if not repo.git.move_ref(ref, only, old=head):
@@ -194,27 +200,17 @@ class RepoRoutes(HubRoutes):
         if not self.hub.accounts.trusts(field(body, "subject_token", str), resource):
             refusal = {"error": "invalid_grant", "error_description": "No trusted publisher matches this identity"}
             return JSONResponse(refusal, 400)
-        account = Account(name=resource, role="read")
-        if "/" in resource:
-            account = Account(name=PUBLISHER, role="publisher", writable=(resource,))
-        lifetime = self.hub.accounts.lifetime_seconds
-        answer = {"token_type": "bearer", "expires_in": lifetime, "issued_token_type": _ACCESS}
-        return JSONResponse({**answer, "access_token": self.hub.accounts.add(account)})
-
-
-def _scopes(account: Account) -> list[dict[str, Any]]:
-    """Return what a fine-grained token may do to which repositories and in which namespaces."""
-    kinds = {name: "user" if name == account.name else "org" for name in account.creatable}
-    entities = [("model", repo_id) for repo_id in account.writable] + [(kinds[name], name) for name in kinds]
-    permissions = ["repo.content.read", "repo.write"]
-    return [{"entity": {"type": kind, "name": name}, "permissions": permissions} for kind, name in entities]
+        publisher, accounts = Account(name=PUBLISHER, role="publisher", writable=(resource,)), self.hub.accounts
+        token = accounts.add(publisher if "/" in resource else Account(name=resource, role="read"))
+        answer = {"token_type": "bearer", "expires_in": accounts.lifetime_seconds, "issued_token_type": _ACCESS}
+        return JSONResponse({**answer, "access_token": token})
 
 
 def _named(body: Mapping[str, Any], account: Account) -> tuple[str, str, str]:
     """Read which repository is meant: its kind, its namespace, which is the caller's unless named, and its id."""
-    kind = names.kind_of(field(body, "type", str, None) or "model")
+    kind = checks.kind_of(field(body, "type", str, None) or "model")
     namespace = field(body, "organization", str, None) or account.name
-    return kind, namespace, names.repo_id(namespace, field(body, "name", str))
+    return kind, namespace, checks.repo_id(namespace, field(body, "name", str))
 
 
 def _made(call: Call, repo: Repo, status: int, **told: object) -> Response:
@@ -223,14 +219,9 @@ def _made(call: Call, repo: Repo, status: int, **told: object) -> Response:
     return JSONResponse({"url": call.origin + repo.web_path(), **told, **refused}, status)
 
 
-def _row(commit: LoggedCommit) -> dict[str, Any]:
-    row = {"id": commit.sha, "date": commit.date, "title": commit.title, "message": commit.description}
-    return {**row, "authors": [{"user": commit.author}]}
-
-
 def _two_parts(text: str) -> str:
     namespace, _, name = text.partition("/")
-    return names.repo_id(namespace, name)
+    return checks.repo_id(namespace, name)
 
 
 def _check_namespace(account: Account, repo_id: str) -> None:

@@ -12,21 +12,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from hubprune.localhub import large_files, names
-from hubprune.localhub.access import STAMP
+from hubprune.localhub import checks, large_files
+from hubprune.localhub.checks import STAMP, RefusedError
 from hubprune.localhub.hub import Hub
-from hubprune.localhub.names import RefusedError
-from hubprune.localhub.web import (
-    REPO,
-    Call,
-    HubRoutes,
-    answers,
-    byte_range,
-    field,
-    on_site,
-    read_call,
-    refusal_response,
-)
+from hubprune.localhub.web import REPO, Call, HubRoutes, answers, byte_range, field, on_site, read_call, refused
 
 _MAX_FILE_BYTES = 1 << 40
 _LINK_SECONDS = 3600
@@ -60,9 +49,9 @@ class LfsRoutes(HubRoutes):
         except RefusedError as refusal:
             if refusal.status != 401:
                 raise
-            refused = refusal_response(refusal)
-            refused.headers["LFS-Authenticate"] = 'Basic realm="any user name, the access token as password"'
-            return refused
+            response = refused(refusal)
+            response.headers["LFS-Authenticate"] = 'Basic realm="any user name, the access token as password"'
+            return response
         return JSONResponse(answer, media_type="application/vnd.git-lfs+json")
 
     def _downloads(self, call: Call, body: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +92,7 @@ def _wanted(body: dict[str, Any]) -> list[tuple[str, int]]:
     for item in field(body, "objects", list):
         if not isinstance(item, dict):
             raise RefusedError(400, "An object is not a JSON object")
-        sha256, size = names.digest(field(item, "oid", str)), field(item, "size", int)
+        sha256, size = checks.digest(field(item, "oid", str)), field(item, "size", int)
         if not 0 <= size <= _MAX_FILE_BYTES:
             raise RefusedError(400, f"A file cannot have {size} bytes")
         wanted.append((sha256, size))
@@ -122,8 +111,7 @@ class StorageRoutes(HubRoutes):
     @answers("/_lfs/object/{sha256}")
     def download(self, call: Call) -> Response:
         """Send a large file or a range of it."""
-        sha256 = self._stamped(call, "object")
-        path = self.hub.large_file(sha256)
+        path = self.hub.large_file(sha256 := self._stamped(call, "object"))
         return FileResponse(path, headers={"ETag": f'"{sha256}"'}, media_type="application/octet-stream")
 
     async def upload(self, request: Request) -> Response:
@@ -169,7 +157,7 @@ class StorageRoutes(HubRoutes):
     def put_xorb(self, call: Call) -> Response:
         """Store a xorb."""
         self._check_xet(call, "xet-write")
-        return JSONResponse({"was_inserted": self.hub.xet.put_xorb(names.digest(call.params["hash"]), call.body)})
+        return JSONResponse({"was_inserted": self.hub.xet.put_xorb(checks.digest(call.params["hash"]), call.body)})
 
     @answers("/_xet/v1/shards", method="POST")
     def put_shard(self, call: Call) -> Response:
@@ -182,14 +170,14 @@ class StorageRoutes(HubRoutes):
     def find_chunk(self, call: Call) -> Response:
         """Say which xorb holds a chunk, so that the client need not upload it again."""
         self._check_xet(call, "xet-write")
-        answer = self.hub.xet.dedup_answer(names.digest(call.params["hash"]))
+        answer = self.hub.xet.dedup_answer(checks.digest(call.params["hash"]))
         return Response(answer, media_type="application/octet-stream")
 
     @answers("/_xet/v1/reconstructions/{hash}")
     def reconstruct(self, call: Call) -> Response:
         """Say which chunks make up a file, or a range of it, and where to fetch them."""
         self._check_xet(call, "xet-read")
-        recipe = self.hub.xet.by_hash(names.digest(call.params["hash"]))
+        recipe = self.hub.xet.by_hash(checks.digest(call.params["hash"]))
         start, end = byte_range(call.headers.get("range"), recipe.size) or (0, recipe.size)
         skip, spans = self.hub.xet.spans(recipe, start, end)
         fetches: dict[str, list[dict[str, object]]] = {}
@@ -203,10 +191,9 @@ class StorageRoutes(HubRoutes):
     @answers("/_xet/xorb/{hash}")
     def xorb_bytes(self, call: Call) -> Response:
         """Send a range of a xorb, as it was packed."""
-        xorb = names.digest(call.params["hash"])
+        xorb = checks.digest(call.params["hash"])
         self._check_stamp(call, f"xorb {xorb}")
-        path = self.hub.xet.xorb_path(xorb)
-        if not path.exists():
+        if not (path := self.hub.xet.xorb_path(xorb)).exists():
             raise RefusedError(404, "No xorb of this hash")
         return FileResponse(path, media_type="application/octet-stream")
 
@@ -224,7 +211,7 @@ class StorageRoutes(HubRoutes):
             raise RefusedError(401, "This Xet token does not allow that, or has run out")
 
     def _stamped(self, call: Call, action: str) -> str:
-        sha256 = names.digest(call.params["sha256"])
+        sha256 = checks.digest(call.params["sha256"])
         self._check_stamp(call, f"{action} {sha256}")
         return sha256
 

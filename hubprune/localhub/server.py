@@ -30,28 +30,26 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from hubprune.core.errors import HubpruneError
-from hubprune.localhub import names
-from hubprune.localhub.access import account_of
+from hubprune.localhub import checks
+from hubprune.localhub.checks import RefusedError, account_of
 from hubprune.localhub.faults import Fault, RequestRecord, Wire
 from hubprune.localhub.git import require_git
 from hubprune.localhub.hub import Hub, StoredBytes
 from hubprune.localhub.jobs import CollectionRoutes, JobRecord, JobRoutes, JobScript, JobStore
-from hubprune.localhub.names import RefusedError
 from hubprune.localhub.pages import PageRoutes, Preview, build_preview
-from hubprune.localhub.routes_commits import CommitRoutes
-from hubprune.localhub.routes_discussions import DiscussionRoutes
+from hubprune.localhub.routes_changes import CommitRoutes, DiscussionRoutes
 from hubprune.localhub.routes_files import FileRoutes, GitRoutes
 from hubprune.localhub.routes_listing import ListingRoutes
 from hubprune.localhub.routes_repos import RepoRoutes
 from hubprune.localhub.routes_storage import LfsRoutes, StorageRoutes
-from hubprune.localhub.web import HOSTS, refusal_response
+from hubprune.localhub.web import HOSTS, refused
 
 _HOST = HOSTS[0]
 _BACKLOG = 256
 _PARTS = (
-    *(RepoRoutes, CommitRoutes, DiscussionRoutes, FileRoutes, GitRoutes, LfsRoutes, ListingRoutes, StorageRoutes),
+    RepoRoutes, CommitRoutes, DiscussionRoutes, FileRoutes, GitRoutes, LfsRoutes, ListingRoutes, StorageRoutes,
     CollectionRoutes,
-)
+)  # fmt: skip
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 # The address of a repository without a namespace, such as `gpt2`. This hub has none of these.
@@ -169,9 +167,8 @@ def _alone(directory: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise HubpruneError(
-            f"Another server has {directory} open already.", hint="Use that Hub, or another --dir."
-        ) from None
+        said = f"Another server has {directory} open already."
+        raise HubpruneError(said, hint="Use that Hub, or another --dir.") from None
     try:
         yield
     finally:
@@ -192,7 +189,7 @@ def serve_preview(shown: Preview, *, port: int = 0, announce: Callable[[str], No
 class _Kind(Convertor[str]):
     """Matches the plural of a repository type."""
 
-    regex = "|".join(names.KINDS)
+    regex = "|".join(checks.KINDS)
 
     def convert(self, value: str) -> str:
         return value
@@ -227,11 +224,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
         refusal = RefusedError(error.status_code, message, headers=error.headers)
         if error.status_code == 404 and _BARE_NAME.fullmatch(request.url.path):
             refusal = RefusedError(404, "Repository not found", code="RepoNotFound")
-        return refusal_response(refusal)
+        return refused(refusal)
     if isinstance(error, ClientDisconnect):  # its client has gone in the middle of it; nobody reads the answer
         return Response(status_code=400)
     if isinstance(error, RefusedError):
-        return refusal_response(error)
+        return refused(error)
     # Starlette raises the error again after this answer, and the server logs its traceback.
     return JSONResponse({"error": "Internal Server Error"}, 500)
 
@@ -241,18 +238,9 @@ class LoopbackServer(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, *, on_ready: Callable[[], None]) -> None:
         # h11 and asyncio whatever else is installed: faults reach through to the transport.
-        config = uvicorn.Config(
-            app,
-            http="h11",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=3,
-        )
-        super().__init__(config)
+        how: dict[str, Any] = {"http": "h11", "loop": "asyncio", "lifespan": "off", "timeout_graceful_shutdown": 3}
+        silent: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
+        super().__init__(uvicorn.Config(app, **how, **silent, server_header=False))
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -14,11 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from hubprune.localhub import names
-from hubprune.localhub.access import Account
+from hubprune.localhub import checks
+from hubprune.localhub.checks import Account, RefusedError
 from hubprune.localhub.discussions import Discussions
 from hubprune.localhub.hub import Hub, Need, Repo
-from hubprune.localhub.names import RefusedError
 
 MAX_BODY_BYTES = 512 << 20
 """No single request is held in memory beyond this; large files are streamed to disk instead."""
@@ -59,7 +58,7 @@ class Call:
     @property
     def repo_id(self) -> str:
         """The repository that the path names."""
-        return names.repo_id(self.params["namespace"], self.params["name"])
+        return checks.repo_id(self.params["namespace"], self.params["name"])
 
     @property
     def kind(self) -> str:
@@ -123,7 +122,7 @@ async def read_call(request: Request, *, limit: int | None = None) -> Call:
     """Read a request with a body of up to `limit` bytes; with 0 it is left for the handler to stream."""
     # The path was matched still quoted, so that an encoded slash stays inside its parameter.
     params = {name: unquote(value) for name, value in request.path_params.items()}
-    if not all(names.is_clean(value) for value in params.values()):
+    if not all(checks.is_clean(value) for value in params.values()):
         raise RefusedError(400, "The address holds control characters")
     limit, body = MAX_BODY_BYTES if limit is None else limit, bytearray()
     if limit:
@@ -171,7 +170,7 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-def refusal_response(refusal: RefusedError) -> JSONResponse:
+def refused(refusal: RefusedError) -> JSONResponse:
     """Turn a refusal into the answer that clients understand: a JSON body, and headers for those that look there."""
     # The message may quote what the client sent, and a header takes only plain ASCII without spaces at its ends.
     line = "".join(char if " " <= char <= "~" else "?" for char in refusal.message).strip()
@@ -189,8 +188,7 @@ def answers(*paths: str, method: str = "GET") -> Callable[[Method], Method]:
     """Mark a handler of a group with the addresses that it answers to."""
 
     def mark(handler: Method) -> Method:
-        """Leave the addresses where `HubRoutes.routes` finds them."""
-        handler.__dict__["answers"] = (paths, method)
+        handler.__dict__["answers"] = (paths, method)  # where `HubRoutes.routes` finds them
         return handler
 
     return mark
@@ -209,12 +207,9 @@ class HubRoutes:
 
     def routes(self) -> list[Route]:
         """Return the routes of all handlers, in the order in which they stand."""
-        return [
-            Route(path, partial(self.answer, getattr(self, name)), methods=[handler.answers[1]])
-            for name, handler in vars(type(self)).items()
-            if hasattr(handler, "answers")
-            for path in handler.answers[0]
-        ]
+        marked = [(name, *handler.answers) for name, handler in vars(type(self)).items() if hasattr(handler, "answers")]
+        answer = {name: partial(self.answer, getattr(self, name)) for name, _, _ in marked}
+        return [Route(path, answer[name], methods=[method]) for name, paths, method in marked for path in paths]
 
     async def answer(self, handler: Handler, request: Request) -> Response:
         """Answer a request in a worker thread, so that git and disk do not hold up other requests."""

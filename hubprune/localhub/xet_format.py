@@ -79,12 +79,8 @@ class Shard:
 
     def dedup_keys(self) -> set[str]:
         """Return the chunks by which other clients may find this shard: one in 1024, and the first of every file."""
-        keys = {
-            merkle_hex(chunk)
-            for chunks in self.chunk_hashes.values()
-            for chunk in chunks
-            if struct.unpack_from("<Q", chunk, 24)[0] % _GLOBAL_DEDUP_MODULUS == 0
-        }
+        every = (chunk for chunks in self.chunk_hashes.values() for chunk in chunks)
+        keys = {merkle_hex(c) for c in every if struct.unpack_from("<Q", c, 24)[0] % _GLOBAL_DEDUP_MODULUS == 0}
         for first in (file.terms[0] for file in self.files if file.terms):
             chunks = self.chunk_hashes.get(first.xorb, ())
             keys |= {merkle_hex(chunk) for chunk in chunks[first.start : first.start + 1]}
@@ -104,7 +100,6 @@ class _Records:
         self.offset = offset
 
     def next(self) -> bytes:
-        """Return one record."""
         record = self._data[self.offset : self.offset + _RECORD_BYTES]
         if len(record) < _RECORD_BYTES:
             raise XetFormatError(f"the shard ends inside the record at byte {self.offset}")
@@ -126,25 +121,21 @@ def parse_shard(data: bytes) -> Shard:
     records = _Records(data, _RECORD_BYTES)
     files = []
     while (head := records.next())[:32] != _BOOKEND:
-        files.append(_read_file(head, records))
+        flags, count = struct.unpack_from("<II", head, 32)
+        terms = []
+        for record in records.take(count):
+            _, size, start, end = struct.unpack_from("<4I", record, 32)
+            terms.append(Term(merkle_hex(record[:32]), start, end, size))
+        if flags & _HAS_VERIFICATION:
+            records.take(count)
+        sha256 = merkle_hex(records.next()[:32]) if flags & _HAS_METADATA else None
+        files.append(FileRecipe(merkle_hex(head[:32]), sha256, tuple(terms)))
     section_start = records.offset
     chunk_hashes = {}
     while (head := records.next())[:32] != _BOOKEND:
         (count,) = struct.unpack_from("<I", head, 36)
         chunk_hashes[merkle_hex(head[:32])] = tuple(record[:32] for record in records.take(count))
     return Shard(tuple(files), chunk_hashes, data[section_start : records.offset])
-
-
-def _read_file(head: bytes, records: _Records) -> FileRecipe:
-    flags, count = struct.unpack_from("<II", head, 32)
-    terms = []
-    for record in records.take(count):
-        _, size, start, end = struct.unpack_from("<4I", record, 32)
-        terms.append(Term(merkle_hex(record[:32]), start, end, size))
-    if flags & _HAS_VERIFICATION:
-        records.take(count)
-    sha256 = merkle_hex(records.next()[:32]) if flags & _HAS_METADATA else None
-    return FileRecipe(merkle_hex(head[:32]), sha256, tuple(terms))
 
 
 def dedup_shard(xorb_section: bytes, *, valid_seconds: int = 86400) -> bytes:

@@ -15,20 +15,6 @@ from hubprune.plots.scores import heat_map, importance, side_by_side, stability
 from hubprune.plots.style import MEASURE, png, require_matplotlib, save, save_png
 
 __all__ = [
-    "MEASURE",
-    "CellState",
-    "Change",
-    "Step",
-    "changes",
-    "curve",
-    "dropping_order",
-    "heat_map",
-    "importance",
-    "png",
-    "require_matplotlib",
-    "save",
-    "save_png",
-    "side_by_side",
-    "speed_curve",
-    "stability",
-]
+    "MEASURE", "CellState", "Change", "Step", "changes", "curve", "dropping_order", "heat_map", "importance", "png",
+    "require_matplotlib", "save", "save_png", "side_by_side", "speed_curve", "stability",
+]  # fmt: skip

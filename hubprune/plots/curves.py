@@ -28,15 +28,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 Points = Sequence[tuple[int, float]]
 Step = Literal["attn", "mlp", "block"]
 """What one step of a joint drop took."""
 STEP_MARKERS: Mapping[Step, tuple[str, str]] = {
-    "attn": ("X", "an attention went"),
-    "mlp": ("*", "an MLP went"),
-    "block": ("P", "a block went"),
-}
+    "attn": ("X", "an attention went"), "mlp": ("*", "an MLP went"), "block": ("P", "a block went"),
+}  # fmt: skip
 
 
 @styled
@@ -53,15 +50,9 @@ def curve(
 ) -> Figure:
     """Draw a measure over the number of drops, one line per method (Figures 5, 8 and 9 of arXiv 2406.15786).
 
-    Args:
-        series: label -> (drops, value) in ascending order of drops.
-        baseline: the unpruned base's value, as a dotted line; None for no line.
-        ylabel: name of the measure with its unit, as in `mean accuracy (%)`.
-        title: of the picture.
-        xlabel: what is counted.
-        chance: value of guessing, as a second line.
-        steps: label -> what went at each of its points, for joint drops; the markers then tell it.
-        scale: of the vertical axis; `log` for perplexities that explode.
+    The series go by label, in ascending order of drops.  The baseline is the unpruned base's value, as a dotted line;
+    chance is the value of guessing, as a second one.  For joint drops, `steps` holds by label what went at each point,
+    which the markers then tell.  The scale is that of the vertical axis: `log` for perplexities that explode.
     """
     given = steps or {}
     labels = [*series, *(["base"] if baseline is not None else []), *(["chance"] if chance is not None else [])]
@@ -69,14 +60,10 @@ def curve(
     labels = [shown(label) for label in (*labels, *(STEP_MARKERS[kind][1] for kind in kinds))]
     figure = new_figure(title, height=HEIGHT + legend_height(labels))
     axes = figure.subplots()
-    drawn: list[Artist] = [
-        _line(axes, points, number=i, kinds=given.get(label)) for i, (label, points) in enumerate(series.items())
-    ]
-    drawn += [
-        axes.axhline(value, color=colour, linestyle=dashes, linewidth=1.4, zorder=1.5)
-        for value, colour, dashes in ((baseline, INK, (0, (1, 1.5))), (chance, QUIET, (0, (6, 2, 1, 2))))
-        if value is not None
-    ]
+    drawn = [_line(axes, points, number=i, kinds=given.get(label)) for i, (label, points) in enumerate(series.items())]
+    for value, colour, dashes in ((baseline, INK, (0, (1, 1.5))), (chance, QUIET, (0, (6, 2, 1, 2)))):
+        if value is not None:
+            drawn.append(axes.axhline(value, color=colour, linestyle=dashes, linewidth=1.4, zorder=1.5))
     for kind in kinds:
         size = 12 if kind == "mlp" else 9
         drawn.append(key(color=COLOURS[4], marker=STEP_MARKERS[kind][0], linestyle="none", markersize=size))
@@ -99,14 +86,9 @@ def speed_curve(
 ) -> Figure:
     """Draw what dropping gains in speed, and below it what each percent of it costs.
 
-    Args:
-        series: label -> (drops, speed-up in percent).
-        intervals: label -> low and high end of every point's 95 % interval, in percent.
-        sdr: label -> (drops, SDR): points of mean accuracy lost per percent of speed-up; the lower the better.  Where
-            a point has none, its line is broken.
-        title: of the picture.
-        ylabel: of the speed.
-        xlabel: what is counted.
+    The series, their 95 % intervals (low and high end of every point) and their SDR go by label, speed in percent.  SDR
+    is points of mean accuracy lost per percent of speed-up, the lower the better; where a point has none, its line is
+    broken.
     """
     labels = [shown(label) for label in (*series, *(["95 % interval"] if intervals else []))]
     figure = new_figure(title, height=HEIGHT * (1.5 if sdr else 1) + legend_height(labels))
@@ -117,7 +99,7 @@ def speed_curve(
             colour = look(i)["color"]
             rows[0].plot([drops, drops], ends, "_-", color=colour, linewidth=1, markersize=6, zorder=1.8)
         if sdr and label in sdr:
-            known = dict(sdr[label])  # where it has no point, its line is broken
+            known = dict(sdr[label])
             _line(rows[-1], [(drops, known.get(drops, math.nan)) for drops, _ in points], number=i)
     rows[0].set(ylabel=ylabel)
     if sdr:
@@ -162,11 +144,9 @@ def _scale(axes: Axes, scale: Literal["linear", "log"]) -> None:
 CellState = Literal["kept", "dropped-attn", "dropped-mlp", "gone"]
 """A layer after so many drops: whole, without attention, without MLP, or with neither."""
 CELLS: Mapping[CellState, tuple[str, str, str]] = {
-    "kept": ("#ece9d8", "", "kept"),
-    "dropped-attn": (COLOURS[0], "////", "attention dropped"),
-    "dropped-mlp": (COLOURS[5], "....", "MLP dropped"),
-    "gone": (COLOURS[1], "xxxx", "both dropped"),
-}
+    "kept": ("#ece9d8", "", "kept"), "dropped-attn": (COLOURS[0], "////", "attention dropped"),
+    "dropped-mlp": (COLOURS[5], "....", "MLP dropped"), "gone": (COLOURS[1], "xxxx", "both dropped"),
+}  # fmt: skip
 """State -> colour, hatch, name."""
 
 
@@ -181,12 +161,7 @@ def dropping_order(
 ) -> Figure:
     """Draw what is left of every layer after every number of drops (Figure 6 of arXiv 2406.15786).
 
-    Args:
-        rows: one row per layer, in the order of the base; in it one state per number of drops.
-        counts: the numbers of drops, one per entry of a row.
-        title: of the picture.
-        ylabel: what is counted.
-        xlabel: what the rows are.
+    There is one row per layer, in the order of the base, and in it one state per number of drops.
 
     Raises:
         ValueError: a row has another length than `counts`.
@@ -221,12 +196,9 @@ def dropping_order(
 
 
 LOOKS: Mapping[str, tuple[str, str]] = {
-    "worse": ("v", COLOURS[1]),
-    "better": ("^", COLOURS[2]),
-    "not distinguishable": ("o", COLOURS[0]),
-    "at chance": ("s", QUIET),
-    "not tested": ("D", COLOURS[3]),
-}
+    "worse": ("v", COLOURS[1]), "better": ("^", COLOURS[2]), "not distinguishable": ("o", COLOURS[0]),
+    "at chance": ("s", QUIET), "not tested": ("D", COLOURS[3]),
+}  # fmt: skip
 """Verdict -> marker and colour, in the order of the legend."""
 ROW_INCHES = 0.36
 
@@ -248,10 +220,7 @@ class Change:
 def changes(rows: Sequence[Change], *, mean: Change | None = None, title: str) -> Figure:
     """Draw a row per benchmark: a marker at its change, a line over its interval, and a line at no change.
 
-    Args:
-        rows: from top to bottom.
-        mean: of them, below and set apart by a rule; its verdict is not shown.
-        title: of the picture.
+    Their mean stands below, set apart by a rule, without its verdict.
     """
     figure = new_figure(title, height=1.9 + ROW_INCHES * (len(rows) + (1.5 if mean else 0)))
     axes = figure.subplots()
@@ -284,14 +253,6 @@ def _draw(axes: Axes, row: Change, place: float, marker: str, colour: str) -> No
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt", zorder=2)
     axes.plot([row.points], [place], marker, color=colour, markersize=8, markeredgecolor=PANEL, zorder=3)
     value = "0.00" if abs(row.points) < 0.005 else f"{row.points:+.2f}".replace("-", "−")
-    axes.annotate(
-        value,
-        (row.points, place),
-        xytext=(0, 7),
-        textcoords="offset points",
-        ha="center",
-        fontsize=9,
-        color=INK,
-        bbox={"facecolor": PANEL, "edgecolor": "none", "pad": 0.5},
-        zorder=2.5,
-    )
+    where: dict[str, Any] = {"xy": (row.points, place), "xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+    box = {"facecolor": PANEL, "edgecolor": "none", "pad": 0.5}
+    axes.annotate(value, **where, fontsize=9, color=INK, bbox=box, zorder=2.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,11 +42,7 @@ OUTSIDE = 1e6
 
 
 def draw_scores(scores: LayerScores, plan: DropPlan, folder: Path, *, base: str) -> tuple[Path, Path]:
-    """Draw the scores of one pass, with what a plan drops.
-
-    Returns:
-        Paths of the PNG and of the SVG.
-    """
+    """Draw the scores of one pass, with what a plan drops, and return the paths of the PNG and of the SVG."""
     return plots.save(importance_figure(scores, plan, base=base), folder, "importance")
 
 
@@ -62,8 +59,7 @@ def draw_for_card(scores: LayerScores, plan: DropPlan, folder: Path, *, base: st
 def draw_changes(comparison: BenchmarkComparison, folder: Path, *, base: str) -> str | None:
     """Draw what the benchmarks gained and lost into a checkpoint's folder, and return the path that the card links.
 
-    Returns:
-        None where no task has a metric that changes in points.
+    There is none where no task has a metric that changes in points.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -119,8 +115,7 @@ def measure_name(metric: str) -> str:
 def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
     """Draw a study: a heat map over revisions, lines per mix, or lines and agreement per number of samples.
 
-    Returns:
-        Paths of the PNG and of the SVG.
+    Returns the paths of the PNG and of the SVG.
     """
     measure, drawn = measure_name(study.metric), [panels(entry.mean) for entry in study.entries]
     title = f"Importance of {study.base} by {VARIES[study.kind]}"
@@ -131,19 +126,15 @@ def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
     elif study.kind == "calibration":
         figure = plots.side_by_side(dict(zip(labels, drawn, strict=True)), title=title, measure=measure)
     else:
+        lines: dict[str, list[tuple[int, float]]] = {name: [] for name in NAMES.values()}
+        for entry in study.entries:
+            for agreement in entry.agreements:
+                if agreement.spearman is not None:
+                    lines[NAMES[agreement.kind]].append((int(entry.label), agreement.spearman))
+        agreeing = {name: [*points, (int(study.reference), 1.0)] for name, points in lines.items()}
         series = {int(label): panel for label, panel in zip(labels, drawn, strict=True)}
-        figure = plots.stability(series, agreement=_correlations(study), title=title, measure=measure)
+        figure = plots.stability(series, agreement=agreeing, title=title, measure=measure)
     return plots.save(figure, folder, f"importance-by-{study.kind}")
-
-
-def _correlations(study: ScoreStudy) -> dict[str, list[tuple[int, float]]]:
-    """Return the rho of every number of samples, the reference's own 1 at the end."""
-    lines: dict[str, list[tuple[int, float]]] = {name: [] for name in NAMES.values()}
-    for entry in study.entries:
-        for agreement in entry.agreements:
-            if agreement.spearman is not None:
-                lines[NAMES[agreement.kind]].append((int(entry.label), agreement.spearman))
-    return {name: [*points, (int(study.reference), 1.0)] for name, points in lines.items()}
 
 
 def draw_sweep(report: SweepReport, folder: Path) -> tuple[Path, ...]:
@@ -162,20 +153,16 @@ def sweep_figures(report: SweepReport) -> Iterator[tuple[str, Figure]]:
     perplexity = _series(
         report, lambda point: min(point.perplexity or OUTSIDE, OUTSIDE) if point.perplexity_change else None
     )
+    draw = partial(plots.curve, xlabel="drops")
     if mean:
         series, steps = _with_steps(report, mean)
         ylabel, title = "mean of the benchmarks (%)", f"{report.base}: mean of the benchmarks"
-        figure = plots.curve(
-            series, baseline=first.mean, ylabel=ylabel, title=title, xlabel="drops", chance=report.chance, steps=steps
-        )
-        yield "accuracy", figure
+        chance = report.chance
+        yield "accuracy", draw(series, baseline=first.mean, ylabel=ylabel, title=title, chance=chance, steps=steps)
     if perplexity:
         series, steps = _with_steps(report, perplexity)
-        ylabel, title = "perplexity (log scale)", f"{report.base}: perplexity"
-        figure = plots.curve(
-            series, baseline=first.perplexity, ylabel=ylabel, title=title, xlabel="drops", steps=steps, scale="log"
-        )
-        yield "perplexity", figure
+        ylabel, title, base = "perplexity (log scale)", f"{report.base}: perplexity", first.perplexity
+        yield "perplexity", draw(series, baseline=base, ylabel=ylabel, title=title, steps=steps, scale="log")
     if speed := _speed(report):
         yield "speed", speed
     for order in report.orders:
@@ -191,26 +178,22 @@ def _speed(report: SweepReport) -> Figure | None:
         if point.speed:
             ends = point.speed.ratio.low, point.speed.ratio.high
             intervals.setdefault(METHODS[point.method], []).append((100 * (ends[0] - 1), 100 * (ends[1] - 1)))
-    return plots.speed_curve(
-        series,
-        intervals=intervals,
-        sdr=_series(report, lambda point: point.sdr.value if point.sdr else None) or None,
-        title=f"{report.base}: speed of decoding",
-        xlabel="drops",
-    )
+    sdr = _series(report, lambda point: point.sdr.value if point.sdr else None) or None
+    title = f"{report.base}: speed of decoding"
+    return plots.speed_curve(series, intervals=intervals, sdr=sdr, title=title, xlabel="drops")
 
 
 def _order(report: SweepReport, method: Ranking) -> Figure:
     points = [point for point in report.points if point.method == method]
     gone = [{*report.absent, *point.dropped} for point in points]
-    rows = [[_state(layer, sublayers) for sublayers in gone] for layer in range(report.num_hidden_layers)]
+
+    def state(layer: int, gone: set[tuple[SublayerKind, int]]) -> plots.CellState:
+        attn, mlp = ("attn", layer) in gone, ("mlp", layer) in gone
+        return "gone" if attn and mlp else "dropped-attn" if attn else "dropped-mlp" if mlp else "kept"
+
+    rows = [[state(layer, sublayers) for sublayers in gone] for layer in range(report.num_hidden_layers)]
     title = f"{report.base}: order of {METHODS[method]}"
     return plots.dropping_order(rows, counts=[point.count for point in points], title=title, ylabel="drops")
-
-
-def _state(layer: int, gone: set[tuple[SublayerKind, int]]) -> plots.CellState:
-    attn, mlp = ("attn", layer) in gone, ("mlp", layer) in gone
-    return "gone" if attn and mlp else "dropped-attn" if attn else "dropped-mlp" if mlp else "kept"
 
 
 def _series(report: SweepReport, value: Callable[[SweepPoint], float | None]) -> dict[str, Sequence[tuple[int, float]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubprune.plots.style import (
     COLOURS,
@@ -44,13 +44,8 @@ def importance(
 ) -> Figure:
     """Draw a bar per layer and kind, those that go marked by colour and hatch (Figure 2 of arXiv 2406.15786).
 
-    Args:
-        panels: kind -> one score per layer.
-        dropped: kind -> layers that go.
-        absent: kind -> layers that lack it already; a cross stands for their score, which says nothing.
-        errors: kind -> one standard error per layer, drawn as a whisker of two of them to each side.
-        title: of the picture.
-        measure: name of the scores.
+    In layers that lack a kind already, a cross stands for their score, which says nothing.  Of the standard errors, one
+    per layer, a whisker of two is drawn to each side.
     """
     from matplotlib.patches import Patch
 
@@ -93,21 +88,15 @@ def _bars(axes: Axes, scores: Sequence[float], gone: set[int]) -> None:
 def side_by_side(series: Mapping[str, Panels], *, title: str, measure: str = MEASURE) -> Figure:
     """Draw the scores of several calibration sets as lines over each other (Figure 3 of arXiv 2406.15786).
 
-    Args:
-        series: label of the data set -> kind -> one score per layer; the kinds are the same for all.
-        title: of the picture.
-        measure: name of the scores.
+    The series go by the label of their data set; the kinds are the same for all.
     """
     kinds = list(next(iter(series.values())))
     labels = [shown(label) for label in series]
     figure = new_figure(title, height=_height(len(kinds)) + legend_height(labels))
     rows = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
-    drawn = [
-        _panel(axes, kind, [panels[kind] for panels in series.values()], measure)
-        for axes, kind in zip(rows, kinds, strict=True)
-    ]
+    drawn = _panels(rows, series, measure)
     _finish_axis(rows[-1])
-    add_legend(figure, list(zip(drawn[0], labels, strict=True)))
+    add_legend(figure, list(zip(drawn, labels, strict=True)))
     return figure
 
 
@@ -121,11 +110,8 @@ def stability(
 ) -> Figure:
     """Draw scores for several numbers of samples, and how well their order agrees (Figure 10 of arXiv 2406.15786).
 
-    Args:
-        series: documents -> kind -> one score per layer, in ascending order of documents.
-        agreement: kind -> (documents, Spearman's rho with the largest number of documents).
-        title: of the picture.
-        measure: name of the scores.
+    The series go by the number of documents, ascending; the agreement holds by kind, for every number of documents,
+    Spearman's rho with the largest.
     """
     from matplotlib.ticker import NullLocator
 
@@ -133,10 +119,7 @@ def stability(
     labels = [*(f"{count:,} documents" for count in series), *(f"agreement, {shown(kind)}" for kind in agreement)]
     figure = new_figure(title, height=_height(len(kinds) + 1) + legend_height(labels) + 0.3)
     rows = figure.subplots(len(kinds) + 1, 1, squeeze=False)[:, 0]
-    drawn = [
-        _panel(axes, kind, [panels[kind] for panels in series.values()], measure)
-        for axes, kind in zip(rows[:-1], kinds, strict=True)
-    ]
+    drawn = _panels(rows[:-1], series, measure)
     for axes in rows[: len(kinds) - 1]:
         axes.sharex(rows[len(kinds) - 1])
         axes.tick_params(labelbottom=False)
@@ -151,7 +134,7 @@ def stability(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="calibration documents", ylabel="Spearman's ρ")
     axes.set_title("agreement of the order with the largest number", loc="left")
-    add_legend(figure, list(zip([*drawn[0], *agreeing], labels, strict=True)))
+    add_legend(figure, list(zip([*drawn, *agreeing], labels, strict=True)))
     return figure
 
 
@@ -167,16 +150,10 @@ def heat_map(
 ) -> Figure:
     """Draw importance by layer and revision, light where it is low (Figure 7 of arXiv 2406.15786).
 
-    Args:
-        panels: name, as in `attention` -> one row of scores per label, one score per layer.
-        labels: of the rows, from top to bottom.
-        title: of the picture.
-        ylabel: what the labels are.
-        first_apart: leave layer 0 out of the colour scale, as the paper does: its score hides all others.
-        measure: name of the scores.
+    A panel has a row of scores per label, from top to bottom.  With `first_apart`, layer 0 is left out of the colour
+    scale, as in the paper: its score hides all others.
     """
-    height = 1.6 + len(panels) * max(1.3, 0.75 + 0.24 * len(labels))
-    figure = new_figure(title, height=min(12.0, height))
+    figure = new_figure(title, height=min(12.0, 1.6 + len(panels) * max(1.3, 0.75 + 0.24 * len(labels))))
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, values) in zip(rows, panels.items(), strict=True):
         apart = first_apart and len(values[0]) > 2
@@ -195,10 +172,14 @@ def heat_map(
     return figure
 
 
-def _panel(axes: Axes, kind: str, lines: Sequence[Sequence[float]], measure: str) -> list[Artist]:
-    drawn: list[Artist] = [axes.plot(range(len(line)), line, **look(number))[0] for number, line in enumerate(lines)]
-    _finish_panel(axes, kind, lines, measure)
-    return drawn
+def _panels(rows: Any, series: Mapping[Any, Panels], measure: str) -> list[Artist]:
+    """Draw a panel per kind with a line for each of a series, and return the lines of the first."""
+    drawn: list[Artist] = []
+    for axes, kind in zip(rows, next(iter(series.values())), strict=True):
+        lines = [panels[kind] for panels in series.values()]
+        drawn += [axes.plot(range(len(line)), line, **look(number))[0] for number, line in enumerate(lines)]
+        _finish_panel(axes, kind, lines, measure)
+    return drawn[: len(series)]
 
 
 def _finish_panel(axes: Axes, kind: str, lines: Sequence[Sequence[float]], measure: str) -> None:

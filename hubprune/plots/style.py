@@ -40,35 +40,17 @@ MEASURE = "importance S"
 """Name of the scores by the default metric."""
 
 STYLE: dict[str, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": QUIET,
-    "axes.facecolor": PANEL,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 11,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 12,
-    "figure.constrained_layout.h_pad": 0.1,
-    "figure.constrained_layout.w_pad": 0.1,
-    "figure.facecolor": PANEL,
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
-    "font.size": 10,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "hatch.linewidth": 0.6,
-    "legend.fontsize": 10,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
-    "savefig.facecolor": PANEL,
-    "svg.fonttype": "none",  # labels stay text: readable to screen readers and to search
-    "svg.hashsalt": "hubprune",
-    "text.color": INK,
-    "text.parse_math": False,  # a dollar sign in the name of a data set is a dollar sign
-    "xtick.color": QUIET,
+    "axes.axisbelow": True, "axes.edgecolor": QUIET, "axes.facecolor": PANEL, "axes.grid": True,
+    "axes.labelcolor": INK, "axes.labelsize": 11, "axes.spines.right": False, "axes.spines.top": False,
+    "axes.titlesize": 12, "figure.constrained_layout.h_pad": 0.1, "figure.constrained_layout.w_pad": 0.1,
+    "figure.facecolor": PANEL, "font.size": 10, "grid.color": GRID, "grid.linewidth": 0.7, "hatch.linewidth": 0.6,
+    "legend.fontsize": 10, "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 5.5,
+    "savefig.facecolor": PANEL, "svg.hashsalt": "hubprune", "text.color": INK, "xtick.color": QUIET,
     "ytick.color": QUIET,
-}
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "svg.fonttype": "none",  # labels stay text: readable to screen readers and to search
+    "text.parse_math": False,  # a dollar sign in the name of a data set is a dollar sign
+}  # fmt: skip
 
 Params = ParamSpec("Params")
 Made = TypeVar("Made")
@@ -124,8 +106,7 @@ def shown(text: str, *, longest: int = LONGEST_LABEL) -> str:
 def legend_columns(labels: Sequence[str]) -> int:
     """Return how many columns of a legend fit beside each other."""
     for columns in range(len(labels), 1, -1):
-        # As matplotlib fills them: column by column, the first ones with one entry more where it does not come out
-        # even.
+        # As matplotlib fills them: column by column, the first with one entry more where it does not come out even.
         short, longer = divmod(len(labels), columns)
         ends = [column * short + min(column, longer) for column in range(columns + 1)]
         widest = [max(map(len, labels[start:end])) for start, end in pairwise(ends)]
@@ -173,13 +154,8 @@ def whole_numbers(axes: Axes) -> None:
 def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     """Write a figure as PNG and SVG; readers see the old or the new file, never half of one.
 
-    Args:
-        figure: from one of the functions of this package.
-        folder: made where it is missing.
-        name: of the files, without suffix.
-
-    Returns:
-        Paths of the PNG and of the SVG.  Their bytes depend on the figure and on the version of matplotlib alone.
+    The folder is made where it is missing.  Returns the paths of the PNG and of the SVG, whose bytes depend on the
+    figure and on the version of matplotlib alone.
     """
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     save_png(figure, png)

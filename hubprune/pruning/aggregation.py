@@ -36,13 +36,8 @@ def aggregate(
 ) -> LayerScores:
     """Average per-document scores over documents (or tokens) within a subset, then over subsets by their weights.
 
-    Args:
-        rows: one entry per document, each the mean over that document's tokens.
-        calibration: the mix that the documents were drawn from.
-        aggregation: `document` gives every document of a subset the same weight, `token` every token.
-        dtype: what the layers ran in, for the record.
-        device: where they ran, for the record.
-        metric: what the values are, for the record.
+    A row is the mean over one document's tokens.  `document` gives every document of a subset the same weight, `token`
+    every token.  What the layers ran in and where, and what the values are, is for the record.
 
     Raises:
         ScoringError: a subset has no document.
@@ -108,27 +103,18 @@ def stratified_standard_error(
 
 
 def agreements(one: ImportanceScores, other: ImportanceScores, *, lowest: int) -> tuple[Agreement, ...]:
-    """Compare the orders that two sets of scores give, kind by kind.
-
-    Args:
-        one: scores of a base.
-        other: scores of the same layers.
-        lowest: N of the overlap of the N lowest.
+    """Compare the orders that two sets of scores of the same layers give, kind by kind; the overlap is of the lowest.
 
     Raises:
         ValueError: they have different numbers of layers.
     """
-    pairs = [(kind, getattr(one, kind), getattr(other, kind)) for kind in KINDS]
-    return tuple(
-        Agreement(
-            kind=kind,
-            spearman=spearman(first, second),
-            kendall=kendall(first, second),
-            lowest=min(lowest, len(first)),
-            overlap=overlap(first, second, lowest=lowest),
-        )
-        for kind, first, second in pairs
-    )
+    found = []
+    for kind in KINDS:
+        pair: tuple[Sequence[float], Sequence[float]] = (getattr(one, kind), getattr(other, kind))
+        told = {"spearman": spearman(*pair), "kendall": kendall(*pair)}
+        shared = overlap(*pair, lowest=lowest)
+        found.append(Agreement(kind=kind, **told, lowest=min(lowest, len(pair[0])), overlap=shared))
+    return tuple(found)
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -48,13 +48,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def examine(base: BaseCheckpoint, *, folder: Path, shapes: Shapes, reporter: Reporter) -> None:
-    """Check that the files of a base fit each other, and say what of them is not used.
+    """Check that the files of a base fit each other, and say what of them is not used, or odd.
 
-    Args:
-        base: the base, resolved.
-        folder: with all of its files but, perhaps, the weights.
-        shapes: of all tensors in its weights, by name.
-        reporter: told what is left out, and what is odd.
+    The folder holds all of its files but, perhaps, the weights, whose tensors `shapes` describes.
 
     Raises:
         CheckpointError: the first contradiction, with its cause and what to do.
@@ -80,11 +76,7 @@ def settle(base: BaseCheckpoint, *, reporter: Reporter) -> BaseCheckpoint:
 
     Where config.json names no dtype, it is that of the weights.  Where it says that the head is the embedding, and a
     head with other values is stored, transformers 5 uses both, and transformers 4 the embedding alone: the first is
-    what counts here, and `tie_word_embeddings` becomes false, so that every version computes it.
-
-    Args:
-        base: the base, downloaded.
-        reporter: told of a head of its own.
+    what counts here, and `tie_word_embeddings` becomes false, so that every version computes it, as is told.
 
     Raises:
         CheckpointError: as `examine`.
@@ -166,10 +158,11 @@ def _has_own_head(folder: Path, found: Fit, base: BaseCheckpoint) -> bool:
     reader = WeightReader(folder, found.tensor_names)
     if not {family.head, family.embedding} <= reader.names:
         return False
-    parts = (range(start, min(start + READ_ROWS, found.vocabulary)) for start in range(0, found.vocabulary, READ_ROWS))
-    return not all(
-        torch.equal(*(reader.rows(name, part).double() for name in (family.head, family.embedding))) for part in parts
-    )
+    for start in range(0, found.vocabulary, READ_ROWS):
+        part = range(start, min(start + READ_ROWS, found.vocabulary))
+        if not torch.equal(*(reader.rows(name, part).double() for name in (family.head, family.embedding))):
+            return True
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +183,7 @@ class Fit:
 
 
 def fit(config: Mapping[str, Any], shapes: Shapes, *, name: str) -> Fit:
-    """Ask transformers what it makes of a config.json and of tensors.
-
-    Args:
-        config: the parsed config.json of a base, pruned before or not.
-        shapes: of all tensors in its files.
-        name: how error messages call it.
+    """Ask transformers what it makes of the config.json and the tensors of a base, pruned before or not.
 
     Raises:
         CheckpointError: no model can be built of the config, or the tensors are not those of that model.
@@ -216,17 +204,13 @@ def fit(config: Mapping[str, Any], shapes: Shapes, *, name: str) -> Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class _Loaded:
-    """A model that was loaded without data."""
-
     config: Any
-    prefix: str
-    """What the names of a decoder begin with in the model with a head."""
+    prefix: str  # what the names of a decoder begin with in the model with a head
     vocabulary: int
     model: Shapes
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    """Name, shape in the files and shape in the model."""
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape in the files, in the model
 
 
 @lru_cache(maxsize=4)
@@ -307,15 +291,11 @@ def _require_layers(structure: Structure, shapes: Shapes, name: str) -> None:
     """Compare the number of layers first: to build thousands that are not there would take minutes."""
     layer = re.compile(rf"(?:{re.escape(structure.architecture.layers_prefix)}|layers\.)(\d+)\.")
     stored = {int(found[1]) for key in shapes if (found := layer.match(key))}
-    absent = [
-        number
-        for number in range(structure.num_hidden_layers)
-        if number not in stored and not (number in structure.no_attn and number in structure.no_mlp)
-    ]
-    if stored and absent:
+    expected = set(range(structure.num_hidden_layers)) - (set(structure.no_attn) & set(structure.no_mlp))
+    if stored and (absent := expected - stored):
         raise CheckpointError(
             f"config.json of {name} has num_hidden_layers={structure.num_hidden_layers}, and its weights hold no "
-            f"layer {absent[0]}.",
+            f"layer {min(absent)}.",
             hint="config.json and the weights are not of the same model; layers are counted from 0.",
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,9 +65,8 @@ def _ask_commit(dataset: str, revision: str | None) -> str | None:
     def passing(error: BaseException) -> bool:
         return isinstance(error, HfHubHTTPError) and error.response.status_code in (429, 500, 502, 503, 504)
 
-    tries = Retrying(
-        retry=retry_if_exception(passing), stop=stop_after_attempt(4), wait=wait_exponential(max=8), reraise=True
-    )
+    stop, wait = stop_after_attempt(4), wait_exponential(max=8)
+    tries = Retrying(retry=retry_if_exception(passing), stop=stop, wait=wait, reraise=True)
     try:
         info = tries(lambda: HfApi().dataset_info(dataset, revision=revision))
         if info.gated:  # everybody may see its commit; only this tells whether its files may be read
@@ -104,13 +104,8 @@ def draw(
     an end-of-text token behind each one (as pretraining does, and the code of He et al. 2024), joined in the shuffled
     order and cut.
 
-    Args:
-        mix: subsets, weights, lengths.
-        commits: commit of each subset's data set, from `resolve_commits`.
-        seed: of the streaming shuffle.
-        tokenizer: the base's.
-        context_length: longest input of the base; a larger `max_tokens` is lowered to it.
-        reporter: shown the progress in samples.
+    The commits are those of `resolve_commits`, the seed is of the streaming shuffle.  The tokenizer is the base's, and
+    so is `context_length`, its longest input, to which a larger `max_tokens` is lowered.
 
     Raises:
         CalibrationError: a subset is missing, too small for its share, or has no such text column.
@@ -118,12 +113,12 @@ def draw(
     max_tokens = min(mix.max_tokens, context_length or mix.max_tokens)
     if max_tokens < mix.max_tokens:
         reporter.note(f"samples have {max_tokens} tokens, the base's context, instead of the mix's {mix.max_tokens}")
-    draft = _Draft(mix=mix, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens)
     # With very few samples a small subset's share rounds to no sample at all: it is not part of what was drawn.
     parts = [part for part in zip(mix.subsets, mix.counts(), commits, strict=True) if part[1]]
     unit: Unit = "sequences" if mix.packed else "documents"
     with no_calls_elsewhere(), reporter.progress("drawing", total=mix.num_samples, unit=unit) as advance:
-        drawn = [draft.draw(subset, count, commit=commit, advance=advance) for subset, count, commit in parts]
+        part_of = partial(_draw_of, mix=mix, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens, advance=advance)
+        drawn = [part_of(subset, count, commit=commit) for subset, count, commit in parts]
     documents = tuple(Document(source, ids) for source, part in enumerate(drawn) for ids in part.samples)
     digest, total = hashlib.sha256(), sum(part.subset.weight for part in drawn)
     for document in documents:
@@ -142,13 +137,10 @@ def draw(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What was drawn of one subset."""
-
     subset: CalibrationSubset
     commit: str | None
     samples: tuple[tuple[int, ...], ...]
-    texts: int
-    """Documents that were read."""
+    texts: int  # documents that were read
 
     def source(self, *, weight: float, packed: bool) -> CalibrationSource:
         """Record it, with its share of the mix."""
@@ -166,51 +158,45 @@ class _Part:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
-    """How all subsets of a mix are drawn."""
+def _draw_of(
+    subset: CalibrationSubset,
+    count: int,
+    *,
+    commit: str | None,
+    mix: CalibrationMix,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    advance: Advance,
+) -> _Part:
+    """Draw a number of samples of a subset, or raise where there are fewer."""
+    read = 0
 
-    mix: CalibrationMix
-    seed: int
-    tokenizer: PreTrainedTokenizerBase
-    max_tokens: int
+    def counted() -> Iterator[str]:
+        nonlocal read
+        for text in stream(subset, commit=commit, seed=seed, buffer=mix.shuffle_buffer):
+            read += 1
+            yield text
 
-    def draw(self, subset: CalibrationSubset, count: int, *, commit: str | None, advance: Advance) -> _Part:
-        """Draw a number of samples of a subset.
-
-        Raises:
-            CalibrationError: there are fewer.
-        """
-        read = 0
-
-        def counted() -> Iterator[str]:
-            nonlocal read
-            for text in stream(subset, commit=commit, seed=self.seed, buffer=self.mix.shuffle_buffer):
-                read += 1
-                yield text
-
-        samples: list[tuple[int, ...]] = []
-        for ids in islice(self._packed(counted()) if self.mix.packed else map(self._cut, counted()), count):
-            samples.append(ids)
-            advance(1)
-        if len(samples) < count:
-            had = f"has {read} documents"
-            if self.mix.packed:
-                had += f", enough for {len(samples)} sequences of {self.max_tokens} tokens"
-            raise CalibrationError(
-                f"{subset.dataset} ({subset.label}, {subset.split}) {had}, the mix wants {count} of it.",
-                hint="Lower --num-samples, or change the weights of the mix." if read else "Is it the right split?",
-            )
-        return _Part(subset, commit, tuple(samples), read)
-
-    def _cut(self, text: str) -> tuple[int, ...]:
-        return _tokens(self.tokenizer, text, truncation=True, max_length=self.max_tokens)
-
-    def _packed(self, texts: Iterable[str]) -> Iterator[tuple[int, ...]]:
-        eos = self.tokenizer.eos_token_id
+    if mix.packed:
+        eos = tokenizer.eos_token_id
         # Without `verbose` the tokenizer warns of every text that is longer than the model's context.
-        read = (end_of_document(_tokens(self.tokenizer, text, verbose=False), eos=eos) for text in texts)
-        return pack(read, length=self.max_tokens)
+        whole = (end_of_document(_tokens(tokenizer, text, verbose=False), eos=eos) for text in counted())
+        found = pack(whole, length=max_tokens)
+    else:
+        found = (_tokens(tokenizer, text, truncation=True, max_length=max_tokens) for text in counted())
+    samples: list[tuple[int, ...]] = []
+    for ids in islice(found, count):
+        samples.append(ids)
+        advance(1)
+    if len(samples) < count:
+        enough = f", enough for {len(samples)} sequences of {max_tokens} tokens" if mix.packed else ""
+        raise CalibrationError(
+            f"{subset.dataset} ({subset.label}, {subset.split}) has {read} documents{enough}, the mix wants {count} "
+            "of it.",
+            hint="Lower --num-samples, or change the weights of the mix." if read else "Is it the right split?",
+        )
+    return _Part(subset, commit, tuple(samples), read)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> tuple[int, ...]:

@@ -39,29 +39,20 @@ NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, err
 def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, advance: Callable[[int], None]) -> None:
     """Write the pruned checkpoint into an existing empty folder: weights, config, tokenizer files, modeling file.
 
-    Args:
-        base: the base, downloaded.
-        plan: what goes.
-        folder: where to write; the caller makes it appear atomically.
-        advance: told the number of weight bytes after each copied piece.
+    The base has to be downloaded; the caller makes the folder appear atomically, and is told the number of weight
+    bytes after each copied piece.
 
     Raises:
         CheckpointError: a base file is broken or hostile, or does not hold what the plan drops.
     """
-    source = Path(base.folder or "")
     architecture = architecture_of(base.config, name=base.name)
-    weights = open_weights(source).used(base.tensor_names)
+    weights = open_weights(Path(base.folder or "")).used(base.tensor_names)
     write_weights(weights, plan, architecture, folder, advance=advance)
     write_companions(base, plan, folder)
 
 
 def write_companions(base: BaseCheckpoint, plan: DropPlan, folder: Path) -> None:
-    """Write all files of a pruned checkpoint but its weights.
-
-    Args:
-        base: the base, of which config.json, tokenizer files and what else is carried have to be in its folder.
-        plan: what goes.
-        folder: where to write.
+    """Write all files of a pruned checkpoint but its weights; those of the base need not be there for that.
 
     Raises:
         CheckpointError: a file of the base is broken.
@@ -111,8 +102,7 @@ def write_weights(
     weights: Weights, plan: DropPlan, architecture: Architecture, folder: Path, *, advance: Callable[[int], None]
 ) -> None:
     """Write the safetensors files of a plan, and the index where the base has one."""
-    shards = shard_plans(weights, plan, architecture)
-    neurons = neurons_of(weights, plan, architecture)
+    shards, neurons = shard_plans(weights, plan, architecture), neurons_of(weights, plan, architecture)
     for shard in shards:
         _write_shard(shard, folder / shard.name, neurons, advance)
     if weights.index_metadata is None:
@@ -148,14 +138,13 @@ def shard_plans(weights: Weights, plan: DropPlan, architecture: Architecture) ->
     plans = []
     for shard in weights.shards:
         named = [(t, name) for t in shard.tensors if (name := renamed[t.name]) is not None]
-        kept = tuple(KeptTensor(t, name, narrower.get(t.name)) for t, name in named)
-        if kept:
+        if kept := tuple(KeptTensor(t, name, narrower.get(t.name)) for t, name in named):
             plans.append(ShardPlan(shard, shard.path.name, kept))
     if len(plans) < len(weights.shards):
-        for number, plan_of_shard in enumerate(plans):
-            if found := NUMBERED_SHARD.fullmatch(plan_of_shard.name):
+        for number, shard_plan in enumerate(plans):
+            if found := NUMBERED_SHARD.fullmatch(shard_plan.name):
                 name = f"{found['stem']}-{number + 1:05d}-of-{len(plans):05d}.safetensors"
-                plans[number] = replace(plan_of_shard, name=name)
+                plans[number] = replace(shard_plan, name=name)
     return plans
 
 
@@ -182,10 +171,8 @@ def new_names(weights: Weights, plan: DropPlan, architecture: Architecture) -> d
 
 
 def _write_shard(plan: ShardPlan, path: Path, neurons: Neurons | None, advance: Callable[[int], None]) -> None:
-    header: dict[str, object] = {}
-    if plan.source.metadata is not None:
-        header["__metadata__"] = dict(plan.source.metadata)
-    offset = 0
+    metadata, offset = plan.source.metadata, 0
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     for kept in plan.kept:
         offsets = [offset, offset + kept.size]
         header[kept.name] = {"dtype": kept.entry.dtype, "shape": kept.shape, "data_offsets": offsets}
@@ -247,19 +234,11 @@ def take_inventory(
     architecture: Architecture,
     advance: Callable[[int], None],
 ) -> WrittenCheckpoint:
-    """Describe a written checkpoint beside its base.
+    """Describe a written checkpoint beside its base, whose weights are as its model uses them, and whose config it is.
 
-    Args:
-        base: the base's weights, as its model uses them.
-        folder: the written checkpoint.
-        plan: what was dropped.
-        config: the base's config.json.
-        architecture: the base's family.
-        advance: told the number of bytes after each piece that was hashed.
+    The number of bytes is told after each piece that was hashed.
     """
-    pruned = open_weights(folder)
-    per_layer = kv_bytes_per_layer(config)
-    layers = plan.num_hidden_layers
+    pruned, per_layer, layers = open_weights(folder), kv_bytes_per_layer(config), plan.num_hidden_layers
     return WrittenCheckpoint(
         files=list_files(folder, advance=advance),
         parameters=count_parameters(pruned, config, architecture),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +20,17 @@ from hubprune.core.recipe import CalibrationMix, CalibrationSubset, parse, read_
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-
 DOCUMENT_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 """Suffix of a local file of documents -> builder of datasets that reads it."""
 
 COSMOPEDIA_WEIGHTS: Mapping[str, float] = {
-    "stories": 0.300,
-    "web_samples_v2": 0.200,
-    "web_samples_v1": 0.150,
-    "wikihow": 0.150,
-    "openstax": 0.125,
+    "stories": 0.300, "web_samples_v2": 0.200, "web_samples_v1": 0.150, "wikihow": 0.150, "openstax": 0.125,
     "stanford": 0.075,
-}
+}  # fmt: skip
 
+_COSMOPEDIA = partial(CalibrationSubset, dataset="HuggingFaceTB/cosmopedia")
 COSMOPEDIA = CalibrationMix(
-    name="cosmopedia",
-    subsets=tuple(
-        CalibrationSubset(dataset="HuggingFaceTB/cosmopedia", config=config, weight=weight)
-        for config, weight in COSMOPEDIA_WEIGHTS.items()
-    ),
+    name="cosmopedia", subsets=tuple(_COSMOPEDIA(config=c, weight=w) for c, w in COSMOPEDIA_WEIGHTS.items())
 )
 
 PAPER_SAMPLES = 256
@@ -61,8 +54,7 @@ INSTRUCTIONS = {
         dataset="sahil2801/CodeAlpaca-20k", column=("instruction", "input", "output"), weight=1
     ),
     "mathinstruct": CalibrationSubset(dataset="TIGER-Lab/MathInstruct", column=("instruction", "output"), weight=1),
-    # Beside its files the repo has a loading script, and with one of those datasets 4 and later open none of the
-    # configs.
+    # Beside its files the repo has a loading script, and with one of those datasets 4 and later open no config.
     "lima": CalibrationSubset(dataset="GAIR/lima", file="train.jsonl", column="conversations", weight=1),
 }
 """The instruction sets of He et al. 2024, Figure 3, one document per row without the template of any chat: a base has
@@ -87,10 +79,8 @@ def is_file(dataset: str) -> bool:
 def find_mix(name: str, *, num_samples: int | None = None, max_tokens: int | None = None) -> CalibrationMix:
     """Return a mix by name, or read it from a YAML of the same fields, or make one of a file of documents.
 
-    Args:
-        name: one of `MIXES`, or the path of a .yaml, .jsonl, .json, .parquet or .txt file.
-        num_samples: documents or packed sequences in all, in place of the mix's own number.
-        max_tokens: tokens per document or packed sequence, in place of the mix's own number.
+    The name is one of `MIXES`, or the path of a .yaml, .jsonl, .json, .parquet or .txt file.  Numbers that are given,
+    of documents or packed sequences and of tokens in each, take the place of the mix's own.
 
     Raises:
         RecipeError: no such mix or file, or a value that cannot be used.
@@ -116,9 +106,7 @@ def find_mix(name: str, *, num_samples: int | None = None, max_tokens: int | Non
 def check_subsets(mix: CalibrationMix, commits: Sequence[str | None]) -> None:
     """Find the config, split and columns of every subset; one document is read where nothing else tells its columns.
 
-    Args:
-        mix: the subsets.
-        commits: commit of each subset's data set, None for local files.
+    There is one commit per subset, that of its data set; None for local files.
 
     Raises:
         CalibrationError: something is not there, with what is, or cannot be read.
@@ -189,8 +177,8 @@ def _open(subset: CalibrationSubset, commit: str | None) -> IterableDataset:
     if file := subset.dataset if is_file(subset.dataset) else subset.file:
         suffix = PurePosixPath(file).suffix
         if suffix not in DOCUMENT_FILES:
-            said = f"{file} is none of {', '.join(DOCUMENT_FILES)}, the files that documents are read of."
-            raise CalibrationError(said)
+            known = ", ".join(DOCUMENT_FILES)
+            raise CalibrationError(f"{file} is none of {known}, the files that documents are read of.")
         place = file if is_file(subset.dataset) else f"hf://datasets/{subset.dataset}@{commit}/{file}"
         splits = datasets.load_dataset(DOCUMENT_FILES[suffix], data_files=place, streaming=True)
     else:

@@ -61,13 +61,7 @@ class Scoring:
 
 
 def score(folder: Path, calibration: CalibrationSet, scoring: Scoring, *, reporter: Reporter) -> LayerScores:
-    """Score a base: attention, MLP and block importance of every layer.
-
-    Args:
-        folder: the base's files.
-        calibration: the documents.
-        scoring: how.
-        reporter: shown the progress in batches, over all layers.
+    """Score a base, whose files are in the folder: attention, MLP and block importance of every layer.
 
     Raises:
         ScoringError: a score is not finite.
@@ -95,11 +89,7 @@ class Scorer:
     ) -> None:
         """Open a base; nothing but its embedding is read.
 
-        Args:
-            folder: the base's files.
-            calibration: the documents.
-            scoring: how.
-            keeps_states: whether the states that enter each layer are kept, so that it can be run from there again.
+        With `keeps_states` the states that enter each layer are kept, so that it can be run from there again.
         """
         self._scoring, self._calibration = scoring, calibration
         self._batches = make_batches(calibration.documents, scoring.batch_size)
@@ -126,11 +116,9 @@ class Scorer:
         return [number for number in range(start, len(self.model)) if not self.model.does_nothing(number)]
 
     def run(self, advance: Advance, *, start: int = 0) -> None:
-        """Run all batches through one layer after the other.
+        """Run all batches through one layer after the other, and tell of every batch that a layer is through with.
 
-        Args:
-            advance: told of every batch that a layer is through with.
-            start: the first layer; what enters it has to be there from an earlier run.
+        What enters the layer `start` has to be there from an earlier run.
 
         Raises:
             ScoringError: a score is not finite.
@@ -173,14 +161,8 @@ class Scorer:
             attn, mlp, block = (tuple(column) for column in values.T.tolist())
             found = ImportanceScores(attn=attn, mlp=mlp, block=block)
             rows.append(DocumentScores(source=document.source, tokens=len(document.ids), scores=found))
-        return aggregate(
-            rows,
-            self._calibration.record,
-            metric=how.metric,
-            aggregation=how.aggregation,
-            dtype=how.dtype,
-            device=how.device,
-        )
+        told, record = {"dtype": how.dtype, "device": how.device}, self._calibration.record
+        return aggregate(rows, record, metric=how.metric, aggregation=how.aggregation, **told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,14 +215,9 @@ class Passage:
 def pass_through(
     layer: nn.Module, entering: torch.Tensor, arguments: dict[str, Any], *, architecture: Architecture, metric: Metric
 ) -> Passage:
-    """Run one layer on one batch and note what a metric needs.
+    """Run one layer on one batch, [documents, tokens, hidden_size], and note what a metric needs.
 
-    Args:
-        layer: with its weights.
-        entering: hidden states, [documents, tokens, hidden_size].
-        arguments: what the model hands to the layer besides.
-        architecture: the base's family.
-        metric: what the passage is for.
+    The arguments are what the model hands to the layer besides.
     """
     passage = Passage(entering)
 
@@ -295,13 +272,19 @@ def _cosine_no_residual(passage: Passage) -> list[torch.Tensor]:
     pairs = (
         (attn.given, attn.returned), (mlp.given, mlp.returned), (passage.entering, attn.added + mlp.added),
     )  # fmt: skip
-    return [_one_minus_cosine(one.float(), other.float()) for one, other in pairs]
+    found = []
+    for one, other in ((one.float(), other.float()) for one, other in pairs):
+        # 1 where a vector is zero, as in `torch.nn.functional.cosine_similarity`.
+        nothing = (_length(one) == 0) | (_length(other) == 0)
+        found.append(torch.where(nothing, 1.0, _half_squared(_unit(one), _unit(other))))
+    return found
 
 
 def _relative_magnitude(passage: Passage) -> list[torch.Tensor]:
     attn, mlp = passage.attn.added, passage.mlp.added
     pairs = ((attn, passage.between), (mlp, passage.leaving), (attn + mlp, passage.leaving))
-    return [_share(_length(added), _length(total.float())) for added, total in pairs]
+    lengths = ((_length(added), _length(total.float())) for added, total in pairs)
+    return [torch.where(part == 0, 0.0, part / whole) for part, whole in lengths]  # 0 where nothing is added
 
 
 MEASURES: Mapping[Metric, Callable[[Passage], list[torch.Tensor]]] = {
@@ -317,16 +300,5 @@ def _half_squared(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (one - other).square_().sum(dim=-1) / 2
 
 
-def _one_minus_cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return 1 - cos; 1 where a vector is zero, as in `torch.nn.functional.cosine_similarity`."""
-    nothing = (_length(one) == 0) | (_length(other) == 0)
-    return torch.where(nothing, 1.0, _half_squared(_unit(one), _unit(other)))
-
-
 def _length(states: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(states, dim=-1)
-
-
-def _share(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """Return part / whole; 0 where nothing is added, to whatever."""
-    return torch.where(part == 0, 0.0, part / whole)

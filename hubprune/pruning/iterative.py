@@ -36,23 +36,12 @@ class Round(Artifact):
 
 
 def drop_in_rounds(
-    drop: DropSpec,
-    shape: Shape,
-    *,
-    open_scorer: Callable[[], Scorer],
-    store: StageStore,
-    key: str,
-    reporter: Reporter,
+    drop: DropSpec, shape: Shape, *, open_scorer: Callable[[], Scorer], store: StageStore, key: str, reporter: Reporter
 ) -> tuple[LayerScores, DropPlan]:
     """Select what goes, one round after the other.
 
-    Args:
-        drop: the request.
-        shape: of the base.
-        open_scorer: makes a scorer that keeps its states.
-        store: where the first scores and every round are kept.
-        key: of the first scores, which are those of the whole base.
-        reporter: told what goes.
+    The first scores, those of the whole base, are kept in the store under the key, and so is every round.  The scorer
+    has to keep its states, and reads weights when it is asked to run only.
 
     Returns:
         The scores of the whole base, and the plan.
@@ -67,9 +56,9 @@ def drop_in_rounds(
     named = by_hand(drop, first, shape)
     iteration.take(named)
     rounds_key = key_of(key, drop.by_hand, drop.protect, shape.absent)
-    order: list[Ranking] = []  # what each round takes its first from, attentions before MLPs
-    for ranking, amount in drop.amounts.items():
-        order += [ranking] * count_of(amount, of=shape.count(ranking))
+    # What each round takes its first from, attentions before MLPs.
+    counts = {ranking: count_of(amount, of=shape.count(ranking)) for ranking, amount in drop.amounts.items()}
+    order = [ranking for ranking, count in counts.items() for _ in range(count)]
     dropped, margins, seconds = list(named), dict[Ranking, Margin | None](), 0.0
     for number, ranking in enumerate(order, start=1):
         find = partial(iteration.next_round, ranking, number=number, of=len(order))
@@ -89,15 +78,7 @@ class Iteration:
     """A base on its way down: what is gone already, and the scores of what is left."""
 
     def __init__(self, drop: DropSpec, shape: Shape, *, open_scorer: Callable[[], Scorer], reporter: Reporter) -> None:
-        """Begin with the whole base.
-
-        Args:
-            drop: the request.
-            shape: of the base.
-            open_scorer: makes a scorer that keeps its states, with the weights still to be read; called when the first
-                scores are asked for.
-            reporter: shown the progress of every round, and the time that is left for all of them.
-        """
+        """Begin with the whole base; the scorer, which has to keep its states, is opened when scores are asked for."""
         self._drop, self._shape, self._open, self._reporter = drop, shape, open_scorer, reporter
         self._scorer: Scorer | None = None
         self._gone: list[DroppedSublayer] = []
@@ -112,35 +93,26 @@ class Iteration:
             DiskSpaceError: there is no room for the states that enter every layer.
         """
         if self._scorer is None:
-            self._scorer, self._stale_from = self._opened(), 0
+            try:
+                self._scorer = self._open()
+            except DiskSpaceError as error:
+                raise DiskSpaceError(
+                    f"{error.message} An iterative schedule keeps those that enter every layer.",
+                    hint="Set TMPDIR to a folder with more room, lower --num-samples, or pass --schedule one-shot.",
+                ) from error
+            for row in self._gone:
+                self._scorer.model.bypass(row.kind, row.layer)
+            self._stale_from = 0
         if self._stale_from is not None:
             start, begun = self._stale_from, time.monotonic()
-            total = self._scorer.cost(start)
-            with self._reporter.progress(what, total=total, unit="batches") as advance:
+            with self._reporter.progress(what, total=self._scorer.cost(start), unit="batches") as advance:
                 self._scorer.run(advance, start=start)
             self._stale_from = None
             self._seconds.append(time.monotonic() - begun)
         return self._scorer.scores()
 
-    def _opened(self) -> Scorer:
-        try:
-            scorer = self._open()
-        except DiskSpaceError as error:
-            raise DiskSpaceError(
-                f"{error.message} An iterative schedule keeps those that enter every layer.",
-                hint="Set TMPDIR to a folder with more room, lower --num-samples, or pass --schedule one-shot.",
-            ) from error
-        for row in self._gone:
-            scorer.model.bypass(row.kind, row.layer)
-        return scorer
-
     def next_round(self, ranking: Ranking, *, number: int, of: int) -> Round:
-        """Find what goes in a round.
-
-        Args:
-            ranking: what is ranked.
-            number: of the round, from 1.
-            of: how many rounds there are.
+        """Find what goes in a round, counted from 1.
 
         Raises:
             PlanError: nothing is left that may go.
@@ -151,8 +123,7 @@ class Iteration:
         gone = tuple((row.kind, row.layer) for row in self._gone)
         left = replace(self._shape, absent=(*self._shape.absent, *gone))
         order = [candidate for candidate in ranked(ranking, left, scores) if candidate.kinds]
-        free = droppable(order, self._drop, left)
-        if not free:
+        if not (free := droppable(order, self._drop, left)):
             raise PlanError(
                 f"After {number - 1} of {of} rounds nothing is left of {self._shape.name} that may go.",
                 hint="Drop less, or protect less.",

@@ -40,14 +40,8 @@ def check_choice(
 ) -> None:
     """Refuse a layout that cannot fit the base whatever is dropped; made before anything is downloaded.
 
-    Args:
-        requested: `auto` or a layout.
-        config: the base's config.json.
-        methods: what is asked for.
-        widths: how wide the MLPs become, where that changes.
-
     Raises:
-        PlanError: it cannot.
+        PlanError: it cannot, by the base's config.json and what is asked for.
     """
     base = read_structure(config)
     if widths:
@@ -61,12 +55,7 @@ def check_choice(
 
 
 def choose_layout(requested: LayoutChoice, plan: DropPlan, config: Mapping[str, Any]) -> Layout:
-    """Choose the layout of a plan: the requested one, or for `auto` the first that fits.
-
-    Args:
-        requested: `auto` or a layout.
-        plan: what goes.
-        config: the base's config.json.
+    """Choose the layout of a plan, by the base's config.json: the requested one, or for `auto` the first that fits.
 
     Raises:
         PlanError: the requested layout does not fit, or no attention of some kind is left; the message says which.
@@ -107,14 +96,12 @@ def require_every_kind(plan: DropPlan, config: Mapping[str, Any]) -> None:
 def _stock_obstacle(left: Structure, config: Mapping[str, Any], kept: Sequence[int]) -> str | None:
     family = left.architecture
     floor = ".".join(map(str, family.lists_floor or ()))
+    mixed_up = bool(floor) and family.mixes_up_kinds(config, kept)
     return _first(
         (bool(left.no_attn), "layers that stay have no attention"),
         (bool(left.no_mlp), "layers that stay have no MLP"),
         (len(set(left.mlp_widths)) > 1, "the MLPs differ in width"),
-        (
-            bool(floor) and family.mixes_up_kinds(config, kept),
-            f"transformers before {floor} would mix up its full and sliding attentions without a word",
-        ),
+        (mixed_up, f"transformers before {floor} would mix up its full and sliding attentions without a word"),
     )
 
 
@@ -169,11 +156,9 @@ class Runnable:
 
 
 def make_runnable(base: BaseCheckpoint, folder: Path) -> Runnable:
-    """Return a folder that transformers can load a base from without running code that is not ours.
+    """Return a folder that transformers can load a downloaded base from without running code that is not ours.
 
-    Args:
-        base: the base, downloaded.
-        folder: where to write what a base that was pruned before needs; taken as it is where it exists.
+    What a base that was pruned before needs is written to `folder`, which is taken as it is where it exists.
 
     Raises:
         CheckpointError: its config.json does not say which sublayers it has, or its weights cannot be read.

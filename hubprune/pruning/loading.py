@@ -66,8 +66,7 @@ class Comparison(BaseModel):
     parameters: int
     dtype: str
     max_logit_difference: float
-    largest_logit: float
-    """Of the base, by its absolute value."""
+    largest_logit: float  # of the base, by its absolute value
     argmax_equal: bool
     positions: int
     cached_equal: bool

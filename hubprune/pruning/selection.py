@@ -138,12 +138,7 @@ def make_plan(
 ) -> DropPlan:
     """Select what goes: the sublayers that are named, and so many as are asked for from the low end of each ranking.
 
-    Args:
-        drop: the request.
-        scores: of the base; may be None where nothing is chosen by them.
-        shape: of the base.
-        metric: what is ranked by; `reverse-order` and `random` need no scores.
-        seed: of the random metric.
+    The metrics `reverse-order` and `random`, which depends on the seed, need no scores.
 
     Raises:
         PlanError: the request does not fit the base.
@@ -174,11 +169,8 @@ def candidates(ranking: Ranking, shape: Shape) -> list[Candidate]:
     if ranking == "block":
         present = [tuple(k for k in KINDS if shape.has(k, layer)) for layer in range(shape.num_hidden_layers)]
         return [Candidate(ranking=ranking, layer=layer, kinds=kinds) for layer, kinds in enumerate(present)]
-    return [
-        Candidate(ranking=ranking, layer=layer, kinds=(kind,))
-        for kind in PARTS[ranking]
-        for layer in shape.layers(kind)
-    ]
+    found = [(kind, layer) for kind in PARTS[ranking] for layer in shape.layers(kind)]
+    return [Candidate(ranking=ranking, layer=layer, kinds=(kind,)) for kind, layer in found]
 
 
 def ranked(
@@ -218,15 +210,9 @@ def rows_of(
     candidate: Candidate, scores: LayerScores | None, *, rank: int | None, in_round: int | None = None
 ) -> list[DroppedSublayer]:
     """Return the sublayers that go with a candidate."""
+    score, layer, ranking = candidate.of(scores.mean) if scores else None, candidate.layer, candidate.ranking
     return [
-        DroppedSublayer(
-            kind=kind,
-            layer=candidate.layer,
-            score=candidate.of(scores.mean) if scores else None,
-            rank=rank,
-            ranking=candidate.ranking,
-            round=in_round,
-        )
+        DroppedSublayer(kind=kind, layer=layer, score=score, rank=rank, ranking=ranking, round=in_round)
         for kind in candidate.kinds
     ]
 
@@ -278,16 +264,15 @@ def margin(scores: LayerScores, last_dropped: Candidate, first_kept: Candidate) 
         return float(first_kept.of(found) - last_dropped.of(found))
 
     differences = [difference(row.scores) for row in scores.per_document]
-    weights = [source.weight for source in scores.calibration.sources]
+    weights, by_token = [source.weight for source in scores.calibration.sources], scores.aggregation == "token"
+    error = stratified_standard_error(scores.per_document, differences, weights=weights, by_token=by_token)
     return Margin(
         ranking=last_dropped.ranking,
         last_dropped=last_dropped.layer,
         first_kept=first_kept.layer,
         kinds=(last_dropped.kinds[0], first_kept.kinds[0]),
         difference=difference(scores.mean),
-        standard_error=stratified_standard_error(
-            scores.per_document, differences, weights=weights, by_token=scores.aggregation == "token"
-        ),
+        standard_error=error,
     )
 
 
@@ -296,12 +281,8 @@ def plan_widths(
 ) -> WidthPlan:
     """Decide how many neurons every MLP keeps; a base that was narrowed before counts from its own widths.
 
-    Args:
-        spec: the request.
-        structure: of the base.
-        config: the base's config.json; the hidden size is read here.
-        name: how error messages call the base.
-        gone: layers whose MLP is dropped, so that its width does not matter.
+    Structure and config, of which the hidden size is read, are the base's.  Where an MLP is dropped, as in the layers
+    of `gone`, its width does not matter.
 
     Raises:
         PlanError: more neurons than there are, another number of widths than of layers, no neuron left, or none gone.

@@ -1,7 +1,12 @@
-"""Run a base layer by layer: each layer's weights are read once, used on all batches, and let go.
+"""Run a base layer by layer, or the whole one as if it were pruned; sublayers are bypassed in either.
 
-Scoring needs no KV cache, no head and no whole model.  What is in memory is one layer, the next one that a thread is
-reading, and the hidden states of the calibration set; where those are too many, they are in a mapped file.
+Scoring needs no KV cache, no head and no whole model: each layer's weights are read once, used on all batches, and let
+go.  What is in memory is one layer, the next one that a thread is reading, and the hidden states of the calibration
+set; where those are too many, they are in a mapped file.
+
+In a loaded base, sublayers are bypassed in memory, and put back afterwards.  The stand-ins are those of the modeling
+file that a published repo ships, taken from that file, so that a bypassed model computes what the written and reloaded
+checkpoint computes, KV cache included.  No weight is copied or changed.
 """
 
 from __future__ import annotations
@@ -12,7 +17,9 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +28,7 @@ import torch
 from torch import nn
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import SublayerKind
+from hubprune.core.artifacts import DropPlan, SublayerKind
 from hubprune.core.console import size
 from hubprune.core.devices import available_bytes
 from hubprune.core.errors import CheckpointError, DiskSpaceError
@@ -31,15 +38,11 @@ from hubprune.core.templates import published_code
 from hubprune.core.weights import TensorEntry, open_weights
 
 TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
 READ_BYTES = 2**30
-ALIGNMENT = 64
+ALIGNMENT = 64  # whole cache lines
 STATES_SHARE = 0.5
 """Share of the free memory that hidden states may take; the rest is for two layers and what they compute."""
 
@@ -77,7 +80,6 @@ class StreamedModel:
         self._bypassed: set[tuple[SublayerKind, int]] = set()
 
     def __len__(self) -> int:
-        """Number of decoder layers."""
         return len(self._layers)
 
     def bypass(self, kind: SublayerKind, layer: int) -> None:
@@ -95,11 +97,9 @@ class StreamedModel:
         return {("attn", layer), ("mlp", layer)} <= self._bypassed
 
     def embed(self, batches: Sequence[torch.Tensor], *, rooms: int = 1) -> list[list[torch.Tensor]]:
-        """Turn token ids into the hidden states that enter layer 0.
+        """Turn token ids, int64 [documents, tokens] per batch, into the hidden states that enter layer 0.
 
-        Args:
-            batches: int64 tensors of shape [documents, tokens].
-            rooms: how often room is made for such states; the first of the rooms is filled.
+        Room is made for them so often as `rooms` says, and the first of the rooms is filled.
 
         Returns:
             For each room one tensor of shape [documents, tokens, hidden_size] per batch; not on the device where they
@@ -109,32 +109,24 @@ class StreamedModel:
             DiskSpaceError: they fit neither into memory nor into the temporary folder.
         """
         used = torch.unique(torch.cat([ids.flatten() for ids in batches]))
-        table = self._entering(used.tolist())
+        embedding, recorders = self._model.embed_tokens, self._recorders
+        rows = self._reader.rows(self._architecture.embedding, used.tolist()).to(self.device, self._dtype)
+        embedding.weight = nn.Parameter(rows, requires_grad=False)
+        # Its number for padding is one of the whole table.
+        embedding.num_embeddings, embedding.padding_idx = len(rows), None
+        # The model itself looks the tokens up, since families scale what they find; every token is a row of its own,
+        # which takes no mask worth mentioning.  No family here adds the position to it.
+        self._model(input_ids=torch.arange(len(rows), device=self.device)[:, None], use_cache=False)
+        embedding.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        table = recorders[0].states[:, 0].cpu()  # [used, hidden_size]
+        for recorder in recorders:
+            recorder.forget()
         shapes = [(*ids.shape, table.shape[1]) for ids in batches]
         states = empty_states(shapes * rooms, self._dtype, self.device)
         found = [states[start : start + len(batches)] for start in range(0, len(states), len(batches))]
         for target, ids in zip(found[0], batches, strict=True):
             target.copy_(table[torch.searchsorted(used, ids)])
         return found
-
-    def _entering(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Return what enters layer 0 for each of some tokens, as [len(tokens), hidden_size].
-
-        The model itself looks the tokens up, since families scale what they find; every token is a row of its own,
-        which takes no mask worth mentioning.  No family here adds the position to it.
-        """
-        embedding = self._model.embed_tokens
-        rows = self._reader.rows(self._architecture.embedding, tokens).to(self.device, self._dtype)
-        embedding.weight = nn.Parameter(rows, requires_grad=False)
-        # Its number for padding is one of the whole table.
-        embedding.num_embeddings, embedding.padding_idx = len(rows), None
-        self._model(input_ids=torch.arange(len(rows), device=self.device)[:, None], use_cache=False)
-        embedding.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-        first = self._recorders[0]
-        table: torch.Tensor = first.states[:, 0].cpu()
-        for recorder in self._recorders:
-            recorder.forget()
-        return table
 
     def layers(self, numbers: Sequence[int]) -> Generator[nn.Module]:
         """Yield some decoder layers in this order; each loses its weights when the next is asked for."""
@@ -153,7 +145,10 @@ class StreamedModel:
                 self._fill(layer, tensors, number)
                 del tensors
                 yield layer
-                _let_go(layer)
+                # The weights go, and nothing that is computed: it may be filled again.
+                for module in layer.modules():
+                    for name, parameter in module.named_parameters(recurse=False):
+                        setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
     def _read(self, number: int, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
         gone = [part for kind, layer in self._bypassed if layer == number for part in self._architecture.parts[kind]]
@@ -197,13 +192,6 @@ def _parameters_without_data() -> Iterator[None]:
         yield
 
 
-def _let_go(layer: nn.Module) -> None:
-    """Take the weights of a layer away, and nothing that is computed: it may be filled again."""
-    for module in layer.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
-
-
 class WeightReader:
     """Reads tensors of a checkpoint into memory, by name."""
 
@@ -230,12 +218,9 @@ class WeightReader:
         return path, entry
 
     def layer(self, prefix: str, buffer: torch.Tensor, *, without: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-        """Read all tensors below a prefix; the names that come back are without it.
+        """Read all tensors below a prefix into a buffer of uint8, at least `layer_bytes` long.
 
-        Args:
-            prefix: how the names begin.
-            buffer: where the tensors come to lie, uint8, at least `layer_bytes` long.
-            without: how the rest of the names begins whose tensors are passed over.
+        The names that come back are without the prefix; those whose rest begins as `without` says are passed over.
         """
         passed_over = tuple(prefix + part for part in without)
         tensors, rest = {}, buffer
@@ -271,7 +256,6 @@ class WeightReader:
 
 
 def _aligned(size: int) -> int:
-    """Round up to whole cache lines."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
@@ -307,3 +291,84 @@ def empty_states(shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: to
         # Once mapped, it needs no name any more.
         mapped = torch.from_file(file.name, shared=True, size=sum(counts), dtype=dtype)
     return [part.view(shape) for part, shape in zip(mapped.split(counts), shapes, strict=True)]
+
+
+@contextmanager
+def bypassed(model: Any, plan: DropPlan, architecture: Architecture) -> Iterator[None]:
+    """Let a base compute what it would without the sublayers of a plan, while the block runs.
+
+    The model is the base with its head, as transformers loads it; one that was pruned before may be a base, too.  Its
+    layers change in place: where it is spread over devices, hooks of accelerate hang on each of them.
+
+    Raises:
+        ValueError: no attention of some kind, full or sliding, would be left.
+    """
+    if not plan.dropped:
+        yield
+        return
+    with ExitStack() as undo:
+
+        def replace(parent: nn.Module, changes: Mapping[str, Any]) -> None:
+            for name, value in changes.items():
+                undo.callback(setattr, parent, name, getattr(parent, name))
+                setattr(parent, name, value)
+
+        decoder, code = model.model, published_code(architecture)
+        no_attn, no_mlp = frozenset(plan.gone("attn")), frozenset(plan.gone("mlp"))
+        slots = code["cache_slots"](decoder.layers, no_attn)
+        for number, layer in enumerate(list(decoder.layers)):
+            if number in no_attn and number in no_mlp:
+                replace(decoder.layers, {str(number): NoLayer(layer)})
+            elif number in no_attn:
+                replace(layer, _without("attn", layer, architecture, code))
+            else:
+                replace(layer.get_submodule(architecture.attn_module), {"layer_idx": slots[number]})
+                if number in no_mlp:
+                    replace(layer, _without("mlp", layer, architecture, code))
+        trim = partial(code["trim_cache"], used=frozenset(slots.values()))
+        undo.callback(decoder.register_forward_pre_hook(trim, with_kwargs=True).remove)
+        yield
+
+
+def _without(
+    kind: SublayerKind, layer: nn.Module, architecture: Architecture, code: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """Return what stands in a layer instead of a sublayer and of its norms, by name."""
+    if kind == "attn":
+        name, norms = architecture.attn_module, architecture.attn_norms
+        stand_in: nn.Module = code["NoAttn"](layer.get_submodule(name))
+    else:
+        name, norms, stand_in = architecture.mlp_module, architecture.mlp_norms, code["NoMLP"]()
+    return {name: stand_in, **{norm: nn.Identity() for norm in norms}}
+
+
+def layers_without(model: Any, plan: DropPlan, architecture: Architecture) -> tuple[nn.Module, ...]:
+    """Return the layers of a base as they are without the sublayers of a plan; the base itself stays as it is.
+
+    Layers that lose nothing are the base's own, and weights are never copied.  They are for passes without a KV cache,
+    since attentions keep the base's numbers of their slots.
+    """
+    code, made = published_code(architecture), list(model.model.layers)
+    no_attn, no_mlp = set(plan.gone("attn")), set(plan.gone("mlp"))
+    for number in no_attn | no_mlp:
+        layer = made[number]
+        if number in no_attn and number in no_mlp:
+            made[number] = NoLayer(layer)
+        else:
+            made[number] = copy(layer)
+            kind: SublayerKind = "attn" if number in no_attn else "mlp"
+            made[number]._modules = {**layer._modules, **_without(kind, layer, architecture, code)}
+    return tuple(made)
+
+
+class NoLayer(nn.Module):
+    """Stands in for a layer that goes altogether: hidden states leave it as they came."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # The loop over the layers looks at plain attributes, such as the kind of attention.
+        self.__dict__.update({name: value for name, value in vars(layer).items() if not name.startswith("_")})
+
+    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the hidden states."""
+        return hidden_states

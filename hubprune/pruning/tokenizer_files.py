@@ -60,13 +60,11 @@ class _Fast:
     pads_left: bool = False
 
 
+_LEFT = _Fast(adds_bos=True, pads_left=True)
 IN_VERSION_4 = {
-    **dict.fromkeys(
-        ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"),
-        _Fast(adds_bos=True, pads_left=True),
-    ),
+    "LlamaTokenizer": _LEFT, "CodeLlamaTokenizer": _LEFT, "GemmaTokenizer": _LEFT, "CohereTokenizer": _LEFT,
     "GPTNeoXTokenizer": _Fast(adds_bos=False),
-}
+}  # fmt: skip
 """The classes with a behaviour of their own, without `Fast` at the end; read in 4.48 and 4.57."""
 UNNAMED_IN_VERSION_4 = {
     "llama": "LlamaTokenizer", "mistral": "LlamaTokenizer", "phi3": "LlamaTokenizer", "gemma2": "GemmaTokenizer",
@@ -78,10 +76,7 @@ UNNAMED_IN_VERSION_4 = {
 def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architecture) -> str | None:
     """Change a result's tokenizer files, so far copies, where a reader would get other ids than from the base.
 
-    Args:
-        base_folder: the base: config.json and tokenizer files are enough.
-        folder: the result, with its config.json.
-        architecture: the base's family.
+    Of the base, config.json and tokenizer files are enough; the result has to have its config.json.
 
     Returns:
         The class that the result's tokenizer_config.json names now, or None where no byte was changed.
@@ -104,10 +99,8 @@ def settle_tokenizer(base_folder: Path, folder: Path, *, architecture: Architect
         return None
     if not (folder / PIPELINE).is_file():  # transformers 5 makes it of a tokenizer.model, as transformers 4 would
         base.backend_tokenizer.save(str(folder / PIPELINE))
-        config = {
-            **{name: str(token) for name, token in base.special_tokens_map.items() if "_tokens" not in name},
-            **config,
-        }
+        special = {name: str(token) for name, token in base.special_tokens_map.items() if "_tokens" not in name}
+        config = {**special, **config}
     written = KEEPS_PIPELINE if by_class in OF_NEWER else by_class
     # What the class that was named does by itself in transformers 4 is written down.
     left = {"padding_side": "left"} if _in_version_4(named, architecture).pads_left else {}
@@ -174,10 +167,9 @@ def ids_depend_on_version(base_folder: Path, folder: Path, *, architecture: Arch
     found = _around(_json(base_folder / PIPELINE).get("post_processor"))
     if found is None or found == told:
         return None
-    words = [
-        f"{'adds' if adds else 'adds no'} {name}" for name, adds in zip(("bos_token", "eos_token"), told, strict=True)
-    ]
-    return f"transformers 4 {' and '.join(words)}, and tokenizer.json, by which transformers 5 goes, says otherwise"
+    bos, eos = ("adds" if adds else "adds no" for adds in told)
+    said = f"transformers 4 {bos} bos_token and {eos} eos_token"
+    return f"{said}, and tokenizer.json, by which transformers 5 goes, says otherwise"
 
 
 def _around(processor: Any) -> tuple[bool, bool] | None:

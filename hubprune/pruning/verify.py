@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, Verification, WidthPlan
+from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, SublayerKind, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, Structure, needs_modeling_file, pruned_classes, read_structure
 from hubprune.core.devices import kv_cache_bytes, last_words, run_to_end
 from hubprune.core.errors import CheckpointError, VerificationError
@@ -55,12 +55,7 @@ def verify(
 ) -> Verification:
     """Load the written folder in a fresh process and compare it with the base without what was dropped.
 
-    Args:
-        base: the base, made loadable.
-        folder: the written checkpoint.
-        plan: what was dropped.
-        config: the base's config.json.
-        architecture: the base's family.
+    Config and architecture are the base's.
 
     Raises:
         VerificationError: the fresh process could not load one of the two, or what they compute is no number.
@@ -87,8 +82,7 @@ def verify(
         )
     in_mlx = None
     if plan.layout == "nemotron-nas" and mlx_is_installed():
-        asked = MlxRequest(folder=str(folder.resolve()), prompts=PROMPTS)
-        in_mlx = _in_fresh_process("mlx", asked, MlxComparison)
+        in_mlx = _in_fresh_process("mlx", MlxRequest(folder=request.folder, prompts=PROMPTS), MlxComparison)
     planned = _planned_parameters(weights, plan, config, architecture)
     planned_cache = kv_cache_bytes(config, gone=plan.gone("attn"), tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
@@ -199,9 +193,7 @@ def require_passed(verification: Verification) -> None:
     """Raise VerificationError that names the checks that failed, if any."""
     if failed := [check for check in verification.checks if not check.passed]:
         raise VerificationError(
-            "The written checkpoint is not what was planned: "
-            + "; ".join(f"{check.name} ({check.detail})" for check in failed)
-            + ".",
+            f"The written checkpoint is not what was planned: {'; '.join(f'{c.name} ({c.detail})' for c in failed)}.",
             hint="Nothing was published. This is a bug worth reporting, with the name of the base.",
         )
 
@@ -218,14 +210,8 @@ def load_from_hub(
 ) -> Loaded:
     """Load a published commit over HTTP in a fresh process with an empty cache, and let it write a greedy text.
 
-    Args:
-        repo_id: of the published repo.
-        commit: which one.
-        prompt: what the text starts with.
-        new_tokens: length of its continuation.
-        custom_code: whether it ships a modeling file.
-        work_folder: where the files are put for the moment.
-        check: called with the folder of the files that were loaded.
+    With `custom_code` it ships a modeling file.  The files are put into `work_folder` for the moment, and `check` is
+    called with their folder.
 
     Raises:
         VerificationError: it does not load.
@@ -245,7 +231,12 @@ def _in_fresh_process(
     with scratch_folder(name="hubprune-fresh") as work:
         # transformers copies remote code into a cache of modules before it imports it; ours is thrown away.
         variables = {**os.environ, "HF_MODULES_CACHE": str(work / "modules"), **(environment or {})}
-        asked = _with_short_names(request, work).model_dump_json()
+        # The folders are found under the names of their fields, whatever they are called themselves: transformers makes
+        # the last part of a path a part of a module's, with seven characters more for each hyphen.
+        links = {name: work / name for name, value in request if name.endswith("folder") and isinstance(value, str)}
+        for name, link in links.items():
+            link.symlink_to(getattr(request, name), target_is_directory=True)
+        asked = request.model_copy(update={name: str(link) for name, link in links.items()}).model_dump_json()
         command = [sys.executable, "-m", "hubprune.pruning.loading", action]
         done = run_to_end(command, input=asked, capture_output=True, text=True, env=variables)
     if done.returncode < 0:
@@ -257,17 +248,6 @@ def _in_fresh_process(
         return answer.model_validate_json(done.stdout.splitlines()[-1])
     except (IndexError, ValidationError) as error:
         raise VerificationError(f"A fresh process could not load the checkpoint: {last_words(done.stderr)}") from error
-
-
-def _with_short_names(request: BaseModel, work: Path) -> BaseModel:
-    """Let the folders of a request be found under the names of their fields, whatever they are called themselves.
-
-    transformers makes the last part of a path a part of a module's, with seven characters more for each hyphen.
-    """
-    links = {name: work / name for name, value in request if name.endswith("folder") and isinstance(value, str)}
-    for name, link in links.items():
-        link.symlink_to(getattr(request, name), target_is_directory=True)
-    return request.model_copy(update={name: str(link) for name, link in links.items()})
 
 
 def ships_only_our_code(folder: Path, config: Mapping[str, Any], structure: Structure) -> bool:
@@ -285,15 +265,13 @@ def ships_only_our_code(folder: Path, config: Mapping[str, Any], structure: Stru
     classes, file = pruned_classes(architecture, layout), folder / architecture.modeling_file(layout)
     if code != {file.name} or {key: config.get(key) for key in classes} != classes or not file.is_file():
         return False
+    tokenizer = folder / "tokenizer_config.json"
     if file.read_bytes() != modeling_code(architecture, layout=layout).encode():
         return False
-    tokenizer = folder / "tokenizer_config.json"
     return not tokenizer.is_file() or "auto_map" not in parse_json(tokenizer.read_bytes(), where=str(tokenizer))
 
 
 class _Origin(BaseModel):
-    """What config.json says of where the checkpoint comes from."""
-
     base_model: str
     base_commit: str | None
     base_num_hidden_layers: int = Field(ge=1, le=MAX_LAYERS)
@@ -313,14 +291,13 @@ def plan_of(config: Mapping[str, Any]) -> DropPlan:
     origin = _origin(config)
     dropped = [DroppedSublayer(kind="attn", layer=i) for i in origin.dropped_attn_layers_of_base]
     dropped += [DroppedSublayer(kind="mlp", layer=i) for i in origin.dropped_mlp_layers_of_base]
+    absent: list[tuple[SublayerKind, int]] = [("attn", layer) for layer in origin.absent_attn_layers_of_base]
+    absent += [("mlp", layer) for layer in origin.absent_mlp_layers_of_base]
     return DropPlan(
         selected_by="hand",
         num_hidden_layers=origin.base_num_hidden_layers,
         dropped=tuple(dropped),
-        absent=(
-            *(("attn", layer) for layer in origin.absent_attn_layers_of_base),
-            *(("mlp", layer) for layer in origin.absent_mlp_layers_of_base),
-        ),
+        absent=tuple(absent),
         widths=origin.widths_of_base,
         layout=read_structure(config).layout,
     )

@@ -140,8 +140,7 @@ class Neurons:
 
     def __init__(self, weights: Weights, widths: WidthPlan, architecture: Architecture) -> None:
         self._where = {tensor.name: (shard.path, tensor) for shard, tensor in weights}
-        self._widths = widths
-        self._architecture = architecture
+        self._widths, self._architecture = widths, architecture
         self._kept: dict[int, torch.Tensor] = {}
 
     def kept(self, layer: int) -> torch.Tensor:
@@ -192,26 +191,18 @@ class Neurons:
 
 def highest(importance: torch.Tensor, count: int) -> torch.Tensor:
     """Return the numbers of the `count` most important, ascending; of two equal ones the lower stays."""
-    order = importance.sort(descending=True, stable=True).indices
-    return order[:count].sort().values
+    return importance.sort(descending=True, stable=True).indices[:count].sort().values
 
 
 def cut_bytes(path: Path, entry: TensorEntry, cut: Cut, kept: torch.Tensor) -> memoryview:
-    """Read a tensor and return the bytes of what stays of it, row by row.
-
-    Args:
-        path: of the base's shard.
-        entry: the tensor in it.
-        cut: how it gets narrower.
-        kept: the neurons that stay.
+    """Read a tensor of a base's shard and return the bytes of what stays of it, row by row.
 
     Raises:
         CheckpointError: the file ends before the tensor does.
     """
     import torch
 
-    picked = stacked(kept, width=cut.width, blocks=cut.blocks)
-    left = read_tensor(path, entry).index_select(cut.axis, picked)
+    left = read_tensor(path, entry).index_select(cut.axis, stacked(kept, width=cut.width, blocks=cut.blocks))
     return memoryview(left.flatten().view(torch.uint8).numpy())
 
 
@@ -235,8 +226,7 @@ def read_tensor(path: Path, entry: TensorEntry) -> torch.Tensor:
     with path.open("rb", buffering=0) as file:
         file.seek(entry.begin)
         while done < entry.size:
-            count = file.readinto(view[done:])
-            if not count:
+            if not (count := file.readinto(view[done:])):
                 raise CheckpointError(f"{path} became shorter while it was read.")
             done += count
     return data.view(getattr(torch, INTEGERS[DTYPE_BITS[entry.dtype]])).view(entry.shape)

@@ -11,7 +11,7 @@ from on_hub import BASE_ID
 
 from hubprune.core.errors import DiskSpaceError, HubError, HubUnreachableError
 from hubprune.core.recipe import BaseModelSpec
-from hubprune.hub.identity import identify
+from hubprune.hub.preflight import identify
 from hubprune.hub.repos import resolve_base
 from hubprune.hub.session import HubSession
 

@@ -76,7 +76,7 @@ def test_a_commit_that_opens_a_pull_request_shows_as_one(local_hub, api, repo):
 
 
 def test_lists_are_filtered_and_come_in_pages(api, repo, monkeypatch, local_hub):
-    monkeypatch.setattr("hubprune.localhub.routes_discussions._PER_PAGE", 2)
+    monkeypatch.setattr("hubprune.localhub.routes_changes._PER_PAGE", 2)
     for number in (1, 2, 3):
         api.create_discussion(repo, f"Number {number}")
     commit(client(local_hub, "somebody"), repo, {"a.txt": b"x"}, create_pr=True)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hubprune.localhub import names
-from hubprune.localhub.names import RefusedError
+from hubprune.localhub import checks
+from hubprune.localhub.checks import RefusedError
 from hubprune.localhub.xet_format import SHARD_TAG
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -60,7 +60,7 @@ def test_no_path_leads_out_of_a_repository(api, repo, raw, path, key):
 
 def test_names_that_only_look_like_git_folders_are_files(api, repo):
     for path in (".gitignore", "git~2/x", ".github/x", "a.git/x", ".gitx"):
-        assert names.is_file_path(path)
+        assert checks.is_file_path(path)
 
 
 def test_nothing_is_a_file_and_a_folder_in_one_commit(api, repo, raw):
@@ -269,7 +269,7 @@ def test_a_client_that_hangs_up_is_no_error(local_hub, api, repo, caplog):
 @given(st.text(alphabet=st.sampled_from("ab./\\-_ \n\0.git~%é\ud800"), max_size=20))
 def test_a_path_that_is_let_in_stays_inside(text):
     with contextlib.suppress(RefusedError):
-        path = names.file_path(text)
+        path = checks.file_path(text)
         assert path.encode()
         assert not {"", ".", "..", ".git"} & set(path.split("/"))
 

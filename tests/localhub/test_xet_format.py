@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubprune.localhub.checks import RefusedError
 from hubprune.localhub.large_files import XetStore
-from hubprune.localhub.names import RefusedError
 from hubprune.localhub.xet_format import (
     SHARD_TAG,
     XetFormatError,

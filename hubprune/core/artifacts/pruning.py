@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+# fmt: off
+# isort: off
 from hubprune.core.artifacts.base import (
-    Artifact,
-    Layout,
-    Method,
-    Metric,
-    Ranking,
-    RepoFile,
-    Schedule,
-    SublayerKind,
-    WidthMetric,
+    Artifact, Layout, Method, Metric, Ranking, RepoFile, Schedule, SublayerKind, WidthMetric,
 )
+# isort: on
+# fmt: on
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
 

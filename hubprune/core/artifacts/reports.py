@@ -9,32 +9,21 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+# fmt: off
+# isort: off
 from hubprune.core.artifacts.base import (
-    Aggregation,
-    Artifact,
-    BaseCheckpoint,
-    Environment,
-    ImportanceScores,
-    LayerScores,
-    Layout,
-    Method,
-    Metric,
+    Aggregation, Artifact, BaseCheckpoint, Environment, ImportanceScores, LayerScores, Layout, Method, Metric,
     SublayerKind,
 )
 from hubprune.core.artifacts.evaluation import BenchmarkComparison, GenerationComparison
 from hubprune.core.artifacts.pruning import (
-    DropPlan,
-    LoadedBack,
-    PublishedCommit,
-    SnippetRun,
-    UploadPlan,
-    Verification,
-    WrittenCheckpoint,
+    DropPlan, LoadedBack, PublishedCommit, SnippetRun, UploadPlan, Verification, WrittenCheckpoint,
 )
 from hubprune.core.artifacts.speed import SpeedReport
+# isort: on
+# fmt: on
 
 # ---- studies ---------------------------------------------------------------------------------------------------------
-
 
 StudyKind = Literal["revisions", "calibration", "samples"]
 """What varies: the commit of the base, the calibration mix, or the number of samples of one mix."""
@@ -92,7 +81,6 @@ class ScoreStudy(Artifact):
 
 
 # ---- comparison ------------------------------------------------------------------------------------------------------
-
 
 SameBase = Literal["same", "different", "unknown"]
 
@@ -165,7 +153,6 @@ class CheckpointComparison(Artifact):
 
 # ---- reproduction ----------------------------------------------------------------------------------------------------
 
-
 Scalar = str | int | float | bool | None
 Outcome = Literal["equal", "differs", "nothing to compare", "not compared"]
 """`nothing to compare`: there never was such a part; `not compared`: it cannot be equal, and the detail says why."""
@@ -218,7 +205,6 @@ class Reproduction(Artifact):
 
 
 # ---- refreshing ------------------------------------------------------------------------------------------------------
-
 
 FileOutcome = Literal["added", "changed", "removed", "same"]
 RefreshOutcome = Literal["up to date", "would change", "committed", "proposed", "failed"]

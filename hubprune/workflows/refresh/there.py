@@ -30,7 +30,7 @@ from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.core.strict import parse_json
 from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
-from hubprune.hub.identity import check_can_write, identify
+from hubprune.hub.preflight import check_can_write, identify
 from hubprune.hub.remote import Overwrite, RemoteState, branch_heads, check_is_ours, is_same, read_remote, refs_of
 from hubprune.hub.repos import small_files
 from hubprune.hub.session import HubSession
