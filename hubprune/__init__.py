@@ -14,35 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hubprune.api import (
-        compare,
-        export_gguf,
-        load,
-        prune,
-        publish,
-        push,
-        reproduce,
-        score,
-        speed,
-        sweep,
-        verify,
-    )
+    from hubprune.api import compare, export_gguf, load, prune, publish, push, reproduce, score, speed, sweep, verify
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__",
-    "compare",
-    "export_gguf",
-    "load",
-    "prune",
-    "publish",
-    "push",
-    "reproduce",
-    "score",
-    "speed",
-    "sweep",
-    "verify",
-]
+    "__version__", "compare", "export_gguf", "load", "prune", "publish", "push", "reproduce", "score", "speed",
+    "sweep", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

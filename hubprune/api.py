@@ -13,21 +13,9 @@ from inspect import Parameter, Signature, getdoc
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from hubprune.core import requests
 from hubprune.core.console import Reporter
 from hubprune.core.options import OnHub, options_of
-from hubprune.core.requests import (
-    CompareRequest,
-    ExportRequest,
-    LoadRequest,
-    PruneRequest,
-    PublishRequest,
-    PushRequest,
-    ReproduceRequest,
-    ScoreRequest,
-    SpeedRequest,
-    SweepRequest,
-    VerifyRequest,
-)
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
@@ -88,8 +76,8 @@ def _taking(kind: Callable[P, AnyRequest]) -> Callable[[Callable[[AnyRequest, Re
     return decorate
 
 
-@_taking(ScoreRequest)
-def score(request: ScoreRequest, reporter: Reporter) -> LayerScores | ScoreStudy:
+@_taking(requests.ScoreRequest)
+def score(request: requests.ScoreRequest, reporter: Reporter) -> LayerScores | ScoreStudy:
     """Score attention, MLP and block importance of every layer of a base: once, or side by side.
 
     Returns:
@@ -100,8 +88,8 @@ def score(request: ScoreRequest, reporter: Reporter) -> LayerScores | ScoreStudy
     return conduct(request, reporter=reporter).value
 
 
-@_taking(SweepRequest)
-def sweep(request: SweepRequest, reporter: Reporter) -> SweepReport:
+@_taking(requests.SweepRequest)
+def sweep(request: requests.SweepRequest, reporter: Reporter) -> SweepReport:
     """Measure what every number of drops costs, without writing a checkpoint, and recommend one.
 
     Returns:
@@ -112,8 +100,8 @@ def sweep(request: SweepRequest, reporter: Reporter) -> SweepReport:
     return sweeping.sweep(request, reporter=reporter)
 
 
-@_taking(PruneRequest)
-def prune(request: PruneRequest, reporter: Reporter) -> PrunedCheckpoint:
+@_taking(requests.PruneRequest)
+def prune(request: requests.PruneRequest, reporter: Reporter) -> PrunedCheckpoint:
     """Write a pruned and verified checkpoint into a folder; publish nothing.
 
     Returns:
@@ -127,8 +115,8 @@ def prune(request: PruneRequest, reporter: Reporter) -> PrunedCheckpoint:
     return run.prune(request, reporter=reporter)
 
 
-@_taking(VerifyRequest)
-def verify(request: VerifyRequest, reporter: Reporter) -> Verification:
+@_taking(requests.VerifyRequest)
+def verify(request: requests.VerifyRequest, reporter: Reporter) -> Verification:
     """Check a pruned folder or repo against its base: files, loading, logits, KV cache.
 
     Returns:
@@ -144,8 +132,8 @@ def verify(request: VerifyRequest, reporter: Reporter) -> Verification:
     return seen
 
 
-@_taking(PublishRequest)
-def publish(request: PublishRequest, reporter: Reporter) -> PublishReport:
+@_taking(requests.PublishRequest)
+def publish(request: requests.PublishRequest, reporter: Reporter) -> PublishReport:
     """Score, prune, verify, benchmark and publish a base in one commit, then load it back.
 
     Returns:
@@ -161,8 +149,8 @@ def publish(request: PublishRequest, reporter: Reporter) -> PublishReport:
     return pipeline.publish(request, reporter=reporter)
 
 
-@_taking(PushRequest)
-def push(request: PushRequest, reporter: Reporter) -> PublishReport:
+@_taking(requests.PushRequest)
+def push(request: requests.PushRequest, reporter: Reporter) -> PublishReport:
     """Publish what a dry run made, on another machine and with another token if need be; nothing is computed again.
 
     Returns:
@@ -176,8 +164,8 @@ def push(request: PushRequest, reporter: Reporter) -> PublishReport:
     return pushing.push(request, reporter=reporter)
 
 
-@_taking(CompareRequest)
-def compare(request: CompareRequest, reporter: Reporter) -> CheckpointComparison:
+@_taking(requests.CompareRequest)
+def compare(request: requests.CompareRequest, reporter: Reporter) -> CheckpointComparison:
     """Compare two pruned folders, repos, reports or plans: what went, what is left, what was measured.
 
     Returns:
@@ -188,8 +176,8 @@ def compare(request: CompareRequest, reporter: Reporter) -> CheckpointComparison
     return comparison.compare(request)
 
 
-@_taking(ReproduceRequest)
-def reproduce(request: ReproduceRequest, reporter: Reporter) -> Reproduction:
+@_taking(requests.ReproduceRequest)
+def reproduce(request: requests.ReproduceRequest, reporter: Reporter) -> Reproduction:
     """Run the recipe of a published result again, publish nothing, and say what is equal and what differs.
 
     Returns:
@@ -200,8 +188,8 @@ def reproduce(request: ReproduceRequest, reporter: Reporter) -> Reproduction:
     return again.reproduce(request, reporter=reporter)
 
 
-@_taking(SpeedRequest)
-def speed(request: SpeedRequest, reporter: Reporter) -> SpeedReport:
+@_taking(requests.SpeedRequest)
+def speed(request: requests.SpeedRequest, reporter: Reporter) -> SpeedReport:
     """Time a pruned folder or repo against its base in paired rounds, and measure the memory of both.
 
     Returns:
@@ -212,8 +200,8 @@ def speed(request: SpeedRequest, reporter: Reporter) -> SpeedReport:
     return measure_speed(request, reporter=reporter)
 
 
-@_taking(ExportRequest)
-def export_gguf(request: ExportRequest, reporter: Reporter) -> GgufExport:
+@_taking(requests.ExportRequest)
+def export_gguf(request: requests.ExportRequest, reporter: Reporter) -> GgufExport:
     """Write a GGUF file for llama.cpp, and compare it with the checkpoint in transformers.
 
     Returns:
@@ -227,8 +215,8 @@ def export_gguf(request: ExportRequest, reporter: Reporter) -> GgufExport:
     return export.export_gguf(request, reporter=reporter)
 
 
-@_taking(LoadRequest)
-def load(request: LoadRequest, reporter: Reporter) -> tuple[Any, Any]:
+@_taking(requests.LoadRequest)
+def load(request: requests.LoadRequest, reporter: Reporter) -> tuple[Any, Any]:
     """Load what hubprune wrote, as its card says: ready to generate, and no code but our own is run unless trusted.
 
     Returns:

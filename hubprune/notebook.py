@@ -72,9 +72,6 @@ def pictures(draw: Callable[[], Iterable[tuple[str, Figure | None]]]) -> Iterato
         return
 
 
-# ---- one function for each kind of result ------------------------------------------------------------------------
-
-
 def _scores(scores: LayerScores) -> Iterator[str]:
     from hubprune.plots.pictures import importance_figure
 

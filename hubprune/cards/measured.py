@@ -105,9 +105,6 @@ def _test_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         yield f"Not tested, for want of values per document that vary: {', '.join(untested)}."
 
 
-# ---- speed and memory --------------------------------------------------------------------------------------------
-
-
 PEAKS: Mapping[str, str] = {
     "allocator": "weights and what the GPU's allocator held beside them",
     "resident": "resident memory of a process of its own, libraries and loading included",

@@ -14,22 +14,10 @@ from typer.core import TyperCommand
 
 from hubprune import __version__
 from hubprune.commands.terminal import RESUME, errors_shown
-from hubprune.core.options import (
-    CARD,
-    DROPPING,
-    ELSEWHERE,
-    MEASURING,
-    SCORING,
-    STUDY,
-    TARGET,
-    Argument,
-    Asked,
-    Option,
-    options_of,
-)
+from hubprune.core.options import PANELS, Argument, Asked, Option, options_of
 
 EVERYDAY, RUNNING = "Everyday", "How it runs"
-PANELS = (None, EVERYDAY, STUDY, DROPPING, SCORING, MEASURING, TARGET, CARD, ELSEWHERE, RUNNING)
+ORDER = (None, EVERYDAY, *PANELS, RUNNING)
 """From the top of a help."""
 JSON = Asked("as_json", Option("Print JSON instead of a table.", flag="--json"), bool, False)
 
@@ -64,7 +52,7 @@ def add_command(app: typer.Typer, body: Callable[..., None], *, epilog: str, res
         with errors_shown(resume=resume) as reporter:
             body(kind(**given), reporter, **wanted)
 
-    options = sorted([*options_of(kind), *([JSON] if with_json else [])], key=lambda asked: PANELS.index(panel(asked)))
+    options = sorted([*options_of(kind), *([JSON] if with_json else [])], key=lambda asked: ORDER.index(panel(asked)))
     options.sort(key=lambda asked: everyday.index(asked.name) if asked.name in everyday else len(everyday))
     run.__name__, run.__doc__ = body.__name__, body.__doc__
     run.__signature__ = Signature([_parameter(asked, panel(asked)) for asked in options])  # type: ignore[attr-defined]

@@ -6,17 +6,8 @@ import json
 from pathlib import Path
 
 from hubprune.commands.terminal import edits_as_json, show, to_json
+from hubprune.core import requests
 from hubprune.core.console import Reporter
-from hubprune.core.requests import (
-    CompareRequest,
-    JobRequest,
-    PruneRequest,
-    PushRequest,
-    ScoreRequest,
-    SpeedRequest,
-    SweepRequest,
-    VerifyRequest,
-)
 
 PUBLISH_EXAMPLES = (
     "Examples:  hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3"
@@ -48,7 +39,7 @@ COMPARE_EXAMPLES = (
 )
 
 
-def publish(request: JobRequest, reporter: Reporter, *, as_json: bool) -> None:
+def publish(request: requests.JobRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Score, prune, verify, benchmark and publish a base in one commit, then load it back."""
     from hubprune.commands import summary
     from hubprune.commands.ci import told_to_job
@@ -64,7 +55,7 @@ def publish(request: JobRequest, reporter: Reporter, *, as_json: bool) -> None:
         show(pipeline.to_json(done) if as_json else summary.publish_summary(done))
 
 
-def push(request: PushRequest, reporter: Reporter, *, as_json: bool) -> None:
+def push(request: requests.PushRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Publish what a dry run made, on another machine and with another token if need be; nothing is computed again."""
     from hubprune.commands import summary
     from hubprune.commands.ci import told_to_job
@@ -76,7 +67,7 @@ def push(request: PushRequest, reporter: Reporter, *, as_json: bool) -> None:
         show(pipeline.to_json(done) if as_json else summary.publish_summary(done))
 
 
-def score(request: ScoreRequest, reporter: Reporter, *, as_json: bool) -> None:
+def score(request: requests.ScoreRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Score attention, MLP and block importance of every layer: once, or side by side; --plot draws it."""
     from hubprune.commands import side_by_side, summary
     from hubprune.core.artifacts import ScoreStudy
@@ -91,7 +82,7 @@ def score(request: ScoreRequest, reporter: Reporter, *, as_json: bool) -> None:
         show(summary.scores_table(done.value, plan=done.plan))
 
 
-def prune(request: PruneRequest, reporter: Reporter, *, as_json: bool) -> None:
+def prune(request: requests.PruneRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Write a pruned and verified checkpoint into a folder; publish nothing."""
     from hubprune.commands import summary
     from hubprune.workflows import run
@@ -101,7 +92,7 @@ def prune(request: PruneRequest, reporter: Reporter, *, as_json: bool) -> None:
     show(to_json(pruned) if as_json else written)
 
 
-def verify(request: VerifyRequest, reporter: Reporter, *, as_json: bool) -> None:
+def verify(request: requests.VerifyRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Check a pruned folder or repo against its base: files, loading, logits, KV cache."""
     from hubprune.commands import summary
     from hubprune.workflows import verify as checkup
@@ -111,7 +102,7 @@ def verify(request: VerifyRequest, reporter: Reporter, *, as_json: bool) -> None
     checkup.require_passed(seen)
 
 
-def sweep(request: SweepRequest, reporter: Reporter, *, as_json: bool) -> None:
+def sweep(request: requests.SweepRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Measure what every number of drops costs, without writing a checkpoint, and recommend one."""
     from hubprune.commands.measured_lines import sweep_lines
     from hubprune.workflows import sweep as sweeping
@@ -120,7 +111,7 @@ def sweep(request: SweepRequest, reporter: Reporter, *, as_json: bool) -> None:
     show(sweeping.to_json(done) if as_json else sweep_lines(done, out=Path(request.out) if request.out else None))
 
 
-def speed(request: SpeedRequest, reporter: Reporter, *, as_json: bool) -> None:
+def speed(request: requests.SpeedRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Time a pruned folder or repo against its base in paired rounds, and measure the memory of both."""
     from hubprune.commands.measured_lines import speed_lines
     from hubprune.workflows.speed import measure_speed
@@ -129,7 +120,7 @@ def speed(request: SpeedRequest, reporter: Reporter, *, as_json: bool) -> None:
     show(to_json(done) if as_json else speed_lines(done))
 
 
-def compare(request: CompareRequest, reporter: Reporter, *, as_json: bool) -> None:
+def compare(request: requests.CompareRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Compare two pruned folders, repos, reports or plans: what went, what is left, what was measured."""
     from hubprune.commands.side_by_side import comparison_text
     from hubprune.workflows import compare as comparison

@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 DROPPING, SCORING, MEASURING, TARGET = "What to drop", "Scoring", "Measuring", "Where it goes"
 CARD, ELSEWHERE, STUDY = "The card", "Where it runs", "Side by side (one of these may be a list)"
+PANELS = STUDY, DROPPING, SCORING, MEASURING, TARGET, CARD, ELSEWHERE
+"""Headings of a help, from the top."""
 
 
 @dataclass(frozen=True)
