@@ -56,10 +56,12 @@ def _taking(kind: Callable[P, AnyRequest]) -> Callable[[Callable[[AnyRequest, Re
     helps = {**{option.name: option.option.help for option in asked}, "quiet": QUIET}
 
     def decorate(body: Callable[[AnyRequest, Reporter], Result]) -> Callable[P, Result]:
+        """Give the function the parameters of the request, and a help for each."""
         signature = Signature(parameters, return_annotation=body.__annotations__["return"])
 
         @wraps(body)
         def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+            """Make the request, and a reporter for it."""
             signature.bind(*args, **kwargs)  # whose TypeError names what does not fit
             request = kind(*args, **kwargs)
             from hubprune import notebook  # noqa: F401 - it makes the results show themselves

@@ -39,6 +39,7 @@ def table(rows: Sequence[Sequence[str]], *, left: int, head: bool = True) -> str
     """Write rows as a table; the first `left` columns are aligned to the left, the others to the right."""
 
     def line(row: Sequence[str], tag: str) -> str:
+        """Write one row, all its cells with one tag."""
         cells = (
             f'<{tag} style="text-align: {"left" if i < left else "right"}">{escape(cell)}</{tag}>'
             for i, cell in enumerate(row)

@@ -29,6 +29,7 @@ def parse_json(text: bytes, *, where: str) -> dict[str, Any]:
     """
 
     def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Make an object of its members, each named once and sound."""
         made = dict(pairs)
         if len(made) != len(pairs):
             seen: set[str] = set()

@@ -199,9 +199,6 @@ def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, 
     return {request: Answer(value, greedy[request]) for request, value in nats.items()}
 
 
-# ---- several processes ----------------------------------------------------------------------------------------------
-
-
 class _Dismissed(Exception):  # noqa: N818  # no error: the way out of whatever a follower is doing
     """The run is over."""
 

@@ -207,9 +207,6 @@ def _looks(name: str, parameter: torch.Tensor) -> object:
     return _LAYER.sub("*", name), parameter.shape, parameter.dtype, parameter.device, repr(few)
 
 
-# ---- in batches that fit ---------------------------------------------------------------------------------------------
-
-
 def similar_length(lengths: Sequence[int], *, tokens: int | None = None, rows: int | None = None) -> Batches:
     """Put rows of similar length together, so that little of a batch is padding; the longest come first.
 

@@ -98,9 +98,6 @@ def refuse_not_finite(log_likelihoods: Iterable[float], *, model: str) -> None:
         raise EvaluationError(f"A log-likelihood of the {model} model is not finite.", hint=hint)
 
 
-# ---- rows -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Member:
     """One request of a row."""

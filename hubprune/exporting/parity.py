@@ -226,9 +226,6 @@ def require_passed(parity: Parity) -> None:
         raise VerificationError(message, hint=hint)
 
 
-# ---- in the fresh process --------------------------------------------------------------------------------------------
-
-
 def compare(request: ParityRequest) -> ParitySeen:
     """Run both on the prompts, one after the other, so that only one is in memory."""
     import llama_cpp

@@ -199,9 +199,6 @@ def _check_metadata(card: str, *, session: HubSession) -> None:
         )
 
 
-# ---- whose token it is --------------------------------------------------------------------------------------------
-
-
 READ_ONLY = ("read",)
 CREATES = frozenset({"repo.write"})
 PROPOSES = frozenset({"discussion.write", "repo.write"})

@@ -180,6 +180,7 @@ class _Spoiler:
     connection: _Connection
 
     async def run(self) -> None:
+        """Answer, or break off, as the fault says."""
         match self.fault.do:
             case "status":
                 while (await self.receive()).get("more_body"):

@@ -220,6 +220,7 @@ def build_preview(shown: Preview) -> Starlette:
         return _files_page(frame(current="Files"), rows)
 
     def file(request: Request) -> Response:
+        """Serve a file of the folder, and nothing beside it."""
         name = request.path_params["path"]
         parts = name.split("/")
         plain = not ("\0" in name or "\\" in name or any(part in ("", ".", "..") for part in parts))

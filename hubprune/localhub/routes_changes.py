@@ -263,6 +263,7 @@ class DiscussionRoutes(HubRoutes):
         text, now = _text(call.json(), "content"), timestamp(time.time())
 
         def edited(event: Event, account: Account) -> Event:
+            """Keep the old text in the history."""
             if event.author != account.name:
                 raise RefusedError(403, "A comment can be edited by its author only")
             latest = {"raw": text, "updatedAt": now, "author": {"name": account.name}}
@@ -327,6 +328,7 @@ class DiscussionRoutes(HubRoutes):
         repo, account, wanted = self.repo(call, "propose"), self.known_caller(call), call.params["event"]
 
         def changed(discussion: Discussion) -> tuple[Discussion, Sequence[RefMove]]:
+            """Change the one comment; no reference moves."""
             events = {event.id: event for event in discussion.events}
             if wanted not in events or events[wanted].type != "comment":
                 raise RefusedError(404, "Comment not found")

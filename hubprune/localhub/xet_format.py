@@ -100,6 +100,7 @@ class _Records:
         self.offset = offset
 
     def next(self) -> bytes:
+        """Return the record that stands here, and go on to the next."""
         record = self._data[self.offset : self.offset + _RECORD_BYTES]
         if len(record) < _RECORD_BYTES:
             raise XetFormatError(f"the shard ends inside the record at byte {self.offset}")

@@ -271,6 +271,7 @@ def _no_model(error: Exception, keys: Mapping[str, Any], *, name: str) -> Checkp
     """
 
     def builds_without(key: str) -> bool:
+        """Tell whether transformers makes a config of all other keys."""
         try:
             _load(json.dumps({other: value for other, value in keys.items() if other != key}), ())
         except Exception:  # as in `fit`

@@ -307,9 +307,6 @@ def _peak(how: Any, base: int, pruned: int, spec: SpeedSpec) -> PeakMemory:
     )
 
 
-# ---- benchmarks --------------------------------------------------------------------------------------------------
-
-
 def benchmark_change(folder: Path) -> BenchmarkChange | None:
     """Return what the benchmarks in a folder's manifest lost; None where it holds none that can be understood."""
     path = folder / MANIFEST
