@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import MISSING
 from functools import wraps
 from inspect import Parameter, Signature, getdoc
+from pathlib import PurePath
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from hubprune.core import requests
 from hubprune.core.console import Reporter
-from hubprune.core.options import OnHub, options_of
+from hubprune.core.errors import RecipeError
+from hubprune.core.options import Asked, OnHub, options_of
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
@@ -62,8 +64,9 @@ def _taking(kind: Callable[P, AnyRequest]) -> Callable[[Callable[[AnyRequest, Re
         @wraps(body)
         def call(*args: P.args, **kwargs: P.kwargs) -> Result:
             """Make the request, and a reporter for it."""
-            signature.bind(*args, **kwargs)  # whose TypeError names what does not fit
-            request = kind(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments  # whose TypeError names what does not fit
+            read = {option.name: _read(option, given[option.name]) for option in asked if option.name in given}
+            request = kind(**read, quiet=given.get("quiet", False))  # type: ignore[call-arg] # by name, all of them
             from hubprune import notebook  # noqa: F401 - it makes the results show themselves
 
             return body(request, Reporter(quiet=request.quiet))
@@ -76,6 +79,32 @@ def _taking(kind: Callable[P, AnyRequest]) -> Callable[[Callable[[AnyRequest, Re
         return call
 
     return decorate
+
+
+def _read(asked: Asked, value: Any) -> Any:
+    """Take a value as its option has it; of numpy, torch and paths, what the command line would be told.
+
+    Raises:
+        RecipeError: it is of another type, or out of bounds.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    elif isinstance(value, PurePath) or type(value).__module__ == "torch":
+        value = str(value)
+    elif isinstance(value, (set, frozenset, range)):
+        value = sorted(value)
+    option = asked.option
+    try:
+        read = TypeAdapter(asked.type).validate_python(value)
+    except ValidationError as error:
+        raise RecipeError(f"{asked.name} cannot be {value!r:.80}.", hint=option.help) from error
+    low, high = option.least, option.most
+    if isinstance(read, (int, float)) and ((low is not None and read < low) or (high is not None and read > high)):
+        bounds = " and ".join(f"at {word} {end:g}" for word, end in (("least", low), ("most", high)) if end is not None)
+        raise RecipeError(f"{asked.name} is {read}, and has to be {bounds}.", hint=option.help)
+    return read
 
 
 @_taking(requests.ScoreRequest)

@@ -13,20 +13,15 @@ from typing import TYPE_CHECKING, TypeVar
 from hubprune.commands import summary
 from hubprune.commands.measured_lines import picked_lines, speed_lines, sweep_head, sweep_rows
 from hubprune.commands.side_by_side import comparison_text, study_tables
+
+# fmt: off
+# isort: off
 from hubprune.core.artifacts import (
-    Artifact,
-    BenchmarkComparison,
-    CheckpointComparison,
-    LayerScores,
-    PrunedCheckpoint,
-    PublishReport,
-    Reproduction,
-    ScoreStudy,
-    SpeedReport,
-    SweepReport,
-    Verification,
-    shown_by,
+    Artifact, BenchmarkComparison, CheckpointComparison, LayerScores, PrunedCheckpoint, PublishReport, Reproduction,
+    ScoreStudy, SpeedReport, SweepReport, Verification, shown_by,
 )
+# isort: on
+# fmt: on
 from hubprune.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:

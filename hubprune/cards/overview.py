@@ -16,19 +16,14 @@ from urllib.parse import quote
 
 from hubprune.cards.context import CustomCode, Link, Printed, Table, Usage
 from hubprune.cards.free_text import loop_rows, wrapped
+
+# fmt: off
+# isort: off
 from hubprune.cards.markdown import (
-    FILTERS,
-    INTERVAL,
-    NONE,
-    change_percent,
-    count,
-    interval,
-    plain,
-    signed,
-    size_change,
-    visible,
-    with_interval,
+    FILTERS, INTERVAL, NONE, change_percent, count, interval, plain, signed, size_change, visible, with_interval,
 )
+# isort: on
+# fmt: on
 from hubprune.cards.measured import speed_rows
 from hubprune.cards.removal import NAMES, layers_named, width_rows, width_share
 from hubprune.core.architectures import architecture_of

@@ -69,11 +69,13 @@ def hub(request: HubRequest, reporter: Reporter) -> None:
     One server holds the folder at a time. What it has answered is kept,
     also when it is killed.
     """
+    from hubprune.core.files import make_writable
     from hubprune.localhub import serve
 
     def announce(line: str) -> None:
         print(line, flush=True)
 
+    make_writable(Path(request.directory))
     serve(Path(request.directory), port=request.port, xet=not request.no_xet, announce=announce)
 
 

@@ -43,13 +43,15 @@ def use_endpoint(endpoint: str | None) -> str:
     """Make every Hub client of this process use one endpoint, and return it.
 
     Args:
-        endpoint: root address of the Hub; None for `HF_ENDPOINT`, else the public Hub.
+        endpoint: root address of the Hub; None for the user's `HF_ENDPOINT`, else the public Hub.
 
     Raises:
         RecipeError: it is no http address, or a client was imported for another endpoint before.
     """
+    before = os.environ.get("HF_ENDPOINT")
+    users = _users.get(before, before) if before else None
     # datasets fails with a misleading message where the address ends in a slash.
-    chosen = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    chosen = (endpoint or users or DEFAULT_ENDPOINT).rstrip("/")
     try:
         parts = urlsplit(chosen)
         fits = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
@@ -58,8 +60,19 @@ def use_endpoint(endpoint: str | None) -> str:
     if not fits or not chosen.isprintable() or " " in chosen:
         raise RecipeError(f"{chosen!r} is no address of a Hub.", hint="It looks like https://huggingface.co.")
     os.environ["HF_ENDPOINT"] = chosen
-    check_endpoint(chosen)
+    try:
+        check_endpoint(chosen)
+    except RecipeError:  # the next call asks as if there had been none
+        del os.environ["HF_ENDPOINT"]
+        os.environ |= {"HF_ENDPOINT": before} if before else {}
+        raise
+    if endpoint and chosen != before:
+        _users[chosen] = users
     return chosen
+
+
+_users: dict[str, str | None] = {}
+"""Address that a call asked for -> what the user had set before it, which holds for a call that asks for none."""
 
 
 def check_endpoint(endpoint: str) -> None:

@@ -14,22 +14,15 @@ from hubprune.core.artifacts import BaseCheckpoint, PublishedCommit, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, HubError
 from hubprune.core.files import list_files
+
+# fmt: off
+# isort: off
 from hubprune.hub.remote import (
-    RECENT_PULL_REQUESTS,
-    RUN_LINE,
-    Overwrite,
-    check_is_ours,
-    check_remote,
-    head_of,
-    history,
-    missing,
-    number_of,
-    pull_request,
-    pull_request_heads,
-    read_remote,
-    stale,
-    without_restated,
+    RECENT_PULL_REQUESTS, RUN_LINE, Overwrite, check_is_ours, check_remote, head_of, history, missing, number_of,
+    pull_request, pull_request_heads, read_remote, stale, without_restated,
 )
+# isort: on
+# fmt: on
 from hubprune.hub.retry import advising, is_transient, status_of, translate, wait_seconds
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target, branch_of

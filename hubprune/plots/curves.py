@@ -7,21 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+# fmt: off
+# isort: off
 from hubprune.plots.style import (
-    COLOURS,
-    HEIGHT,
-    INK,
-    PANEL,
-    QUIET,
-    add_legend,
-    key,
-    legend_height,
-    look,
-    new_figure,
-    shown,
-    styled,
+    COLOURS, HEIGHT, INK, PANEL, QUIET, add_legend, key, legend_height, look, new_figure, shown, styled,
     whole_numbers,
 )
+# isort: on
+# fmt: on
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

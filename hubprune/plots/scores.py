@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+# fmt: off
+# isort: off
 from hubprune.plots.style import (
-    COLOURS,
-    INK,
-    MEASURE,
-    PANEL,
-    QUIET,
-    add_legend,
-    key,
-    legend_height,
-    look,
-    new_figure,
-    shown,
-    styled,
+    COLOURS, INK, MEASURE, PANEL, QUIET, add_legend, key, legend_height, look, new_figure, shown, styled,
     whole_numbers,
 )
+# isort: on
+# fmt: on
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

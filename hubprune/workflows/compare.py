@@ -10,18 +10,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hubprune.cards.manifest import MANIFEST
+
+# fmt: off
+# isort: off
 from hubprune.core.artifacts import (
-    Agreement,
-    CheckpointComparison,
-    ComparedMetric,
-    ComparedSide,
-    DroppedSets,
-    DropPlan,
-    LayerScores,
-    SameBase,
-    SublayerKind,
-    TaskComparison,
+    Agreement, CheckpointComparison, ComparedMetric, ComparedSide, DroppedSets, DropPlan, LayerScores, SameBase,
+    SublayerKind, TaskComparison,
 )
+# isort: on
+# fmt: on
 from hubprune.core.config import read_config, read_structure
 from hubprune.core.devices import kv_bytes_per_layer, with_dtype
 from hubprune.core.errors import BaseNotFoundError, CheckpointError

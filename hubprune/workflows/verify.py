@@ -14,7 +14,7 @@ from typing import Any, Literal
 from hubprune.cards.manifest import MANIFEST, NOT_LISTED, content_digest, read_manifest
 from hubprune.core.artifacts import BaseCheckpoint, Check, Verification
 from hubprune.core.config import check_config, read_config, read_structure
-from hubprune.core.console import Reporter
+from hubprune.core.console import Reporter, quiet
 from hubprune.core.errors import BaseNotFoundError, RecipeError, VerificationError
 from hubprune.core.files import existing_folder, list_files, scratch_folder
 from hubprune.core.recipe import BaseModelSpec
@@ -121,11 +121,13 @@ def load_pruned(request: LoadRequest, *, reporter: Reporter) -> tuple[Any, Any]:
     session = open_session(request.endpoint)
     found = find_pruned(request.checkpoint, revision=request.revision, session=session, reporter=reporter)
     trust: Trust = "any" if request.trust_remote_code else "own"
+    verify.plan_of(found.config)
     refuse_foreign_code(found, trust=trust, option="trust_remote_code=True")
     needs_code = trust == "any" or read_structure(found.config, name=found.name).layout != "stock"
     from hubprune.evaluation.models import load_model
 
-    loaded = load_model(found.folder, device=request.device, dtype=dtype, trust_remote_code=needs_code)
+    with quiet():
+        loaded = load_model(found.folder, device=request.device, dtype=dtype, trust_remote_code=needs_code)
     return loaded.model, loaded.tokenizer
 
 

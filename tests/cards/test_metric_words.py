@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import made
 import pytest
 
 from hubprune.cards.card import render
+from hubprune.cards.overview import RUNTIMES
 from hubprune.cards.removal import removal
+from hubprune.commands import summary
 from hubprune.commands.summary import scores_table
-from hubprune.core.artifacts import Margin
+from hubprune.core.artifacts import Layout, Margin, Metric
 
 FORMULAS = {
     "cosine": ("S = 1 − cos(X, Y)", "S = 1 - cos(X, Y)", "cosines were taken in float32"),
@@ -63,3 +67,8 @@ def test_rounds_are_told_in_their_order_with_the_scores_they_went_by():
 def test_one_shot_tells_no_rounds():
     found = removal(made.plan(), scores=made.scores(), verification=made.verification())
     assert not any("round" in note for note in found.score_notes)
+
+
+def test_every_metric_that_computes_has_its_formula_and_every_layout_says_who_runs_it():
+    assert set(FORMULAS) == set(summary.FORMULAS) == set(get_args(Metric)) - {"reverse-order", "random"}
+    assert set(RUNTIMES) == set(get_args(Layout))

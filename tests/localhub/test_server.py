@@ -157,3 +157,11 @@ def test_git_variables_of_the_caller_lead_nowhere_else(tmp_path, monkeypatch):
         api.create_repo("me/model")
         assert api.list_repo_files("me/model") == [".gitattributes"]
     assert not (elsewhere / "index").exists()
+
+
+def test_a_place_that_is_no_folder_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "hubprune", "hub", "--dir", str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: Cannot write to {tmp_path / 'file'}: File exists.\n"

@@ -20,20 +20,15 @@ from typing import Any
 
 from hubprune.cards.markdown import plain, signed
 from hubprune.core.architectures import Architecture
+
+# fmt: off
+# isort: off
 from hubprune.core.artifacts import (
-    BenchmarkAnswers,
-    Estimate,
-    HeldOutDocuments,
-    LayerScores,
-    PerplexityAnswers,
-    Ranking,
-    Recommendation,
-    SublayerKind,
-    SweepPoint,
-    SweepReport,
-    SweepTask,
-    main_rows,
+    BenchmarkAnswers, Estimate, HeldOutDocuments, LayerScores, PerplexityAnswers, Ranking, Recommendation,
+    SublayerKind, SweepPoint, SweepReport, SweepTask, main_rows,
 )
+# isort: on
+# fmt: on
 from hubprune.core.console import Reporter
 from hubprune.core.devices import resolve_device, resolve_dtype
 from hubprune.core.errors import MissingDependencyError
@@ -50,18 +45,15 @@ from hubprune.pruning.checkpoint import count_parameters
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, open_run, scores_if_needed, shape_of
 from hubprune.workflows.sweep.measuring import Measured, held_out, measure_all, overlaps, read_mix
+
+# fmt: off
+# isort: off
 from hubprune.workflows.sweep.points import (
-    REPORT,
-    Point,
-    Ranked,
-    check_counts,
-    check_measures,
-    check_out,
-    make_points,
-    order_of,
-    parse_counts,
+    REPORT, Point, Ranked, check_counts, check_measures, check_out, make_points, order_of, parse_counts,
     parse_methods,
 )
+# isort: on
+# fmt: on
 
 STAGES = ("Base and checks", "Scores", "Points", "Report")
 CSV = "sweep.csv"
