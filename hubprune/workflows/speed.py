@@ -121,9 +121,6 @@ def check_pair(base: BaseCheckpoint, pruned: PrunedFolder) -> None:
         )
 
 
-# ---- timing ---------------------------------------------------------------------------------------------------------
-
-
 def time_pair(
     base: BaseCheckpoint, pruned: PrunedFolder, *, runnable: Runnable, request: SpeedRequest,
     benchmarks: BenchmarkChange | None, reporter: Reporter,

@@ -190,7 +190,7 @@ def test_the_largest_batch_is_searched_for_with_one_model_on_the_device_at_a_tim
     monkeypatch.setattr(
         in_turns, "largest_batch", lambda model, **_: moves.append(model.model.name) or found[model.model.name]
     )
-    pair = timing._Pair(None, None, None, SpeedRequest("me/pruned"), Reporter(quiet=True))
+    pair = timing._Pair(None, None, None, SpeedRequest("me/pruned"), Reporter(quiet=True), None)
     seen = pair._largest(base, pruned, SpeedSpec(depth=512, new_tokens=32, rounds=20))
     assert (seen.base, seen.pruned, seen.depth) == (12, 17, 512)
     assert moves == [

@@ -219,18 +219,22 @@ def assemble(
     add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
     tasks = leaderboards(report.benchmarks, session=run.session, warn=run.reporter.warn)
     add_eval_results(folder, report.benchmarks, tasks=tasks)
-    drawn, base = card.Pictures(), report.base.name
+    context = card.context_of(report, pictures=_pictures(run, folder, report), overrides=card_template)
+    write_atomically(folder / manifest.CARD, card.render(context, overrides=card_template))
+    manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
+    return manifest.write_manifest(folder, report=report, template_hash=card.template_hash(card_template))
+
+
+def _pictures(run: Run, folder: Path, report: PublishReport) -> card.Pictures:
+    base = report.base.name
     try:
-        drawn = card.Pictures(
+        return card.Pictures(
             importance=pictures.draw_for_card(report.scores, report.plan, folder, base=base) if report.scores else None,
             benchmarks=pictures.draw_changes(report.benchmarks, folder, base=base) if report.benchmarks else None,
         )
     except MissingDependencyError as error:  # without matplotlib the card has their tables alone
         run.reporter.warn(f"The card gets no pictures: {error.message} {error.hint or ''}")
-    context = card.context_of(report, pictures=drawn, overrides=card_template)
-    write_atomically(folder / manifest.CARD, card.render(context, overrides=card_template))
-    manifest.write_recipe(folder, recipe=run.pinned_recipe, report=report)
-    return manifest.write_manifest(folder, report=report, template_hash=card.template_hash(card_template))
+        return card.Pictures()
 
 
 def leaderboards(comparison: BenchmarkComparison | None, *, session: HubSession, warn: Callable[[str], None]) -> Tasks:
