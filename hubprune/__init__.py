@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hubprune.core import __version__
+
 if TYPE_CHECKING:
     from hubprune.api import compare, export_gguf, load, prune, publish, push, reproduce, score, speed, sweep, verify
 
-__version__ = "0.1.0"
 __all__ = [
     "__version__", "compare", "export_gguf", "load", "prune", "publish", "push", "reproduce", "score", "speed",
     "sweep", "verify",

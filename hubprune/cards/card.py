@@ -18,7 +18,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubprune import __version__
 from hubprune.cards import free_text, front_matter, measured, overview, provenance
 from hubprune.cards import removal as removed
 from hubprune.cards.context import CardContext, Glance
@@ -26,6 +25,7 @@ from hubprune.cards.limits import limits, verdict
 from hubprune.cards.manifest import checkpoint_tag
 from hubprune.cards.markdown import FILTERS
 from hubprune.cards.provenance import attribution_line, card_in_force, license_warnings
+from hubprune.core import __version__
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.artifacts import BaseCheckpoint, PublishReport
 from hubprune.core.errors import RecipeError

@@ -12,8 +12,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from hubprune import __version__
 from hubprune.commands.terminal import RESUME, errors_shown
+from hubprune.core import __version__
 from hubprune.core.options import PANELS, Argument, Asked, Option, options_of
 
 EVERYDAY, RUNNING = "Everyday", "How it runs"

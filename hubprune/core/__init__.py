@@ -10,3 +10,5 @@ templates, neutral    the code that loads a pruned model, and the door that all 
 devices               what a run computes on: processes, device and dtype, memory, the machine
 files, privacy        what is written and kept for the next run, what leaves this machine
 """
+
+__version__ = "0.1.0"

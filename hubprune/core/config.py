@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubprune import __version__
+from hubprune.core import __version__
 from hubprune.core.architectures import FULL, NEMOTRON_NAS, SLIDING, Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Layout, SublayerKind
 from hubprune.core.errors import CheckpointError, UnsupportedArchitectureError, UnsupportedFormatError

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune import __version__
+from hubprune.core import __version__
 from hubprune.core.architectures import FULL, SLIDING, architecture_of
 from hubprune.core.errors import RecipeError
 

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
-from hubprune import __version__
+from hubprune.core import __version__
 from hubprune.core.artifacts import RepoFile
 from hubprune.core.console import end_if_interrupted
 from hubprune.core.errors import DiskSpaceError, RecipeError

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.version import Version
 
-from hubprune import __version__
+from hubprune.core import __version__
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Layout
 from hubprune.core.config import Structure, layout_keys, stock_config, write_json

@@ -89,7 +89,7 @@ class HubSession:
         """A client that sends this session's token, and none where there is none."""
         from huggingface_hub import HfApi
 
-        from hubprune import __version__
+        from hubprune.core import __version__
 
         return HfApi(
             endpoint=self.endpoint, token=self.token or False, library_name="hubprune", library_version=__version__

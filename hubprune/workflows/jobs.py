@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from hubprune import __version__
 from hubprune.cards.markdown import visible
+from hubprune.core import __version__
 from hubprune.core.console import Reporter
 from hubprune.core.errors import JobError, RecipeError
 from hubprune.core.privacy import DEFAULT_ENDPOINT, is_local_data, scrub

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubprune import __version__
 from hubprune.cards.card import check_templates, template_hash
 from hubprune.cards.manifest import MANIFEST, PublishRecord, checkpoint_tag, read_record, replace_card
-from hubprune.core import templates
+from hubprune.core import __version__, templates
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import (
     ConfigChange,
