@@ -100,16 +100,13 @@ def _width(request: WithRecipe) -> dict[str, Any]:
 def _evaluation(request: WithRecipe) -> dict[str, Any]:
     if not isinstance(request, Measuring):
         return {}
-    tasks = request.tasks
-    if isinstance(tasks, str):
-        names = [] if tasks.strip().lower() == "none" else tasks.split(",")
-        tasks = [part.strip() for part in names if part.strip()]
+    tasks = None if request.tasks is None else _names(request.tasks)
     found = _given(
         limit=request.limit,
         include_path=request.include_path,
         batch_size=request.batch_size,
         backend=request.eval_backend,
-        tasks=None if tasks is None else tuple(tasks),
+        tasks=() if tasks and [task.lower() for task in tasks] == ["none"] else tasks,
         num_fewshot=_examples(request.num_fewshot),
     )
     if isinstance(request, PublishRequest):

@@ -10,6 +10,7 @@ import hubprune
 from hubprune.core import errors, requests
 from hubprune.core.options import options_of
 from hubprune.core.privacy import use_endpoint
+from hubprune.workflows.recipes import recipe_of
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,13 @@ def test_the_endpoint_of_one_call_is_not_that_of_the_next(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://mine")
     assert use_endpoint("https://other") == "https://other"
     assert use_endpoint(None) == "https://mine"
+
+
+@pytest.mark.parametrize("tasks", ["none", " None ", ["none"], [], ()])
+def test_no_tasks_may_be_asked_for_as_text_and_as_a_list(tasks):
+    assert recipe_of(requests.PublishRequest("a/b", attn_drop=1, tasks=tasks)).evaluation.tasks == ()
+
+
+@pytest.mark.parametrize("tasks", ["piqa, boolq", ["piqa", " boolq "], "piqa,boolq,piqa"])
+def test_tasks_as_text_and_as_a_list_are_the_same(tasks):
+    assert recipe_of(requests.PublishRequest("a/b", attn_drop=1, tasks=tasks)).evaluation.tasks == ("piqa", "boolq")
