@@ -205,7 +205,7 @@ def _sweep(folder: Path, spec: Any, *, memo: Path | None) -> dict[str, Any]:
     from hubprune.evaluation.harness import InMemory
     from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import load_model
-    from hubprune.pruning.streaming import bypassed, layers_without
+    from hubprune.pruning.bypass import bypassed, layers_without
 
     start = time.process_time()
     loaded = load_model(folder / "base", device="cpu", dtype="float32", trust_remote_code=False)

@@ -7,7 +7,8 @@ strict                JSON and YAML of strangers
 architectures         the families of models
 config, weights       a checkpoint's config.json, with the sublayers that it tells of, and its safetensors
 templates, neutral    the code that loads a pruned model, and the door that all models come through
-devices               what a run computes on: processes, device and dtype, memory, the machine
+devices, memory       what a run computes on: processes, device and dtype, the machine; the memory that it may take
+streaming             a model that exists one decoder layer at a time
 files, privacy        what is written and kept for the next run, what leaves this machine
 """
 

@@ -1,11 +1,9 @@
-"""What a run computes on: its processes, device and dtype, the memory that it may take, and the machine.
+"""What a run computes on: its processes, device and dtype, and the machine.
 
 `torchrun` and `accelerate launch` start several processes.  The first one runs the command.  The others follow it: they
 load the models that it loads and compute their share.
 
-psutil sees the whole machine.  In a container or under a batch scheduler the process is ended at the limit of its
-control group, long before the machine is full.  The command line starts with this module: nothing heavy is imported
-before it is needed.
+The command line starts with this module: nothing heavy is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -16,14 +14,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.core import __version__
-from hubprune.core.architectures import FULL, SLIDING, architecture_of
 from hubprune.core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -41,7 +38,6 @@ NAMED_OTHERWISE = {"float": "float32", "half": "float16"}
 """What torch calls two of them as well, and a config.json may."""
 STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """dtypes of safetensors that a model can be built in."""
-GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "hf-xet", "datasets", "lm_eval", "safetensors", "tokenizers")
 
 
@@ -149,69 +145,6 @@ def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     with safe_open(files[0], framework="np") as weights:
         kinds = [weights.get_slice(name).get_dtype() for name in sorted(weights.keys())]
     return {**config, "dtype": next((STORED[kind] for kind in kinds if kind in STORED), "float32")}
-
-
-# ---- memory ----------------------------------------------------------------------------------------------------------
-
-
-def available_bytes() -> int:
-    """Return the bytes that this process may still take, page cache that can be dropped included."""
-    import psutil
-
-    used = psutil.Process().memory_info().rss
-    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit in group_limits())]))
-
-
-def group_limits(*, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> Iterator[int]:
-    """Yield the memory limits, in bytes, of this process's control group and of those around it.
-
-    Each line of `membership` is `number:controllers:path` (cgroups(7)).  Inside a container the path may be that of
-    the host, which does not exist here; the group at the top is then the container's own.
-    """
-    lines = membership.read_text().splitlines() if membership.is_file() else []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        # Version 2 names no controllers, and writes "max" for no limit.
-        top, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            file = folder / name
-            if file.is_file() and (limit := file.read_text().strip()).isdigit():
-                yield int(limit)
-
-
-def kv_cache_bytes(
-    config: Mapping[str, Any], *, gone: Collection[int], tokens: int, sequences: int = 1, dtype: str = "auto"
-) -> int:
-    """Return the bytes of a KV cache that holds some sequences of equal length.
-
-    Args:
-        config: a config.json, pruned or not.
-        gone: layers without attention, in the numbers of that config; those of a plan are `plan.gone("attn")`.
-        tokens: per sequence.
-        sequences: batch size.
-        dtype: of keys and values; `auto` for the one that config.json names.
-    """
-    # A sliding cache forgets what the next token will not look at.
-    held = {FULL: tokens, SLIDING: min(tokens, (config.get("sliding_window") or tokens + 1) - 1)}
-    kinds = architecture_of(config).attention_kinds(config)
-    slots = sum(held[kind] for layer, kind in enumerate(kinds) if layer not in gone)
-    return sequences * slots * kv_bytes_per_layer({**config, "dtype": resolve_dtype(dtype, config)})
-
-
-def kv_bytes_per_layer(config: Mapping[str, Any]) -> int:
-    """Return the bytes that one attention's keys and values take per token: 2 x KV heads x head size x dtype bytes."""
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-    return 2 * kv_heads * head_dim * COMPUTE_BITS[resolve_dtype("auto", config)] // 8
-
-
-def held_bytes(cache: Any) -> int:
-    """Sum the bytes of the keys and values that a cache object of transformers holds."""
-    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
-    return sum(int(t.numel() * t.element_size()) for t in tensors)
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from hubprune.core import devices
+from hubprune.core import devices, memory
 from hubprune.core.artifacts import PerplexityAnswers
 from hubprune.core.errors import EvaluationError
 from hubprune.core.files import scratch_prefix
@@ -125,11 +125,11 @@ def free_bytes(device: str) -> int:
         RecipeError: this machine has no such device.
     """
     place = own_device(device)
-    return int(torch.cuda.mem_get_info(place)[0]) if place.startswith("cuda") else _own_memory()
+    return memory.device_bytes(place) if place.startswith("cuda") else _own_memory()
 
 
 def _own_memory() -> int:  # of several processes on a machine, each may take its share
-    return devices.available_bytes() // devices.local_world_size()
+    return memory.available_bytes() // devices.local_world_size()
 
 
 def placement(folder: Path, *, device: str, dtype: str, offload_folder: str) -> dict[str, Any]:

@@ -25,8 +25,9 @@ import torch
 from pydantic import BaseModel
 
 from hubprune.core.artifacts import Interval, Measure, SpeedMeasured
-from hubprune.core.devices import held_bytes, run_to_end
+from hubprune.core.devices import run_to_end
 from hubprune.core.errors import EvaluationError
+from hubprune.core.memory import held_bytes
 from hubprune.evaluation.models import LoadedModel, is_memory_error, load_model, memory_errors, release_memory
 
 WARM_UPS = 3

@@ -24,9 +24,10 @@ from pydantic import BaseModel, ValidationError
 
 from hubprune.core.config import Structure, stock_config, write_json
 from hubprune.core.console import size
-from hubprune.core.devices import available_bytes, run_to_end
+from hubprune.core.devices import run_to_end
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import scratch_folder
+from hubprune.core.memory import available_bytes
 from hubprune.core.neutral import load_causal_lm
 from hubprune.core.privacy import is_carried
 from hubprune.core.templates import link_model

@@ -3,7 +3,7 @@
 base_files        what the base's files say, and where they contradict each other
 documents         calibration mixes and the texts of their subsets
 calibration       the samples that are drawn of a mix, as token ids
-streaming         the base one decoder layer at a time, or loaded as if it were pruned
+bypass            a loaded base that computes as if it were pruned
 importance        scores of all sublayers, and the metrics
 aggregation       means over documents and subsets with their errors; how well two orders agree
 selection         the plan: which sublayers go, how wide MLPs become

@@ -152,7 +152,7 @@ def _has_own_head(folder: Path, found: Fit, base: BaseCheckpoint) -> bool:
     """Tell whether a head is stored beside the embedding, and has other values; both are read some rows at a time."""
     import torch
 
-    from hubprune.pruning.streaming import WeightReader
+    from hubprune.core.streaming import WeightReader
 
     family = read_structure(base.config, name=base.name).architecture
     reader = WeightReader(folder, found.tensor_names)

@@ -23,9 +23,9 @@ from hubprune.core import config as config_json
 from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, DropPlan, WrittenCheckpoint
-from hubprune.core.devices import kv_bytes_per_layer
 from hubprune.core.errors import CheckpointError
 from hubprune.core.files import list_files
+from hubprune.core.memory import kv_bytes_per_layer
 from hubprune.core.privacy import is_carried
 from hubprune.core.weights import DTYPE_BITS, INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
 from hubprune.pruning.tokenizer_files import settle_tokenizer

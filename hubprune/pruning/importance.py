@@ -35,9 +35,9 @@ from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Aggregation, DocumentScores, ImportanceScores, LayerScores, Metric, SublayerKind
 from hubprune.core.console import Advance, Reporter
 from hubprune.core.errors import ScoringError
+from hubprune.core.streaming import StreamedModel
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.calibration import CalibrationSet, Document
-from hubprune.pruning.streaming import StreamedModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from hubprune.core import devices
+from hubprune.core import devices, memory
 from hubprune.core.artifacts import Check
 from hubprune.core.config import read_config
 from hubprune.core.neutral import fresh_generation, load_causal_lm, load_with_report
@@ -133,7 +133,7 @@ def compare(request: CompareRequest) -> Comparison:
             padded_equal=_same_texts(model, rows, alone, _padded(model, rows, request.new_tokens)),
             generated=sum(map(len, alone)),
             refused_without_trust=_refused(request.folder) if request.custom_code else None,
-            cache_bytes=devices.held_bytes(cache),
+            cache_bytes=memory.held_bytes(cache),
             cache_tokens=rows[0].shape[1],
             other_ids=other_ids,
             compared_texts=compared_texts,
@@ -171,7 +171,7 @@ def _comparison_dtype(folder: str) -> Any:
     """
     import torch
 
-    if 4 * open_weights(Path(folder)).parameters() < 0.8 * devices.available_bytes():
+    if 4 * open_weights(Path(folder)).parameters() < 0.8 * memory.available_bytes():
         return torch.float32
     config = devices.with_dtype(read_config(Path(folder)), Path(folder))
     return getattr(torch, devices.resolve_dtype("auto", config))

@@ -17,9 +17,10 @@ from pydantic import BaseModel, Field, ValidationError
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, SublayerKind, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, Structure, needs_modeling_file, pruned_classes, read_structure
-from hubprune.core.devices import kv_cache_bytes, last_words, run_to_end
+from hubprune.core.devices import last_words, run_to_end
 from hubprune.core.errors import CheckpointError, VerificationError
 from hubprune.core.files import scratch_folder
+from hubprune.core.memory import kv_cache_bytes
 from hubprune.core.strict import parse_json
 from hubprune.core.templates import modeling_code
 from hubprune.core.weights import Shard, TensorEntry, Weights, open_weights

@@ -176,7 +176,7 @@ class Neurons:
     def _of_rows(self, layer: int, name: str) -> torch.Tensor:
         import torch
 
-        from hubprune.pruning.streaming import TORCH_DTYPES
+        from hubprune.core.streaming import TORCH_DTYPES
 
         full = f"{self._architecture.layers_prefix}{layer}.{name}"
         if full not in self._where:

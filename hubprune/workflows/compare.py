@@ -20,8 +20,9 @@ from hubprune.core.artifacts import (
 # isort: on
 # fmt: on
 from hubprune.core.config import read_config, read_structure
-from hubprune.core.devices import kv_bytes_per_layer, with_dtype
+from hubprune.core.devices import with_dtype
 from hubprune.core.errors import BaseNotFoundError, CheckpointError
+from hubprune.core.memory import kv_bytes_per_layer
 from hubprune.core.recipe import REPO_ID, BaseModelSpec
 from hubprune.core.requests import CompareRequest
 from hubprune.core.strict import parse_json

@@ -26,9 +26,10 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.config import read_structure
 from hubprune.core.console import Reporter
-from hubprune.core.devices import describe_environment, kv_cache_bytes, resolve_device
+from hubprune.core.devices import describe_environment, resolve_device
 from hubprune.core.errors import CheckpointError, RecipeError
 from hubprune.core.files import make_writable, scratch_folder, write_atomically
+from hubprune.core.memory import kv_cache_bytes
 from hubprune.core.requests import SpeedRequest
 from hubprune.core.strict import parse_json
 from hubprune.hub.session import HubSession

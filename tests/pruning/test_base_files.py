@@ -18,11 +18,11 @@ from hubprune.core.console import Reporter
 from hubprune.core.devices import resolve_dtype
 from hubprune.core.errors import CheckpointError, UnsupportedFormatError, VerificationError
 from hubprune.core.neutral import load_causal_lm, neutral_config
+from hubprune.core.streaming import StreamedModel
 from hubprune.pruning import loading, verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.checkpoint import take_inventory, write_checkpoint
 from hubprune.pruning.layouts import make_runnable
-from hubprune.pruning.streaming import StreamedModel
 
 DROP = plan(5, attn=[1])
 TIED = {**LLAMA, "tie_word_embeddings": True}

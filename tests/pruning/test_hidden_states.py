@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hubprune.core import devices
+from hubprune.core import memory, streaming
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.artifacts import CalibrationRecord, CalibrationSource
 from hubprune.core.errors import DiskSpaceError
-from hubprune.pruning import streaming
+from hubprune.core.streaming import empty_states
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.importance import Scoring, score
-from hubprune.pruning.streaming import empty_states
 
 CPU = torch.device("cpu")
 
@@ -101,7 +100,7 @@ def limits(tmp_path, membership, files):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "membership").write_text(membership)
-    return list(devices.group_limits(groups=tmp_path / "groups", membership=tmp_path / "membership"))
+    return list(memory.group_limits(groups=tmp_path / "groups", membership=tmp_path / "membership"))
 
 
 def test_a_limit_is_found_in_version_1_of_control_groups(tmp_path):
@@ -124,13 +123,13 @@ def test_a_path_of_the_host_leads_to_the_limit_of_the_container(tmp_path):
 
 
 def test_a_machine_without_control_groups_has_no_limit(tmp_path):
-    assert list(devices.group_limits(groups=tmp_path / "none", membership=tmp_path / "none")) == []
+    assert list(memory.group_limits(groups=tmp_path / "none", membership=tmp_path / "none")) == []
 
 
 def test_what_is_available_is_the_smallest_limit_without_what_is_used(monkeypatch):
-    monkeypatch.setattr(devices, "group_limits", lambda: [2**50, 2**33])
-    assert 0 <= devices.available_bytes() < 2**33
-    monkeypatch.setattr(devices, "group_limits", lambda: [1])
-    assert devices.available_bytes() == 0
-    monkeypatch.setattr(devices, "group_limits", lambda: [])
-    assert 0 < devices.available_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(memory, "group_limits", lambda: [2**50, 2**33])
+    assert 0 <= memory.available_bytes() < 2**33
+    monkeypatch.setattr(memory, "group_limits", lambda: [1])
+    assert memory.available_bytes() == 0
+    monkeypatch.setattr(memory, "group_limits", lambda: [])
+    assert 0 < memory.available_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -11,17 +11,17 @@ from bases import LLAMA, MISTRAL, SHARED_DATA, random_tensors, write_base
 from safetensors.torch import load_file
 from test_importance import calibration, planted, scored
 
+from hubprune.core import streaming
 from hubprune.core.architectures import architecture_of
 from hubprune.core.console import Reporter
 from hubprune.core.errors import DiskSpaceError, PlanError, RecipeError
 from hubprune.core.files import StageStore
 from hubprune.core.recipe import Recipe, parse
 from hubprune.core.specs import DropSpec
-from hubprune.pruning import streaming
+from hubprune.core.streaming import WeightReader
 from hubprune.pruning.importance import Scorer, Scoring
 from hubprune.pruning.iterative import drop_in_rounds, in_rounds
 from hubprune.pruning.selection import Shape, make_plan
-from hubprune.pruning.streaming import WeightReader
 from hubprune.workflows.run import Run, score
 
 OUTPUTS = {"attn": "self_attn.o_proj.weight", "mlp": "mlp.down_proj.weight"}

@@ -6,7 +6,7 @@ from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, random_tensors
 from transformers import AutoModelForCausalLM
 
 from hubprune.core.config import read_config, read_structure
-from hubprune.core.devices import held_bytes, kv_cache_bytes
+from hubprune.core.memory import held_bytes, kv_cache_bytes
 from hubprune.pruning.checkpoint import write_checkpoint
 
 

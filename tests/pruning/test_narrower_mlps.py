@@ -264,7 +264,7 @@ def test_biases_go_with_their_neurons(in_process, tmp_path):
 
 
 def test_where_only_bfloat16_fits_into_memory_the_comparison_is_as_strict(in_process, monkeypatch, tmp_path):
-    monkeypatch.setattr("hubprune.core.devices.available_bytes", lambda: 0)
+    monkeypatch.setattr("hubprune.core.memory.available_bytes", lambda: 0)
     for name in ("llama", "phi3"):
         config = {**FAMILIES.get(name, LLAMA), "torch_dtype": "bfloat16"}
         tensors = {n: t.bfloat16() for n, t in family_tensors(config).items()}

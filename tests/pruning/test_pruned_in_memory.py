@@ -8,9 +8,9 @@ from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, random_tensors
 from transformers import AutoModelForCausalLM
 
 from hubprune.core.architectures import architecture_of
+from hubprune.pruning.bypass import bypassed
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.layouts import make_runnable
-from hubprune.pruning.streaming import bypassed
 
 CONFIGS = {"llama": LLAMA, "mistral": MISTRAL, **FAMILIES}
 TEXT = torch.arange(24).remainder(11).add(40)[None]

@@ -22,9 +22,9 @@ from hubprune.cards.limits import check_budget
 from hubprune.core.artifacts import LoadedBack, PublishedCommit, PublishReport, RepoFile
 from hubprune.core.config import needs_modeling_file
 from hubprune.core.console import Reporter, size
-from hubprune.core.devices import available_bytes
 from hubprune.core.errors import HubpruneError, OverBudgetError, VerificationError
 from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
+from hubprune.core.memory import available_bytes
 from hubprune.core.requests import PublishRequest
 from hubprune.hub import repos as hub
 from hubprune.hub.announcing import announce, merge

@@ -240,7 +240,7 @@ class _Bench:
 
     @contextmanager
     def _pruned(self, plan: DropPlan) -> Iterator[LoadedModel]:
-        from hubprune.pruning.streaming import bypassed
+        from hubprune.pruning.bypass import bypassed
 
         with bypassed(self._model.model, plan, self._run.architecture):
             yield self._model
@@ -257,7 +257,7 @@ def points_of(
     """Make the points of a sweep of its base, by their names; they share all weights."""
     from hubprune.evaluation.computing import Models
     from hubprune.evaluation.layer_tree import Variant
-    from hubprune.pruning.streaming import bypassed, layers_without
+    from hubprune.pruning.bypass import bypassed, layers_without
 
     base = model.model
     variants = [

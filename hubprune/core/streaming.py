@@ -1,12 +1,7 @@
-"""Run a base layer by layer, or the whole one as if it were pruned; sublayers are bypassed in either.
+"""Run a model layer by layer, straight from its safetensors files.
 
-Scoring needs no KV cache, no head and no whole model: each layer's weights are read once, used on all batches, and let
-go.  What is in memory is one layer, the next one that a thread is reading, and the hidden states of the calibration
-set; where those are too many, they are in a mapped file.
-
-In a loaded base, sublayers are bypassed in memory, and put back afterwards.  The stand-ins are those of the modeling
-file that a published repo ships, taken from that file, so that a bypassed model computes what the written and reloaded
-checkpoint computes, KV cache included.  No weight is copied or changed.
+Each layer's weights are read once, used on all batches, and let go.  What is in memory is one layer, the next one that
+a thread is reading, and the hidden states of all batches; where those are too many, they are in a mapped file.
 """
 
 from __future__ import annotations
@@ -17,9 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from copy import copy
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,11 +21,11 @@ import torch
 from torch import nn
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import DropPlan, SublayerKind
+from hubprune.core.artifacts import SublayerKind
 from hubprune.core.console import size
-from hubprune.core.devices import available_bytes
 from hubprune.core.errors import CheckpointError, DiskSpaceError
 from hubprune.core.files import scratch_prefix
+from hubprune.core.memory import available_bytes, device_bytes
 from hubprune.core.neutral import ATTENTION, neutral_config, recorder_of
 from hubprune.core.templates import published_code
 from hubprune.core.weights import TensorEntry, open_weights
@@ -277,7 +270,7 @@ def empty_states(shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: to
     counts = [math.prod(shape) for shape in shapes]
     needed_bytes = sum(counts) * dtype.itemsize
     for place in dict.fromkeys((device, torch.device("cpu"))):
-        free = int(torch.cuda.mem_get_info(place)[0]) if place.type == "cuda" else available_bytes()
+        free = device_bytes(str(place)) if place.type == "cuda" else available_bytes()
         if needed_bytes <= STATES_SHARE * free:
             return [torch.empty(shape, dtype=dtype, device=place) for shape in shapes]
     # A mapped file on a full disk ends the process with a signal, so the room has to be there before.
@@ -291,84 +284,3 @@ def empty_states(shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: to
         # Once mapped, it needs no name any more.
         mapped = torch.from_file(file.name, shared=True, size=sum(counts), dtype=dtype)
     return [part.view(shape) for part, shape in zip(mapped.split(counts), shapes, strict=True)]
-
-
-@contextmanager
-def bypassed(model: Any, plan: DropPlan, architecture: Architecture) -> Iterator[None]:
-    """Let a base compute what it would without the sublayers of a plan, while the block runs.
-
-    The model is the base with its head, as transformers loads it; one that was pruned before may be a base, too.  Its
-    layers change in place: where it is spread over devices, hooks of accelerate hang on each of them.
-
-    Raises:
-        ValueError: no attention of some kind, full or sliding, would be left.
-    """
-    if not plan.dropped:
-        yield
-        return
-    with ExitStack() as undo:
-
-        def replace(parent: nn.Module, changes: Mapping[str, Any]) -> None:
-            for name, value in changes.items():
-                undo.callback(setattr, parent, name, getattr(parent, name))
-                setattr(parent, name, value)
-
-        decoder, code = model.model, published_code(architecture)
-        no_attn, no_mlp = frozenset(plan.gone("attn")), frozenset(plan.gone("mlp"))
-        slots = code["cache_slots"](decoder.layers, no_attn)
-        for number, layer in enumerate(list(decoder.layers)):
-            if number in no_attn and number in no_mlp:
-                replace(decoder.layers, {str(number): NoLayer(layer)})
-            elif number in no_attn:
-                replace(layer, _without("attn", layer, architecture, code))
-            else:
-                replace(layer.get_submodule(architecture.attn_module), {"layer_idx": slots[number]})
-                if number in no_mlp:
-                    replace(layer, _without("mlp", layer, architecture, code))
-        trim = partial(code["trim_cache"], used=frozenset(slots.values()))
-        undo.callback(decoder.register_forward_pre_hook(trim, with_kwargs=True).remove)
-        yield
-
-
-def _without(
-    kind: SublayerKind, layer: nn.Module, architecture: Architecture, code: Mapping[str, Any]
-) -> dict[str, nn.Module]:
-    """Return what stands in a layer instead of a sublayer and of its norms, by name."""
-    if kind == "attn":
-        name, norms = architecture.attn_module, architecture.attn_norms
-        stand_in: nn.Module = code["NoAttn"](layer.get_submodule(name))
-    else:
-        name, norms, stand_in = architecture.mlp_module, architecture.mlp_norms, code["NoMLP"]()
-    return {name: stand_in, **{norm: nn.Identity() for norm in norms}}
-
-
-def layers_without(model: Any, plan: DropPlan, architecture: Architecture) -> tuple[nn.Module, ...]:
-    """Return the layers of a base as they are without the sublayers of a plan; the base itself stays as it is.
-
-    Layers that lose nothing are the base's own, and weights are never copied.  They are for passes without a KV cache,
-    since attentions keep the base's numbers of their slots.
-    """
-    code, made = published_code(architecture), list(model.model.layers)
-    no_attn, no_mlp = set(plan.gone("attn")), set(plan.gone("mlp"))
-    for number in no_attn | no_mlp:
-        layer = made[number]
-        if number in no_attn and number in no_mlp:
-            made[number] = NoLayer(layer)
-        else:
-            made[number] = copy(layer)
-            kind: SublayerKind = "attn" if number in no_attn else "mlp"
-            made[number]._modules = {**layer._modules, **_without(kind, layer, architecture, code)}
-    return tuple(made)
-
-
-class NoLayer(nn.Module):
-    """Stands in for a layer that goes altogether: hidden states leave it as they came."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        # The loop over the layers looks at plain attributes, such as the kind of attention.
-        self.__dict__.update({name: value for name, value in vars(layer).items() if not name.startswith("_")})
-
-    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the hidden states."""
-        return hidden_states
