@@ -67,7 +67,7 @@ def device_bytes(device: str) -> int:
     free = int(torch.cuda.mem_get_info(device)[0])
     if not os.environ.get(LIMIT):
         return free
-    return max(0, min(free, int(os.environ[LIMIT]) - torch.cuda.memory_reserved(device)))
+    return max(0, min(free, int(os.environ[LIMIT]) - int(torch.cuda.memory_reserved(device))))
 
 
 def group_limits(*, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> Iterator[int]:
