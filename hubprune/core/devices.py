@@ -38,6 +38,9 @@ NAMED_OTHERWISE = {"float": "float32", "half": "float16"}
 """What torch calls two of them as well, and a config.json may."""
 STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """dtypes of safetensors that a model can be built in."""
+BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"})
+"""Capabilities of CPUs, Intel's and AMD's, then ARM's, that multiply matrices of bfloat16."""
+CPU_INFO = Path("/proc/cpuinfo")
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "hf-xet", "datasets", "lm_eval", "safetensors", "tokenizers")
 
 
@@ -113,16 +116,48 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def resolve_dtype(dtype: str, config: Mapping[str, Any]) -> str:
-    """Return the dtype that a name stands for; `auto` is the one that config.json names, else float32.
+def stored_dtype(config: Mapping[str, Any]) -> str:
+    """Return the dtype that config.json names, of those that a run can compute in, else float32.
 
-    Where config.json names none, transformers takes that of the weights: see `with_dtype`.
+    Where it names none, transformers takes that of the weights: see `with_dtype`.
     """
-    if dtype != "auto":
-        return dtype
     named = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     named = NAMED_OTHERWISE.get(named, named)
     return named if named in COMPUTE_BITS else "float32"
+
+
+def resolve_dtype(dtype: str, config: Mapping[str, Any], *, device: str | None = None) -> str:
+    """Return the dtype that a name stands for on a device; None for any, as of files.
+
+    `auto` is the one that config.json names where the device computes it natively; else float16 on a GPU, whose older
+    ones know no bfloat16, and float32 on a CPU: there half precision without units of its own is several times slower.
+    """
+    stored = stored_dtype(config)
+    if dtype != "auto":
+        return dtype
+    if device is None or computes(stored, device):
+        return stored
+    return "float16" if device.startswith("cuda") else "float32"
+
+
+def computes(dtype: str, device: str) -> bool:
+    """Tell whether a device has units of its own for a dtype."""
+    import torch
+
+    if dtype == "float32" or device == "mps":
+        return True
+    if device.startswith("cuda"):
+        return dtype == "float16" or bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
+    return dtype == "bfloat16" and not cpu_capabilities().isdisjoint(BFLOAT16_UNITS)
+
+
+def cpu_capabilities() -> frozenset[str]:
+    """Return what this machine's CPU can do, by the names of torch or, where an older one does not tell, of Linux."""
+    import torch
+
+    if ask := getattr(torch.cpu, "get_capabilities", None):
+        return frozenset(name for name, found in ask().items() if found is True)
+    return frozenset(CPU_INFO.read_text(encoding="utf-8").split() if CPU_INFO.is_file() else ())
 
 
 def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -154,13 +189,13 @@ def describe_environment(*, device: str = "cpu") -> Environment:
     """Describe this machine and its libraries; for a GPU, `device` names which."""
     from hubprune.core.artifacts import Environment
 
-    machine, info = None, Path("/proc/cpuinfo")
+    machine = None
     if device.startswith("cuda"):
         import torch
 
         machine = str(torch.cuda.get_device_name(device))
-    elif info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    elif CPU_INFO.is_file():
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
         named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
         machine = next(named, None)
     # torch takes as many threads as the process may use processors, unless OMP_NUM_THREADS says otherwise.
