@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,8 @@ STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float1
 BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"})
 """Capabilities of CPUs, Intel's and AMD's, then ARM's, that multiply matrices of bfloat16."""
 CPU_INFO = Path("/proc/cpuinfo")
+NVIDIA = Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0")
+TORCH_BUILDS = "https://pytorch.org/get-started/locally"
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "hf-xet", "datasets", "lm_eval", "safetensors", "tokenizers")
 
 
@@ -151,6 +154,13 @@ def computes(dtype: str, device: str) -> bool:
     return dtype == "bfloat16" and not cpu_capabilities().isdisjoint(BFLOAT16_UNITS)
 
 
+def why_cast(config: Mapping[str, Any], *, computed: str, device: str) -> str | None:
+    """Say why a run that was told no dtype computes in another than the files have; None where it is theirs."""
+    if computed == (stored := stored_dtype(config)):
+        return None
+    return f"the {'GPU' if device.startswith('cuda') else 'CPU'} has no units for {stored}"
+
+
 def cpu_capabilities() -> frozenset[str]:
     """Return what this machine's CPU can do, by the names of torch or, where an older one does not tell, of Linux."""
     import torch
@@ -180,6 +190,27 @@ def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     with safe_open(files[0], framework="np") as weights:
         kinds = [weights.get_slice(name).get_dtype() for name in sorted(weights.keys())]
     return {**config, "dtype": next((STORED[kind] for kind in kinds if kind in STORED), "float32")}
+
+
+def unused_gpu(device: str) -> str | None:
+    """Say which GPU of this machine a run on a device leaves alone, and what to do about it; None where there is none.
+
+    Even a build of torch that knows nothing of NVIDIA's can tell from their driver's files that one is there.
+    """
+    import torch
+
+    if device != "cpu":
+        return None
+    if torch.cuda.is_available():
+        return f"--device cpu leaves {torch.cuda.get_device_name(0)} unused: leave it out to compute there"
+    if torch.backends.mps.is_available():
+        return "--device cpu leaves the GPU of this machine unused: leave it out to compute there"
+    if not (any(path.exists() for path in NVIDIA) or shutil.which("nvidia-smi")):
+        return None
+    there, cuda = f"this machine has an NVIDIA GPU, and torch {torch.__version__}", torch.version.cuda
+    if cuda is None:
+        return f"{there} is a build that cannot use it: see {TORCH_BUILDS}"
+    return f"{there} finds none: its driver may be too old for CUDA {cuda}"
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hubprune.core.architectures import FULL, SLIDING, architecture_of
-from hubprune.core.devices import COMPUTE_BITS, local_world_size, resolve_dtype, stored_dtype
+from hubprune.core.console import Reporter, size
+from hubprune.core.devices import (
+    COMPUTE_BITS,
+    local_world_size,
+    resolve_device,
+    resolve_dtype,
+    stored_dtype,
+    unused_gpu,
+    why_cast,
+)
 from hubprune.core.errors import RecipeError
 
 GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -43,9 +52,19 @@ def parse_bytes(value: str | int) -> int:
     hint = "Write it like --max-memory 8GB, or 7.5GiB."
     if not found or unit not in UNITS:
         raise RecipeError(f"--max-memory {str(value)!r:.40} is no size of memory.", hint=hint)
-    if (size := int(float(found[1]) * UNITS[unit])) < LEAST:
+    if (given := int(float(found[1]) * UNITS[unit])) < LEAST:
         raise RecipeError(f"--max-memory {value} is too little: libraries alone take {LEAST // 10**6} MB.", hint=hint)
-    return size
+    return given
+
+
+def budget_of(request: object) -> int | None:
+    """Return the bytes that a request is to keep to, whatever is asked; None where it does not say.
+
+    Raises:
+        RecipeError: its `max_memory` is no size.
+    """
+    told: str | int | None = getattr(request, "max_memory", None)
+    return None if told is None else parse_bytes(told)
 
 
 @contextmanager
@@ -152,6 +171,29 @@ def limited_groups(*, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> I
 
 def _text(file: Path) -> str:
     return file.read_text().strip() if file.is_file() else ""
+
+
+def say_where(config: Mapping[str, Any], *, device: str, dtype: str, reporter: Reporter) -> None:
+    """Say which device computes, in which dtype, and how much memory it may take; warn where a GPU is left alone.
+
+    Raises:
+        RecipeError: this machine has no such device.
+    """
+    import torch
+
+    place = resolve_device(device)
+    computed = resolve_dtype(dtype, config, device=place)
+    free, limit = size(device_bytes(place)), told_limit()
+    room = f"{free} {'free' if place.startswith('cuda') else 'of memory'}"
+    threads = torch.get_num_threads()
+    # Of a base whose config.json names no dtype, the weights will tell.
+    told = f" in {computed}" if dtype != "auto" or config.get("dtype") or config.get("torch_dtype") else ""
+    where = f"the CPU{told}, {threads} thread{'s'[: threads - 1]}" if place == "cpu" else f"{place}{told}"
+    kept = f", of --max-memory {size(limit)}" if limit else ""
+    why = why_cast(config, computed=computed, device=place) if dtype == "auto" else None
+    reporter.note(f"computing on {where}, {room}{kept}{f'; {why}' if why else ''}")
+    if left := unused_gpu(place):
+        reporter.warn(left)
 
 
 # ---- caches ------------------------------------------------------------------------------------------------------

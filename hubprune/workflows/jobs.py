@@ -18,6 +18,7 @@ from hubprune.cards.markdown import visible
 from hubprune.core import __version__
 from hubprune.core.console import Reporter
 from hubprune.core.errors import JobError, RecipeError
+from hubprune.core.options import as_typed
 from hubprune.core.privacy import DEFAULT_ENDPOINT, is_local_data, scrub
 from hubprune.core.recipe import Recipe
 from hubprune.core.requests import JobRequest
@@ -83,7 +84,10 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
     order = JobOrder(
         recipe=recipe.model_copy(update={"target": named}),
         machine=machine if machine.namespace else replace(machine, namespace=target.user),
-        flags=tuple(flag for (name, value), flag in FLAGS.items() if getattr(request, name) is value),
+        flags=(
+            *(flag for (name, value), flag in FLAGS.items() if getattr(request, name) is value),
+            *as_typed(request, "max_memory"),
+        ),
         run_id=secrets.token_hex(8),
         endpoint=session.endpoint,
     )
