@@ -49,6 +49,8 @@ FLAGS: Mapping[tuple[str, bool], str] = {
     ("speed", True): "--speed", ("primer", False): "--no-primer", ("only_if_changed", True): "--only-if-changed",
 }  # fmt: skip
 """Options that no recipe holds and that the job gets as they were given here."""
+HANDED_ON = ("max_memory",)
+"""Others of them, with a value."""
 POLL_SECONDS = 5.0
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 SHORT_LIVED = (PUBLISHER_PREFIX, "hf_oauth_")
@@ -86,7 +88,7 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
         machine=machine if machine.namespace else replace(machine, namespace=target.user),
         flags=(
             *(flag for (name, value), flag in FLAGS.items() if getattr(request, name) is value),
-            *as_typed(request, "max_memory"),
+            *as_typed(request, *HANDED_ON),
         ),
         run_id=secrets.token_hex(8),
         endpoint=session.endpoint,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hubprune.core import devices
-from hubprune.core.devices import cpu_capabilities, resolve_dtype
+from hubprune.core.devices import cpu_capabilities, resolve_dtype, unused_gpu
 
 
 @pytest.fixture
@@ -62,3 +62,23 @@ def test_where_torch_does_not_tell_what_a_cpu_can_do_linux_does(monkeypatch, tmp
     assert "bf16" in cpu_capabilities()
     monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "none")
     assert cpu_capabilities() == frozenset()
+
+
+def test_a_gpu_that_is_left_alone_is_told_of(machine, monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "NVIDIA", ())
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    for available in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(available, "is_available", lambda: False)
+    assert unused_gpu("cpu") is None
+
+    (tmp_path / "version").touch()
+    monkeypatch.setattr(devices, "NVIDIA", (tmp_path / "version",))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "a build that cannot use it: see https://pytorch.org" in unused_gpu("cpu")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert unused_gpu("cpu").endswith("finds none: its driver may be too old for CUDA 13.0")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Tesla T4")
+    assert unused_gpu("cpu") == "--device cpu leaves Tesla T4 unused: leave it out to compute there"
+    assert unused_gpu("cuda") is None

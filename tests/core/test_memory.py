@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hubprune.core import memory
+from hubprune.core.console import Reporter
 from hubprune.core.errors import RecipeError
 from hubprune.core.memory import Group, at_most, available_bytes, device_bytes, parse_bytes
 
@@ -145,3 +146,29 @@ def test_what_is_no_size_is_refused_with_an_example(text):
 def test_a_size_that_no_run_fits_into_is_refused(text):
     with pytest.raises(RecipeError, match="too little: libraries alone take 256 MB"):
         parse_bytes(text)
+
+
+# ---- what is said of it ------------------------------------------------------------------------------------------
+
+
+def test_it_is_said_which_device_computes_in_which_dtype_and_within_what(machine, monkeypatch):
+    reporter, notes = Reporter(quiet=True), []
+    monkeypatch.setattr(reporter, "note", notes.append)
+    monkeypatch.setattr(memory, "unused_gpu", lambda device: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (14.6 * GB, 15 * GB))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    for config, device, dtype in (
+        ({"dtype": "float32"}, "cpu", "auto"),
+        ({}, "cpu", "auto"),
+        ({"dtype": "bfloat16"}, "cuda:0", "auto"),
+        ({"dtype": "bfloat16"}, "cuda:0", "float32"),
+    ):
+        memory.say_where(config, device=device, dtype=dtype, reporter=reporter)
+    assert notes == [
+        "computing on the CPU in float32, 2 threads, 50.00 GB of memory",
+        "computing on the CPU, 2 threads, 50.00 GB of memory",
+        "computing on cuda:0 in float16, 14.60 GB free; the GPU has no units for bfloat16",
+        "computing on cuda:0 in float32, 14.60 GB free",
+    ]
