@@ -11,9 +11,14 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("script", ["write_checkpoint.py", "score.py", "eval.py"])
-def test_a_quick_run_compares_equal_results(script, tmp_path):
-    command = [sys.executable, BENCHMARKS / script, "--quick"]
+@pytest.mark.parametrize(
+    "arguments",
+    [("write_checkpoint.py", "--quick"), ("score.py", "--quick"), ("eval.py", "--quick")]
+    + [("real_sizes.py", "--small", "prune-3B")],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_quick_run_compares_equal_results(arguments, tmp_path):
+    command = [sys.executable, BENCHMARKS / arguments[0], *arguments[1:]]
     environment = {"TMPDIR": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
