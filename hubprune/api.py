@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from hubprune.core import requests
 from hubprune.core.console import Reporter
 from hubprune.core.errors import RecipeError
+from hubprune.core.memory import at_most, budget_of
 from hubprune.core.options import Asked, OnHub, options_of
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def _taking(kind: Callable[P, AnyRequest]) -> Callable[[Callable[[AnyRequest, Re
             request = kind(**read, quiet=given.get("quiet", False))  # type: ignore[call-arg] # by name, all of them
             from hubprune import notebook  # noqa: F401 - it makes the results show themselves
 
-            return body(request, Reporter(quiet=request.quiet))
+            with at_most(budget_of(request)):
+                return body(request, Reporter(quiet=request.quiet))
 
         lines = (f"{parameter.name}: {helps[parameter.name]}" for parameter in parameters)
         told = "\n".join(fill(line, WIDTH, initial_indent="    ", subsequent_indent="        ") for line in lines)

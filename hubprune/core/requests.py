@@ -12,9 +12,9 @@ from typing import Annotated, ClassVar
 # fmt: off
 # isort: off
 from hubprune.core.options import (
-    CARD, DROPPING, ELSEWHERE, MEASURING, SCORING, STUDY, TARGET, Argument, BaseOrFolder, CardTemplate, Delivering,
-    Device, Dropping, Dtype, Measuring, Notes, OnHub, Option, Place, Port, RepoRevision, ReportFile, Scoring, Target,
-    TrustRemoteCode,
+    CARD, DROPPING, ELSEWHERE, MEASURING, SCORING, STUDY, TARGET, Argument, BaseOrFolder, Budgeted, CardTemplate,
+    Delivering, Device, Dropping, Dtype, Measuring, Notes, OnHub, Option, Place, Port, RepoRevision, ReportFile,
+    Scoring, Target, TrustRemoteCode,
 )
 # isort: on
 
@@ -144,7 +144,7 @@ class SweepRequest(Scoring, Measuring):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedRequest(OnHub):
+class SpeedRequest(Budgeted):
     """Time a pruned checkpoint against its base."""
 
     first: Annotated[str, Argument(
@@ -186,7 +186,7 @@ Checkpoint = Annotated[str, Argument("A folder or repo that hubprune wrote.", me
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyRequest(OnHub):
+class VerifyRequest(Budgeted):
     """Check a pruned folder or repo against its base."""
 
     checkpoint: Checkpoint = field(kw_only=False)
@@ -196,7 +196,7 @@ class VerifyRequest(OnHub):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadRequest(OnHub):
+class LoadRequest(Budgeted):
     """Load a pruned folder or repo; in Python only."""
 
     checkpoint: Checkpoint = field(kw_only=False)
@@ -207,7 +207,7 @@ class LoadRequest(OnHub):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceRequest(OnHub):
+class ReproduceRequest(Budgeted):
     """Run the recipe of a published result again."""
 
     published: Annotated[str, Argument(
@@ -262,7 +262,7 @@ class CardRequest(OnHub):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRequest(OnHub):
+class ExportRequest(Budgeted):
     """Write a checkpoint as a GGUF file."""
 
     checkpoint: Checkpoint = field(kw_only=False)
