@@ -12,5 +12,7 @@ layouts           how a result is written so that runtimes load it, and how a pr
 width             narrower MLPs: which neurons stay, and their part of a tensor
 tokenizer_files   tokenizer files that give the base's token ids in every version of transformers
 checkpoint        the written folder
-verify, loading   the comparison with the base; `loading` is what its fresh process runs
+verify            what has to be true of it, and whether it is
+comparing         what it and its base compute, in a fresh process, few passes and any memory
+loading           that process
 """
