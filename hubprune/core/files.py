@@ -131,9 +131,7 @@ def sweep(folder: Path, *, name: str | None = None) -> None:
     named = "*" if name is None else glob.escape(label(name))
     for left in folder.glob(f".{named}{PARTIAL}{glob.escape(host())}-*"):
         pid = left.name.rpartition(f"{PARTIAL}{host()}-")[2].split("-")[0]
-        if not pid.isdigit():
-            continue
-        if not is_gone(int(pid)):
+        if not pid.isdigit() or not is_gone(int(pid)):
             continue
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)

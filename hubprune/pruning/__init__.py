@@ -13,6 +13,7 @@ width             narrower MLPs: which neurons stay, and their part of a tensor
 tokenizer_files   tokenizer files that give the base's token ids in every version of transformers
 checkpoint        the written folder
 verify            what has to be true of it, and whether it is
-comparing         what it and its base compute, in a fresh process, few passes and any memory
+placing           where both run: device, dtype, and what stays in memory
+comparing         what both compute, in a fresh process and few passes
 loading           that process
 """

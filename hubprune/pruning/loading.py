@@ -1,8 +1,8 @@
 """What the fresh process of a verification does; `python -m hubprune.pruning.loading ACTION`, JSON in and out.
 
-It loads as a reader would: `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` where the checkpoint
-ships a modeling file, which is one that hubprune rendered; so is that of a base that was pruned before.  What the files
-only wish for, attention and settings of generation, is the same for both: see `hubprune.core.neutral`.
+It loads as a reader would, with `trust_remote_code=True` where the checkpoint ships a modeling file, which is one that
+hubprune rendered; so is that of a base that was pruned before.  What the files only wish for, attention and settings of
+generation, is the same for both: see `hubprune.core.neutral`.
 """
 
 from __future__ import annotations
