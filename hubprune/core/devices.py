@@ -174,12 +174,10 @@ def why_cast(config: Mapping[str, Any], *, computed: str, device: str) -> str | 
 
 
 def cpu_capabilities() -> frozenset[str]:
-    """Return what this machine's CPU can do, by the names of torch or, where an older one does not tell, of Linux."""
+    """Return what this machine's CPU can do, by the names of `torch.cpu.get_capabilities`."""
     import torch
 
-    if ask := getattr(torch.cpu, "get_capabilities", None):
-        return frozenset(name for name, found in ask().items() if found is True)
-    return frozenset(CPU_INFO.read_text(encoding="utf-8").split() if CPU_INFO.is_file() else ())
+    return frozenset(name for name, found in torch.cpu.get_capabilities().items() if found is True)
 
 
 def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def pair(base: Mapping[Key, Value], pruned: Mapping[Key, Value], *, of: str) -> 
     if lengths != others:
         raise EvaluationError(f"The documents of {of} have other lengths for the pruned model than for the base.")
     if not all(map(math.isfinite, (*ours, *theirs, *(lengths or ())))):
-        raise EvaluationError(f"A document of {of} has a value that is no finite number.")
+        raise EvaluationError(f"A document of {of} has a value that is no finite number.", hint="Try --dtype float32.")
     return Pairs(ours, theirs, lengths)
 
 
