@@ -26,7 +26,7 @@ from hubprune.core.errors import EvaluationError
 from hubprune.core.memory import at_most, told_limit
 from hubprune.evaluation import models
 from hubprune.evaluation.layer_tree import Batch, LayerTree, Tally, Variant, collate, head_alone
-from hubprune.evaluation.panel import PLAIN_ROWS, Computing, Names, PanelLM, Prompt, Scored, not_told
+from hubprune.evaluation.panel import PLAIN_ROWS, Computing, Names, PanelLM, Prompt, Scored, not_told, tokens_of
 from hubprune.evaluation.requests import Answer, Request, Row, alone, batches, make_rows, slots
 
 CPU_SLOTS = 1024
@@ -78,9 +78,8 @@ class Models:
         """
         scorer = self.scorer(names)
         for rows in scorer.plan(requests):
-            found = scorer.answer(rows, requests)
-            advance(tokens_of(found, requests))
-            yield found
+            yield scorer.answer(rows, requests)
+            advance(len(names) * tokens_of(requests[m.request] for row in rows for m in row.members))
 
     def outlook(self, names: Names, requests: Sequence[Request]) -> str | None:
         """Say what scoring requests will take, where that is worth saying."""
@@ -138,11 +137,6 @@ class Models:
 
     def close(self) -> None:
         """Do nothing: nobody else waits."""
-
-
-def tokens_of(scored: Scored, requests: Sequence[Request]) -> int:
-    """Count the tokens that all variants read for some answers, each request by itself."""
-    return sum(len(requests[number].read) for answers in scored.values() for number in answers)
 
 
 def _run(batches: models.Batches, work: Callable[[tuple[int, ...]], list[models.Result]]) -> list[models.Result]:
@@ -251,8 +245,8 @@ class Team:
         _tell(("score", names, tuple(requests)))
         for answers in _rounds(self._own, names, requests):
             for scored in filter(None, answers or ()):
-                advance(tokens_of(scored, requests))
                 yield scored
+                advance(sum(tokens_of(map(requests.__getitem__, found)) for found in scored.values()))
 
     def outlook(self, names: Names, requests: Sequence[Request]) -> str | None:
         """Say what scoring requests will take, where that is worth saying."""

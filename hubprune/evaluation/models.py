@@ -153,7 +153,7 @@ def placement(folder: Path, *, device: str, dtype: str, offload_folder: str) -> 
     return {"device_map": "auto", "max_memory": limits, "offload_folder": offload_folder}
 
 
-def gpu_limits(device: str) -> dict[int, int]:
+def gpu_limits(device: str) -> dict[int | str, int]:
     """Return the bytes that weights may take of each GPU: those that `auto` stands for, or the one that was named."""
     place = own_device(device)
     if not place.startswith("cuda"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from types import SimpleNamespace
@@ -170,7 +170,7 @@ class Panel:
         for names, requests in asked:
             if told := self._models.outlook(names, requests):
                 self._reporter.note(told)
-        total = sum(len(names) * sum(len(request.read) for request in requests) for names, requests in asked)
+        total = sum(len(names) * tokens_of(requests) for names, requests in asked)
         named = " and ".join(sorted(self._variants)) if len(self._variants) <= 2 else f"{len(self._variants)} variants"
         with self._reporter.progress(f"Benchmarks, {named}", total=total, unit="tokens") as advance:
             for names, requests in asked:
@@ -211,12 +211,13 @@ class Panel:
         missing = sorted(self._missing(name, unique), key=lambda key: (-len(unique[key].tokens), key))
         if not missing:
             return
-        with self._reporter.progress(f"Benchmarks, {name}", total=len(missing), unit="requests") as advance:
+        total = tokens_of(map(unique.__getitem__, missing))
+        with self._reporter.progress(f"Benchmarks, {name}", total=total, unit="tokens") as advance:
             for start in range(0, len(missing), PIECE):
                 keys = missing[start : start + PIECE]
                 answers = self._models.plain(name, [unique[key] for key in keys])
                 self._memo.put_answers(self._model(name), dict(zip(keys, answers, strict=True)))
-                advance(len(keys))
+                advance(tokens_of(map(unique.__getitem__, keys)))
 
     def texts(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes after each prompt; texts that are drawn at random are never remembered.
@@ -245,6 +246,11 @@ class Panel:
         return [known[key] for key in keys]
 
 
+def tokens_of(requests: Iterable[Request]) -> int:
+    """Count what a model reads, which is what requests cost."""
+    return sum(len(request.read) for request in requests)
+
+
 class PanelLM(HFLM):
     """One model of a panel, as `lm_eval.evaluate` takes it.
 
@@ -269,7 +275,7 @@ class PanelLM(HFLM):
         # lm-eval takes the device of the first weight, which may be on disk.
         self._device = torch.device(input_device(variant.model))
 
-    def _loglikelihood_tokens(
+    def _loglikelihoodtokens_of(
         self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         try:
@@ -297,7 +303,7 @@ class PanelLM(HFLM):
         """
         triples = [(None, list(r.tokens[: -r.scored]), list(r.targets)) for r in requests]
         with self._variant.active(), self._rows(rows):
-            answers = [Answer(value, greedy) for value, greedy in super()._loglikelihood_tokens(triples)]
+            answers = [Answer(value, greedy) for value, greedy in super()._loglikelihoodtokens_of(triples)]
         refuse_not_finite((answer.log_likelihood for answer in answers), model=self._variant.name)
         return answers
 
@@ -312,7 +318,7 @@ class PanelLM(HFLM):
         asked = normalize_gen_kwargs(dict(prompt[1]), self.max_gen_toks)
         return bool(asked.get("do_sample")) or float(asked.get("temperature") or 0.0) > 0
 
-    def new_tokens(self, prompt: Prompt) -> int:
+    def newtokens_of(self, prompt: Prompt) -> int:
         """Return how many tokens a prompt asks for at most.
 
         Raises:

@@ -44,7 +44,7 @@ def skeleton(folder: Path, *, own_code: bool, dtype: str, device: str) -> Any:
     """
     keys = parse_json((folder / "config.json").read_bytes(), where=str(folder / "config.json"))
     named = getattr(torch, stored_dtype(with_dtype(keys, folder)) if dtype == "auto" else dtype)
-    with scratch_folder("hubprune-skeleton") as scratch:
+    with scratch_folder(name="skeleton") as scratch:
         link = scratch / "model"  # a folder's name becomes part of a module's, which is too long for some
         link.symlink_to(folder.resolve(), target_is_directory=True)
         config = neutral_config(link, own_code=own_code)

@@ -21,7 +21,7 @@ from hubprune.core.streaming import Load, OtherBytesError, Stored, empty, read_a
 from hubprune.evaluation import models
 from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS, Models
 from hubprune.evaluation.layer_tree import Batch, Tally, Trunk, Variant, collate, head_alone
-from hubprune.evaluation.panel import Names, Prompt, Scored, not_told
+from hubprune.evaluation.panel import Names, Prompt, Scored, not_told, tokens_of
 from hubprune.evaluation.requests import Answer, Request, Row, batches, make_rows, slots
 from hubprune.evaluation.skeletons import Move, Program, Slot, Twins, fill, program, skeleton
 from hubprune.evaluation.skeletons import slots as parameters_of
@@ -363,7 +363,7 @@ class StreamedModels(Models):
         """Yield the answers of some variants to all requests, chunk by chunk; `advance` is told tokens on the way."""
         stream = self.scorer(names)
         for rows in stream.plan(requests):
-            tokens = len(names) * sum(len(requests[m.request].read) for row in rows for m in row.members)
+            tokens = len(names) * tokens_of(requests[m.request] for row in rows for m in row.members)
             share = _Share(tokens, advance)
             found = stream.answer(rows, requests, share)
             share.told_all()
