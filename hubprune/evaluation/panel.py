@@ -275,7 +275,7 @@ class PanelLM(HFLM):
         # lm-eval takes the device of the first weight, which may be on disk.
         self._device = torch.device(input_device(variant.model))
 
-    def _loglikelihoodtokens_of(
+    def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         try:
@@ -303,7 +303,7 @@ class PanelLM(HFLM):
         """
         triples = [(None, list(r.tokens[: -r.scored]), list(r.targets)) for r in requests]
         with self._variant.active(), self._rows(rows):
-            answers = [Answer(value, greedy) for value, greedy in super()._loglikelihoodtokens_of(triples)]
+            answers = [Answer(value, greedy) for value, greedy in super()._loglikelihood_tokens(triples)]
         refuse_not_finite((answer.log_likelihood for answer in answers), model=self._variant.name)
         return answers
 
@@ -318,7 +318,7 @@ class PanelLM(HFLM):
         asked = normalize_gen_kwargs(dict(prompt[1]), self.max_gen_toks)
         return bool(asked.get("do_sample")) or float(asked.get("temperature") or 0.0) > 0
 
-    def newtokens_of(self, prompt: Prompt) -> int:
+    def new_tokens(self, prompt: Prompt) -> int:
         """Return how many tokens a prompt asks for at most.
 
         Raises:
