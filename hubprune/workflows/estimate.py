@@ -146,7 +146,7 @@ def _scores(recipe: Recipe, shape: Shape, machine: Machine, shares: Shares) -> S
     states = tokens * shape.hidden * machine.itemsize * (shape.layers if rounds > 1 else 1)
     in_memory = states <= shares.states * machine.host
     at_work = 8 * batch * mix.max_tokens * shape.hidden * machine.itemsize
-    layers = 3 * shape.layer_parameters * machine.itemsize
+    layers = 2 * shape.layer_parameters * machine.itemsize  # one is read while the other runs
     read = rounds * shape.weight_bytes
     flop = rounds * shape.forward(tokens, context=mix.max_tokens, head=False)
     return StageNeed(
