@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test matrix faults fuzz runtimes lint fix bench clean
+.PHONY: help install demo test matrix faults fuzz runtimes lint fix bench sizes clean
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -53,6 +53,10 @@ lint: install  ## ruff and mypy --strict
 fix: install  ## Let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Real sizes take half an hour and 60 GB of disk: choose with ROWS="prune-named prune-8B", AGAINST=CHECKOUT, PLACE=FOLDER.
+sizes: install  ## Prune and publish models of real sizes, in memory control groups
+	$(BIN)/python benchmarks/real_sizes.py $(ROWS) $(if $(AGAINST),--against $(AGAINST)) $(if $(PLACE),--place $(PLACE))
 
 bench: install  ## Time the things that have to be fast, as ratios measured in one run
 	$(BIN)/python benchmarks/cli_startup.py

@@ -180,13 +180,13 @@ def _pair(folder: Path, spec: Any, *, memo: Path | None) -> dict[str, Any]:
     return {
         "cpu_seconds": cpu_seconds,
         "metrics": metrics,
-        "answers": _answers(samples),
+        "answers": read_answers(samples),
         "fallback": found.fallback,
         "self_check": found.self_check.largest_difference if found.self_check else None,
     }
 
 
-def _answers(samples: Path) -> dict[str, list[tuple[float, bool]]]:
+def read_answers(samples: Path) -> dict[str, list[tuple[float, bool]]]:
     """Read what each model answered: log-likelihood and greedy flag of every request, by model, task and document."""
     return {
         f"{path.parent.name} {path.stem} {row['doc_id']}": [

@@ -48,19 +48,23 @@ def run_child(arguments: Sequence[object], *, enter: Callable[[], object] | None
 
 
 def warm(folder: Path) -> None:
-    """Read all files of a folder, so that they are in the page cache."""
-    for path in folder.iterdir():
+    """Read all files below a folder, so that they are in the page cache."""
+    for path in _files(folder):
         with path.open("rb", buffering=0) as file:
             while file.read(READ_BYTES):
                 pass
 
 
 def cool(folder: Path) -> None:
-    """Drop all files of a folder from the page cache; only what is on disk can be dropped."""
+    """Drop all files below a folder from the page cache; only what is on disk can be dropped."""
     os.sync()
-    for path in folder.iterdir():
+    for path in _files(folder):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 @dataclass(frozen=True)

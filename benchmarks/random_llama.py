@@ -42,7 +42,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """Sizes of a Llama; the head is the embedding."""
+    """Sizes of a Llama."""
 
     hidden_size: int
     intermediate_size: int
@@ -52,6 +52,8 @@ class LlamaShape:
     vocab_size: int
     dtype: str
     """As safetensors spells it."""
+    tied: bool = True
+    """Whether the head is the embedding."""
 
     def config(self) -> dict[str, Any]:
         """The config.json."""
@@ -69,7 +71,7 @@ class LlamaShape:
             "num_key_value_heads": self.num_key_value_heads,
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": self.tied,
             "torch_dtype": DTYPES[self.dtype].config_name,
             "vocab_size": self.vocab_size,
         }
@@ -79,7 +81,8 @@ class LlamaShape:
         shapes: Shapes = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         for number in range(self.num_hidden_layers):
             shapes |= self._layer(f"model.layers.{number}.")
-        return {**shapes, "model.norm.weight": (self.hidden_size,)}
+        head: Shapes = {} if self.tied else {"lm_head.weight": (self.vocab_size, self.hidden_size)}
+        return {**shapes, "model.norm.weight": (self.hidden_size,), **head}
 
     def _layer(self, prefix: str) -> Shapes:
         hidden, wide = self.hidden_size, self.intermediate_size

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import sys
 import time
@@ -32,6 +31,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from control_groups import RefusedError, memory_group
 from measuring import Finished, Row, at_most, cool, report, run_child, warm
 from random_llama import LlamaShape, write_llama
 
@@ -49,11 +49,6 @@ ROUNDS = 3
 TIMES_HOOKS = 1.1
 TIMES_READ = 1.1
 SCORE_DIFFERENCE = 1e-6
-CONTROL_GROUPS = (
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.peak"),
-)
-"""Where control groups of version 1 and 2 are, and their files for the limit and for the highest use."""
 NAMES = ("hubprune", "hooks")
 
 
@@ -195,44 +190,24 @@ def _flat_scores(run: Finished) -> list[float]:
     return [score for layer in run.answer["scores"] for score in layer]
 
 
-def make_control_group(limit_bytes: int) -> Path | None:
-    """Make a control group with a memory limit; return its file of the highest use, or None where that is not allowed.
+def run_limited(name: str, base: Path, limit_bytes: int) -> Limited:
+    """Score once in a control group, from a cold page cache.
 
-    A group counts page cache too, that of the files which its processes read first.
+    Raises:
+        RefusedError: this user can make no control group.
     """
-    for top, limit, highest in CONTROL_GROUPS:
-        group = top / f"hubprune-{os.getpid()}"
-        try:
-            group.mkdir()
-            with (group / limit).open("r+") as file:
-                file.write(str(limit_bytes))
-        except OSError:
-            if group.is_dir():
-                group.rmdir()
-        else:
-            return group / highest
-    return None
-
-
-def run_limited(name: str, base: Path, limit_bytes: int) -> Limited | None:
-    """Score once in a control group, from a cold page cache; None where there can be no group."""
-    highest = make_control_group(limit_bytes)
-    if highest is None:
-        return None
-    members = highest.with_name("cgroup.procs")
-    try:
+    with memory_group(limit_bytes) as group:
         cool(base)
-        done = run(name, base, enter=lambda: members.write_text(str(os.getpid())))
-        return Limited(done, int(highest.read_text()))
-    finally:
-        highest.parent.rmdir()
+        done = run(name, base, enter=group.join)
+        return Limited(done, group.highest_bytes)
 
 
 def limited_rows(base: Path, shape: LlamaShape) -> list[Row]:
     """Bytes read, time and memory where that is limited to half the checkpoint."""
-    runs = [run for name in NAMES if (run := run_limited(name, base, shape.weight_bytes // 2))]
-    if not runs:
-        print("This user cannot make a control group: bytes read under a memory limit were not measured.")
+    try:
+        runs = [run_limited(name, base, shape.weight_bytes // 2) for name in NAMES]
+    except RefusedError as refused:
+        print(f"{refused} Bytes read under a memory limit were not measured.")
         return []
     times_read = [run.read_bytes / shape.weight_bytes for run in runs]
     read, seconds = [f"{times:.3f}" for times in times_read], [f"{run.seconds:.1f}" for run in runs]

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from hubprune.core import requests
 from hubprune.core.console import Reporter
 from hubprune.core.errors import RecipeError
+from hubprune.core.memory import at_most, budget_of
 from hubprune.core.options import Asked, OnHub, options_of
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
         CheckpointComparison,
+        Checkup,
         LayerScores,
         PrunedCheckpoint,
         PublishReport,
@@ -69,7 +71,8 @@ def _taking(kind: Callable[P, AnyRequest]) -> Callable[[Callable[[AnyRequest, Re
             request = kind(**read, quiet=given.get("quiet", False))  # type: ignore[call-arg] # by name, all of them
             from hubprune import notebook  # noqa: F401 - it makes the results show themselves
 
-            return body(request, Reporter(quiet=request.quiet))
+            with at_most(budget_of(request)):
+                return body(request, Reporter(quiet=request.quiet))
 
         lines = (f"{parameter.name}: {helps[parameter.name]}" for parameter in parameters)
         told = "\n".join(fill(line, WIDTH, initial_indent="    ", subsequent_indent="        ") for line in lines)
@@ -193,6 +196,18 @@ def push(request: requests.PushRequest, reporter: Reporter) -> PublishReport:
     from hubprune.workflows import push as pushing
 
     return pushing.push(request, reporter=reporter)
+
+
+@_taking(requests.DoctorRequest)
+def doctor(request: requests.DoctorRequest, reporter: Reporter) -> Checkup:
+    """Look at this machine and the Hub, and at what every stage of a publish of a base would need; compute nothing.
+
+    Returns:
+        All that was found, each with what to do about it, and the needs; `failed` says whether something is in the way.
+    """
+    from hubprune.workflows import doctor as looking
+
+    return looking.doctor(request, reporter=reporter)
 
 
 @_taking(requests.CompareRequest)

@@ -19,6 +19,7 @@ from hubprune.cards.manifest import RECIPE
 from hubprune.cards.markdown import listing
 from hubprune.core.artifacts import BaseCard, BaseCheckpoint, DropPlan, PublishReport, Refreshed
 from hubprune.core.console import duration
+from hubprune.core.devices import why_cast
 from hubprune.core.errors import RecipeError
 from hubprune.core.files import write_atomically
 from hubprune.core.privacy import is_license, is_local_data, page
@@ -47,6 +48,7 @@ def reproduction(report: PublishReport, *, recipe: Recipe, tag: str | None) -> R
         *([("Base commit", base.commit)] if base.commit else []),
         ("Hardware", f"{environment.machine}, {environment.threads} thread{'s'[: environment.threads - 1]}"),
         ("Platform", environment.platform),
+        *_cast(report),
         ("hubprune", environment.hubprune),
         ("Python", environment.python),
         *sorted(environment.versions.items()),
@@ -60,6 +62,15 @@ def reproduction(report: PublishReport, *, recipe: Recipe, tag: str | None) -> R
         environment=Table(columns=("", "Value"), align="ll", rows=versions),
         seconds=Table(columns=TIMES, align="lr", rows=times) if times else None,
     )
+
+
+def _cast(report: PublishReport) -> Iterator[tuple[str, str]]:
+    """Say in which dtype everything was measured, where the files have another and nobody asked for it."""
+    measured = report.benchmarks or report.generation or report.scores
+    if measured is None or report.recipe.get("dtype", "auto") != "auto":
+        return
+    if why := why_cast(report.base.config, computed=measured.dtype, device=measured.device):
+        yield "Computed in", f"{measured.dtype}: {why}"
 
 
 def _told_refreshes(refreshed: tuple[Refreshed, ...]) -> str:

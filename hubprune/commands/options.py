@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from hubprune.commands.terminal import RESUME, errors_shown
 from hubprune.core import __version__
+from hubprune.core.memory import at_most, budget_of
 from hubprune.core.options import PANELS, Argument, Asked, Option, options_of
 
 EVERYDAY, RUNNING = "Everyday", "How it runs"
@@ -50,7 +51,9 @@ def add_command(app: typer.Typer, body: Callable[..., None], *, epilog: str, res
     def run(**given: Any) -> None:
         wanted = {JSON.name: given.pop(JSON.name)} if with_json else {}
         with errors_shown(resume=resume) as reporter:
-            body(kind(**given), reporter, **wanted)
+            request = kind(**given)
+            with at_most(budget_of(request)):
+                body(request, reporter, **wanted)
 
     options = sorted([*options_of(kind), *([JSON] if with_json else [])], key=lambda asked: ORDER.index(panel(asked)))
     options.sort(key=lambda asked: everyday.index(asked.name) if asked.name in everyday else len(everyday))

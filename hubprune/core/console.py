@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Unit = Literal["B", "documents", "sequences", "batches", "requests", "tokens", "files", "points", "rounds"]
 LOG_INTERVAL_SECONDS = 10.0
+KNOWN_SHARE, KNOWN_SECONDS = 0.02, 5.0
+"""Share of the work and seconds of it from which on the remaining time is told."""
 LARGEST = 1e150
 """A value from here on is told as this, a bound: no float holds a perplexity beyond 1.8e308, which a ruined model may
 have.  Its square, of which errors are made, is a float too."""
@@ -85,14 +87,38 @@ class Reporter:
     def progress(self, description: str, *, total: int, unit: Unit) -> Iterator[Advance]:
         """Show the progress of `total` units with rate and remaining time while the block runs."""
         end_if_interrupted()
-        if self._quiet:
+        if self._quiet or not total:
             yield lambda amount=1, /: None
+            return
+        count = _Count(total)
         # Bars can move on a terminal, and in a notebook that has widgets.
-        elif self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None):
-            with _bar(self.console, description, total=total, unit=unit) as advance:
+        if self.console.is_terminal or (self.console.is_jupyter and find_spec("ipywidgets") is not None):
+            with _bar(self.console, description, count, unit=unit) as advance:
                 yield advance
         else:
-            yield _LogProgress(self.note, description, total=total, unit=unit)
+            yield _LogProgress(self.note, description, count, unit=unit)
+        # Of work that failed, the end is not told.
+        count.ended = True
+        self.note(f"{description}: {_amount(total, unit)} in {duration(count.seconds)}")
+
+
+class _Count:
+    """What is done of so many units, and when the rest will be: unknown until enough is done for long enough."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.ended = total, 0, False
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    @property
+    def left(self) -> str:
+        """The remaining time in words, with a comma before it."""
+        share, seconds = self.done / self.total, self.seconds
+        known = share >= KNOWN_SHARE and seconds >= KNOWN_SECONDS
+        return f", {duration(seconds * (1 / share - 1))} left" if known and share < 1 else ""
 
 
 def _plain(text: str) -> str:
@@ -102,40 +128,41 @@ def _plain(text: str) -> str:
 
 
 @contextmanager
-def _bar(console: Console, description: str, *, total: int, unit: Unit) -> Iterator[Advance]:
+def _bar(console: Console, description: str, count: _Count, *, unit: Unit) -> Iterator[Advance]:
     from rich import progress as rich
 
     done = [rich.MofNCompleteColumn(), rich.TextColumn(unit)]
     if unit == "B":
         done = [rich.DownloadColumn(), rich.TransferSpeedColumn()]
-    columns = [rich.TextColumn("      {task.description}"), rich.BarColumn(), *done, rich.TimeRemainingColumn()]
+    left = rich.TextColumn("{task.fields[left]}")
+    columns = [rich.TextColumn("      {task.description}"), rich.BarColumn(), *done, left]
     with rich.Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(_plain(description), total=total)
-        start = time.monotonic()
-        yield lambda amount=1, /: bars.advance(task, amount)
-    console.print(f"      {_plain(description)}: {_amount(total, unit)} in {duration(time.monotonic() - start)}")
+        task = bars.add_task(_plain(description), total=count.total, left="")
+
+        def advance(amount: int = 1, /) -> None:
+            if not count.ended:
+                count.done += amount
+                bars.update(task, completed=min(count.done, count.total), left=count.left.removeprefix(", "))
+
+        yield advance
 
 
 class _LogProgress:
-    """Progress as lines of a log: one every ten seconds, with rate and remaining time."""
+    """Progress as lines of a log: one every ten seconds, with the remaining time once it is known."""
 
-    def __init__(self, write: Callable[[str], None], description: str, *, total: int, unit: Unit) -> None:
-        self._write, self._description, self._total, self._unit = write, description, total, unit
-        self._done, self._start = 0, time.monotonic()
-        self._next = self._start + LOG_INTERVAL_SECONDS
+    def __init__(self, write: Callable[[str], None], description: str, count: _Count, *, unit: Unit) -> None:
+        self._write, self._description, self._count, self._unit = write, description, count, unit
+        self._next = LOG_INTERVAL_SECONDS
 
     def __call__(self, amount: int = 1, /) -> None:
-        self._done += amount
-        now = time.monotonic()
-        elapsed = now - self._start
-        if self._done >= self._total > self._done - amount:
-            self._write(f"{self._description}: {_amount(self._total, self._unit)} in {duration(elapsed)}")
-        elif now >= self._next and self._done:
-            self._next = now + LOG_INTERVAL_SECONDS
-            remaining = elapsed * (self._total / self._done - 1)
-            done = _amount(self._done, self._unit) if self._unit == "B" else f"{self._done:,}"
-            share = f"{done} of {_amount(self._total, self._unit)}"
-            self._write(f"{self._description}: {share}, {duration(remaining)} left")
+        count, unit = self._count, self._unit
+        count.done += amount
+        seconds = count.seconds
+        if seconds < self._next or not 0 < count.done < count.total or count.ended:
+            return
+        self._next = seconds + LOG_INTERVAL_SECONDS
+        done = _amount(count.done, unit) if unit == "B" else f"{count.done:,}"
+        self._write(f"{self._description}: {done} of {_amount(count.total, unit)}{count.left}")
 
 
 def _amount(number: int, unit: Unit) -> str:

@@ -8,9 +8,11 @@ The command line starts with this module: nothing heavy is imported before it is
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +40,11 @@ NAMED_OTHERWISE = {"float": "float32", "half": "float16"}
 """What torch calls two of them as well, and a config.json may."""
 STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """dtypes of safetensors that a model can be built in."""
+BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"})
+"""Capabilities of CPUs, Intel's and AMD's, then ARM's, that multiply matrices of bfloat16."""
+CPU_INFO = Path("/proc/cpuinfo")
+NVIDIA = Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0")
+TORCH_BUILDS = "https://pytorch.org/get-started/locally"
 LIBRARIES = ("torch", "transformers", "huggingface_hub", "hf-xet", "datasets", "lm_eval", "safetensors", "tokenizers")
 
 
@@ -59,6 +66,17 @@ def world_size() -> int:
 def local_world_size() -> int:
     """Return the number of processes on this machine, which share its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def spare() -> None:
+    """Let this process, and those that it starts, spend no CPU time on waiting, and little on looking for garbage.
+
+    To be called before torch is loaded.  By default each of its threads spins for a while after every operation: on a
+    small model, or where other programs want the processors too, that can take several times what is computed.  And
+    loading the libraries makes 400,000 objects that stay: a fifth of that time went to looking through them.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    gc.set_threshold(50_000, 20, 100)
 
 
 # ---- programs that are started ---------------------------------------------------------------------------------------
@@ -113,16 +131,53 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def resolve_dtype(dtype: str, config: Mapping[str, Any]) -> str:
-    """Return the dtype that a name stands for; `auto` is the one that config.json names, else float32.
+def stored_dtype(config: Mapping[str, Any]) -> str:
+    """Return the dtype that config.json names, of those that a run can compute in, else float32.
 
-    Where config.json names none, transformers takes that of the weights: see `with_dtype`.
+    Where it names none, transformers takes that of the weights: see `with_dtype`.
     """
-    if dtype != "auto":
-        return dtype
     named = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     named = NAMED_OTHERWISE.get(named, named)
     return named if named in COMPUTE_BITS else "float32"
+
+
+def resolve_dtype(dtype: str, config: Mapping[str, Any], *, device: str | None = None) -> str:
+    """Return the dtype that a name stands for on a device; None for any, as of files.
+
+    `auto` is the one that config.json names where the device computes it natively; else float16 on a GPU, whose older
+    ones know no bfloat16, and float32 on a CPU: there half precision without units of its own is several times slower.
+    """
+    stored = stored_dtype(config)
+    if dtype != "auto":
+        return dtype
+    if device is None or computes(stored, device):
+        return stored
+    return "float16" if device.startswith("cuda") else "float32"
+
+
+def computes(dtype: str, device: str) -> bool:
+    """Tell whether a device has units of its own for a dtype."""
+    import torch
+
+    if dtype == "float32" or device == "mps":
+        return True
+    if device.startswith("cuda"):
+        return dtype == "float16" or bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
+    return dtype == "bfloat16" and not cpu_capabilities().isdisjoint(BFLOAT16_UNITS)
+
+
+def why_cast(config: Mapping[str, Any], *, computed: str, device: str) -> str | None:
+    """Say why a run that was told no dtype computes in another than the files have; None where it is theirs."""
+    if computed == (stored := stored_dtype(config)):
+        return None
+    return f"the {'GPU' if device.startswith('cuda') else 'CPU'} has no units for {stored}"
+
+
+def cpu_capabilities() -> frozenset[str]:
+    """Return what this machine's CPU can do, by the names of `torch.cpu.get_capabilities`."""
+    import torch
+
+    return frozenset(name for name, found in torch.cpu.get_capabilities().items() if found is True)
 
 
 def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -147,6 +202,27 @@ def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**config, "dtype": next((STORED[kind] for kind in kinds if kind in STORED), "float32")}
 
 
+def unused_gpu(device: str) -> str | None:
+    """Say which GPU of this machine a run on a device leaves alone, and what to do about it; None where there is none.
+
+    Even a build of torch that knows nothing of NVIDIA's can tell from their driver's files that one is there.
+    """
+    import torch
+
+    if device != "cpu":
+        return None
+    if torch.cuda.is_available():
+        return f"--device cpu leaves {torch.cuda.get_device_name(0)} unused: leave it out to compute there"
+    if torch.backends.mps.is_available():
+        return "--device cpu leaves the GPU of this machine unused: leave it out to compute there"
+    if not (any(path.exists() for path in NVIDIA) or shutil.which("nvidia-smi")):
+        return None
+    there, cuda = f"this machine has an NVIDIA GPU, and torch {torch.__version__}", torch.version.cuda
+    if cuda is None:
+        return f"{there} is a build that cannot use it: see {TORCH_BUILDS}"
+    return f"{there} finds none: its driver may be too old for CUDA {cuda}"
+
+
 # ---- the machine -----------------------------------------------------------------------------------------------------
 
 
@@ -154,13 +230,13 @@ def describe_environment(*, device: str = "cpu") -> Environment:
     """Describe this machine and its libraries; for a GPU, `device` names which."""
     from hubprune.core.artifacts import Environment
 
-    machine, info = None, Path("/proc/cpuinfo")
+    machine = None
     if device.startswith("cuda"):
         import torch
 
         machine = str(torch.cuda.get_device_name(device))
-    elif info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    elif CPU_INFO.is_file():
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
         named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
         machine = next(named, None)
     # torch takes as many threads as the process may use processors, unless OMP_NUM_THREADS says otherwise.

@@ -11,51 +11,123 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hubprune.core.architectures import FULL, SLIDING, architecture_of
-from hubprune.core.devices import COMPUTE_BITS, resolve_dtype
+from hubprune.core.console import Reporter, size
+from hubprune.core.devices import (
+    COMPUTE_BITS,
+    local_world_size,
+    resolve_device,
+    resolve_dtype,
+    stored_dtype,
+    unused_gpu,
+    why_cast,
+)
+from hubprune.core.errors import RecipeError
 
 GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-LIMIT = "HUBPRUNE_MAX_MEMORY"
-"""Variable with the bytes that a run was told to keep to; the processes that it starts inherit it."""
+LIMIT, FIRST = "HUBPRUNE_MAX_MEMORY", "HUBPRUNE_RUN"
+"""Variables with the bytes that a run was told to keep to, and the number of its first process.  The processes that it
+starts inherit both, so that what all of them hold counts."""
+LEAST = 256 * 10**6
+"""Bytes; what libraries take before the first weight."""
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+UNLIMITED = 2**60
+"""Bytes from which on version 1 means that there is no limit."""
+FILE_PAGES = re.compile(r"^(?:in)?active_file (\d+)$", re.MULTILINE)
+TOTAL_FILE_PAGES = re.compile(r"^total_(?:in)?active_file (\d+)$", re.MULTILINE)
+"""Lines of memory.stat in version 2 and 1: page cache that the kernel drops before it ends a process."""
 
 
-def parse_bytes(text: str) -> int:
-    """Read a size such as 8GB, 7.5GiB or 800M.
+# ---- what a run was told -----------------------------------------------------------------------------------------
+
+
+def parse_bytes(value: str | int) -> int:
+    """Read a size such as 8GB, 7.5GiB or 800M; a number is one of bytes.
 
     Raises:
-        ValueError: it is none.
+        RecipeError: it is none, or too little for any run.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?)B?", text.strip())
-    if not found or found[2] not in UNITS or not float(found[1]):
-        raise ValueError(f"{text!r} is no size of memory, as 8GB is")
-    return int(float(found[1]) * UNITS[found[2]])
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?)B?", str(value).strip(), re.IGNORECASE)
+    unit = found[2].capitalize() if found else ""
+    hint = "Write it like --max-memory 8GB, or 7.5GiB."
+    if not found or unit not in UNITS:
+        raise RecipeError(f"--max-memory {str(value)!r:.40} is no size of memory.", hint=hint)
+    if (given := int(float(found[1]) * UNITS[unit])) < LEAST:
+        raise RecipeError(f"--max-memory {value} is too little: libraries alone take {LEAST // 10**6} MB.", hint=hint)
+    return given
+
+
+def budget_of(request: object) -> int | None:
+    """Return the bytes that a request is to keep to, whatever is asked; None where it does not say.
+
+    Raises:
+        RecipeError: its `max_memory` is no size.
+    """
+    told: str | int | None = getattr(request, "max_memory", None)
+    return None if told is None else parse_bytes(told)
 
 
 @contextmanager
 def at_most(limit: int | None) -> Iterator[None]:
-    """Keep to so many bytes of the machine's memory, and of each GPU's, while the block runs; None for what is free."""
-    before = os.environ.get(LIMIT)
+    """Keep to so many bytes of the machine's memory, and of each GPU's, while the block runs; None for what is free.
+
+    The processes that are started meanwhile share the limit with this one.
+    """
+    before = {name: os.environ.get(name) for name in (LIMIT, FIRST)}
     if limit is not None:
         os.environ[LIMIT] = str(limit)
+    if os.environ.get(LIMIT):
+        os.environ.setdefault(FIRST, str(os.getpid()))
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(LIMIT, None)
-        else:
-            os.environ[LIMIT] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def told_limit() -> int | None:
+    """Return the bytes that this run was told to keep to; None where it may take what is free."""
+    told = os.environ.get(LIMIT)
+    return int(told) if told and told.isdigit() else parse_bytes(told) if told else None
+
+
+# ---- what may be taken -------------------------------------------------------------------------------------------
 
 
 def available_bytes() -> int:
-    """Return the bytes of the machine's memory that this process may still take, droppable page cache included."""
+    """Return the bytes of the machine's memory that this run may still take, droppable page cache included."""
     import psutil
 
-    used = psutil.Process().memory_info().rss
-    limits = [*group_limits(), *([int(os.environ[LIMIT])] if os.environ.get(LIMIT) else [])]
-    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit in limits)]))
+    rooms = [psutil.virtual_memory().available, *(group.limit - group.held for group in limited_groups())]
+    if (limit := told_limit()) is not None:
+        rooms.append(limit - _held_by_run())
+    return max(0, min(rooms))
+
+
+def _held_by_run() -> int:
+    """Return the bytes that the processes of this run hold; files that several of them map count once."""
+    import psutil
+
+    def own(process: psutil.Process) -> int:
+        try:
+            memory = process.memory_info()
+        except psutil.Error:  # it has ended, or is somebody else's
+            return 0
+        return int(memory.rss) - int(getattr(memory, "shared", 0))
+
+    here = psutil.Process()
+    held = int(here.memory_info().rss)
+    try:
+        first = psutil.Process(int(os.environ.get(FIRST) or here.pid))
+        others = {first, *first.children(recursive=True)} - {here}
+    except (psutil.Error, ValueError):
+        others = set()
+    # Processes side by side, as torchrun starts them, hold about the same.
+    return local_world_size() * held + sum(map(own, others))
 
 
 def device_bytes(device: str) -> int:
@@ -64,14 +136,22 @@ def device_bytes(device: str) -> int:
 
     if not device.startswith("cuda"):
         return available_bytes()
-    free = int(torch.cuda.mem_get_info(device)[0])
-    if not os.environ.get(LIMIT):
+    free, limit = int(torch.cuda.mem_get_info(device)[0]), told_limit()
+    if limit is None:
         return free
-    return max(0, min(free, int(os.environ[LIMIT]) - int(torch.cuda.memory_reserved(device))))
+    return max(0, min(free, limit - int(torch.cuda.memory_reserved(device))))
 
 
-def group_limits(*, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> Iterator[int]:
-    """Yield the memory limits, in bytes, of this process's control group and of those around it.
+class Group(NamedTuple):
+    """A control group with a limit, in bytes."""
+
+    limit: int
+    held: int
+    """What its processes hold; page cache that can be dropped is none of it."""
+
+
+def limited_groups(*, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> Iterator[Group]:
+    """Yield the control group of this process and those around it, where they limit memory.
 
     Each line of `membership` is `number:controllers:path` (cgroups(7)).  Inside a container the path may be that of
     the host, which does not exist here; the group at the top is then the container's own.
@@ -82,11 +162,43 @@ def group_limits(*, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> Ite
             continue
         # Version 2 names no controllers, and writes "max" for no limit.
         top, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        used, pages = ("memory.usage_in_bytes", TOTAL_FILE_PAGES) if controllers else ("memory.current", FILE_PAGES)
         group = top / path.lstrip("/")
         for folder in (group, *group.parents):
-            file = folder / name
-            if file.is_file() and (limit := file.read_text().strip()).isdigit():
-                yield int(limit)
+            limit, usage, stat = (_text(folder / file) for file in (name, used, "memory.stat"))
+            if limit.isdigit() and int(limit) < UNLIMITED:
+                held = int(usage) if usage.isdigit() else 0
+                yield Group(int(limit), max(0, held - sum(map(int, pages.findall(stat)))))
+
+
+def _text(file: Path) -> str:
+    return file.read_text().strip() if file.is_file() else ""
+
+
+def say_where(config: Mapping[str, Any], *, device: str, dtype: str, reporter: Reporter) -> None:
+    """Say which device computes, in which dtype, and how much memory it may take; warn where a GPU is left alone.
+
+    Raises:
+        RecipeError: this machine has no such device.
+    """
+    import torch
+
+    place = resolve_device(device)
+    computed = resolve_dtype(dtype, config, device=place)
+    free, limit = size(device_bytes(place)), told_limit()
+    room = f"{free} {'free' if place.startswith('cuda') else 'of memory'}"
+    threads = torch.get_num_threads()
+    # Of a base whose config.json names no dtype, the weights will tell.
+    told = f" in {computed}" if dtype != "auto" or config.get("dtype") or config.get("torch_dtype") else ""
+    where = f"the CPU{told}, {threads} thread{'s'[: threads - 1]}" if place == "cpu" else f"{place}{told}"
+    kept = f", of --max-memory {size(limit)}" if limit else ""
+    why = why_cast(config, computed=computed, device=place) if dtype == "auto" else None
+    reporter.note(f"computing on {where}, {room}{kept}{f'; {why}' if why else ''}")
+    if left := unused_gpu(place):
+        reporter.warn(left)
+
+
+# ---- caches ------------------------------------------------------------------------------------------------------
 
 
 def kv_cache_bytes(
@@ -113,7 +225,7 @@ def kv_bytes_per_layer(config: Mapping[str, Any]) -> int:
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-    return 2 * kv_heads * head_dim * COMPUTE_BITS[resolve_dtype("auto", config)] // 8
+    return 2 * kv_heads * head_dim * COMPUTE_BITS[stored_dtype(config)] // 8
 
 
 def held_bytes(cache: Any) -> int:

@@ -146,8 +146,11 @@ TrustRemoteCode = Annotated[bool, Option("Run its modeling file even if this ver
 Device = Annotated[str | None, Option(
     "Where to compute. Default: auto, the first GPU or else the CPU.", metavar="auto|cpu|mps|cuda[:N]")]
 Dtype = Annotated[str | None, Option(
-    "dtype to compute in; files are never cast. Default: auto, the base's own.",
+    "dtype to compute in; files are never cast. Default: auto, the base's own where the device has units for it.",
     metavar="auto|float32|bfloat16|float16")]
+MaxMemory = Annotated[str | int | None, Option(
+    "At most so much of this machine's memory, and of each GPU's; changes no result. Default: what is free.",
+    metavar="8GB")]
 Port = Annotated[int, Option("Port on 127.0.0.1; 0 takes a free one.", least=0, most=65535)]
 
 
@@ -170,7 +173,14 @@ class OnHub(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring(OnHub):
+class Budgeted(OnHub):
+    """What loads weights, and keeps to a budget of memory."""
+
+    max_memory: MaxMemory = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Budgeted):
     """By what sublayers are ranked: the base, the texts, the metric, the machine."""
 
     protect: Annotated[str | int | Sequence[int] | None, Option(

@@ -12,9 +12,9 @@ from typing import Annotated, ClassVar
 # fmt: off
 # isort: off
 from hubprune.core.options import (
-    CARD, DROPPING, ELSEWHERE, MEASURING, SCORING, STUDY, TARGET, Argument, BaseOrFolder, CardTemplate, Delivering,
-    Device, Dropping, Dtype, Measuring, Notes, OnHub, Option, Place, Port, RepoRevision, ReportFile, Scoring, Target,
-    TrustRemoteCode,
+    CARD, DROPPING, ELSEWHERE, MEASURING, SCORING, STUDY, TARGET, Argument, BaseOrFolder, Budgeted, CardTemplate,
+    Delivering, Device, Dropping, Dtype, Measuring, Notes, OnHub, Option, Place, Port, RepoRevision, ReportFile,
+    Scoring, Target, TrustRemoteCode,
 )
 # isort: on
 
@@ -57,6 +57,9 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
 class JobRequest(PublishRequest):
     """A publish that may run on a machine of Hugging Face Jobs instead of this one."""
 
+    check: Annotated[bool, Option(
+        "Compute and write nothing: list what would stop it, and what every stage needs of disk, memory and time.",
+        panel=TARGET)] = False
     on: Annotated[str | None, Option(
         "Run it on Hugging Face Jobs and follow its log; Ctrl-C leaves the job running.", metavar="hf-jobs",
         panel=ELSEWHERE)] = None
@@ -144,7 +147,7 @@ class SweepRequest(Scoring, Measuring):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedRequest(OnHub):
+class SpeedRequest(Budgeted):
     """Time a pruned checkpoint against its base."""
 
     first: Annotated[str, Argument(
@@ -180,13 +183,30 @@ class CompareRequest(OnHub):
     second: Compared = field(kw_only=False)
 
 
+# ---- looking ahead -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRequest(Budgeted):
+    """Look at this machine, and at what a publish of a base would need on it."""
+
+    base: Annotated[str | None, Argument(
+        "Repo id of a base, or a folder; its config.json and index are enough.")] = field(default=None, kw_only=False)
+    base_revision: Annotated[str | None, Option("Branch, tag or commit of the base. Default: main.")] = None
+    tasks: Annotated[str | Sequence[str] | None, Option(
+        "Suites or lm-eval tasks that it would be measured on, or none. Default: those of a publish.", metavar="a,b,c"
+    )] = None
+    device: Device = None
+    dtype: Dtype = None
+
+
 # ---- looking again -------------------------------------------------------------------------------------------------
 
 Checkpoint = Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyRequest(OnHub):
+class VerifyRequest(Budgeted):
     """Check a pruned folder or repo against its base."""
 
     checkpoint: Checkpoint = field(kw_only=False)
@@ -196,7 +216,7 @@ class VerifyRequest(OnHub):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadRequest(OnHub):
+class LoadRequest(Budgeted):
     """Load a pruned folder or repo; in Python only."""
 
     checkpoint: Checkpoint = field(kw_only=False)
@@ -207,7 +227,7 @@ class LoadRequest(OnHub):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceRequest(OnHub):
+class ReproduceRequest(Budgeted):
     """Run the recipe of a published result again."""
 
     published: Annotated[str, Argument(
@@ -262,7 +282,7 @@ class CardRequest(OnHub):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRequest(OnHub):
+class ExportRequest(Budgeted):
     """Write a checkpoint as a GGUF file."""
 
     checkpoint: Checkpoint = field(kw_only=False)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from hubprune.core.devices import rank, world_size
 from hubprune.core.errors import EvaluationError
+from hubprune.core.memory import at_most, told_limit
 from hubprune.evaluation import models
 from hubprune.evaluation.layer_tree import Batch, LayerTree, Variant, collate, head_alone
 from hubprune.evaluation.panel import PLAIN_ROWS, Computing, Names, PanelLM, Prompt, Scored
@@ -210,7 +211,7 @@ def assemble(build: Callable[..., Models], *arguments: Any, here: Models | None 
     """
     if world_size() == 1:
         return here or build(*arguments)
-    _tell((build, arguments))
+    _tell((build, arguments, told_limit()))
     return Team(here or build(*arguments))
 
 
@@ -218,8 +219,9 @@ def follow() -> None:
     """Compute what the first process tells, until it says that the run is over."""
     with suppress(_Dismissed):
         while True:
-            build, arguments = _hear()
-            _serve(build(*arguments))
+            build, arguments, limit = _hear()
+            with at_most(limit):
+                _serve(build(*arguments))
 
 
 def dismiss() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from types import SimpleNamespace
@@ -154,15 +154,15 @@ class Panel:
         self._check(list(unique.values()), {name for names in groups.values() for name in names})
         if self.fallback:
             return
-        total = sum(len(missing) * len(names) for missing, names in groups.items())
+        total = sum(len(names) * _tokens(map(unique.__getitem__, missing)) for missing, names in groups.items())
         named = " and ".join(sorted(self._variants)) if len(self._variants) <= 2 else f"{len(self._variants)} variants"
-        with self._reporter.progress(f"Benchmarks, {named}", total=total, unit="requests") as advance:
+        with self._reporter.progress(f"Benchmarks, {named}", total=total, unit="tokens") as advance:
             for missing, names in groups.items():
                 # A set has no order that a second run would find again.
                 asked = [unique[key] for key in sorted(missing)]
                 for name, answers in self._scored(tuple(names), asked):
                     self._memo.put_answers(self._model(name), {asked[n].key: a for n, a in answers.items()})
-                    advance(len(answers))
+                    advance(_tokens(asked[n] for n in answers))
 
     def _scored(self, names: Names, requests: Sequence[Request]) -> Iterator[tuple[str, dict[int, Answer]]]:
         """Yield batch by batch what each of some variants answered, by the number of the request."""
@@ -201,12 +201,13 @@ class Panel:
         missing = sorted(self._missing(name, unique), key=lambda key: (-len(unique[key].tokens), key))
         if not missing:
             return
-        with self._reporter.progress(f"Benchmarks, {name}", total=len(missing), unit="requests") as advance:
+        total = _tokens(map(unique.__getitem__, missing))
+        with self._reporter.progress(f"Benchmarks, {name}", total=total, unit="tokens") as advance:
             for start in range(0, len(missing), PIECE):
                 keys = missing[start : start + PIECE]
                 answers = self._models.plain(name, [unique[key] for key in keys])
                 self._memo.put_answers(self._model(name), dict(zip(keys, answers, strict=True)))
-                advance(len(keys))
+                advance(_tokens(map(unique.__getitem__, keys)))
 
     def texts(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes after each prompt; texts that are drawn at random are never remembered.
@@ -233,6 +234,11 @@ class Panel:
                 known |= dict(zip(piece, texts, strict=True))
                 advance(len(piece))
         return [known[key] for key in keys]
+
+
+def _tokens(requests: Iterable[Request]) -> int:
+    """Count what a model reads, which is what requests cost."""
+    return sum(len(request.read) for request in requests)
 
 
 class PanelLM(HFLM):

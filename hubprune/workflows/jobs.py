@@ -18,6 +18,7 @@ from hubprune.cards.markdown import visible
 from hubprune.core import __version__
 from hubprune.core.console import Reporter
 from hubprune.core.errors import JobError, RecipeError
+from hubprune.core.options import as_typed
 from hubprune.core.privacy import DEFAULT_ENDPOINT, is_local_data, scrub
 from hubprune.core.recipe import Recipe
 from hubprune.core.requests import JobRequest
@@ -48,6 +49,8 @@ FLAGS: Mapping[tuple[str, bool], str] = {
     ("speed", True): "--speed", ("primer", False): "--no-primer", ("only_if_changed", True): "--only-if-changed",
 }  # fmt: skip
 """Options that no recipe holds and that the job gets as they were given here."""
+HANDED_ON = ("max_memory",)
+"""Others of them, with a value."""
 POLL_SECONDS = 5.0
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 SHORT_LIVED = (PUBLISHER_PREFIX, "hf_oauth_")
@@ -83,7 +86,10 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
     order = JobOrder(
         recipe=recipe.model_copy(update={"target": named}),
         machine=machine if machine.namespace else replace(machine, namespace=target.user),
-        flags=tuple(flag for (name, value), flag in FLAGS.items() if getattr(request, name) is value),
+        flags=(
+            *(flag for (name, value), flag in FLAGS.items() if getattr(request, name) is value),
+            *as_typed(request, *HANDED_ON),
+        ),
         run_id=secrets.token_hex(8),
         endpoint=session.endpoint,
     )

@@ -20,6 +20,7 @@ from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
 from hubprune.core.files import StageStore, check_new_folder, key_of, staged_folder, work_folder
+from hubprune.core.memory import say_where
 from hubprune.core.privacy import use_endpoint
 from hubprune.core.recipe import CalibrationMix, Recipe
 from hubprune.core.requests import PruneRequest
@@ -114,7 +115,7 @@ class Run:
     @cached_property
     def environment(self) -> Environment:
         """Where the run takes place."""
-        return describe_environment(device=resolve_device(self.recipe.device))
+        return describe_environment(device=self.device)
 
     @cached_property
     def task_texts(self) -> dict[str, str]:
@@ -127,8 +128,20 @@ class Run:
     @property
     def circumstances(self) -> object:
         """What stands for the base and the machine in keys: another library or device may find other numbers."""
-        device = resolve_device(self.recipe.device)
-        return [self._base_identity, self.environment.versions, self.environment.machine, device, self.recipe.dtype]
+        asked, config = self.recipe.dtype, self.base.config
+        here = resolve_dtype(asked, config, device=self.device)
+        dtype = asked if here == resolve_dtype(asked, config) else here
+        return [self._base_identity, self.environment.versions, self.environment.machine, self.device, dtype]
+
+    @cached_property
+    def device(self) -> str:
+        """Where the run computes."""
+        return resolve_device(self.recipe.device)
+
+    @cached_property
+    def dtype(self) -> str:
+        """What it computes in there."""
+        return resolve_dtype(self.recipe.dtype, self.downloaded.config, device=self.device)
 
     @cached_property
     def runnable(self) -> Runnable:
@@ -189,6 +202,11 @@ def open_run(recipe: Recipe, endpoint: str | None, reporter: Reporter) -> Run:
     """Open a run of a recipe over the work folder."""
     session = open_session(endpoint)
     return Run(recipe, session, reporter, open_store(work_folder(), reporter, earlier="run"))
+
+
+def say_computing(run: Run) -> None:
+    """Say where a run computes, in which dtype and within how much memory."""
+    say_where(run.base.config, device=run.recipe.device, dtype=run.recipe.dtype, reporter=run.reporter)
 
 
 # ---- scoring -----------------------------------------------------------------------------------------------------
@@ -255,7 +273,7 @@ def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
     scoring = Scoring(
         architecture=run.architecture, own_code=run.runnable.own_code, tensor_names=run.runnable.tensor_names,
         metric=recipe.metric, aggregation=recipe.aggregation, batch_size=recipe.score_batch_size,
-        dtype=resolve_dtype(recipe.dtype, run.downloaded.config), device=resolve_device(recipe.device),
+        dtype=run.dtype, device=run.device,
     )  # fmt: skip
     return Scorer(run.runnable.folder, drawn, scoring, keeps_states=keeps_states)
 
@@ -328,6 +346,7 @@ def prune(request: PruneRequest, *, reporter: Reporter) -> PrunedCheckpoint:
     """
     run, out = open_run(recipe_of(request), request.endpoint, reporter), Path(request.out)
     check_new_folder(out)
+    say_computing(run)
     plan = make_plan(run, scores_if_needed(run))
     say_plan(plan, reporter=run.reporter)
     return write_verified(run, plan, out)

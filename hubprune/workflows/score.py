@@ -21,7 +21,7 @@ from hubprune.core.specs import count_of
 from hubprune.plots.pictures import draw_scores, draw_study
 from hubprune.pruning.aggregation import aggregate, agreements
 from hubprune.workflows.recipes import passes_of
-from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_plan, score
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, say_plan, score
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def conduct(request: ScoreRequest, *, reporter: Reporter) -> Scored:
     if plot:
         plots.require_matplotlib()
         make_writable(plot)
+    say_computing(run)
     if kind is None:
         scores = score(run)
         plan = make_plan(run, scores)

@@ -26,10 +26,10 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.config import read_structure
 from hubprune.core.console import Reporter
-from hubprune.core.devices import describe_environment, resolve_device
+from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import CheckpointError, RecipeError
 from hubprune.core.files import make_writable, scratch_folder, write_atomically
-from hubprune.core.memory import kv_cache_bytes
+from hubprune.core.memory import kv_cache_bytes, say_where
 from hubprune.core.requests import SpeedRequest
 from hubprune.core.strict import parse_json
 from hubprune.hub.session import HubSession
@@ -64,6 +64,7 @@ def measure_speed(request: SpeedRequest, *, reporter: Reporter, session: HubSess
     hint = f"Say where it is: hubprune speed FOLDER {name}."
     base = find_base(given, pruned.config, hint=hint, session=session, reporter=reporter)
     check_pair(base, pruned)
+    say_where(base.config, device=request.device or "auto", dtype=request.dtype or "auto", reporter=reporter)
     change = benchmark_change(pruned.folder)
     with scratch_folder(name="hubprune-base") as work:
         runnable = make_runnable(base, work / "base")
@@ -218,7 +219,8 @@ class _Pair:
         from hubprune.evaluation.speed import allocated_peak
 
         self.reporter.note(f"load {self.base.name} and {self.pruned.name}")
-        device, dtype = self.request.device or "auto", self.request.dtype or "auto"
+        device, asked = self.request.device or "auto", self.request.dtype or "auto"
+        dtype = resolve_dtype(asked, self.base.config, device=resolve_device(device))
         code = self.runnable.own_code
         base = load_model(self.runnable.folder, device=device, dtype=dtype, trust_remote_code=code)
         pruned = load_model(self.pruned.folder, device=device, dtype=base.dtype, trust_remote_code=True)

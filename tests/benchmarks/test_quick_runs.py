@@ -11,9 +11,17 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("script", ["write_checkpoint.py", "score.py", "eval.py"])
+RUNS = {
+    "write_checkpoint.py": ("--quick",),
+    "score.py": ("--quick",),
+    "eval.py": ("--quick",),
+    "real_sizes.py": ("--small", "prune-3B"),
+}
+
+
+@pytest.mark.parametrize("script", RUNS)
 def test_a_quick_run_compares_equal_results(script, tmp_path):
-    command = [sys.executable, BENCHMARKS / script, "--quick"]
+    command = [sys.executable, BENCHMARKS / script, *RUNS[script]]
     environment = {"TMPDIR": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

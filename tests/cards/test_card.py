@@ -115,6 +115,14 @@ def test_the_kv_cache_is_counted_at_the_dtype_of_the_base():
     assert "| KV cache, bytes per token at float16 | 32,768 | 20,480 |" in card(base=made.base(config=config))
 
 
+def test_a_card_says_why_all_was_computed_in_another_dtype_than_that_of_the_files():
+    older = made.benchmarks(dtype="float16", device="cuda:0")
+    row = "| Computed in | float16: the GPU has no units for bfloat16 |"
+    assert row in card(benchmarks=older)
+    assert "Computed in" not in card()
+    assert "Computed in" not in card(benchmarks=older, recipe=made.recipe(dtype="float16"))  # as it was asked for
+
+
 def test_the_mean_change_has_an_interval_where_all_tasks_have_one():
     assert "| −4.28 points (−6.22 to −2.34) |" in card()
     assert "−4.28 points on average over 2 benchmarks (95 % interval −6.22 to −2.34)." in card()

@@ -128,7 +128,7 @@ def test_a_snippet_template_of_ones_own_is_what_is_run(folder, tmp_path):
     (own / "snippet.py.jinja").write_text('{% include "shipped/snippet.py.jinja" %}\nprint("mine")\n')
     evaluation = SimpleNamespace(prompt_texts=lambda: ("Why",))
     run = SimpleNamespace(
-        recipe=SimpleNamespace(evaluation=evaluation, device="cpu"), circumstances="here", store=StageStore(tmp_path)
+        recipe=SimpleNamespace(evaluation=evaluation), device="cpu", circumstances="here", store=StageStore(tmp_path)
     )
     plan = made.plan().model_copy(update={"layout": "stock"})
     done = stages.run_snippet(run, plan, folder, repo_id=REPO_ID, tag=None, template=own)

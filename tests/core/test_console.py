@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+from contextlib import suppress
 
 import pytest
 from rich.console import Console
@@ -69,6 +71,37 @@ def test_the_end_is_told_once_however_far_the_count_runs_over(clock, capsys):
         advance(8)
         advance(1)
     assert progress_lines(capsys) == ["writing: 10 files in 0.0 s"]
+
+
+def test_the_time_that_is_left_is_told_once_it_can_be_known(clock, capsys):
+    """Not after the first of a thousand, nor in the first seconds, in which libraries warm up."""
+    with Reporter().progress("scoring", total=1000, unit="tokens") as advance:
+        for seconds, amount in ((11, 5), (11, 5), (11, 20), (1, 970)):
+            clock.now += seconds
+            advance(amount)
+    assert progress_lines(capsys) == [
+        "scoring: 5 of 1,000 tokens",
+        "scoring: 10 of 1,000 tokens",
+        "scoring: 30 of 1,000 tokens, 17 min 47 s left",
+        "scoring: 1,000 tokens in 34 s",
+    ]
+
+
+def test_what_is_taken_back_and_done_again_ends_once_and_nothing_is_drawn_after_the_end(clock, capsys):
+    with Reporter().progress("writing", total=10, unit="tokens") as advance:
+        for amount in (10, -10, 10):
+            clock.now += 11
+            advance(amount)
+    clock.now += 11
+    advance(-5)
+    assert progress_lines(capsys) == ["writing: 10 tokens in 33 s"]
+
+
+def test_of_work_that_failed_no_end_is_told(clock, capsys):
+    with suppress(OSError), Reporter().progress("writing", total=1, unit="files") as advance:
+        advance()
+        raise OSError
+    assert progress_lines(capsys) == []
 
 
 def test_nothing_to_do_is_nothing_to_tell(clock, capsys):
@@ -144,6 +177,24 @@ def test_a_terminal_shows_a_bar_and_keeps_one_line_of_it(monkeypatch):
     assert "3/3" in screen.getvalue()
     last = screen.getvalue().rstrip().splitlines()[-1]
     assert last.endswith("drawing [x]: 3 documents in 0.0 s")
+
+
+def test_a_bar_tells_the_time_that_is_left_once_it_can_be_known(monkeypatch, clock):
+    screen = io.StringIO()
+    reporter = Reporter()
+    monkeypatch.setattr(reporter, "_console", Console(file=screen, force_terminal=True, width=100, color_system=None))
+    seen = []
+    with reporter.progress("drawing", total=100, unit="tokens") as advance:
+        for seconds in (1, 9):
+            clock.now += seconds
+            advance(10)
+            time.sleep(0.3)  # three times as long as until the bar is drawn anew
+            seen.append("left" in screen.getvalue())
+    assert seen == [False, True]
+    assert "40 s left" in screen.getvalue()
+    ended = screen.getvalue()
+    advance(10)
+    assert screen.getvalue() == ended
 
 
 def test_a_bar_is_taken_away_when_the_work_fails(monkeypatch):

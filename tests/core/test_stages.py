@@ -222,8 +222,8 @@ def test_benchmarks_with_other_examples_are_other_benchmarks(tmp_path, monkeypat
     for shots in (0, 5, 5):
         recipe = parse(Recipe, {**RECIPE, "evaluation": {"tasks": ["mmlu"], "num_fewshot": shots}})
         run = SimpleNamespace(
-            recipe=recipe, circumstances="here", store=StageStore(tmp_path), reporter=None, task_texts={},
-            task_sources={}, runnable=SimpleNamespace(folder=tmp_path, own_code=False),
+            recipe=recipe, circumstances="here", dtype="float32", store=StageStore(tmp_path), reporter=None,
+            task_texts={}, task_sources={}, runnable=SimpleNamespace(folder=tmp_path, own_code=False),
             identity=lambda *_: "base", answers_file=tmp_path / "answers.sqlite",
         )  # fmt: skip
         stages.benchmark(run, SimpleNamespace(content="plan", widths=None, layout="pruned"), tmp_path)

@@ -229,10 +229,10 @@ def test_a_run_that_was_stopped_between_the_models_goes_on_with_the_second(
     spec = EvaluationSpec(prompts=PROMPTS, max_new_tokens=12)
 
     def run(plan):
-        recipe = SimpleNamespace(evaluation=spec, device="cpu", dtype="auto")
+        recipe = SimpleNamespace(evaluation=spec, device="cpu")
         run = SimpleNamespace(
             recipe=recipe, runnable=SimpleNamespace(folder=base_folder, own_code=False), circumstances="here",
-            store=StageStore(tmp_path), reporter=reporter,
+            dtype="float32", store=StageStore(tmp_path), reporter=reporter,
         )  # fmt: skip
         return stages.free_text(run, SimpleNamespace(content=plan), pruned_folder)
 

@@ -175,11 +175,13 @@ def test_perplexity_has_a_standard_error_and_nothing_is_printed(copy_folder, run
     assert "DISABLE_MULTIPROC" not in os.environ
 
 
-def test_progress_counts_every_request_of_both_models(copy_folder, run, reporter):
+def test_progress_counts_the_tokens_that_both_models_read_and_every_text(copy_folder, run, reporter):
     run(copy_folder, "pets", "words", "answers")
-    scored, written = 2 * (15 + 3), 3
+    requests, written = 2 * (15 + 3), 3
+    scored = reporter.bars[0]["total"]
+    assert scored > 3 * requests
     assert [(bar["total"], bar["done"], bar["unit"]) for bar in reporter.bars] == [
-        (scored, scored, "requests"),
+        (scored, scored, "tokens"),
         (written, written, "requests"),
         (written, written, "requests"),
     ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from hubprune.core import memory, streaming
+from hubprune.core import streaming
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.artifacts import CalibrationRecord, CalibrationSource
 from hubprune.core.errors import DiskSpaceError
@@ -91,45 +90,3 @@ def test_states_that_no_disk_holds_are_refused_before_anything_is_written(no_mem
     with pytest.raises(DiskSpaceError, match=rf"take 4000.00 TB, which neither memory nor {tmp_path} has free"):
         empty_states([(10**6, 10**9)], torch.float32, CPU)
     assert list(tmp_path.iterdir()) == []
-
-
-def limits(tmp_path, membership, files):
-    """The limits that a process of this membership finds in these files."""
-    for name, text in files.items():
-        path = tmp_path / "groups" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    (tmp_path / "membership").write_text(membership)
-    return list(memory.group_limits(groups=tmp_path / "groups", membership=tmp_path / "membership"))
-
-
-def test_a_limit_is_found_in_version_1_of_control_groups(tmp_path):
-    membership = "4:cpu:/\n3:hugetlb,memory:/job\n"
-    assert limits(tmp_path, membership, {"memory/job/memory.limit_in_bytes": "1000\n"}) == [1000]
-
-
-def test_a_limit_is_found_in_version_2_of_control_groups(tmp_path):
-    assert limits(tmp_path, "0::/job\n", {"job/memory.max": "1000\n"}) == [1000]
-
-
-def test_limits_of_the_groups_around_count_and_no_limit_does_not(tmp_path):
-    files = {"a/b/memory.max": "max\n", "a/memory.max": "2000\n", "memory.max": "3000\n"}
-    assert limits(tmp_path, "0::/a/b\n", files) == [2000, 3000]
-
-
-def test_a_path_of_the_host_leads_to_the_limit_of_the_container(tmp_path):
-    files = {"memory/memory.limit_in_bytes": "1000\n"}
-    assert limits(tmp_path, "3:memory:/docker/1f\n", files) == [1000]
-
-
-def test_a_machine_without_control_groups_has_no_limit(tmp_path):
-    assert list(memory.group_limits(groups=tmp_path / "none", membership=tmp_path / "none")) == []
-
-
-def test_what_is_available_is_the_smallest_limit_without_what_is_used(monkeypatch):
-    monkeypatch.setattr(memory, "group_limits", lambda: [2**50, 2**33])
-    assert 0 <= memory.available_bytes() < 2**33
-    monkeypatch.setattr(memory, "group_limits", lambda: [1])
-    assert memory.available_bytes() == 0
-    monkeypatch.setattr(memory, "group_limits", lambda: [])
-    assert 0 < memory.available_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -19,7 +19,7 @@ from hubprune.core.requests import JobRequest, PublishRequest
 from hubprune.hub.session import HubSession
 from hubprune.localhub import JobScript
 from hubprune.workflows import jobs
-from hubprune.workflows.jobs import FLAGS, HERE_ONLY, run_on_jobs
+from hubprune.workflows.jobs import FLAGS, HANDED_ON, HERE_ONLY, run_on_jobs
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run
 
@@ -140,12 +140,13 @@ class Watched(PublishRequest):
 def test_every_option_of_a_publish_is_in_the_recipe_or_reaches_the_job_or_is_refused():
     recipe_of(Watched(BASE, drop_attn="1"))
     names, publish = ({option.name for option in options_of(kind)} for kind in (JobRequest, PublishRequest))
-    assert names <= SEEN | {name for name, _ in FLAGS} | set(HERE_ONLY) | (names - publish) | {"endpoint"}
+    assert names <= SEEN | {name for name, _ in FLAGS} | {*HERE_ONLY, *HANDED_ON} | (names - publish) | {"endpoint"}
 
 
 def test_what_is_asked_beside_the_recipe_reaches_the_job(on_jobs, hub):
-    told = on_jobs(dry_run=True, speed=True, primer=False)
-    assert hub.jobs[-1].spec["command"][-1].endswith("--recipe recipe.yaml --dry-run --speed --no-primer")
+    told = on_jobs(dry_run=True, speed=True, primer=False, max_memory="8GB")
+    command = hub.jobs[-1].spec["command"][-1]
+    assert command.endswith("--recipe recipe.yaml --dry-run --speed --no-primer --max-memory 8GB")
     assert told["dry run"] == "nothing was published"
 
 

@@ -21,12 +21,10 @@ from hubprune.cards import manifest
 from hubprune.cards.limits import check_budget
 from hubprune.core.artifacts import LoadedBack, PublishedCommit, PublishReport, RepoFile
 from hubprune.core.config import needs_modeling_file
-from hubprune.core.console import Reporter, size
+from hubprune.core.console import Reporter
 from hubprune.core.errors import HubpruneError, OverBudgetError, VerificationError
 from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
-from hubprune.core.memory import available_bytes
 from hubprune.core.requests import PublishRequest
-from hubprune.hub import repos as hub
 from hubprune.hub.announcing import announce, merge
 from hubprune.hub.commit import publish as send
 from hubprune.hub.preflight import check_disk, preflight
@@ -56,7 +54,7 @@ from hubprune.workflows.publish.stages import (
     run_snippet,
 )
 from hubprune.workflows.recipes import recipe_of
-from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_plan, scores_if_needed
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, say_plan, scores_if_needed
 
 STAGES = (
     "Base and preflight", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Publish and load back",
@@ -134,17 +132,7 @@ def _check_resources(run: Run, *, loads_back: bool) -> None:
     check_data(run)
     run.environment  # noqa: B018
     run.examined  # noqa: B018
-    warn_of_memory(run)
-
-
-def warn_of_memory(run: Run) -> None:
-    """Say beforehand that the machine will hardly hold what verification and benchmarks load: the whole model."""
-    needed = sum(file.size for file in hub.weight_files(run.base.files))
-    if needed > (available := available_bytes()):
-        run.reporter.warn(
-            f"verification loads the whole model, {size(needed)}, and {size(available)} of memory are available; "
-            "scoring and writing need far less"
-        )
+    say_computing(run)
 
 
 def announcer(reporter: Reporter, stages: Sequence[str] = STAGES) -> Callable[[], None]:

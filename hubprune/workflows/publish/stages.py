@@ -29,7 +29,6 @@ from hubprune.core.artifacts import (
     SpeedReport,
 )
 from hubprune.core.config import needs_modeling_file, read_config
-from hubprune.core.devices import resolve_device
 from hubprune.core.errors import HubError, MissingDependencyError, RecipeError
 from hubprune.core.files import key_of, short_name, write_atomically
 from hubprune.core.privacy import scrub
@@ -117,7 +116,7 @@ def benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | N
         return harness.run(
             harness.ModelFolder(base.folder, own_code=base.own_code, identity=run.identity()),
             harness.ModelFolder(folder, own_code=True, identity=pruned), spec=spec, seed=recipe.seed,
-            device=recipe.device, dtype=recipe.dtype, reporter=run.reporter, memo=run.answers_file,
+            device=recipe.device, dtype=run.dtype, reporter=run.reporter, memo=run.answers_file,
             samples_folder=run.store.folder / "samples" / key,
         )  # fmt: skip
 
@@ -132,7 +131,7 @@ def free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison:
     asked = run.circumstances, spec.prompt_texts(), spec.max_new_tokens
     key = key_of(*asked, plan.content)
     request = generation.Request(
-        prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens, device=recipe.device, dtype=recipe.dtype
+        prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens, device=recipe.device, dtype=run.dtype
     )
 
     def write() -> ModelTexts:
@@ -172,7 +171,7 @@ def run_snippet(
         repo_id=repo_id, revision=tag, prompt=run.recipe.evaluation.prompt_texts()[0],
         custom_code=needs_modeling_file(plan), samples=samples(folder), plain=asks_for_more(folder),
     )  # fmt: skip
-    gpu = resolve_device(run.recipe.device) != "cpu"
+    gpu = run.device != "cpu"
     key = key_of(run.circumstances, plan.content, plan.layout, snippet.code(overrides=template))
     return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu, overrides=template))
 
@@ -195,7 +194,7 @@ def time_result(
         EvaluationError: the device's memory is too small.
     """
     recipe, change = run.recipe, change_of(benchmarks) if benchmarks else None
-    request = SpeedRequest(repo_id, depths=DEPTHS, device=recipe.device, dtype=recipe.dtype, seed=recipe.seed)
+    request = SpeedRequest(repo_id, depths=DEPTHS, device=recipe.device, dtype=run.dtype, seed=recipe.seed)
     pruned = PrunedFolder(name=repo_id, commit=None, folder=folder, config=read_config(folder))
     shape = DEPTHS, request.new_tokens, request.rounds, request.batch_size, request.seed
     key = key_of(run.circumstances, run.environment.threads, plan.content, plan.widths, plan.layout, shape, change)

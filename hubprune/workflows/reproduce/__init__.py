@@ -39,7 +39,7 @@ from hubprune.workflows import publish as pipeline
 from hubprune.workflows.card import CardChoices
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.reproduce.comparing import Published, causes, compare, read_published
-from hubprune.workflows.run import Run, check_data, open_session, open_store
+from hubprune.workflows.run import Run, check_data, open_session, open_store, say_computing
 
 STAGES = ("What was published", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Compare")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -170,7 +170,7 @@ def _preflight(run: Run, published: Published) -> None:
     with _explained(published, what="what it was measured on"):
         run.task_texts, run.task_sources  # noqa: B018
     check_disk(base, folder=run.store.folder, written=has_checkpoint(run), loads_back=False)
-    pipeline.warn_of_memory(run)
+    say_computing(run)
     run.reporter.note(f"base {base.name} at {str(base.commit)[:12]}")
     try:
         now = run.session.ask(lambda api: api.model_info(base.name), doing=f"look up {base.name}").sha

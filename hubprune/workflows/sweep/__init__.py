@@ -30,7 +30,6 @@ from hubprune.core.artifacts import (
 # isort: on
 # fmt: on
 from hubprune.core.console import Reporter
-from hubprune.core.devices import resolve_device, resolve_dtype
 from hubprune.core.errors import MissingDependencyError
 from hubprune.core.files import write_atomically
 from hubprune.core.options import as_typed
@@ -43,7 +42,7 @@ from hubprune.plots.pictures import draw_sweep
 from hubprune.pruning import calibration, documents
 from hubprune.pruning.checkpoint import count_parameters
 from hubprune.workflows.recipes import recipe_of
-from hubprune.workflows.run import Run, check_data, open_run, scores_if_needed, shape_of
+from hubprune.workflows.run import Run, check_data, open_run, say_computing, scores_if_needed, shape_of
 from hubprune.workflows.sweep.measuring import Measured, held_out, measure_all, overlaps, read_mix
 
 # fmt: off
@@ -115,6 +114,7 @@ def _check(run: Run, request: SweepRequest) -> CalibrationMix | None:
     check_out(Path(request.out) if request.out else None)
     check_data(run)
     run.task_texts, run.task_sources, run.environment  # noqa: B018
+    say_computing(run)
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}")
     if not request.perplexity:
         return None
@@ -159,7 +159,7 @@ def assemble(
         perplexity_on=f"{len(documents.documents)} documents of {documents.name}" if documents else None,
         orders=tuple(order_of(points, method) for method in methods), points=tuple(rows), rule=rule,
         recommendations=recommendations if rule else (), environment=run.environment,
-        device=resolve_device(recipe.device), dtype=resolve_dtype(recipe.dtype, run.downloaded.config),
+        device=run.device, dtype=run.dtype,
     )  # fmt: skip
 
 

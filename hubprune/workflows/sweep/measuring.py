@@ -193,7 +193,7 @@ class _Bench:
 
     @cached_property
     def _model(self) -> LoadedModel:
-        return _load(self._run.runnable, self._run.recipe.device, self._run.recipe.dtype)
+        return _load(self._run.runnable, self._run.recipe.device, self._run.dtype)
 
     def _benchmarks(self, plan: DropPlan) -> BenchmarkAnswers | None:
         if (key := self._keys(plan).get(BENCHMARKS)) is None:
@@ -215,7 +215,7 @@ class _Bench:
         plans = {self._identity(plan): plan for plan in missing}
         run, recipe = self._run, self._run.recipe
         rest = (plans, run.architecture, recipe.evaluation.batch_size)
-        where = (run.runnable, recipe.device, recipe.dtype)
+        where = (run.runnable, recipe.device, run.dtype)
         return InMemory(
             assemble(load_points, *where, *rest, here=points_of(self._model, *rest)),
             identities={name: name for name in plans}, memo=run.answers_file, spec=recipe.evaluation,

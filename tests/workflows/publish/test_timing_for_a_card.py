@@ -16,7 +16,8 @@ def stub(store, **changes):
     """What of a run a timing reads."""
     values = {
         "store": store, "recipe": made.recipe(), "environment": made.environment(), "reporter": Reporter(quiet=True),
-        "circumstances": ("base", "machine"), "downloaded": made.base(), "runnable": None, **changes,
+        "dtype": "float32", "circumstances": ("base", "machine"), "downloaded": made.base(), "runnable": None,
+        **changes,
     }  # fmt: skip
     return SimpleNamespace(**values)
 
