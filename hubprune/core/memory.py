@@ -33,6 +33,8 @@ starts inherit both, so that what all of them hold counts."""
 LEAST = 256 * 10**6
 """Bytes; what libraries take before the first weight."""
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+UNLIMITED = 2**60
+"""Bytes from which on version 1 means that there is no limit."""
 FILE_PAGES = re.compile(r"^(?:in)?active_file (\d+)$", re.MULTILINE)
 TOTAL_FILE_PAGES = re.compile(r"^total_(?:in)?active_file (\d+)$", re.MULTILINE)
 """Lines of memory.stat in version 2 and 1: page cache that the kernel drops before it ends a process."""
@@ -164,7 +166,7 @@ def limited_groups(*, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> I
         group = top / path.lstrip("/")
         for folder in (group, *group.parents):
             limit, usage, stat = (_text(folder / file) for file in (name, used, "memory.stat"))
-            if limit.isdigit():
+            if limit.isdigit() and int(limit) < UNLIMITED:
                 held = int(usage) if usage.isdigit() else 0
                 yield Group(int(limit), max(0, held - sum(map(int, pages.findall(stat)))))
 

@@ -146,7 +146,7 @@ TrustRemoteCode = Annotated[bool, Option("Run its modeling file even if this ver
 Device = Annotated[str | None, Option(
     "Where to compute. Default: auto, the first GPU or else the CPU.", metavar="auto|cpu|mps|cuda[:N]")]
 Dtype = Annotated[str | None, Option(
-    "dtype to compute in; files are never cast. Default: auto, the base's own.",
+    "dtype to compute in; files are never cast. Default: auto, the base's own where the device has units for it.",
     metavar="auto|float32|bfloat16|float16")]
 MaxMemory = Annotated[str | int | None, Option(
     "At most so much of this machine's memory, and of each GPU's; changes no result. Default: what is free.",

@@ -344,6 +344,7 @@ _ACTIONS: Mapping[str, tuple[type[BaseModel], Callable[[Any], BaseModel]]] = {
 
 def main() -> None:
     """Read a request from stdin, write the answer as the last line of stdout."""
+    devices.spare()
     kind, act = _ACTIONS[sys.argv[1]]
     print(act(kind.model_validate_json(sys.stdin.read())).model_dump_json())
 
