@@ -37,7 +37,7 @@ from hubprune.core.artifacts import (
     SublayerKind,
 )
 from hubprune.core.console import size
-from hubprune.core.devices import last_words, resolve_dtype, run_to_end
+from hubprune.core.devices import last_words, run_to_end, stored_dtype
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import scratch_folder
 from hubprune.core.privacy import page, scrub
@@ -102,7 +102,7 @@ def glance(report: PublishReport) -> Table:
     checkpoint = report.checkpoint
     weights = checkpoint.base_weight_bytes, checkpoint.weight_bytes
     cache = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
-    dtype = resolve_dtype("auto", report.base.config)
+    dtype = stored_dtype(report.base.config)
     rows = (
         _count_row("Parameters", checkpoint.base_parameters, checkpoint.parameters),
         *_sublayer_rows(report.plan),

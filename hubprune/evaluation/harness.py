@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune.core.artifacts import BenchmarkAnswers, BenchmarkComparison, SelfCheck
+from hubprune.core.artifacts import BenchmarkAnswers, BenchmarkComparison, EvalBackend, SelfCheck
 from hubprune.core.console import Reporter, quiet, size
-from hubprune.core.errors import EvaluationError
+from hubprune.core.errors import CheckpointError, EvaluationError
 from hubprune.core.privacy import no_calls_elsewhere
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
@@ -149,15 +149,23 @@ class _Measured:
     """lm-eval's own results, samples included, by the name of the model."""
     device: str
     dtype: str
+    backend: EvalBackend
     fallback: str | None
     self_check: SelfCheck | None
 
 
 def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    from hubprune.evaluation.models import free_bytes, release_memory, weight_bytes
+    from hubprune.evaluation.models import free_bytes, gpu_limits, release_memory, weight_bytes
 
-    needed = sum(weight_bytes(folder.path, dtype=plan.dtype) for folder in folders.values())
-    free = free_bytes(plan.device)
+    sizes = [weight_bytes(folder.path, dtype=plan.dtype) for folder in folders.values()]
+    needed, free = sum(sizes), free_bytes(plan.device)
+    # Several GPUs that hold a model between them are faster than one that is handed its layers.
+    too_large = needed >= free * MEMORY_SHARE and max(sizes) > sum(gpu_limits(plan.device).values())
+    if plan.spec.backend == "layers" or (plan.spec.backend == "shared" and too_large):
+        try:
+            return _measure_together(plan, folders, memo, way="layers")
+        except CheckpointError as error:
+            plan.reporter.note(error.message)
     if needed < free * MEMORY_SHARE:
         together = _measure_together(plan, folders, memo)
         release_memory()
@@ -172,23 +180,27 @@ def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Me
     return replace(
         one,
         results={**one.results, **other.results},
+        backend=other.backend if one.backend == "shared" else one.backend,
         fallback=one.fallback or other.fallback,
         self_check=max(checks, key=lambda check: check.largest_difference) if len(checks) == 2 else None,
     )
 
 
-def _measure_together(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
+def _measure_together(
+    plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo, *, way: EvalBackend | None = None
+) -> _Measured:
     """Load models and let all of them answer; at the end nothing holds on to them."""
     from hubprune.evaluation.computing import assemble
 
-    models = assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)
+    build = open_folders if way == "layers" else load_folders
+    models = assemble(build, folders, plan.device, plan.dtype, plan.spec.batch_size)
     identities = {name: folder.identity or name for name, folder in folders.items()}
     kept = memo if all(folder.identity for folder in folders.values()) else Memo()
-    panel = _panel(plan, models, identities, kept)
+    panel = _panel(plan, models, identities, kept, way)
     results = {name: _evaluate(plan, panel, name) for name in folders}
     models.close()
     device, dtype = _where(models)
-    return _Measured(results, device, dtype, panel.fallback, panel.self_check)
+    return _Measured(results, device, dtype, panel.backend, panel.fallback, panel.self_check)
 
 
 def _where(models: Computing) -> tuple[str, str]:
@@ -215,10 +227,24 @@ def load_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, ba
     )
 
 
-def _panel(plan: _Plan, models: Computing, identities: Mapping[str, str], memo: Memo) -> Panel:
+def open_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, batch_size: int | None) -> Models:
+    """Open model folders that are to answer together, layer by layer from their files.
+
+    Raises:
+        CheckpointError: one of them cannot be run so.
+    """
+    from hubprune.evaluation.streamed import StreamedModels
+
+    return StreamedModels(folders, device=device, dtype=dtype, batch_size=batch_size)
+
+
+def _panel(
+    plan: _Plan, models: Computing, identities: Mapping[str, str], memo: Memo, backend: EvalBackend | None = None
+) -> Panel:
     from hubprune.evaluation.panel import Panel
 
-    return Panel(models, identities=identities, memo=memo, backend=plan.spec.backend, reporter=plan.reporter)
+    asked = backend or ("hf" if plan.spec.backend == "hf" else "shared")
+    return Panel(models, identities=identities, memo=memo, backend=asked, reporter=plan.reporter)
 
 
 def _evaluate(plan: _Plan, panel: Panel, name: str) -> Mapping[str, Any]:
@@ -274,7 +300,7 @@ def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> Benchmar
         plan.reporter.warn(sentence)
     return BenchmarkComparison(
         tasks=tasks, mean_change=mean_change(tasks), left_out=tuple(left_out), limit=plan.spec.limit,
-        backend="hf" if measured.fallback else plan.spec.backend, fallback=measured.fallback,
+        backend=measured.backend, fallback=measured.fallback,
         self_check=measured.self_check, batch_size=plan.spec.batch_size, dtype=measured.dtype,
         device=measured.device, seed=plan.seed, lm_eval=version("lm_eval"), seconds=seconds,
     )  # fmt: skip

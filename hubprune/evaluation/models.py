@@ -80,11 +80,16 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
         cast = dtype if dtype == "auto" else getattr(torch, dtype)
         model = load_causal_lm(link, dtype=cast, own_code=trust_remote_code, **place)
     model.offload_folder = offload  # deleted with the model, which may read its weights from there
+    return LoadedModel(model, tokenizer_of(model, link), input_device(model), str(model.dtype).removeprefix("torch."))
+
+
+def tokenizer_of(model: Any, folder: Path) -> Any:
+    """Load the tokenizer of a model from its folder; code that comes with it is never run."""
     # With the config at hand, it does not look for one whose code it may not run, and complain.
-    tokenizer = AutoTokenizer.from_pretrained(link, config=model.config, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
     if (tokenizer.pad_token_id or 0) >= model.get_input_embeddings().num_embeddings:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # rows are filled with it, and it had no embedding
-    return LoadedModel(model, tokenizer, input_device(model), str(model.dtype).removeprefix("torch."))
+    return tokenizer
 
 
 @contextmanager
@@ -135,18 +140,27 @@ def _own_memory() -> int:  # of several processes on a machine, each may take it
 def placement(folder: Path, *, device: str, dtype: str, offload_folder: str) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that say where a model goes.
 
-    A device that was named is taken.  `auto` is the first one where the weights fit into its memory; else they go to
-    all GPUs, then to memory, and what is left to `offload_folder`, which has to be there as long as the model.
+    A device that was named is taken, `auto` is the first one, where the weights fit into its memory; else they go to
+    it, and for `auto` to all other GPUs, then to memory, and what is left to `offload_folder`, which has to be there as
+    long as the model.
     """
-    whole = {"device_map": {"": own_device(device)}}
-    share = GPU_SHARE if own_device(device).startswith("cuda") else CPU_SHARE
-    if device != "auto" or weight_bytes(folder, dtype=dtype) <= share * free_bytes(device):
-        return whole
+    place = own_device(device)
+    share = GPU_SHARE if place.startswith("cuda") else CPU_SHARE
+    if place == "mps" or weight_bytes(folder, dtype=dtype) <= share * free_bytes(device):
+        return {"device_map": {"": place}}
     limits: dict[int | str, int] = {"cpu": int(CPU_SHARE * _own_memory())}
-    if torch.cuda.is_available():
-        gpus = [devices.local_rank()] if devices.world_size() > 1 else range(torch.cuda.device_count())
-        limits |= {number: int(GPU_SHARE * torch.cuda.mem_get_info(number)[0]) for number in gpus}
+    limits.update(gpu_limits(device))
     return {"device_map": "auto", "max_memory": limits, "offload_folder": offload_folder}
+
+
+def gpu_limits(device: str) -> dict[int | str, int]:
+    """Return the bytes that weights may take of each GPU: those that `auto` stands for, or the one that was named."""
+    place = own_device(device)
+    if not place.startswith("cuda"):
+        return {}
+    several = device == "auto" and devices.world_size() == 1
+    gpus = range(torch.cuda.device_count()) if several else [int(place.partition(":")[2] or 0)]
+    return {number: int(GPU_SHARE * memory.device_bytes(f"cuda:{number}")) for number in gpus}
 
 
 def weight_bytes(folder: Path, *, dtype: str) -> int:

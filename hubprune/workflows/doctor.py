@@ -10,11 +10,10 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from hubprune.cards.provenance import check_license, license_name
 from hubprune.core import memory
@@ -39,7 +38,7 @@ from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
 from hubprune.hub.preflight import check_disk, identify, preflight
 from hubprune.hub.session import HubSession
-from hubprune.workflows.estimate import Machine, Shape, Shares, needs
+from hubprune.workflows.estimate import Machine, Shape, needs
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, open_run, open_session
@@ -54,7 +53,7 @@ LITTLE = 5 * 10**9
 DISK_RATE = 5e8
 """Bytes per second of a disk on which there is nothing to be timed yet."""
 TIMED_BYTES = 2**26
-ROWS, WIDTH = 1024, 4096
+ROWS, WIDTH = 512, 4096
 """Of the product that is timed: as large as a batch in a model of some billion parameters."""
 
 
@@ -248,7 +247,11 @@ def _needs(found: _Findings, run: Run) -> tuple[StageNeed, ...]:
         f" in {stored}, computed in {dtype}",
     )
     missing = 0 if base.folder else stored_bytes - _cached_bytes(base)
-    stages = needs(run.recipe, shape, machine, _shares(), missing=missing)
+    stages = needs(run.recipe, shape, machine, missing=missing)
+    room = machine.device if device.startswith("cuda") else machine.host
+    for need in (need for need in stages if need.memory > room):
+        hint = "Allow it more, or take a machine that has it." if told_limit() else "Take a machine that has it."
+        found.add("memory", f"{need.stage} takes about {size(need.memory)}, and {size(room)} are free", warning=hint)
     free = sum({disk: free for _, disk, free in _places().values()}.values())
     written = sum(need.written for need in stages)
     with found.looking_at("disk"):
@@ -298,38 +301,31 @@ def _cached_bytes(base: BaseCheckpoint) -> int:
     return sum(file.size for file in hub.weight_files(base.files) if is_here(file.path))
 
 
-def _shares() -> Shares:
-    from hubprune.core.streaming import STATES_SHARE
-    from hubprune.evaluation.harness import MEMORY_SHARE
-
-    return Shares(weights=MEMORY_SHARE, states=STATES_SHARE, passes=6)
-
-
 def _timed(base: BaseCheckpoint, *, device: str, dtype: str) -> Machine:
     """Time a product of matrices, which computing bounds, one with a vector, which memory bounds, and the disk."""
     import torch
 
     kind = getattr(torch, dtype)
-    rows, weights = torch.randn(ROWS, WIDTH), torch.randn(WIDTH, WIDTH)
-    rows, weights = rows.to(device, kind), weights.to(device, kind)
+    rows = torch.full((ROWS, WIDTH), 0.5, dtype=kind, device=device)
+    weights = [torch.full((WIDTH, WIDTH), 0.5, dtype=kind, device=device) for _ in range(4)]  # more than caches hold
 
-    def rate(amount: float, run: Callable[[], Any]) -> float:
+    def rate(amount: float, rows: torch.Tensor) -> float:
+        """Of several tries, take the one that was disturbed least."""
         best = 0.0
         for _ in range(3):
-            start = time.perf_counter()
-            run()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            best = max(best, amount / (time.perf_counter() - start))
+            for matrix in weights:
+                start = time.perf_counter()
+                torch.nn.functional.linear(rows, matrix)
+                if device.startswith("cuda"):
+                    torch.cuda.synchronize()
+                best = max(best, amount / (time.perf_counter() - start))
         return best
 
     with torch.inference_mode():
-        flops = rate(2.0 * ROWS * WIDTH * WIDTH, lambda: rows @ weights)
-        several = [weights.clone() for _ in range(4)]  # more than caches hold
-        streamed = rate(4.0 * weights.nbytes, lambda: [rows[:1] @ matrix for matrix in several])
+        flops, streamed = rate(2.0 * ROWS * WIDTH * WIDTH, rows), rate(weights[0].nbytes, rows[:1])
     return Machine(
         flops=flops, memory_rate=streamed, disk_rate=_disk_rate(base), host=available_bytes(),
-        device=device_bytes(device), itemsize=kind.itemsize,
+        device=device_bytes(device), gpu=device.startswith("cuda"), itemsize=kind.itemsize,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import weakref
 
 import pytest
 
-from hubprune.core.errors import EvaluationError
+from hubprune.core.errors import CheckpointError, EvaluationError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import computing, harness, models
 from hubprune.evaluation.computing import Scorer
@@ -162,10 +162,21 @@ def test_a_model_that_cannot_be_run_layer_by_layer_is_left_to_lm_eval(evaluate, 
 # ---- memory ------------------------------------------------------------------------------------------------------
 
 
-def test_models_that_do_not_fit_together_are_measured_one_after_the_other(evaluate, monkeypatch, reporter):
+@pytest.fixture
+def no_layers(monkeypatch):
+    """Models of a kind that cannot be run layer by layer from their files."""
+
+    def refuse(*arguments):
+        raise CheckpointError("The base cannot be run layer by layer: it is quantized.")
+
+    monkeypatch.setattr(harness, "open_folders", refuse)
+
+
+def test_models_that_do_not_fit_together_are_measured_one_after_the_other(evaluate, monkeypatch, reporter, no_layers):
     together, ours = evaluate(samples="together")
     monkeypatch.setattr(models, "free_bytes", lambda device: 200_000)
     apart, theirs = evaluate(samples="apart")
+    assert any("cannot be run layer by layer: it is quantized" in note for note in reporter.notes)
     assert any("one after the other is loaded" in note for note in reporter.notes)
     assert_equal_rows(ours, theirs)
     assert (apart.backend, apart.self_check.requests) == ("shared", together.self_check.requests)
@@ -182,10 +193,11 @@ def test_a_pruned_model_keeps_no_second_copy_of_what_it_shares(base_folder, copy
     assert own() is None
 
 
-def test_a_model_larger_than_memory_is_spread_and_measured_by_lm_eval(evaluate, monkeypatch):
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_model_larger_than_memory_is_spread_and_measured_by_lm_eval(evaluate, monkeypatch, no_layers, device):
     whole, theirs = evaluate(samples="whole", backend="hf")
-    monkeypatch.setattr(models.devices, "available_bytes", lambda: 150_000)
-    spread, ours = evaluate(samples="spread", device="auto")
+    monkeypatch.setattr(models.memory, "available_bytes", lambda: 150_000)
+    spread, ours = evaluate(samples="spread", device=device)
     assert spread.device == "cpu and disk"
     assert (spread.backend, whole.device) == ("hf", "cpu")
     assert spread.fallback == "the base model cannot be run layer by layer: it is spread over several devices"
