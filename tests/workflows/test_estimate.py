@@ -35,7 +35,7 @@ def stages(shape, machine=MACHINE, asked=None):
 def test_the_shape_of_a_70b_follows_from_its_config_and_the_bytes_of_its_index(large):
     assert large.parameters == 70_553_706_496  # as its model card counts
     per_layer = 8192 * (8192 + 1024 + 1024 + 8192 + 3 * 28672 + 2)
-    assert large.layer_parameters == pytest.approx(per_layer, rel=1e-6)
+    assert large.layer == pytest.approx(per_layer, rel=1e-6)
     assert large.kv_bytes == 80 * 2 * 8 * 128 * 2 == 327_680
 
 
