@@ -31,7 +31,7 @@ from hubprune.core.devices import (
 )
 from hubprune.core.errors import AuthenticationError, CheckpointError, DiskSpaceError, HubpruneError
 from hubprune.core.files import existing_folder, work_folder
-from hubprune.core.memory import available_bytes, device_bytes, limited_groups, told_limit
+from hubprune.core.memory import CPU_SHARE, GPU_SHARE, available_bytes, device_bytes, limited_groups, told_limit
 from hubprune.core.requests import DoctorRequest, PublishRequest
 from hubprune.core.strict import parse_json
 from hubprune.core.weights import INDEX_NAME
@@ -247,7 +247,7 @@ def _needs(found: _Findings, run: Run) -> tuple[StageNeed, ...]:
         f" in {stored}, computed in {dtype}",
     )
     missing = 0 if base.folder else stored_bytes - _cached_bytes(base)
-    stages = needs(run.recipe, shape, machine, _shares(), missing=missing)
+    stages = needs(run.recipe, shape, machine, _shares(device), missing=missing)
     room = machine.device if device.startswith("cuda") else machine.host
     for need in (need for need in stages if need.memory > room):
         hint = "Allow it more, or take a machine that has it." if told_limit() else "Take a machine that has it."
@@ -301,11 +301,11 @@ def _cached_bytes(base: BaseCheckpoint) -> int:
     return sum(file.size for file in hub.weight_files(base.files) if is_here(file.path))
 
 
-def _shares() -> Shares:
+def _shares(device: str) -> Shares:
     from hubprune.core.streaming import STATES_SHARE
-    from hubprune.evaluation.harness import MEMORY_SHARE
 
-    return Shares(weights=MEMORY_SHARE, states=STATES_SHARE, passes=6)
+    weights = GPU_SHARE if device.startswith("cuda") else CPU_SHARE
+    return Shares(weights=weights, states=STATES_SHARE, passes=6)
 
 
 def _timed(base: BaseCheckpoint, *, device: str, dtype: str) -> Machine:

@@ -51,6 +51,7 @@ from hubprune.workflows.publish.stages import (
     free_text,
     has_checkpoint,
     kept_checkpoint,
+    open_pair,
     run_snippet,
 )
 from hubprune.workflows.recipes import recipe_of
@@ -182,9 +183,10 @@ def produced(
     stage()
     with kept_checkpoint(run, plan) as (folder, made):
         stage()
-        benchmarks = benchmark(run, plan, folder)
-        stage()
-        generation = free_text(run, plan, folder)
+        with open_pair(run, plan, folder) as pair:
+            benchmarks = benchmark(run, plan, pair)
+            stage()
+            generation = free_text(run, plan, pair)
         tag = manifest.checkpoint_tag(made.written) if tagged else None
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True), repo_id=repo_id,
