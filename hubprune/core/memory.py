@@ -32,8 +32,6 @@ LIMIT, FIRST = "HUBPRUNE_MAX_MEMORY", "HUBPRUNE_RUN"
 starts inherit both, so that what all of them hold counts."""
 LEAST = 256 * 10**6
 """Bytes; what libraries take before the first weight."""
-GPU_SHARE, CPU_SHARE = 0.85, 0.6
-"""Share of the free memory that weights may take; the rest is for what is computed."""
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 UNLIMITED = 2**60
 """Bytes from which on version 1 means that there is no limit."""

@@ -33,6 +33,8 @@ NO_MEMORY = (
     "DefaultCPUAllocator", "MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
 )  # fmt: skip
 """What torch says in a plain RuntimeError where memory ran out."""
+GPU_SHARE, CPU_SHARE = 0.85, 0.6
+"""Share of the free memory that weights may take; the rest is for what is computed."""
 SAMPLES = 32
 """Numbers at a tensor's beginning, middle and end that are looked at before all are compared."""
 PIECE_BYTES = 2**22
@@ -136,7 +138,7 @@ def free_bytes(device: str) -> int:
 
 def share_of(device: str) -> float:
     """Return the share of its free memory that weights may take on a device."""
-    return memory.GPU_SHARE if own_device(device).startswith("cuda") else memory.CPU_SHARE
+    return GPU_SHARE if own_device(device).startswith("cuda") else CPU_SHARE
 
 
 def _own_memory() -> int:  # of several processes on a machine, each may take its share
@@ -153,7 +155,7 @@ def placement(folder: Path, *, device: str, dtype: str, offload_folder: str) -> 
     place = own_device(device)
     if place == "mps" or weight_bytes(folder, dtype=dtype) <= share_of(device) * free_bytes(device):
         return {"device_map": {"": place}}
-    limits: dict[int | str, int] = {"cpu": int(memory.CPU_SHARE * _own_memory())}
+    limits: dict[int | str, int] = {"cpu": int(CPU_SHARE * _own_memory())}
     limits.update(gpu_limits(device))
     return {"device_map": "auto", "max_memory": limits, "offload_folder": offload_folder}
 
@@ -165,7 +167,7 @@ def gpu_limits(device: str) -> dict[int | str, int]:
         return {}
     several = device == "auto" and devices.world_size() == 1
     gpus = range(torch.cuda.device_count()) if several else [int(place.partition(":")[2] or 0)]
-    return {number: int(memory.GPU_SHARE * memory.device_bytes(f"cuda:{number}")) for number in gpus}
+    return {number: int(GPU_SHARE * memory.device_bytes(f"cuda:{number}")) for number in gpus}
 
 
 def weight_bytes(folder: Path, *, dtype: str) -> int:

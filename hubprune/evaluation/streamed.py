@@ -57,6 +57,32 @@ class _Part:
         return room[self.start : self.start + self.batch.ids.numel()].view(*self.batch.ids.shape, -1)
 
 
+def chunk_tokens(
+    *, each: int, layer: int, cast: int, parameters: int, slots: int, work: int, free: int, device_free: int | None
+) -> int:
+    """Return how many tokens a chunk has at most, padding included.
+
+    Args:
+        each: bytes that a token's states take.
+        layer: bytes of the largest layer; `cast` those of its copy in another dtype.
+        parameters: of the model.
+        slots: tokens of a batch, which takes `work` bytes while a layer runs.
+        free: bytes of the machine's memory; `device_free` those of a GPU, None where the CPU computes.
+    """
+    free -= RESERVE
+    room = free - _buffers(layer, free) * layer
+    most = max(slots, int(CHUNK_WORK / parameters))
+    if device_free is None:
+        room -= work + cast
+    else:
+        most, room = GPU_CHUNK, max(room, device_free - 2 * layer - work)
+    return int(max(1, min(most, room // each)))
+
+
+def _buffers(layer: int, free: int) -> int:
+    return 1 if 2 * layer > SINGLE_BUFFER * free else 2
+
+
 class Stream:
     """Scores requests for variants of skeletons, chunk by chunk."""
 
@@ -105,23 +131,17 @@ class Stream:
         """What is read for a chunk."""
         return sum(load.size for load in [*self._layer_loads(), *self._head_loads()])
 
-    def _buffers(self, free: int) -> int:
-        return 1 if 2 * self._largest > SINGLE_BUFFER * free else 2
-
     def chunk_tokens(self) -> int:
         """Return how many tokens a chunk has, padding included."""
-        each = self._program.room_count * self._width * self._dtype.itemsize
-        free = available_bytes() - RESERVE
-        room = free - self._buffers(free) * self._largest
-        parameters = self.weight_bytes // self._dtype.itemsize
-        most = max(self._most_slots, int(CHUNK_WORK / parameters))
-        if self._device.type == "cpu":
+        on_cpu = self._device.type == "cpu"
+        return chunk_tokens(
+            each=self._program.room_count * self._width * self._dtype.itemsize, layer=self._largest,
             # Weights of another dtype are cast, a layer at a time.
-            cast = self._largest * self._dtype.itemsize if self._casts else 0
-            room -= self._most_slots * self._work_bytes + cast
-        else:
-            most, room = GPU_CHUNK, max(room, self._device_room())
-        return int(max(1, min(most, room // each)))
+            cast=self._largest * self._dtype.itemsize if self._casts else 0,
+            parameters=self.weight_bytes // self._dtype.itemsize, slots=self._most_slots,
+            work=self._most_slots * self._work_bytes, free=available_bytes(),
+            device_free=None if on_cpu else device_bytes(str(self._device)),
+        )  # fmt: skip
 
     @property
     def _casts(self) -> bool:
@@ -166,7 +186,7 @@ class Stream:
         work = [len(step.moves) * load.size for step, load in zip(steps, loads, strict=True)]
         whole = sum(work) + len(self.variants) * sum(load.size for load in heads)
         rooms = self._embed(parts, start)
-        buffers = self._buffers(available_bytes())
+        buffers = _buffers(self._largest, available_bytes())
         with closing(read_ahead(loads, buffers=buffers)) as reading:
             for step, load, cost, tensors in zip(steps, loads, work, reading, strict=True):
                 self._fill(step.places, load, tensors)

@@ -7,13 +7,13 @@ is what their removal must amount to.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from hubprune.core import fresh
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, SublayerKind, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, Structure, needs_modeling_file, pruned_classes, read_structure
@@ -39,6 +39,8 @@ from hubprune.pruning.loading import (
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
 from hubprune.pruning.width import KeptTensor, Neurons, cut_bytes, cuts, mask_of, neurons_of
 
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+"""What is loaded from folders has no use for the Hub."""
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, in float32."""
 RELATIVE_TOLERANCE = 2e-6
@@ -231,14 +233,14 @@ def _in_fresh_process(
 ) -> Answer:
     with scratch_folder(name="hubprune-fresh") as work:
         # transformers copies remote code into a cache of modules before it imports it; ours is thrown away.
-        variables = {**os.environ, "HF_MODULES_CACHE": str(work / "modules"), **(environment or {})}
+        variables = {**os.environ, "HF_MODULES_CACHE": str(work / "modules"), **(environment or OFFLINE)}
         # The folders are found under the names of their fields, whatever they are called themselves: transformers makes
         # the last part of a path a part of a module's, with seven characters more for each hyphen.
         links = {name: work / name for name, value in request if name.endswith("folder") and isinstance(value, str)}
         for name, link in links.items():
             link.symlink_to(getattr(request, name), target_is_directory=True)
         asked = request.model_copy(update={name: str(link) for name, link in links.items()}).model_dump_json()
-        command = [sys.executable, "-m", "hubprune.pruning.loading", action]
+        command = fresh.python(["-m", "hubprune.pruning.loading", action], variables)
         done = run_to_end(command, input=asked, capture_output=True, text=True, env=variables)
     if done.returncode < 0:
         raise VerificationError(

@@ -31,14 +31,14 @@ from hubprune.core.devices import (
 )
 from hubprune.core.errors import AuthenticationError, CheckpointError, DiskSpaceError, HubpruneError
 from hubprune.core.files import existing_folder, work_folder
-from hubprune.core.memory import CPU_SHARE, GPU_SHARE, available_bytes, device_bytes, limited_groups, told_limit
+from hubprune.core.memory import available_bytes, device_bytes, limited_groups, told_limit
 from hubprune.core.requests import DoctorRequest, PublishRequest
 from hubprune.core.strict import parse_json
 from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
 from hubprune.hub.preflight import check_disk, identify, preflight
 from hubprune.hub.session import HubSession
-from hubprune.workflows.estimate import Machine, Shape, Shares, needs
+from hubprune.workflows.estimate import Machine, Shape, needs
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, open_run, open_session
@@ -247,7 +247,7 @@ def _needs(found: _Findings, run: Run) -> tuple[StageNeed, ...]:
         f" in {stored}, computed in {dtype}",
     )
     missing = 0 if base.folder else stored_bytes - _cached_bytes(base)
-    stages = needs(run.recipe, shape, machine, _shares(device), missing=missing)
+    stages = needs(run.recipe, shape, machine, missing=missing)
     room = machine.device if device.startswith("cuda") else machine.host
     for need in (need for need in stages if need.memory > room):
         hint = "Allow it more, or take a machine that has it." if told_limit() else "Take a machine that has it."
@@ -301,13 +301,6 @@ def _cached_bytes(base: BaseCheckpoint) -> int:
     return sum(file.size for file in hub.weight_files(base.files) if is_here(file.path))
 
 
-def _shares(device: str) -> Shares:
-    from hubprune.core.streaming import STATES_SHARE
-
-    weights = GPU_SHARE if device.startswith("cuda") else CPU_SHARE
-    return Shares(weights=weights, states=STATES_SHARE, passes=6)
-
-
 def _timed(base: BaseCheckpoint, *, device: str, dtype: str) -> Machine:
     """Time a product of matrices, which computing bounds, one with a vector, which memory bounds, and the disk."""
     import torch
@@ -332,7 +325,7 @@ def _timed(base: BaseCheckpoint, *, device: str, dtype: str) -> Machine:
         flops, streamed = rate(2.0 * ROWS * WIDTH * WIDTH, rows), rate(weights[0].nbytes, rows[:1])
     return Machine(
         flops=flops, memory_rate=streamed, disk_rate=_disk_rate(base), host=available_bytes(),
-        device=device_bytes(device), itemsize=kind.itemsize,
+        device=device_bytes(device), gpu=device.startswith("cuda"), itemsize=kind.itemsize,
     )  # fmt: skip
 
 

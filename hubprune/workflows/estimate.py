@@ -4,7 +4,8 @@ Nothing is read but config.json and the size of the weights.  One token through 
 floating-point operations: N weights that it is multiplied with, L layers whose attention is d wide, T tokens of context
 (Kaplan et al., arXiv 2001.08361, section 2.1; half of T is masked).  Where one token is written after the other, all
 weights come out of memory for each of them, and that takes longer.  What is larger than memory is read from disk once a
-pass.  Seconds are rough: a product of two large matrices and one of a matrix with a vector were timed, not a model.
+pass.  Which way a stage takes is decided as the stage itself does it.  Seconds are rough: a product of two large
+matrices and one of a matrix with a vector were timed, not a model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from hubprune.core.artifacts import StageNeed
 from hubprune.core.devices import COMPUTE_BITS
 from hubprune.core.memory import kv_bytes_per_layer
 from hubprune.core.recipe import Recipe
+from hubprune.core.streaming import STATES_SHARE
+from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS
+from hubprune.evaluation.models import CPU_SHARE, GPU_SHARE
+from hubprune.evaluation.streamed import WORK, chunk_tokens
 
 EFFICIENCY = 0.5
 """Share of the speed of one large product that a whole model gets to."""
@@ -30,6 +35,8 @@ PROMPT_TOKENS = 20
 """Of a prompt, on average."""
 CHECKED = 4 * (PROMPT_TOKENS + 24) * 3
 """Tokens that a verification runs: four prompts with what is written after them, in three ways."""
+PASSES = 6
+"""Times that it reads the weights where they do not fit."""
 SNIPPET_TOKENS = 40
 GUESSED = (2000, 100, 60, 0)
 TASKS: Mapping[str, tuple[int, int, int, int]] = {
@@ -51,6 +58,7 @@ class Shape:
     parameters: int
     layers: int
     hidden: int
+    intermediate: int
     attention: int
     """Heads x head size."""
     table: int
@@ -64,10 +72,12 @@ class Shape:
     def of(cls, config: Mapping[str, Any], *, weight_bytes: int, stored: str, tied: bool) -> Shape:
         """Read the shape out of a config.json; the parameters follow from the bytes."""
         heads, hidden, layers = (config[key] for key in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
+        widths = config["intermediate_size"]  # one, or one a layer
         kinds = architecture_of(config).attention_kinds(config)
         return cls(
             weight_bytes=weight_bytes, parameters=weight_bytes * 8 // COMPUTE_BITS[stored], layers=layers,
-            hidden=hidden, attention=heads * int(config.get("head_dim") or hidden // heads),
+            hidden=hidden, intermediate=max(widths) if isinstance(widths, list) else widths,
+            attention=heads * int(config.get("head_dim") or hidden // heads),
             table=config["vocab_size"] * hidden, tables=2 - tied, kv_bytes=len(kinds) * kv_bytes_per_layer(config),
         )  # fmt: skip
 
@@ -94,41 +104,36 @@ class Machine:
     host: int
     device: int
     """The same as `host` on a CPU."""
+    gpu: bool = False
     itemsize: int
     """Bytes of a number in the dtype that is computed in."""
+
+    def holds(self, weights: int) -> bool:
+        """Tell whether weights of so many bytes may be in memory."""
+        return weights <= (GPU_SHARE if self.gpu else CPU_SHARE) * self.device
 
     def seconds(self, flop: float, *, read: float = 0.0) -> float:
         """Return how long it takes to compute, and meanwhile to read from disk."""
         return max(flop / (EFFICIENCY * self.flops), read / self.disk_rate)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shares:
-    """Of free memory: what weights, and hidden states, may take, as the stages themselves have it."""
-
-    weights: float
-    states: float
-    passes: int
-    """Times that a verification reads the weights where they do not fit."""
-
-
-def needs(recipe: Recipe, shape: Shape, machine: Machine, shares: Shares, *, missing: int) -> tuple[StageNeed, ...]:
+def needs(recipe: Recipe, shape: Shape, machine: Machine, *, missing: int) -> tuple[StageNeed, ...]:
     """Return what every stage of a recipe needs; `missing` bytes are to be downloaded."""
     size, n = shape.weight_bytes, shape.parameters * machine.itemsize
-    fits = n <= shares.weights * machine.device
+    fits = machine.holds(n)
     layer = shape.layer_parameters * machine.itemsize
     found = [StageNeed(stage="download", way="once", memory=WORK_BYTES, read=0, written=missing, seconds=None)]
     if recipe.needs_scores:
-        found.append(_scores(recipe, shape, machine, shares))
+        found.append(_scores(recipe, shape, machine))
     hashed = 4 * size  # the base's hash, the copy read and written, its hash
     write = hashed / machine.disk_rate
     found.append(
         StageNeed(stage="write", way="tensor by tensor", memory=WORK_BYTES, read=size, written=size, seconds=write)
     )
-    read, flop = (2 if fits else 2 * shares.passes) * size, 2 * shape.forward(CHECKED, context=PROMPT_TOKENS)
+    read, flop = (2 if fits else 2 * PASSES) * size, 2 * shape.forward(CHECKED, context=PROMPT_TOKENS)
     found.append(
         StageNeed(
-            stage="verify", way="one model after the other" if fits else f"offloaded, {shares.passes} passes over each",
+            stage="verify", way="one model after the other" if fits else f"offloaded, {PASSES} passes over each",
             memory=LIBRARIES + (n if fits else 3 * layer), read=read, flop=flop,
             seconds=machine.seconds(flop, read=read),
         )
@@ -139,12 +144,12 @@ def needs(recipe: Recipe, shape: Shape, machine: Machine, shares: Shares, *, mis
     return tuple(found)
 
 
-def _scores(recipe: Recipe, shape: Shape, machine: Machine, shares: Shares) -> StageNeed:
+def _scores(recipe: Recipe, shape: Shape, machine: Machine) -> StageNeed:
     mix, batch = recipe.calibration, recipe.score_batch_size
     rounds = sum(a for a in recipe.drop.amounts.values() if isinstance(a, int)) if recipe.schedule != "one-shot" else 1
     tokens = mix.num_samples * mix.max_tokens
     states = tokens * shape.hidden * machine.itemsize * (shape.layers if rounds > 1 else 1)
-    in_memory = states <= shares.states * machine.host
+    in_memory = states <= STATES_SHARE * machine.host
     at_work = 8 * batch * mix.max_tokens * shape.hidden * machine.itemsize
     layers = 2 * shape.layer_parameters * machine.itemsize  # one is read while the other runs
     read = rounds * shape.weight_bytes
@@ -176,11 +181,16 @@ def _benchmarks(recipe: Recipe, shape: Shape, machine: Machine, *, fits: bool) -
         seconds = machine.seconds(flop) + 2 * new / 64 * n / machine.memory_rate
         read, way, memory = shape.weight_bytes, "both in memory, weights shared", n + 2**28
     else:
-        state = 2 * shape.hidden * machine.itemsize
-        memory = min(max(2**28, machine.host // 2), tokens * state) + 2 * layer
-        chunks = ceil(tokens * state / max(1, memory - 2 * layer))
-        read = chunks * shape.weight_bytes + new * shape.weight_bytes // 64
-        way = f"layer by layer, {chunks} pass{'es' if chunks > 1 else ''} over the weights"
+        state, slots = 2 * shape.hidden * machine.itemsize, GPU_SLOTS if machine.gpu else CPU_SLOTS
+        work = slots * WORK * (shape.hidden + shape.intermediate) * machine.itemsize
+        chunk = chunk_tokens(
+            each=state, layer=layer, cast=0, parameters=shape.parameters, slots=slots, work=work, free=machine.host,
+            device_free=machine.device if machine.gpu else None,
+        )  # fmt: skip
+        passes = ceil(tokens / chunk)
+        memory = 2 * layer + work + min(chunk, tokens) * state
+        read = passes * shape.weight_bytes + new * shape.weight_bytes // 64
+        way = f"layer by layer, {passes:,} pass{'es' if passes > 1 else ''} over the weights"
         seconds = machine.seconds(flop, read=read)
     return StageNeed(
         stage="benchmarks", way=f"{way}, about {tokens:,} tokens", memory=LIBRARIES + memory, read=read, flop=flop,

@@ -8,7 +8,7 @@ import made
 import pytest
 
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec
-from hubprune.workflows.estimate import Machine, Shape, Shares, benchmark_tokens, needs
+from hubprune.workflows.estimate import Machine, Shape, benchmark_tokens, needs
 
 GB = 10**9
 LLAMA_70B = {
@@ -16,7 +16,6 @@ LLAMA_70B = {
     "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "dtype": "bfloat16",
 }  # fmt: skip
 MACHINE = Machine(flops=1e14, memory_rate=1e12, disk_rate=2e9, host=20 * GB, device=20 * GB, itemsize=2)
-SHARES = Shares(weights=0.6, states=0.5, passes=6)
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def recipe(**changes):
 
 
 def stages(shape, machine=MACHINE, asked=None):
-    return {need.stage: need for need in needs(asked or recipe(), shape, machine, SHARES, missing=shape.weight_bytes)}
+    return {need.stage: need for need in needs(asked or recipe(), shape, machine, missing=shape.weight_bytes)}
 
 
 def test_the_shape_of_a_70b_follows_from_its_config_and_the_bytes_of_its_index(large):
