@@ -55,19 +55,14 @@ class Scoring(Protocol):
 class Models:
     """Variants of one model in this process, and the tokenizer of all of them.
 
-    A batch has `batch_size` rows; None for as many as fit.  `share` lets the variants use one another's equal weights,
-    and returns what undoes that.
+    A batch has `batch_size` rows; None for as many as fit.
     """
 
-    def __init__(
-        self, variants: Sequence[Variant], tokenizer: Any, *, batch_size: int | None,
-        share: Callable[[], Callable[[], None]] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, variants: Sequence[Variant], tokenizer: Any, *, batch_size: int | None) -> None:
         self.variants = {variant.name: variant for variant in variants}
         self.language_models = {v.name: PanelLM(v, tokenizer, batch_size=batch_size) for v in variants}
         """What `lm_eval.evaluate` takes, by name."""
-        self._batch_size, self._share = batch_size, share
-        self._put_back: Callable[[], None] | None = None
+        self._batch_size = batch_size
         self._scorers: dict[Names, Scoring] = {}
 
     def score(self, names: Names, requests: Sequence[Request], advance: Advance = not_told) -> Iterator[Scored]:
@@ -86,7 +81,7 @@ class Models:
         return None
 
     def scorer(self, names: Names) -> Scoring:
-        """Return what scores requests for some variants, as long as no weights are exchanged."""
+        """Return what scores requests for some variants."""
         if names not in self._scorers:
             self._scorers[names] = Scorer([self.variants[name] for name in names], most_rows=self._batch_size)
         return self._scorers[names]
@@ -113,23 +108,6 @@ class Models:
         tokens = None if self._batch_size else TEXT_SLOTS
         batches = models.similar_length(lengths, tokens=tokens, rows=self._batch_size or TEXT_ROWS)
         return _run(batches, lambda batch: model.write([prompts[i] for i in batch]))
-
-    def share_weights(self) -> None:
-        """Let the variants use one another's equal weights."""
-        if self._share and not self._put_back:
-            self._put_back = self._share()
-            self._scorers.clear()
-
-    def put_weights_back(self) -> None:
-        """Undo that."""
-        if self._put_back:
-            self._put_back()
-            self._put_back = None
-            self._scorers.clear()
-
-    def let_own_weights_go(self) -> None:
-        """Give the memory back that is kept to undo it."""
-        self._put_back = lambda: None
 
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random, which depends on what was drawn before."""
@@ -266,21 +244,6 @@ class Team:
         for number, part in enumerate(_gather(_part(self._own, what, name, items)) or ()):
             found[number :: world_size()] = part
         return found
-
-    def share_weights(self) -> None:
-        """Let the variants use one another's equal weights, everywhere."""
-        _tell(("share_weights",))
-        self._own.share_weights()
-
-    def put_weights_back(self) -> None:
-        """Undo that."""
-        _tell(("put_weights_back",))
-        self._own.put_weights_back()
-
-    def let_own_weights_go(self) -> None:
-        """Give the memory back that is kept to undo it."""
-        _tell(("let_own_weights_go",))
-        self._own.let_own_weights_go()
 
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random: in this process alone, as if there were no other."""

@@ -72,15 +72,6 @@ class Computing(Protocol):
     def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes after each prompt, by lm-eval's own backend."""
 
-    def share_weights(self) -> None:
-        """Let the variants use one another's equal weights."""
-
-    def put_weights_back(self) -> None:
-        """Undo that."""
-
-    def let_own_weights_go(self) -> None:
-        """Give the memory back that is kept to undo it."""
-
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random, which depends on what was drawn before."""
 
@@ -189,7 +180,6 @@ class Panel:
         starts = [len(order) * (2 * number + 1) // (2 * pairs) for number in range(pairs)]
         chosen = [order[place] for place in sorted({p for s in starts for p in (s, max(0, s - 1))})]
         expected = {name: self._models.plain(name, chosen) for name in new}
-        self._models.share_weights()
         found: dict[str, dict[int, Answer]] = {name: {} for name in new}
         for scored in self._models.score(new, chosen):
             for name, answers in scored.items():
@@ -198,13 +188,11 @@ class Panel:
             both = ((found[name][number], answer) for number, answer in enumerate(expected[name]))
             difference = max(abs(ours.log_likelihood - theirs.log_likelihood) for ours, theirs in both)
             if not difference <= self._tolerance:
-                self._models.put_weights_back()
                 differed = f"log-likelihoods of the {name} model differed by {difference:.2g} nats from lm-eval's own"
                 self.fallback = f"{differed} in {len(chosen)} requests, with {self._tolerance:g} allowed"
                 self._reporter.warn(f"The shared evaluation is not used: {self.fallback}.")
                 return
             self._memo.put_check(self._model(name), len(chosen), difference)
-        self._models.let_own_weights_go()
         self._checked |= names
 
     def _answer_plainly(self, name: str, unique: Mapping[bytes, Request]) -> None:

@@ -27,7 +27,7 @@ from hubprune.evaluation.skeletons import Move, Program, Slot, Twins, fill, prog
 from hubprune.evaluation.skeletons import slots as parameters_of
 
 if TYPE_CHECKING:
-    from hubprune.evaluation.harness import ModelFolder
+    from hubprune.evaluation.pair import ModelFolder
 
 RESERVE = 96 * 2**20
 """Bytes of memory that are left alone."""

@@ -74,7 +74,6 @@ def answers(models, requests, names=("base", "pruned")):
 
 def in_memory(folders, requests):
     models = harness.load_folders(folders, "cpu", "auto", None)
-    models.share_weights()
     return answers(models, requests)
 
 

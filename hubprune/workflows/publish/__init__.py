@@ -52,6 +52,7 @@ from hubprune.workflows.publish.stages import (
     free_text,
     has_checkpoint,
     kept_checkpoint,
+    open_pair,
     run_snippet,
 )
 from hubprune.workflows.recipes import recipe_of
@@ -188,9 +189,10 @@ def produced(
         snippet = run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template)
         loading.close()
         stage()
-        benchmarks = benchmark(run, plan, folder)
-        stage()
-        generation = free_text(run, plan, folder)
+        with open_pair(run, plan, folder) as pair:
+            benchmarks = benchmark(run, plan, pair)
+            stage()
+            generation = free_text(run, plan, pair)
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True), repo_id=repo_id,
             endpoint=run.session.endpoint, base=run.base.model_copy(update={"config": run.downloaded.config}),
