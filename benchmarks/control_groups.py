@@ -136,17 +136,17 @@ class Cost:
 
 
 def measure(
-    command: Sequence[object], environment: Mapping[str, str], *, group: MemoryGroup | None = None,
+    command: Sequence[object], environment: Mapping[str, str], *, folder: Path, group: MemoryGroup | None = None,
     kill: Kill | None = None,
 ) -> Cost:  # fmt: skip
-    """Run a command in a session of its own and see what it costs.
+    """Run a command in a folder, in a session of its own, and see what it costs.
 
     What the system says for a process includes the peak of the one that started it, so this one has to stay small.
     """
     start, read_before = time.monotonic(), _bytes_read()
     with subprocess.Popen(
         list(map(str, command)), env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, preexec_fn=group.join if group else None,
+        cwd=folder, start_new_session=True, preexec_fn=group.join if group else None,
     ) as child:  # fmt: skip
         talk, said = list[tuple[float, str]](), list[str]()
         over = threading.Event()

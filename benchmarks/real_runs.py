@@ -158,7 +158,9 @@ class Bench:
     ) -> Cost:  # fmt: skip
         """Run Python with the package of a checkout, show the command and how it went, and keep its talk."""
         command = [sys.executable, *arguments]
-        cost = measure(command, {**clean_environment(build), **variables}, group=group, kill=kill)
+        # Python looks for a module that it runs in the working folder first.
+        environment = {**clean_environment(build), **variables}
+        cost = measure(command, environment, folder=build, group=group, kill=kill)
         shown = " ".join(map(str, arguments)).removeprefix("-m ")
         print(f"$ {shown}    [{'this' if build == ROOT else 'other'} build]", file=sys.stderr)
         print("\n".join(cost.lines), file=sys.stderr)

@@ -316,7 +316,14 @@ def kills(bench: Bench) -> Iterator[Row]:
                 killed = bench.publish("50M", home, address, kill=kill)
                 again = bench.publish("50M", home, address)
             ended = at_most(abs(killed.code + 9) + abs(again.code), 0)
-            yield Row(f"killed while {name}; the next run, CPU s", columns(None, None, again.cpu), ended)
+            kept = ", ".join(taken_over(again)) or "nothing"
+            what = f"killed while {name}, taken over: {kept}; CPU s of the next run"
+            yield Row(what, columns(None, None, again.cpu), ended)
+
+
+def taken_over(cost: Cost) -> list[str]:
+    """Return what a run says that it did not compute again."""
+    return [found[1] for _, line in cost.talk if (found := re.search(r"(\S.*): taken from an earlier run", line))]
 
 
 def moments(whole: Cost) -> dict[str, Kill]:

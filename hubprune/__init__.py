@@ -16,11 +16,24 @@ from typing import TYPE_CHECKING, Any
 from hubprune.core import __version__
 
 if TYPE_CHECKING:
-    from hubprune.api import compare, export_gguf, load, prune, publish, push, reproduce, score, speed, sweep, verify
+    from hubprune.api import (
+        compare,
+        doctor,
+        export_gguf,
+        load,
+        prune,
+        publish,
+        push,
+        reproduce,
+        score,
+        speed,
+        sweep,
+        verify,
+    )
 
 __all__ = [
-    "__version__", "compare", "export_gguf", "load", "prune", "publish", "push", "reproduce", "score", "speed",
-    "sweep", "verify",
+    "__version__", "compare", "doctor", "export_gguf", "load", "prune", "publish", "push", "reproduce", "score",
+    "speed", "sweep", "verify",
 ]  # fmt: skip
 
 

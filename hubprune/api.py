@@ -23,6 +23,7 @@ from hubprune.core.options import Asked, OnHub, options_of
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
         CheckpointComparison,
+        Checkup,
         LayerScores,
         PrunedCheckpoint,
         PublishReport,
@@ -195,6 +196,18 @@ def push(request: requests.PushRequest, reporter: Reporter) -> PublishReport:
     from hubprune.workflows import push as pushing
 
     return pushing.push(request, reporter=reporter)
+
+
+@_taking(requests.DoctorRequest)
+def doctor(request: requests.DoctorRequest, reporter: Reporter) -> Checkup:
+    """Look at this machine and the Hub, and at what every stage of a publish of a base would need; compute nothing.
+
+    Returns:
+        All that was found, each with what to do about it, and the needs; `failed` says whether something is in the way.
+    """
+    from hubprune.workflows import doctor as looking
+
+    return looking.doctor(request, reporter=reporter)
 
 
 @_taking(requests.CompareRequest)

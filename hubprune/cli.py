@@ -24,7 +24,7 @@ from hubprune.commands.terminal import (
     prepare_streams,
 )
 from hubprune.core.console import listen_to_interruptions
-from hubprune.core.devices import rank
+from hubprune.core.devices import rank, spare
 
 app = typer.Typer(
     name="hubprune",
@@ -41,6 +41,7 @@ app.add_typer(exports, name="export")
 
 def main() -> NoReturn:
     """Run the command line."""
+    spare()
     listen_to_interruptions()
     prepare_streams()
     try:
@@ -88,4 +89,5 @@ add_command(app, local.card, epilog=local.CARD_EXAMPLES)
 add_command(app, local.hub, epilog=local.HUB_EXAMPLES)
 add_command(app, local.demo, epilog=local.DEMO_EXAMPLES)
 add_command(app, local.env, epilog=local.ENV_EXAMPLES)
+add_command(app, local.doctor, epilog=local.DOCTOR_EXAMPLES)
 add_command(exports, published.gguf, epilog=published.GGUF_EXAMPLES)

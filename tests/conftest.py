@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -16,6 +17,8 @@ from hypothesis import settings
 # Tiny models run fastest on one thread, and several test processes share the machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Over the objects of torch and transformers, looking for garbage as often as Python does takes a tenth of all the time.
+gc.set_threshold(50_000, 20, 100)
 
 # Libraries read these when they are imported, so they are set before any is.
 HOME = Path(tempfile.mkdtemp(prefix="hubprune-tests-"))
@@ -49,6 +52,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_unconfigure() -> None:
     RESERVED.close()
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_once():
+    """Processes that load a model, in tests as in a publish, share what importing the libraries takes."""
+    from hubprune.core import fresh
+
+    with fresh.warm():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,30 @@
-"""`hubprune card`, `hub`, `demo` and `env`: what works without the Hub."""
+"""`hubprune card`, `hub`, `demo`, `env` and `doctor`: what computes nothing, or on this machine alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hubprune.commands.terminal import show, show_page, to_json
 from hubprune.core.console import Reporter
 from hubprune.core.options import Option, Place, Port, Request
-from hubprune.core.requests import CardRequest
+from hubprune.core.requests import CardRequest, DoctorRequest
+
+if TYPE_CHECKING:
+    from hubprune.core.artifacts import Checkup
 
 CARD_EXAMPLES = (
     "Examples:  hubprune card ./kept --notes notes.md  |  hubprune card me/Llama-3.2-3B-attn-drop-3@v2 --preview"
 )
 HUB_EXAMPLES = "Example:  hubprune hub --dir ./hub --port 8080"
 ENV_EXAMPLES = "Example:  hubprune env --json"
+DOCTOR_EXAMPLES = (
+    "Exit codes: 0 nothing stands in the way, 1 something does."
+    "  |  Examples:  hubprune doctor  |  hubprune doctor meta-llama/Llama-3.2-3B --max-memory 8GB"
+)
 DEMO_EXAMPLES = "Example:  hubprune demo --base tiny-mistral"
 
 
@@ -95,3 +102,22 @@ def env(request: Request, reporter: Reporter, *, as_json: bool) -> None:
 
     found, folder = describe_environment(), work_folder()
     show(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {folder}")
+
+
+def doctor(request: DoctorRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Look at this machine, the token and the Hub; with a base, at what every stage of a publish would need here.
+
+    Nothing is computed or written, and it takes seconds.
+    """
+    from hubprune.workflows.doctor import doctor as look
+
+    show_checkup(look(request, reporter=reporter), as_json=as_json)
+
+
+def show_checkup(seen: Checkup, *, as_json: bool) -> None:
+    """Print what was found, and exit with 1 where something stands in the way."""
+    from hubprune.commands import summary
+
+    show(to_json(seen) if as_json else summary.checkup_lines(seen))
+    if seen.failed:
+        raise typer.Exit(1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from hubprune.commands.local import show_checkup
 from hubprune.commands.terminal import edits_as_json, show, to_json
 from hubprune.core import requests
 from hubprune.core.console import Reporter
+from hubprune.core.errors import RecipeError
 
 PUBLISH_EXAMPLES = (
     "Examples:  hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3"
@@ -46,6 +48,14 @@ def publish(request: requests.JobRequest, reporter: Reporter, *, as_json: bool) 
     from hubprune.workflows import jobs
     from hubprune.workflows import publish as pipeline
 
+    if request.check:
+        from hubprune.workflows.doctor import check_publish
+
+        if request.runs_elsewhere:
+            hint = "Leave one of them out: a job checks itself before it computes."
+            raise RecipeError("--check looks at this machine, and --on runs the publish on another.", hint=hint)
+        show_checkup(check_publish(request, reporter=reporter), as_json=as_json)
+        return
     with told_to_job(reporter) as told, edits_as_json(wanted=as_json):
         if request.runs_elsewhere:
             job = jobs.publish_on_jobs(request, reporter=reporter)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hubprune.core.console import decimal, size
+from hubprune.core.console import decimal, duration, size
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
         BenchmarkComparison,
+        Checkup,
         DropPlan,
         Environment,
         Estimate,
@@ -204,3 +205,23 @@ def environment_table(environment: Environment) -> str:
     names = ("hubprune", "python", "platform", "machine", "threads")
     rows = [[name, str(getattr(environment, name))] for name in names]
     return table([*rows, *map(list, environment.versions.items())], left=2)
+
+
+def checkup_lines(seen: Checkup) -> str:
+    """Write what was found, a line each with what to do about it, and what every stage needs."""
+    marks = {"ok": "ok", "warning": "warn", "error": "ERROR"}
+    lines = []
+    for finding in seen.findings:
+        lines.append([marks[finding.status], finding.name, finding.told])
+        lines += [["", "", f"-> {finding.hint}"]] if finding.hint else []
+    parts = [table(lines, left=3)]
+    if seen.stages:
+        rows = [["stage", "way", "memory", "read", "written", "FLOP", "about"]]
+        for need in seen.stages:
+            about = "" if need.seconds is None else duration(need.seconds)
+            sizes = (size(amount) if amount else "" for amount in (need.memory, need.read, need.written))
+            rows.append([need.stage, need.way, *sizes, f"{need.flop:.1e}" if need.flop else "", about])
+        total = sum(need.seconds or 0 for need in seen.stages)
+        parts.append(table(rows, left=2))
+        parts.append(f"together about {duration(total)}, downloads and uploads aside; every figure is arithmetic")
+    return "\n\n".join(parts)

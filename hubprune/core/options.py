@@ -146,7 +146,7 @@ TrustRemoteCode = Annotated[bool, Option("Run its modeling file even if this ver
 Device = Annotated[str | None, Option(
     "Where to compute. Default: auto, the first GPU or else the CPU.", metavar="auto|cpu|mps|cuda[:N]")]
 Dtype = Annotated[str | None, Option(
-    "dtype to compute in; files are never cast. Default: auto, the base's own.",
+    "dtype to compute in; files are never cast. Default: auto, the base's own where the device has units for it.",
     metavar="auto|float32|bfloat16|float16")]
 MaxMemory = Annotated[str | int | None, Option(
     "At most so much of this machine's memory, and of each GPU's; changes no result. Default: what is free.",
@@ -258,7 +258,8 @@ class Measuring(OnHub):
     batch_size: Annotated[int | None, Option(
         "Benchmark sequences per batch. Default: as many as fit.", panel=MEASURING)] = None
     eval_backend: Annotated[str | None, Option(
-        "Run what base and pruned model share once (default), or lm-eval's own backend for each.", metavar="shared|hf",
+        "Run what base and pruned model share once (default, layer by layer from their files where these are larger"
+        " than memory), always read from the files, or let lm-eval's own backend run each.", metavar="shared|layers|hf",
         panel=MEASURING)] = None
 
 

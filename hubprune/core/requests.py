@@ -57,6 +57,9 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
 class JobRequest(PublishRequest):
     """A publish that may run on a machine of Hugging Face Jobs instead of this one."""
 
+    check: Annotated[bool, Option(
+        "Compute and write nothing: list what would stop it, and what every stage needs of disk, memory and time.",
+        panel=TARGET)] = False
     on: Annotated[str | None, Option(
         "Run it on Hugging Face Jobs and follow its log; Ctrl-C leaves the job running.", metavar="hf-jobs",
         panel=ELSEWHERE)] = None
@@ -178,6 +181,23 @@ class CompareRequest(OnHub):
 
     first: Compared = field(kw_only=False)
     second: Compared = field(kw_only=False)
+
+
+# ---- looking ahead -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRequest(Budgeted):
+    """Look at this machine, and at what a publish of a base would need on it."""
+
+    base: Annotated[str | None, Argument(
+        "Repo id of a base, or a folder; its config.json and index are enough.")] = field(default=None, kw_only=False)
+    base_revision: Annotated[str | None, Option("Branch, tag or commit of the base. Default: main.")] = None
+    tasks: Annotated[str | Sequence[str] | None, Option(
+        "Suites or lm-eval tasks that it would be measured on, or none. Default: those of a publish.", metavar="a,b,c"
+    )] = None
+    device: Device = None
+    dtype: Dtype = None
 
 
 # ---- looking again -------------------------------------------------------------------------------------------------

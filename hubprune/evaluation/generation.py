@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from hubprune.core.console import Advance, Reporter, quiet
 from hubprune.core.errors import EvaluationError
 from hubprune.core.neutral import fresh_generation
 from hubprune.evaluation import models
+from hubprune.evaluation.pair import Pair
 from hubprune.evaluation.repetition import pair_texts
 
 BATCH_TOKENS = 8192
@@ -29,27 +29,21 @@ class Request:
 
     prompts: tuple[str, ...]
     max_new_tokens: int
-    device: str
-    """`auto` or a torch device."""
-    dtype: str
-    """`auto` for the checkpoint's own, or a torch dtype by name."""
 
 
 def compare(
-    base_folder: Path, pruned_folder: Path, *, request: Request, base_code: bool = False,
-    base_texts: ModelTexts | None = None, reporter: Reporter,
-) -> GenerationComparison:  # fmt: skip
-    """Let two model folders continue the same prompts, one model after the other, in the same batches.
+    pair: Pair, request: Request, *, base_texts: ModelTexts | None = None, reporter: Reporter
+) -> GenerationComparison:
+    """Let both models of a pair continue the same prompts, one after the other, in the same batches.
 
-    Code in a folder is run for the pruned one, and for the base where `base_code` says that this package rendered it.
     `base_texts` are what the base wrote before; None lets it write now.
 
     Raises:
         EvaluationError: a prompt leaves no room for a single new token, or the memory is too small for one prompt.
         RecipeError: this machine has no such device.
     """
-    write_base = partial(write, base_folder, name="base", trust_remote_code=base_code, reporter=reporter)
-    write_pruned = partial(write, pruned_folder, name="pruned", trust_remote_code=True, reporter=reporter)
+    write_base = partial(write, pair, "base", reporter=reporter)
+    write_pruned = partial(write, pair, "pruned", reporter=reporter)
     base = base_texts or write_base(request)
     # The limit that the base came to holds for both, so that the texts can be compared.
     request = replace(request, max_new_tokens=base.max_new_tokens)
@@ -64,28 +58,21 @@ def compare(
 
 
 def write(
-    folder: Path, request: Request, *, name: str, trust_remote_code: bool = False,
-    batches: models.Batches | None = None, reporter: Reporter,
-) -> ModelTexts:  # fmt: skip
-    """Let the model of a folder continue all prompts.
+    pair: Pair, name: str, request: Request, *, batches: models.Batches | None = None, reporter: Reporter
+) -> ModelTexts:
+    """Let one model of a pair continue all prompts.
 
     Decoding is greedy whatever the folder's generation_config.json says.  Where a prompt and `max_new_tokens` do not
     fit into the model's positions, all texts get shorter and a note says so; the result holds the number used.  Where
-    memory runs out, fewer prompts are continued at once.  `name` is that of the model in the progress shown, `batches`
-    are the prompts that are continued together; None for those of similar length.
+    memory runs out, fewer prompts are continued at once.  `batches` are the prompts that are continued together; None
+    for those of similar length.
 
     Raises:
         EvaluationError: a prompt leaves no room for a single new token, or the memory is too small for one prompt.
         RecipeError: this machine has no such device.
     """
     with quiet():
-        model = models.load_model(
-            folder, device=request.device, dtype=request.dtype, trust_remote_code=trust_remote_code
-        )
-        written = _write(model, request, name=name, batches=batches, reporter=reporter)
-        del model
-        models.release_memory()
-    return written
+        return _write(pair.load(name), request, name=name, batches=batches, reporter=reporter)
 
 
 def _write(

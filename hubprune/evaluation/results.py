@@ -21,6 +21,7 @@ WEIGHTED: tuple[Scale, ...] = ("perplexity", "bits")
 Results = Mapping[str, Any]
 MAIN_METRICS = ("acc_norm", "acc", "exact_match")
 """Metrics that come first where a task has them, best first; all others keep the task's own order."""
+NOT_FINITE = "Try --dtype float32; if it computed in that, the model overflows and cannot be measured so."
 CHOICE_METRICS = frozenset({"acc", "acc_norm"})
 """Metrics of multiple-choice tasks that tell how often the right choice was picked."""
 
@@ -57,7 +58,7 @@ def compare_results(
     """
     rows = _all_rows(base, pruned, requested, commits, warn)
     if not rows:
-        raise EvaluationError("No benchmark has a metric with a finite value for both models.")
+        raise EvaluationError("No benchmark has a metric with a finite value for both models.", hint=NOT_FINITE)
     paired = (compare_answers(_per_task(base, row), _per_task(pruned, row), row) for row in rows)
     return judge([row.model_copy(update={"paired": p}) for row, p in zip(rows, paired, strict=True)])
 
@@ -149,7 +150,7 @@ def _rows(
         facts |= {"filter": read_by if read_by != "none" else None, "higher_is_better": better is not False}
         rows.append(TaskComparison(chance=_chance(base, metric, leaves), **facts))
     if not rows and not any(_metric(base["results"][name], key) for key in _metric_keys(base, name).values()):
-        raise EvaluationError(f"The benchmark {name} has no metric with a finite value.")
+        raise EvaluationError(f"The benchmark {name} has no metric with a finite value.", hint=NOT_FINITE)
     return rows
 
 

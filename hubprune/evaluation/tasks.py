@@ -89,7 +89,7 @@ def _index(spec: EvaluationSpec, broken: Mapping[Path, EvaluationError]) -> Any:
         outermost = sorted(folder for folder in folders if not folders.intersection(folder.parents))
         manager = _manager(broken, include_path=[*outermost, *include], include_defaults=False)
         missing = {name for name, entry in _walk(manager.task_index, spec.tasks) if entry is None}
-        new = {folder for name in missing if (folder := stock_folders().get(name))} - folders
+        new = {folder for name in missing if (folder := stock_folder(name))} - folders
         if not new:
             return manager
         folders |= new
@@ -106,28 +106,52 @@ def _manager(broken: Mapping[Path, EvaluationError], **options: Any) -> Any:
         raise next(iter(broken.values()), own) from error
 
 
+def stock_folder(name: str) -> Path | None:
+    """Return the folder of a task or group that lm-eval ships, None if there is none.
+
+    Folders that are called as its name begins are looked through first: no name is defined twice.
+    """
+    near = (defined for top, defined in _top_folders() if name.startswith(top.name))
+    return next((found for defined in near if (found := defined().get(name))), None) or stock_folders().get(name)
+
+
 @cache
-def stock_folders() -> dict[str, Path]:
+def _top_folders() -> tuple[tuple[Path, Callable[[], Mapping[str, Path]]], ...]:
+    """List the folders of lm-eval's tasks, each with what tells where in it a name is defined."""
+    folders = sorted(path for path in _stock().iterdir() if path.is_dir())
+    return tuple((folder, cache(partial(_defined_in, folder))) for folder in folders)
+
+
+@cache
+def stock_folders() -> Mapping[str, Path]:
     """Map every task and group that lm-eval ships to the folder of its YAML file."""
+    return _defined_in(_stock())
+
+
+def _defined_in(folder: Path) -> Mapping[str, Path]:
     folders: dict[str, Path] = {}
-    for path in sorted(_files(suffix=".yaml"), key=Path.as_posix):
+    for path in sorted(_files(folder, suffix=".yaml"), key=Path.as_posix):
         for name in _DEFINITION.findall(path.read_bytes()):
             folders.setdefault(name.decode(), path.parent)
     return folders
 
 
-def _files(*, suffix: str) -> Iterator[Path]:
+def _stock() -> Path:
     import lm_eval.tasks
 
+    return Path(lm_eval.tasks.__file__).parent
+
+
+def _files(folder: Path, *, suffix: str) -> Iterator[Path]:
     # os.walk takes a third of the time of Path.rglob.
-    for folder, _, names in os.walk(Path(lm_eval.tasks.__file__).parent):
-        yield from (Path(folder, name) for name in names if name.endswith(suffix))
+    for inside, _, names in os.walk(folder):
+        yield from (Path(inside, name) for name in names if name.endswith(suffix))
 
 
 @cache
 def _is_mentioned(name: str) -> bool:
     """Tell whether a name occurs anywhere in the YAML files: only then can it be a tag."""
-    return any(name.encode() in path.read_bytes() for path in _files(suffix="yaml"))
+    return any(name.encode() in path.read_bytes() for path in _files(_stock(), suffix="yaml"))
 
 
 def _walk(index: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hubprune.core import devices
 from hubprune.core.artifacts import Check
 from hubprune.core.neutral import load_causal_lm
 from hubprune.pruning.comparing import CompareRequest, Word, compare, generate
@@ -132,6 +133,7 @@ _ACTIONS: Mapping[str, tuple[type[BaseModel], Callable[[Any], BaseModel]]] = {
 
 def main() -> None:
     """Read a request from stdin, write words on stdout, and the answer as the last line."""
+    devices.spare()
     kind, act = _ACTIONS[sys.argv[1]]
     print(act(kind.model_validate_json(sys.stdin.read())).model_dump_json())
 

@@ -7,7 +7,6 @@ is what their removal must amount to.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from hubprune.core import fresh
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, SublayerKind, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, Structure, needs_modeling_file, pruned_classes, read_structure
@@ -33,6 +33,8 @@ from hubprune.pruning.loading import Loaded, LoadRequest, MlxComparison, MlxRequ
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
 from hubprune.pruning.width import KeptTensor, cuts, mask_of, neurons_of
 
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+"""What is loaded from folders has no use for the Hub."""
 TOLERANCE = 1e-4
 """Largest allowed difference of a logit, in float32."""
 RELATIVE_TOLERANCE = 2e-6
@@ -238,16 +240,14 @@ def _in_fresh_process(
 ) -> Answer:  # fmt: skip
     with scratch_folder(name="hubprune-fresh") as work:
         # transformers copies remote code into a cache of modules before it imports it; ours is thrown away.
-        own = {"HF_MODULES_CACHE": str(work / "modules"), **(environment or {})}
-        # Threads that wait for each other give way: passes are short, and spinning costs several times what they do.
-        variables = {"OMP_WAIT_POLICY": "passive", **os.environ, **own}
+        variables = {**os.environ, "HF_MODULES_CACHE": str(work / "modules"), **(environment or OFFLINE)}
         # The folders are found under the names of their fields, whatever they are called themselves: transformers makes
         # the last part of a path a part of a module's, with seven characters more for each hyphen.
         links = {name: work / name for name, value in request if name.endswith("folder") and isinstance(value, str)}
         for name, link in links.items():
             link.symlink_to(getattr(request, name), target_is_directory=True)
         asked = request.model_copy(update={name: str(link) for name, link in links.items()}).model_dump_json()
-        command = [sys.executable, "-m", "hubprune.pruning.loading", action]
+        command = fresh.python(["-m", "hubprune.pruning.loading", action], variables)
         done = run_to_end(command, input=asked, env=variables, listen=listen)
     if done.returncode < 0:
         raise UnverifiedError(

@@ -11,4 +11,5 @@ a workflow takes a session with a Hub, None stands for the one that its request 
     publish, push, jobs        one commit, what a dry run left, the same on another machine
     card, refresh, reproduce   what was published, written again, brought up to date, run again
     export, demo               for llama.cpp; all of it on a local Hub
+    doctor, estimate           what would stop a publish here, and what its stages need, by arithmetic
 """

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import hubprune
-from hubprune.core import errors, requests
+from hubprune.core import errors, memory, requests
 from hubprune.core.options import options_of
 from hubprune.core.privacy import use_endpoint
+from hubprune.workflows import score
 from hubprune.workflows.recipes import recipe_of
 
 
@@ -87,3 +89,12 @@ def test_no_tasks_may_be_asked_for_as_text_and_as_a_list(tasks):
 @pytest.mark.parametrize("tasks", ["piqa, boolq", ["piqa", " boolq "], "piqa,boolq,piqa"])
 def test_tasks_as_text_and_as_a_list_are_the_same(tasks):
     assert recipe_of(requests.PublishRequest("a/b", attn_drop=1, tasks=tasks)).evaluation.tasks == ("piqa", "boolq")
+
+
+def test_a_number_of_bytes_is_kept_to_while_a_call_runs(monkeypatch):
+    monkeypatch.setattr(score, "conduct", lambda request, reporter: SimpleNamespace(value=memory.told_limit()))
+    assert hubprune.score("a/b", max_memory=8_000_000_000) == 8_000_000_000
+    assert hubprune.score("a/b", max_memory="2GiB") == 2**31
+    assert memory.told_limit() is None
+    with pytest.raises(errors.RecipeError, match="too little"):
+        hubprune.score("a/b", max_memory=8)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from hubprune.cli import app
 from hubprune.commands.options import EVERYDAY, add_command
-from hubprune.core import requests
+from hubprune.core import memory, requests
 from hubprune.core.errors import PlanError
 from hubprune.core.options import Request, as_typed, options_of
 from hubprune.core.requests import PublishRequest, ReproduceRequest, ScoreRequest, SweepRequest
@@ -81,3 +81,27 @@ def test_what_a_body_raises_is_two_lines_and_an_exit_code():
     ended = CliRunner().invoke(made, ["a/b"])
     assert (ended.exit_code, ended.stderr) == (2, "error: Too many.\nhint:  Drop less.\n")
     assert "--json" not in CliRunner().invoke(made, ["--help"]).output
+
+
+def test_the_memory_that_was_asked_for_is_kept_to_while_a_command_runs_and_no_longer():
+    seen = []
+
+    def body(request, reporter):
+        seen.append(memory.told_limit())
+
+    body.__annotations__ = {"request": ScoreRequest}
+    made = typer.Typer()
+    add_command(made, body, epilog="")
+    assert CliRunner().invoke(made, ["a/b", "--max-memory", "8GB"]).exit_code == 0
+    assert CliRunner().invoke(made, ["a/b"]).exit_code == 0
+    refused = CliRunner().invoke(made, ["a/b", "--max-memory", "much"])
+    assert refused.exit_code == 2
+    assert "--max-memory 'much' is no size of memory." in refused.output
+    assert seen == [8 * 10**9, None]
+    assert memory.told_limit() is None
+
+
+def test_whatever_computes_can_be_told_how_much_memory_it_may_take():
+    commands = typer.main.get_command(app).commands
+    told = {name for name, command in commands.items() if any(p.name == "max_memory" for p in command.params)}
+    assert told == {"publish", "score", "prune", "verify", "reproduce", "sweep", "speed", "doctor"}

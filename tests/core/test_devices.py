@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -55,13 +59,8 @@ def test_without_a_device_auto_is_the_dtype_of_the_file(machine):
     assert resolve_dtype("auto", {"dtype": "half"}) == "float16"
 
 
-def test_where_torch_does_not_tell_what_a_cpu_can_do_linux_does(monkeypatch, tmp_path):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd svebf16 bf16\n")
-    monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
-    assert "bf16" in cpu_capabilities()
-    monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "none")
-    assert cpu_capabilities() == frozenset()
+def test_the_cpu_of_this_machine_tells_what_it_can_do():
+    assert cpu_capabilities() & {"sse2", "neon"}
 
 
 def test_a_gpu_that_is_left_alone_is_told_of(machine, monkeypatch, tmp_path):
@@ -82,3 +81,22 @@ def test_a_gpu_that_is_left_alone_is_told_of(machine, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Tesla T4")
     assert unused_gpu("cpu") == "--device cpu leaves Tesla T4 unused: leave it out to compute there"
     assert unused_gpu("cuda") is None
+
+
+def test_a_process_can_be_told_to_spend_no_time_on_waiting(monkeypatch):
+    monkeypatch.setattr(devices.gc, "set_threshold", lambda *numbers: told.append(numbers))
+    told = []
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    devices.spare()
+    assert (os.environ["OMP_WAIT_POLICY"], len(told)) == ("ACTIVE", 1)
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    devices.spare()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_the_command_line_says_so_before_torch_is_loaded():
+    code = "import os, sys, hubprune.cli as c; sys.argv[1:] = ['--version']\n"
+    code += "try: c.main()\nfinally: print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "PASSIVE False"

@@ -66,6 +66,17 @@ def test_only_the_folders_of_the_asked_tasks_are_indexed():
     assert len(manager.all_tasks) < 50
 
 
+def test_a_stock_task_is_found_where_it_is_among_all_of_them(monkeypatch):
+    everywhere = tasks.stock_folders()
+    assert len(everywhere) > 10_000
+    some = [*sorted(everywhere)[::97], *(name for suite in SUITES.values() for name in suite)]
+    assert {name: tasks.stock_folder(name) for name in some} == {name: everywhere[name] for name in some}
+    assert tasks.stock_folder("hellaswagg") is None
+    # Where a folder is called as the name begins, nothing else is read.
+    monkeypatch.setattr(tasks, "stock_folders", dict)
+    assert tasks.stock_folder("arc_easy") == everywhere["arc_easy"]
+
+
 def test_a_group_is_indexed_with_members_in_other_folders():
     manager = tasks.find_tasks(spec("t0_eval"))
     assert {"anli_r1", "anli_r2", "anli_r3"} <= set(manager.all_tasks)

@@ -13,17 +13,24 @@ from hubprune.core.errors import EvaluationError
 from hubprune.core.files import StageStore
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import generation
+from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.evaluation.repetition import measure, seq_rep
 from hubprune.workflows.publish import stages
 
 PROMPTS = ("Paris is", "A rather longer prompt than the first one", "Why?")
 
 
+def pair_of(base, pruned, reporter):
+    folders = ModelFolder(base), ModelFolder(pruned, own_code=True)
+    return Pair(*folders, device="cpu", dtype="auto", reporter=reporter)
+
+
 @pytest.fixture
 def compare(base_folder, reporter):
     def compare_with(pruned, *, base=base_folder, prompts=PROMPTS, max_new_tokens=12, **options):
-        request = generation.Request(prompts=prompts, max_new_tokens=max_new_tokens, device="cpu", dtype="auto")
-        return generation.compare(base, pruned, request=request, reporter=reporter, **options)
+        request = generation.Request(prompts=prompts, max_new_tokens=max_new_tokens)
+        with pair_of(base, pruned, reporter) as pair:
+            return generation.compare(pair, request, reporter=reporter, **options)
 
     return compare_with
 
@@ -215,8 +222,8 @@ def test_memory_that_is_too_small_for_one_prompt_ends_the_run(copy_folder, compa
 
 def test_what_the_base_wrote_before_is_not_written_again(base_folder, pruned_folder, compare, batches, reporter):
     whole = compare(pruned_folder)
-    request = generation.Request(prompts=PROMPTS, max_new_tokens=12, device="cpu", dtype="auto")
-    base = generation.write(base_folder, request, name="base", reporter=reporter)
+    request = generation.Request(prompts=PROMPTS, max_new_tokens=12)
+    base = generation.write(pair_of(base_folder, pruned_folder, reporter), "base", request, reporter=reporter)
     kept = ModelTexts.model_validate_json(base.model_dump_json())
     del batches[:]
     assert compare(pruned_folder, base_texts=kept) == whole
@@ -229,12 +236,10 @@ def test_a_run_that_was_stopped_between_the_models_goes_on_with_the_second(
     spec = EvaluationSpec(prompts=PROMPTS, max_new_tokens=12)
 
     def run(plan):
-        recipe = SimpleNamespace(evaluation=spec, device="cpu")
         run = SimpleNamespace(
-            recipe=recipe, runnable=SimpleNamespace(folder=base_folder, own_code=False), circumstances="here",
-            dtype="float32", store=StageStore(tmp_path), reporter=reporter,
-        )  # fmt: skip
-        return stages.free_text(run, SimpleNamespace(content=plan), pruned_folder)
+            recipe=SimpleNamespace(evaluation=spec), circumstances="here", store=StageStore(tmp_path), reporter=reporter
+        )
+        return stages.free_text(run, SimpleNamespace(content=plan), pair_of(base_folder, pruned_folder, reporter))
 
     def stop(*args, **options):
         raise KeyboardInterrupt

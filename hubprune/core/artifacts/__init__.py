@@ -30,9 +30,9 @@ from hubprune.core.artifacts.pruning import (
     SnippetRun, UploadPlan, Verification, WidthPlan, WrittenCheckpoint,
 )
 from hubprune.core.artifacts.reports import (
-    Agreement, CheckpointComparison, ComparedMetric, ComparedPart, ComparedSide, ConfigChange, Difference,
-    DroppedSets, FileChange, FileOutcome, Outcome, PublishReport, RefreshOutcome, RefreshReport, Refreshed,
-    Reproduction, SameBase, Scalar, ScoreKind, ScoreStudy, StudyEntry, StudyKind,
+    Agreement, CheckpointComparison, Checkup, ComparedMetric, ComparedPart, ComparedSide, ConfigChange, Difference,
+    DroppedSets, FileChange, FileOutcome, Finding, Outcome, PublishReport, RefreshOutcome, RefreshReport, Refreshed,
+    Reproduction, SameBase, Scalar, ScoreKind, ScoreStudy, StageNeed, StudyEntry, StudyKind,
 )
 from hubprune.core.artifacts.speed import (
     BenchmarkAnswers, BenchmarkChange, HeldOutDocuments, Interval, KvCacheMeasured, LargestBatch, Measure,
@@ -43,17 +43,17 @@ from hubprune.core.artifacts.speed import (
 
 __all__ = [
     "Aggregation", "Agreement", "Artifact", "BaseCard", "BaseCheckpoint", "BenchmarkAnswers", "BenchmarkChange",
-    "BenchmarkComparison", "CalibrationRecord", "CalibrationSource", "Check", "CheckpointComparison",
+    "BenchmarkComparison", "CalibrationRecord", "CalibrationSource", "Check", "CheckpointComparison", "Checkup",
     "ComparedMetric", "ComparedPart", "ComparedSide", "ConfigChange", "Continuation", "Difference",
     "DocumentScores", "DropPlan", "DroppedSets", "DroppedSublayer", "Environment", "Estimate", "EvalBackend",
-    "FileChange", "FileOutcome", "GenerationComparison", "HeldOutDocuments", "ImportanceScores", "Interval",
+    "FileChange", "FileOutcome", "Finding", "GenerationComparison", "HeldOutDocuments", "ImportanceScores", "Interval",
     "KvCacheMeasured", "LargestBatch", "LayerScores", "Layout", "LayoutChoice", "LoadedBack", "Loop", "Margin",
     "Mark", "Measure", "Method", "Metric", "MetricValue", "ModelText", "ModelTexts", "Outcome", "PairedComparison",
     "PairedLoops", "PairedNumber", "PeakMemory", "PerplexityAnswers", "PlannedFile", "PrunedCheckpoint",
     "PublishReport", "PublishedCommit", "Ranking", "Recommendation", "RefreshOutcome", "RefreshReport", "Refreshed",
     "Repetition", "RepetitionComparison", "RepoFile", "Reproduction", "SameBase", "Scalar", "Schedule", "ScoreKind",
-    "ScoreStudy", "Sdr", "SelfCheck", "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StudyEntry",
-    "StudyKind", "SublayerKind", "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers",
+    "ScoreStudy", "Sdr", "SelfCheck", "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed",
+    "StudyEntry", "StudyKind", "SublayerKind", "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers",
     "TaskComparison", "UploadPlan", "Verdict", "Verification", "WidthMetric", "WidthPlan", "WrittenCheckpoint",
     "main_rows", "perplexity_of", "shown_by",
 ]

@@ -1,6 +1,6 @@
 """Reports: what a whole command found, as versioned JSON.
 
-`score` over several circumstances, `compare`, `reproduce`, `publish`, and `refresh`.
+`score` over several circumstances, `compare`, `reproduce`, `publish`, `refresh`, and `doctor`.
 """
 
 from __future__ import annotations
@@ -323,3 +323,47 @@ class PublishReport(Artifact):
     """What the result depends on, in named parts."""
     stage_keys: dict[str, str] = Field(default_factory=dict)
     """Stage -> key of all that its result depends on, this machine included (`stages.key_of`)."""
+
+
+# ---- looking ahead ---------------------------------------------------------------------------------------------------
+
+
+class Finding(Artifact):
+    """One thing that was looked at before anything is computed."""
+
+    name: str
+    status: Literal["ok", "warning", "error"]
+    told: str
+    hint: str | None = None
+    """What to do about it."""
+
+
+class StageNeed(Artifact):
+    """What a stage will need, by arithmetic."""
+
+    stage: str
+    way: str
+    """How it fits into the memory that is free."""
+    memory: int
+    """Bytes of the device, or of the machine where that is a CPU."""
+    read: int
+    """Bytes of weights, from disk or page cache."""
+    written: int = 0
+    """Bytes that come to the disk."""
+    flop: float = 0.0
+    """Floating-point operations."""
+    seconds: float | None
+    """Roughly; None where that depends on the network."""
+
+
+class Checkup(Artifact):
+    """What a publish, or any work at all, would find on this machine."""
+
+    base: str | None
+    findings: tuple[Finding, ...]
+    stages: tuple[StageNeed, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether something stands in the way."""
+        return any(finding.status == "error" for finding in self.findings)

@@ -1,0 +1,88 @@
+"""What stages need, by arithmetic: known answers, and which way they take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import made
+import pytest
+
+from hubprune.core.recipe import CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec
+from hubprune.workflows.estimate import Machine, Shape, benchmark_tokens, needs
+
+GB = 10**9
+LLAMA_70B = {
+    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "dtype": "bfloat16",
+}  # fmt: skip
+MACHINE = Machine(flops=1e14, memory_rate=1e12, disk_rate=2e9, host=20 * GB, device=20 * GB, itemsize=2)
+
+
+@pytest.fixture
+def large():
+    return Shape.of(LLAMA_70B, weight_bytes=141_107_412_992, stored="bfloat16", tied=False)
+
+
+def recipe(**changes):
+    mix = CalibrationMix(name="m", subsets=(CalibrationSubset(dataset="a/b", weight=1),), num_samples=400)
+    return made.recipe(calibration=mix, drop=DropSpec(attn_drop=8), **changes)
+
+
+def stages(shape, machine=MACHINE, asked=None):
+    return {need.stage: need for need in needs(asked or recipe(), shape, machine, missing=shape.weight_bytes)}
+
+
+def test_the_shape_of_a_70b_follows_from_its_config_and_the_bytes_of_its_index(large):
+    assert large.parameters == 70_553_706_496  # as its model card counts
+    per_layer = 8192 * (8192 + 1024 + 1024 + 8192 + 3 * 28672 + 2)
+    assert large.layer == pytest.approx(per_layer, rel=1e-6)
+    assert large.kv_bytes == 80 * 2 * 8 * 128 * 2 == 327_680
+
+
+def test_a_token_takes_two_operations_for_every_weight_and_some_for_its_context(large):
+    weights = 70_553_706_496 - 128256 * 8192  # of the embedding, one row is looked up
+    assert large.forward(1, context=0) == pytest.approx(2 * weights, rel=1e-6)
+    assert large.forward(10, context=1000) - large.forward(10, context=0) == 10 * 2 * 80 * 1000 * 8192
+
+
+def test_tasks_are_counted_with_their_examples_and_within_their_limit():
+    spec = EvaluationSpec(tasks=("piqa", "gsm8k"), num_fewshot={"gsm8k": 5})
+    assert benchmark_tokens(recipe(evaluation=spec)) == (1838 * 60 + 1319 * (130 + 5 * 230), 1319 * 256)
+    limited = spec.model_copy(update={"limit": 10})
+    assert benchmark_tokens(recipe(evaluation=limited)) == (10 * 60 + 10 * 1280, 2560)
+
+
+def test_what_fits_is_held_whole_and_what_does_not_is_read_pass_by_pass(large):
+    roomy = replace(MACHINE, device=300 * GB, gpu=True)
+    whole, offloaded = stages(large, roomy), stages(large)
+    assert whole["verify"].memory == pytest.approx(large.weight_bytes, rel=0.01)
+    assert whole["verify"].read == 2 * large.weight_bytes
+    assert whole["benchmarks"].way.startswith("both in memory")
+    assert offloaded["verify"].way == "9 passes, 86% from disk"  # all but 20 GB
+    assert offloaded["verify"].read == pytest.approx((2 + 7 * 0.862) * large.weight_bytes, rel=0.01)
+    assert offloaded["benchmarks"].way.startswith("layer by layer")
+    assert offloaded["benchmarks"].read % large.weight_bytes == 0
+    for need in offloaded.values():
+        assert need.memory <= MACHINE.host
+
+
+def test_scoring_reads_the_weights_once_or_once_a_round(large):
+    once = stages(large)["scores"]
+    assert once.read == large.weight_bytes
+    states = 400 * 512 * 8192 * 2
+    assert once.memory > states
+    assert once.written == 0
+    tight = stages(large, replace(MACHINE, host=6 * GB))["scores"]
+    assert tight.written == states
+    assert tight.memory < once.memory - states / 2
+    rounds = stages(large, asked=recipe(schedule="iterative"))["scores"]
+    assert rounds.read == 8 * large.weight_bytes
+
+
+def test_time_is_that_of_what_takes_longest(large):
+    scores = stages(large)["scores"]
+    assert scores.seconds == pytest.approx(scores.flop / (0.5 * MACHINE.flops))
+    slow_disk = stages(large, replace(MACHINE, disk_rate=1e8))["scores"]
+    assert slow_disk.seconds == pytest.approx(large.weight_bytes / 1e8)
+    assert stages(large)["download"].seconds is None
+    assert stages(large)["download"].written == large.weight_bytes
