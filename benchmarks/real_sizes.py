@@ -45,7 +45,7 @@ COLUMNS = ("by hand", "other build", "this build")
 DROPPED = "3,5,6"
 BY_SCORE = ("--attn-drop", 3, "--num-samples", 16, "--max-tokens", 64)
 PASSES = 12
-LAYER_DOCUMENTS, OFFLOAD_DOCUMENTS = 40, 2
+LAYER_DOCUMENTS, OFFLOAD_DOCUMENTS = 12, 2
 """Of each of five tasks; every batch of an offloaded model reads all weights."""
 STAGES = {
     "Scores": "scoring",
