@@ -72,7 +72,6 @@ def evaluate(backend: str, base: str, pruned: str, tasks: str, samples: str) -> 
     from hubprune.core.recipe import EvaluationSpec
     from hubprune.evaluation import harness
     from hubprune.evaluation.pair import ModelFolder
-    from hubprune.evaluation.pair import ModelFolder
 
     names = tuple(sorted(path.stem for path in Path(tasks).glob("*.yaml")))
     spec = EvaluationSpec.model_validate({"tasks": names, "include_path": tasks, "backend": backend})

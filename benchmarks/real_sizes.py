@@ -255,7 +255,8 @@ def layers(bench: Bench) -> Iterator[Row]:
         inside = evaluate("shared", LAYER_DOCUMENTS, "inside", limited=False)
         streamed = evaluate("layers", LAYER_DOCUMENTS, "streamed", limited=True)
         yield from _success(streamed)
-        yield Row("tokens of each model, as lm-eval reads them", (f"{_tokens(bench.place.tasks(LAYER_DOCUMENTS)):,}",))
+        tokens = f"{_tokens(bench.place.tasks(LAYER_DOCUMENTS)):,}"
+        yield Row("tokens of each model, as lm-eval reads them", ("-", "-", tokens))
         read, times = streamed.read_bytes / weights, streamed.cpu / inside.cpu
         yield Row("passes over the weights", columns(None, None, read), bench.bound(at_most(read, 2)))
         yield Row("CPU s over that in memory", columns(None, None, times), bench.bound(at_most(times, 1.15)))
