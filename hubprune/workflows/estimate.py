@@ -30,10 +30,10 @@ EFFICIENCY = 0.5
 LIBRARIES, BLOCKS = 500 * 10**6, 64 * 10**6
 """Bytes of a process that has loaded torch and transformers, and of what files are copied and hashed through."""
 PROMPT_TOKENS, SNIPPET_TOKENS = 20, 40
-CHECKED = 4 * (PROMPT_TOKENS + 24) * 3
-"""Tokens that a verification runs: four prompts with what is written after them, in three ways."""
-PASSES = 6
-"""Times that it reads the weights where they do not fit."""
+PROMPTS = 4
+"""Of a verification."""
+FEW_TOKENS, FEWEST_TOKENS = 8, 3
+"""New tokens that it decodes of each, twice; the fewest where the weights are read from disk again for every token."""
 GUESSED = (2000, 100, 60, 0)
 TASKS: Mapping[str, tuple[int, int, int, int]] = {
     "arc_challenge": (1172, 65, 40, 0), "arc_easy": (2376, 55, 35, 0), "boolq": (3270, 150, 150, 0),
@@ -112,9 +112,14 @@ def needs(recipe: Recipe, shape: Shape, machine: Machine, *, missing: int) -> tu
         StageNeed(stage=stage, way="block by block", memory=BLOCKS, read=0, written=written, seconds=seconds)
         for stage, (written, seconds) in times.items()
     )
+    # Weights are used where they are in the files, and those that memory has no room for are read in every pass.
+    again = 0 if machine.gpu and fits else max(0, whole - machine.host + LIBRARIES)
+    new = FEWEST_TOKENS if again else FEW_TOKENS
+    passes = 3 + 2 * new
     verify = need(
-        "verify", "one model after the other" if fits else f"offloaded, {PASSES} passes over each", memory=held,
-        read=(2 if fits else 2 * PASSES) * size, flop=2 * shape.forward(CHECKED, context=PROMPT_TOKENS),
+        "verify", f"{passes} passes, {again / whole:.0%} from disk" if again else "one model after the other",
+        memory=whole - again, read=2 * size + (passes - 2) * again * size // whole,
+        flop=shape.forward(PROMPTS * (passes * PROMPT_TOKENS), context=PROMPT_TOKENS),
     )  # fmt: skip
     tokens, new = benchmark_tokens(recipe)
     flop = 2 * shape.forward(tokens + new, context=PROMPT_TOKENS)

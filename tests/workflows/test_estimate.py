@@ -53,16 +53,17 @@ def test_tasks_are_counted_with_their_examples_and_within_their_limit():
 
 
 def test_what_fits_is_held_whole_and_what_does_not_is_read_pass_by_pass(large):
-    small = replace(MACHINE, device=300 * GB)
-    whole, offloaded = stages(large, small), stages(large)
+    roomy = replace(MACHINE, device=300 * GB, gpu=True)
+    whole, offloaded = stages(large, roomy), stages(large)
     assert whole["verify"].memory == pytest.approx(large.weight_bytes, rel=0.01)
     assert whole["verify"].read == 2 * large.weight_bytes
     assert whole["benchmarks"].way.startswith("both in memory")
-    assert offloaded["verify"].read == 12 * large.weight_bytes
+    assert offloaded["verify"].way == "9 passes, 86% from disk"  # all but 20 GB
+    assert offloaded["verify"].read == pytest.approx((2 + 7 * 0.862) * large.weight_bytes, rel=0.01)
     assert offloaded["benchmarks"].way.startswith("layer by layer")
     assert offloaded["benchmarks"].read % large.weight_bytes == 0
     for need in offloaded.values():
-        assert need.memory < MACHINE.host
+        assert need.memory <= MACHINE.host
 
 
 def test_scoring_reads_the_weights_once_or_once_a_round(large):
