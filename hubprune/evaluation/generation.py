@@ -132,7 +132,7 @@ def _in_time(model: models.LoadedModel, rows: Sequence[list[int]], new_tokens: i
         return new_tokens
     start, cut = time.monotonic(), new_tokens
     # All prompts get their next token in one pass, most of which is reading, as is that of a single one.
-    _continue(model, rows[:1], _greedy(model, max_new_tokens=1), lambda tokens: None)
+    _continue(model, rows[:1], _greedy(model, max_new_tokens=1), lambda amount=1, /: None)
     each = time.monotonic() - start
     while cut * each > OFFLOADED_SECONDS and cut > FEW_TOKENS:
         cut = max(FEW_TOKENS, cut // 2)
