@@ -4,7 +4,7 @@ Importing them is nine tenths of what loading a small model costs.  Within a blo
 its own imports both libraries and nothing else, and is forked for each command.  So a command starts in a process that
 has loaded no model, run no operation and seen nothing of this package: what an interpreter is after the same imports.
 It takes the arguments, environment, folder and streams of whoever asks.  Where the libraries would have been started
-with other settings, or importing them has started threads, with which no fork is safe, a command starts as any other.
+with other settings, or no fork is safe, since there is a GPU or importing has started threads, it starts as any other.
 
 This file runs as three programs, the last two of which must not import the package:
 
@@ -31,6 +31,8 @@ MODULES = "HF_MODULES_CACHE"
 OFFLINE = "HF_HUB_OFFLINE"
 LIBRARIES_READ = re.compile(r"(HF_|HUGGING|TRANSFORMERS_|TORCH|OMP_|MKL_|KMP_|PYTHON|LD_|USE_)")
 """How the variables begin that interpreter and libraries read when they start."""
+GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""What is there where CUDA or ROCm may be: what a process has asked of these, its forks can use no more."""
 OWN = (MODULES, OFFLINE, "PYTHONUTF8")
 """Those that are set for the server itself."""
 
@@ -73,7 +75,7 @@ _servers: list[_Server] = []
 @contextmanager
 def warm() -> Iterator[None]:
     """Let commands of `python` share imports while the block runs; nothing is imported before the first of them."""
-    if _servers or sys.platform != "linux":
+    if _servers or sys.platform != "linux" or any(Path(device).exists() for device in GPUS):
         yield
         return
     from hubprune.core.files import scratch_folder

@@ -233,6 +233,8 @@ def _sources(found: _Findings, run: Run) -> None:
 
 def _needs(found: _Findings, run: Run) -> tuple[StageNeed, ...]:
     """Say what the base is and compute what its stages take here."""
+    from huggingface_hub import try_to_load_from_cache
+
     base, stored_bytes, names = _seen(run)
     architecture = architecture_of(base.config, name=base.name)
     stored, device = stored_dtype(base.config), run.device
@@ -246,7 +248,12 @@ def _needs(found: _Findings, run: Run) -> tuple[StageNeed, ...]:
         f"{base.name}{at}: {shape.layers} layers, about {shape.parameters / 1e9:.2f} G parameters, {size(stored_bytes)}"
         f" in {stored}, computed in {dtype}",
     )
-    missing = 0 if base.folder else stored_bytes - _cached_bytes(base)
+    cached = (
+        f.size
+        for f in hub.weight_files(base.files)
+        if isinstance(try_to_load_from_cache(base.name, f.path, revision=base.commit), str)
+    )
+    missing = 0 if base.folder else stored_bytes - sum(cached)
     stages = needs(run.recipe, shape, machine, missing=missing)
     room = machine.device if device.startswith("cuda") else machine.host
     for need in (need for need in stages if need.memory > room):
@@ -270,35 +277,23 @@ def _seen(run: Run) -> tuple[BaseCheckpoint, int, frozenset[str] | None]:
     Raises:
         HubpruneError: there is no such base, or no weights and no index.
     """
-    spec, session = run.recipe.base, run.session
-    folder = existing_folder(spec.repo_id)
-    if folder is None or not (folder / INDEX_NAME).is_file() or any(folder.glob("*.safetensors")):
-        base = run.base if folder else hub.resolve_repo(spec, session=session)
-        if sizes := [file.size for file in hub.weight_files(base.files)]:
-            return base, sum(sizes), None
-        if folder or all(file.path != INDEX_NAME for file in base.files):
-            return run.base, 0, None  # which says what is wrong with it
-        doing = f"read {INDEX_NAME} of {base.name}"
-        path = session.ask(lambda api: api.hf_hub_download(base.name, INDEX_NAME, revision=base.commit), doing=doing)
-    else:
-        config = read_config(folder)
+    spec, session, folder = run.recipe.base, run.session, existing_folder(run.recipe.base.repo_id)
+    if folder and (folder / INDEX_NAME).is_file() and not any(folder.glob("*.safetensors")):
+        config, path = read_config(folder), folder / INDEX_NAME
         base = BaseCheckpoint(name=spec.repo_id, commit=None, folder=str(folder), config=config, files=())
-        path = str(folder / INDEX_NAME)
+    else:
+        base = run.base if folder else hub.resolve_repo(spec, session=session)
+        if hub.weight_files(base.files) or all(file.path != INDEX_NAME for file in base.files):
+            return run.base, sum(file.size for file in hub.weight_files(run.base.files)), None
+        doing = f"read {INDEX_NAME} of {base.name}"
+        asked = session.ask(lambda api: api.hf_hub_download(base.name, INDEX_NAME, revision=base.commit), doing=doing)
+        path = Path(asked)
     check_config(base.config, where=f"config.json of {base.name}")
-    index = parse_json(Path(path).read_bytes(), where=INDEX_NAME)
-    total = (index.get("metadata") or {}).get("total_size")
-    if not isinstance(total, int) or not isinstance(index.get("weight_map"), dict):
+    index = parse_json(path.read_bytes(), where=INDEX_NAME)
+    total, names = (index.get("metadata") or {}).get("total_size"), index.get("weight_map")
+    if not isinstance(total, int) or not isinstance(names, dict):
         raise CheckpointError(f"{INDEX_NAME} of {base.name} names no total_size, and the weights are not there.")
-    return base, total, frozenset(index["weight_map"])
-
-
-def _cached_bytes(base: BaseCheckpoint) -> int:
-    from huggingface_hub import try_to_load_from_cache
-
-    def is_here(path: str) -> bool:
-        return isinstance(try_to_load_from_cache(base.name, path, revision=base.commit), str)
-
-    return sum(file.size for file in hub.weight_files(base.files) if is_here(file.path))
+    return base, total, frozenset(names)
 
 
 def _timed(base: BaseCheckpoint, *, device: str, dtype: str) -> Machine:

@@ -33,7 +33,8 @@ sys.exit(3)
 
 @pytest.fixture
 def nobody(monkeypatch):
-    """No block is open, not even that of all tests."""
+    """No block is open, not even that of all tests, and there is no GPU."""
+    monkeypatch.setattr(fresh, "GPUS", ())
     monkeypatch.setattr(fresh, "_servers", [])
 
 
@@ -43,6 +44,12 @@ def test_without_a_server_a_command_runs_alone(nobody):
         fresh._servers[0].end()
         done = run_to_end(command, env={**os.environ, **SETTINGS}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "5\n")
+
+
+def test_beside_a_gpu_nothing_is_shared(nobody, monkeypatch, tmp_path):
+    monkeypatch.setattr(fresh, "GPUS", (str(tmp_path),))
+    with fresh.warm():
+        assert fresh.python(["-c", ""], {**os.environ, **SETTINGS}) == [sys.executable, "-c", ""]
 
 
 def test_nothing_is_started_before_it_is_needed_or_outside_of_a_block(nobody):
@@ -57,6 +64,8 @@ def test_nothing_is_started_before_it_is_needed_or_outside_of_a_block(nobody):
 
 @pytest.fixture(scope="module")
 def warm():
+    if any(Path(device).exists() for device in fresh.GPUS):  # pragma: no cover
+        pytest.skip("beside a GPU nothing is shared")
     with fresh.warm():
         yield fresh._servers[0]
 
