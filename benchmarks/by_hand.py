@@ -71,10 +71,11 @@ def evaluate(backend: str, base: str, pruned: str, tasks: str, samples: str) -> 
     from hubprune.core.console import Reporter
     from hubprune.core.recipe import EvaluationSpec
     from hubprune.evaluation import harness
+    from hubprune.evaluation.pair import ModelFolder
 
     names = tuple(sorted(path.stem for path in Path(tasks).glob("*.yaml")))
     spec = EvaluationSpec.model_validate({"tasks": names, "include_path": tasks, "backend": backend})
-    folders = (harness.ModelFolder(Path(base)), harness.ModelFolder(Path(pruned), own_code=True))
+    folders = (ModelFolder(Path(base)), ModelFolder(Path(pruned), own_code=True))
     found = harness.run(
         *folders, spec=spec, seed=0, device="auto", dtype="auto", reporter=Reporter(), samples_folder=Path(samples)
     )

@@ -165,10 +165,11 @@ def answer_of_child(way: str, folder: Path, rows: int | None) -> dict[str, Any]:
 def _pair(folder: Path, spec: Any, *, memo: Path | None) -> dict[str, Any]:
     from hubprune.core.console import Reporter
     from hubprune.evaluation import harness
+    from hubprune.evaluation.pair import ModelFolder
 
-    base = harness.ModelFolder(folder / "base", identity="base")
+    base = ModelFolder(folder / "base", identity="base")
     # Nobody asked this one before, whatever the memory knows of the base.
-    pruned = harness.ModelFolder(folder / "pruned", own_code=True, identity=f"pruned {time.time_ns()}")
+    pruned = ModelFolder(folder / "pruned", own_code=True, identity=f"pruned {time.time_ns()}")
     samples = folder / "samples"
     start = time.process_time()
     found = harness.run(

@@ -17,8 +17,8 @@ from hubprune.commands.side_by_side import comparison_text, study_tables
 # fmt: off
 # isort: off
 from hubprune.core.artifacts import (
-    Artifact, BenchmarkComparison, CheckpointComparison, LayerScores, PrunedCheckpoint, PublishReport, Reproduction,
-    ScoreStudy, SpeedReport, SweepReport, Verification, shown_by,
+    Artifact, BenchmarkComparison, CheckpointComparison, Checkup, LayerScores, PrunedCheckpoint, PublishReport,
+    Reproduction, ScoreStudy, SpeedReport, SweepReport, Verification, shown_by,
 )
 # isort: on
 # fmt: on
@@ -138,6 +138,10 @@ def _reproduced(seen: Reproduction) -> Iterator[str]:
     yield preformatted(reproduction_lines(seen))
 
 
+def _looked_at(seen: Checkup) -> Iterator[str]:
+    yield preformatted(summary.checkup_lines(seen))
+
+
 def _enter(kind: type[Shown], parts: Callable[[Shown], Iterator[str]]) -> None:
     shown_by(kind, lambda value: "\n".join(parts(value)))
 
@@ -152,3 +156,4 @@ _enter(PublishReport, _published)
 _enter(SpeedReport, _timed)
 _enter(CheckpointComparison, _compared)
 _enter(Reproduction, _reproduced)
+_enter(Checkup, _looked_at)

@@ -54,6 +54,15 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def imported_once():
+    """Processes that load a model, in tests as in a publish, share what importing the libraries takes."""
+    from hubprune.core import fresh
+
+    with fresh.warm():
+        yield
+
+
 @pytest.fixture(scope="session")
 def hub_folder(tmp_path_factory):
     """Where the Hub keeps its repos."""

@@ -23,7 +23,8 @@ FLOORS = {"core": 1, **dict.fromkeys(ROOMS, 2), "workflows": 3, "commands": 4}
 """Of the folders below the package; what lies beside them is on the highest floor."""
 DOOR = ("hub", "cards")
 """The one room that knows another: what a repo consists of."""
-MOST_MODULES, MOST_LINES = 156, 36_000
+MOST_MODULES, MOST_LINES = 160, 37_500
+"""Of all there is.  It was 150 and 34,000 before models could be larger than memory."""
 MOST_LINES_OF_A_MODULE = 400
 MOST_LINES_OF_A_FUNCTION = 60
 HEAVY = (
@@ -216,7 +217,7 @@ def test_every_command_explains_itself(command):
 
 OWN_LOADS = {
     "core/neutral.py",  # the door
-    "pruning/loading.py",  # tries what must be refused
+    "pruning/comparing.py",  # tries what must be refused
     "hub/repos.py",  # a line that is shown
     "demo/measure.py",  # models of the package's own
 }

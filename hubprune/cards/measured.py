@@ -68,7 +68,11 @@ def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
                 f"; lm-eval's own backend computed {count(check.requests)} requests of each as well, and differed by at"
                 f" most {check.largest_difference:.1e} nats"
             )
-        yield f"Log-likelihoods were computed for both in one pass, which runs once what they have in common{compared}."
+        way = " layer by layer from their files," if comparison.backend == "layers" else ""
+        yield (
+            f"Log-likelihoods were computed for both in one pass,{way} which runs once what they have in"
+            f" common{compared}."
+        )
     yield (
         "± is one standard error of a model's own value. Chance is the accuracy of guessing. Δ points is"
         " 100 × (this − base) for metrics between 0 and 1 and does not exist for others; Δ relative is this / base − 1."

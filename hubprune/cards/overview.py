@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from hubprune.cards.markdown import (
 # fmt: on
 from hubprune.cards.measured import speed_rows
 from hubprune.cards.removal import NAMES, layers_named, width_rows, width_share
+from hubprune.core import fresh
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import (
     BaseCheckpoint,
@@ -37,7 +37,7 @@ from hubprune.core.artifacts import (
     SublayerKind,
 )
 from hubprune.core.console import size
-from hubprune.core.devices import last_words, resolve_dtype, run_to_end
+from hubprune.core.devices import last_words, run_to_end, stored_dtype
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import scratch_folder
 from hubprune.core.privacy import page, scrub
@@ -102,7 +102,7 @@ def glance(report: PublishReport) -> Table:
     checkpoint = report.checkpoint
     weights = checkpoint.base_weight_bytes, checkpoint.weight_bytes
     cache = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
-    dtype = resolve_dtype("auto", report.base.config)
+    dtype = stored_dtype(report.base.config)
     rows = (
         _count_row("Parameters", checkpoint.base_parameters, checkpoint.parameters),
         *_sublayer_rows(report.plan),
@@ -241,6 +241,8 @@ class Snippet:
     def run(self, folder: Path, *, gpu: bool, overrides: Path | None = None) -> SnippetRun:
         """Run the code as it stands, in a fresh process that finds the folder under the repo's id, and the Hub nowhere.
 
+        Of what it imports, torch and transformers may be there already: see `fresh`.
+
         Raises:
             VerificationError: the code fails.
         """
@@ -251,9 +253,9 @@ class Snippet:
             link.parent.mkdir(parents=True)
             link.symlink_to(folder.resolve(), target_is_directory=True)
             variables = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), "PYTHONUTF8": "1"}
+            variables = {**os.environ, **variables, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
             done = run_to_end(
-                [sys.executable, "-P", "-c", code], cwd=work / "run",
-                env={**os.environ, **variables, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})},
+                fresh.python(["-P", "-c", code], variables), cwd=work / "run", env=variables,
                 stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
             )  # fmt: skip
         if done.returncode:

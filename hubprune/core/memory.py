@@ -33,6 +33,7 @@ starts inherit both, so that what all of them hold counts."""
 LEAST = 256 * 10**6
 """Bytes; what libraries take before the first weight."""
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+PRIVATE = re.compile(r"^Pss_Anon:\s+(\d+) kB$", re.MULTILINE)
 UNLIMITED = 2**60
 """Bytes from which on version 1 means that there is no limit."""
 FILE_PAGES = re.compile(r"^(?:in)?active_file (\d+)$", re.MULTILINE)
@@ -109,25 +110,31 @@ def available_bytes() -> int:
 
 
 def _held_by_run() -> int:
-    """Return the bytes that the processes of this run hold; files that several of them map count once."""
+    """Return the bytes that the processes of this run hold; what several of them share, as files, counts once."""
     import psutil
 
-    def own(process: psutil.Process) -> int:
-        try:
-            memory = process.memory_info()
-        except psutil.Error:  # it has ended, or is somebody else's
-            return 0
-        return int(memory.rss) - int(getattr(memory, "shared", 0))
-
     here = psutil.Process()
-    held = int(here.memory_info().rss)
     try:
         first = psutil.Process(int(os.environ.get(FIRST) or here.pid))
         others = {first, *first.children(recursive=True)} - {here}
     except (psutil.Error, ValueError):
         others = set()
+    held = _own_bytes(here) + int(getattr(here.memory_info(), "shared", 0))
     # Processes side by side, as torchrun starts them, hold about the same.
-    return local_world_size() * held + sum(map(own, others))
+    return local_world_size() * held + sum(map(_own_bytes, others))
+
+
+def _own_bytes(process: Any) -> int:
+    """Return the bytes of a process that are in no file; of those that a fork still shares with it, its part."""
+    import psutil
+
+    try:
+        if found := PRIVATE.search(_text(Path(f"/proc/{process.pid}/smaps_rollup"))):
+            return 1024 * int(found[1])
+        memory = process.memory_info()
+        return int(memory.rss) - int(getattr(memory, "shared", 0))
+    except (psutil.Error, OSError):  # it has ended, or is somebody else's
+        return 0
 
 
 def device_bytes(device: str) -> int:

@@ -258,7 +258,8 @@ class Measuring(OnHub):
     batch_size: Annotated[int | None, Option(
         "Benchmark sequences per batch. Default: as many as fit.", panel=MEASURING)] = None
     eval_backend: Annotated[str | None, Option(
-        "Run what base and pruned model share once (default), or lm-eval's own backend for each.", metavar="shared|hf",
+        "Run what base and pruned model share once (default, layer by layer from their files where these are larger"
+        " than memory), always read from the files, or let lm-eval's own backend run each.", metavar="shared|layers|hf",
         panel=MEASURING)] = None
 
 

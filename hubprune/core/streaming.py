@@ -12,7 +12,8 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,13 +29,14 @@ from hubprune.core.files import scratch_prefix
 from hubprune.core.memory import available_bytes, device_bytes
 from hubprune.core.neutral import ATTENTION, neutral_config, recorder_of
 from hubprune.core.templates import published_code
-from hubprune.core.weights import TensorEntry, open_weights
+from hubprune.core.weights import open_weights
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-READ_BYTES = 2**30
+READ_BYTES, PIECE_BYTES = 2**30, 2**20
+"""Bytes that are read at a time into a buffer, and of a tensor that is only compared."""
 ALIGNMENT = 64  # whole cache lines
 STATES_SHARE = 0.5
 """Share of the free memory that hidden states may take; the rest is for two layers and what they compute."""
@@ -58,7 +60,7 @@ class StreamedModel:
         config = neutral_config(folder, own_code=own_code)
         self._architecture, self._reader = architecture, WeightReader(folder, tensor_names or {})
         self._dtype, self.device = getattr(torch, dtype), torch.device(device)
-        with _parameters_without_data():
+        with parameters_without_data():
             self._model = AutoModel.from_config(
                 config, dtype=self._dtype, attn_implementation=ATTENTION, trust_remote_code=own_code
             )
@@ -123,29 +125,18 @@ class StreamedModel:
 
     def layers(self, numbers: Sequence[int]) -> Generator[nn.Module]:
         """Yield some decoder layers in this order; each loses its weights when the next is asked for."""
-        if not numbers:
-            return
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            # One buffer is read into while the layer in the other runs; fresh memory for every layer would cost as
-            # much time as the reading.
-            largest = max(self._reader.layer_bytes(self._prefix(number)) for number in range(len(self)))
-            buffers = [torch.empty(largest, dtype=torch.uint8) for _ in range(2)]
-            following: Future[dict[str, torch.Tensor]] = reader.submit(self._read, numbers[0], buffers[0])
-            for place, number in enumerate(numbers):
-                tensors, layer = following.result(), self._layers[number]
-                if place + 1 < len(numbers):
-                    following = reader.submit(self._read, numbers[place + 1], buffers[(place + 1) % 2])
-                self._fill(layer, tensors, number)
+        places = [self._places(number) for number in numbers]
+        with closing(read_ahead([Load(tuple(found.values())) for found in places])) as loads:
+            for number, found, tensors in zip(numbers, places, loads, strict=True):
+                layer = self._layers[number]
+                self._fill(layer, dict(zip(found, tensors, strict=True)), number)
                 del tensors
                 yield layer
-                # The weights go, and nothing that is computed: it may be filled again.
-                for module in layer.modules():
-                    for name, parameter in module.named_parameters(recurse=False):
-                        setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+                empty(layer)
 
-    def _read(self, number: int, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _places(self, number: int) -> dict[str, Stored]:
         gone = [part for kind, layer in self._bypassed if layer == number for part in self._architecture.parts[kind]]
-        return self._reader.layer(self._prefix(number), buffer, without=[f"{part}." for part in gone])
+        return self._reader.layer(self._prefix(number), without=[f"{part}." for part in gone])
 
     def _prefix(self, number: int) -> str:
         return f"{self._architecture.layers_prefix}{number}."
@@ -173,7 +164,7 @@ class StreamedModel:
 
 
 @contextmanager
-def _parameters_without_data() -> Iterator[None]:
+def parameters_without_data() -> Iterator[None]:
     """Build modules whose parameters have a shape and no data; buffers are computed as always."""
     register = nn.Module.register_parameter
 
@@ -185,8 +176,111 @@ def _parameters_without_data() -> Iterator[None]:
         yield
 
 
+def empty(layer: nn.Module) -> None:
+    """Let the weights of a module go, and nothing that it computed: it may be filled again."""
+    for module in layer.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a tensor lies in a file."""
+
+    path: Path
+    begin: int
+    """Offset of its first byte."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+    def rows(self, start: int, stop: int) -> Stored:
+        """Return where some of its rows lie, as many as there are."""
+        row = self.size // max(1, self.shape[0])
+        count = len(range(*slice(start, stop).indices(self.shape[0])))
+        return replace(self, begin=self.begin + start * row, shape=(count, *self.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Load:
+    """Tensors that are read together."""
+
+    tensors: tuple[Stored, ...]
+    twins: tuple[tuple[int, Stored], ...] = ()
+    """Tensors of other files that are to hold the same bytes, each behind the number of the one that is read."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of a buffer that it fits into."""
+        return sum(_aligned(stored.size) for stored in self.tensors)
+
+
+class OtherBytesError(Exception):
+    """A tensor does not hold what its twin does; `stored` says where it lies."""
+
+    def __init__(self, stored: Stored) -> None:
+        super().__init__(f"{stored.path} at byte {stored.begin}")
+        self.stored = stored
+
+
+def read_ahead(loads: Sequence[Load], *, buffers: int = 2) -> Generator[list[torch.Tensor]]:
+    """Yield the tensors of one load after the other; those of one are gone when the next is asked for.
+
+    With two buffers, a thread reads into one of them while what is in the other is used; with a single one, it takes
+    turns, which costs less memory.  Fresh memory for every load would cost as much time as the reading.
+
+    Raises:
+        OtherBytesError: a twin holds other bytes.
+        CheckpointError: a file became shorter.
+    """
+    if not loads:
+        return
+    room = max(load.size for load in loads)
+    rooms = [torch.empty(room, dtype=torch.uint8) for _ in range(min(buffers, len(loads)))]
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        waiting: dict[int, Future[list[torch.Tensor]]] = {}
+        for number in range(len(loads)):
+            for coming in range(number, min(number + len(rooms), len(loads))):
+                if coming not in waiting:
+                    waiting[coming] = reader.submit(_read, loads[coming], rooms[coming % len(rooms)])
+            yield waiting[number].result()
+            del waiting[number]
+
+
+def _read(load: Load, buffer: torch.Tensor) -> list[torch.Tensor]:
+    tensors, rest = [], buffer
+    for stored in load.tensors:
+        data = rest[: stored.size]
+        read_into(stored.path, data, stored.begin)
+        tensors.append(data.view(stored.dtype).view(stored.shape))
+        rest = rest[_aligned(stored.size) :]
+    for number, twin in load.twins:
+        if not holds(twin, tensors[number]):
+            raise OtherBytesError(twin)
+    return tensors
+
+
+def holds(stored: Stored, tensor: torch.Tensor) -> bool:
+    """Tell whether a file holds the bytes of a tensor in memory; a piece is read at a time."""
+    data = tensor.flatten().view(torch.uint8)
+    piece = torch.empty(min(PIECE_BYTES, len(data)), dtype=torch.uint8)
+    for part in data.split(PIECE_BYTES):
+        offset = part.storage_offset() - data.storage_offset()
+        read_into(stored.path, piece[: len(part)], stored.begin + offset)
+        if not torch.equal(piece[: len(part)], part):
+            return False
+    return len(data) == stored.size
+
+
 class WeightReader:
-    """Reads tensors of a checkpoint into memory, by name."""
+    """Finds and reads tensors of a checkpoint by name."""
 
     def __init__(self, folder: Path, names: Mapping[str, str | None]) -> None:
         self._where = {tensor.name: (shard.path, tensor) for shard, tensor in open_weights(folder).used(names)}
@@ -197,8 +291,8 @@ class WeightReader:
         """Names of all tensors."""
         return frozenset(self._where)
 
-    def entry(self, name: str) -> tuple[Path, TensorEntry]:
-        """Return the file and the place of a tensor.
+    def place(self, name: str) -> Stored:
+        """Return where a tensor lies.
 
         Raises:
             CheckpointError: there is no such tensor, or its dtype is not one that models compute in.
@@ -207,29 +301,17 @@ class WeightReader:
             raise CheckpointError(f"{self._folder} has no tensor {name!r}.")
         path, entry = self._where[name]
         if entry.dtype not in TORCH_DTYPES:
-            raise CheckpointError(f"{path}: tensor {name!r} has dtype {entry.dtype}, which cannot be scored.")
-        return path, entry
+            raise CheckpointError(f"{path}: tensor {name!r} has dtype {entry.dtype}, which no model computes in.")
+        return Stored(path, entry.begin, TORCH_DTYPES[entry.dtype], entry.shape)
 
-    def layer(self, prefix: str, buffer: torch.Tensor, *, without: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-        """Read all tensors below a prefix into a buffer of uint8, at least `layer_bytes` long.
+    def layer(self, prefix: str, *, without: Sequence[str] = ()) -> dict[str, Stored]:
+        """Return where all tensors below a prefix lie, by their names without it.
 
-        The names that come back are without the prefix; those whose rest begins as `without` says are passed over.
+        Those whose rest of a name begins as `without` says are passed over.
         """
         passed_over = tuple(prefix + part for part in without)
-        tensors, rest = {}, buffer
-        for name in self._where:
-            if name.startswith(prefix) and not name.startswith(passed_over):
-                path, entry = self.entry(name)
-                data = rest[: entry.size]
-                with path.open("rb", buffering=0) as file:
-                    _read_into(file.fileno(), data, entry.begin)
-                tensors[name.removeprefix(prefix)] = data.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
-                rest = rest[_aligned(entry.size) :]
-        return tensors
-
-    def layer_bytes(self, prefix: str) -> int:
-        """Return how long a buffer has to be that holds all tensors below a prefix."""
-        return sum(_aligned(self.entry(name)[1].size) for name in self._where if name.startswith(prefix))
+        names = (name for name in self._where if name.startswith(prefix) and not name.startswith(passed_over))
+        return {name.removeprefix(prefix): self.place(name) for name in names}
 
     def rows(self, name: str, numbers: Sequence[int]) -> torch.Tensor:
         """Read some rows of a matrix, in the given order, as [len(numbers), columns].
@@ -237,22 +319,33 @@ class WeightReader:
         Raises:
             CheckpointError: a row that does not exist.
         """
-        path, entry = self.entry(name)
-        if len(entry.shape) != 2 or max(numbers) >= entry.shape[0]:
-            raise CheckpointError(f"{path}: {name!r} of shape {list(entry.shape)} has no row {max(numbers)}.")
-        row_bytes = entry.size // entry.shape[0]
-        data = torch.empty(len(numbers), row_bytes, dtype=torch.uint8)
-        with path.open("rb", buffering=0) as file:
-            for target, number in zip(data, numbers, strict=True):
-                _read_into(file.fileno(), target, entry.begin + number * row_bytes)
-        return data.view(TORCH_DTYPES[entry.dtype])
+        stored = self.place(name)
+        if len(stored.shape) != 2 or max(numbers) >= stored.shape[0]:
+            raise CheckpointError(f"{stored.path}: {name!r} of shape {list(stored.shape)} has no row {max(numbers)}.")
+        return read_rows(stored, numbers)
+
+
+def read_rows(stored: Stored, numbers: Sequence[int]) -> torch.Tensor:
+    """Read some rows of a matrix that has them, in the given order, as [len(numbers), columns]."""
+    row_bytes = stored.size // stored.shape[0]
+    data = torch.empty(len(numbers), row_bytes, dtype=torch.uint8)
+    with stored.path.open("rb", buffering=0) as file:
+        for target, number in zip(data, numbers, strict=True):
+            _fill_from(file.fileno(), target, stored.begin + number * row_bytes)
+    return data.view(stored.dtype)
 
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _read_into(descriptor: int, target: torch.Tensor, offset: int) -> None:
+def read_into(path: Path, target: torch.Tensor, offset: int) -> None:
+    """Fill a tensor of uint8 with the bytes of a file from an offset on."""
+    with path.open("rb", buffering=0) as file:
+        _fill_from(file.fileno(), target, offset)
+
+
+def _fill_from(descriptor: int, target: torch.Tensor, offset: int) -> None:
     view, done = memoryview(target.numpy()), 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done : done + READ_BYTES]], offset + done)

@@ -5,9 +5,11 @@ In come folders or loaded models; out come comparisons that state their errors. 
 - sources, tasks: lm-eval's tasks by name, their files and data sets checked before anything is computed.
 - compare, results: from lm-eval's results to paired differences, intervals and marks.
 - requests: what models are asked, how requests share a row, and the memory of their answers.
+- pair: base and pruned model in memory, loaded once for all that measure them.
 - harness: one benchmark run from the tasks to the comparison, for folders or for models that are loaded.
 - panel, computing: variants that answer together, in this process or in several.
 - models, layer_tree: models in memory, and equal layers of several models run once.
+- skeletons, streamed: models larger than memory, whose layers are read from their files one at a time.
 - repetition, generation: free text, and how much it repeats itself.
 - speed: time in paired rounds, and memory.
 """

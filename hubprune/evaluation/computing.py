@@ -15,25 +15,24 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
+from hubprune.core.console import Advance
 from hubprune.core.devices import rank, world_size
 from hubprune.core.errors import EvaluationError
 from hubprune.core.memory import at_most, told_limit
 from hubprune.evaluation import models
-from hubprune.evaluation.layer_tree import Batch, LayerTree, Variant, collate, head_alone
-from hubprune.evaluation.panel import PLAIN_ROWS, Computing, Names, PanelLM, Prompt, Scored
-from hubprune.evaluation.requests import Answer, Request, Row, alone, batches, make_rows, refuse_not_finite, slots
+from hubprune.evaluation.layer_tree import Batch, LayerTree, Tally, Variant, collate, head_alone
+from hubprune.evaluation.panel import PLAIN_ROWS, Computing, Names, PanelLM, Prompt, Scored, not_told, tokens_of
+from hubprune.evaluation.requests import Answer, Request, Row, alone, batches, make_rows, slots
 
 CPU_SLOTS = 1024
 """Tokens of a batch on a CPU, whose caches larger ones do not fit into."""
 GPU_SLOTS = 32768
 """Tokens that a batch begins with elsewhere; it is halved until it fits."""
-CPU_LOGIT_BYTES, GPU_LOGIT_BYTES = 2**24, 2**28
-"""Memory that logits in float32 take at a time; on a CPU they are to stay in its cache."""
 TEXT_SLOTS = 16384
 """Tokens of a batch of texts that are written at once, those to come included."""
 TEXT_ROWS = 64
@@ -43,26 +42,31 @@ OVER = "over"
 """What the first process tells at the end of a run, whatever the others are doing."""
 
 
+class Scoring(Protocol):
+    """What scores requests for some variants."""
+
+    def plan(self, requests: Sequence[Request]) -> list[list[Row]]:
+        """Divide requests into what is answered together."""
+
+    def answer(self, rows: Sequence[Row], requests: Sequence[Request]) -> Scored:
+        """Return the answers of all variants to a part of the plan."""
+
+
 class Models:
     """Variants of one model in this process, and the tokenizer of all of them.
 
-    A batch has `batch_size` rows; None for as many as fit.  `share` lets the variants use one another's equal weights,
-    and returns what undoes that.
+    A batch has `batch_size` rows; None for as many as fit.
     """
 
-    def __init__(
-        self, variants: Sequence[Variant], tokenizer: Any, *, batch_size: int | None,
-        share: Callable[[], Callable[[], None]] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, variants: Sequence[Variant], tokenizer: Any, *, batch_size: int | None) -> None:
         self.variants = {variant.name: variant for variant in variants}
         self.language_models = {v.name: PanelLM(v, tokenizer, batch_size=batch_size) for v in variants}
         """What `lm_eval.evaluate` takes, by name."""
-        self._batch_size, self._share = batch_size, share
-        self._put_back: Callable[[], None] | None = None
-        self._scorers: dict[Names, Scorer] = {}
+        self._batch_size = batch_size
+        self._scorers: dict[Names, Scoring] = {}
 
-    def score(self, names: Names, requests: Sequence[Request]) -> Iterator[Scored]:
-        """Yield the answers of some variants to all requests, batch by batch.
+    def score(self, names: Names, requests: Sequence[Request], advance: Advance = not_told) -> Iterator[Scored]:
+        """Yield the answers of some variants to all requests, batch by batch; `advance` is told the tokens.
 
         Raises:
             EvaluationError: a single request does not fit into memory, or a log-likelihood is not finite.
@@ -70,9 +74,18 @@ class Models:
         scorer = self.scorer(names)
         for rows in scorer.plan(requests):
             yield scorer.answer(rows, requests)
+            advance(len(names) * tokens_of(requests[m.request] for row in rows for m in row.members))
 
-    def scorer(self, names: Names) -> Scorer:
-        """Return what scores requests for some variants, as long as no weights are exchanged."""
+    def first(self, names: Names, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return those of some requests of which a few are compared with lm-eval's own backend."""
+        return requests
+
+    def outlook(self, names: Names, requests: Sequence[Request]) -> str | None:
+        """Say what scoring requests will take, where that is worth saying."""
+        return None
+
+    def scorer(self, names: Names) -> Scoring:
+        """Return what scores requests for some variants."""
         if names not in self._scorers:
             self._scorers[names] = Scorer([self.variants[name] for name in names], most_rows=self._batch_size)
         return self._scorers[names]
@@ -100,23 +113,6 @@ class Models:
         batches = models.similar_length(lengths, tokens=tokens, rows=self._batch_size or TEXT_ROWS)
         return _run(batches, lambda batch: model.write([prompts[i] for i in batch]))
 
-    def share_weights(self) -> None:
-        """Let the variants use one another's equal weights."""
-        if self._share and not self._put_back:
-            self._put_back = self._share()
-            self._scorers.clear()
-
-    def put_weights_back(self) -> None:
-        """Undo that."""
-        if self._put_back:
-            self._put_back()
-            self._put_back = None
-            self._scorers.clear()
-
-    def let_own_weights_go(self) -> None:
-        """Give the memory back that is kept to undo it."""
-        self._put_back = lambda: None
-
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random, which depends on what was drawn before."""
         return self.write(name, prompts)
@@ -128,6 +124,26 @@ class Models:
 def _run(batches: models.Batches, work: Callable[[tuple[int, ...]], list[models.Result]]) -> list[models.Result]:
     with models.memory_errors("over a single row", hint="Pass --dtype bfloat16, or --device cpu."):
         return models.run_batches(batches, work, on_split=lambda rows: None)[0]
+
+
+class Share:
+    """Tells a bar of so many tokens, as shares of the work on them are done."""
+
+    def __init__(self, tokens: int, advance: Advance) -> None:
+        self._tokens, self._advance, self._done, self._told = tokens, advance, 0.0, 0
+
+    def __call__(self, share: float) -> None:
+        """Tell of a share of the work."""
+        self._done += share
+        self._tell(int(self._done * self._tokens))
+
+    def told_all(self) -> None:
+        """Make up for what rounding left out."""
+        self._tell(self._tokens)
+
+    def _tell(self, tokens: int) -> None:
+        self._advance(tokens - self._told)
+        self._told = tokens
 
 
 class Scorer:
@@ -182,22 +198,10 @@ class Scorer:
 
 
 def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, Answer]:
-    """Add up the log-likelihoods of each request's targets, in float64, from logits in float32."""
-    nats: dict[int, float] = {}
-    greedy: dict[int, bool] = {}
-    owners = iter(batch.owners)
-    logit_bytes = CPU_LOGIT_BYTES if states.device.type == "cpu" else GPU_LOGIT_BYTES
-    step = max(1, logit_bytes // (4 * variant.model.config.get_text_config().vocab_size))
+    tally = Tally(states, torch.arange(len(states), device=states.device), batch.targets)
     with head_alone(variant) as logits_of:
-        for part, wanted in zip(states.split(step), batch.targets.split(step), strict=True):
-            logits = logits_of(part).float()  # [n, vocabulary]
-            values = logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
-            right = logits.argmax(-1) == wanted
-            for value, best, request in zip(values.tolist(), right.tolist(), owners):  # noqa: B905  # they go on in the next part
-                nats[request] = nats.get(request, 0.0) + value
-                greedy[request] = greedy.get(request, True) and best
-    refuse_not_finite(nats.values(), model=variant.name)
-    return {request: Answer(value, greedy[request]) for request, value in nats.items()}
+        tally.read((0, variant.model.config.get_text_config().vocab_size), logits_of)
+    return tally.answers(batch.owners, variant.name)
 
 
 class _Dismissed(Exception):  # noqa: N818  # no error: the way out of whatever a follower is doing
@@ -238,11 +242,21 @@ class Team:
         self._own = own
         self.variants, self.language_models = own.variants, own.language_models
 
-    def score(self, names: Names, requests: Sequence[Request]) -> Iterator[Scored]:
+    def score(self, names: Names, requests: Sequence[Request], advance: Advance = not_told) -> Iterator[Scored]:
         """Yield the answers of some variants to all requests, as many batches at a time as there are processes."""
         _tell(("score", names, tuple(requests)))
         for answers in _rounds(self._own, names, requests):
-            yield from (scored for scored in answers or () if scored)
+            for scored in filter(None, answers or ()):
+                yield scored
+                advance(sum(tokens_of(map(requests.__getitem__, found)) for found in scored.values()))
+
+    def outlook(self, names: Names, requests: Sequence[Request]) -> str | None:
+        """Say what scoring requests will take, where that is worth saying."""
+        return self._own.outlook(names, requests)
+
+    def first(self, names: Names, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return those of some requests of which a few are compared with lm-eval's own backend."""
+        return self._own.first(names, requests)
 
     def plain(self, name: str, requests: Sequence[Request]) -> list[Answer]:
         """Return a variant's answers as lm-eval's own backend computes them, each process a part of them."""
@@ -258,21 +272,6 @@ class Team:
         for number, part in enumerate(_gather(_part(self._own, what, name, items)) or ()):
             found[number :: world_size()] = part
         return found
-
-    def share_weights(self) -> None:
-        """Let the variants use one another's equal weights, everywhere."""
-        _tell(("share_weights",))
-        self._own.share_weights()
-
-    def put_weights_back(self) -> None:
-        """Undo that."""
-        _tell(("put_weights_back",))
-        self._own.put_weights_back()
-
-    def let_own_weights_go(self) -> None:
-        """Give the memory back that is kept to undo it."""
-        _tell(("let_own_weights_go",))
-        self._own.let_own_weights_go()
 
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random: in this process alone, as if there were no other."""

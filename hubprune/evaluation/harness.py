@@ -6,19 +6,20 @@ import json
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune.core.artifacts import BenchmarkAnswers, BenchmarkComparison, SelfCheck
+from hubprune.core.artifacts import BenchmarkAnswers, BenchmarkComparison, EvalBackend, SelfCheck
 from hubprune.core.console import Reporter, quiet, size
-from hubprune.core.errors import EvaluationError
+from hubprune.core.errors import CheckpointError, EvaluationError
 from hubprune.core.privacy import no_calls_elsewhere
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
+from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.evaluation.requests import Memo
 from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents
 from hubprune.evaluation.sources import commit_of, state_of
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 # lm-eval's own 100,000 take 46 s per model for lambada's perplexity alone; 0 would switch off every standard error.
 BOOTSTRAP_ITERATIONS = 1000
-MEMORY_SHARE = 0.6
-"""Share of the free memory that the weights of all models may take; the rest is for what they compute.  No more than a
-single model may take, or else the last of them would not be put on the device as a whole."""
 
 
 def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
@@ -51,26 +49,24 @@ def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
     return {source.name: state_of(source) for source in data_sources(find_tasks(spec), spec.tasks)}
 
 
-@dataclass(frozen=True)
-class ModelFolder:
-    """A folder with a model that is to be measured."""
-
-    path: Path
-    own_code: bool = False
-    """Whether code in it is run: for folders whose modeling file this package rendered."""
-    identity: str | None = None
-    """What stands for the model, machine and versions in the memory of answers; None where nothing is remembered."""
-
-
 def run(
     base: ModelFolder, pruned: ModelFolder, *, spec: EvaluationSpec, seed: int, device: str, dtype: str,
     reporter: Reporter, memo: Path | None = None, samples_folder: Path | None = None,
 ) -> BenchmarkComparison:  # fmt: skip
-    """Benchmark two model folders with lm-eval's tasks and metrics, and compare them.
+    """Benchmark two model folders; `device` and `dtype` may be `auto`.  All else is that of `compare`."""
+    with Pair(base, pruned, device=device, dtype=dtype, reporter=reporter) as pair:
+        return compare(pair, spec=spec, seed=seed, reporter=reporter, memo=memo, samples_folder=samples_folder)
 
-    Both are loaded at once where memory allows that, and share what they have in common; else one after the other.
-    `device` and `dtype` may be `auto`.  What a model with an identity answered is kept in the file `memo`, and what is
-    there is not computed again.  Each answer goes to `samples_folder/{base,pruned}/samples_<task>.jsonl`.
+
+def compare(
+    pair: Pair, *, spec: EvaluationSpec, seed: int, reporter: Reporter, memo: Path | None = None,
+    samples_folder: Path | None = None,
+) -> BenchmarkComparison:  # fmt: skip
+    """Benchmark both models of a pair with lm-eval's tasks and metrics, and compare them.
+
+    Both are loaded at once where memory allows that; else layers are read from their files, or one is loaded after the
+    other.  What a model with an identity answered is kept in the file `memo`, and what is there is not computed again.
+    Each answer goes to `samples_folder/{base,pruned}/samples_<task>.jsonl`.
 
     Raises:
         EvaluationError: a task or its data set cannot be loaded, the device's memory is too small, or the models
@@ -82,8 +78,8 @@ def run(
     start = time.monotonic()
     reporter.note(f"Reading the documents of {', '.join(spec.tasks)}")
     with quiet(), no_calls_elsewhere():
-        plan = _Plan(load_tasks(spec), spec=spec, seed=seed, device=device, dtype=dtype, reporter=reporter)
-        measured = _measure(plan, {"base": base, "pruned": pruned}, Memo(memo))
+        plan = _Plan(load_tasks(spec), spec=spec, seed=seed, reporter=reporter)
+        measured = _measure(plan, pair, Memo(memo))
     results = measured.results
     refuse_different_documents(results["base"], results["pruned"])
     if samples_folder is not None:
@@ -108,7 +104,7 @@ class InMemory:
     ) -> None:  # fmt: skip
         with quiet(), no_calls_elsewhere():
             suite = load_tasks(spec)
-            self._plan = _Plan(suite, spec=spec, seed=seed, device="auto", dtype="auto", reporter=reporter)
+            self._plan = _Plan(suite, spec=spec, seed=seed, reporter=reporter)
             self._models = models
             self._panel = _panel(self._plan, models, identities, Memo(memo))
 
@@ -136,8 +132,6 @@ class _Plan:
     suite: Suite
     spec: EvaluationSpec
     seed: int
-    device: str
-    dtype: str
     reporter: Reporter
 
 
@@ -149,46 +143,56 @@ class _Measured:
     """lm-eval's own results, samples included, by the name of the model."""
     device: str
     dtype: str
+    backend: EvalBackend
     fallback: str | None
     self_check: SelfCheck | None
 
 
-def _measure(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    from hubprune.evaluation.models import free_bytes, release_memory, weight_bytes
+def _measure(plan: _Plan, pair: Pair, memo: Memo) -> _Measured:
+    from hubprune.evaluation.models import free_bytes, gpu_limits
 
-    needed = sum(weight_bytes(folder.path, dtype=plan.dtype) for folder in folders.values())
-    free = free_bytes(plan.device)
-    if needed < free * MEMORY_SHARE:
-        together = _measure_together(plan, folders, memo)
-        release_memory()
-        return together
-    plan.reporter.note(f"both models take {size(needed)} and {size(free)} are free: one after the other is loaded")
-    parts = []
-    for name, folder in folders.items():
-        parts.append(_measure_together(plan, {name: folder}, memo))
-        release_memory()
-    one, other = parts
+    names = tuple(pair.folders)
+    # Several GPUs that hold a model between them are faster than one that is handed its layers.
+    too_large = not pair.fits and pair.needed > sum(gpu_limits(pair.device).values())
+    if plan.spec.backend == "layers" or (plan.spec.backend == "shared" and too_large):
+        try:
+            return _measure_together(plan, pair, names, memo, way="layers")
+        except CheckpointError as error:
+            plan.reporter.note(error.message)
+    if pair.fits:
+        return _measure_together(plan, pair, names, memo)
+    needed, free = size(pair.needed), size(free_bytes(pair.device))
+    plan.reporter.note(f"both models take {needed} and {free} are free: one after the other is loaded")
+    one, other = (_measure_together(plan, pair, (name,), memo) for name in names)
     checks = [check for check in (one.self_check, other.self_check) if check]
     return replace(
         one,
         results={**one.results, **other.results},
+        backend=other.backend if one.backend == "shared" else one.backend,
         fallback=one.fallback or other.fallback,
         self_check=max(checks, key=lambda check: check.largest_difference) if len(checks) == 2 else None,
     )
 
 
-def _measure_together(plan: _Plan, folders: Mapping[str, ModelFolder], memo: Memo) -> _Measured:
-    """Load models and let all of them answer; at the end nothing holds on to them."""
+def _measure_together(
+    plan: _Plan, pair: Pair, names: Sequence[str], memo: Memo, *, way: EvalBackend | None = None
+) -> _Measured:
+    """Let some models of a pair answer together."""
     from hubprune.evaluation.computing import assemble
 
-    models = assemble(load_folders, folders, plan.device, plan.dtype, plan.spec.batch_size)
+    folders = {name: pair.folders[name] for name in names}
+    where = (folders, pair.device, pair.dtype, plan.spec.batch_size)
+    if way == "layers":
+        models = assemble(open_folders, *where)
+    else:
+        models = assemble(load_folders, *where, here=_models_of(pair, names, plan.spec.batch_size))
     identities = {name: folder.identity or name for name, folder in folders.items()}
     kept = memo if all(folder.identity for folder in folders.values()) else Memo()
-    panel = _panel(plan, models, identities, kept)
+    panel = _panel(plan, models, identities, kept, way)
     results = {name: _evaluate(plan, panel, name) for name in folders}
     models.close()
     device, dtype = _where(models)
-    return _Measured(results, device, dtype, panel.fallback, panel.self_check)
+    return _Measured(results, device, dtype, panel.backend, panel.fallback, panel.self_check)
 
 
 def _where(models: Computing) -> tuple[str, str]:
@@ -201,24 +205,38 @@ def _where(models: Computing) -> tuple[str, str]:
 
 def load_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, batch_size: int | None) -> Models:
     """Load model folders that are to answer together."""
+    first, *_, last = *folders.values(), *folders.values()
+    pair = Pair(first, last, device=device, dtype=dtype, reporter=Reporter(quiet=True))
+    return _models_of(pair, tuple(folders), batch_size)
+
+
+def _models_of(pair: Pair, names: Sequence[str], batch_size: int | None) -> Models:
     from hubprune.evaluation.computing import Models
     from hubprune.evaluation.layer_tree import Variant
-    from hubprune.evaluation.models import load_model, share_weights
 
-    load = partial(load_model, device=device, dtype=dtype)
-    loaded = [load(folder.path, trust_remote_code=folder.own_code) for folder in folders.values()]
-    return Models(
-        [Variant.of(name, model.model) for name, model in zip(folders, loaded, strict=True)],
-        loaded[0].tokenizer,
-        batch_size=batch_size,
-        share=lambda: share_weights(loaded[0].model, loaded[-1].model),
-    )
+    loaded = {name: pair.load(name) for name in names}
+    variants = [Variant.of(name, model.model) for name, model in loaded.items()]
+    return Models(variants, loaded[names[0]].tokenizer, batch_size=batch_size)
 
 
-def _panel(plan: _Plan, models: Computing, identities: Mapping[str, str], memo: Memo) -> Panel:
+def open_folders(folders: Mapping[str, ModelFolder], device: str, dtype: str, batch_size: int | None) -> Models:
+    """Open model folders that are to answer together, layer by layer from their files.
+
+    Raises:
+        CheckpointError: one of them cannot be run so.
+    """
+    from hubprune.evaluation.streamed import StreamedModels
+
+    return StreamedModels(folders, device=device, dtype=dtype, batch_size=batch_size)
+
+
+def _panel(
+    plan: _Plan, models: Computing, identities: Mapping[str, str], memo: Memo, backend: EvalBackend | None = None
+) -> Panel:
     from hubprune.evaluation.panel import Panel
 
-    return Panel(models, identities=identities, memo=memo, backend=plan.spec.backend, reporter=plan.reporter)
+    asked = backend or ("hf" if plan.spec.backend == "hf" else "shared")
+    return Panel(models, identities=identities, memo=memo, backend=asked, reporter=plan.reporter)
 
 
 def _evaluate(plan: _Plan, panel: Panel, name: str) -> Mapping[str, Any]:
@@ -274,7 +292,7 @@ def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> Benchmar
         plan.reporter.warn(sentence)
     return BenchmarkComparison(
         tasks=tasks, mean_change=mean_change(tasks), left_out=tuple(left_out), limit=plan.spec.limit,
-        backend="hf" if measured.fallback else plan.spec.backend, fallback=measured.fallback,
+        backend=measured.backend, fallback=measured.fallback,
         self_check=measured.self_check, batch_size=plan.spec.batch_size, dtype=measured.dtype,
         device=measured.device, seed=plan.seed, lm_eval=version("lm_eval"), seconds=seconds,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,10 +18,12 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hubprune.core.neutral import recorder_of
-from hubprune.evaluation.requests import Row
+from hubprune.evaluation.requests import Answer, Row, refuse_not_finite
 
 PASSED_OVER = frozenset({"layer_idx", "name_or_path", "training"})
 """Plain attributes of modules that change nothing in a pass without a KV cache."""
+CPU_LOGIT_BYTES, GPU_LOGIT_BYTES = 2**24, 2**28
+"""Memory that logits in float32 take at a time; on a CPU they are to stay in its cache."""
 MASKED = ("sdpa", "eager")
 """Implementations of attention that take a mask of our own."""
 
@@ -49,12 +51,17 @@ class Variant:
 
 
 def why_not(variant: Variant) -> str | None:
-    """Say why the layers of a model cannot be run one by one; None where they can."""
-    config, decoder = variant.model.config, variant.decoder
-    if getattr(config, "quantization_config", None) is not None:
+    """Say why the layers of a model that is loaded cannot be run one by one; None where they can."""
+    parameters = list(variant.model.parameters())
+    spread = len({parameter.device for parameter in parameters}) > 1 or any(p.is_meta for p in parameters)
+    return "it is spread over several devices" if spread else why_not_anywhere(variant)
+
+
+def why_not_anywhere(variant: Variant) -> str | None:
+    """Say why the layers of a model cannot be run one by one, wherever its weights are; None where they can."""
+    decoder = variant.decoder
+    if getattr(variant.model.config, "quantization_config", None) is not None:
         return "it is quantized"
-    if len({p.device for p in variant.model.parameters()}) > 1 or any(p.is_meta for p in variant.model.parameters()):
-        return "it is spread over several devices"
     if decoder.config._attn_implementation not in MASKED:
         return f"its attention is {decoder.config._attn_implementation}"
     missing = [name for name in ("layers", "norm", "embed_tokens") if not hasattr(decoder, name)]
@@ -77,6 +84,11 @@ class Batch:
     """Token ids that they should predict, [targets]."""
     owners: tuple[int, ...]
     """The request that each target is of."""
+
+    def some(self, rows: slice) -> Batch:
+        """Return some of its rows, as far as layers look at them."""
+        positions, branches = (None if t is None else t[rows] for t in (self.positions, self.branches))
+        return replace(self, ids=self.ids[rows], positions=positions, branches=branches)
 
     def mask(self, window: int | None) -> torch.Tensor | None:
         """Return which token sees which, bool of shape [rows, 1, tokens, tokens]; None where causal says it all.
@@ -130,12 +142,13 @@ class LayerTree:
     def _signs(self) -> list[list[str]]:
         """What stands for each layer of each variant: where it is the same, so is the layer."""
         pairs = [zip(windows_of(variant), variant.layers, strict=True) for variant in self.variants]
-        return [[repr((window, _weights(layer), _behaviour(layer))) for window, layer in each] for each in pairs]
+        return [[repr((window, _weights(layer), behaviour(layer))) for window, layer in each] for each in pairs]
 
     @cached_property
-    def _trunks(self) -> list[tuple[_Trunk, list[int]]]:
-        groups = _grouped(range(len(self.variants)), [_Trunk.key(variant) for variant in self.variants])
-        return [(_Trunk(self.variants[numbers[0]]), numbers) for numbers in groups]
+    def _trunks(self) -> list[tuple[Trunk, list[int]]]:
+        keys = [(Trunk.key(variant, _weights), windows_of(variant)) for variant in self.variants]
+        groups = grouped(range(len(self.variants)), keys)
+        return [(Trunk(self.variants[numbers[0]]), numbers) for numbers in groups]
 
     def hidden_states(self, batch: Batch) -> Iterator[tuple[Variant, torch.Tensor]]:
         """Yield the selected hidden states of every variant, before its last norm: [targets, hidden_size]."""
@@ -150,7 +163,7 @@ class LayerTree:
     def _grow(self, limb: _Limb, step: int) -> Iterator[_Limb]:
         """Run the next layer, or each of the next layers, of variants that agree so far."""
         signs = [self._signs[n][step] if step < len(self.variants[n].layers) else "" for n in limb.variants]
-        for numbers in _grouped(limb.variants, signs):
+        for numbers in grouped(limb.variants, signs):
             layers, states = self.variants[numbers[0]].layers, limb.states
             if step < len(layers):
                 self.calls += 1
@@ -168,14 +181,15 @@ class _Limb:
     variants: Sequence[int]
 
 
-def _grouped(numbers: Sequence[int], keys: Sequence[object]) -> list[list[int]]:
+def grouped(numbers: Sequence[int], keys: Sequence[object]) -> list[list[int]]:
+    """Put those numbers together whose keys are equal, in the order of the first of each."""
     groups: dict[object, list[int]] = {}
     for number, key in zip(numbers, keys, strict=True):
         groups.setdefault(key, []).append(number)
     return list(groups.values())
 
 
-class _Trunk:
+class Trunk:
     """What comes before the first layer, for all variants that begin alike."""
 
     def __init__(self, variant: Variant) -> None:
@@ -184,16 +198,19 @@ class _Trunk:
         self._windows = windows_of(variant)
 
     @staticmethod
-    def key(variant: Variant) -> object:
-        """Return what has to be the same for two variants to begin alike and hand the same things to their layers."""
+    def key(variant: Variant, weights: Callable[[nn.Module], object]) -> str:
+        """Return what has to be the same for two variants to begin alike; `weights` tells those of a module."""
         decoder = variant.decoder
         rest = {name: module for name, module in decoder.named_children() if name not in ("layers", "norm")}
-        parts = {name: (_weights(part), _behaviour(part), _buffers(part)) for name, part in rest.items()}
+        parts = {name: (weights(part), behaviour(part), _buffers(part)) for name, part in rest.items()}
         own = sorted((k, repr(v)) for k, v in vars(decoder).items() if _is_plain(k, v))
-        return repr((parts, own, windows_of(variant), decoder.config._attn_implementation))
+        return repr((parts, own, decoder.config._attn_implementation))
 
-    def enter(self, batch: Batch) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        """Return the hidden states that enter the first layer, and what each layer is handed besides."""
+    def enter(self, batch: Batch, states: torch.Tensor | None = None) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """Return the hidden states that enter the first layer, and what each layer is handed besides.
+
+        Where states are given, the tokens are not looked up, and only what the layers are handed is of use.
+        """
         masks = {window: batch.mask(window) for window in {None, *self._windows}}
         if self._decoder.config._attn_implementation == "eager":  # it adds the mask to its scores
             dtype = self._decoder.dtype
@@ -201,19 +218,40 @@ class _Trunk:
                 if mask is not None:
                     masks[window] = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         given = {} if batch.positions is None else {"position_ids": batch.positions, "attention_mask": masks[None]}
-        layers, norm = self._decoder.layers, self._decoder.norm
-        self._decoder.layers, self._decoder.norm = nn.ModuleList(self._recorders), nn.Identity()
-        try:
-            self._decoder(input_ids=batch.ids, use_cache=False, **given)
-        finally:
-            self._decoder.layers, self._decoder.norm = layers, norm
-        states, calls = self._recorders[0].states, [recorder.calls for recorder in self._recorders]
-        for recorder in self._recorders:
-            recorder.forget()
+        read = {"input_ids": batch.ids} if states is None else {"inputs_embeds": states}
+        entering, calls = self._observe(**read, **given)
         if batch.positions is not None:
             # Transformers counts a window in tokens of the row; an ending is at another distance in positions.
             calls = [c | {"attention_mask": masks[w]} for c, w in zip(calls, self._windows, strict=True)]
-        return states, calls
+        return entering, calls
+
+    def embed(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the states of tokens whose rows of the embedding are given, both [tokens, hidden_size].
+
+        The model itself looks them up, since families scale what they find.  No family here adds a position to it.
+        """
+        embedding = self._decoder.embed_tokens
+        before = embedding.weight, embedding.num_embeddings, embedding.padding_idx
+        embedding.weight = nn.Parameter(rows, requires_grad=False)
+        # Its number for padding is one of the whole table.
+        embedding.num_embeddings, embedding.padding_idx = len(rows), None
+        try:
+            found, _ = self._observe(input_ids=torch.arange(len(rows), device=rows.device)[:, None])
+        finally:
+            embedding.weight, embedding.num_embeddings, embedding.padding_idx = before
+        return found[:, 0]
+
+    def _observe(self, **given: Any) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        layers, norm = self._decoder.layers, self._decoder.norm
+        self._decoder.layers, self._decoder.norm = nn.ModuleList(self._recorders), nn.Identity()
+        try:
+            self._decoder(**given, use_cache=False)
+        finally:
+            self._decoder.layers, self._decoder.norm = layers, norm
+        found = self._recorders[0].states, [recorder.calls for recorder in self._recorders]
+        for recorder in self._recorders:
+            recorder.forget()
+        return found
 
 
 def windows_of(variant: Variant) -> tuple[int | None, ...]:
@@ -227,7 +265,7 @@ def windows_of(variant: Variant) -> tuple[int | None, ...]:
     return tuple(window if kind == "sliding_attention" else None for kind in kinds[: len(variant.layers)])
 
 
-def _behaviour(module: nn.Module) -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
+def behaviour(module: nn.Module) -> list[tuple[str, str, tuple[tuple[str, str], ...]]]:
     """List the classes below a module with their plain attributes: with the same weights they do the same."""
     return [
         (name, type(part).__qualname__, tuple(sorted((k, repr(v)) for k, v in vars(part).items() if _is_plain(k, v))))
@@ -279,3 +317,48 @@ class _Handed(nn.Module):
 
     def forward(self, *_: Any, **__: Any) -> Any:
         return BaseModelOutputWithPast(last_hidden_state=self.states)
+
+
+class Tally:
+    """What one variant says of its targets, from one block of the vocabulary after the other.
+
+    `states` are hidden states before the last norm, [n, hidden_size]; each of `targets` is the token that should come
+    behind the state at one of `places`.  They are on the device that computes, the states may be elsewhere.
+    """
+
+    def __init__(self, states: torch.Tensor, places: torch.Tensor, targets: torch.Tensor) -> None:
+        self._states, self._places, self._targets = states, places, targets
+        device, count = targets.device, len(states)
+        self._all = torch.full((count,), -torch.inf, dtype=torch.float64, device=device)
+        """Logarithm of the sum over the vocabulary so far, for each state."""
+        self._best = torch.full((count,), -torch.inf, device=device)
+        self._token = torch.zeros(count, dtype=torch.int64, device=device)
+        self._logits = torch.zeros(len(targets), device=device)
+
+    def read(self, block: tuple[int, int], logits_of: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Take the logits of some tokens into account, those of a block of the vocabulary, in float32."""
+        (first, stop), device = block, self._targets.device
+        logit_bytes = CPU_LOGIT_BYTES if device.type == "cpu" else GPU_LOGIT_BYTES
+        here = (self._targets >= first) & (self._targets < stop)
+        step = max(1, logit_bytes // (4 * (stop - first)))
+        for start in range(0, len(self._states), step):
+            some = slice(start, start + step)
+            logits = logits_of(self._states[some].to(device)).float()  # [n, tokens of the block]
+            self._all[some] = torch.logaddexp(self._all[some], logits.logsumexp(-1).double())
+            best, token = logits.max(-1)
+            better = best > self._best[some]  # of equal ones, the first counts
+            self._best[some] = torch.where(better, best, self._best[some])
+            self._token[some] = torch.where(better, token + first, self._token[some])
+            mine = (here & (self._places >= start) & (self._places < start + step)).nonzero()[:, 0]
+            self._logits[mine] = logits[self._places[mine] - start, self._targets[mine] - first]
+
+    def answers(self, owners: Sequence[int], name: str) -> dict[int, Answer]:
+        """Add up what belongs to each request, in float64."""
+        nats, greedy = dict[int, float](), dict[int, bool]()
+        values = (self._logits.double() - self._all[self._places]).tolist()
+        right = (self._token[self._places] == self._targets).tolist()
+        for owner, value, best in zip(owners, values, right, strict=True):
+            nats[owner] = nats.get(owner, 0.0) + value
+            greedy[owner] = greedy.get(owner, True) and best
+        refuse_not_finite(nats.values(), model=name)
+        return {owner: Answer(value, greedy[owner]) for owner, value in nats.items()}

@@ -1,31 +1,34 @@
 """Load a model folder for measuring, put it where it fits, run it in batches that fit, and let go of it again.
 
-A model goes onto one device, or where it is larger, by accelerate's device map over all there are.  A pruned model may
-use the base's weights where both hold the same ones, proved number by number: that halves the memory of the two, and
-tells the layer tree which layers are the same.
+A model goes onto one device, or where it is larger, by accelerate's device map over all there are.  A pruned model
+uses the base's tensors where its files hold the same ones, proved number by number: that halves the memory of the two,
+and tells the layer tree which layers are the same.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
-import re
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from hubprune.core import devices, memory
 from hubprune.core.artifacts import PerplexityAnswers
 from hubprune.core.errors import EvaluationError
 from hubprune.core.files import scratch_prefix
-from hubprune.core.neutral import load_causal_lm
+from hubprune.core.neutral import fresh_generation, load_causal_lm
+from hubprune.core.streaming import Stored, read_into
 from hubprune.core.strict import parse_json
+from hubprune.evaluation.skeletons import LAYER, fill, skeleton, slots
 
 NO_MEMORY = (
     "DefaultCPUAllocator", "MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
@@ -33,9 +36,10 @@ NO_MEMORY = (
 """What torch says in a plain RuntimeError where memory ran out."""
 GPU_SHARE, CPU_SHARE = 0.85, 0.6
 """Share of the free memory that weights may take; the rest is for what is computed."""
-_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
-SAMPLES = 64
-"""Numbers of a tensor that are looked at before all are compared."""
+SAMPLES = 32
+"""Numbers at a tensor's beginning, middle and end that are looked at before all are compared."""
+PIECE_BYTES = 2**22
+"""Bytes of a file that are compared at a time."""
 Result = TypeVar("Result")
 Batch = tuple[int, ...]
 """Indices of rows that are run together."""
@@ -80,11 +84,16 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
         cast = dtype if dtype == "auto" else getattr(torch, dtype)
         model = load_causal_lm(link, dtype=cast, own_code=trust_remote_code, **place)
     model.offload_folder = offload  # deleted with the model, which may read its weights from there
+    return LoadedModel(model, tokenizer_of(model, link), input_device(model), str(model.dtype).removeprefix("torch."))
+
+
+def tokenizer_of(model: Any, folder: Path) -> Any:
+    """Load the tokenizer of a model from its folder; code that comes with it is never run."""
     # With the config at hand, it does not look for one whose code it may not run, and complain.
-    tokenizer = AutoTokenizer.from_pretrained(link, config=model.config, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
     if (tokenizer.pad_token_id or 0) >= model.get_input_embeddings().num_embeddings:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # rows are filled with it, and it had no embedding
-    return LoadedModel(model, tokenizer, input_device(model), str(model.dtype).removeprefix("torch."))
+    return tokenizer
 
 
 @contextmanager
@@ -110,6 +119,13 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     elif torch.mps.is_available():
         torch.mps.empty_cache()
+    give_back()
+
+
+def give_back() -> None:
+    """Return what was freed to the system: the C library of Linux keeps it, a few hundred MB after a model was run."""
+    with suppress(AttributeError, OSError, TypeError):  # others have no such function, or no library by that name
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def own_device(device: str) -> str:
@@ -128,6 +144,11 @@ def free_bytes(device: str) -> int:
     return memory.device_bytes(place) if place.startswith("cuda") else _own_memory()
 
 
+def share_of(device: str) -> float:
+    """Return the share of its free memory that weights may take on a device."""
+    return GPU_SHARE if own_device(device).startswith("cuda") else CPU_SHARE
+
+
 def _own_memory() -> int:  # of several processes on a machine, each may take its share
     return memory.available_bytes() // devices.local_world_size()
 
@@ -135,18 +156,26 @@ def _own_memory() -> int:  # of several processes on a machine, each may take it
 def placement(folder: Path, *, device: str, dtype: str, offload_folder: str) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that say where a model goes.
 
-    A device that was named is taken.  `auto` is the first one where the weights fit into its memory; else they go to
-    all GPUs, then to memory, and what is left to `offload_folder`, which has to be there as long as the model.
+    A device that was named is taken, `auto` is the first one, where the weights fit into its memory; else they go to
+    it, and for `auto` to all other GPUs, then to memory, and what is left to `offload_folder`, which has to be there as
+    long as the model.
     """
-    whole = {"device_map": {"": own_device(device)}}
-    share = GPU_SHARE if own_device(device).startswith("cuda") else CPU_SHARE
-    if device != "auto" or weight_bytes(folder, dtype=dtype) <= share * free_bytes(device):
-        return whole
+    place = own_device(device)
+    if place == "mps" or weight_bytes(folder, dtype=dtype) <= share_of(device) * free_bytes(device):
+        return {"device_map": {"": place}}
     limits: dict[int | str, int] = {"cpu": int(CPU_SHARE * _own_memory())}
-    if torch.cuda.is_available():
-        gpus = [devices.local_rank()] if devices.world_size() > 1 else range(torch.cuda.device_count())
-        limits |= {number: int(GPU_SHARE * torch.cuda.mem_get_info(number)[0]) for number in gpus}
+    limits.update(gpu_limits(device))
     return {"device_map": "auto", "max_memory": limits, "offload_folder": offload_folder}
+
+
+def gpu_limits(device: str) -> dict[int | str, int]:
+    """Return the bytes that weights may take of each GPU: those that `auto` stands for, or the one that was named."""
+    place = own_device(device)
+    if not place.startswith("cuda"):
+        return {}
+    several = device == "auto" and devices.world_size() == 1
+    gpus = range(torch.cuda.device_count()) if several else [int(place.partition(":")[2] or 0)]
+    return {number: int(GPU_SHARE * memory.device_bytes(f"cuda:{number}")) for number in gpus}
 
 
 def weight_bytes(folder: Path, *, dtype: str) -> int:
@@ -164,6 +193,11 @@ def placed_on(model: Any) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
+def is_on_disk(model: Any) -> bool:
+    """Tell whether some of a model is read from disk for every pass."""
+    return "disk" in _places(model)
+
+
 def input_device(model: Any) -> str:
     """Name the device that a model takes token ids on."""
     places = [place for place in _places(model) if place != "disk"]
@@ -175,36 +209,83 @@ def _places(model: Any) -> list[str]:
     return list(dict.fromkeys(f"cuda:{place}" if isinstance(place, int) else str(place) for place in places))
 
 
-def share_weights(base: Any, other: Any) -> Callable[[], None]:
-    """Put the base's tensors in the place of equal ones of another model; modules stay apart.
+# ---- two models that share their tensors -----------------------------------------------------------------------------
 
-    A tensor may be found in another layer, since those behind a dropped one are renumbered.  Nothing is shared between
-    devices or dtypes.  Returns what puts the other model's own tensors back, as long as it is kept.
+
+def load_beside(base: LoadedModel, folder: Path, *, own_code: bool) -> LoadedModel:
+    """Load a model that uses the tensors of one in memory wherever its files hold the same numbers.
+
+    All of them are compared, a piece at a time, and only what differs is read and kept: so the second model costs no
+    more memory than what it has of its own, at no time.  A tensor may be found in another layer, since those behind a
+    dropped one are renumbered.
+
+    Raises:
+        CheckpointError: its files call tensors otherwise than the model does, or its layers cannot be told apart.
     """
-    candidates: dict[object, dict[str, torch.Tensor]] = {}
-    for name, parameter in base.named_parameters():
-        candidates.setdefault(_looks(name, parameter), {})[name] = parameter.data
-    replaced: list[tuple[nn.Parameter, torch.Tensor]] = []
-    for name, parameter in other.named_parameters():
-        own, found = parameter.data, candidates.get(_looks(name, parameter), {})
-        # That of the same name comes first: norms of several layers may be equal, and a layer is known by all of its.
-        ordered = (tensor for _, tensor in sorted(found.items(), key=lambda item: item[0] != name))
-        if (equal := next((tensor for tensor in ordered if torch.equal(tensor, own)), None)) is not None:
-            parameter.data = equal
-            replaced.append((parameter, own))
+    model = skeleton(folder, own_code=own_code, dtype=base.dtype, device=base.device)
+    known: dict[object, dict[str, torch.Tensor]] = {}
+    for name, parameter in base.model.named_parameters():
+        known.setdefault(_look(name, parameter.shape, _glance(parameter.data)), {})[name] = parameter.data
+    places, tensors = list(slots(model)), dict[Stored, torch.Tensor]()
+    with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."):
+        for name, *_, stored in places:
+            if stored not in tensors:
+                found = known.get(_look(name, stored.shape, _glance_at(stored, model.dtype)), {})
+                # That of the same name comes first: norms of several layers may be equal, and a layer is known by all.
+                ordered = (tensor for _, tensor in sorted(found.items(), key=lambda item: item[0] != name))
+                equal = next((tensor for tensor in ordered if holds_numbers(stored, tensor)), None)
+                tensors[stored] = _read(stored).to(base.device, model.dtype) if equal is None else equal
+    fill(places, tensors)
+    ends = model.generation_config.eos_token_id
+    with suppress(OSError):  # as transformers does it, where there is no such file
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id
+    model.generation_config = fresh_generation(ends)
+    return LoadedModel(model, tokenizer_of(model, folder), base.device, base.dtype)
 
-    def put_back() -> None:
-        for parameter, own in replaced:
-            parameter.data = own
 
-    return put_back
+def holds_numbers(stored: Stored, tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is what a file holds once that is cast to its dtype, bit by bit."""
+    if stored.shape != tuple(tensor.shape):
+        return False
+    rows, start = PIECE_BYTES // stored.dtype.itemsize, 0
+    for part in tensor.flatten().split(rows):
+        own = _read(replace(stored, shape=(len(part),), begin=stored.begin + start * stored.dtype.itemsize))
+        if not torch.equal(own.to(part.device, part.dtype).view(torch.uint8), part.view(torch.uint8)):
+            return False
+        start += len(part)
+    return True
 
 
-def _looks(name: str, parameter: torch.Tensor) -> object:
-    """Return what equal tensors have in common, without reading all of them: name, kind, and a few numbers."""
-    flat = parameter.detach().flatten()
-    few = flat[:: max(1, len(flat) // SAMPLES)].tolist()
-    return _LAYER.sub("*", name), parameter.shape, parameter.dtype, parameter.device, repr(few)
+def _read(stored: Stored) -> torch.Tensor:
+    data = torch.empty(stored.size, dtype=torch.uint8)
+    read_into(stored.path, data, stored.begin)
+    return data.view(stored.dtype).view(stored.shape)
+
+
+def _look(name: str, shape: Sequence[int], glance: torch.Tensor) -> object:
+    """Return what equal tensors have in common, without reading all of them: name, shape, and a few numbers."""
+    return LAYER.sub("*", name), tuple(shape), glance.view(torch.uint8).cpu().numpy().tobytes()
+
+
+def _glance(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.flatten()
+    return torch.cat([flat[start : start + SAMPLES] for start in _places_to_look(len(flat))])
+
+
+def _glance_at(stored: Stored, dtype: torch.dtype) -> torch.Tensor:
+    count = math.prod(stored.shape)
+    parts = [
+        replace(stored, shape=(min(SAMPLES, count - start),), begin=stored.begin + start * stored.dtype.itemsize)
+        for start in _places_to_look(count)
+    ]
+    return torch.cat(list(map(_read, parts))).to(dtype)
+
+
+def _places_to_look(count: int) -> tuple[int, ...]:
+    return 0, count // 2, max(0, count - SAMPLES)
+
+
+# ---- batches that fit ------------------------------------------------------------------------------------------------
 
 
 def similar_length(lengths: Sequence[int], *, tokens: int | None = None, rows: int | None = None) -> Batches:

@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from hubprune.core.artifacts import EvalBackend, SelfCheck
-from hubprune.core.console import Reporter, log_level
+from hubprune.core.console import Advance, Reporter, log_level
 from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Variant, why_not
 from hubprune.evaluation.models import input_device
@@ -50,29 +50,30 @@ Scored = dict[str, dict[int, Answer]]
 """Answers by the name of a variant and the number of a request."""
 
 
+def not_told(amount: int = 1, /) -> None:
+    """Stand where nobody wants to know of progress."""
+
+
 class Computing(Protocol):
     """What a panel computes with: the models of this process, or those of several processes."""
 
     variants: dict[str, Variant]
     language_models: dict[str, PanelLM]
 
-    def score(self, names: Names, requests: Sequence[Request]) -> Iterator[Scored]:
-        """Yield the answers of some variants to all requests, batch by batch."""
+    def score(self, names: Names, requests: Sequence[Request], advance: Advance = ...) -> Iterator[Scored]:
+        """Yield the answers of some variants to all requests, batch by batch; `advance` is told the tokens."""
+
+    def first(self, names: Names, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return those of some requests of which a few are compared with lm-eval's own backend."""
+
+    def outlook(self, names: Names, requests: Sequence[Request]) -> str | None:
+        """Say what scoring requests will take, where that is worth saying."""
 
     def plain(self, name: str, requests: Sequence[Request]) -> list[Answer]:
         """Return a variant's answers as lm-eval's own backend computes them."""
 
     def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes after each prompt, by lm-eval's own backend."""
-
-    def share_weights(self) -> None:
-        """Let the variants use one another's equal weights."""
-
-    def put_weights_back(self) -> None:
-        """Undo that."""
-
-    def let_own_weights_go(self) -> None:
-        """Give the memory back that is kept to undo it."""
 
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random, which depends on what was drawn before."""
@@ -94,6 +95,8 @@ class Panel:
         for model in self.language_models.values():
             model.panel = self
         self._checked: set[str] = set()
+        self._expected: dict[str, dict[bytes, Answer]] = {}
+        """What lm-eval's own backend said, of variants that are to be compared with it."""
         reasons = ((name, why_not(v)) for name, v in self._variants.items() if backend == "shared")
         told = (f"the {name} model cannot be run layer by layer: {reason}" for name, reason in reasons if reason)
         self.fallback = next(told, None)
@@ -122,8 +125,12 @@ class Panel:
         return EXACT if dtypes <= {"torch.float32", "torch.float64"} else COARSE
 
     def _model(self, name: str) -> str:
-        """Return what a variant is called in the memory: two ways to compute agree within rounding only."""
-        return f"{self._identities[name]} {self.backend}"
+        """Return what a variant is called in the memory: two ways to compute agree within rounding only.
+
+        Layers from memory and from files run the same batches.  A run that goes on with less memory, or more, takes
+        what it finds.
+        """
+        return f"{self._identities[name]} {'hf' if self.backend == 'hf' else 'shared'}"
 
     def log_likelihoods(self, name: str, requests: Sequence[Request]) -> list[Answer]:
         """Return what a variant says of each request.
@@ -133,7 +140,7 @@ class Panel:
         """
         keys = [request.key for request in requests]
         unique = dict(zip(keys, requests, strict=True))
-        if self.backend == "shared":
+        if self.backend != "hf":
             self._answer_together(unique)
         if self.backend == "hf":  # from the start, or since the comparison failed
             self._answer_plainly(name, unique)
@@ -151,63 +158,79 @@ class Panel:
                 groups.setdefault(missing, []).append(name)
         if not groups:
             return
-        self._check(list(unique.values()), {name for names in groups.values() for name in names})
+        # A set has no order that a second run would find again.
+        asked = [(tuple(names), [unique[key] for key in sorted(missing)]) for missing, names in groups.items()]
+        if self.backend == "shared":
+            self._check(list(unique.values()), tuple(sorted(name for names, _ in asked for name in names)))
         if self.fallback:
             return
-        total = sum(len(names) * _tokens(map(unique.__getitem__, missing)) for missing, names in groups.items())
+        for names, requests in asked:
+            if self.backend == "layers":  # a pass over the weights for two requests is more than it is worth
+                self._expect(self._models.first(names, requests), names)
+            if told := self._models.outlook(names, requests):
+                self._reporter.note(told)
+        total = sum(len(names) * tokens_of(requests) for names, requests in asked)
         named = " and ".join(sorted(self._variants)) if len(self._variants) <= 2 else f"{len(self._variants)} variants"
         with self._reporter.progress(f"Benchmarks, {named}", total=total, unit="tokens") as advance:
-            for missing, names in groups.items():
-                # A set has no order that a second run would find again.
-                asked = [unique[key] for key in sorted(missing)]
-                for name, answers in self._scored(tuple(names), asked):
-                    self._memo.put_answers(self._model(name), {asked[n].key: a for n, a in answers.items()})
-                    advance(_tokens(asked[n] for n in answers))
+            for names, requests in asked:
+                for scored in self._models.score(names, requests, advance):
+                    for name, answers in scored.items():
+                        found = {requests[n].key: answer for n, answer in answers.items()}
+                        if not self._agrees(name, found):
+                            return
+                        self._memo.put_answers(self._model(name), found)
 
-    def _scored(self, names: Names, requests: Sequence[Request]) -> Iterator[tuple[str, dict[int, Answer]]]:
-        """Yield batch by batch what each of some variants answered, by the number of the request."""
-        for scored in self._models.score(names, requests):
-            yield from scored.items()
-
-    def _check(self, requests: Sequence[Request], names: set[str]) -> None:
+    def _check(self, requests: Sequence[Request], names: Names) -> None:
         """Compare a few answers with those of lm-eval's own backend, and fall back to it where they differ."""
-        new = tuple(sorted(names - self._checked))
-        if not new:
+        chosen = self._expect(requests, names)
+        if not self._expected:
             return
+        new = tuple(self._expected)
+        found: dict[str, dict[bytes, Answer]] = {name: {} for name in new}
+        for scored in self._models.score(new, chosen):
+            for name, answers in scored.items():
+                found[name] |= {chosen[number].key: answer for number, answer in answers.items()}
+        all(self._agrees(name, found[name]) for name in new)
+
+    def _expect(self, requests: Sequence[Request], names: Names) -> Sequence[Request]:
+        """Ask lm-eval's own backend a few requests, for variants that were not compared with it yet."""
         # From all over: pairs of neighbours in the order of their tokens.
         order = sorted(requests, key=lambda request: request.tokens)
         pairs = max(1, min(CHECKED_PAIRS, len(order) // (2 * CHECKED_SHARE)))
         starts = [len(order) * (2 * number + 1) // (2 * pairs) for number in range(pairs)]
         chosen = [order[place] for place in sorted({p for s in starts for p in (s, max(0, s - 1))})]
-        expected = {name: self._models.plain(name, chosen) for name in new}
-        self._models.share_weights()
-        found: dict[str, dict[int, Answer]] = {name: {} for name in new}
-        for name, answers in self._scored(new, chosen):
-            found[name] |= answers
-        for name in new:
-            both = ((found[name][number], answer) for number, answer in enumerate(expected[name]))
-            difference = max(abs(ours.log_likelihood - theirs.log_likelihood) for ours, theirs in both)
-            if not difference <= self._tolerance:
-                self._models.put_weights_back()
-                differed = f"log-likelihoods of the {name} model differed by {difference:.2g} nats from lm-eval's own"
-                self.fallback = f"{differed} in {len(chosen)} requests, with {self._tolerance:g} allowed"
-                self._reporter.warn(f"The shared evaluation is not used: {self.fallback}.")
-                return
-            self._memo.put_check(self._model(name), len(chosen), difference)
-        self._models.let_own_weights_go()
-        self._checked |= names
+        for name in names:
+            if name not in self._checked:
+                answers = self._models.plain(name, chosen)
+                self._expected[name] = {request.key: a for request, a in zip(chosen, answers, strict=True)}
+        return chosen
+
+    def _agrees(self, name: str, found: Mapping[bytes, Answer]) -> bool:
+        """Compare what was found with what is expected of a variant, if anything is; False where they differ."""
+        if not (expected := self._expected.pop(name, None)):
+            return True
+        pairs = ((found[key].log_likelihood, answer.log_likelihood) for key, answer in expected.items())
+        difference = max(abs(ours - theirs) for ours, theirs in pairs)
+        if not difference <= self._tolerance:
+            differed = f"log-likelihoods of the {name} model differed by {difference:.2g} nats from lm-eval's own"
+            self.fallback = f"{differed} in {len(expected)} requests, with {self._tolerance:g} allowed"
+            self._reporter.warn(f"The shared evaluation is not used: {self.fallback}.")
+            return False
+        self._memo.put_check(self._model(name), len(expected), difference)
+        self._checked.add(name)
+        return True
 
     def _answer_plainly(self, name: str, unique: Mapping[bytes, Request]) -> None:
         missing = sorted(self._missing(name, unique), key=lambda key: (-len(unique[key].tokens), key))
         if not missing:
             return
-        total = _tokens(map(unique.__getitem__, missing))
+        total = tokens_of(map(unique.__getitem__, missing))
         with self._reporter.progress(f"Benchmarks, {name}", total=total, unit="tokens") as advance:
             for start in range(0, len(missing), PIECE):
                 keys = missing[start : start + PIECE]
                 answers = self._models.plain(name, [unique[key] for key in keys])
                 self._memo.put_answers(self._model(name), dict(zip(keys, answers, strict=True)))
-                advance(_tokens(map(unique.__getitem__, keys)))
+                advance(tokens_of(map(unique.__getitem__, keys)))
 
     def texts(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes after each prompt; texts that are drawn at random are never remembered.
@@ -236,7 +259,7 @@ class Panel:
         return [known[key] for key in keys]
 
 
-def _tokens(requests: Iterable[Request]) -> int:
+def tokens_of(requests: Iterable[Request]) -> int:
     """Count what a model reads, which is what requests cost."""
     return sum(len(request.read) for request in requests)
 

@@ -10,11 +10,10 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from hubprune.cards.provenance import check_license, license_name
 from hubprune.core import memory
@@ -39,7 +38,7 @@ from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
 from hubprune.hub.preflight import check_disk, identify, preflight
 from hubprune.hub.session import HubSession
-from hubprune.workflows.estimate import Machine, Shape, Shares, needs
+from hubprune.workflows.estimate import Machine, Shape, needs
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, open_run, open_session
@@ -54,7 +53,7 @@ LITTLE = 5 * 10**9
 DISK_RATE = 5e8
 """Bytes per second of a disk on which there is nothing to be timed yet."""
 TIMED_BYTES = 2**26
-ROWS, WIDTH = 1024, 4096
+ROWS, WIDTH = 512, 4096
 """Of the product that is timed: as large as a batch in a model of some billion parameters."""
 
 
@@ -234,6 +233,8 @@ def _sources(found: _Findings, run: Run) -> None:
 
 def _needs(found: _Findings, run: Run) -> tuple[StageNeed, ...]:
     """Say what the base is and compute what its stages take here."""
+    from huggingface_hub import try_to_load_from_cache
+
     base, stored_bytes, names = _seen(run)
     architecture = architecture_of(base.config, name=base.name)
     stored, device = stored_dtype(base.config), run.device
@@ -247,8 +248,17 @@ def _needs(found: _Findings, run: Run) -> tuple[StageNeed, ...]:
         f"{base.name}{at}: {shape.layers} layers, about {shape.parameters / 1e9:.2f} G parameters, {size(stored_bytes)}"
         f" in {stored}, computed in {dtype}",
     )
-    missing = 0 if base.folder else stored_bytes - _cached_bytes(base)
-    stages = needs(run.recipe, shape, machine, _shares(), missing=missing)
+    cached = (
+        f.size
+        for f in hub.weight_files(base.files)
+        if isinstance(try_to_load_from_cache(base.name, f.path, revision=base.commit), str)
+    )
+    missing = 0 if base.folder else stored_bytes - sum(cached)
+    stages = needs(run.recipe, shape, machine, missing=missing)
+    room = machine.device if device.startswith("cuda") else machine.host
+    for need in (need for need in stages if need.memory > room):
+        hint = "Allow it more, or take a machine that has it." if told_limit() else "Take a machine that has it."
+        found.add("memory", f"{need.stage} takes about {size(need.memory)}, and {size(room)} are free", warning=hint)
     free = sum({disk: free for _, disk, free in _places().values()}.values())
     written = sum(need.written for need in stages)
     with found.looking_at("disk"):
@@ -267,42 +277,23 @@ def _seen(run: Run) -> tuple[BaseCheckpoint, int, frozenset[str] | None]:
     Raises:
         HubpruneError: there is no such base, or no weights and no index.
     """
-    spec, session = run.recipe.base, run.session
-    folder = existing_folder(spec.repo_id)
-    if folder is None or not (folder / INDEX_NAME).is_file() or any(folder.glob("*.safetensors")):
-        base = run.base if folder else hub.resolve_repo(spec, session=session)
-        if sizes := [file.size for file in hub.weight_files(base.files)]:
-            return base, sum(sizes), None
-        if folder or all(file.path != INDEX_NAME for file in base.files):
-            return run.base, 0, None  # which says what is wrong with it
-        doing = f"read {INDEX_NAME} of {base.name}"
-        path = session.ask(lambda api: api.hf_hub_download(base.name, INDEX_NAME, revision=base.commit), doing=doing)
-    else:
-        config = read_config(folder)
+    spec, session, folder = run.recipe.base, run.session, existing_folder(run.recipe.base.repo_id)
+    if folder and (folder / INDEX_NAME).is_file() and not any(folder.glob("*.safetensors")):
+        config, path = read_config(folder), folder / INDEX_NAME
         base = BaseCheckpoint(name=spec.repo_id, commit=None, folder=str(folder), config=config, files=())
-        path = str(folder / INDEX_NAME)
+    else:
+        base = run.base if folder else hub.resolve_repo(spec, session=session)
+        if hub.weight_files(base.files) or all(file.path != INDEX_NAME for file in base.files):
+            return run.base, sum(file.size for file in hub.weight_files(run.base.files)), None
+        doing = f"read {INDEX_NAME} of {base.name}"
+        asked = session.ask(lambda api: api.hf_hub_download(base.name, INDEX_NAME, revision=base.commit), doing=doing)
+        path = Path(asked)
     check_config(base.config, where=f"config.json of {base.name}")
-    index = parse_json(Path(path).read_bytes(), where=INDEX_NAME)
-    total = (index.get("metadata") or {}).get("total_size")
-    if not isinstance(total, int) or not isinstance(index.get("weight_map"), dict):
+    index = parse_json(path.read_bytes(), where=INDEX_NAME)
+    total, names = (index.get("metadata") or {}).get("total_size"), index.get("weight_map")
+    if not isinstance(total, int) or not isinstance(names, dict):
         raise CheckpointError(f"{INDEX_NAME} of {base.name} names no total_size, and the weights are not there.")
-    return base, total, frozenset(index["weight_map"])
-
-
-def _cached_bytes(base: BaseCheckpoint) -> int:
-    from huggingface_hub import try_to_load_from_cache
-
-    def is_here(path: str) -> bool:
-        return isinstance(try_to_load_from_cache(base.name, path, revision=base.commit), str)
-
-    return sum(file.size for file in hub.weight_files(base.files) if is_here(file.path))
-
-
-def _shares() -> Shares:
-    from hubprune.core.streaming import STATES_SHARE
-    from hubprune.evaluation.harness import MEMORY_SHARE
-
-    return Shares(weights=MEMORY_SHARE, states=STATES_SHARE, passes=6)
+    return base, total, frozenset(names)
 
 
 def _timed(base: BaseCheckpoint, *, device: str, dtype: str) -> Machine:
@@ -310,26 +301,26 @@ def _timed(base: BaseCheckpoint, *, device: str, dtype: str) -> Machine:
     import torch
 
     kind = getattr(torch, dtype)
-    rows, weights = torch.randn(ROWS, WIDTH), torch.randn(WIDTH, WIDTH)
-    rows, weights = rows.to(device, kind), weights.to(device, kind)
+    rows = torch.full((ROWS, WIDTH), 0.5, dtype=kind, device=device)
+    weights = [torch.full((WIDTH, WIDTH), 0.5, dtype=kind, device=device) for _ in range(4)]  # more than caches hold
 
-    def rate(amount: float, run: Callable[[], Any]) -> float:
+    def rate(amount: float, rows: torch.Tensor) -> float:
+        """Of several tries, take the one that was disturbed least."""
         best = 0.0
         for _ in range(3):
-            start = time.perf_counter()
-            run()
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            best = max(best, amount / (time.perf_counter() - start))
+            for matrix in weights:
+                start = time.perf_counter()
+                torch.nn.functional.linear(rows, matrix)
+                if device.startswith("cuda"):
+                    torch.cuda.synchronize()
+                best = max(best, amount / (time.perf_counter() - start))
         return best
 
     with torch.inference_mode():
-        flops = rate(2.0 * ROWS * WIDTH * WIDTH, lambda: rows @ weights)
-        several = [weights.clone() for _ in range(4)]  # more than caches hold
-        streamed = rate(4.0 * weights.nbytes, lambda: [rows[:1] @ matrix for matrix in several])
+        flops, streamed = rate(2.0 * ROWS * WIDTH * WIDTH, rows), rate(weights[0].nbytes, rows[:1])
     return Machine(
         flops=flops, memory_rate=streamed, disk_rate=_disk_rate(base), host=available_bytes(),
-        device=device_bytes(device), itemsize=kind.itemsize,
+        device=device_bytes(device), gpu=device.startswith("cuda"), itemsize=kind.itemsize,
     )  # fmt: skip
 
 

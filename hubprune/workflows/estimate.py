@@ -4,7 +4,8 @@ Nothing is read but config.json and the size of the weights.  One token through 
 floating-point operations: N weights that it is multiplied with, L layers whose attention is d wide, T tokens of context
 (Kaplan et al., arXiv 2001.08361, section 2.1; half of T is masked).  Where one token is written after the other, all
 weights come out of memory for each of them, and that takes longer.  What is larger than memory is read from disk once a
-pass.  Seconds are rough: a product of two large matrices and one of a matrix with a vector were timed, not a model.
+pass.  Which way a stage takes is decided as the stage itself does it.  Seconds are rough: a product of two large
+matrices and one of a matrix with a vector were timed, not a model.
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import StageNeed
 from hubprune.core.devices import COMPUTE_BITS
 from hubprune.core.memory import kv_bytes_per_layer
 from hubprune.core.recipe import Recipe
+from hubprune.core.specs import count_of
+from hubprune.core.streaming import STATES_SHARE
+from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS
+from hubprune.evaluation.models import CPU_SHARE, GPU_SHARE
+from hubprune.evaluation.streamed import WORK, chunk_tokens
 
 EFFICIENCY = 0.5
 """Share of the speed of one large product that a whole model gets to."""
-LIBRARIES = 500 * 10**6
-"""Bytes of a process that has loaded torch and transformers, and no weights."""
-WORK_BYTES = 64 * 10**6
-"""Bytes of the blocks in which files are copied and hashed."""
-PROMPT_TOKENS = 20
-"""Of a prompt, on average."""
-CHECKED = 4 * (PROMPT_TOKENS + 24) * 3
-"""Tokens that a verification runs: four prompts with what is written after them, in three ways."""
-SNIPPET_TOKENS = 40
+LIBRARIES, BLOCKS = 500 * 10**6, 64 * 10**6
+"""Bytes of a process that has loaded torch and transformers, and of what files are copied and hashed through."""
+PROMPT_TOKENS, SNIPPET_TOKENS = 20, 40
+PROMPTS = 4
+"""Of a verification."""
+FEW_TOKENS, FEWEST_TOKENS = 8, 3
+"""New tokens that it decodes of each, twice; the fewest where the weights are read from disk again for every token."""
 GUESSED = (2000, 100, 60, 0)
 TASKS: Mapping[str, tuple[int, int, int, int]] = {
     "arc_challenge": (1172, 65, 40, 0), "arc_easy": (2376, 55, 35, 0), "boolq": (3270, 150, 150, 0),
@@ -46,114 +49,128 @@ at 4.3 characters a token; for a task that is not named, a guess."""
 class Shape:
     """What arithmetic has to know of a model."""
 
-    weight_bytes: int
-    """Of the files."""
+    weight_bytes: int  # of the files
     parameters: int
     layers: int
     hidden: int
-    attention: int
-    """Heads x head size."""
-    table: int
-    """Parameters of the embedding, and of the head."""
-    tables: int
-    """2, or 1 where the head is tied to the embedding."""
-    kv_bytes: int
-    """A token takes in the caches of all layers."""
+    intermediate: int
+    attention: int  # heads x head size
+    table: int  # parameters of the embedding, and of the head
+    layer: int  # parameters of one layer
+    kv_bytes: int  # that a token takes in the caches of all layers
 
     @classmethod
     def of(cls, config: Mapping[str, Any], *, weight_bytes: int, stored: str, tied: bool) -> Shape:
         """Read the shape out of a config.json; the parameters follow from the bytes."""
         heads, hidden, layers = (config[key] for key in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
-        kinds = architecture_of(config).attention_kinds(config)
+        widths = config["intermediate_size"]  # one, or one a layer
+        parameters, table = weight_bytes * 8 // COMPUTE_BITS[stored], config["vocab_size"] * hidden
         return cls(
-            weight_bytes=weight_bytes, parameters=weight_bytes * 8 // COMPUTE_BITS[stored], layers=layers,
-            hidden=hidden, attention=heads * int(config.get("head_dim") or hidden // heads),
-            table=config["vocab_size"] * hidden, tables=2 - tied, kv_bytes=len(kinds) * kv_bytes_per_layer(config),
+            weight_bytes=weight_bytes, parameters=parameters, layers=layers, hidden=hidden, table=table,
+            intermediate=max(widths) if isinstance(widths, list) else widths,
+            attention=heads * int(config.get("head_dim") or hidden // heads),
+            layer=max(0, parameters - (2 - tied) * table) // layers, kv_bytes=layers * kv_bytes_per_layer(config),
         )  # fmt: skip
-
-    @property
-    def layer_parameters(self) -> int:
-        """Of one layer."""
-        return max(0, self.parameters - self.tables * self.table) // self.layers
 
     def forward(self, tokens: int, *, context: int, head: bool = True) -> float:
         """Return the floating-point operations of tokens that read so much context each."""
-        weights = self.layers * self.layer_parameters + self.table * head
+        weights = self.layers * self.layer + self.table * head
         return tokens * (2.0 * weights + 2.0 * self.layers * context * self.attention)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What computes: speeds per second, and memory that is free."""
+    """What computes: speeds per second, and bytes of memory that are free."""
 
     flops: float
-    memory_rate: float
-    """Bytes of weights that go through a product with a vector."""
+    memory_rate: float  # bytes of weights that go through a product with a vector
     disk_rate: float
-    """Bytes that are read from disk."""
     host: int
-    device: int
-    """The same as `host` on a CPU."""
-    itemsize: int
-    """Bytes of a number in the dtype that is computed in."""
+    device: int  # the same as `host` on a CPU
+    gpu: bool = False
+    itemsize: int  # bytes of a number in the dtype that is computed in
 
     def seconds(self, flop: float, *, read: float = 0.0) -> float:
         """Return how long it takes to compute, and meanwhile to read from disk."""
         return max(flop / (EFFICIENCY * self.flops), read / self.disk_rate)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shares:
-    """Of free memory: what weights, and hidden states, may take, as the stages themselves have it."""
-
-    weights: float
-    states: float
-    passes: int
-    """Times that a verification reads the weights where they do not fit."""
-
-
-def needs(recipe: Recipe, shape: Shape, machine: Machine, shares: Shares, *, missing: int) -> tuple[StageNeed, ...]:
+def needs(recipe: Recipe, shape: Shape, machine: Machine, *, missing: int) -> tuple[StageNeed, ...]:
     """Return what every stage of a recipe needs; `missing` bytes are to be downloaded."""
-    size, n = shape.weight_bytes, shape.parameters * machine.itemsize
-    fits = n <= shares.weights * machine.device
-    layer = shape.layer_parameters * machine.itemsize
-    found = [StageNeed(stage="download", way="once", memory=WORK_BYTES, read=0, written=missing, seconds=None)]
-    if recipe.needs_scores:
-        found.append(_scores(recipe, shape, machine, shares))
-    hashed = 4 * size  # the base's hash, the copy read and written, its hash
-    write = hashed / machine.disk_rate
-    found.append(
-        StageNeed(stage="write", way="tensor by tensor", memory=WORK_BYTES, read=size, written=size, seconds=write)
+    size, whole = shape.weight_bytes, shape.parameters * machine.itemsize
+    fits = whole <= (GPU_SHARE if machine.gpu else CPU_SHARE) * machine.device
+    held = whole if fits else 3 * shape.layer * machine.itemsize
+
+    def need(stage: str, way: str, *, memory: int, read: int, flop: float, seconds: float = 0.0) -> StageNeed:
+        seconds = max(seconds, machine.seconds(flop, read=read))
+        return StageNeed(stage=stage, way=way, memory=LIBRARIES + memory, read=read, flop=flop, seconds=seconds)
+
+    scores = [_scores(recipe, shape, machine)] if recipe.needs_scores else []
+    # The hash of the base, the copy read and written, its hash.
+    times = {"download": (missing, None), "write": (size, 4 * size / machine.disk_rate)}
+    download, write = (
+        StageNeed(stage=stage, way="block by block", memory=BLOCKS, read=0, written=written, seconds=seconds)
+        for stage, (written, seconds) in times.items()
     )
-    read, flop = (2 if fits else 2 * shares.passes) * size, 2 * shape.forward(CHECKED, context=PROMPT_TOKENS)
-    found.append(
-        StageNeed(
-            stage="verify", way="one model after the other" if fits else f"offloaded, {shares.passes} passes over each",
-            memory=LIBRARIES + (n if fits else 3 * layer), read=read, flop=flop,
-            seconds=machine.seconds(flop, read=read),
-        )
+    # Weights are used where they are in the files, and those that memory has no room for are read in every pass.
+    again = 0 if machine.gpu and fits else max(0, whole - machine.host + LIBRARIES)
+    new = FEWEST_TOKENS if again else FEW_TOKENS
+    passes = 3 + 2 * new
+    verify = need(
+        "verify", f"{passes} passes, {again / whole:.0%} from disk" if again else "one model after the other",
+        memory=whole - again, read=2 * size + (passes - 2) * again * size // whole,
+        flop=shape.forward(PROMPTS * (passes * PROMPT_TOKENS), context=PROMPT_TOKENS),
     )  # fmt: skip
-    if recipe.evaluation.tasks:
-        found.append(_benchmarks(recipe, shape, machine, fits=fits))
-    found += [_free_text(recipe, shape, machine, fits=fits), _snippet(shape, machine, fits=fits)]
-    return tuple(found)
+    tokens, new = benchmark_tokens(recipe)
+    flop = 2 * shape.forward(tokens + new, context=PROMPT_TOKENS)
+    told = f"about {tokens:,} tokens"
+    if fits:
+        way, writing = f"both in memory, weights shared, {told}", 2 * new / 64 * whole / machine.memory_rate
+        benchmarks = need("benchmarks", way, memory=whole + 2**28, read=size, flop=flop, seconds=writing)
+    else:
+        passes, at_work = _layer_by_layer(shape, machine, tokens)
+        way = f"layer by layer, {passes:,} pass{'es' if passes > 1 else ''} over the weights, {told}"
+        benchmarks = need("benchmarks", way, memory=at_work, read=(passes + new // 64) * size, flop=flop)
+    rows, steps = len(recipe.evaluation.prompt_texts()), recipe.evaluation.max_new_tokens
+    text = need(
+        "free text", f"both in memory, {rows} texts at once" if fits else "offloaded, one pass for every token",
+        memory=held + rows * (PROMPT_TOKENS + steps) * shape.kv_bytes, read=size if fits else 2 * steps * size,
+        flop=2 * shape.forward(rows * steps, context=steps), seconds=2 * steps * whole / machine.memory_rate,
+    )  # fmt: skip
+    back = need(
+        "snippet, load back", "as a reader, twice" if fits else "as a reader, offloaded", memory=held,
+        read=2 * size * (1 if fits else SNIPPET_TOKENS), flop=2 * shape.forward(SNIPPET_TOKENS, context=SNIPPET_TOKENS),
+        seconds=2 * SNIPPET_TOKENS * whole / machine.memory_rate,
+    ).model_copy(update={"written": size})  # fmt: skip
+    return (download, *scores, write, verify, *([benchmarks] if recipe.evaluation.tasks else []), text, back)
 
 
-def _scores(recipe: Recipe, shape: Shape, machine: Machine, shares: Shares) -> StageNeed:
-    mix, batch = recipe.calibration, recipe.score_batch_size
-    rounds = sum(a for a in recipe.drop.amounts.values() if isinstance(a, int)) if recipe.schedule != "one-shot" else 1
+def _scores(recipe: Recipe, shape: Shape, machine: Machine) -> StageNeed:
+    mix, rounds = recipe.calibration, 1
+    if recipe.schedule == "iterative":
+        rounds = sum(count_of(amount, of=shape.layers) for amount in recipe.drop.amounts.values())
     tokens = mix.num_samples * mix.max_tokens
     states = tokens * shape.hidden * machine.itemsize * (shape.layers if rounds > 1 else 1)
-    in_memory = states <= shares.states * machine.host
-    at_work = 8 * batch * mix.max_tokens * shape.hidden * machine.itemsize
-    layers = 3 * shape.layer_parameters * machine.itemsize
-    read = rounds * shape.weight_bytes
-    flop = rounds * shape.forward(tokens, context=mix.max_tokens, head=False)
+    in_file = states > STATES_SHARE * machine.host
+    at_work = 8 * recipe.score_batch_size * mix.max_tokens * shape.hidden + 2 * shape.layer  # one is read meanwhile
+    read, flop = rounds * shape.weight_bytes, rounds * shape.forward(tokens, context=mix.max_tokens, head=False)
     return StageNeed(
-        stage="scores", way=f"layer by layer{'' if in_memory else ', hidden states in a file'}",
-        memory=LIBRARIES + layers + at_work + (states if in_memory else 0), read=read, flop=flop,
-        written=0 if in_memory else states, seconds=machine.seconds(flop, read=read),
+        stage="scores", way=f"layer by layer{', hidden states in a file' if in_file else ''}", read=read, flop=flop,
+        memory=LIBRARIES + at_work * machine.itemsize + (0 if in_file else states), written=states if in_file else 0,
+        seconds=machine.seconds(flop, read=read),
     )  # fmt: skip
+
+
+def _layer_by_layer(shape: Shape, machine: Machine, tokens: int) -> tuple[int, int]:
+    """Return the passes over the weights that benchmarks of both models take, and the bytes of memory."""
+    state, layer = 2 * shape.hidden * machine.itemsize, shape.layer * machine.itemsize
+    slots = GPU_SLOTS if machine.gpu else CPU_SLOTS
+    work = slots * WORK * (shape.hidden + shape.intermediate) * machine.itemsize
+    chunk = chunk_tokens(
+        each=state, layer=layer, cast=0, parameters=shape.parameters, slots=slots, work=work, free=machine.host,
+        device_free=machine.device if machine.gpu else None,
+    )  # fmt: skip
+    return ceil(tokens / chunk), 2 * layer + work + min(chunk, tokens) * state
 
 
 def benchmark_tokens(recipe: Recipe) -> tuple[int, int]:
@@ -165,55 +182,3 @@ def benchmark_tokens(recipe: Recipe) -> tuple[int, int]:
         read += documents * (own + spec.num_fewshot.get(task, 0) * example)
         written += documents * new
     return read, written
-
-
-def _benchmarks(recipe: Recipe, shape: Shape, machine: Machine, *, fits: bool) -> StageNeed:
-    """Both models: they share weights, and what comes before the first drop."""
-    tokens, new = benchmark_tokens(recipe)
-    n, layer = shape.parameters * machine.itemsize, shape.layer_parameters * machine.itemsize
-    flop = 2 * shape.forward(tokens + new, context=PROMPT_TOKENS)
-    if fits:
-        seconds = machine.seconds(flop) + 2 * new / 64 * n / machine.memory_rate
-        read, way, memory = shape.weight_bytes, "both in memory, weights shared", n + 2**28
-    else:
-        state = 2 * shape.hidden * machine.itemsize
-        memory = min(max(2**28, machine.host // 2), tokens * state) + 2 * layer
-        chunks = ceil(tokens * state / max(1, memory - 2 * layer))
-        read = chunks * shape.weight_bytes + new * shape.weight_bytes // 64
-        way = f"layer by layer, {chunks} pass{'es' if chunks > 1 else ''} over the weights"
-        seconds = machine.seconds(flop, read=read)
-    return StageNeed(
-        stage="benchmarks", way=f"{way}, about {tokens:,} tokens", memory=LIBRARIES + memory, read=read, flop=flop,
-        seconds=seconds,
-    )  # fmt: skip
-
-
-def _free_text(recipe: Recipe, shape: Shape, machine: Machine, *, fits: bool) -> StageNeed:
-    spec = recipe.evaluation
-    rows, steps = len(spec.prompt_texts()), spec.max_new_tokens
-    cache = rows * (PROMPT_TOKENS + steps) * shape.kv_bytes
-    n, flop = shape.parameters * machine.itemsize, 2 * shape.forward(rows * steps, context=steps)
-    if fits:
-        seconds = max(machine.seconds(flop), 2 * steps * n / machine.memory_rate)
-        return StageNeed(
-            stage="free text", way=f"both in memory, {rows} texts at once", memory=LIBRARIES + n + cache,
-            read=shape.weight_bytes, flop=flop, seconds=seconds,
-        )  # fmt: skip
-    read = 2 * steps * shape.weight_bytes
-    return StageNeed(
-        stage="free text", way="offloaded, one pass for every token", read=read, flop=flop,
-        memory=LIBRARIES + cache + 3 * shape.layer_parameters * machine.itemsize,
-        seconds=machine.seconds(flop, read=read),
-    )  # fmt: skip
-
-
-def _snippet(shape: Shape, machine: Machine, *, fits: bool) -> StageNeed:
-    """The code of the card, and once more what was loaded back from the Hub, as a reader runs them."""
-    size, n = shape.weight_bytes, shape.parameters * machine.itemsize
-    read = 2 * size if fits else 2 * SNIPPET_TOKENS * size
-    seconds = read / machine.disk_rate + 2 * SNIPPET_TOKENS * n / machine.memory_rate
-    return StageNeed(
-        stage="snippet, load back", way="as a reader, twice" if fits else "as a reader, offloaded", read=read,
-        memory=LIBRARIES + (n if fits else 3 * shape.layer_parameters * machine.itemsize), written=size,
-        flop=2 * shape.forward(SNIPPET_TOKENS, context=SNIPPET_TOKENS), seconds=seconds,
-    )  # fmt: skip

@@ -50,8 +50,8 @@ def conduct(request: ScoreRequest, *, reporter: Reporter) -> Scored:
     if plot:
         plots.require_matplotlib()
         make_writable(plot)
-    say_computing(run)
     if kind is None:
+        say_computing(run)
         scores = score(run)
         plan = make_plan(run, scores)
         say_plan(plan, reporter=run.reporter)
@@ -139,6 +139,7 @@ def _resolve(runs: Mapping[str, Run]) -> None:
         )
     for run in runs.values():
         check_data(run)
+    say_computing(next(iter(runs.values())))
 
 
 def _entry(label: str, scores: LayerScores, run: Run) -> StudyEntry:

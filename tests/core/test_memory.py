@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -97,6 +98,22 @@ def test_a_child_counts_what_its_parent_and_its_siblings_hold(machine):
             sibling.kill()
     assert alone - beside == pytest.approx(0.3 * GB, abs=0.1 * GB)
     assert available_bytes() - here > 40 * GB
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or not Path("/proc/self/smaps_rollup").is_file(), reason="Linux only")
+def test_what_a_fork_shares_with_this_process_counts_once(machine):
+    code = (
+        "import os, time\nfrom hubprune.core.memory import at_most, available_bytes\n"
+        "block = b'x' * 300_000_000\n"
+        "with at_most(3 * 10**9):\n"
+        "    alone = available_bytes()\n"
+        "    child = os.fork() or time.sleep(60)\n"
+        "    beside = available_bytes()\n"
+        "    os.kill(child, 9)\n"
+        "print(alone - beside)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert abs(int(told)) < 30_000_000
 
 
 def test_a_limit_ends_with_its_block_and_an_outer_one_comes_back(monkeypatch):

@@ -218,7 +218,7 @@ def test_benchmarks_with_other_examples_are_other_benchmarks(tmp_path, monkeypat
             tasks=(), limit=None, batch_size=1, dtype="float32", device="cpu", seed=0, lm_eval="0", seconds=0,
         )  # fmt: skip
 
-    monkeypatch.setattr(harness, "run", measure)
+    monkeypatch.setattr(harness, "compare", measure)
     for shots in (0, 5, 5):
         recipe = parse(Recipe, {**RECIPE, "evaluation": {"tasks": ["mmlu"], "num_fewshot": shots}})
         run = SimpleNamespace(

@@ -12,18 +12,25 @@ from hubprune.core.artifacts import ModelTexts
 from hubprune.core.errors import EvaluationError
 from hubprune.core.files import StageStore
 from hubprune.core.recipe import EvaluationSpec
-from hubprune.evaluation import generation
+from hubprune.evaluation import generation, models
+from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.evaluation.repetition import measure, seq_rep
 from hubprune.workflows.publish import stages
 
 PROMPTS = ("Paris is", "A rather longer prompt than the first one", "Why?")
 
 
+def pair_of(base, pruned, reporter):
+    folders = ModelFolder(base), ModelFolder(pruned, own_code=True)
+    return Pair(*folders, device="cpu", dtype="auto", reporter=reporter)
+
+
 @pytest.fixture
 def compare(base_folder, reporter):
     def compare_with(pruned, *, base=base_folder, prompts=PROMPTS, max_new_tokens=12, **options):
-        request = generation.Request(prompts=prompts, max_new_tokens=max_new_tokens, device="cpu", dtype="auto")
-        return generation.compare(base, pruned, request=request, reporter=reporter, **options)
+        request = generation.Request(prompts=prompts, max_new_tokens=max_new_tokens)
+        with pair_of(base, pruned, reporter) as pair:
+            return generation.compare(pair, request, reporter=reporter, **options)
 
     return compare_with
 
@@ -106,6 +113,32 @@ def test_texts_end_where_the_positions_do(copy_folder, compare, reporter):
     assert [note for note in reporter.notes if "8 new tokens instead of 50" in note and "128 positions" in note]
 
 
+@pytest.fixture
+def no_room(monkeypatch):
+    """So little memory that models are spread over disk."""
+    monkeypatch.setattr(models.memory, "available_bytes", lambda: 150_000)
+
+
+def test_a_model_that_is_read_from_disk_for_every_token_writes_what_there_is_time_for(
+    no_room, base_folder, pruned_folder, compare, reporter, monkeypatch
+):
+    monkeypatch.setattr(generation, "OFFLOADED_SECONDS", 0.0)
+    monkeypatch.setattr(generation, "FEW_TOKENS", 4)
+    comparison = compare(pruned_folder, max_new_tokens=11)
+    assert (comparison.max_new_tokens, comparison.device) == (4, "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    for text in comparison.continuations:
+        expected = tokenizer.decode(tokenizer(text.prompt)["input_ids"] + greedy(base_folder, text.prompt, 4))
+        assert (text.prompt + text.base, text.pruned_tokens) == (expected, 4)
+    (note,) = [note for note in reporter.notes if "cpu and disk hold the model" in note]
+    assert "writing 4 new tokens instead of 11" in note
+
+
+def test_an_offloaded_model_that_has_the_time_writes_all_of_it(no_room, copy_folder, compare, reporter):
+    assert compare(copy_folder).max_new_tokens == 12
+    assert [note for note in reporter.notes if "writing 12 new tokens, in about" in note]
+
+
 def test_a_prompt_that_fills_all_positions_is_refused(copy_folder, compare):
     with pytest.raises(EvaluationError, match="takes 128 of the model's 128 positions"):
         compare(copy_folder, prompts=("x" * 128,))
@@ -175,6 +208,13 @@ def batches(monkeypatch):
     return seen
 
 
+def test_no_more_prompts_go_together_than_their_cache_has_memory_for(copy_folder, compare, batches, monkeypatch):
+    each = generation.CACHE_SHARE * generation.memory.available_bytes() / (5.5 * (31 + 4))
+    monkeypatch.setattr(generation.memory, "kv_cache_bytes", lambda *_, **__: each)
+    compare(copy_folder, prompts=TEN, max_new_tokens=4)
+    assert batches == [(5, 31), (5, 6)] * 2
+
+
 def test_prompts_of_similar_length_go_together_and_both_models_see_the_same(copy_folder, compare, batches, monkeypatch):
     monkeypatch.setattr(generation, "BATCH_TOKENS", 5 * (31 + 4))
     comparison = compare(copy_folder, prompts=TEN, max_new_tokens=4)
@@ -215,8 +255,8 @@ def test_memory_that_is_too_small_for_one_prompt_ends_the_run(copy_folder, compa
 
 def test_what_the_base_wrote_before_is_not_written_again(base_folder, pruned_folder, compare, batches, reporter):
     whole = compare(pruned_folder)
-    request = generation.Request(prompts=PROMPTS, max_new_tokens=12, device="cpu", dtype="auto")
-    base = generation.write(base_folder, request, name="base", reporter=reporter)
+    request = generation.Request(prompts=PROMPTS, max_new_tokens=12)
+    base = generation.write(pair_of(base_folder, pruned_folder, reporter), "base", request, reporter=reporter)
     kept = ModelTexts.model_validate_json(base.model_dump_json())
     del batches[:]
     assert compare(pruned_folder, base_texts=kept) == whole
@@ -229,12 +269,10 @@ def test_a_run_that_was_stopped_between_the_models_goes_on_with_the_second(
     spec = EvaluationSpec(prompts=PROMPTS, max_new_tokens=12)
 
     def run(plan):
-        recipe = SimpleNamespace(evaluation=spec, device="cpu")
         run = SimpleNamespace(
-            recipe=recipe, runnable=SimpleNamespace(folder=base_folder, own_code=False), circumstances="here",
-            dtype="float32", store=StageStore(tmp_path), reporter=reporter,
-        )  # fmt: skip
-        return stages.free_text(run, SimpleNamespace(content=plan), pruned_folder)
+            recipe=SimpleNamespace(evaluation=spec), circumstances="here", store=StageStore(tmp_path), reporter=reporter
+        )
+        return stages.free_text(run, SimpleNamespace(content=plan), pair_of(base_folder, pruned_folder, reporter))
 
     def stop(*args, **options):
         raise KeyboardInterrupt

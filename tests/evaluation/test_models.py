@@ -87,8 +87,10 @@ def benchmark(base_folder, task_folder, reporter):
 @pytest.fixture
 def write(base_folder, reporter):
     def run():
-        request = generation.Request(prompts=("Why?",), max_new_tokens=2, device="cpu", dtype="auto")
-        return generation.compare(base_folder, base_folder, request=request, reporter=reporter)
+        request = generation.Request(prompts=("Why?",), max_new_tokens=2)
+        folders = [harness.ModelFolder(base_folder)] * 2
+        with harness.Pair(*folders, device="cpu", dtype="auto", reporter=reporter) as pair:
+            return generation.compare(pair, request, reporter=reporter)
 
     return run
 

@@ -117,8 +117,10 @@ def test_a_metric_that_is_no_number_for_the_ruined_model_alone_is_left_out_and_t
 
 
 def test_free_text_of_a_ruined_model_is_compared(base_folder, damaged, quiet_reporter):
-    request = Request(prompts=("one", "two three"), max_new_tokens=24, device="cpu", dtype="auto")
-    found = compare(base_folder, damaged(0.0), request=request, reporter=quiet_reporter)
+    request = Request(prompts=("one", "two three"), max_new_tokens=24)
+    folders = harness.ModelFolder(base_folder), harness.ModelFolder(damaged(0.0), own_code=True)
+    with harness.Pair(*folders, device="cpu", dtype="auto", reporter=quiet_reporter) as pair:
+        found = compare(pair, request, reporter=quiet_reporter)
     assert "Infinity" not in found.model_dump_json()
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
 import subprocess
 import sys
-import weakref
 
 import pytest
 
-from hubprune.core.errors import EvaluationError
+from hubprune.core.errors import CheckpointError, EvaluationError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import computing, harness, models
 from hubprune.evaluation.computing import Scorer
+from hubprune.evaluation.layer_tree import LayerTree
 from hubprune.evaluation.requests import Memo, Request
 
 TASKS = ("pets", "shown_pets", "words", "answers", "whole_texts", "without_context")
@@ -104,7 +103,6 @@ def test_a_few_answers_are_compared_with_lm_evals_own(evaluate):
 def test_folders_run_the_layers_that_they_have_in_common_once(base_folder, pruned_folder):
     folders = {"base": harness.ModelFolder(base_folder), "pruned": harness.ModelFolder(pruned_folder, own_code=True)}
     models = harness.load_folders(folders, "cpu", "auto", None)
-    models.share_weights()
     request = Request.of([1, 2, 3], [4], max_length=9)
     scorer = models.scorer(("base", "pruned"))
     for rows in scorer.plan([request]):
@@ -124,24 +122,14 @@ def test_half_precision_is_allowed_its_own_rounding(evaluate, base_folder, prune
 
 
 def test_a_layer_that_is_taken_for_another_is_noticed(evaluate, monkeypatch, reporter):
-    """The pruned model gets a tensor of the base that is not its own."""
+    """The base's second layer stands for the pruned one, whose attention is gone."""
     plain, theirs = evaluate(samples="hf", backend="hf", tasks=("pets",))
-
-    def share_wrongly(base, other):
-        parameter = other.model.layers[1].mlp.up_proj.weight
-        own, parameter.data = parameter.data, base.model.layers[0].mlp.up_proj.weight.data
-
-        def put_back():
-            parameter.data = own
-
-        return put_back
-
-    monkeypatch.setattr(models, "share_weights", share_wrongly)
+    monkeypatch.setattr(LayerTree, "_signs", [["same", "same"]] * 2)
     found, ours = evaluate(tasks=("pets",))
     assert found.backend == "hf"
     assert "log-likelihoods of the pruned model differed by" in found.fallback
     assert any("The shared evaluation is not used" in note for note in reporter.notes)
-    assert_equal_rows(ours, theirs)  # and its own tensors are back
+    assert_equal_rows(ours, theirs)
     assert found.tasks == plain.tasks
 
 
@@ -162,30 +150,31 @@ def test_a_model_that_cannot_be_run_layer_by_layer_is_left_to_lm_eval(evaluate, 
 # ---- memory ------------------------------------------------------------------------------------------------------
 
 
-def test_models_that_do_not_fit_together_are_measured_one_after_the_other(evaluate, monkeypatch, reporter):
+@pytest.fixture
+def no_layers(monkeypatch):
+    """Models of a kind that cannot be run layer by layer from their files."""
+
+    def refuse(*arguments):
+        raise CheckpointError("The base cannot be run layer by layer: it is quantized.")
+
+    monkeypatch.setattr(harness, "open_folders", refuse)
+
+
+def test_models_that_do_not_fit_together_are_measured_one_after_the_other(evaluate, monkeypatch, reporter, no_layers):
     together, ours = evaluate(samples="together")
     monkeypatch.setattr(models, "free_bytes", lambda device: 200_000)
     apart, theirs = evaluate(samples="apart")
+    assert any("cannot be run layer by layer: it is quantized" in note for note in reporter.notes)
     assert any("one after the other is loaded" in note for note in reporter.notes)
     assert_equal_rows(ours, theirs)
     assert (apart.backend, apart.self_check.requests) == ("shared", together.self_check.requests)
 
 
-def test_a_pruned_model_keeps_no_second_copy_of_what_it_shares(base_folder, copy_folder):
-    folders = {"base": harness.ModelFolder(base_folder), "pruned": harness.ModelFolder(copy_folder)}
-    loaded = harness.load_folders(folders, "cpu", "auto", None)
-    own = weakref.ref(loaded.variants["pruned"].model.model.layers[0].mlp.up_proj.weight.data.untyped_storage())
-    loaded.share_weights()
-    assert own() is not None
-    loaded.let_own_weights_go()
-    gc.collect()
-    assert own() is None
-
-
-def test_a_model_larger_than_memory_is_spread_and_measured_by_lm_eval(evaluate, monkeypatch):
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_model_larger_than_memory_is_spread_and_measured_by_lm_eval(evaluate, monkeypatch, no_layers, device):
     whole, theirs = evaluate(samples="whole", backend="hf")
-    monkeypatch.setattr(models.devices, "available_bytes", lambda: 150_000)
-    spread, ours = evaluate(samples="spread", device="auto")
+    monkeypatch.setattr(models.memory, "available_bytes", lambda: 150_000)
+    spread, ours = evaluate(samples="spread", device=device)
     assert spread.device == "cpu and disk"
     assert (spread.backend, whole.device) == ("hf", "cpu")
     assert spread.fallback == "the base model cannot be run layer by layer: it is spread over several devices"

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal, Protocol, TypeVar
 from hubprune.core.artifacts.base import Artifact
 from hubprune.core.console import LARGEST
 
-EvalBackend = Literal["shared", "hf"]
-"""What computes log-likelihoods: one pass for all models, or lm-eval's own Hugging Face backend for each."""
+EvalBackend = Literal["shared", "layers", "hf"]
+"""What computes log-likelihoods: one pass for all models, from memory or layer by layer from their files, or lm-eval's
+own Hugging Face backend for each."""
 
 
 def perplexity_of(nats: float) -> float:

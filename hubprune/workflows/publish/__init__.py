@@ -12,13 +12,14 @@ need them: what fails fast must not wait for torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hubprune.cards import manifest
 from hubprune.cards.limits import check_budget
+from hubprune.core import fresh
 from hubprune.core.artifacts import LoadedBack, PublishedCommit, PublishReport, RepoFile
 from hubprune.core.config import needs_modeling_file
 from hubprune.core.console import Reporter
@@ -51,6 +52,7 @@ from hubprune.workflows.publish.stages import (
     free_text,
     has_checkpoint,
     kept_checkpoint,
+    open_pair,
     run_snippet,
 )
 from hubprune.workflows.recipes import recipe_of
@@ -180,20 +182,25 @@ def produced(
     if needs_modeling_file(plan):
         check_name_loads(repo_id)
     stage()
-    with kept_checkpoint(run, plan) as (folder, made):
-        stage()
-        benchmarks = benchmark(run, plan, folder)
-        stage()
-        generation = free_text(run, plan, folder)
+    with ExitStack() as loading, ExitStack() as kept:
+        loading.enter_context(fresh.warm())  # for the verification and the code of the card, and gone before the rest
+        folder, made = kept.enter_context(kept_checkpoint(run, plan))
         tag = manifest.checkpoint_tag(made.written) if tagged else None
+        snippet = run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template)
+        loading.close()
+        stage()
+        with open_pair(run, plan, folder) as pair:
+            benchmarks = benchmark(run, plan, pair)
+            stage()
+            generation = free_text(run, plan, pair)
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True), repo_id=repo_id,
             endpoint=run.session.endpoint, base=run.base.model_copy(update={"config": run.downloaded.config}),
             scores=scores, plan=plan, checkpoint=made.written, verification=made.verification, benchmarks=benchmarks,
             generation=generation,
             speed=find_speed(run, plan, folder, choices.timed, repo_id=repo_id, benchmarks=benchmarks),
-            snippet=run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template),
-            published=None, environment=run.environment, seconds=run.store.seconds, notes=choices.notes,
+            snippet=snippet, published=None, environment=run.environment, seconds=run.store.seconds,
+            notes=choices.notes,
             fingerprint={part: dict(values) for part, values in depends_on.items()}, stage_keys=run.store.keys,
         )  # fmt: skip
         files = assemble(run, folder, report, card_template=choices.template)

@@ -33,11 +33,13 @@ from hubprune.core.errors import HubError, MissingDependencyError, RecipeError
 from hubprune.core.files import key_of, short_name, write_atomically
 from hubprune.core.privacy import scrub
 from hubprune.core.requests import SpeedRequest
+from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.hub.repos import registered_tasks
 from hubprune.hub.session import HubSession
 from hubprune.plots import pictures
 from hubprune.workflows.card import Timed
-from hubprune.workflows.run import Run, write_verified
+from hubprune.workflows.prune import is_waiting, write_verified
+from hubprune.workflows.run import Run
 from hubprune.workflows.speed import change_of, time_pair
 from hubprune.workflows.verify import PrunedFolder
 
@@ -79,8 +81,8 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedChec
 
 def has_checkpoint(run: Run) -> bool:
     """Tell whether an earlier run left a checkpoint of as many drops, so that little new room is needed on the disk."""
-    name = glob.escape(short_name(run.recipe.default_name))
-    return any((run.store.folder / "checkpoints").glob(f"{name}-*"))
+    folder, name = run.store.folder / "checkpoints", f"{short_name(run.recipe.default_name)}-"
+    return any(folder.glob(f"{glob.escape(name)}*")) or is_waiting(folder, name)
 
 
 @contextmanager
@@ -97,7 +99,17 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | None:
+def open_pair(run: Run, plan: DropPlan, folder: Path) -> Pair:
+    """Make ready to load base and pruned model, once for all stages that measure them and only where one has to."""
+    base, pruned = run.runnable, run.identity(plan.content, plan.widths, plan.layout)
+    return Pair(
+        ModelFolder(base.folder, own_code=base.own_code, identity=run.identity()),
+        ModelFolder(folder, own_code=True, identity=pruned),
+        device=run.recipe.device, dtype=run.dtype, reporter=run.reporter,
+    )  # fmt: skip
+
+
+def benchmark(run: Run, plan: DropPlan, pair: Pair) -> BenchmarkComparison | None:
     """Run the benchmarks of a recipe on base and pruned model; None where it asks for none."""
     from hubprune.evaluation import harness
 
@@ -109,35 +121,28 @@ def benchmark(run: Run, plan: DropPlan, folder: Path) -> BenchmarkComparison | N
         run.circumstances, plan.content, plan.widths, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size,
         spec.backend, run.task_texts, run.task_sources, recipe.seed,
     )  # fmt: skip
-    base, pruned = run.runnable, run.identity(plan.content, plan.widths, plan.layout)
 
     def measure() -> BenchmarkComparison:
         """Run them on both; answers that are known are not asked for again."""
-        return harness.run(
-            harness.ModelFolder(base.folder, own_code=base.own_code, identity=run.identity()),
-            harness.ModelFolder(folder, own_code=True, identity=pruned), spec=spec, seed=recipe.seed,
-            device=recipe.device, dtype=run.dtype, reporter=run.reporter, memo=run.answers_file,
+        return harness.compare(
+            pair, spec=spec, seed=recipe.seed, reporter=run.reporter, memo=run.answers_file,
             samples_folder=run.store.folder / "samples" / key,
         )  # fmt: skip
 
     return run.store.run("benchmarks", key, BenchmarkComparison, measure)
 
 
-def free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison:
+def free_text(run: Run, plan: DropPlan, pair: Pair) -> GenerationComparison:
     """Let both models write; what the base wrote serves every plan."""
     from hubprune.evaluation import generation
 
-    recipe, spec, base = run.recipe, run.recipe.evaluation, run.runnable
+    spec = run.recipe.evaluation
     asked = run.circumstances, spec.prompt_texts(), spec.max_new_tokens
     key = key_of(*asked, plan.content)
-    request = generation.Request(
-        prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens, device=recipe.device, dtype=run.dtype
-    )
+    request = generation.Request(prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens)
 
     def write() -> ModelTexts:
-        return generation.write(
-            base.folder, request, name="base", trust_remote_code=base.own_code, reporter=run.reporter
-        )
+        return generation.write(pair, "base", request, reporter=run.reporter)
 
     def base_texts() -> ModelTexts:
         return run.store.run("base-text", key_of(*asked), ModelTexts, write)
@@ -148,14 +153,7 @@ def free_text(run: Run, plan: DropPlan, folder: Path) -> GenerationComparison:
         "generation",
         key,
         GenerationComparison,
-        lambda: generation.compare(
-            base.folder,
-            folder,
-            request=request,
-            base_code=base.own_code,
-            base_texts=written or base_texts(),
-            reporter=run.reporter,
-        ),
+        lambda: generation.compare(pair, request, base_texts=written or base_texts(), reporter=run.reporter),
         valid=lambda kept: kept.repetition is not None,
     )
 
