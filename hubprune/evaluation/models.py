@@ -214,6 +214,11 @@ def placed_on(model: Any) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
+def is_on_disk(model: Any) -> bool:
+    """Tell whether some of a model is read from disk for every pass."""
+    return "disk" in _places(model)
+
+
 def input_device(model: Any) -> str:
     """Name the device that a model takes token ids on."""
     places = [place for place in _places(model) if place != "disk"]
