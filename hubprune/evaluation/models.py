@@ -195,11 +195,6 @@ def text_tokens(model: Any, *, most: int) -> int:
     return max(1, min(most, free_bytes(input_device(model)) // (2 * each)))
 
 
-def is_on_disk(model: Any) -> bool:
-    """Tell whether some weights of a loaded model are read from disk whenever it runs."""
-    return "disk" in _places(model)
-
-
 def pass_seconds(model: Any) -> float:
     """Return how long a loaded model takes for one token, which is what the weights of one on disk take to be read."""
     start = time.monotonic()
