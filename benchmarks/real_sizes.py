@@ -45,7 +45,7 @@ COLUMNS = ("by hand", "other build", "this build")
 DROPPED = "3,5,6"
 BY_SCORE = ("--attn-drop", 3, "--num-samples", 16, "--max-tokens", 64)
 PASSES = 12
-LAYER_DOCUMENTS, OFFLOAD_DOCUMENTS = 40, 2
+LAYER_DOCUMENTS, OFFLOAD_DOCUMENTS = 12, 2
 """Of each of five tasks; every batch of an offloaded model reads all weights."""
 STAGES = {
     "Scores": "scoring",
@@ -255,7 +255,8 @@ def layers(bench: Bench) -> Iterator[Row]:
         inside = evaluate("shared", LAYER_DOCUMENTS, "inside", limited=False)
         streamed = evaluate("layers", LAYER_DOCUMENTS, "streamed", limited=True)
         yield from _success(streamed)
-        yield Row("tokens of each model, as lm-eval reads them", (f"{_tokens(bench.place.tasks(LAYER_DOCUMENTS)):,}",))
+        tokens = f"{_tokens(bench.place.tasks(LAYER_DOCUMENTS)):,}"
+        yield Row("tokens of each model, as lm-eval reads them", ("-", "-", tokens))
         read, times = streamed.read_bytes / weights, streamed.cpu / inside.cpu
         yield Row("passes over the weights", columns(None, None, read), bench.bound(at_most(read, 2)))
         yield Row("CPU s over that in memory", columns(None, None, times), bench.bound(at_most(times, 1.15)))

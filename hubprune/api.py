@@ -144,9 +144,9 @@ def prune(request: requests.PruneRequest, reporter: Reporter) -> PrunedCheckpoin
     Raises:
         VerificationError: it does not compute what it should; nothing is left of it then.
     """
-    from hubprune.workflows import run
+    from hubprune.workflows import prune as workflow
 
-    return run.prune(request, reporter=reporter)
+    return workflow.prune(request, reporter=reporter)
 
 
 @_taking(requests.VerifyRequest)

@@ -217,7 +217,7 @@ def test_every_command_explains_itself(command):
 
 OWN_LOADS = {
     "core/neutral.py",  # the door
-    "pruning/loading.py",  # tries what must be refused
+    "pruning/comparing.py",  # tries what must be refused
     "hub/repos.py",  # a line that is shown
     "demo/measure.py",  # models of the package's own
 }

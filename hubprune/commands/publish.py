@@ -95,9 +95,9 @@ def score(request: requests.ScoreRequest, reporter: Reporter, *, as_json: bool) 
 def prune(request: requests.PruneRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Write a pruned and verified checkpoint into a folder; publish nothing."""
     from hubprune.commands import summary
-    from hubprune.workflows import run
+    from hubprune.workflows import prune as workflow
 
-    pruned = run.prune(request, reporter=reporter)
+    pruned = workflow.prune(request, reporter=reporter)
     written = f"{summary.checkpoint_lines(pruned.written)}\n\nwritten and verified: {Path(request.out)}"
     show(to_json(pruned) if as_json else written)
 

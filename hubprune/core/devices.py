@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -82,10 +83,13 @@ def spare() -> None:
 # ---- programs that are started ---------------------------------------------------------------------------------------
 
 
-def run_to_end(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def run_to_end(
+    command: Sequence[str], *, listen: Callable[[str], object] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run a program and return how it ended; on Linux it never outlives this process, not even one that is killed.
 
-    The options are those of `subprocess.run`.
+    The options are those of `subprocess.run`.  With `listen`, which is called with each line of its stdout as it comes,
+    text is what goes in and out, and all that it writes is captured.
     """
     first: Callable[[], None] | None = None
     if sys.platform == "linux":
@@ -100,7 +104,33 @@ def run_to_end(command: Sequence[str], **options: Any) -> subprocess.CompletedPr
                 os._exit(1)
 
         first = ask
-    return subprocess.run(command, check=False, preexec_fn=first, **options)
+    if listen is None:
+        return subprocess.run(command, check=False, preexec_fn=first, **options)
+    return _listened(command, listen, preexec_fn=first, **options)
+
+
+def _listened(
+    command: Sequence[str], listen: Callable[[str], object], *, input: str, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    pipe, lines = subprocess.PIPE, []
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,  # a pipe could fill up unread
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, **options) as process,
+    ):
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(input)
+            for line in process.stdout:
+                lines.append(line)
+                listen(line)
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        errors.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, "".join(lines), errors.read())
 
 
 def last_words(stderr: str) -> str:

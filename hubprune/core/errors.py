@@ -15,6 +15,7 @@ with which value, and its hint says what to do next.  Anything else that escapes
     ├── CalibrationError             a data set of the calibration mix that is missing, too small or not text
     ├── ScoringError                 NaN scores, or nothing to average
     ├── VerificationError            the written checkpoint does not do what the plan says
+    │   └── UnverifiedError          whether it does was not found out
     ├── EvaluationError              a benchmark that cannot be run
     ├── OverBudgetError              the result lost more than the recipe allows
     ├── HubError                     the Hub refused or did not answer
@@ -40,7 +41,7 @@ __all__ = [
     "DiskSpaceError", "EditedError", "EvaluationError", "GatedBaseError", "HubError", "HubUnreachableError",
     "HubpruneError", "JobError", "MissingDependencyError", "OutputError", "OverBudgetError",
     "PermissionDeniedError", "PlanError", "RecipeError", "RemoteMismatchError", "ScoringError",
-    "UnsupportedArchitectureError", "UnsupportedFormatError", "VerificationError",
+    "UnsupportedArchitectureError", "UnsupportedFormatError", "UnverifiedError", "VerificationError",
 ]  # fmt: skip
 
 
@@ -112,6 +113,10 @@ class ScoringError(HubpruneError):
 
 class VerificationError(HubpruneError):
     """The written checkpoint does not do what the plan says."""
+
+
+class UnverifiedError(VerificationError):
+    """The process that verifies was ended from outside, as by a lack of memory; nothing is known of the checkpoint."""
 
 
 class EvaluationError(HubpruneError):

@@ -19,7 +19,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,8 @@ Value = TypeVar("Value", bound=BaseModel)
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target` that becomes `target` when the block ends well.
+def staged_folder(target: Path, *, becomes: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that becomes `target`, or `becomes` there, when the block ends well.
 
     Whatever ends the block early, the temporary folder goes; one that a killed process left is swept up next time.
 
@@ -61,7 +61,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         staged.chmod(0o777 & ~mask)  # mkdtemp makes it private; a published folder is an ordinary one
-        staged.replace(target)
+        staged.replace(becomes or target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskSpaceError(f"The disk is full: {target} was not written.") from error
@@ -117,7 +117,7 @@ def move_folder(source: Path, target: Path) -> None:
 
 def scratch_prefix(name: str) -> str:
     """Return how the name of a temporary file or folder has to begin for `sweep` to know whose it is."""
-    return f".{_label(name)}{PARTIAL}{_host()}-{os.getpid()}-"
+    return f".{label(name)}{PARTIAL}{host()}-{os.getpid()}-"
 
 
 def sweep(folder: Path, *, name: str | None = None) -> None:
@@ -128,21 +128,25 @@ def sweep(folder: Path, *, name: str | None = None) -> None:
         name: what it was for; None for anything.
     """
     # On a shared file system other hosts have processes of their own, of which this one knows nothing.
-    label = "*" if name is None else glob.escape(_label(name))
-    for left in folder.glob(f".{label}{PARTIAL}{glob.escape(_host())}-*"):
-        pid = left.name.rpartition(f"{PARTIAL}{_host()}-")[2].split("-")[0]
-        if not pid.isdigit():
+    named = "*" if name is None else glob.escape(label(name))
+    for left in folder.glob(f".{named}{PARTIAL}{glob.escape(host())}-*"):
+        pid = left.name.rpartition(f"{PARTIAL}{host()}-")[2].split("-")[0]
+        if not pid.isdigit() or not is_gone(int(pid)):
             continue
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                with suppress(OSError):  # that of another user, who will sweep it up
-                    left.unlink()
-        except OSError:  # another user's process, and alive
-            pass
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with suppress(OSError):  # that of another user, who will sweep it up
+                left.unlink()
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether no process of this machine has a number."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:  # another one, if it is another user's process, and alive
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 def _partial_folder(target: Path) -> Path:
@@ -150,32 +154,52 @@ def _partial_folder(target: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=scratch_prefix(target.name), dir=target.parent))
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     """Return a name, or what stands for a long one: with host and process beside it, it has to be legal still."""
-    data = os.fsencode(name)
-    return name if len(data) <= LONGEST_LABEL else hashlib.sha256(data).hexdigest()[:16]
+    return name if len(data := os.fsencode(name)) <= LONGEST_LABEL else hashlib.sha256(data).hexdigest()[:16]
 
 
-def _host() -> str:
+def host() -> str:
+    """Return the name of this machine as names of temporary files have it."""
     return re.sub(r"\W", "_", socket.gethostname())
 
 
-def list_files(folder: Path, *, advance: Callable[[int], None] = lambda _: None) -> tuple[RepoFile, ...]:
+class FileHash:
+    """The SHA-256 of a file and the id that git would give it, from its pieces as somebody reads them."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name, self._size, self._sha256 = name, size, hashlib.sha256()
+        self._git_oid = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """Take the next piece."""
+        self._sha256.update(piece)
+        self._git_oid.update(piece)
+
+    def file(self) -> RepoFile:
+        """Return what it is, after the last piece."""
+        sha256, git_oid = self._sha256.hexdigest(), self._git_oid.hexdigest()
+        return RepoFile(path=self._name, size=self._size, sha256=sha256, git_oid=git_oid)
+
+
+def list_files(
+    folder: Path, *, advance: Callable[[int], None] = lambda _: None, known: Collection[RepoFile] = ()
+) -> tuple[RepoFile, ...]:
     """List all files below a folder, sorted by path, each with its size, its SHA-256 and the id git would give it.
 
-    `advance` is told the number of bytes after each piece that was read.
+    `advance` is told the number of bytes after each piece that was read; those that are known are not read.
     """
-    found, named = [], {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    for name, path in sorted(named.items()):
-        size = path.stat().st_size
-        sha256, git_oid = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    found = {file.path: file for file in known}
+    for path in sorted(folder.rglob("*")):
+        if (name := path.relative_to(folder).as_posix()) in found or not path.is_file():
+            continue
+        hashed = FileHash(name, path.stat().st_size)
         with path.open("rb") as file:
             while piece := file.read(READ_BYTES):
-                sha256.update(piece)
-                git_oid.update(piece)
+                hashed.update(piece)
                 advance(len(piece))
-        found.append(RepoFile(path=name, size=size, sha256=sha256.hexdigest(), git_oid=git_oid.hexdigest()))
-    return tuple(found)
+        found[name] = hashed.file()
+    return tuple(file for _, file in sorted(found.items()))
 
 
 # ---- what a user names -----------------------------------------------------------------------------------------------

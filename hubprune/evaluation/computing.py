@@ -76,6 +76,10 @@ class Models:
             yield scorer.answer(rows, requests)
             advance(len(names) * tokens_of(requests[m.request] for row in rows for m in row.members))
 
+    def first(self, names: Names, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return those of some requests of which a few are compared with lm-eval's own backend."""
+        return requests
+
     def outlook(self, names: Names, requests: Sequence[Request]) -> str | None:
         """Say what scoring requests will take, where that is worth saying."""
         return None
@@ -120,6 +124,26 @@ class Models:
 def _run(batches: models.Batches, work: Callable[[tuple[int, ...]], list[models.Result]]) -> list[models.Result]:
     with models.memory_errors("over a single row", hint="Pass --dtype bfloat16, or --device cpu."):
         return models.run_batches(batches, work, on_split=lambda rows: None)[0]
+
+
+class Share:
+    """Tells a bar of so many tokens, as shares of the work on them are done."""
+
+    def __init__(self, tokens: int, advance: Advance) -> None:
+        self._tokens, self._advance, self._done, self._told = tokens, advance, 0.0, 0
+
+    def __call__(self, share: float) -> None:
+        """Tell of a share of the work."""
+        self._done += share
+        self._tell(int(self._done * self._tokens))
+
+    def told_all(self) -> None:
+        """Make up for what rounding left out."""
+        self._tell(self._tokens)
+
+    def _tell(self, tokens: int) -> None:
+        self._advance(tokens - self._told)
+        self._told = tokens
 
 
 class Scorer:
@@ -229,6 +253,10 @@ class Team:
     def outlook(self, names: Names, requests: Sequence[Request]) -> str | None:
         """Say what scoring requests will take, where that is worth saying."""
         return self._own.outlook(names, requests)
+
+    def first(self, names: Names, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return those of some requests of which a few are compared with lm-eval's own backend."""
+        return self._own.first(names, requests)
 
     def plain(self, name: str, requests: Sequence[Request]) -> list[Answer]:
         """Return a variant's answers as lm-eval's own backend computes them, each process a part of them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -84,6 +84,11 @@ class Batch:
     """Token ids that they should predict, [targets]."""
     owners: tuple[int, ...]
     """The request that each target is of."""
+
+    def some(self, rows: slice) -> Batch:
+        """Return some of its rows, as far as layers look at them."""
+        positions, branches = (None if t is None else t[rows] for t in (self.positions, self.branches))
+        return replace(self, ids=self.ids[rows], positions=positions, branches=branches)
 
     def mask(self, window: int | None) -> torch.Tensor | None:
         """Return which token sees which, bool of shape [rows, 1, tokens, tokens]; None where causal says it all.

@@ -7,6 +7,7 @@ and tells the layer tree which layers are the same.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import tempfile
@@ -118,6 +119,13 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     elif torch.mps.is_available():
         torch.mps.empty_cache()
+    give_back()
+
+
+def give_back() -> None:
+    """Return what was freed to the system: the C library of Linux keeps it, a few hundred MB after a model was run."""
+    with suppress(AttributeError, OSError, TypeError):  # others have no such function, or no library by that name
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def own_device(device: str) -> str:
@@ -183,6 +191,11 @@ def placed_on(model: Any) -> str:
     """Name the devices that a loaded model is on: `cuda:0`, or `cuda:0, cpu and disk`."""
     *others, last = _places(model) or [str(model.device)]
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def is_on_disk(model: Any) -> bool:
+    """Tell whether some of a model is read from disk for every pass."""
+    return "disk" in _places(model)
 
 
 def input_device(model: Any) -> str:

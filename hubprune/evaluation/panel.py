@@ -63,6 +63,9 @@ class Computing(Protocol):
     def score(self, names: Names, requests: Sequence[Request], advance: Advance = ...) -> Iterator[Scored]:
         """Yield the answers of some variants to all requests, batch by batch; `advance` is told the tokens."""
 
+    def first(self, names: Names, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return those of some requests of which a few are compared with lm-eval's own backend."""
+
     def outlook(self, names: Names, requests: Sequence[Request]) -> str | None:
         """Say what scoring requests will take, where that is worth saying."""
 
@@ -92,6 +95,8 @@ class Panel:
         for model in self.language_models.values():
             model.panel = self
         self._checked: set[str] = set()
+        self._expected: dict[str, dict[bytes, Answer]] = {}
+        """What lm-eval's own backend said, of variants that are to be compared with it."""
         reasons = ((name, why_not(v)) for name, v in self._variants.items() if backend == "shared")
         told = (f"the {name} model cannot be run layer by layer: {reason}" for name, reason in reasons if reason)
         self.fallback = next(told, None)
@@ -153,12 +158,15 @@ class Panel:
                 groups.setdefault(missing, []).append(name)
         if not groups:
             return
-        self._check(list(unique.values()), {name for names in groups.values() for name in names})
-        if self.fallback:
-            return
         # A set has no order that a second run would find again.
         asked = [(tuple(names), [unique[key] for key in sorted(missing)]) for missing, names in groups.items()]
+        if self.backend == "shared":
+            self._check(list(unique.values()), tuple(sorted(name for names, _ in asked for name in names)))
+        if self.fallback:
+            return
         for names, requests in asked:
+            if self.backend == "layers":  # a pass over the weights for two requests is more than it is worth
+                self._expect(self._models.first(names, requests), names)
             if told := self._models.outlook(names, requests):
                 self._reporter.note(told)
         total = sum(len(names) * tokens_of(requests) for names, requests in asked)
@@ -167,33 +175,50 @@ class Panel:
             for names, requests in asked:
                 for scored in self._models.score(names, requests, advance):
                     for name, answers in scored.items():
-                        self._memo.put_answers(self._model(name), {requests[n].key: a for n, a in answers.items()})
+                        found = {requests[n].key: answer for n, answer in answers.items()}
+                        if not self._agrees(name, found):
+                            return
+                        self._memo.put_answers(self._model(name), found)
 
-    def _check(self, requests: Sequence[Request], names: set[str]) -> None:
+    def _check(self, requests: Sequence[Request], names: Names) -> None:
         """Compare a few answers with those of lm-eval's own backend, and fall back to it where they differ."""
-        new = tuple(sorted(names - self._checked))
-        if not new:
+        chosen = self._expect(requests, names)
+        if not self._expected:
             return
+        new = tuple(self._expected)
+        found: dict[str, dict[bytes, Answer]] = {name: {} for name in new}
+        for scored in self._models.score(new, chosen):
+            for name, answers in scored.items():
+                found[name] |= {chosen[number].key: answer for number, answer in answers.items()}
+        all(self._agrees(name, found[name]) for name in new)
+
+    def _expect(self, requests: Sequence[Request], names: Names) -> Sequence[Request]:
+        """Ask lm-eval's own backend a few requests, for variants that were not compared with it yet."""
         # From all over: pairs of neighbours in the order of their tokens.
         order = sorted(requests, key=lambda request: request.tokens)
         pairs = max(1, min(CHECKED_PAIRS, len(order) // (2 * CHECKED_SHARE)))
         starts = [len(order) * (2 * number + 1) // (2 * pairs) for number in range(pairs)]
         chosen = [order[place] for place in sorted({p for s in starts for p in (s, max(0, s - 1))})]
-        expected = {name: self._models.plain(name, chosen) for name in new}
-        found: dict[str, dict[int, Answer]] = {name: {} for name in new}
-        for scored in self._models.score(new, chosen):
-            for name, answers in scored.items():
-                found[name] |= answers
-        for name in new:
-            both = ((found[name][number], answer) for number, answer in enumerate(expected[name]))
-            difference = max(abs(ours.log_likelihood - theirs.log_likelihood) for ours, theirs in both)
-            if not difference <= self._tolerance:
-                differed = f"log-likelihoods of the {name} model differed by {difference:.2g} nats from lm-eval's own"
-                self.fallback = f"{differed} in {len(chosen)} requests, with {self._tolerance:g} allowed"
-                self._reporter.warn(f"The shared evaluation is not used: {self.fallback}.")
-                return
-            self._memo.put_check(self._model(name), len(chosen), difference)
-        self._checked |= names
+        for name in names:
+            if name not in self._checked:
+                answers = self._models.plain(name, chosen)
+                self._expected[name] = {request.key: a for request, a in zip(chosen, answers, strict=True)}
+        return chosen
+
+    def _agrees(self, name: str, found: Mapping[bytes, Answer]) -> bool:
+        """Compare what was found with what is expected of a variant, if anything is; False where they differ."""
+        if not (expected := self._expected.pop(name, None)):
+            return True
+        pairs = ((found[key].log_likelihood, answer.log_likelihood) for key, answer in expected.items())
+        difference = max(abs(ours - theirs) for ours, theirs in pairs)
+        if not difference <= self._tolerance:
+            differed = f"log-likelihoods of the {name} model differed by {difference:.2g} nats from lm-eval's own"
+            self.fallback = f"{differed} in {len(expected)} requests, with {self._tolerance:g} allowed"
+            self._reporter.warn(f"The shared evaluation is not used: {self.fallback}.")
+            return False
+        self._memo.put_check(self._model(name), len(expected), difference)
+        self._checked.add(name)
+        return True
 
     def _answer_plainly(self, name: str, unique: Mapping[bytes, Request]) -> None:
         missing = sorted(self._missing(name, unique), key=lambda key: (-len(unique[key].tokens), key))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from hubprune.core.console import Advance, size
 from hubprune.core.memory import available_bytes, device_bytes
 from hubprune.core.streaming import Load, OtherBytesError, Stored, empty, read_ahead, read_rows
 from hubprune.evaluation import models
-from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS, Models
+from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS, Models, Share
 from hubprune.evaluation.layer_tree import Batch, Tally, Trunk, Variant, collate, head_alone
 from hubprune.evaluation.panel import Names, Prompt, Scored, not_told, tokens_of
 from hubprune.evaluation.requests import Answer, Request, Row, batches, make_rows, slots
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RESERVE = 96 * 2**20
 """Bytes of memory that are left alone."""
-WORK = 4
+WORK = 6
 """Times hidden and MLP width together that a token of a batch takes while a layer runs."""
 CHUNK_WORK = 3e14
 """Multiplications after which what a CPU answered is kept: some half an hour of a few cores."""
@@ -100,7 +100,7 @@ class Stream:
 
     def plan(self, requests: Sequence[Request]) -> list[list[Row]]:
         """Divide requests into chunks, as many at a time as memory holds the states of."""
-        room, chunks, used = self.chunk_tokens(), list[list[Row]](), 0
+        room, chunks, used = self.chunk_tokens, list[list[Row]](), 0
         for batch in self._batches(make_rows(requests)):
             if not chunks or used + slots(batch) > room:
                 chunks.append([])
@@ -131,8 +131,9 @@ class Stream:
         """What is read for a chunk."""
         return sum(load.size for load in [*self._layer_loads(), *self._head_loads()])
 
+    @cached_property
     def chunk_tokens(self) -> int:
-        """Return how many tokens a chunk has, padding included."""
+        """How many tokens a chunk has, padding included; it stays so, since the first one is known beforehand."""
         on_cpu = self._device.type == "cpu"
         return chunk_tokens(
             each=self._program.room_count * self._width * self._dtype.itemsize, layer=self._largest,
@@ -198,6 +199,7 @@ class Stream:
                 for move in step.moves:
                     for layer in move.layers:
                         empty(self.variants[move.variant].layers[layer])
+                models.give_back()
                 self._twins.proved |= {twin for _, twin in load.twins}
         del reading
         return self._read_out(parts, rooms, heads, lambda share: advance(share * (1 - sum(work) / whole)))
@@ -262,7 +264,7 @@ class Stream:
             self._fits = batch.ids.numel() // 2
         middle = len(batch.ids) // 2
         halves = (slice(None, middle), slice(middle, None))
-        return torch.cat([self._run(move, _some(batch, half), states[half]) for half in halves])
+        return torch.cat([self._run(move, batch.some(half), states[half]) for half in halves])
 
     # ---- the head --------------------------------------------------------------------------------------------------
 
@@ -323,31 +325,7 @@ class Stream:
         return {v.name: tally.answers(owners, v.name) for v, tally in zip(self.variants, tallies, strict=True)}
 
 
-def _some(batch: Batch, rows: slice) -> Batch:
-    """Return some rows of a batch, as far as layers look at it."""
-    positions, branches = (None if t is None else t[rows] for t in (batch.positions, batch.branches))
-    return replace(batch, ids=batch.ids[rows], positions=positions, branches=branches)
-
-
 # ---- the models ------------------------------------------------------------------------------------------------------
-
-
-class _Share:
-    """Tells a bar of so many tokens, as shares of the work on them are done."""
-
-    def __init__(self, tokens: int, advance: Advance) -> None:
-        self._tokens, self._advance, self._done, self._told = tokens, advance, 0.0, 0
-
-    def __call__(self, share: float) -> None:
-        self._done += share
-        self._tell(int(self._done * self._tokens))
-
-    def told_all(self) -> None:
-        self._tell(self._tokens)
-
-    def _tell(self, tokens: int) -> None:
-        self._advance(tokens - self._told)
-        self._told = tokens
 
 
 class StreamedModels(Models):
@@ -379,12 +357,17 @@ class StreamedModels(Models):
             self._streams[names] = Stream(chosen, self._twins, device=self._device, most_rows=self._batch_size)
         return self._streams[names]
 
+    def first(self, names: Names, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return the requests of the first chunk."""
+        rows = self.scorer(names).plan(requests)[0]
+        return [requests[member.request] for row in rows for member in row.members]
+
     def score(self, names: Names, requests: Sequence[Request], advance: Advance = not_told) -> Iterator[Scored]:
         """Yield the answers of some variants to all requests, chunk by chunk; `advance` is told tokens on the way."""
         stream = self.scorer(names)
         for rows in stream.plan(requests):
             tokens = len(names) * tokens_of(requests[m.request] for row in rows for m in row.members)
-            share = _Share(tokens, advance)
+            share = Share(tokens, advance)
             found = stream.answer(rows, requests, share)
             share.told_all()
             yield found

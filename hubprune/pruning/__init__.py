@@ -12,5 +12,8 @@ layouts           how a result is written so that runtimes load it, and how a pr
 width             narrower MLPs: which neurons stay, and their part of a tensor
 tokenizer_files   tokenizer files that give the base's token ids in every version of transformers
 checkpoint        the written folder
-verify, loading   the comparison with the base; `loading` is what its fresh process runs
+verify            what has to be true of it, and whether it is
+placing           where both run: device, dtype, and what stays in memory
+comparing         what both compute, in a fresh process and few passes
+loading           that process
 """

@@ -9,12 +9,13 @@ hashes, parameters, bytes, and how fast the KV cache grows.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,12 +23,12 @@ from typing import Any, BinaryIO
 from hubprune.core import config as config_json
 from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
-from hubprune.core.artifacts import BaseCheckpoint, DropPlan, WrittenCheckpoint
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, RepoFile, WrittenCheckpoint
 from hubprune.core.errors import CheckpointError
-from hubprune.core.files import list_files
+from hubprune.core.files import FileHash, list_files
 from hubprune.core.memory import kv_bytes_per_layer
 from hubprune.core.privacy import is_carried
-from hubprune.core.weights import DTYPE_BITS, INDEX_NAME, LENGTH_BYTES, Shard, Weights, open_weights
+from hubprune.core.weights import DTYPE_BITS, INDEX_NAME, LENGTH_BYTES, Shard, TensorEntry, Weights, open_weights
 from hubprune.pruning.tokenizer_files import settle_tokenizer
 from hubprune.pruning.width import KeptTensor, Neurons, cut_bytes, cuts, neurons_of
 
@@ -225,6 +226,71 @@ def _copy_range(source: BinaryIO, target: BinaryIO, begin: int, end: int, advanc
         advance(copied)
 
 
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """What was read in the weight files of a written checkpoint, once for all that has to be known of their bytes."""
+
+    files: tuple[RepoFile, ...]
+    """With their hashes."""
+    compared: int
+    """Number of tensors that ought to be there."""
+    differing: tuple[str, ...]
+    """Names, of the result, of those that are not the base's, byte for byte, or are missing."""
+
+
+def read_back(
+    base: Weights,
+    folder: Path,
+    *,
+    plan: DropPlan,
+    architecture: Architecture,
+    advance: Callable[[int], None] = lambda _: None,
+) -> ReadBack:
+    """Hash the weight files of a checkpoint, and compare each tensor on the way with what the plan says of the base's.
+
+    `advance` is told the number of bytes after each piece of the written files.
+    """
+    neurons = neurons_of(base, plan, architecture)
+    kept = {t.name: (shard.source.path, t) for shard in shard_plans(base, plan, architecture) for t in shard.kept}
+    differing, files = set(kept), []
+    for shard in open_weights(folder).shards:
+        hashed = FileHash(shard.path.name, shard.path.stat().st_size)
+        with shard.path.open("rb") as file:
+            hashed.update(file.read(shard.tensors[0].begin if shard.tensors else -1))
+            for tensor in shard.tensors:
+                equal = tensor.name in kept and _is_planned(kept[tensor.name][1], tensor)
+                expected = _bytes_of(*kept[tensor.name], neurons) if equal else itertools.repeat(None)
+                # Both sides end where the tensor does: its size is the planned one, or nothing is expected.
+                for piece, other in zip(_in_pieces(file, tensor.size), expected, strict=False):
+                    hashed.update(piece)
+                    equal = equal and piece == other
+                    advance(len(piece))
+                if equal:
+                    differing.discard(tensor.name)
+        files.append(hashed.file())
+    return ReadBack(tuple(files), len(kept), tuple(name for name in kept if name in differing))
+
+
+def _is_planned(kept: KeptTensor, written: TensorEntry) -> bool:
+    return (kept.entry.dtype, kept.shape) == (written.dtype, written.shape)
+
+
+def _in_pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    for done in range(0, size, COPY_BYTES):
+        yield file.read(min(COPY_BYTES, size - done))
+
+
+def _bytes_of(path: Path, kept: KeptTensor, neurons: Neurons | None) -> Iterator[bytes | memoryview]:
+    """Yield what ought to be written of a tensor of the base, in pieces of the same length as `_in_pieces` has."""
+    if kept.cut and neurons:
+        left = cut_bytes(path, kept.entry, kept.cut, neurons.kept(kept.cut.layer))
+        yield from (left[begin : begin + COPY_BYTES] for begin in range(0, kept.size, COPY_BYTES))
+        return
+    with path.open("rb") as file:
+        file.seek(kept.entry.begin)
+        yield from _in_pieces(file, kept.size)
+
+
 def take_inventory(
     base: Weights,
     folder: Path,
@@ -232,15 +298,16 @@ def take_inventory(
     plan: DropPlan,
     config: Mapping[str, Any],
     architecture: Architecture,
-    advance: Callable[[int], None],
+    advance: Callable[[int], None] = lambda _: None,
+    known: Collection[RepoFile] = (),
 ) -> WrittenCheckpoint:
     """Describe a written checkpoint beside its base, whose weights are as its model uses them, and whose config it is.
 
-    The number of bytes is told after each piece that was hashed.
+    The number of bytes is told after each piece that was hashed; files that are known are not read.
     """
     pruned, per_layer, layers = open_weights(folder), kv_bytes_per_layer(config), plan.num_hidden_layers
     return WrittenCheckpoint(
-        files=list_files(folder, advance=advance),
+        files=list_files(folder, advance=advance, known=known),
         parameters=count_parameters(pruned, config, architecture),
         base_parameters=count_parameters(base, config, architecture),
         weight_bytes=pruned.size(),

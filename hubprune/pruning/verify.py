@@ -7,7 +7,8 @@ is what their removal must amount to.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,27 +18,20 @@ from hubprune.core import fresh
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import Check, DroppedSublayer, DropPlan, SublayerKind, Verification, WidthPlan
 from hubprune.core.config import MAX_LAYERS, Structure, needs_modeling_file, pruned_classes, read_structure
+from hubprune.core.console import Advance, Reporter, size
 from hubprune.core.devices import last_words, run_to_end
-from hubprune.core.errors import CheckpointError, VerificationError
+from hubprune.core.errors import CheckpointError, UnverifiedError, VerificationError
 from hubprune.core.files import scratch_folder
 from hubprune.core.memory import kv_cache_bytes
 from hubprune.core.strict import parse_json
 from hubprune.core.templates import modeling_code
-from hubprune.core.weights import Shard, TensorEntry, Weights, open_weights
-from hubprune.pruning.checkpoint import count_parameters, shard_plans
+from hubprune.core.weights import Weights, open_weights
+from hubprune.pruning.checkpoint import ReadBack, count_parameters, read_back
+from hubprune.pruning.comparing import CompareRequest, Comparison, NarrowedTensor, Word
 from hubprune.pruning.layouts import Runnable
-from hubprune.pruning.loading import (
-    CompareRequest,
-    Comparison,
-    Loaded,
-    LoadRequest,
-    MlxComparison,
-    MlxRequest,
-    NarrowedTensor,
-    mlx_is_installed,
-)
+from hubprune.pruning.loading import Loaded, LoadRequest, MlxComparison, MlxRequest, mlx_is_installed
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
-from hubprune.pruning.width import KeptTensor, Neurons, cut_bytes, cuts, mask_of, neurons_of
+from hubprune.pruning.width import KeptTensor, cuts, mask_of, neurons_of
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 """What is loaded from folders has no use for the Hub."""
@@ -48,35 +42,41 @@ RELATIVE_TOLERANCE = 2e-6
 PROMPTS = ("Paris is the capital of", "One day", "The river was high, and the bridge", "To make bread you need")
 NEW_TOKENS = 24
 LEADS_TO_CODE = ("adapter_config.json", "custom_generate")
-COMPARE_BYTES = 4 * 2**20
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
 def verify(
-    base: Runnable, folder: Path, *, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture
-) -> Verification:
+    base: Runnable, folder: Path, *, plan: DropPlan, config: Mapping[str, Any], architecture: Architecture,
+    read: ReadBack | None = None, device: str = "auto", dtype: str = "auto", reporter: Reporter | None = None,
+) -> Verification:  # fmt: skip
     """Load the written folder in a fresh process and compare it with the base without what was dropped.
 
-    Config and architecture are the base's.
+    Config and architecture are the base's; what was read of the files before need not be read again.
 
     Raises:
         VerificationError: the fresh process could not load one of the two, or what they compute is no number.
+        UnverifiedError: it was ended by a signal.
     """
     weights = base.weights()
+    read = read or read_back(weights, folder, plan=plan, architecture=architecture)
     outputs = {"attn": architecture.attn_output, "mlp": architecture.mlp_output}
     request = CompareRequest(
         base_folder=str(base.folder.resolve()),
         base_custom_code=base.own_code,
         folder=str(folder.resolve()),
-        # Projections that are set to zero, so that a dropped sublayer adds nothing.
+        layers=architecture.layers_prefix.removesuffix("."),
+        # Projections whose output is set to zero, so that a dropped sublayer adds nothing.
         zeroed=tuple(f"{architecture.layers_prefix}{d.layer}.{outputs[d.kind]}" for d in plan.dropped),
         narrowed=_narrowed(weights, plan, architecture),
         prompts=PROMPTS,
         new_tokens=NEW_TOKENS,
         custom_code=needs_modeling_file(plan),
+        device=device,
+        dtype=dtype,
     )
-    seen = _in_fresh_process("compare", request, Comparison)
+    with _told(reporter or Reporter(quiet=True)) as listen:
+        seen = _in_fresh_process("compare", request, Comparison, listen=listen)
     if seen.not_finite:
         raise VerificationError(
             f"The logits of the {seen.not_finite} are not finite numbers, so that nothing can be compared.",
@@ -91,18 +91,40 @@ def verify(
     return Verification(
         checks=(
             _files_check(folder, plan, architecture),
-            _bytes_check(weights, folder, plan, architecture),
+            _bytes_check(read),
             *_checks(seen, planned, planned_cache, parts=plan.parts, ids=_ids_told(seen, base, folder, architecture)),
             *([in_mlx.check] if in_mlx else []),
         ),
         max_logit_difference=seen.max_logit_difference,
         dtype=seen.dtype,
+        device=seen.device,
+        read_bytes=seen.read_bytes,
+        new_tokens=seen.new_tokens,
         parameters=seen.parameters,
         cache_bytes=seen.cache_bytes,
         cache_tokens=seen.cache_tokens,
         transformers=seen.transformers,
         runtimes=(f"mlx-lm {in_mlx.version}",) if in_mlx else (),
     )
+
+
+@contextmanager
+def _told(reporter: Reporter) -> Iterator[Callable[[str], None]]:
+    """Yield what takes the words of a fresh process, line by line, and says them as its own."""
+    with ExitStack() as stack:
+        bars: list[Advance] = []
+
+        def listen(line: str) -> None:
+            with suppress(ValidationError):  # of what a library prints, and of the answer
+                word = Word.model_validate_json(line)
+                if word.note:
+                    reporter.note(word.note)
+                if word.passes:
+                    bars.append(stack.enter_context(reporter.progress("verifying", total=word.passes, unit="passes")))
+                if word.done and bars:
+                    bars[-1](word.done)
+
+        yield listen
 
 
 def _narrowed(weights: Weights, plan: DropPlan, architecture: Architecture) -> tuple[NarrowedTensor, ...]:
@@ -137,27 +159,9 @@ def _files_check(folder: Path, plan: DropPlan, architecture: Architecture) -> Ch
     return Check(name="dropped tensors are in no file", passed=not left, detail=detail)
 
 
-def _bytes_check(base: Weights, folder: Path, plan: DropPlan, architecture: Architecture) -> Check:
-    written = {tensor.name: (shard, tensor) for shard, tensor in open_weights(folder)}
-    neurons = neurons_of(base, plan, architecture)
-    kept = [(shard.source, tensor) for shard in shard_plans(base, plan, architecture) for tensor in shard.kept]
-    differing = [t.name for shard, t in kept if not _same_bytes(shard, t, written.get(t.name), neurons)]
-    detail = ", ".join(differing[:3]) or f"{len(kept)} tensors compared"
-    return Check(name="kept tensors are the base's, byte for byte", passed=not differing, detail=detail)
-
-
-def _same_bytes(
-    source: Shard, kept: KeptTensor, written: tuple[Shard, TensorEntry] | None, neurons: Neurons | None
-) -> bool:
-    if written is None or (kept.entry.dtype, kept.shape) != (written[1].dtype, written[1].shape):
-        return False
-    with source.path.open("rb") as first, written[0].path.open("rb") as second:
-        first.seek(kept.entry.begin)
-        second.seek(written[1].begin)
-        if kept.cut and neurons:
-            return cut_bytes(source.path, kept.entry, kept.cut, neurons.kept(kept.cut.layer)) == second.read(kept.size)
-        pieces = (min(COMPARE_BYTES, kept.size - done) for done in range(0, kept.size, COMPARE_BYTES))
-        return all(first.read(piece) == second.read(piece) for piece in pieces)
+def _bytes_check(read: ReadBack) -> Check:
+    detail = ", ".join(read.differing[:3]) or f"{read.compared} tensors compared"
+    return Check(name="kept tensors are the base's, byte for byte", passed=not read.differing, detail=detail)
 
 
 def _ids_told(seen: Comparison, base: Runnable, folder: Path, architecture: Architecture) -> str:
@@ -176,6 +180,8 @@ def _checks(seen: Comparison, parameters: int, cache_bytes: int, *, parts: str, 
     counted = f"{seen.parameters:,} of {parameters:,} planned"
     cached = f"{seen.cache_bytes:,} of {cache_bytes:,} bytes planned for {seen.cache_tokens} tokens"
     difference = f"largest difference {seen.max_logit_difference:.2e} in {seen.dtype}"
+    # A token of an offloaded model costs one more pass over all its weights.
+    few = f", {seen.new_tokens} a text, since each reads {size(seen.read_bytes)} from disk" if seen.read_bytes else ""
     rows: list[tuple[str, bool, str]] = [
         ("loads without missing or unexpected keys", not keys, ", ".join(keys[:3]) or "all tensors used"),
         ("parameters as planned", seen.parameters == parameters, counted),
@@ -183,7 +189,7 @@ def _checks(seen: Comparison, parameters: int, cache_bytes: int, *, parts: str, 
         (f"logits equal the base without the dropped {parts}", seen.max_logit_difference <= largest, difference),
         ("next tokens equal", seen.argmax_equal, f"{seen.positions} positions"),
         ("token ids equal the base's", not seen.other_ids, ids),
-        ("greedy text with KV cache equals without", seen.cached_equal, f"{seen.generated} tokens"),
+        ("greedy text with KV cache equals without", seen.cached_equal, f"{seen.generated} tokens{few}"),
         ("greedy text in a left-padded batch equals alone", seen.padded_equal, f"{len(PROMPTS)} prompts"),
     ]
     if seen.refused_without_trust is not None:
@@ -229,8 +235,9 @@ def load_from_hub(
 
 
 def _in_fresh_process(
-    action: str, request: BaseModel, answer: type[Answer], *, environment: Mapping[str, str] | None = None
-) -> Answer:
+    action: str, request: BaseModel, answer: type[Answer], *, environment: Mapping[str, str] | None = None,
+    listen: Callable[[str], object] = lambda _: None,
+) -> Answer:  # fmt: skip
     with scratch_folder(name="hubprune-fresh") as work:
         # transformers copies remote code into a cache of modules before it imports it; ours is thrown away.
         variables = {**os.environ, "HF_MODULES_CACHE": str(work / "modules"), **(environment or OFFLINE)}
@@ -241,11 +248,12 @@ def _in_fresh_process(
             link.symlink_to(getattr(request, name), target_is_directory=True)
         asked = request.model_copy(update={name: str(link) for name, link in links.items()}).model_dump_json()
         command = fresh.python(["-m", "hubprune.pruning.loading", action], variables)
-        done = run_to_end(command, input=asked, capture_output=True, text=True, env=variables)
+        done = run_to_end(command, input=asked, env=variables, listen=listen)
     if done.returncode < 0:
-        raise VerificationError(
+        raise UnverifiedError(
             f"The fresh process that loads the checkpoint was killed by signal {-done.returncode}.",
-            hint="Most likely the memory was too small: it has to hold the whole model, one after the other.",
+            hint="If nobody did that, too little memory was left: free some, or run the same with a --max-memory that "
+            "is really there. What was written is kept, and the same command goes on there.",
         )
     try:
         return answer.model_validate_json(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""One run of a recipe, and its pruning half: resolve, score, select, write, verify.
+"""One run of a recipe, up to its plan: resolve, score, select.
 
 Each stage goes on from what an earlier run of it found.  Heavy libraries are imported by the stages that need them:
 what fails fast must not wait for torch.
@@ -14,30 +14,25 @@ from typing import TYPE_CHECKING
 
 from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
-from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, PrunedCheckpoint, WidthPlan
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, WidthPlan
 from hubprune.core.config import check_config, read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
-from hubprune.core.files import StageStore, check_new_folder, key_of, staged_folder, work_folder
+from hubprune.core.files import StageStore, key_of, work_folder
 from hubprune.core.memory import say_where
 from hubprune.core.privacy import use_endpoint
 from hubprune.core.recipe import CalibrationMix, Recipe
-from hubprune.core.requests import PruneRequest
 from hubprune.core.strict import parse_json
 from hubprune.core.weights import INDEX_NAME, merged_headers
 from hubprune.hub import repos as hub
 from hubprune.hub.repos import small_files, stored_headers
 from hubprune.hub.session import HubSession
-from hubprune.hub.transfer import check_files
-from hubprune.pruning import calibration, checkpoint, documents, iterative, selection, verify
+from hubprune.pruning import calibration, documents, iterative, selection
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.calibration import CalibrationSet, file_hashes
-from hubprune.pruning.checkpoint import take_inventory
 from hubprune.pruning.layouts import Runnable, check_choice, choose_layout, make_runnable
 from hubprune.pruning.selection import plan_widths
-from hubprune.pruning.tokenizer_files import ids_depend_on_version
-from hubprune.workflows.recipes import recipe_of
 
 if TYPE_CHECKING:
     from hubprune.pruning.importance import Scorer
@@ -131,7 +126,7 @@ class Run:
         asked, config = self.recipe.dtype, self.base.config
         here = resolve_dtype(asked, config, device=self.device)
         dtype = asked if here == resolve_dtype(asked, config) else here
-        return [self._base_identity, self.environment.versions, self.environment.machine, self.device, dtype]
+        return [self.base_identity, self.environment.versions, self.environment.machine, self.device, dtype]
 
     @cached_property
     def device(self) -> str:
@@ -146,7 +141,7 @@ class Run:
     @cached_property
     def runnable(self) -> Runnable:
         """The base as transformers can load it; one that was pruned before gets its modeling file from here."""
-        key = key_of(self._base_identity, templates.modeling_code(self.architecture))
+        key = key_of(self.base_identity, templates.modeling_code(self.architecture))
         return make_runnable(self.downloaded, self.store.folder / "bases" / key)
 
     @property
@@ -178,7 +173,7 @@ class Run:
         return self.store.folder / "answers.sqlite"
 
     @property
-    def _base_identity(self) -> object:
+    def base_identity(self) -> object:
         """The base's commit, or the sizes and times of a local folder's files."""
         if self.base.commit:
             return [self.base.name, self.base.commit]
@@ -333,50 +328,6 @@ def _widths(recipe: Recipe, base: BaseCheckpoint, *, gone: Collection[int]) -> W
         return None
     structure = read_structure(base.config, name=base.name)
     return plan_widths(recipe.width, structure, base.config, name=base.name, gone=gone)
-
-
-# ---- pruning -----------------------------------------------------------------------------------------------------
-
-
-def prune(request: PruneRequest, *, reporter: Reporter) -> PrunedCheckpoint:
-    """Write the pruned checkpoint that is asked for into a new folder; nothing appears there unless it was verified.
-
-    Raises:
-        HubpruneError: the first thing that is wrong.
-    """
-    run, out = open_run(recipe_of(request), request.endpoint, reporter), Path(request.out)
-    check_new_folder(out)
-    say_computing(run)
-    plan = make_plan(run, scores_if_needed(run))
-    say_plan(plan, reporter=run.reporter)
-    return write_verified(run, plan, out)
-
-
-def write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
-    """Write a checkpoint of a plan into a new folder, which appears once it was verified in a fresh process.
-
-    Raises:
-        VerificationError: it does not compute what it should; nothing is left of it then.
-    """
-    base, architecture, source = run.downloaded, run.architecture, Path(run.downloaded.folder or "")
-    total = sum(f.size for f in base.files if f.path.endswith(".safetensors"))
-    if base.commit:  # once more, since these bytes are what goes out
-        weights, name = hub.weight_files(base.files), base.name
-        check_files(weights, source, repo_id=name, commit=base.commit, reporter=run.reporter, remembered=False)
-    with staged_folder(folder) as staged:
-        with run.reporter.progress("writing", total=total, unit="B") as advance:
-            checkpoint.write_checkpoint(base, plan, staged, advance=advance)
-        if differs := ids_depend_on_version(source, staged, architecture=architecture):
-            run.reporter.warn(f"the base's tokenizer depends on the version that reads it: {differs}")
-        verification = verify.verify(run.runnable, staged, plan=plan, config=base.config, architecture=architecture)
-        verify.require_passed(verification)
-        run.reporter.note(f"verified in a fresh process: {len(verification.checks)} checks passed")
-        with run.reporter.progress("hashing", total=total, unit="B") as advance:
-            stored = run.runnable.weights()
-            written = take_inventory(
-                stored, staged, plan=plan, config=base.config, architecture=architecture, advance=advance
-            )
-    return PrunedCheckpoint(written=written, verification=verification)
 
 
 def refuse_tokenizer_code(folder: Path, *, name: str) -> None:

@@ -6,13 +6,13 @@ Before that, both are found, in folders or on the Hub, and the rule is held to w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hubprune.cards.manifest import MANIFEST, NOT_LISTED, content_digest, read_manifest
-from hubprune.core.artifacts import BaseCheckpoint, Check, Verification
+from hubprune.core.artifacts import BaseCheckpoint, Check, RepoFile, Verification
 from hubprune.core.config import check_config, read_config, read_structure
 from hubprune.core.console import Reporter, quiet
 from hubprune.core.errors import BaseNotFoundError, RecipeError, VerificationError
@@ -25,6 +25,7 @@ from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
 from hubprune.pruning import verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
+from hubprune.pruning.checkpoint import read_back
 from hubprune.pruning.layouts import make_runnable
 from hubprune.workflows.run import open_session
 
@@ -147,9 +148,12 @@ def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:
     hint = "Say where it is with --base FOLDER."
     found = find_base(request.base, config, hint=hint, session=session, reporter=reporter)
     with scratch_folder(name="hubprune-base") as work:
-        runnable = make_runnable(found, work / "base")
-        seen = verify.verify(runnable, folder, plan=plan, config=found.config, architecture=structure.architecture)
-    return seen.model_copy(update={"checks": (*_manifest_checks(folder), *seen.checks)})
+        runnable, architecture = make_runnable(found, work / "base"), structure.architecture
+        read = read_back(runnable.weights(), folder, plan=plan, architecture=architecture)
+        seen = verify.verify(
+            runnable, folder, plan=plan, config=found.config, architecture=architecture, read=read, reporter=reporter
+        )
+    return seen.model_copy(update={"checks": (*_manifest_checks(folder, known=read.files), *seen.checks)})
 
 
 def require_passed(seen: Verification) -> None:
@@ -162,14 +166,14 @@ def require_passed(seen: Verification) -> None:
         )
 
 
-def _manifest_checks(folder: Path) -> list[Check]:
+def _manifest_checks(folder: Path, *, known: Collection[RepoFile]) -> list[Check]:
     """Compare the files with what the manifest says of them; a folder without a manifest has nothing to compare."""
     path = folder / MANIFEST
     if not path.is_file():
         return []
     manifest, values = read_manifest(path.read_bytes()), parse_json(path.read_bytes(), where=str(path))
     named = manifest.files
-    present = {f.path: f.sha256 for f in list_files(folder) if not f.path.startswith(NOT_LISTED)}
+    present = {f.path: f.sha256 for f in list_files(folder, known=known) if not f.path.startswith(NOT_LISTED)}
     wrong = {
         "differs": sorted(name for name in named.keys() & present.keys() if named[name] != present[name]),
         "is missing": sorted(named.keys() - present.keys()),

@@ -198,16 +198,14 @@ def test_a_quantized_model_is_refused(tmp_path):
 
 
 def test_a_chunk_has_as_many_tokens_as_memory_holds_the_states_of(pair, monkeypatch):
-    models = harness.open_folders(folders_of(*pair), "cpu", "auto", None)
-    stream = models.scorer(("base", "pruned"))
     each = 2 * 32 * 4  # states of base and pruned
     sizes = []
     for free in (200 * 2**20, 400 * 2**20):
         monkeypatch.setattr(streamed, "available_bytes", lambda free=free: free)
-        sizes.append(stream.chunk_tokens())
+        models = harness.open_folders(folders_of(*pair), "cpu", "auto", None)
+        sizes.append(models.scorer(("base", "pruned")).chunk_tokens)
     assert sizes[1] - sizes[0] == pytest.approx(200 * 2**20 // each, abs=2)
-    alone = models.scorer(("base",))
-    assert alone.chunk_tokens() == pytest.approx(2 * sizes[1], rel=0.01)
+    assert models.scorer(("base",)).chunk_tokens == pytest.approx(2 * sizes[1], rel=0.01)
 
 
 def test_a_batch_that_does_not_fit_is_halved(pair, monkeypatch):

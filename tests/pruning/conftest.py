@@ -25,5 +25,5 @@ def in_process(monkeypatch):
 
     monkeypatch.setattr(verify, "NEW_TOKENS", 12)
     monkeypatch.setattr(
-        verify, "_in_fresh_process", lambda action, request, answer: loading._ACTIONS[action][1](request)
+        verify, "_in_fresh_process", lambda action, request, answer, **_: loading._ACTIONS[action][1](request)
     )

@@ -19,7 +19,7 @@ from hubprune.core.devices import resolve_dtype
 from hubprune.core.errors import CheckpointError, UnsupportedFormatError, VerificationError
 from hubprune.core.neutral import load_causal_lm, neutral_config
 from hubprune.core.streaming import StreamedModel
-from hubprune.pruning import loading, verify
+from hubprune.pruning import comparing, verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.checkpoint import take_inventory, write_checkpoint
 from hubprune.pruning.layouts import make_runnable
@@ -411,7 +411,7 @@ def test_no_base_chooses_how_texts_are_made(in_process, llama, make, tmp_path, w
     plain = load_causal_lm(llama.folder, dtype=torch.float32, own_code=False)
     other = load_causal_lm(base.folder, dtype=torch.float32, own_code=False)
     other.load_state_dict(plain.state_dict())
-    texts = [loading._greedy(model, prompt, 6) for model in (plain, other)]
+    texts = [comparing.generate(model, prompt, new_tokens=6) for model in (plain, other)]
     assert texts[0] == texts[1]
     pruned(base, tmp_path)
     carried = (tmp_path / "out" / "generation_config.json").read_bytes()

@@ -31,7 +31,7 @@ from hubprune.core.artifacts import BaseCheckpoint, WidthPlan
 from hubprune.core.config import read_structure
 from hubprune.core.errors import CheckpointError
 from hubprune.core.weights import INDEX_NAME, open_weights
-from hubprune.pruning import loading, verify
+from hubprune.pruning import comparing, verify
 from hubprune.pruning.checkpoint import write_weights
 from hubprune.pruning.layouts import choose_layout, make_runnable
 from hubprune.pruning.width import Neurons
@@ -317,14 +317,23 @@ def test_verification_sees_columns_in_another_order(in_process, llama, tmp_path)
     assert seen >= {"kept tensors are the base's, byte for byte", "logits equal the base without the dropped neurons"}
 
 
-def test_in_a_coarse_dtype_the_reference_adds_up_the_same_neurons_and_no_zeros(llama):
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_reference_adds_zeros_or_in_a_coarse_dtype_only_the_same_neurons(llama, exact):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(llama.folder)
     rows = verify._narrowed(open_weights(Path(llama.folder)), narrowed(LLAMA, 20), ARCHITECTURES["llama"])
-    for tensor in rows:
-        loading._narrow(model, tensor, exact=False)
+    comparing.narrow(model, rows, exact=exact)
     kept = kept_numbers(llama, narrowed(LLAMA, 20), 3)
     mlp, before = model.model.layers[3].mlp, load_file(Path(llama.folder) / "model.safetensors")
-    assert torch.equal(mlp.up_proj.weight, before["model.layers.3.mlp.up_proj.weight"][kept])
-    assert torch.equal(mlp.down_proj.weight, before["model.layers.3.mlp.down_proj.weight"][:, kept])
+    up, down = (before[f"model.layers.3.mlp.{name}_proj.weight"] for name in ("up", "down"))
+    linear, states, neurons = torch.nn.functional.linear, torch.randn(7, 32), torch.randn(7, WIDE)
+    with torch.no_grad():
+        if exact:
+            zeros = torch.zeros(7, WIDE).index_copy(1, kept, neurons[:, kept])
+            assert torch.equal(mlp.up_proj(states), linear(states, up))
+            assert torch.equal(mlp.down_proj(neurons), linear(zeros, down))
+        else:
+            assert torch.equal(mlp.up_proj(states), linear(states, up[kept]))
+            assert torch.equal(mlp.down_proj(neurons[:, kept]), linear(neurons[:, kept], down[:, kept]))
+    assert torch.equal(mlp.down_proj.weight, down)

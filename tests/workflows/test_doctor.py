@@ -63,7 +63,8 @@ def test_without_a_token_that_is_a_warning_and_no_error(monkeypatch, reporter, t
     assert not [finding for finding in seen.findings if finding.status == "error"]
 
 
-def test_a_config_and_an_index_are_enough_to_tell_what_a_base_needs(tmp_path, reporter):
+@pytest.mark.parametrize("where", ["folder", "Hub"])
+def test_a_config_and_an_index_are_enough_to_tell_what_a_base_needs(admin, tmp_path, reporter, where):
     """The weights of Llama-3.1-70B are nowhere near."""
     config = {
         **LLAMA, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
@@ -74,7 +75,11 @@ def test_a_config_and_an_index_are_enough_to_tell_what_a_base_needs(tmp_path, re
     (folder / "config.json").write_text(json.dumps(config))
     index = {"metadata": {"total_size": 141_107_412_992}, "weight_map": {"lm_head.weight": "model-00001-of-00030"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    seen = doctor(DoctorRequest(str(folder), tasks="none"), reporter=reporter)
+    if where == "Hub":
+        admin.create_repo("doctor/large")
+        commit_files(admin, "doctor/large", {path.name: path.read_bytes() for path in folder.iterdir()})
+    base = "doctor/large" if where == "Hub" else str(folder)
+    seen = doctor(DoctorRequest(base, tasks="none"), reporter=reporter)
     assert "80 layers, about 70.55 G parameters, 141.11 GB in bfloat16" in found(seen)["base"][1]
     assert [need.stage for need in seen.stages][:4] == ["download", "scores", "write", "verify"]
     assert seen.stages[1].read == 141_107_412_992

@@ -182,6 +182,12 @@ class Verification(Artifact):
     """Largest absolute difference to the base with the dropped sublayers bypassed."""
     dtype: str = "float32"
     """dtype that both ran in for the comparison."""
+    device: str = "cpu"
+    """What they ran on."""
+    read_bytes: int = 0
+    """Of the weights, what the memory had no room to keep and was read from disk again in every pass."""
+    new_tokens: int = 24
+    """Tokens of each text that was written, the fewer the longer one takes."""
     parameters: int
     cache_bytes: int
     """Bytes in the KV cache after `cache_tokens` tokens."""

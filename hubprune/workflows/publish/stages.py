@@ -38,7 +38,8 @@ from hubprune.hub.repos import registered_tasks
 from hubprune.hub.session import HubSession
 from hubprune.plots import pictures
 from hubprune.workflows.card import Timed
-from hubprune.workflows.run import Run, write_verified
+from hubprune.workflows.prune import is_waiting, write_verified
+from hubprune.workflows.run import Run
 from hubprune.workflows.speed import change_of, time_pair
 from hubprune.workflows.verify import PrunedFolder
 
@@ -80,8 +81,8 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedChec
 
 def has_checkpoint(run: Run) -> bool:
     """Tell whether an earlier run left a checkpoint of as many drops, so that little new room is needed on the disk."""
-    name = glob.escape(short_name(run.recipe.default_name))
-    return any((run.store.folder / "checkpoints").glob(f"{name}-*"))
+    folder, name = run.store.folder / "checkpoints", f"{short_name(run.recipe.default_name)}-"
+    return any(folder.glob(f"{glob.escape(name)}*")) or is_waiting(folder, name)
 
 
 @contextmanager
