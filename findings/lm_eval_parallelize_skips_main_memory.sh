@@ -18,7 +18,8 @@ export TMPDIR="$work"
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --no-compile torch==2.13.0 transformers==5.24.0 accelerate==1.15.0 \
-    lm-eval==0.4.13 numpy==2.4.6
+    numpy==2.4.6 requests==2.32.5 dill==0.4.1
+"$work/venv/bin/pip" install --quiet --no-compile --no-deps lm-eval==0.4.13  # the rest is for its tasks and tables
 
 cd "$work"
 export HF_HUB_OFFLINE=1 HF_HOME="$work/hf" HF_HUB_DISABLE_PROGRESS_BARS=1 CUDA_VISIBLE_DEVICES=""

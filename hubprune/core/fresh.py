@@ -45,21 +45,25 @@ class _Server:
 
     def __init__(self, folder: Path) -> None:
         self.address, self.modules = folder / "s", folder / "modules"
-        self.environment = _read_at_start(os.environ)
+        self.settings: dict[str, str] = {}
+        """What the libraries read when they were imported here."""
         self._process: Any = None
 
-    def start(self) -> None:
-        """Start it unless it runs; what connects waits for it."""
+    def suits(self, environment: Mapping[str, str]) -> bool:
+        """Start it with an environment unless it runs, and tell whether the libraries would be the same with that."""
+        settings = {n: v for n, v in environment.items() if LIBRARIES_READ.match(n) and n not in OWN}
         if self._process is None:
             import subprocess
 
+            self.settings = settings
             own = {MODULES: str(self.modules), OFFLINE: "1", "PYTHONUTF8": "1", "OPENBLAS_NUM_THREADS": "1"}
             command = [sys.executable, "-P", __file__, "serve", str(self.address), str(self.modules), str(os.getpid())]
             self._process = subprocess.Popen(
-                command, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                command, env={**environment, **own}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            self._process.stdout.readline()  # it listens now, or has ended
+            self._process.stdout.readline()  # it listens now, or has ended; what connects waits for it
+        return self.settings == settings
 
     def end(self) -> None:
         """End it, with what it may still run."""
@@ -94,14 +98,9 @@ def python(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str
     `environment` is what the command will be given.  It can share imports where it is to leave the Hub alone.
     """
     alone = [sys.executable, *arguments]
-    if not _servers or environment.get(OFFLINE) != "1" or _read_at_start(environment) != _servers[0].environment:
+    if not _servers or environment.get(OFFLINE) != "1" or not _servers[0].suits(environment):
         return alone
-    _servers[0].start()
     return [sys.executable, "-I", "-S", __file__, "ask", str(_servers[0].address), *arguments]
-
-
-def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if LIBRARIES_READ.match(name) and name not in OWN}
 
 
 # ---- client ----------------------------------------------------------------------------------------------------------

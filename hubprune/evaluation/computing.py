@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from hubprune.core.console import Advance
+from hubprune.core.console import Advance, duration
 from hubprune.core.devices import rank, world_size
 from hubprune.core.errors import EvaluationError
 from hubprune.core.memory import at_most, told_limit
@@ -108,10 +108,32 @@ class Models:
             EvaluationError: the model has no positions for what is asked, or memory ran out with a single row.
         """
         model = self.language_models[name]
-        lengths = [len(model.tok_encode(prompt[0])) + model.new_tokens(prompt) for prompt in prompts]
-        tokens = None if self._batch_size else TEXT_SLOTS
-        batches = models.similar_length(lengths, tokens=tokens, rows=self._batch_size or TEXT_ROWS)
-        return _run(batches, lambda batch: model.write([prompts[i] for i in batch]))
+        return _run(self.text_batches(name, prompts), lambda batch: model.write([prompts[i] for i in batch]))
+
+    def text_batches(self, name: str, prompts: Sequence[Prompt]) -> models.Batches:
+        """Put prompts together; from disk weights are read for every token, whatever the number of texts.
+
+        Raises:
+            EvaluationError: the model has no positions for what is asked.
+        """
+        asked, model = self.language_models[name], self.variants[name].model
+        lengths = [len(asked.tok_encode(prompt[0])) + asked.new_tokens(prompt) for prompt in prompts]
+        tokens = None if self._batch_size else models.text_tokens(model, most=TEXT_SLOTS)
+        rows = self._batch_size or (None if models.is_on_disk(model) else TEXT_ROWS)
+        return models.similar_length(lengths, tokens=tokens, rows=rows)
+
+    def text_outlook(self, name: str, prompts: Sequence[Prompt]) -> str | None:
+        """Say what writing texts will take, where that is worth saying."""
+        model = self.variants[name].model
+        if not models.is_on_disk(model):
+            return None
+        batches, seconds = self.text_batches(name, prompts), models.pass_seconds(model)
+        longest = (max(self.language_models[name].new_tokens(prompts[i]) for i in batch) for batch in batches)
+        count, left = sum(longest), "" if len(batches) == 1 else f" in {len(batches)} batches"
+        return (
+            f"{len(prompts)} texts{left}: the {name} model is read from disk up to {count:,} times, {duration(seconds)}"
+            f" each, {duration(count * seconds)} at most"
+        )
 
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random, which depends on what was drawn before."""
@@ -272,6 +294,10 @@ class Team:
         for number, part in enumerate(_gather(_part(self._own, what, name, items)) or ()):
             found[number :: world_size()] = part
         return found
+
+    def text_outlook(self, name: str, prompts: Sequence[Prompt]) -> str | None:
+        """Say what writing texts will take, where that is worth saying; each process has as many models to read."""
+        return self._own.text_outlook(name, prompts)
 
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random: in this process alone, as if there were no other."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
 
+from hubprune.core import memory
 from hubprune.core.artifacts import GenerationComparison, ModelText, ModelTexts
-from hubprune.core.console import Advance, Reporter, quiet
+from hubprune.core.console import Advance, Reporter, duration, quiet
 from hubprune.core.errors import EvaluationError
 from hubprune.core.neutral import fresh_generation
 from hubprune.evaluation import models
@@ -20,6 +25,10 @@ from hubprune.evaluation.repetition import pair_texts
 
 BATCH_TOKENS = 8192
 """Tokens of prompts and texts that are in memory at once, at most; the 32 shipped prompts are one batch."""
+CACHE_SHARE = 0.25
+"""Share of the machine's free memory that their keys and values may take, where no error tells that it is too small."""
+OFFLOADED_SECONDS, FEW_TOKENS = 1200, 16
+"""Time that the texts of a model may take which is read from disk for every token, and tokens that they have anyway."""
 MEMORY_HINT = "Set fewer max_new_tokens or shorter prompts in the recipe, or pass --device cpu."
 
 
@@ -63,9 +72,10 @@ def write(
     """Let one model of a pair continue all prompts.
 
     Decoding is greedy whatever the folder's generation_config.json says.  Where a prompt and `max_new_tokens` do not
-    fit into the model's positions, all texts get shorter and a note says so; the result holds the number used.  Where
-    memory runs out, fewer prompts are continued at once.  `batches` are the prompts that are continued together; None
-    for those of similar length.
+    fit into the model's positions, all texts get shorter and a note says so; the result holds the number used.  So do
+    those of a model that is read from disk for every token, where it would take too long.  Where memory runs out, fewer
+    prompts are continued at once.  `batches` are the prompts that are continued together, and then nothing is cut for
+    the time that it takes; None for those of similar length.
 
     Raises:
         EvaluationError: a prompt leaves no room for a single new token, or the memory is too small for one prompt.
@@ -80,6 +90,10 @@ def _write(
 ) -> ModelTexts:
     rows = [list(model.tokenizer(prompt)["input_ids"]) for prompt in request.prompts]
     new_tokens = _room(model, rows, request, reporter)
+    if batches is None:
+        new_tokens = _in_time(model, rows, new_tokens, reporter)
+        lengths = [len(row) + new_tokens for row in rows]
+        batches = models.similar_length(lengths, tokens=_batch_tokens(model))
     config = _greedy(model, max_new_tokens=new_tokens)
 
     def tell(number: int) -> None:
@@ -90,7 +104,7 @@ def _write(
         reporter.progress(f"Free text, {name}", total=len(rows) * new_tokens, unit="tokens") as advance,
     ):
         texts, batches = models.run_batches(
-            batches or models.similar_length([len(row) + new_tokens for row in rows], tokens=BATCH_TOKENS),
+            batches,
             lambda batch: _continue(model, [rows[i] for i in batch], config, advance),
             on_split=tell,
         )
@@ -113,6 +127,29 @@ def _room(model: models.LoadedModel, rows: Sequence[Sequence[int]], request: Req
             f"the longest prompt takes {len(rows[longest])} of the model's {model.max_positions} positions."
         )
     return min(room, request.max_new_tokens)
+
+
+def _in_time(model: models.LoadedModel, rows: Sequence[list[int]], new_tokens: int, reporter: Reporter) -> int:
+    """Halve the number of new tokens until a model that is partly on disk writes them in time."""
+    if not models.is_on_disk(model.model):
+        return new_tokens
+    start, cut = time.monotonic(), new_tokens
+    # All prompts get their next token in one pass, most of which is reading, as is that of a single one.
+    _continue(model, rows[:1], _greedy(model, max_new_tokens=1), lambda amount=1, /: None)
+    each = time.monotonic() - start
+    while cut * each > OFFLOADED_SECONDS and cut > FEW_TOKENS:
+        cut = max(FEW_TOKENS, cut // 2)
+    instead = f" instead of {new_tokens}" if cut < new_tokens else ""
+    took = f"{models.placed_on(model.model)} hold the model, and one token of all texts takes {duration(each)}"
+    reporter.note(f"{took}: writing {cut} new tokens{instead}, in about {duration(cut * each)}")
+    return cut
+
+
+def _batch_tokens(model: models.LoadedModel) -> int:
+    if model.device != "cpu":
+        return BATCH_TOKENS
+    each = memory.kv_cache_bytes(model.model.config.to_dict(), gone=(), tokens=1)
+    return min(BATCH_TOKENS, int(CACHE_SHARE * memory.available_bytes() / each))
 
 
 def _greedy(model: models.LoadedModel, *, max_new_tokens: int) -> Any:
@@ -146,12 +183,13 @@ def _continue(model: models.LoadedModel, rows: Sequence[list[int]], config: Any,
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])  # [batch, width]
     steps, expected = _Steps(advance), len(rows) * config.max_new_tokens
     try:
-        output = model.model.generate(
-            ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList([steps]),
-        )
+        with _cache_room(width + config.max_new_tokens):
+            output = model.model.generate(
+                ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([steps]),
+            )
     except RuntimeError:
         steps.tell(-steps.done)  # tried again in smaller batches, or it does not matter any more
         raise
@@ -167,3 +205,26 @@ def _continue(model: models.LoadedModel, rows: Sequence[list[int]], config: Any,
         ids = tuple(token for token in new if token not in ends)
         texts.append(ModelText(text=text, tokens=len(new), token_ids=ids))
     return texts
+
+
+@contextmanager
+def _cache_room(tokens: int) -> Iterator[None]:
+    """Give caches of keys and values room for so many tokens from the start.
+
+    As transformers grows them, all that they hold is copied for every token; those of a sliding window are left alone.
+    """
+    grow = DynamicLayer.update
+
+    def update(layer: Any, keys: torch.Tensor, values: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        before, new = layer.get_seq_length(), (keys, values)
+        if not before:
+            new = grow(layer, keys, values, *rest, **named)
+            layer.room = [part.new_empty((*part.shape[:2], tokens, part.shape[3])) for part in new]
+        after = before + keys.shape[2]
+        for room, part in zip(layer.room, new, strict=True):  # each [batch, heads, tokens, head size]
+            room[:, :, before:after] = part
+        layer.keys, layer.values = (room[:, :, :after] for room in layer.room)
+        return layer.keys, layer.values
+
+    with patch.object(DynamicLayer, "update", update):
+        yield

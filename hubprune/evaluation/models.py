@@ -11,6 +11,7 @@ import ctypes
 import gc
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -187,10 +188,30 @@ def weight_bytes(folder: Path, *, dtype: str) -> int:
     return stored * sizes.get(dtype, sizes[own]) // sizes[own]
 
 
+def text_tokens(model: Any, *, most: int) -> int:
+    """Return how many tokens of prompts and texts are in memory at once: keys and values take half of what is free."""
+    config = model.config.get_text_config()
+    each = memory.kv_bytes_per_layer(config.to_dict()) * int(config.num_hidden_layers)
+    return max(1, min(most, free_bytes(input_device(model)) // (2 * each)))
+
+
+def pass_seconds(model: Any) -> float:
+    """Return how long a loaded model takes for one token, which is what the weights of one on disk take to be read."""
+    start = time.monotonic()
+    with torch.inference_mode():
+        model(torch.zeros(1, 1, dtype=torch.int64, device=input_device(model)), use_cache=False)
+    return time.monotonic() - start
+
+
 def placed_on(model: Any) -> str:
     """Name the devices that a loaded model is on: `cuda:0`, or `cuda:0, cpu and disk`."""
     *others, last = _places(model) or [str(model.device)]
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def is_on_disk(model: Any) -> bool:
+    """Tell whether some of a model is read from disk for every pass."""
+    return "disk" in _places(model)
 
 
 def input_device(model: Any) -> str:

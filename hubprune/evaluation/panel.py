@@ -75,6 +75,9 @@ class Computing(Protocol):
     def write(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes after each prompt, by lm-eval's own backend."""
 
+    def text_outlook(self, name: str, prompts: Sequence[Prompt]) -> str | None:
+        """Say what writing texts will take, where that is worth saying."""
+
     def draw(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
         """Return what a variant writes where it draws at random, which depends on what was drawn before."""
 
@@ -249,9 +252,13 @@ class Panel:
         # Those of one length go together, the longest first.
         lengths = {key: len(self.language_models[name].tok_encode(unique[key][0])) for key in missing}
         order = sorted(missing, key=lambda key: (json.dumps(unique[key][1], sort_keys=True), -lengths[key], key))
+        at_once = TEXTS_AT_ONCE
+        if told := self._models.text_outlook(name, [unique[key] for key in order]):
+            self._reporter.note(told)
+            at_once = len(order)
         with self._reporter.progress(f"Answers in words, {name}", total=len(order), unit="requests") as advance:
-            for start in range(0, len(order), TEXTS_AT_ONCE):
-                piece = order[start : start + TEXTS_AT_ONCE]
+            for start in range(0, len(order), at_once):
+                piece = order[start : start + at_once]
                 texts = self._models.write(name, [unique[key] for key in piece])
                 self._memo.put_texts(self._model(name), dict(zip(piece, texts, strict=True)))
                 known |= dict(zip(piece, texts, strict=True))

@@ -129,7 +129,7 @@ class Stream:
     @property
     def weight_bytes(self) -> int:
         """What is read for a chunk."""
-        return sum(load.size for load in [*self._layer_loads(), *self._head_loads()])
+        return sum(load.size for load in (*self._layer_loads(), *self._head_loads()))
 
     @cached_property
     def chunk_tokens(self) -> int:
@@ -213,10 +213,9 @@ class Stream:
 
     def _embed(self, parts: Sequence[_Part], total: int) -> list[torch.Tensor]:
         """Make room for the states of a chunk and look its tokens up; only the rows that it has are read."""
-        place = self._device
         needed = total * self._width * self._dtype.itemsize * self._program.room_count
-        if place.type != "cpu" and needed > self._device_room():
-            place = torch.device("cpu")
+        there = self._device.type == "cpu" or needed <= self._device_room()
+        place = self._device if there else torch.device("cpu")
         used, tokens = torch.cat([part.batch.ids.flatten().cpu() for part in parts]).unique(return_inverse=True)
         # On a CPU, memory is only taken where something is written.
         rooms = [
@@ -345,8 +344,7 @@ class StreamedModels(Models):
         for other in others:
             self._twins.find(base, other)
         tokenizer = models.tokenizer_of(base, next(iter(folders.values())).path)
-        variants = [Variant.of(name, model) for name, model in made.items()]
-        super().__init__(variants, tokenizer, batch_size=batch_size)
+        super().__init__([Variant.of(name, m) for name, m in made.items()], tokenizer, batch_size=batch_size)
 
     def scorer(self, names: Names) -> Stream:
         """Return what scores requests for some variants."""
@@ -387,14 +385,16 @@ class StreamedModels(Models):
         """Return what a variant writes after each prompt, in the same way."""
         return self._loaded(name).write(name, prompts)
 
+    def text_outlook(self, name: str, prompts: Sequence[Prompt]) -> str | None:
+        """Say what writing texts will take, where that is worth saying."""
+        return self._loaded(name).text_outlook(name, prompts)
+
     def _loaded(self, name: str) -> Models:
         if name not in self._spread:
             self._spread.clear()
             models.release_memory()
-            folder = self._folders[name]
-            loaded = models.load_model(
-                folder.path, device=self._device, dtype=self._dtype, trust_remote_code=folder.own_code
-            )
+            of = self._folders[name]
+            loaded = models.load_model(of.path, device=self._device, dtype=self._dtype, trust_remote_code=of.own_code)
             variant = Variant.of(name, loaded.model)
             self._spread[name] = Models([variant], loaded.tokenizer, batch_size=self._batch_size)
         return self._spread[name]

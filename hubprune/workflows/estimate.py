@@ -24,6 +24,7 @@ from hubprune.core.streaming import STATES_SHARE
 from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS
 from hubprune.evaluation.models import CPU_SHARE, GPU_SHARE
 from hubprune.evaluation.streamed import WORK, chunk_tokens
+from hubprune.pruning.placing import FEW_TOKENS, FEWEST_TOKENS, WORK_BYTES
 
 EFFICIENCY = 0.5
 """Share of the speed of one large product that a whole model gets to."""
@@ -32,8 +33,6 @@ LIBRARIES, BLOCKS = 500 * 10**6, 64 * 10**6
 PROMPT_TOKENS, SNIPPET_TOKENS = 20, 40
 PROMPTS = 4
 """Of a verification."""
-FEW_TOKENS, FEWEST_TOKENS = 8, 3
-"""New tokens that it decodes of each, twice; the fewest where the weights are read from disk again for every token."""
 GUESSED = (2000, 100, 60, 0)
 TASKS: Mapping[str, tuple[int, int, int, int]] = {
     "arc_challenge": (1172, 65, 40, 0), "arc_easy": (2376, 55, 35, 0), "boolq": (3270, 150, 150, 0),
@@ -113,12 +112,12 @@ def needs(recipe: Recipe, shape: Shape, machine: Machine, *, missing: int) -> tu
         for stage, (written, seconds) in times.items()
     )
     # Weights are used where they are in the files, and those that memory has no room for are read in every pass.
-    again = 0 if machine.gpu and fits else max(0, whole - machine.host + LIBRARIES)
+    again = 0 if machine.gpu and fits else max(0, whole - machine.host + WORK_BYTES)
     new = FEWEST_TOKENS if again else FEW_TOKENS
-    passes = 3 + 2 * new
+    passes = 3 + 2 * new  # the base once, the result, its texts twice, and what was written
     verify = need(
         "verify", f"{passes} passes, {again / whole:.0%} from disk" if again else "one model after the other",
-        memory=whole - again, read=2 * size + (passes - 2) * again * size // whole,
+        memory=whole - again - (LIBRARIES if again else 0), read=2 * size + (passes - 2) * again * size // whole,
         flop=shape.forward(PROMPTS * (passes * PROMPT_TOKENS), context=PROMPT_TOKENS),
     )  # fmt: skip
     tokens, new = benchmark_tokens(recipe)

@@ -117,6 +117,7 @@ def test_a_command_ends_with_whoever_asked_for_it(warm):
 
 
 def test_where_it_could_make_a_difference_nothing_is_shared(warm):
+    assert run("-c", "").returncode == 0
     alone = [sys.executable, "-c", ""]
     for differs in ({"HF_HUB_OFFLINE": "0"}, {"HF_HOME": "/elsewhere"}, {"PYTHONPATH": "/elsewhere"}):
         assert fresh.python(["-c", ""], {**os.environ, **SETTINGS, **differs}) == alone

@@ -35,10 +35,11 @@ def test_attentions_by_score_and_neurons_go_together(publish, files):
 
 
 def test_a_repo_with_narrower_mlps_is_verified_from_what_it_says_of_itself(hubprune, base_folder, files):
-    made = hubprune("prune", base_folder, "--mlp-width", "48,20,17,20", "--width-metric", "pon", "--out", "pruned")
-    assert made.code == 0, made.err
-    verified = hubprune("verify", "pruned", "--base", base_folder)
-    assert verified.code == 0, verified.err
+    made, verified = hubprune.each(
+        ("prune", base_folder, "--mlp-width", "48,20,17,20", "--width-metric", "pon", "--out", "pruned"),
+        ("verify", "pruned", "--base", base_folder),
+    )
+    assert (made.code, verified.code) == (0, 0), made.err + verified.err
     assert "logits equal the base without the dropped neurons" in verified.out
 
 

@@ -22,7 +22,7 @@ def points_of(folder):
     return {(point["method"], point["count"]): point for point in report["points"]}, report
 
 
-def test_a_sweep_has_the_numbers_of_the_written_checkpoints_and_writes_none(hubprune, publish, files):
+def test_a_sweep_has_the_numbers_of_the_written_checkpoints_and_writes_none(hubprune, files):
     (files / "other.txt").write_text("".join(f"A line of text, number {n}, that nobody scored on.\n" for n in range(9)))
     ended = hubprune(
         "sweep", "meta/tiny", *SMALL, "--method", "attn,mlp,block,joint", "--counts", "0:2", "--out", "swept",
@@ -36,10 +36,14 @@ def test_a_sweep_has_the_numbers_of_the_written_checkpoints_and_writes_none(hubp
     assert len(list(csv.DictReader((files / "swept" / "sweep.csv").open()))) == 12
     assert report["perplexity_on"] == "9 documents of other.txt"
     assert "reloaded folder" in ended.out
-    for method, count in (("block", 1), ("joint", 2)):
-        written = publish(f"--{method}-drop", count, "--dry-run", "--report", "report.json", "--out", f"{method}-out")
+    chosen = {"block": 1, "joint": 2}
+    command = ("publish", "meta/tiny", *SMALL, "--dry-run")
+    all_written = hubprune.each(
+        *((*command, f"--{m}-drop", n, "--report", f"{m}.json", "--out", f"{m}-out") for m, n in chosen.items())
+    )
+    for (method, count), written in zip(chosen.items(), all_written, strict=True):
         assert written.code == 0, written.err
-        found = json.loads((files / "report.json").read_text())
+        found = json.loads((files / f"{method}.json").read_text())
         point = points[method, count]
         assert sorted([d["kind"], d["layer"]] for d in found["plan"]["dropped"]) == point["dropped"]
         assert found["checkpoint"]["parameters"] == point["parameters"]

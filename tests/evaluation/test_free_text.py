@@ -12,7 +12,7 @@ from hubprune.core.artifacts import ModelTexts
 from hubprune.core.errors import EvaluationError
 from hubprune.core.files import StageStore
 from hubprune.core.recipe import EvaluationSpec
-from hubprune.evaluation import generation
+from hubprune.evaluation import generation, models
 from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.evaluation.repetition import measure, seq_rep
 from hubprune.workflows.publish import stages
@@ -113,6 +113,32 @@ def test_texts_end_where_the_positions_do(copy_folder, compare, reporter):
     assert [note for note in reporter.notes if "8 new tokens instead of 50" in note and "128 positions" in note]
 
 
+@pytest.fixture
+def no_room(monkeypatch):
+    """So little memory that models are spread over disk."""
+    monkeypatch.setattr(models.memory, "available_bytes", lambda: 150_000)
+
+
+def test_a_model_that_is_read_from_disk_for_every_token_writes_what_there_is_time_for(
+    no_room, base_folder, pruned_folder, compare, reporter, monkeypatch
+):
+    monkeypatch.setattr(generation, "OFFLOADED_SECONDS", 0.0)
+    monkeypatch.setattr(generation, "FEW_TOKENS", 4)
+    comparison = compare(pruned_folder, max_new_tokens=11)
+    assert (comparison.max_new_tokens, comparison.device) == (4, "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    for text in comparison.continuations:
+        expected = tokenizer.decode(tokenizer(text.prompt)["input_ids"] + greedy(base_folder, text.prompt, 4))
+        assert (text.prompt + text.base, text.pruned_tokens) == (expected, 4)
+    (note,) = [note for note in reporter.notes if "cpu and disk hold the model" in note]
+    assert "writing 4 new tokens instead of 11" in note
+
+
+def test_an_offloaded_model_that_has_the_time_writes_all_of_it(no_room, copy_folder, compare, reporter):
+    assert compare(copy_folder).max_new_tokens == 12
+    assert [note for note in reporter.notes if "writing 12 new tokens, in about" in note]
+
+
 def test_a_prompt_that_fills_all_positions_is_refused(copy_folder, compare):
     with pytest.raises(EvaluationError, match="takes 128 of the model's 128 positions"):
         compare(copy_folder, prompts=("x" * 128,))
@@ -180,6 +206,13 @@ def batches(monkeypatch):
 
     monkeypatch.setattr(LlamaForCausalLM, "generate", limited)
     return seen
+
+
+def test_no_more_prompts_go_together_than_their_cache_has_memory_for(copy_folder, compare, batches, monkeypatch):
+    each = generation.CACHE_SHARE * generation.memory.available_bytes() / (5.5 * (31 + 4))
+    monkeypatch.setattr(generation.memory, "kv_cache_bytes", lambda *_, **__: each)
+    compare(copy_folder, prompts=TEN, max_new_tokens=4)
+    assert batches == [(5, 31), (5, 6)] * 2
 
 
 def test_prompts_of_similar_length_go_together_and_both_models_see_the_same(copy_folder, compare, batches, monkeypatch):

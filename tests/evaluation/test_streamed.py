@@ -11,7 +11,8 @@ from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, random_tensors
 from safetensors.torch import load_file, save_file
 
 from hubprune.core.errors import CheckpointError
-from hubprune.evaluation import harness, streamed
+from hubprune.core.recipe import EvaluationSpec
+from hubprune.evaluation import computing, harness, models, streamed
 from hubprune.evaluation.layer_tree import Variant
 from hubprune.evaluation.requests import Request
 from hubprune.evaluation.streamed import StreamedModels
@@ -238,3 +239,73 @@ def test_a_variant_alone_is_scored_too(pair):
     models = harness.open_folders(folders, "cpu", "auto", None)
     assert_equal(answers(models, requests, names=("pruned",)), {"pruned": in_memory(folders, requests)["pruned"]})
     assert Variant.of("", models.variants["base"].model).layers[0].mlp.up_proj.weight.is_meta
+
+
+# ---- the whole way ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measure(base_folder, pruned_folder, task_folder, reporter, tmp_path, monkeypatch):
+    """Run benchmarks of two small folders that read bytes."""
+
+    def run(*tasks, memo=None, **spec):
+        return harness.run(
+            harness.ModelFolder(base_folder, identity="base"),
+            harness.ModelFolder(pruned_folder, own_code=True, identity="pruned"),
+            spec=EvaluationSpec(tasks=tasks, include_path=str(task_folder), **spec),
+            seed=0, device="cpu", dtype="auto", reporter=reporter, memo=memo,
+        )  # fmt: skip
+
+    return run
+
+
+def test_models_larger_than_memory_are_read_layer_by_layer_and_written_with_from_disk(measure, monkeypatch, reporter):
+    in_memory = measure("pets", "answers")
+    monkeypatch.setattr(models.memory, "available_bytes", lambda: 150_000)
+    found = measure("pets", "answers")
+    assert (in_memory.backend, found.backend, found.fallback) == ("shared", "layers", None)
+    assert found.self_check.requests == 2
+    assert found.self_check.largest_difference < 1e-4
+    assert found.tasks == in_memory.tasks
+    assert any("layer by layer from the files" in note and "read once" in note for note in reporter.notes)
+    assert any("3 texts: the pruned model is read from disk up to 4 times" in note for note in reporter.notes)
+
+
+def test_answers_of_a_finished_chunk_are_kept_whichever_way_the_next_run_takes(measure, monkeypatch, tmp_path):
+    memo, answer, chunks = tmp_path / "answers.sqlite", streamed.Stream.answer, []
+
+    def end_after_one(self, *arguments):
+        if chunks:
+            raise KeyboardInterrupt
+        chunks.append(1)
+        return answer(self, *arguments)
+
+    monkeypatch.setattr(streamed, "CHUNK_WORK", 1)
+    monkeypatch.setattr(streamed, "CPU_SLOTS", 60)
+    monkeypatch.setattr(streamed.Stream, "answer", end_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        measure("pets", memo=memo, backend="layers")
+    asked, really = [], computing.Models.score
+
+    def score(self, names, requests, *arguments):
+        asked.append(len(requests))
+        return really(self, names, requests, *arguments)
+
+    monkeypatch.setattr(computing.Models, "score", score)
+    assert measure("pets", memo=memo).tasks == measure("pets").tasks
+    assert 0 < asked[1] < 15  # behind the few that are compared
+
+
+def test_a_difference_from_lm_evals_own_backend_is_noticed_in_the_first_chunk(measure, monkeypatch, reporter):
+    plain = measure("pets", backend="hf")
+    enter = streamed.Trunk.enter
+
+    def other(self, batch, states=None):
+        found, calls = enter(self, batch, states)
+        return found, [{**call, "attention_mask": None} for call in calls]
+
+    monkeypatch.setattr(streamed.Trunk, "enter", other)
+    found = measure("pets", backend="layers")
+    assert found.backend == "hf"
+    assert "differed by" in found.fallback
+    assert found.tasks == plain.tasks

@@ -51,12 +51,15 @@ EACH = """
 import json, sys
 from typer.testing import CliRunner
 from hubprune.cli import app
+from hubprune.core import devices, fresh
+devices.spare()
 ended = []
-for arguments in json.loads(sys.argv[1]):
-    result = CliRunner().invoke(app, arguments)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    ended.append((result.exit_code, result.stdout, result.stderr))
+with fresh.warm():
+    for arguments in json.loads(sys.argv[1]):
+        result = CliRunner().invoke(app, arguments)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        ended.append((result.exit_code, result.stdout, result.stderr))
 print(json.dumps(ended))
 """
 CONFIGS = """---
