@@ -166,13 +166,17 @@ class StreamedModel:
 @contextmanager
 def parameters_without_data() -> Iterator[None]:
     """Build modules whose parameters have a shape and no data; buffers are computed as always."""
+    from transformers import PreTrainedModel
+
     register = nn.Module.register_parameter
 
     def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         empty = None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, empty)
 
-    with patch.object(nn.Module, "register_parameter", register_empty):
+    # What the weights begin with in a training is half the time of building a model.
+    no_weights = patch.object(PreTrainedModel, "initialize_weights", lambda model: None)
+    with patch.object(nn.Module, "register_parameter", register_empty), no_weights:
         yield
 
 

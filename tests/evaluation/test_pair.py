@@ -11,7 +11,7 @@ from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, random_tensors
 from safetensors.torch import load_file
 
 from hubprune.core.artifacts import BaseCheckpoint
-from hubprune.evaluation import models
+from hubprune.evaluation import generation, models
 from hubprune.evaluation.models import load_model
 from hubprune.evaluation.pair import ModelFolder, Pair
 
@@ -83,6 +83,23 @@ def buffers(loaded):
 def generate(loaded):
     ends = loaded.model.generation_config.eos_token_id
     return ends, loaded.model.generate(IDS, max_new_tokens=5, pad_token_id=0).tolist()
+
+
+@pytest.mark.parametrize("kind", ["llama, a block", "mistral, window", *(name for name in FAMILIES)])
+def test_free_text_of_both_models_is_what_transformers_makes_of_their_folders(write, open_pair, reporter, kind):
+    config, dropped = KINDS[kind]
+    folders = write(config, **dropped)
+    request = generation.Request(prompts=("a b c d", "e"), max_new_tokens=12)
+    for folder, name in zip(folders, ("base", "pruned"), strict=True):
+        alone = load_model(folder, device="cpu", dtype="auto", trust_remote_code=name == "pruned")
+        with open_pair(*folders) as pair:
+            pair.load("base")
+            texts = generation.write(pair, name, request, reporter=reporter).texts
+        for prompt, text in zip(request.prompts, texts, strict=True):
+            ids = torch.tensor([alone.tokenizer(prompt)["input_ids"]])
+            new = alone.model.generate(ids, max_new_tokens=12, pad_token_id=0)[0, ids.shape[1] :].tolist()
+            assert list(text.token_ids) == new[: len(text.token_ids)]
+            assert text.tokens == len(new)
 
 
 def test_what_differs_in_one_number_is_read_from_its_own_file(write, open_pair):
