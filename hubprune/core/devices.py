@@ -143,8 +143,8 @@ def _started(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     try:
         process = subprocess.Popen(command, **options)
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
     if came:
         process.kill()
         process.communicate()
