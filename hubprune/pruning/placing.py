@@ -25,7 +25,7 @@ from hubprune.core.weights import open_weights
 
 SMALL_BYTES = 2**28
 """Models that take at most this in float32 are compared in it, and write as many tokens as they are asked for."""
-FEW_TOKENS, FEWEST_TOKENS = 8, 3
+FEW_TOKENS, FEWEST_TOKENS = 5, 3
 """New tokens of larger models, and of those that are read from disk for each: a KV cache is filled, then used twice."""
 WORK_BYTES = 3 * 10**8
 """Room for states, logits and what libraries take."""
