@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -115,7 +116,7 @@ def _listened(
     pipe, lines = subprocess.PIPE, []
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,  # a pipe could fill up unread
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, **options) as process,
+        _started(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, **options) as process,
     ):
         try:
             assert process.stdin is not None
@@ -131,6 +132,24 @@ def _listened(
             raise
         errors.seek(0)
         return subprocess.CompletedProcess(command, process.returncode, "".join(lines), errors.read())
+
+
+def _started(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """Start a program; an interruption waits until it runs: Python drops those that come amid a fork, with noise."""
+    handlers, came = dict[int, Any](), list[int]()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(number)):
+            handlers[number] = signal.signal(number, lambda number, _frame: came.append(number))
+    try:
+        process = subprocess.Popen(command, **options)
+    finally:
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
+    if came:
+        process.kill()
+        process.communicate()
+        signal.raise_signal(came[0])
+    return process
 
 
 def last_words(stderr: str) -> str:

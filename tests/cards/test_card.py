@@ -174,6 +174,16 @@ def test_the_card_tells_of_the_tests_that_were_used_and_of_no_others():
     )
 
 
+def test_the_card_says_what_computed_the_log_likelihoods():
+    said = {
+        "shared": "Log-likelihoods were computed for both in one pass, which runs once what they have in common",
+        "layers": "computed for both in one pass, layer by layer from their files, which runs once what they have in",
+        "hf": "Log-likelihoods are from lm-eval's own Hugging Face backend.",
+    }
+    for backend, words in said.items():
+        assert words in card(benchmarks=made.benchmarks(backend=backend))
+
+
 def test_an_answer_that_was_read_out_of_a_text_says_how():
     row = made.benchmarks().tasks[0].model_copy(update={"metric": "exact_match", "filter": "strict-match"})
     text = card(benchmarks=made.benchmarks(tasks=(row,)))
