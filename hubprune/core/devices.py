@@ -105,9 +105,18 @@ def run_to_end(
                 os._exit(1)
 
         first = ask
-    if listen is None:
-        return subprocess.run(command, check=False, preexec_fn=first, **options)
-    return _listened(command, listen, preexec_fn=first, **options)
+    if listen is not None:
+        return _listened(command, listen, preexec_fn=first, **options)
+    pipe, given, seconds = subprocess.PIPE, options.pop("input", None), options.pop("timeout", None)
+    options |= {"stdout": pipe, "stderr": pipe} if options.pop("capture_output", False) else {}
+    options |= {} if given is None else {"stdin": pipe}
+    with _started(command, preexec_fn=first, **options) as process:
+        try:
+            out, errors = process.communicate(given, timeout=seconds)
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
 def _listened(
