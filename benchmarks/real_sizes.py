@@ -4,8 +4,9 @@
 
 Every row is one question, and its figures are those of one run, side by side: a script of somebody without this package
 (`by_hand.py`), the package of another checkout (`--against`), and this one.  CPU seconds are those of a command and of
-all that it starts, on one thread; the peak is that of the largest process, mapped files included.  A pass over the
-weights is as many bytes read from disk as they have, from a cold page cache.
+all that it starts, on one thread; only accelerate's offload is compared by the clock, on all cores.  The peak is that
+of the largest process, mapped files included.  A pass over the weights is as many bytes read from disk as they have,
+from a cold page cache.
 
     prune-named     drop three named attentions of 307 M in bf16: write and verify
     prune-scored    the same, chosen by scores on 16 texts of 64 tokens
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
@@ -38,14 +40,14 @@ from pathlib import Path
 
 from control_groups import Cost, Kill, MemoryGroup, RefusedError, memory_group
 from eval import read_answers
-from measuring import Row, at_least, at_most, cool
+from measuring import ONE_THREAD, Row, at_least, at_most, cool
 from real_runs import HERE, ROOT, Bench, Place
 
 COLUMNS = ("by hand", "other build", "this build")
 DROPPED = "3,5,6"
 BY_SCORE = ("--attn-drop", 3, "--num-samples", 16, "--max-tokens", 64)
 PASSES = 12
-LAYER_DOCUMENTS, OFFLOAD_DOCUMENTS = 12, 2
+LAYER_DOCUMENTS, OFFLOAD_DOCUMENTS = 12, 4
 """Of each of five tasks; every batch of an offloaded model reads all weights."""
 STAGES = {
     "Scores": "scoring",
@@ -243,14 +245,15 @@ def layers(bench: Bench) -> Iterator[Row]:
         command = ("-m", "hubprune", "prune", base, "--drop-attn", DROPPED, "--out", folder / "pruned")
         bench.run(ROOT, *command, variables={"HUBPRUNE_HOME": str(folder / "home")})
 
-        def evaluate(backend: str, documents: int, name: str, *, limited: bool) -> Cost:
+        def evaluate(backend: str, documents: int, name: str, *, limited: bool, threads: int = 1) -> Cost:
             job = (HERE / "by_hand.py", "evaluate", backend, base, folder / "pruned", bench.place.tasks(documents))
             cool(base)
             cool(folder / "pruned")
+            variables = dict.fromkeys(ONE_THREAD, str(threads))
             if not limited:
-                return bench.run(ROOT, *job, folder / name)
+                return bench.run(ROOT, *job, folder / name, variables=variables)
             with memory_group(limit) as group:
-                return bench.run(ROOT, *job, folder / name, group=group)
+                return bench.run(ROOT, *job, folder / name, group=group, variables=variables)
 
         inside = evaluate("shared", LAYER_DOCUMENTS, "inside", limited=False)
         streamed = evaluate("layers", LAYER_DOCUMENTS, "streamed", limited=True)
@@ -262,8 +265,9 @@ def layers(bench: Bench) -> Iterator[Row]:
         yield Row("CPU s over that in memory", columns(None, None, times), bench.bound(at_most(times, 1.15)))
         apart = furthest(read_answers(folder / "inside"), read_answers(folder / "streamed"))
         yield Row("largest difference from that in memory, nats", columns(None, None, apart))
-        few = evaluate("layers", OFFLOAD_DOCUMENTS, "few", limited=True)
-        offloaded = evaluate("hf", OFFLOAD_DOCUMENTS, "offloaded", limited=True)
+        cores = len(os.sched_getaffinity(0))
+        few = evaluate("layers", OFFLOAD_DOCUMENTS, "few", limited=True, threads=cores)
+        offloaded = evaluate("hf", OFFLOAD_DOCUMENTS, "offloaded", limited=True, threads=cores)
         yield Row("exit code of accelerate's offload", columns(offloaded.code, None, few.code))
         less = bench.bound(at_least(offloaded.wall / few.wall, 3))
         yield Row("wall s, times less than accelerate's offload", columns(offloaded.wall, None, few.wall), less)

@@ -237,7 +237,7 @@ def end_if_interrupted() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep lm-eval off stdout, its logs at warnings and above, and every tqdm bar off while the block runs."""
+    """Keep lm-eval off stdout, logs at what matters, and every tqdm bar off while the block runs."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     original, workers = tqdm.__init__, os.environ.get("DISABLE_MULTIPROC")
@@ -250,8 +250,12 @@ def quiet() -> Iterator[None]:
     # The bootstrap opens a pool of processes as wide as the machine, for a single piece of work.
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        # It also announces itself with print(), and stdout is for results.
-        with log_level("lm_eval", logging.WARNING), redirect_stdout(io.StringIO()):
+        # It also announces itself with print(), and stdout is for results.  That weights stay on disk was said before
+        # they did; accelerate warns of it again for every model.
+        with (
+            log_level("lm_eval", logging.WARNING), log_level("accelerate.big_modeling", logging.ERROR),
+            redirect_stdout(io.StringIO()),
+        ):  # fmt: skip
             yield
     finally:
         tqdm.__init__ = original

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -104,9 +105,18 @@ def run_to_end(
                 os._exit(1)
 
         first = ask
-    if listen is None:
-        return subprocess.run(command, check=False, preexec_fn=first, **options)
-    return _listened(command, listen, preexec_fn=first, **options)
+    if listen is not None:
+        return _listened(command, listen, preexec_fn=first, **options)
+    pipe, given, seconds = subprocess.PIPE, options.pop("input", None), options.pop("timeout", None)
+    options |= {"stdout": pipe, "stderr": pipe} if options.pop("capture_output", False) else {}
+    options |= {} if given is None else {"stdin": pipe}
+    with _started(command, preexec_fn=first, **options) as process:
+        try:
+            out, errors = process.communicate(given, timeout=seconds)
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
 def _listened(
@@ -115,7 +125,7 @@ def _listened(
     pipe, lines = subprocess.PIPE, []
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,  # a pipe could fill up unread
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, **options) as process,
+        _started(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, **options) as process,
     ):
         try:
             assert process.stdin is not None
@@ -131,6 +141,24 @@ def _listened(
             raise
         errors.seek(0)
         return subprocess.CompletedProcess(command, process.returncode, "".join(lines), errors.read())
+
+
+def _started(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """Start a program; an interruption waits until it runs: Python drops those that come amid a fork, with noise."""
+    handlers, came = dict[int, Any](), list[int]()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(number)):
+            handlers[number] = signal.signal(number, lambda number, _frame: came.append(number))
+    try:
+        process = subprocess.Popen(command, **options)
+    finally:
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
+    if came:
+        process.kill()
+        process.communicate()
+        signal.raise_signal(came[0])
+    return process
 
 
 def last_words(stderr: str) -> str:

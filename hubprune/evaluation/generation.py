@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.cache_utils import DynamicLayer
 
 from hubprune.core import memory
 from hubprune.core.artifacts import GenerationComparison, ModelText, ModelTexts
@@ -183,13 +180,12 @@ def _continue(model: models.LoadedModel, rows: Sequence[list[int]], config: Any,
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])  # [batch, width]
     steps, expected = _Steps(advance), len(rows) * config.max_new_tokens
     try:
-        with _cache_room(width + config.max_new_tokens):
-            output = model.model.generate(
-                ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=config,
-                stopping_criteria=StoppingCriteriaList([steps]),
-            )
+        output = model.model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([steps]),
+        )
     except RuntimeError:
         steps.tell(-steps.done)  # tried again in smaller batches, or it does not matter any more
         raise
@@ -205,26 +201,3 @@ def _continue(model: models.LoadedModel, rows: Sequence[list[int]], config: Any,
         ids = tuple(token for token in new if token not in ends)
         texts.append(ModelText(text=text, tokens=len(new), token_ids=ids))
     return texts
-
-
-@contextmanager
-def _cache_room(tokens: int) -> Iterator[None]:
-    """Give caches of keys and values room for so many tokens from the start.
-
-    As transformers grows them, all that they hold is copied for every token; those of a sliding window are left alone.
-    """
-    grow = DynamicLayer.update
-
-    def update(layer: Any, keys: torch.Tensor, values: torch.Tensor, *rest: Any, **named: Any) -> Any:
-        before, new = layer.get_seq_length(), (keys, values)
-        if not before:
-            new = grow(layer, keys, values, *rest, **named)
-            layer.room = [part.new_empty((*part.shape[:2], tokens, part.shape[3])) for part in new]
-        after = before + keys.shape[2]
-        for room, part in zip(layer.room, new, strict=True):  # each [batch, heads, tokens, head size]
-            room[:, :, before:after] = part
-        layer.keys, layer.values = (room[:, :, :after] for room in layer.room)
-        return layer.keys, layer.values
-
-    with patch.object(DynamicLayer, "update", update):
-        yield

@@ -65,6 +65,28 @@ def test_a_program_ends_with_a_parent_that_was_killed():
         assert not is_running(child)
 
 
+def test_what_a_program_says_is_heard_while_it_runs_and_its_end_is_told():
+    code = "import sys; print(input()); print('b', flush=True); print('why', file=sys.stderr); raise SystemExit(3)"
+    heard = []
+    done = run_to_end([sys.executable, "-c", code], input="a\n", listen=heard.append)
+    assert (heard, done.stdout, done.stderr, done.returncode) == (["a\n", "b\n"], "a\nb\n", "why\n", 3)
+
+
+def test_an_interruption_while_a_program_starts_ends_it(monkeypatch):
+    start, started = subprocess.Popen, []
+
+    def interrupted(*args, **kwargs):
+        started.append(start(*args, **kwargs))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_to_end([sys.executable, "-c", "import time; time.sleep(60)"], input="", listen=print)
+    assert started[0].returncode == -signal.SIGKILL
+
+
 def is_running(pid: int) -> bool:
     """Tell whether a process is there, and more than an entry that nobody has asked for yet."""
     try:
