@@ -192,7 +192,7 @@ class Bench:
     ) -> Cost:  # fmt: skip
         """Run a whole dry run of a base on the Hub."""
         place = self.place
-        ours = ("--calibration", place.texts, "--prompts", place.prompts, "--include-path", place.tasks(10))
+        ours = ("--calibration", place.texts, "--include-path", place.tasks(10))
         drawn = ("--attn-drop", 3, "--num-samples", 40, "--max-tokens", 128, "--tasks", ",".join(TASKS))
         command = ("-m", "hubprune", "publish", repo_id(name), *drawn, *ours, "--dry-run", *options)
         return self.run(build, *command, group=group, kill=kill, variables={**address, "HUBPRUNE_HOME": str(home)})
