@@ -105,12 +105,13 @@ def load_there(folder: str, place: Place, *, layers: str, own_code: bool) -> tup
     where = {} if place.device == "cpu" else {"device_map": {"": place.device}}
     model, report = load_with_report(folder, dtype=getattr(torch, place.dtype), own_code=own_code, **where)
     if place.device == "cpu" and place.weight_bytes > SMALL_BYTES:
-        let_go_after_use([*model.get_submodule(layers), model.get_output_embeddings()], room_bytes=place.room_bytes)
+        modules = [*model.get_submodule(layers), model.get_output_embeddings()]
+        let_go_after_use(modules, Path(folder), room_bytes=place.room_bytes)
     return model, report
 
 
-def let_go_after_use(modules: Sequence[Any], *, room_bytes: int) -> None:
-    """Take weights that are mapped from files out of this process's memory whenever their module was used.
+def let_go_after_use(modules: Sequence[Any], folder: Path, *, room_bytes: int) -> None:
+    """Take weights that are mapped from a folder's files out of this process's memory whenever their module was used.
 
     The page cache keeps them for the next pass, so long as they fit into the room; of the others it is told that they
     are not needed any more, lest they push out the first.  Nothing is lost: what is asked for again is in the files.
@@ -118,7 +119,7 @@ def let_go_after_use(modules: Sequence[Any], *, room_bytes: int) -> None:
     """
     if sys.platform != "linux":
         return
-    files, kept = _mapped_files(), 0
+    files, kept = _mapped_files(folder), 0
     pieces = [_pieces(module, files) for module in modules]
     for module, own, following in zip(modules, pieces, [*pieces[1:], []], strict=True):
         taken = sum(end - begin for begin, end, _, _ in own)
@@ -132,12 +133,13 @@ Piece = tuple[int, int, int, int]
 """First address, the one behind the last, descriptor of the file, offset in it; all at the borders of pages."""
 
 
-def _mapped_files() -> list[Piece]:
-    """Return where this process has mapped files of safetensors."""
-    found = []
+def _mapped_files(folder: Path) -> list[Piece]:
+    """Return where this process has mapped a folder's files of weights."""
+    # In the cache of the Hub's client they are links to files that are called after their hash.
+    weights, found = {str(path.resolve()) for path in folder.glob("*.safetensors")}, []
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         addresses, _, offset, _, _, *path = line.split(maxsplit=5)
-        if path and path[0].endswith(".safetensors"):
+        if path and path[0] in weights:
             begin, end = (int(number, 16) for number in addresses.split("-"))
             found.append((begin, end, os.open(path[0], os.O_RDONLY), int(offset, 16)))
     return found

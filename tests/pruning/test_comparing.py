@@ -108,20 +108,23 @@ def test_a_cache_that_forgets_is_seen(in_process, monkeypatch, llama, tmp_path):
 
 def resident_bytes(folder):
     """Bytes of a folder's weights that this process has in memory."""
-    found, own = 0, False
+    found, own, weights = 0, False, [str(path.resolve()) for path in Path(folder).glob("*.safetensors")]
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            own = str(folder) in line and line.endswith(".safetensors")
+            own = line.endswith(tuple(weights))
         elif own and line.startswith("Rss:"):
             found += int(line.split()[1]) * 1024
     return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel alone decides what stays in memory")
-@pytest.mark.parametrize("room", [0, 10**9])
-def test_weights_that_were_used_leave_the_memory_and_come_back_as_they_were(tmp_path, room):
+@pytest.mark.parametrize(("room", "linked"), [(0, False), (10**9, True)])
+def test_weights_that_were_used_leave_the_memory_and_come_back_as_they_were(tmp_path, room, linked):
     config = {**COARSE, "intermediate_size": 4096}
     base = write_base(tmp_path / "base", config, random_tensors(config, dtype=torch.bfloat16))
+    if linked:  # as the client of the Hub keeps them
+        weights = tmp_path / "base" / "model.safetensors"
+        weights.symlink_to(weights.rename(tmp_path / "5e1f"))
     ids, whole = torch.tensor([PROMPTS[0]]), load_causal_lm(base.folder, dtype=torch.bfloat16, own_code=False)
     model = load_causal_lm(base.folder, dtype=torch.bfloat16, own_code=False)
     copied = model.model.layers[2].mlp.up_proj
@@ -130,7 +133,7 @@ def test_weights_that_were_used_leave_the_memory_and_come_back_as_they_were(tmp_
         expected = whole(ids).logits
         held = resident_bytes(base.folder)
         del whole
-        placing.let_go_after_use([*model.model.layers, model.lm_head], room_bytes=room)
+        placing.let_go_after_use([*model.model.layers, model.lm_head], Path(base.folder), room_bytes=room)
         for _ in range(2):
             assert torch.equal(model(ids).logits, expected)
     assert held > 3 * 10**6
