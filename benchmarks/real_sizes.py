@@ -331,7 +331,8 @@ def kills(bench: Bench) -> Iterator[Row]:
 
 def taken_over(cost: Cost) -> list[str]:
     """Return what a run says that it did not compute again."""
-    return [found[1] for _, line in cost.talk if (found := re.search(r"(\S.*): taken from an earlier run", line))]
+    found = re.findall(r"(\w\S*): taken from an earlier run|only to be (verified)", "\n".join(cost.lines))
+    return [stage or f"a checkpoint to be {verified}" for stage, verified in found]
 
 
 def moments(whole: Cost) -> dict[str, Kill]:
