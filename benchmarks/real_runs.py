@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -192,7 +193,7 @@ class Bench:
     ) -> Cost:  # fmt: skip
         """Run a whole dry run of a base on the Hub."""
         place = self.place
-        ours = ("--calibration", place.texts, "--prompts", place.prompts, "--include-path", place.tasks(10))
+        ours = ("--calibration", place.texts, "--include-path", place.tasks(10))
         drawn = ("--attn-drop", 3, "--num-samples", 40, "--max-tokens", 128, "--tasks", ",".join(TASKS))
         command = ("-m", "hubprune", "publish", repo_id(name), *drawn, *ours, "--dry-run", *options)
         return self.run(build, *command, group=group, kill=kill, variables={**address, "HUBPRUNE_HOME": str(home)})
@@ -223,6 +224,11 @@ def upload(folder: Path, name: str, environment: Mapping[str, str]) -> None:
     files: list[tuple[str, Path | bytes]] = [(path.name, path) for path in sorted(folder.iterdir())]
     operations = [CommitOperationAdd(path, content) for path, content in [*files, ("README.md", CARD.encode())]]
     api.create_commit(repo_id(name), operations, commit_message="Random weights")
+    for path in folder.glob("*.safetensors"):
+        # At its first request, the local Hub puts a file together from chunks, which may take longer than clients wait.
+        address = f"{environment['HF_ENDPOINT']}/{repo_id(name)}/resolve/main/{path.name}"
+        asked = {"Authorization": f"Bearer {environment['HF_TOKEN']}", "Range": "bytes=0-7"}
+        urllib.request.urlopen(urllib.request.Request(address, headers=asked)).read()
 
 
 if __name__ == "__main__":

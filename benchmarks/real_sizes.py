@@ -174,10 +174,12 @@ def publish_3b(bench: Bench) -> Iterator[Row]:
     """Rows of a whole dry run in the memory of a notebook."""
     base = bench.place.base("3B")
     with bench.place.hub("3B") as address:
+        all_cores = dict.fromkeys(ONE_THREAD, str(len(os.sched_getaffinity(0))))
 
         def run(build: Path, group: MemoryGroup) -> Cost:
             with bench.scratch() as home:
-                return bench.publish("3B", home, address, "--limit", 2, build=build, group=group)
+                few = ("--prompts", bench.place.prompts, "--limit", 2)
+                return bench.publish("3B", home, {**address, **all_cores}, *few, build=build, group=group)
 
         yield from _limited(bench, base, 12, run, passes=10 * PASSES)
 
@@ -311,15 +313,16 @@ def in_memory(bench: Bench) -> Iterator[Row]:
 
 def kills(bench: Bench) -> Iterator[Row]:
     """Rows of runs that end in the middle of a stage, and of the ones that go on."""
+    few = ("--prompts", bench.place.prompts)
     with bench.place.hub("50M") as address:
         with bench.scratch() as home:
-            whole = bench.publish("50M", home, address)
+            whole = bench.publish("50M", home, address, *few)
         yield from _success(whole)
         yield Row("undisturbed: CPU s", columns(None, None, whole.cpu))
         for name, kill in moments(whole).items():
             with bench.scratch() as home:
-                killed = bench.publish("50M", home, address, kill=kill)
-                again = bench.publish("50M", home, address)
+                killed = bench.publish("50M", home, address, *few, kill=kill)
+                again = bench.publish("50M", home, address, *few)
             ended = at_most(abs(killed.code + 9) + abs(again.code), 0)
             kept = ", ".join(taken_over(again)) or "nothing"
             what = f"killed while {name}, taken over: {kept}; CPU s of the next run"
@@ -328,7 +331,8 @@ def kills(bench: Bench) -> Iterator[Row]:
 
 def taken_over(cost: Cost) -> list[str]:
     """Return what a run says that it did not compute again."""
-    return [found[1] for _, line in cost.talk if (found := re.search(r"(\S.*): taken from an earlier run", line))]
+    found = re.findall(r"(\w\S*): taken from an earlier run|only to be (verified)", "\n".join(cost.lines))
+    return [stage or f"a checkpoint to be {verified}" for stage, verified in found]
 
 
 def moments(whole: Cost) -> dict[str, Kill]:
