@@ -252,7 +252,7 @@ def check_new_folder(target: Path) -> None:
         raise RecipeError(f"Cannot write to {there}.", hint="Choose another --out.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RecipeError(f"{target} exists already.", hint="Choose another --out, or remove it.")
-    if not target.name or (target.exists() and (os.path.ismount(target) or target.samefile("."))):  # noqa: PTH121
+    if not target.name or (target.exists() and (os.path.ismount(target) or target.samefile("."))):
         raise RecipeError(f"{target} cannot be replaced by a new folder.", hint="Choose a folder in it as --out.")
 
 
