@@ -243,10 +243,7 @@ def make_writable(folder: Path) -> None:
 
 
 def check_new_folder(target: Path) -> None:
-    """Raise RecipeError unless `target` is free, absent or an empty folder, in a place that can be written.
-
-    Something whole is to take its place, which the system refuses of a file system's root and of where a process is.
-    """
+    """Raise RecipeError unless `target` is free, absent or an empty folder, in a place that can be written."""
     there = next(p for p in target.absolute().parents if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise RecipeError(f"Cannot write to {there}.", hint="Choose another --out.")
@@ -304,12 +301,9 @@ class StageStore:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        on_reuse: Callable[[str], None] = lambda _: None,
+        self, folder: Path, *, on_reuse: Callable[[str], None] = lambda _: None,
         warn: Callable[[str], None] = lambda _: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.folder = folder
         make_writable(folder / "stages")
         for place in (folder, *(path for path in folder.iterdir() if path.is_dir()), Path(tempfile.gettempdir())):
