@@ -116,7 +116,7 @@ class VerificationError(HubpruneError):
 
 
 class UnverifiedError(VerificationError):
-    """The process that verifies was ended from outside, as by a lack of memory; nothing is known of the checkpoint."""
+    """The process that verifies was ended from outside, or had too little room; nothing is known of the checkpoint."""
 
 
 class EvaluationError(HubpruneError):

@@ -243,12 +243,17 @@ def make_writable(folder: Path) -> None:
 
 
 def check_new_folder(target: Path) -> None:
-    """Raise RecipeError unless `target` is free, absent or an empty folder, in a place that can be written."""
+    """Raise RecipeError unless `target` is free, absent or an empty folder, in a place that can be written.
+
+    Something whole is to take its place, which the system refuses of a file system's root and of where a process is.
+    """
     there = next(p for p in target.absolute().parents if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise RecipeError(f"Cannot write to {there}.", hint="Choose another --out.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RecipeError(f"{target} exists already.", hint="Choose another --out, or remove it.")
+    if not target.name or (target.exists() and (os.path.ismount(target) or target.samefile("."))):
+        raise RecipeError(f"{target} cannot be replaced by a new folder.", hint="Choose a folder in it as --out.")
 
 
 # ---- what is kept for the next run -----------------------------------------------------------------------------------

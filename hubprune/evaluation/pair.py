@@ -86,7 +86,8 @@ class Pair:
         from hubprune.evaluation.models import load_beside, load_model
 
         folder, base = self.folders[name], self._loaded.get("base")
-        if base is not None:
+        # One that found less room than expected has tensors elsewhere, which nobody can share.
+        if base is not None and not any(parameter.is_meta for parameter in base.model.parameters()):
             try:
                 return load_beside(base, folder.path, own_code=folder.own_code)
             except CheckpointError as error:  # transformers may know what to make of it

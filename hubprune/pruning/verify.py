@@ -7,6 +7,7 @@ is what their removal must amount to.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -41,7 +42,14 @@ RELATIVE_TOLERANCE = 2e-6
 """The same as a share of the largest logit, some ten units in the last place: it counts where logits exceed 50."""
 PROMPTS = ("Paris is the capital of", "One day", "The river was high, and the bridge", "To make bread you need")
 NEW_TOKENS = 24
+GO_ON = (
+    "free some, or run the same with a --max-memory that is really there. What was written is kept, and the same "
+    "command goes on there."
+)
 LEADS_TO_CODE = ("adapter_config.json", "custom_generate")
+
+NO_ROOM = re.compile(r"MemoryError|out of memory|allocate memory|ALLOC_FAILED|No space left", re.IGNORECASE)
+"""What the last words of a process have in them that ended for lack of memory or disk."""
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -56,7 +64,7 @@ def verify(
 
     Raises:
         VerificationError: the fresh process could not load one of the two, or what they compute is no number.
-        UnverifiedError: it was ended by a signal.
+        UnverifiedError: it was ended by a signal, or had too little memory or disk.
     """
     weights = base.weights()
     read = read or read_back(weights, folder, plan=plan, architecture=architecture)
@@ -252,13 +260,15 @@ def _in_fresh_process(
     if done.returncode < 0:
         raise UnverifiedError(
             f"The fresh process that loads the checkpoint was killed by signal {-done.returncode}.",
-            hint="If nobody did that, too little memory was left: free some, or run the same with a --max-memory that "
-            "is really there. What was written is kept, and the same command goes on there.",
+            hint=f"If nobody did that, too little memory was left: {GO_ON}",
         )
     try:
         return answer.model_validate_json(done.stdout.splitlines()[-1])
     except (IndexError, ValidationError) as error:
-        raise VerificationError(f"A fresh process could not load the checkpoint: {last_words(done.stderr)}") from error
+        said = f"A fresh process could not load the checkpoint: {last_words(done.stderr)}"
+        if NO_ROOM.search(said):
+            raise UnverifiedError(said, hint=f"There was too little room: {GO_ON}") from error
+        raise VerificationError(said) from error
 
 
 def ships_only_our_code(folder: Path, config: Mapping[str, Any], structure: Structure) -> bool:

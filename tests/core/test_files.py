@@ -173,6 +173,19 @@ def test_a_folder_is_moved(tmp_path, source, file_system):
     assert names(tmp_path / "new") == ["out"]
 
 
+def test_a_place_that_no_folder_can_take_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "volume")
+    (tmp_path / "volume").mkdir()
+    with pytest.raises(RecipeError, match="cannot be replaced"):
+        files.check_new_folder(tmp_path / "volume")
+    (tmp_path / "volume").rmdir()
+    for target in (Path(), tmp_path):
+        with pytest.raises(RecipeError, match="cannot be replaced"):
+            files.check_new_folder(target)
+    files.check_new_folder(tmp_path / "out")
+
+
 def test_a_move_never_overwrites(tmp_path, source, file_system):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()

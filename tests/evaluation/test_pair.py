@@ -164,6 +164,15 @@ def test_the_base_is_let_go_before_the_other_model_is_loaded_where_both_do_not_f
     assert alive == [False]
 
 
+def test_a_base_that_went_to_disk_after_all_lends_no_tensors(write, open_pair, monkeypatch):
+    with open_pair(*write(LLAMA, attn=(1,))) as pair, torch.no_grad():
+        assert pair.fits
+        monkeypatch.setattr(models, "_own_memory", lambda: 2 * 10**5)  # somebody else took the rest meanwhile
+        offloaded = pair.load("base"), pair.load("pruned")
+        assert all(map(models.is_on_disk, (loaded.model for loaded in offloaded)))
+        assert offloaded[1].model(IDS).logits.isfinite().all()
+
+
 def test_nothing_is_loaded_for_stages_that_ask_for_no_model(tmp_path, open_pair):
     with open_pair(tmp_path / "nowhere", tmp_path / "nowhere else"):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hubprune.core.errors import (
     CheckpointError,
     UnsupportedArchitectureError,
     UnsupportedFormatError,
+    UnverifiedError,
     VerificationError,
 )
 from hubprune.core.weights import SINGLE_NAME
@@ -311,6 +313,24 @@ def test_a_fresh_process_that_dies_is_an_error_with_its_last_words(tmp_path):
     request = loading.LoadRequest(repo_id="a/b", commit="main", prompt="", new_tokens=1, custom_code=False)
     with pytest.raises(VerificationError, match="could not load the checkpoint: KeyError: 'no such action'"):
         verify._in_fresh_process("no such action", request, loading.Loaded)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried",
+        "OSError: [Errno 28] No space left on device",
+        "MemoryError",
+    ],
+)
+def test_a_process_without_room_has_found_nothing_out(monkeypatch, words):
+    ended = subprocess.CompletedProcess((), 1, "", f"Traceback (most recent call last):\n  File ...\n{words}\n")
+    monkeypatch.setattr(verify, "run_to_end", lambda *_args, **_options: ended)
+    request = loading.LoadRequest(repo_id="a/b", commit="main", prompt="", new_tokens=1, custom_code=False)
+    with pytest.raises(UnverifiedError, match=re.escape(words)) as caught:
+        verify._in_fresh_process("compare", request, loading.Loaded)
+    assert "is kept" in caught.value.hint
 
 
 # ---- what a checkpoint says of itself ----------------------------------------------------------------------------
