@@ -56,7 +56,7 @@ STAGES = {
     "Free text and card": "writing free text",
 }
 """Titles of the long stages of a publish, and what it is doing then."""
-WRITING_SECONDS = 0.2
+WRITING_SECONDS = 0.05
 """From the check of the base's files into the first of the checkpoint."""
 
 
