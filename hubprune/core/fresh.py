@@ -23,6 +23,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,23 +74,26 @@ class _Server:
             process.communicate()
 
 
-_servers: list[_Server] = []
+_running: ContextVar[_Server | None] = ContextVar("running", default=None)
+"""The server of the block that this thread is in: the end of a block in another thread is not the end of this one's."""
 
 
 @contextmanager
 def warm() -> Iterator[None]:
     """Let commands of `python` share imports while the block runs; nothing is imported before the first of them."""
-    if _servers or sys.platform != "linux" or any(Path(device).exists() for device in GPUS):
+    if _running.get() or sys.platform != "linux" or any(Path(device).exists() for device in GPUS):
         yield
         return
     from hubprune.core.files import scratch_folder
 
     with scratch_folder(name="hubprune-warm") as folder:
-        _servers.append(_Server(folder))
+        server = _Server(folder)
+        _running.set(server)
         try:
             yield
         finally:
-            _servers.pop().end()
+            _running.set(None)
+            server.end()
 
 
 def python(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -97,10 +101,10 @@ def python(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str
 
     `environment` is what the command will be given.  It can share imports where it is to leave the Hub alone.
     """
-    alone = [sys.executable, *arguments]
-    if not _servers or environment.get(OFFLINE) != "1" or not _servers[0].suits(environment):
-        return alone
-    return [sys.executable, "-I", "-S", __file__, "ask", str(_servers[0].address), *arguments]
+    server = _running.get()
+    if not server or environment.get(OFFLINE) != "1" or not server.suits(environment):
+        return [sys.executable, *arguments]
+    return [sys.executable, "-I", "-S", __file__, "ask", str(server.address), *arguments]
 
 
 # ---- client ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextvars import ContextVar
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -35,13 +37,13 @@ sys.exit(3)
 def nobody(monkeypatch):
     """No block is open, not even that of all tests, and there is no GPU."""
     monkeypatch.setattr(fresh, "GPUS", ())
-    monkeypatch.setattr(fresh, "_servers", [])
+    monkeypatch.setattr(fresh, "_running", ContextVar("running", default=None))
 
 
 def test_without_a_server_a_command_runs_alone(nobody):
     with fresh.warm():
         command = fresh.python(["-c", "print(5)"], {**os.environ, **SETTINGS})
-        fresh._servers[0].end()
+        fresh._running.get().end()
         done = run_to_end(command, env={**os.environ, **SETTINGS}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "5\n")
 
@@ -56,7 +58,30 @@ def test_nothing_is_started_before_it_is_needed_or_outside_of_a_block(nobody):
     environment = {**os.environ, **SETTINGS}
     assert fresh.python(["-c", ""], environment) == [sys.executable, "-c", ""]
     with fresh.warm():
-        assert fresh._servers[0]._process is None
+        assert fresh._running.get()._process is None
+
+
+def test_a_block_that_ends_in_another_thread_ends_nothing_here(nobody):
+    environment, opened, done = {**os.environ, **SETTINGS}, Event(), Event()
+
+    def beside():
+        with fresh.warm():
+            opened.set()
+            done.wait(60)
+
+    other = Thread(target=beside)
+    other.start()
+    try:
+        opened.wait(60)
+        with fresh.warm():
+            command = fresh.python(["-c", "import time; print(4, flush=True); time.sleep(1); print(5)"], environment)
+            with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout.readline() == "4\n"
+                done.set()
+                other.join()
+                assert process.stdout.read() == "5\n"
+    finally:
+        done.set()
 
 
 # ---- with one, which stays for the rest of these tests ----
@@ -67,7 +92,7 @@ def warm():
     if any(Path(device).exists() for device in fresh.GPUS):  # pragma: no cover
         pytest.skip("beside a GPU nothing is shared")
     with fresh.warm():
-        yield fresh._servers[0]
+        yield fresh._running.get()
 
 
 def run(*arguments, **options):
