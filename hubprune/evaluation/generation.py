@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -89,8 +88,7 @@ def _write(
     new_tokens = _room(model, rows, request, reporter)
     if batches is None:
         new_tokens = _in_time(model, rows, new_tokens, reporter)
-        lengths = [len(row) + new_tokens for row in rows]
-        batches = models.similar_length(lengths, tokens=_batch_tokens(model))
+        batches = _batches(model, rows, new_tokens)
     config = _greedy(model, max_new_tokens=new_tokens)
 
     def tell(number: int) -> None:
@@ -130,16 +128,18 @@ def _in_time(model: models.LoadedModel, rows: Sequence[list[int]], new_tokens: i
     """Halve the number of new tokens until a model that is partly on disk writes them in time."""
     if not models.is_on_disk(model.model):
         return new_tokens
-    start, cut = time.monotonic(), new_tokens
-    # All prompts get their next token in one pass, most of which is reading, as is that of a single one.
-    _continue(model, rows[:1], _greedy(model, max_new_tokens=1), lambda amount=1, /: None)
-    each = time.monotonic() - start
-    while cut * each > OFFLOADED_SECONDS and cut > FEW_TOKENS:
+    each, cut = models.pass_seconds(model.model), new_tokens
+    # All texts of a batch get their next token in one pass, most of which is reading.
+    while (at_once := each * len(_batches(model, rows, cut))) * cut > OFFLOADED_SECONDS and cut > FEW_TOKENS:
         cut = max(FEW_TOKENS, cut // 2)
     instead = f" instead of {new_tokens}" if cut < new_tokens else ""
-    took = f"{models.placed_on(model.model)} hold the model, and one token of all texts takes {duration(each)}"
-    reporter.note(f"{took}: writing {cut} new tokens{instead}, in about {duration(cut * each)}")
+    took = f"{models.placed_on(model.model)} hold the model, and one token of all texts takes {duration(at_once)}"
+    reporter.note(f"{took}: writing {cut} new tokens{instead}, in about {duration(cut * at_once)}")
     return cut
+
+
+def _batches(model: models.LoadedModel, rows: Sequence[Sequence[int]], new_tokens: int) -> models.Batches:
+    return models.similar_length([len(row) + new_tokens for row in rows], tokens=_batch_tokens(model))
 
 
 def _batch_tokens(model: models.LoadedModel) -> int:

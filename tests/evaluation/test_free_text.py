@@ -139,6 +139,15 @@ def test_an_offloaded_model_that_has_the_time_writes_all_of_it(no_room, copy_fol
     assert [note for note in reporter.notes if "writing 12 new tokens, in about" in note]
 
 
+def test_every_batch_of_an_offloaded_model_takes_its_own_time(no_room, copy_folder, compare, reporter, monkeypatch):
+    monkeypatch.setattr(generation, "BATCH_TOKENS", 1)  # every prompt by itself
+    monkeypatch.setattr(generation, "OFFLOADED_SECONDS", 12.0 * len(TEN) - 1)
+    monkeypatch.setattr(generation, "FEW_TOKENS", 2)
+    monkeypatch.setattr(models, "pass_seconds", lambda model: 1.0)
+    assert compare(copy_folder, prompts=TEN, max_new_tokens=12).max_new_tokens == 6
+    assert [note for note in reporter.notes if "one token of all texts takes 10 s: writing 6" in note]
+
+
 def test_a_prompt_that_fills_all_positions_is_refused(copy_folder, compare):
     with pytest.raises(EvaluationError, match="takes 128 of the model's 128 positions"):
         compare(copy_folder, prompts=("x" * 128,))
