@@ -44,19 +44,19 @@ TOTAL_FILE_PAGES = re.compile(r"^total_(?:in)?active_file (\d+)$", re.MULTILINE)
 # ---- what a run was told -----------------------------------------------------------------------------------------
 
 
-def parse_bytes(value: str | int) -> int:
-    """Read a size such as 8GB, 7.5GiB or 800M; a number is one of bytes.
+def parse_bytes(value: str | int, *, name: str = "--max-memory") -> int:
+    """Read a size such as 8GB, 7.5GiB or 800M; a number is one of bytes.  An error calls it by its name.
 
     Raises:
         RecipeError: it is none, or too little for any run.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?)B?", str(value).strip(), re.IGNORECASE)
     unit = found[2].capitalize() if found else ""
-    hint = "Write it like --max-memory 8GB, or 7.5GiB."
+    hint = f"Write it like {name}{'=' if name == LIMIT else ' '}8GB, or 7.5GiB."
     if not found or unit not in UNITS:
-        raise RecipeError(f"--max-memory {str(value)!r:.40} is no size of memory.", hint=hint)
+        raise RecipeError(f"{name} {str(value)!r:.40} is no size of memory.", hint=hint)
     if (given := int(float(found[1]) * UNITS[unit])) < LEAST:
-        raise RecipeError(f"--max-memory {value} is too little: libraries alone take {LEAST // 10**6} MB.", hint=hint)
+        raise RecipeError(f"{name} {value} is too little: libraries alone take {LEAST // 10**6} MB.", hint=hint)
     return given
 
 
@@ -91,9 +91,13 @@ def at_most(limit: int | None) -> Iterator[None]:
 
 
 def told_limit() -> int | None:
-    """Return the bytes that this run was told to keep to; None where it may take what is free."""
+    """Return the bytes that this run was told to keep to; None where it may take what is free.
+
+    Raises:
+        RecipeError: the variable that says so holds no size.
+    """
     told = os.environ.get(LIMIT)
-    return int(told) if told and told.isdigit() else parse_bytes(told) if told else None
+    return parse_bytes(told, name=LIMIT) if told else None
 
 
 # ---- what may be taken -------------------------------------------------------------------------------------------

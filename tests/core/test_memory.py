@@ -133,6 +133,14 @@ def test_a_limit_of_the_environment_may_be_written_as_for_the_option(monkeypatch
     assert memory.told_limit() == 1_500_000_000
 
 
+@pytest.mark.parametrize("told", ["5", "-3", "much"])
+def test_a_limit_of_the_environment_that_is_none_is_called_by_its_name(monkeypatch, told):
+    monkeypatch.setenv(memory.LIMIT, told)
+    with pytest.raises(RecipeError, match=f"^{memory.LIMIT} '?{told}") as caught:
+        memory.available_bytes()
+    assert f"{memory.LIMIT}=8GB" in caught.value.hint
+
+
 def test_the_limit_holds_for_each_gpu_too(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (14 * GB, 15 * GB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * GB)
