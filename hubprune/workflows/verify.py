@@ -166,7 +166,7 @@ def require_passed(seen: Verification) -> None:
         )
 
 
-def _manifest_checks(folder: Path, *, known: Collection[RepoFile]) -> list[Check]:
+def _manifest_checks(folder: Path, *, known: Collection[RepoFile] = ()) -> list[Check]:
     """Compare the files with what the manifest says of them; a folder without a manifest has nothing to compare."""
     path = folder / MANIFEST
     if not path.is_file():

@@ -78,7 +78,8 @@ def test_what_is_available_is_the_tightest_of_machine_group_and_what_was_told(ma
     assert available_bytes() == 40 * GB
     own = psutil.Process().memory_info().rss
     with at_most(10 * GB):
-        assert available_bytes() == pytest.approx(10 * GB - own, abs=0.2 * GB)
+        # Whatever else this process has started counts, too.
+        assert 9 * GB - own < available_bytes() < 10.2 * GB - own
     assert available_bytes() == 40 * GB
     machine.groups = [Group(limit=GB, held=2 * GB)]
     assert available_bytes() == 0

@@ -79,12 +79,17 @@ def test_an_interruption_while_a_program_starts_ends_it(monkeypatch):
         started.append(start(*args, **kwargs))
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        return started[0]
+        return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_to_end([sys.executable, "-c", "import time; time.sleep(60)"], input="", listen=print)
-    assert started[0].returncode == -signal.SIGKILL
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for options in ({"input": "", "listen": print}, {"input": "", "text": True}):
+            with pytest.raises(KeyboardInterrupt):
+                run_to_end([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+            assert started.pop().returncode == -signal.SIGKILL
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def is_running(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -162,7 +163,9 @@ def test_one_name_is_that_of_the_pruned_checkpoint_and_two_begin_with_the_base(m
     found = PrunedFolder(name=pruned, commit=None, folder=Path(), config={})
     monkeypatch.setattr(timing, "find_pruned", lambda name, **_: asked.update(pruned=name) or found)
     monkeypatch.setattr(timing, "refuse_foreign_code", lambda _, trust: asked.update(trust=trust))
-    monkeypatch.setattr(timing, "find_base", lambda name, *_, **__: asked.update(base=name))
+    monkeypatch.setattr(
+        timing, "find_base", lambda name, *_, **__: asked.update(base=name) or SimpleNamespace(config={})
+    )
     for name in ("check_pair", "make_runnable", "benchmark_change"):
         monkeypatch.setattr(timing, name, lambda *_: None)
     monkeypatch.setattr(timing, "time_pair", lambda *_, request, **__: asked.update(request=request) or report())
