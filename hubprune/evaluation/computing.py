@@ -178,7 +178,7 @@ class Scorer:
         self._most_slots = CPU_SLOTS if self._device.type == "cpu" else GPU_SLOTS
 
     def plan(self, requests: Sequence[Request]) -> list[list[Row]]:
-        """Divide requests into batches, the largest first; every process that holds the models divides them alike."""
+        """Divide requests into batches, the largest first."""
         return list(batches(make_rows(requests), most_slots=self._most_slots, most_rows=self._most_rows))
 
     @torch.inference_mode()
@@ -266,8 +266,10 @@ class Team:
 
     def score(self, names: Names, requests: Sequence[Request], advance: Advance = not_told) -> Iterator[Scored]:
         """Yield the answers of some variants to all requests, as many batches at a time as there are processes."""
-        _tell(("score", names, tuple(requests)))
-        for answers in _rounds(self._own, names, requests):
+        # How much goes together may depend on the memory that a process sees, so that one of them says it for all.
+        parts = self._own.scorer(names).plan(requests)
+        _tell(("score", names, tuple(requests), parts))
+        for answers in _rounds(self._own, names, requests, parts):
             for scored in filter(None, answers or ()):
                 yield scored
                 advance(sum(tokens_of(map(requests.__getitem__, found)) for found in scored.values()))
@@ -320,12 +322,13 @@ def _serve(own: Models) -> None:
             getattr(own, what)()
 
 
-def _rounds(own: Models, names: Names, requests: Sequence[Request]) -> Iterator[list[Any] | None]:
-    """Answer every `world_size`-th batch, and gather what the others answered in the same round."""
+def _rounds(
+    own: Models, names: Names, requests: Sequence[Request], parts: Sequence[Sequence[Row]]
+) -> Iterator[list[Any] | None]:
+    """Answer every `world_size`-th part of a plan, and gather what the others answered in the same round."""
     scorer = own.scorer(names)
-    batches = scorer.plan(requests)
-    for start in range(0, len(batches), world_size()):
-        mine = batches[start + rank() : start + rank() + 1]
+    for start in range(0, len(parts), world_size()):
+        mine = parts[start + rank() : start + rank() + 1]
         yield _gather(scorer.answer(mine[0], requests) if mine else None)
 
 

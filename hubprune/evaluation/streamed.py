@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hubprune.core.console import Advance, size
+from hubprune.core.devices import local_world_size
 from hubprune.core.memory import available_bytes, device_bytes
 from hubprune.core.streaming import Load, OtherBytesError, Stored, empty, read_ahead, read_rows
 from hubprune.evaluation import models
@@ -140,7 +141,7 @@ class Stream:
             # Weights of another dtype are cast, a layer at a time.
             cast=self._largest * self._dtype.itemsize if self._casts else 0,
             parameters=self.weight_bytes // self._dtype.itemsize, slots=self._most_slots,
-            work=self._most_slots * self._work_bytes, free=available_bytes(),
+            work=self._most_slots * self._work_bytes, free=available_bytes() // local_world_size(),
             device_free=None if on_cpu else device_bytes(str(self._device)),
         )  # fmt: skip
 
@@ -218,9 +219,8 @@ class Stream:
         place = self._device if there else torch.device("cpu")
         used, tokens = torch.cat([part.batch.ids.flatten().cpu() for part in parts]).unique(return_inverse=True)
         # On a CPU, memory is only taken where something is written.
-        rooms = [
-            torch.empty(total, self._width, dtype=self._dtype, device=place) for _ in range(self._program.room_count)
-        ]
+        shape, count = (total, self._width), self._program.room_count
+        rooms = [torch.empty(shape, dtype=self._dtype, device=place) for _ in range(count)]
         for room, group in zip(rooms, self._program.beginnings, strict=False):
             for start in range(0, len(used), TOKENS_AT_ONCE):
                 ids = used[start : start + TOKENS_AT_ONCE].tolist()

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from hubprune.evaluation import computing
+
 TASKS = ("pets", "words", "answers")
 SCRIPT = """
 import json, os, sys
@@ -94,3 +96,35 @@ def test_two_processes_share_the_work_and_find_the_numbers_of_one(run, backend):
     if backend == "shared":
         assert abs(first["batches"] - second["batches"]) <= 2
         assert first["batches"] + second["batches"] == json.loads((alone / "computed-0.json").read_text())["batches"]
+
+
+class Planned:
+    """Models that would divide requests in their own way, and note what they are asked to answer."""
+
+    def __init__(self, plan):
+        self.own, self.answered = plan, []
+        self.variants = self.language_models = {}
+
+    def scorer(self, names):
+        return self
+
+    def plan(self, requests):
+        return self.own
+
+    def answer(self, rows, requests):
+        self.answered.append(rows)
+        return {"base": {}}
+
+
+def test_all_processes_divide_requests_as_the_first_one_does_whatever_memory_they_see(monkeypatch):
+    told, first, second = [], Planned([[1], [2], [3]]), Planned([[1, 2, 3]])
+    monkeypatch.setattr(computing, "world_size", lambda: 2)
+    monkeypatch.setattr(computing, "_tell", told.append)
+    monkeypatch.setattr(computing, "_gather", lambda mine: [mine])
+    monkeypatch.setattr(computing, "rank", lambda: 0)
+    list(computing.Team(first).score(("base",), ()))
+    monkeypatch.setattr(computing, "rank", lambda: 1)
+    [(what, *order)] = told
+    rounds = list(computing._rounds(second, *order))
+    assert (what, len(rounds)) == ("score", 2)
+    assert (first.answered, second.answered) == ([[1], [3]], [[2]])
