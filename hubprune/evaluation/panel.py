@@ -22,6 +22,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from hubprune.core.artifacts import EvalBackend, SelfCheck
 from hubprune.core.console import Advance, Reporter, log_level
+from hubprune.core.devices import world_size
 from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Variant, why_not
 from hubprune.evaluation.models import input_device
@@ -179,9 +180,10 @@ class Panel:
                 for scored in self._models.score(names, requests, advance):
                     for name, answers in scored.items():
                         found = {requests[n].key: answer for n, answer in answers.items()}
-                        if not self._agrees(name, found):
+                        if not self.fallback and self._agrees(name, found):
+                            self._memo.put_answers(self._model(name), found)
+                        elif world_size() == 1:  # others go on to the end, and would wait for this one
                             return
-                        self._memo.put_answers(self._model(name), found)
 
     def _check(self, requests: Sequence[Request], names: Names) -> None:
         """Compare a few answers with those of lm-eval's own backend, and fall back to it where they differ."""

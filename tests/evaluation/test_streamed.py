@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hubprune.core.errors import CheckpointError
 from hubprune.core.recipe import EvaluationSpec
-from hubprune.evaluation import computing, harness, models, streamed
+from hubprune.evaluation import computing, harness, models, panel, streamed
 from hubprune.evaluation.layer_tree import Variant
 from hubprune.evaluation.requests import Request
 from hubprune.evaluation.streamed import StreamedModels
@@ -296,9 +296,17 @@ def test_answers_of_a_finished_chunk_are_kept_whichever_way_the_next_run_takes(m
     assert 0 < asked[1] < 15  # behind the few that are compared
 
 
-def test_a_difference_from_lm_evals_own_backend_is_noticed_in_the_first_chunk(measure, monkeypatch, reporter):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_difference_from_lm_evals_own_backend_is_noticed_in_the_first_chunk(measure, monkeypatch, processes):
     plain = measure("pets", backend="hf")
-    enter = streamed.Trunk.enter
+    enter, really, ended = streamed.Trunk.enter, StreamedModels.score, []
+
+    def score(self, *arguments):
+        yield from really(self, *arguments)
+        ended.append(True)
+
+    monkeypatch.setattr(StreamedModels, "score", score)
+    monkeypatch.setattr(panel, "world_size", lambda: processes)
 
     def other(self, batch, states=None):
         found, calls = enter(self, batch, states)
@@ -309,3 +317,5 @@ def test_a_difference_from_lm_evals_own_backend_is_noticed_in_the_first_chunk(me
     assert found.backend == "hf"
     assert "differed by" in found.fallback
     assert found.tasks == plain.tasks
+    # Several are in step to the end: what one leaves out, the others would wait for.
+    assert bool(ended) == (processes > 1)
