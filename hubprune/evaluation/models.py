@@ -252,6 +252,9 @@ def load_beside(base: LoadedModel, folder: Path, *, own_code: bool) -> LoadedMod
                 equal = next((tensor for tensor in ordered if holds_numbers(stored, tensor)), None)
                 tensors[stored] = _read(stored).to(base.device, model.dtype) if equal is None else equal
     fill(places, tensors)
+    # As transformers leaves it.  With frozen weights, torch multiplies the last positions of a batch, which `generate`
+    # takes of it, with a copy of the head for every row: gigabytes that the other model does not take.
+    model.requires_grad_(requires_grad=True)
     ends = model.generation_config.eos_token_id
     with suppress(OSError):  # as transformers does it, where there is no such file
         ends = GenerationConfig.from_pretrained(folder).eos_token_id

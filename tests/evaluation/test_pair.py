@@ -71,9 +71,15 @@ def test_a_model_beside_its_base_is_the_one_that_transformers_loads(write, open_
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
             assert {name: t.dtype for name, t in ours.items()} == {name: t.dtype for name, t in theirs.items()}
+        # torch copies frozen weights where others are used in place.
+        assert all(p.requires_grad == alone.model.get_parameter(n).requires_grad for n, p in named(beside))
         assert torch.equal(beside.model(IDS).logits, alone.model(IDS).logits)
         assert generate(beside) == generate(alone)
         assert (beside.dtype, beside.device, beside.max_positions) == (alone.dtype, alone.device, alone.max_positions)
+
+
+def named(loaded):
+    return loaded.model.named_parameters()
 
 
 def buffers(loaded):
