@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from hubprune.core import __version__, templates
 from hubprune.core.artifacts import DropPlan, PrunedCheckpoint
 from hubprune.core.console import Reporter
 from hubprune.core.errors import UnverifiedError, VerificationError
@@ -60,13 +61,15 @@ def write_verified(run: Run, plan: DropPlan, folder: Path) -> PrunedCheckpoint:
         VerificationError: it does not compute what it should; nothing is left of it then.
     """
     check_new_folder(folder)
-    key = key_of(run.base_identity, plan)
+    # What this version would write otherwise than an earlier one is written anew.
+    key = key_of(run.base_identity, plan, __version__, templates.modeling_code(run.architecture))
     taken = _take_waiting(folder, key)
     waiting = taken or _write(run, plan, folder, key)
     if taken:
         run.reporter.note("written by an earlier run, which did not come to its end: only to be verified")
     try:
         made = _verified(run, plan, waiting)
+        check_new_folder(folder)  # another run may have been faster
         waiting.replace(folder)
         return made
     except VerificationError as error:

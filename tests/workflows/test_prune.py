@@ -14,7 +14,7 @@ import pytest
 from bases import LLAMA, write_base
 
 from hubprune.core.console import Reporter
-from hubprune.core.errors import UnverifiedError, VerificationError
+from hubprune.core.errors import RecipeError, UnverifiedError, VerificationError
 from hubprune.core.requests import PruneRequest
 from hubprune.core.weights import SINGLE_NAME
 from hubprune.pruning import loading, verify
@@ -92,6 +92,24 @@ def test_a_process_that_is_killed_while_it_verifies_leaves_its_work_to_the_next(
     monkeypatch.setattr(workflow, "_write", refuse_to_write)
     assert any(note.startswith(GOES_ON) for note in prune(base, tmp_path / "out").notes)
     assert waiting(tmp_path) == []
+
+
+def test_a_folder_that_another_run_made_meanwhile_is_left_alone_and_what_was_written_is_kept(
+    monkeypatch, base, tmp_path
+):
+    out, verified = tmp_path / "out", workflow._verified
+
+    def slower(*args):
+        made = verified(*args)
+        out.mkdir()
+        (out / "theirs").touch()
+        return made
+
+    monkeypatch.setattr(workflow, "_verified", slower)
+    with pytest.raises(RecipeError, match="out"):
+        prune(base, out)
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+    assert len(waiting(tmp_path)) == 1
 
 
 def test_what_fails_a_check_is_removed_and_an_earlier_run_that_wrote_it_is_not_to_blame(monkeypatch, base, tmp_path):
