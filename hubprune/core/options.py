@@ -149,7 +149,7 @@ Dtype = Annotated[str | None, Option(
     "dtype to compute in; files are never cast. Default: auto, the base's own where the device has units for it.",
     metavar="auto|float32|bfloat16|float16")]
 MaxMemory = Annotated[str | int | None, Option(
-    "At most so much of this machine's memory, and of each GPU's; changes no result. Default: what is free.",
+    "At most so much of this machine's memory, and of each GPU's. Default: what is free.",
     metavar="8GB")]
 Port = Annotated[int, Option("Port on 127.0.0.1; 0 takes a free one.", least=0, most=65535)]
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from hubprune.core import memory
 from hubprune.core.artifacts import GenerationComparison, ModelText, ModelTexts
 from hubprune.core.console import Advance, Reporter, duration, quiet
 from hubprune.core.errors import EvaluationError
@@ -21,8 +20,6 @@ from hubprune.evaluation.repetition import pair_texts
 
 BATCH_TOKENS = 8192
 """Tokens of prompts and texts that are in memory at once, at most; the 32 shipped prompts are one batch."""
-CACHE_SHARE = 0.25
-"""Share of the machine's free memory that their keys and values may take, where no error tells that it is too small."""
 OFFLOADED_SECONDS, FEW_TOKENS = 1200, 16
 """Time that the texts of a model may take which is read from disk for every token, and tokens that they have anyway."""
 MEMORY_HINT = "Set fewer max_new_tokens or shorter prompts in the recipe, or pass --device cpu."
@@ -139,14 +136,9 @@ def _in_time(model: models.LoadedModel, rows: Sequence[list[int]], new_tokens: i
 
 
 def _batches(model: models.LoadedModel, rows: Sequence[Sequence[int]], new_tokens: int) -> models.Batches:
-    return models.similar_length([len(row) + new_tokens for row in rows], tokens=_batch_tokens(model))
-
-
-def _batch_tokens(model: models.LoadedModel) -> int:
-    if model.device != "cpu":
-        return BATCH_TOKENS
-    each = memory.kv_cache_bytes(model.model.config.to_dict(), gone=(), tokens=1)
-    return min(BATCH_TOKENS, int(CACHE_SHARE * memory.available_bytes() / each))
+    return models.similar_length(
+        [len(row) + new_tokens for row in rows], tokens=models.text_tokens(model.model, most=BATCH_TOKENS)
+    )
 
 
 def _greedy(model: models.LoadedModel, *, max_new_tokens: int) -> Any:

@@ -218,8 +218,9 @@ def batches(monkeypatch):
 
 
 def test_no_more_prompts_go_together_than_their_cache_has_memory_for(copy_folder, compare, batches, monkeypatch):
-    each = generation.CACHE_SHARE * generation.memory.available_bytes() / (5.5 * (31 + 4))
-    monkeypatch.setattr(generation.memory, "kv_cache_bytes", lambda *_, **__: each)
+    layers = json.loads((copy_folder / "config.json").read_bytes())["num_hidden_layers"]
+    each = models.free_bytes("cpu") / 2 / (5.5 * (31 + 4)) / layers
+    monkeypatch.setattr(models.memory, "kv_bytes_per_layer", lambda _: each)
     compare(copy_folder, prompts=TEN, max_new_tokens=4)
     assert batches == [(5, 31), (5, 6)] * 2
 
