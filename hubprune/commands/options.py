@@ -49,6 +49,7 @@ def add_command(app: typer.Typer, body: Callable[..., None], *, epilog: str, res
         return EVERYDAY if asked.name in everyday else asked.option.panel or (RUNNING if everyday else None)
 
     def run(**given: Any) -> None:
+        """Run the body within the memory that was asked for, and show what it raises."""
         wanted = {JSON.name: given.pop(JSON.name)} if with_json else {}
         with errors_shown(resume=resume) as reporter:
             request = kind(**given)

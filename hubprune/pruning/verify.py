@@ -123,6 +123,7 @@ def _told(reporter: Reporter) -> Iterator[Callable[[str], None]]:
         bars: list[Advance] = []
 
         def listen(line: str) -> None:
+            """Say what one line holds."""
             with suppress(ValidationError):  # of what a library prints, and of the answer
                 word = Word.model_validate_json(line)
                 if word.note:
