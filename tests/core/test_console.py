@@ -167,16 +167,17 @@ def test_quiet_keeps_warnings_and_errors(capsys):
 # ---- terminals ---------------------------------------------------------------------------------------------------
 
 
-def test_a_terminal_shows_a_bar_and_keeps_one_line_of_it(monkeypatch):
+def test_a_terminal_shows_a_bar_and_keeps_one_line_of_it(monkeypatch, clock):
     screen = io.StringIO()
     reporter = Reporter()
     monkeypatch.setattr(reporter, "_console", Console(file=screen, force_terminal=True, width=100, color_system=None))
     with reporter.progress("drawing [x]", total=3, unit="documents") as advance:
         advance()
+        clock.now += 2
         advance(2)
     assert "3/3" in screen.getvalue()
     last = screen.getvalue().rstrip().splitlines()[-1]
-    assert last.endswith("drawing [x]: 3 documents in 0.0 s")
+    assert last.endswith("drawing [x]: 3 documents in 2.0 s")
 
 
 def test_a_bar_tells_the_time_that_is_left_once_it_can_be_known(monkeypatch, clock):
@@ -188,7 +189,10 @@ def test_a_bar_tells_the_time_that_is_left_once_it_can_be_known(monkeypatch, clo
         for seconds in (1, 9):
             clock.now += seconds
             advance(10)
-            time.sleep(0.3)  # three times as long as until the bar is drawn anew
+            for _ in range(2):  # a thread draws the bar anew; the first drawing may have begun before
+                drawn = len(screen.getvalue())
+                while len(screen.getvalue()) == drawn:
+                    time.sleep(0.01)
             seen.append("left" in screen.getvalue())
     assert seen == [False, True]
     assert "40 s left" in screen.getvalue()
