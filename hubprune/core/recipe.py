@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Method, Metric, Schedule
 from hubprune.core.errors import RecipeError
 from hubprune.core.options import DEFAULT_SUITE, SUITES, expand
-from hubprune.core.specs import MOST, Count, DropSpec, Number, Settings, WidthSpec, shown
+from hubprune.core.specs import MOST, Count, DropSpec, Number, QuantizationSpec, Settings, WidthSpec, shown
 from hubprune.core.strict import parse_yaml
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -24,6 +24,8 @@ DEFAULT_TASKS = tuple(SUITES[DEFAULT_SUITE])
 PACKAGE_PROMPTS = Path(__file__).parent.parent / "evaluation" / "prompts.txt"
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+GgufType = Annotated[str, Field(pattern=r"^[a-z0-9_]{2,12}$")]
+"""Type of the matrices in a GGUF file, as llama.cpp calls it."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Revision = Annotated[str, Field(min_length=1, max_length=250)]
 """A branch, a tag or a commit, no longer than the name of a file, which git keeps it in."""
@@ -221,6 +223,10 @@ class Recipe(Settings):
     """Documents per batch while scoring; it changes speed, not scores."""
     evaluation: EvaluationSpec = EvaluationSpec()
     target: TargetSpec = TargetSpec()
+    quantize: QuantizationSpec | None = None
+    """In how few bits it is published besides, as a sibling repo; None for no such sibling."""
+    gguf: Annotated[tuple[GgufType, ...], Field(min_length=1)] | None = None
+    """Types of the GGUF files that are published besides, in one sibling repo; None for no such sibling."""
     seed: Annotated[int, Number] = Field(default=0, ge=0, lt=2**32)
     """Of all that is drawn; NumPy takes 32 bits."""
     device: Device = "auto"

@@ -1,4 +1,4 @@
-"""What can be asked to go: sublayers by rank or by number, and neurons of MLPs."""
+"""What can be asked of the weights: sublayers go by rank or by number, MLPs get narrower, matrices get fewer bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from hubprune.core.artifacts import Method, Ranking, SublayerKind, WidthMetric
+from hubprune.core.artifacts import Method, QuantizationMethod, QuantizationScheme, Ranking, SublayerKind, WidthMetric
 
 PERCENT = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%", re.ASCII)
 
@@ -23,6 +23,8 @@ class Settings(BaseModel):
 
 MOST = 2**31 - 1
 """Most documents, tokens, layers and whatever else is counted; the libraries below count in C."""
+DEFAULT_GROUP = 128
+"""Columns that share a scale, as vLLM's kernels like it."""
 MOST_SHOWN = 60
 """Characters of a value that an error repeats."""
 
@@ -195,3 +197,28 @@ class WidthSpec(Settings):
         if self.expansion_ratio:
             return f"expansion-{self.expansion_ratio:g}"
         return f"mlp-width-{self.width if isinstance(self.width, int) else 'mixed'}"
+
+
+class QuantizationSpec(Settings):
+    """In how few bits the matrices of a result are written beside it, in a repo of its own."""
+
+    scheme: QuantizationScheme = "w4a16"
+    group_size: Count | None = None
+    """Columns that share a scale; None for 128, and for one scale per row where the scheme is fp8."""
+    method: QuantizationMethod = "gptq"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> QuantizationSpec:
+        if self.scheme == "fp8" and self.group_size is not None:
+            raise ValueError("--group-size is for w4a16 and w8a16: fp8 has one scale per row")
+        return self
+
+    @property
+    def columns(self) -> int | None:
+        """Columns that share a scale; None for whole rows."""
+        return None if self.scheme == "fp8" else self.group_size or DEFAULT_GROUP
+
+    @property
+    def suffix(self) -> str:
+        """What the name of the sibling repo ends with."""
+        return f"-{self.scheme.upper()}"

@@ -10,6 +10,7 @@ base          what all share, a base, the calibration set and its scores
 pruning       what goes, what was written and verified, what is on the Hub
 evaluation    benchmarks and free text of base and pruned
 speed         timing, and a sweep over numbers of drops
+quantization  the same in fewer bits, and how far it is from it
 reports       what whole commands found
 """
 
@@ -29,6 +30,9 @@ from hubprune.core.artifacts.pruning import (
     Check, DropPlan, DroppedSublayer, LoadedBack, Margin, PlannedFile, PrunedCheckpoint, PublishedCommit,
     SnippetRun, UploadPlan, Verification, WidthPlan, WrittenCheckpoint,
 )
+from hubprune.core.artifacts.quantization import (
+    Divergence, QuantizationMethod, QuantizationRecord, QuantizationScheme, QuantizedCheckpoint,
+)
 from hubprune.core.artifacts.reports import (
     Agreement, CheckpointComparison, Checkup, ComparedMetric, ComparedPart, ComparedSide, ConfigChange, Difference,
     DroppedSets, FileChange, FileOutcome, Finding, Outcome, PublishReport, RefreshOutcome, RefreshReport, Refreshed,
@@ -44,16 +48,17 @@ from hubprune.core.artifacts.speed import (
 __all__ = [
     "Aggregation", "Agreement", "Artifact", "BaseCard", "BaseCheckpoint", "BenchmarkAnswers", "BenchmarkChange",
     "BenchmarkComparison", "CalibrationRecord", "CalibrationSource", "Check", "CheckpointComparison", "Checkup",
-    "ComparedMetric", "ComparedPart", "ComparedSide", "ConfigChange", "Continuation", "Difference",
+    "ComparedMetric", "ComparedPart", "ComparedSide", "ConfigChange", "Continuation", "Difference", "Divergence",
     "DocumentScores", "DropPlan", "DroppedSets", "DroppedSublayer", "Environment", "Estimate", "EvalBackend",
     "FileChange", "FileOutcome", "Finding", "GenerationComparison", "HeldOutDocuments", "ImportanceScores", "Interval",
-    "KvCacheMeasured", "LargestBatch", "LayerScores", "Layout", "LayoutChoice", "LoadedBack", "Loop", "Margin",
-    "Mark", "Measure", "Method", "Metric", "MetricValue", "ModelText", "ModelTexts", "Outcome", "PairedComparison",
+    "KvCacheMeasured", "LargestBatch", "LayerScores", "Layout", "LayoutChoice", "LoadedBack", "Loop", "Margin", "Mark",
+    "Measure", "Method", "Metric", "MetricValue", "ModelText", "ModelTexts", "Outcome", "PairedComparison",
     "PairedLoops", "PairedNumber", "PeakMemory", "PerplexityAnswers", "PlannedFile", "PrunedCheckpoint",
-    "PublishReport", "PublishedCommit", "Ranking", "Recommendation", "RefreshOutcome", "RefreshReport", "Refreshed",
-    "Repetition", "RepetitionComparison", "RepoFile", "Reproduction", "SameBase", "Scalar", "Schedule", "ScoreKind",
-    "ScoreStudy", "Sdr", "SelfCheck", "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed",
-    "StudyEntry", "StudyKind", "SublayerKind", "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers",
+    "PublishReport", "PublishedCommit", "QuantizationMethod", "QuantizationRecord", "QuantizationScheme",
+    "QuantizedCheckpoint", "Ranking", "Recommendation", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition",
+    "RepetitionComparison", "RepoFile", "Reproduction", "SameBase", "Scalar", "Schedule", "ScoreKind", "ScoreStudy",
+    "Sdr", "SelfCheck", "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed", "StudyEntry",
+    "StudyKind", "SublayerKind", "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers",
     "TaskComparison", "UploadPlan", "Verdict", "Verification", "WidthMetric", "WidthPlan", "WrittenCheckpoint",
     "main_rows", "perplexity_of", "shown_by",
 ]
