@@ -12,6 +12,7 @@ evaluation    benchmarks and free text of base and pruned
 speed         timing, and a sweep over numbers of drops
 quantization  the same in fewer bits, and how far it is from it
 exports       the same as a file for another runtime
+siblings      what is published beside a pruned repo: quantized, or for another runtime
 reports       what whole commands found
 """
 
@@ -40,6 +41,7 @@ from hubprune.core.artifacts.reports import (
     DroppedSets, FileChange, FileOutcome, Finding, Outcome, PublishReport, RefreshOutcome, RefreshReport, Refreshed,
     Reproduction, SameBase, Scalar, ScoreKind, ScoreStudy, StageNeed, StudyEntry, StudyKind,
 )
+from hubprune.core.artifacts.siblings import QuantizedBenchmarks, SiblingKind, SiblingLink, SiblingReport, Together
 from hubprune.core.artifacts.speed import (
     BenchmarkAnswers, BenchmarkChange, HeldOutDocuments, Interval, KvCacheMeasured, LargestBatch, Measure,
     PeakMemory, PerplexityAnswers, Recommendation, Sdr, SpeedMeasured, SpeedReport, SpeedRow, SweepOrder,
@@ -57,10 +59,11 @@ __all__ = [
     "LayoutChoice", "LoadedBack", "Loop", "Margin", "Mark", "Measure", "Method", "Metric", "MetricValue", "ModelText",
     "ModelTexts", "Outcome", "Outtype", "PairedComparison", "PairedLoops", "PairedNumber", "Parity", "ParityFigures",
     "PeakMemory", "PerplexityAnswers", "PlannedFile", "PrunedCheckpoint", "PublishReport", "PublishedCommit",
-    "QuantizationMethod", "QuantizationRecord", "QuantizationScheme", "QuantizedCheckpoint", "Ranking",
-    "Recommendation", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition", "RepetitionComparison", "RepoFile",
-    "Reproduction", "SameBase", "Scalar", "Schedule", "ScoreKind", "ScoreStudy", "Sdr", "SelfCheck", "SnippetRun",
-    "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed", "StudyEntry", "StudyKind", "SublayerKind", "SweepOrder",
-    "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers", "TaskComparison", "UploadPlan", "Verdict", "Verification",
-    "WidthMetric", "WidthPlan", "WrittenCheckpoint", "main_rows", "perplexity_of", "shown_by",
+    "QuantizationMethod", "QuantizationRecord", "QuantizationScheme", "QuantizedBenchmarks", "QuantizedCheckpoint",
+    "Ranking", "Recommendation", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition", "RepetitionComparison",
+    "RepoFile", "Reproduction", "SameBase", "Scalar", "Schedule", "ScoreKind", "ScoreStudy", "Sdr", "SelfCheck",
+    "SiblingKind", "SiblingLink", "SiblingReport", "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow",
+    "StageNeed", "StudyEntry", "StudyKind", "SublayerKind", "SweepOrder", "SweepPoint", "SweepReport", "SweepTask",
+    "TaskAnswers", "TaskComparison", "Together", "UploadPlan", "Verdict", "Verification", "WidthMetric", "WidthPlan",
+    "WrittenCheckpoint", "main_rows", "perplexity_of", "shown_by",
 ]
