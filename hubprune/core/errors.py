@@ -111,6 +111,10 @@ class ScoringError(HubpruneError):
     """A score came out as NaN, or there was nothing to average."""
 
 
+class HealingError(HubpruneError):
+    """A pruned model cannot be trained, or its training came to nothing."""
+
+
 class VerificationError(HubpruneError):
     """The written checkpoint does not do what the plan says."""
 

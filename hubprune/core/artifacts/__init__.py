@@ -11,6 +11,7 @@ pruning       what goes, what was written and verified, what is on the Hub
 evaluation    benchmarks and free text of base and pruned
 speed         timing, and a sweep over numbers of drops
 quantization  the same in fewer bits, and how far it is from it
+healing       the same after it was trained, and how much came back
 reports       what whole commands found
 """
 
@@ -25,6 +26,9 @@ from hubprune.core.artifacts.evaluation import (
     BenchmarkComparison, Continuation, Estimate, EvalBackend, GenerationComparison, Loop, Mark, MetricValue,
     ModelText, ModelTexts, PairedComparison, PairedLoops, PairedNumber, Repetition, RepetitionComparison, SelfCheck,
     TaskComparison, main_rows, perplexity_of,
+)
+from hubprune.core.artifacts.healing import (
+    CurvePoint, HealedCheckpoint, HealingLoss, HealingMethod, HealingRecord, HeldOut,
 )
 from hubprune.core.artifacts.pruning import (
     Check, DropPlan, DroppedSublayer, LoadedBack, Margin, PlannedFile, PrunedCheckpoint, PublishedCommit,
@@ -48,17 +52,17 @@ from hubprune.core.artifacts.speed import (
 __all__ = [
     "Aggregation", "Agreement", "Artifact", "BaseCard", "BaseCheckpoint", "BenchmarkAnswers", "BenchmarkChange",
     "BenchmarkComparison", "CalibrationRecord", "CalibrationSource", "Check", "CheckpointComparison", "Checkup",
-    "ComparedMetric", "ComparedPart", "ComparedSide", "ConfigChange", "Continuation", "Difference", "Divergence",
-    "DocumentScores", "DropPlan", "DroppedSets", "DroppedSublayer", "Environment", "Estimate", "EvalBackend",
-    "FileChange", "FileOutcome", "Finding", "GenerationComparison", "HeldOutDocuments", "ImportanceScores", "Interval",
-    "KvCacheMeasured", "LargestBatch", "LayerScores", "Layout", "LayoutChoice", "LoadedBack", "Loop", "Margin", "Mark",
-    "Measure", "Method", "Metric", "MetricValue", "ModelText", "ModelTexts", "Outcome", "PairedComparison",
-    "PairedLoops", "PairedNumber", "PeakMemory", "PerplexityAnswers", "PlannedFile", "PrunedCheckpoint",
-    "PublishReport", "PublishedCommit", "QuantizationMethod", "QuantizationRecord", "QuantizationScheme",
-    "QuantizedCheckpoint", "Ranking", "Recommendation", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition",
-    "RepetitionComparison", "RepoFile", "Reproduction", "SameBase", "Scalar", "Schedule", "ScoreKind", "ScoreStudy",
-    "Sdr", "SelfCheck", "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed", "StudyEntry",
-    "StudyKind", "SublayerKind", "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers",
-    "TaskComparison", "UploadPlan", "Verdict", "Verification", "WidthMetric", "WidthPlan", "WrittenCheckpoint",
-    "main_rows", "perplexity_of", "shown_by",
+    "ComparedMetric", "ComparedPart", "ComparedSide", "ConfigChange", "Continuation", "CurvePoint", "Difference",
+    "Divergence", "DocumentScores", "DropPlan", "DroppedSets", "DroppedSublayer", "Environment", "Estimate",
+    "EvalBackend", "FileChange", "FileOutcome", "Finding", "GenerationComparison", "HealedCheckpoint", "HealingLoss",
+    "HealingMethod", "HealingRecord", "HeldOut", "HeldOutDocuments", "ImportanceScores", "Interval", "KvCacheMeasured",
+    "LargestBatch", "LayerScores", "Layout", "LayoutChoice", "LoadedBack", "Loop", "Margin", "Mark", "Measure",
+    "Method", "Metric", "MetricValue", "ModelText", "ModelTexts", "Outcome", "PairedComparison", "PairedLoops",
+    "PairedNumber", "PeakMemory", "PerplexityAnswers", "PlannedFile", "PrunedCheckpoint", "PublishReport",
+    "PublishedCommit", "QuantizationMethod", "QuantizationRecord", "QuantizationScheme", "QuantizedCheckpoint",
+    "Ranking", "Recommendation", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition", "RepetitionComparison",
+    "RepoFile", "Reproduction", "SameBase", "Scalar", "Schedule", "ScoreKind", "ScoreStudy", "Sdr", "SelfCheck",
+    "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed", "StudyEntry", "StudyKind", "SublayerKind",
+    "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers", "TaskComparison", "UploadPlan", "Verdict",
+    "Verification", "WidthMetric", "WidthPlan", "WrittenCheckpoint", "main_rows", "perplexity_of", "shown_by",
 ]
