@@ -11,6 +11,7 @@ pruning       what goes, what was written and verified, what is on the Hub
 evaluation    benchmarks and free text of base and pruned
 speed         timing, and a sweep over numbers of drops
 quantization  the same in fewer bits, and how far it is from it
+runtimes      the same in vLLM, llama.cpp and mlx-lm
 reports       what whole commands found
 """
 
@@ -38,6 +39,7 @@ from hubprune.core.artifacts.reports import (
     DroppedSets, FileChange, FileOutcome, Finding, Outcome, PublishReport, RefreshOutcome, RefreshReport, Refreshed,
     Reproduction, SameBase, Scalar, ScoreKind, ScoreStudy, StageNeed, StudyEntry, StudyKind,
 )
+from hubprune.core.artifacts.runtimes import RuntimeComparison, RuntimeName, RuntimeOutcome, RuntimeRun
 from hubprune.core.artifacts.speed import (
     BenchmarkAnswers, BenchmarkChange, HeldOutDocuments, Interval, KvCacheMeasured, LargestBatch, Measure,
     PeakMemory, PerplexityAnswers, Recommendation, Sdr, SpeedMeasured, SpeedReport, SpeedRow, SweepOrder,
@@ -56,7 +58,8 @@ __all__ = [
     "PairedLoops", "PairedNumber", "PeakMemory", "PerplexityAnswers", "PlannedFile", "PrunedCheckpoint",
     "PublishReport", "PublishedCommit", "QuantizationMethod", "QuantizationRecord", "QuantizationScheme",
     "QuantizedCheckpoint", "Ranking", "Recommendation", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition",
-    "RepetitionComparison", "RepoFile", "Reproduction", "SameBase", "Scalar", "Schedule", "ScoreKind", "ScoreStudy",
+    "RepetitionComparison", "RepoFile", "Reproduction", "RuntimeComparison", "RuntimeName", "RuntimeOutcome",
+    "RuntimeRun", "SameBase", "Scalar", "Schedule", "ScoreKind", "ScoreStudy",
     "Sdr", "SelfCheck", "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed", "StudyEntry",
     "StudyKind", "SublayerKind", "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers",
     "TaskComparison", "UploadPlan", "Verdict", "Verification", "WidthMetric", "WidthPlan", "WrittenCheckpoint",
