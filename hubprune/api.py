@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hubprune.core.artifacts import (
         CheckpointComparison,
         Checkup,
+        GgufExport,
         HealedCheckpoint,
         LayerScores,
         PrunedCheckpoint,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
         SweepReport,
         Verification,
     )
-    from hubprune.exporting.artifact import GgufExport
 
 P = ParamSpec("P")
 AnyRequest = TypeVar("AnyRequest", bound=OnHub)
