@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         CheckpointComparison,
         Checkup,
         GgufExport,
+        HealedCheckpoint,
         LayerScores,
         PrunedCheckpoint,
         PublishReport,
@@ -147,6 +148,22 @@ def prune(request: requests.PruneRequest, reporter: Reporter) -> PrunedCheckpoin
     from hubprune.workflows import prune as workflow
 
     return workflow.prune(request, reporter=reporter)
+
+
+@_taking(requests.HealRequest)
+def heal(request: requests.HealRequest, reporter: Reporter) -> HealedCheckpoint:
+    """Train a pruned folder or repo until it says again what its base does, and write it, verified, into a folder.
+
+    Returns:
+        What was written, how it was trained, and how much came back.
+
+    Raises:
+        HealingError: the loss is no number any more, or the memory is too small.
+        VerificationError: the result does not compute what it should; nothing is left of it then.
+    """
+    from hubprune.workflows import heal as healing
+
+    return healing.heal(request, reporter=reporter)
 
 
 @_taking(requests.VerifyRequest)
