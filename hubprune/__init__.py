@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         prune,
         publish,
         push,
+        quantize,
         reproduce,
         score,
         speed,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "__version__", "compare", "doctor", "export_gguf", "load", "prune", "publish", "push", "reproduce", "score",
-    "speed", "sweep", "verify",
+    "__version__", "compare", "doctor", "export_gguf", "load", "prune", "publish", "push", "quantize", "reproduce",
+    "score", "speed", "sweep", "verify",
 ]  # fmt: skip
 
 

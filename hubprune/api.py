@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         LayerScores,
         PrunedCheckpoint,
         PublishReport,
+        QuantizedCheckpoint,
         Reproduction,
         ScoreStudy,
         SpeedReport,
@@ -147,6 +148,22 @@ def prune(request: requests.PruneRequest, reporter: Reporter) -> PrunedCheckpoin
     from hubprune.workflows import prune as workflow
 
     return workflow.prune(request, reporter=reporter)
+
+
+@_taking(requests.QuantizeRequest)
+def quantize(request: requests.QuantizeRequest, reporter: Reporter) -> QuantizedCheckpoint:
+    """Write a checkpoint, pruned or not, in fewer bits into a folder, and verify it; publish nothing.
+
+    Returns:
+        What was written, how far its next tokens are from those before, and how it was verified.
+
+    Raises:
+        UnsupportedFormatError: it is quantized already.
+        VerificationError: it does not compute what it should; nothing is left of it then.
+    """
+    from hubprune.workflows import quantize as workflow
+
+    return workflow.quantize(request, reporter=reporter)
 
 
 @_taking(requests.VerifyRequest)
