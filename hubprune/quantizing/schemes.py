@@ -119,7 +119,9 @@ def format_of(spec: QuantizationSpec) -> str:
 
 def weight_arguments(spec: QuantizationSpec) -> dict[str, Any]:
     """Return what compressed-tensors has to know of the weights of a scheme."""
-    whole: dict[str, Any] = {"block_structure": None, "dynamic": False, "observer": "minmax", "observer_kwargs": {}, "symmetric": True}
+    whole: dict[str, Any] = {
+        "block_structure": None, "dynamic": False, "observer": "minmax", "observer_kwargs": {}, "symmetric": True,
+    }  # fmt: skip
     if spec.scheme == "fp8":
         return {
             **whole, "actorder": None, "group_size": None, "num_bits": 8, "strategy": "channel", "type": "float",
