@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from hubprune.core.artifacts import (
         CheckpointComparison,
         Checkup,
+        GgufExport,
+        HealedCheckpoint,
         LayerScores,
         PrunedCheckpoint,
         PublishReport,
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
         SweepReport,
         Verification,
     )
-    from hubprune.exporting.artifact import GgufExport
 
 P = ParamSpec("P")
 AnyRequest = TypeVar("AnyRequest", bound=OnHub)
@@ -148,6 +149,22 @@ def prune(request: requests.PruneRequest, reporter: Reporter) -> PrunedCheckpoin
     from hubprune.workflows import prune as workflow
 
     return workflow.prune(request, reporter=reporter)
+
+
+@_taking(requests.HealRequest)
+def heal(request: requests.HealRequest, reporter: Reporter) -> HealedCheckpoint:
+    """Train a pruned folder or repo until it says again what its base does, and write it, verified, into a folder.
+
+    Returns:
+        What was written, how it was trained, and how much came back.
+
+    Raises:
+        HealingError: the loss is no number any more, or the memory is too small.
+        VerificationError: the result does not compute what it should; nothing is left of it then.
+    """
+    from hubprune.workflows import heal as healing
+
+    return healing.heal(request, reporter=reporter)
 
 
 @_taking(requests.QuantizeRequest)

@@ -14,8 +14,16 @@ from hubprune.core.console import Reporter, duration, size
 from hubprune.core.requests import ExportRequest, QuantizeRequest, RefreshRequest, ReproduceRequest
 
 if TYPE_CHECKING:
-    from hubprune.core.artifacts import Difference, QuantizationRecord, RefreshReport, Reproduction, Scalar
-    from hubprune.exporting.artifact import GgufExport, Parity, ParityFigures
+    from hubprune.core.artifacts import (
+        Difference,
+        GgufExport,
+        Parity,
+        ParityFigures,
+        QuantizationRecord,
+        RefreshReport,
+        Reproduction,
+        Scalar,
+    )
 
 
 WOULD_CHANGE = 3

@@ -8,5 +8,4 @@ In comes a folder with a checkpoint, pruned or not; out comes a GGUF file for ll
 - sentencepiece: the BPE of SentencePiece, from tokenizer.json or tokenizer.model.
 - writing: all of that put together, and the file.
 - parity: the comparison with transformers, in a process of its own.
-- artifact: what an export says of itself.
 """

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import GgufArchitecture, Outtype
 from hubprune.core.config import Structure
 from hubprune.core.errors import CheckpointError, UnsupportedArchitectureError, UnsupportedFormatError
 from hubprune.core.weights import Shard, TensorEntry, Weights
-from hubprune.exporting.artifact import GgufArchitecture, Outtype
 from hubprune.exporting.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.core.architectures import NEMOTRON_NAS, architecture_of
+from hubprune.core.artifacts import GgufArchitecture, Outtype
 from hubprune.core.config import CONFIG_NAME, Structure, read_structure
 from hubprune.core.console import size
 from hubprune.core.errors import (
@@ -28,7 +29,6 @@ from hubprune.core.errors import (
 from hubprune.core.files import scratch_prefix, sweep
 from hubprune.core.weights import open_weights
 from hubprune.exporting import sentencepiece
-from hubprune.exporting.artifact import GgufArchitecture, Outtype
 from hubprune.exporting.hyperparameters import Hyperparameters, check_layers, read_hyperparameters
 from hubprune.exporting.tensors import GgufTensor, LayerSlot, encoded_blocks, gguf_architecture, lay_out, plan_tensors
 from hubprune.exporting.vocabulary import Vocabulary, open_tokenizer, read_byte_level

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from hubprune.core.artifacts import GgufExport, Outtype, Parity
 from hubprune.core.config import read_config
 from hubprune.core.console import Reporter
 from hubprune.core.errors import HubpruneError, RecipeError
 from hubprune.core.files import existing_folder, scratch_folder
 from hubprune.core.requests import ExportRequest
 from hubprune.exporting import parity
-from hubprune.exporting.artifact import GgufExport, Outtype, Parity
 from hubprune.exporting.parity import ParitySeen
 from hubprune.exporting.writing import (
     GgufContent,
