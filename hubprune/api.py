@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         LayerScores,
         PrunedCheckpoint,
         PublishReport,
+        QuantizedCheckpoint,
         Reproduction,
         ScoreStudy,
         SpeedReport,
@@ -164,6 +165,22 @@ def heal(request: requests.HealRequest, reporter: Reporter) -> HealedCheckpoint:
     from hubprune.workflows import heal as healing
 
     return healing.heal(request, reporter=reporter)
+
+
+@_taking(requests.QuantizeRequest)
+def quantize(request: requests.QuantizeRequest, reporter: Reporter) -> QuantizedCheckpoint:
+    """Write a checkpoint, pruned or not, in fewer bits into a folder, and verify it; publish nothing.
+
+    Returns:
+        What was written, how far its next tokens are from those before, and how it was verified.
+
+    Raises:
+        UnsupportedFormatError: it is quantized already.
+        VerificationError: it does not compute what it should; nothing is left of it then.
+    """
+    from hubprune.workflows import quantize as workflow
+
+    return workflow.quantize(request, reporter=reporter)
 
 
 @_taking(requests.VerifyRequest)

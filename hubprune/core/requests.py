@@ -98,6 +98,36 @@ class PruneRequest(Dropping, Scoring):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizeRequest(Budgeted):
+    """Write a checkpoint, pruned or not, in fewer bits."""
+
+    checkpoint: Annotated[str, Argument(
+        "A folder or repo with 16-bit or 32-bit floats, pruned or not.", metavar="FOLDER_OR_REPO"
+    )] = field(kw_only=False)
+    scheme: Annotated[str | None, Option(
+        "Bits of the weights and of what they are multiplied with. Default: w4a16.", metavar="w4a16|w8a16|fp8")] = None
+    group_size: Annotated[int | None, Option(
+        "Columns that share a scale. Default: 128; fp8 has one scale per row.", least=1, metavar="128|64|32")] = None
+    method: Annotated[str | None, Option(
+        "GPTQ makes up for every error in the columns behind; rtn rounds. Default: gptq.", metavar="gptq|rtn")] = None
+    out: Annotated[Place | None, Option(
+        "New folder. Default: <checkpoint>-W4A16, or another scheme, in this folder.", metavar="FOLDER")] = None
+    revision: RepoRevision = None
+    calibration: Annotated[str | None, Option(
+        "`cosmopedia` (the default), `c4`, `codealpaca`, `mathinstruct`, `lima`, a .yaml with a mix, or a file of "
+        "documents; `none` for rtn without any measurement.", panel=SCORING)] = None
+    num_samples: Annotated[int | None, Option(
+        "Calibration documents in all, or packed sequences; a few more are drawn to measure on. Default: the mix's own,"
+        " 400 for cosmopedia.", least=1, panel=SCORING)] = None
+    max_tokens: Annotated[int | None, Option(
+        "Tokens after which a document is cut off, or per packed sequence. Default: the mix's own, 512 for "
+        "cosmopedia.", least=2, panel=SCORING)] = None
+    seed: Annotated[int | None, Option("Seed of the calibration draw. Default: 0.", least=0)] = None
+    device: Device = None
+    dtype: Dtype = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreRequest(Scoring):
     """Score a base, once or side by side."""
 
