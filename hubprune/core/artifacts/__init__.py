@@ -31,7 +31,7 @@ from hubprune.core.artifacts.evaluation import (
     TaskComparison, main_rows, perplexity_of,
 )
 from hubprune.core.artifacts.healing import (
-    CurvePoint, HealedCheckpoint, HealingLoss, HealingMethod, HealingRecord, HeldOut,
+    CurvePoint, HealedCheckpoint, HealingLoss, HealingMethod, HealingRecord, HeldOut, Recovered,
 )
 from hubprune.core.artifacts.exports import GgufArchitecture, GgufExport, Outtype, Parity, ParityFigures
 from hubprune.core.artifacts.pruning import (
@@ -67,9 +67,9 @@ __all__ = [
     "Outcome", "Outtype", "PairedComparison", "PairedLoops", "PairedNumber", "Parity", "ParityFigures", "PeakMemory",
     "PerplexityAnswers", "PlannedFile", "PrunedCheckpoint", "PublishReport", "PublishedCommit", "QuantizationMethod",
     "QuantizationRecord", "QuantizationScheme", "QuantizedBenchmarks", "QuantizedCheckpoint", "Ranking",
-    "Recommendation", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition", "RepetitionComparison", "RepoFile",
-    "Reproduction", "RuntimeComparison", "RuntimeName", "RuntimeOutcome", "RuntimeRun", "SameBase", "Scalar",
-    "Schedule", "ScoreKind", "ScoreStudy", "Sdr", "SelfCheck", "SiblingKind", "SiblingLink", "SiblingReport",
+    "Recommendation", "Recovered", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition", "RepetitionComparison",
+    "RepoFile", "Reproduction", "RuntimeComparison", "RuntimeName", "RuntimeOutcome", "RuntimeRun", "SameBase",
+    "Scalar", "Schedule", "ScoreKind", "ScoreStudy", "Sdr", "SelfCheck", "SiblingKind", "SiblingLink", "SiblingReport",
     "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed", "StudyEntry", "StudyKind", "SublayerKind",
     "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers", "TaskComparison", "Together", "UploadPlan",
     "Verdict", "Verification", "WidthMetric", "WidthPlan", "WrittenCheckpoint", "main_rows", "perplexity_of",

@@ -45,7 +45,7 @@ from hubprune.pruning.checkpoint import read_back, take_inventory
 from hubprune.pruning.documents import COSMOPEDIA, find_mix
 from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.workflows.heal.texts import Texts, benchmark_texts, draw, heads, own_files
-from hubprune.workflows.healed import HEALED, healed_by, with_tensors
+from hubprune.workflows.healed import HEALED, healed_by, told_of_healed, with_tensors
 from hubprune.workflows.run import open_session, open_store
 from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code
 
@@ -319,7 +319,6 @@ def _record(
 ) -> HealingRecord:  # fmt: skip
     from hubprune.healing.models import recovered
 
-    share, low, high = recovered(trained.first, trained.last, seed=request.seed)
     method = _method(request.method)
     libraries = ("accelerate", "peft", "torch", "transformers") if method == "lora" else ("accelerate", "torch")
     return HealingRecord(
@@ -328,7 +327,7 @@ def _record(
         planned_steps=settings.steps, tokens=trained.tokens, seed=settings.seed, data=texts.record,
         held_out_documents=len(texts.held_out), held_out_tokens=texts.held_out_tokens, left_out=texts.left_out,
         checked_against=spec.tasks, base_perplexity=trained.first.base_perplexity, curve=trained.curve,
-        recovered=share, recovered_low=low, recovered_high=high,
+        recovered=recovered(trained.first, trained.last, seed=request.seed),
         trained_parameters=sum(p.numel() for p in pair.parameters() if p.requires_grad),
         shares_weights=method == "lora", seconds=seconds, dtype=settings.dtype, device=settings.device,
         versions={name: version(name) for name in libraries},
@@ -368,4 +367,5 @@ def _write(
             stored, staged, plan=plan, config=healed.config, architecture=architecture, known=read.files
         )
     reporter.note(f"verified in a fresh process: {len(seen.checks)} checks passed")
+    seen = seen.model_copy(update={"checks": told_of_healed(seen.checks)})
     return HealedCheckpoint(written=written, record=record, verification=seen)
