@@ -156,7 +156,7 @@ def _quantized(
         )  # fmt: skip
         gpu, code = run.device != "cpu", snippet.code(overrides=template)
         ran = run.store.run(
-            f"snippet of {report.kind}", key_of(run.circumstances, key, code), SnippetRun,
+            f"snippet-{report.kind}", key_of(run.circumstances, key, code), SnippetRun,
             lambda: snippet.run(own, gpu=gpu, overrides=template),
         )  # fmt: skip
         yield own, report.model_copy(update={"snippet": ran})
@@ -226,8 +226,9 @@ def _exported(
         def export(kind: str = kind, file: Path = file) -> GgufExport:
             return _export(run, folder, file, kind, name)
 
-        exports.append(run.store.run(f"gguf {kind}", key_of(key, kind), GgufExport, export, valid=there))
+        exports.append(run.store.run(f"gguf-{kind}", key_of(key, kind), GgufExport, export, valid=there))
     known = [RepoFile(path=e.file, size=e.size, sha256=e.sha256) for e in exports]
+    shutil.rmtree(own / "tasks", ignore_errors=True)
     for path in own.iterdir():
         if path.name not in {file.path for file in known}:
             path.unlink()
@@ -241,7 +242,7 @@ def _exported(
     prompt = run.recipe.evaluation.prompt_texts()[0]
     code = snippet_code(report.repo_id, exports[0].file, revision=tag, prompt=prompt, overrides=template)
     ran = run.store.run(
-        f"snippet of {report.kind}", key_of(key, code), SnippetRun, lambda: _run_snippet(code, report, own, tag)
+        f"snippet-{report.kind}", key_of(key, code), SnippetRun, lambda: _run_snippet(code, report, own, tag)
     )
     yield own, report.model_copy(update={"snippet": ran})
 
@@ -309,10 +310,9 @@ def _run_snippet(code: str, report: SiblingReport, folder: Path, tag: str | None
 
 def _assemble(run: Run, folder: Path, report: SiblingReport, *, template: Path | None) -> tuple[RepoFile, ...]:
     """Add what makes it a repo: notice, tasks that it was measured with, card, recipe, manifest; return all files."""
-    if report.benchmarks:
-        for name, text in run.task_texts.items():
-            (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "tasks" / name, scrub(text))
+    for name, text in run.task_texts.items():
+        (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "tasks" / name, scrub(text))
     add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
     digest = card.template_hash(template)
     write_atomically(
