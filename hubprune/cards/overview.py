@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
-from hubprune.cards.context import CustomCode, Link, Printed, Table, Usage
+from hubprune.cards.context import CustomCode, Link, OtherRuntime, Printed, Table, Usage
 from hubprune.cards.free_text import loop_rows, wrapped
 
 # fmt: off
@@ -33,6 +33,8 @@ from hubprune.core.artifacts import (
     DropPlan,
     Layout,
     PublishReport,
+    RuntimeName,
+    RuntimeRun,
     SnippetRun,
     SublayerKind,
 )
@@ -154,11 +156,11 @@ def _percentages(shares: list[float]) -> tuple[str, ...]:
 
 
 RUNTIMES: Mapping[Layout, str] = {
-    "stock": "The files are those of an ordinary model of the base's family: what runs the base runs them.",
-    "nemotron-nas": "The layout is NVIDIA's nemotron-nas, which vLLM, SGLang, mlx-lm and llama.cpp know by themselves;"
-    " transformers needs the modeling file of this repo.",
-    "pruned": "Only transformers can load this layout, with the modeling file of this repo.",
+    "stock": "The files are those of an ordinary model of the base's family, which need no code of their own.",
+    "nemotron-nas": "The layout is NVIDIA's nemotron-nas; transformers loads it with the modeling file of this repo.",
+    "pruned": "transformers loads this layout with the modeling file of this repo.",
 }
+"""What a layout asks for; which runtimes take it besides, a card tells from runs alone."""
 
 
 def usage(report: PublishReport, *, tag: str | None) -> Usage:
@@ -190,14 +192,46 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
         # Some of those run the modeling file, and call a thing in the snippet otherwise.
         older = "before 4.56, from_pretrained takes torch_dtype for dtype"
         runtimes.append(f"That file needs transformers {needed} or newer; {older}.")
+    others = [run for run in seen.runs if run.passed] if (seen := report.verification.in_runtimes) else []
     ran = [f"transformers {report.verification.transformers}", *report.verification.runtimes]
-    runtimes.append(f"For this card the files were run in {' and '.join(ran)}, and nowhere else.")
+    ran += [run.label for run in others]
+    listed = " and ".join(filter(None, (", ".join(ran[:-1]), ran[-1])))
+    runtimes.append(f"For this card the files were run in {listed}, and nowhere else.")
     return Usage(
         snippet=shown or Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None).code(),
         printed=Printed(label=label, text=wrapped(run.output)) if run and label else None,
         code=code,
         runtimes=tuple(runtimes),
+        others=tuple(other_runtime(run, report) for run in others),
     )
+
+
+RAN: Mapping[RuntimeName, str] = {
+    "vllm": "ran these files",
+    "llama.cpp": "ran the GGUF file that hubprune export gguf makes of these files",
+    "mlx": "ran these files without the modeling file",
+}
+
+
+def other_runtime(run: RuntimeRun, report: PublishReport) -> OtherRuntime:
+    """Tell which runtime ran the files, how close it came, and the command that it was run with."""
+    needs_file, beside = report.plan.layout != "stock", list(run.versions.items())[1:]
+    ran = RAN[run.runtime] if needs_file or run.runtime != "mlx" else RAN["vllm"]
+    there = ", ".join(f"{name} {version}" for name, version in beside if name in ("transformers", "mlx"))
+    reference = seen.transformers if (seen := report.verification.in_runtimes) else NONE
+    texts = f"all {run.texts} greedy texts of {run.new_tokens} tokens are those of transformers {reference}"
+    ties = f" but for ties in {run.tied_texts}" if run.tied_texts else ""
+    parts = [
+        f"{run.label}{f' (with {there})' if there else ''} {ran} as {run.architecture} in {run.dtype}:"
+        f" {texts}{ties}, and no log-probability of a token differs by more than {run.largest_difference:.1e}."
+    ]
+    if run.kv_layers is not None and report.plan.gone("attn"):
+        parts.append(f"It keeps keys and values for {run.kv_layers} layers.")
+    if run.runtime == "vllm" and needs_file:
+        parts.append("It needs --trust-remote-code and the modeling file, too.")
+    if report.refreshed:
+        parts.append("That was before this repo was refreshed.")
+    return OtherRuntime(sentence=" ".join(parts), command=run.command)
 
 
 # ---- its code ----------------------------------------------------------------------------------------------------

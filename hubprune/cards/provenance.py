@@ -33,6 +33,7 @@ STAGES: Mapping[str, str] = {
     "base-text": "free text of the base",
     "generation": "free text of this model",
     "snippet": "the code under Use it",
+    "runtimes": "the same in other runtimes",
 }
 """Stage of a run -> what the card calls it."""
 TIMES = ("Stage", "Time")
