@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
-from hubprune.cards.context import CustomCode, Link, OtherRuntime, Printed, Table, Usage
+from hubprune.cards.context import Beside, CustomCode, Link, OtherRuntime, Printed, Table, Usage
 from hubprune.cards.free_text import loop_rows, wrapped
 
 # fmt: off
@@ -33,10 +33,12 @@ from hubprune.core.artifacts import (
     DropPlan,
     Layout,
     PublishReport,
+    RepoFile,
     RuntimeName,
-    RuntimeRun,
+    SiblingLink,
     SnippetRun,
     SublayerKind,
+    Verification,
 )
 from hubprune.core.console import size
 from hubprune.core.devices import last_words, run_to_end, stored_dtype
@@ -52,6 +54,11 @@ def base_link(base: BaseCheckpoint, *, endpoint: str) -> Link:
     # The Hub's names need no quoting; a name that broke the link would break the card.
     url = page(quote(base.name, errors="replace"), endpoint=endpoint) if base.commit else None
     return Link(name=base.name, url=f"{url}/tree/{base.commit}" if url else None)
+
+
+def beside(links: Sequence[SiblingLink], *, endpoint: str) -> tuple[Beside, ...]:
+    """Name the repos that hold the same model otherwise, each with its page."""
+    return tuple(Beside(link=Link(name=x.repo_id, url=page(x.repo_id, endpoint=endpoint)), told=x.told) for x in links)
 
 
 def summary(report: PublishReport) -> str:
@@ -169,11 +176,7 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
     Of a refreshed repo it is the same code with the tag of the files that are there now.
     """
     base, plan, repo_id, run = report.base, report.plan, report.repo_id, report.snippet
-    code, shown, label = None, None, ""
-    for file in report.checkpoint.files:
-        if file.path.startswith("modeling_") and file.path.endswith(".py") and code is None:
-            shrinks, sha256 = bool(plan.gone("attn")), file.sha256 or NONE
-            code = CustomCode(file=file.path, sha256=sha256, without=plan.parts, shrinks_cache=shrinks)
+    code, shown, label = custom_code(report.checkpoint.files, plan), None, ""
     if run and (run.repo_id, run.revision) == (repo_id, tag):
         shown = run.code
         label = (
@@ -192,46 +195,72 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
         # Some of those run the modeling file, and call a thing in the snippet otherwise.
         older = "before 4.56, from_pretrained takes torch_dtype for dtype"
         runtimes.append(f"That file needs transformers {needed} or newer; {older}.")
-    others = [run for run in seen.runs if run.passed] if (seen := report.verification.in_runtimes) else []
-    ran = [f"transformers {report.verification.transformers}", *report.verification.runtimes]
-    ran += [run.label for run in others]
-    listed = " and ".join(filter(None, (", ".join(ran[:-1]), ran[-1])))
-    runtimes.append(f"For this card the files were run in {listed}, and nowhere else.")
+    runtimes.append(ran_in(report.verification))
     return Usage(
         snippet=shown or Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None).code(),
         printed=Printed(label=label, text=wrapped(run.output)) if run and label else None,
         code=code,
         runtimes=tuple(runtimes),
-        others=tuple(other_runtime(run, report) for run in others),
+        others=other_runtimes(report.verification, plan, needs_file=code is not None, refreshed=bool(report.refreshed)),
     )
+
+
+def ran_in(verification: Verification) -> str:
+    """Say which runtimes the files were run in: those that computed the same, and no others."""
+    seen = verification.in_runtimes
+    ran = [f"transformers {verification.transformers}", *verification.runtimes]
+    ran += [run.label for run in seen.runs if run.passed] if seen else []
+    listed = " and ".join(filter(None, (", ".join(ran[:-1]), ran[-1])))
+    return f"For this card the files were run in {listed}, and nowhere else."
 
 
 RAN: Mapping[RuntimeName, str] = {
     "vllm": "ran these files",
     "llama.cpp": "ran the GGUF file that hubprune export gguf makes of these files",
-    "mlx": "ran these files without the modeling file",
+    "mlx": "ran these files",
 }
 
 
-def other_runtime(run: RuntimeRun, report: PublishReport) -> OtherRuntime:
-    """Tell which runtime ran the files, how close it came, and the command that it was run with."""
-    needs_file, beside = report.plan.layout != "stock", list(run.versions.items())[1:]
-    ran = RAN[run.runtime] if needs_file or run.runtime != "mlx" else RAN["vllm"]
-    there = ", ".join(f"{name} {version}" for name, version in beside if name in ("transformers", "mlx"))
-    reference = seen.transformers if (seen := report.verification.in_runtimes) else NONE
-    texts = f"all {run.texts} greedy texts of {run.new_tokens} tokens are those of transformers {reference}"
-    ties = f" but for ties in {run.tied_texts}" if run.tied_texts else ""
-    parts = [
-        f"{run.label}{f' (with {there})' if there else ''} {ran} as {run.architecture} in {run.dtype}:"
-        f" {texts}{ties}, and no log-probability of a token differs by more than {run.largest_difference:.1e}."
-    ]
-    if run.kv_layers is not None and report.plan.gone("attn"):
-        parts.append(f"It keeps keys and values for {run.kv_layers} layers.")
-    if run.runtime == "vllm" and needs_file:
-        parts.append("It needs --trust-remote-code and the modeling file, too.")
-    if report.refreshed:
-        parts.append("That was before this repo was refreshed.")
-    return OtherRuntime(sentence=" ".join(parts), command=run.command)
+def other_runtimes(
+    verification: Verification, plan: DropPlan, *, needs_file: bool, refreshed: bool = False
+) -> tuple[OtherRuntime, ...]:
+    """Tell which runtimes ran the files, how close each came, and the command that it was run with.
+
+    `needs_file` says whether transformers needs the modeling file, `refreshed` whether files changed since.
+    """
+    told, seen = [], verification.in_runtimes
+    for run in seen.runs if seen else ():
+        if seen is None or not run.passed:
+            continue
+        there = [f"{name} {version}" for name, version in run.versions.items() if name in ("transformers", "mlx")]
+        beside = f" (with {', '.join(there)})" if there else ""
+        ties = f" but for ties in {run.tied_texts}" if run.tied_texts else ""
+        sentence = (
+            f"{run.label}{beside} {RAN[run.runtime]} as {run.architecture} in {run.dtype}: all {run.texts} greedy texts"
+            f" of {run.new_tokens} tokens are those of transformers {seen.transformers}{ties}, and no log-probability of a"
+            f" token differs by more than {run.largest_difference:.1e}."
+        )
+        if run.kv_layers is not None and plan.gone("attn"):
+            sentence += f" It keeps keys and values for {run.kv_layers} layers."
+        if needs_file and run.runtime == "vllm":
+            sentence += " It needs --trust-remote-code and the modeling file, too."
+        if refreshed:
+            sentence += " That was before this repo was refreshed."
+        if run.command:
+            sentence += " Run on these files before they were published:"
+        told.append(OtherRuntime(sentence=sentence, command=run.command))
+    return tuple(told)
+
+
+def custom_code(files: Sequence[RepoFile], plan: DropPlan) -> CustomCode | None:
+    """Tell of the modeling file among those of a checkpoint; None where it needs none."""
+    for file in files:
+        if file.path.startswith("modeling_") and file.path.endswith(".py"):
+            shrinks = bool(plan.gone("attn"))
+            return CustomCode(
+                file=file.path, sha256=file.sha256 or NONE, without=plan.parts, shrinks_cache=shrinks
+            )  # fmt: skip
+    return None
 
 
 # ---- its code ----------------------------------------------------------------------------------------------------
@@ -260,6 +289,8 @@ class Snippet:
     """Whether the repo ships a modeling file."""
     samples: bool = False
     """Whether the model's own settings would draw its words at random, so that the code has to say otherwise."""
+    quantized: bool = False
+    """Whether reading it takes compressed-tensors."""
     plain: bool = False
     """Whether the model's own settings ask for more than `generate` does alone, so that the code puts them aside."""
 
@@ -268,7 +299,7 @@ class Snippet:
         made = template_environment("card", filters=FILTERS, overrides=overrides).get_template(SNIPPET_TEMPLATE)
         text = made.render(
             repo_id=self.repo_id, revision=self.revision, prompt=self.prompt, custom_code=self.custom_code,
-            samples=self.samples and not self.plain, plain=self.plain, new_tokens=NEW_TOKENS,
+            samples=self.samples and not self.plain, plain=self.plain, new_tokens=NEW_TOKENS, quantized=self.quantized,
         )  # fmt: skip
         return scrub(visible(text, keep="\n\t")).rstrip("\n")
 

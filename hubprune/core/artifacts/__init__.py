@@ -11,8 +11,10 @@ pruning       what goes, what was written and verified, what is on the Hub
 evaluation    benchmarks and free text of base and pruned
 speed         timing, and a sweep over numbers of drops
 quantization  the same in fewer bits, and how far it is from it
+healing       the same after it was trained, and how much came back
 runtimes      the same in vLLM, llama.cpp and mlx-lm
 exports       the same as a file for another runtime
+siblings      what is published beside a pruned repo: quantized, or for another runtime
 reports       what whole commands found
 """
 
@@ -28,6 +30,9 @@ from hubprune.core.artifacts.evaluation import (
     ModelText, ModelTexts, PairedComparison, PairedLoops, PairedNumber, Repetition, RepetitionComparison, SelfCheck,
     TaskComparison, main_rows, perplexity_of,
 )
+from hubprune.core.artifacts.healing import (
+    CurvePoint, HealedCheckpoint, HealingLoss, HealingMethod, HealingRecord, HeldOut, Recovered,
+)
 from hubprune.core.artifacts.exports import GgufArchitecture, GgufExport, Outtype, Parity, ParityFigures
 from hubprune.core.artifacts.pruning import (
     Check, DropPlan, DroppedSublayer, LoadedBack, Margin, PlannedFile, PrunedCheckpoint, PublishedCommit,
@@ -41,6 +46,7 @@ from hubprune.core.artifacts.reports import (
     DroppedSets, FileChange, FileOutcome, Finding, Outcome, PublishReport, RefreshOutcome, RefreshReport, Refreshed,
     Reproduction, SameBase, Scalar, ScoreKind, ScoreStudy, StageNeed, StudyEntry, StudyKind,
 )
+from hubprune.core.artifacts.siblings import QuantizedBenchmarks, SiblingKind, SiblingLink, SiblingReport, Together
 from hubprune.core.artifacts.runtimes import RuntimeComparison, RuntimeName, RuntimeOutcome, RuntimeRun
 from hubprune.core.artifacts.speed import (
     BenchmarkAnswers, BenchmarkChange, HeldOutDocuments, Interval, KvCacheMeasured, LargestBatch, Measure,
@@ -52,18 +58,20 @@ from hubprune.core.artifacts.speed import (
 __all__ = [
     "Aggregation", "Agreement", "Artifact", "BaseCard", "BaseCheckpoint", "BenchmarkAnswers", "BenchmarkChange",
     "BenchmarkComparison", "CalibrationRecord", "CalibrationSource", "Check", "CheckpointComparison", "Checkup",
-    "ComparedMetric", "ComparedPart", "ComparedSide", "ConfigChange", "Continuation", "Difference", "Divergence",
-    "DocumentScores", "DropPlan", "DroppedSets", "DroppedSublayer", "Environment", "Estimate", "EvalBackend",
-    "FileChange", "FileOutcome", "Finding", "GenerationComparison", "GgufArchitecture", "GgufExport",
-    "HeldOutDocuments", "ImportanceScores", "Interval", "KvCacheMeasured", "LargestBatch", "LayerScores", "Layout",
-    "LayoutChoice", "LoadedBack", "Loop", "Margin", "Mark", "Measure", "Method", "Metric", "MetricValue", "ModelText",
-    "ModelTexts", "Outcome", "Outtype", "PairedComparison", "PairedLoops", "PairedNumber", "Parity", "ParityFigures",
-    "PeakMemory", "PerplexityAnswers", "PlannedFile", "PrunedCheckpoint", "PublishReport", "PublishedCommit",
-    "QuantizationMethod", "QuantizationRecord", "QuantizationScheme", "QuantizedCheckpoint", "Ranking",
-    "Recommendation", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition", "RepetitionComparison", "RepoFile",
-    "Reproduction", "RuntimeComparison", "RuntimeName", "RuntimeOutcome", "RuntimeRun", "SameBase", "Scalar",
-    "Schedule", "ScoreKind", "ScoreStudy", "Sdr", "SelfCheck", "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow",
-    "StageNeed", "StudyEntry", "StudyKind", "SublayerKind", "SweepOrder", "SweepPoint", "SweepReport", "SweepTask",
-    "TaskAnswers", "TaskComparison", "UploadPlan", "Verdict", "Verification", "WidthMetric", "WidthPlan",
-    "WrittenCheckpoint", "main_rows", "perplexity_of", "shown_by",
+    "ComparedMetric", "ComparedPart", "ComparedSide", "ConfigChange", "Continuation", "CurvePoint", "Difference",
+    "Divergence", "DocumentScores", "DropPlan", "DroppedSets", "DroppedSublayer", "Environment", "Estimate",
+    "EvalBackend", "FileChange", "FileOutcome", "Finding", "GenerationComparison", "GgufArchitecture", "GgufExport",
+    "HealedCheckpoint", "HealingLoss", "HealingMethod", "HealingRecord", "HeldOut", "HeldOutDocuments",
+    "ImportanceScores", "Interval", "KvCacheMeasured", "LargestBatch", "LayerScores", "Layout", "LayoutChoice",
+    "LoadedBack", "Loop", "Margin", "Mark", "Measure", "Method", "Metric", "MetricValue", "ModelText", "ModelTexts",
+    "Outcome", "Outtype", "PairedComparison", "PairedLoops", "PairedNumber", "Parity", "ParityFigures", "PeakMemory",
+    "PerplexityAnswers", "PlannedFile", "PrunedCheckpoint", "PublishReport", "PublishedCommit", "QuantizationMethod",
+    "QuantizationRecord", "QuantizationScheme", "QuantizedBenchmarks", "QuantizedCheckpoint", "Ranking",
+    "Recommendation", "Recovered", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition", "RepetitionComparison",
+    "RepoFile", "Reproduction", "RuntimeComparison", "RuntimeName", "RuntimeOutcome", "RuntimeRun", "SameBase",
+    "Scalar", "Schedule", "ScoreKind", "ScoreStudy", "Sdr", "SelfCheck", "SiblingKind", "SiblingLink", "SiblingReport",
+    "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed", "StudyEntry", "StudyKind", "SublayerKind",
+    "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers", "TaskComparison", "Together", "UploadPlan",
+    "Verdict", "Verification", "WidthMetric", "WidthPlan", "WrittenCheckpoint", "main_rows", "perplexity_of",
+    "shown_by",
 ]
