@@ -237,8 +237,8 @@ def other_runtimes(
         ties = f" but for ties in {run.tied_texts}" if run.tied_texts else ""
         sentence = (
             f"{run.label}{beside} {RAN[run.runtime]} as {run.architecture} in {run.dtype}: all {run.texts} greedy texts"
-            f" of {run.new_tokens} tokens are those of transformers {seen.transformers}{ties}, and no log-probability of a"
-            f" token differs by more than {run.largest_difference:.1e}."
+            f" of {run.new_tokens} tokens are those of transformers {seen.transformers}{ties}, and no log-probability"
+            f" of a token differs by more than {run.largest_difference:.1e}."
         )
         if run.kv_layers is not None and plan.gone("attn"):
             sentence += f" It keeps keys and values for {run.kv_layers} layers."
