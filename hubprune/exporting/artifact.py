@@ -6,8 +6,9 @@ from typing import Literal
 
 from hubprune.core.artifacts import Artifact
 
-Outtype = Literal["f32", "f16", "bf16", "q8_0"]
-GgufArchitecture = Literal["llama", "deci"]
+PlainType = Literal["f32", "f16", "bf16", "q8_0"]
+"""Types that are written here; all others are made by llama.cpp's own quantizer."""
+Outtype = PlainType
 
 
 class ParityFigures(Artifact):
@@ -57,7 +58,7 @@ class GgufExport(Artifact):
     size: int
     """Bytes."""
     sha256: str
-    architecture: GgufArchitecture
+    architecture: str
     """The architecture of llama.cpp that runs it."""
     outtype: Outtype
     """Type of the matrices; norms and biases are always f32."""

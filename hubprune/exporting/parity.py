@@ -14,6 +14,7 @@ import gc
 import importlib.util
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ class _Reference:
     """What transformers says."""
 
     tokens: list[list[int]]
+    normalizes: bool
+    """Whether texts are brought into the form NFC first, which llama.cpp never does."""
     rows: list[list[int]]
     logits: list[Logits]
     """[positions, vocabulary] of every prompt."""
@@ -178,11 +181,20 @@ def _reason(text: str) -> str:
     return (loading or telling[-1:] or lines[-1:] or ["it ended without a word."])[0]
 
 
-def failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | None) -> tuple[str, ...]:
+def _rounded(outtype: Outtype, *, rough: bool) -> float | None:
+    """Return the relative difference that rounding may cost, None where nothing is rounded.
+
+    `rough` says that llama.cpp takes its activation from a table of float16 values.
+    """
+    return ROUNDED.get("f16" if rough and outtype == "f32" else outtype)
+
+
+def failures(
+    outtype: Outtype, model: ParityFigures, control: ParityFigures | None, *, rough: bool = False
+) -> tuple[str, ...]:
     """List what an export does not fulfil, given its figures and those of the unpruned base, where there is one."""
     found = []
-    if outtype != "f32":
-        limit = ROUNDED[outtype]
+    if (limit := _rounded(outtype, rough=rough)) is not None:
         if control is not None:
             limit = min(limit, max(TIMES_CONTROL * control.relative_difference, CONTROL_FLOOR * limit))
         if model.relative_difference > limit:
@@ -197,20 +209,23 @@ def failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | No
     if different := model.tokenized_texts - model.equal_tokenized_texts:
         found.append(f"{different} of {model.tokenized_texts} texts are cut into other tokens")
     if control is not None:
-        found += [f"control: {line}" for line in failures(outtype, control, None)]
+        found += [f"control: {line}" for line in failures(outtype, control, None, rough=rough)]
     return tuple(found)
 
 
-def judge(outtype: Outtype, seen: ParitySeen, *, control: ParitySeen | None, without_control: str | None) -> Parity:
+def judge(
+    content: GgufContent, seen: ParitySeen, *, control: ParitySeen | None, without_control: str | None
+) -> Parity:
     """Put both comparisons together."""
+    outtype, rough = content.outtype, content.family.rough_activation
     rule = "texts cut into the same tokens"
-    if outtype == "f32":
+    if (limit := _rounded(outtype, rough=rough)) is None:
         rule = f"logits within {F32_TOLERANCE:g}, the same next tokens, the same greedy texts, {rule}"
     else:
-        spread = f"logits within {ROUNDED[outtype]:.0%} of their spread (root mean square)"
+        spread = f"logits within {limit:.0%} of their spread (root mean square)"
         rule = f"{spread} and within {TIMES_CONTROL:g} times what the control differs, {rule}"
     other = control.figures if control else None
-    failed = failures(outtype, seen.figures, other)
+    failed = failures(outtype, seen.figures, other, rough=rough)
     if seen.first_different_text is not None:
         failed = (*failed, f"the first is {seen.first_different_text!r:.80}")
     return Parity(
@@ -262,6 +277,7 @@ def _ask_transformers(request: ParityRequest) -> _Reference:
         continued = [_greedy(model, _start(row, request), request.new_tokens, room) for row in rows]
     return _Reference(
         tokens=[tokenizer(text).input_ids for text in request.texts],
+        normalizes=type(getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)).__name__ == "NFC",
         rows=rows,
         logits=logits,
         greedy=[ids for ids, _ in continued],
@@ -316,9 +332,10 @@ def _compare(request: ParityRequest, reference: _Reference, llama: Any) -> tuple
         _same_up_to_a_tie(*texts, tolerance=request.tolerance)
         for texts in zip(reference.greedy, greedy, reference.greedy_logits, strict=True)
     ]
+    texts = [unicodedata.normalize("NFC", text) if reference.normalizes else text for text in request.texts]
     different = [
         text
-        for text, ids in zip(request.texts, reference.tokens, strict=True)
+        for text, ids in zip(texts, reference.tokens, strict=True)
         if llama.tokenize(text.encode(), add_bos=True, special=True) != ids
     ]
     best, named = theirs.argmax(axis=1), ours.argmax(axis=1)

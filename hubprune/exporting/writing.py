@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune.core.architectures import NEMOTRON_NAS, architecture_of
 from hubprune.core.config import CONFIG_NAME, Structure, read_structure
 from hubprune.core.console import size
 from hubprune.core.errors import (
@@ -22,22 +21,21 @@ from hubprune.core.errors import (
     DiskSpaceError,
     MissingDependencyError,
     RecipeError,
-    UnsupportedArchitectureError,
     UnsupportedFormatError,
 )
 from hubprune.core.files import scratch_prefix, sweep
 from hubprune.core.weights import open_weights
 from hubprune.exporting import sentencepiece
-from hubprune.exporting.artifact import GgufArchitecture, Outtype
-from hubprune.exporting.hyperparameters import Hyperparameters, check_layers, read_hyperparameters
-from hubprune.exporting.tensors import GgufTensor, LayerSlot, encoded_blocks, gguf_architecture, lay_out, plan_tensors
+from hubprune.exporting.artifact import PlainType
+from hubprune.exporting.families import UNEVEN, GgufFamily, family_of
+from hubprune.exporting.hyperparameters import Hyperparameters, Rope, check_layers, read_hyperparameters
+from hubprune.exporting.layers import LayerSlot, lay_out, layer_notes
+from hubprune.exporting.tensors import GgufTensor, encoded_blocks, plan_tensors, weigh
 from hubprune.exporting.vocabulary import Vocabulary, open_tokenizer, read_byte_level
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-EXPORTABLE = ("llama", "mistral")
-"""Families whose layers are what llama.cpp's architectures `llama` and `deci` compute."""
 INSTALL = "pip install 'hubprune[gguf]'"
 OVERHEAD_BYTES = 64 * 2**20
 """Room for metadata, which is mostly the tokenizer."""
@@ -49,12 +47,16 @@ class GgufContent:
     """Everything that a file will hold."""
 
     name: str
-    architecture: GgufArchitecture
-    outtype: Outtype
+    architecture: str
+    """Of llama.cpp."""
+    outtype: PlainType
+    family: GgufFamily
     sizes: Hyperparameters
+    rms_norm_eps: float
     slots: tuple[LayerSlot, ...]
     vocabulary: Vocabulary
     tensors: tuple[GgufTensor, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def data_bytes(self) -> int:
@@ -69,13 +71,7 @@ def read_layers(config: Mapping[str, Any], *, name: str) -> Structure:
         UnsupportedArchitectureError: another family.
         CheckpointError: config.json is broken.
     """
-    hint = f"GGUF export writes {', '.join(EXPORTABLE)}, pruned or not, and {NEMOTRON_NAS} as hubprune writes it."
-    try:
-        family = architecture_of(config, name=name).model_type
-    except UnsupportedArchitectureError as error:
-        raise UnsupportedArchitectureError(error.message, hint=hint) from error
-    if family not in EXPORTABLE:
-        raise UnsupportedArchitectureError(f"{name} is of the family {family}.", hint=hint)
+    family_of(config, name=name)
     check_layers(config, where=f"config.json of {name}")
     try:
         return read_structure(config, name=name)
@@ -83,7 +79,7 @@ def read_layers(config: Mapping[str, Any], *, name: str) -> Structure:
         raise CheckpointError(f"config.json of {name} does not say what layers there are ({error!r:.80}).") from error
 
 
-def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype: Outtype) -> GgufContent:
+def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype: PlainType) -> GgufContent:
     """Plan the file of a checkpoint with this config.json; `name` is what the model is called in the file.
 
     Raises:
@@ -91,13 +87,20 @@ def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype:
         UnsupportedFormatError: its tokenizer or its weights cannot be written.
         CheckpointError: a file is broken.
     """
-    structure = read_layers(config, name=name)
-    sizes = read_hyperparameters(config, structure.architecture, where=f"{folder / CONFIG_NAME}")
-    slots = lay_out(structure, name=name)
-    tensors = plan_tensors(open_weights(folder), sizes, slots, family=structure.architecture, outtype=outtype)
+    structure, family = read_layers(config, name=name), family_of(config, name=name)
+    sizes = read_hyperparameters(config, structure.architecture, family, where=f"{folder / CONFIG_NAME}")
+    uneven = family.uneven and sizes.rope.dimensions == sizes.head_dim
+    architecture, slots = lay_out(structure, family, config, uneven=uneven, name=name)
+    weighed = weigh(sizes, family, architecture, layers=len(slots))
+    tensors = plan_tensors(
+        open_weights(folder), sizes, slots, weighed,
+        core=structure.architecture, family=family, architecture=architecture, outtype=outtype,
+    )  # fmt: skip
+    vocabulary = read_vocabulary(folder, config, size=tensors[0].shape[0])
     return GgufContent(
-        name=name, architecture=gguf_architecture(slots), outtype=outtype, sizes=sizes, slots=slots,
-        vocabulary=read_vocabulary(folder, config, size=tensors[0].shape[0]), tensors=tensors,
+        name=name, architecture=architecture, outtype=outtype, family=family, sizes=sizes,
+        rms_norm_eps=weighed.rms_norm_eps, slots=slots, vocabulary=vocabulary, tensors=tensors,
+        notes=(*sizes.notes, *(() if architecture == UNEVEN else layer_notes(slots)), *vocabulary.notes),
     )  # fmt: skip
 
 
@@ -207,7 +210,7 @@ def write_gguf(content: GgufContent, path: Path, *, advance: Callable[[int], obj
 
 def _add_metadata(writer: GGUFWriter, content: GgufContent) -> None:
     """Write the sizes; where layers differ, as one number per layer."""
-    from gguf import LlamaFileType, RopeScalingType
+    from gguf import LlamaFileType
 
     sizes, slots = content.sizes, content.slots
     writer.add_name(content.name)
@@ -216,23 +219,42 @@ def _add_metadata(writer: GGUFWriter, content: GgufContent) -> None:
     writer.add_context_length(sizes.context_length)
     writer.add_embedding_length(sizes.hidden_size)
     writer.add_block_count(len(slots))
-    writer.add_layer_norm_rms_eps(sizes.rms_norm_eps)
+    writer.add_layer_norm_rms_eps(content.rms_norm_eps)
     writer.add_key_length(sizes.head_dim)
     writer.add_value_length(sizes.head_dim)
-    writer.add_rope_dimension_count(sizes.head_dim)
-    writer.add_rope_freq_base(sizes.rope.theta)
     writer.add_vocab_size(len(content.vocabulary.tokens))
-    if sizes.rope.linear_factor is not None:
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(sizes.rope.linear_factor)
-    if content.architecture == "llama":
-        writer.add_head_count(sizes.num_heads)
-        writer.add_head_count_kv(sizes.num_kv_heads)
-        writer.add_feed_forward_length(slots[0].mlp_width)
-    else:
+    _add_rope(writer, sizes.rope)
+    if content.architecture == UNEVEN:
         writer.add_head_count([0 if slot.attention == "none" else sizes.num_heads for slot in slots])
         writer.add_head_count_kv([sizes.num_kv_heads if slot.attention == "full" else 0 for slot in slots])
         writer.add_feed_forward_length([slot.mlp_width for slot in slots])
+        return
+    writer.add_head_count(sizes.num_heads)
+    writer.add_head_count_kv(sizes.num_kv_heads)
+    writer.add_feed_forward_length(slots[0].mlp_width)
+    for name, number in sizes.numbers.items():
+        getattr(writer, f"add_{name}")(number)
+    if content.family.slides:
+        writer.add_sliding_window_pattern([slot.source is not None and sizes.slides[slot.source] for slot in slots])
+        if sizes.window is not None:
+            writer.add_sliding_window(sizes.window)
+
+
+def _add_rope(writer: GGUFWriter, rope: Rope) -> None:
+    from gguf import RopeScalingType
+
+    writer.add_rope_dimension_count(rope.dimensions)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.local_theta is not None:
+        writer.add_rope_freq_base_swa(rope.local_theta)
+    if rope.kind in ("linear", "yarn", "longrope"):
+        writer.add_rope_scaling_type(RopeScalingType(rope.kind))
+    if rope.linear_factor is not None:
+        writer.add_rope_scaling_factor(rope.linear_factor)
+    if rope.original_context is not None:
+        writer.add_rope_scaling_orig_ctx_len(rope.original_context)
+    if rope.attention_factor is not None:
+        writer.add_rope_scaling_attn_factors(rope.attention_factor)
 
 
 def _add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary) -> None:

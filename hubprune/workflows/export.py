@@ -82,7 +82,7 @@ def export_gguf(request: ExportRequest, *, reporter: Reporter, session: HubSessi
             reporter.note("compare with transformers")
             seen = _measure(staged, content, source)
             control, without_control = _control(staged, source, request, session, reporter)
-            compared = parity.judge(outtype, seen, control=control, without_control=without_control)
+            compared = parity.judge(content, seen, control=control, without_control=without_control)
             parity.require_passed(compared)
         return _describe(staged, target, content, compared, not_verified)
 
@@ -109,7 +109,7 @@ def _describe(
         layers_without_attention=tuple(i for i, slot in enumerate(slots) if slot.attention != "full"),
         layers_without_mlp=tuple(i for i, slot in enumerate(slots) if not slot.has_mlp),
         context_length=content.sizes.context_length, tokenizer=f"{vocabulary.model}, {vocabulary.pre}",
-        notes=(*content.sizes.notes, *vocabulary.notes), parity=compared, not_verified=not_verified,
+        notes=content.notes, parity=compared, not_verified=not_verified,
     )  # fmt: skip
 
 
