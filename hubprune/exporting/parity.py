@@ -213,9 +213,7 @@ def failures(
     return tuple(found)
 
 
-def judge(
-    content: GgufContent, seen: ParitySeen, *, control: ParitySeen | None, without_control: str | None
-) -> Parity:
+def judge(content: GgufContent, seen: ParitySeen, *, control: ParitySeen | None, without_control: str | None) -> Parity:
     """Put both comparisons together."""
     outtype, rough = content.outtype, content.family.rough_activation
     rule = "texts cut into the same tokens"

@@ -252,7 +252,7 @@ PRE_TOKENIZERS: Mapping[tuple[str, bool], str] = {
     (GPT4O, False): "gpt-4o",
 }
 """Pattern, and whether words that are tokens are taken whole (`ignore_merges`) -> llama.cpp's name for both."""
-NOT_NORMALIZED = "accents that a text writes as characters of their own are joined by transformers (NFC), not by llama.cpp"
+NOT_NORMALIZED = "transformers joins accents that a text has as characters of their own (NFC), llama.cpp does not"
 NEVER_MERGES = "▁ ▁"
 """Stands in for an empty list, which llama.cpp does not load: no byte-level text has this character."""
 

@@ -258,11 +258,12 @@ def change(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen3"}, "family qwen3"),
         ({"model_type": "bert"}, "model_type 'bert'"),
         ({"model_type": ["llama"]}, "model_type"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "kind 'yarn'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "truncate=False"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16}}, "beta_fast=16"),
+        ({"rope_scaling": {"rope_type": "longrope", "long_factor": [1.0] * 4}}, "kind 'longrope'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "kind 'dynamic'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     ],
@@ -272,7 +273,7 @@ def test_what_llama_cpp_would_not_compute_is_refused(changes, message, llama, tm
     with pytest.raises(UnsupportedArchitectureError, match=message) as caught:
         write(llama.folder, tmp_path)
     if "model_type" in changes:
-        assert caught.value.hint.startswith("GGUF export writes llama, mistral, pruned or not")
+        assert caught.value.hint.startswith("GGUF export writes llama, mistral, qwen2, qwen3, gemma2, ")
     assert not (tmp_path / "x.gguf").exists()
 
 
