@@ -9,6 +9,8 @@ In comes a folder with a checkpoint, pruned or not; out comes a GGUF file for ll
 - vocabulary: what a tokenizer is to llama.cpp, and byte-level BPE.
 - sentencepiece: the BPE of SentencePiece, from tokenizer.json or tokenizer.model.
 - writing: all of that put together, and the file.
-- parity: the comparison with transformers, in a process of its own.
+- quantizing: llama.cpp's own quantizer, in a process of its own.
+- parity: the comparison with transformers, in another one.
+- bounds: whether what it saw is the same model.
 - artifact: what an export says of itself.
 """

@@ -3,7 +3,7 @@
     neither sublayer           the layer goes, the rest is renumbered
 
 where the architecture is `deci`:
-    attention without MLP      an MLP of 32 zero neurons: with a width of 0, the attention's result gets lost
+    attention without MLP      an MLP of 256 zero neurons: with a width of 0, the attention's result gets lost
     no attention in the first  "linear attention" whose only matrix is zero: sizes are read from the first layer
     no attention elsewhere     nothing
 
@@ -25,8 +25,8 @@ from hubprune.core.errors import UnsupportedArchitectureError
 from hubprune.exporting.families import UNEVEN, GgufFamily
 from hubprune.exporting.hyperparameters import MAX_LAYERS
 
-ZERO_MLP_WIDTH = 32
-"""Neurons of an MLP of `deci` that stands in for none: one block of the quantized types."""
+ZERO_MLP_WIDTH = 256
+"""Neurons of an MLP of `deci` that stands in for none: one block of the types with the most values in one."""
 ROPE_LIST = "no_rope_layers"
 """Key of config.json: 1 for every layer with RoPE."""
 

@@ -1,4 +1,4 @@
-"""Compare a written GGUF file with its checkpoint in transformers, and decide whether it is the same model.
+"""Compare a written GGUF file with its checkpoint in transformers.
 
 Both run in one fresh process: `python -m hubprune.exporting.parity`, JSON in and out.  They get the same tokens:
 transformers computes in float32, llama.cpp on the CPU without flash attention and with its KV cache in float32, so that
@@ -33,7 +33,7 @@ from hubprune.core.neutral import load_causal_lm
 from hubprune.core.privacy import is_carried
 from hubprune.core.templates import link_model
 from hubprune.core.weights import open_weights
-from hubprune.exporting.artifact import Outtype, Parity, ParityFigures
+from hubprune.exporting.artifact import ParityFigures
 from hubprune.exporting.writing import INSTALL, GgufContent
 
 if TYPE_CHECKING:
@@ -45,12 +45,6 @@ if TYPE_CHECKING:
 
 F32_TOLERANCE = 1e-3
 """Largest allowed difference of a logit where the file holds float32."""
-ROUNDED: Mapping[Outtype, float] = {"f16": 0.01, "bf16": 0.04, "q8_0": 0.1}
-"""Largest allowed relative difference where it does not: a few times what rounding costs."""
-TIMES_CONTROL = 4.0
-"""So many times the relative difference of the unpruned base is allowed as well, and no more."""
-CONTROL_FLOOR = 0.1
-"""Share of `ROUNDED` that is allowed even if the control is better still."""
 F32 = 0
 """`GGML_TYPE_F32`."""
 NEW_TOKENS = 24
@@ -181,65 +175,6 @@ def _reason(text: str) -> str:
     return (loading or telling[-1:] or lines[-1:] or ["it ended without a word."])[0]
 
 
-def _rounded(outtype: Outtype, *, rough: bool) -> float | None:
-    """Return the relative difference that rounding may cost, None where nothing is rounded.
-
-    `rough` says that llama.cpp takes its activation from a table of float16 values.
-    """
-    return ROUNDED.get("f16" if rough and outtype == "f32" else outtype)
-
-
-def failures(
-    outtype: Outtype, model: ParityFigures, control: ParityFigures | None, *, rough: bool = False
-) -> tuple[str, ...]:
-    """List what an export does not fulfil, given its figures and those of the unpruned base, where there is one."""
-    found = []
-    if (limit := _rounded(outtype, rough=rough)) is not None:
-        if control is not None:
-            limit = min(limit, max(TIMES_CONTROL * control.relative_difference, CONTROL_FLOOR * limit))
-        if model.relative_difference > limit:
-            found.append(f"logits differ by {model.relative_difference:.2%} of their spread, {limit:.2%} are allowed")
-    else:
-        if model.max_logit_difference > F32_TOLERANCE:
-            found.append(f"a logit differs by {model.max_logit_difference:.2e}")
-        if other := model.positions - model.agreed - model.undecided:
-            found.append(f"another next token at {other} of {model.positions} positions")
-        if other := model.greedy_texts - model.equal_greedy_texts:
-            found.append(f"{other} of {model.greedy_texts} greedy texts differ")
-    if different := model.tokenized_texts - model.equal_tokenized_texts:
-        found.append(f"{different} of {model.tokenized_texts} texts are cut into other tokens")
-    if control is not None:
-        found += [f"control: {line}" for line in failures(outtype, control, None, rough=rough)]
-    return tuple(found)
-
-
-def judge(content: GgufContent, seen: ParitySeen, *, control: ParitySeen | None, without_control: str | None) -> Parity:
-    """Put both comparisons together."""
-    outtype, rough = content.outtype, content.family.rough_activation
-    rule = "texts cut into the same tokens"
-    if (limit := _rounded(outtype, rough=rough)) is None:
-        rule = f"logits within {F32_TOLERANCE:g}, the same next tokens, the same greedy texts, {rule}"
-    else:
-        spread = f"logits within {limit:.0%} of their spread (root mean square)"
-        rule = f"{spread} and within {TIMES_CONTROL:g} times what the control differs, {rule}"
-    other = control.figures if control else None
-    failed = failures(outtype, seen.figures, other, rough=rough)
-    if seen.first_different_text is not None:
-        failed = (*failed, f"the first is {seen.first_different_text!r:.80}")
-    return Parity(
-        model=seen.figures, control=other, without_control=without_control, rule=rule, failures=failed,
-        transformers=seen.transformers, llama_cpp_python=seen.llama_cpp_python,
-    )  # fmt: skip
-
-
-def require_passed(parity: Parity) -> None:
-    """Raise VerificationError that says what was not fulfilled, if anything."""
-    if parity.failures:
-        message = f"llama.cpp does not compute what transformers does: {'; '.join(parity.failures)}."
-        hint = "No file was kept. This is a bug worth reporting, with the name of the base."
-        raise VerificationError(message, hint=hint)
-
-
 def compare(request: ParityRequest) -> ParitySeen:
     """Run both on the prompts, one after the other, so that only one is in memory."""
     import llama_cpp
@@ -344,10 +279,23 @@ def _compare(request: ParityRequest, reference: _Reference, llama: Any) -> tuple
         positions=len(best), agreed=int((best == named).sum()), undecided=int(((best != named) & close).sum()),
         max_logit_difference=float(np.abs(ours - theirs).max()),
         relative_difference=float(np.sqrt(((ours - theirs) ** 2).mean())) / max(spread, 1e-30),
+        kl_divergence=_kl_divergence(theirs, ours),
         greedy_texts=len(same_text), equal_greedy_texts=sum(same_text), tokenized_texts=len(request.texts),
         equal_tokenized_texts=len(request.texts) - len(different),
     )  # fmt: skip
     return figures, different[0] if different else None
+
+
+def _kl_divergence(theirs: Logits, ours: Logits) -> float:
+    """Return the mean Kullback-Leibler divergence of next tokens, in nats."""
+    import numpy as np
+
+    def log_softmax(logits: Logits) -> Any:
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+    p, q = log_softmax(theirs), log_softmax(ours)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
 def _same_up_to_a_tie(theirs: list[int], ours: list[int], logits: Logits, *, tolerance: float) -> bool:

@@ -24,12 +24,13 @@ from hubprune.core.errors import (
     UnsupportedFormatError,
 )
 from hubprune.core.files import scratch_prefix, sweep
-from hubprune.core.weights import open_weights
+from hubprune.core.weights import Weights, open_weights
 from hubprune.exporting import sentencepiece
-from hubprune.exporting.artifact import PlainType
+from hubprune.exporting.artifact import PLAIN_TYPES, Outtype, PlainType
 from hubprune.exporting.families import UNEVEN, GgufFamily, family_of
 from hubprune.exporting.hyperparameters import Hyperparameters, Rope, check_layers, read_hyperparameters
 from hubprune.exporting.layers import LayerSlot, lay_out, layer_notes
+from hubprune.exporting.quantizing import quantized_bytes
 from hubprune.exporting.tensors import GgufTensor, encoded_blocks, plan_tensors, weigh
 from hubprune.exporting.vocabulary import Vocabulary, open_tokenizer, read_byte_level
 
@@ -49,7 +50,9 @@ class GgufContent:
     name: str
     architecture: str
     """Of llama.cpp."""
-    outtype: PlainType
+    outtype: Outtype
+    plain: PlainType
+    """The type that is written; another than `outtype` where llama.cpp's quantizer makes that of it."""
     family: GgufFamily
     sizes: Hyperparameters
     rms_norm_eps: float
@@ -60,8 +63,13 @@ class GgufContent:
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors that are written."""
         return sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that making the file takes, those of the plain one before a quantization included."""
+        return self.data_bytes + quantized_bytes(self.tensors, self.outtype)
 
 
 def read_layers(config: Mapping[str, Any], *, name: str) -> Structure:
@@ -79,7 +87,7 @@ def read_layers(config: Mapping[str, Any], *, name: str) -> Structure:
         raise CheckpointError(f"config.json of {name} does not say what layers there are ({error!r:.80}).") from error
 
 
-def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype: PlainType) -> GgufContent:
+def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype: Outtype) -> GgufContent:
     """Plan the file of a checkpoint with this config.json; `name` is what the model is called in the file.
 
     Raises:
@@ -92,16 +100,28 @@ def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype:
     uneven = family.uneven and sizes.rope.dimensions == sizes.head_dim
     architecture, slots = lay_out(structure, family, config, uneven=uneven, name=name)
     weighed = weigh(sizes, family, architecture, layers=len(slots))
+    weights = open_weights(folder)
+    plain = _plain_type(weights, outtype)
     tensors = plan_tensors(
-        open_weights(folder), sizes, slots, weighed,
-        core=structure.architecture, family=family, architecture=architecture, outtype=outtype,
+        weights, sizes, slots, weighed,
+        core=structure.architecture, family=family, architecture=architecture, outtype=plain,
     )  # fmt: skip
     vocabulary = read_vocabulary(folder, config, size=tensors[0].shape[0])
     return GgufContent(
-        name=name, architecture=architecture, outtype=outtype, family=family, sizes=sizes,
+        name=name, architecture=architecture, outtype=outtype, plain=plain, family=family, sizes=sizes,
         rms_norm_eps=weighed.rms_norm_eps, slots=slots, vocabulary=vocabulary, tensors=tensors,
         notes=(*sizes.notes, *(() if architecture == UNEVEN else layer_notes(slots)), *vocabulary.notes),
     )  # fmt: skip
+
+
+def _plain_type(weights: Weights, outtype: Outtype) -> PlainType:
+    """Return the type that is written: what the quantizer reads holds every value as the checkpoint does."""
+    for plain in PLAIN_TYPES:
+        if plain == outtype:
+            return plain
+    stored = {entry.dtype for _, entry in weights}
+    exact: Mapping[str, PlainType] = {"F16": "f16", "BF16": "bf16"}
+    return exact.get(stored.pop(), "f32") if len(stored) == 1 else "f32"
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vocabulary:
@@ -214,7 +234,7 @@ def _add_metadata(writer: GGUFWriter, content: GgufContent) -> None:
 
     sizes, slots = content.sizes, content.slots
     writer.add_name(content.name)
-    writer.add_file_type(LlamaFileType[FILE_TYPES[content.outtype]])
+    writer.add_file_type(LlamaFileType[FILE_TYPES[content.plain]])
     writer.add_quantization_version(2)
     writer.add_context_length(sizes.context_length)
     writer.add_embedding_length(sizes.hidden_size)

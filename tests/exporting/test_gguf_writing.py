@@ -124,13 +124,13 @@ def test_a_first_layer_without_attention_gets_a_zero_matrix(llama, tmp_path):
     assert fields(reader)["deci.attention.head_count_kv"] == [0, 0, 2, 2, 2]
 
 
-def test_a_missing_mlp_beside_attention_becomes_32_zero_neurons(llama, tmp_path):
+def test_a_missing_mlp_beside_attention_becomes_256_zero_neurons(llama, tmp_path):
     folder = pruned(llama, tmp_path / "x", mlp=[0, 4])
     made, reader = write(folder, tmp_path)
     left = assert_holds(reader, folder, layers=range(5))
-    assert left["blk.0.ffn_gate.weight"].shape == (32, 32)
+    assert left["blk.0.ffn_gate.weight"].shape == (256, 32)
     assert not any(left[f"blk.{i}.ffn_{part}.weight"].any() for i in (0, 4) for part in ("gate", "up", "down"))
-    assert fields(reader)["deci.feed_forward_length"] == [32, 48, 48, 48, 32]
+    assert fields(reader)["deci.feed_forward_length"] == [256, 48, 48, 48, 256]
     assert made.layers_without_mlp == (0, 4)
 
 
