@@ -14,6 +14,7 @@ quantization  the same in fewer bits, and how far it is from it
 healing       the same after it was trained, and how much came back
 runtimes      the same in vLLM, llama.cpp and mlx-lm
 exports       the same as a file for another runtime
+siblings      what is published beside a pruned repo: quantized, or for another runtime
 reports       what whole commands found
 """
 
@@ -45,6 +46,7 @@ from hubprune.core.artifacts.reports import (
     DroppedSets, FileChange, FileOutcome, Finding, Outcome, PublishReport, RefreshOutcome, RefreshReport, Refreshed,
     Reproduction, SameBase, Scalar, ScoreKind, ScoreStudy, StageNeed, StudyEntry, StudyKind,
 )
+from hubprune.core.artifacts.siblings import QuantizedBenchmarks, SiblingKind, SiblingLink, SiblingReport, Together
 from hubprune.core.artifacts.runtimes import RuntimeComparison, RuntimeName, RuntimeOutcome, RuntimeRun
 from hubprune.core.artifacts.speed import (
     BenchmarkAnswers, BenchmarkChange, HeldOutDocuments, Interval, KvCacheMeasured, LargestBatch, Measure,
@@ -64,11 +66,12 @@ __all__ = [
     "LoadedBack", "Loop", "Margin", "Mark", "Measure", "Method", "Metric", "MetricValue", "ModelText", "ModelTexts",
     "Outcome", "Outtype", "PairedComparison", "PairedLoops", "PairedNumber", "Parity", "ParityFigures", "PeakMemory",
     "PerplexityAnswers", "PlannedFile", "PrunedCheckpoint", "PublishReport", "PublishedCommit", "QuantizationMethod",
-    "QuantizationRecord", "QuantizationScheme", "QuantizedCheckpoint", "Ranking", "Recommendation", "Recovered",
-    "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition", "RepetitionComparison", "RepoFile", "Reproduction",
-    "RuntimeComparison", "RuntimeName", "RuntimeOutcome", "RuntimeRun", "SameBase", "Scalar", "Schedule", "ScoreKind",
-    "ScoreStudy", "Sdr", "SelfCheck", "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed",
-    "StudyEntry", "StudyKind", "SublayerKind", "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers",
-    "TaskComparison", "UploadPlan", "Verdict", "Verification", "WidthMetric", "WidthPlan", "WrittenCheckpoint",
-    "main_rows", "perplexity_of", "shown_by",
+    "QuantizationRecord", "QuantizationScheme", "QuantizedBenchmarks", "QuantizedCheckpoint", "Ranking",
+    "Recommendation", "Recovered", "RefreshOutcome", "RefreshReport", "Refreshed", "Repetition", "RepetitionComparison",
+    "RepoFile", "Reproduction", "RuntimeComparison", "RuntimeName", "RuntimeOutcome", "RuntimeRun", "SameBase",
+    "Scalar", "Schedule", "ScoreKind", "ScoreStudy", "Sdr", "SelfCheck", "SiblingKind", "SiblingLink", "SiblingReport",
+    "SnippetRun", "SpeedMeasured", "SpeedReport", "SpeedRow", "StageNeed", "StudyEntry", "StudyKind", "SublayerKind",
+    "SweepOrder", "SweepPoint", "SweepReport", "SweepTask", "TaskAnswers", "TaskComparison", "Together", "UploadPlan",
+    "Verdict", "Verification", "WidthMetric", "WidthPlan", "WrittenCheckpoint", "main_rows", "perplexity_of",
+    "shown_by",
 ]

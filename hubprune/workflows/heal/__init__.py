@@ -20,7 +20,8 @@ from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from hubprune.cards.manifest import MANIFEST, read_record
+from hubprune.cards.manifest import MANIFEST
+from hubprune.cards.records import read_record
 from hubprune.core.artifacts import (
     BaseCheckpoint,
     DropPlan,
