@@ -109,7 +109,7 @@ def heal_patient(request: HealRequest, patient: Patient, *, store: StageStore, r
             key = key_of(
                 patient.base.name, patient.base.commit, patient.plan.content, texts.record, method, loss,
                 request.rank, settings.steps, settings.batch_size, settings.learning_rate, settings.seed,
-                settings.device, settings.dtype, texts.held_out_tokens, library_versions(),
+                settings.device, settings.dtype, settings.micro_batch, texts.held_out_tokens, library_versions(),
             )  # fmt: skip
             begun, trained = time.monotonic(), _train(pair, texts, settings, store.folder / "healing" / key, reporter)
             record = _record(
@@ -308,11 +308,12 @@ def _settings(
     width = int(config["hidden_size"])
     rate = request.learning_rate or RATE_OF_WIDTH_1 / sqrt(width) * (1.0 if method == "lora" else FULL_SHARE)
     free = device_bytes(device) if device != "cpu" else available_bytes()
-    longest = max(map(len, texts.trained + texts.held_out))
+    longest, room = max(map(len, texts.trained + texts.held_out)), free * LOGITS_SHARE
     row = longest * int(config.get("vocab_size", 1)) * 4 * COPIES_OF_LOGITS
+    fitting = [n for n in range(1, request.batch_size + 1) if request.batch_size % n == 0 and n * row <= room]
     settings = Settings(
-        steps=request.steps or DEFAULT_STEPS, batch_size=request.batch_size,
-        micro_batch=max(1, min(request.batch_size, int(free * LOGITS_SHARE) // row)), learning_rate=rate,
+        steps=request.steps or DEFAULT_STEPS, batch_size=request.batch_size, micro_batch=max(fitting, default=1),
+        learning_rate=rate,
         seed=request.seed, device=device, dtype=str(parameter.dtype).removeprefix("torch."),
         checkpointing=device != "cpu",
     )  # fmt: skip
