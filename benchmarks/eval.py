@@ -201,12 +201,12 @@ def read_answers(samples: Path) -> dict[str, list[tuple[float, bool]]]:
 def _sweep(folder: Path, spec: Any, *, memo: Path | None) -> dict[str, Any]:
     from hubprune.core.architectures import architecture_of
     from hubprune.core.artifacts import DroppedSublayer, DropPlan
+    from hubprune.core.bypass import bypassed, layers_without
     from hubprune.core.console import Reporter
     from hubprune.evaluation.computing import Models
     from hubprune.evaluation.harness import InMemory
     from hubprune.evaluation.layer_tree import Variant
     from hubprune.evaluation.models import load_model
-    from hubprune.pruning.bypass import bypassed, layers_without
 
     start = time.process_time()
     loaded = load_model(folder / "base", device="cpu", dtype="float32", trust_remote_code=False)

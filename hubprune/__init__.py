@@ -20,10 +20,12 @@ if TYPE_CHECKING:
         compare,
         doctor,
         export_gguf,
+        heal,
         load,
         prune,
         publish,
         push,
+        quantize,
         reproduce,
         score,
         speed,
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "__version__", "compare", "doctor", "export_gguf", "load", "prune", "publish", "push", "reproduce", "score",
-    "speed", "sweep", "verify",
+    "__version__", "compare", "doctor", "export_gguf", "heal", "load", "prune", "publish", "push", "quantize",
+    "reproduce", "score", "speed", "sweep", "verify",
 ]  # fmt: skip
 
 

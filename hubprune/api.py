@@ -24,16 +24,18 @@ if TYPE_CHECKING:
     from hubprune.core.artifacts import (
         CheckpointComparison,
         Checkup,
+        GgufExport,
+        HealedCheckpoint,
         LayerScores,
         PrunedCheckpoint,
         PublishReport,
+        QuantizedCheckpoint,
         Reproduction,
         ScoreStudy,
         SpeedReport,
         SweepReport,
         Verification,
     )
-    from hubprune.exporting.artifact import GgufExport
 
 P = ParamSpec("P")
 AnyRequest = TypeVar("AnyRequest", bound=OnHub)
@@ -147,6 +149,38 @@ def prune(request: requests.PruneRequest, reporter: Reporter) -> PrunedCheckpoin
     from hubprune.workflows import prune as workflow
 
     return workflow.prune(request, reporter=reporter)
+
+
+@_taking(requests.HealRequest)
+def heal(request: requests.HealRequest, reporter: Reporter) -> HealedCheckpoint:
+    """Train a pruned folder or repo until it says again what its base does, and write it, verified, into a folder.
+
+    Returns:
+        What was written, how it was trained, and how much came back.
+
+    Raises:
+        HealingError: the loss is no number any more, or the memory is too small.
+        VerificationError: the result does not compute what it should; nothing is left of it then.
+    """
+    from hubprune.workflows import heal as healing
+
+    return healing.heal(request, reporter=reporter)
+
+
+@_taking(requests.QuantizeRequest)
+def quantize(request: requests.QuantizeRequest, reporter: Reporter) -> QuantizedCheckpoint:
+    """Write a checkpoint, pruned or not, in fewer bits into a folder, and verify it; publish nothing.
+
+    Returns:
+        What was written, how far its next tokens are from those before, and how it was verified.
+
+    Raises:
+        UnsupportedFormatError: it is quantized already.
+        VerificationError: it does not compute what it should; nothing is left of it then.
+    """
+    from hubprune.workflows import quantize as workflow
+
+    return workflow.quantize(request, reporter=reporter)
 
 
 @_taking(requests.VerifyRequest)

@@ -19,7 +19,8 @@ from hubprune.core import architectures, errors, templates
 
 PACKAGE = Path(hubprune.__file__).parent
 ROOMS = (
-    "pruning", "quantizing", "evaluation", "cards", "hub", "exporting", "runtimes", "plots", "localhub", "demo",
+    "pruning", "quantizing", "healing", "evaluation", "cards", "hub", "exporting", "runtimes", "plots", "localhub",
+    "demo",
 )  # fmt: skip
 FLOORS = {"core": 1, **dict.fromkeys(ROOMS, 2), "workflows": 3, "commands": 4}
 """Of the folders below the package; what lies beside them is on the highest floor."""

@@ -25,6 +25,10 @@ SCORE_EXAMPLES = (
     "  |  hubprune score meta-llama/Llama-3.2-3B --calibration cosmopedia,c4,lima --plot pictures"
 )
 PRUNE_EXAMPLES = "Example:  hubprune prune meta-llama/Llama-3.2-3B --drop-attn 18,21,22 --out pruned"
+HEAL_EXAMPLES = (
+    "Examples:  hubprune heal ./pruned --out healed"
+    "  |  hubprune heal me/Llama-3.2-3B-attn-drop-3 --minutes 60 --rank 32 --out healed"
+)
 VERIFY_EXAMPLES = "Examples:  hubprune verify ./pruned --base ./base  |  hubprune verify me/Llama-3.2-3B-attn-drop-3"
 SWEEP_EXAMPLES = (
     "Examples:  hubprune sweep meta-llama/Llama-3.2-3B --method attn,joint --counts 0:12 --limit 200 --out sweep"
@@ -100,6 +104,15 @@ def prune(request: requests.PruneRequest, reporter: Reporter, *, as_json: bool) 
     pruned = workflow.prune(request, reporter=reporter)
     written = f"{summary.checkpoint_lines(pruned.written)}\n\nwritten and verified: {Path(request.out)}"
     show(to_json(pruned) if as_json else written)
+
+
+def heal(request: requests.HealRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Train a pruned folder or repo until it says again what its base does, and write it, verified, into a folder."""
+    from hubprune.commands import summary
+    from hubprune.workflows import heal as healing
+
+    healed = healing.heal(request, reporter=reporter)
+    show(to_json(healed) if as_json else f"{summary.healing_lines(healed)}\n\nhealed and verified: {Path(request.out)}")
 
 
 def verify(request: requests.VerifyRequest, reporter: Reporter, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`hubprune refresh`, `reproduce` and `export`, for what was written or published before, and what they tell people."""
+"""`hubprune refresh`, `reproduce`, `export` and `quantize`, of what was written before, and what they tell people."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ import typer
 from hubprune.commands.summary import table
 from hubprune.commands.terminal import show, to_json
 from hubprune.core.console import Reporter, duration, size
-from hubprune.core.requests import ExportRequest, RefreshRequest, ReproduceRequest
+from hubprune.core.requests import ExportRequest, QuantizeRequest, RefreshRequest, ReproduceRequest
 
 if TYPE_CHECKING:
-    from hubprune.core.artifacts import Difference, RefreshReport, Reproduction, Scalar
-    from hubprune.exporting.artifact import GgufExport, Parity, ParityFigures
+    from hubprune.core.artifacts import (
+        Difference,
+        GgufExport,
+        Parity,
+        ParityFigures,
+        QuantizationRecord,
+        RefreshReport,
+        Reproduction,
+        Scalar,
+    )
 
 
 WOULD_CHANGE = 3
@@ -205,3 +213,42 @@ def _parity(parity: Parity) -> Iterator[str]:
     if parity.without_control:
         yield f"no control: {parity.without_control}"
     yield f"demanded: {parity.rule}"
+
+
+QUANTIZE_EXAMPLES = (
+    "Examples:  hubprune quantize ./pruned"
+    "  |  hubprune quantize me/Llama-3.2-3B-attn-drop-3 --group-size 64 --out small"
+    "  |  hubprune quantize ./pruned --scheme fp8 --calibration texts.jsonl"
+)
+
+
+def quantize(request: QuantizeRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Write a checkpoint in fewer bits, as transformers and vLLM load it; verify it, and publish nothing."""
+    from hubprune.workflows import quantize as workflow
+
+    made = workflow.quantize(request, reporter=reporter)
+    lines = f"{quantization_lines(made.record)}\n\nwritten and verified: {workflow.target_of(request)}"
+    show(to_json(made) if as_json else lines)
+
+
+def quantization_lines(record: QuantizationRecord) -> str:
+    """Write what has how few bits, and how far its next tokens are from those before."""
+    change = record.weight_bytes / record.source_bytes - 1
+    group = f"groups of {record.group_size}" if record.group_size else "one scale per row"
+    rows = [
+        ["made of", f"{record.source}{f' at {record.source_commit[:12]}' if record.source_commit else ''}"],
+        ["scheme", f"{record.scheme}, {record.method}, {group}"],
+        ["matrices", f"{record.matrices}, {record.quantized_parameters:,} weights of {record.bits_per_weight:g} bits"],
+        ["weights", f"{size(record.source_bytes)} -> {size(record.weight_bytes)}, {change:+.1%}"],
+    ]
+    if texts := record.calibration:
+        rows.append(["calibrated on", f"{texts.documents} {texts.unit} of {texts.mix}, {texts.tokens:,} tokens"])
+    if found := record.divergence:
+        measured = f"{found.documents} others, {found.tokens:,} tokens"
+        rows += [
+            ["measured on", measured],
+            ["KL before, after", f"{found.kl:.4f} ± {1.96 * found.kl_error:.4f} nats per token"],
+            ["same first choice", f"{found.top1:.2%}"],
+            ["perplexity", f"{found.perplexity:.4g} -> {found.quantized_perplexity:.4g}"],
+        ]
+    return table(rows, left=2)

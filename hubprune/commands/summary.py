@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         DropPlan,
         Environment,
         Estimate,
+        HealedCheckpoint,
         Interval,
         LayerScores,
         Metric,
@@ -225,3 +226,19 @@ def checkup_lines(seen: Checkup) -> str:
         parts.append(table(rows, left=2))
         parts.append(f"together about {duration(total)}, downloads and uploads aside; every figure is arithmetic")
     return "\n\n".join(parts)
+
+
+def healing_lines(healed: HealedCheckpoint) -> str:
+    """Write what a training brought back, on documents that were held out."""
+    record = healed.record
+    before, after = record.before, record.after
+    rows = [["held out", "base", "pruned", "healed"]]
+    rows.append(["perplexity", *(f"{v:.3f}" for v in (record.base_perplexity, before.perplexity, after.perplexity))])
+    rows.append(["KL to the base", "0", f"{before.kl:.4f}", f"{after.kl:.4f}"])
+    rows.append(["same next token", "100.0 %", f"{100 * before.top1:.1f} %", f"{100 * after.top1:.1f} %"])
+    told = "pruning had lost nothing of the held-out perplexity"
+    if back := record.recovered:
+        value, low, high = (100 * share for share in (back.value, back.low, back.high))
+        told = f"{value:.1f} % of the lost log-perplexity is back [{low:.1f}, {high:.1f}]"
+    trained = f"{record.steps:,} steps, {record.tokens:,} tokens in {duration(record.seconds)}"
+    return f"{table(rows)}\n{told}; {trained}"

@@ -111,6 +111,8 @@ class Architecture:
     """Projection of the MLP that is multiplied with the activated one, row by row."""
     residual_multiplier: str | None = None
     """Attribute of a decoder layer that what its sublayers return is multiplied by, where the family has one."""
+    logits_divisor: str | None = None
+    """Key of config.json that logits are divided by, where the family has one."""
     layers_prefix: str = "model.layers."
     """Prefix of the tensor names of decoder layers."""
     embedding: str = "model.embed_tokens.weight"
@@ -220,7 +222,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             model_type="smollm3", class_prefix="SmolLM3", floor=(4, 53),
             per_layer_lists={LIST_OF_KINDS: _sliding_without_rope, "no_rope_layers": _with_rope},
         ),
-        Architecture(model_type="granite", class_prefix="Granite", residual_multiplier="residual_multiplier"),
+        Architecture(
+            model_type="granite", class_prefix="Granite",
+            residual_multiplier="residual_multiplier", logits_divisor="logits_scaling",
+        ),
         Architecture(
             model_type="phi3", class_prefix="Phi3",
             scaling_keys=("long_factor", "short_factor"), fused_gate_up="mlp.gate_up_proj.weight",

@@ -48,8 +48,8 @@ LARGEST_FFN_MULT = 2**20
 """No MLP is so much wider than the residual stream; more would overflow."""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a folder's config.json.
+def read_config(folder: Path, *, quantized: bool = False) -> dict[str, Any]:
+    """Read a folder's config.json; its weights may be quantized where that is said.
 
     Raises:
         CheckpointError: it is missing, no JSON object, or has no usable number of layers.
@@ -59,12 +59,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = parse_json(path.read_bytes(), where=str(path))
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
-    check_config(config, where=str(path))
+    check_config(config, where=str(path), quantized=quantized)
     return config
 
 
-def check_config(config: Mapping[str, Any], *, where: str) -> None:
-    """Check the values that everything else relies on.
+def check_config(config: Mapping[str, Any], *, where: str, quantized: bool = False) -> None:
+    """Check the values that everything else relies on; the weights may be quantized where that is said.
 
     Raises:
         CheckpointError: one is missing or of another type.
@@ -91,11 +91,11 @@ def check_config(config: Mapping[str, Any], *, where: str) -> None:
             f"{where} has pad_token_id={pad}, and vocab_size={vocabulary}: there is no such token.",
             hint="Set pad_token_id to null in config.json, where no token is for padding.",
         )
-    if (quantized := given.get("quantization_config")) is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
+    if (told := given.get("quantization_config")) is not None and not quantized:
+        method = told.get("quant_method") if isinstance(told, Mapping) else told
         raise UnsupportedFormatError(
             f"{where} says that the weights are quantized ({method or 'unknown method'!s:.60}).",
-            hint="Prune the unquantized base; quantize the result afterwards.",
+            hint="Prune the unquantized base; then `hubprune quantize` the result.",
         )
 
 

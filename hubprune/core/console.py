@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 if TYPE_CHECKING:
     from rich.console import Console
 
-Unit = Literal["B", "documents", "sequences", "batches", "requests", "tokens", "files", "points", "rounds", "passes"]
+Unit = Literal[
+    "B", "documents", "sequences", "batches", "requests", "tokens", "files", "points", "rounds", "passes", "steps"
+]
 LOG_INTERVAL_SECONDS = 10.0
 KNOWN_SHARE, KNOWN_SECONDS = 0.02, 5.0
 """Share of the work and seconds of it from which on the remaining time is told."""

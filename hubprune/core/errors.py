@@ -14,6 +14,7 @@ with which value, and its hint says what to do next.  Anything else that escapes
     ├── CheckpointError              a safetensors file, an index or a config.json that is broken or hostile
     ├── CalibrationError             a data set of the calibration mix that is missing, too small or not text
     ├── ScoringError                 NaN scores, or nothing to average
+    ├── HealingError                 a pruned model that cannot be trained, or whose training came to nothing
     ├── VerificationError            the written checkpoint does not do what the plan says
     │   └── UnverifiedError          whether it does was not found out
     ├── EvaluationError              a benchmark that cannot be run
@@ -38,8 +39,8 @@ from typing import Any, ClassVar
 
 __all__ = [
     "AuthenticationError", "BaseError", "BaseNotFoundError", "CalibrationError", "CheckpointError", "ConflictError",
-    "DiskSpaceError", "EditedError", "EvaluationError", "GatedBaseError", "HubError", "HubUnreachableError",
-    "HubpruneError", "JobError", "MissingDependencyError", "OutputError", "OverBudgetError",
+    "DiskSpaceError", "EditedError", "EvaluationError", "GatedBaseError", "HealingError", "HubError",
+    "HubUnreachableError", "HubpruneError", "JobError", "MissingDependencyError", "OutputError", "OverBudgetError",
     "PermissionDeniedError", "PlanError", "RecipeError", "RemoteMismatchError", "ScoringError",
     "UnsupportedArchitectureError", "UnsupportedFormatError", "UnverifiedError", "VerificationError",
 ]  # fmt: skip
@@ -109,6 +110,10 @@ class CalibrationError(HubpruneError):
 
 class ScoringError(HubpruneError):
     """A score came out as NaN, or there was nothing to average."""
+
+
+class HealingError(HubpruneError):
+    """A pruned model cannot be trained, or its training came to nothing."""
 
 
 class VerificationError(HubpruneError):

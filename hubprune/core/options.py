@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 DROPPING, SCORING, MEASURING, TARGET = "What to drop", "Scoring", "Measuring", "Where it goes"
+TRAINING = "Training"
 CARD, ELSEWHERE, STUDY = "The card", "Where it runs", "Side by side (one of these may be a list)"
-PANELS = STUDY, DROPPING, SCORING, MEASURING, TARGET, CARD, ELSEWHERE
+PANELS = STUDY, DROPPING, TRAINING, SCORING, MEASURING, TARGET, CARD, ELSEWHERE
 """Headings of a help, from the top."""
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 from hubprune.core.options import (
     CARD, DROPPING, ELSEWHERE, MEASURING, SCORING, STUDY, TARGET, Argument, BaseOrFolder, Budgeted, CardTemplate,
     Delivering, Device, Dropping, Dtype, Measuring, Notes, OnHub, Option, Place, Port, RepoRevision, ReportFile,
-    Scoring, Target, TrustRemoteCode,
+    Scoring, TRAINING, Target, TrustRemoteCode,
 )
 # isort: on
 
@@ -98,6 +98,36 @@ class PruneRequest(Dropping, Scoring):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizeRequest(Budgeted):
+    """Write a checkpoint, pruned or not, in fewer bits."""
+
+    checkpoint: Annotated[str, Argument(
+        "A folder or repo with 16-bit or 32-bit floats, pruned or not.", metavar="FOLDER_OR_REPO"
+    )] = field(kw_only=False)
+    scheme: Annotated[str | None, Option(
+        "Bits of the weights and of what they are multiplied with. Default: w4a16.", metavar="w4a16|w8a16|fp8")] = None
+    group_size: Annotated[int | None, Option(
+        "Columns that share a scale. Default: 128; fp8 has one scale per row.", least=1, metavar="128|64|32")] = None
+    method: Annotated[str | None, Option(
+        "GPTQ makes up for every error in the columns behind; rtn rounds. Default: gptq.", metavar="gptq|rtn")] = None
+    out: Annotated[Place | None, Option(
+        "New folder. Default: <checkpoint>-W4A16, or another scheme, in this folder.", metavar="FOLDER")] = None
+    revision: RepoRevision = None
+    calibration: Annotated[str | None, Option(
+        "`cosmopedia` (the default), `c4`, `codealpaca`, `mathinstruct`, `lima`, a .yaml with a mix, or a file of "
+        "documents; `none` for rtn without any measurement.", panel=SCORING)] = None
+    num_samples: Annotated[int | None, Option(
+        "Calibration documents in all, or packed sequences; a few more are drawn to measure on. Default: the mix's own,"
+        " 400 for cosmopedia.", least=1, panel=SCORING)] = None
+    max_tokens: Annotated[int | None, Option(
+        "Tokens after which a document is cut off, or per packed sequence. Default: the mix's own, 512 for "
+        "cosmopedia.", least=2, panel=SCORING)] = None
+    seed: Annotated[int | None, Option("Seed of the calibration draw. Default: 0.", least=0)] = None
+    device: Device = None
+    dtype: Dtype = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreRequest(Scoring):
     """Score a base, once or side by side."""
 
@@ -116,6 +146,46 @@ class ScoreRequest(Scoring):
         "Mark the N attention sublayers that would go.", metavar="N", panel=DROPPING)] = "1"
     plot: Annotated[Place | None, Option(
         "Draw the scores as PNG and SVG into this folder.", metavar="FOLDER", panel=SCORING)] = None
+
+
+Checkpoint = Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealRequest(Budgeted):
+    """Train a pruned model until it says again what its base does."""
+
+    checkpoint: Checkpoint = field(kw_only=False)
+    out: Annotated[Place, Option("New folder for the healed checkpoint.", metavar="FOLDER")]
+    steps: Annotated[int | None, Option("Steps of training. Default: 200.", least=1, panel=TRAINING)] = None
+    tokens: Annotated[int | None, Option(
+        "Train on about so many tokens, instead of --steps.", least=1, panel=TRAINING)] = None
+    minutes: Annotated[float | None, Option(
+        "Train for about so long on this machine, instead of --steps.", least=0.01, panel=TRAINING)] = None
+    method: Annotated[str, Option(
+        "Adapters that are merged at the end, or all weights, which takes a second model in memory and its "
+        "optimizer.", metavar="lora|full", panel=TRAINING)] = "lora"
+    rank: Annotated[int, Option("Rank of the adapters.", least=1, most=1024, panel=TRAINING)] = 16
+    loss: Annotated[str, Option(
+        "KL to the base; the same and the hidden states; or cross entropy with the texts, which brings perplexity back "
+        "and not the base's answers.", metavar="kl|kl+hidden|ce", panel=TRAINING)] = "kl"
+    learning_rate: Annotated[float | None, Option(
+        "Highest learning rate. Default: by the model's width.", metavar="RATE", panel=TRAINING)] = None
+    batch_size: Annotated[int, Option("Documents per step.", least=1, panel=TRAINING)] = 8
+    data: Annotated[str | None, Option(
+        "Mix or file of documents to train on, without those that were scored. Default: the calibration mix.",
+        metavar="MIX|FILE", panel=TRAINING)] = None
+    held_out: Annotated[int, Option(
+        "Documents that are not trained on, for the curve and the end.", least=2, panel=TRAINING)] = 64
+    tasks: Annotated[str | Sequence[str] | None, Option(
+        "Benchmarks whose texts must not be among the documents, or none. Default: those it was measured on.",
+        metavar="a,b,c", panel=TRAINING)] = None
+    include_path: Annotated[str | None, Option("Task YAMLs of your own.", metavar="FOLDER", panel=TRAINING)] = None
+    base: Annotated[str | None, Option("Repo id or folder of the base. Default: the one it names.")] = None
+    revision: RepoRevision = None
+    seed: Annotated[int, Option("Seed of the adapters and of the order of the documents.", least=0)] = 0
+    device: Device = None
+    dtype: Dtype = None
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -201,9 +271,6 @@ class DoctorRequest(Budgeted):
 
 
 # ---- looking again -------------------------------------------------------------------------------------------------
-
-Checkpoint = Annotated[str, Argument("A folder or repo that hubprune wrote.", metavar="FOLDER_OR_REPO")]
-
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyRequest(Budgeted):

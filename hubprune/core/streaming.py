@@ -339,6 +339,11 @@ def read_rows(stored: Stored, numbers: Sequence[int]) -> torch.Tensor:
     return data.view(stored.dtype)
 
 
+def read_tensor(stored: Stored) -> torch.Tensor:
+    """Read one tensor into memory of its own."""
+    return _read(Load((stored,)), torch.empty(stored.size, dtype=torch.uint8))[0]
+
+
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 

@@ -111,6 +111,7 @@ def modeling_code(architecture: Architecture, *, layout: Layout = "pruned", vers
         CausalLM=architecture.causal_lm_class, module=architecture.module, model_type=architecture.model_type,
         floor=architecture.floor, lists_floor=architecture.lists_floor or architecture.floor,
         scaling_keys=architecture.scaling_keys, local_rope_base=architecture.local_rope_base,
+        logits_divisor=architecture.logits_divisor,
         attn_module=architecture.attn_module, mlp_module=architecture.mlp_module,
         attn_norms=architecture.attn_norms, mlp_norms=architecture.mlp_norms, nemotron_nas=layout == "nemotron-nas",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Read safetensors files without loading them: headers, byte ranges, and a check of everything a header claims.
+"""Read and write safetensors files without loading them: headers, byte ranges, a check of all that a header claims.
 
 The format is an 8-byte little-endian header length, a JSON header, and the tensors' bytes back to back
 (https://github.com/huggingface/safetensors#format).  Files come from strangers, so nothing in a header or an index is
@@ -7,13 +7,16 @@ believed before it was checked against the file's size.
 
 from __future__ import annotations
 
+import errno
+import json
 import math
+import os
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hubprune.core.errors import CheckpointError, UnsupportedFormatError
 from hubprune.core.strict import parse_json
@@ -22,6 +25,8 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+COPY_BYTES = 8 * 2**20
+NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 SHARD_NAME = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 DTYPE_BITS: Mapping[str, int] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
@@ -249,3 +254,65 @@ def _read_json(path: Path) -> dict[str, Any]:
         return parse_json(path.read_bytes(), where=str(path))
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_header(
+    target: BinaryIO, tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None
+) -> None:
+    """Write what stands before the tensors' bytes: names, dtypes and shapes in the order in which these will follow."""
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, dtype, shape in tensors:
+        end = offset + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(LENGTH_BYTES + len(text)) % 8)  # the format aligns the data to 8 bytes
+    target.write(struct.pack("<Q", len(text)) + text)
+    target.flush()  # the kernel copies to where the file stands, not to where its buffer ends
+
+
+def copy_range(source: BinaryIO, target: BinaryIO, begin: int, end: int, advance: Callable[[int], None]) -> None:
+    """Copy some bytes of a file to where another one stands, by the kernel where it can, and tell of each piece.
+
+    Raises:
+        CheckpointError: the file became shorter.
+    """
+    by_kernel = hasattr(os, "copy_file_range")
+    while begin < end:
+        count = min(COPY_BYTES, end - begin)
+        try:
+            if by_kernel:
+                copied = os.copy_file_range(source.fileno(), target.fileno(), count, offset_src=begin)
+            else:
+                copied = os.write(target.fileno(), os.pread(source.fileno(), count, begin))
+        except OSError as error:
+            if not by_kernel or error.errno not in NO_KERNEL_COPY:
+                raise
+            by_kernel = False
+            continue
+        if not copied:
+            raise CheckpointError(f"{source.name} became shorter while it was read.")
+        begin += copied
+        advance(copied)
+
+
+def write_index(
+    folder: Path, tensors: Iterable[tuple[str, str, int]], *, metadata: Mapping[str, Any], parameters: int
+) -> None:
+    """Write the index of several shards.
+
+    Args:
+        tensors: name, shard and bytes of each.
+        metadata: of the index before, whose totals are replaced.
+        parameters: numbers in all tensors, written where the one before said how many it had.
+    """
+    rows = sorted(tensors)
+    totals: dict[str, object] = {"total_size": sum(size for *_, size in rows)}
+    if "total_parameters" in metadata:
+        totals["total_parameters"] = parameters
+    index = {"metadata": {**metadata, **totals}, "weight_map": {name: shard for name, shard, _ in rows}}
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -12,5 +12,4 @@ In comes a folder with a checkpoint, pruned or not; out comes a GGUF file for ll
 - quantizing: llama.cpp's own quantizer, in a process of its own.
 - parity: the comparison with transformers, in another one.
 - bounds: whether what it saw is the same model.
-- artifact: what an export says of itself.
 """

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hubprune.core.artifacts import PLAIN_TYPES, Outtype, Parity, ParityFigures
 from hubprune.core.errors import VerificationError
-from hubprune.exporting.artifact import PLAIN_TYPES, Outtype, Parity, ParityFigures
 from hubprune.exporting.parity import F32_TOLERANCE, ParitySeen
 from hubprune.exporting.writing import GgufContent
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from hubprune.core.artifacts import ParityFigures
 from hubprune.core.config import Structure, stock_config, write_json
 from hubprune.core.console import size
 from hubprune.core.devices import run_to_end
@@ -33,7 +34,6 @@ from hubprune.core.neutral import load_causal_lm
 from hubprune.core.privacy import is_carried
 from hubprune.core.templates import link_model
 from hubprune.core.weights import open_weights
-from hubprune.exporting.artifact import ParityFigures
 from hubprune.exporting.writing import INSTALL, GgufContent
 
 if TYPE_CHECKING:

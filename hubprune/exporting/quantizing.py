@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from hubprune.core.artifacts import OUTTYPES, PLAIN_TYPES, Outtype
 from hubprune.core.devices import run_to_end
 from hubprune.core.errors import MissingDependencyError, RecipeError, VerificationError
-from hubprune.exporting.artifact import OUTTYPES, PLAIN_TYPES, Outtype
 
 if TYPE_CHECKING:
     from hubprune.exporting.tensors import GgufTensor

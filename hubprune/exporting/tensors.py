@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hubprune.core.architectures import Architecture
+from hubprune.core.artifacts import PlainType
 from hubprune.core.errors import CheckpointError, UnsupportedArchitectureError, UnsupportedFormatError
 from hubprune.core.weights import Shard, TensorEntry, Weights
-from hubprune.exporting.artifact import PlainType
 from hubprune.exporting.families import UNEVEN, GgufFamily
 from hubprune.exporting.hyperparameters import Hyperparameters
 from hubprune.exporting.layers import LayerSlot

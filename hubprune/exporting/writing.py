@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubprune.core.artifacts import PLAIN_TYPES, Outtype, PlainType
 from hubprune.core.config import CONFIG_NAME, Structure, read_structure
 from hubprune.core.console import size
 from hubprune.core.errors import (
@@ -26,7 +27,6 @@ from hubprune.core.errors import (
 from hubprune.core.files import scratch_prefix, sweep
 from hubprune.core.weights import Weights, open_weights
 from hubprune.exporting import sentencepiece
-from hubprune.exporting.artifact import PLAIN_TYPES, Outtype, PlainType
 from hubprune.exporting.families import UNEVEN, GgufFamily, family_of
 from hubprune.exporting.hyperparameters import Hyperparameters, Rope, check_layers, read_hyperparameters
 from hubprune.exporting.layers import LayerSlot, lay_out, layer_notes

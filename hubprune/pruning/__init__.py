@@ -3,7 +3,6 @@
 base_files        what the base's files say, and where they contradict each other
 documents         calibration mixes and the texts of their subsets
 calibration       the samples that are drawn of a mix, as token ids
-bypass            a loaded base that computes as if it were pruned
 importance        scores of all sublayers, and the metrics
 aggregation       means over documents and subsets with their errors; how well two orders agree
 selection         the plan: which sublayers go, how wide MLPs become

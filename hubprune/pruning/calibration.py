@@ -120,9 +120,7 @@ def draw(
         part_of = partial(_draw_of, mix=mix, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens, advance=advance)
         drawn = [part_of(subset, count, commit=commit) for subset, count, commit in parts]
     documents = tuple(Document(source, ids) for source, part in enumerate(drawn) for ids in part.samples)
-    digest, total = hashlib.sha256(), sum(part.subset.weight for part in drawn)
-    for document in documents:
-        digest.update(array("q", [len(document.ids), *document.ids]).tobytes())
+    total = sum(part.subset.weight for part in drawn)
     record = CalibrationRecord(
         mix=mix.name,
         sources=tuple(part.source(weight=part.subset.weight / total, packed=mix.packed) for part in drawn),
@@ -130,9 +128,40 @@ def draw(
         packed=mix.packed,
         seed=seed,
         shuffle_buffer=mix.shuffle_buffer,
-        token_sha256=digest.hexdigest(),
+        token_sha256=_digest(documents),
     )
     return CalibrationSet(documents, record)
+
+
+def divide(drawn: CalibrationSet, mix: CalibrationMix) -> tuple[CalibrationSet, tuple[Document, ...]]:
+    """Divide what was drawn of a larger mix into what `mix` alone would have drawn, and the documents beyond that.
+
+    The two differ in their number of samples; of each subset the same ones come first.  Of packed sequences it is not
+    known how many documents the first were made of, so that these have to be drawn by themselves.
+    """
+    counts = iter(count for count in mix.counts())
+    left = {number: next(counts) for number in range(len(drawn.record.sources))}
+    first: list[Document] = []
+    others: list[Document] = []
+    for document in drawn.documents:
+        left[document.source] -= 1
+        (first if left[document.source] >= 0 else others).append(document)
+    sources = tuple(
+        source.model_copy(update={
+            "documents": sum(d.source == number for d in first),
+            "tokens": sum(len(d.ids) for d in first if d.source == number),
+        })
+        for number, source in enumerate(drawn.record.sources)
+    )  # fmt: skip
+    record = drawn.record.model_copy(update={"sources": sources, "token_sha256": _digest(first)})
+    return CalibrationSet(tuple(first), record), tuple(others)
+
+
+def _digest(documents: Sequence[Document]) -> str:
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(array("q", [len(document.ids), *document.ids]).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

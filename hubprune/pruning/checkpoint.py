@@ -8,13 +8,9 @@ hashes, parameters, bytes, and how fast the KV cache grows.
 
 from __future__ import annotations
 
-import errno
 import itertools
-import json
-import os
 import re
 import shutil
-import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +24,21 @@ from hubprune.core.errors import CheckpointError
 from hubprune.core.files import FileHash, list_files
 from hubprune.core.memory import kv_bytes_per_layer
 from hubprune.core.privacy import is_carried
-from hubprune.core.weights import DTYPE_BITS, INDEX_NAME, LENGTH_BYTES, Shard, TensorEntry, Weights, open_weights
+from hubprune.core.weights import (
+    COPY_BYTES,
+    DTYPE_BITS,
+    Shard,
+    TensorEntry,
+    Weights,
+    copy_range,
+    open_weights,
+    write_header,
+    write_index,
+)
 from hubprune.pruning.tokenizer_files import settle_tokenizer
 from hubprune.pruning.width import KeptTensor, Neurons, cut_bytes, cuts, neurons_of
 
 NUMBERED_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
-COPY_BYTES = 8 * 2**20
-NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
 
 def write_checkpoint(base: BaseCheckpoint, plan: DropPlan, folder: Path, *, advance: Callable[[int], None]) -> None:
@@ -109,14 +113,8 @@ def write_weights(
     if weights.index_metadata is None:
         return
     kept = [(tensor, shard.name) for shard in shards for tensor in shard.kept]
-    totals: dict[str, object] = {"total_size": sum(tensor.size for tensor, _ in kept)}
-    if "total_parameters" in weights.index_metadata:
-        totals["total_parameters"] = sum(tensor.parameters for tensor, _ in kept)
-    index = {
-        "metadata": {**weights.index_metadata, **totals},
-        "weight_map": {t.name: shard for t, shard in sorted(kept, key=lambda row: row[0].name)},
-    }
-    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    rows, parameters = [(t.name, shard, t.size) for t, shard in kept], sum(t.parameters for t, _ in kept)
+    write_index(folder, rows, metadata=weights.index_metadata, parameters=parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,20 +170,11 @@ def new_names(weights: Weights, plan: DropPlan, architecture: Architecture) -> d
 
 
 def _write_shard(plan: ShardPlan, path: Path, neurons: Neurons | None, advance: Callable[[int], None]) -> None:
-    metadata, offset = plan.source.metadata, 0
-    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    for kept in plan.kept:
-        offsets = [offset, offset + kept.size]
-        header[kept.name] = {"dtype": kept.entry.dtype, "shape": kept.shape, "data_offsets": offsets}
-        offset += kept.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(LENGTH_BYTES + len(text)) % 8)  # the format aligns the data to 8 bytes
     with plan.source.path.open("rb") as source, path.open("wb") as target:
-        target.write(struct.pack("<Q", len(text)) + text)
-        target.flush()
+        write_header(target, ((k.name, k.entry.dtype, k.shape) for k in plan.kept), plan.source.metadata)
         for piece in _pieces(plan):
             if isinstance(piece, tuple):
-                _copy_range(source, target, *piece, advance)
+                copy_range(source, target, *piece, advance)
             elif piece.cut and neurons:
                 target.write(cut_bytes(plan.source.path, piece.entry, piece.cut, neurons.kept(piece.cut.layer)))
                 target.flush()  # the kernel copies to where the file stands, not to where its buffer ends
@@ -204,26 +193,6 @@ def _pieces(plan: ShardPlan) -> Iterator[tuple[int, int] | KeptTensor]:
             begin = kept.entry.end
         end = kept.entry.end
     yield begin, end
-
-
-def _copy_range(source: BinaryIO, target: BinaryIO, begin: int, end: int, advance: Callable[[int], None]) -> None:
-    by_kernel = hasattr(os, "copy_file_range")
-    while begin < end:
-        count = min(COPY_BYTES, end - begin)
-        try:
-            if by_kernel:
-                copied = os.copy_file_range(source.fileno(), target.fileno(), count, offset_src=begin)
-            else:
-                copied = os.write(target.fileno(), os.pread(source.fileno(), count, begin))
-        except OSError as error:
-            if not by_kernel or error.errno not in NO_KERNEL_COPY:
-                raise
-            by_kernel = False
-            continue
-        if not copied:
-            raise CheckpointError(f"{source.name} became shorter while it was read.")
-        begin += copied
-        advance(copied)
 
 
 @dataclass(frozen=True, slots=True)

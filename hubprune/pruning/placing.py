@@ -71,7 +71,8 @@ def find_place(folder: Path, *, device: str, dtype: str) -> Place:
     A removed sublayer adds exactly zero in any, so the tolerance is the same; for neurons see `comparing.narrow`.  What
     a GPU has no room for is computed on the CPU, which takes the weights where they are in the files.
     """
-    config, tensors = devices.with_dtype(read_config(folder), folder), [tensor for _, tensor in open_weights(folder)]
+    config = devices.with_dtype(read_config(folder, quantized=True), folder)
+    tensors = [tensor for _, tensor in open_weights(folder)]
     device, stored = devices.resolve_device(device), devices.stored_dtype(config)
 
     def taken(dtype: str, *, only_cast: bool = False) -> int:

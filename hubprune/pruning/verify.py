@@ -83,14 +83,7 @@ def verify(
         device=device,
         dtype=dtype,
     )
-    with _told(reporter or Reporter(quiet=True)) as listen:
-        seen = _in_fresh_process("compare", request, Comparison, listen=listen)
-    if seen.not_finite:
-        raise VerificationError(
-            f"The logits of the {seen.not_finite} are not finite numbers, so that nothing can be compared.",
-            hint="Nothing was published. A weight is broken or overflows that no score depends on: the last norm or "
-            "the head.",
-        )
+    seen = observe(request, reporter=reporter or Reporter(quiet=True))
     in_mlx = None
     if plan.layout == "nemotron-nas" and mlx_is_installed():
         in_mlx = _in_fresh_process("mlx", MlxRequest(folder=request.folder, prompts=PROMPTS), MlxComparison)
@@ -100,7 +93,13 @@ def verify(
         checks=(
             _files_check(folder, plan, architecture),
             _bytes_check(read),
-            *_checks(seen, planned, planned_cache, parts=plan.parts, ids=_ids_told(seen, base, folder, architecture)),
+            *checks_of(
+                seen,
+                planned,
+                planned_cache,
+                like=f"the base without the dropped {plan.parts}",
+                ids=_ids_told(seen, base, folder, architecture),
+            ),
             *([in_mlx.check] if in_mlx else []),
         ),
         max_logit_difference=seen.max_logit_difference,
@@ -114,6 +113,24 @@ def verify(
         transformers=seen.transformers,
         runtimes=(f"mlx-lm {in_mlx.version}",) if in_mlx else (),
     )
+
+
+def observe(request: CompareRequest, *, reporter: Reporter) -> Comparison:
+    """Let a fresh process load two folders, one after the other, and compare what they compute.
+
+    Raises:
+        VerificationError: it could not load one of them, or what they compute is no number.
+        UnverifiedError: it was ended by a signal, or had too little memory or disk.
+    """
+    with _told(reporter) as listen:
+        seen = _in_fresh_process("compare", request, Comparison, listen=listen)
+    if seen.not_finite:
+        raise VerificationError(
+            f"The logits of the {seen.not_finite} are not finite numbers, so that nothing can be compared.",
+            hint="Nothing was published. A weight is broken or overflows that no score depends on: the last norm or "
+            "the head.",
+        )
+    return seen
 
 
 @contextmanager
@@ -182,8 +199,11 @@ def _ids_told(seen: Comparison, base: Runnable, folder: Path, architecture: Arch
     return f"{texts} in transformers {seen.transformers}" + (f"; {depends}" if depends else "")
 
 
-def _checks(seen: Comparison, parameters: int, cache_bytes: int, *, parts: str, ids: str) -> list[Check]:
-    """Hold what was seen against what was planned: so many parameters, and so many bytes of KV cache."""
+def checks_of(seen: Comparison, parameters: int, cache_bytes: int, *, like: str, ids: str) -> list[Check]:
+    """Hold what was seen against what was planned: so many parameters, and so many bytes of KV cache.
+
+    `like` says what the result is to compute as, `ids` what was found out about token ids.
+    """
     keys = [*seen.missing_keys, *seen.unexpected_keys]
     largest = max(TOLERANCE, RELATIVE_TOLERANCE * seen.largest_logit)
     counted = f"{seen.parameters:,} of {parameters:,} planned"
@@ -195,7 +215,7 @@ def _checks(seen: Comparison, parameters: int, cache_bytes: int, *, parts: str, 
         ("loads without missing or unexpected keys", not keys, ", ".join(keys[:3]) or "all tensors used"),
         ("parameters as planned", seen.parameters == parameters, counted),
         ("KV cache as planned", seen.cache_bytes == cache_bytes, cached),
-        (f"logits equal the base without the dropped {parts}", seen.max_logit_difference <= largest, difference),
+        (f"logits equal {like}", seen.max_logit_difference <= largest, difference),
         ("next tokens equal", seen.argmax_equal, f"{seen.positions} positions"),
         ("token ids equal the base's", not seen.other_ids, ids),
         ("greedy text with KV cache equals without", seen.cached_equal, f"{seen.generated} tokens{few}"),

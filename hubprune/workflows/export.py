@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hubprune.core.artifacts import PLAIN_TYPES, GgufExport, Parity
 from hubprune.core.config import read_config
 from hubprune.core.console import Reporter
 from hubprune.core.errors import HubpruneError
 from hubprune.core.files import existing_folder, scratch_folder
 from hubprune.core.requests import ExportRequest
 from hubprune.exporting import bounds, parity
-from hubprune.exporting.artifact import PLAIN_TYPES, GgufExport, Parity
 from hubprune.exporting.parity import ParitySeen
 from hubprune.exporting.quantizing import check_outtype, quantize, type_notes
 from hubprune.exporting.writing import (

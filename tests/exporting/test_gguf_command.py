@@ -13,8 +13,8 @@ from exported import base, export, pruned
 from typer.testing import CliRunner
 
 from hubprune.cli import app
+from hubprune.core.artifacts import GgufExport, ParityFigures
 from hubprune.exporting import bounds, parity
-from hubprune.exporting.artifact import GgufExport, ParityFigures
 from hubprune.exporting.parity import ParitySeen
 
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}

@@ -8,7 +8,7 @@ from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, random_tensors
 from transformers import AutoModelForCausalLM
 
 from hubprune.core.architectures import architecture_of
-from hubprune.pruning.bypass import bypassed
+from hubprune.core.bypass import bypassed
 from hubprune.pruning.checkpoint import write_checkpoint
 from hubprune.pruning.layouts import make_runnable
 

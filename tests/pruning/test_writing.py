@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from hubprune.core import weights
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.errors import CheckpointError, DiskSpaceError
 from hubprune.core.files import staged_folder
 from hubprune.core.privacy import is_carried
 from hubprune.core.weights import INDEX_NAME, SINGLE_NAME, open_weights, read_shard
-from hubprune.pruning import checkpoint
 from hubprune.pruning.checkpoint import carry_files, take_inventory, write_checkpoint, write_weights
 
 ATTN = ("self_attn.", "input_layernorm.")
@@ -381,7 +381,7 @@ def test_a_file_system_without_kernel_copies_gives_the_same_file(llama, tmp_path
 
 
 def test_progress_adds_up_to_the_bytes_that_were_copied(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "COPY_BYTES", 1000)
+    monkeypatch.setattr(weights, "COPY_BYTES", 1000)
     seen = []
     write_checkpoint(llama, plan(5, attn=[1]), tmp_path, advance=seen.append)
     assert sum(seen) == open_weights(tmp_path).size()
@@ -390,7 +390,7 @@ def test_progress_adds_up_to_the_bytes_that_were_copied(llama, tmp_path, monkeyp
 
 def test_a_base_that_shrinks_while_it_is_read_is_an_error(tmp_path, monkeypatch):
     base = write_base(tmp_path / "base", TINY)
-    monkeypatch.setattr(checkpoint, "COPY_BYTES", 64)
+    monkeypatch.setattr(weights, "COPY_BYTES", 64)
     path = Path(base.folder) / SINGLE_NAME
     with pytest.raises(CheckpointError, match="became shorter"), staged_folder(tmp_path / "out") as staged:
         write_checkpoint(base, plan(4, attn=[1]), staged, advance=lambda _: os.truncate(path, 2500))

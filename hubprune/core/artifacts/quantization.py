@@ -30,8 +30,16 @@ class Divergence(Artifact):
 
 
 class QuantizationRecord(Artifact):
-    """How a checkpoint was quantized, and what came of it."""
+    """How a checkpoint was quantized, and what came of it.
 
+    It stands in the quantized config.json itself, as `hubprune` in its `quantization_config`: transformers and vLLM
+    pass over keys that they do not know there, and it travels wherever that file goes.
+    """
+
+    source: str
+    """Repo id of the checkpoint before, or the name of its folder."""
+    source_commit: str | None
+    """Commit of that repo; None for a folder."""
     scheme: QuantizationScheme
     group_size: int | None
     """Columns that share a scale; None for whole rows."""

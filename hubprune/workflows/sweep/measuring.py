@@ -240,7 +240,7 @@ class _Bench:
 
     @contextmanager
     def _pruned(self, plan: DropPlan) -> Iterator[LoadedModel]:
-        from hubprune.pruning.bypass import bypassed
+        from hubprune.core.bypass import bypassed
 
         with bypassed(self._model.model, plan, self._run.architecture):
             yield self._model
@@ -255,9 +255,9 @@ def points_of(
     model: LoadedModel, plans: Mapping[str, DropPlan], architecture: Architecture, batch_size: int | None
 ) -> Models:
     """Make the points of a sweep of its base, by their names; they share all weights."""
+    from hubprune.core.bypass import bypassed, layers_without
     from hubprune.evaluation.computing import Models
     from hubprune.evaluation.layer_tree import Variant
-    from hubprune.pruning.bypass import bypassed, layers_without
 
     base = model.model
     variants = [

@@ -1,10 +1,10 @@
-"""What an export says of itself."""
+"""Artifacts of an export: what a file for another runtime holds, and how close that runtime came to transformers."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
-from hubprune.core.artifacts import Artifact
+from hubprune.core.artifacts.base import Artifact
 
 PlainType = Literal["f32", "f16", "bf16", "q8_0"]
 """Types that are written here."""

@@ -1,0 +1,286 @@
+"""Train a student: the steps, the looks at held-out documents, and the checkpoints, by the Trainer of transformers.
+
+The Trainer is what brings accumulation, mixed precision, several GPUs under `accelerate launch`, and the order of the
+data after a restart.  Its checkpoints hold the trained parameters alone, and count once they are whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from hubprune.core.artifacts import CurvePoint
+from hubprune.core.console import Reporter, end_if_interrupted
+from hubprune.core.errors import HealingError
+from hubprune.core.files import write_atomically
+from hubprune.healing.models import IGNORED, Distillation, Look, look
+from hubprune.healing.texts import batches_of
+
+TRAINED = "trained.safetensors"
+WHOLE = "whole.json"
+"""The last file of a checkpoint; it holds the looks up to then."""
+LOOKS = 10
+"""Looks at the held-out documents in a whole training."""
+PATIENCE, LEAST_FALL = 3, 0.002
+"""Training ends after so many looks in a row in which the held-out loss did not fall by this share."""
+SAVE_SECONDS = 180.0
+WARMUP_STEPS = 10
+LAST_RATE = 0.05
+"""Share of the learning rate at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a training is told."""
+
+    steps: int
+    batch_size: int
+    """Documents per step, on all devices together."""
+    micro_batch: int
+    """Of these, as many as are in memory at once."""
+    learning_rate: float
+    seed: int
+    device: str
+    dtype: str
+    checkpointing: bool = False
+    """Whether activations are computed again instead of kept."""
+
+    def with_steps(self, steps: int) -> Settings:
+        """Return the same with another number of steps, 1 at least."""
+        return replace(self, steps=max(1, steps))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training found."""
+
+    curve: tuple[CurvePoint, ...]
+    first: Look
+    last: Look
+    steps: int
+    tokens: int
+
+
+def collate(documents: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Pad documents on the right; int64 [documents, tokens], labels ignored where padded."""
+    rows = [torch.tensor(ids) for ids in documents]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad(rows, batch_first=True), "labels": pad(rows, batch_first=True, padding_value=IGNORED),
+    }  # fmt: skip
+
+
+def train(
+    pair: Distillation, documents: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]], settings: Settings, *,
+    folder: Path, reporter: Reporter,
+) -> Trained:  # fmt: skip
+    """Train the student of a pair, or go on from the last whole checkpoint in a folder that is for this training alone.
+
+    Documents are token ids; they are gone through in an order that the seed gives, again and again.
+
+    Raises:
+        HealingError: the loss is no number any more.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = [collate(rows) for rows in batches_of(held_out, size=settings.micro_batch)]
+    per_device = min(settings.micro_batch, settings.batch_size)
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=max(1, settings.batch_size // (per_device * _world())),
+        learning_rate=settings.learning_rate, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
+        seed=settings.seed, data_seed=settings.seed, use_cpu=settings.device == "cpu",
+        bf16=settings.device != "cpu" and settings.dtype == "bfloat16",
+        fp16=settings.device != "cpu" and settings.dtype == "float16",
+        logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+        dataloader_pin_memory=settings.device != "cpu", log_level="error", save_total_limit=1,
+    )  # fmt: skip
+    if settings.checkpointing:
+        pair.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    parameters = [parameter for parameter in pair.parameters() if parameter.requires_grad]
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs take one process each, by `accelerate launch`
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
+    last = _last_whole(folder)
+    watch = _Watch(pair, batches, settings, reporter, kept=json.loads((last / WHOLE).read_text()) if last else {})
+    trainer = _Trainer(
+        model=pair, args=arguments, train_dataset=list(documents), data_collator=collate, callbacks=[watch],
+        optimizers=(optimizer, schedule),
+    )  # fmt: skip
+    trainer.model_accepts_loss_kwargs = True  # the loss is divided by all positions of a step
+    trainer.remove_callback(PrinterCallback)
+    watch.save, trainer.note = trainer.save_whole, watch.note_loss
+    with reporter.progress("healing", total=settings.steps, unit="steps") as advance:
+        watch.advance = advance
+        if last:
+            reporter.note(f"going on after step {last.name.rpartition('-')[2]}")
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    return watch.ended()
+
+
+def seconds_per_step(pair: Distillation, documents: Sequence[Sequence[int]], settings: Settings) -> float:
+    """Time a step, forward and backward, on the longest documents; the first of two is not counted."""
+    rows = batches_of(documents, size=settings.micro_batch)[:2]
+    begun = 0.0
+    for documents_of_one in [rows[0], rows[-1]]:
+        begun = time.monotonic()
+        pair(**collate(documents_of_one))["loss"].backward()
+    pair.zero_grad()
+    return (time.monotonic() - begun) * settings.batch_size / settings.micro_batch
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _rate(step: int, steps: int) -> float:
+    """Return the share of the learning rate at a step: up from nothing, then down in a line."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * (LAST_RATE + (1 - LAST_RATE) * max(0.0, 1 - step / steps))
+
+
+class _Trainer(Trainer):
+    """The Trainer, whose checkpoints hold the trained parameters alone."""
+
+    note: Callable[[float, int], None]
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        tokens = int((inputs["labels"] != IGNORED).sum())
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.note(float(loss), tokens)  # before a step is made of what may be no number
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        pair = self.accelerator.unwrap_model(self.model)
+        trained = {n: p.detach().cpu().contiguous() for n, p in pair.named_parameters() if p.requires_grad}
+        save_file(trained, folder / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        kept = load_file(Path(resume_from_checkpoint) / TRAINED)
+        with torch.no_grad():
+            for name, parameter in (model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(kept[name])
+
+    def save_whole(self, told: Mapping[str, Any]) -> None:
+        """Write a checkpoint, and last of all what says that it is whole."""
+        self._save_checkpoint(self.model, trial=None)
+        if self.args.should_save:
+            place = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_atomically(place / WHOLE, json.dumps(told))
+
+
+def _last_whole(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint; what a killed run left half of goes."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in found:
+        if not (path / WHOLE).is_file():
+            shutil.rmtree(path, ignore_errors=True)
+    return next((path for path in reversed(found) if (path / WHOLE).is_file()), None)
+
+
+@dataclass
+class _Watch(TrainerCallback):
+    """Looks at the held-out documents, tells how it goes, saves now and then, and ends what no longer helps."""
+
+    pair: Distillation
+    batches: list[dict[str, torch.Tensor]]
+    settings: Settings
+    reporter: Reporter
+    kept: Mapping[str, Any]
+    advance: Callable[[int], None] = lambda _: None
+    save: Callable[[Mapping[str, Any]], None] = lambda _: None
+    looks: dict[int, Look] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.curve = [CurvePoint.model_validate(point) for point in self.kept.get("curve", ())]
+        self.losses, self.tokens = list(self.kept.get("losses", ())), int(self.kept.get("tokens", 0))
+        if first := self.kept.get("first"):
+            self.looks[0] = Look(*(torch.tensor(values, dtype=torch.float64) for values in first))
+        self.every = max(1, math.ceil(self.settings.steps / LOOKS))
+        self.saved, self.steps, self.partial = time.monotonic(), 0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Look at what there is before the first step."""
+        self.batches = [{key: value.to(args.device) for key, value in batch.items()} for batch in self.batches]
+        self.pair.teacher.to(args.device)
+        if not self.curve:
+            self._look(0)
+        self.advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Count a step, and look, save or end where it is time to."""
+        self.steps = state.global_step
+        self.losses.append(self.partial)
+        self.partial = 0.0
+        self.advance(1)
+        if self.steps % self.every == 0 or self.steps == self.settings.steps:
+            self._look(self.steps)
+            if self._has_settled():
+                self.reporter.note(f"the held-out loss no longer falls: ended after step {self.steps:,}")
+                control.should_training_stop = True
+        try:
+            end_if_interrupted()
+        except KeyboardInterrupt:
+            self.keep()
+            raise
+        if time.monotonic() - self.saved >= SAVE_SECONDS or control.should_training_stop:
+            self.keep()
+
+    def note_loss(self, loss: float, tokens: int) -> None:
+        """Take the loss of a part of a step.
+
+        Raises:
+            HealingError: it is no number.
+        """
+        if not math.isfinite(loss):
+            raise HealingError(
+                f"The loss of step {self.steps + 1:,} is {loss}.",
+                hint="Pass a lower --learning-rate, or --dtype float32; the checkpoint before it is kept.",
+            )
+        self.partial += loss
+        self.tokens += tokens
+
+    def keep(self) -> None:
+        """Save, so that another run can go on from here."""
+        first = self.looks[0]
+        columns = (first.kl, first.nll, first.base_nll, first.agreed, first.positions)
+        curve = [point.model_dump(mode="json") for point in self.curve]
+        told = {"curve": curve, "losses": self.losses, "tokens": self.tokens, "first": [c.tolist() for c in columns]}
+        self.save(told)
+        self.saved = time.monotonic()
+
+    def _look(self, step: int) -> None:
+        seen = self.looks[step] = look(self.pair, self.batches)
+        loss = math.fsum(self.losses) / len(self.losses) if self.losses else None
+        self.losses.clear()
+        self.curve.append(CurvePoint(step=step, loss=loss, held_out=seen.told()))
+        told = self.curve[-1].held_out
+        trained = "before" if loss is None else f"step {step:,}: loss {loss:.4f}"
+        self.reporter.note(f"{trained}, held out: KL {told.kl:.4f}, perplexity {told.perplexity:.3f}")
+
+    def _has_settled(self) -> bool:
+        values = [point.held_out.kl for point in self.curve]
+        if len(values) <= PATIENCE + 1:
+            return False
+        best = min(values[:-PATIENCE])
+        return min(values[-PATIENCE:]) > best * (1 - LEAST_FALL)
+
+    def ended(self) -> Trained:
+        """Tell what was found; the last look is at the end."""
+        if self.curve[-1].step not in self.looks:
+            self.looks[self.curve[-1].step] = look(self.pair, self.batches)
+        last = self.curve[-1].step
+        return Trained(tuple(self.curve), self.looks[0], self.looks[last], last, self.tokens)

@@ -1,0 +1,304 @@
+"""Go through a model layer by layer, as it is and as it becomes, and keep what each layer became.
+
+In memory are two layers, the second moments of what enters the matrices of one, and the hidden states of all texts.
+Each layer is run with its own weights on what the quantized layers before it hand on; from the moments that are seen
+there its matrices are quantized; then it is run again with what they have become.  So every layer makes up for those
+before it.  Other texts, on which nothing is calibrated, go through both models beside that, from the first layer to the
+last, so that in the end the two can be compared on them.
+
+What a layer became is a file of its own in a work folder.  A run that was stopped goes on from these: layers that have
+one are only run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hubprune.core.architectures import Architecture
+from hubprune.core.console import Advance, size
+from hubprune.core.devices import COMPUTE_BITS
+from hubprune.core.errors import EvaluationError
+from hubprune.core.files import scratch_prefix
+from hubprune.core.memory import available_bytes
+from hubprune.core.specs import QuantizationSpec
+from hubprune.core.streaming import StreamedModel, WeightReader, read_tensor
+from hubprune.quantizing import gptq
+from hubprune.quantizing.packing import decode, encode
+from hubprune.quantizing.schemes import SUFFIX, Matrix
+
+BATCH_TOKENS = 2048
+"""Tokens that go through a layer at once, padding included; of one text as many as it has."""
+MOMENT_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An unquantized checkpoint that can be run."""
+
+    folder: Path
+    architecture: Architecture
+    own_code: bool = False
+    """Whether it holds a modeling file of ours, which is then run."""
+    tensor_names: Mapping[str, str | None] = field(default_factory=dict)
+    """Name of a tensor in the files -> in the model, as in `BaseCheckpoint`."""
+    dtype: str = "float32"
+    """What the layers run in."""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts of similar length, padded on the right to the longest."""
+
+    texts: tuple[int, ...]
+    """Their numbers."""
+    ids: torch.Tensor
+    """int64, [texts, tokens]; 0 where padded."""
+    mask: torch.Tensor
+    """bool, [texts, tokens]; True where a text has a token."""
+
+
+def make_batches(texts: Sequence[Sequence[int]]) -> list[Batch]:
+    """Group texts, as token ids, by length, the longest first."""
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    batches = []
+    while order:
+        count = max(1, BATCH_TOKENS // len(texts[order[0]]))
+        members, order = order[:count], order[count:]
+        rows = [torch.tensor(texts[i]) for i in members]
+        ids, lengths = nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
+        batches.append(Batch(tuple(members), ids, torch.arange(ids.shape[1]) < lengths[:, None]))
+    return batches
+
+
+class LayerPass:
+    """One pass over all layers of a checkpoint that is to be quantized.
+
+    Args:
+        source: where it is, and how it is run.
+        matrices: those of `find_matrices`.
+        kept: folder for what the layers became.
+        calibration: texts, as token ids, whose second moments are taken; none where nothing is made up for.
+        held_out: other texts, on which both models are run beside that.
+    """
+
+    def __init__(
+        self, source: Source, matrices: Mapping[str, Matrix], spec: QuantizationSpec, *, kept: Path,
+        calibration: Sequence[Sequence[int]] = (), held_out: Sequence[Sequence[int]] = (),
+    ) -> None:  # fmt: skip
+        self._source, self._matrices, self._spec, self._kept = source, matrices, spec, kept
+        self.batches, self.held_out = make_batches(calibration), make_batches(held_out)
+        self.model = StreamedModel(
+            source.folder, architecture=source.architecture, dtype=source.dtype, device=source.device,
+            own_code=source.own_code, tensor_names=source.tensor_names,
+        )  # fmt: skip
+        self._reader = WeightReader(source.folder, source.tensor_names)
+        kept.mkdir(parents=True, exist_ok=True)
+        with torch.inference_mode():
+            self._states = self._embed(self.batches, rooms=1)[0]
+            self.before, self.after = self._embed(self.held_out, rooms=2)
+            for one, other in zip(self.before, self.after, strict=True):
+                other.copy_(one)
+
+    def _embed(self, batches: Sequence[Batch], *, rooms: int) -> list[list[torch.Tensor]]:
+        return self.model.embed([b.ids for b in batches], rooms=rooms) if batches else [[] for _ in range(rooms)]
+
+    @property
+    def cost(self) -> int:
+        """How many batches the pass takes over all layers."""
+        return 2 * len(self.model) * (len(self.batches) + len(self.held_out))
+
+    def run(self, advance: Advance, *, say: Callable[[str], None]) -> None:
+        """Run and quantize one layer after the other.
+
+        Raises:
+            ScoringError: what enters a layer is not finite.
+            CheckpointError: the weights do not fit the config.
+        """
+        numbers = [n for n in range(len(self.model)) if self._of_layer(n)]
+        if done := sum(self._file(number).is_file() for number in numbers):
+            say(f"{done} of {len(numbers)} layers were quantized by an earlier run")
+        with torch.inference_mode(), closing(self.model.layers(range(len(self.model)))) as layers:
+            for number, layer in enumerate(layers):
+                self._one_layer(number, layer, advance)
+
+    def _one_layer(self, number: int, layer: nn.Module, advance: Advance) -> None:
+        matrices, file = self._of_layer(number), self._file(number)
+        wanted = bool(matrices) and not file.is_file() and self._spec.method == "gptq"
+        moments = Moments(layer, self._prefix(number), self._matrices)
+        with moments.taken() if wanted else ExitStack(), self._activations(layer):
+            for batch, states in zip(self.batches, self._states, strict=True):
+                if wanted:
+                    moments.mask = batch.mask.to(self.model.device)
+                    self._through(number, layer, states)
+                advance()
+        for states in self.before:
+            states.copy_(self._through(number, layer, states))
+            advance()
+        if matrices and not file.is_file():
+            self._quantize(matrices, moments, file)
+        self._replace(layer, matrices, file)
+        with self._activations(layer):
+            for states in (*self._states, *self.after):
+                states.copy_(self._through(number, layer, states))
+                advance()
+
+    def _of_layer(self, number: int) -> list[Matrix]:
+        prefix = self._prefix(number)
+        return [matrix for name, matrix in self._matrices.items() if name.startswith(prefix)]
+
+    def _prefix(self, number: int) -> str:
+        return f"{self._source.architecture.layers_prefix}{number}."
+
+    def _file(self, number: int) -> Path:
+        return self._kept / f"layer-{number:05d}.safetensors"
+
+    @property
+    def files(self) -> list[Path]:
+        """What the layers became, in their order."""
+        return [self._file(number) for number in range(len(self.model)) if self._of_layer(number)]
+
+    def _through(self, number: int, layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        """Run one batch of states, [texts, tokens, hidden_size], through a layer."""
+        arguments = self.model.arguments(number, states.shape[1])
+        output = layer(states.to(self.model.device), **arguments)
+        found: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+        return found
+
+    @contextmanager
+    def _activations(self, layer: nn.Module) -> Iterator[None]:
+        """Let what enters the matrices of a layer have as few bits as the scheme says."""
+        with ExitStack() as hooks:
+            if self._spec.scheme == "fp8":
+                for linear in (module for module in layer.modules() if isinstance(module, nn.Linear)):
+                    hooks.callback(linear.register_forward_pre_hook(_in_few_bits).remove)
+            yield
+
+    def _quantize(self, matrices: Sequence[Matrix], moments: Moments, file: Path) -> None:
+        """Quantize the matrices of a layer, the widest first, whose moments take the most room."""
+        from safetensors.torch import save_file
+
+        tensors: dict[str, torch.Tensor] = {}
+        for matrix in sorted(matrices, key=lambda m: -m.columns):
+            weight = read_tensor(self._reader.place(matrix.name)).to(self.model.device)
+            scale = gptq.scales_of(weight, self._spec)
+            if self._spec.method == "gptq":
+                values = gptq.gptq(weight, scale, moments.pop(matrix.name), self._spec, name=matrix.name)
+            else:
+                values = gptq.round_to_nearest(weight, scale, self._spec)
+            del weight
+            tensors |= encode(values.cpu(), scale.cpu(), self._spec, module=matrix.module)
+        staged = file.with_name(f"{scratch_prefix(file.name)}tmp")
+        save_file(tensors, staged)
+        staged.replace(file)
+
+    def _replace(self, layer: nn.Module, matrices: Sequence[Matrix], file: Path) -> None:
+        """Put what the matrices of a layer became into their place."""
+        from safetensors import safe_open
+
+        if not matrices:
+            return
+        with safe_open(file, "pt") as stored:
+            names = list(stored.keys())
+            for matrix in matrices:
+                parts = {n: stored.get_tensor(n) for n in names if n.rpartition(".")[0] == matrix.module}
+                module = layer.get_submodule(matrix.module.split(".", self._prefix(0).count("."))[-1])
+                module.weight.copy_(decode(parts, self._spec, module=matrix.module, dtype=module.weight.dtype))
+
+
+def _in_few_bits(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Round what enters a layer to 8-bit floats, scaled token by token."""
+    states = inputs[0]
+    scale = states.abs().amax(dim=-1, keepdim=True) / gptq.MOST_FP8
+    scale = torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
+    rounded = (states / scale).clamp(-gptq.MOST_FP8, gptq.MOST_FP8).to(gptq.FP8).to(states.dtype)
+    return (rounded * scale, *inputs[1:])
+
+
+class Moments:
+    """Second moments of what enters the matrices of a layer; those that are handed the same share theirs.
+
+    Args:
+        layer: a decoder layer.
+        prefix: of its tensors' names.
+        matrices: those that get fewer bits.
+    """
+
+    def __init__(self, layer: nn.Module, prefix: str, matrices: Mapping[str, Matrix]) -> None:
+        self._linears = {
+            f"{prefix}{name}{SUFFIX}": module
+            for name, module in layer.named_modules()
+            if f"{prefix}{name}{SUFFIX}" in matrices
+        }
+        self.mask = torch.empty(0)
+        """bool, [texts, tokens] of the batch that is run."""
+        self._sums: dict[str, torch.Tensor] = {}
+        self._shared: dict[str, str] = {}
+        self._last: tuple[torch.Tensor, str] | None = None
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Take them while the block runs."""
+        with ExitStack() as hooks:
+            for name, module in self._linears.items():
+                hooks.callback(module.register_forward_pre_hook(self._taking(name)).remove)
+            yield
+        self._last = None
+
+    def _taking(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def take(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            states = inputs[0]
+            if self._last is not None and self._last[0] is states:  # as queries, keys and values are made of the same
+                self._shared[name] = self._last[1]
+                return
+            self._shared[name], self._last = name, (states, name)
+            rows = states[self.mask].float()  # [tokens, columns]
+            if name not in self._sums:
+                self._sums[name] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+            self._sums[name].addmm_(rows.T, rows)
+
+        return take
+
+    def pop(self, name: str) -> torch.Tensor:
+        """Return those of a matrix, [columns, columns]; they are let go with the last matrix that has them."""
+        of = self._shared.pop(name)
+        return self._sums[of] if of in self._shared.values() else self._sums.pop(of)
+
+
+def needed_bytes(matrices: Mapping[str, Matrix], spec: QuantizationSpec, *, prefix: str, dtype: str) -> int:
+    """Return the bytes that the pass takes beside the hidden states: two layers, moments, and the work on a matrix.
+
+    `prefix` is what the names of decoder layers begin with.
+    """
+    layers: dict[str, list[Matrix]] = {}
+    for name, matrix in matrices.items():
+        layers.setdefault(name.removeprefix(prefix).split(".")[0], []).append(matrix)
+    most = 0
+    for own in layers.values():
+        weights = sum(m.parameters for m in own) * COMPUTE_BITS[dtype] // 8
+        widest = max(m.columns for m in own)
+        work = max(m.parameters for m in own) * 12
+        if spec.method == "gptq":
+            # Those of attention, of its result, of the MLP, of its neurons.
+            work += MOMENT_BYTES * (3 * widest**2 + 3 * min(m.columns for m in own) ** 2)
+        most = max(most, 2 * weights + work)
+    return most
+
+
+def require_room(needed: int) -> None:
+    """Refuse to begin where the memory that may be taken does not hold what the pass needs.
+
+    Raises:
+        EvaluationError: the message has both figures.
+    """
+    if needed > (free := available_bytes()):
+        raise EvaluationError(
+            f"Quantizing takes {size(needed)} of memory beside the hidden states, and {size(free)} may be taken.",
+            hint="Give it more, or pass --method rtn, which needs no second moments.",
+        )

@@ -1,0 +1,390 @@
+"""Heal a pruned model: train it on what its base says, write it anew, verify it, and only then let it appear.
+
+    find it and its base -> check -> documents -> train -> merge -> write and verify
+
+In comes a request, out comes a folder like that of `hubprune prune`, with `healing.json` beside its weights.
+
+    texts    the documents, and that none of them was scored or is in a benchmark
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from math import ceil, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from hubprune.cards.manifest import MANIFEST
+from hubprune.cards.records import read_record
+from hubprune.core.artifacts import (
+    BaseCheckpoint,
+    DropPlan,
+    HealedCheckpoint,
+    HealingLoss,
+    HealingMethod,
+    HealingRecord,
+    Verification,
+)
+from hubprune.core.config import CONFIG_NAME, read_structure, write_json
+from hubprune.core.console import Reporter, quiet, size
+from hubprune.core.devices import library_versions, resolve_device, resolve_dtype
+from hubprune.core.errors import HealingError, MissingDependencyError, RecipeError
+from hubprune.core.files import (
+    StageStore,
+    check_new_folder,
+    file_exists,
+    key_of,
+    scratch_folder,
+    staged_folder,
+    work_folder,
+)
+from hubprune.core.memory import available_bytes, device_bytes
+from hubprune.core.recipe import CalibrationMix, EvaluationSpec, Recipe, parse
+from hubprune.core.requests import HealRequest
+from hubprune.core.strict import parse_json
+from hubprune.pruning import calibration, checkpoint, verify
+from hubprune.pruning.checkpoint import read_back, take_inventory
+from hubprune.pruning.documents import COSMOPEDIA, find_mix
+from hubprune.pruning.layouts import Runnable, make_runnable
+from hubprune.workflows.heal.texts import Texts, benchmark_texts, draw, heads, own_files
+from hubprune.workflows.healed import HEALED, healed_by, told_of_healed, with_tensors
+from hubprune.workflows.run import open_session, open_store
+from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code
+
+if TYPE_CHECKING:
+    from hubprune.healing.models import Distillation
+    from hubprune.healing.training import Settings, Trained
+
+RECORD = "healing.json"
+DEFAULT_STEPS = 200
+RATE_OF_WIDTH_1 = 0.032
+"""Learning rate times the square root of the hidden size: 4e-3 at 64, where it was measured, and 5e-4 at 4096."""
+FULL_SHARE = 0.25
+"""Learning rate of all weights over that of adapters."""
+DOCUMENTS_OF_A_LENGTH = 4
+"""Documents that are drawn for so many tokens as the longest of them has: most are shorter."""
+LOGITS_SHARE = 0.2
+"""Share of the free memory that the logits of one pass may take."""
+COPIES_OF_LOGITS = 6
+"""Float32 values per logit in a step: both models', their softmax, and what goes back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient:
+    """A pruned model, its base, and what is known of how it came to be."""
+
+    found: PrunedFolder
+    plan: DropPlan
+    base: BaseCheckpoint
+    recipe: Recipe | None
+    """Of its publish; None for a folder that was only pruned."""
+
+
+def heal(request: HealRequest, *, reporter: Reporter) -> HealedCheckpoint:
+    """Train a pruned folder or repo until it says again what its base does, and write it into a new folder.
+
+    Raises:
+        HubpruneError: the first thing that is wrong; what fails fast is checked before anything is downloaded.
+    """
+    check_new_folder(Path(request.out))
+    check_asked(request)
+    patient = find_patient(request, reporter=reporter)
+    return heal_patient(request, patient, store=open_store(work_folder(), reporter, earlier="run"), reporter=reporter)
+
+
+def heal_patient(request: HealRequest, patient: Patient, *, store: StageStore, reporter: Reporter) -> HealedCheckpoint:
+    """Do the same with a model that was found already, and keep checkpoints of the training in a work folder."""
+    method, loss = _method(request.method), _loss(request.loss)
+    with scratch_folder(store.folder, name="heal") as scratch:
+        runnable = make_runnable(patient.base, scratch / "base")
+        texts, spec = find_texts(request, patient, runnable, reporter=reporter)
+        with _pair(request, patient, runnable, method, loss, reporter) as pair:
+            settings = _settings(request, patient, pair, texts, method)
+            key = key_of(
+                patient.base.name, patient.base.commit, patient.plan.content, texts.record, method, loss,
+                request.rank, settings.steps, settings.batch_size, settings.learning_rate, settings.seed,
+                settings.device, settings.dtype, settings.micro_batch, texts.held_out_tokens, library_versions(),
+            )  # fmt: skip
+            begun, trained = time.monotonic(), _train(pair, texts, settings, store.folder / "healing" / key, reporter)
+            record = _record(
+                request, patient, pair, texts, spec, settings, trained, seconds=round(time.monotonic() - begun, 1)
+            )
+            healed = with_tensors(patient.base, _changed(pair, method), scratch, reporter=reporter)
+        return _write(patient, healed, record, Path(request.out), reporter)
+
+
+# ---- before ----------------------------------------------------------------------------------------------------------
+
+
+def _method(text: str) -> HealingMethod:
+    known: dict[str, HealingMethod] = {name: name for name in get_args(HealingMethod)}
+    if found := known.get(text.lower()):
+        return found
+    raise RecipeError(f"There is no --method {text!r:.40}.", hint=f"There are {', '.join(known)}.")
+
+
+def _loss(text: str) -> HealingLoss:
+    known: dict[str, HealingLoss] = {name: name for name in get_args(HealingLoss)}
+    if found := known.get(text.lower()):
+        return found
+    raise RecipeError(f"There is no --loss {text!r:.40}.", hint=f"There are {', '.join(known)}.")
+
+
+def check_asked(request: HealRequest) -> None:
+    """Refuse what contradicts itself, and a machine without the library that trains.
+
+    Raises:
+        RecipeError: there is no such method or loss, or two amounts are given.
+        MissingDependencyError: peft is not installed.
+    """
+    _method(request.method)
+    _loss(request.loss)
+    given = [f"--{name}" for name in ("steps", "tokens", "minutes") if getattr(request, name) is not None]
+    if len(given) > 1:
+        raise RecipeError(f"{given[0]} and {given[1]} exclude each other.", hint="Pass one of them.")
+    if request.method == "lora" and find_spec("peft") is None:
+        raise MissingDependencyError("Healing with adapters needs peft.", hint="pip install 'hubprune[heal]'")
+
+
+def find_patient(request: HealRequest, *, reporter: Reporter) -> Patient:
+    """Find a pruned model and its base, and refuse what cannot be healed.
+
+    Raises:
+        RecipeError: it is quantized, healed before, or its MLPs are narrower than the base's.
+        CheckpointError: it was not written by hubprune, or is broken.
+        BaseNotFoundError: there is no such model, or its base cannot be found.
+    """
+    session = open_session(request.endpoint)
+    found = find_pruned(request.checkpoint, revision=request.revision, session=session, reporter=reporter)
+    refuse_foreign_code(found, trust="own")
+    plan, config = verify.plan_of(found.config), found.config
+    if "quantization_config" in config:
+        raise RecipeError(
+            f"{found.name} is quantized, and what has a few bits cannot be trained here.",
+            hint="Heal the pruned model that it was made of, and quantize the result.",
+        )
+    if healed_by(config):
+        raise RecipeError(
+            f"{found.name} was healed before.", hint="Heal the pruned model that it was made of, with more --steps."
+        )
+    if plan.widths:
+        raise RecipeError(
+            f"The MLPs of {found.name} are narrower than its base's, and only models that lost whole sublayers can be "
+            "healed yet.",
+            hint="Train it with trl or another trainer: its layout is made for that.",
+        )
+    hint = "Say where it is with --base FOLDER_OR_REPO: the base is the teacher."
+    base = find_base(request.base, config, hint=hint, session=session, reporter=reporter)
+    recipe = read_record(found.folder).report.recipe if (found.folder / MANIFEST).is_file() else None
+    return Patient(found=found, plan=plan, base=base, recipe=parse(Recipe, recipe) if recipe else None)
+
+
+# ---- documents -------------------------------------------------------------------------------------------------------
+
+
+def find_texts(
+    request: HealRequest, patient: Patient, runnable: Runnable, *, reporter: Reporter
+) -> tuple[Texts, EvaluationSpec]:
+    """Draw the documents of a training; the benchmarks whose texts are none of them are returned with them.
+
+    Raises:
+        CalibrationError: a data set cannot be read, or too little is left of it.
+        EvaluationError: a benchmark cannot be loaded.
+    """
+    recipe = patient.recipe
+    mix = find_mix(request.data) if request.data else recipe.calibration if recipe else COSMOPEDIA
+    if not _is_here(mix):
+        raise RecipeError(
+            f"The documents that {patient.found.name} was scored on are a file that is not here.",
+            hint="Pass texts to train on with --data MIX or FILE.",
+        )
+    spec = _benchmarks(request, patient)
+    seen = benchmark_texts(spec)
+    if not spec.tasks:
+        reporter.warn("no benchmark was looked for in the documents: name those that it will be measured on, --tasks")
+    tokenizer, context = runnable.tokenizer(), patient.base.config.get("max_position_embeddings")
+    max_tokens = min(mix.max_tokens, context or mix.max_tokens)
+    commits, seed = calibration.resolve_commits(mix), recipe.seed if recipe else request.seed
+    wanted = (request.steps or DEFAULT_STEPS) * request.batch_size
+    if request.tokens is not None:
+        wanted = ceil(request.tokens / max_tokens * DOCUMENTS_OF_A_LENGTH)
+    scored: frozenset[tuple[int, ...]] = frozenset()
+    if recipe and recipe.needs_scores and _is_here(recipe.calibration):
+        drawn = calibration.draw(
+            recipe.calibration, commits=calibration.resolve_commits(recipe.calibration), seed=seed,
+            tokenizer=tokenizer, context_length=context, reporter=Reporter(quiet=True),
+        )  # fmt: skip
+        scored = heads([document.ids for document in drawn.documents])
+    texts = draw(
+        mix, commits=commits, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens, wanted=wanted,
+        held_out=request.held_out, scored=scored, benchmarks=seen, reporter=reporter,
+    )  # fmt: skip
+    told = "none of them scored" if scored or (recipe and not recipe.needs_scores) else "scored ones not known"
+    against = f"; {texts.left_out} shared 13 words with {', '.join(spec.tasks)}" if spec.tasks else ""
+    reporter.note(f"{len(texts.trained):,} documents to train on, {len(texts.held_out)} held out, {told}{against}")
+    return texts, spec
+
+
+def _is_here(mix: CalibrationMix) -> bool:
+    files = (subset.dataset for subset in mix.subsets if Path(subset.dataset).suffix in (".jsonl", ".txt", ".parquet"))
+    return all(map(file_exists, files))
+
+
+def _benchmarks(request: HealRequest, patient: Patient) -> EvaluationSpec:
+    """Return the benchmarks that must not be among the documents: those named, or those that it was measured on."""
+    include = request.include_path or own_files(patient.found.folder)
+    if request.tasks is None:
+        tasks = patient.recipe.evaluation.tasks if patient.recipe else ()
+        return parse(EvaluationSpec, {"tasks": tasks, "include_path": include if tasks else None})
+    names = request.tasks.split(",") if isinstance(request.tasks, str) else list(request.tasks)
+    tasks = () if [name.strip().lower() for name in names] == ["none"] else tuple(name.strip() for name in names)
+    return parse(EvaluationSpec, {"tasks": tasks, "include_path": include if tasks else None})
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _pair(
+    request: HealRequest, patient: Patient, runnable: Runnable, method: HealingMethod, loss: HealingLoss,
+    reporter: Reporter,
+) -> Iterator[Distillation]:  # fmt: skip
+    """Yield base and pruned model, ready to be trained."""
+    import torch
+
+    from hubprune.core.neutral import load_causal_lm
+    from hubprune.healing import models
+
+    config, architecture = patient.base.config, read_structure(patient.base.config).architecture
+    device = resolve_device(request.device or "auto")
+    dtype = resolve_dtype(request.dtype or "auto", config, device=device)
+    weights = sum(f.size for f in patient.base.files if f.path.endswith(".safetensors"))
+    _check_memory(weights, method, device)
+    with quiet():
+        load = partial(load_causal_lm, runnable.folder, own_code=runnable.own_code)
+        teacher = load(dtype=getattr(torch, dtype)).requires_grad_(requires_grad=False)
+        own = teacher if method == "lora" else load(dtype=torch.float32)
+        student = models.without_sublayers(own, patient.plan, architecture)
+        if method == "lora":
+            student = models.with_adapters(student, rank=request.rank, seed=request.seed)
+        else:
+            student.requires_grad_(requires_grad=True)
+    inner = student.get_base_model() if method == "lora" else student
+    kept = sorted(patient.plan.published_numbers)
+    layers = [(teacher.model.layers[number], inner.model.layers[number]) for number in kept]
+    reporter.note(f"healing on {device} in {dtype}, {'one set of weights' if method == 'lora' else 'two models'}")
+    yield models.Distillation(teacher, student, loss, layers=layers)
+
+
+def _check_memory(weights: int, method: HealingMethod, device: str) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        HealingError: with what would.
+    """
+    free = device_bytes(device) if device != "cpu" else available_bytes()
+    needed = int(weights * 1.1) if method == "lora" else weights * 9  # float32, its gradient, two moments, the teacher
+    if needed > free:
+        raise HealingError(
+            f"Healing needs {size(needed)} for weights{'' if method == 'lora' else ', gradients and moments'}, and "
+            f"{size(free)} are free.",
+            hint="Pass --method lora." if method == "full" else "Run it where the base fits into memory.",
+        )
+
+
+def _settings(
+    request: HealRequest, patient: Patient, pair: Distillation, texts: Texts, method: HealingMethod
+) -> Settings:
+    from hubprune.healing.training import Settings, seconds_per_step
+
+    config, parameter = patient.base.config, next(pair.parameters())
+    device = resolve_device(request.device or "auto")
+    width = int(config["hidden_size"])
+    rate = request.learning_rate or RATE_OF_WIDTH_1 / sqrt(width) * (1.0 if method == "lora" else FULL_SHARE)
+    free = device_bytes(device) if device != "cpu" else available_bytes()
+    longest, room = max(map(len, texts.trained + texts.held_out)), free * LOGITS_SHARE
+    row = longest * int(config.get("vocab_size", 1)) * 4 * COPIES_OF_LOGITS
+    fitting = [n for n in range(1, request.batch_size + 1) if request.batch_size % n == 0 and n * row <= room]
+    settings = Settings(
+        steps=request.steps or DEFAULT_STEPS, batch_size=request.batch_size, micro_batch=max(fitting, default=1),
+        learning_rate=rate,
+        seed=request.seed, device=device, dtype=str(parameter.dtype).removeprefix("torch."),
+        checkpointing=device != "cpu",
+    )  # fmt: skip
+    mean = sum(map(len, texts.trained)) / len(texts.trained)
+    if request.tokens is not None:
+        return settings.with_steps(ceil(request.tokens / (mean * request.batch_size)))
+    if request.minutes is not None:
+        return settings.with_steps(int(request.minutes * 60 / seconds_per_step(pair, texts.trained, settings)))
+    return settings
+
+
+def _train(pair: Distillation, texts: Texts, settings: Settings, folder: Path, reporter: Reporter) -> Trained:
+    from hubprune.healing import training
+
+    with quiet():
+        return training.train(pair, texts.trained, texts.held_out, settings, folder=folder, reporter=reporter)
+
+
+def _record(
+    request: HealRequest, patient: Patient, pair: Distillation, texts: Texts, spec: EvaluationSpec, settings: Settings,
+    trained: Trained, *, seconds: float,
+) -> HealingRecord:  # fmt: skip
+    from hubprune.healing.models import recovered
+
+    method = _method(request.method)
+    libraries = ("accelerate", "peft", "torch", "transformers") if method == "lora" else ("accelerate", "torch")
+    return HealingRecord(
+        method=method, rank=request.rank if method == "lora" else None, loss=_loss(request.loss),
+        learning_rate=settings.learning_rate, batch_size=settings.batch_size, steps=trained.steps,
+        planned_steps=settings.steps, tokens=trained.tokens, seed=settings.seed, data=texts.record,
+        held_out_documents=len(texts.held_out), held_out_tokens=texts.held_out_tokens, left_out=texts.left_out,
+        checked_against=spec.tasks, base_perplexity=trained.first.base_perplexity, curve=trained.curve,
+        recovered=recovered(trained.first, trained.last, seed=request.seed),
+        trained_parameters=sum(p.numel() for p in pair.parameters() if p.requires_grad),
+        shares_weights=method == "lora", seconds=seconds, dtype=settings.dtype, device=settings.device,
+        versions={name: version(name) for name in libraries},
+    )  # fmt: skip
+
+
+def _changed(pair: Distillation, method: HealingMethod) -> Iterator[tuple[str, Any]]:
+    from hubprune.healing import merging
+
+    return merging.merged(pair.student) if method == "lora" else merging.trained(pair.student)
+
+
+# ---- after -----------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    patient: Patient, healed: BaseCheckpoint, record: HealingRecord, out: Path, reporter: Reporter
+) -> HealedCheckpoint:
+    """Write the healed checkpoint and verify it against the base with the trained tensors; then it appears."""
+    plan, architecture = patient.plan, read_structure(patient.base.config).architecture
+    with scratch_folder(out.absolute().parent, name=out.name) as work, staged_folder(out) as staged:
+        total = sum(path.stat().st_size for path in Path(healed.folder or "").rglob("*.safetensors"))
+        with reporter.progress("writing", total=total, unit="B") as advance:
+            checkpoint.write_checkpoint(healed, plan, staged, advance=advance)
+        config = parse_json((staged / CONFIG_NAME).read_bytes(), where=CONFIG_NAME)
+        config["hubprune"] = {**config["hubprune"], HEALED: record.method}
+        write_json(config, staged)
+        runnable = make_runnable(healed, work / "base")
+        stored = runnable.weights()
+        read = read_back(stored, staged, plan=plan, architecture=architecture)
+        seen: Verification = verify.verify(
+            runnable, staged, plan=plan, config=healed.config, architecture=architecture, read=read, reporter=reporter
+        )
+        verify.require_passed(seen)
+        (staged / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        written = take_inventory(
+            stored, staged, plan=plan, config=healed.config, architecture=architecture, known=read.files
+        )
+    reporter.note(f"verified in a fresh process: {len(seen.checks)} checks passed")
+    seen = seen.model_copy(update={"checks": told_of_healed(seen.checks)})
+    return HealedCheckpoint(written=written, record=record, verification=seen)
