@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from hubprune.cards import free_text, front_matter, measured, overview, provenance
 from hubprune.cards import removal as removed
-from hubprune.cards.context import CardContext, Glance
+from hubprune.cards.context import CardContext, Glance, SiblingContext
 from hubprune.cards.limits import limits, verdict
 from hubprune.cards.manifest import checkpoint_tag
 from hubprune.cards.markdown import FILTERS
@@ -37,7 +37,7 @@ from hubprune.core.templates import template_folder
 if TYPE_CHECKING:
     from jinja2 import Environment as Templates
 
-CARD_TEMPLATE = "base.md.jinja"
+CARD_TEMPLATE, SIBLING_TEMPLATE = "base.md.jinja", "sibling.md.jinja"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
         title=name,
         base=overview.base_link(base, endpoint=report.endpoint),
         summary=overview.summary(report),
+        beside=overview.beside(report.beside, endpoint=report.endpoint),
         attribution=attribution_line(terms),
         warnings=tuple(license_warnings(base, given=given)),
         glance=Glance(table=overview.glance(report), verdict=verdict(benchmarks, repetition=repetition)),
@@ -81,7 +82,7 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
             plan, scores=scores, verification=report.verification, by_hand=tuple(recipe.drop.by_hand),
             picture=pictures.importance,
         ),
-        calibration=removed.calibration(scores),
+        calibration=removed.calibration(scores.calibration if scores else None),
         benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks),
         speed=measured.section(report.speed),
         free_text=free_text.section(generation),
@@ -89,12 +90,12 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
         notes=report.notes,
         reproduction=provenance.reproduction(report, recipe=public_recipe(recipe, base=base), tag=tag),
         licence=provenance.licence(base, plan=plan, name=name, given=given),
-        citations=provenance.citations(report),
+        citations=provenance.citations(base, plan, endpoint=report.endpoint, measured=benchmarks is not None),
         footer=f"Written by hubprune {report.environment.hubprune}, card template {template_hash(overrides)[:8]}.",
     )  # fmt: skip
 
 
-def render(context: CardContext, *, overrides: Path | None = None) -> str:
+def render(context: CardContext | SiblingContext, *, overrides: Path | None = None) -> str:
     """Render a card in one pass; text of models and users is only ever a value in it.
 
     Raises:
@@ -102,7 +103,8 @@ def render(context: CardContext, *, overrides: Path | None = None) -> str:
     """
     with _template_errors(own=overrides is not None):
         made = template_environment("card", filters=FILTERS, overrides=overrides) if overrides else _shipped()
-        return scrub(made.get_template(CARD_TEMPLATE).render(card=context))
+        template = CARD_TEMPLATE if isinstance(context, CardContext) else SIBLING_TEMPLATE
+        return scrub(made.get_template(template).render(card=context))
 
 
 @cache

@@ -204,6 +204,15 @@ class Licence(Described):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beside(Described):
+    """A repo that holds the same model otherwise."""
+
+    link: Link
+    told: str
+    """What it holds, in some words."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CardContext(Described):
     """Everything that a card says."""
 
@@ -213,6 +222,8 @@ class CardContext(Described):
     base: Link
     summary: str
     """The sentence after "This is <base> with "."""
+    beside: tuple[Beside, ...]
+    """The same model quantized, or for another runtime."""
     attribution: str | None
     """Line that the base's licence asks to be shown."""
     warnings: tuple[str, ...]
@@ -232,6 +243,53 @@ class CardContext(Described):
     licence: Licence
     citations: tuple[str, ...]
     """BibTeX entries."""
+    footer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made(Described):
+    """How a sibling was made of the pruned model."""
+
+    title: str
+    sentences: tuple[str, ...]
+    table: Table
+    """What was done, or the files that were written."""
+    calibration: Calibration | None
+    """The texts that it was quantized with; None where that took none."""
+    verification: VerificationSummary | None
+    """What was checked of the written files; None where the table says it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adding(Described):
+    """What dropping and quantizing cost, each alone and both together."""
+
+    sentences: tuple[str, ...]
+    table: Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiblingContext(Described):
+    """Everything that the card of a sibling says; what has the name of a part of other cards is shown as there."""
+
+    front_matter: str
+    title: str
+    base: Link
+    """The pruned model."""
+    summary: str
+    beside: tuple[Beside, ...]
+    attribution: str | None
+    warnings: tuple[str, ...]
+    glance: Glance
+    usage: Usage
+    made: Made
+    benchmarks: Benchmarks | None
+    """Base and pruned model, each as it is and quantized."""
+    adding: Adding | None
+    limits: tuple[str, ...]
+    reproduction: Reproduction
+    licence: Licence
+    citations: tuple[str, ...]
     footer: str
 
 

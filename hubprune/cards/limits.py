@@ -53,10 +53,11 @@ def verdict(comparison: BenchmarkComparison | None, *, repetition: RepetitionCom
         loops = "Its texts end in a loop more often than the base's."
     else:
         loops = "More of its texts end in a loop than of the base's, which is not distinguishable from chance."
-    return _benchmark_verdict(comparison), loops
+    return benchmark_verdict(comparison), loops
 
 
-def _benchmark_verdict(comparison: BenchmarkComparison | None) -> str:
+def benchmark_verdict(comparison: BenchmarkComparison | None) -> str:
+    """Say what a model's benchmarks come to against its base."""
     if comparison is None or not comparison.tasks:
         return "Verdict: what the removal cost on benchmarks was not measured."
     rows = comparison.main_metrics()
@@ -100,7 +101,7 @@ def limits(
     """List by fixed rules what the numbers warn of and what was not measured; no causes are claimed."""
     others = "languages and tasks other than those above" if comparison and comparison.tasks else "other languages"
     return (
-        *_benchmark_limits(comparison),
+        *benchmark_limits(comparison),
         *free_text.limits(generation),
         *_score_limits(plan, scores=scores),
         "Nothing was trained after the removal.",
@@ -109,7 +110,8 @@ def limits(
     )
 
 
-def _benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
+def benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
+    """List what the benchmarks of a model warn of."""
     if comparison is None or not comparison.tasks:
         yield "No benchmark was run: what the removal cost is not known."
         return

@@ -1,28 +1,23 @@
 """`hubprune.json`, the record of a published repo that a program can read, and `recipe.yaml` beside it.
 
-It is read in two ways: tolerantly, to compare a repo with what a publish is about to send, and strictly, as the report
-that it was written from, in so far as that was published.
+What is in a repo is read tolerantly here, to compare it with what a publish is about to send; `records` reads it
+strictly.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from hubprune.cards.markdown import refuse_unsafe
-from hubprune.core.artifacts import PublishReport, RepoFile, WrittenCheckpoint
-from hubprune.core.errors import CheckpointError, VerificationError
+from hubprune.core.artifacts import PublishReport, RepoFile, SiblingReport, WrittenCheckpoint
+from hubprune.core.errors import VerificationError
 from hubprune.core.files import list_files, write_atomically
 from hubprune.core.privacy import public_address, public_name, public_recipe, scrub, scrub_all
 from hubprune.core.recipe import Recipe, parse
-from hubprune.core.strict import parse_json
 
 CARD = "README.md"
 MANIFEST = "hubprune.json"
@@ -35,6 +30,8 @@ READ_OF_THE_BASE = ("model_type", "auto_map", "num_hidden_layers", "max_position
 """Keys of the base's config.json that a card may need."""
 AS_THEY_ARE = ("scores", "plan", "verification", "generation", "snippet", "notes")
 """Parts of the report that the manifest holds unchanged."""
+OF_SIBLINGS = ("kind", "pruned", "pruned_tag", "beside", "quantized", "control", "exports", "carried")
+"""The same of a sibling's."""
 
 
 # ---- digests -----------------------------------------------------------------------------------------------------
@@ -53,7 +50,12 @@ def checkpoint_tag(checkpoint: WrittenCheckpoint) -> str:
 
     The card names the tag, so the card's own bytes cannot be part of it.
     """
-    return f"hubprune-{files_digest(checkpoint.files)[:8]}"
+    return files_tag(checkpoint.files)
+
+
+def files_tag(files: Iterable[RepoFile]) -> str:
+    """Return the tag that names exactly these files of a checkpoint."""
+    return f"hubprune-{files_digest(files)[:8]}"
 
 
 def content_digest(values: Mapping[str, Any]) -> str | None:
@@ -100,17 +102,55 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
     Raises:
         VerificationError: a file is not the one that was verified.
     """
+    listed = _listed(folder, report.checkpoint.files)
+    return _write(folder, scrub_all(_content(report)) | {"card_templates": template_hash}, _run(report), listed)
+
+
+def write_sibling(folder: Path, *, report: SiblingReport, template_hash: str) -> tuple[RepoFile, ...]:
+    """Write the hubprune.json of a sibling, as `write_manifest` does that of a pruned repo.
+
+    Raises:
+        VerificationError: a file is not the one that was verified.
+    """
+    listed = _listed(folder, report.files)
+    dump, four = report.model_dump(mode="json"), report.benchmarks
+    for part in (parts := dump["benchmarks"] or {}):
+        if part != "together":
+            del parts[part]["seconds"]
+    written = report.checkpoint
+    if report.quantized:
+        written = report.quantized.written
+        del dump["quantized"]["written"]
+    figures = written.model_dump(mode="json", exclude={"files"})
+    content = {
+        **_origin(report, parse(Recipe, report.recipe)),
+        **{name: dump[name] for name in ("plan", "snippet", "fingerprint")},
+        "benchmarks": parts.pop("both") if four else None,
+        "checkpoint": {**figures, "files": [file.path for file in report.files]},
+        "sibling": {
+            **{name: dump[name] for name in OF_SIBLINGS}, "benchmarks": parts or None,
+            "checkpoint": report.checkpoint.model_dump(mode="json", exclude={"files"}),
+        },
+    }  # fmt: skip
+    return _write(folder, scrub_all(content) | {"card_templates": template_hash}, _run(report), listed)
+
+
+def _listed(folder: Path, verified: Iterable[RepoFile]) -> tuple[RepoFile, ...]:
+    """List the files of a folder but the manifest; those that were verified have to be there as they were."""
     listed = tuple(f for f in list_files(folder) if f.path != MANIFEST)
     found = {f.path: f.sha256 for f in listed}
-    for file in report.checkpoint.files:
+    for file in verified:
         if found.get(file.path) != file.sha256:
             what = "was changed" if file.path in found else "has gone"
             raise VerificationError(
                 f"{file.path} {what} since it was verified.", hint=f"Remove {folder} and run the command again."
             )
-    content = scrub_all(_content(report)) | {"card_templates": template_hash}
-    # Where, when and for whom it was made, which the same result may have otherwise.
-    run = {
+    return listed
+
+
+def _run(report: PublishReport | SiblingReport) -> dict[str, Any]:
+    """Say where, when and for whom it was made, which the same result may have otherwise."""
+    return {
         "repo_id": report.repo_id,
         "create_pr": parse(Recipe, report.recipe).target.create_pr,
         "endpoint": public_address(report.endpoint),
@@ -118,6 +158,11 @@ def write_manifest(folder: Path, *, report: PublishReport, template_hash: str) -
         "seconds": [[stage, seconds] for stage, seconds in report.seconds.items()],  # pairs, since their order counts
         "stage_keys": report.stage_keys,
     }
+
+
+def _write(
+    folder: Path, content: Mapping[str, Any], run: Mapping[str, Any], listed: Sequence[RepoFile]
+) -> tuple[RepoFile, ...]:
     text = _finished({**content, "run": scrub_all(run), "files": {f.path: _row(f) for f in listed}})
     write_atomically(folder / MANIFEST, text)
     return tuple(sorted((*listed, _described(MANIFEST, text.encode())), key=lambda f: f.path))
@@ -159,17 +204,26 @@ def _content(report: PublishReport) -> dict[str, Any]:
     dump = report.model_dump(mode="json", exclude={"scores": {"per_document"}, "benchmarks": {"seconds"}})
     for source in dump["scores"]["calibration"]["sources"] if dump["scores"] else ():
         source["dataset"] = public_name(source["dataset"])
-    base, recipe = report.base, public_recipe(parse(Recipe, report.recipe), base=report.base)
-    config = {key: base.config[key] for key in READ_OF_THE_BASE if key in base.config}
-    card = base.card.model_dump(mode="json")
     return {
         **{name: dump[name] for name in (*AS_THEY_ARE, "benchmarks", "speed", "fingerprint")},
-        "hubprune": report.environment.hubprune,
-        "versions": report.environment.versions,
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
-        "base": {"repo_id": base.name, "commit": base.commit, "card": card, "config": config},
+        **_origin(report, parse(Recipe, report.recipe)),
+        **({"beside": dump["beside"]} if report.beside else {}),
         "checkpoint": {**dump["checkpoint"], "files": [f.path for f in report.checkpoint.files]},
     }
+
+
+def _origin(report: PublishReport | SiblingReport, recipe: Recipe) -> dict[str, Any]:
+    """Say of what, by which recipe and with what it was made."""
+    base = report.base
+    config = {key: base.config[key] for key in READ_OF_THE_BASE if key in base.config}
+    return {
+        "hubprune": report.environment.hubprune,
+        "versions": report.environment.versions,
+        "recipe": public_recipe(recipe, base=base).model_dump(mode="json", exclude_none=True),
+        "base": {
+            "repo_id": base.name, "commit": base.commit, "card": base.card.model_dump(mode="json"), "config": config,
+        },
+    }  # fmt: skip
 
 
 # ---- reading, tolerantly -----------------------------------------------------------------------------------------
@@ -206,92 +260,3 @@ def read_manifest(data: bytes) -> RemoteManifest:
     except (ValueError, RecursionError):
         values = {}
     return RemoteManifest(values if isinstance(values, dict) else {}, data=data)
-
-
-# ---- reading, strictly -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishRecord:
-    """What a manifest says of the publish that wrote it."""
-
-    values: Mapping[str, Any]
-    """The manifest itself."""
-    report: PublishReport
-    """Without scores of single documents, local folders, and how long the benchmarks alone took."""
-    files: Mapping[str, RepoFile]
-    """By path, all published files but the manifest, with their SHA-256."""
-
-
-def read_record(folder: Path) -> PublishRecord:
-    """Read the manifest of a published folder, all of it or nothing.
-
-    Raises:
-        CheckpointError: there is none, it is of another version, or it was changed after it was written.
-    """
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder.", hint="Name one that hubprune publish --out wrote.")
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} holds no {MANIFEST}, so hubprune publish did not write it.",
-            hint="Name a folder that hubprune publish --out wrote, or a download of a published repo.",
-        )
-    return parse_record(path.read_bytes(), where=str(path))
-
-
-def parse_record(data: bytes, *, where: str) -> PublishRecord:
-    """Read the bytes of a manifest, all of it or nothing.
-
-    Raises:
-        CheckpointError: it is of another version, or it was changed after it was written.
-    """
-    values = parse_json(data, where=where)
-    if (schema := values.get("schema_version")) != SCHEMA_VERSION:
-        by = f" by hubprune {writer}" if isinstance(writer := values.get("hubprune"), str) else ""
-        raise CheckpointError(
-            f"{where} was written{by} with schema version {schema!r}; this hubprune reads version {SCHEMA_VERSION}.",
-            hint="Use the version that wrote it, or publish again with this one.",
-        )
-    # A card says that everything in it was measured, so figures that no run has found are refused.
-    if (digest := content_digest(values)) is None or digest != values.get("content_sha256"):
-        raise CheckpointError(
-            f"{where} was changed after it was written: its content has another SHA-256 than it names.",
-            hint="Take it from the Hub again, or publish again.",
-        )
-    try:
-        files = {path: RepoFile(path=path, **row) for path, row in values["files"].items()}
-        report = PublishReport.model_validate(_report_values(values))
-        refuse_unsafe(report.notes or "", name=f"The notes in {where}")
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "its root"
-        raise CheckpointError(f"{where} is broken at {place}: {problem['msg']}.") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{where} is broken: {error!r}.") from error
-    return PublishRecord(values=values, report=report, files=files)
-
-
-def _report_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    run, recipe, base, benchmarks = values["run"], values["recipe"], values["base"], values["benchmarks"]
-    seconds = dict(run["seconds"])
-    # Of the base's files those are known that were carried over, licences among them.
-    files = [{"path": path, **values["files"][path]} for path in values["checkpoint"]["files"]]
-    # The time of their stage is all that is known of the benchmarks'.
-    timed = None if benchmarks is None else {**benchmarks, "seconds": seconds.get("benchmarks", 0.0)}
-    return {
-        **{name: values[name] for name in AS_THEY_ARE},
-        "speed": values.get("speed"),
-        "refreshed": values.get("refreshed", ()),
-        "recipe": {**recipe, "target": {**recipe["target"], "create_pr": run["create_pr"]}},
-        "repo_id": run["repo_id"],
-        "endpoint": run["endpoint"],
-        "base": {"name": base["repo_id"], "files": files, **{key: base[key] for key in ("commit", "card", "config")}},
-        "checkpoint": {**values["checkpoint"], "files": files},
-        "benchmarks": timed,
-        "published": None,
-        "environment": {**run["environment"], "hubprune": values["hubprune"], "versions": values["versions"]},
-        "seconds": seconds,
-        "fingerprint": values.get("fingerprint", {}),
-        "stage_keys": run.get("stage_keys", {}),
-    }

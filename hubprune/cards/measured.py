@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from hubprune.cards.context import Benchmarks, Picture, Speed, Table
+from hubprune.cards.context import Adding, Benchmarks, Picture, Speed, Table
 from hubprune.cards.markdown import NONE, count, plain, signed, size_change, span, with_error, with_interval
 from hubprune.core.artifacts import (
     BenchmarkComparison,
     Interval,
     Measure,
+    QuantizedBenchmarks,
     SpeedMeasured,
     SpeedReport,
+    TaskComparison,
+    Together,
 )
 from hubprune.core.console import size
 
@@ -108,6 +111,95 @@ def _test_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
     if untested := [f"{r.task} ({r.metric})" for r in comparison.tasks if not (r.paired and r.paired.mark)]:
         yield f"Not tested, for want of values per document that vary: {', '.join(untested)}."
 
+
+# ---- four models ----------------------------------------------------------------------------------------------------
+
+
+def four_benchmarks(four: QuantizedBenchmarks | None) -> Benchmarks | None:
+    """Put base and pruned model, each as it is and quantized, into one table; None where nothing was run."""
+    if four is None or not four.both.tasks:
+        return None
+    columns = (
+        "Task", "Metric", "Base", "Base, quantized", "Pruned", "This model", "Δ points to base", "Δ points to pruned",
+        "Δ relative to pruned, %", "Verdict", "n", "Shots",
+    )  # fmt: skip
+    rows = tuple(_four_row(four, row) for row in four.both.tasks if _same_rows(four, row))
+    compared = four.both
+    sentences = [
+        "Base and pruned model, each as it is and quantized in the same way with the same texts, answered the same"
+        f" documents with lm-eval {compared.lm_eval} ({compared.dtype}, {compared.device}, seed {compared.seed}).",
+        "± is one standard error of a model's own value; behind a change, in brackets, is its 95 % interval, document"
+        " by document. Δ points is 100 × (this − other) for metrics between 0 and 1. The verdict is that of this model"
+        " against the base, adjusted for the number of tasks by Holm's method. ↑: higher is better, ↓: lower.",
+    ]
+    if compared.limit is not None:
+        sentences.append(f"Limited to the first {count(compared.limit)} documents of each task.")
+    table = Table(columns=columns, align="llrrrrrrrlrr", rows=rows)
+    return Benchmarks(sentences=tuple(sentences), table=table, picture=None, notes=())
+
+
+def _same_rows(four: QuantizedBenchmarks, row: TaskComparison) -> tuple[TaskComparison, TaskComparison] | None:
+    """Find the rows of the same metric: base against its quantized self, and pruned against quantized."""
+
+    def found(comparison: BenchmarkComparison) -> TaskComparison | None:
+        same = ((r.task, r.metric, r.filter) == (row.task, row.metric, row.filter) and r for r in comparison.tasks)
+        return next((r for r in same if r), None)
+
+    control, step = found(four.control), found(four.step)
+    return (control, step) if control and step else None
+
+
+def _four_row(four: QuantizedBenchmarks, row: TaskComparison) -> tuple[str, ...]:
+    control, step = _same_rows(four, row) or (row, row)
+    values = (row.base, control.pruned, step.base, row.pruned)
+    whole = row.documents == row.documents_available
+    changes = (with_interval(change) if change else NONE for change in (row.points, step.points, step.percent))
+    metric = f"{row.metric}{f' ({row.filter})' if row.filter else ''} {'↑' if row.higher_is_better else '↓'}"
+    return (
+        row.task, metric, *(with_error(v.value, v.standard_error) for v in values), *changes,
+        (row.paired and row.paired.mark) or NONE,
+        count(row.documents) + ("" if whole else f" of {count(row.documents_available)}"), str(row.num_fewshot),
+    )  # fmt: skip
+
+
+def adding(four: QuantizedBenchmarks | None) -> Adding | None:
+    """Say whether what dropping and quantizing cost adds up; None where no metric tells."""
+    if four is None or not four.together:
+        return None
+    last = four.together[-1]
+    rows = tuple(
+        (
+            row.name if row.metric is None else f"{row.name}, {row.metric}", with_interval(row.dropped),
+            with_interval(row.quantized), signed(row.dropped.value + row.quantized.value), with_interval(row.both),
+            with_interval(row.excess),
+        )
+        for row in four.together
+    )  # fmt: skip
+    columns = ("Points", "Dropping alone", "Quantizing alone", "Sum of the two", "Both (this model)", "Both − sum")
+    sentences = (
+        _adds_up(last),
+        "The base was quantized by the same scheme and texts for the second column. The interval of the last one is"
+        " from the documents, each of which all four models answered.",
+    )
+    return Adding(sentences=sentences, table=Table(columns=columns, align="lrrrrr", rows=rows))
+
+
+def _adds_up(row: Together) -> str:
+    subject = "the mean of the benchmarks" if row.metric is None else f"{row.name} ({row.metric})"
+    ends = row.excess.ends
+    how = "adds up, as far as these documents can tell: it is"
+    if ends and ends[0] > 0:
+        how = "is smaller than the sum: it is"
+    elif ends and ends[1] < 0:
+        how = "is larger than the sum: it is"
+    off = with_interval(row.excess, unit=" points", label="95 % interval ")
+    return (
+        f"What dropping ({signed(row.dropped.value)}) and quantizing ({signed(row.quantized.value)}) change in"
+        f" {subject} {how} {signed(row.both.value)} points together, {off} off the sum."
+    )
+
+
+# ---- speed -----------------------------------------------------------------------------------------------------------
 
 PEAKS: Mapping[str, str] = {
     "allocator": "weights and what the GPU's allocator held beside them",

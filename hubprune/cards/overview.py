@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
-from hubprune.cards.context import CustomCode, Link, Printed, Table, Usage
+from hubprune.cards.context import Beside, CustomCode, Link, Printed, Table, Usage
 from hubprune.cards.free_text import loop_rows, wrapped
 
 # fmt: off
@@ -33,6 +33,8 @@ from hubprune.core.artifacts import (
     DropPlan,
     Layout,
     PublishReport,
+    RepoFile,
+    SiblingLink,
     SnippetRun,
     SublayerKind,
 )
@@ -50,6 +52,11 @@ def base_link(base: BaseCheckpoint, *, endpoint: str) -> Link:
     # The Hub's names need no quoting; a name that broke the link would break the card.
     url = page(quote(base.name, errors="replace"), endpoint=endpoint) if base.commit else None
     return Link(name=base.name, url=f"{url}/tree/{base.commit}" if url else None)
+
+
+def beside(links: Sequence[SiblingLink], *, endpoint: str) -> tuple[Beside, ...]:
+    """Name the repos that hold the same model otherwise, each with its page."""
+    return tuple(Beside(link=Link(name=x.repo_id, url=page(x.repo_id, endpoint=endpoint)), told=x.told) for x in links)
 
 
 def summary(report: PublishReport) -> str:
@@ -167,11 +174,7 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
     Of a refreshed repo it is the same code with the tag of the files that are there now.
     """
     base, plan, repo_id, run = report.base, report.plan, report.repo_id, report.snippet
-    code, shown, label = None, None, ""
-    for file in report.checkpoint.files:
-        if file.path.startswith("modeling_") and file.path.endswith(".py") and code is None:
-            shrinks, sha256 = bool(plan.gone("attn")), file.sha256 or NONE
-            code = CustomCode(file=file.path, sha256=sha256, without=plan.parts, shrinks_cache=shrinks)
+    code, shown, label = custom_code(report.checkpoint.files, plan), None, ""
     if run and (run.repo_id, run.revision) == (repo_id, tag):
         shown = run.code
         label = (
@@ -200,6 +203,17 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
     )
 
 
+def custom_code(files: Sequence[RepoFile], plan: DropPlan) -> CustomCode | None:
+    """Tell of the modeling file among those of a checkpoint; None where it needs none."""
+    for file in files:
+        if file.path.startswith("modeling_") and file.path.endswith(".py"):
+            shrinks = bool(plan.gone("attn"))
+            return CustomCode(
+                file=file.path, sha256=file.sha256 or NONE, without=plan.parts, shrinks_cache=shrinks
+            )  # fmt: skip
+    return None
+
+
 # ---- its code ----------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +240,8 @@ class Snippet:
     """Whether the repo ships a modeling file."""
     samples: bool = False
     """Whether the model's own settings would draw its words at random, so that the code has to say otherwise."""
+    quantized: bool = False
+    """Whether reading it takes compressed-tensors."""
     plain: bool = False
     """Whether the model's own settings ask for more than `generate` does alone, so that the code puts them aside."""
 
@@ -234,7 +250,7 @@ class Snippet:
         made = template_environment("card", filters=FILTERS, overrides=overrides).get_template(SNIPPET_TEMPLATE)
         text = made.render(
             repo_id=self.repo_id, revision=self.revision, prompt=self.prompt, custom_code=self.custom_code,
-            samples=self.samples and not self.plain, plain=self.plain, new_tokens=NEW_TOKENS,
+            samples=self.samples and not self.plain, plain=self.plain, new_tokens=NEW_TOKENS, quantized=self.quantized,
         )  # fmt: skip
         return scrub(visible(text, keep="\n\t")).rstrip("\n")
 

@@ -1,30 +1,26 @@
 """The end of the card: how to reproduce it, whose terms apply, what to cite.
 
 What a base's licence asks of a model that is built from it is done before: its name, and the line in a NOTICE file.
-
-The command line of a publish is rebuilt from its recipe: never from argv, which may hold a token or a local path.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from hubprune.cards.commands import publish_command, reproduce_command
 from hubprune.cards.context import Licence, Link, Reproduction, Table
-from hubprune.cards.manifest import RECIPE
 from hubprune.cards.markdown import listing
-from hubprune.core.artifacts import BaseCard, BaseCheckpoint, DropPlan, PublishReport, Refreshed
+from hubprune.core.artifacts import BaseCard, BaseCheckpoint, DropPlan, Environment, PublishReport, Refreshed
 from hubprune.core.console import duration
 from hubprune.core.devices import why_cast
 from hubprune.core.errors import RecipeError
 from hubprune.core.files import write_atomically
-from hubprune.core.privacy import is_license, is_local_data, page
+from hubprune.core.privacy import is_license, page
 from hubprune.core.recipe import Recipe
-from hubprune.core.specs import HAND, OPTIONS
 
 STAGES: Mapping[str, str] = {
     "rounds": "scores of later rounds",
@@ -33,6 +29,9 @@ STAGES: Mapping[str, str] = {
     "base-text": "free text of the base",
     "generation": "free text of this model",
     "snippet": "the code under Use it",
+    "quantize": "quantizing and verification",
+    "control": "the base quantized, as a control",
+    "four": "benchmarks of both, quantized",
 }
 """Stage of a run -> what the card calls it."""
 TIMES = ("Stage", "Time")
@@ -42,26 +41,35 @@ TIMES_TABLE = re.compile(rb"^\| Stage \| Time \|\n(?:\|.*\n?)*", re.MULTILINE)
 
 def reproduction(report: PublishReport, *, recipe: Recipe, tag: str | None) -> Reproduction:
     """Collect commands, versions, hardware and times."""
-    base, environment = report.base, report.environment
-    versions = (
-        ("Base", base.name),
-        *([("Base commit", base.commit)] if base.commit else []),
-        ("Hardware", f"{environment.machine}, {environment.threads} thread{'s'[: environment.threads - 1]}"),
-        ("Platform", environment.platform),
-        *_cast(report),
-        ("hubprune", environment.hubprune),
-        ("Python", environment.python),
-        *sorted(environment.versions.items()),
-    )
-    times = tuple((STAGES.get(stage, stage), duration(seconds)) for stage, seconds in report.seconds.items())
     return Reproduction(
         check=reproduce_command(recipe, repo_id=report.repo_id, tag=tag),
         command=publish_command(recipe),
         needs_tasks=recipe.evaluation.include_path is not None,
         refreshed=_told_refreshes(report.refreshed) if report.refreshed else None,
-        environment=Table(columns=("", "Value"), align="ll", rows=versions),
-        seconds=Table(columns=TIMES, align="lr", rows=times) if times else None,
+        environment=circumstances(report.base, report.environment, cast=_cast(report)),
+        seconds=times(report.seconds),
     )
+
+
+def circumstances(base: BaseCheckpoint, environment: Environment, *, cast: Iterable[tuple[str, str]] = ()) -> Table:
+    """List base, hardware and versions; `cast` says in which dtype everything was computed, where that needs saying."""
+    rows = (
+        ("Base", base.name),
+        *([("Base commit", base.commit)] if base.commit else []),
+        ("Hardware", f"{environment.machine}, {environment.threads} thread{'s'[: environment.threads - 1]}"),
+        ("Platform", environment.platform),
+        *cast,
+        ("hubprune", environment.hubprune),
+        ("Python", environment.python),
+        *sorted(environment.versions.items()),
+    )
+    return Table(columns=("", "Value"), align="ll", rows=rows)
+
+
+def times(seconds: Mapping[str, float]) -> Table | None:
+    """List what every stage took; None where nothing was timed."""
+    rows = tuple((STAGES.get(stage, stage), duration(taken)) for stage, taken in seconds.items())
+    return Table(columns=TIMES, align="lr", rows=rows) if rows else None
 
 
 def _cast(report: PublishReport) -> Iterator[tuple[str, str]]:
@@ -88,77 +96,6 @@ def _told_refreshes(refreshed: tuple[Refreshed, ...]) -> str:
 def without_times(card: bytes) -> bytes:
     """Leave the table of wall-clock times out of a card: two runs of the same never take the same seconds."""
     return TIMES_TABLE.sub(b"", card)
-
-
-def reproduce_command(recipe: Recipe, *, repo_id: str, tag: str | None) -> str:
-    """Write the command that runs a published result again and compares, of the recipe as it is published."""
-    words = ["hubprune reproduce " + shlex.quote(repo_id)]
-    words += [f"--revision {tag}"] if tag else []
-    words += ["--trust-tasks"] if recipe.evaluation.include_path and recipe.evaluation.tasks else []
-    names = dict.fromkeys(s.dataset for s in recipe.calibration.subsets if is_local_data(s.dataset))
-    words += [f"--calibration {shlex.quote(name)}" for name in names if recipe.needs_scores]
-    return " \\\n    ".join(words)
-
-
-def publish_command(recipe: Recipe) -> str:
-    """Write the command that gives the same result, one option per line.
-
-    It reads recipe.yaml, which alone can hold a mix or prompts of one's own; the options repeat what decides most.
-    """
-    return " \\\n    ".join(["hubprune publish " + shlex.quote(recipe.base.repo_id), *_options(recipe)])
-
-
-def _options(recipe: Recipe) -> Iterator[str]:
-    yield f"--recipe {RECIPE}"
-    yield f"--base-revision {shlex.quote(recipe.base.revision)}"
-    yield from _drop_options(recipe)
-    if recipe.aggregation != "document":
-        yield f"--aggregation {recipe.aggregation}"
-    evaluation = recipe.evaluation
-    yield f"--tasks {shlex.quote(','.join(evaluation.tasks) or 'none')}"
-    if shots := evaluation.num_fewshot:
-        each = ",".join(f"{task}={shots[task]}" for task in evaluation.tasks if task in shots)
-        alike = len({*shots.values()}) == 1 and len(shots) == len(evaluation.tasks)
-        yield f"--num-fewshot {shlex.quote(str(next(iter(shots.values()))) if alike else each)}"
-    if evaluation.include_path:
-        yield f"--include-path {shlex.quote(evaluation.include_path)}"
-    if evaluation.limit is not None:
-        yield f"--limit {evaluation.limit}"
-    yield f"--seed {recipe.seed}"
-    if recipe.target.license:
-        yield f"--license {shlex.quote(recipe.target.license)}"
-    if recipe.target.allow_name:
-        yield "--allow-name"
-    if recipe.dtype != "auto":
-        yield f"--dtype {recipe.dtype}"
-
-
-def _drop_options(recipe: Recipe) -> Iterator[str]:
-    drop, width = recipe.drop, recipe.width
-    for ranking, amount in drop.amounts.items():
-        yield f"{OPTIONS[ranking]} {amount}"
-    for kind, layers in drop.by_hand.items():
-        yield f"{HAND[kind]} {_numbers(layers)}"
-    if drop.protect:
-        yield f"--protect {_numbers(drop.protect)}"
-    if width and width.drop_neurons:
-        yield f"--drop-neurons {width.drop_neurons}"
-    elif width and width.expansion_ratio:
-        yield f"--expansion-ratio {width.expansion_ratio}"
-    elif width:
-        yield f"--mlp-width {width.width if isinstance(width.width, int) else _numbers(width.width or ())}"
-    if width:
-        yield f"--width-metric {width.metric} --width-multiple {width.multiple}"
-    if recipe.layout != "auto":
-        yield f"--layout {recipe.layout}"
-    if recipe.metric != "cosine":
-        yield f"--metric {recipe.metric}"
-    if recipe.schedule != "one-shot":
-        yield f"--schedule {recipe.schedule}"
-
-
-def _numbers(numbers: tuple[int, ...]) -> str:
-    return ",".join(map(str, numbers))
 
 
 # ---- terms -------------------------------------------------------------------------------------------------------
@@ -305,12 +242,17 @@ def license_warnings(base: BaseCheckpoint, *, given: str | None) -> Iterator[str
         yield "the card of the base names no licence. Find out what its owner allows before you use this model."
 
 
-def licence(base: BaseCheckpoint, *, plan: DropPlan, name: str, given: str | None) -> Licence:
-    """Say whose terms apply, what they ask for, and where something of that is missing; no licence gets no guess."""
+def licence(base: BaseCheckpoint, *, plan: DropPlan, name: str, given: str | None, then: str = "") -> Licence:
+    """Say whose terms apply, what they ask for, and where something of that is missing; no licence gets no guess.
+
+    `then` is what was done to the files beside the removal, as a sentence.
+    """
     card, copied = card_in_force(base, given=given), license_files(base)
     named, terms = license_name(card), _terms(card)
     told = f"{terms.name} ({named})" if terms.name else named
-    sentences = [f"The files of {base.name} were changed: {plan.parts} were removed as described above."]
+    where = "for the pruned model" if then else "as described above"
+    sentences = [f"The files of {base.name} were changed: {plan.parts} were removed {where}."]
+    sentences += [then] if then else []
     if named is None:
         sentences.append("The base's card names no licence, so none is given here.")
     elif license_name(base.card) is None:
@@ -336,11 +278,12 @@ def licence(base: BaseCheckpoint, *, plan: DropPlan, name: str, given: str | Non
 # ---- citations ---------------------------------------------------------------------------------------------------
 
 
-def citations(report: PublishReport) -> tuple[str, ...]:
+def citations(
+    base: BaseCheckpoint, plan: DropPlan, *, endpoint: str, measured: bool, also: Iterable[str] = ()
+) -> tuple[str, ...]:
     """Return BibTeX entries for the base at its endpoint, the methods, the benchmarks if any were run, and hubprune."""
-    base, plan = report.base, report.plan
     owner, _, name = (part.replace("_", r"\_") for part in base.name.rpartition("/"))
-    url = page(base.name, endpoint=report.endpoint) if base.commit else None
+    url = page(base.name, endpoint=endpoint) if base.commit else None
     fields = {
         "title": name,
         "author": f"{{{owner}}}" if owner else "",
@@ -351,7 +294,7 @@ def citations(report: PublishReport) -> tuple[str, ...]:
     cited = ["@misc{base,\n" + ",\n".join(lines) + "\n}"]
     cited += [PAPER] if plan.dropped else []
     cited += [WIDTH_PAPER] if plan.widths else []
-    return (*cited, *([LM_EVAL] if report.benchmarks is not None else []), HUBPRUNE)
+    return (*cited, *also, *([LM_EVAL] if measured else []), HUBPRUNE)
 
 
 PAPER = """\
@@ -368,6 +311,14 @@ WIDTH_PAPER = """\
   author = {Martra, Pere},
   journal = {arXiv preprint arXiv:2512.22671},
   year = {2025}
+}"""
+
+GPTQ = """\
+@article{frantar2022gptq,
+  title = {GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers},
+  author = {Frantar, Elias and Ashkboos, Saleh and Hoefler, Torsten and Alistarh, Dan},
+  journal = {arXiv preprint arXiv:2210.17323},
+  year = {2022}
 }"""
 
 LM_EVAL = """\

@@ -8,6 +8,7 @@ from typing import Literal
 from hubprune.cards.context import Calibration, Picture, Removal, Table, VerificationSummary
 from hubprune.cards.markdown import NONE, change_percent, count, listing, plain, with_error
 from hubprune.core.artifacts import (
+    CalibrationRecord,
     DroppedSublayer,
     DropPlan,
     LayerScores,
@@ -78,11 +79,10 @@ def removal(
     )
 
 
-def calibration(scores: LayerScores | None) -> Calibration | None:
-    """Describe the texts behind the scores; None where nothing was scored."""
-    if scores is None:
+def calibration(record: CalibrationRecord | None) -> Calibration | None:
+    """Describe the texts behind the scores, or those that a model was quantized with; None where there are none."""
+    if record is None:
         return None
-    record = scores.calibration
     if record.packed:
         texts = count(sum(source.texts or 0 for source in record.sources))
         length = f"{texts} documents joined and cut into sequences of exactly {count(record.max_tokens)} tokens"

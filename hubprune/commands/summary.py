@@ -236,7 +236,9 @@ def healing_lines(healed: HealedCheckpoint) -> str:
     rows.append(["perplexity", *(f"{v:.3f}" for v in (record.base_perplexity, before.perplexity, after.perplexity))])
     rows.append(["KL to the base", "0", f"{before.kl:.4f}", f"{after.kl:.4f}"])
     rows.append(["same next token", "100.0 %", f"{100 * before.top1:.1f} %", f"{100 * after.top1:.1f} %"])
-    low, high = 100 * record.recovered_low, 100 * record.recovered_high
-    told = f"{100 * record.recovered:.1f} % of the lost log-perplexity is back [{low:.1f}, {high:.1f}]"
+    told = "pruning had lost nothing of the held-out perplexity"
+    if back := record.recovered:
+        value, low, high = (100 * share for share in (back.value, back.low, back.high))
+        told = f"{value:.1f} % of the lost log-perplexity is back [{low:.1f}, {high:.1f}]"
     trained = f"{record.steps:,} steps, {record.tokens:,} tokens in {duration(record.seconds)}"
     return f"{table(rows)}\n{told}; {trained}"

@@ -13,7 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune.core.artifacts import BenchmarkAnswers, BenchmarkComparison, EvalBackend, SelfCheck
+from hubprune.core.artifacts import (
+    BenchmarkAnswers,
+    BenchmarkComparison,
+    EvalBackend,
+    QuantizedBenchmarks,
+    SelfCheck,
+)
 from hubprune.core.console import Reporter, quiet, size
 from hubprune.core.errors import CheckpointError, EvaluationError
 from hubprune.core.privacy import no_calls_elsewhere
@@ -21,7 +27,7 @@ from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
 from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.evaluation.requests import Memo
-from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents
+from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents, together
 from hubprune.evaluation.sources import commit_of, state_of
 from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
 
@@ -86,6 +92,44 @@ def compare(
         for name, found in results.items():
             _write_samples(found["samples"], samples_folder / name)
     return _comparison(plan, measured, seconds=time.monotonic() - start)
+
+
+def compare_four(
+    as_is: Pair, quantized: Pair, *, spec: EvaluationSpec, seed: int, reporter: Reporter, memo: Path | None = None
+) -> QuantizedBenchmarks:
+    """Benchmark base and pruned model, as they are and quantized in the same way, on the same documents.
+
+    Args:
+        as_is: base and pruned model.
+        quantized: both of them quantized.
+
+    All else is that of `compare`.
+
+    Raises:
+        EvaluationError: as of `compare`.
+        RecipeError: this machine has no such device.
+    """
+    start = time.monotonic()
+    with quiet(), no_calls_elsewhere():
+        plan = _Plan(load_tasks(spec), spec=spec, seed=seed, reporter=reporter)
+        one = _measure(plan, as_is, Memo(memo))
+        as_is.let_go()
+        reporter.note("The same of both, quantized")
+        other = _measure(plan, quantized, Memo(memo))
+    models = {"base": one.results["base"], "dropped": one.results["pruned"]}
+    models |= {"quantized": other.results["base"], "both": other.results["pruned"]}
+    for found in models.values():
+        refuse_different_documents(models["base"], found)
+
+    def compared(first: str, second: str) -> BenchmarkComparison:
+        """Compare two of the four."""
+        measured = replace(other, results={"base": models[first], "pruned": models[second]})
+        return _comparison(plan, measured, seconds=time.monotonic() - start)
+
+    dropped, control, both = (compared("base", name) for name in ("dropped", "quantized", "both"))
+    rows = together(models, dropped=dropped.tasks, quantized=control.tasks, both=both.tasks)
+    step = compared("dropped", "both")
+    return QuantizedBenchmarks(dropped=dropped, control=control, both=both, step=step, together=rows)
 
 
 class InMemory:

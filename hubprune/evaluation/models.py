@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from hubprune.core.files import scratch_prefix
 from hubprune.core.neutral import fresh_generation, load_causal_lm
 from hubprune.core.streaming import Stored, read_into
 from hubprune.core.strict import parse_json
+from hubprune.evaluation import quantized
 from hubprune.evaluation.skeletons import LAYER, fill, skeleton, slots
 
 NO_MEMORY = (
@@ -80,10 +82,11 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     offload = tempfile.TemporaryDirectory(prefix=scratch_prefix("hubprune-offload"))
     link = Path(offload.name, "model")  # a folder's name becomes part of a module's, which is too long for some
     link.symlink_to(folder.resolve(), target_is_directory=True)
-    with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."):
+    with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."), catch_warnings():
+        simplefilter("ignore", UserWarning)  # that a folder's own way to be loaded is overruled
         place = placement(folder, device=device, dtype=dtype, offload_folder=str(Path(offload.name, "weights")))
         cast = dtype if dtype == "auto" else getattr(torch, dtype)
-        model = load_causal_lm(link, dtype=cast, own_code=trust_remote_code, **place)
+        model = load_causal_lm(link, dtype=cast, own_code=trust_remote_code, **place, **quantized.loading(folder))
     model.offload_folder = offload  # deleted with the model, which may read its weights from there
     return LoadedModel(model, tokenizer_of(model, link), input_device(model), str(model.dtype).removeprefix("torch."))
 
@@ -181,11 +184,10 @@ def gpu_limits(device: str) -> dict[int | str, int]:
 
 def weight_bytes(folder: Path, *, dtype: str) -> int:
     """Return the memory that the weights of a folder take once they are cast; `auto` casts nothing."""
-    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     config = folder / "config.json"
     own = devices.resolve_dtype("auto", devices.with_dtype(parse_json(config.read_bytes(), where=str(config)), folder))
     sizes: Mapping[str, int] = {name: getattr(torch, name).itemsize for name in {own, dtype} - {"auto"}}
-    return stored * sizes.get(dtype, sizes[own]) // sizes[own]
+    return quantized.expanded(folder, itemsize=sizes[own]) * sizes.get(dtype, sizes[own]) // sizes[own]
 
 
 def text_tokens(model: Any, *, most: int) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from hubprune.core.console import Reporter, quiet
 from hubprune.core.errors import CheckpointError
 from hubprune.core.weights import open_weights
+from hubprune.evaluation import quantized
 
 if TYPE_CHECKING:
     from hubprune.evaluation.models import LoadedModel
@@ -55,7 +56,9 @@ class Pair:
         from hubprune.evaluation.models import weight_bytes
         from hubprune.evaluation.skeletons import LAYER
 
-        base, pruned = (open_weights(folder.path) for folder in self.folders.values())
+        if any(map(quantized.quantization, paths := [folder.path for folder in self.folders.values()])):
+            return sum(weight_bytes(path, dtype=self.dtype) for path in paths)
+        base, pruned = map(open_weights, paths)
         known = {(LAYER.sub("*", tensor.name), tensor.dtype, tensor.shape) for _, tensor in base}
         own = sum(t.size for _, t in pruned if (LAYER.sub("*", t.name), t.dtype, t.shape) not in known)
         whole = weight_bytes(self.folders["base"].path, dtype=self.dtype)
@@ -87,7 +90,8 @@ class Pair:
 
         folder, base = self.folders[name], self._loaded.get("base")
         # One that found less room than expected has tensors elsewhere, which nobody can share.
-        if base is not None and not any(parameter.is_meta for parameter in base.model.parameters()):
+        alike = base is not None and not any(map(quantized.quantization, (f.path for f in self.folders.values())))
+        if alike and base is not None and not any(parameter.is_meta for parameter in base.model.parameters()):
             try:
                 return load_beside(base, folder.path, own_code=folder.own_code)
             except CheckpointError as error:  # transformers may know what to make of it

@@ -8,9 +8,28 @@ from contextlib import suppress
 from statistics import mean
 from typing import Any
 
-from hubprune.core.artifacts import MetricValue, PairedComparison, TaskAnswers, TaskComparison, perplexity_of
+from hubprune.core.artifacts import (
+    Estimate,
+    MetricValue,
+    PairedComparison,
+    TaskAnswers,
+    TaskComparison,
+    Together,
+    main_rows,
+    perplexity_of,
+)
 from hubprune.core.errors import EvaluationError
-from hubprune.evaluation.compare import Scale, Value, compare_pairs, judge, pair, refuse_other_documents
+from hubprune.evaluation.compare import (
+    Pairs,
+    Scale,
+    Value,
+    combine,
+    compare_pairs,
+    difference,
+    judge,
+    pair,
+    refuse_other_documents,
+)
 from hubprune.evaluation.sources import hub_id
 
 Document = tuple[str, int, str]
@@ -257,3 +276,47 @@ def fits(tasks: Sequence[Answers], *, scale: Scale, expected: float) -> bool:
     nats = -sum(means) / len(means)
     value = {"mean": -nats, "perplexity": perplexity_of(nats), "bits": nats / math.log(2)}[scale]
     return math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def together(
+    results: Mapping[str, Results], *, dropped: Sequence[TaskComparison], quantized: Sequence[TaskComparison],
+    both: Sequence[TaskComparison],
+) -> tuple[Together, ...]:  # fmt: skip
+    """Say of every main metric that is a share, and of their mean, whether what two changes cost adds up.
+
+    Args:
+        results: lm-eval's of `base`, `dropped`, `quantized` and `both`.
+        dropped, quantized, both: rows of these against the base, in the same order.
+    """
+    found = []
+    for one, other, joint in zip(*map(main_rows, (dropped, quantized, both)), strict=True):
+        changes = one.points, other.points, joint.points
+        excess = _excess(results, one)
+        if excess and changes[0] and changes[1] and changes[2]:
+            found.append((one, *changes, excess.affine(times=100)))
+    rows = [
+        Together(name=row.task, metric=row.metric, dropped=a, quantized=b, both=c, excess=excess)
+        for row, a, b, c, excess in found
+    ]
+    if len(rows) > 1:
+        weights = [1 / len(rows)] * len(rows)
+        names = ("dropped", "quantized", "both", "excess")
+        means = {name: combine([getattr(row, name) for row in rows], weights) for name in names}
+        rows.append(Together(name="mean", metric=None, **means))
+    return tuple(rows)
+
+
+def _excess(results: Mapping[str, Results], row: TaskComparison) -> Estimate | None:
+    """Estimate by how much a change of both is off the sum of the single ones; None where no document has a value."""
+    values = {
+        name: {d: v for answers in _per_task(found, row) for d, v in answers.items()} for name, found in results.items()
+    }
+    documents = sorted(values["base"])
+    numbers = {name: [answers.get(document) for document in documents] for name, answers in values.items()}
+    plain = {name: [v for v in column if isinstance(v, int | float)] for name, column in numbers.items()}
+    if not documents or any(len(column) < len(documents) for column in plain.values()):
+        return None
+    if not fits([dict(zip(documents, plain["base"], strict=True))], scale="mean", expected=row.base.value):
+        return None
+    sums = [d + q - b for b, d, q in zip(plain["base"], plain["dropped"], plain["quantized"], strict=True)]
+    return difference(Pairs(sums, plain["both"]))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import DropPlan, HealingLoss, HeldOut
+from hubprune.core.artifacts import DropPlan, HealingLoss, HeldOut, Recovered
 from hubprune.core.bypass import layers_without
 
 IGNORED = -100
@@ -172,12 +172,14 @@ def look(pair: Distillation, batches: list[Mapping[str, torch.Tensor]]) -> Look:
     return Look(*torch.stack(rows).unbind(dim=1))
 
 
-def recovered(before: Look, after: Look, *, seed: int, draws: int = 2000) -> tuple[float, float, float]:
+def recovered(before: Look, after: Look, *, seed: int, draws: int = 2000) -> Recovered | None:
     """Return the share of the lost log-perplexity that came back, and its 95 % interval over the documents.
 
     The interval is that of a bootstrap over documents, drawn alike for base, pruned and healed model.  Where pruning
-    lost nothing, a share says nothing: it is NaN then.
+    lost nothing, a share says nothing: None then.
     """
+    if float(before.nll.sum()) <= float(before.base_nll.sum()):
+        return None
     weights = torch.ones(1, len(before.nll), dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(before.nll), (draws, len(before.nll)), generator=generator)
@@ -191,4 +193,4 @@ def recovered(before: Look, after: Look, *, seed: int, draws: int = 2000) -> tup
 
     [whole] = share(weights).tolist()
     low, high = torch.nanquantile(share(counts), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return whole, low, high
+    return Recovered(value=whole, low=low, high=high)

@@ -67,7 +67,7 @@ def ask_vllm(request: Request) -> Found:
         enforce_eager=True, max_model_len=wanted, max_num_seqs=len(request["prompts"]), seed=0, **request["options"],
     )  # fmt: skip
     tokens = request["new_tokens"]
-    sampling = SamplingParams(temperature=0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True, logprobs=0)
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=0)
     given: Any = [{"prompt_token_ids": row} for row in request["prompts"]]
     texts = []
     for done in llm.generate(given, sampling, use_tqdm=False):

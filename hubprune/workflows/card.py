@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from hubprune.cards import card
 from hubprune.cards.card import CARD_PART, card_part
-from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, read_record, replace_card
+from hubprune.cards.manifest import CARD, MANIFEST, replace_card
 from hubprune.cards.markdown import read_notes
+from hubprune.cards.records import PublishRecord, read_record
 from hubprune.core.artifacts import SpeedReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, ConflictError, RecipeError

@@ -6,12 +6,12 @@ From that copy it is written, and against it it is verified, by the same code as
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import BaseCheckpoint, DropPlan
+from hubprune.core.artifacts import BaseCheckpoint, Check, DropPlan
 from hubprune.core.config import read_structure
 from hubprune.core.console import Reporter, size
 from hubprune.core.errors import DiskSpaceError
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 HEALED = "healed"
 """Key of what hubprune says in config.json: how a checkpoint was trained, `lora` or `full`."""
+
+
+NAMES = {
+    "kept tensors are the base's, byte for byte": "untrained tensors are the base's, byte for byte",
+    "logits equal the base without the dropped sublayers": "logits equal the base with what was trained, without the "
+    "dropped sublayers",
+}
 
 
 def healed_by(config: Mapping[str, Any]) -> str | None:
@@ -80,3 +87,8 @@ def _trained(
     loads = read_ahead([Load((place,)) for _, place in wanted])
     for (name, _), [data] in zip(wanted, loads, strict=True):
         yield name, data
+
+
+def told_of_healed(checks: Sequence[Check]) -> tuple[Check, ...]:
+    """Name checks by what they compared where the base had the trained tensors in it."""
+    return tuple(check.model_copy(update={"name": NAMES.get(check.name, check.name)}) for check in checks)

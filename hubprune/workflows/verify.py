@@ -27,7 +27,7 @@ from hubprune.pruning import verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.checkpoint import read_back
 from hubprune.pruning.layouts import make_runnable
-from hubprune.workflows.healed import as_healed, healed_by
+from hubprune.workflows.healed import as_healed, healed_by, told_of_healed
 from hubprune.workflows.run import open_session
 
 Trust = Literal["own", "any"]
@@ -149,14 +149,16 @@ def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:
     hint = "Say where it is with --base FOLDER."
     found = find_base(request.base, config, hint=hint, session=session, reporter=reporter)
     with scratch_folder(name="hubprune-base") as work:
-        if method := healed_by(config):
+        method = healed_by(config)
+        if method:
             found = as_healed(found, plan, folder, method, work, reporter=reporter)
         runnable, architecture = make_runnable(found, work / "base"), structure.architecture
         read = read_back(runnable.weights(), folder, plan=plan, architecture=architecture)
         seen = verify.verify(
             runnable, folder, plan=plan, config=found.config, architecture=architecture, read=read, reporter=reporter
         )
-    return seen.model_copy(update={"checks": (*_manifest_checks(folder, known=read.files), *seen.checks)})
+    checks = told_of_healed(seen.checks) if method else seen.checks
+    return seen.model_copy(update={"checks": (*_manifest_checks(folder, known=read.files), *checks)})
 
 
 def require_passed(seen: Verification) -> None:

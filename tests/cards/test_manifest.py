@@ -10,8 +10,8 @@ import made
 import pytest
 from on_hub import finish, make_folder
 
+from hubprune.cards.commands import publish_command
 from hubprune.cards.manifest import checkpoint_tag, files_digest, read_manifest, write_manifest, write_recipe
-from hubprune.cards.provenance import publish_command
 from hubprune.core.artifacts import RepoFile
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import list_files

@@ -22,7 +22,8 @@ import made
 from mutations import as_json, as_yaml
 from on_hub import make_folder
 
-from hubprune.cards.manifest import content_digest, parse_record, read_manifest, write_manifest
+from hubprune.cards.manifest import content_digest, read_manifest, write_manifest
+from hubprune.cards.records import parse_record
 from hubprune.core.artifacts import LayerScores
 from hubprune.core.console import Reporter
 from hubprune.core.files import StageStore, list_files

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from hubprune.cards import card
 from hubprune.cards.card import card_part
-from hubprune.cards.manifest import content_digest, read_record, write_manifest, write_recipe
+from hubprune.cards.manifest import content_digest, write_manifest, write_recipe
+from hubprune.cards.records import read_record
 from hubprune.cli import app
 from hubprune.core.artifacts import BaseCard
 from hubprune.core.errors import CheckpointError, ConflictError, RecipeError

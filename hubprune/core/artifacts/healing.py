@@ -33,6 +33,14 @@ class CurvePoint(Artifact):
     held_out: HeldOut
 
 
+class Recovered(Artifact):
+    """Share of the lost log-perplexity that came back, with its 95 % interval over the held-out documents."""
+
+    value: float
+    low: float
+    high: float
+
+
 class HealingRecord(Artifact):
     """How a pruned model was trained, and what came of it."""
 
@@ -61,11 +69,8 @@ class HealingRecord(Artifact):
     """Of the base on the held-out documents."""
     curve: tuple[CurvePoint, ...]
     """From before the first step to the end."""
-    recovered: float
-    """Share of the lost log-perplexity that came back."""
-    recovered_low: float
-    """Lower end of its 95 % interval over the held-out documents."""
-    recovered_high: float
+    recovered: Recovered | None
+    """None where pruning had lost nothing."""
     trained_parameters: int
     shares_weights: bool
     """Whether base and pruned model were one set of weights in memory."""

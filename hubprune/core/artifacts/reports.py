@@ -19,6 +19,7 @@ from hubprune.core.artifacts.evaluation import BenchmarkComparison, GenerationCo
 from hubprune.core.artifacts.pruning import (
     DropPlan, LoadedBack, PublishedCommit, SnippetRun, UploadPlan, Verification, WrittenCheckpoint,
 )
+from hubprune.core.artifacts.siblings import SiblingLink, SiblingReport
 from hubprune.core.artifacts.speed import SpeedReport
 # isort: on
 # fmt: on
@@ -316,6 +317,10 @@ class PublishReport(Artifact):
     upload: UploadPlan | None = None
     """What a dry run would have changed and sent."""
     loaded_back: LoadedBack | None = None
+    beside: tuple[SiblingLink, ...] = ()
+    """The siblings that its card names."""
+    siblings: tuple[SiblingReport, ...] = ()
+    """What became of those, as far as the publish came."""
     environment: Environment
     seconds: dict[str, float] = Field(default_factory=dict)
     """Wall-clock seconds per stage; a stage that was taken from the work folder keeps those of the run that did it."""

@@ -20,7 +20,8 @@ from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from hubprune.cards.manifest import MANIFEST, read_record
+from hubprune.cards.manifest import MANIFEST
+from hubprune.cards.records import read_record
 from hubprune.core.artifacts import (
     BaseCheckpoint,
     DropPlan,
@@ -32,9 +33,17 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.config import CONFIG_NAME, read_structure, write_json
 from hubprune.core.console import Reporter, quiet, size
-from hubprune.core.devices import resolve_device, resolve_dtype
+from hubprune.core.devices import library_versions, resolve_device, resolve_dtype
 from hubprune.core.errors import HealingError, MissingDependencyError, RecipeError
-from hubprune.core.files import check_new_folder, file_exists, key_of, scratch_folder, staged_folder, work_folder
+from hubprune.core.files import (
+    StageStore,
+    check_new_folder,
+    file_exists,
+    key_of,
+    scratch_folder,
+    staged_folder,
+    work_folder,
+)
 from hubprune.core.memory import available_bytes, device_bytes
 from hubprune.core.recipe import CalibrationMix, EvaluationSpec, Recipe, parse
 from hubprune.core.requests import HealRequest
@@ -44,7 +53,7 @@ from hubprune.pruning.checkpoint import read_back, take_inventory
 from hubprune.pruning.documents import COSMOPEDIA, find_mix
 from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.workflows.heal.texts import Texts, benchmark_texts, draw, heads, own_files
-from hubprune.workflows.healed import HEALED, healed_by, with_tensors
+from hubprune.workflows.healed import HEALED, healed_by, told_of_healed, with_tensors
 from hubprune.workflows.run import open_session, open_store
 from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code
 
@@ -83,11 +92,15 @@ def heal(request: HealRequest, *, reporter: Reporter) -> HealedCheckpoint:
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is downloaded.
     """
-    method, loss, out = _method(request.method), _loss(request.loss), Path(request.out)
-    check_new_folder(out)
-    _check_asked(request)
+    check_new_folder(Path(request.out))
+    check_asked(request)
     patient = find_patient(request, reporter=reporter)
-    store = open_store(work_folder(), reporter, earlier="run")
+    return heal_patient(request, patient, store=open_store(work_folder(), reporter, earlier="run"), reporter=reporter)
+
+
+def heal_patient(request: HealRequest, patient: Patient, *, store: StageStore, reporter: Reporter) -> HealedCheckpoint:
+    """Do the same with a model that was found already, and keep checkpoints of the training in a work folder."""
+    method, loss = _method(request.method), _loss(request.loss)
     with scratch_folder(store.folder, name="heal") as scratch:
         runnable = make_runnable(patient.base, scratch / "base")
         texts, spec = find_texts(request, patient, runnable, reporter=reporter)
@@ -96,15 +109,14 @@ def heal(request: HealRequest, *, reporter: Reporter) -> HealedCheckpoint:
             key = key_of(
                 patient.base.name, patient.base.commit, patient.plan.content, texts.record, method, loss,
                 request.rank, settings.steps, settings.batch_size, settings.learning_rate, settings.seed,
-                settings.device, settings.dtype, texts.held_out_tokens,
+                settings.device, settings.dtype, settings.micro_batch, texts.held_out_tokens, library_versions(),
             )  # fmt: skip
             begun, trained = time.monotonic(), _train(pair, texts, settings, store.folder / "healing" / key, reporter)
             record = _record(
                 request, patient, pair, texts, spec, settings, trained, seconds=round(time.monotonic() - begun, 1)
             )
-            changed = _changed(pair, method)
-            healed = with_tensors(patient.base, changed, scratch, reporter=reporter)
-        return _write(patient, healed, record, out, reporter)
+            healed = with_tensors(patient.base, _changed(pair, method), scratch, reporter=reporter)
+        return _write(patient, healed, record, Path(request.out), reporter)
 
 
 # ---- before ----------------------------------------------------------------------------------------------------------
@@ -124,8 +136,15 @@ def _loss(text: str) -> HealingLoss:
     raise RecipeError(f"There is no --loss {text!r:.40}.", hint=f"There are {', '.join(known)}.")
 
 
-def _check_asked(request: HealRequest) -> None:
-    """Refuse what contradicts itself, and a machine without the library that trains."""
+def check_asked(request: HealRequest) -> None:
+    """Refuse what contradicts itself, and a machine without the library that trains.
+
+    Raises:
+        RecipeError: there is no such method or loss, or two amounts are given.
+        MissingDependencyError: peft is not installed.
+    """
+    _method(request.method)
+    _loss(request.loss)
     given = [f"--{name}" for name in ("steps", "tokens", "minutes") if getattr(request, name) is not None]
     if len(given) > 1:
         raise RecipeError(f"{given[0]} and {given[1]} exclude each other.", hint="Pass one of them.")
@@ -289,11 +308,12 @@ def _settings(
     width = int(config["hidden_size"])
     rate = request.learning_rate or RATE_OF_WIDTH_1 / sqrt(width) * (1.0 if method == "lora" else FULL_SHARE)
     free = device_bytes(device) if device != "cpu" else available_bytes()
-    longest = max(map(len, texts.trained + texts.held_out))
+    longest, room = max(map(len, texts.trained + texts.held_out)), free * LOGITS_SHARE
     row = longest * int(config.get("vocab_size", 1)) * 4 * COPIES_OF_LOGITS
+    fitting = [n for n in range(1, request.batch_size + 1) if request.batch_size % n == 0 and n * row <= room]
     settings = Settings(
-        steps=request.steps or DEFAULT_STEPS, batch_size=request.batch_size,
-        micro_batch=max(1, min(request.batch_size, int(free * LOGITS_SHARE) // row)), learning_rate=rate,
+        steps=request.steps or DEFAULT_STEPS, batch_size=request.batch_size, micro_batch=max(fitting, default=1),
+        learning_rate=rate,
         seed=request.seed, device=device, dtype=str(parameter.dtype).removeprefix("torch."),
         checkpointing=device != "cpu",
     )  # fmt: skip
@@ -318,7 +338,6 @@ def _record(
 ) -> HealingRecord:  # fmt: skip
     from hubprune.healing.models import recovered
 
-    share, low, high = recovered(trained.first, trained.last, seed=request.seed)
     method = _method(request.method)
     libraries = ("accelerate", "peft", "torch", "transformers") if method == "lora" else ("accelerate", "torch")
     return HealingRecord(
@@ -327,7 +346,7 @@ def _record(
         planned_steps=settings.steps, tokens=trained.tokens, seed=settings.seed, data=texts.record,
         held_out_documents=len(texts.held_out), held_out_tokens=texts.held_out_tokens, left_out=texts.left_out,
         checked_against=spec.tasks, base_perplexity=trained.first.base_perplexity, curve=trained.curve,
-        recovered=share, recovered_low=low, recovered_high=high,
+        recovered=recovered(trained.first, trained.last, seed=request.seed),
         trained_parameters=sum(p.numel() for p in pair.parameters() if p.requires_grad),
         shares_weights=method == "lora", seconds=seconds, dtype=settings.dtype, device=settings.device,
         versions={name: version(name) for name in libraries},
@@ -367,4 +386,5 @@ def _write(
             stored, staged, plan=plan, config=healed.config, architecture=architecture, known=read.files
         )
     reporter.note(f"verified in a fresh process: {len(seen.checks)} checks passed")
+    seen = seen.model_copy(update={"checks": told_of_healed(seen.checks)})
     return HealedCheckpoint(written=written, record=record, verification=seen)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hubprune.cards.card import CARD_PART, Change, Fingerprint, card_part, changes, sha256, snippet_part, told
-from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, checkpoint_tag, parse_record, read_record
+from hubprune.cards.manifest import CARD, MANIFEST, checkpoint_tag
+from hubprune.cards.records import PublishRecord, parse_record, read_record
 from hubprune.core import __version__, templates
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import DropPlan, LayerScores, PublishedCommit, PublishReport

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from hubprune.cards.card import check_templates, template_hash
-from hubprune.cards.manifest import MANIFEST, PublishRecord, checkpoint_tag, read_record, replace_card
+from hubprune.cards.manifest import MANIFEST, checkpoint_tag, replace_card
+from hubprune.cards.records import PublishRecord, read_record
 from hubprune.core import __version__, templates
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import (

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubprune.cards.manifest import CARD, MANIFEST, PublishRecord, parse_record
+from hubprune.cards.manifest import CARD, MANIFEST
+from hubprune.cards.records import PublishRecord, parse_record
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import BaseCheckpoint, ConfigChange, FileChange, RepoFile, WrittenCheckpoint
 from hubprune.core.config import CONFIG_NAME, check_config, needs_modeling_file, pruned_classes, read_structure

@@ -23,7 +23,8 @@ from last_version_repo import (
 )
 from typer.testing import CliRunner
 
-from hubprune.cards.manifest import checkpoint_tag, parse_record
+from hubprune.cards.manifest import checkpoint_tag
+from hubprune.cards.records import parse_record
 from hubprune.cli import app
 from hubprune.core.files import StageStore
 from hubprune.core.recipe import read_recipe
