@@ -52,7 +52,8 @@ def hubprune(folder: str, out: str, group: int, method: str, mix: str, samples: 
     made = tool.quantize(
         folder, out=out, group_size=group, method=method, calibration=mix, num_samples=samples, quiet=True
     )
-    return {"told": made.record.divergence.kl, "bits": made.record.bits_per_weight}
+    found = made.record.divergence
+    return {"told": found.kl if found else None, "bits": made.record.bits_per_weight}
 
 
 def llmcompressor(folder: str, out: str, group: int, method: str, ids: str) -> dict[str, Any]:
