@@ -50,6 +50,9 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     card_template: CardTemplate = None
     speed: Annotated[bool, Option(
         "Time both models on this machine, for the card: prefill, decoding, peak memory.", panel=CARD)] = False
+    runtimes: Annotated[str | Sequence[str] | None, Option(
+        "Run the result in these as well, and show on the card what they did. Default: auto, those that are found "
+        "here.", metavar="auto|none|vllm,llama.cpp,mlx", panel=CARD)] = None
     recipe: Annotated[Place | None, Option("YAML with all of this; options win over it.", metavar="FILE")] = None
 
 
@@ -278,6 +281,9 @@ class VerifyRequest(Budgeted):
 
     checkpoint: Checkpoint = field(kw_only=False)
     base: Annotated[str | None, Option("Repo id or folder of the base. Default: the one it names.")] = None
+    runtimes: Annotated[str | Sequence[str] | None, Option(
+        "Run it in these as well, and compare each with transformers.", metavar="vllm,llama.cpp,mlx", flag="--runtime"
+    )] = None
     revision: RepoRevision = None
     trust_remote_code: TrustRemoteCode = False
 

@@ -48,6 +48,7 @@ from hubprune.workflows.publish.before import (
 from hubprune.workflows.publish.stages import (
     assemble,
     benchmark,
+    find_runtimes,
     find_speed,
     free_text,
     has_checkpoint,
@@ -57,6 +58,7 @@ from hubprune.workflows.publish.stages import (
 )
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, say_plan, scores_if_needed
+from hubprune.workflows.runtimes import choose
 
 STAGES = (
     "Base and preflight", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Publish and load back",
@@ -85,8 +87,9 @@ def publish_run(
     stage = announcer(run.reporter)
     stage()
     choices = CardChoices.read(
-        notes=request.notes, template=request.card_template, timed="now" if request.speed else "never"
-    )
+        notes=request.notes, template=request.card_template, timed="now" if request.speed else "never",
+        runtimes=choose(request.runtimes or "auto"),
+    )  # fmt: skip
     target = check(run, request)
     delivery = Delivery(
         replaces=request.replaces, primer=request.primer, dry_run=request.dry_run,
@@ -187,6 +190,9 @@ def produced(
         folder, made = kept.enter_context(kept_checkpoint(run, plan))
         tag = manifest.checkpoint_tag(made.written) if tagged else None
         snippet = run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template)
+        verification = made.verification.model_copy(
+            update={"in_runtimes": find_runtimes(run, plan, folder, choices.runtimes, repo_id=repo_id)}
+        )
         loading.close()
         stage()
         with open_pair(run, plan, folder) as pair:
@@ -196,7 +202,7 @@ def produced(
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True), repo_id=repo_id,
             endpoint=run.session.endpoint, base=run.base.model_copy(update={"config": run.downloaded.config}),
-            scores=scores, plan=plan, checkpoint=made.written, verification=made.verification, benchmarks=benchmarks,
+            scores=scores, plan=plan, checkpoint=made.written, verification=verification, benchmarks=benchmarks,
             generation=generation,
             speed=find_speed(run, plan, folder, choices.timed, repo_id=repo_id, benchmarks=benchmarks),
             snippet=snippet, published=None, environment=run.environment, seconds=run.store.seconds,
