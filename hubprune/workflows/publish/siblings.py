@@ -47,7 +47,6 @@ from hubprune.pruning import verify
 from hubprune.pruning.base_files import shapes_in
 from hubprune.quantizing.schemes import find_matrices, require_fit
 from hubprune.workflows.card import CardChoices
-
 from hubprune.workflows.publish.before import MOVE_BYTES, as_published, calibration_part, fingerprint, last_sibling
 from hubprune.workflows.publish.making import Place, SiblingProduct, gguf_name, made, versions_of
 from hubprune.workflows.publish.stages import Unfinished, kept_checkpoint
