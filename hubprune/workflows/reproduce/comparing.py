@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from hubprune.cards.manifest import CARD, MANIFEST, NOT_LISTED, RECIPE, content_digest, read_manifest
 from hubprune.cards.markdown import refuse_unsafe
 from hubprune.cards.provenance import without_times
-from hubprune.core.artifacts import ComparedPart, Difference, RuntimeComparison, Scalar, SpeedReport
+from hubprune.cards.records import parse_sibling
+from hubprune.core.artifacts import ComparedPart, Difference, RuntimeComparison, Scalar, SiblingReport, SpeedReport
 from hubprune.core.console import Reporter
 from hubprune.core.devices import LIBRARIES
 from hubprune.core.errors import CheckpointError, RecipeError
@@ -86,6 +87,13 @@ class Published:
             return RuntimeComparison.model_validate(seen.get("in_runtimes") if isinstance(seen, Mapping) else None)
         except ValidationError:
             return None
+
+    @property
+    def sibling(self) -> SiblingReport | None:
+        """What it says of itself where it is one; None for a pruned repo."""
+        if not isinstance(self.manifest.get("sibling"), dict):
+            return None
+        return parse_sibling(json.dumps(self.manifest).encode(), where=f"{MANIFEST} of {self.name}").report
 
     @property
     def shown_as(self) -> tuple[str, bool]:
@@ -172,6 +180,7 @@ def compare(published: Published, *, values: Values, files: Mapping[str, str], c
         _files_part(published.files, files),
         _json_part("checkpoint", _checkpoint(theirs), _checkpoint(ours)),
         _json_part("benchmarks", theirs.get("benchmarks"), ours.get("benchmarks")),
+        *([_json_part("sibling", theirs.get("sibling"), ours.get("sibling"))] if theirs.get("sibling") else []),
         _json_part("free text", _texts(theirs, refreshed=refreshed), _texts(ours, refreshed=refreshed)),
     ]
     if theirs.get("speed") is not None:
