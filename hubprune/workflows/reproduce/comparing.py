@@ -146,7 +146,7 @@ def _files_of_repo(
     name: str, revision: str | None, *, session: HubSession, reporter: Reporter
 ) -> tuple[Path, str, dict[str, str]]:
     """Fetch what is small and what is read; of a large file the Hub itself says the SHA-256."""
-    repo = hub.find_repo(name, revision=revision, session=session)
+    repo = hub.find_repo(name, revision=revision, session=session, needs_config=False)
     commit, paths = str(repo.commit), {file.path for file in repo.files}
     for needed in (MANIFEST, RECIPE):
         if needed not in paths:
