@@ -46,7 +46,7 @@ runtimes: gguf vllm  ## Compare what llama.cpp, mlx-lm and vLLM compute with tra
 
 gguf: install  ## Compile llama.cpp, install mlx-lm, and compare
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[gguf,mlx]"
-	$(BIN)/pytest --numprocesses 2 tests/exporting tests/pruning/test_mlx.py
+	$(BIN)/pytest --numprocesses 2 tests/exporting tests/runtimes/test_mlx.py tests/runtimes/test_in_runtimes.py
 
 # Choose with FAMILIES="llama or granite"; TABLE=FILE writes what was seen. HUBPRUNE_VLLM_PYTHON names another interpreter.
 vllm: install $(if $(HUBPRUNE_VLLM_PYTHON),,$(VLLM)/.installed)  ## Install vLLM in an environment of its own, and compare every family and layout

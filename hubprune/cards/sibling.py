@@ -29,7 +29,7 @@ from hubprune.cards.measured import adding, four_benchmarks
 # fmt: off
 # isort: off
 from hubprune.cards.markdown import (
-    NONE, count, listing, plain, signed, size_change, with_error, with_interval,
+    NONE, change_percent, count, listing, plain, signed, size_change, with_error, with_interval,
 )
 # isort: on
 # fmt: on
@@ -52,7 +52,7 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.console import size
 from hubprune.core.privacy import page, public_recipe
-from hubprune.core.recipe import Recipe, parse
+from hubprune.core.recipe import EvaluationSpec, Recipe, parse
 from hubprune.core.specs import QuantizationSpec
 from hubprune.core.weights import DTYPE_BITS
 
@@ -80,6 +80,7 @@ def context_of(report: SiblingReport, *, template_hash: str) -> SiblingContext:
     url, tag = page(report.pruned, endpoint=report.endpoint), report.pruned_tag
     then = "Then its matrices were quantized." if made else "Then it was written as GGUF files."
     published = public_recipe(recipe, base=base)
+    again = published if made else published.model_copy(update={"evaluation": EvaluationSpec(tasks=())})
     measured = report.benchmarks is not None
     return SiblingContext(
         front_matter=front_matter.dump(metadata(report)),
@@ -96,8 +97,8 @@ def context_of(report: SiblingReport, *, template_hash: str) -> SiblingContext:
         adding=adding(report.benchmarks),
         limits=tuple(_limits(report)),
         reproduction=Reproduction(
-            check=reproduce_command(published, repo_id=report.repo_id, tag=own_tag(report)),
-            command=publish_command(published), needs_tasks=recipe.evaluation.include_path is not None and measured,
+            check=reproduce_command(again, repo_id=report.repo_id, tag=own_tag(report)),
+            command=publish_command(published), needs_tasks=recipe.evaluation.include_path is not None,
             refreshed=None, environment=circumstances(base, report.environment), seconds=times(report.seconds),
         ),
         licence=licence(base, plan=plan, name=name, given=given, then=then),
@@ -122,6 +123,7 @@ def metadata(report: SiblingReport) -> dict[str, Any]:
         report.base, terms=card_in_force(report.base, given=recipe.target.license),
         name=report.repo_id.rsplit("/", 1)[-1], methods=report.plan.methods,
         has_code=overview.custom_code(report.files, report.plan) is not None, scores=None, benchmarks=both,
+        texts=made.record.calibration if made else None,
     )  # fmt: skip
     return {**values, **relation(report.pruned, kind="quantized" if made else "gguf", tags=values["tags"])}
 
@@ -145,11 +147,11 @@ def relation(pruned: str, *, kind: str, tags: list[str]) -> dict[str, Any]:
 
 def _summary(report: SiblingReport) -> str:
     if not (made := report.quantized):
-        verb = "is a file" if len(report.exports) == 1 else "are files"
-        return f"its weights in GGUF: {listing([e.outtype for e in report.exports])} {verb} for llama.cpp."
+        return f"its weights in GGUF files for llama.cpp: {listing([e.outtype for e in report.exports])}."
     record, before = made.record, report.checkpoint.weight_bytes
     parts = [
-        f"{size(record.weight_bytes)} of weights instead of {size(before)} ({size_change(before, record.weight_bytes)})"
+        f"{size(record.weight_bytes)} of weights instead of {size(before)}"
+        f" ({change_percent(before, record.weight_bytes)})"
     ]
     if seen := record.divergence:
         parts.append(f"{_nats(seen)} to it, the same first choice at {_share(seen.top1)} of positions")

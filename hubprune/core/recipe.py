@@ -257,6 +257,11 @@ class Recipe(Settings):
         return (*self.drop.methods, *(("mlp-width",) if self.width else ()))
 
     @property
+    def alone(self) -> Recipe:
+        """The same without what is published beside the result, which changes nothing of it."""
+        return self.model_copy(update={"quantize": None, "gguf": None})
+
+    @property
     def needs_scores(self) -> bool:
         """Whether something is chosen by what the calibration texts say."""
         return bool(self.drop.amounts) and self.metric not in ("reverse-order", "random")

@@ -79,7 +79,7 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
     machine = Machine(flavor=request.flavor, **{name: value for name, value in chosen.items() if value is not None})
     recipe, session = run.recipe, run.session
     refuse_local(recipe, request)
-    target = check(run, request)
+    target, _ = check(run, request)
     check_data(run)
     # The target gets its full name; the base stays as it is: a webhook can run the job again for a newer commit.
     named = recipe.target.model_copy(update={"repo_id": target.repo_id})

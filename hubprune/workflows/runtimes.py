@@ -168,7 +168,7 @@ def _as_gguf(folder: Path, work: Path, reporter: Reporter) -> Path:
 # ---- as a part of a verification -----------------------------------------------------------------------------------
 
 
-def checks(compared: RuntimeComparison) -> tuple[Check, ...]:
+def as_checks(compared: RuntimeComparison) -> tuple[Check, ...]:
     """Write every run as a check; one that was refused, or not run, has not passed."""
     named = ((f"{RUNTIMES[run.runtime].title} computes what transformers does", run) for run in compared.runs)
     return tuple(Check(name=name, passed=run.passed, detail=run.detail) for name, run in named)
@@ -176,7 +176,7 @@ def checks(compared: RuntimeComparison) -> tuple[Check, ...]:
 
 def with_runtimes(seen: Verification, compared: RuntimeComparison) -> Verification:
     """Add to a verification what other runtimes made of the checkpoint."""
-    return seen.model_copy(update={"checks": (*seen.checks, *checks(compared)), "in_runtimes": compared})
+    return seen.model_copy(update={"checks": (*seen.checks, *as_checks(compared)), "in_runtimes": compared})
 
 
 def require_same(compared: RuntimeComparison, *, all_of_them: bool) -> None:

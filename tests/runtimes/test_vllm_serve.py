@@ -69,10 +69,11 @@ def address(vllm_python, hubprune, published, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
+    place = tmp_path_factory.mktemp("serve")
+    log = place / "log"
     variables = {
         "HF_TOKEN": "", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": "",
+        "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(named_vllm(vllm_python, place)),
     }  # fmt: skip
     options = ["--trust-remote-code", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager"]
     with log.open("w") as out:
@@ -84,8 +85,21 @@ def address(vllm_python, hubprune, published, tmp_path_factory):
         answers(server, port, log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(60)
+
+
+def named_vllm(python: Path, folder: Path) -> Path:
+    """Return what has to be on the path of the `vllm` command, which asks for the version of a package of that name.
+
+    The package of vllm-cpu has another, and so its command ends before it reads its arguments.
+    """
+    asked = "from importlib.metadata import version; version('vllm')"
+    if subprocess.run([str(python), "-c", asked], stderr=subprocess.DEVNULL, check=False).returncode:
+        (folder / "vllm-0+cpu.dist-info").mkdir()
+        (folder / "vllm-0+cpu.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0+cpu\n")
+    return folder
 
 
 def answers(server: subprocess.Popen, port: int, log: Path) -> None:
