@@ -79,7 +79,7 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
     machine = Machine(flavor=request.flavor, **{name: value for name, value in chosen.items() if value is not None})
     recipe, session = run.recipe, run.session
     refuse_local(recipe, request)
-    target = check(run, request)
+    target, _ = check(run, request)
     check_data(run)
     # The target gets its full name; the base stays as it is: a webhook can run the job again for a newer commit.
     named = recipe.target.model_copy(update={"repo_id": target.repo_id})
@@ -109,7 +109,7 @@ def refuse_local(recipe: Recipe, request: JobRequest) -> None:
     local = [f"What {option} names" for name, option in HERE_ONLY.items() if getattr(request, name) is not None]
     if recipe.evaluation.include_path:
         local.append(f"The folder of tasks {recipe.evaluation.include_path}")
-    if recipe.needs_scores:
+    if recipe.reads_texts:
         datasets = (subset.dataset for subset in recipe.calibration.subsets)
         local += [f"The calibration file {dataset}" for dataset in datasets if is_local_data(dataset)]
     if local:

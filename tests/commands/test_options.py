@@ -48,7 +48,9 @@ def test_the_help_of_a_publish_begins_with_what_is_needed_every_day():
     assert first == ["attn_drop", "tasks", "repo_id", "private", "dry_run", "recipe"]
     shown = CliRunner().invoke(app, ["publish", "--help"], env={"COLUMNS": "120", "TERM": "dumb"}).output
     panels = [line.split()[1] for line in shown.splitlines() if line.startswith("╭")]
-    assert panels == ["Arguments", "Everyday", "What", "Scoring", "Measuring", "Where", "The", "Where", "How"]
+    assert panels == [
+        "Arguments", "Everyday", "What", "Scoring", "Measuring", "Where", "Beside", "The", "Where", "How"
+    ]  # fmt: skip
 
 
 def test_what_was_typed_becomes_a_request():
