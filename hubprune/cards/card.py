@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -25,9 +25,10 @@ from hubprune.cards.limits import limits, verdict
 from hubprune.cards.manifest import checkpoint_tag
 from hubprune.cards.markdown import FILTERS
 from hubprune.cards.provenance import attribution_line, card_in_force, license_warnings
+from hubprune.cards.sibling import relation
 from hubprune.core import __version__
 from hubprune.core.architectures import ARCHITECTURES
-from hubprune.core.artifacts import BaseCheckpoint, PublishReport
+from hubprune.core.artifacts import BaseCheckpoint, PublishReport, SiblingKind, SiblingLink
 from hubprune.core.errors import RecipeError
 from hubprune.core.privacy import public_recipe, scrub
 from hubprune.core.recipe import Recipe, parse
@@ -113,13 +114,20 @@ def _shipped() -> Templates:
     return template_environment("card", filters=FILTERS)
 
 
-def skeleton(recipe: Recipe, *, base: BaseCheckpoint, name: str) -> str:
-    """Write the front matter as far as it is known before any compute, as a card with nothing below it."""
+def skeleton(
+    recipe: Recipe, *, base: BaseCheckpoint, name: str, sibling_of: tuple[SiblingKind, str] | None = None
+) -> str:
+    """Write the front matter as far as it is known before any compute, as a card with nothing below it.
+
+    `sibling_of` is the kind of a sibling and the repo id of the pruned model that it will be made of.
+    """
     has_code = base.config.get("model_type") in ARCHITECTURES
     matter = front_matter.metadata(
         base, terms=card_in_force(base, given=recipe.target.license), name=name, methods=recipe.methods,
         has_code=has_code, scores=None, benchmarks=None,
     )  # fmt: skip
+    if sibling_of:
+        matter |= relation(sibling_of[1], kind=sibling_of[0], tags=matter["tags"])
     return f"---\n{front_matter.dump(matter)}---\n\n# {name}\n\n{recipe.default_name}, hubprune {__version__}\n"
 
 
@@ -211,9 +219,13 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def card_part(*, notes: str | None, templates: Path | None) -> dict[str, str]:
+def card_part(*, notes: str | None, templates: Path | None, beside: Sequence[SiblingLink] = ()) -> dict[str, str]:
     """Say what a card depends on besides what was found."""
-    return {"templates": template_hash(templates), **({"notes": sha256(notes)} if notes else {})}
+    named = ", ".join(f"{link.repo_id}: {link.told}" for link in beside)
+    return {
+        "templates": template_hash(templates), **({"notes": sha256(notes)} if notes else {}),
+        **({"siblings": sha256(named)} if named else {}),
+    }  # fmt: skip
 
 
 def snippet_part(templates: Path | None) -> dict[str, str]:

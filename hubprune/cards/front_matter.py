@@ -16,7 +16,15 @@ from typing import Any
 import yaml
 
 from hubprune.cards.markdown import visible
-from hubprune.core.artifacts import BaseCard, BaseCheckpoint, BenchmarkComparison, LayerScores, Method, TaskComparison
+from hubprune.core.artifacts import (
+    BaseCard,
+    BaseCheckpoint,
+    BenchmarkComparison,
+    CalibrationRecord,
+    LayerScores,
+    Method,
+    TaskComparison,
+)
 from hubprune.core.files import write_atomically
 from hubprune.core.privacy import is_local_data
 
@@ -43,13 +51,16 @@ def metadata(
     has_code: bool,
     scores: LayerScores | None,
     benchmarks: BenchmarkComparison | None,
+    texts: CalibrationRecord | None = None,
 ) -> dict[str, Any]:
     """Build the card's metadata in its final order; keys without a value are absent.
 
     Args:
         terms: languages and licence, from the base's card at the commit it is pinned to.
+        texts: what it was calibrated on, where that was not for scores.
     """
-    sources = scores.calibration.sources if scores else ()
+    calibration = scores.calibration if scores else texts
+    sources = calibration.sources if calibration else ()
     public = [s.dataset for s in sources if not is_local_data(s.dataset)]
     # Scores over a file that nobody else has cannot be reproduced.
     last = [*(["reproducible"] if len(public) == len(sources) else []), *([CUSTOM_CODE] if has_code else [])]

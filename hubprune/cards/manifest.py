@@ -85,7 +85,7 @@ def _json(values: Any) -> str:
 # ---- writing -----------------------------------------------------------------------------------------------------
 
 
-def write_recipe(folder: Path, *, recipe: Recipe, report: PublishReport) -> Path:
+def write_recipe(folder: Path, *, recipe: Recipe, report: PublishReport | SiblingReport) -> Path:
     """Write recipe.yaml: the base pinned to its commit, no local path."""
     path = folder / RECIPE
     write_atomically(path, scrub(public_recipe(recipe, base=report.base).to_yaml()))

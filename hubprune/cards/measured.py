@@ -187,15 +187,16 @@ def adding(four: QuantizedBenchmarks | None) -> Adding | None:
 def _adds_up(row: Together) -> str:
     subject = "the mean of the benchmarks" if row.metric is None else f"{row.name} ({row.metric})"
     ends = row.excess.ends
-    how = "adds up, as far as these documents can tell: it is"
+    how = "they add up, as far as these documents can tell"
     if ends and ends[0] > 0:
-        how = "is smaller than the sum: it is"
+        how = "both together cost less than the sum"
     elif ends and ends[1] < 0:
-        how = "is larger than the sum: it is"
+        how = "both together cost more than the sum"
     off = with_interval(row.excess, unit=" points", label="95 % interval ")
     return (
-        f"What dropping ({signed(row.dropped.value)}) and quantizing ({signed(row.quantized.value)}) change in"
-        f" {subject} {how} {signed(row.both.value)} points together, {off} off the sum."
+        f"Dropping changes {subject} by {signed(row.dropped.value)} points, quantizing by"
+        f" {signed(row.quantized.value)}, both together by {signed(row.both.value)}: {off} off the sum of the two, so"
+        f" that {how}."
     )
 
 

@@ -29,6 +29,8 @@ STAGES: Mapping[str, str] = {
     "base-text": "free text of the base",
     "generation": "free text of this model",
     "snippet": "the code under Use it",
+    "snippet-quantized": "the code under Use it",
+    "snippet-gguf": "the code under Use it",
     "runtimes": "the same in other runtimes",
     "quantize": "quantizing and verification",
     "control": "the base quantized, as a control",

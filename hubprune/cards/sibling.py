@@ -29,7 +29,7 @@ from hubprune.cards.measured import adding, four_benchmarks
 # fmt: off
 # isort: off
 from hubprune.cards.markdown import (
-    NONE, count, listing, plain, signed, size_change, with_error, with_interval,
+    NONE, change_percent, count, listing, plain, signed, size_change, with_error, with_interval,
 )
 # isort: on
 # fmt: on
@@ -97,7 +97,7 @@ def context_of(report: SiblingReport, *, template_hash: str) -> SiblingContext:
         limits=tuple(_limits(report)),
         reproduction=Reproduction(
             check=reproduce_command(published, repo_id=report.repo_id, tag=own_tag(report)),
-            command=publish_command(published), needs_tasks=recipe.evaluation.include_path is not None and measured,
+            command=publish_command(published), needs_tasks=recipe.evaluation.include_path is not None,
             refreshed=None, environment=circumstances(base, report.environment), seconds=times(report.seconds),
         ),
         licence=licence(base, plan=plan, name=name, given=given, then=then),
@@ -122,6 +122,7 @@ def metadata(report: SiblingReport) -> dict[str, Any]:
         report.base, terms=card_in_force(report.base, given=recipe.target.license),
         name=report.repo_id.rsplit("/", 1)[-1], methods=report.plan.methods,
         has_code=overview.custom_code(report.files, report.plan) is not None, scores=None, benchmarks=both,
+        texts=made.record.calibration if made else None,
     )  # fmt: skip
     return {**values, **relation(report.pruned, kind="quantized" if made else "gguf", tags=values["tags"])}
 
@@ -145,11 +146,11 @@ def relation(pruned: str, *, kind: str, tags: list[str]) -> dict[str, Any]:
 
 def _summary(report: SiblingReport) -> str:
     if not (made := report.quantized):
-        verb = "is a file" if len(report.exports) == 1 else "are files"
-        return f"its weights in GGUF: {listing([e.outtype for e in report.exports])} {verb} for llama.cpp."
+        return f"its weights in GGUF files for llama.cpp: {listing([e.outtype for e in report.exports])}."
     record, before = made.record, report.checkpoint.weight_bytes
     parts = [
-        f"{size(record.weight_bytes)} of weights instead of {size(before)} ({size_change(before, record.weight_bytes)})"
+        f"{size(record.weight_bytes)} of weights instead of {size(before)}"
+        f" ({change_percent(before, record.weight_bytes)})"
     ]
     if seen := record.divergence:
         parts.append(f"{_nats(seen)} to it, the same first choice at {_share(seen.top1)} of positions")

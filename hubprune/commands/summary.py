@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PublishReport,
         RepetitionComparison,
         Sdr,
+        SiblingReport,
         UploadPlan,
         Verification,
         WrittenCheckpoint,
@@ -173,10 +174,40 @@ def _publish_parts(report: PublishReport) -> Iterator[str]:
         rows += [["tag", published.tag]] if published.tag else []
         rows += [["pull request", published.pull_request_url]] if published.pull_request_url else []
         yield table(rows, left=2)
-    else:
+    for sibling in report.siblings:
+        yield sibling_lines(sibling)
+    if not report.published:
         if report.upload:
             yield upload_lines(report.upload)
         yield "dry run: nothing was published"
+
+
+def sibling_lines(report: SiblingReport) -> str:
+    """Write what became of a sibling: what it is, how close it is to the pruned model, where it is."""
+    rows = []
+    if made := report.quantized:
+        weights = f"{size(made.record.weight_bytes)}, {made.record.bits_per_weight:.2f} bits per quantized weight"
+        rows.append(["weights", weights])
+        if seen := made.record.divergence:
+            rows.append(["KL", f"{seen.kl:.4f} ± {seen.kl_error:.4f} nats per token, top-1 {100 * seen.top1:.1f} %"])
+    for made_file in report.exports:
+        seen_there = made_file.parity.model if made_file.parity else None
+        told = f", same next token at {seen_there.agreed} of {seen_there.positions}" if seen_there else ""
+        rows.append([made_file.outtype, f"{size(made_file.size)}{told}"])
+    if (four := report.benchmarks) and four.together:
+        last = four.together[-1]
+        ends = f" [{last.excess.low:+.2f} to {last.excess.high:+.2f}]" if last.excess.ends else ""
+        single = f"dropping {last.dropped.value:+.2f}, quantizing {last.quantized.value:+.2f}"
+        told = f"{single}, both {last.both.value:+.2f}; off the sum {last.excess.value:+.2f}{ends}"
+        rows.append([f"points ({last.name})", told])
+    if published := report.published:
+        what = "published" if published.created else "up to date"
+        rows += [[what, published.repo_id], ["commit", published.commit]]
+        rows += [["tag", published.tag]] if published.tag else []
+        rows += [["pull request", published.pull_request_url]] if published.pull_request_url else []
+    elif report.upload:
+        rows.append(["dry run", f"{report.repo_id}: {_upload_total(report.upload)}"])
+    return f"{report.repo_id}:\n{table(rows, left=2)}"
 
 
 def upload_lines(plan: UploadPlan) -> str:

@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 DROPPING, SCORING, MEASURING, TARGET = "What to drop", "Scoring", "Measuring", "Where it goes"
 TRAINING = "Training"
+BESIDE = "Beside it"
 CARD, ELSEWHERE, STUDY = "The card", "Where it runs", "Side by side (one of these may be a list)"
-PANELS = STUDY, DROPPING, TRAINING, SCORING, MEASURING, TARGET, CARD, ELSEWHERE
+PANELS = STUDY, DROPPING, TRAINING, SCORING, MEASURING, TARGET, BESIDE, CARD, ELSEWHERE
 """Headings of a help, from the top."""
 
 

@@ -257,9 +257,19 @@ class Recipe(Settings):
         return (*self.drop.methods, *(("mlp-width",) if self.width else ()))
 
     @property
+    def alone(self) -> Recipe:
+        """The same without what is published beside the result, which changes nothing of it."""
+        return self.model_copy(update={"quantize": None, "gguf": None})
+
+    @property
     def needs_scores(self) -> bool:
         """Whether something is chosen by what the calibration texts say."""
         return bool(self.drop.amounts) and self.metric not in ("reverse-order", "random")
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether its mix is read: something is chosen, or quantized, by what it says."""
+        return self.needs_scores or self.quantize is not None
 
     @property
     def default_name(self) -> str:

@@ -12,9 +12,9 @@ from typing import Annotated, ClassVar
 # fmt: off
 # isort: off
 from hubprune.core.options import (
-    CARD, DROPPING, ELSEWHERE, MEASURING, SCORING, STUDY, TARGET, Argument, BaseOrFolder, Budgeted, CardTemplate,
-    Delivering, Device, Dropping, Dtype, Measuring, Notes, OnHub, Option, Place, Port, RepoRevision, ReportFile,
-    Scoring, TRAINING, Target, TrustRemoteCode,
+    BESIDE, CARD, DROPPING, ELSEWHERE, MEASURING, SCORING, STUDY, TARGET, Argument, BaseOrFolder, Budgeted,
+    CardTemplate, Delivering, Device, Dropping, Dtype, Measuring, Notes, OnHub, Option, Place, Port, RepoRevision,
+    ReportFile, Scoring, TRAINING, Target, TrustRemoteCode,
 )
 # isort: on
 
@@ -46,6 +46,13 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     )] = False
     out: Annotated[Place | None, Option(
         "New folder that keeps the published files.", metavar="FOLDER", panel=TARGET)] = None
+    quantize: Annotated[str | None, Option(
+        "Publish it quantized too, as NAME-W4A16 and so on: by GPTQ, or with :rtn each weight rounded by itself.",
+        metavar="w4a16|w8a16|fp8[:rtn]|none", panel=BESIDE)] = None
+    group_size: Annotated[int | None, Option(
+        "Columns that share a scale there. Default: 128; fp8 has one scale per row.", least=1, panel=BESIDE)] = None
+    gguf: Annotated[str | Sequence[str] | None, Option(
+        "Publish it as GGUF files too, as NAME-GGUF.", metavar="q8_0,q4_k_m,...|none", panel=BESIDE)] = None
     notes: Notes = None
     card_template: CardTemplate = None
     speed: Annotated[bool, Option(

@@ -6,7 +6,7 @@ Whose token it is, and whether it may do what a publish ends with, is told in th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from hubprune.cards.card import skeleton
 from hubprune.cards.manifest import CARD
 from hubprune.cards.provenance import bare_name, card_in_force, check_license, check_name
-from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile
+from hubprune.core.artifacts import BaseCard, BaseCheckpoint, RepoFile, SiblingKind
 from hubprune.core.console import size
 from hubprune.core.errors import AuthenticationError, DiskSpaceError, HubpruneError, PermissionDeniedError, RecipeError
 from hubprune.core.privacy import check_endpoint
@@ -72,6 +72,28 @@ def preflight(
     return target
 
 
+def preflight_beside(
+    repo_id: str, kind: SiblingKind, *, of: str, recipe: Recipe, base: BaseCheckpoint, files: Sequence[str],
+    session: HubSession, overwrite: Overwrite = "nothing", excuse: Excuse | None = None,
+) -> Target:  # fmt: skip
+    """Check the same of a repo beside `of`, with weights in `files`, or in those of the base where none are named.
+
+    Raises:
+        HubpruneError: as `preflight`.
+    """
+    identity = _identify(session, wanted=repo_id, excuse=excuse)
+    _check_length(repo_id)
+    if kind == "quantized" and recipe.layout != "stock" and not set(recipe.methods) <= WITHOUT_CODE:
+        check_name_loads(repo_id)
+    target = _look_at(
+        repo_id, recipe=recipe, base=base, identity=identity, session=session, overwrite=overwrite, excuse=excuse,
+        weights=files or None,
+    )  # fmt: skip
+    name = repo_id.split("/")[-1]
+    _check_metadata(skeleton(recipe, base=base, name=name, sibling_of=(kind, of)), session=session)
+    return target
+
+
 def target_of(recipe: Recipe, *, base: BaseCheckpoint, session: HubSession, overwrite: Overwrite = "nothing") -> Target:
     """Check the target of a result that a dry run made, and that was checked in all else then.
 
@@ -98,15 +120,19 @@ def _identify(session: HubSession, *, wanted: str | None, excuse: Excuse | None)
 
 def _target_id(recipe: Recipe, *, identity: Identity, terms: BaseCard) -> str:
     repo_id = identity.repo_id(recipe.target.repo_id, default=bare_name(recipe.default_name, card=terms))
+    _check_length(repo_id)
+    if recipe.layout != "stock" and not set(recipe.methods) <= WITHOUT_CODE:
+        check_name_loads(repo_id)
+    return repo_id
+
+
+def _check_length(repo_id: str) -> None:
     name = repo_id.split("/")[-1]
     if len(name) > LONGEST_NAME:
         raise RecipeError(
             f"The result would be called {name}, which has {len(name)} characters, and the Hub allows {LONGEST_NAME}.",
             hint=SHORTER,
         )
-    if recipe.layout != "stock" and not set(recipe.methods) <= WITHOUT_CODE:
-        check_name_loads(repo_id)
-    return repo_id
 
 
 def _look_at(
@@ -118,6 +144,7 @@ def _look_at(
     session: HubSession,
     overwrite: Overwrite,
     excuse: Excuse | None = None,
+    weights: Sequence[str] | None = None,
 ) -> Target:
     """Refuse what the commit itself would refuse hours later, as far as it can be told which files are coming."""
     wanted = recipe.target
@@ -147,7 +174,8 @@ def _look_at(
     )  # fmt: skip
     if target.parent:
         remote = read_remote(repo_id, commit=target.parent, session=session)
-        made = {CARD, "config.json", SINGLE, INDEX, *(file.path for file in weight_files(base.files))}
+        own = weights or (SINGLE, INDEX, *(file.path for file in weight_files(base.files)))
+        made = {CARD, "config.json", *own}
         carried = [file for file in needed_files(base) if file.path not in made]
         coming = [*carried, *(RepoFile(path=path, size=UNKNOWN_SIZE) for path in sorted(made))]
         check_is_ours(remote, session=session, overwrite=overwrite, coming=coming)

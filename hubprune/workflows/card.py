@@ -13,7 +13,7 @@ from hubprune.cards.card import CARD_PART, card_part
 from hubprune.cards.manifest import CARD, MANIFEST, replace_card
 from hubprune.cards.markdown import read_notes
 from hubprune.cards.records import PublishRecord, read_record
-from hubprune.core.artifacts import RuntimeComparison, SpeedReport
+from hubprune.core.artifacts import RuntimeComparison, SiblingLink, SpeedReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, ConflictError, RecipeError
 from hubprune.core.files import existing_folder
@@ -45,6 +45,8 @@ class CardChoices:
     """Folder whose templates override the shipped ones."""
     timed: Timed = "never"
     """Whether base and result are timed for it, or what was found when they were."""
+    beside: tuple[SiblingLink, ...] = ()
+    """The siblings that it names."""
     runtimes: Chosen | RuntimeComparison = NOTHING
     """Which runtimes the result is run in, or what was found when it was."""
 
@@ -60,7 +62,7 @@ class CardChoices:
         folder = Path(template) if template else None
         if folder:
             card.check_templates(folder)
-        return cls(read_notes(Path(notes)) if notes else None, folder, timed, runtimes)
+        return cls(read_notes(Path(notes)) if notes else None, folder, timed, runtimes=runtimes)
 
 
 AS_SHIPPED = CardChoices()
@@ -86,7 +88,7 @@ def write_card(folder: Path, choices: CardChoices = AS_SHIPPED, *, overwrite_car
         ConflictError: the card was edited by hand.
     """
     record = read_record(folder)
-    used = CardChoices(choices.notes or record.report.notes, choices.template)
+    used = CardChoices(choices.notes or record.report.notes, choices.template, beside=record.report.beside)
     text = render_again(record, used)
     path, digest = folder / CARD, hashlib.sha256(text.encode()).hexdigest()
     if path.is_file() and not overwrite_card:
@@ -105,7 +107,7 @@ def render_again(record: PublishRecord, choices: CardChoices) -> str:
         RecipeError: a template of the user's own does not do.
         CheckpointError: parts of the manifest do not fit one another, as where a score is missing of a layer.
     """
-    report = record.report.model_copy(update={"notes": choices.notes})
+    report = record.report.model_copy(update={"notes": choices.notes, "beside": choices.beside})
     try:
         importance, benchmarks = (path if path in record.files else None for path in (CARD_PICTURE, BENCHMARK_PICTURE))
         pictures = card.Pictures(importance=importance, benchmarks=benchmarks)
@@ -123,13 +125,15 @@ def put_card(folder: Path, record: PublishRecord, choices: CardChoices, *, text:
 
     The folder holds what is published, or is empty; the record is its manifest so far.
     """
-    depends_on = card_part(notes=choices.notes, templates=choices.template)
+    depends_on = card_part(notes=choices.notes, templates=choices.template, beside=choices.beside)
     changed = {
+        "beside": [link.model_dump(mode="json") for link in choices.beside],
         "notes": choices.notes,
         "card_templates": depends_on["templates"],
         "fingerprint": {**record.report.fingerprint, CARD_PART: depends_on},
     }
-    return replace_card(folder, {**record.values, **changed}, card=text)
+    values = {key: part for key, part in {**record.values, **changed}.items() if part or key != "beside"}
+    return replace_card(folder, values, card=text)
 
 
 def preview(request: CardRequest, *, reporter: Reporter, session: HubSession | None = None) -> Preview:
@@ -162,7 +166,7 @@ def preview(request: CardRequest, *, reporter: Reporter, session: HubSession | N
     if not REPO_ID.fullmatch(repo_id):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
     session = session or open_session(request.endpoint)
-    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session, needs_config=False)
     shown = tuple(file for file in repo.files if any(fnmatch(file.path, pattern) for pattern in SHOWN))
     if not any(file.path == CARD for file in shown):
         raise BaseNotFoundError(f"{repo_id} has no {CARD} at {repo.commit}.")

@@ -55,6 +55,8 @@ def recipe_of(request: WithRecipe, *, drop: Mapping[str, Any] | None = None) -> 
         old = values.get(part, {})
         both = {k: {**old[k], **v} for k, v in fields.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
         values[part] = {**old, **fields, **both}
+    if publish:
+        _add_siblings(values, publish)
     values |= _given(**{name: getattr(request, name) for name in SHARED})
     if isinstance(request, Dropping):
         values |= _given(layout=request.layout, schedule=request.schedule)
@@ -68,6 +70,24 @@ def recipe_of(request: WithRecipe, *, drop: Mapping[str, Any] | None = None) -> 
     if not values["base"].get("repo_id"):
         raise RecipeError("Which base?", hint="Name one, as in hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3.")
     return parse(Recipe, values)
+
+
+def _add_siblings(values: dict[str, Any], request: PublishRequest) -> None:
+    """Put into the values of a recipe what is published beside the result; `none` takes out what the file says."""
+    if request.quantize is not None:
+        scheme, _, method = request.quantize.strip().lower().partition(":")
+        values.pop("quantize", None)
+        if scheme != "none":
+            values["quantize"] = {"scheme": scheme, **({"method": method} if method else {})}
+    if request.group_size is not None:
+        if "quantize" not in values:
+            raise RecipeError("--group-size is for what is quantized.", hint="Pass --quantize w4a16 with it.")
+        values["quantize"] = {**values["quantize"], "group_size": request.group_size}
+    if request.gguf is not None:
+        types = tuple(name.lower() for name in _names(request.gguf))
+        values.pop("gguf", None)
+        if types != ("none",):
+            values["gguf"] = types
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
-from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, WidthPlan
+from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, SiblingKind, WidthPlan
 from hubprune.core.config import check_config, read_structure
 from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
@@ -99,13 +99,21 @@ class Run:
 
     @property
     def pinned_recipe(self) -> Recipe:
-        """The recipe with the commits of the data sets that the scores come from."""
-        mix = self.recipe.calibration
-        if not self.recipe.needs_scores:
-            return self.recipe
-        pairs = zip(mix.subsets, self.data_commits, strict=True)
+        """The recipe of the result alone, with the commits of the data sets that the scores come from."""
+        return self._pinned(self.recipe.alone) if self.recipe.needs_scores else self.recipe.alone
+
+    def sibling_recipe(self, kind: SiblingKind) -> Recipe:
+        """Return the recipe of one sibling, with the commits of the data sets that it is quantized by, too."""
+        own = "quantize" if kind == "quantized" else "gguf"
+        recipe = self.recipe.alone.model_copy(update={own: getattr(self.recipe, own)})
+        return self._pinned(recipe) if recipe.reads_texts else recipe
+
+    def _pinned(self, recipe: Recipe) -> Recipe:
+        pairs = zip(recipe.calibration.subsets, self.data_commits, strict=True)
         subsets = tuple(subset.model_copy(update={"revision": commit}) for subset, commit in pairs)
-        return self.recipe.model_copy(update={"calibration": mix.model_copy(update={"subsets": subsets})})
+        return recipe.model_copy(
+            update={"calibration": recipe.calibration.model_copy(update={"subsets": subsets})}
+        )  # fmt: skip
 
     @cached_property
     def environment(self) -> Environment:
@@ -255,7 +263,8 @@ def check_data(run: Run) -> None:
     Raises:
         CalibrationError: something is not there, with what is.
     """
-    if run.recipe.needs_scores and not run.store.has("scores", scores_key(run)):
+    quantizes = run.recipe.quantize is not None
+    if quantizes or (run.recipe.needs_scores and not run.store.has("scores", scores_key(run))):
         run.found_data  # noqa: B018
 
 

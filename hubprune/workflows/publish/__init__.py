@@ -1,24 +1,28 @@
 """Publish what comes of a recipe: its stages in their order, each of which goes on from what an earlier run found.
 
     resolve and check -> download -> score -> prune and verify -> benchmark -> card -> one commit -> load back
+    -> the same for its siblings, where the recipe asks for them
 
 In comes a request, out comes the report of what is on the Hub.  Libraries that compute are imported by the stages that
 need them: what fails fast must not wait for torch.
 
     before    what a result depends on, what the last publish left on the branch, what of it need not be computed again
     stages    the checkpoint in the work folder, benchmarks, free text, timing, and the repo that is made of it
+    siblings  what is published beside it: checked with it, and delivered after it
+    making    a sibling from the checkpoint to the repo that is made of it
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hubprune.cards import manifest
 from hubprune.cards.limits import check_budget
+from hubprune.cards.records import PublishRecord
 from hubprune.core import fresh
 from hubprune.core.artifacts import LoadedBack, PublishedCommit, PublishReport, RepoFile
 from hubprune.core.config import needs_modeling_file
@@ -35,9 +39,9 @@ from hubprune.hub.transfer import check_arrived
 from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning import verify
 from hubprune.workflows.card import AS_SHIPPED, CardChoices
+from hubprune.workflows.publish import siblings
 from hubprune.workflows.publish.before import (
     Before,
-    Unfinished,
     fingerprint,
     last_publish,
     offer_results,
@@ -45,7 +49,9 @@ from hubprune.workflows.publish.before import (
     scores_before,
     without_computing,
 )
+from hubprune.workflows.publish.siblings import Beside, SiblingDelivery
 from hubprune.workflows.publish.stages import (
+    Unfinished,
     assemble,
     benchmark,
     find_runtimes,
@@ -84,13 +90,14 @@ def publish_run(
     run: Run, request: PublishRequest, *, told: Callable[[PublishReport], None] = lambda report: None
 ) -> PublishReport:
     """Do the same over a run that is open already; of the request, what is no part of the recipe."""
-    stage = announcer(run.reporter)
+    stage = announcer(run.reporter, (*STAGES, *(["Siblings"] if siblings.suffixes(run.recipe) else [])))
     stage()
     choices = CardChoices.read(
         notes=request.notes, template=request.card_template, timed="now" if request.speed else "never",
         runtimes=choose(request.runtimes or "auto"),
     )  # fmt: skip
-    target = check(run, request)
+    target, beside = check(run, request)
+    choices = replace(choices, beside=tuple(each.link for each in beside))
     delivery = Delivery(
         replaces=request.replaces, primer=request.primer, dry_run=request.dry_run,
         out=Path(request.out) if request.out else None, report=Path(request.report) if request.report else None,
@@ -101,16 +108,34 @@ def publish_run(
     before = last_publish(target, now, session=run.session, reporter=run.reporter)
     report = without_computing(run, before, choices, target, request) if before else None
     if report or (report := proposed_before(run, target, now, request)):
-        return _finish(run, None, report, delivery) if request.dry_run else _end(run, report, target, delivery)
+        done = _finish(run, report, delivery) if request.dry_run else _end(run, report, target, delivery)
+        return _beside(run, done, beside, request, delivery, choices)
     _check_resources(run, loads_back=not request.dry_run)
     if before:
         offer_results(before, run)
     with produced(run, stage, **shown, choices=choices, before=before) as product:
         stage()
-        return deliver(run, product, target, delivery)
+        with _kept(product.folder, delivery.out):
+            done = deliver(run, product, target, delivery)
+            if beside:
+                stage()
+            return _beside(run, done, beside, request, delivery, choices, folder=product.folder)
 
 
-def check(run: Run, request: PublishRequest) -> Target:
+def _beside(
+    run: Run, report: PublishReport, beside: tuple[Beside, ...], request: PublishRequest, delivery: Delivery,
+    choices: CardChoices, *, folder: Path | None = None,
+) -> PublishReport:  # fmt: skip
+    """Publish the siblings, each of which goes into the report."""
+    how = SiblingDelivery(
+        replaces=delivery.replaces, dry_run=delivery.dry_run, force=request.force, out=delivery.out,
+        only_if_changed=request.only_if_changed,
+        tell=lambda told: write_report(told, delivery),
+    )  # fmt: skip
+    return siblings.publish_all(run, report, beside, how, choices=choices, folder=folder)
+
+
+def check(run: Run, request: PublishRequest) -> tuple[Target, tuple[Beside, ...]]:
     """Check in seconds all that could fail hours later; nothing is downloaded or written before it is through.
 
     Raises:
@@ -128,7 +153,7 @@ def check(run: Run, request: PublishRequest) -> Target:
     target = preflight(run.recipe, base=run.base, session=run.session, overwrite=request.replaces, excuse=excused)
     run.task_texts, run.task_sources  # noqa: B018
     run.reporter.note(f"base {run.base.name} at {str(run.base.commit)[:12]}, target {target.repo_id}")
-    return target
+    return target, siblings.look(run, request, target, excuse=excused)
 
 
 def _check_resources(run: Run, *, loads_back: bool) -> None:
@@ -167,13 +192,13 @@ class Product:
 @contextmanager
 def produced(
     run: Run, stage: Callable[[], None], *, repo_id: str, tagged: bool, choices: CardChoices = AS_SHIPPED,
-    before: Before | None = None,
+    before: Before[PublishRecord] | None = None, measured: bool = True,
 ) -> Iterator[Product]:  # fmt: skip
     """Run all stages from the download to the manifest, and yield what came of them; nothing is published.
 
     While the block runs, no other run can use the folder.  `stage` is called at the start of each of the four stages
     after the download; `tagged` says whether the card names a tag of its files; what would come out again is taken
-    from what the last publish found, `before`.
+    from what the last publish found, `before`.  Benchmarks and free text are left out where it is not to be measured.
     """
     depends_on = fingerprint(run, repo_id=repo_id, tagged=tagged, choices=choices)
     run.downloaded  # noqa: B018
@@ -188,6 +213,7 @@ def produced(
     with ExitStack() as loading, ExitStack() as kept:
         loading.enter_context(fresh.warm())  # for the verification and the code of the card, and gone before the rest
         folder, made = kept.enter_context(kept_checkpoint(run, plan))
+        siblings.check_written(run.recipe, folder, name=repo_id)
         tag = manifest.checkpoint_tag(made.written) if tagged else None
         snippet = run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template)
         verification = made.verification.model_copy(
@@ -196,9 +222,9 @@ def produced(
         loading.close()
         stage()
         with open_pair(run, plan, folder) as pair:
-            benchmarks = benchmark(run, plan, pair)
+            benchmarks = benchmark(run, plan, pair) if measured else None
             stage()
-            generation = free_text(run, plan, pair)
+            generation = free_text(run, plan, pair) if measured else None
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True), repo_id=repo_id,
             endpoint=run.session.endpoint, base=run.base.model_copy(update={"config": run.downloaded.config}),
@@ -206,7 +232,7 @@ def produced(
             generation=generation,
             speed=find_speed(run, plan, folder, choices.timed, repo_id=repo_id, benchmarks=benchmarks),
             snippet=snippet, published=None, environment=run.environment, seconds=run.store.seconds,
-            notes=choices.notes,
+            notes=choices.notes, beside=choices.beside,
             fingerprint={part: dict(values) for part, values in depends_on.items()}, stage_keys=run.store.keys,
         )  # fmt: skip
         files = assemble(run, folder, report, card_template=choices.template)
@@ -245,14 +271,14 @@ def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> P
     try:
         check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks)
     except OverBudgetError:
-        _finish(run, folder, report, delivery)
+        _finish(run, report, delivery, folder=folder)
         raise
     if delivery.dry_run:
         upload = plan_upload(
             folder, files=product.files, target=target, base=run.downloaded, session=run.session,
             reporter=run.reporter, scratch=run.store.folder, primer=delivery.primer, overwrite=delivery.replaces,
         )  # fmt: skip
-        return _finish(run, folder, report.model_copy(update={"upload": upload}), delivery)
+        return _finish(run, report.model_copy(update={"upload": upload}), delivery, folder=folder)
     Unfinished(run.store.folder, target, endpoint=run.session.endpoint).begin()
     published = send(
         folder, target=target, files=product.files, message=f"Publish {run.recipe.default_name}",
@@ -260,12 +286,10 @@ def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> P
         base=report.base if delivery.primer else None, overwrite=delivery.replaces,
     )  # fmt: skip
     report = report.model_copy(update={"published": published, "upload": None})
-    return _end(run, report, target, delivery, folder=folder)
+    return _end(run, report, target, delivery)
 
 
-def _end(
-    run: Run, report: PublishReport, target: Target, delivery: Delivery, *, folder: Path | None = None
-) -> PublishReport:
+def _end(run: Run, report: PublishReport, target: Target, delivery: Delivery) -> PublishReport:
     """Tell what is published, and load it back where that was not done; the report is written even if that fails."""
     published, unfinished = report.published, Unfinished(run.store.folder, target, endpoint=run.session.endpoint)
     if published is None:  # pragma: no cover - only what is published comes here
@@ -273,12 +297,12 @@ def _end(
     here = published.pull_request_url
     how = ("proposed", "proposed before") if here else ("committed", "up to date")
     run.reporter.note(f"{how[not published.created]}: {here or published.url}")
-    _write_report(report, delivery)
+    write_report(report, delivery)
     try:
         if unfinished:
             report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
     except VerificationError as error:
-        _finish(run, folder, report, delivery)
+        _finish(run, report, delivery)
         where = f"proposed at {here} and was not merged" if target.staged and here else f"published at {published.url}"
         raise VerificationError(f"It is {where}, but: {error.message}", hint=error.hint) from error
     if target.staged and here:
@@ -287,21 +311,33 @@ def _end(
         report = report.model_copy(update={"published": published})
     unfinished.end()
     announce(run.recipe.target, published, session=run.session, reporter=run.reporter)
-    return _finish(run, folder, report, delivery)
+    return _finish(run, report, delivery)
 
 
-def _finish(run: Run, folder: Path | None, report: PublishReport, delivery: Delivery) -> PublishReport:
-    """Write the report and put the files where they were asked for."""
-    _write_report(report, delivery)
-    if delivery.out and folder:
-        move_folder(folder, delivery.out)
+@contextmanager
+def _kept(folder: Path, out: Path | None) -> Iterator[None]:
+    """Put the files where they were asked for when the block ends, with a result that is not good enough too."""
+    try:
+        yield
+    except (OverBudgetError, VerificationError):
+        if out and folder.is_dir():
+            move_folder(folder, out)
+        raise
+    if out:
+        move_folder(folder, out)
+
+
+def _finish(run: Run, report: PublishReport, delivery: Delivery, *, folder: Path | None = None) -> PublishReport:
+    """Write the report, and say where the files of a dry run are."""
+    write_report(report, delivery)
     if delivery.dry_run:
         where = f"; the files are in {delivery.out or folder}" if folder else ", which is up to date"
         run.reporter.note(f"dry run: nothing was written to the Hub{where}")
     return report
 
 
-def _write_report(report: PublishReport, delivery: Delivery) -> None:
+def write_report(report: PublishReport, delivery: Delivery) -> None:
+    """Tell of a report, and write it where it was asked for."""
     delivery.told(report)
     if delivery.report:
         write_atomically(delivery.report, to_json(report))

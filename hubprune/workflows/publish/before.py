@@ -1,8 +1,7 @@
 """What a publish depends on, what the last one left, and what of that it need not compute again.
 
 That is what was measured, or all of it, here or in an open pull request.  Only what would come out again is taken: the
-key of a stage stands for everything that its result depends on, the machine and the versions included.  From the moment
-that a publish was sent until it was loaded back, a mark in the work folder says so, in case it is killed.
+key of a stage stands for everything that its result depends on, the machine and the versions included.
 """
 
 from __future__ import annotations
@@ -12,19 +11,18 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from hubprune.cards.card import CARD_PART, Change, Fingerprint, card_part, changes, sha256, snippet_part, told
 from hubprune.cards.manifest import CARD, MANIFEST, checkpoint_tag
-from hubprune.cards.records import PublishRecord, parse_record, read_record
+from hubprune.cards.records import PublishRecord, SiblingRecord, parse_record, parse_sibling, read_record
 from hubprune.core import __version__, templates
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import DropPlan, LayerScores, PublishedCommit, PublishReport
 from hubprune.core.console import Reporter
 from hubprune.core.devices import library_versions
 from hubprune.core.errors import CheckpointError, RecipeError
-from hubprune.core.files import key_of, list_files, scratch_folder, write_atomically
+from hubprune.core.files import list_files, scratch_folder
 from hubprune.core.privacy import public_name, scrub, scrub_all
 from hubprune.core.requests import PublishRequest
 from hubprune.core.specs import Settings
@@ -81,7 +79,7 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
             "dtype": recipe.dtype,
             "seed": str(recipe.seed),
         },
-        "calibration": _calibration(run),
+        "calibration": calibration_part(run) if recipe.needs_scores else {},
         "benchmarks": _benchmarks(run),
         "free text": {"prompts": sha256(_text(texts.prompt_texts())), "max_new_tokens": str(texts.max_new_tokens)},
         "speed": {} if choices.timed == "never" else {"timed": "yes"},
@@ -97,7 +95,7 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
         MODELING_PART: modeling_part(run.architecture),
         "snippet": snippet_part(choices.template),
         "pictures": {"drawn": "yes" if find_spec("matplotlib") else "no"},
-        CARD_PART: card_part(notes=choices.notes, templates=choices.template),
+        CARD_PART: card_part(notes=choices.notes, templates=choices.template, beside=choices.beside),
     }
     public: Fingerprint = scrub_all(parts)
     return public
@@ -126,11 +124,9 @@ def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {name: ", ".join(found) for name, found in values.items()}
 
 
-def _calibration(run: Run) -> dict[str, str]:
+def calibration_part(run: Run) -> dict[str, str]:
     """Name mix, data sets and files; how a revision was spelled changes nothing, its commit does."""
     mix = run.recipe.calibration
-    if not run.recipe.needs_scores:
-        return {}
     subsets = [
         {**subset.model_dump(mode="json", exclude={"revision"}), "dataset": public_name(subset.dataset)}
         for subset in mix.subsets
@@ -162,12 +158,15 @@ def _benchmarks(run: Run) -> dict[str, str]:
 # ---- what the last one left ------------------------------------------------------------------------------------------
 
 
+Record = TypeVar("Record", PublishRecord, SiblingRecord)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Before:
+class Before(Generic[Record]):
     """A repo as the last publish left it, beside the fingerprint of this one."""
 
     remote: RemoteState
-    record: PublishRecord
+    record: Record
     changes: tuple[Change, ...]
     """What a publish depends on and is another now."""
     strays: tuple[str, ...]
@@ -196,22 +195,40 @@ class Before:
         return "; ".join(filter(None, (told(self.changes), strays, edited)))
 
 
-def last_publish(target: Target, now: Fingerprint, *, session: HubSession, reporter: Reporter) -> Before | None:
+def last_publish(
+    target: Target, now: Fingerprint, *, session: HubSession, reporter: Reporter
+) -> Before[PublishRecord] | None:
     """Look at the branch that a publish goes to; None where nothing there can be compared with what it depends on."""
     if not target.branch_exists or target.parent is None:
         return None
     return publish_at(target.parent, target, now, session=session, reporter=reporter)
 
 
+def last_sibling(
+    target: Target, now: Fingerprint, *, session: HubSession, reporter: Reporter
+) -> Before[SiblingRecord] | None:
+    """Do the same with the branch that a sibling goes to."""
+    if not target.branch_exists or target.parent is None:
+        return None
+    return _at(target.parent, target, now, parse_sibling, session=session, reporter=reporter)
+
+
 def publish_at(
     commit: str, target: Target, now: Fingerprint, *, session: HubSession, reporter: Reporter
-) -> Before | None:
+) -> Before[PublishRecord] | None:
     """Look at a commit of the target's repo; None where nothing there can be compared."""
+    return _at(commit, target, now, parse_record, session=session, reporter=reporter)
+
+
+def _at(
+    commit: str, target: Target, now: Fingerprint, parse: Callable[..., Record], *, session: HubSession,
+    reporter: Reporter,
+) -> Before[Record] | None:  # fmt: skip
     remote = read_remote(target.repo_id, commit=commit, session=session)
     if remote.manifest is None:
         return None
     try:
-        record = parse_record(remote.manifest.data, where=f"{MANIFEST} of {target.repo_id}")
+        record = parse(remote.manifest.data, where=f"{MANIFEST} of {target.repo_id}")
     except (CheckpointError, RecipeError) as error:
         reporter.note(f"everything is run: {error.message}")
         return None
@@ -224,7 +241,7 @@ def publish_at(
 # ---- what need not be computed again ------------------------------------------------------------------------------
 
 
-def offer_results(before: Before, run: Run) -> None:
+def offer_results(before: Before[PublishRecord], run: Run) -> None:
     """Hold ready in the run's store what the last publish measured."""
     report = before.record.report
     if report.environment.machine != run.environment.machine:
@@ -236,7 +253,9 @@ def offer_results(before: Before, run: Run) -> None:
             run.store.offer(stage, key, value, seconds=report.seconds.get(stage, 0.0), on_take=_say(run))
 
 
-def scores_before(before: Before | None, run: Run, now: Fingerprint) -> tuple[LayerScores, DropPlan] | None:
+def scores_before(
+    before: Before[PublishRecord] | None, run: Run, now: Fingerprint
+) -> tuple[LayerScores, DropPlan] | None:
     """Return scores and plan of the last publish where this run would find the same; None where it has to score.
 
     A manifest has no scores of single documents, without which no other plan could tell how sure it is.  So both are
@@ -260,7 +279,7 @@ def _say(run: Run) -> Callable[[str], None]:
 
 
 def without_computing(
-    run: Run, before: Before, choices: CardChoices, target: Target, request: PublishRequest
+    run: Run, before: Before[PublishRecord], choices: CardChoices, target: Target, request: PublishRequest
 ) -> PublishReport | None:
     """Do what a publish has to do where nothing has to be computed; None where something has, which is said.
 
@@ -286,7 +305,7 @@ def without_computing(
 
 
 def leave_as_it_is(
-    before: Before, *, target: Target, session: HubSession, missing: Literal["tag", "leave"] = "tag"
+    before: Before[PublishRecord], *, target: Target, session: HubSession, missing: Literal["tag", "leave"] = "tag"
 ) -> PublishReport | None:
     """Report what is there, in the words of the publish that made it as far as its manifest tells.
 
@@ -296,26 +315,36 @@ def leave_as_it_is(
     Raises:
         HubError: the Hub refused or did not answer.
     """
-    commit, tag = before.remote.commit, None
-    if target.is_tagged:
-        tag = checkpoint_tag(before.record.report.checkpoint)
-        if tag not in {ref.name for ref in refs_of(target.repo_id, session=session).tags}:
-            if missing == "leave":
-                return None
-            tag_commit(tag, repo_id=target.repo_id, commit=commit, session=session)
+    tag = checkpoint_tag(before.record.report.checkpoint) if target.is_tagged else None
+    published = as_published(before, tag, target=target, session=session, missing=missing)
+    return before.record.report.model_copy(update={"published": published}) if published else None
+
+
+def as_published(
+    before: Before[Any], tag: str | None, *, target: Target, session: HubSession, missing: Literal["tag", "leave"]
+) -> PublishedCommit | None:
+    """Say of what is there what its publish would; None where it lacks its tag and is to be left so.
+
+    Raises:
+        HubError: the Hub refused or did not answer.
+    """
+    commit = before.remote.commit
+    if tag and tag not in {ref.name for ref in refs_of(target.repo_id, session=session).tags}:
+        if missing == "leave":
+            return None
+        tag_commit(tag, repo_id=target.repo_id, commit=commit, session=session)
     manifest, there = before.remote.manifest, before.remote.files
     digests = {path: file.sha256 for path, file in before.record.files.items()}
     digests |= {MANIFEST: hashlib.sha256(manifest.data).hexdigest()} if manifest else {}
     files = (there[path].model_copy(update={"sha256": digest}) for path, digest in sorted(digests.items()))
-    published = PublishedCommit(
+    return PublishedCommit(
         repo_id=target.repo_id, commit=commit, parent=None, created=False, files=tuple(files),
         url=f"{session.endpoint}/{target.repo_id}/commit/{commit}", tag=tag,
     )  # fmt: skip
-    return before.record.report.model_copy(update={"published": published})
 
 
 def _publish_card(
-    run: Run, before: Before, choices: CardChoices, target: Target, *, overwrite: Overwrite
+    run: Run, before: Before[PublishRecord], choices: CardChoices, target: Target, *, overwrite: Overwrite
 ) -> PublishReport:
     """Render the card of what is published again, and commit it with its manifest and nothing else."""
     record = before.record
@@ -355,28 +384,9 @@ def proposed_before(run: Run, target: Target, now: Fingerprint, request: Publish
     return None
 
 
-def _lies_on(parent: str, before: Before, *, target: Target, session: HubSession) -> bool:
+def _lies_on(parent: str, before: Before[PublishRecord], *, target: Target, session: HubSession) -> bool:
     commits = session.ask(
         lambda api: api.list_repo_commits(target.repo_id, revision=before.remote.commit),
         doing=f"read the history of {target.repo_id}",
     )
     return len(commits) > 1 and commits[1].commit_id == parent
-
-
-class Unfinished:
-    """A mark in the work folder, from the moment before a commit until its result was loaded back."""
-
-    def __init__(self, work_folder: Path, target: Target, *, endpoint: str) -> None:
-        self._path = work_folder / "unfinished" / key_of(endpoint, target.repo_id, target.revision, target.create_pr)
-
-    def begin(self) -> None:
-        """Set the mark."""
-        write_atomically(self._path, "")
-
-    def end(self) -> None:
-        """Take it away."""
-        self._path.unlink(missing_ok=True)
-
-    def __bool__(self) -> bool:
-        """Tell whether an earlier run did not come to its end."""
-        return self._path.exists()

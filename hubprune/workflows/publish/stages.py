@@ -1,15 +1,17 @@
 """From a plan to a repo: the checkpoint is kept in the work folder, measured, and gets its card, notices and manifest.
 
-A checkpoint stays there, so that another run of the same recipe need not write it again, nor measure it.
+A checkpoint stays there, so that another run of the same recipe need not write it again, nor measure it.  From the
+moment that a result was sent until it was loaded back, a mark there says so, in case the run is killed.
 """
 
 from __future__ import annotations
 
 import glob
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -18,6 +20,7 @@ from hubprune.cards.front_matter import Tasks, add_eval_results, leaderboard_dat
 from hubprune.cards.overview import Snippet, asks_for_more, samples
 from hubprune.cards.provenance import add_notice, card_in_force
 from hubprune.core.artifacts import (
+    Artifact,
     BenchmarkComparison,
     DropPlan,
     GenerationComparison,
@@ -37,6 +40,7 @@ from hubprune.core.requests import SpeedRequest
 from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.hub.repos import registered_tasks
 from hubprune.hub.session import HubSession
+from hubprune.hub.target import Target
 from hubprune.plots import pictures
 from hubprune.workflows.card import Timed
 from hubprune.workflows.prune import is_waiting, write_verified
@@ -45,6 +49,7 @@ from hubprune.workflows.runtimes import Chosen, compare_runtimes, require_same
 from hubprune.workflows.speed import change_of, time_pair
 from hubprune.workflows.verify import PrunedFolder
 
+Kept = TypeVar("Kept", bound=Artifact)
 DEPTHS = (512,)
 """One shape for a card, cut to what the model has positions for; `hubprune speed` measures any."""
 
@@ -59,22 +64,42 @@ def kept_checkpoint(run: Run, plan: DropPlan) -> Iterator[tuple[Path, PrunedChec
         RecipeError: another run uses it.
     """
     key = key_of(run.circumstances, plan.content, plan.widths, plan.layout)
-    folder = run.store.folder / "checkpoints" / f"{short_name(run.recipe.default_name)}-{key}"
+    name = f"{short_name(run.recipe.default_name)}-{key}"
+    with kept_folder(
+        run, "checkpoint", name, key, PrunedCheckpoint, lambda folder: write_verified(run, plan, folder),
+        written=lambda kept: kept.written.files, below="checkpoints",
+    ) as kept:  # fmt: skip
+        yield kept
+
+
+@contextmanager
+def kept_folder(
+    run: Run, stage: str, name: str, key: str, kind: type[Kept], write: Callable[[Path], Kept], *,
+    written: Callable[[Kept], Sequence[RepoFile]], below: str = "siblings",
+) -> Iterator[tuple[Path, Kept]]:  # fmt: skip
+    """Yield a folder of a stage in the work folder, with its result; what an earlier run added to it is gone.
+
+    `write` makes it where it is not there, and `written` tells which files it consists of.
+
+    Raises:
+        RecipeError: another run uses it.
+    """
+    folder = run.store.folder / below / name
     folder.parent.mkdir(exist_ok=True)
 
-    def write() -> PrunedCheckpoint:
+    def anew() -> Kept:
         shutil.rmtree(folder, ignore_errors=True)
-        return write_verified(run, plan, folder)
+        return write(folder)
 
-    def complete(kept: PrunedCheckpoint) -> bool:
-        paths = ((folder / file.path, file.size) for file in kept.written.files)
+    def complete(kept: Kept) -> bool:
+        paths = ((folder / file.path, file.size) for file in written(kept))
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
     with _alone(folder):
-        made = run.store.run("checkpoint", key, PrunedCheckpoint, write, valid=complete)
-        written = {file.path for file in made.written.files}
+        made = run.store.run(stage, key, kind, anew, valid=complete)
+        own = {file.path for file in written(made)}
         for path in sorted(folder.rglob("*"), reverse=True):  # what an earlier run added: card, manifest, tasks
-            if path.is_file() and path.relative_to(folder).as_posix() not in written:
+            if path.is_file() and path.relative_to(folder).as_posix() not in own:
                 path.unlink()
             elif path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
@@ -268,3 +293,22 @@ def leaderboards(comparison: BenchmarkComparison | None, *, session: HubSession,
     except HubError as error:
         warn(f"No results are listed for leaderboards: {error.message} Publish again with --force to add them.")
         return {}
+
+
+class Unfinished:
+    """A mark in the work folder, from the moment before a commit until its result was loaded back."""
+
+    def __init__(self, work_folder: Path, target: Target, *, endpoint: str) -> None:
+        self._path = work_folder / "unfinished" / key_of(endpoint, target.repo_id, target.revision, target.create_pr)
+
+    def begin(self) -> None:
+        """Set the mark."""
+        write_atomically(self._path, "")
+
+    def end(self) -> None:
+        """Take it away."""
+        self._path.unlink(missing_ok=True)
+
+    def __bool__(self) -> bool:
+        """Tell whether an earlier run did not come to its end."""
+        return self._path.exists()

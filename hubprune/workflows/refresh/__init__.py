@@ -52,7 +52,8 @@ from hubprune.pruning.base_files import fit
 from hubprune.pruning.checkpoint import carry_files, write_companions
 from hubprune.pruning.tokenizer_files import ids_depend_on_version, settle_tokenizer
 from hubprune.workflows.card import CardChoices, put_card, render_again
-from hubprune.workflows.publish.before import MODELING_PART, Unfinished, modeling_part
+from hubprune.workflows.publish.before import MODELING_PART, modeling_part
+from hubprune.workflows.publish.stages import Unfinished
 from hubprune.workflows.refresh.there import (
     Published,
     card_changes,
@@ -251,7 +252,8 @@ def write_anew(published: Published, folder: Path, *, template: Path | None = No
         RecipeError: the card was made by templates of its publisher.
         CheckpointError: the base is broken.
     """
-    choices = CardChoices(published.record.report.notes, template)
+    report = published.record.report
+    choices = CardChoices(report.notes, template, beside=report.beside)
     used = published.record.values.get("card_templates")
     if not (overwrite or choices.template or used in (template_hash(), *SHIPPED_BEFORE)):
         raise RecipeError(
