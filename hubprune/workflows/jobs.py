@@ -109,7 +109,7 @@ def refuse_local(recipe: Recipe, request: JobRequest) -> None:
     local = [f"What {option} names" for name, option in HERE_ONLY.items() if getattr(request, name) is not None]
     if recipe.evaluation.include_path:
         local.append(f"The folder of tasks {recipe.evaluation.include_path}")
-    if recipe.needs_scores:
+    if recipe.reads_texts:
         datasets = (subset.dataset for subset in recipe.calibration.subsets)
         local += [f"The calibration file {dataset}" for dataset in datasets if is_local_data(dataset)]
     if local:

@@ -192,13 +192,13 @@ class Product:
 @contextmanager
 def produced(
     run: Run, stage: Callable[[], None], *, repo_id: str, tagged: bool, choices: CardChoices = AS_SHIPPED,
-    before: Before[PublishRecord] | None = None,
+    before: Before[PublishRecord] | None = None, measured: bool = True,
 ) -> Iterator[Product]:  # fmt: skip
     """Run all stages from the download to the manifest, and yield what came of them; nothing is published.
 
     While the block runs, no other run can use the folder.  `stage` is called at the start of each of the four stages
     after the download; `tagged` says whether the card names a tag of its files; what would come out again is taken
-    from what the last publish found, `before`.
+    from what the last publish found, `before`.  Benchmarks and free text are left out where it is not to be measured.
     """
     depends_on = fingerprint(run, repo_id=repo_id, tagged=tagged, choices=choices)
     run.downloaded  # noqa: B018
@@ -222,9 +222,9 @@ def produced(
         loading.close()
         stage()
         with open_pair(run, plan, folder) as pair:
-            benchmarks = benchmark(run, plan, pair)
+            benchmarks = benchmark(run, plan, pair) if measured else None
             stage()
-            generation = free_text(run, plan, pair)
+            generation = free_text(run, plan, pair) if measured else None
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True), repo_id=repo_id,
             endpoint=run.session.endpoint, base=run.base.model_copy(update={"config": run.downloaded.config}),
