@@ -32,8 +32,8 @@ ROPE_LIST = "no_rope_layers"
 
 
 SAVED = (
-    "missing attentions take no room in the KV cache where llama.cpp runs with flash attention, its default; without it, "
-    "values have the room of all layers"
+    "missing attentions take no room in the KV cache where llama.cpp runs with flash attention, its default; without"
+    " it, values have the room of all layers"
 )
 """From a run: `llama_kv_cache::llama_kv_cache` lays values out in equal columns then."""
 
