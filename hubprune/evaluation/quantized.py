@@ -1,8 +1,8 @@
 """Folders in fewer bits: how they are loaded to be measured, and what they take in memory then.
 
 A reader's transformers keeps packed weights until the first pass and expands them there.  That pass is made here, and
-what only told of packing is taken away: what is left computes with a reader's numbers and has plain linear layers, which
-can be measured together with others.  (Asked to expand while it loads, transformers 5.24 rounds to the dtype of the scales.)
+what only told of packing is taken away: what is left computes with a reader's numbers, and its plain linear layers can
+be measured together with others.  Asked to expand while it loads, transformers 5.24 rounds to the dtype of the scales.
 """
 
 from __future__ import annotations
