@@ -76,8 +76,9 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
         hint = "Pass one of `hf jobs hardware`, as in --flavor a100-large; it is billed."
         raise RecipeError("A job needs a machine.", hint=hint)
     chosen = {"timeout": request.timeout, "namespace": request.namespace, "requirement": request.requirement}
-    machine = Machine(flavor=request.flavor, **{name: value for name, value in chosen.items() if value is not None})
     recipe, session = run.recipe, run.session
+    chosen["requirement"] = request.requirement or requirement_of(recipe)
+    machine = Machine(flavor=request.flavor, **{name: value for name, value in chosen.items() if value is not None})
     refuse_local(recipe, request)
     target, _ = check(run, request)
     check_data(run)
@@ -98,6 +99,12 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
     ended = follow(job, session=session, reporter=run.reporter, show=lambda line: print(line, file=sys.stderr))
     told = {"job": f"{ended.owner.name}/{ended.id}", "url": ended.url, "target": target.repo_id}
     return {**told, "dry run": "nothing was published"} if "--dry-run" in order.flags else told
+
+
+def requirement_of(recipe: Recipe) -> str:
+    """Return what uv installs in the job: this very version, with what its siblings take."""
+    extras = ["plots", *(["quantize"] if recipe.quantize else []), *(["gguf"] if recipe.gguf else [])]
+    return f"hubprune[{','.join(extras)}]=={__version__}"
 
 
 def refuse_local(recipe: Recipe, request: JobRequest) -> None:

@@ -130,7 +130,7 @@ def _beside(
     how = SiblingDelivery(
         replaces=delivery.replaces, dry_run=delivery.dry_run, force=request.force, out=delivery.out,
         only_if_changed=request.only_if_changed,
-        tell=lambda told: _write_report(told, delivery),
+        tell=lambda told: write_report(told, delivery),
     )  # fmt: skip
     return siblings.publish_all(run, report, beside, how, choices=choices, folder=folder)
 
@@ -297,7 +297,7 @@ def _end(run: Run, report: PublishReport, target: Target, delivery: Delivery) ->
     here = published.pull_request_url
     how = ("proposed", "proposed before") if here else ("committed", "up to date")
     run.reporter.note(f"{how[not published.created]}: {here or published.url}")
-    _write_report(report, delivery)
+    write_report(report, delivery)
     try:
         if unfinished:
             report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
@@ -329,14 +329,15 @@ def _kept(folder: Path, out: Path | None) -> Iterator[None]:
 
 def _finish(run: Run, report: PublishReport, delivery: Delivery, *, folder: Path | None = None) -> PublishReport:
     """Write the report, and say where the files of a dry run are."""
-    _write_report(report, delivery)
+    write_report(report, delivery)
     if delivery.dry_run:
         where = f"; the files are in {delivery.out or folder}" if folder else ", which is up to date"
         run.reporter.note(f"dry run: nothing was written to the Hub{where}")
     return report
 
 
-def _write_report(report: PublishReport, delivery: Delivery) -> None:
+def write_report(report: PublishReport, delivery: Delivery) -> None:
+    """Tell of a report, and write it where it was asked for."""
     delivery.told(report)
     if delivery.report:
         write_atomically(delivery.report, to_json(report))
