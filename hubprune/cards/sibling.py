@@ -52,7 +52,7 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.console import size
 from hubprune.core.privacy import page, public_recipe
-from hubprune.core.recipe import EvaluationSpec, Recipe, parse
+from hubprune.core.recipe import Recipe, parse
 from hubprune.core.specs import QuantizationSpec
 from hubprune.core.weights import DTYPE_BITS
 
@@ -80,7 +80,6 @@ def context_of(report: SiblingReport, *, template_hash: str) -> SiblingContext:
     url, tag = page(report.pruned, endpoint=report.endpoint), report.pruned_tag
     then = "Then its matrices were quantized." if made else "Then it was written as GGUF files."
     published = public_recipe(recipe, base=base)
-    again = published if made else published.model_copy(update={"evaluation": EvaluationSpec(tasks=())})
     measured = report.benchmarks is not None
     return SiblingContext(
         front_matter=front_matter.dump(metadata(report)),
@@ -97,7 +96,7 @@ def context_of(report: SiblingReport, *, template_hash: str) -> SiblingContext:
         adding=adding(report.benchmarks),
         limits=tuple(_limits(report)),
         reproduction=Reproduction(
-            check=reproduce_command(again, repo_id=report.repo_id, tag=own_tag(report)),
+            check=reproduce_command(published, repo_id=report.repo_id, tag=own_tag(report)),
             command=publish_command(published), needs_tasks=recipe.evaluation.include_path is not None,
             refreshed=None, environment=circumstances(base, report.environment), seconds=times(report.seconds),
         ),
