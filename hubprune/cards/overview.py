@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
-from hubprune.cards.context import Beside, CustomCode, Link, Printed, Table, Usage
+from hubprune.cards.context import Beside, CustomCode, Link, OtherRuntime, Printed, Table, Usage
 from hubprune.cards.free_text import loop_rows, wrapped
 
 # fmt: off
@@ -34,9 +34,11 @@ from hubprune.core.artifacts import (
     Layout,
     PublishReport,
     RepoFile,
+    RuntimeName,
     SiblingLink,
     SnippetRun,
     SublayerKind,
+    Verification,
 )
 from hubprune.core.console import size
 from hubprune.core.devices import last_words, run_to_end, stored_dtype
@@ -161,11 +163,11 @@ def _percentages(shares: list[float]) -> tuple[str, ...]:
 
 
 RUNTIMES: Mapping[Layout, str] = {
-    "stock": "The files are those of an ordinary model of the base's family: what runs the base runs them.",
-    "nemotron-nas": "The layout is NVIDIA's nemotron-nas, which vLLM, SGLang, mlx-lm and llama.cpp know by themselves;"
-    " transformers needs the modeling file of this repo.",
-    "pruned": "Only transformers can load this layout, with the modeling file of this repo.",
+    "stock": "The files are those of an ordinary model of the base's family, which need no code of their own.",
+    "nemotron-nas": "The layout is NVIDIA's nemotron-nas; transformers loads it with the modeling file of this repo.",
+    "pruned": "transformers loads this layout with the modeling file of this repo.",
 }
+"""What a layout asks for; which runtimes take it besides, a card tells from runs alone."""
 
 
 def usage(report: PublishReport, *, tag: str | None) -> Usage:
@@ -193,14 +195,61 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
         # Some of those run the modeling file, and call a thing in the snippet otherwise.
         older = "before 4.56, from_pretrained takes torch_dtype for dtype"
         runtimes.append(f"That file needs transformers {needed} or newer; {older}.")
-    ran = [f"transformers {report.verification.transformers}", *report.verification.runtimes]
-    runtimes.append(f"For this card the files were run in {' and '.join(ran)}, and nowhere else.")
+    runtimes.append(ran_in(report.verification))
     return Usage(
         snippet=shown or Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None).code(),
         printed=Printed(label=label, text=wrapped(run.output)) if run and label else None,
         code=code,
         runtimes=tuple(runtimes),
+        others=other_runtimes(report.verification, plan, needs_file=code is not None, refreshed=bool(report.refreshed)),
     )
+
+
+def ran_in(verification: Verification) -> str:
+    """Say which runtimes the files were run in: those that computed the same, and no others."""
+    seen = verification.in_runtimes
+    ran = [f"transformers {verification.transformers}", *verification.runtimes]
+    ran += [run.label for run in seen.runs if run.passed] if seen else []
+    listed = " and ".join(filter(None, (", ".join(ran[:-1]), ran[-1])))
+    return f"For this card the files were run in {listed}, and nowhere else."
+
+
+RAN: Mapping[RuntimeName, str] = {
+    "vllm": "ran these files",
+    "llama.cpp": "ran the GGUF file that hubprune export gguf makes of these files",
+    "mlx": "ran these files",
+}
+
+
+def other_runtimes(
+    verification: Verification, plan: DropPlan, *, needs_file: bool, refreshed: bool = False
+) -> tuple[OtherRuntime, ...]:
+    """Tell which runtimes ran the files, how close each came, and the command that it was run with.
+
+    `needs_file` says whether transformers needs the modeling file, `refreshed` whether files changed since.
+    """
+    told, seen = [], verification.in_runtimes
+    for run in seen.runs if seen else ():
+        if seen is None or not run.passed:
+            continue
+        there = [f"{name} {version}" for name, version in run.versions.items() if name in ("transformers", "mlx")]
+        beside = f" (with {', '.join(there)})" if there else ""
+        ties = f" but for ties in {run.tied_texts}" if run.tied_texts else ""
+        sentence = (
+            f"{run.label}{beside} {RAN[run.runtime]} as {run.architecture} in {run.dtype}: all {run.texts} greedy texts"
+            f" of {run.new_tokens} tokens are those of transformers {seen.transformers}{ties}, and no log-probability"
+            f" of a token differs by more than {run.largest_difference:.1e}."
+        )
+        if run.kv_layers is not None and plan.gone("attn"):
+            sentence += f" It keeps keys and values for {run.kv_layers} layers."
+        if needs_file and run.runtime == "vllm":
+            sentence += " It needs --trust-remote-code and the modeling file, too."
+        if refreshed:
+            sentence += " That was before this repo was refreshed."
+        if run.command:
+            sentence += " Run on these files before they were published:"
+        told.append(OtherRuntime(sentence=sentence, command=run.command))
+    return tuple(told)
 
 
 def custom_code(files: Sequence[RepoFile], plan: DropPlan) -> CustomCode | None:

@@ -31,6 +31,7 @@ STAGES: Mapping[str, str] = {
     "snippet": "the code under Use it",
     "snippet-quantized": "the code under Use it",
     "snippet-gguf": "the code under Use it",
+    "runtimes": "the same in other runtimes",
     "quantize": "quantizing and verification",
     "control": "the base quantized, as a control",
     "four": "benchmarks of both, quantized",

@@ -231,14 +231,16 @@ def _usage(report: SiblingReport) -> Usage:
     runtimes = []
     if made:
         runtimes.append("transformers reads this format with the package compressed-tensors.")
-        version = made.verification.transformers
-        runtimes.append(f"For this card the files were run in transformers {version}, and nowhere else.")
+        runtimes.append(overview.ran_in(made.verification))
     elif seen := next((e.parity for e in report.exports if e.parity), None):
         ran = f"llama.cpp (llama-cpp-python {seen.llama_cpp_python})"
         runtimes.append(f"For this card the files were run in {ran}, and nowhere else.")
     label = "Before this repo was published, exactly this code was run on its files in a fresh process. It printed:"
     printed = Printed(label=label, text=wrapped(run.output)) if run else None
-    return Usage(snippet=run.code if run else "", printed=printed, code=code, runtimes=tuple(runtimes))
+    others = made and overview.other_runtimes(made.verification, report.plan, needs_file=code is not None)
+    return Usage(
+        snippet=run.code if run else "", printed=printed, code=code, runtimes=tuple(runtimes), others=others or ()
+    )
 
 
 # ---- how it was made ---------------------------------------------------------------------------------------------

@@ -29,7 +29,10 @@ HEAL_EXAMPLES = (
     "Examples:  hubprune heal ./pruned --out healed"
     "  |  hubprune heal me/Llama-3.2-3B-attn-drop-3 --minutes 60 --rank 32 --out healed"
 )
-VERIFY_EXAMPLES = "Examples:  hubprune verify ./pruned --base ./base  |  hubprune verify me/Llama-3.2-3B-attn-drop-3"
+VERIFY_EXAMPLES = (
+    "Examples:  hubprune verify ./pruned --base ./base  |  hubprune verify me/Llama-3.2-3B-attn-drop-3"
+    "  |  HUBPRUNE_VLLM_PYTHON=vllm/bin/python hubprune verify ./pruned --runtime vllm,mlx"
+)
 SWEEP_EXAMPLES = (
     "Examples:  hubprune sweep meta-llama/Llama-3.2-3B --method attn,joint --counts 0:12 --limit 200 --out sweep"
     "  |  hubprune sweep ./base --tasks none --perplexity texts.jsonl"

@@ -204,6 +204,7 @@ def _parity(parity: Parity) -> Iterator[str]:
         ("same next token", lambda f: f"{f.agreed} of {f.positions}"),
         ("largest difference of a logit", lambda f: f"{f.max_logit_difference:.2e}"),
         ("difference, share of the spread", lambda f: f"{f.relative_difference:.1e}"),
+        ("divergence of next tokens, nats", lambda f: "-" if f.kl_divergence is None else f"{f.kl_divergence:.1e}"),
         ("same greedy text", lambda f: f"{f.equal_greedy_texts} of {f.greedy_texts}"),
         ("same tokens", lambda f: f"{f.equal_tokenized_texts} of {f.tokenized_texts}"),
     ]

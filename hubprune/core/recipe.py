@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Method, Metric, Schedule
 from hubprune.core.errors import RecipeError
 from hubprune.core.options import DEFAULT_SUITE, SUITES, expand
-from hubprune.core.specs import MOST, Count, DropSpec, Number, QuantizationSpec, Settings, WidthSpec, shown
+from hubprune.core.specs import MOST, Count, DropSpec, HealSpec, Number, QuantizationSpec, Settings, WidthSpec, shown
 from hubprune.core.strict import parse_yaml
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -223,6 +223,8 @@ class Recipe(Settings):
     """Documents per batch while scoring; it changes speed, not scores."""
     evaluation: EvaluationSpec = EvaluationSpec()
     target: TargetSpec = TargetSpec()
+    heal: HealSpec | None = None
+    """How it is healed, in a sibling repo; None for no such sibling."""
     quantize: QuantizationSpec | None = None
     """In how few bits it is published besides, as a sibling repo; None for no such sibling."""
     gguf: Annotated[tuple[GgufType, ...], Field(min_length=1)] | None = None

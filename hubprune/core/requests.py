@@ -57,6 +57,9 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     card_template: CardTemplate = None
     speed: Annotated[bool, Option(
         "Time both models on this machine, for the card: prefill, decoding, peak memory.", panel=CARD)] = False
+    runtimes: Annotated[str | Sequence[str] | None, Option(
+        "Run the result in these as well, and show on the card what they did. Default: auto, those that are found "
+        "here.", metavar="auto|none|vllm,llama.cpp,mlx", panel=CARD)] = None
     recipe: Annotated[Place | None, Option("YAML with all of this; options win over it.", metavar="FILE")] = None
 
 
@@ -285,6 +288,9 @@ class VerifyRequest(Budgeted):
 
     checkpoint: Checkpoint = field(kw_only=False)
     base: Annotated[str | None, Option("Repo id or folder of the base. Default: the one it names.")] = None
+    runtimes: Annotated[str | Sequence[str] | None, Option(
+        "Run it in these as well, and compare each with transformers.", metavar="vllm,llama.cpp,mlx", flag="--runtime"
+    )] = None
     revision: RepoRevision = None
     trust_remote_code: TrustRemoteCode = False
 
@@ -363,7 +369,8 @@ class ExportRequest(Budgeted):
     out: Annotated[Place | None, Option(
         "New file. Default: <checkpoint>-<OUTTYPE>.gguf in this folder.", metavar="FILE")] = None
     outtype: Annotated[str, Option(
-        "Type of the matrices; norms and biases stay f32.", metavar="f32|f16|bf16|q8_0")] = "f16"
+        "Type of the matrices; norms and biases stay f32. Those with a k, like q4_k_m, are made by llama.cpp itself.",
+        metavar="f32|f16|bf16|q8_0|q6_k|q5_k_m|q4_k_m|...")] = "f16"
     base: Annotated[str | None, Option(
         "Folder or repo of the unpruned base, compared as a control. Default: the one it names, if here.")] = None
     revision: RepoRevision = None

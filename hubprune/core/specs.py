@@ -10,7 +10,16 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from hubprune.core.artifacts import Method, QuantizationMethod, QuantizationScheme, Ranking, SublayerKind, WidthMetric
+from hubprune.core.artifacts import (
+    HealingLoss,
+    HealingMethod,
+    Method,
+    QuantizationMethod,
+    QuantizationScheme,
+    Ranking,
+    SublayerKind,
+    WidthMetric,
+)
 
 PERCENT = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%", re.ASCII)
 
@@ -222,3 +231,19 @@ class QuantizationSpec(Settings):
     def suffix(self) -> str:
         """What the name of the sibling repo ends with."""
         return f"-{self.scheme.upper()}"
+
+
+class HealSpec(Settings):
+    """How a result is trained on what its base says, and published healed beside it."""
+
+    steps: Count = 200
+    method: HealingMethod = "lora"
+    rank: Annotated[int, Number, Field(ge=1, le=1024)] = 16
+    """Of the adapters."""
+    loss: HealingLoss = "kl"
+    learning_rate: Annotated[float, Number, Field(gt=0, le=1)] | None = None
+    """Highest one; None for what the width of the model asks for."""
+    batch_size: Count = 8
+    """Documents per step."""
+    held_out: Annotated[Count, Field(ge=2)] = 64
+    """Documents of the calibration mix that are neither scored nor trained on."""

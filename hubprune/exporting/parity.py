@@ -1,4 +1,4 @@
-"""Compare a written GGUF file with its checkpoint in transformers, and decide whether it is the same model.
+"""Compare a written GGUF file with its checkpoint in transformers.
 
 Both run in one fresh process: `python -m hubprune.exporting.parity`, JSON in and out.  They get the same tokens:
 transformers computes in float32, llama.cpp on the CPU without flash attention and with its KV cache in float32, so that
@@ -14,6 +14,7 @@ import gc
 import importlib.util
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from hubprune.core.artifacts import Outtype, Parity, ParityFigures
+from hubprune.core.artifacts import ParityFigures
 from hubprune.core.config import Structure, stock_config, write_json
 from hubprune.core.console import size
 from hubprune.core.devices import run_to_end
@@ -44,12 +45,6 @@ if TYPE_CHECKING:
 
 F32_TOLERANCE = 1e-3
 """Largest allowed difference of a logit where the file holds float32."""
-ROUNDED: Mapping[Outtype, float] = {"f16": 0.01, "bf16": 0.04, "q8_0": 0.1}
-"""Largest allowed relative difference where it does not: a few times what rounding costs."""
-TIMES_CONTROL = 4.0
-"""So many times the relative difference of the unpruned base is allowed as well, and no more."""
-CONTROL_FLOOR = 0.1
-"""Share of `ROUNDED` that is allowed even if the control is better still."""
 F32 = 0
 """`GGML_TYPE_F32`."""
 NEW_TOKENS = 24
@@ -107,6 +102,8 @@ class _Reference:
     """What transformers says."""
 
     tokens: list[list[int]]
+    normalizes: bool
+    """Whether texts are brought into the form NFC first, which llama.cpp never does."""
     rows: list[list[int]]
     logits: list[Logits]
     """[positions, vocabulary] of every prompt."""
@@ -178,55 +175,6 @@ def _reason(text: str) -> str:
     return (loading or telling[-1:] or lines[-1:] or ["it ended without a word."])[0]
 
 
-def failures(outtype: Outtype, model: ParityFigures, control: ParityFigures | None) -> tuple[str, ...]:
-    """List what an export does not fulfil, given its figures and those of the unpruned base, where there is one."""
-    found = []
-    if outtype != "f32":
-        limit = ROUNDED[outtype]
-        if control is not None:
-            limit = min(limit, max(TIMES_CONTROL * control.relative_difference, CONTROL_FLOOR * limit))
-        if model.relative_difference > limit:
-            found.append(f"logits differ by {model.relative_difference:.2%} of their spread, {limit:.2%} are allowed")
-    else:
-        if model.max_logit_difference > F32_TOLERANCE:
-            found.append(f"a logit differs by {model.max_logit_difference:.2e}")
-        if other := model.positions - model.agreed - model.undecided:
-            found.append(f"another next token at {other} of {model.positions} positions")
-        if other := model.greedy_texts - model.equal_greedy_texts:
-            found.append(f"{other} of {model.greedy_texts} greedy texts differ")
-    if different := model.tokenized_texts - model.equal_tokenized_texts:
-        found.append(f"{different} of {model.tokenized_texts} texts are cut into other tokens")
-    if control is not None:
-        found += [f"control: {line}" for line in failures(outtype, control, None)]
-    return tuple(found)
-
-
-def judge(outtype: Outtype, seen: ParitySeen, *, control: ParitySeen | None, without_control: str | None) -> Parity:
-    """Put both comparisons together."""
-    rule = "texts cut into the same tokens"
-    if outtype == "f32":
-        rule = f"logits within {F32_TOLERANCE:g}, the same next tokens, the same greedy texts, {rule}"
-    else:
-        spread = f"logits within {ROUNDED[outtype]:.0%} of their spread (root mean square)"
-        rule = f"{spread} and within {TIMES_CONTROL:g} times what the control differs, {rule}"
-    other = control.figures if control else None
-    failed = failures(outtype, seen.figures, other)
-    if seen.first_different_text is not None:
-        failed = (*failed, f"the first is {seen.first_different_text!r:.80}")
-    return Parity(
-        model=seen.figures, control=other, without_control=without_control, rule=rule, failures=failed,
-        transformers=seen.transformers, llama_cpp_python=seen.llama_cpp_python,
-    )  # fmt: skip
-
-
-def require_passed(parity: Parity) -> None:
-    """Raise VerificationError that says what was not fulfilled, if anything."""
-    if parity.failures:
-        message = f"llama.cpp does not compute what transformers does: {'; '.join(parity.failures)}."
-        hint = "No file was kept. This is a bug worth reporting, with the name of the base."
-        raise VerificationError(message, hint=hint)
-
-
 def compare(request: ParityRequest) -> ParitySeen:
     """Run both on the prompts, one after the other, so that only one is in memory."""
     import llama_cpp
@@ -262,6 +210,7 @@ def _ask_transformers(request: ParityRequest) -> _Reference:
         continued = [_greedy(model, _start(row, request), request.new_tokens, room) for row in rows]
     return _Reference(
         tokens=[tokenizer(text).input_ids for text in request.texts],
+        normalizes=type(getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)).__name__ == "NFC",
         rows=rows,
         logits=logits,
         greedy=[ids for ids, _ in continued],
@@ -316,9 +265,10 @@ def _compare(request: ParityRequest, reference: _Reference, llama: Any) -> tuple
         _same_up_to_a_tie(*texts, tolerance=request.tolerance)
         for texts in zip(reference.greedy, greedy, reference.greedy_logits, strict=True)
     ]
+    texts = [unicodedata.normalize("NFC", text) if reference.normalizes else text for text in request.texts]
     different = [
         text
-        for text, ids in zip(request.texts, reference.tokens, strict=True)
+        for text, ids in zip(texts, reference.tokens, strict=True)
         if llama.tokenize(text.encode(), add_bos=True, special=True) != ids
     ]
     best, named = theirs.argmax(axis=1), ours.argmax(axis=1)
@@ -329,10 +279,23 @@ def _compare(request: ParityRequest, reference: _Reference, llama: Any) -> tuple
         positions=len(best), agreed=int((best == named).sum()), undecided=int(((best != named) & close).sum()),
         max_logit_difference=float(np.abs(ours - theirs).max()),
         relative_difference=float(np.sqrt(((ours - theirs) ** 2).mean())) / max(spread, 1e-30),
+        kl_divergence=_kl_divergence(theirs, ours),
         greedy_texts=len(same_text), equal_greedy_texts=sum(same_text), tokenized_texts=len(request.texts),
         equal_tokenized_texts=len(request.texts) - len(different),
     )  # fmt: skip
     return figures, different[0] if different else None
+
+
+def _kl_divergence(theirs: Logits, ours: Logits) -> float:
+    """Return the mean Kullback-Leibler divergence of next tokens, in nats."""
+    import numpy as np
+
+    def log_softmax(logits: Logits) -> Any:
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+    p, q = log_softmax(theirs), log_softmax(ours)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
 def _same_up_to_a_tie(theirs: list[int], ours: list[int], logits: Logits, *, tolerance: float) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +19,8 @@ from hubprune.exporting.vocabulary import Added, TokenizerFiles, TokenType, Voca
 SPACE = "▁"
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+NEVER_SPLITS = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+"""Gemma's pre-tokenizer, which comes behind the replacement of all spaces."""
 FIRST_ONLY = (
     "a space at the start of a text, and the first word behind a special token, get one more space in llama.cpp "
     "than in transformers, as in SentencePiece itself"
@@ -43,7 +45,9 @@ def read_pieces(files: TokenizerFiles) -> Vocabulary:
     vocab, merges = files.vocab(model), files.merges(model)
     if not set(BYTE_PIECES) <= vocab.keys():
         raise files.foreign("it does not have all 256 bytes")
-    if not _score_order(vocab, merges):
+    if not _score_order(vocab, merges, {token.content for token in files.added()}):
+        if (files.folder / FILE).is_file():
+            return read_model(files)
         raise files.foreign("its merges are not in the order of scores, by which llama.cpp merges")
     texts, types = files.filled(_typed(vocab, files.added(), unknown=model.get("unk_token")))
     ids, add_bos, add_eos = files.ends(files.special_ids(texts))
@@ -82,7 +86,7 @@ def _space_prefix(files: TokenizerFiles) -> tuple[bool, tuple[str, ...]]:
         raise files.foreign("it does not write spaces as ▁")
     prepends = prepend in before
     steps = flattened(files.tokenizer.get("pre_tokenizer"), key="pretokenizers")
-    if not steps:
+    if not steps or (replace in before and steps == [NEVER_SPLITS]):
         return prepends, ()
     step = steps[0]
     default = "always" if step.get("add_prefix_space", True) else "never"
@@ -93,17 +97,22 @@ def _space_prefix(files: TokenizerFiles) -> tuple[bool, tuple[str, ...]]:
     return scheme != "never", () if scheme == "never" else (FIRST_ONLY,)
 
 
-def _score_order(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> bool:
+def _score_order(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Set[str]) -> bool:
     """Tell whether merging by the score of the result is merging in the order of the list.
 
     It is when all ways to make a token stand together in the list, and none is missing there.  Bytes and what looks
-    like a special token do not count, since no text is merged into them.
+    like a special token do not count, since no text is merged into them.  Nor do added tokens, which are looked up in
+    a text before anything is merged; Gemma's runs of spaces are made by the first merges instead, with the same end.
     """
     results = [left + right for left, right in merges]
-    if len([*groupby(results)]) != len(set(results)):
+    first = 0
+    while first < len(results) and results[first] in added:
+        first += 1
+    rest = [text for text in results[first:] if text not in added]
+    if any(SPACE in text and text in added for text in results[first:]) or len([*groupby(rest)]) != len(set(rest)):
         return False
     listed = set(merges)
-    made = (text for text in vocab if not (text.startswith("<") and text.endswith(">")))
+    made = (text for text in vocab if text not in added and not (text.startswith("<") and text.endswith(">")))
     pairs = ((text[:cut], text[cut:]) for text in made for cut in range(1, len(text)))
     return all(pair in listed for pair in pairs if pair[0] in vocab and pair[1] in vocab)
 

@@ -234,6 +234,12 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 GPT2 = "the pattern of GPT-2"
 DIGITS_GPT2 = "single digits, then the pattern of GPT-2"
 PRE_TOKENIZERS: Mapping[tuple[str, bool], str] = {
@@ -242,8 +248,11 @@ PRE_TOKENIZERS: Mapping[tuple[str, bool], str] = {
     (GPT2, False): "gpt-2",
     (DIGITS_GPT2, False): "smollm",
     (TEKKEN, True): "tekken",
+    (QWEN2, False): "qwen2",
+    (GPT4O, False): "gpt-4o",
 }
 """Pattern, and whether words that are tokens are taken whole (`ignore_merges`) -> llama.cpp's name for both."""
+NOT_NORMALIZED = "transformers joins accents that a text has as characters of their own (NFC), llama.cpp does not"
 NEVER_MERGES = "▁ ▁"
 """Stands in for an empty list, which llama.cpp does not load: no byte-level text has this character."""
 
@@ -256,7 +265,7 @@ def read_byte_level(files: TokenizerFiles) -> Vocabulary:
         UnsupportedFormatError: it is no byte-level BPE, or of a kind that llama.cpp does not know.
     """
     model = files.bpe_model()
-    pattern = _pattern(files)
+    pattern, notes = _pattern(files), _normalization(files)
     vocab, merges = files.vocab(model), files.merges(model)
     known = {number: (text, TokenType.NORMAL) for text, number in vocab.items()}
     for token in files.added():
@@ -266,13 +275,21 @@ def read_byte_level(files: TokenizerFiles) -> Vocabulary:
     return Vocabulary(
         model="gpt2", pre=_pre_tokenizer(files, pattern, model, vocab, merges), tokens=texts, types=types,
         merges=tuple(f"{left} {right}" for left, right in merges) or (NEVER_MERGES,), special_ids=ids,
-        add_bos=add_bos, add_eos=add_eos, chat_template=files.chat_template(),
+        add_bos=add_bos, add_eos=add_eos, chat_template=files.chat_template(), notes=notes,
     )  # fmt: skip
 
 
+def _normalization(files: TokenizerFiles) -> tuple[str, ...]:
+    """Say what llama.cpp leaves out of the normalization of texts, which may be NFC."""
+    match flattened(files.tokenizer.get("normalizer"), key="normalizers"):
+        case []:
+            return ()
+        case [{"type": "NFC"}]:
+            return (NOT_NORMALIZED,)
+    raise files.foreign("it normalizes texts")
+
+
 def _pattern(files: TokenizerFiles) -> str:
-    if flattened(files.tokenizer.get("normalizer"), key="normalizers"):
-        raise files.foreign("it normalizes texts")
     steps = flattened(files.tokenizer.get("pre_tokenizer"), key="pretokenizers")
     if not steps or steps[-1].get("type") != "ByteLevel":
         raise files.foreign("it is neither byte-level nor SentencePiece's")
@@ -286,7 +303,7 @@ def _pattern(files: TokenizerFiles) -> str:
         case [{"type": "Digits", "individual_digits": True}] if uses_gpt2:
             return DIGITS_GPT2
         case [{"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", **options}] if (
-            pattern in (LLAMA3, TEKKEN) and not uses_gpt2 and not options.get("invert")
+            pattern in (LLAMA3, TEKKEN, QWEN2, GPT4O) and not uses_gpt2 and not options.get("invert")
         ):
             return pattern
     raise files.foreign("llama.cpp does not know how it cuts texts into words")
@@ -303,12 +320,13 @@ def _pre_tokenizer(
     whole_words = model.get("ignore_merges") is True
     if name := PRE_TOKENIZERS.get((pattern, whole_words)):
         return name
+    other = PRE_TOKENIZERS[pattern, not whole_words]
     from tokenizers.models import BPE
 
     merging = BPE(vocab=vocab, merges=merges, ignore_merges=False)
     looked_up = {token.content for token in files.added()}  # found before anything is merged
     rest = {text: number for text, number in vocab.items() if text not in looked_up}
     if all([token.id for token in merging.tokenize(text)] == [number] for text, number in rest.items()):
-        return PRE_TOKENIZERS[pattern, not whole_words]
+        return other
     taken = f"{'with' if whole_words else 'without'} words that are taken whole (ignore_merges)"
     raise files.foreign(f"llama.cpp knows how it cuts texts into words, but not {taken}")

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune.core.architectures import NEMOTRON_NAS, architecture_of
-from hubprune.core.artifacts import GgufArchitecture, Outtype
+from hubprune.core.artifacts import PLAIN_TYPES, Outtype, PlainType
 from hubprune.core.config import CONFIG_NAME, Structure, read_structure
 from hubprune.core.console import size
 from hubprune.core.errors import (
@@ -23,21 +22,21 @@ from hubprune.core.errors import (
     DiskSpaceError,
     MissingDependencyError,
     RecipeError,
-    UnsupportedArchitectureError,
     UnsupportedFormatError,
 )
 from hubprune.core.files import scratch_prefix, sweep
-from hubprune.core.weights import open_weights
+from hubprune.core.weights import Weights, open_weights
 from hubprune.exporting import sentencepiece
-from hubprune.exporting.hyperparameters import Hyperparameters, check_layers, read_hyperparameters
-from hubprune.exporting.tensors import GgufTensor, LayerSlot, encoded_blocks, gguf_architecture, lay_out, plan_tensors
+from hubprune.exporting.families import UNEVEN, GgufFamily, family_of
+from hubprune.exporting.hyperparameters import Hyperparameters, Rope, check_layers, read_hyperparameters
+from hubprune.exporting.layers import LayerSlot, lay_out, layer_notes
+from hubprune.exporting.quantizing import quantized_bytes
+from hubprune.exporting.tensors import GgufTensor, encoded_blocks, plan_tensors, weigh
 from hubprune.exporting.vocabulary import Vocabulary, open_tokenizer, read_byte_level
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-EXPORTABLE = ("llama", "mistral")
-"""Families whose layers are what llama.cpp's architectures `llama` and `deci` compute."""
 INSTALL = "pip install 'hubprune[gguf]'"
 OVERHEAD_BYTES = 64 * 2**20
 """Room for metadata, which is mostly the tokenizer."""
@@ -49,17 +48,28 @@ class GgufContent:
     """Everything that a file will hold."""
 
     name: str
-    architecture: GgufArchitecture
+    architecture: str
+    """Of llama.cpp."""
     outtype: Outtype
+    plain: PlainType
+    """The type that is written; another than `outtype` where llama.cpp's quantizer makes that of it."""
+    family: GgufFamily
     sizes: Hyperparameters
+    rms_norm_eps: float
     slots: tuple[LayerSlot, ...]
     vocabulary: Vocabulary
     tensors: tuple[GgufTensor, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors that are written."""
         return sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that making the file takes, those of the plain one before a quantization included."""
+        return self.data_bytes + quantized_bytes(self.tensors, self.outtype)
 
 
 def read_layers(config: Mapping[str, Any], *, name: str) -> Structure:
@@ -69,13 +79,7 @@ def read_layers(config: Mapping[str, Any], *, name: str) -> Structure:
         UnsupportedArchitectureError: another family.
         CheckpointError: config.json is broken.
     """
-    hint = f"GGUF export writes {', '.join(EXPORTABLE)}, pruned or not, and {NEMOTRON_NAS} as hubprune writes it."
-    try:
-        family = architecture_of(config, name=name).model_type
-    except UnsupportedArchitectureError as error:
-        raise UnsupportedArchitectureError(error.message, hint=hint) from error
-    if family not in EXPORTABLE:
-        raise UnsupportedArchitectureError(f"{name} is of the family {family}.", hint=hint)
+    family_of(config, name=name)
     check_layers(config, where=f"config.json of {name}")
     try:
         return read_structure(config, name=name)
@@ -91,14 +95,33 @@ def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype:
         UnsupportedFormatError: its tokenizer or its weights cannot be written.
         CheckpointError: a file is broken.
     """
-    structure = read_layers(config, name=name)
-    sizes = read_hyperparameters(config, structure.architecture, where=f"{folder / CONFIG_NAME}")
-    slots = lay_out(structure, name=name)
-    tensors = plan_tensors(open_weights(folder), sizes, slots, family=structure.architecture, outtype=outtype)
-    return GgufContent(
-        name=name, architecture=gguf_architecture(slots), outtype=outtype, sizes=sizes, slots=slots,
-        vocabulary=read_vocabulary(folder, config, size=tensors[0].shape[0]), tensors=tensors,
+    structure, family = read_layers(config, name=name), family_of(config, name=name)
+    sizes = read_hyperparameters(config, structure.architecture, family, where=f"{folder / CONFIG_NAME}")
+    uneven = family.uneven and sizes.rope.dimensions == sizes.head_dim
+    architecture, slots = lay_out(structure, family, config, uneven=uneven, name=name)
+    weighed = weigh(sizes, family, architecture, layers=len(slots))
+    weights = open_weights(folder)
+    plain = _plain_type(weights, outtype)
+    tensors = plan_tensors(
+        weights, sizes, slots, weighed,
+        core=structure.architecture, family=family, architecture=architecture, outtype=plain,
     )  # fmt: skip
+    vocabulary = read_vocabulary(folder, config, size=tensors[0].shape[0])
+    return GgufContent(
+        name=name, architecture=architecture, outtype=outtype, plain=plain, family=family, sizes=sizes,
+        rms_norm_eps=weighed.rms_norm_eps, slots=slots, vocabulary=vocabulary, tensors=tensors,
+        notes=(*sizes.notes, *(() if architecture == UNEVEN else layer_notes(slots)), *vocabulary.notes),
+    )  # fmt: skip
+
+
+def _plain_type(weights: Weights, outtype: Outtype) -> PlainType:
+    """Return the type that is written: what the quantizer reads holds every value as the checkpoint does."""
+    for plain in PLAIN_TYPES:
+        if plain == outtype:
+            return plain
+    stored = {entry.dtype for _, entry in weights}
+    exact: Mapping[str, PlainType] = {"F16": "f16", "BF16": "bf16"}
+    return exact.get(stored.pop(), "f32") if len(stored) == 1 else "f32"
 
 
 def read_vocabulary(folder: Path, config: Mapping[str, Any], *, size: int) -> Vocabulary:
@@ -207,32 +230,51 @@ def write_gguf(content: GgufContent, path: Path, *, advance: Callable[[int], obj
 
 def _add_metadata(writer: GGUFWriter, content: GgufContent) -> None:
     """Write the sizes; where layers differ, as one number per layer."""
-    from gguf import LlamaFileType, RopeScalingType
+    from gguf import LlamaFileType
 
     sizes, slots = content.sizes, content.slots
     writer.add_name(content.name)
-    writer.add_file_type(LlamaFileType[FILE_TYPES[content.outtype]])
+    writer.add_file_type(LlamaFileType[FILE_TYPES[content.plain]])
     writer.add_quantization_version(2)
     writer.add_context_length(sizes.context_length)
     writer.add_embedding_length(sizes.hidden_size)
     writer.add_block_count(len(slots))
-    writer.add_layer_norm_rms_eps(sizes.rms_norm_eps)
+    writer.add_layer_norm_rms_eps(content.rms_norm_eps)
     writer.add_key_length(sizes.head_dim)
     writer.add_value_length(sizes.head_dim)
-    writer.add_rope_dimension_count(sizes.head_dim)
-    writer.add_rope_freq_base(sizes.rope.theta)
     writer.add_vocab_size(len(content.vocabulary.tokens))
-    if sizes.rope.linear_factor is not None:
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(sizes.rope.linear_factor)
-    if content.architecture == "llama":
-        writer.add_head_count(sizes.num_heads)
-        writer.add_head_count_kv(sizes.num_kv_heads)
-        writer.add_feed_forward_length(slots[0].mlp_width)
-    else:
+    _add_rope(writer, sizes.rope)
+    if content.architecture == UNEVEN:
         writer.add_head_count([0 if slot.attention == "none" else sizes.num_heads for slot in slots])
         writer.add_head_count_kv([sizes.num_kv_heads if slot.attention == "full" else 0 for slot in slots])
         writer.add_feed_forward_length([slot.mlp_width for slot in slots])
+        return
+    writer.add_head_count(sizes.num_heads)
+    writer.add_head_count_kv(sizes.num_kv_heads)
+    writer.add_feed_forward_length(slots[0].mlp_width)
+    for name, number in sizes.numbers.items():
+        getattr(writer, f"add_{name}")(number)
+    if content.family.slides:
+        writer.add_sliding_window_pattern([slot.source is not None and sizes.slides[slot.source] for slot in slots])
+        if sizes.window is not None:
+            writer.add_sliding_window(sizes.window)
+
+
+def _add_rope(writer: GGUFWriter, rope: Rope) -> None:
+    from gguf import RopeScalingType
+
+    writer.add_rope_dimension_count(rope.dimensions)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.local_theta is not None:
+        writer.add_rope_freq_base_swa(rope.local_theta)
+    if rope.kind in ("linear", "yarn", "longrope"):
+        writer.add_rope_scaling_type(RopeScalingType(rope.kind))
+    if rope.linear_factor is not None:
+        writer.add_rope_scaling_factor(rope.linear_factor)
+    if rope.original_context is not None:
+        writer.add_rope_scaling_orig_ctx_len(rope.original_context)
+    if rope.attention_factor is not None:
+        writer.add_rope_scaling_attn_factors(rope.attention_factor)
 
 
 def _add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary) -> None:

@@ -1,8 +1,8 @@
 """Choose how a pruned checkpoint is written, by what its layers look like and who could run it.
 
 stock          whole layers are gone, or all MLPs are equally narrower: any runtime that knows the family loads it
-nemotron-nas   transformers, vLLM, SGLang, MLX and llama.cpp: the latter four know it without code of ours
-pruned         transformers only, with the modeling file; fits everything
+nemotron-nas   transformers and vLLM, with the modeling file; mlx-lm and, of Llama 3's vocabulary, llama.cpp without
+pruned         transformers and vLLM, with the modeling file; fits everything
 
 A base that was pruned before is in one of these itself.  What its repo ships is foreign code, whoever published it.  So
 its weights are taken as they are, and config.json and modeling file are written anew beside links to them, as this

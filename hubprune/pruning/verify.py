@@ -30,7 +30,7 @@ from hubprune.core.weights import Weights, open_weights
 from hubprune.pruning.checkpoint import ReadBack, count_parameters, read_back
 from hubprune.pruning.comparing import CompareRequest, Comparison, NarrowedTensor, Word
 from hubprune.pruning.layouts import Runnable
-from hubprune.pruning.loading import Loaded, LoadRequest, MlxComparison, MlxRequest, mlx_is_installed
+from hubprune.pruning.loading import Loaded, LoadRequest
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
 from hubprune.pruning.width import KeptTensor, cuts, mask_of, neurons_of
 
@@ -84,9 +84,6 @@ def verify(
         dtype=dtype,
     )
     seen = observe(request, reporter=reporter or Reporter(quiet=True))
-    in_mlx = None
-    if plan.layout == "nemotron-nas" and mlx_is_installed():
-        in_mlx = _in_fresh_process("mlx", MlxRequest(folder=request.folder, prompts=PROMPTS), MlxComparison)
     planned = _planned_parameters(weights, plan, config, architecture)
     planned_cache = kv_cache_bytes(config, gone=plan.gone("attn"), tokens=seen.cache_tokens, dtype=seen.dtype)
     return Verification(
@@ -100,7 +97,6 @@ def verify(
                 like=f"the base without the dropped {plan.parts}",
                 ids=_ids_told(seen, base, folder, architecture),
             ),
-            *([in_mlx.check] if in_mlx else []),
         ),
         max_logit_difference=seen.max_logit_difference,
         dtype=seen.dtype,
@@ -111,7 +107,6 @@ def verify(
         cache_bytes=seen.cache_bytes,
         cache_tokens=seen.cache_tokens,
         transformers=seen.transformers,
-        runtimes=(f"mlx-lm {in_mlx.version}",) if in_mlx else (),
     )
 
 

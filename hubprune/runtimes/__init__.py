@@ -7,4 +7,5 @@ why it does not take the checkpoint.  A runtime has an interpreter of its own, f
 - inside: the script that such an interpreter runs.
 - reference: what transformers makes of the same token ids.
 - comparing: from both to a verdict, and how far they may be apart.
+- typed: the commands that a reader types, run as they stand.
 """

@@ -8,6 +8,7 @@ program on the PATH is run by.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -104,16 +105,32 @@ def require(name: RuntimeName) -> Path:
     return python
 
 
-@cache
 def imports(python: Path, module: str) -> bool:
     """Tell whether an interpreter would find a module; it is not imported."""
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    return versions(python, module) is not None
+
+
+VERSIONS = """
+import importlib.metadata, importlib.util, json, sys
+module = sys.argv[1]
+found = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
+print(json.dumps(None if importlib.util.find_spec(module) is None else found))
+"""
+
+
+@cache
+def versions(python: Path, module: str) -> dict[str, str] | None:
+    """Return what is installed beside a module that an interpreter finds, without importing it; None where it does not.
+
+    The answer is that of the first time.
+    """
+    command = [str(python), "-c", VERSIONS, module]
     try:
-        done = run_to_end([str(python), "-c", code], env=_environment(python), stdin=subprocess.DEVNULL,
-                          capture_output=True)  # fmt: skip
-    except OSError:
-        return False
-    return done.returncode == 0
+        done = run_to_end(command, env=environment(python), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        found: dict[str, str] | None = json.loads(done.stdout) if done.returncode == 0 else None
+    except (OSError, ValueError):
+        return None
+    return found
 
 
 def interpreter_of(program: Path) -> Path | None:
@@ -190,7 +207,7 @@ def ask(asked: Asked, *, python: Path) -> Answer:
         script.write_bytes(SCRIPT.read_bytes())
         done = run_to_end(
             [str(python), str(script)], input=asked.model_copy(update={"model": str(model)}).model_dump_json(),
-            env=_environment(python, modules=work / "modules"), cwd=work, capture_output=True, text=True,
+            env=environment(python, modules=work / "modules"), cwd=work, capture_output=True, text=True,
             errors="replace",
         )  # fmt: skip
         try:
@@ -209,7 +226,7 @@ def said(done: subprocess.CompletedProcess[str], *, name: str) -> str:
     return re.sub(r"\s+", " ", words.replace(name, "it"))[:LONGEST]
 
 
-def _environment(python: Path, *, modules: Path | None = None) -> dict[str, str]:
+def environment(python: Path, *, modules: Path | None = None) -> dict[str, str]:
     """Return the variables of a process of another interpreter: what this one was started with is not its own."""
     gone = {*VARIABLES, *(() if python == Path(sys.executable) else ("PYTHONPATH", "PYTHONHOME"))}
     kept = {name: value for name, value in os.environ.items() if name not in gone}

@@ -15,7 +15,9 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 Request = dict[str, Any]
@@ -67,7 +69,7 @@ def ask_vllm(request: Request) -> Found:
         enforce_eager=True, max_model_len=wanted, max_num_seqs=len(request["prompts"]), seed=0, **request["options"],
     )  # fmt: skip
     tokens = request["new_tokens"]
-    sampling = SamplingParams(temperature=0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True, logprobs=0)
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=0)
     given: Any = [{"prompt_token_ids": row} for row in request["prompts"]]
     texts = []
     for done in llm.generate(given, sampling, use_tqdm=False):
@@ -173,7 +175,67 @@ def _exponentials(values: Any) -> Any:
     return np.exp(values)
 
 
-RUNTIMES = {"vllm": ask_vllm, "mlx": ask_mlx, "llama.cpp": ask_llama}
+# ---- a server --------------------------------------------------------------------------------------------------------
+
+
+def ask_server(request: Request) -> Found:
+    """Start the server that a command line names, and let it continue a prompt over HTTP as a client of OpenAI's asks.
+
+    `command` is what is typed, found beside this interpreter; the first prompt is sent as token ids.
+    """
+    import signal
+    import subprocess
+
+    program, *rest = request["command"]
+    place = sys.executable if program == "python" else str(Path(sys.executable).with_name(program))
+    server = subprocess.Popen([place, *rest], preexec_fn=_end_with_parent, start_new_session=True)
+    try:
+        address = f"http://127.0.0.1:{request['port']}"
+        while not _get(f"{address}/health"):
+            if server.poll() is not None:
+                raise RuntimeError(f"{program} ended with {server.returncode} before it answered")
+            time.sleep(0.5)
+        body = {
+            "model": request["model"], "prompt": request["prompts"][0], "max_tokens": request["new_tokens"],
+            "temperature": 0,
+        }  # fmt: skip
+        said = json.loads(_get(f"{address}/v1/completions", body) or b"{}")
+        return {"printed": said["choices"][0]["text"]}
+    finally:
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(20)
+        finally:
+            with suppress(ProcessLookupError):  # and whatever it started
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def _get(address: str, body: Any = None) -> bytes | None:
+    """Return what is there, or None where nobody answers yet."""
+    from urllib.error import HTTPError
+    from urllib.request import Request as HttpRequest
+    from urllib.request import urlopen
+
+    data = None if body is None else json.dumps(body).encode()
+    asked = HttpRequest(address, data=data, headers={"Content-Type": "application/json"})
+    try:
+        with urlopen(asked, timeout=600) as answer:
+            return bytes(answer.read()) or b"{}"
+    except HTTPError as error:
+        raise RuntimeError(f"{address} answered {error.code}: {error.read()[:400]!r}") from error
+    except OSError:
+        return None
+
+
+def _end_with_parent() -> None:
+    """Ask, in the new process, for a SIGKILL once this one is gone."""
+    import ctypes
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)
+
+
+RUNTIMES = {"vllm": ask_vllm, "mlx": ask_mlx, "llama.cpp": ask_llama, "server": ask_server}
 
 if __name__ == "__main__":
     main()

@@ -10,6 +10,7 @@ a workflow takes a session with a Hub, None stands for the one that its request 
     heal, healed               what pruning lost, brought back by training; what such a checkpoint is made of
     score, sweep               which layers matter, and what every number of drops costs
     verify, compare, speed     a folder or repo against its base, or two of them side by side
+    runtimes                   a checkpoint in vLLM, llama.cpp and mlx-lm
     publish, push, jobs        one commit, what a dry run left, the same on another machine
     card, refresh, reproduce   what was published, written again, brought up to date, run again
     export, demo               for llama.cpp; all of it on a local Hub

@@ -13,7 +13,7 @@ from hubprune.cards.card import CARD_PART, card_part
 from hubprune.cards.manifest import CARD, MANIFEST, replace_card
 from hubprune.cards.markdown import read_notes
 from hubprune.cards.records import PublishRecord, read_record
-from hubprune.core.artifacts import SiblingLink, SpeedReport
+from hubprune.core.artifacts import RuntimeComparison, SiblingLink, SpeedReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, CheckpointError, ConflictError, RecipeError
 from hubprune.core.files import existing_folder
@@ -25,6 +25,7 @@ from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
 from hubprune.plots.pictures import BENCHMARK_PICTURE, CARD_PICTURE
 from hubprune.workflows.run import open_session
+from hubprune.workflows.runtimes import NOTHING, Chosen
 
 if TYPE_CHECKING:
     from hubprune.localhub import Preview
@@ -46,9 +47,13 @@ class CardChoices:
     """Whether base and result are timed for it, or what was found when they were."""
     beside: tuple[SiblingLink, ...] = ()
     """The siblings that it names."""
+    runtimes: Chosen | RuntimeComparison = NOTHING
+    """Which runtimes the result is run in, or what was found when it was."""
 
     @classmethod
-    def read(cls, *, notes: Place | None, template: Place | None, timed: Timed = "never") -> CardChoices:
+    def read(
+        cls, *, notes: Place | None, template: Place | None, timed: Timed = "never", runtimes: Chosen = NOTHING
+    ) -> CardChoices:
         """Read the notes and check the templates, before anything is computed.
 
         Raises:
@@ -57,7 +62,7 @@ class CardChoices:
         folder = Path(template) if template else None
         if folder:
             card.check_templates(folder)
-        return cls(read_notes(Path(notes)) if notes else None, folder, timed)
+        return cls(read_notes(Path(notes)) if notes else None, folder, timed, runtimes)
 
 
 AS_SHIPPED = CardChoices()

@@ -6,16 +6,17 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from hubprune.core.artifacts import GgufExport, Outtype, Parity
+from hubprune.core.artifacts import PLAIN_TYPES, GgufExport, Parity
 from hubprune.core.config import read_config
 from hubprune.core.console import Reporter
-from hubprune.core.errors import HubpruneError, RecipeError
+from hubprune.core.errors import HubpruneError
 from hubprune.core.files import existing_folder, scratch_folder
 from hubprune.core.requests import ExportRequest
-from hubprune.exporting import parity
+from hubprune.exporting import bounds, parity
 from hubprune.exporting.parity import ParitySeen
+from hubprune.exporting.quantizing import check_outtype, quantize, type_notes
 from hubprune.exporting.writing import (
     GgufContent,
     check_space,
@@ -43,18 +44,6 @@ class _Source:
     config: Mapping[str, Any]
 
 
-def check_outtype(text: str) -> Outtype:
-    """Return the type that a text names.
-
-    Raises:
-        RecipeError: it names none.
-    """
-    known: dict[str, Outtype] = {name: name for name in get_args(Outtype)}
-    if found := known.get(text.lower()):
-        return found
-    raise RecipeError(f"There is no --outtype {text!r:.40}.", hint=f"There are {', '.join(known)}.")
-
-
 def export_gguf(request: ExportRequest, *, reporter: Reporter, session: HubSession | None = None) -> GgufExport:
     """Write a checkpoint as a GGUF file and compare it with the checkpoint.
 
@@ -73,7 +62,7 @@ def export_gguf(request: ExportRequest, *, reporter: Reporter, session: HubSessi
     check_target(target)
     source = _find(name, request.revision or "main", session, reporter)
     content = plan_content(source.folder, source.config, name=Path(source.name).name, outtype=outtype)
-    check_space(target, needed=content.data_bytes)
+    check_space(target, needed=content.disk_bytes)
     with staged_file(target) as staged:
         _write(content, staged, reporter, what=target.name)
         not_verified = SKIPPED if request.no_verify else parity.obstacle(source.folder)
@@ -82,14 +71,22 @@ def export_gguf(request: ExportRequest, *, reporter: Reporter, session: HubSessi
             reporter.note("compare with transformers")
             seen = _measure(staged, content, source)
             control, without_control = _control(staged, source, request, session, reporter)
-            compared = parity.judge(outtype, seen, control=control, without_control=without_control)
-            parity.require_passed(compared)
+            compared = bounds.judge(content, seen, control=control, without_control=without_control)
+            bounds.require_passed(compared)
         return _describe(staged, target, content, compared, not_verified)
 
 
 def _write(content: GgufContent, path: Path, reporter: Reporter, *, what: str) -> None:
-    with reporter.progress(f"write {what}", total=content.data_bytes, unit="B") as advance:
-        write_gguf(content, path, advance=advance)
+    if content.outtype in PLAIN_TYPES:
+        with reporter.progress(f"write {what}", total=content.data_bytes, unit="B") as advance:
+            write_gguf(content, path, advance=advance)
+        return
+    with scratch_folder(path.parent, name="plain") as folder:
+        plain = folder / f"{content.plain}.gguf"
+        with reporter.progress(f"write {what} in {content.plain}", total=content.data_bytes, unit="B") as advance:
+            write_gguf(content, plain, advance=advance)
+        reporter.note(f"quantize to {content.outtype}")
+        quantize(plain, path, content.outtype)
 
 
 def _measure(file: Path, content: GgufContent, source: _Source) -> ParitySeen:
@@ -101,15 +98,16 @@ def _describe(
     file: Path, target: Path, content: GgufContent, compared: Parity | None, not_verified: str | None
 ) -> GgufExport:
     slots, vocabulary = content.slots, content.vocabulary
+    stored = [(number, slot) for number, slot in enumerate(slots) if slot.source is not None]
     with file.open("rb") as written:
         sha256 = hashlib.file_digest(written, "sha256").hexdigest()
     return GgufExport(
         file=str(target), size=file.stat().st_size, sha256=sha256, architecture=content.architecture,
         outtype=content.outtype, layers=len(slots),
-        layers_without_attention=tuple(i for i, slot in enumerate(slots) if slot.attention != "full"),
-        layers_without_mlp=tuple(i for i, slot in enumerate(slots) if not slot.has_mlp),
+        layers_without_attention=tuple(i for i, slot in stored if slot.attention != "full"),
+        layers_without_mlp=tuple(i for i, slot in stored if not slot.has_mlp),
         context_length=content.sizes.context_length, tokenizer=f"{vocabulary.model}, {vocabulary.pre}",
-        notes=(*content.sizes.notes, *vocabulary.notes), parity=compared, not_verified=not_verified,
+        notes=(*content.notes, *type_notes(file, content.outtype)), parity=compared, not_verified=not_verified,
     )  # fmt: skip
 
 
@@ -143,7 +141,7 @@ def _control(
         return None, f"the base {base.name:.100} cannot be exported ({error.message})"  # half of it may be in the cache
     if obstacle := parity.obstacle(base.folder):
         return None, obstacle
-    check_space(file.parent, needed=content.data_bytes)
+    check_space(file.parent, needed=content.disk_bytes)
     with scratch_folder(file.parent, name="control") as folder:
         control = folder / "control.gguf"
         _write(content, control, reporter, what="the unpruned base as a control")

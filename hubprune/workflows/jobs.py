@@ -49,7 +49,7 @@ FLAGS: Mapping[tuple[str, bool], str] = {
     ("speed", True): "--speed", ("primer", False): "--no-primer", ("only_if_changed", True): "--only-if-changed",
 }  # fmt: skip
 """Options that no recipe holds and that the job gets as they were given here."""
-HANDED_ON = ("max_memory",)
+HANDED_ON = ("max_memory", "runtimes")
 """Others of them, with a value."""
 POLL_SECONDS = 5.0
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")

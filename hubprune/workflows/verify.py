@@ -29,6 +29,7 @@ from hubprune.pruning.checkpoint import read_back
 from hubprune.pruning.layouts import make_runnable
 from hubprune.workflows.healed import as_healed, healed_by, told_of_healed
 from hubprune.workflows.run import open_session
+from hubprune.workflows.runtimes import as_checks, choose, compare_runtimes, with_runtimes
 
 Trust = Literal["own", "any"]
 """Which code is run: only the modeling file that this version of hubprune writes, or any."""
@@ -140,7 +141,9 @@ def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:
         CheckpointError: it was not written by hubprune, or is broken.
         VerificationError: it ships a modeling file that is not trusted, or does not load.
         BaseNotFoundError: it does not name a base that can be found.
+        MissingDependencyError: a runtime was named that this machine does not have.
     """
+    chosen = choose("none" if request.runtimes is None else request.runtimes)
     session = open_session(request.endpoint)
     pruned = find_pruned(request.checkpoint, revision=request.revision, session=session, reporter=reporter)
     folder, config = pruned.folder, pruned.config
@@ -158,17 +161,22 @@ def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:
             runnable, folder, plan=plan, config=found.config, architecture=architecture, read=read, reporter=reporter
         )
     checks = told_of_healed(seen.checks) if method else seen.checks
-    return seen.model_copy(update={"checks": (*_manifest_checks(folder, known=read.files), *checks)})
+    seen = seen.model_copy(update={"checks": (*_manifest_checks(folder, known=read.files), *checks)})
+    if not chosen.pythons:
+        return seen
+    any_code = request.trust_remote_code
+    return with_runtimes(seen, compare_runtimes(folder, config, chosen.pythons, any_code=any_code, reporter=reporter))
 
 
 def require_passed(seen: Verification) -> None:
     """Raise VerificationError if some check failed."""
     failed = [check.name for check in seen.checks if not check.passed]
+    elsewhere = {check.name for check in as_checks(seen.in_runtimes)} if seen.in_runtimes else set()
+    hint = "If an earlier hubprune published it, `hubprune refresh REPO` brings its files to this one's."
+    if elsewhere.issuperset(failed):
+        hint = "In transformers it passed: what a runtime does not take is said beside it. Leave it out of --runtime."
     if failed:
-        raise VerificationError(
-            f"{len(failed)} of {len(seen.checks)} checks failed: {', '.join(failed)}.",
-            hint="If an earlier hubprune published it, `hubprune refresh REPO` brings its files to this one's.",
-        )
+        raise VerificationError(f"{len(failed)} of {len(seen.checks)} checks failed: {', '.join(failed)}.", hint=hint)
 
 
 def _manifest_checks(folder: Path, *, known: Collection[RepoFile] = ()) -> list[Check]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from hubprune.cli import app
 from hubprune.core.artifacts import GgufExport, ParityFigures
-from hubprune.exporting import parity
+from hubprune.exporting import bounds, parity
 from hubprune.exporting.parity import ParitySeen
 
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -170,7 +170,7 @@ def test_code_of_the_checkpoint_is_never_run(folder, tmp_path):
     ],
 )
 def test_float32_has_to_agree_in_everything(changes, passes):
-    assert (parity.failures("f32", SAME.model_copy(update=changes), None) == ()) is passes
+    assert (bounds.failures("f32", SAME.model_copy(update=changes), None) == ()) is passes
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_float32_has_to_agree_in_everything(changes, passes):
 def test_rounded_types_are_held_to_a_limit_and_to_the_control(relative, control, passes):
     model = SAME.model_copy(update={"relative_difference": relative, "agreed": 90, "max_logit_difference": 0.3})
     other = None if control is None else SAME.model_copy(update={"relative_difference": control})
-    assert (parity.failures("q8_0", model, other) == ()) is passes
+    assert (bounds.failures("q8_0", model, other) == ()) is passes
 
 
 def test_a_control_that_fails_fails_the_export():
     other = SAME.model_copy(update={"agreed": 50})
-    assert parity.failures("f32", SAME, other) == ("control: another next token at 50 of 100 positions",)
+    assert bounds.failures("f32", SAME, other) == ("control: another next token at 50 of 100 positions",)
 
 
 def test_exporting_is_loaded_only_where_it_is_asked_for():

@@ -10,7 +10,7 @@ from bases import MISTRAL, SHARED_DATA, write_base
 from exported import DROPS, base, biased, export, nemotron_nas, pruned, with_widths
 
 from hubprune.core.errors import VerificationError
-from hubprune.exporting import hyperparameters, parity, tensors, writing
+from hubprune.exporting import hyperparameters, layers, parity, tensors, writing
 
 pytest.importorskip("llama_cpp")
 LLAMA3_ROPE = {
@@ -159,16 +159,16 @@ def test_q_and_k_in_the_wrong_order_do_not_pass(llama, tmp_path, wrong_order):
 
 def test_an_mlp_of_no_neurons_beside_attention_does_not_pass(llama, tmp_path, monkeypatch):
     folder = pruned(llama, tmp_path / "x", mlp=[2])
-    monkeypatch.setattr(tensors, "ZERO_MLP_WIDTH", 0)
-    monkeypatch.setattr(tensors._Planner, "_zero_mlp", lambda planner, name: iter(()))
+    monkeypatch.setattr(layers, "ZERO_MLP_WIDTH", 0)
+    monkeypatch.setattr(tensors._Planner, "_zero_mlp", lambda planner, name, width: iter(()))
     with pytest.raises(VerificationError, match="another next token at"):
         export(folder, tmp_path / "x.gguf", outtype="f32")
 
 
 def test_a_first_layer_without_attention_is_not_left_empty(llama, tmp_path, monkeypatch):
     folder = pruned(llama, tmp_path / "x", attn=[0])
-    slot = tensors._slot
-    monkeypatch.setattr(tensors, "_slot", lambda structure, layer, *, first: slot(structure, layer, first=False))
+    slot = layers._slot
+    monkeypatch.setattr(layers, "_slot", lambda structure, layer, *, first: slot(structure, layer, first=False))
     with pytest.raises(VerificationError, match="could not be compared: "):
         export(folder, tmp_path / "x.gguf", outtype="f32")
     assert not (tmp_path / "x.gguf").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from exported import base, export
 from gguf import GGUFReader
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from hubprune.core.errors import CheckpointError, UnsupportedFormatError
 from hubprune.exporting import vocabulary
@@ -57,9 +57,25 @@ KINDS = {
     "llama-bpe": ([split(vocabulary.LLAMA3), PLAIN], True),
     "smaug-bpe": ([split(vocabulary.LLAMA3), PLAIN], False),
     "tekken": ([split(vocabulary.TEKKEN), PLAIN], True),
+    "qwen2": ([split(vocabulary.QWEN2), PLAIN], False),
+    "gpt-4o": ([split(vocabulary.GPT4O), PLAIN], False),
     "gpt-2": ([CUT], False),
     "smollm": ([pre_tokenizers.Digits(individual_digits=True), CUT], False),
 }
+
+
+def gemma_tokenizer():
+    """The same as Gemma has it: no space before a text, and runs of spaces that are made by the first merges."""
+    made = pieces_tokenizer()
+    runs = [("▁" * left, "▁" * right) for left in range(5, 0, -1) for right in range(6 - left, 0, -1)]
+    model = json.loads(made.to_str())["model"]
+    vocab = {**model["vocab"], **{"▁" * length: len(model["vocab"]) + length - 4 for length in range(4, 7)}}
+    merges = [*runs, *(pair for pair in map(tuple, model["merges"]) if pair not in runs)]
+    made.model = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    made.add_tokens([AddedToken(text, normalized=False) for text in ("▁" * length for length in range(2, 7))])
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    return made
 
 
 def pieces_tokenizer():
@@ -133,6 +149,22 @@ def test_pieces_get_scores_in_the_order_of_their_merges_and_cut_the_same_in_llam
     assert ours[:-1] == theirs[:-1]  # the last one has a special token in its middle
 
 
+def test_gemmas_pieces_are_read_with_their_runs_of_spaces_and_cut_the_same_in_llama_cpp(tmp_path):
+    folder = checkpoint(tmp_path / "b", gemma_tokenizer())
+    found = read(folder)
+    assert (found.model, found.add_space_prefix, found.notes) == ("llama", False, ())
+    assert found.types[found.tokens.index("   ")] == TokenType.USER_DEFINED
+    ours, theirs = llama_cpp_tokens(folder, tmp_path)
+    assert ours == theirs
+
+
+def test_qwens_normalization_is_left_to_the_reader_with_a_note(tmp_path):
+    tokenizer = byte_level_tokenizer([split(vocabulary.QWEN2), PLAIN])
+    tokenizer.normalizer = normalizers.NFC()
+    found = read(checkpoint(tmp_path / "b", tokenizer))
+    assert (found.pre, found.notes) == ("qwen2", (vocabulary.NOT_NORMALIZED,))
+
+
 def test_the_file_holds_tokens_types_merges_and_special_tokens(tmp_path):
     folder = checkpoint(
         tmp_path / "b", byte_level_tokenizer(*KINDS["gpt-2"][:1]), pad_token="<|x|>", chat_template="{{ x }}"
@@ -167,7 +199,7 @@ def test_whole_words_do_not_matter_where_merges_reach_every_token(tmp_path):
         ({"pre_tokenizer": {"type": "Whitespace"}}, "neither byte-level nor SentencePiece's"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "a space before every text"),
         ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "does not know how it cuts"),
-        ({"normalizer": {"type": "NFC"}}, "it normalizes texts"),
+        ({"normalizer": {"type": "NFKC"}}, "it normalizes texts"),
         ({"model": {"type": "Unigram"}}, "its model is 'Unigram', not BPE"),
     ],
 )

@@ -124,13 +124,13 @@ def test_a_first_layer_without_attention_gets_a_zero_matrix(llama, tmp_path):
     assert fields(reader)["deci.attention.head_count_kv"] == [0, 0, 2, 2, 2]
 
 
-def test_a_missing_mlp_beside_attention_becomes_32_zero_neurons(llama, tmp_path):
+def test_a_missing_mlp_beside_attention_becomes_256_zero_neurons(llama, tmp_path):
     folder = pruned(llama, tmp_path / "x", mlp=[0, 4])
     made, reader = write(folder, tmp_path)
     left = assert_holds(reader, folder, layers=range(5))
-    assert left["blk.0.ffn_gate.weight"].shape == (32, 32)
+    assert left["blk.0.ffn_gate.weight"].shape == (256, 32)
     assert not any(left[f"blk.{i}.ffn_{part}.weight"].any() for i in (0, 4) for part in ("gate", "up", "down"))
-    assert fields(reader)["deci.feed_forward_length"] == [32, 48, 48, 48, 32]
+    assert fields(reader)["deci.feed_forward_length"] == [256, 48, 48, 48, 256]
     assert made.layers_without_mlp == (0, 4)
 
 
@@ -258,11 +258,12 @@ def change(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen3"}, "family qwen3"),
         ({"model_type": "bert"}, "model_type 'bert'"),
         ({"model_type": ["llama"]}, "model_type"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "kind 'yarn'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "truncate=False"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16}}, "beta_fast=16"),
+        ({"rope_scaling": {"rope_type": "longrope", "long_factor": [1.0] * 4}}, "kind 'longrope'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "kind 'dynamic'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     ],
@@ -272,7 +273,7 @@ def test_what_llama_cpp_would_not_compute_is_refused(changes, message, llama, tm
     with pytest.raises(UnsupportedArchitectureError, match=message) as caught:
         write(llama.folder, tmp_path)
     if "model_type" in changes:
-        assert caught.value.hint.startswith("GGUF export writes llama, mistral, pruned or not")
+        assert caught.value.hint.startswith("GGUF export writes llama, mistral, qwen2, qwen3, gemma2, ")
     assert not (tmp_path / "x.gguf").exists()
 
 

@@ -105,12 +105,6 @@ def served(tmp_path_factory):
     return write_base(tmp_path_factory.mktemp("served") / "base", LLAMA_3)
 
 
-@pytest.fixture
-def in_process(in_process, monkeypatch):
-    """Compare in this process, and with transformers only."""
-    monkeypatch.setattr(verify, "mlx_is_installed", lambda: False)
-
-
 def written(base, folder, layout, *, attn=(), mlp=()):
     """A checkpoint in a layout, with its plan."""
     drop = plan(5, attn=attn, mlp=mlp, layout=layout)

@@ -92,7 +92,6 @@ def test_filling_up_the_holes_ends_in_a_stock_model(original, tmp_path):
 @pytest.mark.parametrize("layout", ["pruned", "nemotron-nas"])
 def test_verification_compares_with_the_pruned_base(monkeypatch, original, tmp_path, layout):
     monkeypatch.setattr(verify, "_in_fresh_process", lambda action, request, answer, **_: loading.compare(request))
-    monkeypatch.setattr(verify, "mlx_is_installed", lambda: False)
     base = pruned(original, tmp_path / "once", layout)
     drop = second_plan(base, attn=[0], mlp=[4])
     write(base, drop, tmp_path / "twice")

@@ -141,7 +141,7 @@ def without(folder, copy, **keys):
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "quantize the result"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "quantize"),
         ({"hubprune": {"healed": "lora"}}, "with more --steps"),
     ],
     ids=["quantized", "healed before"],

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from hubprune.core.artifacts.base import Artifact
 
-Outtype = Literal["f32", "f16", "bf16", "q8_0"]
-GgufArchitecture = Literal["llama", "deci"]
+PlainType = Literal["f32", "f16", "bf16", "q8_0"]
+"""Types that are written here."""
+Outtype = Literal[
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+    "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
+]  # fmt: skip
+"""All types; those that are not plain are made by llama.cpp's own quantizer."""
+PLAIN_TYPES: tuple[PlainType, ...] = get_args(PlainType)
+OUTTYPES: tuple[Outtype, ...] = get_args(Outtype)
 
 
 class ParityFigures(Artifact):
@@ -23,6 +30,9 @@ class ParityFigures(Artifact):
     """Largest difference of a logit."""
     relative_difference: float
     """Root mean square difference of the logits, as a share of their spread (standard deviation) at a position."""
+    kl_divergence: float | None = None
+    """Mean over the positions of the Kullback-Leibler divergence from transformers' next-token probabilities to
+    llama.cpp's, in nats."""
     greedy_texts: int
     """Texts that both continued."""
     equal_greedy_texts: int
@@ -57,7 +67,7 @@ class GgufExport(Artifact):
     size: int
     """Bytes."""
     sha256: str
-    architecture: GgufArchitecture
+    architecture: str
     """The architecture of llama.cpp that runs it."""
     outtype: Outtype
     """Type of the matrices; norms and biases are always f32."""

@@ -9,6 +9,7 @@ from typing import Literal
 from hubprune.core.artifacts.base import (
     Artifact, Layout, Method, Metric, Ranking, RepoFile, Schedule, SublayerKind, WidthMetric,
 )
+from hubprune.core.artifacts.runtimes import RuntimeComparison
 # isort: on
 # fmt: on
 
@@ -194,7 +195,9 @@ class Verification(Artifact):
     cache_tokens: int
     transformers: str
     runtimes: tuple[str, ...] = ()
-    """Other runtimes that ran it and agreed, with their versions."""
+    """Other runtimes that ran it and agreed, with their versions; where there is no `in_runtimes` to tell more."""
+    in_runtimes: RuntimeComparison | None = None
+    """What other runtimes made of it, where it was run in any."""
 
     @property
     def passed(self) -> bool:

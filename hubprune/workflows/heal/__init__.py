@@ -33,9 +33,17 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.config import CONFIG_NAME, read_structure, write_json
 from hubprune.core.console import Reporter, quiet, size
-from hubprune.core.devices import resolve_device, resolve_dtype
+from hubprune.core.devices import library_versions, resolve_device, resolve_dtype
 from hubprune.core.errors import HealingError, MissingDependencyError, RecipeError
-from hubprune.core.files import check_new_folder, file_exists, key_of, scratch_folder, staged_folder, work_folder
+from hubprune.core.files import (
+    StageStore,
+    check_new_folder,
+    file_exists,
+    key_of,
+    scratch_folder,
+    staged_folder,
+    work_folder,
+)
 from hubprune.core.memory import available_bytes, device_bytes
 from hubprune.core.recipe import CalibrationMix, EvaluationSpec, Recipe, parse
 from hubprune.core.requests import HealRequest
@@ -84,11 +92,15 @@ def heal(request: HealRequest, *, reporter: Reporter) -> HealedCheckpoint:
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is downloaded.
     """
-    method, loss, out = _method(request.method), _loss(request.loss), Path(request.out)
-    check_new_folder(out)
-    _check_asked(request)
+    check_new_folder(Path(request.out))
+    check_asked(request)
     patient = find_patient(request, reporter=reporter)
-    store = open_store(work_folder(), reporter, earlier="run")
+    return heal_patient(request, patient, store=open_store(work_folder(), reporter, earlier="run"), reporter=reporter)
+
+
+def heal_patient(request: HealRequest, patient: Patient, *, store: StageStore, reporter: Reporter) -> HealedCheckpoint:
+    """Do the same with a model that was found already, and keep checkpoints of the training in a work folder."""
+    method, loss = _method(request.method), _loss(request.loss)
     with scratch_folder(store.folder, name="heal") as scratch:
         runnable = make_runnable(patient.base, scratch / "base")
         texts, spec = find_texts(request, patient, runnable, reporter=reporter)
@@ -97,15 +109,14 @@ def heal(request: HealRequest, *, reporter: Reporter) -> HealedCheckpoint:
             key = key_of(
                 patient.base.name, patient.base.commit, patient.plan.content, texts.record, method, loss,
                 request.rank, settings.steps, settings.batch_size, settings.learning_rate, settings.seed,
-                settings.device, settings.dtype, texts.held_out_tokens,
+                settings.device, settings.dtype, settings.micro_batch, texts.held_out_tokens, library_versions(),
             )  # fmt: skip
             begun, trained = time.monotonic(), _train(pair, texts, settings, store.folder / "healing" / key, reporter)
             record = _record(
                 request, patient, pair, texts, spec, settings, trained, seconds=round(time.monotonic() - begun, 1)
             )
-            changed = _changed(pair, method)
-            healed = with_tensors(patient.base, changed, scratch, reporter=reporter)
-        return _write(patient, healed, record, out, reporter)
+            healed = with_tensors(patient.base, _changed(pair, method), scratch, reporter=reporter)
+        return _write(patient, healed, record, Path(request.out), reporter)
 
 
 # ---- before ----------------------------------------------------------------------------------------------------------
@@ -125,8 +136,15 @@ def _loss(text: str) -> HealingLoss:
     raise RecipeError(f"There is no --loss {text!r:.40}.", hint=f"There are {', '.join(known)}.")
 
 
-def _check_asked(request: HealRequest) -> None:
-    """Refuse what contradicts itself, and a machine without the library that trains."""
+def check_asked(request: HealRequest) -> None:
+    """Refuse what contradicts itself, and a machine without the library that trains.
+
+    Raises:
+        RecipeError: there is no such method or loss, or two amounts are given.
+        MissingDependencyError: peft is not installed.
+    """
+    _method(request.method)
+    _loss(request.loss)
     given = [f"--{name}" for name in ("steps", "tokens", "minutes") if getattr(request, name) is not None]
     if len(given) > 1:
         raise RecipeError(f"{given[0]} and {given[1]} exclude each other.", hint="Pass one of them.")
@@ -290,11 +308,12 @@ def _settings(
     width = int(config["hidden_size"])
     rate = request.learning_rate or RATE_OF_WIDTH_1 / sqrt(width) * (1.0 if method == "lora" else FULL_SHARE)
     free = device_bytes(device) if device != "cpu" else available_bytes()
-    longest = max(map(len, texts.trained + texts.held_out))
+    longest, room = max(map(len, texts.trained + texts.held_out)), free * LOGITS_SHARE
     row = longest * int(config.get("vocab_size", 1)) * 4 * COPIES_OF_LOGITS
+    fitting = [n for n in range(1, request.batch_size + 1) if request.batch_size % n == 0 and n * row <= room]
     settings = Settings(
-        steps=request.steps or DEFAULT_STEPS, batch_size=request.batch_size,
-        micro_batch=max(1, min(request.batch_size, int(free * LOGITS_SHARE) // row)), learning_rate=rate,
+        steps=request.steps or DEFAULT_STEPS, batch_size=request.batch_size, micro_batch=max(fitting, default=1),
+        learning_rate=rate,
         seed=request.seed, device=device, dtype=str(parameter.dtype).removeprefix("torch."),
         checkpointing=device != "cpu",
     )  # fmt: skip

@@ -54,6 +54,7 @@ from hubprune.workflows.publish.stages import (
     Unfinished,
     assemble,
     benchmark,
+    find_runtimes,
     find_speed,
     free_text,
     has_checkpoint,
@@ -63,6 +64,7 @@ from hubprune.workflows.publish.stages import (
 )
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, say_plan, scores_if_needed
+from hubprune.workflows.runtimes import choose
 
 STAGES = (
     "Base and preflight", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Publish and load back",
@@ -91,8 +93,9 @@ def publish_run(
     stage = announcer(run.reporter, (*STAGES, *(["Siblings"] if siblings.suffixes(run.recipe) else [])))
     stage()
     choices = CardChoices.read(
-        notes=request.notes, template=request.card_template, timed="now" if request.speed else "never"
-    )
+        notes=request.notes, template=request.card_template, timed="now" if request.speed else "never",
+        runtimes=choose(request.runtimes or "auto"),
+    )  # fmt: skip
     target, beside = check(run, request)
     choices = replace(choices, beside=tuple(each.link for each in beside))
     delivery = Delivery(
@@ -213,6 +216,9 @@ def produced(
         siblings.check_written(run.recipe, folder, name=repo_id)
         tag = manifest.checkpoint_tag(made.written) if tagged else None
         snippet = run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template)
+        verification = made.verification.model_copy(
+            update={"in_runtimes": find_runtimes(run, plan, folder, choices.runtimes, repo_id=repo_id)}
+        )
         loading.close()
         stage()
         with open_pair(run, plan, folder) as pair:
@@ -222,7 +228,7 @@ def produced(
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True), repo_id=repo_id,
             endpoint=run.session.endpoint, base=run.base.model_copy(update={"config": run.downloaded.config}),
-            scores=scores, plan=plan, checkpoint=made.written, verification=made.verification, benchmarks=benchmarks,
+            scores=scores, plan=plan, checkpoint=made.written, verification=verification, benchmarks=benchmarks,
             generation=generation,
             speed=find_speed(run, plan, folder, choices.timed, repo_id=repo_id, benchmarks=benchmarks),
             snippet=snippet, published=None, environment=run.environment, seconds=run.store.seconds,

@@ -44,6 +44,7 @@ from hubprune.hub.target import Target
 from hubprune.pruning.calibration import file_hashes
 from hubprune.workflows.card import CardChoices, put_card, render_again
 from hubprune.workflows.run import Run, scores_key
+from hubprune.workflows.runtimes import Chosen
 
 MOVE_BYTES = ("huggingface_hub", "hf-xet")
 """Libraries that change nothing in what they carry."""
@@ -63,6 +64,7 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
     result names its `repo_id`, and with `tagged` a tag of its files.
     """
     recipe, target, texts = run.recipe, run.recipe.target, run.recipe.evaluation
+    by_name = choices.runtimes.pythons if isinstance(choices.runtimes, Chosen) and choices.runtimes.by_name else ()
     libraries = {name: version for name, version in library_versions().items() if name not in MOVE_BYTES}
     parts = {
         "base": {"repo": run.base.name, "commit": str(run.base.commit)},
@@ -81,6 +83,8 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
         "benchmarks": _benchmarks(run),
         "free text": {"prompts": sha256(_text(texts.prompt_texts())), "max_new_tokens": str(texts.max_new_tokens)},
         "speed": {} if choices.timed == "never" else {"timed": "yes"},
+        # Which others this machine happens to have is no part of it.
+        "runtimes": dict.fromkeys(by_name, "asked"),
         "target": {
             "repo": repo_id,
             "tag": "named" if tagged else "not named",

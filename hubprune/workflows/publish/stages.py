@@ -28,6 +28,7 @@ from hubprune.core.artifacts import (
     PrunedCheckpoint,
     PublishReport,
     RepoFile,
+    RuntimeComparison,
     SnippetRun,
     SpeedReport,
 )
@@ -44,6 +45,7 @@ from hubprune.plots import pictures
 from hubprune.workflows.card import Timed
 from hubprune.workflows.prune import is_waiting, write_verified
 from hubprune.workflows.run import Run
+from hubprune.workflows.runtimes import Chosen, compare_runtimes, require_same
 from hubprune.workflows.speed import change_of, time_pair
 from hubprune.workflows.verify import PrunedFolder
 
@@ -197,6 +199,31 @@ def run_snippet(
     gpu = run.device != "cpu"
     key = key_of(run.circumstances, plan.content, plan.layout, snippet.code(overrides=template))
     return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu, overrides=template))
+
+
+def find_runtimes(
+    run: Run, plan: DropPlan, folder: Path, wanted: Chosen | RuntimeComparison, *, repo_id: str
+) -> RuntimeComparison | None:
+    """Return what other runtimes make of a checkpoint: what they do now, or did before; None where there are none.
+
+    Raises:
+        VerificationError: one computes something else, or does not run it though it was asked for.
+    """
+    if isinstance(wanted, RuntimeComparison):
+        return wanted
+    if not wanted.pythons:
+        return None
+    key = key_of(run.circumstances, plan.content, plan.widths, plan.layout, wanted.identity, repo_id)
+    ran = run.store.run(
+        "runtimes", key, RuntimeComparison,
+        lambda: compare_runtimes(
+            folder, read_config(folder), wanted.pythons, typed_as=repo_id, reporter=run.reporter
+        ),
+    )  # fmt: skip
+    for each in ran.runs:
+        run.reporter.note(each.detail)
+    require_same(ran, all_of_them=wanted.by_name)
+    return ran
 
 
 def find_speed(

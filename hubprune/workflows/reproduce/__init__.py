@@ -40,6 +40,7 @@ from hubprune.workflows.card import CardChoices
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.reproduce.comparing import Published, causes, compare, read_published
 from hubprune.workflows.run import Run, check_data, open_session, open_store, say_computing
+from hubprune.workflows.runtimes import NOTHING
 
 STAGES = ("What was published", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Compare")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -76,7 +77,9 @@ def reproduce(request: ReproduceRequest, *, reporter: Reporter, session: HubSess
     run = Run(_recipe_to_run(published, request, tasks=folder / TASK_FOLDER), session, reporter, store)
     _preflight(run, published)
     repo_id, tagged = published.shown_as
-    choices = CardChoices(published.notes, template, timed=published.speed or "never")
+    choices = CardChoices(
+        published.notes, template, timed=published.speed or "never", runtimes=published.runtimes or NOTHING
+    )
     with pipeline.produced(run, stage, repo_id=repo_id, tagged=tagged, choices=choices) as product:
         stage()
         seen = _compared(published, product)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from hubprune.cards.manifest import CARD, MANIFEST, NOT_LISTED, RECIPE, content_digest, read_manifest
 from hubprune.cards.markdown import refuse_unsafe
 from hubprune.cards.provenance import without_times
-from hubprune.core.artifacts import ComparedPart, Difference, Scalar, SpeedReport
+from hubprune.core.artifacts import ComparedPart, Difference, RuntimeComparison, Scalar, SpeedReport
 from hubprune.core.console import Reporter
 from hubprune.core.devices import LIBRARIES
 from hubprune.core.errors import CheckpointError, RecipeError
@@ -75,6 +75,15 @@ class Published:
         """What was timed: times of two runs do not compare, so that a card of the same run anew takes these over."""
         try:
             return SpeedReport.model_validate(self.manifest.get("speed"))
+        except ValidationError:
+            return None
+
+    @property
+    def runtimes(self) -> RuntimeComparison | None:
+        """What other runtimes made of it, which a card of the same run anew takes over: this machine may have none."""
+        seen = self.manifest.get("verification")
+        try:
+            return RuntimeComparison.model_validate(seen.get("in_runtimes") if isinstance(seen, Mapping) else None)
         except ValidationError:
             return None
 
@@ -168,6 +177,9 @@ def compare(published: Published, *, values: Values, files: Mapping[str, str], c
     if theirs.get("speed") is not None:
         detail = "times of two runs do not compare: the card takes over what was published"
         parts.append(ComparedPart(name="speed", outcome="not compared", detail=detail))
+    if published.runtimes:
+        detail = "this machine may have none of them: the card takes over what was published"
+        parts.append(ComparedPart(name="other runtimes", outcome="not compared", detail=detail))
     return (*parts, _card_part(published, card=card, templates=ours.get("card_templates")))
 
 

@@ -1,17 +1,17 @@
-"""mlx-lm runs the served layout without code of ours, and verification looks whether it does."""
+"""mlx-lm runs the served layout without code of ours."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from bases import LLAMA, plan, write_base
 
-from hubprune.core.architectures import architecture_of
-from hubprune.pruning import loading, verify
 from hubprune.pruning.checkpoint import write_checkpoint
-from hubprune.pruning.layouts import Runnable
+from hubprune.runtimes import inside, reference
+from hubprune.runtimes.asking import Answer, Asked
+from hubprune.runtimes.comparing import compare
+from hubprune.runtimes.reference import ReferenceRequest, Text
 
 PLAIN = {**LLAMA, "intermediate_size": 256, "hidden_size": 64, "rope_theta": 20000.0}
 LLAMA3 = {
@@ -24,7 +24,7 @@ LLAMA3 = {
 LLAMA_3 = {**PLAIN, "rope_theta": 500000.0, "rope_scaling": LLAMA3}
 TIED = {**LLAMA_3, "head_dim": 16, "tie_word_embeddings": True}
 """As Llama 3.2 has it."""
-CHECK = "logits in mlx-lm equal those in transformers"
+WORDS = ("Paris is the capital of", "One day", "The river was high, and the bridge", "To make bread you need")
 
 
 def written(config, tmp_path, *, attn=(), mlp=()):
@@ -37,7 +37,14 @@ def written(config, tmp_path, *, attn=(), mlp=()):
 
 
 def compared(folder):
-    return loading.compare_in_mlx(loading.MlxRequest(folder=str(folder), prompts=verify.PROMPTS))
+    """What mlx-lm makes of a folder, beside transformers, both in this process."""
+    asked = ReferenceRequest(folder=str(folder), own_code=True)
+    prompts = reference.answer(asked.model_copy(update={"words": WORDS})).tokens
+    request = Asked(runtime="mlx", model=str(folder), prompts=prompts, new_tokens=4, texts=WORDS)
+    answer = Answer.model_validate({**inside.ask_mlx(request.model_dump(mode="json")), "seconds": 0})
+    texts = tuple(Text(prompt=prompt, ids=made.ids) for prompt, made in zip(prompts, answer.texts, strict=True))
+    seen = reference.answer(asked.model_copy(update={"texts": texts}))
+    return compare("mlx", answer, seen.rows, tokens=prompts)
 
 
 UNNAMED = {key: value for key, value in PLAIN.items() if key != "rope_theta"}
@@ -48,7 +55,7 @@ OLD_LINEAR = {**UNNAMED, "rope_scaling": {"type": "linear", "factor": 2.0}}
 def test_a_base_that_leaves_its_rope_to_transformers_is_the_same_in_mlx_lm(tmp_path, config):
     pytest.importorskip("mlx_lm")
     _, _, folder = written(config, tmp_path, attn=[2])
-    assert compared(folder).check.passed
+    assert compared(folder).passed
 
 
 @pytest.mark.parametrize("config", [PLAIN, LLAMA_3, TIED], ids=["plain rope", "llama3 rope", "tied embeddings"])
@@ -61,8 +68,9 @@ def test_mlx_lm_computes_what_transformers_computes(tmp_path, config, attn, mlp)
     pytest.importorskip("mlx_lm")
     _, _, folder = written(config, tmp_path, attn=attn, mlp=mlp)
     seen = compared(folder)
-    assert seen.check.passed
-    assert seen.max_logit_difference < 1e-4
+    assert seen.passed
+    assert seen.largest_difference < 1e-4
+    assert seen.kv_layers == 5 - len(attn)
 
 
 def test_mlx_lm_and_its_tokenizer_load_without_code_of_ours(tmp_path):
@@ -74,19 +82,10 @@ def test_mlx_lm_and_its_tokenizer_load_without_code_of_ours(tmp_path):
     assert tokenizer.encode("ab")
 
 
-def test_verification_runs_it_in_a_fresh_process_and_says_so(tmp_path):
-    pytest.importorskip("mlx_lm")
-    base, drop, folder = written(LLAMA_3, tmp_path, attn=[2])
-    runnable = Runnable(Path(base.folder))
-    seen = verify.verify(runnable, folder, plan=drop, config=LLAMA_3, architecture=architecture_of(LLAMA_3))
-    assert next(check for check in seen.checks if check.name == CHECK).passed
-    assert seen.runtimes[0].startswith("mlx-lm ")
-
-
 def test_a_rope_base_that_mlx_lm_does_not_find_is_seen(tmp_path):
     pytest.importorskip("mlx_lm")
     _, _, folder = written(PLAIN, tmp_path, attn=[2])
     config = json.loads((folder / "config.json").read_text())
     rope = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
     (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
-    assert not compared(folder).check.passed
+    assert not compared(folder).passed
