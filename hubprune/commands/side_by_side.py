@@ -61,6 +61,7 @@ def _column(side: ComparedSide) -> dict[str, str]:
         "MLP dropped": _layers(side.dropped_mlp),
         "MLP widths": widths,
         "layout": side.layout,
+        "quantized": side.quantization or "no",
         "parameters": _count(side.parameters),
         "KV cache per token": _count(side.kv_bytes_per_token, unit=" B"),
         "calibration": side.calibration or "none",

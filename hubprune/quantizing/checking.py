@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from hubprune.core.artifacts import Check, Divergence
 from hubprune.core.specs import QuantizationSpec
@@ -17,7 +16,7 @@ from hubprune.core.streaming import WeightReader, holds, read_tensor
 from hubprune.core.weights import open_weights
 from hubprune.quantizing import gptq
 from hubprune.quantizing.layerwise import Source
-from hubprune.quantizing.packing import SCALE, decode, stored_shapes
+from hubprune.quantizing.packing import SCALE, decode, read_parts, stored_shapes
 from hubprune.quantizing.schemes import Matrix
 
 FARTHEST = 0.75
@@ -50,10 +49,7 @@ def check_tensors(source: Source, folder: Path, matrices: Mapping[str, Matrix], 
     scales, far, farthest = [], [], 0.0
     paths = {tensor.name: shard.path for shard, tensor in written}
     for matrix in matrices.values():
-        parts = {}
-        for name in stored_shapes(matrix, spec, dtype=dtypes[matrix.name]):
-            with safe_open(paths[name], "pt") as stored:
-                parts[name] = stored.get_tensor(name)
+        parts = read_parts(matrix, spec, paths)
         weight = read_tensor(before.place(matrix.name))
         if not torch.equal(gptq.scales_of(weight, spec), parts[f"{matrix.module}.{SCALE}"]):
             scales.append(matrix.name)

@@ -28,8 +28,9 @@ from hubprune.core.files import scratch_prefix
 from hubprune.core.memory import available_bytes
 from hubprune.core.specs import QuantizationSpec
 from hubprune.core.streaming import StreamedModel, WeightReader, read_tensor
+from hubprune.core.weights import open_weights
 from hubprune.quantizing import gptq
-from hubprune.quantizing.packing import decode, encode
+from hubprune.quantizing.packing import decode, encode, read_parts, stored_shapes
 from hubprune.quantizing.schemes import SUFFIX, Matrix
 
 BATCH_TOKENS = 2048
@@ -86,12 +87,14 @@ class LayerPass:
         kept: folder for what the layers became.
         calibration: texts, as token ids, whose second moments are taken; none where nothing is made up for.
         held_out: other texts, on which both models are run beside that.
+        made: folder of the quantized checkpoint where there is one already, which is then only run.
     """
 
     def __init__(
         self, source: Source, matrices: Mapping[str, Matrix], spec: QuantizationSpec, *, kept: Path,
-        calibration: Sequence[Sequence[int]] = (), held_out: Sequence[Sequence[int]] = (),
+        calibration: Sequence[Sequence[int]] = (), held_out: Sequence[Sequence[int]] = (), made: Path | None = None,
     ) -> None:  # fmt: skip
+        self._made = {t.name: shard.path for shard, t in open_weights(made)} if made else None
         self._source, self._matrices, self._spec, self._kept = source, matrices, spec, kept
         self.batches, self.held_out = make_batches(calibration), make_batches(held_out)
         self.model = StreamedModel(
@@ -130,7 +133,7 @@ class LayerPass:
 
     def _one_layer(self, number: int, layer: nn.Module, advance: Advance) -> None:
         matrices, file = self._of_layer(number), self._file(number)
-        wanted = bool(matrices) and not file.is_file() and self._spec.method == "gptq"
+        wanted = bool(matrices and self.batches) and not file.is_file() and self._spec.method == "gptq"
         moments = Moments(layer, self._prefix(number), self._matrices)
         with moments.taken() if wanted else ExitStack(), self._activations(layer):
             for batch, states in zip(self.batches, self._states, strict=True):
@@ -141,7 +144,7 @@ class LayerPass:
         for states in self.before:
             states.copy_(self._through(number, layer, states))
             advance()
-        if matrices and not file.is_file():
+        if matrices and not file.is_file() and not self._made:
             self._quantize(matrices, moments, file)
         self._replace(layer, matrices, file)
         with self._activations(layer):
@@ -200,16 +203,11 @@ class LayerPass:
 
     def _replace(self, layer: nn.Module, matrices: Sequence[Matrix], file: Path) -> None:
         """Put what the matrices of a layer became into their place."""
-        from safetensors import safe_open
-
-        if not matrices:
-            return
-        with safe_open(file, "pt") as stored:
-            names = list(stored.keys())
-            for matrix in matrices:
-                parts = {n: stored.get_tensor(n) for n in names if n.rpartition(".")[0] == matrix.module}
-                module = layer.get_submodule(matrix.module.split(".", self._prefix(0).count("."))[-1])
-                module.weight.copy_(decode(parts, self._spec, module=matrix.module, dtype=module.weight.dtype))
+        for matrix in matrices:
+            names = stored_shapes(matrix, self._spec, dtype="F32")
+            parts = read_parts(matrix, self._spec, self._made or dict.fromkeys(names, file))
+            module = layer.get_submodule(matrix.module.split(".", self._prefix(0).count("."))[-1])
+            module.weight.copy_(decode(parts, self._spec, module=matrix.module, dtype=module.weight.dtype))
 
 
 def _in_few_bits(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

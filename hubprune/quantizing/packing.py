@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubprune.core.errors import MissingDependencyError
@@ -55,6 +56,22 @@ def stored_shapes(matrix: Matrix, spec: QuantizationSpec, *, dtype: str) -> dict
     words = matrix.columns * BITS[spec.scheme] // WORD_BITS
     packed = {f"{matrix.module}.{PACKED}": ("I32", (matrix.rows, words))}
     return {**packed, **scale, f"{matrix.module}.{SHAPE}": ("I64", (2,))}
+
+
+def is_part(name: str, dtype: str) -> bool:
+    """Tell whether a tensor is one of those that stand for a quantized matrix, by its name and dtype."""
+    return name.endswith((f".{PACKED}", f".{SCALE}", f".{SHAPE}")) or dtype == "F8_E4M3"
+
+
+def read_parts(matrix: Matrix, spec: QuantizationSpec, where: Mapping[str, Path]) -> dict[str, torch.Tensor]:
+    """Read the tensors that stand for a matrix; `where` says in which file each tensor is."""
+    from safetensors import safe_open
+
+    parts = {}
+    for name in stored_shapes(matrix, spec, dtype="F32"):
+        with safe_open(where[name], "pt") as stored:
+            parts[name] = stored.get_tensor(name)
+    return parts
 
 
 def extra_parameters(matrices: Iterable[Matrix], spec: QuantizationSpec) -> int:

@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import QuantizationRecord
-from hubprune.core.errors import RecipeError, UnsupportedFormatError
+from hubprune.core.errors import CheckpointError, RecipeError, UnsupportedFormatError
 from hubprune.core.specs import DEFAULT_GROUP, QuantizationSpec
 from hubprune.core.weights import Weights
 
@@ -167,6 +169,26 @@ def decoded_config(spec: QuantizationSpec) -> dict[str, Any]:
     group = {"input_activations": activations, "output_activations": None, "targets": ["Linear"], "weights": None}
     told = {"config_groups": {"group_0": group}, "format": "dense", "ignore": list(IGNORED)}
     return {"quantization_config": {**told, "quant_method": "compressed-tensors", "quantization_status": "frozen"}}
+
+
+def record_of(config: Mapping[str, Any]) -> QuantizationRecord | None:
+    """Return what a config.json says of how hubprune quantized the weights; None where it does not.
+
+    Raises:
+        CheckpointError: what it says is no record of this version.
+    """
+    told = config.get("quantization_config")
+    found = told.get(RECORD) if isinstance(told, Mapping) else None
+    if found is None:
+        return None
+    try:
+        return QuantizationRecord.model_validate(found)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CheckpointError(
+            f"config.json holds a record of quantizing that cannot be read: {place}: {error.errors()[0]['msg']}.",
+            hint="Another version of hubprune may have written it.",
+        ) from error
 
 
 def spec_of(record: QuantizationRecord) -> QuantizationSpec:

@@ -25,7 +25,7 @@ from hubprune.core.weights import (
     write_header,
     write_index,
 )
-from hubprune.quantizing.packing import decode, stored_shapes
+from hubprune.quantizing.packing import decode, read_parts, stored_shapes
 from hubprune.quantizing.schemes import Matrix, quantization_config
 
 QUANTIZATION = "quantization_config"
@@ -91,7 +91,6 @@ def write_decoded(
         dtype: of the decoded matrices, a name of torch's; None for the one that each had.
     """
     import torch
-    from safetensors import safe_open
 
     from hubprune.core.streaming import TORCH_DTYPES
 
@@ -109,11 +108,8 @@ def write_decoded(
                 if tensor.name not in matrices:
                     copy_range(source, target, tensor.begin, tensor.end, lambda _: None)
                     continue
-                matrix, parts = matrices[tensor.name], dict[str, torch.Tensor]()
-                for name in stored_shapes(matrix, spec, dtype=tensor.dtype):
-                    with safe_open(made[name], "pt") as stored:
-                        parts[name] = stored.get_tensor(name)
-                values = decode(parts, spec, module=matrix.module, dtype=kind)
+                matrix = matrices[tensor.name]
+                values = decode(read_parts(matrix, spec, made), spec, module=matrix.module, dtype=kind)
                 target.write(values.contiguous().view(torch.uint8).numpy().tobytes())
                 target.flush()
     if weights.index_metadata is not None:

@@ -62,7 +62,7 @@ class CardChoices:
         folder = Path(template) if template else None
         if folder:
             card.check_templates(folder)
-        return cls(read_notes(Path(notes)) if notes else None, folder, timed, runtimes)
+        return cls(read_notes(Path(notes)) if notes else None, folder, timed, runtimes=runtimes)
 
 
 AS_SHIPPED = CardChoices()

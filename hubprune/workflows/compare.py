@@ -32,6 +32,8 @@ from hubprune.hub.session import HubSession
 from hubprune.pruning.aggregation import agreements
 from hubprune.pruning.checkpoint import count_parameters
 from hubprune.pruning.verify import base_of, plan_of
+from hubprune.quantizing.packing import is_part
+from hubprune.quantizing.schemes import record_of
 from hubprune.workflows.run import open_session
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -69,11 +71,15 @@ def read(name: str, *, session: HubSession) -> Source:
     if path.is_file():
         return _of_json(name, path.read_bytes())
     if path.is_dir():
-        config = read_config(path)
-        structure = read_structure(config, name=name)
+        config = read_config(path, quantized=True)
+        structure, record = read_structure(config, name=name), record_of(config)
         layers = structure.num_hidden_layers - len(structure.no_attn)
+        weights = open_weights(path)
+        if record:
+            weights = weights.used({t.name: None for _, t in weights if is_part(t.name, t.dtype)})
         counted = {
-            "parameters": count_parameters(open_weights(path), config, structure.architecture),
+            "parameters": count_parameters(weights, config, structure.architecture)
+            + (record.quantized_parameters if record else 0),
             "kv_bytes_per_token": kv_bytes_per_layer(with_dtype(config, path)) * layers,
         }
         return Source(_side_of_config(name, config).model_copy(update=counted))
@@ -94,7 +100,12 @@ def read(name: str, *, session: HubSession) -> Source:
 def _side_of_config(name: str, config: Mapping[str, Any]) -> ComparedSide:
     base, commit = base_of(config)
     # A config.json says what went, not by which method.
-    return _side(name, plan_of(config), base=base, commit=commit).model_copy(update={"methods": ()})
+    told: dict[str, object] = {"methods": ()}
+    if record := record_of(config):
+        bits = f"{record.bits_per_weight:g} bits per weight of {record.quantized_parameters:,}"
+        kl = f", KL {record.divergence.kl:.4f} nats per token" if record.divergence else ""
+        told["quantization"] = f"{record.scheme} by {record.method}, {bits}{kl}"
+    return _side(name, plan_of(config), base=base, commit=commit).model_copy(update=told)
 
 
 def _of_json(name: str, data: bytes) -> Source:

@@ -30,6 +30,7 @@ from hubprune.exporting.writing import (
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
+from hubprune.workflows.quantized import refuse_quantized
 from hubprune.workflows.run import open_session
 
 SKIPPED = "--no-verify was passed"
@@ -114,8 +115,11 @@ def _describe(
 def _find(name: str, revision: str, session: HubSession, reporter: Reporter) -> _Source:
     """Return a checkpoint; a repo is downloaded once its config.json says that it can be exported."""
     if folder := existing_folder(name):
-        return _Source(name=str(folder.resolve()), folder=folder, config=read_config(folder))
+        config = read_config(folder, quantized=True)
+        refuse_quantized(config, name=name, do="Export")
+        return _Source(name=str(folder.resolve()), folder=folder, config=config)
     repo = hub.find_repo(name, revision=revision, session=session)
+    refuse_quantized(repo.config, name=name, do="Export")
     read_layers(repo.config, name=name)
     folder = download(hub.needed_files(repo), repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
     return _Source(name=name, folder=folder, config=read_config(folder))

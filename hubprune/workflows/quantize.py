@@ -139,7 +139,7 @@ def quantize_base(base: BaseCheckpoint, spec: QuantizationSpec, out: Path, how: 
     """
     package = require_package()
     check_new_folder(out)
-    commits = _commits(how.mix)
+    commits = commits_of(how.mix)
     key = key_of(_identity(base), spec, how.mix, commits, how.seed, how.device, how.dtype)
     kept = how.store.folder / "quantized" / key
     with scratch_folder(how.store.folder, name="quantize") as work:
@@ -148,7 +148,7 @@ def quantize_base(base: BaseCheckpoint, spec: QuantizationSpec, out: Path, how: 
         record, texts = None, list[tuple[int, ...]]()
         held_out: Sequence[Sequence[int]] = ()
         if how.mix is not None:
-            record, texts, held_out = _draw(opened, how.mix, commits, how)
+            record, texts, held_out = draw_texts(opened, how.mix, commits, how)
         gptq = spec.method == "gptq"
         divergence, layers = _pass(opened, spec, kept, texts if gptq else (), held_out, how)
         told = _record(opened, spec, record if gptq else None, divergence, package=package)
@@ -159,7 +159,12 @@ def quantize_base(base: BaseCheckpoint, spec: QuantizationSpec, out: Path, how: 
     return made
 
 
-def _commits(mix: CalibrationMix | None) -> tuple[str | None, ...]:
+def commits_of(mix: CalibrationMix | None) -> tuple[str | None, ...]:
+    """Resolve the data sets of a mix, and find all that it names there.
+
+    Raises:
+        CalibrationError: something is not there; the hint says how to do without.
+    """
     if mix is None:
         return ()
     try:
@@ -178,7 +183,7 @@ def _identity(base: BaseCheckpoint) -> object:
     return [str(folder), [[f.path, f.size, (folder / f.path).stat().st_mtime_ns] for f in base.files]]
 
 
-def _draw(
+def draw_texts(
     opened: Opened, mix: CalibrationMix, commits: Sequence[str | None], how: How
 ) -> tuple[CalibrationRecord, list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Draw the texts that are calibrated on, with their record, and others of the same mix."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from hubprune.core.artifacts import (
     BaseCheckpoint,
+    Check,
+    QuantizationRecord,
     Verification,
 )
 from hubprune.core.config import Structure, read_structure, stock_config, write_json
@@ -21,7 +23,7 @@ from hubprune.core.files import (
     scratch_folder,
 )
 from hubprune.core.memory import kv_cache_bytes
-from hubprune.core.recipe import CalibrationMix
+from hubprune.core.recipe import PACKAGE_PROMPTS, CalibrationMix, read_prompts
 from hubprune.core.specs import QuantizationSpec
 from hubprune.core.weights import Weights
 from hubprune.pruning import verify
@@ -54,8 +56,8 @@ class How:
     dtype: str = "auto"
 
 
-def refuse_quantized(config: Mapping[str, Any], *, name: str) -> None:
-    """Refuse a checkpoint whose weights have few bits already.
+def refuse_quantized(config: Mapping[str, Any], *, name: str, do: str = "Quantize") -> None:
+    """Refuse a checkpoint whose weights have few bits already; `do` says what is to be done with the one before.
 
     Raises:
         UnsupportedFormatError: they have; the hint names what it was made of, where that is told.
@@ -68,7 +70,7 @@ def refuse_quantized(config: Mapping[str, Any], *, name: str) -> None:
     source = record.get("source") if isinstance(record, Mapping) else None
     raise UnsupportedFormatError(
         f"{name} is quantized already ({method or 'unknown method'!s:.60}).",
-        hint=f"Quantize the checkpoint that it was made of{f', {source:.100}' if isinstance(source, str) else ''}.",
+        hint=f"{do} the checkpoint that it was made of{f', {source:.100}' if isinstance(source, str) else ''}.",
     )
 
 
@@ -150,8 +152,12 @@ def carry(opened: Opened, folder: Path) -> None:
         shutil.copyfile(source / name, folder / name)
 
 
-def verify_against(opened: Opened, spec: QuantizationSpec, folder: Path, how: How) -> Verification:
+def verify_against(
+    opened: Opened, spec: QuantizationSpec, folder: Path, how: How, *, record: QuantizationRecord | None = None
+) -> Verification:
     """Compare a quantized folder with the checkpoint that it was made of: tensors, and what a fresh process computes.
+
+    With a record, the next tokens of both are compared too, and held against the divergence that it tells.
 
     Raises:
         VerificationError: the fresh process could not load it.
@@ -161,6 +167,8 @@ def verify_against(opened: Opened, spec: QuantizationSpec, folder: Path, how: Ho
 
     structure, weights = opened.structure, opened.weights
     checks = check_tensors(opened.source, folder, opened.matrices, spec)
+    if record and all(check.passed for check in checks):
+        checks.append(_divergence_check(opened, spec, folder, record, how))
     small = 4 * weights.parameters() <= SMALL_BYTES
     with scratch_folder(how.store.folder, name="decoded") as decoded:
         write_decoded(
@@ -185,3 +193,20 @@ def verify_against(opened: Opened, spec: QuantizationSpec, folder: Path, how: Ho
         device=seen.device, read_bytes=seen.read_bytes, new_tokens=seen.new_tokens, parameters=seen.parameters,
         cache_bytes=seen.cache_bytes, cache_tokens=seen.cache_tokens, transformers=seen.transformers,
     )  # fmt: skip
+
+
+def _divergence_check(
+    opened: Opened, spec: QuantizationSpec, folder: Path, record: QuantizationRecord, how: How
+) -> Check:
+    """Run both on the prompts that come with hubprune."""
+    from hubprune.quantizing.checking import check_divergence
+    from hubprune.quantizing.divergence import compare_states
+    from hubprune.quantizing.layerwise import LayerPass
+
+    tokenizer = opened.runnable.tokenizer()
+    texts = [tuple(tokenizer(text)["input_ids"]) for text in (*read_prompts(PACKAGE_PROMPTS), *verify.PROMPTS)]
+    with scratch_folder(how.store.folder, name="pass") as kept:
+        going = LayerPass(opened.source, opened.matrices, spec, kept=kept, held_out=texts, made=folder)
+        with how.reporter.progress("comparing", total=going.cost, unit="batches") as advance:
+            going.run(advance, say=how.reporter.note)
+    return check_divergence(compare_states(opened.source, going.held_out, going.before, going.after), record.divergence)

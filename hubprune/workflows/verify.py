@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hubprune.cards.manifest import MANIFEST, NOT_LISTED, content_digest, read_manifest
-from hubprune.core.artifacts import BaseCheckpoint, Check, RepoFile, Verification
+from hubprune.core.artifacts import BaseCheckpoint, Check, QuantizationRecord, RepoFile, Verification
 from hubprune.core.config import check_config, read_config, read_structure
 from hubprune.core.console import Reporter, quiet
 from hubprune.core.errors import BaseNotFoundError, RecipeError, VerificationError
@@ -25,10 +25,12 @@ from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
 from hubprune.pruning import verify
 from hubprune.pruning.base_files import examine, settle, shapes_in
-from hubprune.pruning.checkpoint import read_back
+from hubprune.pruning.checkpoint import read_back, write_checkpoint
 from hubprune.pruning.layouts import make_runnable
+from hubprune.quantizing.schemes import record_of, spec_of
 from hubprune.workflows.healed import as_healed, healed_by, told_of_healed
-from hubprune.workflows.run import open_session
+from hubprune.workflows.quantized import How, open_source, verify_against
+from hubprune.workflows.run import open_session, open_store
 from hubprune.workflows.runtimes import as_checks, choose, compare_runtimes, with_runtimes
 
 Trust = Literal["own", "any"]
@@ -48,18 +50,23 @@ class PrunedFolder:
     config: Mapping[str, Any]
 
 
-def find_pruned(name: str, *, revision: str | None, session: HubSession, reporter: Reporter) -> PrunedFolder:
+def find_pruned(
+    name: str, *, revision: str | None, session: HubSession, reporter: Reporter, quantized: bool = False
+) -> PrunedFolder:
     """Return a checkpoint that hubprune wrote; a repo is downloaded once its config.json is one of ours.
+
+    It may be one that hubprune quantized where that is said; its base need not have been pruned then.
 
     Raises:
         CheckpointError: it was not written by hubprune, or is broken.
         BaseNotFoundError: there is no such folder or repo.
     """
     if there := existing_folder(name):
-        return PrunedFolder(name=name, commit=None, folder=there, config=read_config(there))
+        return PrunedFolder(name=name, commit=None, folder=there, config=read_config(there, quantized=quantized))
     repo = hub.find_repo(name, revision=revision, session=session)
-    check_config(repo.config, where=f"config.json of {name}")
-    verify.plan_of(repo.config)
+    check_config(repo.config, where=f"config.json of {name}", quantized=quantized)
+    if not record_of(repo.config):
+        verify.plan_of(repo.config)
     folder = download(repo.files, repo_id=name, commit=str(repo.commit), session=session, reporter=reporter)
     return PrunedFolder(name=name, commit=repo.commit, folder=folder, config=repo.config)
 
@@ -122,9 +129,12 @@ def load_pruned(request: LoadRequest, *, reporter: Reporter) -> tuple[Any, Any]:
     if dtype not in DTYPES:
         raise RecipeError(f"There is no dtype {dtype!r}.", hint=f"Pass {', '.join(DTYPES)}.")
     session = open_session(request.endpoint)
-    found = find_pruned(request.checkpoint, revision=request.revision, session=session, reporter=reporter)
+    found = find_pruned(
+        request.checkpoint, revision=request.revision, session=session, reporter=reporter, quantized=True
+    )
     trust: Trust = "any" if request.trust_remote_code else "own"
-    verify.plan_of(found.config)
+    if not record_of(found.config):
+        verify.plan_of(found.config)
     refuse_foreign_code(found, trust=trust, option="trust_remote_code=True")
     needs_code = trust == "any" or read_structure(found.config, name=found.name).layout != "stock"
     from hubprune.evaluation.models import load_model
@@ -145,7 +155,24 @@ def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:
     """
     chosen = choose("none" if request.runtimes is None else request.runtimes)
     session = open_session(request.endpoint)
-    pruned = find_pruned(request.checkpoint, revision=request.revision, session=session, reporter=reporter)
+    pruned = find_pruned(
+        request.checkpoint, revision=request.revision, session=session, reporter=reporter, quantized=True
+    )
+    folder, config = pruned.folder, pruned.config
+    if record := record_of(config):
+        seen = _check_quantized(pruned, record, request, session=session, reporter=reporter)
+    else:
+        seen = _check_pruned(pruned, request, session=session, reporter=reporter)
+    if not chosen.pythons:
+        return seen
+    any_code = request.trust_remote_code
+    return with_runtimes(seen, compare_runtimes(folder, config, chosen.pythons, any_code=any_code, reporter=reporter))
+
+
+def _check_pruned(
+    pruned: PrunedFolder, request: VerifyRequest, *, session: HubSession, reporter: Reporter
+) -> Verification:
+    """Verify a pruned checkpoint against its base without what it lacks."""
     folder, config = pruned.folder, pruned.config
     plan, structure = verify.plan_of(config), read_structure(config)
     refuse_foreign_code(pruned, trust="any" if request.trust_remote_code else "own")
@@ -161,11 +188,43 @@ def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:
             runnable, folder, plan=plan, config=found.config, architecture=architecture, read=read, reporter=reporter
         )
     checks = told_of_healed(seen.checks) if method else seen.checks
-    seen = seen.model_copy(update={"checks": (*_manifest_checks(folder, known=read.files), *checks)})
-    if not chosen.pythons:
-        return seen
-    any_code = request.trust_remote_code
-    return with_runtimes(seen, compare_runtimes(folder, config, chosen.pythons, any_code=any_code, reporter=reporter))
+    return seen.model_copy(update={"checks": (*_manifest_checks(folder, known=read.files), *checks)})
+
+
+def _check_quantized(
+    pruned: PrunedFolder, record: QuantizationRecord, request: VerifyRequest, *, session: HubSession, reporter: Reporter
+) -> Verification:
+    """Verify a quantized checkpoint against the one that it was made of, made anew where only its base is here."""
+    refuse_foreign_code(pruned, trust="any" if request.trust_remote_code else "own")
+    with scratch_folder(name="hubprune-source") as work:
+        store = open_store(work / "store", reporter, earlier="run")
+        how = How(mix=None, store=store, reporter=reporter)
+        source = _source_of(pruned, record, request.base, work, session=session, reporter=reporter)
+        opened = open_source(source, spec_of(record), work, how)
+        seen = verify_against(opened, spec_of(record), pruned.folder, how, record=record)
+    return seen.model_copy(update={"checks": (*_manifest_checks(pruned.folder), *seen.checks)})
+
+
+def _source_of(
+    pruned: PrunedFolder, record: QuantizationRecord, given: str | None, work: Path, *, session: HubSession,
+    reporter: Reporter,
+) -> BaseCheckpoint:  # fmt: skip
+    """Return the unquantized checkpoint: the given one, the one that is named, or what the base's plan leaves of it."""
+    config, was_pruned = pruned.config, "hubprune" in pruned.config
+    hint = f"It was made of {record.source}. Say where that is, or its base, with --base FOLDER."
+    if given is not None:
+        found = hub.resolve_base(BaseModelSpec.of(given, revision="main"), session=session)
+        if ("hubprune" in found.config) == was_pruned:
+            return hub.download_base(found, session=session, reporter=reporter)
+    elif record.source_commit:
+        found = hub.resolve_recorded(record.source, record.source_commit, session=session)
+        return hub.download_base(found, session=session, reporter=reporter)
+    if not was_pruned or healed_by(config):
+        raise BaseNotFoundError(f"{pruned.name} was made of the local folder {record.source!r}.", hint=hint)
+    base, folder = find_base(given, config, hint=hint, session=session, reporter=reporter), work / record.source
+    folder.mkdir()
+    write_checkpoint(base, verify.plan_of(config), folder, advance=lambda _: None)
+    return hub.resolve_base(BaseModelSpec.of(str(folder), revision="main"), session=session)
 
 
 def require_passed(seen: Verification) -> None:

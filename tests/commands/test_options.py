@@ -48,7 +48,9 @@ def test_the_help_of_a_publish_begins_with_what_is_needed_every_day():
     assert first == ["attn_drop", "tasks", "repo_id", "private", "dry_run", "recipe"]
     shown = CliRunner().invoke(app, ["publish", "--help"], env={"COLUMNS": "120", "TERM": "dumb"}).output
     panels = [line.split()[1] for line in shown.splitlines() if line.startswith("╭")]
-    assert panels == ["Arguments", "Everyday", "What", "Scoring", "Measuring", "Where", "The", "Where", "How"]
+    assert panels == [
+        "Arguments", "Everyday", "What", "Scoring", "Measuring", "Where", "Beside", "The", "Where", "How"
+    ]  # fmt: skip
 
 
 def test_what_was_typed_becomes_a_request():
@@ -104,4 +106,4 @@ def test_the_memory_that_was_asked_for_is_kept_to_while_a_command_runs_and_no_lo
 def test_whatever_computes_can_be_told_how_much_memory_it_may_take():
     commands = typer.main.get_command(app).commands
     told = {name for name, command in commands.items() if any(p.name == "max_memory" for p in command.params)}
-    assert told == {"publish", "score", "prune", "verify", "reproduce", "sweep", "speed", "doctor", "quantize"}
+    assert told == {"publish", "score", "prune", "verify", "reproduce", "sweep", "speed", "doctor", "quantize", "heal"}

@@ -29,7 +29,7 @@ def answers(request, tmp_path_factory, vllm_python):
     asked = [item.callspec.params["served"] for item in request.session.items if item.fspath == request.fspath]
     folders = [write_folder(served, root) for served in asked]
     script = Path(__file__).with_name("many_vllm.py")
-    environment = asking._environment(vllm_python, modules=root / "modules")
+    environment = asking.environment(vllm_python, modules=root / "modules")
     done = subprocess.run(
         [str(vllm_python), str(script), str(asking.SCRIPT), str(JOBS)],
         input=json.dumps([question(*both).model_dump() for both in zip(asked, folders, strict=True)]),

@@ -105,6 +105,8 @@ class ComparedSide(Artifact):
     """Neurons that the MLPs keep, per layer of the base; None for as wide as they were."""
     parameters: int | None = None
     kv_bytes_per_token: int | None = None
+    quantization: str | None = None
+    """Scheme, method and bits of the quantized weights; None where none are quantized."""
     calibration: str | None = None
     """Mix, samples and tokens that it was scored on."""
     calibration_sha256: str | None = None

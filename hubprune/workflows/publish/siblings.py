@@ -33,6 +33,7 @@ from hubprune.core.files import check_new_folder, move_folder
 from hubprune.core.privacy import scrub_all
 from hubprune.core.recipe import Recipe
 from hubprune.core.requests import PublishRequest
+from hubprune.exporting.quantizing import check_outtype
 from hubprune.exporting.writing import INSTALL, check_writer, plan_content, read_layers, read_vocabulary
 from hubprune.hub.announcing import announce, merge
 from hubprune.hub.commit import publish as send
@@ -46,7 +47,6 @@ from hubprune.pruning import verify
 from hubprune.pruning.base_files import shapes_in
 from hubprune.quantizing.schemes import find_matrices, require_fit
 from hubprune.workflows.card import CardChoices
-from hubprune.workflows.export import check_outtype
 from hubprune.workflows.publish.before import MOVE_BYTES, as_published, calibration_part, fingerprint, last_sibling
 from hubprune.workflows.publish.making import Place, SiblingProduct, gguf_name, made, versions_of
 from hubprune.workflows.publish.stages import Unfinished, kept_checkpoint
