@@ -259,7 +259,7 @@ class Recipe(Settings):
     @property
     def alone(self) -> Recipe:
         """The same without what is published beside the result, which changes nothing of it."""
-        return self.model_copy(update={"quantize": None, "gguf": None})
+        return self.model_copy(update={"heal": None, "quantize": None, "gguf": None})
 
     @property
     def needs_scores(self) -> bool:
