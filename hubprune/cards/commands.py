@@ -17,7 +17,7 @@ def reproduce_command(recipe: Recipe, *, repo_id: str, tag: str | None) -> str:
     words += [f"--revision {tag}"] if tag else []
     words += ["--trust-tasks"] if recipe.evaluation.include_path and recipe.evaluation.tasks else []
     names = dict.fromkeys(s.dataset for s in recipe.calibration.subsets if is_local_data(s.dataset))
-    words += [f"--calibration {shlex.quote(name)}" for name in names if recipe.needs_scores]
+    words += [f"--calibration {shlex.quote(name)}" for name in names if recipe.reads_texts]
     return " \\\n    ".join(words)
 
 

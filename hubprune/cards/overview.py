@@ -164,7 +164,9 @@ def _percentages(shares: list[float]) -> tuple[str, ...]:
 
 RUNTIMES: Mapping[Layout, str] = {
     "stock": "The files are those of an ordinary model of the base's family, which need no code of their own.",
-    "nemotron-nas": "The layout is NVIDIA's nemotron-nas; transformers loads it with the modeling file of this repo.",
+    "nemotron-nas": "The layout is NVIDIA's nemotron-nas; transformers loads it with the modeling file of this repo."
+    " For llama.cpp, use `hubprune export gguf`: llama.cpp's own converter takes this layout with Llama 3's vocabulary"
+    " of 128,256 tokens only, and makes a file that cuts texts wrongly of one that is SentencePiece's.",
     "pruned": "transformers loads this layout with the modeling file of this repo.",
 }
 """What a layout asks for; which runtimes take it besides, a card tells from runs alone."""

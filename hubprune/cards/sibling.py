@@ -54,7 +54,7 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.console import size
 from hubprune.core.privacy import page, public_recipe
-from hubprune.core.recipe import EvaluationSpec, Recipe, parse
+from hubprune.core.recipe import Recipe, parse
 from hubprune.core.specs import QuantizationSpec
 from hubprune.core.weights import DTYPE_BITS
 
@@ -86,7 +86,7 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
     terms = card_in_force(base, given=given)
     url, tag = page(report.pruned, endpoint=report.endpoint), report.pruned_tag
     then = "Then its matrices were quantized." if made else "Then it was written as GGUF files."
-    if trained := report.kind == "healed":
+    if report.kind == "healed":
         then, summary, glance = healed.then(report), healed.summary(report), healed.glance(report)
         limits = tuple(healed.limits(report))
         told_made = healed.made(report, curve=curve)
@@ -97,7 +97,6 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
         told_made = _quantized(made) if made else _files(report)
         benchmarks, adds = four_benchmarks(report.benchmarks), adding(report.benchmarks)
     published = public_recipe(recipe, base=base)
-    again = published if made or trained else published.model_copy(update={"evaluation": EvaluationSpec(tasks=())})
     also = [GPTQ] if made and made.record.method == "gptq" else []
     also += [LORA] if report.healing and report.healing.method == "lora" else []
     return SiblingContext(
@@ -116,7 +115,9 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
         free_text=section(report.generation),
         limits=limits,
         reproduction=Reproduction(
-            check=None if trained else reproduce_command(again, repo_id=report.repo_id, tag=own_tag(report)),
+            check=None
+            if report.elsewhere
+            else reproduce_command(published, repo_id=report.repo_id, tag=own_tag(report)),
             command=f"{publish_command(published)}{' --healed FOLDER' if report.elsewhere else ''}",
             needs_tasks=recipe.evaluation.include_path is not None,
             refreshed=None, environment=circumstances(base, report.environment), seconds=times(report.seconds),

@@ -267,6 +267,11 @@ class Recipe(Settings):
         return bool(self.drop.amounts) and self.metric not in ("reverse-order", "random")
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether its mix is read: something is chosen, trained or quantized by what it says."""
+        return self.needs_scores or self.quantize is not None or self.heal is not None
+
+    @property
     def default_name(self) -> str:
         """Name of the result where none is given: the base's own, then what was dropped."""
         parts = [self.base.repo_id.rstrip("/").split("/")[-1], *self.drop.name_parts]

@@ -73,7 +73,7 @@ def preflight(
 
 
 def preflight_beside(
-    repo_id: str, kind: SiblingKind, *, of: Target, recipe: Recipe, base: BaseCheckpoint, files: Sequence[str],
+    repo_id: str, kind: SiblingKind, *, of: str, recipe: Recipe, base: BaseCheckpoint, files: Sequence[str],
     session: HubSession, overwrite: Overwrite = "nothing", excuse: Excuse | None = None,
 ) -> Target:  # fmt: skip
     """Check the same of a repo beside `of`, with weights in `files`, or in those of the base where none are named.
@@ -90,7 +90,7 @@ def preflight_beside(
         weights=files or None,
     )  # fmt: skip
     name = repo_id.split("/")[-1]
-    _check_metadata(skeleton(recipe, base=base, name=name, sibling_of=(kind, of.repo_id)), session=session)
+    _check_metadata(skeleton(recipe, base=base, name=name, sibling_of=(kind, of)), session=session)
     return target
 
 

@@ -83,22 +83,27 @@ def _no_config(name: str, paths: Sequence[str]) -> BaseNotFoundError:
             f"{name} holds an adapter and no model: {ADAPTER} and no config.json.",
             hint="Merge it into its base first, with merge_and_unload() of peft, and prune what comes of it.",
         )
-    return BaseNotFoundError(f"{name} has no config.json, so it is no transformers model.")
+    gguf = any(path.endswith(".gguf") for path in paths)
+    hint = "It holds GGUF files for llama.cpp: take the model that they were made of, which its card names."
+    return BaseNotFoundError(
+        f"{name} has no config.json, so it is no transformers model.", hint=hint if gguf else None
+    )  # fmt: skip
 
 
-def find_repo(name: str, *, revision: str | None, session: HubSession) -> BaseCheckpoint:
-    """Find the model repo that a name stands for which is no folder here.
+def find_repo(name: str, *, revision: str | None, session: HubSession, needs_config: bool = True) -> BaseCheckpoint:
+    """Find the model repo that a name stands for which is no folder here; all else is that of `resolve_repo`.
 
     Raises:
         BaseNotFoundError: it is no repo id, or there is no such repo or revision.
     """
     if not REPO_ID.fullmatch(name):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
-    return resolve_repo(BaseModelSpec.of(name, revision=revision or "main"), session=session)
+    spec = BaseModelSpec.of(name, revision=revision or "main")
+    return resolve_repo(spec, session=session, needs_config=needs_config)
 
 
-def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
-    """Find a model repo, supported or not, and read its config.json.
+def resolve_repo(spec: BaseModelSpec, *, session: HubSession, needs_config: bool = True) -> BaseCheckpoint:
+    """Find a model repo, supported or not, and read its config.json, which may be missing where it is not needed.
 
     Raises:
         BaseNotFoundError: no such repo or revision, or no config.json in it.
@@ -119,17 +124,18 @@ def resolve_repo(spec: BaseModelSpec, *, session: HubSession) -> BaseCheckpoint:
         for s in info.siblings or ()
     )
     listed = next((f for f in files if f.path == "config.json"), None)
-    if listed is None:
+    if listed is None and needs_config:
         raise _no_config(f"{spec.repo_id} at {spec.revision}", [file.path for file in files])
     # A gated repo tells everybody what it holds; only this tells whether its files may be read.
     with _explained(spec, session=session):
         doing, passing = f"read {spec.repo_id}", (RepositoryNotFoundError,)
         session.ask(lambda api: api.auth_check(spec.repo_id), doing=doing, passing=passing)
-    commit = str(info.sha)
-    doing = f"read config.json of {spec.repo_id}"
-    path = Path(session.ask(lambda api: api.hf_hub_download(spec.repo_id, "config.json", revision=commit), doing=doing))
-    check_file(path, listed, repo_id=spec.repo_id, commit=commit)
-    config = _read_config(path, name=spec.repo_id)
+    commit, config = str(info.sha), dict[str, Any]()
+    if listed is not None:
+        doing = f"read config.json of {spec.repo_id}"
+        at = session.ask(lambda api: api.hf_hub_download(spec.repo_id, "config.json", revision=commit), doing=doing)
+        check_file(Path(at), listed, repo_id=spec.repo_id, commit=commit)
+        config = dict(_read_config(Path(at), name=spec.repo_id))
     return BaseCheckpoint(
         name=spec.repo_id, commit=commit, private=bool(info.private), config=config, files=files, card=_card(info)
     )

@@ -166,7 +166,7 @@ def preview(request: CardRequest, *, reporter: Reporter, session: HubSession | N
     if not REPO_ID.fullmatch(repo_id):
         raise BaseNotFoundError(f"{name} is neither a folder nor a repo id.", hint="A repo id looks like owner/name.")
     session = session or open_session(request.endpoint)
-    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
+    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session, needs_config=False)
     shown = tuple(file for file in repo.files if any(fnmatch(file.path, pattern) for pattern in SHOWN))
     if not any(file.path == CARD for file in shown):
         raise BaseNotFoundError(f"{repo_id} has no {CARD} at {repo.commit}.")

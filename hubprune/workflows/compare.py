@@ -15,7 +15,7 @@ from hubprune.cards.manifest import MANIFEST
 # isort: off
 from hubprune.core.artifacts import (
     Agreement, CheckpointComparison, ComparedMetric, ComparedSide, DroppedSets, DropPlan, LayerScores, SameBase,
-    SublayerKind, TaskComparison,
+    QuantizationRecord, SublayerKind, TaskComparison,
 )
 # isort: on
 # fmt: on
@@ -88,7 +88,9 @@ def read(name: str, *, session: HubSession) -> Source:
         raise BaseNotFoundError(
             f"{name} is neither a folder, nor a file, nor a repo id.", hint="A repo id looks like owner/name."
         )
-    repo = hub.resolve_repo(BaseModelSpec.of(repo_id, revision=revision or "main"), session=session)
+    repo = hub.resolve_repo(
+        BaseModelSpec.of(repo_id, revision=revision or "main"), session=session, needs_config=False
+    )  # fmt: skip
     if not any(file.path == MANIFEST for file in repo.files):
         return Source(_side_of_config(name, repo.config))
     manifest = session.ask(
@@ -102,10 +104,14 @@ def _side_of_config(name: str, config: Mapping[str, Any]) -> ComparedSide:
     # A config.json says what went, not by which method.
     told: dict[str, object] = {"methods": ()}
     if record := record_of(config):
-        bits = f"{record.bits_per_weight:g} bits per weight of {record.quantized_parameters:,}"
-        kl = f", KL {record.divergence.kl:.4f} nats per token" if record.divergence else ""
-        told["quantization"] = f"{record.scheme} by {record.method}, {bits}{kl}"
+        told["quantization"] = _in_fewer_bits(record)
     return _side(name, plan_of(config), base=base, commit=commit).model_copy(update=told)
+
+
+def _in_fewer_bits(record: QuantizationRecord) -> str:
+    bits = f"{record.bits_per_weight:g} bits per weight of {record.quantized_parameters:,}"
+    kl = f", KL {record.divergence.kl:.4f} nats per token" if record.divergence else ""
+    return f"{record.scheme} by {record.method}, {bits}{kl}"
 
 
 def _of_json(name: str, data: bytes) -> Source:
@@ -124,6 +130,10 @@ def _of_json(name: str, data: bytes) -> Source:
     )
     numbers = ((key, checkpoint.get(key)) for key in ("parameters", "kv_bytes_per_token"))
     found: dict[str, object] = {key: number for key, number in numbers if isinstance(number, int)}
+    quantized = told.get("sibling", {}).get("quantized")
+    record_here = quantized.get("record") if isinstance(quantized, dict) else None
+    if quantization := _understood(QuantizationRecord, record_here):
+        found["quantization"] = _in_fewer_bits(quantization)
     if scores := _understood(LayerScores, values.get("scores")):
         record = scores.calibration
         size = f"{record.documents:,} {record.unit}, {record.tokens:,} tokens"

@@ -39,6 +39,7 @@ from hubprune.hub import repos as hub
 from hubprune.hub.preflight import check_disk, identify, preflight
 from hubprune.hub.session import HubSession
 from hubprune.workflows.estimate import Machine, Shape, needs
+from hubprune.workflows.publish.siblings import look
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, open_run, open_session
@@ -213,6 +214,9 @@ def _target(found: _Findings, run: Run, request: PublishRequest) -> None:
             run.recipe, base=run.base, session=run.session, overwrite=request.replaces,
             excuse=excuse if request.dry_run else None,
         )  # fmt: skip
+        excused = excuse if request.dry_run else None
+        for each in look(run, request, target, excuse=excused):
+            found.add("beside it", f"{each.target.repo_id}: {each.told}")
         state = f"is there, branch {target.revision}" if target.exists else "is new"
         how = "as a pull request" if target.create_pr else "in one commit"
         found.add("target", f"{target.repo_id} {state}{', private' if target.private else ''}, {how}")

@@ -10,7 +10,7 @@ matrices and one of a matrix with a vector were timed, not a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -34,6 +34,8 @@ PROMPT_TOKENS, SNIPPET_TOKENS = 20, 40
 PROMPTS = 4
 """Of a verification."""
 GUESSED = (2000, 100, 60, 0)
+GGUF_BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 9, "q6_k": 7, "q5_k_m": 6, "q5_k_s": 6}
+"""Bits of a weight, rounded up; fewer of the others."""
 TASKS: Mapping[str, tuple[int, int, int, int]] = {
     "arc_challenge": (1172, 65, 40, 0), "arc_easy": (2376, 55, 35, 0), "boolq": (3270, 150, 150, 0),
     "gsm8k": (1319, 130, 230, 256), "hellaswag": (10042, 180, 100, 0), "lambada_openai": (5153, 75, 75, 0),
@@ -141,7 +143,40 @@ def needs(recipe: Recipe, shape: Shape, machine: Machine, *, missing: int) -> tu
         read=2 * size * (1 if fits else SNIPPET_TOKENS), flop=2 * shape.forward(SNIPPET_TOKENS, context=SNIPPET_TOKENS),
         seconds=2 * SNIPPET_TOKENS * whole / machine.memory_rate,
     ).model_copy(update={"written": size})  # fmt: skip
-    return (download, *scores, write, verify, *([benchmarks] if recipe.evaluation.tasks else []), text, back)
+    measured = [benchmarks] if recipe.evaluation.tasks else []
+    return (download, *scores, write, verify, *measured, text, back, *_siblings(recipe, shape, machine, measured))
+
+
+def _siblings(recipe: Recipe, shape: Shape, machine: Machine, measured: Sequence[StageNeed]) -> Iterator[StageNeed]:
+    """Yield what is made beside the result; it counts as large as the base."""
+    mix, size = recipe.calibration, shape.weight_bytes
+    if spec := recipe.quantize:
+        tokens = mix.num_samples * mix.max_tokens
+        columns = max(shape.hidden, shape.intermediate, shape.attention)
+        # Of a layer: itself twice, second moments of the widest input, and all hidden states before and after.
+        at_work = 2 * shape.layer * machine.itemsize + 2 * 4 * columns**2 + 2 * tokens * shape.hidden * machine.itemsize
+        # Second moments of what enters each matrix, and the error of each column spread over those behind.
+        moments = 2.0 * tokens * shape.layers * (3 * shape.hidden + shape.attention + shape.intermediate) * columns
+        spread = 1.0 * shape.layers * shape.layer * columns if spec.method == "gptq" else 0.0
+        flop = 3 * shape.forward(tokens, context=mix.max_tokens, head=False) + spread
+        flop += moments if spec.method == "gptq" else 0.0
+        written = 2 * shape.table * machine.itemsize + shape.parameters * (5 if spec.scheme == "w4a16" else 9) // 8
+        stage = StageNeed(
+            stage="quantize", way=f"layer by layer, {tokens:,} tokens", memory=LIBRARIES + at_work, read=3 * size,
+            written=written, flop=flop, seconds=machine.seconds(flop, read=3 * size),
+        )  # fmt: skip
+        yield stage
+        for need in measured:
+            yield stage.model_copy(update={"stage": "quantize the base"})
+            memory = LIBRARIES + 2 * shape.parameters * machine.itemsize
+            yield need.model_copy(update={"stage": "benchmarks, quantized", "memory": memory, "way": "both quantized"})
+    if recipe.gguf:
+        written = sum(size * GGUF_BITS.get(outtype, 5) // 16 for outtype in recipe.gguf)
+        reference = LIBRARIES + 4 * shape.parameters
+        yield StageNeed(
+            stage="GGUF files", way="compared in float32, with the base as a control", memory=reference, read=2 * size,
+            written=written, seconds=4 * len(recipe.gguf) * size / machine.disk_rate,
+        )  # fmt: skip
 
 
 def _scores(recipe: Recipe, shape: Shape, machine: Machine) -> StageNeed:

@@ -39,7 +39,7 @@ LABEL = "hubprune-job"
 LONGEST_RECIPE = 64_000
 """Bytes; an environment variable of Linux holds twice as much."""
 HERE_ONLY: Mapping[str, str] = {
-    "notes": "--notes", "card_template": "--card-template", "out": "--out", "report": "--report",
+    "notes": "--notes", "healed": "--healed", "card_template": "--card-template", "out": "--out", "report": "--report",
 }  # fmt: skip
 """Options that name files of this machine."""
 UNFIT_FOR_NAMES = re.compile(r"[^A-Za-z0-9_-]")
@@ -76,8 +76,9 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
         hint = "Pass one of `hf jobs hardware`, as in --flavor a100-large; it is billed."
         raise RecipeError("A job needs a machine.", hint=hint)
     chosen = {"timeout": request.timeout, "namespace": request.namespace, "requirement": request.requirement}
-    machine = Machine(flavor=request.flavor, **{name: value for name, value in chosen.items() if value is not None})
     recipe, session = run.recipe, run.session
+    chosen["requirement"] = request.requirement or requirement_of(recipe)
+    machine = Machine(flavor=request.flavor, **{name: value for name, value in chosen.items() if value is not None})
     refuse_local(recipe, request)
     target, _ = check(run, request)
     check_data(run)
@@ -100,6 +101,12 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
     return {**told, "dry run": "nothing was published"} if "--dry-run" in order.flags else told
 
 
+def requirement_of(recipe: Recipe) -> str:
+    """Return what uv installs in the job: this very version, with what its siblings take."""
+    extras = ["plots", *(["heal"] if recipe.heal else []), *(["quantize"] if recipe.quantize else []), *(["gguf"] if recipe.gguf else [])]
+    return f"hubprune[{','.join(extras)}]=={__version__}"
+
+
 def refuse_local(recipe: Recipe, request: JobRequest) -> None:
     """Refuse what only this machine has: the job could not find it.
 
@@ -109,7 +116,7 @@ def refuse_local(recipe: Recipe, request: JobRequest) -> None:
     local = [f"What {option} names" for name, option in HERE_ONLY.items() if getattr(request, name) is not None]
     if recipe.evaluation.include_path:
         local.append(f"The folder of tasks {recipe.evaluation.include_path}")
-    if recipe.needs_scores:
+    if recipe.reads_texts:
         datasets = (subset.dataset for subset in recipe.calibration.subsets)
         local += [f"The calibration file {dataset}" for dataset in datasets if is_local_data(dataset)]
     if local:

@@ -8,16 +8,19 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hubprune.cards.manifest import CARD, MANIFEST, read_manifest
-from hubprune.core.artifacts import PublishReport, RepoFile
+from hubprune.core.artifacts import PublishReport, RepoFile, SiblingReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, RecipeError, VerificationError
 from hubprune.core.files import StageStore, list_files, make_writable, work_folder
 from hubprune.core.recipe import Recipe, parse
 from hubprune.core.requests import PushRequest
-from hubprune.hub.preflight import target_of
+from hubprune.hub.preflight import preflight_beside, target_of
 from hubprune.hub.remote import missing, read_remote
 from hubprune.hub.session import HubSession
-from hubprune.workflows.publish import Delivery, Product, announcer, deliver
+from hubprune.hub.target import Target
+from hubprune.workflows.publish import Delivery, Product, announcer, deliver, write_report
+from hubprune.workflows.publish.making import SiblingProduct
+from hubprune.workflows.publish.siblings import SiblingDelivery, deliver_all
 from hubprune.workflows.run import Run, open_session
 
 STAGES = ("Check", "Publish and load back")
@@ -47,14 +50,14 @@ def push_made(
     folder: Path, report: PublishReport, delivery: Delivery, *, session: HubSession, reporter: Reporter
 ) -> PublishReport:
     """Do the same with a report that was read; the session goes as well where its token may not read the base."""
-    stage = announcer(reporter, STAGES)
+    stage = announcer(reporter, (*STAGES, *(["Siblings"] if report.siblings else [])))
     stage()
     if delivery.report:
         make_writable(delivery.report.absolute().parent)
     recipe = parse(Recipe, report.recipe)
     # The target is the one that the card names, which no option can move.
     recipe = recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": report.repo_id})})
-    files = _as_verified(folder, report)
+    files = _as_verified(folder, report.checkpoint.files)
     target = target_of(recipe, base=report.base, session=session, overwrite=delivery.replaces)
     # What came after the dry run is not replaced: its files were never compared with that.
     seen = report.upload.parent if report.upload else target.parent
@@ -68,10 +71,38 @@ def push_made(
                 hint=f"Nothing was changed. {AGAIN}",
             )
     reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
-    stage()
     run = Run(recipe, session, reporter, StageStore(work_folder()))
+    made = [_sibling(each, folder, report, run, delivery) for each in report.siblings]
+    stage()
     # What the dry run expected of the upload is no part of what a publish reports.
-    return deliver(run, Product(folder, files, report.model_copy(update={"upload": None})), target, delivery)
+    alone = report.model_copy(update={"upload": None, "siblings": ()})
+    done = deliver(run, Product(folder, files, alone), target, delivery)
+    if made:
+        stage()
+    how = SiblingDelivery(replaces=delivery.replaces, tell=lambda told: write_report(told, delivery))
+    return deliver_all(run, done, made, how)
+
+
+def _sibling(
+    sibling: SiblingReport, folder: Path, report: PublishReport, run: Run, delivery: Delivery
+) -> tuple[SiblingProduct, Target]:
+    """Look at a sibling's folder, beside that of the pruned model, and at the repo that it goes to.
+
+    Raises:
+        HubpruneError: as `push`.
+    """
+    own = folder.with_name(f"{folder.name}{sibling.repo_id.removeprefix(report.repo_id)}")
+    if not own.is_dir():
+        raise RecipeError(f"The folder of {sibling.repo_id}, {own}, is not there.", hint=AGAIN)
+    files = _as_verified(own, sibling.files)
+    target = preflight_beside(
+        sibling.repo_id, sibling.kind, of=report.repo_id, recipe=run.recipe, base=report.base,
+        files=[made.file for made in sibling.exports], session=run.session, overwrite=delivery.replaces,
+    )  # fmt: skip
+    if sibling.upload and target.parent not in (None, sibling.upload.parent):
+        raise ConflictError(f"{sibling.repo_id} has changed since the dry run.", hint=f"Nothing was changed. {AGAIN}")
+    run.reporter.note(f"beside it {sibling.repo_id}: {len(files)} files")
+    return SiblingProduct(own, files, sibling.model_copy(update={"upload": None})), target
 
 
 def read_report(path: Path) -> PublishReport:
@@ -87,15 +118,15 @@ def read_report(path: Path) -> PublishReport:
         raise RecipeError(f"Cannot read the report {path}: {why}.", hint=AGAIN) from error
 
 
-def _as_verified(folder: Path, report: PublishReport) -> tuple[RepoFile, ...]:
-    """List the files of a folder, each of which has to be what the manifest says, and that what the report says."""
+def _as_verified(folder: Path, verified: tuple[RepoFile, ...]) -> tuple[RepoFile, ...]:
+    """List the files of a folder, each of which has to be what the manifest says, and what was verified."""
     if not (folder / MANIFEST).is_file():
         raise RecipeError(f"{folder} holds no {MANIFEST}.", hint=AGAIN)
     files = list_files(folder)
     listed = read_manifest((folder / MANIFEST).read_bytes()).files
     found = {file.path: str(file.sha256) for file in files if file.path != MANIFEST}
     _refuse_difference(found, listed, where=folder)
-    checkpoint = {file.path: str(file.sha256) for file in report.checkpoint.files}
+    checkpoint = {file.path: str(file.sha256) for file in verified}
     _refuse_difference({path: found.get(path, "") for path in checkpoint}, checkpoint, where=folder)
     if CARD not in found:
         raise VerificationError(f"{folder} has no {CARD}.", hint=AGAIN)

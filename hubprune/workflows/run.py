@@ -106,7 +106,7 @@ class Run:
         """Return the recipe of one sibling, with the commits of the data sets that it is made by, too."""
         own = {"healed": "heal", "quantized": "quantize", "gguf": "gguf"}[kind]
         recipe = self.recipe.alone.model_copy(update={own: getattr(self.recipe, own)})
-        return self._pinned(recipe) if recipe.needs_scores or recipe.quantize or recipe.heal else recipe
+        return self._pinned(recipe) if recipe.reads_texts else recipe
 
     def _pinned(self, recipe: Recipe) -> Recipe:
         pairs = zip(recipe.calibration.subsets, self.data_commits, strict=True)

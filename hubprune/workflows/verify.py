@@ -221,7 +221,7 @@ def _source_of(
         return hub.download_base(found, session=session, reporter=reporter)
     if not was_pruned or healed_by(config):
         raise BaseNotFoundError(f"{pruned.name} was made of the local folder {record.source!r}.", hint=hint)
-    base, folder = find_base(given, config, hint=hint, session=session, reporter=reporter), work / record.source
+    base, folder = find_base(given, config, hint=hint, session=session, reporter=reporter), work / "source"
     folder.mkdir()
     write_checkpoint(base, verify.plan_of(config), folder, advance=lambda _: None)
     return hub.resolve_base(BaseModelSpec.of(str(folder), revision="main"), session=session)

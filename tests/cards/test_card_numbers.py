@@ -16,6 +16,7 @@ from hubprune.core.artifacts import PublishReport
 CARDS = {
     "attention": {},
     "timed": {"speed": made.speed()},
+    "elsewhere": {"verification": made.in_runtimes()},
     "by hand": {"scores": None, "plan": made.plan_by_hand()},
     "bare": {"scores": None, "plan": made.plan_by_hand(), "benchmarks": None, "generation": None},
     "width": narrow(),

@@ -13,6 +13,7 @@ import made
 import pytest
 import torch
 from bases import LLAMA, plan, write_base
+from card_text import card, check_golden
 from typer.testing import CliRunner
 
 from hubprune import api
@@ -220,6 +221,13 @@ def test_one_that_does_not_take_it_stops_a_publish_only_where_it_was_asked_for(p
 
 
 # ---- the card ------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_with_other_runtimes_is_the_golden_one():
+    text = card(verification=made.in_runtimes())
+    check_golden("elsewhere", text)
+    assert "### In other runtimes" in text
+    assert "In other runtimes" not in card()
 
 
 def test_a_card_names_what_ran_and_nothing_else():

@@ -29,6 +29,8 @@ from hubprune.core.artifacts import (
     PeakMemory,
     PublishReport,
     RepoFile,
+    RuntimeComparison,
+    RuntimeRun,
     SelfCheck,
     SnippetRun,
     SpeedMeasured,
@@ -143,6 +145,22 @@ def verification():
         checks=checks, max_logit_difference=1.2e-6, parameters=3_137_000_000, cache_bytes=20_480 * 16,
         cache_tokens=16, transformers="5.23.0",
     )  # fmt: skip
+
+
+def in_runtimes():
+    """The same, run in two other runtimes beside one that does not take it."""
+    values = {"runtime": "vllm", "outcome": "equal", "detail": "seen", "texts": 4, "equal_texts": 3, "tied_texts": 1,
+              "versions": {"vllm": "0.32.0", "transformers": "5.19.0"}, "architecture": "nemotron_nas.DeciLM",
+              "new_tokens": 24, "largest_difference": 2.3e-5, "dtype": "float32", "kv_layers": 25,
+              "command": "vllm serve me/Llama-3.2-3B-attn-drop-3 --trust-remote-code"}  # fmt: skip
+    others = {"runtime": "llama.cpp", "versions": {"llama-cpp-python": "0.3.36"}, "kv_layers": None, "command": None}
+    runs = (
+        RuntimeRun(**values),
+        RuntimeRun(**{**values, **others, "equal_texts": 4, "tied_texts": 0, "architecture": "deci"}),
+        RuntimeRun(runtime="mlx", outcome="refused", detail="it said no", versions={"mlx-lm": "0.32.2"}),
+    )
+    compared = RuntimeComparison(layout="nemotron-nas", dtype="float32", transformers="5.23.0", runs=runs)
+    return verification().model_copy(update={"in_runtimes": compared})
 
 
 def task(

@@ -133,7 +133,7 @@ def _beside(
     how = SiblingDelivery(
         replaces=delivery.replaces, dry_run=delivery.dry_run, force=request.force, out=delivery.out,
         only_if_changed=request.only_if_changed,
-        tell=lambda told: _write_report(told, delivery),
+        tell=lambda told: write_report(told, delivery),
     )  # fmt: skip
     return siblings.publish_all(run, report, beside, how, choices=choices, folder=folder)
 
@@ -195,13 +195,13 @@ class Product:
 @contextmanager
 def produced(
     run: Run, stage: Callable[[], None], *, repo_id: str, tagged: bool, choices: CardChoices = AS_SHIPPED,
-    before: Before[PublishRecord] | None = None, given: Path | None = None,
+    before: Before[PublishRecord] | None = None, measured: bool = True, given: Path | None = None,
 ) -> Iterator[Product]:  # fmt: skip
     """Run all stages from the download to the manifest, and yield what came of them; nothing is published.
 
     While the block runs, no other run can use the folder.  `stage` is called at the start of each of the four stages
     after the download; `tagged` says whether the card names a tag of its files; what would come out again is taken
-    from what the last publish found, `before`.
+    from what the last publish found, `before`.  Benchmarks and free text are left out where it is not to be measured.
     """
     depends_on = fingerprint(run, repo_id=repo_id, tagged=tagged, choices=choices)
     run.downloaded  # noqa: B018
@@ -225,9 +225,9 @@ def produced(
         loading.close()
         stage()
         with open_pair(run, plan, folder) as pair:
-            benchmarks = benchmark(run, plan, pair)
+            benchmarks = benchmark(run, plan, pair) if measured else None
             stage()
-            generation = free_text(run, plan, pair)
+            generation = free_text(run, plan, pair) if measured else None
         report = PublishReport(
             recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True), repo_id=repo_id,
             endpoint=run.session.endpoint, base=run.base.model_copy(update={"config": run.downloaded.config}),
@@ -300,7 +300,7 @@ def _end(run: Run, report: PublishReport, target: Target, delivery: Delivery) ->
     here = published.pull_request_url
     how = ("proposed", "proposed before") if here else ("committed", "up to date")
     run.reporter.note(f"{how[not published.created]}: {here or published.url}")
-    _write_report(report, delivery)
+    write_report(report, delivery)
     try:
         if unfinished:
             report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
@@ -332,14 +332,15 @@ def _kept(folder: Path, out: Path | None) -> Iterator[None]:
 
 def _finish(run: Run, report: PublishReport, delivery: Delivery, *, folder: Path | None = None) -> PublishReport:
     """Write the report, and say where the files of a dry run are."""
-    _write_report(report, delivery)
+    write_report(report, delivery)
     if delivery.dry_run:
         where = f"; the files are in {delivery.out or folder}" if folder else ", which is up to date"
         run.reporter.note(f"dry run: nothing was written to the Hub{where}")
     return report
 
 
-def _write_report(report: PublishReport, delivery: Delivery) -> None:
+def write_report(report: PublishReport, delivery: Delivery) -> None:
+    """Tell of a report, and write it where it was asked for."""
     delivery.told(report)
     if delivery.report:
         write_atomically(delivery.report, to_json(report))

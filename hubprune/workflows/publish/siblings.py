@@ -7,7 +7,7 @@ What fails here leaves the pruned repo as it is, and the same command goes on wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hubprune.cards import manifest
 from hubprune.cards.card import Fingerprint, card_part
+from hubprune.cards.markdown import listing
 from hubprune.cards.sibling import told
 from hubprune.core import __version__
 from hubprune.core.artifacts import (
@@ -106,7 +107,7 @@ def look(run: Run, request: PublishRequest, target: Target, *, excuse: Excuse | 
         name = target.repo_id.split("/")[-1]
         files = [gguf_name(name, outtype) for outtype in run.recipe.gguf or ()] if kind == "gguf" else []
         there = preflight_beside(
-            repo_id, kind, of=target, recipe=run.recipe, base=run.base, files=files, session=run.session,
+            repo_id, kind, of=target.repo_id, recipe=run.recipe, base=run.base, files=files, session=run.session,
             overwrite=request.replaces, excuse=excuse,
         )  # fmt: skip
         run.reporter.note(f"beside it {repo_id}: {told(run.recipe, kind)}")
@@ -186,12 +187,12 @@ class SiblingDelivery:
     """How siblings are delivered; as of the pruned repo."""
 
     replaces: Overwrite
-    dry_run: bool
-    force: bool
-    only_if_changed: bool
-    out: Path | None
     tell: Callable[[PublishReport], None]
     """Told the whole report each time that there is more of it."""
+    dry_run: bool = False
+    force: bool = False
+    only_if_changed: bool = False
+    out: Path | None = None
 
 
 def publish_all(
@@ -219,25 +220,39 @@ def publish_all(
                     here = here or _checkpoint(run, report, stack)
                     depends_on = depends(run, report, place, choices)
                     with made(run, report, here, place, choices=choices, depends_on=depends_on) as product:
-                        done = _deliver(run, product, each, delivery)
+                        done = _deliver(run, product, each.target, delivery)
                         if delivery.out:
                             suffix = suffixes(run.recipe, given=each.given)[each.kind]
                             move_folder(product.folder, out_of(delivery.out, suffix))
             except HubpruneError as error:
-                error.advise(_left(report, beside[number:], dry_run=delivery.dry_run))
+                error.advise(_left(report, [one.target.repo_id for one in beside[number:]]))
                 raise
             report = report.model_copy(update={"siblings": (*report.siblings, done)})
             delivery.tell(report)
     return report
 
 
-def _left(report: PublishReport, left: tuple[Beside, ...], *, dry_run: bool) -> str:
-    names = " and ".join(each.target.repo_id for each in left)
-    if dry_run or report.published is None:
+def deliver_all(
+    run: Run, report: PublishReport, products: Sequence[tuple[SiblingProduct, Target]], delivery: SiblingDelivery
+) -> PublishReport:
+    """Publish siblings that were made before; the errors are those of `publish_all`."""
+    for number, (product, target) in enumerate(products):
+        try:
+            done = _deliver(run, product, target, delivery)
+        except HubpruneError as error:
+            error.advise(_left(report, [other.repo_id for _, other in products[number:]]))
+            raise
+        report = report.model_copy(update={"siblings": (*report.siblings, done)})
+        delivery.tell(report)
+    return report
+
+
+def _left(report: PublishReport, names: Sequence[str]) -> str:
+    if report.published is None:
         return "The same command goes on from what was computed."
     return (
-        f"{report.repo_id} is published. The same command leaves it as it is and goes on with {names} from what was"
-        " computed."
+        f"{report.repo_id} is published. The same command leaves it as it is and goes on with {listing(names)} from"
+        " what was computed."
     )
 
 
@@ -304,9 +319,9 @@ def _unfinished(run: Run, target: Target) -> Unfinished:
     return Unfinished(run.store.folder, target, endpoint=run.session.endpoint)
 
 
-def _deliver(run: Run, product: SiblingProduct, each: Beside, delivery: SiblingDelivery) -> SiblingReport:
+def _deliver(run: Run, product: SiblingProduct, target: Target, delivery: SiblingDelivery) -> SiblingReport:
     """Commit a sibling and load it back, or say what a dry run would have sent."""
-    target, report, session, reporter = each.target, product.report, run.session, run.reporter
+    report, session, reporter = product.report, run.session, run.reporter
     if delivery.dry_run:
         upload = _planned(run, product, target, delivery)
         reporter.note(f"dry run: {target.repo_id} was made and not sent")

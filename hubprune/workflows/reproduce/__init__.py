@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from hubprune.hub.preflight import check_disk
 from hubprune.hub.session import HubSession
 from hubprune.workflows import publish as pipeline
 from hubprune.workflows.card import CardChoices
+from hubprune.workflows.publish import siblings
+from hubprune.workflows.publish.making import Place, SiblingProduct, made
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.reproduce.comparing import Published, causes, compare, read_published
 from hubprune.workflows.run import Run, check_data, open_session, open_store, say_computing
@@ -76,11 +78,10 @@ def reproduce(request: ReproduceRequest, *, reporter: Reporter, session: HubSess
     store = open_store(folder, reporter, earlier="reproduction")
     run = Run(_recipe_to_run(published, request, tasks=folder / TASK_FOLDER), session, reporter, store)
     _preflight(run, published)
-    repo_id, tagged = published.shown_as
     choices = CardChoices(
         published.notes, template, timed=published.speed or "never", runtimes=published.runtimes or NOTHING
     )
-    with pipeline.produced(run, stage, repo_id=repo_id, tagged=tagged, choices=choices) as product:
+    with _again(run, stage, published, choices) as product:
         stage()
         seen = _compared(published, product)
         kept = out or (None if seen.equal else product.folder)
@@ -94,7 +95,32 @@ def reproduce(request: ReproduceRequest, *, reporter: Reporter, session: HubSess
     return seen
 
 
-def _compared(published: Published, product: pipeline.Product) -> Reproduction:
+def _is_export(published: Published) -> bool:
+    """Tell whether it is a sibling of which no benchmark was run."""
+    return published.sibling is not None and published.sibling.kind == "gguf"
+
+
+@contextmanager
+def _again(
+    run: Run, stage: Callable[[], None], published: Published, choices: CardChoices
+) -> Iterator[pipeline.Product | SiblingProduct]:
+    """Make anew what was published: a pruned repo, or one that is made of it."""
+    repo_id, tagged = published.shown_as
+    of = published.sibling
+    with pipeline.produced(
+        run, stage, repo_id=of.pruned if of else repo_id, tagged=tagged, choices=choices,
+        measured=not _is_export(published),
+    ) as product:  # fmt: skip
+        if of is None:
+            yield product
+            return
+        place = Place(kind=of.kind, repo_id=repo_id, tagged=tagged, others=of.beside)
+        depends_on = siblings.depends(run, product.report, place, choices)
+        with made(run, product.report, product.folder, place, choices=choices, depends_on=depends_on) as own:
+            yield own
+
+
+def _compared(published: Published, product: pipeline.Product | SiblingProduct) -> Reproduction:
     values: Mapping[str, Any] = json.loads((product.folder / MANIFEST).read_bytes())
     files = {file.path: file.sha256 or "" for file in product.files}
     files[RECIPE] = _recipe_digest(product.folder, device=published.recipe.device)
@@ -145,7 +171,7 @@ def _recipe_to_run(published: Published, request: ReproduceRequest, *, tasks: Pa
 def _with_files(recipe: Recipe, *, name: str, given: Sequence[Path]) -> Recipe:
     """Put the given files in the place of the names that a published recipe has for local ones."""
     subsets, known = recipe.calibration.subsets, {path.name: path for path in given}
-    wanted = {public_name(s.dataset) for s in subsets if is_local_data(s.dataset)} if recipe.needs_scores else set()
+    wanted = {public_name(s.dataset) for s in subsets if is_local_data(s.dataset)} if recipe.reads_texts else set()
     if strange := sorted(known.keys() - wanted):
         raise RecipeError(
             f"{name} was scored on no local file called {strange[0]}.",
@@ -172,6 +198,7 @@ def _preflight(run: Run, published: Published) -> None:
         check_data(run)
     with _explained(published, what="what it was measured on"):
         run.task_texts, run.task_sources  # noqa: B018
+    siblings.check_fit(run)
     check_disk(base, folder=run.store.folder, written=has_checkpoint(run), loads_back=False)
     say_computing(run)
     run.reporter.note(f"base {base.name} at {str(base.commit)[:12]}")

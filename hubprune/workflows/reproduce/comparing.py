@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from hubprune.cards.manifest import CARD, MANIFEST, NOT_LISTED, RECIPE, content_digest, read_manifest
 from hubprune.cards.markdown import refuse_unsafe
 from hubprune.cards.provenance import without_times
-from hubprune.core.artifacts import ComparedPart, Difference, RuntimeComparison, Scalar, SpeedReport
+from hubprune.cards.records import parse_sibling
+from hubprune.core.artifacts import ComparedPart, Difference, RuntimeComparison, Scalar, SiblingReport, SpeedReport
 from hubprune.core.console import Reporter
 from hubprune.core.devices import LIBRARIES
 from hubprune.core.errors import CheckpointError, RecipeError
@@ -88,6 +89,13 @@ class Published:
             return None
 
     @property
+    def sibling(self) -> SiblingReport | None:
+        """What it says of itself where it is one; None for a pruned repo."""
+        if not isinstance(self.manifest.get("sibling"), dict):
+            return None
+        return parse_sibling(json.dumps(self.manifest).encode(), where=f"{MANIFEST} of {self.name}").report
+
+    @property
     def shown_as(self) -> tuple[str, bool]:
         """What its card calls it, and whether the card names a tag."""
         snippet = self.manifest.get("snippet")
@@ -138,7 +146,7 @@ def _files_of_repo(
     name: str, revision: str | None, *, session: HubSession, reporter: Reporter
 ) -> tuple[Path, str, dict[str, str]]:
     """Fetch what is small and what is read; of a large file the Hub itself says the SHA-256."""
-    repo = hub.find_repo(name, revision=revision, session=session)
+    repo = hub.find_repo(name, revision=revision, session=session, needs_config=False)
     commit, paths = str(repo.commit), {file.path for file in repo.files}
     for needed in (MANIFEST, RECIPE):
         if needed not in paths:
@@ -172,6 +180,7 @@ def compare(published: Published, *, values: Values, files: Mapping[str, str], c
         _files_part(published.files, files),
         _json_part("checkpoint", _checkpoint(theirs), _checkpoint(ours)),
         _json_part("benchmarks", theirs.get("benchmarks"), ours.get("benchmarks")),
+        *([_json_part("sibling", theirs.get("sibling"), ours.get("sibling"))] if theirs.get("sibling") else []),
         _json_part("free text", _texts(theirs, refreshed=refreshed), _texts(ours, refreshed=refreshed)),
     ]
     if theirs.get("speed") is not None:
