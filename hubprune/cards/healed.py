@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from hubprune.cards import free_text
-from hubprune.cards.context import Adding, Benchmarks, Glance, Made, Picture, Table, VerificationSummary
+from hubprune.cards.context import Adding, Benchmarks, FreeText, Glance, Made, Picture, Table, VerificationSummary
 from hubprune.cards.limits import benchmark_limits, benchmark_verdict
 
 # fmt: off
@@ -203,6 +204,22 @@ def _lost(row: CameBack) -> str:
 SHARES = ("acc", "acc_norm", "exact_match", "f1", "mcc", "em")
 
 
+def texts(report: SiblingReport) -> FreeText | None:
+    """Show what base and healed model wrote, with the pruned one's figures between theirs; None where nothing is."""
+    found, before = free_text.section(report.generation), report.pruned_repetition
+    if found is None or found.measures is None or before is None or report.generation is None:
+        return found
+    prompts = found.measures.columns[0].rpartition("mean of ")[2]
+    pruned = free_text.measures(before, prompts=prompts)
+    rows = tuple(
+        (*row[:2], other[2], *row[2:]) for row, other in zip(found.measures.rows, pruned.rows, strict=True)
+    )  # fmt: skip
+    columns = (*found.measures.columns[:2], "Pruned", *found.measures.columns[2:])
+    table = Table(columns=columns, align=f"{found.measures.align}r", rows=rows)
+    told = f"What the pruned model wrote after the same prompts is on the card of {report.pruned}."
+    return replace(found, measures=table, sentences=(*found.sentences, told))
+
+
 # ---- how it was made ---------------------------------------------------------------------------------------------
 
 
@@ -251,10 +268,10 @@ def _training(report: SiblingReport, record: HealingRecord) -> Iterator[str]:
             f"It ended after {count(record.steps)} of {count(record.planned_steps)} steps, since the held-out loss no"
             " longer fell."
         )
-    scored = "scored for the choice of what went" if parse(Recipe, report.recipe).needs_scores else "held back"
+    scored = "scored for the choice of what went" if parse(Recipe, report.recipe).needs_scores else ""
     yield (
         f"{count(record.held_out_documents)} documents of the same mix ({count(record.held_out_tokens)} tokens) were"
-        f" neither {scored} nor trained on: perplexity and KL are of these."
+        f" {f'neither {scored} nor' if scored else 'not'} trained on: perplexity and KL are of these."
     )
     if record.checked_against:
         left = f"{count(record.left_out)} documents were left out that" if record.left_out else "no document"

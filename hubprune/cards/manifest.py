@@ -32,7 +32,7 @@ AS_THEY_ARE = ("scores", "plan", "verification", "generation", "snippet", "notes
 """Parts of the report that the manifest holds unchanged."""
 OF_SIBLINGS = (
     "kind", "pruned", "pruned_tag", "beside", "quantized", "control", "exports", "carried", "healing", "elsewhere",
-    "generation",
+    "generation", "pruned_repetition",
 )  # fmt: skip
 """The same of a sibling's."""
 

@@ -21,7 +21,7 @@ from hubprune.cards.context import (
     Usage,
     VerificationSummary,
 )
-from hubprune.cards.free_text import section, wrapped
+from hubprune.cards.free_text import wrapped
 from hubprune.cards.limits import benchmark_limits, benchmark_verdict
 from hubprune.cards.manifest import files_tag
 from hubprune.cards.measured import adding, four_benchmarks
@@ -112,7 +112,7 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
         made=told_made,
         benchmarks=benchmarks,
         adding=adds,
-        free_text=section(report.generation),
+        free_text=healed.texts(report),
         limits=limits,
         reproduction=Reproduction(
             check=None

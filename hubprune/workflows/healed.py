@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 HEALED = "healed"
 """Key of what hubprune says in config.json: how a checkpoint was trained, `lora` or `full`, or `elsewhere`."""
 ELSEWHERE = "elsewhere"
+RECORD = "healing.json"
+"""File beside the weights of a folder that `hubprune heal` wrote."""
 
 
 NAMES = {

@@ -103,7 +103,8 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
 
 def requirement_of(recipe: Recipe) -> str:
     """Return what uv installs in the job: this very version, with what its siblings take."""
-    extras = ["plots", *(["heal"] if recipe.heal else []), *(["quantize"] if recipe.quantize else []), *(["gguf"] if recipe.gguf else [])]
+    asked = {"heal": recipe.heal, "quantize": recipe.quantize, "gguf": recipe.gguf}
+    extras = ["plots", *(extra for extra, wanted in asked.items() if wanted)]
     return f"hubprune[{','.join(extras)}]=={__version__}"
 
 

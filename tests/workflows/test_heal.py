@@ -25,9 +25,9 @@ from hubprune.core.requests import HealRequest, PruneRequest, VerifyRequest
 from hubprune.healing import training
 from hubprune.pruning import loading, verify
 from hubprune.workflows import heal as workflow
+from hubprune.workflows import healed
 from hubprune.workflows import prune as pruning
 from hubprune.workflows import verify as checking
-from hubprune.workflows.heal import writing
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_what_was_trained_is_new_and_all_else_is_as_it_was(place, pruned, tmp_pa
     one, other = (json.loads((folder / "config.json").read_text()) for folder in (pruned, tmp_path / "healed"))
     assert other.pop("hubprune") == {**one.pop("hubprune"), "healed": method}
     assert one == other
-    kept = json.loads((tmp_path / "healed" / writing.RECORD).read_text())
+    kept = json.loads((tmp_path / "healed" / healed.RECORD).read_text())
     assert kept["curve"][-1]["held_out"] == done.record.after.model_dump()
     assert kept["data"]["mix"] == "texts.jsonl"
     seen = checking.check(

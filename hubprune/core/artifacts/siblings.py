@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hubprune.core.artifacts.base import Artifact, BaseCheckpoint, Environment, RepoFile
-from hubprune.core.artifacts.evaluation import BenchmarkComparison, Estimate, GenerationComparison
+from hubprune.core.artifacts.evaluation import BenchmarkComparison, Estimate, GenerationComparison, RepetitionComparison
 from hubprune.core.artifacts.exports import GgufExport
 from hubprune.core.artifacts.healing import HealingRecord
 from hubprune.core.artifacts.pruning import (
@@ -131,6 +131,8 @@ class SiblingReport(Artifact):
     """The benchmarks of a healed one."""
     generation: GenerationComparison | None = None
     """Free text of base and healed model."""
+    pruned_repetition: RepetitionComparison | None = None
+    """How much base and pruned model repeat themselves after the same prompts."""
     exports: tuple[GgufExport, ...] = ()
     """The files that were written, each under its name in the repo."""
     carried: tuple[RepoFile, ...] = ()

@@ -14,9 +14,7 @@ from hubprune.core.strict import parse_json
 from hubprune.pruning import checkpoint, verify
 from hubprune.pruning.checkpoint import read_back, take_inventory
 from hubprune.pruning.layouts import make_runnable
-from hubprune.workflows.healed import HEALED, told_of_healed
-
-RECORD = "healing.json"
+from hubprune.workflows.healed import HEALED, RECORD, told_of_healed
 
 
 def write_healed(

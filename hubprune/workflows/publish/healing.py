@@ -32,8 +32,8 @@ from hubprune.plots import pictures
 from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.tokenizer_files import load_tokenizer, token_ids
 from hubprune.workflows.heal import Patient, check_asked, check_memory, heal_patient, weight_bytes
-from hubprune.workflows.heal.writing import RECORD, write_healed
-from hubprune.workflows.healed import ELSEWHERE, from_elsewhere, with_tensors
+from hubprune.workflows.heal.writing import write_healed
+from hubprune.workflows.healed import ELSEWHERE, RECORD, from_elsewhere, with_tensors
 from hubprune.workflows.publish.stages import free_text, kept_folder, run_sibling_snippet
 from hubprune.workflows.run import Run
 from hubprune.workflows.verify import PrunedFolder

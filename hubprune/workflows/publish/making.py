@@ -100,6 +100,7 @@ def made(
         pruned=pruned.repo_id, pruned_tag=tag if place.tagged else None, beside=place.others, base=pruned.base,
         plan=pruned.plan, checkpoint=pruned.checkpoint, environment=_environment(run, kind),
         fingerprint={part: dict(values) for part, values in depends_on.items()},
+        pruned_repetition=pruned.generation.repetition if kind == "healed" and pruned.generation else None,
     )  # fmt: skip
     makers: Mapping[SiblingKind, Maker] = {
         "healed": partial(healed, given=place.given), "quantized": _quantized, "gguf": _exported,
