@@ -380,7 +380,7 @@ class ExportRequest(Budgeted):
         "New file. Default: <checkpoint>-<OUTTYPE>.gguf in this folder.", metavar="FILE")] = None
     outtype: Annotated[str, Option(
         "Type of the matrices; norms and biases stay f32. Those with a k, like q4_k_m, are made by llama.cpp itself.",
-        metavar="f32|f16|bf16|q8_0|q6_k|q5_k_m|q4_k_m|...")] = "f16"
+        metavar="f32|f16|bf16|q8_0|q4_k_m|...")] = "f16"
     base: Annotated[str | None, Option(
         "Folder or repo of the unpruned base, compared as a control. Default: the one it names, if here.")] = None
     revision: RepoRevision = None

@@ -85,11 +85,11 @@ def judge(content: GgufContent, seen: ParitySeen, *, control: ParitySeen | None,
     if (limit := _rounded(outtype, rough=rough)) is None:
         rule = f"logits within {F32_TOLERANCE:g}, the same next tokens, the same greedy texts, {rule}"
     else:
-        if outtype not in PLAIN_TYPES:
+        if control is not None and outtype not in PLAIN_TYPES:
             share = f"{100 * LESS_AGREEMENT:g} points of its share of the same next tokens"
             rule = f"at most {TIMES_DIVERGENCE:g} times its divergence, within {share}, {rule}"
-        spread = f"logits within {limit:.0%} of their spread (root mean square)"
-        rule = f"{spread} and within {TIMES_CONTROL:g} times what the control differs, {rule}"
+        beside = f" and within {TIMES_CONTROL:g} times what the control differs" if control is not None else ""
+        rule = f"logits within {limit:.0%} of their spread (root mean square){beside}, {rule}"
     other = control.figures if control else None
     failed = failures(outtype, seen.figures, other, rough=rough)
     if seen.first_different_text is not None:

@@ -26,9 +26,16 @@ from hubprune.exporting.families import UNEVEN, GgufFamily
 from hubprune.exporting.hyperparameters import MAX_LAYERS
 
 ZERO_MLP_WIDTH = 256
-"""Neurons of an MLP of `deci` that stands in for none: one block of the types with the most values in one."""
+"""Neurons of an MLP of `deci` that stands in for none, and of all where no layer has one: a block of k-quants."""
 ROPE_LIST = "no_rope_layers"
 """Key of config.json: 1 for every layer with RoPE."""
+
+
+SAVED = (
+    "missing attentions take no room in the KV cache where llama.cpp runs with flash attention, its default; without"
+    " it, values have the room of all layers"
+)
+"""From a run: `llama_kv_cache::llama_kv_cache` lays values out in equal columns then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +68,7 @@ def lay_out(
     holes = any(layer in structure.no_attn or layer in structure.no_mlp for layer in kept)
     if uneven and (holes or len({structure.mlp_widths[layer] for layer in kept}) > 1):
         return UNEVEN, tuple(_slot(structure, layer, first=layer == kept[0]) for layer in kept)
-    widest = max(structure.mlp_widths[layer] for layer in kept)
-    if not widest:
-        raise UnsupportedArchitectureError(f"{name} has no MLP, and llama.cpp's {family.architecture} needs one.")
+    widest = max(structure.mlp_widths[layer] for layer in kept) or ZERO_MLP_WIDTH
     slots = [_whole(structure, layer, widest) for layer in kept]
     if family.no_rope_every:
         rope = structure.architecture.lists_of(config)[ROPE_LIST]
@@ -102,8 +107,11 @@ def _aligned(slots: Sequence[LayerSlot], rope: Sequence[bool], *, every: int) ->
         number += 1
 
 
-def layer_notes(slots: Sequence[LayerSlot]) -> tuple[str, ...]:
-    """Say what stands in for something else, in an architecture of equal layers, at what cost."""
+def layer_notes(architecture: str, slots: Sequence[LayerSlot]) -> tuple[str, ...]:
+    """Say what missing sublayers save or still cost."""
+    if architecture == UNEVEN:
+        missing = sum(slot.attention != "full" for slot in slots)
+        return (f"{missing} {SAVED}",) if missing else ()
     stored = [slot for slot in slots if slot.source is not None]
     between = len(slots) - len(stored)
     without_attention = sum(slot.attention == "zero" for slot in stored)

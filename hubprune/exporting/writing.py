@@ -110,7 +110,7 @@ def plan_content(folder: Path, config: Mapping[str, Any], *, name: str, outtype:
     return GgufContent(
         name=name, architecture=architecture, outtype=outtype, plain=plain, family=family, sizes=sizes,
         rms_norm_eps=weighed.rms_norm_eps, slots=slots, vocabulary=vocabulary, tensors=tensors,
-        notes=(*sizes.notes, *(() if architecture == UNEVEN else layer_notes(slots)), *vocabulary.notes),
+        notes=(*sizes.notes, *layer_notes(architecture, slots), *vocabulary.notes),
     )  # fmt: skip
 
 
@@ -255,9 +255,13 @@ def _add_metadata(writer: GGUFWriter, content: GgufContent) -> None:
     for name, number in sizes.numbers.items():
         getattr(writer, f"add_{name}")(number)
     if content.family.slides:
-        writer.add_sliding_window_pattern([slot.source is not None and sizes.slides[slot.source] for slot in slots])
-        if sizes.window is not None:
-            writer.add_sliding_window(sizes.window)
+        sliding = [slot.source is not None and sizes.slides[slot.source] for slot in slots]
+        window = sizes.window
+        if window is None and sizes.rope.local_theta is None:  # Gemma 2 aborts where nothing slides
+            sliding, window = [True] * len(slots), sizes.context_length
+        writer.add_sliding_window_pattern(sliding)
+        if window is not None:
+            writer.add_sliding_window(window)
 
 
 def _add_rope(writer: GGUFWriter, rope: Rope) -> None:

@@ -71,6 +71,7 @@ def test_a_missing_attention_is_left_out_where_llama_cpp_can_and_is_zero_elsewhe
         assert made.architecture == "deci"
         assert fields["attention.head_count_kv"] == [2, 2, 0, 2, 2, 2]
         assert "blk.2.attn_output.weight" not in tensors
+        assert f"1 {layers.SAVED}" in made.notes
         assert not any("zeros" in note for note in made.notes)
     else:
         assert made.architecture == WRITTEN[family].architecture
@@ -106,6 +107,13 @@ def test_the_kinds_of_gemmas_attentions_follow_the_layers_that_are_left(made_bas
     _, fields, _ = written(folder, tmp_path)
     assert fields["attention.sliding_window_pattern"] == [True, False, True, True, False]
     assert (fields["attention.sliding_window"], fields["rope.freq_base_swa"]) == (16, 100.0)
+
+
+def test_a_gemma_2_without_sliding_attentions_gets_a_window_as_long_as_the_context(made_base, tmp_path):
+    folder = pruned(made_base("gemma2"), tmp_path / "x", attn=[0, 2, 4], mlp=[0, 2, 4])
+    _, fields, _ = written(folder, tmp_path)
+    assert fields["attention.sliding_window_pattern"] == [True] * 3
+    assert fields["attention.sliding_window"] == fields["context_length"] == 512
 
 
 def test_phi3s_fused_matrices_are_taken_apart_for_deci(made_base, tmp_path):

@@ -97,7 +97,7 @@ def test_a_mistral_is_exported_with_the_context_of_its_window(tmp_path):
     made = export(folder, tmp_path / "x.gguf", outtype="f32")
     assert_same(made)
     assert made.context_length == 100
-    assert made.notes == ("context length 100 instead of 512: llama.cpp ignores the sliding window of this model",)
+    assert made.notes[0] == "context length 100 instead of 512: llama.cpp ignores the sliding window of this model"
 
 
 @pytest.mark.parametrize(("outtype", "hidden"), [("f16", 64), ("bf16", 64), ("q8_0", 64), ("q8_0", 40)])

@@ -13,6 +13,7 @@ from gguf import GGUFReader
 from hubprune.core.artifacts import OUTTYPES, ParityFigures
 from hubprune.core.errors import DiskSpaceError, MissingDependencyError, RecipeError, VerificationError
 from hubprune.exporting import bounds, quantizing, tensors, writing
+from hubprune.exporting.layers import SAVED
 
 FIGURES = ParityFigures(
     positions=200, agreed=180, undecided=0, max_logit_difference=0.5, relative_difference=0.2, kl_divergence=0.02,
@@ -98,7 +99,7 @@ def test_a_k_quant_is_smaller_and_compared_with_the_base_in_the_same_type(tmp_pa
     assert "times its divergence" in made.parity.rule
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(made.file).tensors}
     assert kinds["blk.0.attn_q.weight"] == "Q4_K"
-    assert made.notes == ()
+    assert made.notes == (f"1 {SAVED}",)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "x", "x.gguf"]
 
 

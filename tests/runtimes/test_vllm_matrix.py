@@ -16,6 +16,7 @@ from served import NEW_TOKENS, POSITIONS, PROMPTS, Served, matrix, write_folder
 from hubprune.runtimes import asking, reference
 from hubprune.runtimes.comparing import compare
 
+pytestmark = pytest.mark.timeout(3000)  # the first test waits for the answers of all
 KV_BYTES = 2**30
 JOBS = 2
 DISTINCT = 40
