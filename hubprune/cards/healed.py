@@ -48,14 +48,18 @@ def told(spec: HealSpec | None) -> str:
     if spec is None:
         return "healed: trained elsewhere from this model"
     how = f"LoRA of rank {spec.rank}" if spec.method == "lora" else "all weights"
-    return f"healed: {spec.steps:,} steps of training on what the base says ({how})"
+    return f"healed: {spec.steps:,} steps of training on {_teacher(spec.loss, 'the base')} ({how})"
 
 
 def then(report: SiblingReport) -> str:
     """Say in a sentence what was done to the weights, for the licence."""
     if report.healing:
-        return "Then its weights were trained on what the base says."
+        return f"Then its weights were trained on {_teacher(report.healing.loss, 'the base')}."
     return "Then its weights were trained elsewhere."
+
+
+def _teacher(loss: HealingLoss, name: str) -> str:
+    return "texts" if loss == "ce" else f"what {name} says"
 
 
 def _method(record: HealingRecord) -> str:
@@ -73,7 +77,8 @@ def summary(report: SiblingReport) -> str:
     if share := record.recovered:
         parts.insert(0, f"{_percent(share)} of the log-perplexity that pruning lost came back")
     return (
-        f"its weights trained for {count(record.steps)} steps on what {report.base.name} says ({_method(record)}):"
+        f"its weights trained for {count(record.steps)} steps on {_teacher(record.loss, report.base.name)}"
+        f" ({_method(record)}):"
         f" {', '.join(parts)}, on held-out texts."
     )
 
@@ -198,7 +203,7 @@ def came_back(seen: HealedBenchmarks | None) -> Adding | None:
 
 
 def _lost(row: CameBack) -> str:
-    return with_interval(row.lost, unit=" points" if row.metric in SHARES else "")
+    return with_interval(row.lost, unit=" points" if row.metric in SHARES else " nats")
 
 
 SHARES = ("acc", "acc_norm", "exact_match", "f1", "mcc", "em")
