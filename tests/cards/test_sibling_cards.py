@@ -10,8 +10,8 @@ import pytest
 from card_text import card, check_golden, check_structure, headings
 
 from hubprune.cards.card import render, skeleton
-from hubprune.cards.manifest import files_tag, write_manifest, write_sibling
 from hubprune.cards.healed import came_back
+from hubprune.cards.manifest import files_tag, write_manifest, write_sibling
 from hubprune.cards.measured import adding
 from hubprune.cards.records import parse_record, parse_sibling
 from hubprune.cards.sibling import context_of, metadata
