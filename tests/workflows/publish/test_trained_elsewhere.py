@@ -1,4 +1,4 @@
-"""A folder that somebody trained elsewhere: its weights are taken where all else is the pruned model's, else it is refused."""
+"""Of a folder that somebody trained elsewhere, weights are taken where all else is the pruned model's, or it is refused."""
 
 from __future__ import annotations
 
