@@ -1,4 +1,4 @@
-"""Of a folder that somebody trained elsewhere, weights are taken where all else is the pruned model's, or it is refused."""
+"""A folder that was trained elsewhere gives its weights where all else is the pruned model's, or it is refused."""
 
 from __future__ import annotations
 
