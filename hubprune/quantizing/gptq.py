@@ -5,8 +5,11 @@ error of each is made up for in the columns behind it by what the second moments
 
     w[:, j] -= (w[:, i] - q[:, i]) / u[i, i] * u[i, j],   j > i,   where u'u = inverse of H, u upper triangular
 
-Columns with the largest diagonal of H come first, while there are many left to make up for them.  The scales are those
-of the matrix as it was, of groups as they lie in it ("static groups"), so that they follow from the weights alone.
+Columns with the largest diagonal of H come first, while there are many left to make up for them.  What the layer is to
+return is what it returned before anything was quantized: with Y what entered it then, the matrix that comes nearest to
+that with what enters now is W Y'X inverse(H) (GPTAQ, Li et al. 2025, arXiv 2504.02692), and it is that which is
+quantized.  The scales are those of the matrix as it was, of groups as they lie in it ("static groups"), so that they
+follow from the weights alone.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ EXACT_COLUMNS = 4096
 FP8 = torch.float8_e4m3fn
 MOST_FP8 = torch.finfo(FP8).max
 """448."""
+SHARES = tuple(0.7 + 0.04 * step for step in range(11))
+"""Of the scale that fits the largest value, what is tried where GPTQ takes the one with the least squared error."""
+AT_ONCE = 2**22
+"""Numbers whose scales are tried at a time."""
 
 
 def scales_of(weight: torch.Tensor, spec: QuantizationSpec) -> torch.Tensor:
@@ -34,14 +41,32 @@ def scales_of(weight: torch.Tensor, spec: QuantizationSpec) -> torch.Tensor:
 
     They have the matrix's own dtype, or bfloat16 where that is float32: more digits would gain nothing.
     The largest number of a group is half a step beyond the largest value, as compressed-tensors has it for symmetric
-    whole numbers; that of a row is the largest float.
+    whole numbers; that of a row is the largest float.  For GPTQ in four bits, a group takes the share of that scale
+    with which rounding would move its numbers least, by the sum of squares.
     """
-    rows, columns = weight.shape
-    groups = weight.reshape(rows, -1, spec.columns or columns)
+    columns = weight.shape[1]
+    parts = weight.split(max(1, AT_ONCE // columns))
+    return torch.cat([_scales_of(part.reshape(len(part), -1, spec.columns or columns), spec) for part in parts])
+
+
+def _scales_of(groups: torch.Tensor, spec: QuantizationSpec) -> torch.Tensor:
     largest = groups.abs().amax(dim=-1).float()
     scale = largest / (MOST_FP8 if spec.scheme == "fp8" else (2 ** BITS[spec.scheme] - 1) / 2)
-    scale = scale.to(torch.bfloat16 if weight.dtype == torch.float32 else weight.dtype)
-    return torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
+    kind = torch.bfloat16 if groups.dtype == torch.float32 else groups.dtype
+    eps = torch.finfo(kind).eps
+    if spec.method == "rtn" or spec.scheme != "w4a16":
+        scale = scale.to(kind)
+        return torch.where(scale == 0, eps, scale)
+    values, least = groups.float(), torch.full(scale.shape, torch.inf, dtype=torch.float64, device=scale.device)
+    best = scale.to(kind)
+    for share in SHARES:
+        tried = (scale * share).to(kind)
+        tried = torch.where(tried == 0, eps, tried)
+        step = tried.float()[..., None]
+        # Sums in float64, so that every machine finds the same one.
+        error = (nearest(values / step, spec) * step - values).square_().sum(dim=-1, dtype=torch.float64)
+        best, least = torch.where(error < least, tried, best), torch.minimum(error, least)
+    return best
 
 
 def nearest(values: torch.Tensor, spec: QuantizationSpec) -> torch.Tensor:
@@ -64,22 +89,30 @@ def round_to_nearest(weight: torch.Tensor, scale: torch.Tensor, spec: Quantizati
 
 
 def gptq(
-    weight: torch.Tensor, scale: torch.Tensor, moments: torch.Tensor, spec: QuantizationSpec, *, name: str
-) -> torch.Tensor:
+    weight: torch.Tensor, scale: torch.Tensor, moments: torch.Tensor, spec: QuantizationSpec, *, name: str,
+    cross: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Return the values of a matrix, [rows, columns], with errors made up for in the columns behind.
 
     Args:
         weight: in any float dtype.
         scale: of `scales_of`.
-        moments: X'X of what enters the layer, float32 or float64, [columns, columns]; it is used up.
+        moments: X'X of what enters the layer, float32 or float64, [columns, columns].
         name: of the matrix, for messages.
+        cross: Y'X with what entered it before anything was quantized; None where that is the same.
 
     Raises:
         ScoringError: what enters the layer is not finite, or has no moments that can be inverted.
     """
     order = moments.diagonal().argsort(descending=True, stable=True)
-    work = weight.float().T[order].contiguous()  # [columns, rows]: a column is contiguous
-    factor, columns = inverse_factor(moments, order, name=name), len(order)
+    factor, damping = inverse_factor(moments, order, name=name)
+    work, columns = weight.float(), len(order)
+    if cross is not None:
+        wanted = (work @ cross.float() + damping * work)[:, order].to(factor.dtype)
+        nearer = torch.empty_like(work)
+        nearer[:, order] = (wanted @ factor.T @ factor).float()
+        work = torch.where(moments.diagonal() == 0, work, nearer)
+    work, factor = work.T[order].contiguous(), factor.float()  # [columns, rows]: a column is contiguous
     each = scale.float().T.contiguous()  # [groups, rows]
     group_of = order.cpu() // (spec.columns or columns)
     codes = torch.empty(work.shape, dtype=stored_type(spec), device=work.device)
@@ -100,8 +133,8 @@ def gptq(
     return codes.view(torch.uint8)[back].T.contiguous().view(codes.dtype)
 
 
-def inverse_factor(moments: torch.Tensor, order: torch.Tensor, *, name: str) -> torch.Tensor:
-    """Return u of u'u = inverse of the moments in some order, upper triangular, float32; of them little is kept.
+def inverse_factor(moments: torch.Tensor, order: torch.Tensor, *, name: str) -> tuple[torch.Tensor, float]:
+    """Return u of u'u = inverse of the moments in some order, upper triangular, and what was added to their diagonal.
 
     Raises:
         ScoringError: they are not finite, or cannot be inverted however much is added to their diagonal.
@@ -123,6 +156,6 @@ def inverse_factor(moments: torch.Tensor, order: torch.Tensor, *, name: str) -> 
                 work, upper=True, out=(work, torch.empty((), dtype=torch.int32, device=work.device))
             )
             if bool(work.diagonal().isfinite().all()) and bool((work.diagonal() > 0).all()):
-                return work.float()
+                return work, damping
         damping *= 10
     raise ScoringError(f"The moments of what enters {name} cannot be inverted.", hint="Pass --method rtn.")

@@ -1,10 +1,10 @@
 """Go through a model layer by layer, as it is and as it becomes, and keep what each layer became.
 
-In memory are two layers, the second moments of what enters the matrices of one, and the hidden states of all texts.
-Each layer is run with its own weights on what the quantized layers before it hand on; from the moments that are seen
-there its matrices are quantized; then it is run again with what they have become.  So every layer makes up for those
-before it.  Other texts, on which nothing is calibrated, go through both models beside that, from the first layer to the
-last, so that in the end the two can be compared on them.
+In memory are two layers, what one of them becomes, the second moments of what enters some of its matrices, and the
+hidden states of all texts in both models.  Matrices that are handed the same, as those of queries, keys and values,
+are quantized together, in the order in which the layer uses them: each is told what enters it when all before it are
+quantized, and what did before, so that it makes up for their errors too.  Other texts, on which nothing is calibrated,
+go through both models beside that, from the first layer to the last, so that in the end the two can be compared.
 
 What a layer became is a file of its own in a work folder.  A run that was stopped goes on from these: layers that have
 one are only run.
@@ -31,11 +31,13 @@ from hubprune.core.streaming import StreamedModel, WeightReader, read_tensor
 from hubprune.core.weights import open_weights
 from hubprune.quantizing import gptq
 from hubprune.quantizing.packing import decode, encode, read_parts, stored_shapes
-from hubprune.quantizing.schemes import SUFFIX, Matrix
+from hubprune.quantizing.schemes import Matrix
 
 BATCH_TOKENS = 2048
 """Tokens that go through a layer at once, padding included; of one text as many as it has."""
 MOMENT_BYTES = 4
+STEPS = 4
+"""What is told of the progress with a layer's matrices: most families hand them four different things."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +106,9 @@ class LayerPass:
         self._reader = WeightReader(source.folder, source.tensor_names)
         kept.mkdir(parents=True, exist_ok=True)
         with torch.inference_mode():
-            self._states = self._embed(self.batches, rooms=1)[0]
+            self._exact, self._states = self._embed(self.batches, rooms=2)
             self.before, self.after = self._embed(self.held_out, rooms=2)
-            for one, other in zip(self.before, self.after, strict=True):
+            for one, other in zip((*self._exact, *self.before), (*self._states, *self.after), strict=True):
                 other.copy_(one)
 
     def _embed(self, batches: Sequence[Batch], *, rooms: int) -> list[list[torch.Tensor]]:
@@ -115,7 +117,7 @@ class LayerPass:
     @property
     def cost(self) -> int:
         """How many batches the pass takes over all layers."""
-        return 2 * len(self.model) * (len(self.batches) + len(self.held_out))
+        return len(self.model) * ((2 + STEPS) * len(self.batches) + 2 * len(self.held_out))
 
     def run(self, advance: Advance, *, say: Callable[[str], None]) -> None:
         """Run and quantize one layer after the other.
@@ -133,19 +135,13 @@ class LayerPass:
 
     def _one_layer(self, number: int, layer: nn.Module, advance: Advance) -> None:
         matrices, file = self._of_layer(number), self._file(number)
-        wanted = bool(matrices and self.batches) and not file.is_file() and self._spec.method == "gptq"
-        moments = Moments(layer, self._prefix(number), self._matrices)
-        with moments.taken() if wanted else ExitStack(), self._activations(layer):
-            for batch, states in zip(self.batches, self._states, strict=True):
-                if wanted:
-                    moments.mask = batch.mask.to(self.model.device)
-                    self._through(number, layer, states)
-                advance()
-        for states in self.before:
+        if matrices and not file.is_file() and not self._made:
+            self._quantize(number, layer, matrices, advance)
+        else:
+            advance(STEPS * len(self.batches))
+        for states in (*self._exact, *self.before):
             states.copy_(self._through(number, layer, states))
             advance()
-        if matrices and not file.is_file() and not self._made:
-            self._quantize(matrices, moments, file)
         self._replace(layer, matrices, file)
         with self._activations(layer):
             for states in (*self._states, *self.after):
@@ -183,30 +179,102 @@ class LayerPass:
                     hooks.callback(linear.register_forward_pre_hook(_in_few_bits).remove)
             yield
 
-    def _quantize(self, matrices: Sequence[Matrix], moments: Moments, file: Path) -> None:
-        """Quantize the matrices of a layer, the widest first, whose moments take the most room."""
+    def _quantize(self, number: int, layer: nn.Module, matrices: Sequence[Matrix], advance: Advance) -> None:
+        """Quantize the matrices of a layer, and keep what they become."""
         from safetensors.torch import save_file
 
         tensors: dict[str, torch.Tensor] = {}
-        for matrix in sorted(matrices, key=lambda m: -m.columns):
-            weight = read_tensor(self._reader.place(matrix.name)).to(self.model.device)
-            scale = gptq.scales_of(weight, self._spec)
+        linears = {matrix: layer.get_submodule(self._inside(matrix)) for matrix in matrices}
+        became: dict[nn.Module, torch.Tensor] = {}
+        groups = self._groups(number, layer, linears) if self._spec.method == "gptq" else [list(matrices)]
+        for place, group in enumerate(groups):
+            moments = cross = None
             if self._spec.method == "gptq":
-                values = gptq.gptq(weight, scale, moments.pop(matrix.name), self._spec, name=matrix.name)
-            else:
-                values = gptq.round_to_nearest(weight, scale, self._spec)
-            del weight
-            tensors |= encode(values.cpu(), scale.cpu(), self._spec, module=matrix.module)
+                moments, cross = self._moments(number, layer, linears[group[0]], became)
+            for matrix in group:
+                weight = read_tensor(self._reader.place(matrix.name)).to(self.model.device)
+                scale = gptq.scales_of(weight, self._spec)
+                if moments is not None:
+                    values = gptq.gptq(weight, scale, moments, self._spec, name=matrix.name, cross=cross)
+                else:
+                    values = gptq.round_to_nearest(weight, scale, self._spec)
+                del weight
+                parts = encode(values.cpu(), scale.cpu(), self._spec, module=matrix.module)
+                tensors |= parts
+                if place + 1 < len(groups):
+                    dtype, device = linears[matrix].weight.dtype, self.model.device
+                    found = decode(parts, self._spec, module=matrix.module, dtype=dtype)
+                    became[linears[matrix]] = found.to(device)
+            advance((STEPS * (place + 1) // len(groups) - STEPS * place // len(groups)) * len(self.batches))
+        file = self._file(number)
         staged = file.with_name(f"{scratch_prefix(file.name)}tmp")
         save_file(tensors, staged)
         staged.replace(file)
+
+    def _inside(self, matrix: Matrix) -> str:
+        """Return the name of a matrix's module inside its layer."""
+        return matrix.module.split(".", self._prefix(0).count("."))[-1]
+
+    def _groups(self, number: int, layer: nn.Module, linears: Mapping[Matrix, nn.Module]) -> list[list[Matrix]]:
+        """Find out which matrices are handed the same, in the order in which a layer uses them."""
+        seen: list[tuple[torch.Tensor, list[Matrix]]] = []
+
+        def note(matrix: Matrix) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+            def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                if seen and seen[-1][0] is inputs[0]:
+                    seen[-1][1].append(matrix)
+                else:
+                    seen.append((inputs[0], [matrix]))
+
+            return hook
+
+        with ExitStack() as hooks:
+            for matrix, module in linears.items():
+                hooks.callback(module.register_forward_pre_hook(note(matrix)).remove)
+            self._through(number, layer, self._states[-1])
+        return [group for _, group in seen]
+
+    def _moments(
+        self, number: int, layer: nn.Module, module: nn.Module, became: Mapping[nn.Module, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return X'X and Y'X over all texts, [columns, columns] in float32.
+
+        X is what enters a module when those before it are quantized, Y what does when none is.
+        """
+        size = module.weight.shape[1]
+        moments, cross = (torch.zeros(size, size, device=self.model.device) for _ in range(2))
+        for batch, exact, states in zip(self.batches, self._exact, self._states, strict=True):
+            mask = batch.mask.to(self.model.device)
+            before = self._entering(number, layer, module, exact)[mask].float()  # [tokens, columns]
+            with _instead(became), self._activations(layer):
+                now = self._entering(number, layer, module, states)[mask].float()
+            moments.addmm_(now.T, now)
+            cross.addmm_(before.T, now)
+        return moments, cross
+
+    def _entering(self, number: int, layer: nn.Module, module: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        """Run a layer up to a module, and return what enters that."""
+        found: list[torch.Tensor] = []
+
+        def stop(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            found.append(inputs[0])
+            raise _ReachedError
+
+        hook = module.register_forward_pre_hook(stop)
+        try:
+            self._through(number, layer, states)
+        except _ReachedError:
+            pass
+        finally:
+            hook.remove()
+        return found[0]
 
     def _replace(self, layer: nn.Module, matrices: Sequence[Matrix], file: Path) -> None:
         """Put what the matrices of a layer became into their place."""
         for matrix in matrices:
             names = stored_shapes(matrix, self._spec, dtype="F32")
             parts = read_parts(matrix, self._spec, self._made or dict.fromkeys(names, file))
-            module = layer.get_submodule(matrix.module.split(".", self._prefix(0).count("."))[-1])
+            module = layer.get_submodule(self._inside(matrix))
             module.weight.copy_(decode(parts, self._spec, module=matrix.module, dtype=module.weight.dtype))
 
 
@@ -219,58 +287,25 @@ def _in_few_bits(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.
     return (rounded * scale, *inputs[1:])
 
 
-class Moments:
-    """Second moments of what enters the matrices of a layer; those that are handed the same share theirs.
+class _ReachedError(Exception):
+    """What was to be seen of a layer was seen."""
 
-    Args:
-        layer: a decoder layer.
-        prefix: of its tensors' names.
-        matrices: those that get fewer bits.
-    """
 
-    def __init__(self, layer: nn.Module, prefix: str, matrices: Mapping[str, Matrix]) -> None:
-        self._linears = {
-            f"{prefix}{name}{SUFFIX}": module
-            for name, module in layer.named_modules()
-            if f"{prefix}{name}{SUFFIX}" in matrices
-        }
-        self.mask = torch.empty(0)
-        """bool, [texts, tokens] of the batch that is run."""
-        self._sums: dict[str, torch.Tensor] = {}
-        self._shared: dict[str, str] = {}
-        self._last: tuple[torch.Tensor, str] | None = None
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Take them while the block runs."""
-        with ExitStack() as hooks:
-            for name, module in self._linears.items():
-                hooks.callback(module.register_forward_pre_hook(self._taking(name)).remove)
-            yield
-        self._last = None
-
-    def _taking(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def take(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            states = inputs[0]
-            if self._last is not None and self._last[0] is states:  # as queries, keys and values are made of the same
-                self._shared[name] = self._last[1]
-                return
-            self._shared[name], self._last = name, (states, name)
-            rows = states[self.mask].float()  # [tokens, columns]
-            if name not in self._sums:
-                self._sums[name] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-            self._sums[name].addmm_(rows.T, rows)
-
-        return take
-
-    def pop(self, name: str) -> torch.Tensor:
-        """Return those of a matrix, [columns, columns]; they are let go with the last matrix that has them."""
-        of = self._shared.pop(name)
-        return self._sums[of] if of in self._shared.values() else self._sums.pop(of)
+@contextmanager
+def _instead(became: Mapping[nn.Module, torch.Tensor]) -> Iterator[None]:
+    """Let modules have other weights while the block runs."""
+    own = {module: module.weight for module in became}
+    try:
+        for module, weight in became.items():
+            module.weight = nn.Parameter(weight, requires_grad=False)
+        yield
+    finally:
+        for module, weight in own.items():
+            module.weight = weight
 
 
 def needed_bytes(matrices: Mapping[str, Matrix], spec: QuantizationSpec, *, prefix: str, dtype: str) -> int:
-    """Return the bytes that the pass takes beside the hidden states: two layers, moments, and the work on a matrix.
+    """Return the bytes that the pass takes beside the hidden states: layers, moments, and the work on a matrix.
 
     `prefix` is what the names of decoder layers begin with.
     """
@@ -279,13 +314,11 @@ def needed_bytes(matrices: Mapping[str, Matrix], spec: QuantizationSpec, *, pref
         layers.setdefault(name.removeprefix(prefix).split(".")[0], []).append(matrix)
     most = 0
     for own in layers.values():
-        weights = sum(m.parameters for m in own) * COMPUTE_BITS[dtype] // 8
-        widest = max(m.columns for m in own)
-        work = max(m.parameters for m in own) * 12
-        if spec.method == "gptq":
-            # Those of attention, of its result, of the MLP, of its neurons.
-            work += MOMENT_BYTES * (3 * widest**2 + 3 * min(m.columns for m in own) ** 2)
-        most = max(most, 2 * weights + work)
+        layer = sum(m.parameters for m in own) * COMPUTE_BITS[dtype] // 8
+        work = max(m.parameters for m in own) * 16
+        if spec.method == "gptq":  # both moments, the inverse, and its copy in another order
+            work += layer + 5 * MOMENT_BYTES * max(m.columns for m in own) ** 2
+        most = max(most, 2 * layer + work)
     return most
 
 

@@ -15,14 +15,14 @@ from hubprune.core.artifacts import (
     Verification,
 )
 from hubprune.core.config import Structure, read_structure, stock_config, write_json
-from hubprune.core.console import Reporter
+from hubprune.core.console import Reporter, size
 from hubprune.core.devices import resolve_device, resolve_dtype
-from hubprune.core.errors import UnsupportedFormatError, VerificationError
+from hubprune.core.errors import UnsupportedFormatError, UnverifiedError, VerificationError
 from hubprune.core.files import (
     StageStore,
     scratch_folder,
 )
-from hubprune.core.memory import kv_cache_bytes
+from hubprune.core.memory import available_bytes, kv_cache_bytes
 from hubprune.core.recipe import PACKAGE_PROMPTS, CalibrationMix, read_prompts
 from hubprune.core.specs import QuantizationSpec
 from hubprune.core.weights import Weights
@@ -170,6 +170,7 @@ def verify_against(
     if record and all(check.passed for check in checks):
         checks.append(_divergence_check(opened, spec, folder, record, how))
     small = 4 * weights.parameters() <= SMALL_BYTES
+    _require_memory(weights, small=small)
     with scratch_folder(how.store.folder, name="decoded") as decoded:
         write_decoded(
             weights, opened.matrices, spec, quantized=folder, folder=decoded, dtype="float32" if small else None
@@ -193,6 +194,21 @@ def verify_against(
         device=seen.device, read_bytes=seen.read_bytes, new_tokens=seen.new_tokens, parameters=seen.parameters,
         cache_bytes=seen.cache_bytes, cache_tokens=seen.cache_tokens, transformers=seen.transformers,
     )  # fmt: skip
+
+
+def _require_memory(weights: Weights, *, small: bool) -> None:
+    """Refuse to load what does not fit: transformers decodes all of a quantized model into memory.
+
+    Raises:
+        UnverifiedError: it does not fit; what the layers became is kept.
+    """
+    needed = 4 * weights.parameters() if small else weights.size()
+    if needed > (free := available_bytes()):
+        raise UnverifiedError(
+            f"To be verified, the quantized checkpoint is loaded by transformers, which decodes it into "
+            f"{size(needed)} of memory; {size(free)} may be taken.",
+            hint="Give it more. What its layers became is kept, and the same command goes on there.",
+        )
 
 
 def _divergence_check(

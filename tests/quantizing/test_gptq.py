@@ -14,6 +14,7 @@ from hubprune.quantizing.packing import decode, encode
 from hubprune.quantizing.schemes import weight_arguments
 
 W4 = QuantizationSpec(scheme="w4a16", group_size=4)
+RTN = W4.model_copy(update={"method": "rtn"})
 
 
 def matrix(rows=12, columns=32, *, seed=0, dtype=torch.float32):
@@ -26,7 +27,7 @@ def decoded(values, scale, spec):
 
 def test_scales_and_values_of_a_group_are_those_that_anybody_can_compute():
     weight = torch.tensor([[7.5, -7.5, 1.4, 0.6, 0.0, 0.0, 0.0, 0.0]])
-    scale = gptq.scales_of(weight, W4)
+    scale = gptq.scales_of(weight, RTN)
     assert scale.tolist() == [[1.0, torch.finfo(torch.bfloat16).eps]]
     # A half goes to the even neighbour, and 8 is one too many.
     assert gptq.round_to_nearest(weight, scale, W4).tolist() == [[7, -8, 1, 1, 0, 0, 0, 0]]
@@ -35,7 +36,7 @@ def test_scales_and_values_of_a_group_are_those_that_anybody_can_compute():
 @pytest.mark.parametrize("scheme", ["w4a16", "w8a16", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_scales_are_those_of_compressed_tensors(scheme, dtype):
-    spec = QuantizationSpec(scheme=scheme, group_size=None if scheme == "fp8" else 16)
+    spec = QuantizationSpec(scheme=scheme, group_size=None if scheme == "fp8" else 16, method="rtn")
     weight = matrix(dtype=dtype)
     groups = weight.float().reshape(12, -1, spec.columns or 32)
     arguments = QuantizationArgs.model_validate(weight_arguments(spec))
@@ -43,11 +44,35 @@ def test_scales_are_those_of_compressed_tensors(scheme, dtype):
     torch.testing.assert_close(gptq.scales_of(weight, spec).float(), theirs, rtol=2**-8, atol=0)
 
 
-def dense_gptq(weight, moments, scale, group, most):
+def test_a_group_takes_the_scale_with_which_its_numbers_move_least(monkeypatch):
+    monkeypatch.setattr(gptq, "AT_ONCE", 100)  # a few rows at a time
+    weight = matrix(12, 64)
+    largest, found = gptq.scales_of(weight, RTN), gptq.scales_of(weight, W4)
+
+    def moved(scale):
+        groups = weight.reshape(*scale.shape, 4)
+        return (
+            ((groups / scale.float()[..., None]).round().clamp(-8, 7) * scale.float()[..., None] - groups)
+            .square()
+            .sum(-1)
+        )
+
+    tried = [moved((weight.reshape(12, 16, 4).abs().amax(-1) / 7.5 * share).bfloat16()) for share in gptq.SHARES]
+    torch.testing.assert_close(moved(found), torch.stack(tried).amin(0))
+    assert (moved(found) <= moved(largest) + 1e-6).float().mean() > 0.9
+    assert moved(found).sum() < 0.9 * moved(largest).sum()
+
+
+def dense_gptq(weight, moments, scale, group, most, cross=None):
     """Section 3 of the paper, in the order of the diagonal, with the whole inverse downdated after each column."""
     work, steps = weight.double().clone(), scale.double().repeat_interleave(group, 1)
-    values = torch.zeros_like(work)
-    inverse = torch.linalg.inv(moments + gptq.DAMPING * moments.diagonal().mean() * torch.eye(len(moments)).double())
+    values, damping = (
+        torch.zeros_like(work),
+        gptq.DAMPING * moments.diagonal().mean() * torch.eye(len(moments)).double(),
+    )
+    inverse = torch.linalg.inv(moments + damping)
+    if cross is not None:
+        work = work @ (cross + damping) @ inverse
     for column in moments.diagonal().argsort(descending=True).tolist():
         values[:, column] = (work[:, column] / steps[:, column]).round().clamp(-most, most - 1)
         error = (work[:, column] - values[:, column] * steps[:, column]) / inverse[column, column]
@@ -57,14 +82,18 @@ def dense_gptq(weight, moments, scale, group, most):
 
 
 @pytest.mark.parametrize("columns", [32, 160])
-def test_gptq_equals_the_paper_written_out(columns):
+@pytest.mark.parametrize("other", [False, True], ids=["alone", "behind others"])
+def test_gptq_equals_the_paper_written_out(columns, other):
     weight, rows = (
         matrix(columns=columns),
         matrix(400, columns, seed=1).double() @ matrix(columns, columns, seed=2).double(),
     )
     moments, scale = rows.T @ rows, gptq.scales_of(weight, W4)
-    found = gptq.gptq(weight, scale, moments.clone(), W4, name="m")
-    assert torch.equal(found.double(), dense_gptq(weight, moments, scale, 4, 8))
+    cross = (rows + 0.3 * matrix(400, columns, seed=7).double()).T @ rows if other else None
+    found = gptq.gptq(weight, scale, moments.clone(), W4, name="m", cross=cross)
+    same = found.double() == dense_gptq(weight, moments, scale, 4, 8, cross)
+    # In float32, one in a thousand may fall to the other side of a half, and others with it.
+    assert same.float().mean() > (0.98 if other else 0.999)
     assert not torch.equal(found, gptq.round_to_nearest(weight, scale, W4))
 
 
@@ -76,7 +105,18 @@ def test_gptq_changes_what_leaves_the_layer_less_than_rounding(spec):
     rounded = gptq.round_to_nearest(weight, scale, spec)
     made_up = gptq.gptq(weight, scale, rows.T @ rows, spec, name="m")
     errors = [((weight - decoded(v, scale, spec)) @ rows.T).norm() for v in (made_up, rounded)]
-    assert errors[0] < 0.7 * errors[1]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_gptq_brings_back_what_the_layer_returned_before_its_inputs_changed():
+    weight, rows = matrix(32, 64), matrix(1000, 64, seed=3) @ matrix(64, 64, seed=5)
+    changed = rows + 0.2 * rows.flip(1)
+    scale = gptq.scales_of(weight, W4)
+    errors = []
+    for cross in (rows.T @ changed, None):
+        values = gptq.gptq(weight, scale, changed.T @ changed, W4, name="m", cross=cross)
+        errors.append((rows @ weight.T - changed @ decoded(values, scale, W4).T).norm())
+    assert errors[0] < 0.5 * errors[1]
 
 
 def test_without_correlations_gptq_is_rounding():

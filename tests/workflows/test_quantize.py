@@ -15,8 +15,10 @@ from hubprune.core.console import Reporter
 from hubprune.core.errors import (
     BaseNotFoundError,
     CalibrationError,
+    EvaluationError,
     RecipeError,
     UnsupportedFormatError,
+    UnverifiedError,
     VerificationError,
 )
 from hubprune.core.requests import CompareRequest, ExportRequest, PruneRequest, QuantizeRequest, VerifyRequest
@@ -28,6 +30,17 @@ from hubprune.workflows.verify import check
 CONFIG = {**LLAMA, "torch_dtype": "bfloat16", "num_hidden_layers": 3}
 TEXTS = ["The river was high.", "To make bread you need flour.", "One day a fox came by.", "Paris, 1889."] * 6
 SILENT = Reporter(quiet=True)
+
+
+class Listening(Reporter):
+    """Keeps what is noted."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +183,26 @@ def test_weights_that_are_no_floats_of_16_or_32_bits_are_refused(folders, tmp_pa
             ),
             reporter=SILENT,
         )
+
+
+def test_too_little_memory_is_told_before_a_layer_is_read_or_the_result_is_loaded(folders, tmp_path, monkeypatch):
+    from hubprune.quantizing import layerwise
+    from hubprune.workflows import quantized as beside
+
+    with monkeypatch.context() as little:
+        little.setattr(layerwise, "available_bytes", lambda: 1000)
+        with pytest.raises(EvaluationError, match=r"and 1\.00 kB may be taken"):
+            quantized(folders, tmp_path / "out")
+    with monkeypatch.context() as little:
+        little.setattr(beside, "available_bytes", lambda: 1000)
+        with pytest.raises(UnverifiedError, match="decodes it into"):
+            quantized(folders, tmp_path / "out")
+    notes = Listening()
+    quantize.quantize(
+        QuantizeRequest(
+            str(folders / "base"), out=tmp_path / "out", group_size=16, calibration=str(folders / "texts.jsonl"),
+            num_samples=12,
+        ),
+        reporter=notes,
+    )  # fmt: skip
+    assert "3 of 3 layers were quantized by an earlier run" in notes.notes

@@ -8,25 +8,22 @@ from pathlib import Path
 
 import made
 import pytest
-from on_hub import BASE_FILES, CONFIG, commit_files, make_folder
+from as_published import BASE_ID, TEXTS, ComputedError, again, produced_by, recipe_of
+from on_hub import commit_files
 
-from hubprune.cards import card
 from hubprune.cards.card import CARD_PART, changes, told
-from hubprune.cards.manifest import checkpoint_tag, content_digest, write_manifest, write_recipe
+from hubprune.cards.manifest import content_digest
 from hubprune.core.errors import ConflictError, EditedError, HubError, RemoteMismatchError, VerificationError
-from hubprune.core.files import StageStore, list_files
+from hubprune.core.files import StageStore
 from hubprune.core.recipe import (
-    BaseModelSpec,
     CalibrationMix,
     CalibrationSubset,
     DropSpec,
     EvaluationSpec,
     TargetSpec,
 )
-from hubprune.core.requests import PublishRequest
 from hubprune.core.specs import WidthSpec
 from hubprune.hub import commit
-from hubprune.hub.commit import publish as send
 from hubprune.hub.preflight import preflight
 from hubprune.workflows import publish as pipeline
 from hubprune.workflows.card import AS_SHIPPED
@@ -34,11 +31,8 @@ from hubprune.workflows.publish import before as inputs_of
 from hubprune.workflows.publish.before import fingerprint, last_publish, offer_results, scores_before
 from hubprune.workflows.run import Run, scores_key
 
-TEXTS, BASE_ID = "somebody/texts", "somebody/whole-base"
-SIZES = {
-    "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 9,
-}  # fmt: skip
-NOT_OF_THE_CHECKPOINT = ("README.md", "recipe.yaml", "hubprune.json", "tasks/")
+pytestmark = pytest.mark.usefixtures("stages")
+
 OWN_TASK = """
 task: own
 dataset_path: json
@@ -51,100 +45,6 @@ doc_to_choice: c
 metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
 """
-
-
-@pytest.fixture(scope="module")
-def inputs(admin):
-    """A base and a data set that nobody reads: their commits are all that is asked for."""
-    admin.create_repo(BASE_ID)
-    plain = {path: data for path, data in BASE_FILES.items() if path not in ("LICENSE.txt", "USE_POLICY.md")}
-    commit_files(admin, BASE_ID, {**plain, "config.json": json.dumps({**CONFIG, **SIZES}).encode()})
-    admin.create_repo(TEXTS, repo_type="dataset")
-    commit_files(admin, TEXTS, {"a.jsonl": b'{"text": "a"}\n'}, repo_type="dataset")
-
-
-def recipe_of(user, **changes):
-    mix = CalibrationMix(name="mine", subsets=(CalibrationSubset(dataset=TEXTS, weight=1),), num_samples=2)
-    values = {
-        "base": BaseModelSpec(repo_id=BASE_ID),
-        "calibration": mix,
-        "evaluation": EvaluationSpec(tasks=(), prompts=("One",)),
-        "target": TargetSpec(repo_id=f"{user[0]}/pruned"),
-    }
-    return made.recipe(**{**values, **changes})
-
-
-@pytest.fixture
-def run_of(session, tmp_path, reporter, monkeypatch):
-    """Make runs, each with a work folder of its own, and keep what they say."""
-    said = []
-    monkeypatch.setattr(type(reporter), "note", lambda self, text: said.append(text))
-    made_runs = []
-
-    def make(recipe):
-        made_runs.append(recipe)
-        return Run(recipe, session, reporter, StageStore(tmp_path / f"work{len(made_runs)}"))
-
-    make.said = said
-    return make
-
-
-@pytest.fixture
-def published(run_of, user, inputs, tmp_path):
-    """What a publish leaves on the Hub, with figures that nobody measured."""
-
-    def make(recipe=None, choices=AS_SHIPPED, **options):
-        run = run_of(recipe or recipe_of(user))
-        return run, put_on_the_hub(run, tmp_path / "first", choices, **options)
-
-    return make
-
-
-def put_on_the_hub(run, folder, choices, *, tag=True, **changes):
-    """Send a folder as a run would have left it."""
-    product, target = produced_by(run, folder, choices, **changes)
-    name = checkpoint_tag(product.report.checkpoint) if tag else None
-    return send(
-        folder, target=target, files=product.files, message="First", tag=name, session=run.session,
-        reporter=run.reporter,
-    )  # fmt: skip
-
-
-def produced_by(run, folder, choices=AS_SHIPPED, **changes):
-    make_folder(folder)
-    (folder / "hubprune.json").unlink()
-    target = preflight(run.recipe, base=run.base, session=run.session)
-    files = tuple(f for f in list_files(folder) if not f.path.startswith(NOT_OF_THE_CHECKPOINT))
-    depends_on = fingerprint(run, repo_id=target.repo_id, tagged=target.is_tagged, choices=choices)
-    report = made.report(
-        checkpoint=made.checkpoint(files=files), recipe=run.pinned_recipe.model_dump(mode="json", exclude_none=True),
-        base=run.base, repo_id=target.repo_id, endpoint=run.session.endpoint, notes=choices.notes, snippet=None,
-        fingerprint={part: dict(values) for part, values in depends_on.items()}, **changes,
-    )  # fmt: skip
-    context = card.context_of(report, overrides=choices.template)
-    (folder / "README.md").write_text(card.render(context, overrides=choices.template), encoding="utf-8")
-    write_recipe(folder, recipe=run.pinned_recipe, report=report)
-    written = write_manifest(folder, report=report, template_hash=card.template_hash(choices.template))
-    return pipeline.Product(folder, written, report), target
-
-
-class ComputedError(Exception):
-    """A stage was run."""
-
-
-@pytest.fixture(autouse=True)
-def stages(monkeypatch):
-    """No stage of these tests computes: to be asked for one is what they find out."""
-
-    def refuse(*args, **options):
-        raise ComputedError
-
-    monkeypatch.setattr(pipeline, "_check_resources", refuse)
-    monkeypatch.setattr(pipeline, "_load_back", refuse)
-
-
-def again(run, *, told=lambda report: None, **options):
-    return pipeline.publish_run(run, PublishRequest(**options), told=told)
 
 
 def read(admin, repo_id, path):
