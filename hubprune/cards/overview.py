@@ -242,6 +242,8 @@ def other_runtimes(
             f" of {run.new_tokens} tokens are those of transformers {seen.transformers}{ties}, and no log-probability"
             f" of a token differs by more than {run.largest_difference:.1e}."
         )
+        if seen.quantized:
+            sentence += f" Computed in 16 bits beside weights of fewer, {run.tolerance:g} is allowed."
         if run.kv_layers is not None and plan.gone("attn"):
             sentence += f" It keeps keys and values for {run.kv_layers} layers."
         if needs_file and run.runtime == "vllm":

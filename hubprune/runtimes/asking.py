@@ -223,6 +223,9 @@ def said(done: subprocess.CompletedProcess[str], *, name: str) -> str:
     lines = [re.sub(r"^(\(\w+ pid=\d+\) |\[rank\d+\]: ?)+", "", line) for line in done.stderr.splitlines()]
     telling = [line.strip() for line in lines if re.search(r"Value error, |error loading model|GGML_ASSERT", line)]
     words = telling[0] if telling else last_words("\n".join(lines))
+    if words.endswith(":"):  # what follows is a list, of which one entry says enough
+        behind = [line.strip() for line in lines]
+        words = " ".join([words, *behind[behind.index(words) + 1 :][:1]])
     return re.sub(r"\s+", " ", words.replace(name, "it"))[:LONGEST]
 
 

@@ -188,7 +188,12 @@ def ask_server(request: Request) -> Found:
 
     program, *rest = request["command"]
     place = sys.executable if program == "python" else str(Path(sys.executable).with_name(program))
-    server = subprocess.Popen([place, *rest], preexec_fn=_end_with_parent, start_new_session=True)
+    server = subprocess.Popen([place, *rest], start_new_session=True)
+    # A server has processes of its own, which go on if it is killed: once this one is gone, so is their group.
+    end = f"import os, sys; sys.stdin.read(); os.killpg({server.pid}, 9)"
+    watcher = subprocess.Popen(
+        [sys.executable, "-S", "-c", end], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         address = f"http://127.0.0.1:{request['port']}"
         while not _get(f"{address}/health"):
@@ -203,11 +208,10 @@ def ask_server(request: Request) -> Found:
         return {"printed": said["choices"][0]["text"]}
     finally:
         server.send_signal(signal.SIGINT)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             server.wait(20)
-        finally:
-            with suppress(ProcessLookupError):  # and whatever it started
-                os.killpg(server.pid, signal.SIGKILL)
+        watcher.communicate()
+        server.wait()
 
 
 def _get(address: str, body: Any = None) -> bytes | None:
@@ -225,14 +229,6 @@ def _get(address: str, body: Any = None) -> bytes | None:
         raise RuntimeError(f"{address} answered {error.code}: {error.read()[:400]!r}") from error
     except OSError:
         return None
-
-
-def _end_with_parent() -> None:
-    """Ask, in the new process, for a SIGKILL once this one is gone."""
-    import ctypes
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, 9)
 
 
 RUNTIMES = {"vllm": ask_vllm, "mlx": ask_mlx, "llama.cpp": ask_llama, "server": ask_server}

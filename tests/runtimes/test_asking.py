@@ -111,6 +111,7 @@ def test_what_it_says_when_it_gives_up_is_the_message(stand_in, tmp_path):
         ("[rank0]: Traceback\n[rank0]: ValueError: Layer 8\n[rank0]:[W] destroyed", "ValueError: Layer 8"),
         ("pydantic.ValidationError: 1 error\n  Value error, The repository it is [type=x]", "Value error, The repo"),
         ("llama_model_load: error loading model: wrong shape\nValueError: Failed to load", "error loading model"),
+        ("ValueError: Received 144 parameters not in model:\nmodel.a,\nmodel.b.", "not in model: model.a,"),
         ("", "it ended without a word"),
     ],
 )
