@@ -7,7 +7,7 @@
 - removal: what was removed, by which scores, on which texts.
 - measured, free_text: benchmarks, speed and memory; what both models wrote.
 - limits: verdict, warnings and the regression budget, by rules.
-- sibling: the same for a repo beside a pruned one, quantized or for another runtime.
+- sibling, healed: the same for a repo beside a pruned one: quantized, for another runtime, or trained on.
 - commands, provenance: commands, versions, citations, and what the base's licence asks for.
 - markdown: how numbers, any text and the author's notes are written.
 - manifest, records: hubprune.json and recipe.yaml, written and read back.

@@ -192,7 +192,7 @@ class Speed(Described):
 class Reproduction(Described):
     """How to get the same files again."""
 
-    check: str
+    check: str | None
     """Command that runs the published recipe again and says what is equal."""
     command: str
     """Command that publishes it again."""
@@ -268,14 +268,19 @@ class Made(Described):
     """What was done, or the files that were written."""
     calibration: Calibration | None
     """The texts that it was quantized with; None where that took none."""
+    trained_on: Calibration | None = None
+    """The texts that it was trained on."""
+    picture: Picture | None = None
+    """The course of a training."""
     verification: VerificationSummary | None
     """What was checked of the written files; None where the table says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adding(Described):
-    """What dropping and quantizing cost, each alone and both together."""
+    """What dropping and quantizing cost, each alone and both together, or how much of a loss came back."""
 
+    title: str
     sentences: tuple[str, ...]
     table: Table
 
@@ -296,8 +301,9 @@ class SiblingContext(Described):
     usage: Usage
     made: Made
     benchmarks: Benchmarks | None
-    """Base and pruned model, each as it is and quantized."""
+    """Base and pruned model with this one, or each of both as it is and quantized."""
     adding: Adding | None
+    free_text: FreeText | None
     limits: tuple[str, ...]
     reproduction: Reproduction
     licence: Licence

@@ -52,9 +52,9 @@ def section(generation: GenerationComparison | None) -> FreeText | None:
         )
         for number, pair, reason in shown
     )  # fmt: skip
-    measures = _table(generation.repetition, prompts=prompts) if generation.repetition else None
+    figures = measures(generation.repetition, prompts=prompts) if generation.repetition else None
     rule = tuple(_rule(generation, shown=shown))
-    return FreeText(sentences=(how,), measures=measures, notes=NOTES, rule=rule, pairs=pairs)
+    return FreeText(sentences=(how,), measures=figures, notes=NOTES, rule=rule, pairs=pairs)
 
 
 def shown_pairs(generation: GenerationComparison) -> tuple[tuple[int, Continuation, str], ...]:
@@ -120,7 +120,8 @@ def wrapped(text: str) -> str:
     return "\n".join(parts)
 
 
-def _table(repetition: RepetitionComparison, *, prompts: str) -> Table:
+def measures(repetition: RepetitionComparison, *, prompts: str) -> Table:
+    """Compare how much two models repeat themselves, over so many prompts."""
     rows = (
         _row("Length, tokens", repetition.tokens),
         _row("seq-rep-4, %", repetition.seq_rep_4, times=100),

@@ -30,7 +30,10 @@ READ_OF_THE_BASE = ("model_type", "auto_map", "num_hidden_layers", "max_position
 """Keys of the base's config.json that a card may need."""
 AS_THEY_ARE = ("scores", "plan", "verification", "generation", "snippet", "notes")
 """Parts of the report that the manifest holds unchanged."""
-OF_SIBLINGS = ("kind", "pruned", "pruned_tag", "beside", "quantized", "control", "exports", "carried")
+OF_SIBLINGS = (
+    "kind", "pruned", "pruned_tag", "beside", "quantized", "control", "exports", "carried", "healing", "elsewhere",
+    "generation", "pruned_repetition",
+)  # fmt: skip
 """The same of a sibling's."""
 
 
@@ -113,22 +116,27 @@ def write_sibling(folder: Path, *, report: SiblingReport, template_hash: str) ->
         VerificationError: a file is not the one that was verified.
     """
     listed = _listed(folder, report.files)
-    dump, four = report.model_dump(mode="json"), report.benchmarks
-    for part in (parts := dump["benchmarks"] or {}):
-        if part != "together":
-            del parts[part]["seconds"]
-    written = report.checkpoint
+    dump = report.model_dump(mode="json")
+    parts, written = dump["benchmarks"] or dump["recovered"] or {}, report.checkpoint
+    for part in parts.values():
+        if isinstance(part, dict):
+            del part["seconds"]
     if report.quantized:
         written = report.quantized.written
         del dump["quantized"]["written"]
+    if report.healed:
+        written = report.healed.written
+    if report.healing:
+        del dump["healing"]["seconds"]  # another run of the same may take longer
     figures = written.model_dump(mode="json", exclude={"files"})
     content = {
         **_origin(report, parse(Recipe, report.recipe)),
         **{name: dump[name] for name in ("plan", "snippet", "fingerprint")},
-        "benchmarks": parts.pop("both") if four else None,
+        "benchmarks": parts.pop("both", None),
         "checkpoint": {**figures, "files": [file.path for file in report.files]},
         "sibling": {
             **{name: dump[name] for name in OF_SIBLINGS}, "benchmarks": parts or None,
+            "verification": dump["healed"]["verification"] if report.healed else None,
             "checkpoint": report.checkpoint.model_dump(mode="json", exclude={"files"}),
         },
     }  # fmt: skip
@@ -150,6 +158,7 @@ def _listed(folder: Path, verified: Iterable[RepoFile]) -> tuple[RepoFile, ...]:
 
 def _run(report: PublishReport | SiblingReport) -> dict[str, Any]:
     """Say where, when and for whom it was made, which the same result may have otherwise."""
+    trained = report.healing if isinstance(report, SiblingReport) else None
     return {
         "repo_id": report.repo_id,
         "create_pr": parse(Recipe, report.recipe).target.create_pr,
@@ -157,6 +166,7 @@ def _run(report: PublishReport | SiblingReport) -> dict[str, Any]:
         "environment": report.environment.model_dump(mode="json", exclude={"hubprune", "versions"}),
         "seconds": [[stage, seconds] for stage, seconds in report.seconds.items()],  # pairs, since their order counts
         "stage_keys": report.stage_keys,
+        **({"training_seconds": trained.seconds} if trained else {}),
     }
 
 

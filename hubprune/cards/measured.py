@@ -181,7 +181,7 @@ def adding(four: QuantizedBenchmarks | None) -> Adding | None:
         "The base was quantized by the same scheme and texts for the second column. The interval of the last one is"
         " from the documents, each of which all four models answered.",
     )
-    return Adding(sentences=sentences, table=Table(columns=columns, align="lrrrrr", rows=rows))
+    return Adding(title="Does it add up?", sentences=sentences, table=Table(columns=columns, align="lrrrrr", rows=rows))
 
 
 def _adds_up(row: Together) -> str:

@@ -29,12 +29,17 @@ STAGES: Mapping[str, str] = {
     "base-text": "free text of the base",
     "generation": "free text of this model",
     "snippet": "the code under Use it",
+    "generation-healed": "free text of this model",
+    "snippet-healed": "the code under Use it",
     "snippet-quantized": "the code under Use it",
     "snippet-gguf": "the code under Use it",
     "runtimes": "the same in other runtimes",
     "quantize": "quantizing and verification",
     "control": "the base quantized, as a control",
     "four": "benchmarks of both, quantized",
+    "heal": "training and verification",
+    "taken": "what was trained elsewhere, written and verified",
+    "three": "benchmarks of this model",
 }
 """Stage of a run -> what the card calls it."""
 TIMES = ("Stage", "Time")
@@ -322,6 +327,15 @@ GPTQ = """\
   author = {Frantar, Elias and Ashkboos, Saleh and Hoefler, Torsten and Alistarh, Dan},
   journal = {arXiv preprint arXiv:2210.17323},
   year = {2022}
+}"""
+
+LORA = """\
+@article{hu2021lora,
+  title = {LoRA: Low-Rank Adaptation of Large Language Models},
+  author = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean and
+            Wang, Lu and Chen, Weizhu},
+  journal = {arXiv preprint arXiv:2106.09685},
+  year = {2021}
 }"""
 
 LM_EVAL = """\

@@ -151,13 +151,18 @@ def _sibling_values(values: Mapping[str, Any], files: Mapping[str, RepoFile]) ->
     """Return a sibling's report as its manifest keeps it."""
     run, base, told = values["run"], values["base"], dict(values["sibling"])
     own = [files[path].model_dump() for path in values["checkpoint"]["files"]]
-    recipe, four = values["recipe"], told.pop("benchmarks")
+    recipe, compared, written = values["recipe"], told.pop("benchmarks"), {**values["checkpoint"], "files": own}
     if told["quantized"]:
-        told["quantized"] = {**told["quantized"], "written": {**values["checkpoint"], "files": own}}
-    compared = {**four, "both": values["benchmarks"]} if four else None
-    timed = {k: part if k == "together" else {**part, "seconds": 0.0} for k, part in (compared or {}).items()}
+        told["quantized"] = {**told["quantized"], "written": written}
+    if seen := told.pop("verification", None):
+        told["healed"] = {"written": written, "verification": seen}
+    if told.get("healing"):
+        told["healing"] = {**told["healing"], "seconds": run.get("training_seconds", 0.0)}
+    parts = {**compared, "both": values["benchmarks"]} if compared else {}
+    timed = {k: {**part, "seconds": 0.0} if isinstance(part, dict) else part for k, part in parts.items()}
+    of = "recovered" if told["kind"] == "healed" else "benchmarks"
     return {
-        **{**told, "checkpoint": {**told["checkpoint"], "files": ()}, "benchmarks": timed or None},
+        **{**told, "checkpoint": {**told["checkpoint"], "files": ()}, of: timed or None},
         **{name: values[name] for name in ("plan", "snippet", "fingerprint")},
         **{name: run[name] for name in ("repo_id", "endpoint", "stage_keys")},
         "recipe": {**recipe, "target": {**recipe["target"], "create_pr": run["create_pr"]}},

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from hubprune.cards import front_matter, overview
+from hubprune.cards import front_matter, healed, overview
 from hubprune.cards.commands import publish_command, reproduce_command
 from hubprune.cards.context import (
     Glance,
@@ -35,6 +35,7 @@ from hubprune.cards.markdown import (
 # fmt: on
 from hubprune.cards.provenance import (
     GPTQ,
+    LORA,
     attribution_line,
     card_in_force,
     circumstances,
@@ -48,6 +49,7 @@ from hubprune.core.artifacts import (
     Divergence,
     GgufExport,
     QuantizedCheckpoint,
+    SiblingKind,
     SiblingReport,
 )
 from hubprune.core.console import size
@@ -62,6 +64,8 @@ METHODS = {"gptq": "GPTQ", "rtn": "each weight rounded to the nearest value"}
 
 def told(recipe: Recipe, kind: str) -> str:
     """Say in some words what a sibling holds."""
+    if kind == "healed":
+        return healed.told(recipe.heal)
     if kind == "gguf":
         return f"GGUF files for llama.cpp ({listing(recipe.gguf or ())})"
     spec = recipe.quantize or QuantizationSpec()
@@ -72,38 +76,55 @@ def _scheme(scheme: str, group: int | None) -> str:
     return f"{scheme.upper()}, {f'groups of {group}' if group else 'one scale per row'}"
 
 
-def context_of(report: SiblingReport, *, template_hash: str) -> SiblingContext:
-    """Build what the card of a sibling is rendered from, of the report of the run or as the manifest keeps it."""
+def context_of(report: SiblingReport, *, template_hash: str, curve: str | None = None) -> SiblingContext:
+    """Build what the card of a sibling is rendered from, of the report of the run or as the manifest keeps it.
+
+    `curve` is the path of the picture of a training among the published files.
+    """
     recipe, base, plan = parse(Recipe, report.recipe), report.base, report.plan
     name, given, made = report.repo_id.rsplit("/", 1)[-1], recipe.target.license, report.quantized
     terms = card_in_force(base, given=given)
     url, tag = page(report.pruned, endpoint=report.endpoint), report.pruned_tag
     then = "Then its matrices were quantized." if made else "Then it was written as GGUF files."
+    if report.kind == "healed":
+        then, summary, glance = healed.then(report), healed.summary(report), healed.glance(report)
+        limits = tuple(healed.limits(report))
+        told_made = healed.made(report, curve=curve)
+        benchmarks, adds = healed.benchmarks(report.recovered), healed.came_back(report.recovered)
+    else:
+        summary, limits = _summary(report), tuple(_limits(report))
+        glance = _quantized_glance(report, made) if made else _gguf_glance(report)
+        told_made = _quantized(made) if made else _files(report)
+        benchmarks, adds = four_benchmarks(report.benchmarks), adding(report.benchmarks)
     published = public_recipe(recipe, base=base)
-    measured = report.benchmarks is not None
+    also = [GPTQ] if made and made.record.method == "gptq" else []
+    also += [LORA] if report.healing and report.healing.method == "lora" else []
     return SiblingContext(
         front_matter=front_matter.dump(metadata(report)),
         title=name,
         base=Link(name=report.pruned, url=f"{url}{f'/tree/{tag}' if tag else ''}" if url else None),
-        summary=_summary(report),
+        summary=summary,
         beside=overview.beside(report.beside, endpoint=report.endpoint),
         attribution=attribution_line(terms),
         warnings=tuple(license_warnings(base, given=given)),
-        glance=_quantized_glance(report, made) if made else _gguf_glance(report),
+        glance=glance,
         usage=_usage(report),
-        made=_quantized(made) if made else _files(report),
-        benchmarks=four_benchmarks(report.benchmarks),
-        adding=adding(report.benchmarks),
-        limits=tuple(_limits(report)),
+        made=told_made,
+        benchmarks=benchmarks,
+        adding=adds,
+        free_text=healed.texts(report),
+        limits=limits,
         reproduction=Reproduction(
-            check=reproduce_command(published, repo_id=report.repo_id, tag=own_tag(report)),
-            command=publish_command(published), needs_tasks=recipe.evaluation.include_path is not None,
+            check=None
+            if report.elsewhere
+            else reproduce_command(published, repo_id=report.repo_id, tag=own_tag(report)),
+            command=f"{publish_command(published)}{' --healed FOLDER' if report.elsewhere else ''}",
+            needs_tasks=recipe.evaluation.include_path is not None,
             refreshed=None, environment=circumstances(base, report.environment), seconds=times(report.seconds),
         ),
         licence=licence(base, plan=plan, name=name, given=given, then=then),
         citations=citations(
-            base, plan, endpoint=report.endpoint, measured=measured,
-            also=[GPTQ] if made and made.record.method == "gptq" else [],
+            base, plan, endpoint=report.endpoint, measured=benchmarks is not None, also=also,
         ),
         footer=f"Written by hubprune {report.environment.hubprune}, card template {template_hash[:8]}.",
     )  # fmt: skip
@@ -117,27 +138,30 @@ def own_tag(report: SiblingReport) -> str | None:
 def metadata(report: SiblingReport) -> dict[str, Any]:
     """Build the card's metadata: that of a pruned model, of which this one is a quantization."""
     recipe, made = parse(Recipe, report.recipe), report.quantized
-    both = report.benchmarks.both if report.benchmarks else None
+    compared = report.benchmarks or report.recovered
+    both = compared.both if compared else None
+    texts = made.record.calibration if made else report.healing.data if report.healing else None
     values = front_matter.metadata(
         report.base, terms=card_in_force(report.base, given=recipe.target.license),
         name=report.repo_id.rsplit("/", 1)[-1], methods=report.plan.methods,
         has_code=overview.custom_code(report.files, report.plan) is not None, scores=None, benchmarks=both,
-        texts=made.record.calibration if made else None,
+        texts=texts,
     )  # fmt: skip
-    return {**values, **relation(report.pruned, kind="quantized" if made else "gguf", tags=values["tags"])}
+    return {**values, **relation(report.pruned, kind=report.kind, tags=values["tags"])}
 
 
-def relation(pruned: str, *, kind: str, tags: list[str]) -> dict[str, Any]:
+def relation(pruned: str, *, kind: SiblingKind, tags: list[str]) -> dict[str, Any]:
     """Return the keys of the metadata that tell a sibling from the model that it was made of, in the place of others'.
 
     Its tags say in which format it is, and not that the scores can be reproduced, which it has none of.
     """
-    own = ["compressed-tensors", "quantized"] if kind == "quantized" else ["gguf", "llama.cpp"]
+    own = {"healed": ["healed"], "quantized": ["compressed-tensors", "quantized"], "gguf": ["gguf", "llama.cpp"]}[kind]
     last = [tag for tag in tags if tag == front_matter.CUSTOM_CODE]
     kept = [tag for tag in tags if tag not in ("reproducible", front_matter.CUSTOM_CODE)]
     return {
-        "library_name": "transformers" if kind == "quantized" else "gguf",
-        "base_model": pruned, "base_model_relation": "quantized", "tags": [*kept, *own, *last],
+        "library_name": "gguf" if kind == "gguf" else "transformers",
+        "base_model": pruned, "base_model_relation": "finetune" if kind == "healed" else "quantized",
+        "tags": [*kept, *own, *last],
     }  # fmt: skip
 
 
@@ -226,9 +250,11 @@ def _verdict(exports: tuple[GgufExport, ...]) -> str:
 def _usage(report: SiblingReport) -> Usage:
     """Show the code that was run, with what it printed."""
     run, made = report.snippet, report.quantized
-    code = overview.custom_code(report.files, report.plan) if made else None
+    code = overview.custom_code(report.files, report.plan) if made or report.healed else None
     runtimes = []
-    if made:
+    if report.healed:
+        runtimes += [overview.ran_in(report.healed.verification), healed.TRAIN_ON]
+    elif made:
         runtimes.append("transformers reads this format with the package compressed-tensors.")
         runtimes.append(overview.ran_in(made.verification))
     elif seen := next((e.parity for e in report.exports if e.parity), None):

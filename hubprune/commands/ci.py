@@ -20,7 +20,7 @@ from hubprune.cards.limits import budget_lines
 from hubprune.cards.markdown import NONE, change_percent, count, md, plain, with_interval
 from hubprune.cards.measured import benchmarks
 from hubprune.cards.removal import removal
-from hubprune.core.artifacts import PublishReport
+from hubprune.core.artifacts import PublishReport, SiblingReport
 from hubprune.core.console import Reporter, size
 from hubprune.core.devices import rank
 from hubprune.core.errors import EditedError, HubpruneError, OverBudgetError
@@ -145,6 +145,9 @@ def _parts(outcome: Outcome) -> Iterator[str]:
             yield md(f"It would go to {upload.repo_id}: {files}, {new} new to the Hub.")
         yield _dropped(report)
         yield from _measured(report)
+        if report.siblings:
+            yield "### Siblings"
+            yield "\n".join(map(_sibling, report.siblings))
     if outcome.warnings:
         yield "### Warnings"
         yield "\n".join(f"- {md(warning)}" for warning in outcome.warnings)
@@ -165,6 +168,21 @@ def _dropped(report: PublishReport) -> str:
         f"Parameters: {parameters} ({change_percent(written.base_parameters, written.parameters)}); weights: {weights}",
     ]
     return "\n".join(f"- {md(line)}" for line in lines)
+
+
+def _sibling(report: SiblingReport) -> str:
+    """Say in a line where a sibling is, or would go, and how close it is to the pruned model."""
+    told = [md(report.repo_id)]
+    if published := report.published:
+        state = "" if published.created else ", up to date"
+        told.append(f"at [{published.commit[:12]}]({_address(published.pull_request_url or published.url)}){state}")
+    elif report.upload:
+        told.append(md(f"would get {sum(file.change != 'unchanged' for file in report.upload.files)} files"))
+    if report.quantized and (seen := report.quantized.record.divergence):
+        told.append(md(f"(KL {seen.kl:.4f} nats per token, the same first choice at {100 * seen.top1:.1f} %)"))
+    if report.exports:
+        told.append(md(f"({', '.join(made.outtype for made in report.exports)})"))
+    return f"- {' '.join(told)}"
 
 
 def _measured(report: PublishReport) -> Iterator[str]:

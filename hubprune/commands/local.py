@@ -42,6 +42,7 @@ class DemoRequest(Request):
     """Publish an embedded model on a local Hub."""
 
     base: Annotated[str, Option("Which embedded model.", metavar="tiny-llama|tiny-mistral")] = "tiny-llama"
+    heal: Annotated[bool, Option("Train what is left on what the base says, and publish that beside it.")] = False
     directory: Annotated[
         Place | None, Option("Where the demo keeps its Hub. Default: the work folder.", metavar="FOLDER", flag="--dir")
     ] = None
@@ -91,7 +92,7 @@ def demo(request: DemoRequest, reporter: Reporter) -> None:
     from hubprune.workflows import demo as demonstration
 
     place = Path(request.directory) if request.directory else None
-    raise typer.Exit(demonstration.run(request.base, directory=place, reporter=reporter))
+    raise typer.Exit(demonstration.run(request.base, directory=place, reporter=reporter, heal=request.heal))
 
 
 def env(request: Request, reporter: Reporter, *, as_json: bool) -> None:

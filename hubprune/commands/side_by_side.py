@@ -62,6 +62,8 @@ def _column(side: ComparedSide) -> dict[str, str]:
         "MLP widths": widths,
         "layout": side.layout,
         "quantized": side.quantization or "no",
+        "trained": side.training or "no",
+        "weight files": (side.weights_sha256 or UNKNOWN)[:12],
         "parameters": _count(side.parameters),
         "KV cache per token": _count(side.kv_bytes_per_token, unit=" B"),
         "calibration": side.calibration or "none",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Environment,
         Estimate,
         HealedCheckpoint,
+        HealingRecord,
         Interval,
         LayerScores,
         Metric,
@@ -190,10 +191,17 @@ def sibling_lines(report: SiblingReport) -> str:
         rows.append(["weights", weights])
         if seen := made.record.divergence:
             rows.append(["KL", f"{seen.kl:.4f} ± {seen.kl_error:.4f} nats per token, top-1 {100 * seen.top1:.1f} %"])
+    if healing := report.healing:
+        rows += [[name, told] for name, told in _healing_rows(healing)]
     for made_file in report.exports:
         seen_there = made_file.parity.model if made_file.parity else None
         told = f", same next token at {seen_there.agreed} of {seen_there.positions}" if seen_there else ""
         rows.append([made_file.outtype, f"{size(made_file.size)}{told}"])
+    if report.recovered and (mean := report.recovered.step.mean_points):
+        lost = report.recovered.dropped.mean_points
+        ends = f" [{_interval(mean)}]" if _interval(mean) else ""
+        before = f"pruning {lost.value:+.2f}, " if lost else ""
+        rows.append(["points (mean)", f"{before}healing {mean.value:+.2f}{ends}"])
     if (four := report.benchmarks) and four.together:
         last = four.together[-1]
         ends = f" [{last.excess.low:+.2f} to {last.excess.high:+.2f}]" if last.excess.ends else ""
@@ -257,6 +265,16 @@ def checkup_lines(seen: Checkup) -> str:
         parts.append(table(rows, left=2))
         parts.append(f"together about {duration(total)}, downloads and uploads aside; every figure is arithmetic")
     return "\n\n".join(parts)
+
+
+def _healing_rows(record: HealingRecord) -> Iterator[tuple[str, str]]:
+    before, after = record.before, record.after
+    base = f"base {record.base_perplexity:.3f}"
+    yield "perplexity", f"{base}, pruned {before.perplexity:.3f}, healed {after.perplexity:.3f}"
+    yield "KL to the base", f"{before.kl:.4f} -> {after.kl:.4f} nats per token, top-1 {100 * after.top1:.1f} %"
+    if back := record.recovered:
+        value, low, high = (100 * share for share in (back.value, back.low, back.high))
+        yield "came back", f"{value:.1f} % of the lost log-perplexity [{low:.1f}, {high:.1f}]"
 
 
 def healing_lines(healed: HealedCheckpoint) -> str:

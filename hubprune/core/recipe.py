@@ -259,7 +259,7 @@ class Recipe(Settings):
     @property
     def alone(self) -> Recipe:
         """The same without what is published beside the result, which changes nothing of it."""
-        return self.model_copy(update={"quantize": None, "gguf": None})
+        return self.model_copy(update={"heal": None, "quantize": None, "gguf": None})
 
     @property
     def needs_scores(self) -> bool:
@@ -268,8 +268,8 @@ class Recipe(Settings):
 
     @property
     def reads_texts(self) -> bool:
-        """Whether its mix is read: something is chosen, or quantized, by what it says."""
-        return self.needs_scores or self.quantize is not None
+        """Whether its mix is read: something is chosen, trained or quantized by what it says."""
+        return self.needs_scores or self.quantize is not None or self.heal is not None
 
     @property
     def default_name(self) -> str:

@@ -46,6 +46,13 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     )] = False
     out: Annotated[Place | None, Option(
         "New folder that keeps the published files.", metavar="FOLDER", panel=TARGET)] = None
+    heal: Annotated[bool | None, Option(
+        "Train it on what the base says, and publish it healed too, as NAME-healed.", flag="--heal/--no-heal",
+        panel=BESIDE)] = None
+    heal_steps: Annotated[int | None, Option("Steps of that training. Default: 200.", least=1, panel=BESIDE)] = None
+    healed: Annotated[Place | None, Option(
+        "Publish as NAME-healed what somebody trained elsewhere from exactly this pruned model.", metavar="FOLDER",
+        panel=BESIDE)] = None
     quantize: Annotated[str | None, Option(
         "Publish it quantized too, as NAME-W4A16 and so on: by GPTQ, or with :rtn each weight rounded by itself.",
         metavar="w4a16|w8a16|fp8[:rtn]|none", panel=BESIDE)] = None
@@ -167,6 +174,9 @@ class HealRequest(Budgeted):
 
     checkpoint: Checkpoint = field(kw_only=False)
     out: Annotated[Place, Option("New folder for the healed checkpoint.", metavar="FOLDER")]
+    adapter: Annotated[Place | None, Option(
+        "New folder for the adapters alone, which peft puts on the pruned model; with --method lora.", metavar="FOLDER"
+    )] = None
     steps: Annotated[int | None, Option("Steps of training. Default: 200.", least=1, panel=TRAINING)] = None
     tokens: Annotated[int | None, Option(
         "Train on about so many tokens, instead of --steps.", least=1, panel=TRAINING)] = None

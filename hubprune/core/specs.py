@@ -233,6 +233,10 @@ class QuantizationSpec(Settings):
         return f"-{self.scheme.upper()}"
 
 
+HEALED_SUFFIX = "-healed"
+"""What the name of a healed sibling ends with, wherever it was trained."""
+
+
 class HealSpec(Settings):
     """How a result is trained on what its base says, and published healed beside it."""
 

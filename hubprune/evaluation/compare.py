@@ -115,6 +115,32 @@ def difference(pairs: Pairs) -> Estimate:
     return Estimate(value=value, standard_error=error, low=value - reach, high=value + reach)
 
 
+def share_of_loss(lost: Sequence[float], back: Sequence[float]) -> Estimate | None:
+    """Estimate which share of a loss came back, from what every document lost and what came back of it.
+
+    The interval is that of Fieller (Biometrics 10, 1954) for a ratio of two means of the same documents.  None where
+    the loss is not clearly above 0: any share would do then.
+    """
+    from scipy.special import stdtrit
+
+    count = len(lost)
+    if count < 2:
+        return None
+    below, above = math.fsum(lost) / count, math.fsum(back) / count
+    pairs = [(one - below, other - above) for one, other in zip(lost, back, strict=True)]
+    scale = count * (count - 1)
+    lost_error, back_error = (math.fsum(d[i] ** 2 for d in pairs) / scale for i in (0, 1))
+    both = math.fsum(one * other for one, other in pairs) / scale
+    reach = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) ** 2
+    rest = below**2 - reach * lost_error
+    if below <= 0 or rest <= 0:
+        return None
+    # The ends are where (above - share x below)^2 is `reach` times its variance.
+    centre = below * above - reach * both
+    spread = math.sqrt(max(0.0, centre**2 - rest * (above**2 - reach * back_error)))
+    return Estimate(value=above / below, low=(centre - spread) / rest, high=(centre + spread) / rest)
+
+
 def _rate(pairs: Pairs) -> tuple[float, float | None, int]:
     """Return the mean difference, its standard error, and the number of documents."""
     changes = [pruned - base for base, pruned in zip(pairs.base, pairs.pruned, strict=True)]

@@ -17,6 +17,7 @@ from hubprune.core.artifacts import (
     BenchmarkAnswers,
     BenchmarkComparison,
     EvalBackend,
+    HealedBenchmarks,
     QuantizedBenchmarks,
     SelfCheck,
 )
@@ -27,7 +28,7 @@ from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
 from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.evaluation.requests import Memo
-from hubprune.evaluation.results import answers_of, compare_results, refuse_different_documents, together
+from hubprune.evaluation.results import answers_of, came_back, compare_results, refuse_different_documents, together
 from hubprune.evaluation.sources import commit_of, state_of
 from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
 
@@ -130,6 +131,41 @@ def compare_four(
     rows = together(models, dropped=dropped.tasks, quantized=control.tasks, both=both.tasks)
     step = compared("dropped", "both")
     return QuantizedBenchmarks(dropped=dropped, control=control, both=both, step=step, together=rows)
+
+
+def compare_three(
+    as_is: Pair, healed: Pair, *, spec: EvaluationSpec, seed: int, reporter: Reporter, memo: Path | None = None
+) -> HealedBenchmarks:
+    """Benchmark base, pruned and healed model on the same documents.
+
+    Args:
+        as_is: base and pruned model.
+        healed: base and healed model.
+
+    All else is that of `compare`.
+
+    Raises:
+        EvaluationError: as of `compare`.
+        RecipeError: this machine has no such device.
+    """
+    start = time.monotonic()
+    with quiet(), no_calls_elsewhere():
+        plan = _Plan(load_tasks(spec), spec=spec, seed=seed, reporter=reporter)
+        one = _measure(plan, as_is, Memo(memo))
+        as_is.let_go()
+        reporter.note("The same of the healed model")
+        other = _measure(plan, healed, Memo(memo))
+    models = {**one.results, "healed": other.results["pruned"]}
+    for found in models.values():
+        refuse_different_documents(models["base"], found)
+
+    def compared(first: str, second: str) -> BenchmarkComparison:
+        """Compare two of the three."""
+        measured = replace(other, results={"base": models[first], "pruned": models[second]})
+        return _comparison(plan, measured, seconds=time.monotonic() - start)
+
+    dropped, both, step = compared("base", "pruned"), compared("base", "healed"), compared("pruned", "healed")
+    return HealedBenchmarks(dropped=dropped, both=both, step=step, came_back=came_back(models, dropped.tasks))
 
 
 class InMemory:

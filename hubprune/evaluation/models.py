@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
-from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import nn
@@ -82,11 +81,11 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     offload = tempfile.TemporaryDirectory(prefix=scratch_prefix("hubprune-offload"))
     link = Path(offload.name, "model")  # a folder's name becomes part of a module's, which is too long for some
     link.symlink_to(folder.resolve(), target_is_directory=True)
-    with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."), catch_warnings():
-        simplefilter("ignore", UserWarning)  # that a folder's own way to be loaded is overruled
+    with memory_errors(f"while loading {folder}", hint="Pass --dtype bfloat16, or --device cpu."):
         place = placement(folder, device=device, dtype=dtype, offload_folder=str(Path(offload.name, "weights")))
         cast = dtype if dtype == "auto" else getattr(torch, dtype)
-        model = load_causal_lm(link, dtype=cast, own_code=trust_remote_code, **place, **quantized.loading(folder))
+        model = load_causal_lm(link, dtype=cast, own_code=trust_remote_code, **place)
+        quantized.expand(model, folder)
     model.offload_folder = offload  # deleted with the model, which may read its weights from there
     return LoadedModel(model, tokenizer_of(model, link), input_device(model), str(model.dtype).removeprefix("torch."))
 

@@ -1,7 +1,8 @@
 """Folders in fewer bits: how they are loaded to be measured, and what they take in memory then.
 
-A reader's transformers keeps packed weights until the first pass and expands them there.  Asked to, it expands them as
-they are loaded: to the same numbers, and into plain linear layers, which can be measured together with others.
+A reader's transformers keeps packed weights until the first pass and expands them there.  That pass is made here, and
+what only told of packing is taken away: what is left computes with a reader's numbers, and its plain linear layers can
+be measured together with others.  Asked to expand while it loads, transformers 5.24 rounds to the dtype of the scales.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hubprune.core.console import quiet
 from hubprune.core.strict import parse_json
 from hubprune.core.weights import open_weights
 
 KEY, METHOD = "quantization_config", "compressed-tensors"
 PACKED = ".weight_packed"
 """How the tensors end that hold several numbers in one."""
+LEFT = ("weight_packed", "weight_scale", "weight_shape")
+"""Parameters of an expanded layer that nothing is computed with any more."""
 BITS = 8
 
 
@@ -26,17 +30,26 @@ def quantization(folder: Path) -> Mapping[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def loading(folder: Path) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` that load a folder to be measured.
+def expand(model: Any, folder: Path) -> None:
+    """Expand the weights of a model that was loaded from a folder.
 
-    What computes in few bits as well, not only stores in them, is left to transformers.
+    One that computes in few bits as well, not only stores in them, stays as it is, as does one that is not quantized.
     """
     told = quantization(folder)
     if told is None or told.get("quant_method") != METHOD or any(_activations(told)):
-        return {}
-    from transformers import CompressedTensorsConfig
+        return
+    import torch
 
-    return {KEY: CompressedTensorsConfig(dequantize=True)}
+    with torch.inference_mode(), quiet():
+        model(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
+    for module in model.modules():
+        for name in LEFT:
+            module._parameters.pop(name, None)
+        for name in ("quantization_scheme", "quantization_status"):
+            vars(module).pop(name, None)
+    for holder in (model.config, model):
+        for name in (KEY, "hf_quantizer"):
+            vars(holder).pop(name, None)
 
 
 def expanded(folder: Path, *, itemsize: int) -> int:

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from hubprune.core.artifacts import (
+    CameBack,
     Estimate,
     MetricValue,
     PairedComparison,
@@ -29,6 +30,7 @@ from hubprune.evaluation.compare import (
     judge,
     pair,
     refuse_other_documents,
+    share_of_loss,
 )
 from hubprune.evaluation.sources import hub_id
 
@@ -306,8 +308,42 @@ def together(
     return tuple(rows)
 
 
+def came_back(results: Mapping[str, Results], dropped: Sequence[TaskComparison]) -> tuple[CameBack, ...]:
+    """Say of every main metric with a value per document which share of what pruning lost came back.
+
+    Args:
+        results: lm-eval's of `base`, `pruned` and `healed`.
+        dropped: rows of the pruned model against the base.
+    """
+    found = []
+    for row in main_rows(dropped):
+        sign = 1 if row.higher_is_better else -1
+        scales: list[tuple[Scale, int]] = [("mean", sign), ("perplexity", 1)]
+        for scale, times in scales:
+            if not (plain := _lined_up(results, row, scale=scale)):
+                continue
+            base, pruned, healed = ([times * v for v in plain[name]] for name in ("base", "pruned", "healed"))
+            lost = difference(Pairs(pruned, base)).affine(times=100 if row.is_share else 1)
+            share = None
+            if lost.low is not None and lost.low > 0:
+                pairs = zip(base, pruned, healed, strict=True)
+                share = share_of_loss(*zip(*((b - p, h - p) for b, p, h in pairs), strict=True))
+            found.append(CameBack(task=row.task, metric=row.metric, lost=lost, share=share))
+            break
+    return tuple(found)
+
+
 def _excess(results: Mapping[str, Results], row: TaskComparison) -> Estimate | None:
     """Estimate by how much a change of both is off the sum of the single ones; None where no document has a value."""
+    plain = _lined_up(results, row, scale="mean")
+    if plain is None:
+        return None
+    sums = [d + q - b for b, d, q in zip(plain["base"], plain["dropped"], plain["quantized"], strict=True)]
+    return difference(Pairs(sums, plain["both"]))
+
+
+def _lined_up(results: Mapping[str, Results], row: TaskComparison, *, scale: Scale) -> dict[str, list[float]] | None:
+    """Return what each model got on every document, in one order; None where a scale does not make the row of it."""
     values = {
         name: {d: v for answers in _per_task(found, row) for d, v in answers.items()} for name, found in results.items()
     }
@@ -316,7 +352,6 @@ def _excess(results: Mapping[str, Results], row: TaskComparison) -> Estimate | N
     plain = {name: [v for v in column if isinstance(v, int | float)] for name, column in numbers.items()}
     if not documents or any(len(column) < len(documents) for column in plain.values()):
         return None
-    if not fits([dict(zip(documents, plain["base"], strict=True))], scale="mean", expected=row.base.value):
+    if not fits([dict(zip(documents, plain["base"], strict=True))], scale=scale, expected=row.base.value):
         return None
-    sums = [d + q - b for b, d, q in zip(plain["base"], plain["dropped"], plain["quantized"], strict=True)]
-    return difference(Pairs(sums, plain["both"]))
+    return plain

@@ -83,7 +83,7 @@ def preflight_beside(
     """
     identity = _identify(session, wanted=repo_id, excuse=excuse)
     _check_length(repo_id)
-    if kind == "quantized" and recipe.layout != "stock" and not set(recipe.methods) <= WITHOUT_CODE:
+    if kind != "gguf" and recipe.layout != "stock" and not set(recipe.methods) <= WITHOUT_CODE:
         check_name_loads(repo_id)
     target = _look_at(
         repo_id, recipe=recipe, base=base, identity=identity, session=session, overwrite=overwrite, excuse=excuse,

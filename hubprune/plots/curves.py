@@ -104,6 +104,25 @@ def speed_curve(
     return figure
 
 
+@styled
+def training(losses: Points, held_out: Points, perplexities: Points, *, base_perplexity: float, title: str) -> Figure:
+    """Draw loss and KL of held-out documents over the steps of a training, and below them perplexity.
+
+    The losses are means since the look before, each at the step of its look; the base's perplexity is a dotted line.
+    """
+    labels = ["training loss", "held-out KL to the base", "held-out perplexity", "base"]
+    figure = new_figure(title, height=HEIGHT * 1.5 + legend_height(labels))
+    above, below = figure.subplots(2, 1, sharex=True)
+    drawn = [_line(above, losses, number=0), _line(above, held_out, number=1), _line(below, perplexities, number=2)]
+    drawn.append(below.axhline(base_perplexity, color=INK, linestyle=(0, (1, 1.5)), linewidth=1.4, zorder=1.5))
+    above.set(ylabel="nats per token")
+    above.set_ylim(bottom=0)
+    below.set(xlabel="step", ylabel="perplexity")
+    whole_numbers(below)
+    add_legend(figure, list(zip(drawn, labels, strict=True)))
+    return figure
+
+
 def _line(axes: Axes, points: Points, *, number: int, kinds: Sequence[Step] | None = None) -> Artist:
     drops, values = [x for x, _ in points], [y for _, y in points]
     style = look(number)

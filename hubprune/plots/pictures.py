@@ -11,6 +11,7 @@ from hubprune import plots
 from hubprune.core.artifacts import (
     BenchmarkComparison,
     DropPlan,
+    HealingRecord,
     ImportanceScores,
     LayerScores,
     Ranking,
@@ -31,6 +32,8 @@ CARD_PICTURE = "assets/importance.png"
 """Path of a card's picture of the scores in its repo."""
 BENCHMARK_PICTURE = "assets/benchmarks.png"
 """Path of a card's picture of the changes in its repo."""
+TRAINING_PICTURE = "assets/training.png"
+"""Path of a card's picture of its training in its repo."""
 VARIES: dict[StudyKind, str] = {
     "revisions": "revision of the base", "calibration": "calibration mix", "samples": "number of samples",
 }  # fmt: skip
@@ -67,6 +70,22 @@ def draw_changes(comparison: BenchmarkComparison, folder: Path, *, base: str) ->
     if figure := changes_figure(comparison, base=base):
         plots.save_png(figure, folder / BENCHMARK_PICTURE)
     return BENCHMARK_PICTURE if figure else None
+
+
+def draw_training(record: HealingRecord, folder: Path, *, name: str) -> str:
+    """Draw loss and held-out KL over the steps of a training into a checkpoint's folder, and return the path there.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    losses = [(point.step, point.loss) for point in record.curve if point.loss is not None]
+    held_out = [(point.step, point.held_out.kl) for point in record.curve]
+    ppl = [(point.step, point.held_out.perplexity) for point in record.curve]
+    figure = plots.training(
+        losses, held_out, ppl, base_perplexity=record.base_perplexity, title=scrub(f"Training of {name}")
+    )
+    plots.save_png(figure, folder / TRAINING_PICTURE)
+    return TRAINING_PICTURE
 
 
 def changes_figure(comparison: BenchmarkComparison, *, base: str) -> Figure | None:

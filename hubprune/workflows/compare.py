@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hubprune.cards.manifest import MANIFEST
+from hubprune.cards.manifest import MANIFEST, files_digest
 
 # fmt: off
 # isort: off
 from hubprune.core.artifacts import (
-    Agreement, CheckpointComparison, ComparedMetric, ComparedSide, DroppedSets, DropPlan, LayerScores, SameBase,
+    Agreement, CheckpointComparison, ComparedMetric, ComparedSide, DroppedSets, DropPlan, HealingRecord, LayerScores,
+    RepoFile, SameBase,
     QuantizationRecord, SublayerKind, TaskComparison,
 )
 # isort: on
@@ -34,6 +35,8 @@ from hubprune.pruning.checkpoint import count_parameters
 from hubprune.pruning.verify import base_of, plan_of
 from hubprune.quantizing.packing import is_part
 from hubprune.quantizing.schemes import record_of
+from hubprune.workflows.healed import RECORD as HEALING
+from hubprune.workflows.healed import healed_by
 from hubprune.workflows.run import open_session
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -77,11 +80,14 @@ def read(name: str, *, session: HubSession) -> Source:
         weights = open_weights(path)
         if record:
             weights = weights.used({t.name: None for _, t in weights if is_part(t.name, t.dtype)})
-        counted = {
+        counted: dict[str, object] = {
             "parameters": count_parameters(weights, config, structure.architecture)
             + (record.quantized_parameters if record else 0),
             "kv_bytes_per_token": kv_bytes_per_layer(with_dtype(config, path)) * layers,
         }
+        if (path / HEALING).is_file():
+            healing = _understood(HealingRecord, parse_json((path / HEALING).read_bytes(), where=HEALING))
+            counted |= {"training": _trained(healing)} if healing else {}
         return Source(_side_of_config(name, config).model_copy(update=counted))
     repo_id, _, revision = name.partition("@")
     if not REPO_ID.fullmatch(repo_id):
@@ -105,6 +111,8 @@ def _side_of_config(name: str, config: Mapping[str, Any]) -> ComparedSide:
     told: dict[str, object] = {"methods": ()}
     if record := record_of(config):
         told["quantization"] = _in_fewer_bits(record)
+    if method := healed_by(config):
+        told["training"] = {"lora": "healed: lora", "full": "healed: full"}.get(method, "elsewhere")
     return _side(name, plan_of(config), base=base, commit=commit).model_copy(update=told)
 
 
@@ -112,6 +120,22 @@ def _in_fewer_bits(record: QuantizationRecord) -> str:
     bits = f"{record.bits_per_weight:g} bits per weight of {record.quantized_parameters:,}"
     kl = f", KL {record.divergence.kl:.4f} nats per token" if record.divergence else ""
     return f"{record.scheme} by {record.method}, {bits}{kl}"
+
+
+def _trained(record: HealingRecord) -> str:
+    return f"healed: {record.method}, {record.steps:,} steps, loss {record.loss}"
+
+
+def _weight_files(values: Mapping[str, Any]) -> list[RepoFile]:
+    """List the weight files that a manifest or a report names, with their SHA-256."""
+    rows = values.get("files")
+    if isinstance(rows, dict):
+        listed = [{"path": path, **row} for path, row in rows.items() if isinstance(row, dict)]
+    else:
+        checkpoint = values.get("checkpoint")
+        listed = checkpoint.get("files") if isinstance(checkpoint, dict) else None  # type: ignore[assignment]
+    found = (_understood(RepoFile, row) for row in (listed if isinstance(listed, list) else []))
+    return [file for file in found if file and file.sha256 and file.path.endswith(".safetensors")]
 
 
 def _of_json(name: str, data: bytes) -> Source:
@@ -130,7 +154,14 @@ def _of_json(name: str, data: bytes) -> Source:
     )
     numbers = ((key, checkpoint.get(key)) for key in ("parameters", "kv_bytes_per_token"))
     found: dict[str, object] = {key: number for key, number in numbers if isinstance(number, int)}
-    quantized = told.get("sibling", {}).get("quantized")
+    sibling = told.get("sibling", {})
+    if healing := _understood(HealingRecord, {**(sibling.get("healing") or {}), "seconds": 0.0}):
+        found["training"] = _trained(healing)
+    elif sibling.get("elsewhere"):
+        found["training"] = "elsewhere"
+    if weights := _weight_files(values):
+        found["weights_sha256"] = files_digest(weights)
+    quantized = sibling.get("quantized")
     record_here = quantized.get("record") if isinstance(quantized, dict) else None
     if quantization := _understood(QuantizationRecord, record_here):
         found["quantization"] = _in_fewer_bits(quantization)

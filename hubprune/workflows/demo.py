@@ -22,10 +22,11 @@ from hubprune.core.files import make_writable, work_folder
 
 DROPPED = 3
 """Attention sublayers that the demo drops."""
+HEAL = ("--heal", "--heal-steps", "50")
 HUB_STOP_SECONDS = 10
 
 
-def run(base: str, *, directory: Path | None, reporter: Reporter) -> int:
+def run(base: str, *, directory: Path | None, reporter: Reporter, heal: bool = False) -> int:
     """Publish an embedded model on a local Hub and return the exit code of that publish.
 
     Hub, caches and work are kept in the directory; None for a place in the work folder.
@@ -49,7 +50,7 @@ def run(base: str, *, directory: Path | None, reporter: Reporter) -> int:
         reporter.note(f"local Hub at {address['HF_ENDPOINT']}, kept in {place}")
         if subprocess.run([sys.executable, "-m", "hubprune.demo.fill"], env=environment, check=False).returncode:
             raise HubError("The local Hub could not be filled.", hint="The message above says why.")
-        command = publish_options(base)
+        command = [*publish_options(base), *(HEAL if heal else [])]
         reporter.note(f"$ hubprune {shlex.join(command)}")
         code = subprocess.run([sys.executable, "-m", "hubprune", *command], env=environment, check=False).returncode
     if not code:
@@ -57,6 +58,8 @@ def run(base: str, *, directory: Path | None, reporter: Reporter) -> int:
         reporter.note("")
         if cards:
             reporter.note(f"The card and all published files: {cards[-1].parent}")
+        for card in sorted((place / "work" / "siblings").glob("*/README.md")) if heal else ():
+            reporter.note(f"The same of the healed model: {card.parent}")
         reporter.note(f"The demo's Hub has stopped; start it again with: hubprune hub --dir {place / 'hub'}")
         reporter.note("On a real model: hf auth login && hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3")
     return code

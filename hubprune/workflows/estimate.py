@@ -150,6 +150,17 @@ def needs(recipe: Recipe, shape: Shape, machine: Machine, *, missing: int) -> tu
 def _siblings(recipe: Recipe, shape: Shape, machine: Machine, measured: Sequence[StageNeed]) -> Iterator[StageNeed]:
     """Yield what is made beside the result; it counts as large as the base."""
     mix, size = recipe.calibration, shape.weight_bytes
+    if heal := recipe.heal:
+        lora, tokens = heal.method == "lora", heal.steps * heal.batch_size * mix.max_tokens
+        # The teacher's pass, the student's, and the way back: one more, or two where all weights have gradients.
+        flop = (3 if lora else 4) * shape.forward(tokens, context=mix.max_tokens)
+        weights = shape.parameters * (machine.itemsize if lora else machine.itemsize + 16)
+        yield StageNeed(
+            stage="heal", way=f"{heal.steps:,} steps, {tokens:,} tokens at most", memory=LIBRARIES + weights, read=size,
+            written=2 * size, flop=flop, seconds=machine.seconds(flop, read=size),
+        )  # fmt: skip
+        for need in measured:
+            yield need.model_copy(update={"stage": "benchmarks, healed"})
     if spec := recipe.quantize:
         tokens = mix.num_samples * mix.max_tokens
         columns = max(shape.hidden, shape.intermediate, shape.attention)

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 HEALED = "healed"
-"""Key of what hubprune says in config.json: how a checkpoint was trained, `lora` or `full`."""
+"""Key of what hubprune says in config.json: how a checkpoint was trained, `lora` or `full`, or `elsewhere`."""
+ELSEWHERE = "elsewhere"
+RECORD = "healing.json"
+"""File beside the weights of a folder that `hubprune heal` wrote."""
 
 
 NAMES = {
@@ -82,11 +85,27 @@ def _trained(
         for _, tensor in weights
         if (name := names[tensor.name]) is not None and name in reader.names
         if (place := reader.place(name)).shape == tensor.shape and place.dtype == TORCH_DTYPES[tensor.dtype]
-        if method == "full" or (len(tensor.shape) == 2 and tensor.name.startswith(architecture.layers_prefix))
+        if method != "lora" or (len(tensor.shape) == 2 and tensor.name.startswith(architecture.layers_prefix))
     ]
     loads = read_ahead([Load((place,)) for _, place in wanted])
     for (name, _), [data] in zip(wanted, loads, strict=True):
         yield name, data
+
+
+def from_elsewhere(base: BaseCheckpoint, plan: DropPlan, given: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a checkpoint that somebody trained from a pruned model, by their names in its base.
+
+    A head that is the embedding need not be in the files.
+    """
+    from hubprune.core.streaming import WeightReader, read_tensor
+
+    architecture = read_structure(base.config, name=base.name).architecture
+    weights, reader = open_weights(Path(base.folder or "")).used(base.tensor_names), WeightReader(given, {})
+    names = new_names(weights, plan, architecture)
+    for _, tensor in weights:
+        if name := names[tensor.name]:
+            there = name if name in reader.names else "model.embed_tokens.weight"
+            yield tensor.name, read_tensor(reader.place(there))
 
 
 def told_of_healed(checks: Sequence[Check]) -> tuple[Check, ...]:

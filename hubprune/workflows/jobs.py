@@ -39,7 +39,7 @@ LABEL = "hubprune-job"
 LONGEST_RECIPE = 64_000
 """Bytes; an environment variable of Linux holds twice as much."""
 HERE_ONLY: Mapping[str, str] = {
-    "notes": "--notes", "card_template": "--card-template", "out": "--out", "report": "--report",
+    "notes": "--notes", "healed": "--healed", "card_template": "--card-template", "out": "--out", "report": "--report",
 }  # fmt: skip
 """Options that name files of this machine."""
 UNFIT_FOR_NAMES = re.compile(r"[^A-Za-z0-9_-]")
@@ -103,7 +103,8 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
 
 def requirement_of(recipe: Recipe) -> str:
     """Return what uv installs in the job: this very version, with what its siblings take."""
-    extras = ["plots", *(["quantize"] if recipe.quantize else []), *(["gguf"] if recipe.gguf else [])]
+    asked = {"heal": recipe.heal, "quantize": recipe.quantize, "gguf": recipe.gguf}
+    extras = ["plots", *(extra for extra, wanted in asked.items() if wanted)]
     return f"hubprune[{','.join(extras)}]=={__version__}"
 
 

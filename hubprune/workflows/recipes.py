@@ -74,6 +74,19 @@ def recipe_of(request: WithRecipe, *, drop: Mapping[str, Any] | None = None) -> 
 
 def _add_siblings(values: dict[str, Any], request: PublishRequest) -> None:
     """Put into the values of a recipe what is published beside the result; `none` takes out what the file says."""
+    if request.heal is not None:
+        told = values.pop("heal", None)
+        if request.heal:
+            values["heal"] = told or {}
+    if request.heal_steps is not None:
+        if "heal" not in values:
+            raise RecipeError("--heal-steps is for what is healed.", hint="Pass --heal with it.")
+        values["heal"] = {**values["heal"], "steps": request.heal_steps}
+    if request.healed is not None and "heal" in values:
+        raise RecipeError(
+            "--heal trains here, and --healed publishes what was trained elsewhere.",
+            hint="Pass one of them, or --no-heal where the recipe says to heal.",
+        )
     if request.quantize is not None:
         scheme, _, method = request.quantize.strip().lower().partition(":")
         values.pop("quantize", None)

@@ -103,8 +103,8 @@ class Run:
         return self._pinned(self.recipe.alone) if self.recipe.needs_scores else self.recipe.alone
 
     def sibling_recipe(self, kind: SiblingKind) -> Recipe:
-        """Return the recipe of one sibling, with the commits of the data sets that it is quantized by, too."""
-        own = "quantize" if kind == "quantized" else "gguf"
+        """Return the recipe of one sibling, with the commits of the data sets that it is made by, too."""
+        own = {"healed": "heal", "quantized": "quantize", "gguf": "gguf"}[kind]
         recipe = self.recipe.alone.model_copy(update={own: getattr(self.recipe, own)})
         return self._pinned(recipe) if recipe.reads_texts else recipe
 
@@ -263,8 +263,8 @@ def check_data(run: Run) -> None:
     Raises:
         CalibrationError: something is not there, with what is.
     """
-    quantizes = run.recipe.quantize is not None
-    if quantizes or (run.recipe.needs_scores and not run.store.has("scores", scores_key(run))):
+    read_besides = run.recipe.quantize is not None or run.recipe.heal is not None
+    if read_besides or (run.recipe.needs_scores and not run.store.has("scores", scores_key(run))):
         run.found_data  # noqa: B018
 
 

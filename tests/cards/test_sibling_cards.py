@@ -10,6 +10,7 @@ import pytest
 from card_text import card, check_golden, check_structure, headings
 
 from hubprune.cards.card import render, skeleton
+from hubprune.cards.healed import came_back
 from hubprune.cards.manifest import files_tag, write_manifest, write_sibling
 from hubprune.cards.measured import adding
 from hubprune.cards.records import parse_record, parse_sibling
@@ -24,7 +25,7 @@ def text_of(kind, **changes):
     return render(context_of(made_siblings.report(kind, **changes), template_hash=HASH))
 
 
-@pytest.mark.parametrize("kind", ["quantized", "gguf"])
+@pytest.mark.parametrize("kind", ["healed", "quantized", "gguf"])
 def test_the_card_of_a_sibling_is_the_golden_one(kind):
     text = text_of(kind)
     check_golden(f"sibling_{kind}", text)
@@ -45,6 +46,39 @@ def test_metadata_says_of_what_it_is_a_quantization():
     assert "model-index" not in files
     early = skeleton(made.recipe(), base=made.base(), name="x", sibling_of=("gguf", made.REPO_ID))
     assert f"base_model: {made.REPO_ID}\nbase_model_relation: quantized" in early
+
+
+def test_metadata_of_a_healed_one_names_what_it_was_trained_from_and_on():
+    values = metadata(made_siblings.report("healed"))
+    assert (values["base_model"], values["base_model_relation"]) == (made.REPO_ID, "finetune")
+    assert values["tags"] == ["hubprune", "pruned", "attention-drop", "healed", "custom_code"]
+    assert values["datasets"] == ["HuggingFaceTB/cosmopedia"]
+    assert values["library_name"] == "transformers"
+    assert "datasets" not in metadata(made_siblings.report("healed", **made_siblings.elsewhere()))
+
+
+def test_a_share_that_came_back_is_told_only_where_something_clear_was_lost():
+    rows = came_back(made_siblings.three()).table.rows
+    assert [row[-1] for row in rows] == ["nothing clear was lost", "61.0 % (42.0 to 80.0)"]
+    assert came_back(made_siblings.three(came_back=())) is None
+
+
+def test_what_was_trained_elsewhere_says_that_nobody_here_knows_on_what():
+    text = text_of("healed", **made_siblings.elsewhere())
+    check_structure(text)
+    assert "hubprune does not know on which texts" in text
+    assert "so that a benchmark's texts may have been among it" in text
+    assert "hubprune reproduce" not in text
+    assert "--healed FOLDER" in text
+    assert "| Tensors that changed | 180 of 226 |" in text
+    assert "KL to the base" not in text
+
+
+def test_a_training_that_was_searched_for_nothing_says_so():
+    text = text_of("healed", healing=made_siblings.healing(checked_against=(), left_out=0))
+    assert "The texts were not searched for passages of any benchmark." in text
+    early = text_of("healed", healing=made_siblings.healing(steps=120))
+    assert "It ended after 120 of 200 steps" in early
 
 
 def test_every_card_names_the_others():
@@ -81,12 +115,14 @@ def test_a_sibling_without_benchmarks_says_so_and_has_no_table():
 def written(folder, kind="quantized"):
     """A sibling's folder, with what its report says of it."""
     folder.mkdir()
-    names = ["config.json", "model.safetensors"] if kind == "quantized" else ["a-Q8_0.gguf"]
+    names = ["a-Q8_0.gguf"] if kind == "gguf" else ["config.json", "model.safetensors"]
     for name in names:
         (folder / name).write_text(name)
     files = list_files(folder)
     if kind == "quantized":
         report = made_siblings.report(quantized=made_siblings.quantized(files))
+    elif kind == "healed":
+        report = made_siblings.report(kind, healed=made_siblings.healed(files))
     else:
         [file] = files
         export = made_siblings.export(file=file.path, size=file.size, sha256=file.sha256)
@@ -95,7 +131,7 @@ def written(folder, kind="quantized"):
     return report, write_sibling(folder, report=report, template_hash=HASH)
 
 
-@pytest.mark.parametrize("kind", ["quantized", "gguf"])
+@pytest.mark.parametrize("kind", ["healed", "quantized", "gguf"])
 def test_the_manifest_of_a_sibling_is_read_back_as_the_report_that_it_was_written_from(tmp_path, kind):
     report, files = written(tmp_path / "x", kind)
     data = (tmp_path / "x" / "hubprune.json").read_bytes()

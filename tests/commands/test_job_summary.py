@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import made
+import made_siblings
 import pytest
 from rich.console import Console
 
@@ -87,6 +88,14 @@ def test_the_four_other_endings_have_a_title_of_their_own():
         "Up to date", "Dry run: nothing was written to the Hub", "Over budget: nothing was published", "Failed",
     ]  # fmt: skip
     assert endings[-1] == "## hubprune: Failed\n\n> \\--attn-drop: 99 are too many.\n> Pass fewer.\n"
+
+
+def test_siblings_are_linked_with_how_close_they_are():
+    quantized = made_siblings.report(published=PUBLISHED)
+    text = ended(made.report(published=PUBLISHED, siblings=(quantized, made_siblings.report("gguf"))))
+    assert "### Siblings\n\n- oopere/Llama-3.2-3B-attn-drop-3-W4A16 at [" in text.replace("\\", "")
+    assert "(KL 0.0312 nats per token, the same first choice at 91.2 %)" in text.replace("\\", "")
+    assert "- oopere/Llama-3.2-3B-attn-drop-3-GGUF (q8_0, q4_k_m)" in text.replace("\\", "")
 
 
 def test_a_budget_is_a_table_of_what_was_allowed_and_what_happened():

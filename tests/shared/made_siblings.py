@@ -1,27 +1,35 @@
-"""Fixed artifacts of siblings: a quantized one that was measured, and two GGUF files."""
+"""Fixed artifacts of siblings: a healed and a quantized one that were measured, and two GGUF files."""
 
 from __future__ import annotations
 
 import made
 
 from hubprune.core.artifacts import (
+    CameBack,
+    CurvePoint,
     Divergence,
     Estimate,
     GgufExport,
+    HealedBenchmarks,
+    HealingRecord,
+    HeldOut,
     Parity,
     ParityFigures,
+    PrunedCheckpoint,
     QuantizationRecord,
     QuantizedBenchmarks,
     QuantizedCheckpoint,
+    Recovered,
     RepoFile,
     SiblingLink,
     SiblingReport,
     SnippetRun,
     Together,
+    TrainedElsewhere,
 )
-from hubprune.core.specs import QuantizationSpec
+from hubprune.core.specs import HealSpec, QuantizationSpec
 
-QUANTIZED, GGUF = f"{made.REPO_ID}-W4A16", f"{made.REPO_ID}-GGUF"
+HEALED, QUANTIZED, GGUF = (f"{made.REPO_ID}{suffix}" for suffix in ("-healed", "-W4A16", "-GGUF"))
 LINKS = (
     SiblingLink(repo_id=QUANTIZED, told="4-bit weights (W4A16, groups of 128), GPTQ"),
     SiblingLink(repo_id=GGUF, told="GGUF files for llama.cpp (q8_0 and q4_k_m)"),
@@ -86,14 +94,66 @@ def export(outtype="q8_0", *, file=None, size=3_334_000_000, sha256="f" * 64):
     )  # fmt: skip
 
 
+def healing(**changes):
+    looks = [
+        (0, None, (0.2403, 11.02, 0.8241)),
+        (100, 0.0712, (0.0518, 9.61, 0.9012)),
+        (200, 0.0402, (0.0411, 9.52, 0.9130)),
+    ]
+    curve = [
+        CurvePoint(step=step, loss=loss, held_out=HeldOut(kl=seen[0], perplexity=seen[1], top1=seen[2]))
+        for step, loss, seen in looks
+    ]
+    values = {
+        "method": "lora", "rank": 16, "loss": "kl", "learning_rate": 0.00058, "batch_size": 8, "steps": 200,
+        "planned_steps": 200, "tokens": 612_345, "seed": 0, "data": made.scores().calibration, "held_out_documents": 64,
+        "held_out_tokens": 27_654, "left_out": 3, "checked_against": ("arc_easy", "lambada_openai"),
+        "base_perplexity": 9.12, "curve": tuple(curve), "recovered": Recovered(value=0.7744, low=0.741, high=0.803),
+        "trained_parameters": 24_313_856, "shares_weights": True, "seconds": 754.0, "dtype": "bfloat16",
+        "device": "cuda:0", "versions": {"accelerate": "1.15.0", "peft": "0.21.2", "torch": "2.13.0"},
+    }  # fmt: skip
+    return HealingRecord(**{**values, **changes})
+
+
+def three(**changes):
+    measured = made.benchmarks()
+    rows = (
+        CameBack(
+            task="arc_easy", metric="acc_norm", lost=points(0.76, -0.32, 1.84), share=None,
+        ),
+        CameBack(
+            task="lambada_openai", metric="acc", lost=points(7.8, 6.1, 9.5),
+            share=Estimate(value=0.61, low=0.42, high=0.8),
+        ),
+    )  # fmt: skip
+    values = {"dropped": measured, "both": measured, "step": measured, "came_back": rows}
+    return HealedBenchmarks(**{**values, **changes})
+
+
+def healed(files=None):
+    files = files or made.checkpoint().files
+    return PrunedCheckpoint(written=made.checkpoint(files=files), verification=made.verification())
+
+
+def elsewhere():
+    return {
+        "healing": None, "recipe": made.recipe().model_dump(mode="json", exclude_none=True),
+        "elsewhere": TrainedElsewhere(dtypes=("F32",), changed=180, tensors=226),
+    }  # fmt: skip
+
+
 def report(kind="quantized", **changes):
     code = SnippetRun(repo_id="x", revision=None, code="print(1)", output="1", transformers="5.24.0")
     values = {
-        "kind": kind, "repo_id": QUANTIZED if kind == "quantized" else GGUF, "endpoint": "https://huggingface.co",
+        "kind": kind, "repo_id": {"healed": HEALED, "quantized": QUANTIZED, "gguf": GGUF}[kind], "endpoint": "https://huggingface.co",
         "pruned": made.REPO_ID, "pruned_tag": "hubprune-01234567", "base": made.base(), "plan": made.plan(),
         "checkpoint": made.checkpoint(), "snippet": code, "environment": made.environment(), "seconds": {"four": 81.0},
     }  # fmt: skip
-    if kind == "quantized":
+    if kind == "healed":
+        recipe = made.recipe(heal=HealSpec())
+        values |= {"healed": healed(), "healing": healing(), "recovered": three(), "beside": LINKS}
+        values |= {"generation": made.generation(), "pruned_repetition": made.generation().repetition}
+    elif kind == "quantized":
         recipe = made.recipe(quantize=QuantizationSpec())
         values |= {"quantized": quantized(), "control": record(), "benchmarks": four(), "beside": LINKS[1:]}
     else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from functools import partial
 
 import pytest
 from bases import LLAMA, write_base
@@ -23,6 +25,7 @@ from hubprune.core.requests import HealRequest, PruneRequest, VerifyRequest
 from hubprune.healing import training
 from hubprune.pruning import loading, verify
 from hubprune.workflows import heal as workflow
+from hubprune.workflows import healed
 from hubprune.workflows import prune as pruning
 from hubprune.workflows import verify as checking
 
@@ -77,7 +80,7 @@ def test_what_was_trained_is_new_and_all_else_is_as_it_was(place, pruned, tmp_pa
     one, other = (json.loads((folder / "config.json").read_text()) for folder in (pruned, tmp_path / "healed"))
     assert other.pop("hubprune") == {**one.pop("hubprune"), "healed": method}
     assert one == other
-    kept = json.loads((tmp_path / "healed" / workflow.RECORD).read_text())
+    kept = json.loads((tmp_path / "healed" / healed.RECORD).read_text())
     assert kept["curve"][-1]["held_out"] == done.record.after.model_dump()
     assert kept["data"]["mix"] == "texts.jsonl"
     seen = checking.check(
@@ -154,6 +157,7 @@ def test_what_cannot_be_trained_is_refused_with_what_to_do(place, pruned, tmp_pa
 
 
 BAD = {
+    "adapters of all weights": ({"method": "full", "adapter": "x"}, RecipeError, "--adapter is for --method lora"),
     "two amounts": ({"tokens": 100}, RecipeError, "--steps and --tokens exclude each other"),
     "no such method": ({"method": "magic"}, RecipeError, "There is no --method"),
     "no such loss": ({"loss": "magic"}, RecipeError, "There is no --loss"),
@@ -195,3 +199,39 @@ def test_a_foreign_modeling_file_is_never_run(place, pruned, tmp_path):
     code.write_text(code.read_text() + "\nx = 1\n")
     with pytest.raises(VerificationError, match="would not write"):
         heal(place, pruned, tmp_path / "healed")
+
+
+# ---- the adapters alone ----------------------------------------------------------------------------------------------
+
+
+MOVED = {"drop_attn": (0,), "drop_mlp": (0, 2)}
+
+
+@pytest.mark.parametrize("gone", [{"drop_attn": (1, 3)}, MOVED], ids=["layers stay", "layers move"])
+def test_peft_puts_the_adapters_on_the_pruned_folder_which_then_computes_as_the_merged_one(place, tmp_path, gone):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    pruned = tmp_path / "pruned"
+    pruning.prune(PruneRequest(str(place / "base"), out=pruned, **gone), reporter=Reporter(quiet=True))
+    heal(place, pruned, tmp_path / "healed", adapter=tmp_path / "adapter", learning_rate=0.01)
+    load = partial(AutoModelForCausalLM.from_pretrained, trust_remote_code=True, dtype=torch.float32)
+    before, merged = load(pruned).eval(), load(tmp_path / "healed").eval()
+    ids = torch.arange(3, 15).reshape(2, 6)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(missing adapter keys|unexpected keys).*")
+        known, plain = merged(ids).logits, before(ids).logits
+        told = PeftModel.from_pretrained(before, tmp_path / "adapter").eval()(ids).logits
+    assert (plain - known).abs().max() > 1e-3
+    assert (told - known).abs().max() < 1e-5
+
+
+def test_all_linear_finds_the_matrices_that_are_left(place, pruned):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(pruned, trust_remote_code=True)
+    names = {n for n, m in model.named_modules() if "layers" in n and type(m).__name__ == "Linear"}
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+    assert {*adapted.targeted_module_names} == names

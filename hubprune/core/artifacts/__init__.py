@@ -54,7 +54,16 @@ from hubprune.core.artifacts.reports import (
     DroppedSets, FileChange, FileOutcome, Finding, Outcome, PublishReport, RefreshOutcome, RefreshReport, Refreshed,
     Reproduction, SameBase, Scalar, ScoreKind, ScoreStudy, StageNeed, StudyEntry, StudyKind,
 )
-from hubprune.core.artifacts.siblings import QuantizedBenchmarks, SiblingKind, SiblingLink, SiblingReport, Together
+from hubprune.core.artifacts.siblings import (
+    CameBack,
+    HealedBenchmarks,
+    QuantizedBenchmarks,
+    SiblingKind,
+    SiblingLink,
+    SiblingReport,
+    Together,
+    TrainedElsewhere,
+)
 from hubprune.core.artifacts.runtimes import RuntimeComparison, RuntimeName, RuntimeOutcome, RuntimeRun
 from hubprune.core.artifacts.speed import (
     BenchmarkAnswers, BenchmarkChange, HeldOutDocuments, Interval, KvCacheMeasured, LargestBatch, Measure,
@@ -76,6 +85,7 @@ __all__ = [
     "BenchmarkComparison",
     "CalibrationRecord",
     "CalibrationSource",
+    "CameBack",
     "Check",
     "CheckpointComparison",
     "Checkup",
@@ -99,6 +109,7 @@ __all__ = [
     "Finding",
     "GenerationComparison",
     "GgufExport",
+    "HealedBenchmarks",
     "HealedCheckpoint",
     "HealingLoss",
     "HealingMethod",
@@ -180,6 +191,7 @@ __all__ = [
     "TaskAnswers",
     "TaskComparison",
     "Together",
+    "TrainedElsewhere",
     "UploadPlan",
     "Verdict",
     "Verification",

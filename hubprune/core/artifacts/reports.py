@@ -107,6 +107,10 @@ class ComparedSide(Artifact):
     kv_bytes_per_token: int | None = None
     quantization: str | None = None
     """Scheme, method and bits of the quantized weights; None where none are quantized."""
+    training: str | None = None
+    """How it was trained after it was pruned; None where it was not."""
+    weights_sha256: str | None = None
+    """Digest of its weight files, where a manifest or a report tells theirs."""
     calibration: str | None = None
     """Mix, samples and tokens that it was scored on."""
     calibration_sha256: str | None = None

@@ -1,4 +1,4 @@
-"""Artifacts of siblings: the repos beside a pruned one that hold it in fewer bits, or as files of another runtime."""
+"""Artifacts of siblings: the repos beside a pruned one that hold it healed, in fewer bits, or for another runtime."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hubprune.core.artifacts.base import Artifact, BaseCheckpoint, Environment, RepoFile
-from hubprune.core.artifacts.evaluation import BenchmarkComparison, Estimate
+from hubprune.core.artifacts.evaluation import BenchmarkComparison, Estimate, GenerationComparison, RepetitionComparison
 from hubprune.core.artifacts.exports import GgufExport
+from hubprune.core.artifacts.healing import HealingRecord
 from hubprune.core.artifacts.pruning import (
     DropPlan,
     LoadedBack,
+    PrunedCheckpoint,
     PublishedCommit,
     SnippetRun,
     UploadPlan,
@@ -19,7 +21,7 @@ from hubprune.core.artifacts.pruning import (
 )
 from hubprune.core.artifacts.quantization import QuantizationRecord, QuantizedCheckpoint
 
-SiblingKind = Literal["quantized", "gguf"]
+SiblingKind = Literal["healed", "quantized", "gguf"]
 
 
 class SiblingLink(Artifact):
@@ -60,6 +62,42 @@ class QuantizedBenchmarks(Artifact):
     """The main metrics that are shares, and last the mean of several; whose documents tell no interval are left out."""
 
 
+class CameBack(Artifact):
+    """How much of what pruning cost in a metric came back by healing, on the same documents."""
+
+    task: str
+    metric: str
+    lost: Estimate
+    """Base minus pruned in points; of a perplexity, the log of the pruned model's over the base's in nats."""
+    share: Estimate | None
+    """(healed - pruned) / (base - pruned), its interval from the documents (Fieller); None where the loss is not
+    clearly above 0."""
+
+
+class HealedBenchmarks(Artifact):
+    """Base, pruned and healed model on the same documents."""
+
+    dropped: BenchmarkComparison
+    """Base, and pruned."""
+    both: BenchmarkComparison
+    """Base, and healed."""
+    step: BenchmarkComparison
+    """Pruned, and healed."""
+    came_back: tuple[CameBack, ...]
+    """The main metrics with a value per document."""
+
+
+class TrainedElsewhere(Artifact):
+    """What is known of a checkpoint that somebody trained elsewhere."""
+
+    dtypes: tuple[str, ...]
+    """dtypes of its tensors as it was handed over, as safetensors spells them."""
+    changed: int
+    """Tensors that are not the pruned model's once they are rounded to its dtypes."""
+    tensors: int
+    """Tensors in all."""
+
+
 class SiblingReport(Artifact):
     """Everything one publish did and saw of one sibling."""
 
@@ -84,6 +122,17 @@ class SiblingReport(Artifact):
     control: QuantizationRecord | None = None
     """How the base was quantized, to be compared with; None where nothing was measured."""
     benchmarks: QuantizedBenchmarks | None = None
+    healed: PrunedCheckpoint | None = None
+    """The checkpoint with what was trained."""
+    healing: HealingRecord | None = None
+    """How it was trained; None for one that was trained elsewhere."""
+    elsewhere: TrainedElsewhere | None = None
+    recovered: HealedBenchmarks | None = None
+    """The benchmarks of a healed one."""
+    generation: GenerationComparison | None = None
+    """Free text of base and healed model."""
+    pruned_repetition: RepetitionComparison | None = None
+    """How much base and pruned model repeat themselves after the same prompts."""
     exports: tuple[GgufExport, ...] = ()
     """The files that were written, each under its name in the repo."""
     carried: tuple[RepoFile, ...] = ()
@@ -94,7 +143,7 @@ class SiblingReport(Artifact):
     upload: UploadPlan | None = None
     """What a dry run would have changed and sent."""
     loaded_back: LoadedBack | None = None
-    """Of the quantized one, which transformers can load."""
+    """Of one that transformers can load."""
     environment: Environment
     seconds: dict[str, float] = Field(default_factory=dict)
     fingerprint: dict[str, dict[str, str]] = Field(default_factory=dict)
@@ -105,5 +154,6 @@ class SiblingReport(Artifact):
     def files(self) -> tuple[RepoFile, ...]:
         """The files that were written and compared, without card, recipe and manifest, sorted by path."""
         made = (RepoFile(path=made.file, size=made.size, sha256=made.sha256) for made in self.exports)
-        written = self.quantized.written.files if self.quantized else ()
+        checkpoint = self.quantized or self.healed
+        written = checkpoint.written.files if checkpoint else ()
         return tuple(sorted((*written, *made, *self.carried), key=lambda file: file.path))

@@ -4,7 +4,8 @@
 
 In comes a request, out comes a folder like that of `hubprune prune`, with `healing.json` beside its weights.
 
-    texts    the documents, and that none of them was scored or is in a benchmark
+    texts     the documents, and that none of them was scored or is in a benchmark
+    writing   the healed checkpoint, and the adapters by themselves
 """
 
 from __future__ import annotations
@@ -29,9 +30,8 @@ from hubprune.core.artifacts import (
     HealingLoss,
     HealingMethod,
     HealingRecord,
-    Verification,
 )
-from hubprune.core.config import CONFIG_NAME, read_structure, write_json
+from hubprune.core.config import read_structure
 from hubprune.core.console import Reporter, quiet, size
 from hubprune.core.devices import library_versions, resolve_device, resolve_dtype
 from hubprune.core.errors import HealingError, MissingDependencyError, RecipeError
@@ -40,20 +40,19 @@ from hubprune.core.files import (
     check_new_folder,
     file_exists,
     key_of,
+    move_folder,
     scratch_folder,
-    staged_folder,
     work_folder,
 )
 from hubprune.core.memory import available_bytes, device_bytes
 from hubprune.core.recipe import CalibrationMix, EvaluationSpec, Recipe, parse
 from hubprune.core.requests import HealRequest
-from hubprune.core.strict import parse_json
-from hubprune.pruning import calibration, checkpoint, verify
-from hubprune.pruning.checkpoint import read_back, take_inventory
+from hubprune.pruning import calibration, verify
 from hubprune.pruning.documents import COSMOPEDIA, find_mix
 from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.workflows.heal.texts import Texts, benchmark_texts, draw, heads, own_files
-from hubprune.workflows.healed import HEALED, healed_by, told_of_healed, with_tensors
+from hubprune.workflows.heal.writing import write_adapter, write_healed
+from hubprune.workflows.healed import healed_by, with_tensors
 from hubprune.workflows.run import open_session, open_store
 from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code
 
@@ -61,7 +60,6 @@ if TYPE_CHECKING:
     from hubprune.healing.models import Distillation
     from hubprune.healing.training import Settings, Trained
 
-RECORD = "healing.json"
 DEFAULT_STEPS = 200
 RATE_OF_WIDTH_1 = 0.032
 """Learning rate times the square root of the hidden size: 4e-3 at 64, where it was measured, and 5e-4 at 4096."""
@@ -93,6 +91,8 @@ def heal(request: HealRequest, *, reporter: Reporter) -> HealedCheckpoint:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is downloaded.
     """
     check_new_folder(Path(request.out))
+    if request.adapter:
+        check_new_folder(Path(request.adapter))
     check_asked(request)
     patient = find_patient(request, reporter=reporter)
     return heal_patient(request, patient, store=open_store(work_folder(), reporter, earlier="run"), reporter=reporter)
@@ -116,7 +116,14 @@ def heal_patient(request: HealRequest, patient: Patient, *, store: StageStore, r
                 request, patient, pair, texts, spec, settings, trained, seconds=round(time.monotonic() - begun, 1)
             )
             healed = with_tensors(patient.base, _changed(pair, method), scratch, reporter=reporter)
-        return _write(patient, healed, record, Path(request.out), reporter)
+            if request.adapter:
+                write_adapter(pair.student, patient.plan, scratch / "adapter", of=patient.found.name)
+        written, seen = write_healed(
+            healed, patient.plan, Path(request.out), how=record.method, record=record, reporter=reporter
+        )
+        if request.adapter:
+            move_folder(scratch / "adapter", Path(request.adapter))
+        return HealedCheckpoint(written=written, record=record, verification=seen)
 
 
 # ---- before ----------------------------------------------------------------------------------------------------------
@@ -148,6 +155,8 @@ def check_asked(request: HealRequest) -> None:
     given = [f"--{name}" for name in ("steps", "tokens", "minutes") if getattr(request, name) is not None]
     if len(given) > 1:
         raise RecipeError(f"{given[0]} and {given[1]} exclude each other.", hint="Pass one of them.")
+    if request.adapter and _method(request.method) != "lora":
+        raise RecipeError("--adapter is for --method lora: all weights are no adapter.", hint="Leave one of them out.")
     if request.method == "lora" and find_spec("peft") is None:
         raise MissingDependencyError("Healing with adapters needs peft.", hint="pip install 'hubprune[heal]'")
 
@@ -264,8 +273,7 @@ def _pair(
     config, architecture = patient.base.config, read_structure(patient.base.config).architecture
     device = resolve_device(request.device or "auto")
     dtype = resolve_dtype(request.dtype or "auto", config, device=device)
-    weights = sum(f.size for f in patient.base.files if f.path.endswith(".safetensors"))
-    _check_memory(weights, method, device)
+    check_memory(weight_bytes(patient.base), method, device)
     with quiet():
         load = partial(load_causal_lm, runnable.folder, own_code=runnable.own_code)
         teacher = load(dtype=getattr(torch, dtype)).requires_grad_(requires_grad=False)
@@ -282,7 +290,12 @@ def _pair(
     yield models.Distillation(teacher, student, loss, layers=layers)
 
 
-def _check_memory(weights: int, method: HealingMethod, device: str) -> None:
+def weight_bytes(base: BaseCheckpoint) -> int:
+    """Return the bytes of a base's weight files."""
+    return sum(f.size for f in base.files if f.path.endswith(".safetensors"))
+
+
+def check_memory(weights: int, method: HealingMethod, device: str) -> None:
     """Refuse what cannot fit.
 
     Raises:
@@ -357,34 +370,3 @@ def _changed(pair: Distillation, method: HealingMethod) -> Iterator[tuple[str, A
     from hubprune.healing import merging
 
     return merging.merged(pair.student) if method == "lora" else merging.trained(pair.student)
-
-
-# ---- after -----------------------------------------------------------------------------------------------------------
-
-
-def _write(
-    patient: Patient, healed: BaseCheckpoint, record: HealingRecord, out: Path, reporter: Reporter
-) -> HealedCheckpoint:
-    """Write the healed checkpoint and verify it against the base with the trained tensors; then it appears."""
-    plan, architecture = patient.plan, read_structure(patient.base.config).architecture
-    with scratch_folder(out.absolute().parent, name=out.name) as work, staged_folder(out) as staged:
-        total = sum(path.stat().st_size for path in Path(healed.folder or "").rglob("*.safetensors"))
-        with reporter.progress("writing", total=total, unit="B") as advance:
-            checkpoint.write_checkpoint(healed, plan, staged, advance=advance)
-        config = parse_json((staged / CONFIG_NAME).read_bytes(), where=CONFIG_NAME)
-        config["hubprune"] = {**config["hubprune"], HEALED: record.method}
-        write_json(config, staged)
-        runnable = make_runnable(healed, work / "base")
-        stored = runnable.weights()
-        read = read_back(stored, staged, plan=plan, architecture=architecture)
-        seen: Verification = verify.verify(
-            runnable, staged, plan=plan, config=healed.config, architecture=architecture, read=read, reporter=reporter
-        )
-        verify.require_passed(seen)
-        (staged / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        written = take_inventory(
-            stored, staged, plan=plan, config=healed.config, architecture=architecture, known=read.files
-        )
-    reporter.note(f"verified in a fresh process: {len(seen.checks)} checks passed")
-    seen = seen.model_copy(update={"checks": told_of_healed(seen.checks)})
-    return HealedCheckpoint(written=written, record=record, verification=seen)

@@ -10,6 +10,7 @@ need them: what fails fast must not wait for torch.
     stages    the checkpoint in the work folder, benchmarks, free text, timing, and the repo that is made of it
     siblings  what is published beside it: checked with it, and delivered after it
     making    a sibling from the checkpoint to the repo that is made of it
+    healing   the same of the one that was trained, here or elsewhere
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def publish_run(
     run: Run, request: PublishRequest, *, told: Callable[[PublishReport], None] = lambda report: None
 ) -> PublishReport:
     """Do the same over a run that is open already; of the request, what is no part of the recipe."""
-    stage = announcer(run.reporter, (*STAGES, *(["Siblings"] if siblings.suffixes(run.recipe) else [])))
+    asked = siblings.suffixes(run.recipe, given=request.healed)
+    stage = announcer(run.reporter, (*STAGES, *(["Siblings"] if asked else [])))
     stage()
     choices = CardChoices.read(
         notes=request.notes, template=request.card_template, timed="now" if request.speed else "never",
@@ -113,7 +115,8 @@ def publish_run(
     _check_resources(run, loads_back=not request.dry_run)
     if before:
         offer_results(before, run)
-    with produced(run, stage, **shown, choices=choices, before=before) as product:
+    given = Path(request.healed) if request.healed else None
+    with produced(run, stage, **shown, choices=choices, before=before, given=given) as product:
         stage()
         with _kept(product.folder, delivery.out):
             done = deliver(run, product, target, delivery)
@@ -192,7 +195,7 @@ class Product:
 @contextmanager
 def produced(
     run: Run, stage: Callable[[], None], *, repo_id: str, tagged: bool, choices: CardChoices = AS_SHIPPED,
-    before: Before[PublishRecord] | None = None, measured: bool = True,
+    before: Before[PublishRecord] | None = None, measured: bool = True, given: Path | None = None,
 ) -> Iterator[Product]:  # fmt: skip
     """Run all stages from the download to the manifest, and yield what came of them; nothing is published.
 
@@ -213,7 +216,7 @@ def produced(
     with ExitStack() as loading, ExitStack() as kept:
         loading.enter_context(fresh.warm())  # for the verification and the code of the card, and gone before the rest
         folder, made = kept.enter_context(kept_checkpoint(run, plan))
-        siblings.check_written(run.recipe, folder, name=repo_id)
+        siblings.check_written(run.recipe, folder, name=repo_id, given=given)
         tag = manifest.checkpoint_tag(made.written) if tagged else None
         snippet = run_snippet(run, plan, folder, repo_id=repo_id, tag=tag, template=choices.template)
         verification = made.verification.model_copy(

@@ -1,4 +1,4 @@
-"""Siblings from a pruned checkpoint to a folder that is their repo: quantized and measured, or exported and compared.
+"""Siblings from a pruned checkpoint to a folder that is their repo: made and measured, or exported and compared.
 
 What was made stays in the work folder, as the checkpoint does.  A quantized one is measured beside the base quantized
 in the same way, on the documents of the recipe.
@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hubprune.cards import card, manifest
 from hubprune.cards.markdown import FILTERS, visible
-from hubprune.cards.overview import NEW_TOKENS, Snippet, asks_for_more, samples
+from hubprune.cards.overview import NEW_TOKENS
 from hubprune.cards.provenance import add_notice, card_in_force
 from hubprune.cards.sibling import context_of
 from hubprune.core import fresh
@@ -34,7 +35,7 @@ from hubprune.core.artifacts import (
     SiblingReport,
     SnippetRun,
 )
-from hubprune.core.config import needs_modeling_file, read_config
+from hubprune.core.config import read_config
 from hubprune.core.devices import last_words, run_to_end
 from hubprune.core.errors import MissingDependencyError, VerificationError
 from hubprune.core.files import key_of, list_files, scratch_folder, write_atomically
@@ -45,16 +46,18 @@ from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.pruning.calibration import file_hashes
 from hubprune.workflows.card import CardChoices
 from hubprune.workflows.export import export_gguf
-from hubprune.workflows.publish.stages import kept_folder
+from hubprune.workflows.publish.healing import draw_training, healed
+from hubprune.workflows.publish.stages import kept_folder, run_sibling_snippet
 from hubprune.workflows.quantize import quantize_base
 from hubprune.workflows.quantized import How
 from hubprune.workflows.run import Run
 
 PACKAGES: Mapping[SiblingKind, tuple[str, ...]] = {
-    "quantized": ("compressed-tensors",), "gguf": ("gguf", "llama-cpp-python"),
+    "healed": ("accelerate", "peft"), "quantized": ("compressed-tensors",), "gguf": ("gguf", "llama-cpp-python"),
 }  # fmt: skip
 """What writes and reads a kind of sibling."""
 SNIPPET = "gguf.py.jinja"
+Maker = Callable[..., AbstractContextManager[tuple[Path, SiblingReport]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,8 @@ class Place:
     tagged: bool
     """Whether the cards name tags of their files."""
     others: tuple[SiblingLink, ...]
+    given: Path | None = None
+    """Folder with a checkpoint that was trained elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,12 @@ def made(
         pruned=pruned.repo_id, pruned_tag=tag if place.tagged else None, beside=place.others, base=pruned.base,
         plan=pruned.plan, checkpoint=pruned.checkpoint, environment=_environment(run, kind),
         fingerprint={part: dict(values) for part, values in depends_on.items()},
+        pruned_repetition=pruned.generation.repetition if kind == "healed" and pruned.generation else None,
     )  # fmt: skip
-    make = _quantized if kind == "quantized" else _exported
-    with make(run, report, folder, template=choices.template) as (own, found):
+    makers: Mapping[SiblingKind, Maker] = {
+        "healed": partial(healed, given=place.given), "quantized": _quantized, "gguf": _exported,
+    }  # fmt: skip
+    with makers[kind](run, report, folder, template=choices.template) as (own, found):
         stages = [stage for stage in run.store.seconds if stage not in before]
         found = found.model_copy(
             update={
@@ -149,16 +157,7 @@ def _quantized(
             ) as (control, record):  # fmt: skip
                 four = _measured(run, report, folder, own, control, key=key, control_key=control_key)
             report = report.model_copy(update={"control": record.record, "benchmarks": four})
-        snippet = Snippet(
-            repo_id=report.repo_id, revision=manifest.files_tag(report.files) if report.pruned_tag else None,
-            prompt=recipe.evaluation.prompt_texts()[0], custom_code=needs_modeling_file(report.plan), quantized=True,
-            samples=samples(own), plain=asks_for_more(own),
-        )  # fmt: skip
-        gpu, code = run.device != "cpu", snippet.code(overrides=template)
-        ran = run.store.run(
-            f"snippet-{report.kind}", key_of(run.circumstances, key, code), SnippetRun,
-            lambda: snippet.run(own, gpu=gpu, overrides=template),
-        )  # fmt: skip
+        ran = run_sibling_snippet(run, report, own, key=key, template=template)
         yield own, report.model_copy(update={"snippet": ran})
 
 
@@ -314,9 +313,8 @@ def _assemble(run: Run, folder: Path, report: SiblingReport, *, template: Path |
         (folder / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "tasks" / name, scrub(text))
     add_notice(folder, card=card_in_force(run.base, given=run.recipe.target.license))
-    digest = card.template_hash(template)
-    write_atomically(
-        folder / manifest.CARD, card.render(context_of(report, template_hash=digest), overrides=template)
-    )  # fmt: skip
+    digest, curve = card.template_hash(template), draw_training(run, folder, report)
+    context = context_of(report, template_hash=digest, curve=curve)
+    write_atomically(folder / manifest.CARD, card.render(context, overrides=template))
     manifest.write_recipe(folder, recipe=run.sibling_recipe(report.kind), report=report)
     return manifest.write_sibling(folder, report=report, template_hash=digest)

@@ -34,6 +34,7 @@ from hubprune.core.files import check_new_folder, move_folder
 from hubprune.core.privacy import scrub_all
 from hubprune.core.recipe import Recipe
 from hubprune.core.requests import PublishRequest
+from hubprune.core.specs import HEALED_SUFFIX
 from hubprune.exporting.quantizing import check_outtype
 from hubprune.exporting.writing import INSTALL, check_writer, plan_content, read_layers, read_vocabulary
 from hubprune.hub.announcing import announce, merge
@@ -49,6 +50,7 @@ from hubprune.pruning.base_files import shapes_in
 from hubprune.quantizing.schemes import find_matrices, require_fit
 from hubprune.workflows.card import CardChoices
 from hubprune.workflows.publish.before import MOVE_BYTES, as_published, calibration_part, fingerprint, last_sibling
+from hubprune.workflows.publish.healing import check_given, check_healing, weights_digest
 from hubprune.workflows.publish.making import Place, SiblingProduct, gguf_name, made, versions_of
 from hubprune.workflows.publish.stages import Unfinished, kept_checkpoint
 from hubprune.workflows.run import Run
@@ -65,6 +67,8 @@ class Beside:
     kind: SiblingKind
     target: Target
     told: str
+    given: Path | None = None
+    """Folder with a checkpoint that was trained elsewhere."""
 
     @property
     def link(self) -> SiblingLink:
@@ -72,10 +76,15 @@ class Beside:
         return SiblingLink(repo_id=self.target.repo_id, told=self.told)
 
 
-def suffixes(recipe: Recipe) -> dict[SiblingKind, str]:
-    """Return what the names of the siblings of a recipe end with, in the order in which they are made."""
-    quantized: dict[SiblingKind, str] = {"quantized": recipe.quantize.suffix} if recipe.quantize else {}
-    return {**quantized, **({"gguf": SUFFIX} if recipe.gguf else {})}
+def suffixes(recipe: Recipe, *, given: object = None) -> dict[SiblingKind, str]:
+    """Return what the names of the siblings of a recipe end with, in the order in which they are made.
+
+    `given` is what was trained elsewhere, if anything was.
+    """
+    found: dict[SiblingKind, str] = {"healed": HEALED_SUFFIX} if recipe.heal or given else {}
+    if recipe.quantize:
+        found["quantized"] = recipe.quantize.suffix
+    return {**found, **({"gguf": SUFFIX} if recipe.gguf else {})}
 
 
 # ---- before anything is computed ---------------------------------------------------------------------------------
@@ -88,8 +97,10 @@ def look(run: Run, request: PublishRequest, target: Target, *, excuse: Excuse | 
         HubpruneError: the first thing that is wrong.
     """
     check_fit(run)
+    given = Path(request.healed) if request.healed else None
+    check_healing(run, given)
     found = []
-    for kind, suffix in suffixes(run.recipe).items():
+    for kind, suffix in suffixes(run.recipe, given=given).items():
         repo_id = f"{target.repo_id}{suffix}"
         if request.out:
             check_new_folder(out_of(Path(request.out), suffix))
@@ -100,7 +111,8 @@ def look(run: Run, request: PublishRequest, target: Target, *, excuse: Excuse | 
             overwrite=request.replaces, excuse=excuse,
         )  # fmt: skip
         run.reporter.note(f"beside it {repo_id}: {told(run.recipe, kind)}")
-        found.append(Beside(kind=kind, target=there, told=told(run.recipe, kind)))
+        own = given if kind == "healed" else None
+        found.append(Beside(kind=kind, target=there, told=told(run.recipe, kind), given=own))
     return tuple(found)
 
 
@@ -149,13 +161,15 @@ def _called(folder: Path, name: str) -> Iterator[None]:
         raise
 
 
-def check_written(recipe: Recipe, folder: Path, *, name: str) -> None:
+def check_written(recipe: Recipe, folder: Path, *, name: str, given: Path | None = None) -> None:
     """Refuse, before anything is measured, what cannot be made of a written checkpoint, by its headers.
 
     Raises:
         HubpruneError: as of `check_fit`.
     """
     with _called(folder, name):
+        if given:
+            check_given(folder, given)
         for outtype in recipe.gguf or ():
             plan_content(folder, read_config(folder), name=name, outtype=check_outtype(outtype))
 
@@ -196,7 +210,10 @@ def publish_all(
         here = folder
         for number, each in enumerate(beside):
             others = tuple(other.link for other in beside if other is not each)
-            place = Place(kind=each.kind, repo_id=each.target.repo_id, tagged=each.target.is_tagged, others=others)
+            place = Place(
+                kind=each.kind, repo_id=each.target.repo_id, tagged=each.target.is_tagged, others=others,
+                given=each.given,
+            )  # fmt: skip
             try:
                 done = None if delivery.force else _up_to_date(run, report, each, place, choices, delivery)
                 if done is None:
@@ -205,7 +222,8 @@ def publish_all(
                     with made(run, report, here, place, choices=choices, depends_on=depends_on) as product:
                         done = _deliver(run, product, each.target, delivery)
                         if delivery.out:
-                            move_folder(product.folder, out_of(delivery.out, suffixes(run.recipe)[each.kind]))
+                            suffix = suffixes(run.recipe, given=each.given)[each.kind]
+                            move_folder(product.folder, out_of(delivery.out, suffix))
             except HubpruneError as error:
                 error.advise(_left(report, [one.target.repo_id for one in beside[number:]]))
                 raise
@@ -256,16 +274,19 @@ def _checkpoint(run: Run, report: PublishReport, stack: ExitStack) -> Path:
 
 def depends(run: Run, report: PublishReport, place: Place, choices: CardChoices) -> Fingerprint:
     """Say what a sibling depends on, part by part."""
-    recipe, quantized = run.recipe, place.kind == "quantized"
+    recipe, kind = run.recipe, place.kind
     whole = fingerprint(run, repo_id=report.repo_id, tagged=place.tagged, choices=choices)
     libraries = {name: number for name, number in library_versions().items() if name not in MOVE_BYTES}
-    spec = recipe.quantize.model_dump(mode="json", exclude_none=True) if recipe.quantize and quantized else {}
+    asked = {"healed": recipe.heal, "quantized": recipe.quantize, "gguf": None}[kind]
+    spec = asked.model_dump(mode="json", exclude_none=True) if asked else {}
     parts = {
         "pruned model": {"repo": report.repo_id, "files": manifest.checkpoint_tag(report.checkpoint)},
-        "quantization": {name: str(value) for name, value in spec.items()},
-        "files": {} if quantized else {"types": ",".join(recipe.gguf or ())},
-        "calibration": calibration_part(run) if quantized else {},
-        **({"benchmarks": whole["benchmarks"]} if quantized else {}),
+        {"healed": "healing", "quantized": "quantization", "gguf": "files"}[kind]: (
+            {"types": ",".join(recipe.gguf or ())} if kind == "gguf" else {n: str(value) for n, value in spec.items()}
+        ),
+        "trained elsewhere": {"weights": weights_digest(place.given)} if place.given else {},
+        "calibration": calibration_part(run) if asked else {},
+        **({"benchmarks": whole["benchmarks"]} if kind != "gguf" else {}),
         "target": {**whole["target"], "repo": place.repo_id},
         "versions": {"hubprune": __version__, **libraries, **versions_of(place.kind)},
         "snippet": whole["snippet"],
@@ -314,7 +335,7 @@ def _deliver(run: Run, product: SiblingProduct, target: Target, delivery: Siblin
     here = published.pull_request_url
     reporter.note(f"{'proposed' if here else 'committed'}: {here or published.url}")
     report = report.model_copy(update={"published": published})
-    if report.kind == "quantized":
+    if report.kind != "gguf":
         report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
     if target.staged and here:
         published = merge(published, target=target, tag=tag, session=session)
@@ -334,7 +355,7 @@ def _planned(run: Run, product: SiblingProduct, target: Target, delivery: Siblin
 
 
 def _load_back(run: Run, published: PublishedCommit, report: SiblingReport) -> LoadedBack:
-    """Load a quantized sibling as its readers will."""
+    """Load a sibling as its readers will."""
     run.reporter.note("loading it back from the Hub in a fresh process")
     prompt = run.recipe.evaluation.prompt_texts()[0]
     loaded = verify.load_from_hub(
@@ -342,7 +363,8 @@ def _load_back(run: Run, published: PublishedCommit, report: SiblingReport) -> L
         custom_code=needs_modeling_file(report.plan), work_folder=run.store.folder,
         check=lambda folder: check_arrived(published, folder),
     )  # fmt: skip
-    expected = report.quantized.verification.parameters if report.quantized else loaded.parameters
+    own = report.quantized or report.healed
+    expected = own.verification.parameters if own else loaded.parameters
     if loaded.parameters != expected:
         raise VerificationError(f"it loads with {loaded.parameters:,} parameters instead of {expected:,}.")
     return LoadedBack(prompt=prompt, text=loaded.text, parameters=loaded.parameters)

@@ -29,6 +29,7 @@ from hubprune.core.artifacts import (
     PublishReport,
     RepoFile,
     RuntimeComparison,
+    SiblingReport,
     SnippetRun,
     SpeedReport,
 )
@@ -159,13 +160,17 @@ def benchmark(run: Run, plan: DropPlan, pair: Pair) -> BenchmarkComparison | Non
     return run.store.run("benchmarks", key, BenchmarkComparison, measure)
 
 
-def free_text(run: Run, plan: DropPlan, pair: Pair) -> GenerationComparison:
-    """Let both models write; what the base wrote serves every plan."""
+def free_text(run: Run, plan: DropPlan, pair: Pair, *, trained: str | None = None) -> GenerationComparison:
+    """Let both models write; what the base wrote serves every plan.
+
+    `trained` stands for how the pruned one was trained, where it was.
+    """
     from hubprune.evaluation import generation
 
     spec = run.recipe.evaluation
     asked = run.circumstances, spec.prompt_texts(), spec.max_new_tokens
-    key = key_of(*asked, plan.content)
+    key, stage = key_of(*asked, plan.content, *([trained] if trained else [])), "generation"
+    stage += "-healed" if trained else ""
     request = generation.Request(prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens)
 
     def write() -> ModelTexts:
@@ -175,9 +180,9 @@ def free_text(run: Run, plan: DropPlan, pair: Pair) -> GenerationComparison:
         return run.store.run("base-text", key_of(*asked), ModelTexts, write)
 
     # Where both texts come from the last publish, the base need not write its own again.
-    written = None if run.store.offers("generation", key) else base_texts()
+    written = None if run.store.offers(stage, key) else base_texts()
     return run.store.run(
-        "generation",
+        stage,
         key,
         GenerationComparison,
         lambda: generation.compare(pair, request, base_texts=written or base_texts(), reporter=run.reporter),
@@ -199,6 +204,22 @@ def run_snippet(
     gpu = run.device != "cpu"
     key = key_of(run.circumstances, plan.content, plan.layout, snippet.code(overrides=template))
     return run.store.run("snippet", key, SnippetRun, lambda: snippet.run(folder, gpu=gpu, overrides=template))
+
+
+def run_sibling_snippet(
+    run: Run, report: SiblingReport, folder: Path, *, key: str, template: Path | None
+) -> SnippetRun:
+    """Do the same for a sibling that transformers loads; `key` stands for what it was made of."""
+    snippet = Snippet(
+        repo_id=report.repo_id, revision=manifest.files_tag(report.files) if report.pruned_tag else None,
+        prompt=run.recipe.evaluation.prompt_texts()[0], custom_code=needs_modeling_file(report.plan),
+        quantized=report.kind == "quantized", samples=samples(folder), plain=asks_for_more(folder),
+    )  # fmt: skip
+    gpu, code = run.device != "cpu", snippet.code(overrides=template)
+    return run.store.run(
+        f"snippet-{report.kind}", key_of(run.circumstances, key, code), SnippetRun,
+        lambda: snippet.run(folder, gpu=gpu, overrides=template),
+    )  # fmt: skip
 
 
 def find_runtimes(

@@ -32,7 +32,7 @@ READ_ALWAYS = (MANIFEST, RECIPE, CARD)
 Values = Mapping[str, Any]
 CLOCKED = frozenset({"seconds", "self_check", "batch_size", "device", "lm_eval", "transformers", "runtimes"})
 """Keys whose values tell where a run took place, or how much memory there was, and not what came of it."""
-WHERE_RUN = ("Hardware", "Platform", "hubprune", "Python", *LIBRARIES)
+WHERE_RUN = ("Hardware", "Platform", "hubprune", "Python", "Training time", "Libraries", *LIBRARIES)
 """Rows of the card's table that do the same."""
 SHOWN = 200
 """Characters of a list or mapping that stands where something else was expected."""

@@ -23,7 +23,7 @@ from hubprune.core.errors import (
 )
 from hubprune.core.files import list_files
 from hubprune.core.recipe import TargetSpec
-from hubprune.core.specs import QuantizationSpec
+from hubprune.core.specs import HealSpec, QuantizationSpec
 from hubprune.workflows.card import AS_SHIPPED
 from hubprune.workflows.publish import siblings
 from hubprune.workflows.publish.making import SiblingProduct
@@ -43,9 +43,11 @@ def making(monkeypatch, tmp_path):
             raise VerificationError("It computes something else.")
         own = tmp_path / f"{place.kind}-{len(seen.kinds)}"
         own.mkdir()
-        (own / ("model.safetensors" if place.kind == "quantized" else "a-Q8_0.gguf")).write_bytes(safetensors(9))
+        (own / ("a-Q8_0.gguf" if place.kind == "gguf" else "model.safetensors")).write_bytes(safetensors(9))
         files = list_files(own)
         parts = {"quantized": made_siblings.quantized(files)}
+        if place.kind == "healed":
+            parts = {"healed": made_siblings.healed(files)}
         if place.kind == "gguf":
             parts = {"exports": (made_siblings.export(file=files[0].path, size=files[0].size, sha256=files[0].sha256),)}
             parts["carried"] = ()
@@ -109,6 +111,24 @@ def test_siblings_follow_the_pruned_repo_which_gets_a_new_card_and_no_weights(
     assert done.siblings[0].benchmarks.together == kinds["quantized"].benchmarks.together
 
 
+def test_a_healed_one_comes_first_and_is_trained_again_only_where_its_training_changed(
+    published, run_of, user, admin, hub, making
+):
+    published()
+    start = len(hub.log)
+    report = again(run_of(both(user, heal=HealSpec(steps=9))))
+    assert committed(hub, start) == ["pruned", "pruned-healed", "pruned-W4A16", "pruned-GGUF"]
+    assert report.siblings[0].loaded_back
+    assert "9 steps of training" in card_of(admin, f"{user[0]}/pruned")
+    start = len(hub.log)
+    done = again(run_of(both(user, heal=HealSpec(steps=9))))
+    assert committed(hub, start) == []
+    assert done.siblings[0].healing == report.siblings[0].healing
+    before = len(making.kinds)
+    again(run_of(both(user, heal=HealSpec(steps=9, learning_rate=0.1))))
+    assert making.kinds[before:] == ["healed"]
+
+
 def test_a_sibling_that_fails_leaves_the_pruned_repo_and_the_same_command_goes_on_with_it(
     published, run_of, user, admin, hub, making
 ):
@@ -148,7 +168,9 @@ def test_a_dry_run_makes_siblings_and_sends_nothing(published, run_of, user, adm
         replaces="nothing", tell=lambda told: None, dry_run=True, force=True, out=tmp_path / "out"
     )
     run = run_of(both(user))
-    beside = siblings.look(run, SimpleNamespace(out=None, replaces="nothing"), target_of(run, user), excuse=None)
+    beside = siblings.look(
+        run, SimpleNamespace(out=None, replaces="nothing", healed=None), target_of(run, user), excuse=None
+    )
     done = siblings.publish_all(run, report, beside, request, choices=AS_SHIPPED, folder=tmp_path)
     assert committed(hub, start) == []
     assert [sibling.upload.repo_id for sibling in done.siblings[-2:]] == [each.target.repo_id for each in beside]
