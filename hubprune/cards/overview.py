@@ -165,7 +165,7 @@ def _percentages(shares: list[float]) -> tuple[str, ...]:
 RUNTIMES: Mapping[Layout, str] = {
     "stock": "The files are those of an ordinary model of the base's family, which need no code of their own.",
     "nemotron-nas": "The layout is NVIDIA's nemotron-nas; transformers loads it with the modeling file of this repo."
-    " For llama.cpp, use `hubprune export gguf`: llama.cpp's own converter takes this layout with Llama 3's vocabulary"
+    " For llama.cpp, use hubprune export gguf: llama.cpp's own converter takes this layout with Llama 3's vocabulary"
     " of 128,256 tokens only, and makes a file that cuts texts wrongly of one that is SentencePiece's.",
     "pruned": "transformers loads this layout with the modeling file of this repo.",
 }
@@ -196,7 +196,7 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
         needed = ".".join(map(str, architecture_of(base.config, name=base.name).floor))
         # Some of those run the modeling file, and call a thing in the snippet otherwise.
         older = "before 4.56, from_pretrained takes torch_dtype for dtype"
-        runtimes.append(f"That file needs transformers {needed} or newer; {older}.")
+        runtimes.append(f"The modeling file needs transformers {needed} or newer; {older}.")
     runtimes.append(ran_in(report.verification))
     return Usage(
         snippet=shown or Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None).code(),

@@ -204,9 +204,10 @@ def sibling_lines(report: SiblingReport) -> str:
         rows.append(["points (mean)", f"{before}healing {mean.value:+.2f}{ends}"])
     if (four := report.benchmarks) and four.together:
         last = four.together[-1]
+        changes = (last.dropped, last.quantized, last.both, last.excess)
+        one, other, both, off = (f"{round(change.value, 2) + 0.0:+.2f}" for change in changes)  # and never -0.00
         ends = f" [{last.excess.low:+.2f} to {last.excess.high:+.2f}]" if last.excess.ends else ""
-        single = f"dropping {last.dropped.value:+.2f}, quantizing {last.quantized.value:+.2f}"
-        told = f"{single}, both {last.both.value:+.2f}; off the sum {last.excess.value:+.2f}{ends}"
+        told = f"dropping {one}, quantizing {other}, both {both}; off the sum {off}{ends}"
         rows.append([f"points ({last.name})", told])
     if published := report.published:
         what = "published" if published.created else "up to date"

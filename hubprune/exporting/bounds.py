@@ -15,12 +15,12 @@ from hubprune.exporting.parity import F32_TOLERANCE, ParitySeen
 from hubprune.exporting.writing import GgufContent
 
 ROUNDED: Mapping[Outtype, float] = {
-    "f16": 0.01, "bf16": 0.04, "q8_0": 0.1, "q6_k": 0.2, "q5_k_m": 0.35, "q5_k_s": 0.35, "q5_1": 0.35, "q5_0": 0.35,
-    "q4_k_m": 0.6, "q4_k_s": 0.6, "q4_1": 0.6, "q4_0": 0.6, "iq4_nl": 0.6, "iq4_xs": 0.6,
-    "q3_k_l": 0.8, "q3_k_m": 0.8, "q3_k_s": 0.8, "q2_k": 1.0,
+    "f16": 0.01, "bf16": 0.04, "q8_0": 0.1, "q6_k": 0.25, "q5_k_m": 0.5, "q5_k_s": 0.5, "q5_1": 0.5, "q5_0": 0.5,
+    "q4_k_m": 0.8, "q4_k_s": 0.8, "q4_1": 0.8, "q4_0": 0.8, "iq4_nl": 0.8, "iq4_xs": 0.8,
+    "q3_k_l": 1.0, "q3_k_m": 1.0, "q3_k_s": 1.0, "q2_k": 1.1,
 }  # fmt: skip
-"""Largest allowed relative difference where values are rounded: a few times what it costs a trained model, and about
-twice what it costs one of random weights.  Logits that have nothing to do with each other differ by 1.4."""
+"""Largest allowed relative difference where values are rounded: several times what it costs a trained model, and at
+few bits no less than what it costs one of random weights.  Logits that have nothing in common differ by 1.4."""
 TIMES_CONTROL = 4.0
 """So many times the relative difference of the unpruned base is allowed as well, and no more."""
 CONTROL_FLOOR = 0.1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,7 @@ from hubprune.quantizing.schemes import (
     find_matrices,
     require_fit,
 )
+from hubprune.workflows.prune import KEPT_SECONDS
 from hubprune.workflows.quantized import How, Opened, carry, config_of, open_source, refuse_quantized, verify_against
 from hubprune.workflows.run import open_session, open_store
 
@@ -142,6 +144,9 @@ def quantize_base(base: BaseCheckpoint, spec: QuantizationSpec, out: Path, how: 
     commits = commits_of(how.mix)
     key = key_of(_identity(base), spec, how.mix, commits, how.seed, how.device, how.dtype)
     kept = how.store.folder / "quantized" / key
+    for other in kept.parent.glob("*"):  # of runs that nobody went on with: a disk has an end
+        if other != kept and time.time() - other.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(other, ignore_errors=True)
     with scratch_folder(how.store.folder, name="quantize") as work:
         opened = open_source(base, spec, work, how)
         say_where(opened.base.config, device=how.device, dtype=how.dtype, reporter=how.reporter)

@@ -93,7 +93,7 @@ def test_the_four_other_endings_have_a_title_of_their_own():
 def test_siblings_are_linked_with_how_close_they_are():
     quantized = made_siblings.report(published=PUBLISHED)
     text = ended(made.report(published=PUBLISHED, siblings=(quantized, made_siblings.report("gguf"))))
-    assert "### Siblings\n- oopere/Llama-3.2-3B-attn-drop-3-W4A16 at [" in text.replace("\\", "")
+    assert "### Siblings\n\n- oopere/Llama-3.2-3B-attn-drop-3-W4A16 at [" in text.replace("\\", "")
     assert "(KL 0.0312 nats per token, the same first choice at 91.2 %)" in text.replace("\\", "")
     assert "- oopere/Llama-3.2-3B-attn-drop-3-GGUF (q8_0, q4_k_m)" in text.replace("\\", "")
 

@@ -265,3 +265,25 @@ def test_every_command_explains_itself_with_an_example(command, hubprune):
     ended = hubprune(command, "--help")
     assert ended.code == 0
     assert "hubprune " + command in " ".join(ended.out.replace("python -m hubprune", "").split()) or command == "env"
+
+
+def test_a_quantized_sibling_is_published_measured_and_left_alone_the_next_time(publish, api, files):
+    pytest.importorskip("compressed_tensors")
+    quantized = ("--drop-attn", 1, "--quantize", "w4a16", "--group-size", 16)
+    done = publish(*quantized, "--repo-id", "local/four", "--report", "report.json")
+    assert done.code == 0, done.err
+    report = json.loads((files / "report.json").read_text())
+    [sibling] = report["siblings"]
+    assert sibling["repo_id"] == "local/four-W4A16"
+    assert sibling["loaded_back"]["text"].startswith(sibling["loaded_back"]["prompt"])
+    four = sibling["benchmarks"]
+    assert four["both"]["backend"] == "shared"
+    assert four["dropped"]["tasks"][0]["pruned"] == report["benchmarks"]["tasks"][0]["pruned"]
+    assert [row["name"] for row in four["together"]] == ["little"]
+    card = Path(api.hf_hub_download("local/four-W4A16", "README.md")).read_text()
+    assert "base_model: local/four\nbase_model_relation: quantized" in card
+    assert "local/four-W4A16" in Path(api.hf_hub_download("local/four", "README.md")).read_text()
+    heads = [api.model_info(name).sha for name in ("local/four", "local/four-W4A16")]
+    again = publish(*quantized, "--repo-id", "local/four", PYTHONPATH=without_torch(files))
+    assert again.code == 0, again.err
+    assert heads == [api.model_info(name).sha for name in ("local/four", "local/four-W4A16")]

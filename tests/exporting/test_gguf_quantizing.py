@@ -64,7 +64,7 @@ def test_the_disk_has_to_hold_the_plain_file_too(tmp_path, monkeypatch):
     ("changes", "control", "message"),
     [
         ({}, {}, None),
-        ({"relative_difference": 0.7}, None, "logits differ by 70.00% of their spread, 60.00% are allowed"),
+        ({"relative_difference": 0.9}, None, "logits differ by 90.00% of their spread, 80.00% are allowed"),
         ({"kl_divergence": 0.07}, {}, "diverge by 0.070 nats, 0.060 are allowed"),
         ({"agreed": 130}, {}, "65% of next tokens are the same, and 90% of the control's"),
         ({"equal_tokenized_texts": 11}, {}, "1 of 12 texts are cut into other tokens"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -193,6 +194,9 @@ def test_too_little_memory_is_told_before_a_layer_is_read_or_the_result_is_loade
         little.setattr(layerwise, "available_bytes", lambda: 1000)
         with pytest.raises(EvaluationError, match=r"and 1\.00 kB may be taken"):
             quantized(folders, tmp_path / "out")
+    old = tmp_path / "home" / "quantized" / "of-a-run-long-ago"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
     with monkeypatch.context() as little:
         little.setattr(beside, "available_bytes", lambda: 1000)
         with pytest.raises(UnverifiedError, match="decodes it into"):
@@ -206,3 +210,4 @@ def test_too_little_memory_is_told_before_a_layer_is_read_or_the_result_is_loade
         reporter=notes,
     )  # fmt: skip
     assert "3 of 3 layers were quantized by an earlier run" in notes.notes
+    assert not old.exists()
