@@ -144,7 +144,7 @@ def test_the_command_prints_a_table_or_json(tmp_path):
     assert json.loads(as_json.stdout)["dropped"][0]["both"] == [5]
 
 
-# ---- trained weights ---------------------------------------------------------------------------------------------------
+# ---- trained weights ---------------------------------------------------------------------------------------------
 
 
 def test_weights_that_were_trained_are_told_apart(tmp_path):
