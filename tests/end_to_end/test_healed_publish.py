@@ -38,7 +38,7 @@ def test_a_healed_repo_stands_beside_the_pruned_one_and_is_made_once(hubprune, a
     manifest = json.loads((files / "ill-healed" / "hubprune.json").read_text())
     assert manifest["recipe"]["heal"]["steps"] == 3
     assert manifest["sibling"]["healing"]["steps"] == 3
-    names = {file for file in api.list_repo_files("local/ill-healed")}
+    names = set(api.list_repo_files("local/ill-healed"))
     assert "healing.json" not in names
     assert {"model.safetensors", "tasks/little.yaml"} <= names
     assert again.code == 0, again.err
