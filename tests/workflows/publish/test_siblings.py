@@ -244,7 +244,7 @@ def test_how_it_is_healed_is_in_the_recipe_and_options_win_over_it(tmp_path):
     assert told(heal=True) == HealSpec(steps=200, method="lora", loss="kl")
     with pytest.raises(RecipeError, match="--heal-steps is for what is healed"):
         told(heal_steps=9)
-    with open(tmp_path / "recipe.yaml", "a") as file:
+    with (tmp_path / "recipe.yaml").open("a") as file:
         file.write("heal: {method: full, loss: kl+hidden}\n")
     assert told(heal_steps=9) == HealSpec(steps=9, method="full", loss="kl+hidden")
     assert told(heal=True) == HealSpec(method="full", loss="kl+hidden")
