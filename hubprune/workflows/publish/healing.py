@@ -161,7 +161,7 @@ def weights_digest(given: Path) -> str:
 
 
 @cache
-def _digest(given: Path, as_seen: tuple[tuple[int, int], ...]) -> str:  # noqa: ARG001 - what was written anew is read anew
+def _digest(given: Path, as_seen: tuple[tuple[int, int], ...]) -> str:
     return key_of([[f.path, f.sha256] for f in list_files(given) if f.path.endswith(".safetensors")])
 
 

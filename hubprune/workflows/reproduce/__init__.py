@@ -102,8 +102,8 @@ def _refuse_unknown(published: Published) -> None:
     if sibling and sibling.elsewhere:
         raise CheckpointError(
             f"{published.name} was trained elsewhere, and nothing in it says how: it cannot be made again.",
-            hint=f"Compare it with its base: hubprune verify {published.name}. What it was trained from can be made again:"
-            f" hubprune reproduce {sibling.pruned}",
+            hint=f"What it was trained from can: hubprune reproduce {sibling.pruned}. This one can be compared with its"
+            f" base: hubprune verify {published.name}",
         )
 
 
