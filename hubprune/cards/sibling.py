@@ -60,6 +60,8 @@ from hubprune.core.specs import QuantizationSpec
 from hubprune.core.weights import DTYPE_BITS
 
 WEIGHTS = {"w4a16": "4-bit weights", "w8a16": "8-bit weights", "fp8": "8-bit floats"}
+GIVEN = " \\\n    --healed FOLDER"
+"""Names what was trained elsewhere, as far as anybody here knows it."""
 METHODS = {"gptq": "GPTQ", "rtn": "each weight rounded to the nearest value"}
 
 
@@ -119,7 +121,7 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
             check=None
             if report.elsewhere
             else reproduce_command(published, repo_id=report.repo_id, tag=own_tag(report)),
-            command=f"{publish_command(published)}{' --healed FOLDER' if report.elsewhere else ''}",
+            command=publish_command(published) + (GIVEN if report.elsewhere else ""),
             needs_tasks=recipe.evaluation.include_path is not None,
             refreshed=None, environment=circumstances(base, report.environment), seconds=times(report.seconds),
         ),
