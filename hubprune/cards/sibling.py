@@ -34,6 +34,7 @@ from hubprune.cards.markdown import (
 # isort: on
 # fmt: on
 from hubprune.cards.provenance import (
+    GPTAQ,
     GPTQ,
     LORA,
     attribution_line,
@@ -99,7 +100,7 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
         told_made = _quantized(made) if made else _files(report)
         benchmarks, adds = four_benchmarks(report.benchmarks), adding(report.benchmarks)
     published = public_recipe(recipe, base=base)
-    also = [GPTQ] if made and made.record.method == "gptq" else []
+    also = [GPTQ, GPTAQ] if made and made.record.method == "gptq" else []
     also += [LORA] if report.healing and report.healing.method == "lora" else []
     return SiblingContext(
         front_matter=front_matter.dump(metadata(report)),
@@ -290,8 +291,9 @@ def _quantized(made: QuantizedCheckpoint) -> Made:
     if record.method == "gptq":
         sentences.append(
             "GPTQ rounds one column of a matrix after the other, and makes up for the error of each in the columns"
-            " behind, by the second moments of what enters the matrix on the texts below; every layer sees what the"
-            " quantized layers before it hand on."
+            " behind, by the second moments of what enters the matrix on the texts below. Every layer sees what the"
+            " quantized layers before it hand on, and each matrix aims at what it returned before anything was"
+            " quantized (GPTAQ)."
         )
     if seen := record.divergence:
         sentences.append(
