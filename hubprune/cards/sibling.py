@@ -34,6 +34,7 @@ from hubprune.cards.markdown import (
 # isort: on
 # fmt: on
 from hubprune.cards.provenance import (
+    GPTAQ,
     GPTQ,
     LORA,
     attribution_line,
@@ -59,6 +60,8 @@ from hubprune.core.specs import QuantizationSpec
 from hubprune.core.weights import DTYPE_BITS
 
 WEIGHTS = {"w4a16": "4-bit weights", "w8a16": "8-bit weights", "fp8": "8-bit floats"}
+GIVEN = " \\\n    --healed FOLDER"
+"""Names what was trained elsewhere, as far as anybody here knows it."""
 METHODS = {"gptq": "GPTQ", "rtn": "each weight rounded to the nearest value"}
 
 
@@ -97,7 +100,7 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
         told_made = _quantized(made) if made else _files(report)
         benchmarks, adds = four_benchmarks(report.benchmarks), adding(report.benchmarks)
     published = public_recipe(recipe, base=base)
-    also = [GPTQ] if made and made.record.method == "gptq" else []
+    also = [GPTQ, GPTAQ] if made and made.record.method == "gptq" else []
     also += [LORA] if report.healing and report.healing.method == "lora" else []
     return SiblingContext(
         front_matter=front_matter.dump(metadata(report)),
@@ -118,7 +121,7 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
             check=None
             if report.elsewhere
             else reproduce_command(published, repo_id=report.repo_id, tag=own_tag(report)),
-            command=f"{publish_command(published)}{' --healed FOLDER' if report.elsewhere else ''}",
+            command=publish_command(published) + (GIVEN if report.elsewhere else ""),
             needs_tasks=recipe.evaluation.include_path is not None,
             refreshed=None, environment=circumstances(base, report.environment), seconds=times(report.seconds),
         ),
@@ -288,8 +291,9 @@ def _quantized(made: QuantizedCheckpoint) -> Made:
     if record.method == "gptq":
         sentences.append(
             "GPTQ rounds one column of a matrix after the other, and makes up for the error of each in the columns"
-            " behind, by the second moments of what enters the matrix on the texts below; every layer sees what the"
-            " quantized layers before it hand on."
+            " behind, by the second moments of what enters the matrix on the texts below. Every layer sees what the"
+            " quantized layers before it hand on, and each matrix aims at what it returned before anything was"
+            " quantized (GPTAQ)."
         )
     if seen := record.divergence:
         sentences.append(

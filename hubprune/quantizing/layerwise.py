@@ -316,8 +316,8 @@ def needed_bytes(matrices: Mapping[str, Matrix], spec: QuantizationSpec, *, pref
     for own in layers.values():
         layer = sum(m.parameters for m in own) * COMPUTE_BITS[dtype] // 8
         work = max(m.parameters for m in own) * 16
-        if spec.method == "gptq":  # both moments, the inverse, and its copy in another order
-            work += layer + 5 * MOMENT_BYTES * max(m.columns for m in own) ** 2
+        if spec.method == "gptq":  # both moments, the inverse, and what making it takes
+            work += layer + 7 * MOMENT_BYTES * max(m.columns for m in own) ** 2
         most = max(most, 2 * layer + work)
     return most
 

@@ -23,7 +23,9 @@ from hubprune.core.errors import (
 )
 from hubprune.core.files import list_files
 from hubprune.core.recipe import TargetSpec
+from hubprune.core.requests import PublishRequest
 from hubprune.core.specs import HealSpec, QuantizationSpec
+from hubprune.workflows import recipes
 from hubprune.workflows.card import AS_SHIPPED
 from hubprune.workflows.publish import siblings
 from hubprune.workflows.publish.making import SiblingProduct
@@ -230,3 +232,23 @@ def test_a_recipe_of_the_pruned_repo_says_nothing_of_its_siblings(run_of, user, 
     assert run.sibling_recipe("gguf").quantize is None
     pinned = run.sibling_recipe("quantized").calibration.subsets[0].revision
     assert pinned == run.data_commits[0]
+
+
+def test_how_it_is_healed_is_in_the_recipe_and_options_win_over_it(tmp_path):
+    def told(**options):
+        return recipes.recipe_of(PublishRequest("a/b", recipe=tmp_path / "recipe.yaml", **options)).heal
+
+    mix = "{name: m, num_samples: 9, max_tokens: 9, subsets: [{dataset: a/b, weight: 1}]}"
+    (tmp_path / "recipe.yaml").write_text(f"base: {{repo_id: a/b}}\ncalibration: {mix}\ndrop: {{attn_drop: 1}}\n")
+    assert told() is None
+    assert told(heal=True) == HealSpec(steps=200, method="lora", loss="kl")
+    with pytest.raises(RecipeError, match="--heal-steps is for what is healed"):
+        told(heal_steps=9)
+    with (tmp_path / "recipe.yaml").open("a") as file:
+        file.write("heal: {method: full, loss: kl+hidden}\n")
+    assert told(heal_steps=9) == HealSpec(steps=9, method="full", loss="kl+hidden")
+    assert told(heal=True) == HealSpec(method="full", loss="kl+hidden")
+    assert told(heal=False) is None
+    with pytest.raises(RecipeError, match="--healed publishes what was trained elsewhere"):
+        told(healed="folder")
+    assert told(heal=False, healed="folder") is None
