@@ -299,7 +299,8 @@ def _quantized(made: QuantizedCheckpoint, *, mix: str) -> Made:
         texts = "the same mix that were not calibrated on" if record.calibration else f"the mix {mix}"
         sentences.append(
             f"On {count(seen.documents)} texts of {texts} ({count(seen.tokens)} positions), the next-token distribution"
-            f" is {_nats(seen)} from that of the pruned model, ± one standard error by text, and the most likely token is the same at {_share(seen.top1)} of positions."
+            f" is {_nats(seen)} from that of the pruned model, ± one standard error by text, and the most"
+            f" likely token is the same at {_share(seen.top1)} of positions."
         )
     checks = Table(
         columns=("Check", "Result", "What was seen"), align="lll",
