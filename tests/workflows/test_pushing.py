@@ -130,9 +130,7 @@ def upload_plan(user, parent):
     )  # fmt: skip
 
 
-def test_a_push_that_was_cut_off_goes_on_behind_the_siblings_that_it_published(
-    dry_run, push, session, user, tmp_path
-):
+def test_a_push_that_was_cut_off_goes_on_behind_the_siblings_that_it_published(dry_run, push, session, user, tmp_path):
     folder, report = dry_run()
     own, name = tmp_path / "result-GGUF", f"{report.repo_id}-GGUF"
     own.mkdir()
