@@ -37,7 +37,9 @@ def test_a_card_points_to_nothing_that_is_not_there():
     rounded = rounded.model_copy(update={"record": rounded.record.model_copy(update={"calibration": None})})
     assert "texts of the mix cosmopedia (" in text_of("quantized", quantized=rounded)
     unmeasured = made_siblings.report("gguf").recipe | {"evaluation": {"tasks": []}}
-    assert "what the removal cost is not known, and what their types" in text_of("gguf", recipe=unmeasured)
+    text = text_of("gguf", recipe=unmeasured, seconds={"gguf-q8_0": 9.0})
+    assert "what the removal cost is not known, and what their types" in text
+    assert "| writing and comparing q8_0 | 9" in text
 
 
 def test_metadata_says_of_what_it_is_a_quantization():
