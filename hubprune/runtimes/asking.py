@@ -73,7 +73,8 @@ def find(name: RuntimeName) -> Path | None:
         RecipeError: the variable that names one names something else.
     """
     runtime = RUNTIMES[name]
-    if importlib.util.find_spec(runtime.module) is not None:
+    here = importlib.util.find_spec(runtime.module)
+    if here is not None and here.origin is not None:  # a folder that happens to be called so has none
         return Path(sys.executable)
     if given := os.environ.get(runtime.variable):
         if not imports(Path(given), runtime.module):
@@ -111,10 +112,12 @@ def imports(python: Path, module: str) -> bool:
 
 
 VERSIONS = """
-import importlib.metadata, importlib.util, json, sys
-module = sys.argv[1]
+import sys
+sys.path = [place for place in sys.path if place]  # not this folder, which may be a downloaded one
+import importlib.metadata, importlib.util, json
 found = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
-print(json.dumps(None if importlib.util.find_spec(module) is None else found))
+there = importlib.util.find_spec(sys.argv[1])
+print(json.dumps(found if there and there.origin else None))
 """
 
 
