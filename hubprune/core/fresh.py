@@ -60,7 +60,8 @@ class _Server:
 
             self.settings = settings
             own = {MODULES: str(self.modules), OFFLINE: "1", "PYTHONUTF8": "1", "OPENBLAS_NUM_THREADS": "1"}
-            command = [sys.executable, SAFE_PATH, __file__, "serve", str(self.address), str(self.modules), str(os.getpid())]
+            place = [str(self.address), str(self.modules)]
+            command = [sys.executable, SAFE_PATH, __file__, "serve", *place, str(os.getpid())]
             self._process = subprocess.Popen(
                 command, env={**environment, **own}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

