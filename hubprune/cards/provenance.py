@@ -329,6 +329,14 @@ GPTQ = """\
   year = {2022}
 }"""
 
+GPTAQ = """\
+@inproceedings{li2025gptaq,
+  title = {GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration},
+  author = {Li, Yuhang and Yin, Ruokai and Lee, Donghyun and Xiao, Shiting and Panda, Priyadarshini},
+  booktitle = {Proceedings of the 42nd International Conference on Machine Learning},
+  year = {2025}
+}"""
+
 LORA = """\
 @article{hu2021lora,
   title = {LoRA: Low-Rank Adaptation of Large Language Models},

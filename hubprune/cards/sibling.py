@@ -34,6 +34,7 @@ from hubprune.cards.markdown import (
 # isort: on
 # fmt: on
 from hubprune.cards.provenance import (
+    GPTAQ,
     GPTQ,
     LORA,
     attribution_line,
@@ -59,6 +60,8 @@ from hubprune.core.specs import QuantizationSpec
 from hubprune.core.weights import DTYPE_BITS
 
 WEIGHTS = {"w4a16": "4-bit weights", "w8a16": "8-bit weights", "fp8": "8-bit floats"}
+GIVEN = " \\\n    --healed FOLDER"
+"""Names what was trained elsewhere, as far as anybody here knows it."""
 METHODS = {"gptq": "GPTQ", "rtn": "each weight rounded to the nearest value"}
 
 
@@ -94,10 +97,10 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
     else:
         summary, limits = _summary(report), tuple(_limits(report))
         glance = _quantized_glance(report, made) if made else _gguf_glance(report)
-        told_made = _quantized(made) if made else _files(report)
+        told_made = _quantized(made, mix=recipe.calibration.name) if made else _files(report)
         benchmarks, adds = four_benchmarks(report.benchmarks), adding(report.benchmarks)
     published = public_recipe(recipe, base=base)
-    also = [GPTQ] if made and made.record.method == "gptq" else []
+    also = [GPTQ, GPTAQ] if made and made.record.method == "gptq" else []
     also += [LORA] if report.healing and report.healing.method == "lora" else []
     return SiblingContext(
         front_matter=front_matter.dump(metadata(report)),
@@ -118,7 +121,7 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
             check=None
             if report.elsewhere
             else reproduce_command(published, repo_id=report.repo_id, tag=own_tag(report)),
-            command=f"{publish_command(published)}{' --healed FOLDER' if report.elsewhere else ''}",
+            command=publish_command(published) + (GIVEN if report.elsewhere else ""),
             needs_tasks=recipe.evaluation.include_path is not None,
             refreshed=None, environment=circumstances(base, report.environment), seconds=times(report.seconds),
         ),
@@ -271,8 +274,8 @@ def _usage(report: SiblingReport) -> Usage:
 # ---- how it was made ---------------------------------------------------------------------------------------------
 
 
-def _quantized(made: QuantizedCheckpoint) -> Made:
-    """Say what was done to the matrices, on which texts, and how that was checked."""
+def _quantized(made: QuantizedCheckpoint, *, mix: str) -> Made:
+    """Say what was done to the matrices, on which texts, and how that was checked; `mix` is the recipe's."""
     record = made.record
     rows = [
         ("Scheme", _scheme(record.scheme, record.group_size)),
@@ -288,14 +291,16 @@ def _quantized(made: QuantizedCheckpoint) -> Made:
     if record.method == "gptq":
         sentences.append(
             "GPTQ rounds one column of a matrix after the other, and makes up for the error of each in the columns"
-            " behind, by the second moments of what enters the matrix on the texts below; every layer sees what the"
-            " quantized layers before it hand on."
+            " behind, by the second moments of what enters the matrix on the texts below. Every layer sees what the"
+            " quantized layers before it hand on, and each matrix aims at what it returned before anything was"
+            " quantized (GPTAQ)."
         )
     if seen := record.divergence:
+        texts = "the same mix that were not calibrated on" if record.calibration else f"the mix {mix}"
         sentences.append(
-            f"On {count(seen.documents)} texts of the same mix that were not calibrated on ({count(seen.tokens)}"
-            f" positions), the next-token distribution is {_nats(seen)} from that of the pruned model, ± one standard"
-            f" error by text, and the most likely token is the same at {_share(seen.top1)} of positions."
+            f"On {count(seen.documents)} texts of {texts} ({count(seen.tokens)} positions), the next-token distribution"
+            f" is {_nats(seen)} from that of the pruned model, ± one standard error by text, and the most"
+            f" likely token is the same at {_share(seen.top1)} of positions."
         )
     checks = Table(
         columns=("Check", "Result", "What was seen"), align="lll",
@@ -354,9 +359,10 @@ def _limits(report: SiblingReport) -> Iterator[str]:
     elif made:
         yield "No benchmark was run: what it costs there is not known."
     else:
+        removal = f"on the card of {report.pruned}" if parse(Recipe, report.recipe).evaluation.tasks else "not known"
         yield (
-            f"No benchmark was run on these files: what the removal cost is on the card of {report.pruned}, and what"
-            " their types cost beside it is told by the comparison above alone."
+            f"No benchmark was run on these files: what the removal cost is {removal}, and what their types cost beside"
+            " it is told by the comparison above alone."
         )
     if made and made.record.calibration:
         yield "Texts that are unlike those of the calibration may lose more."

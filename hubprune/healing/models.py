@@ -7,6 +7,7 @@ student take the memory of one model.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ def with_adapters(student: Any, *, rank: int, seed: int) -> Any:
         r=rank, lora_alpha=ALPHA_OVER_RANK * rank, lora_dropout=0.0, bias="none", target_modules=names,
         task_type="CAUSAL_LM",
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks transformers 5.24 for an attribute by its old name.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.manual_seed(seed)
         return get_peft_model(student, asked)
 

@@ -58,10 +58,11 @@ def check_tensors(source: Source, folder: Path, matrices: Mapping[str, Matrix], 
         farthest = max(farthest, share)
         if not share <= FARTHEST:
             far.append(matrix.name)
-    told = f"{len(matrices)} matrices, at most {farthest:.0%} away"
+    counted = f"{len(matrices)} matrices"
+    told = f"{counted}, at most {100 * farthest:.0f} % away"
     return [
         *checks,
-        Check(name="scales follow from the weights", passed=not scales, detail=_named(scales) or f"of {len(matrices)}"),
+        Check(name="scales follow from the weights", passed=not scales, detail=_named(scales) or counted),
         Check(name="matrices decode to what they were, about", passed=not far, detail=_named(far) or told),
     ]
 

@@ -27,9 +27,9 @@ ELSEWHERE = "elsewhere"
 RECORD = "healing.json"
 """File beside the weights of a folder that `hubprune heal` wrote."""
 
-
+UNTRAINED = "kept tensors are the base's, byte for byte"
 NAMES = {
-    "kept tensors are the base's, byte for byte": "untrained tensors are the base's, byte for byte",
+    UNTRAINED: "untrained tensors are the base's, byte for byte",
     "logits equal the base without the dropped sublayers": "logits equal the base with what was trained, without the "
     "dropped sublayers",
 }
@@ -108,6 +108,7 @@ def from_elsewhere(base: BaseCheckpoint, plan: DropPlan, given: Path) -> Iterato
             yield tensor.name, read_tensor(reader.place(there))
 
 
-def told_of_healed(checks: Sequence[Check]) -> tuple[Check, ...]:
+def told_of_healed(checks: Sequence[Check], how: str) -> tuple[Check, ...]:
     """Name checks by what they compared where the base had the trained tensors in it."""
-    return tuple(check.model_copy(update={"name": NAMES.get(check.name, check.name)}) for check in checks)
+    names = NAMES if how == "lora" else NAMES | {UNTRAINED: "tensors are those that were trained, byte for byte"}
+    return tuple(check.model_copy(update={"name": names.get(check.name, check.name)}) for check in checks)

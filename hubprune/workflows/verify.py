@@ -187,7 +187,7 @@ def _check_pruned(
         seen = verify.verify(
             runnable, folder, plan=plan, config=found.config, architecture=architecture, read=read, reporter=reporter
         )
-    checks = told_of_healed(seen.checks) if method else seen.checks
+    checks = told_of_healed(seen.checks, method) if method else seen.checks
     return seen.model_copy(update={"checks": (*_manifest_checks(folder, known=read.files), *checks)})
 
 

@@ -53,6 +53,11 @@ def test_the_help_of_a_publish_begins_with_what_is_needed_every_day():
     ]  # fmt: skip
 
 
+def test_healing_is_asked_for_and_taken_back_by_a_flag():
+    told = [asked(PublishRequest, "a/b", *more)[0].heal for more in ((), ("--heal",), ("--no-heal",))]
+    assert told == [None, True, False]
+
+
 def test_what_was_typed_becomes_a_request():
     typed = ("a/b", "--drop-attn", "1,2", "--no-primer", "--private", "--out", "x", "--json")
     request, as_json = asked(PublishRequest, *typed)

@@ -414,3 +414,29 @@ def test_what_is_told_survives_json():
 def test_an_effect_is_negative_where_the_metric_went_down():
     assert PairedComparison(ratio=Estimate(value=0.5), test="t", p_value=None).effect == -0.5
     assert PairedComparison(difference=Estimate(value=-0.1), test="t", p_value=None).effect == -0.1
+
+
+# ---- which share of a loss came back ---------------------------------------------------------------------------------
+
+
+def test_the_interval_of_a_share_that_came_back_is_fieller_s():
+    draws = numpy.random.default_rng(0)
+    lost = draws.normal(0.3, 1.0, 400)
+    back = 0.7 * lost + draws.normal(0, 0.2, 400)
+    found = compare.share_of_loss(lost.tolist(), back.tolist())
+    assert found.value == pytest.approx(back.mean() / lost.mean())
+    assert found.low < 0.7 < found.high
+    # At its ends, the mean of back - share x lost is just not distinguishable from 0 in a t-test.
+    for end in found.ends:
+        assert stats.ttest_1samp(back - end * lost, 0).pvalue == pytest.approx(0.05)
+
+
+def test_all_that_was_lost_comes_back_with_certainty_where_every_document_does():
+    lost = [0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
+    found = compare.share_of_loss(lost, lost)
+    assert (found.value, found.low, found.high) == (1, pytest.approx(1), pytest.approx(1))
+
+
+@pytest.mark.parametrize("lost", [[0.0] * 9, [1.0, -1.0, 0.5, -0.4], [-1.0] * 5, [1.0]], ids=str)
+def test_no_share_is_told_of_a_loss_that_is_not_clear(lost):
+    assert compare.share_of_loss(lost, lost) is None

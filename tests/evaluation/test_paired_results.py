@@ -179,3 +179,25 @@ def test_a_metric_that_one_model_has_for_fewer_documents_is_not_compared():
     base, pruned = results("acc", [1.0, 0.0], 0.5), results("acc", [1.0, 0.0], 1.0)
     del pruned["samples"]["task"][1]["acc"]
     assert compared(base, pruned) is None
+
+
+def test_three_models_answer_the_same_documents_and_a_base_that_is_healed_has_all_of_it_back(
+    base_folder, pruned_folder, task_folder, tmp_path, quiet_reporter
+):
+    spec = EvaluationSpec(tasks=("pets", "words"), include_path=str(task_folder))
+    base = harness.ModelFolder(base_folder, identity="base")
+    pruned = harness.ModelFolder(pruned_folder, own_code=True, identity="pruned")
+    where = {"device": "cpu", "dtype": "auto", "reporter": quiet_reporter}
+    with harness.Pair(base, pruned, **where) as as_is, harness.Pair(base, base, **where) as healed:
+        seen = harness.compare_three(
+            as_is, healed, spec=spec, seed=0, reporter=quiet_reporter, memo=tmp_path / "answers.sqlite"
+        )
+    for row, back in zip(seen.dropped.tasks, seen.step.tasks, strict=True):
+        assert (row.base, row.pruned) == (back.pruned, back.base)
+    assert {change.points.value for change in seen.both.main_metrics() if change.points} == {0}
+    lost = {row.task: row.lost for row in seen.came_back}
+    rows = {row.task: row for row in seen.dropped.main_metrics()}
+    assert lost["pets"].value == pytest.approx(-rows["pets"].points.value)
+    told = [row.share for row in seen.came_back if row.share]
+    assert all(share.value == pytest.approx(1) for share in told)
+    assert len(told) == sum(1 for row in seen.came_back if row.lost.low > 0)

@@ -35,6 +35,10 @@ PICTURES = {
     "perplexity": lambda: plots.curve(
         {"MLP Drop": [(0, 5.0), (2, 900.0), (4, 2.5e6)]}, baseline=5.0, ylabel="perplexity", title="P", scale="log"
     ),
+    "training": lambda: plots.training(
+        [(20, 0.1), (40, 0.05)], [(0, 0.23), (20, 0.06), (40, 0.05)], [(0, 2.28), (20, 1.93), (40, 1.91)],
+        base_perplexity=1.82, title=f"Training of {LONG}",
+    ),
     "one point": lambda: plots.curve({"only": [(3, 1.0)]}, baseline=None, ylabel="y", title="t"),
     "many methods": lambda: plots.curve(
         {f"{LONG} {n}": [(0, n), (1, n + 1)] for n in range(9)}, baseline=1, ylabel="perplexity", title=LONG * 3

@@ -3,12 +3,16 @@
 import json
 
 import made
+import made_siblings
 import pytest
 from typer.testing import CliRunner
 
+from hubprune.cards.manifest import write_manifest, write_sibling
 from hubprune.cli import app
+from hubprune.commands.side_by_side import comparison_text
 from hubprune.core.artifacts import ImportanceScores
 from hubprune.core.errors import BaseNotFoundError, CheckpointError
+from hubprune.core.files import list_files
 from hubprune.core.requests import CompareRequest
 from hubprune.hub.session import HubSession
 from hubprune.workflows import compare as comparison
@@ -138,3 +142,30 @@ def test_the_command_prints_a_table_or_json(tmp_path):
     assert "arc_easy acc_norm 500 0.7104 0.7180 0.7104 0.7180 +0.00 points" in rows
     as_json = CliRunner().invoke(app, ["compare", *paths, "--json"])
     assert json.loads(as_json.stdout)["dropped"][0]["both"] == [5]
+
+
+# ---- trained weights ---------------------------------------------------------------------------------------------
+
+
+def test_weights_that_were_trained_are_told_apart(tmp_path):
+    for name in ("pruned", "healed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(name)
+        (folder / "README.md").write_text("# Card\n")
+        if name == "pruned":
+            whole = made.report(checkpoint=made.checkpoint(files=list_files(folder)[1:]))
+            write_manifest(folder, report=whole, template_hash="0" * 64)
+        else:
+            own = made_siblings.report("healed", healed=made_siblings.healed(list_files(folder)[1:]))
+            write_sibling(folder, report=own, template_hash="0" * 64)
+    places = (str(tmp_path / name) for name in ("pruned", "healed"))
+    seen = comparison.compare(CompareRequest(*places), session=HubSession(endpoint="http://127.0.0.1:9"))
+    assert (seen.first.training, seen.second.training) == (None, "healed: lora, 200 steps, loss kl")
+    assert seen.first.weights_sha256 != seen.second.weights_sha256
+    text = comparison_text(seen)
+    rows = {line.partition("  ")[0]: line for line in text.splitlines()}
+    assert rows["trained"].endswith("differs")
+    assert rows["weight files"].endswith("differs")
+    assert rows["parameters"].endswith("same")
+    assert rows["KV cache per token"].endswith("same")

@@ -8,6 +8,7 @@ import made
 import pytest
 
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec
+from hubprune.core.specs import HealSpec
 from hubprune.workflows.estimate import Machine, Shape, benchmark_tokens, needs
 
 GB = 10**9
@@ -86,3 +87,14 @@ def test_time_is_that_of_what_takes_longest(large):
     assert slow_disk.seconds == pytest.approx(large.weight_bytes / 1e8)
     assert stages(large)["download"].seconds is None
     assert stages(large)["download"].written == large.weight_bytes
+
+
+def test_healing_takes_three_passes_a_token_and_with_all_weights_an_optimizer(large):
+    one, twice, whole = (
+        stages(large, asked=recipe(heal=HealSpec(**asked)))["heal"]
+        for asked in ({"steps": 10}, {"steps": 20}, {"steps": 10, "method": "full"})
+    )
+    assert twice.flop == 2 * one.flop
+    assert whole.flop == one.flop * 4 / 3
+    assert whole.memory > 8 * one.memory
+    assert "heal" not in stages(large)

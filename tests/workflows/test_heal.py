@@ -87,6 +87,8 @@ def test_what_was_trained_is_new_and_all_else_is_as_it_was(place, pruned, tmp_pa
         VerifyRequest(str(tmp_path / "healed"), base=str(place / "base")), reporter=Reporter(quiet=True)
     )
     assert all(check.passed for check in seen.checks)
+    told = "untrained tensors are the base's" if method == "lora" else "tensors are those that were trained"
+    assert any(check.name.startswith(told) for check in seen.checks)
 
 
 def test_verification_finds_what_no_training_changes(place, pruned, tmp_path):

@@ -50,7 +50,7 @@ def write_healed(
             stored, staged, plan=plan, config=healed.config, architecture=architecture, known=read.files
         )
     reporter.note(f"verified in a fresh process: {len(seen.checks)} checks passed")
-    return written, seen.model_copy(update={"checks": told_of_healed(seen.checks)})
+    return written, seen.model_copy(update={"checks": told_of_healed(seen.checks, how)})
 
 
 def write_adapter(student: Any, plan: DropPlan, out: Path, *, of: str) -> None:

@@ -53,8 +53,10 @@ FREE_KEYS = (
 # ---- before anything is computed ---------------------------------------------------------------------------------
 
 
-def check_healing(run: Run, given: Path | None) -> None:
+def check_healing(run: Run, given: Path | None, *, here: bool = True) -> None:
     """Refuse what cannot be healed at all, by the recipe, this machine, and the config.json of a folder from elsewhere.
+
+    `here` says whether it is this machine that trains.
 
     Raises:
         RecipeError: MLPs get narrower, or the folder has no whole, unquantized checkpoint.
@@ -69,7 +71,7 @@ def check_healing(run: Run, given: Path | None) -> None:
             "Only models that lost whole sublayers can be healed yet, and here MLPs get narrower.",
             hint=f"Leave out {'--heal' if spec else '--healed'}, or what makes MLPs narrower.",
         )
-    if spec:
+    if spec and here:
         check_asked(_request(run, spec, name="", out=Path()))
         check_memory(weight_bytes(base), spec.method, resolve_device(run.recipe.device))
     if given:
@@ -152,9 +154,14 @@ def _check_tokenizer(pruned: Path, given: Path, *, hint: str) -> None:
         raise CheckpointError(f"The tokenizer in {given} gives other ids than the pruned model's.", hint=hint)
 
 
-@cache
 def weights_digest(given: Path) -> str:
     """Return what stands for the weights in a folder from elsewhere."""
+    files = sorted(given.glob("*.safetensors"))
+    return _digest(given, tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _digest(given: Path, as_seen: tuple[tuple[int, int], ...]) -> str:
     return key_of([[f.path, f.sha256] for f in list_files(given) if f.path.endswith(".safetensors")])
 
 

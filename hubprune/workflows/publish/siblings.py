@@ -33,7 +33,7 @@ from hubprune.core.errors import HubpruneError, MissingDependencyError, RecipeEr
 from hubprune.core.files import check_new_folder, move_folder
 from hubprune.core.privacy import scrub_all
 from hubprune.core.recipe import Recipe
-from hubprune.core.requests import PublishRequest
+from hubprune.core.requests import JobRequest, PublishRequest
 from hubprune.core.specs import HEALED_SUFFIX
 from hubprune.exporting.quantizing import check_outtype
 from hubprune.exporting.writing import INSTALL, check_writer, plan_content, read_layers, read_vocabulary
@@ -98,7 +98,7 @@ def look(run: Run, request: PublishRequest, target: Target, *, excuse: Excuse | 
     """
     check_fit(run)
     given = Path(request.healed) if request.healed else None
-    check_healing(run, given)
+    check_healing(run, given, here=not (isinstance(request, JobRequest) and request.runs_elsewhere))
     found = []
     for kind, suffix in suffixes(run.recipe, given=given).items():
         repo_id = f"{target.repo_id}{suffix}"
@@ -336,7 +336,13 @@ def _deliver(run: Run, product: SiblingProduct, target: Target, delivery: Siblin
     reporter.note(f"{'proposed' if here else 'committed'}: {here or published.url}")
     report = report.model_copy(update={"published": published})
     if report.kind != "gguf":
-        report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
+        try:
+            report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
+        except VerificationError as error:
+            where = f"proposed at {here} and was not merged" if target.staged and here else "published"
+            error.message = f"{target.repo_id} is {where}, but: {error.message}"
+            error.args = (error.message,)
+            raise
     if target.staged and here:
         published = merge(published, target=target, tag=tag, session=session)
         reporter.note(f"merged: {published.url}")

@@ -70,6 +70,7 @@ def reproduce(request: ReproduceRequest, *, reporter: Reporter, session: HubSess
     if template:
         check_templates(template)
     published = read_published(request.published, revision=request.revision, session=session, reporter=reporter)
+    _refuse_unknown(published)
     # The work folder of this published result; another manifest has another one.
     key = key_of(published.manifest, published.recipe.model_dump(mode="json"))
     folder = work_folder() / "reproductions" / f"{Path(published.name).resolve().name}-{key}"
@@ -93,6 +94,17 @@ def reproduce(request: ReproduceRequest, *, reporter: Reporter, session: HubSess
     if report:
         write_atomically(report, f"{seen.model_dump_json(indent=2)}\n")
     return seen
+
+
+def _refuse_unknown(published: Published) -> None:
+    """Refuse what was trained elsewhere: nobody here knows how."""
+    sibling = published.sibling
+    if sibling and sibling.elsewhere:
+        raise CheckpointError(
+            f"{published.name} was trained elsewhere, and nothing in it says how: it cannot be made again.",
+            hint=f"What it was trained from can: hubprune reproduce {sibling.pruned}. This one can be compared with its"
+            f" base: hubprune verify {published.name}",
+        )
 
 
 def _is_export(published: Published) -> bool:

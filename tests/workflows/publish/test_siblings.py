@@ -22,8 +22,10 @@ from hubprune.core.errors import (
     VerificationError,
 )
 from hubprune.core.files import list_files
-from hubprune.core.recipe import TargetSpec
+from hubprune.core.recipe import Recipe, TargetSpec
+from hubprune.core.requests import PublishRequest
 from hubprune.core.specs import HealSpec, QuantizationSpec
+from hubprune.workflows import recipes
 from hubprune.workflows.card import AS_SHIPPED
 from hubprune.workflows.publish import siblings
 from hubprune.workflows.publish.making import SiblingProduct
@@ -146,6 +148,17 @@ def test_a_sibling_that_fails_leaves_the_pruned_repo_and_the_same_command_goes_o
     assert [sibling.published.created for sibling in report.siblings] == [False, True]
 
 
+def test_a_sibling_that_does_not_load_is_named_as_published(published, run_of, user, making, monkeypatch):
+    published()
+
+    def refuse(run, published, report):
+        raise VerificationError("it loads with 5 parameters instead of 6.")
+
+    monkeypatch.setattr(siblings, "_load_back", refuse)
+    with pytest.raises(VerificationError, match="pruned-W4A16 is published, but: it loads with 5 parameters"):
+        again(run_of(both(user)))
+
+
 def test_what_changed_for_one_sibling_is_made_again_and_the_other_is_left(published, run_of, user, hub, making):
     published()
     again(run_of(both(user)))
@@ -224,9 +237,34 @@ def test_what_cannot_be_made_of_a_base_is_refused_with_what_can(run_of, user, in
         siblings.check_fit(run_of(recipe_of(user, gguf=("q8_0",))))
 
 
+def test_a_type_that_is_named_twice_is_written_once(user):
+    values = recipe_of(user).model_dump(mode="json", exclude_none=True)
+    assert Recipe.model_validate({**values, "gguf": ["q8_0", "f16", "q8_0"]}).gguf == ("q8_0", "f16")
+
+
 def test_a_recipe_of_the_pruned_repo_says_nothing_of_its_siblings(run_of, user, inputs):
     run = run_of(both(user))
     assert (run.pinned_recipe.quantize, run.pinned_recipe.gguf) == (None, None)
     assert run.sibling_recipe("gguf").quantize is None
     pinned = run.sibling_recipe("quantized").calibration.subsets[0].revision
     assert pinned == run.data_commits[0]
+
+
+def test_how_it_is_healed_is_in_the_recipe_and_options_win_over_it(tmp_path):
+    def told(**options):
+        return recipes.recipe_of(PublishRequest("a/b", recipe=tmp_path / "recipe.yaml", **options)).heal
+
+    mix = "{name: m, num_samples: 9, max_tokens: 9, subsets: [{dataset: a/b, weight: 1}]}"
+    (tmp_path / "recipe.yaml").write_text(f"base: {{repo_id: a/b}}\ncalibration: {mix}\ndrop: {{attn_drop: 1}}\n")
+    assert told() is None
+    assert told(heal=True) == HealSpec(steps=200, method="lora", loss="kl")
+    with pytest.raises(RecipeError, match="--heal-steps is for what is healed"):
+        told(heal_steps=9)
+    with (tmp_path / "recipe.yaml").open("a") as file:
+        file.write("heal: {method: full, loss: kl+hidden}\n")
+    assert told(heal_steps=9) == HealSpec(steps=9, method="full", loss="kl+hidden")
+    assert told(heal=True) == HealSpec(method="full", loss="kl+hidden")
+    assert told(heal=False) is None
+    with pytest.raises(RecipeError, match="--healed publishes what was trained elsewhere"):
+        told(healed="folder")
+    assert told(heal=False, healed="folder") is None
