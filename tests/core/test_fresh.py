@@ -126,8 +126,9 @@ def test_nothing_is_imported_from_the_folder_where_somebody_stands(warm, tmp_pat
     for name in ("here", "colorsys", "wave"):
         (tmp_path / f"{name}.py").write_text("print('foreign')")
     for command in (("-m", "here"), ("-c", "import here"), ("-m", "colorsys"), ("-c", "import wave")):
-        done, cold = run(*command, cwd=tmp_path), run_to_end(
-            fresh.python(command, {}), cwd=tmp_path, capture_output=True, text=True
+        done, cold = (
+            run(*command, cwd=tmp_path),
+            run_to_end(fresh.python(command, {}), cwd=tmp_path, capture_output=True, text=True),
         )
         assert (done.stdout, cold.stdout) == ("", "")
         assert (done.returncode, cold.returncode) == (("here" in str(command)),) * 2
