@@ -137,9 +137,10 @@ def _understood(config: Mapping[str, Any], pruned: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     ours = read_config(pruned)
-    named = {key: ours[key] for key in ("architectures", "auto_map") if key in ours}
+    code = ("architectures", "auto_map")
+    values = {key: value for key, value in config.items() if key not in code}
     with scratch_folder(name="hubprune-config") as work:
-        write_json({**{k: v for k, v in config.items() if k not in ("architectures", "auto_map")}, **named}, work)
+        write_json({**values, **{key: value for key, value in ours.items() if key in code}}, work)
         for path in pruned.glob("*.py"):
             shutil.copyfile(path, work / path.name)
         read: dict[str, Any] = AutoConfig.from_pretrained(work, trust_remote_code="auto_map" in ours).to_dict()
