@@ -324,7 +324,7 @@ class Snippet:
             variables = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(work / "modules"), "PYTHONUTF8": "1"}
             variables = {**os.environ, **variables, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
             done = run_to_end(
-                fresh.python(["-P", "-c", code], variables), cwd=work / "run", env=variables,
+                fresh.python(["-c", code], variables), cwd=work / "run", env=variables,
                 stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
             )  # fmt: skip
         if done.returncode:

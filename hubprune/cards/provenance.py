@@ -76,7 +76,8 @@ def circumstances(base: BaseCheckpoint, environment: Environment, *, cast: Itera
 
 def times(seconds: Mapping[str, float]) -> Table | None:
     """List what every stage took; None where nothing was timed."""
-    rows = tuple((STAGES.get(stage, stage), duration(taken)) for stage, taken in seconds.items())
+    names = {stage: STAGES.get(stage, stage.replace("gguf-", "writing and comparing ")) for stage in seconds}
+    rows = tuple((names[stage], duration(taken)) for stage, taken in seconds.items())
     return Table(columns=TIMES, align="lr", rows=rows) if rows else None
 
 

@@ -97,7 +97,7 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
     else:
         summary, limits = _summary(report), tuple(_limits(report))
         glance = _quantized_glance(report, made) if made else _gguf_glance(report)
-        told_made = _quantized(made) if made else _files(report)
+        told_made = _quantized(made, mix=recipe.calibration.name) if made else _files(report)
         benchmarks, adds = four_benchmarks(report.benchmarks), adding(report.benchmarks)
     published = public_recipe(recipe, base=base)
     also = [GPTQ, GPTAQ] if made and made.record.method == "gptq" else []
@@ -274,8 +274,8 @@ def _usage(report: SiblingReport) -> Usage:
 # ---- how it was made ---------------------------------------------------------------------------------------------
 
 
-def _quantized(made: QuantizedCheckpoint) -> Made:
-    """Say what was done to the matrices, on which texts, and how that was checked."""
+def _quantized(made: QuantizedCheckpoint, *, mix: str) -> Made:
+    """Say what was done to the matrices, on which texts, and how that was checked; `mix` is the recipe's."""
     record = made.record
     rows = [
         ("Scheme", _scheme(record.scheme, record.group_size)),
@@ -296,10 +296,11 @@ def _quantized(made: QuantizedCheckpoint) -> Made:
             " quantized (GPTAQ)."
         )
     if seen := record.divergence:
+        texts = "the same mix that were not calibrated on" if record.calibration else f"the mix {mix}"
         sentences.append(
-            f"On {count(seen.documents)} texts of the same mix that were not calibrated on ({count(seen.tokens)}"
-            f" positions), the next-token distribution is {_nats(seen)} from that of the pruned model, ± one standard"
-            f" error by text, and the most likely token is the same at {_share(seen.top1)} of positions."
+            f"On {count(seen.documents)} texts of {texts} ({count(seen.tokens)} positions), the next-token distribution"
+            f" is {_nats(seen)} from that of the pruned model, ± one standard error by text, and the most"
+            f" likely token is the same at {_share(seen.top1)} of positions."
         )
     checks = Table(
         columns=("Check", "Result", "What was seen"), align="lll",
@@ -358,9 +359,10 @@ def _limits(report: SiblingReport) -> Iterator[str]:
     elif made:
         yield "No benchmark was run: what it costs there is not known."
     else:
+        removal = f"on the card of {report.pruned}" if parse(Recipe, report.recipe).evaluation.tasks else "not known"
         yield (
-            f"No benchmark was run on these files: what the removal cost is on the card of {report.pruned}, and what"
-            " their types cost beside it is told by the comparison above alone."
+            f"No benchmark was run on these files: what the removal cost is {removal}, and what their types cost beside"
+            " it is told by the comparison above alone."
         )
     if made and made.record.calibration:
         yield "Texts that are unlike those of the calibration may lose more."

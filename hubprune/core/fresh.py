@@ -34,6 +34,8 @@ LIBRARIES_READ = re.compile(r"(HF_|HUGGING|TRANSFORMERS_|TORCH|OMP_|MKL_|KMP_|PY
 """How the variables begin that interpreter and libraries read when they start."""
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """What is there where CUDA or ROCm may be: what a process has asked of these, its forks can use no more."""
+SAFE_PATH = "-P"
+"""Option of Python: what is imported is not looked for in the folder where it is started."""
 OWN = (MODULES, OFFLINE, "PYTHONUTF8")
 """Those that are set for the server itself."""
 
@@ -58,7 +60,8 @@ class _Server:
 
             self.settings = settings
             own = {MODULES: str(self.modules), OFFLINE: "1", "PYTHONUTF8": "1", "OPENBLAS_NUM_THREADS": "1"}
-            command = [sys.executable, "-P", __file__, "serve", str(self.address), str(self.modules), str(os.getpid())]
+            place = [str(self.address), str(self.modules)]
+            command = [sys.executable, SAFE_PATH, __file__, "serve", *place, str(os.getpid())]
             self._process = subprocess.Popen(
                 command, env={**environment, **own}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -99,11 +102,12 @@ def warm() -> Iterator[None]:
 def python(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """Return the command line that runs Python with `-c CODE` or `-m MODULE` and more arguments in a fresh process.
 
-    `environment` is what the command will be given.  It can share imports where it is to leave the Hub alone.
+    `environment` is what the command will be given.  It can share imports where it is to leave the Hub alone.  Nothing
+    is imported from the folder that somebody stands in: it may be a downloaded one, with a torch.py in it.
     """
     server = _running.get()
     if not server or environment.get(OFFLINE) != "1" or not server.suits(environment):
-        return [sys.executable, *arguments]
+        return [sys.executable, SAFE_PATH, *arguments]
     return [sys.executable, "-I", "-S", __file__, "ask", str(server.address), *arguments]
 
 
@@ -112,7 +116,7 @@ def python(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str
 
 def ask(address: str, arguments: list[str]) -> NoReturn:
     """Let the server run Python with some arguments and these streams, and end as that did; without it, run it here."""
-    alone = [sys.executable, *arguments]
+    alone = [sys.executable, SAFE_PATH, *arguments]
     with socket.socket(socket.AF_UNIX) as server:
         request = json.dumps(
             {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
@@ -231,7 +235,6 @@ def _run(request: dict[str, Any], streams: Sequence[int]) -> NoReturn:
         if "-m" in options[:2]:
             name, *rest = options[options.index("-m") + 1 :]
             sys.argv = [name, *rest]
-            sys.path.insert(0, request["folder"])
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
             text, *rest = options[options.index("-c") + 1 :]

@@ -235,6 +235,11 @@ class Recipe(Settings):
     dtype: Dtype = "auto"
     """dtype that scoring and benchmarks compute in; `auto` is the checkpoint's own.  Files are never cast."""
 
+    @field_validator("gguf")
+    @classmethod
+    def _each_type_once(cls, types: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return tuple(dict.fromkeys(types)) if types else types
+
     @model_validator(mode="after")
     def _asks_for_something(self) -> Recipe:
         if self.drop.protect and not self.drop.methods and self.width is not None:

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from hubprune.core.artifacts import Interval, Measure, SpeedMeasured
 from hubprune.core.devices import run_to_end
 from hubprune.core.errors import EvaluationError
+from hubprune.core.fresh import SAFE_PATH
 from hubprune.core.memory import held_bytes
 from hubprune.evaluation.models import LoadedModel, is_memory_error, load_model, memory_errors, release_memory
 
@@ -293,7 +294,7 @@ def resident_peak(folder: Path, spec: SpeedSpec, *, dtype: str, trust_remote_cod
         return None
     own_code = trust_remote_code
     request = ResidentRequest(folder=str(folder.resolve()), dtype=dtype, trust_remote_code=own_code, spec=spec)
-    command = [sys.executable, "-m", "hubprune.evaluation.speed"]
+    command = [sys.executable, SAFE_PATH, "-m", "hubprune.evaluation.speed"]
     done = run_to_end(command, input=request.model_dump_json(), capture_output=True, text=True)
     if done.returncode:
         message = f"The fresh process that measures the memory of {folder} ended with code {done.returncode}."

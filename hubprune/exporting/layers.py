@@ -32,8 +32,8 @@ ROPE_LIST = "no_rope_layers"
 
 
 SAVED = (
-    "missing attentions take no room in the KV cache where llama.cpp runs with flash attention, its default; without"
-    " it, values have the room of all layers"
+    "missing attentions ({}) take no room in the KV cache where llama.cpp runs with flash attention, its default;"
+    " without it, values have the room of all layers"
 )
 """From a run: `llama_kv_cache::llama_kv_cache` lays values out in equal columns then."""
 
@@ -111,7 +111,7 @@ def layer_notes(architecture: str, slots: Sequence[LayerSlot]) -> tuple[str, ...
     """Say what missing sublayers save or still cost."""
     if architecture == UNEVEN:
         missing = sum(slot.attention != "full" for slot in slots)
-        return (f"{missing} {SAVED}",) if missing else ()
+        return (SAVED.format(missing),) if missing else ()
     stored = [slot for slot in slots if slot.source is not None]
     between = len(slots) - len(stored)
     without_attention = sum(slot.attention == "zero" for slot in stored)

@@ -29,6 +29,7 @@ from hubprune.core.console import size
 from hubprune.core.devices import run_to_end
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import scratch_folder
+from hubprune.core.fresh import SAFE_PATH
 from hubprune.core.memory import available_bytes
 from hubprune.core.neutral import load_causal_lm
 from hubprune.core.privacy import is_carried
@@ -139,7 +140,7 @@ def measure(
         )  # fmt: skip
         with scratch_folder(name="hubprune-modules") as modules:
             # transformers copies the modeling file into a cache of modules before it imports it; ours is thrown away.
-            command = [sys.executable, "-m", "hubprune.exporting.parity"]
+            command = [sys.executable, SAFE_PATH, "-m", "hubprune.exporting.parity"]
             there = {**os.environ, "HF_MODULES_CACHE": str(modules)}
             asked = request.model_dump_json()
             done = run_to_end(command, input=asked, capture_output=True, text=True, errors="replace", env=there)

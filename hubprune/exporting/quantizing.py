@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from hubprune.core.artifacts import OUTTYPES, PLAIN_TYPES, Outtype
 from hubprune.core.devices import run_to_end
 from hubprune.core.errors import MissingDependencyError, RecipeError, VerificationError
+from hubprune.core.fresh import SAFE_PATH
 
 if TYPE_CHECKING:
     from hubprune.exporting.tensors import GgufTensor
@@ -87,7 +88,7 @@ def quantize(source: Path, target: Path, outtype: Outtype) -> None:
     request = QuantizeRequest(
         source=str(source.resolve()), target=str(target.absolute()), type=outtype.upper(), threads=os.cpu_count() or 1
     )
-    command = [sys.executable, "-m", "hubprune.exporting.quantizing"]
+    command = [sys.executable, SAFE_PATH, "-m", "hubprune.exporting.quantizing"]
     done = run_to_end(command, input=request.model_dump_json(), capture_output=True, text=True, errors="replace")
     if done.returncode == 0 and target.is_file():
         return

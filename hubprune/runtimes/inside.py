@@ -22,6 +22,8 @@ from typing import Any
 
 Request = dict[str, Any]
 Found = dict[str, Any]
+START_SECONDS = 3600
+"""How long a server may take until it answers; a large model is read from a disk first."""
 MARGIN = 16
 """Positions beside prompt and new tokens, in which vLLM counts blocks."""
 
@@ -196,16 +198,21 @@ def ask_server(request: Request) -> Found:
     )
     try:
         address = f"http://127.0.0.1:{request['port']}"
+        end_of_waiting = time.monotonic() + START_SECONDS
         while not _get(f"{address}/health"):
             if server.poll() is not None:
                 raise RuntimeError(f"{program} ended with {server.returncode} before it answered")
+            if time.monotonic() > end_of_waiting:
+                raise RuntimeError(f"{program} did not answer within {START_SECONDS // 60} minutes")
             time.sleep(0.5)
         body = {
             "model": request["model"], "prompt": request["prompts"][0], "max_tokens": request["new_tokens"],
             "temperature": 0,
         }  # fmt: skip
-        said = json.loads(_get(f"{address}/v1/completions", body) or b"{}")
-        return {"printed": said["choices"][0]["text"]}
+        said = _get(f"{address}/v1/completions", body)
+        if said is None:
+            raise RuntimeError(f"{program} serves the model, and did not answer")
+        return {"printed": json.loads(said)["choices"][0]["text"]}
     finally:
         server.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):

@@ -19,6 +19,7 @@ from hubprune.core.console import Reporter
 from hubprune.core.devices import VARIABLES
 from hubprune.core.errors import HubError, RecipeError
 from hubprune.core.files import make_writable, work_folder
+from hubprune.core.fresh import SAFE_PATH
 
 DROPPED = 3
 """Attention sublayers that the demo drops."""
@@ -48,11 +49,12 @@ def run(base: str, *, directory: Path | None, reporter: Reporter, heal: bool = F
         own = {"NO_PROXY": "127.0.0.1,localhost", "TOKENIZERS_PARALLELISM": "false"}
         environment = {**kept, **own, **address, **caches}
         reporter.note(f"local Hub at {address['HF_ENDPOINT']}, kept in {place}")
-        if subprocess.run([sys.executable, "-m", "hubprune.demo.fill"], env=environment, check=False).returncode:
+        python = [sys.executable, SAFE_PATH, "-m"]
+        if subprocess.run([*python, "hubprune.demo.fill"], env=environment, check=False).returncode:
             raise HubError("The local Hub could not be filled.", hint="The message above says why.")
         command = [*publish_options(base), *(HEAL if heal else [])]
         reporter.note(f"$ hubprune {shlex.join(command)}")
-        code = subprocess.run([sys.executable, "-m", "hubprune", *command], env=environment, check=False).returncode
+        code = subprocess.run([*python, "hubprune", *command], env=environment, check=False).returncode
     if not code:
         cards = sorted((place / "work" / "checkpoints").glob("*/README.md"), key=lambda path: path.stat().st_mtime)
         reporter.note("")
@@ -77,7 +79,7 @@ def publish_options(base: str) -> list[str]:
 @contextmanager
 def _local_hub(directory: Path) -> Iterator[Mapping[str, str]]:
     """Run `hubprune hub` while the block runs, and yield the two variables that it prints first."""
-    command = [sys.executable, "-m", "hubprune", "hub", "--dir", str(directory)]
+    command = [sys.executable, SAFE_PATH, "-m", "hubprune", "hub", "--dir", str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

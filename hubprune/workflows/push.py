@@ -59,17 +59,7 @@ def push_made(
     recipe = recipe.model_copy(update={"target": recipe.target.model_copy(update={"repo_id": report.repo_id})})
     files = _as_verified(folder, report.checkpoint.files)
     target = target_of(recipe, base=report.base, session=session, overwrite=delivery.replaces)
-    # What came after the dry run is not replaced: its files were never compared with that.
-    seen = report.upload.parent if report.upload else target.parent
-    if target.parent not in (None, seen):
-        remote = read_remote(target.repo_id, commit=str(target.parent), session=session)
-        is_new = seen is None and remote.manifest is None
-        if not is_new and missing(files, remote=remote):  # and not what an earlier push sent before it was cut off
-            raise ConflictError(
-                f"{target.repo_id} has changed since the dry run: {target.revision} was at {seen or 'nothing'} and is "
-                f"at {target.parent}.",
-                hint=f"Nothing was changed. {AGAIN}",
-            )
+    _refuse_newer(target, report.upload.parent if report.upload else target.parent, files, session=session)
     reporter.note(f"{len(files)} files as the dry run left them, target {target.repo_id}")
     run = Run(recipe, session, reporter, StageStore(work_folder()))
     made = [_sibling(each, folder, report, run, delivery) for each in report.siblings]
@@ -99,10 +89,27 @@ def _sibling(
         sibling.repo_id, sibling.kind, of=report.repo_id, recipe=run.recipe, base=report.base,
         files=[made.file for made in sibling.exports], session=run.session, overwrite=delivery.replaces,
     )  # fmt: skip
-    if sibling.upload and target.parent not in (None, sibling.upload.parent):
-        raise ConflictError(f"{sibling.repo_id} has changed since the dry run.", hint=f"Nothing was changed. {AGAIN}")
+    _refuse_newer(target, sibling.upload.parent if sibling.upload else target.parent, files, session=run.session)
     run.reporter.note(f"beside it {sibling.repo_id}: {len(files)} files")
     return SiblingProduct(own, files, sibling.model_copy(update={"upload": None})), target
+
+
+def _refuse_newer(target: Target, seen: str | None, files: tuple[RepoFile, ...], *, session: HubSession) -> None:
+    """Refuse to replace what came after the dry run, which saw `seen`: its files were never compared with that.
+
+    Raises:
+        ConflictError: it is not what an earlier push of these files sent before it was cut off.
+    """
+    if target.parent in (None, seen):
+        return
+    remote = read_remote(target.repo_id, commit=str(target.parent), session=session)
+    is_new = seen is None and remote.manifest is None
+    if not is_new and missing(files, remote=remote):
+        raise ConflictError(
+            f"{target.repo_id} has changed since the dry run: {target.revision} was at {seen or 'nothing'} and is "
+            f"at {target.parent}.",
+            hint=f"Nothing was changed. {AGAIN}",
+        )
 
 
 def read_report(path: Path) -> PublishReport:

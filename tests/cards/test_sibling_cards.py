@@ -32,6 +32,16 @@ def test_the_card_of_a_sibling_is_the_golden_one(kind):
     check_structure(text)
 
 
+def test_a_card_points_to_nothing_that_is_not_there():
+    rounded = made_siblings.quantized()
+    rounded = rounded.model_copy(update={"record": rounded.record.model_copy(update={"calibration": None})})
+    assert "texts of the mix cosmopedia (" in text_of("quantized", quantized=rounded)
+    unmeasured = made_siblings.report("gguf").recipe | {"evaluation": {"tasks": []}}
+    text = text_of("gguf", recipe=unmeasured, seconds={"gguf-q8_0": 9.0})
+    assert "what the removal cost is not known, and what their types" in text
+    assert "| writing and comparing q8_0 | 9" in text
+
+
 def test_metadata_says_of_what_it_is_a_quantization():
     values = metadata(made_siblings.report())
     assert (values["base_model"], values["base_model_relation"]) == (made.REPO_ID, "quantized")

@@ -51,12 +51,12 @@ def test_without_a_server_a_command_runs_alone(nobody):
 def test_beside_a_gpu_nothing_is_shared(nobody, monkeypatch, tmp_path):
     monkeypatch.setattr(fresh, "GPUS", (str(tmp_path),))
     with fresh.warm():
-        assert fresh.python(["-c", ""], {**os.environ, **SETTINGS}) == [sys.executable, "-c", ""]
+        assert fresh.python(["-c", ""], {**os.environ, **SETTINGS}) == [sys.executable, "-P", "-c", ""]
 
 
 def test_nothing_is_started_before_it_is_needed_or_outside_of_a_block(nobody):
     environment = {**os.environ, **SETTINGS}
-    assert fresh.python(["-c", ""], environment) == [sys.executable, "-c", ""]
+    assert fresh.python(["-c", ""], environment) == [sys.executable, "-P", "-c", ""]
     with fresh.warm():
         assert fresh._running.get()._process is None
 
@@ -104,7 +104,7 @@ def run(*arguments, **options):
 
 def test_a_command_starts_in_a_process_that_has_imported_and_done_nothing_else(warm, tmp_path):
     for number in range(2):
-        done = run("-P", "-c", LOOK, "x", cwd=tmp_path, input="abc", environment={"TOLD": str(number)})
+        done = run("-c", LOOK, "x", cwd=tmp_path, input="abc", environment={"TOLD": str(number)})
         seen = json.loads(done.stdout)
         assert (done.returncode, done.stderr) == (3, "a word\n")
         assert (seen["torch"], seen["ours"], seen["modules"]) == (True, [], False)
@@ -115,10 +115,23 @@ def test_a_command_starts_in_a_process_that_has_imported_and_done_nothing_else(w
 
 
 def test_a_module_is_run_as_python_runs_it(warm, tmp_path):
-    (tmp_path / "here.py").write_text("import sys\nprint(__name__, sys.argv[1:])\nraise ValueError('it failed')")
-    done = run("-m", "here", "a", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "__main__ ['a']\n")
-    assert done.stderr.splitlines()[-1] == "ValueError: it failed"
+    done = run("-m", "calendar", "2026", "11", cwd=tmp_path)
+    assert (done.returncode, done.stdout.split()[:2], done.stderr) == (0, ["November", "2026"], "")
+    done = run("-m", "calendar", "November", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "invalid int value: 'November'" in done.stderr
+
+
+def test_nothing_is_imported_from_the_folder_where_somebody_stands(warm, tmp_path):
+    for name in ("here", "colorsys", "wave"):
+        (tmp_path / f"{name}.py").write_text("print('foreign')")
+    for command in (("-m", "here"), ("-c", "import here"), ("-m", "colorsys"), ("-c", "import wave")):
+        done, cold = (
+            run(*command, cwd=tmp_path),
+            run_to_end(fresh.python(command, {}), cwd=tmp_path, capture_output=True, text=True),
+        )
+        assert (done.stdout, cold.stdout) == ("", "")
+        assert (done.returncode, cold.returncode) == (("here" in str(command)),) * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -143,6 +156,6 @@ def test_a_command_ends_with_whoever_asked_for_it(warm):
 
 def test_where_it_could_make_a_difference_nothing_is_shared(warm):
     assert run("-c", "").returncode == 0
-    alone = [sys.executable, "-c", ""]
+    alone = [sys.executable, "-P", "-c", ""]
     for differs in ({"HF_HUB_OFFLINE": "0"}, {"HF_HOME": "/elsewhere"}, {"PYTHONPATH": "/elsewhere"}):
         assert fresh.python(["-c", ""], {**os.environ, **SETTINGS, **differs}) == alone

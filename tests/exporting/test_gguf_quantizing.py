@@ -99,7 +99,7 @@ def test_a_k_quant_is_smaller_and_compared_with_the_base_in_the_same_type(tmp_pa
     assert "times its divergence" in made.parity.rule
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(made.file).tensors}
     assert kinds["blk.0.attn_q.weight"] == "Q4_K"
-    assert made.notes == (f"1 {SAVED}",)
+    assert made.notes == (SAVED.format(1),)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "x", "x.gguf"]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +73,22 @@ def test_a_variable_that_names_no_such_interpreter_is_an_error_with_how_to_insta
     monkeypatch.setenv("HUBPRUNE_MLX_PYTHON", "/no/such/python")
     with pytest.raises(RecipeError):
         asking.find("mlx")
+
+
+def test_a_folder_of_that_name_is_no_runtime_and_nothing_in_this_folder_is_run(tmp_path, monkeypatch):
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "json.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("HUBPRUNE_VLLM_PYTHON", raising=False)
+    if importlib.util.find_spec("vllm").origin is None:  # none is installed here
+        assert asking.find("vllm") is None
+    asking.versions.cache_clear()
+    python = Path(sys.executable)
+    assert asking.versions(python, "pytest")["pytest"] == pytest.__version__
+    assert asking.versions(python, "vllm") is None or importlib.util.find_spec("vllm").origin
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("first", ["#!{python}\n", "#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"])

@@ -83,4 +83,5 @@ def test_a_refusal_is_told_in_its_own_words_and_of_head_sizes_which_it_takes():
     assert run.detail == "mlx-lm does not run it: ValueError: Model type pruned_llama not supported."
     told = refused("vllm", "RuntimeError: Unsupported CPU attention configuration: head_dim=8").detail
     assert "head_dim=8" in told
+    assert "vLLM" not in refused("mlx", "ValueError: head_dim=8 does not fit").detail
     assert "32, 64, 80" in told

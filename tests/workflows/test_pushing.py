@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import made
+import made_siblings
 import pytest
 from on_hub import commit_files, make_folder
 
+from hubprune.cards.manifest import write_sibling
 from hubprune.core.artifacts import LoadedBack, UploadPlan
 from hubprune.core.errors import (
     AuthenticationError,
     ConflictError,
     EditedError,
+    HubpruneError,
     OverBudgetError,
     PermissionDeniedError,
     RecipeError,
@@ -125,6 +128,27 @@ def upload_plan(user, parent):
         repo_id=f"{user[0]}/pushed", revision="main", parent=parent, create_pr=False, files=(), upload_bytes=0,
         primer_bytes=0, new_bytes=0, card="# Card",
     )  # fmt: skip
+
+
+def test_a_push_that_was_cut_off_goes_on_behind_the_siblings_that_it_published(dry_run, push, session, user, tmp_path):
+    folder, report = dry_run()
+    own, name = tmp_path / "result-GGUF", f"{report.repo_id}-GGUF"
+    own.mkdir()
+    (own / "a-Q8_0.gguf").write_bytes(b"GGUF")
+    (own / "README.md").write_text("---\nlicense: apache-2.0\n---\n# GGUF\n")
+    [file] = [f for f in list_files(own) if f.path.endswith(".gguf")]
+    export = made_siblings.export(file=file.path, size=file.size, sha256=file.sha256)
+    sibling = made_siblings.report(
+        "gguf", repo_id=name, pruned=report.repo_id, exports=(export,), carried=(),
+        upload=upload_plan(user, None).model_copy(update={"repo_id": name}),
+    )  # fmt: skip
+    write_sibling(own, report=sibling, template_hash="0" * 64)
+    report = report.model_copy(update={"siblings": (sibling,)})
+    assert [each.published.created for each in push(folder, report).siblings] == [True]
+    assert [each.published.created for each in push(folder, report).siblings] == [False]
+    session.api.upload_file(path_or_fileobj=b"other", path_in_repo="a-Q8_0.gguf", repo_id=name)
+    with pytest.raises(HubpruneError, match="GGUF"):
+        push(folder, report)
 
 
 def test_what_came_after_the_dry_run_is_not_replaced(dry_run, push, session, user):

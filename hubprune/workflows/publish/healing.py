@@ -20,7 +20,7 @@ from hubprune.core.artifacts import (
     SiblingReport,
     TrainedElsewhere,
 )
-from hubprune.core.config import CONFIG_NAME, read_config
+from hubprune.core.config import CONFIG_NAME, read_config, write_json
 from hubprune.core.devices import resolve_device
 from hubprune.core.errors import CheckpointError, MissingDependencyError, RecipeError
 from hubprune.core.files import key_of, list_files, scratch_folder
@@ -45,7 +45,7 @@ OF_TOKENIZERS = (
 """Files of a tokenizer, and none that could be run."""
 FREE_KEYS = (
     "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache",
-    "rope_theta", "rope_scaling", "rope_parameters", "hubprune", "bos_token_id", "eos_token_id", "pad_token_id",
+    "hubprune", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 """Keys of a config.json that training libraries write anew, or that say nothing of what fits into the model."""
 
@@ -103,16 +103,16 @@ def check_given(pruned: Path, given: Path) -> None:
     """
     hint = "--healed takes what was trained from exactly this pruned model: same base, same drops, same tokenizer."
     ours, theirs = read_config(pruned), read_config(given)
-    names = sorted(key for key in {*ours, *theirs} - {*FREE_KEYS} if ours.get(key) != theirs.get(key))
-    # A library may add what is at its default, and leave out what is.
-    wrong = [key for key in names if key in ours and key in theirs]
-    if wrong := [*wrong, *(["its positions (rope)"] if _rope(ours) != _rope(theirs) else [])]:
+    try:
+        own, found = (_understood(config, pruned) for config in (ours, theirs))
+    except Exception as error:  # whatever a config of strangers may bring transformers to raise
+        raise CheckpointError(f"config.json of {given} cannot be read: {error!s:.200}", hint=hint) from error
+    if wrong := sorted(key for key in {*own, *found} if own.get(key) != found.get(key)):
         told = ", ".join(wrong)
         raise CheckpointError(f"config.json of {given} differs from the pruned model's in {told}.", hint=hint)
     from hubprune.core.streaming import WeightReader, read_tensor
 
-    shapes = [{t.name: t.shape for _, t in open_weights(folder)} for folder in (pruned, given)]
-    own, found = shapes
+    own, found = ({t.name: t.shape for _, t in open_weights(folder)} for folder in (pruned, given))
     tied = {"lm_head.weight"} if ours.get("tie_word_embeddings") else set()
     if missing := sorted(own.keys() - found.keys() - tied):
         raise CheckpointError(f"{given} lacks {len(missing)} tensors, {missing[0]} among them.", hint=hint)
@@ -129,13 +129,22 @@ def check_given(pruned: Path, given: Path) -> None:
     _check_tokenizer(pruned, given, hint=hint)
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a config.json says of positions, as transformers 4 or 5 writes it."""
-    told = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if "rope_theta" in config:
-        told = {"rope_theta": config["rope_theta"], **told}
-    kind = told.get("rope_type", told.get("type", "default"))
-    return {**{k: v for k, v in told.items() if k not in ("type", "rope_type")}, "rope_type": kind}
+def _understood(config: Mapping[str, Any], pruned: Path) -> dict[str, Any]:
+    """Return what transformers makes of a config.json with the pruned model's own code, and with no other.
+
+    Its versions write the same in different ways, and leave out or add what is at its default.
+    """
+    from transformers import AutoConfig
+
+    ours = read_config(pruned)
+    code = ("architectures", "auto_map")
+    values = {key: value for key, value in config.items() if key not in code}
+    with scratch_folder(name="hubprune-config") as work:
+        write_json({**values, **{key: value for key, value in ours.items() if key in code}}, work)
+        for path in pruned.glob("*.py"):
+            shutil.copyfile(path, work / path.name)
+        read: dict[str, Any] = AutoConfig.from_pretrained(work, trust_remote_code="auto_map" in ours).to_dict()
+    return {key: value for key, value in read.items() if key not in FREE_KEYS}
 
 
 def _check_tokenizer(pruned: Path, given: Path, *, hint: str) -> None:

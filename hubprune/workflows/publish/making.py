@@ -290,7 +290,7 @@ def _run_snippet(code: str, report: SiblingReport, folder: Path, tag: str | None
         (cache / "snapshots" / commit).symlink_to(folder.resolve(), target_is_directory=True)
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(work / "hub"), "PYTHONUTF8": "1"}
         done = run_to_end(
-            fresh.python(["-P", "-c", code], variables), cwd=work, env=variables, stdin=subprocess.DEVNULL,
+            fresh.python(["-c", code], variables), cwd=work, env=variables, stdin=subprocess.DEVNULL,
             capture_output=True, encoding="utf-8", errors="replace",
         )  # fmt: skip
     if done.returncode:

@@ -336,7 +336,13 @@ def _deliver(run: Run, product: SiblingProduct, target: Target, delivery: Siblin
     reporter.note(f"{'proposed' if here else 'committed'}: {here or published.url}")
     report = report.model_copy(update={"published": published})
     if report.kind != "gguf":
-        report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
+        try:
+            report = report.model_copy(update={"loaded_back": _load_back(run, published, report)})
+        except VerificationError as error:
+            where = f"proposed at {here} and was not merged" if target.staged and here else "published"
+            error.message = f"{target.repo_id} is {where}, but: {error.message}"
+            error.args = (error.message,)
+            raise
     if target.staged and here:
         published = merge(published, target=target, tag=tag, session=session)
         reporter.note(f"merged: {published.url}")

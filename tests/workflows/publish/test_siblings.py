@@ -22,7 +22,7 @@ from hubprune.core.errors import (
     VerificationError,
 )
 from hubprune.core.files import list_files
-from hubprune.core.recipe import TargetSpec
+from hubprune.core.recipe import Recipe, TargetSpec
 from hubprune.core.requests import PublishRequest
 from hubprune.core.specs import HealSpec, QuantizationSpec
 from hubprune.workflows import recipes
@@ -148,6 +148,17 @@ def test_a_sibling_that_fails_leaves_the_pruned_repo_and_the_same_command_goes_o
     assert [sibling.published.created for sibling in report.siblings] == [False, True]
 
 
+def test_a_sibling_that_does_not_load_is_named_as_published(published, run_of, user, making, monkeypatch):
+    published()
+
+    def refuse(run, published, report):
+        raise VerificationError("it loads with 5 parameters instead of 6.")
+
+    monkeypatch.setattr(siblings, "_load_back", refuse)
+    with pytest.raises(VerificationError, match="pruned-W4A16 is published, but: it loads with 5 parameters"):
+        again(run_of(both(user)))
+
+
 def test_what_changed_for_one_sibling_is_made_again_and_the_other_is_left(published, run_of, user, hub, making):
     published()
     again(run_of(both(user)))
@@ -224,6 +235,11 @@ def test_what_cannot_be_made_of_a_base_is_refused_with_what_can(run_of, user, in
     monkeypatch.setattr(siblings, "read_layers", refuse)
     with pytest.raises(UnsupportedArchitectureError, match="family mamba"):
         siblings.check_fit(run_of(recipe_of(user, gguf=("q8_0",))))
+
+
+def test_a_type_that_is_named_twice_is_written_once(user):
+    values = recipe_of(user).model_dump(mode="json", exclude_none=True)
+    assert Recipe.model_validate({**values, "gguf": ["q8_0", "f16", "q8_0"]}).gguf == ("q8_0", "f16")
 
 
 def test_a_recipe_of_the_pruned_repo_says_nothing_of_its_siblings(run_of, user, inputs):
