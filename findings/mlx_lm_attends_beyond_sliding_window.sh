@@ -3,11 +3,11 @@
 # Behaviour: config.json limits attention to a window of the last positions. mlx-lm runs Mistral, Qwen 2, Qwen 3 and
 #   Phi-3 with full attention all the same, without a word. Mistral is run by its Llama code, which knows windows, but
 #   looks for them in layer_types, a key that a Mistral's config.json does not have.
-# Seen: window 24, 200 tokens, random weights: the logits of the first 24 positions agree to 1e-5; after them they differ
-#   by up to 4.8 (Mistral), 1.8 (Qwen 2), 1.9 (Qwen 3), 4.5 (Phi-3). Without a window all agree to 1e-5. Adding
+# Seen: window 24, 200 tokens, random weights: the logits of the first 24 positions agree to 1e-5; after them they
+#   differ by up to 4.8 (Mistral), 1.8 (Qwen 2), 1.9 (Qwen 3), 4.5 (Phi-3). Without a window all agree to 1e-5. Adding
 #   layer_types to a Mistral does not help: every layer has a window, and the code asks for one without (ValueError).
-# Why it matters: short prompts show nothing. Past the window (4096 in the first Mistral) the model sees what it was not
-#   trained to see, its cache grows without end, and a perplexity measured in mlx-lm is another model's.
+# Why it matters: short prompts show nothing. Past the window (4096 in the first Mistral) the model sees what it was
+#   not trained to see, its cache keeps all of the text, and a perplexity measured in mlx-lm is another model's.
 # Exit: 0 while mlx-lm does this, otherwise not.
 set -euo pipefail
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Versions: peft 0.21.2, transformers 5.24.0.
-# Behaviour: PeftModel.from_pretrained puts an adapter that was trained on 6 layers onto a model of 4. It drops the two
-#   last layers of the adapter and warns of nothing; the four others go to the layers that now have their numbers. The
-#   other way round, 6 layers onto 8, it warns of missing keys. transformers' own load_adapter reports the dropped keys.
+# Behaviour: PeftModel.from_pretrained puts an adapter that was trained on 6 layers onto a model of 4. It drops the
+#   two last layers of the adapter and warns of nothing; the four others go to the layers that now have their numbers.
+#   The other way round, 6 layers onto 8, it warns of missing keys. transformers' own load_adapter reports the dropped
+#   keys.
 # Seen: 4 layers: no warning, 8 of the adapter's 24 tensors unused. 8 layers: one warning of 8 missing keys.
-#   load_adapter: UNEXPECTED for layers {4, 5}. With layers 1 and 2 of six taken out, the model's layers 1, 2, 3, once 3,
-#   4, 5, get what was trained for 1, 2, 3.
-# Why it matters: whoever drops layers and goes on using the adapters of the full model gets other text and no hint. Only
-#   load_adapter on an existing PeftModel returns the unexpected keys, to those who look at what it returns.
+#   load_adapter: UNEXPECTED for layers {4, 5}. With layers 1 and 2 of six taken out, the model's layers 1, 2, 3, once
+#   3, 4, 5, get what was trained for 1, 2, 3.
+# Why it matters: whoever drops layers and goes on using the adapters of the full model gets other text and no hint.
+#   Only load_adapter on an existing PeftModel returns the unexpected keys, to those who look at what it returns.
 # Exit: 0 while peft says nothing, otherwise not.
 set -euo pipefail
 
@@ -45,7 +46,11 @@ def load(base: LlamaForCausalLM) -> tuple[PeftModel, list[str], str]:
     handler = logging.StreamHandler(log)
     logging.getLogger().addHandler(handler)
     transformers_logging.add_handler(handler)
-    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        contextlib.redirect_stderr(log),
+        contextlib.redirect_stdout(log),
+    ):
         warnings.simplefilter("always")
         loaded = PeftModel.from_pretrained(base, "adapter")
     logging.getLogger().removeHandler(handler)
