@@ -362,7 +362,9 @@ def check_can_create(repo_id: str, *, identity: Identity, create_pr: bool, sessi
     if create_pr:
         raise PermissionDeniedError(
             f"There is no {repo_id} to open a pull request on, or this token may not see it.",
-            hint="Leave out --create-pr to create it." if own else "Check its name.",
+            hint=f"Create it once with `hf repos create {repo_id}`, or leave out --create-pr to create it."
+            if own
+            else "Check its name.",
         )
     if user is None:
         raise PermissionDeniedError(

@@ -231,7 +231,10 @@ def require_passed(seen: Verification) -> None:
     """Raise VerificationError if some check failed."""
     failed = [check.name for check in seen.checks if not check.passed]
     elsewhere = {check.name for check in as_checks(seen.in_runtimes)} if seen.in_runtimes else set()
-    hint = "If an earlier hubprune published it, `hubprune refresh REPO` brings its files to this one's."
+    hint = (
+        "If it was made of another base, name that with --base. If an earlier hubprune published it, `hubprune refresh"
+        " REPO` brings its files to this one's."
+    )
     if elsewhere.issuperset(failed):
         hint = "In transformers it passed: what a runtime does not take is said beside it. Leave it out of --runtime."
     if failed:
