@@ -6,6 +6,7 @@ What was made for a publish that failed is taken back.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,8 @@ BRANCH = re.compile(r"(?!refs/)(?!.*(\.\.|//|/\.|@\{|\.lock(/|$)))\w[\w./+@=-]*(
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
 """Full and shortened commit ids: a branch of such a name could not be told from a commit."""
 
+LOOKS, LOOK_SECONDS = 4, 0.5
+"""How often, and how long apart, a repo is looked for whose making was interrupted."""
 LONGEST_FOLDER = 255
 """Bytes in the name of a folder, for the modules that transformers copies too."""
 SHORTER = "Pass a shorter name as --repo-id."
@@ -217,11 +220,24 @@ def _create(target: Target, *, session: HubSession) -> bool:
             answer = session.post("/api/repos/create", body=body, doing=doing, accepted=(409,), busy=BUSY)
     except KeyboardInterrupt:  # it took the answer that would say who made the repo: its time has to tell
         with suppress(Exception):
-            made = session.api.model_info(target.repo_id).created_at
-            if made and made >= start - CLOCKS_DIFFER:
+            if _came_since(start, target, session=session):
                 _delete_if_untouched(target, session=session)
         raise
     return answer.status != 409
+
+
+def _came_since(start: datetime, target: Target, *, session: HubSession) -> bool:
+    """Tell whether the repo was made after a time; a Hub that was just asked for it may still be at it."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    for _ in range(LOOKS):
+        try:
+            made = session.api.model_info(target.repo_id).created_at
+        except RepositoryNotFoundError:
+            time.sleep(LOOK_SECONDS)
+        else:
+            return made is not None and made >= start - CLOCKS_DIFFER
+    return False
 
 
 def _create_branch(target: Target, *, session: HubSession) -> bool:
