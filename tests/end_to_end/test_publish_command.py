@@ -197,7 +197,7 @@ def test_a_dry_run_writes_nothing_to_the_hub(publish, api):
 
 def test_code_of_the_card_that_fails_stops_the_publish_before_anything_is_sent(publish, api, files):
     (files / "sitecustomize.py").write_text(
-        "import sys\nif '-c' in sys.orig_argv[1:4]:\n    raise SystemExit('no reader could do this')\n"
+        "import sys\nif {'-c', 'serve'} & {*sys.orig_argv[1:4]}:\n    raise SystemExit('no reader could do this')\n"
     )
     path = os.pathsep.join([str(files), os.environ.get("PYTHONPATH", "")])
     ended = publish("--drop-attn", "1", "--tasks", "none", "--repo-id", "local/unused", PYTHONPATH=path)
