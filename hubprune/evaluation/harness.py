@@ -110,26 +110,12 @@ def compare_four(
         EvaluationError: as of `compare`.
         RecipeError: this machine has no such device.
     """
-    start = time.monotonic()
-    with quiet(), no_calls_elsewhere():
-        plan = _Plan(load_tasks(spec), spec=spec, seed=seed, reporter=reporter)
-        one = _measure(plan, as_is, Memo(memo))
-        as_is.let_go()
-        reporter.note("The same of both, quantized")
-        other = _measure(plan, quantized, Memo(memo))
-    models = {"base": one.results["base"], "dropped": one.results["pruned"]}
-    models |= {"quantized": other.results["base"], "both": other.results["pruned"]}
-    for found in models.values():
-        refuse_different_documents(models["base"], found)
-
-    def compared(first: str, second: str) -> BenchmarkComparison:
-        """Compare two of the four."""
-        measured = replace(other, results={"base": models[first], "pruned": models[second]})
-        return _comparison(plan, measured, seconds=time.monotonic() - start)
-
-    dropped, control, both = (compared("base", name) for name in ("dropped", "quantized", "both"))
+    asked = _Twice.ask(as_is, quantized, "The same of both, quantized", spec, seed, reporter, memo)
+    one, other = asked.one.results, asked.other.results
+    models = {"base": one["base"], "dropped": one["pruned"], "quantized": other["base"], "both": other["pruned"]}
+    dropped, control, both = (asked.compared(models["base"], models[n]) for n in ("dropped", "quantized", "both"))
     rows = together(models, dropped=dropped.tasks, quantized=control.tasks, both=both.tasks)
-    step = compared("dropped", "both")
+    step = asked.compared(models["dropped"], models["both"])
     return QuantizedBenchmarks(dropped=dropped, control=control, both=both, step=step, together=rows)
 
 
@@ -148,24 +134,42 @@ def compare_three(
         EvaluationError: as of `compare`.
         RecipeError: this machine has no such device.
     """
-    start = time.monotonic()
-    with quiet(), no_calls_elsewhere():
-        plan = _Plan(load_tasks(spec), spec=spec, seed=seed, reporter=reporter)
-        one = _measure(plan, as_is, Memo(memo))
-        as_is.let_go()
-        reporter.note("The same of the healed model")
-        other = _measure(plan, healed, Memo(memo))
-    models = {**one.results, "healed": other.results["pruned"]}
-    for found in models.values():
-        refuse_different_documents(models["base"], found)
-
-    def compared(first: str, second: str) -> BenchmarkComparison:
-        """Compare two of the three."""
-        measured = replace(other, results={"base": models[first], "pruned": models[second]})
-        return _comparison(plan, measured, seconds=time.monotonic() - start)
-
-    dropped, both, step = compared("base", "pruned"), compared("base", "healed"), compared("pruned", "healed")
+    asked = _Twice.ask(as_is, healed, "The same of the healed model", spec, seed, reporter, memo)
+    models = {**asked.one.results, "healed": asked.other.results["pruned"]}
+    dropped = asked.compared(models["base"], models["pruned"])
+    both, step = (asked.compared(models[first], models["healed"]) for first in ("base", "pruned"))
     return HealedBenchmarks(dropped=dropped, both=both, step=step, came_back=came_back(models, dropped.tasks))
+
+
+@dataclass(frozen=True)
+class _Twice:
+    """The same benchmarks of two pairs, any two models of which can be compared."""
+
+    plan: _Plan
+    one: Any
+    other: Any
+    start: float
+
+    @classmethod
+    def ask(
+        cls, one: Pair, other: Pair, told: str, spec: EvaluationSpec, seed: int, reporter: Reporter, memo: Path | None
+    ) -> _Twice:
+        """Run them on one pair, which is let go, and then on the other; all have to be of the same documents."""
+        start = time.monotonic()
+        with quiet(), no_calls_elsewhere():
+            plan = _Plan(load_tasks(spec), spec=spec, seed=seed, reporter=reporter)
+            found = _measure(plan, one, Memo(memo))
+            one.let_go()
+            reporter.note(told)
+            again = _measure(plan, other, Memo(memo))
+        for results in (*found.results.values(), *again.results.values()):
+            refuse_different_documents(found.results["base"], results)
+        return cls(plan, found, again, start)
+
+    def compared(self, first: Any, second: Any) -> BenchmarkComparison:
+        """Compare two models in what they answered."""
+        measured = replace(self.other, results={"base": first, "pruned": second})
+        return _comparison(self.plan, measured, seconds=time.monotonic() - self.start)
 
 
 class InMemory:

@@ -1,14 +1,13 @@
 """Train a student: the steps, the looks at held-out documents, and the checkpoints, by the Trainer of transformers.
 
-The Trainer is what brings accumulation, mixed precision, several GPUs under `accelerate launch`, and the order of the
-data after a restart.  Its checkpoints hold the trained parameters alone, and count once they are whole.
+The Trainer is what brings accumulation, mixed precision, and the order of the data after a restart.  Its checkpoints
+hold the trained parameters alone, and count once they are whole.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,9 +45,9 @@ class Settings:
 
     steps: int
     batch_size: int
-    """Documents per step, on all devices together."""
+    """Documents per step."""
     micro_batch: int
-    """Of these, as many as are in memory at once."""
+    """Of these, as many as are in memory at once: an equal part."""
     learning_rate: float
     seed: int
     device: str
@@ -70,6 +69,8 @@ class Trained:
     last: Look
     steps: int
     tokens: int
+    seconds: float
+    """Of all runs that it took, as far as checkpoints tell."""
 
 
 def collate(documents: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
@@ -94,10 +95,10 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     batches = [collate(rows) for rows in batches_of(held_out, size=settings.micro_batch)]
-    per_device = min(settings.micro_batch, settings.batch_size)
+    per_device = settings.micro_batch
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=max(1, settings.batch_size // (per_device * _world())),
+        gradient_accumulation_steps=settings.batch_size // per_device,
         learning_rate=settings.learning_rate, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
         seed=settings.seed, data_seed=settings.seed, use_cpu=settings.device == "cpu",
         bf16=settings.device != "cpu" and settings.dtype == "bfloat16",
@@ -108,7 +109,7 @@ def train(
     if settings.checkpointing:
         pair.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = [parameter for parameter in pair.parameters() if parameter.requires_grad]
-    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs take one process each, by `accelerate launch`
+    arguments._n_gpu = min(1, arguments.n_gpu)  # it would put copies of the student alone on several
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
     last = _last_whole(folder)
@@ -137,10 +138,6 @@ def seconds_per_step(pair: Distillation, documents: Sequence[Sequence[int]], set
         pair(**collate(documents_of_one))["loss"].backward()
     pair.zero_grad()
     return (time.monotonic() - begun) * settings.batch_size / settings.micro_batch
-
-
-def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _rate(step: int, steps: int) -> float:
@@ -210,7 +207,8 @@ class _Watch(TrainerCallback):
         if first := self.kept.get("first"):
             self.looks[0] = Look(*(torch.tensor(values, dtype=torch.float64) for values in first))
         self.every = max(1, math.ceil(self.settings.steps / LOOKS))
-        self.saved, self.steps, self.partial = time.monotonic(), 0, 0.0
+        self.begun, self.spent = time.monotonic(), float(self.kept.get("seconds", 0.0))
+        self.saved, self.steps, self.partial = self.begun, 0, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Look at what there is before the first step."""
@@ -258,9 +256,16 @@ class _Watch(TrainerCallback):
         first = self.looks[0]
         columns = (first.kl, first.nll, first.base_nll, first.agreed, first.positions)
         curve = [point.model_dump(mode="json") for point in self.curve]
-        told = {"curve": curve, "losses": self.losses, "tokens": self.tokens, "first": [c.tolist() for c in columns]}
-        self.save(told)
+        self.save({
+            "curve": curve, "losses": self.losses, "tokens": self.tokens, "first": [c.tolist() for c in columns],
+            "seconds": self.seconds,
+        })  # fmt: skip
         self.saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken, in the runs before too."""
+        return round(self.spent + time.monotonic() - self.begun, 1)
 
     def _look(self, step: int) -> None:
         seen = self.looks[step] = look(self.pair, self.batches)
@@ -283,4 +288,4 @@ class _Watch(TrainerCallback):
         if self.curve[-1].step not in self.looks:
             self.looks[self.curve[-1].step] = look(self.pair, self.batches)
         last = self.curve[-1].step
-        return Trained(tuple(self.curve), self.looks[0], self.looks[last], last, self.tokens)
+        return Trained(tuple(self.curve), self.looks[0], self.looks[last], last, self.tokens, self.seconds)

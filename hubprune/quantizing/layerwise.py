@@ -220,6 +220,8 @@ class LayerPass:
         seen: list[tuple[torch.Tensor, list[Matrix]]] = []
 
         def note(matrix: Matrix) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+            """Make a hook that notes when a matrix is handed what."""
+
             def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
                 if seen and seen[-1][0] is inputs[0]:
                     seen[-1][1].append(matrix)

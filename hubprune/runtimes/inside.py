@@ -112,6 +112,7 @@ def ask_mlx(request: Request) -> Found:
         model.set_dtype(getattr(mx, request["dtype"]))
 
     def continued(row: list[int]) -> Found:
+        """Continue one text, always by the most likely token."""
         ids, logprobs, cache, fed = list[int](), list[float](), make_prompt_cache(model), mx.array([row])
         for _ in range(request["new_tokens"]):
             logits = model(fed, cache=cache)[0, -1].astype(mx.float32)
@@ -149,6 +150,7 @@ def ask_llama(request: Request) -> Found:
     )  # fmt: skip
 
     def continued(row: list[int]) -> Found:
+        """Continue one text, always by the most likely token."""
         ids, logprobs, fed = list[int](), list[float](), row
         llama.reset()
         for _ in range(request["new_tokens"]):

@@ -104,7 +104,7 @@ def from_elsewhere(base: BaseCheckpoint, plan: DropPlan, given: Path) -> Iterato
     names = new_names(weights, plan, architecture)
     for _, tensor in weights:
         if name := names[tensor.name]:
-            there = name if name in reader.names else "model.embed_tokens.weight"
+            there = name if name in reader.names else architecture.embedding
             yield tensor.name, read_tensor(reader.place(there))
 
 

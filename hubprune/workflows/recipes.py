@@ -97,7 +97,7 @@ def _add_siblings(values: dict[str, Any], request: PublishRequest) -> None:
             raise RecipeError("--group-size is for what is quantized.", hint="Pass --quantize w4a16 with it.")
         values["quantize"] = {**values["quantize"], "group_size": request.group_size}
     if request.gguf is not None:
-        types = tuple(name.lower() for name in _names(request.gguf))
+        types = tuple(name.lower() for name in listed(request.gguf))
         values.pop("gguf", None)
         if types != ("none",):
             values["gguf"] = types
@@ -133,7 +133,7 @@ def _width(request: WithRecipe) -> dict[str, Any]:
 def _evaluation(request: WithRecipe) -> dict[str, Any]:
     if not isinstance(request, Measuring):
         return {}
-    tasks = None if request.tasks is None else _names(request.tasks)
+    tasks = None if request.tasks is None else listed(request.tasks)
     found = _given(
         limit=request.limit,
         include_path=request.include_path,
@@ -205,8 +205,8 @@ def passes_of(request: ScoreRequest) -> Passes:
     Raises:
         RecipeError: more than one option is a list, or a value cannot be used.
     """
-    revisions, given, samples = _names(request.revisions), request.calibration, request.num_samples
-    numbers = _names(str(samples) if isinstance(samples, int) else samples)
+    revisions, given, samples = listed(request.revisions), request.calibration, request.num_samples
+    numbers = listed(str(samples) if isinstance(samples, int) else samples)
     if samples is not None and not (numbers and all(number.isdecimal() and int(number) for number in numbers)):
         raise RecipeError(
             f"--num-samples {samples!r} is neither a number of 1 or more nor a list of them.",
@@ -214,7 +214,7 @@ def passes_of(request: ScoreRequest) -> Passes:
         )
     counts = tuple({int(number): None for number in numbers})
     # The name of a file may have a comma in it.
-    mixes = (given,) if isinstance(given, str) and Path(given).is_file() else _names(given)
+    mixes = (given,) if isinstance(given, str) and Path(given).is_file() else listed(given)
     several = (request.revisions is not None, len(mixes) > 1, len(counts) > 1)
     lists = [o for o, asked in zip(("--revisions", "--calibration", "--num-samples"), several, strict=True) if asked]
     if len(lists) > 1:
@@ -236,6 +236,7 @@ def passes_of(request: ScoreRequest) -> Passes:
     return Passes("samples", recipe, tuple(sorted(counts))) if lists else Passes(None, recipe)
 
 
-def _names(value: str | Sequence[object] | None) -> tuple[str, ...]:
+def listed(value: str | Sequence[object] | None) -> tuple[str, ...]:
+    """Read a list that may be given as a text with commas; what is blank or there twice is left out."""
     parts = value.split(",") if isinstance(value, str) else map(str, value or ())
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))

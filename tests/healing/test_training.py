@@ -70,6 +70,8 @@ def test_a_killed_training_goes_on_bit_for_bit(base, tmp_path, monkeypatch, full
     with pytest.raises(Killed):
         run(pair_of(base, full=full), tmp_path / "killed")
     monkeypatch.setattr(training._Watch, "note_loss", note)
+    [last] = (tmp_path / "killed").glob("checkpoint-*")
+    kept = (last / training.WHOLE).read_text()
     # What a killed run left half of does not count.
     (tmp_path / "killed" / "checkpoint-9").mkdir()
     again = pair_of(base, full=full)
@@ -78,6 +80,7 @@ def test_a_killed_training_goes_on_bit_for_bit(base, tmp_path, monkeypatch, full
     one, other = learned(undisturbed), learned(again)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert rest.curve == whole.curve
+    assert rest.seconds > json.loads(kept)["seconds"] > 0
     assert rest.tokens == whole.tokens
     assert rest.first.told() == whole.first.told()
     assert torch.equal(rest.first.nll, whole.first.nll)

@@ -135,7 +135,7 @@ def test_kl_is_summed_over_positions_with_a_next_token_and_divided_by_their_numb
 
     # Padding and the last token of each document say nothing: 0, 1 of the first, 2 of the second.
     assert pair(**batch)["loss"].item() == pytest.approx((kl(0) + kl(1) + kl(2)) / 3, rel=1e-6)
-    assert float(pair(**batch, num_items_in_batch=12)["loss"]) == pytest.approx((kl(0) + kl(1) + kl(2)) / 12, rel=1e-6)
+    assert pair(**batch, num_items_in_batch=12)["loss"].item() == pytest.approx((kl(0) + kl(1) + kl(2)) / 12, rel=1e-6)
     assert kl(1) == 0
 
 
@@ -144,7 +144,7 @@ def test_cross_entropy_is_that_of_the_texts_and_no_teacher_is_asked():
     pair = models.Distillation(None, Fixed(OTHER), "ce")
     table = torch.tensor(OTHER).log_softmax(-1)
     wanted = -(table[0, 1] + table[1, 2] + table[2, 0]) / 3
-    assert float(pair(**batch)["loss"]) == pytest.approx(float(wanted), rel=1e-6)
+    assert pair(**batch)["loss"].item() == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_the_loss_of_hidden_states_is_one_minus_their_cosine_averaged_over_layers(tmp_path):
@@ -203,7 +203,7 @@ def test_a_look_weighs_every_position_alike():
     told = seen.told()
     assert seen.positions.tolist() == [2, 1]
     loss = models.Distillation(Fixed(ONE), Fixed(OTHER), "kl")(**collate(ROWS))["loss"]
-    assert told.kl == pytest.approx(float(loss), rel=1e-6)
+    assert told.kl == pytest.approx(loss.item(), rel=1e-6)
     table = torch.tensor(OTHER).log_softmax(-1)
     assert told.perplexity == pytest.approx(float((-(table[0, 1] + table[1, 2] + table[2, 0]) / 3).exp()), rel=1e-6)
 

@@ -125,6 +125,26 @@ def test_a_healing_that_was_interrupted_goes_on(place, pruned, tmp_path, monkeyp
     assert again.record.curve == whole.record.curve
 
 
+def test_minutes_are_as_many_steps_when_it_goes_on_and_no_checkpoint_is_left_at_the_end(
+    place, pruned, tmp_path, monkeypatch
+):
+    def healed(out):
+        return heal(place, pruned, tmp_path / out, steps=None, minutes=0.1).record
+
+    monkeypatch.setattr(training, "seconds_per_step", lambda *_: 2.0)
+    first = healed("first")
+    monkeypatch.setattr(training, "seconds_per_step", lambda *_: 1.0)
+    assert first.planned_steps == healed("again").planned_steps == 3
+    assert list((tmp_path / "home" / "healing").iterdir()) == []
+    assert first.seconds > 0
+
+
+def test_several_processes_are_refused(place, pruned, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow, "world_size", lambda: 2)
+    with pytest.raises(RecipeError, match="one process"):
+        heal(place, pruned, tmp_path / "healed")
+
+
 def test_documents_that_were_held_out_are_not_trained_on(place, pruned, tmp_path):
     done = heal(place, pruned, tmp_path / "healed", steps=20)
     record = done.record
@@ -146,7 +166,7 @@ def without(folder, copy, **keys):
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "quantize"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "Heal the checkpoint that it was made of"),
         ({"hubprune": {"healed": "lora"}}, "with more --steps"),
     ],
     ids=["quantized", "healed before"],

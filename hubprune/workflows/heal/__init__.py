@@ -10,16 +10,17 @@ In comes a request, out comes a folder like that of `hubprune prune`, with `heal
 
 from __future__ import annotations
 
-import time
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from math import ceil, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from pydantic import BaseModel
 
 from hubprune.cards.manifest import MANIFEST
 from hubprune.cards.records import read_record
@@ -33,7 +34,7 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.config import read_structure
 from hubprune.core.console import Reporter, quiet, size
-from hubprune.core.devices import library_versions, resolve_device, resolve_dtype
+from hubprune.core.devices import library_versions, resolve_device, resolve_dtype, world_size
 from hubprune.core.errors import HealingError, MissingDependencyError, RecipeError
 from hubprune.core.files import (
     StageStore,
@@ -47,12 +48,15 @@ from hubprune.core.files import (
 from hubprune.core.memory import available_bytes, device_bytes
 from hubprune.core.recipe import CalibrationMix, EvaluationSpec, Recipe, parse
 from hubprune.core.requests import HealRequest
+from hubprune.hub.repos import weight_files
 from hubprune.pruning import calibration, verify
-from hubprune.pruning.documents import COSMOPEDIA, find_mix
+from hubprune.pruning.documents import COSMOPEDIA, find_mix, is_file
 from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.workflows.heal.texts import Texts, benchmark_texts, draw, heads, own_files
 from hubprune.workflows.heal.writing import write_adapter, write_healed
 from hubprune.workflows.healed import healed_by, with_tensors
+from hubprune.workflows.quantized import refuse_quantized
+from hubprune.workflows.recipes import listed
 from hubprune.workflows.run import open_session, open_store
 from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code
 
@@ -104,25 +108,27 @@ def heal_patient(request: HealRequest, patient: Patient, *, store: StageStore, r
     with scratch_folder(store.folder, name="heal") as scratch:
         runnable = make_runnable(patient.base, scratch / "base")
         texts, spec = find_texts(request, patient, runnable, reporter=reporter)
-        with _pair(request, patient, runnable, method, loss, reporter) as pair:
-            settings = _settings(request, patient, pair, texts, method)
-            key = key_of(
-                patient.base.name, patient.base.commit, patient.plan.content, texts.record, method, loss,
-                request.rank, settings.steps, settings.batch_size, settings.learning_rate, settings.seed,
-                settings.device, settings.dtype, settings.micro_batch, texts.held_out_tokens, library_versions(),
-            )  # fmt: skip
-            begun, trained = time.monotonic(), _train(pair, texts, settings, store.folder / "healing" / key, reporter)
-            record = _record(
-                request, patient, pair, texts, spec, settings, trained, seconds=round(time.monotonic() - begun, 1)
-            )
-            healed = with_tensors(patient.base, _changed(pair, method), scratch, reporter=reporter)
-            if request.adapter:
-                write_adapter(pair.student, patient.plan, scratch / "adapter", of=patient.found.name)
+        pair = _pair(request, patient, runnable, method, loss, reporter)
+        told = (
+            patient.base.name, patient.base.commit, patient.plan.content, texts.record, method, loss, request.rank,
+            texts.held_out_tokens, library_versions(),
+        )  # fmt: skip
+        settings = _settings(
+            request, patient, pair, texts, method, store=store, key=key_of(told, request.minutes, request.batch_size)
+        )
+        place = store.folder / "healing" / key_of(told, vars(settings))
+        trained = _train(pair, texts, settings, place, reporter)
+        record = _record(request, patient, pair, texts, spec, settings, trained)
+        healed = with_tensors(patient.base, _changed(pair, method), scratch, reporter=reporter)
+        if request.adapter:
+            write_adapter(pair.student, patient.plan, scratch / "adapter", of=patient.found.name)
+        del pair
         written, seen = write_healed(
             healed, patient.plan, Path(request.out), how=record.method, record=record, reporter=reporter
         )
         if request.adapter:
             move_folder(scratch / "adapter", Path(request.adapter))
+        shutil.rmtree(place, ignore_errors=True)
         return HealedCheckpoint(written=written, record=record, verification=seen)
 
 
@@ -130,24 +136,29 @@ def heal_patient(request: HealRequest, patient: Patient, *, store: StageStore, r
 
 
 def _method(text: str) -> HealingMethod:
-    known: dict[str, HealingMethod] = {name: name for name in get_args(HealingMethod)}
-    if found := known.get(text.lower()):
-        return found
-    raise RecipeError(f"There is no --method {text!r:.40}.", hint=f"There are {', '.join(known)}.")
+    return cast(HealingMethod, _one_of(text, HealingMethod, option="--method"))
 
 
 def _loss(text: str) -> HealingLoss:
-    known: dict[str, HealingLoss] = {name: name for name in get_args(HealingLoss)}
-    if found := known.get(text.lower()):
-        return found
-    raise RecipeError(f"There is no --loss {text!r:.40}.", hint=f"There are {', '.join(known)}.")
+    return cast(HealingLoss, _one_of(text, HealingLoss, option="--loss"))
+
+
+def _one_of(text: str, kind: Any, *, option: str) -> str:
+    """Return what a text names among the values of a literal type.
+
+    Raises:
+        RecipeError: nothing.
+    """
+    if text.lower() in (known := get_args(kind)):
+        return text.lower()
+    raise RecipeError(f"There is no {option} {text!r:.40}.", hint=f"There are {', '.join(known)}.")
 
 
 def check_asked(request: HealRequest) -> None:
     """Refuse what contradicts itself, and a machine without the library that trains.
 
     Raises:
-        RecipeError: there is no such method or loss, or two amounts are given.
+        RecipeError: there is no such method or loss, two amounts are given, or several processes were started.
         MissingDependencyError: peft is not installed.
     """
     _method(request.method)
@@ -155,6 +166,8 @@ def check_asked(request: HealRequest) -> None:
     given = [f"--{name}" for name in ("steps", "tokens", "minutes") if getattr(request, name) is not None]
     if len(given) > 1:
         raise RecipeError(f"{given[0]} and {given[1]} exclude each other.", hint="Pass one of them.")
+    if world_size() > 1:
+        raise RecipeError("Healing runs in one process.", hint="Start it without torchrun or accelerate launch.")
     if request.adapter and _method(request.method) != "lora":
         raise RecipeError("--adapter is for --method lora: all weights are no adapter.", hint="Leave one of them out.")
     if request.method == "lora" and find_spec("peft") is None:
@@ -165,19 +178,18 @@ def find_patient(request: HealRequest, *, reporter: Reporter) -> Patient:
     """Find a pruned model and its base, and refuse what cannot be healed.
 
     Raises:
-        RecipeError: it is quantized, healed before, or its MLPs are narrower than the base's.
+        UnsupportedFormatError: it is quantized.
+        RecipeError: it was healed before, or its MLPs are narrower than the base's.
         CheckpointError: it was not written by hubprune, or is broken.
         BaseNotFoundError: there is no such model, or its base cannot be found.
     """
     session = open_session(request.endpoint)
-    found = find_pruned(request.checkpoint, revision=request.revision, session=session, reporter=reporter)
+    found = find_pruned(
+        request.checkpoint, revision=request.revision, session=session, reporter=reporter, quantized=True
+    )
+    refuse_quantized(found.config, name=found.name, do="Heal")
     refuse_foreign_code(found, trust="own")
     plan, config = verify.plan_of(found.config), found.config
-    if "quantization_config" in config:
-        raise RecipeError(
-            f"{found.name} is quantized, and what has a few bits cannot be trained here.",
-            hint="Heal the pruned model that it was made of, and quantize the result.",
-        )
     if healed_by(config):
         raise RecipeError(
             f"{found.name} was healed before.", hint="Heal the pruned model that it was made of, with more --steps."
@@ -241,30 +253,27 @@ def find_texts(
 
 
 def _is_here(mix: CalibrationMix) -> bool:
-    files = (subset.dataset for subset in mix.subsets if Path(subset.dataset).suffix in (".jsonl", ".txt", ".parquet"))
-    return all(map(file_exists, files))
+    return all(file_exists(subset.dataset) for subset in mix.subsets if is_file(subset.dataset))
 
 
 def _benchmarks(request: HealRequest, patient: Patient) -> EvaluationSpec:
     """Return the benchmarks that must not be among the documents: those named, or those that it was measured on."""
-    include = request.include_path or own_files(patient.found.folder)
+    named = listed(request.tasks)
     if request.tasks is None:
-        tasks = patient.recipe.evaluation.tasks if patient.recipe else ()
-        return parse(EvaluationSpec, {"tasks": tasks, "include_path": include if tasks else None})
-    names = request.tasks.split(",") if isinstance(request.tasks, str) else list(request.tasks)
-    tasks = () if [name.strip().lower() for name in names] == ["none"] else tuple(name.strip() for name in names)
+        named = patient.recipe.evaluation.tasks if patient.recipe else ()
+    tasks = () if [name.lower() for name in named] == ["none"] else named
+    include = request.include_path or own_files(patient.found.folder)
     return parse(EvaluationSpec, {"tasks": tasks, "include_path": include if tasks else None})
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
 def _pair(
     request: HealRequest, patient: Patient, runnable: Runnable, method: HealingMethod, loss: HealingLoss,
     reporter: Reporter,
-) -> Iterator[Distillation]:  # fmt: skip
-    """Yield base and pruned model, ready to be trained."""
+) -> Distillation:  # fmt: skip
+    """Load base and pruned model, ready to be trained."""
     import torch
 
     from hubprune.core.neutral import load_causal_lm
@@ -287,12 +296,12 @@ def _pair(
     kept = sorted(patient.plan.published_numbers)
     layers = [(teacher.model.layers[number], inner.model.layers[number]) for number in kept]
     reporter.note(f"healing on {device} in {dtype}, {'one set of weights' if method == 'lora' else 'two models'}")
-    yield models.Distillation(teacher, student, loss, layers=layers)
+    return models.Distillation(teacher, student, loss, layers=layers)
 
 
 def weight_bytes(base: BaseCheckpoint) -> int:
     """Return the bytes of a base's weight files."""
-    return sum(f.size for f in base.files if f.path.endswith(".safetensors"))
+    return sum(file.size for file in weight_files(base.files))
 
 
 def check_memory(weights: int, method: HealingMethod, device: str) -> None:
@@ -311,9 +320,16 @@ def check_memory(weights: int, method: HealingMethod, device: str) -> None:
         )
 
 
+class _Steps(BaseModel):
+    """How many steps some minutes were found to be; a run that goes on has to plan with as many."""
+
+    steps: int
+
+
 def _settings(
-    request: HealRequest, patient: Patient, pair: Distillation, texts: Texts, method: HealingMethod
-) -> Settings:
+    request: HealRequest, patient: Patient, pair: Distillation, texts: Texts, method: HealingMethod, *,
+    store: StageStore, key: str,
+) -> Settings:  # fmt: skip
     from hubprune.healing.training import Settings, seconds_per_step
 
     config, parameter = patient.base.config, next(pair.parameters())
@@ -333,8 +349,13 @@ def _settings(
     mean = sum(map(len, texts.trained)) / len(texts.trained)
     if request.tokens is not None:
         return settings.with_steps(ceil(request.tokens / (mean * request.batch_size)))
-    if request.minutes is not None:
-        return settings.with_steps(int(request.minutes * 60 / seconds_per_step(pair, texts.trained, settings)))
+    if (minutes := request.minutes) is not None:
+
+        def timed() -> _Steps:
+            """Find out how long a step takes here."""
+            return _Steps(steps=int(minutes * 60 / seconds_per_step(pair, texts.trained, settings)))
+
+        return settings.with_steps(store.run("healing-steps", key, _Steps, timed).steps)
     return settings
 
 
@@ -347,7 +368,7 @@ def _train(pair: Distillation, texts: Texts, settings: Settings, folder: Path, r
 
 def _record(
     request: HealRequest, patient: Patient, pair: Distillation, texts: Texts, spec: EvaluationSpec, settings: Settings,
-    trained: Trained, *, seconds: float,
+    trained: Trained,
 ) -> HealingRecord:  # fmt: skip
     from hubprune.healing.models import recovered
 
@@ -361,7 +382,7 @@ def _record(
         checked_against=spec.tasks, base_perplexity=trained.first.base_perplexity, curve=trained.curve,
         recovered=recovered(trained.first, trained.last, seed=request.seed),
         trained_parameters=sum(p.numel() for p in pair.parameters() if p.requires_grad),
-        shares_weights=method == "lora", seconds=seconds, dtype=settings.dtype, device=settings.device,
+        shares_weights=method == "lora", seconds=trained.seconds, dtype=settings.dtype, device=settings.device,
         versions={name: version(name) for name in libraries},
     )  # fmt: skip
 
