@@ -39,7 +39,7 @@ class Settings(BaseModel):
         if not isinstance(values, Mapping) or not (old := [name for name in FORMERLY if name in values]):
             return values
         if twice := [name for name in old if FORMERLY[name] in values]:
-            raise ValueError(f"{twice[0]} is the old name of {FORMERLY[twice[0]]}: keep one of them")
+            raise ValueError(f"the key {twice[0]} is the old name of {FORMERLY[twice[0]]}: keep one of them")
         known = [name for name in old if FORMERLY[name] in cls.model_fields]
         return {FORMERLY[name] if name in known else name: value for name, value in values.items()}
 

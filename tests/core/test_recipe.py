@@ -198,7 +198,7 @@ def test_recipes_that_are_out_keep_the_names_that_settings_had():
     old = {"drop_attn": [3], "drop_mlp": [1]}
     assert parse(DropSpec, old) == DropSpec(attn_layers=(3,), mlp_layers=(1,))
     assert parse(WidthSpec, {"drop_neurons": "60%"}).neuron_drop == "60%"
-    with pytest.raises(RecipeError, match="drop_attn is the old name of attn_layers"):
+    with pytest.raises(RecipeError, match="The key drop_attn is the old name of attn_layers"):
         parse(DropSpec, {**old, "attn_layers": [3]})
     with pytest.raises(RecipeError, match="drop_neurons"):
         parse(DropSpec, {"drop_neurons": "60%"})
