@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 
@@ -57,11 +58,18 @@ def test_a_function_takes_what_its_command_takes_with_the_same_defaults(name):
     options = {
         option.name: inspect.Parameter.empty if option.required else option.default
         for option in command_of(name).params
-        if option.name not in {"as_json"} | (JOB if name == "publish" else set())
+        if not getattr(option, "hidden", False)  # a name of earlier versions
+        and option.name not in {"as_json"} | (JOB if name == "publish" else set())
     }
     parameters = inspect.signature(getattr(hubprune, name)).parameters
     assert {key: p.default for key, p in parameters.items() if key != "quiet"} == options
     assert parameters["quiet"].default is False
+
+
+def test_a_function_takes_the_name_that_an_option_had_once(base, tmp_path, capsys):
+    hubprune.prune(str(base), drop_attn=[1], out=tmp_path / "old")
+    assert json.loads((tmp_path / "old" / "config.json").read_text())["dropped_attn_layers"] == [1]
+    assert "drop_attn is called attn_layers now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", NAMES)
