@@ -3,7 +3,7 @@
 A request is a frozen dataclass that inherits the groups of options that it needs; `hubprune.core.requests` has one for
 every command.  The command line makes its flags of the fields, the Python API its parameters, and both make the request
 that a workflow takes.  What is a list or a mapping may be given as Python has it or as the text that the flag takes:
-`drop_attn=[18, 21]` or "18,21", `num_fewshot={"mmlu": 5}` or "mmlu=5".
+`attn_layers=[18, 21]` or "18,21", `num_fewshot={"mmlu": 5}` or "mmlu=5".
 
 A suite stands for its tasks wherever lm-eval's task names are taken; what is written down are the tasks, so that a
 recipe keeps its meaning when a suite changes.
@@ -16,6 +16,8 @@ from dataclasses import MISSING, dataclass, fields
 from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
+
+from hubprune.core.errors import RecipeError
 
 DROPPING, SCORING, MEASURING, TARGET = "What to drop", "Scoring", "Measuring", "Where it goes"
 TRAINING = "Training"
@@ -40,6 +42,8 @@ class Option:
     """Smallest value."""
     most: float | None = None
     """Largest value."""
+    formerly: str | None = None
+    """Name of the field in earlier versions, which still works."""
 
 
 class Argument(Option):
@@ -67,6 +71,24 @@ def options_of(kind: type[Request]) -> list[Asked]:
         for name in names
         if hasattr(hints[name], "__metadata__")
     ]
+
+
+def renamed(asked: Sequence[Asked], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Put what was given by a name of earlier versions under the one of today.
+
+    Returns:
+        The values by the names of today, and old name -> name of today of those that were given so.
+
+    Raises:
+        RecipeError: an option was given by both names.
+    """
+    values, used = dict(given), {}
+    for name, old in ((option.name, option.option.formerly) for option in asked):
+        if old is not None and (value := values.pop(old, None)) is not None:
+            if values.get(name) is not None:
+                raise RecipeError(f"{old} is the old name of {name}, and both were given.", hint="Pass one of them.")
+            values[name], used[old] = value, name
+    return values, used
 
 
 def as_typed(request: Request, *names: str) -> Iterator[str]:
@@ -222,12 +244,13 @@ class Dropping(OnHub):
         "Drop the N whole layers with the lowest score.", metavar="N|N%", panel=DROPPING)] = None
     joint_drop: Annotated[int | str | None, Option(
         "Drop the N lowest of attentions and MLPs, ranked in one list.", metavar="N|N%", panel=DROPPING)] = None
-    drop_attn: Annotated[str | int | Sequence[int] | None, Option(
-        "Drop the attention of exactly these layers.", metavar="18,21,22", panel=DROPPING)] = None
-    drop_mlp: Annotated[str | int | Sequence[int] | None, Option(
-        "Drop the MLP of exactly these layers.", metavar="18,21,22", panel=DROPPING)] = None
-    drop_neurons: Annotated[str | None, Option(
-        "Share of every MLP's neurons that goes.", metavar="60%", panel=DROPPING)] = None
+    attn_layers: Annotated[str | int | Sequence[int] | None, Option(
+        "Drop the attention of exactly these layers.", metavar="18,21,22", panel=DROPPING, formerly="drop_attn"
+    )] = None
+    mlp_layers: Annotated[str | int | Sequence[int] | None, Option(
+        "Drop the MLP of exactly these layers.", metavar="18,21,22", panel=DROPPING, formerly="drop_mlp")] = None
+    neuron_drop: Annotated[str | None, Option(
+        "Share of every MLP's neurons that goes.", metavar="60%", panel=DROPPING, formerly="drop_neurons")] = None
     mlp_width: Annotated[str | int | Sequence[int] | None, Option(
         "Neurons that every MLP keeps, or one number per layer.", metavar="N|N,N,...", panel=DROPPING)] = None
     expansion_ratio: Annotated[float | None, Option(

@@ -247,7 +247,7 @@ class Recipe(Settings):
         if not self.drop.methods and self.width is None:
             raise ValueError(
                 "nothing to drop was asked for: pass --attn-drop N, --mlp-drop N, --block-drop N, --joint-drop N, "
-                "--drop-attn 18,21,22 or --drop-neurons 60%"
+                "--attn-layers 18,21,22 or --neuron-drop 60%"
             )
         if self.schedule == "iterative" and not self.drop.amounts:
             raise ValueError(
