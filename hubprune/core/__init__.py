@@ -11,6 +11,7 @@ templates, neutral    the code that loads a pruned model, and the door that all 
 devices, memory       what a run computes on: processes, device and dtype, the machine; the memory that it may take
 fresh                 processes that load a model, and share what importing the libraries takes
 streaming             a model that exists one decoder layer at a time
+head                  its logits
 bypass                a loaded base that computes as if it were pruned
 files, privacy        what is written and kept for the next run, what leaves this machine
 """
