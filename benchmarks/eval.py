@@ -136,7 +136,7 @@ def write_everything(folder: Path, shape: LlamaShape, documents: int) -> None:
     write_llama(folder / "base", shape, shards=2)
     write_word_tokenizer(folder / "base", shape.vocab_size)
     write_tasks(folder / "tasks", shape.vocab_size, documents)
-    drop = ("--drop-attn", ",".join(map(str, DROPPED)))
+    drop = ("--attn-layers", ",".join(map(str, DROPPED)))
     command = [sys.executable, "-m", "hubprune", "prune", folder / "base", *drop, "--out", folder / "pruned"]
     environment = {**os.environ, **QUIET, "HUBPRUNE_HOME": str(folder / "home")}
     subprocess.run([str(part) for part in command], check=True, env=environment, capture_output=True)

@@ -93,7 +93,7 @@ def prune_named(bench: Bench) -> Iterator[Row]:
     base = bench.place.base("307M")
     with bench.scratch() as folder:
         hand = bench.by_hand("prune", base, folder / "pruned", DROPPED)
-    yield from _pruned(bench, base, hand, ("--drop-attn", DROPPED), times=4)
+    yield from _pruned(bench, base, hand, ("--attn-layers", DROPPED), times=4)
 
 
 def prune_scored(bench: Bench) -> Iterator[Row]:
@@ -135,7 +135,7 @@ def prune_3b(bench: Bench) -> Iterator[Row]:
 def prune_8b(bench: Bench) -> Iterator[Row]:
     """Rows of a prune of what a laptop cannot hold."""
     base = bench.place.base("8B")
-    options = ("--drop-attn", DROPPED)
+    options = ("--attn-layers", DROPPED)
     yield from _limited(bench, base, 4, lambda build, group: bench.prune(base, *options, build=build, group=group))
 
 
@@ -244,7 +244,7 @@ def layers(bench: Bench) -> Iterator[Row]:
     base, limit = bench.place.base("1B"), bench.group_bytes(1)
     weights = bench.place.shape("1B").weight_bytes
     with bench.scratch() as folder:
-        command = ("-m", "hubprune", "prune", base, "--drop-attn", DROPPED, "--out", folder / "pruned")
+        command = ("-m", "hubprune", "prune", base, "--attn-layers", DROPPED, "--out", folder / "pruned")
         bench.run(ROOT, *command, variables={"HUBPRUNE_HOME": str(folder / "home")})
 
         def evaluate(backend: str, documents: int, name: str, *, limited: bool, threads: int = 1) -> Cost:

@@ -18,7 +18,7 @@ from hubprune.core import requests
 from hubprune.core.console import Reporter
 from hubprune.core.errors import RecipeError
 from hubprune.core.memory import at_most, budget_of
-from hubprune.core.options import Asked, OnHub, options_of
+from hubprune.core.options import Asked, OnHub, options_of, renamed
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
@@ -68,13 +68,17 @@ def _taking(kind: Callable[P, AnyRequest]) -> Callable[[Callable[[AnyRequest, Re
         @wraps(body)
         def call(*args: P.args, **kwargs: P.kwargs) -> Result:
             """Make the request, and a reporter for it."""
-            given = signature.bind(*args, **kwargs).arguments  # whose TypeError names what does not fit
+            named, used = renamed(asked, kwargs)
+            given = signature.bind(*args, **named).arguments  # whose TypeError names what does not fit
             read = {option.name: _read(option, given[option.name]) for option in asked if option.name in given}
             request = kind(**read, quiet=given.get("quiet", False))  # type: ignore[call-arg] # by name, all of them
             from hubprune import notebook  # noqa: F401 - it makes the results show themselves
 
+            reporter = Reporter(quiet=request.quiet)
+            for old, name in used.items():
+                reporter.note(f"{old} is called {name} now")
             with at_most(budget_of(request)):
-                return body(request, Reporter(quiet=request.quiet))
+                return body(request, reporter)
 
         lines = (f"{parameter.name}: {helps[parameter.name]}" for parameter in parameters)
         told = "\n".join(fill(line, WIDTH, initial_indent="    ", subsequent_indent="        ") for line in lines)

@@ -32,6 +32,7 @@ from hubprune.core.artifacts import BaseCheckpoint, PublishReport, SiblingKind, 
 from hubprune.core.errors import RecipeError
 from hubprune.core.privacy import public_recipe, scrub
 from hubprune.core.recipe import Recipe, parse
+from hubprune.core.specs import FORMERLY
 from hubprune.core.templates import environment as template_environment
 from hubprune.core.templates import template_folder
 
@@ -236,7 +237,8 @@ def snippet_part(templates: Path | None) -> dict[str, str]:
 
 
 def changes(before: Fingerprint, now: Fingerprint) -> tuple[Change, ...]:
-    """List what differs between two fingerprints, part by part."""
+    """List what differs between two fingerprints, part by part; a setting that was renamed is no difference."""
+    before = {part: {_today(name): value for name, value in values.items()} for part, values in before.items()}
     return tuple(
         Change(part=part, name=name, before=old.get(name), now=new.get(name))
         for part in dict.fromkeys((*now, *before))
@@ -244,6 +246,11 @@ def changes(before: Fingerprint, now: Fingerprint) -> tuple[Change, ...]:
         for name in dict.fromkeys((*new, *old))
         if old.get(name) != new.get(name)
     )
+
+
+def _today(name: str) -> str:
+    *part, setting = name.rsplit(" ", 1)
+    return " ".join([*part, FORMERLY.get(setting, setting)])
 
 
 def told(found: tuple[Change, ...]) -> str:

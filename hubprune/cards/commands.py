@@ -67,8 +67,8 @@ def _drop_options(recipe: Recipe) -> Iterator[str]:
         yield f"{HAND[kind]} {_numbers(layers)}"
     if drop.protect:
         yield f"--protect {_numbers(drop.protect)}"
-    if width and width.drop_neurons:
-        yield f"--drop-neurons {width.drop_neurons}"
+    if width and width.neuron_drop:
+        yield f"--neuron-drop {width.neuron_drop}"
     elif width and width.expansion_ratio:
         yield f"--expansion-ratio {width.expansion_ratio}"
     elif width:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -14,8 +14,9 @@ from typer.core import TyperCommand
 
 from hubprune.commands.terminal import RESUME, errors_shown
 from hubprune.core import __version__
+from hubprune.core.console import Reporter
 from hubprune.core.memory import at_most, budget_of
-from hubprune.core.options import PANELS, Argument, Asked, Option, options_of
+from hubprune.core.options import PANELS, Argument, Asked, Option, options_of, renamed
 
 EVERYDAY, RUNNING = "Everyday", "How it runs"
 ORDER = (None, EVERYDAY, *PANELS, RUNNING)
@@ -42,6 +43,7 @@ def add_command(app: typer.Typer, body: Callable[..., None], *, epilog: str, res
     """
     kind, with_json = get_type_hints(body)["request"], "as_json" in signature(body).parameters
     everyday: Sequence[str] = getattr(kind, "everyday", ())
+    asked_for = options_of(kind)
 
     def panel(asked: Asked) -> str | None:
         if isinstance(asked.option, Argument):
@@ -52,14 +54,16 @@ def add_command(app: typer.Typer, body: Callable[..., None], *, epilog: str, res
         """Run the body within the memory that was asked for, and show what it raises."""
         wanted = {JSON.name: given.pop(JSON.name)} if with_json else {}
         with errors_shown(resume=resume) as reporter:
-            request = kind(**given)
+            request = kind(**_by_names_of_today(asked_for, given, reporter))
             with at_most(budget_of(request)):
                 body(request, reporter, **wanted)
 
-    options = sorted([*options_of(kind), *([JSON] if with_json else [])], key=lambda asked: ORDER.index(panel(asked)))
+    options = sorted([*asked_for, *([JSON] if with_json else [])], key=lambda asked: ORDER.index(panel(asked)))
     options.sort(key=lambda asked: everyday.index(asked.name) if asked.name in everyday else len(everyday))
     run.__name__, run.__doc__ = body.__name__, body.__doc__
-    run.__signature__ = Signature([_parameter(asked, panel(asked)) for asked in options])  # type: ignore[attr-defined]
+    parameters = [_parameter(asked, panel(asked)) for asked in options]
+    parameters += [_old_parameter(asked) for asked in asked_for if asked.option.formerly]
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     app.command(epilog=epilog, cls=_EverydayFirst if everyday else None)(run)
 
 
@@ -71,11 +75,29 @@ def _parameter(asked: Asked, panel: str | None) -> Parameter:
     if isinstance(option, Argument):
         told = typer.Argument(**shown)
     else:
-        flag = option.flag or f"--{asked.name.replace('_', '-')}"
+        flag = option.flag or _flag(asked.name)
         told = typer.Option(flag, min=option.least, max=option.most, **shown)
     default = Parameter.empty if asked.default is MISSING else asked.default
     kind = kind if asked.default is not None else kind | None
     return Parameter(asked.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told])
+
+
+def _old_parameter(asked: Asked) -> Parameter:
+    """Write the name of earlier versions as an option that no help shows."""
+    name = str(asked.option.formerly)
+    told = typer.Option(_flag(name), hidden=True, min=asked.option.least, max=asked.option.most)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_typed(asked.type) | None, told])
+
+
+def _by_names_of_today(asked: Sequence[Asked], given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    values, used = renamed(asked, given)
+    for old, name in used.items():
+        reporter.note(f"{_flag(old)} is called {_flag(name)} now")
+    return values
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _typed(annotation: Any) -> Any:

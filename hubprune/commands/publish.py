@@ -13,7 +13,7 @@ from hubprune.core.errors import RecipeError
 
 PUBLISH_EXAMPLES = (
     "Examples:  hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3"
-    "  |  hubprune publish mistralai/Mistral-7B-v0.1 --drop-attn 18,21,22 --limit 200 --dry-run"
+    "  |  hubprune publish mistralai/Mistral-7B-v0.1 --attn-layers 18,21,22 --limit 200 --dry-run"
     "  |  hubprune publish --recipe recipe.yaml --on hf-jobs --flavor a100-large"
 )
 PUSH_EXAMPLES = (
@@ -24,7 +24,7 @@ SCORE_EXAMPLES = (
     "Examples:  hubprune score meta-llama/Llama-3.2-3B --attn-drop 3 --num-samples 128"
     "  |  hubprune score meta-llama/Llama-3.2-3B --calibration cosmopedia,c4,lima --plot pictures"
 )
-PRUNE_EXAMPLES = "Example:  hubprune prune meta-llama/Llama-3.2-3B --drop-attn 18,21,22 --out pruned"
+PRUNE_EXAMPLES = "Example:  hubprune prune meta-llama/Llama-3.2-3B --attn-layers 18,21,22 --out pruned"
 HEAL_EXAMPLES = (
     "Examples:  hubprune heal ./pruned --out healed"
     "  |  hubprune heal me/Llama-3.2-3B-attn-drop-3 --minutes 60 --rank 32 --out healed"

@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Method, Metric, Schedule
 from hubprune.core.errors import RecipeError
-from hubprune.core.options import DEFAULT_SUITE, SUITES, expand
 from hubprune.core.specs import MOST, Count, DropSpec, HealSpec, Number, QuantizationSpec, Settings, WidthSpec, shown
 from hubprune.core.strict import parse_yaml
+from hubprune.core.suites import DEFAULT_SUITE, SUITES, expand
 
 REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 LONGEST_NAME = 96
@@ -247,7 +247,7 @@ class Recipe(Settings):
         if not self.drop.methods and self.width is None:
             raise ValueError(
                 "nothing to drop was asked for: pass --attn-drop N, --mlp-drop N, --block-drop N, --joint-drop N, "
-                "--drop-attn 18,21,22 or --drop-neurons 60%"
+                "--attn-layers 18,21,22 or --neuron-drop 60%"
             )
         if self.schedule == "iterative" and not self.drop.amounts:
             raise ValueError(

@@ -24,10 +24,24 @@ from hubprune.core.artifacts import (
 PERCENT = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%", re.ASCII)
 
 
+FORMERLY: Mapping[str, str] = {"drop_attn": "attn_layers", "drop_mlp": "mlp_layers", "drop_neurons": "neuron_drop"}
+"""What settings were once called -> their names, which say first what goes; recipes that are out have the old ones."""
+
+
 class Settings(BaseModel):
-    """A frozen part of the recipe that refuses unknown keys."""
+    """A frozen part of the recipe that refuses unknown keys; one that had another name is known by both."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_today(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not (old := [name for name in FORMERLY if name in values]):
+            return values
+        if twice := [name for name in old if FORMERLY[name] in values]:
+            raise ValueError(f"the key {twice[0]} is the old name of {FORMERLY[twice[0]]}: keep one of them")
+        known = [name for name in old if FORMERLY[name] in cls.model_fields]
+        return {FORMERLY[name] if name in known else name: value for name, value in values.items()}
 
 
 MOST = 2**31 - 1
@@ -95,7 +109,7 @@ Amount = Annotated[int | str, BeforeValidator(_amount)]
 """A number, or a share of what there is."""
 Layers = tuple[Annotated[int, Number, Field(ge=0, le=MOST)], ...]
 
-HAND: Mapping[SublayerKind, str] = {"attn": "--drop-attn", "mlp": "--drop-mlp"}
+HAND: Mapping[SublayerKind, str] = {"attn": "--attn-layers", "mlp": "--mlp-layers"}
 METHODS: Mapping[Ranking, Method] = {
     "attn": "attn-drop", "mlp": "mlp-drop", "block": "block-drop", "joint": "joint-drop",
 }  # fmt: skip
@@ -120,14 +134,14 @@ class DropSpec(Settings):
     """Whole layers to drop."""
     joint_drop: Amount | None = None
     """Sublayers to drop, attentions and MLPs ranked in one list."""
-    drop_attn: Layers | None = None
+    attn_layers: Layers | None = None
     """Layers whose attention is dropped, whatever the scores say."""
-    drop_mlp: Layers | None = None
+    mlp_layers: Layers | None = None
     """Layers whose MLP is dropped, whatever the scores say."""
     protect: Layers = ()
     """Layers that are never dropped."""
 
-    @field_validator("drop_attn", "drop_mlp", "protect")
+    @field_validator("attn_layers", "mlp_layers", "protect")
     @classmethod
     def _sorted_and_unique(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         return None if value is None else tuple(sorted(set(value)))
@@ -156,7 +170,7 @@ class DropSpec(Settings):
     @property
     def by_hand(self) -> dict[SublayerKind, tuple[int, ...]]:
         """What is named: kind of sublayer -> layers."""
-        return {kind: layers for kind in HAND if (layers := getattr(self, f"drop_{kind}")) is not None}
+        return {kind: layers for kind in HAND if (layers := getattr(self, f"{kind}_layers")) is not None}
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -175,7 +189,7 @@ class DropSpec(Settings):
 class WidthSpec(Settings):
     """How many neurons go from every MLP; one of the first three is given."""
 
-    drop_neurons: Share | None = None
+    neuron_drop: Share | None = None
     """Share of the neurons that go."""
     width: Annotated[int | tuple[int, ...] | None, BeforeValidator(_widths)] = None
     """Neurons that stay: in every MLP, or one number per layer."""
@@ -189,11 +203,11 @@ class WidthSpec(Settings):
     @model_validator(mode="after")
     def _one_request(self) -> WidthSpec:
         rows = {
-            "--drop-neurons": self.drop_neurons, "--mlp-width": self.width, "--expansion-ratio": self.expansion_ratio,
+            "--neuron-drop": self.neuron_drop, "--mlp-width": self.width, "--expansion-ratio": self.expansion_ratio,
         }  # fmt: skip
         given = [option for option, value in rows.items() if value is not None]
         if not given:
-            raise ValueError("how narrow? pass --drop-neurons 60%, --mlp-width 3277 or --expansion-ratio 1.07")
+            raise ValueError("how narrow? pass --neuron-drop 60%, --mlp-width 3277 or --expansion-ratio 1.07")
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} exclude each other: pass one of them")
         return self
@@ -201,8 +215,8 @@ class WidthSpec(Settings):
     @property
     def name_part(self) -> str:
         """What the result's name says of the request, as in drop-neurons-60pct."""
-        if self.drop_neurons:
-            return f"drop-neurons-{self.drop_neurons.replace('%', 'pct')}"
+        if self.neuron_drop:
+            return f"drop-neurons-{self.neuron_drop.replace('%', 'pct')}"
         if self.expansion_ratio:
             return f"expansion-{self.expansion_ratio:g}"
         return f"mlp-width-{self.width if isinstance(self.width, int) else 'mixed'}"

@@ -89,7 +89,7 @@ def require_every_kind(plan: DropPlan, config: Mapping[str, Any]) -> None:
             raise PlanError(
                 f"No attention of the kind {kind} would be left: of the layers that stay, "
                 f"{', '.join(map(str, layers))} have one.",
-                hint=f"Leave {last} out of --drop-attn." if by_hand else f"Keep one of them: --protect {last}.",
+                hint=f"Leave {last} out of --attn-layers." if by_hand else f"Keep one of them: --protect {last}.",
             )
 
 

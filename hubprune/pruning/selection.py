@@ -289,7 +289,7 @@ def plan_widths(
     """
     before, layers, hidden_size = structure.mlp_widths, structure.num_hidden_layers, config["hidden_size"]
     # A fraction, since 0.6 * 8190 is less than 4914 in binary.
-    share = Fraction((spec.drop_neurons or "0%").removesuffix("%")) / 100
+    share = Fraction((spec.neuron_drop or "0%").removesuffix("%")) / 100
     if isinstance(spec.width, tuple) and len(spec.width) != layers:
         raise PlanError(
             f"--mlp-width lists {len(spec.width)} widths: {name} has {layers} layers.",
@@ -297,12 +297,12 @@ def plan_widths(
         )
     if share == 1:
         raise PlanError(
-            f"--drop-neurons {spec.drop_neurons} leaves no neuron in {name}.",
+            f"--neuron-drop {spec.neuron_drop} leaves no neuron in {name}.",
             hint="Pass less, or drop whole MLPs with --mlp-drop.",
         )
     kept = list(before)
     for layer in (layer for layer, width in enumerate(before) if width and layer not in gone):
-        if spec.drop_neurons:  # the rounded-down number goes: 60 % of 8192 leaves 8192 - floor(4915.2) = 3277
+        if spec.neuron_drop:  # the rounded-down number goes: 60 % of 8192 leaves 8192 - floor(4915.2) = 3277
             wanted = Fraction(before[layer] - int(share * before[layer]))
         elif spec.expansion_ratio:
             wanted = Fraction(str(spec.expansion_ratio)) * hidden_size

@@ -113,8 +113,8 @@ def _drop(request: WithRecipe) -> dict[str, Any]:
     if not isinstance(request, Dropping):
         return {}
     counts = {name: getattr(request, name) for name in ("attn_drop", "mlp_drop", "block_drop", "joint_drop")}
-    drop_attn = _numbers(request.drop_attn, option="--drop-attn")
-    return _given(**counts, drop_attn=drop_attn, drop_mlp=_numbers(request.drop_mlp, option="--drop-mlp"))
+    attn_layers = _numbers(request.attn_layers, option="--attn-layers")
+    return _given(**counts, attn_layers=attn_layers, mlp_layers=_numbers(request.mlp_layers, option="--mlp-layers"))
 
 
 def _width(request: WithRecipe) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _width(request: WithRecipe) -> dict[str, Any]:
         return {}
     width = _numbers(request.mlp_width, option="--mlp-width")
     return _given(
-        drop_neurons=request.drop_neurons,
+        neuron_drop=request.neuron_drop,
         expansion_ratio=request.expansion_ratio,
         width=width[0] if width and len(width) == 1 else width,
         metric=request.width_metric,

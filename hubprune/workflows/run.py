@@ -53,7 +53,7 @@ class Run:
         base = hub.resolve_base(self.recipe.base, session=self.session)
         check_config(base.config, where=f"config.json of {base.name}")
         selection.check_request(self.recipe.drop, shape_of(base))
-        widths = _widths(self.recipe, base, gone=self.recipe.drop.drop_mlp or ())
+        widths = _widths(self.recipe, base, gone=self.recipe.drop.mlp_layers or ())
         check_choice(self.recipe.layout, base.config, methods=self.recipe.methods, widths=widths)
         if not self.recipe.needs_scores:
             _plan(self.recipe, None, base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 
@@ -40,7 +41,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def pruned(base, tmp_path):
     """A folder without the attention of layer 1."""
-    hubprune.prune(str(base), drop_attn=[1], out=tmp_path / "pruned", quiet=True)
+    hubprune.prune(str(base), attn_layers=[1], out=tmp_path / "pruned", quiet=True)
     return tmp_path / "pruned"
 
 
@@ -57,11 +58,18 @@ def test_a_function_takes_what_its_command_takes_with_the_same_defaults(name):
     options = {
         option.name: inspect.Parameter.empty if option.required else option.default
         for option in command_of(name).params
-        if option.name not in {"as_json"} | (JOB if name == "publish" else set())
+        if not getattr(option, "hidden", False)  # a name of earlier versions
+        and option.name not in {"as_json"} | (JOB if name == "publish" else set())
     }
     parameters = inspect.signature(getattr(hubprune, name)).parameters
     assert {key: p.default for key, p in parameters.items() if key != "quiet"} == options
     assert parameters["quiet"].default is False
+
+
+def test_a_function_takes_the_name_that_an_option_had_once(base, tmp_path, capsys):
+    hubprune.prune(str(base), drop_attn=[1], out=tmp_path / "old")
+    assert json.loads((tmp_path / "old" / "config.json").read_text())["dropped_attn_layers"] == [1]
+    assert "drop_attn is called attn_layers now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,7 +166,7 @@ def test_scores_are_values_and_lists_of_samples_a_study(base, capfd):
 
 
 def test_a_pruned_folder_is_verified_and_loaded(base, tmp_path, capfd):
-    made = hubprune.prune(str(base), drop_attn=(1, 2), out=str(tmp_path / "pruned"))
+    made = hubprune.prune(str(base), attn_layers=(1, 2), out=str(tmp_path / "pruned"))
     assert isinstance(made, PrunedCheckpoint)
     seen = hubprune.verify(str(tmp_path / "pruned"), base=str(base))
     assert isinstance(seen, Verification)
@@ -174,7 +182,7 @@ def test_a_pruned_folder_is_verified_and_loaded(base, tmp_path, capfd):
 
 
 def test_quiet_leaves_out_what_is_no_warning(base, tmp_path, capfd):
-    hubprune.prune(str(base), drop_attn="1", out=tmp_path / "pruned", quiet=True)
+    hubprune.prune(str(base), attn_layers="1", out=tmp_path / "pruned", quiet=True)
     assert "dropping" not in capfd.readouterr().err
 
 
@@ -194,7 +202,7 @@ def test_a_result_is_published_and_pushed(hub, admin, base, user, tmp_path, monk
     name, token = user
     monkeypatch.setenv("HF_TOKEN", token)
     fill(admin, "api/base", {path.name: path.read_bytes() for path in base.iterdir()})
-    options = {"drop_attn": [1], "tasks": [], "repo_id": f"{name}/pruned", "device": "cpu"}
+    options = {"attn_layers": [1], "tasks": [], "repo_id": f"{name}/pruned", "device": "cpu"}
     planned = hubprune.publish("api/base", **options, dry_run=True, out=tmp_path / "out", report=tmp_path / "r.json")
     assert planned.published is None
     pushed = hubprune.push(tmp_path / "out", tmp_path / "r.json")
@@ -210,9 +218,9 @@ def test_a_result_is_published_and_pushed(hub, admin, base, user, tmp_path, monk
 def test_lists_and_mappings_mean_what_their_text_means():
     from hubprune.workflows.recipes import recipe_of
 
-    as_text = PublishRequest("a/b", drop_attn="1,2", protect="0", mlp_width="3,4", tasks="piqa,boolq",
+    as_text = PublishRequest("a/b", attn_layers="1,2", protect="0", mlp_width="3,4", tasks="piqa,boolq",
                              num_fewshot="piqa=5", max_drop_pp="mean=3,piqa=2.5")  # fmt: skip
-    as_values = PublishRequest("a/b", drop_attn=(2, 1), protect=0, mlp_width=[3, 4], tasks=["piqa", "boolq"],
+    as_values = PublishRequest("a/b", attn_layers=(2, 1), protect=0, mlp_width=[3, 4], tasks=["piqa", "boolq"],
                                num_fewshot={"piqa": 5}, max_drop_pp={"mean": 3, "piqa": 2.5})  # fmt: skip
     assert recipe_of(as_text) == recipe_of(as_values)
     none = recipe_of(PublishRequest("a/b", attn_drop="10%", tasks="none", num_fewshot="2", max_drop_pp="none"))
@@ -221,7 +229,7 @@ def test_lists_and_mappings_mean_what_their_text_means():
 
 def test_a_notebook_shows_what_goes_on_and_the_result(base, tmp_path):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    source = f"import hubprune\nhubprune.prune({str(base)!r}, drop_attn=1, out={str(tmp_path / 'out')!r})"
+    source = f"import hubprune\nhubprune.prune({str(base)!r}, attn_layers=1, out={str(tmp_path / 'out')!r})"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     nbclient.NotebookClient(notebook, kernel_name="python3", timeout=300).execute()
     outputs = notebook.cells[0].outputs

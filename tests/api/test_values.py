@@ -55,8 +55,8 @@ def test_values_of_numpy_and_torch_are_taken_as_numbers_and_names():
     kinds = requests.PublishRequest, requests.LoadRequest
     by_name = {asked.name: asked for kind in kinds for asked in options_of(kind)}
     assert _read(by_name["attn_drop"], np.int64(3)) == 3
-    assert _read(by_name["drop_attn"], np.array([2, 5])) == [2, 5]
-    assert _read(by_name["drop_attn"], {5, 2}) == [2, 5]
+    assert _read(by_name["attn_layers"], np.array([2, 5])) == [2, 5]
+    assert _read(by_name["attn_layers"], {5, 2}) == [2, 5]
     assert _read(by_name["dtype"], torch.float16) == "torch.float16"
     assert _read(by_name["device"], torch.device("cpu")) == "cpu"
 

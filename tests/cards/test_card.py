@@ -475,7 +475,7 @@ def test_every_method_has_its_tag():
 
 
 def test_what_was_named_and_what_was_ranked_are_told_apart():
-    recipe = made.recipe(drop=DropSpec(attn_drop=1, drop_mlp=(2,)))
+    recipe = made.recipe(drop=DropSpec(attn_drop=1, mlp_layers=(2,)))
     text = card(recipe=recipe, plan=planned(("attn", 5), ("mlp", 2), methods=("attn-drop", "mlp-drop")))
     assert "The layers that lose their MLP were given by hand; the others were chosen by score, lowest first." in text
 

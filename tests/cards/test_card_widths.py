@@ -34,7 +34,7 @@ def narrow(**changes):
         widths=widths(),
         layout="stock",
     )
-    recipe = made.recipe(drop=DropSpec(), width=WidthSpec(drop_neurons="60%", multiple=1))
+    recipe = made.recipe(drop=DropSpec(), width=WidthSpec(neuron_drop="60%", multiple=1))
     values = {"plan": plan, "recipe": recipe, "scores": None, "checkpoint": SMALLER}
     return {**values, "repo_id": "oopere/Llama-3.2-3B-drop-neurons-60pct", **changes}
 

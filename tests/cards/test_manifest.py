@@ -187,14 +187,15 @@ def test_a_manifest_that_makes_no_sense_counts_as_empty(data):
 
 def test_the_command_is_rebuilt_from_the_recipe():
     recipe = made.recipe(
-        drop=DropSpec(drop_attn=(21, 18)),
+        drop=DropSpec(attn_layers=(21, 18)),
         aggregation="token",
         evaluation=EvaluationSpec(tasks=("a b", "c"), include_path="tasks"),
         dtype="float32",
     )
     assert publish_command(recipe).split(" \\\n    ") == [
-        "hubprune publish meta-llama/Llama-3.2-3B", "--recipe recipe.yaml", "--base-revision main", "--drop-attn 18,21",
-        "--aggregation token", "--tasks 'a b,c'", "--include-path tasks", "--seed 0", "--dtype float32",
+        "hubprune publish meta-llama/Llama-3.2-3B", "--recipe recipe.yaml", "--base-revision main",
+        "--attn-layers 18,21", "--aggregation token", "--tasks 'a b,c'", "--include-path tasks",
+        "--seed 0", "--dtype float32",
     ]  # fmt: skip
 
 

@@ -59,10 +59,10 @@ def test_healing_is_asked_for_and_taken_back_by_a_flag():
 
 
 def test_what_was_typed_becomes_a_request():
-    typed = ("a/b", "--drop-attn", "1,2", "--no-primer", "--private", "--out", "x", "--json")
+    typed = ("a/b", "--attn-layers", "1,2", "--no-primer", "--private", "--out", "x", "--json")
     request, as_json = asked(PublishRequest, *typed)
     assert as_json is True
-    assert (request.base, request.drop_attn, request.primer, request.private, str(request.out)) == (
+    assert (request.base, request.attn_layers, request.primer, request.private, str(request.out)) == (
         "a/b", "1,2", False, True, "x",
     )  # fmt: skip
     assert asked(PublishRequest) == (PublishRequest(), False)
@@ -112,3 +112,14 @@ def test_whatever_computes_can_be_told_how_much_memory_it_may_take():
     commands = typer.main.get_command(app).commands
     told = {name for name, command in commands.items() if any(p.name == "max_memory" for p in command.params)}
     assert told == {"publish", "score", "prune", "verify", "reproduce", "sweep", "speed", "doctor", "quantize", "heal"}
+
+
+def test_an_option_is_known_by_the_name_it_had_once_and_the_note_names_todays():
+    ended = CliRunner().invoke(app, ["prune", "./nowhere", "--drop-attn", "1", "--drop-mlp", "2", "--out", "x"])
+    assert "--drop-attn is called --attn-layers now" in ended.output
+    assert "--drop-mlp is called --mlp-layers now" in ended.output
+    assert "./nowhere" in ended.output
+    assert ended.exit_code == 1
+    twice = CliRunner().invoke(app, ["prune", "./nowhere", "--drop-attn", "1", "--attn-layers", "2", "--out", "x"])
+    assert "both were given" in twice.output
+    assert "--drop-attn" not in CliRunner().invoke(app, ["prune", "--help"]).output

@@ -63,7 +63,7 @@ recipes = st.builds(
     Recipe,
     base=st.builds(BaseModelSpec, repo_id=words, revision=words),
     drop=st.builds(DropSpec, attn_drop=numbers, protect=layers)
-    | st.builds(DropSpec, drop_attn=layers.filter(bool), protect=st.just(())),
+    | st.builds(DropSpec, attn_layers=layers.filter(bool), protect=st.just(())),
     calibration=st.builds(
         CalibrationMix,
         name=words,
@@ -146,15 +146,15 @@ REFUSED = {
     "newer schema": ({"schema_version": 2}, r"^schema_version: "),
     "nothing to drop": ({"drop": {}}, "^Nothing to drop was asked for: pass --attn-drop N, "),
     "two ways to drop": (
-        {"drop": {"attn_drop": 1, "drop_attn": [1]}},
-        "^--attn-drop and --drop-attn exclude each other: pass one of them",
+        {"drop": {"attn_drop": 1, "attn_layers": [1]}},
+        "^--attn-drop and --attn-layers exclude each other: pass one of them",
     ),
-    "no layer given": ({"drop": {"drop_attn": []}}, "--drop-attn names no layer"),
+    "no layer given": ({"drop": {"attn_layers": []}}, "--attn-layers names no layer"),
     "zero layers": ({"drop": {"attn_drop": 0}}, r"^--attn-drop: 0 is neither a number of 1 or more nor a share"),
-    "negative layer": ({"drop": {"drop_attn": [-1]}}, r"^drop\.drop_attn\.0: .*greater than or equal to 0"),
+    "negative layer": ({"drop": {"attn_layers": [-1]}}, r"^drop\.attn_layers\.0: .*greater than or equal to 0"),
     "protected and dropped": (
-        {"drop": {"drop_attn": [1, 2], "protect": [2, 3]}},
-        r"^Layers \[2\] are both in --drop-attn and in --protect",
+        {"drop": {"attn_layers": [1, 2], "protect": [2, 3]}},
+        r"^Layers \[2\] are both in --attn-layers and in --protect",
     ),
     "a config and a file": (
         {"calibration": {"name": "m", "subsets": [{**SUBSET, "config": "en", "file": "train.jsonl"}]}},
@@ -194,6 +194,16 @@ def test_what_cannot_be_meant_is_refused_with_its_place(changes, message):
     assert re.search(message, refusal(**changes))
 
 
+def test_recipes_that_are_out_keep_the_names_that_settings_had():
+    old = {"drop_attn": [3], "drop_mlp": [1]}
+    assert parse(DropSpec, old) == DropSpec(attn_layers=(3,), mlp_layers=(1,))
+    assert parse(WidthSpec, {"drop_neurons": "60%"}).neuron_drop == "60%"
+    with pytest.raises(RecipeError, match="The key drop_attn is the old name of attn_layers"):
+        parse(DropSpec, {**old, "attn_layers": [3]})
+    with pytest.raises(RecipeError, match="drop_neurons"):
+        parse(DropSpec, {"drop_neurons": "60%"})
+
+
 def test_only_the_first_problem_is_told_in_one_line():
     message = refusal(seed=-1, device="tpu")
     assert "\n" not in message
@@ -224,7 +234,7 @@ BOUNDS = {
     "huge seed": ({"seed": 2**32}, "seed: .*less than 4294967296"),
     "huge number in base 16": ({"seed": 16**100}, "seed: "),
     "boolean for a number": ({"seed": True}, "seed: Input should be a number"),
-    "boolean for a layer": ({"drop": {"drop_attn": [True]}}, "drop.drop_attn.0: Input should be a number"),
+    "boolean for a layer": ({"drop": {"attn_layers": [True]}}, "drop.attn_layers.0: Input should be a number"),
     "boolean for an amount": ({"drop": {"attn_drop": True}}, "True is neither a number"),
     "more than there can be": ({"drop": {"attn_drop": 10**30}}, "neither a number"),
     "endless amount": ({"drop": {"attn_drop": "9" * 5000}}, r"--attn-drop: '9{59}\.\.\. is neither"),
@@ -257,8 +267,8 @@ def test_a_key_that_stands_in_a_recipe_twice_is_refused_with_its_line(tmp_path):
 
 
 def test_layers_are_sorted_and_named_once():
-    drop = DropSpec(drop_attn=(5, 1, 5), protect=(9, 0, 9))
-    assert (drop.drop_attn, drop.protect, drop.by_hand) == ((1, 5), (0, 9), {"attn": (1, 5)})
+    drop = DropSpec(attn_layers=(5, 1, 5), protect=(9, 0, 9))
+    assert (drop.attn_layers, drop.protect, drop.by_hand) == ((1, 5), (0, 9), {"attn": (1, 5)})
 
 
 def test_a_task_is_run_once():
@@ -267,7 +277,7 @@ def test_a_task_is_run_once():
 
 def test_the_result_is_named_after_the_base_and_the_number_of_drops():
     assert parse(Recipe, MINIMAL).default_name == "base-attn-drop-3"
-    local = {**MINIMAL, "base": {"repo_id": "./models/tiny/"}, "drop": {"drop_attn": [1, 2]}}
+    local = {**MINIMAL, "base": {"repo_id": "./models/tiny/"}, "drop": {"attn_layers": [1, 2]}}
     assert parse(Recipe, local).default_name == "tiny-attn-drop-2"
 
 
@@ -319,9 +329,9 @@ EXCLUSIVE = {
     "joint and MLP": {"joint_drop": 2, "mlp_drop": 1},
     "block and attention": {"block_drop": 2, "attn_drop": 1},
     "block and joint": {"block_drop": 2, "joint_drop": 1},
-    "attention by score and by hand": {"attn_drop": 1, "drop_attn": (1,)},
-    "MLP by score and by hand": {"mlp_drop": 1, "drop_mlp": (1,)},
-    "block and by hand": {"block_drop": 1, "drop_mlp": (1,)},
+    "attention by score and by hand": {"attn_drop": 1, "attn_layers": (1,)},
+    "MLP by score and by hand": {"mlp_drop": 1, "mlp_layers": (1,)},
+    "block and by hand": {"block_drop": 1, "mlp_layers": (1,)},
 }
 
 
@@ -332,21 +342,21 @@ def test_requests_that_exclude_each_other_are_refused(given):
 
 
 def test_attentions_and_mlps_can_be_asked_for_together():
-    drop = DropSpec(attn_drop=2, drop_mlp=(3, 1))
+    drop = DropSpec(attn_drop=2, mlp_layers=(3, 1))
     assert drop.methods == ("attn-drop", "mlp-drop")
     assert drop.name_parts == ["attn-drop-2", "mlp-drop-2"]
     assert DropSpec(block_drop="12.5%").name_parts == ["block-drop-12.5pct"]
 
 
 def test_one_way_to_say_how_narrow_is_enough():
-    assert WidthSpec(drop_neurons="60%").name_part == "drop-neurons-60pct"
+    assert WidthSpec(neuron_drop="60%").name_part == "drop-neurons-60pct"
     assert WidthSpec(width=3277).name_part == "mlp-width-3277"
     assert WidthSpec(expansion_ratio=1.07).name_part == "expansion-1.07"
-    with pytest.raises(ValueError, match="--drop-neurons and --mlp-width exclude each other"):
-        WidthSpec(drop_neurons="60%", width=8)
+    with pytest.raises(ValueError, match="--neuron-drop and --mlp-width exclude each other"):
+        WidthSpec(neuron_drop="60%", width=8)
     with pytest.raises(ValueError, match="how narrow"):
         WidthSpec()
-    for bad in ({"width": 0}, {"drop_neurons": "0.6"}, {"drop_neurons": "120%"}, {"expansion_ratio": 0}):
+    for bad in ({"width": 0}, {"neuron_drop": "0.6"}, {"neuron_drop": "120%"}, {"expansion_ratio": 0}):
         with pytest.raises(ValueError):
             WidthSpec(**bad)
 
@@ -358,7 +368,7 @@ def test_an_ablation_is_named_so_that_it_does_not_replace_what_it_is_compared_wi
 
 def test_protecting_layers_where_nothing_is_dropped_is_refused():
     with pytest.raises(RecipeError, match="--protect keeps sublayers, and none is to be dropped"):
-        parse(Recipe, {**MINIMAL, "drop": {"protect": [1]}, "width": {"drop_neurons": "50%"}})
+        parse(Recipe, {**MINIMAL, "drop": {"protect": [1]}, "width": {"neuron_drop": "50%"}})
 
 
 def test_a_tiny_share_is_read_back_from_yaml():

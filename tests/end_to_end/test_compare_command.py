@@ -7,8 +7,8 @@ from little import BASE, SMALL
 
 def test_folders_and_repos_are_compared_through_the_command_line(hubprune, base_folder):
     *done, ended = hubprune.each(
-        ("prune", base_folder, "--drop-attn", "1,3", "--out", "a"),
-        ("prune", base_folder, "--drop-attn", "1", "--drop-mlp", "2", "--out", "b"),
+        ("prune", base_folder, "--attn-layers", "1,3", "--out", "a"),
+        ("prune", base_folder, "--attn-layers", "1", "--mlp-layers", "2", "--out", "b"),
         ("compare", "a", "b", "--json"),
     )
     assert [d.code for d in (*done, ended)] == [0, 0, 0], ended.err

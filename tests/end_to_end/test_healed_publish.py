@@ -6,7 +6,7 @@ import json
 
 RECIPE = """
 base: {repo_id: meta/tiny}
-drop: {drop_attn: [1, 3]}
+drop: {attn_layers: [1, 3]}
 calibration:
   name: little-mix
   num_samples: 12

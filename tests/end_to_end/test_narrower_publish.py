@@ -8,7 +8,7 @@ import pytest
 
 
 def test_a_published_narrower_model_is_a_stock_one_and_says_what_it_lost(publish, api, files):
-    ended = publish("--drop-neurons", "60%", "--width-multiple", "4", "--repo-id", "local/narrow", "--out", "narrow")
+    ended = publish("--neuron-drop", "60%", "--width-multiple", "4", "--repo-id", "local/narrow", "--out", "narrow")
     assert ended.code == 0, ended.err
     assert "keeping 20 of 48 neurons in the MLP of layers 0, 1, 2, 3" in ended.err
     card, config = (files / "narrow" / "README.md").read_text(), json.loads((files / "narrow/config.json").read_text())
@@ -48,7 +48,7 @@ def test_a_repo_with_narrower_mlps_is_verified_from_what_it_says_of_itself(hubpr
     [
         (["--mlp-width", "49"], "Cannot keep 49 neurons: the MLP of layer 0"),
         (["--mlp-width", "20,20"], "--mlp-width lists 2 widths"),
-        (["--attn-drop", "1", "--drop-neurons", "60%"], "rounded to a multiple of 64"),
+        (["--attn-drop", "1", "--neuron-drop", "60%"], "rounded to a multiple of 64"),
         (["--attn-drop", "1", "--mlp-width", "20", "--layout", "nemotron-nas"], "no multiple of 256"),
     ],
 )

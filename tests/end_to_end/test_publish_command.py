@@ -62,7 +62,7 @@ def test_the_longest_names_of_a_base_a_machine_and_a_folder_stop_nothing(hubprun
     api.create_repo(f"meta/{LONG}")
     adds = [CommitOperationAdd(path.name, path) for path in base_folder.iterdir()]
     api.create_commit(f"meta/{LONG}", adds, commit_message="Fill")
-    command = ["publish", f"meta/{LONG}", "--drop-attn", 1, "--drop-mlp", 2, *SMALL]
+    command = ["publish", f"meta/{LONG}", "--attn-layers", 1, "--mlp-layers", 2, *SMALL]
     refused = hubprune(*command, **named)
     assert refused.code == 2, refused.err
     assert f"The result would be called {LONG}-attn-drop-1-mlp-drop-1, which has 119 characters" in refused.err
@@ -166,7 +166,7 @@ def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publi
 
 def test_a_published_repo_can_be_pruned_and_published_again(hubprune, files):
     small = ("--calibration", "mix.yaml", "--tasks", "none", "--prompts", "prompts.txt", "--json")
-    first = hubprune("publish", "meta/tiny", "--drop-attn", 1, *small, "--repo-id", "local/once")
+    first = hubprune("publish", "meta/tiny", "--attn-layers", 1, *small, "--repo-id", "local/once")
     assert first.code == 0, first.err
     again = hubprune("publish", "local/once", "--attn-drop", 1, *small, "--repo-id", "local/twice", "--out", "twice")
     assert again.code == 0, again.err
@@ -185,7 +185,7 @@ def test_a_published_repo_can_be_pruned_and_published_again(hubprune, files):
 
 
 def test_a_dry_run_writes_nothing_to_the_hub(publish, api):
-    ended = publish("--drop-attn", "1", "--tasks", "none", "--repo-id", "local/dry", "--dry-run")
+    ended = publish("--attn-layers", "1", "--tasks", "none", "--repo-id", "local/dry", "--dry-run")
     assert ended.code == 0, ended.err
     assert ended.out.startswith("README.md as it would be published:\n\n---\n")
     assert "local/dry, branch main, which does not exist yet:" in ended.out
@@ -200,7 +200,7 @@ def test_code_of_the_card_that_fails_stops_the_publish_before_anything_is_sent(p
         "import sys\nif {'-c', 'serve'} & {*sys.orig_argv[1:4]}:\n    raise SystemExit('no reader could do this')\n"
     )
     path = os.pathsep.join([str(files), os.environ.get("PYTHONPATH", "")])
-    ended = publish("--drop-attn", "1", "--tasks", "none", "--repo-id", "local/unused", PYTHONPATH=path)
+    ended = publish("--attn-layers", "1", "--tasks", "none", "--repo-id", "local/unused", PYTHONPATH=path)
     assert ended.code == 1
     assert "The code that the card would show does not run on the written files: " in ended.err
     assert "Traceback" not in ended.err
@@ -208,7 +208,7 @@ def test_code_of_the_card_that_fails_stops_the_publish_before_anything_is_sent(p
 
 
 def test_prune_writes_a_folder_that_verifies_and_a_changed_byte_is_found(hubprune, base_folder, files):
-    ended = hubprune("prune", base_folder, "--drop-attn", "0,3", "--out", "pruned", "--json")
+    ended = hubprune("prune", base_folder, "--attn-layers", "0,3", "--out", "pruned", "--json")
     assert ended.code == 0, ended.err
     assert all(check["passed"] for check in json.loads(ended.out)["verification"]["checks"])
     assert oct((files / "pruned").stat().st_mode & 0o777) == oct(0o777 & ~umask())
@@ -249,8 +249,9 @@ def test_score_prints_every_layer_in_the_order_of_its_score(hubprune, base_folde
 
 
 def test_a_recipe_file_and_an_option_that_wins_over_it(hubprune, files):
-    ended = hubprune("publish", "meta/tiny", "--drop-attn", "2", "--calibration", "mix.yaml", "--include-path", "tasks",
-                     "--tasks", "little", "--prompts", "prompts.txt", "--repo-id", "local/a", "--out", "a")  # fmt: skip
+    ended = hubprune("publish", "meta/tiny", "--attn-layers", "2", "--calibration", "mix.yaml",
+                     "--include-path", "tasks", "--tasks", "little",
+                     "--prompts", "prompts.txt", "--repo-id", "local/a", "--out", "a")  # fmt: skip
     assert ended.code == 0, ended.err
     again = hubprune("publish", "--recipe", files / "a" / "recipe.yaml", "--repo-id", "local/b", "--tasks", "none",
                      "--out", "b")  # fmt: skip
@@ -269,7 +270,7 @@ def test_every_command_explains_itself_with_an_example(command, hubprune):
 
 def test_a_quantized_sibling_is_published_measured_and_left_alone_the_next_time(publish, api, files):
     pytest.importorskip("compressed_tensors")
-    quantized = ("--drop-attn", 1, "--quantize", "w4a16", "--group-size", 16)
+    quantized = ("--attn-layers", 1, "--quantize", "w4a16", "--group-size", 16)
     done = publish(*quantized, "--repo-id", "local/four", "--report", "report.json")
     assert done.code == 0, done.err
     report = json.loads((files / "report.json").read_text())

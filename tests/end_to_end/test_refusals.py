@@ -96,14 +96,14 @@ def test_an_out_folder_that_holds_something(publish, files):
     [
         ((), "Nothing to drop was asked for"),
         (("--attn-drop", "0"), "neither a number of 1 or more nor a share"),
-        (("--attn-drop", "1", "--drop-attn", "2"), "exclude each other: pass one of them"),
-        (("--drop-attn", "2,x"), "no list of layers"),
-        (("--drop-attn", "7"), "0 to 3"),
-        (("--drop-attn", "2", "--protect", "2"), "both in --drop-attn and in --protect"),
+        (("--attn-drop", "1", "--attn-layers", "2"), "exclude each other: pass one of them"),
+        (("--attn-layers", "2,x"), "no list of layers"),
+        (("--attn-layers", "7"), "0 to 3"),
+        (("--attn-layers", "2", "--protect", "2"), "both in --attn-layers and in --protect"),
         (("--attn-drop", "1", "--calibration", "cosmopedla"), "no calibration mix"),
         (("--attn-drop", "1", "--repo-id", "a/b/c"), "no repo id"),
         (("--attn-drop", "1", "--device", "tpu"), "none of auto, cpu, mps"),
-        (("--drop-attn", "1,,2"), "no list of layers"),
+        (("--attn-layers", "1,,2"), "no list of layers"),
         (("--attn-drop", "1", "--calibration", "none.jsonl"), "file none.jsonl does not exist"),
         (("--attn-drop", "1", "--device", "cuda:9"), "no device 'cuda:9'"),
     ],
@@ -119,7 +119,7 @@ def copy_of(base_folder, files):
 def test_a_truncated_shard(hubprune, base_folder, files):
     weights = copy_of(base_folder, files) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused(hubprune("prune", "./broken", "--drop-attn", "1", "--out", "out"), files, "truncated")
+    refused(hubprune("prune", "./broken", "--attn-layers", "1", "--out", "out"), files, "truncated")
 
 
 def test_an_index_that_points_outside_the_folder(hubprune, base_folder, files):
@@ -129,7 +129,7 @@ def test_an_index_that_points_outside_the_folder(hubprune, base_folder, files):
         names = json.loads(file.read(struct.unpack("<Q", file.read(8))[0])).keys() - {"__metadata__"}
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../outside.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    ended = hubprune("prune", "./broken", "--drop-attn", "1", "--out", "out")
+    ended = hubprune("prune", "./broken", "--attn-layers", "1", "--out", "out")
     assert ended.code == 1
     assert leftovers(files) == []
     assert not (files / "out").exists()

@@ -17,7 +17,7 @@ WORKFLOWS = Path(__file__).parents[2] / ".github" / "workflows"
 EXPRESSION = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
 RECIPE = """
 base: {repo_id: meta/tiny}
-drop: {drop_attn: [1]}
+drop: {attn_layers: [1]}
 calibration: {name: unused, subsets: [{dataset: meta/texts, config: plain, weight: 1}]}
 evaluation: {tasks: [little], include_path: tasks, prompts: [The birds], max_new_tokens: 8, max_drop_pp: {mean: 100}}
 """

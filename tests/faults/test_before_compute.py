@@ -86,7 +86,7 @@ def refused(world, tmp_path, monkeypatch):
         (errors.BaseNotFoundError, "no revision 'v9'", {"base": BaseModelSpec(repo_id=BASE, revision="v9")}),
         (errors.GatedBaseError, "is gated", {"base": BaseModelSpec(repo_id=GATED)}),
         (errors.PlanError, "has 8 layers", {"drop": DropSpec(attn_drop=9)}),
-        (errors.PlanError, "0 to 7", {"drop": DropSpec(drop_attn=(8,))}),
+        (errors.PlanError, "0 to 7", {"drop": DropSpec(attn_layers=(8,))}),
         (errors.RecipeError, "not the licence", {"target": TargetSpec(repo_id="ana/result", license="mit")}),
         (
             errors.RecipeError,
@@ -108,7 +108,7 @@ def test_what_cannot_be_published_is_refused(refused, error, said, changes):
 
 def test_a_disk_without_room_is_seen(refused, monkeypatch):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: namedtuple("usage", "free")(1000))
-    assert "has 1.00 kB free" in refused(drop=DropSpec(drop_attn=(3,))).message
+    assert "has 1.00 kB free" in refused(drop=DropSpec(attn_layers=(3,))).message
 
 
 def test_metadata_that_the_hub_refuses_is_seen(refused, monkeypatch):

@@ -60,7 +60,7 @@ RECIPE = {
     "schema_version": 1,
     "base": {"repo_id": "acme/base", "revision": "main"},
     "drop": {"attn_drop": 3, "mlp_drop": "10%", "protect": [0, 1]},
-    "width": {"drop_neurons": "60%", "metric": "max_abs", "multiple": 64},
+    "width": {"neuron_drop": "60%", "metric": "max_abs", "multiple": 64},
     "calibration": {
         "name": "own",
         "subsets": [
@@ -124,7 +124,7 @@ def base_with(path: Path) -> None:
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     run = Run(
-        parse(Recipe, {**RECIPE, "base": {"repo_id": str(folder)}, "drop": {"drop_attn": [1]}, "width": None}),
+        parse(Recipe, {**RECIPE, "base": {"repo_id": str(folder)}, "drop": {"attn_layers": [1]}, "width": None}),
         HubSession(endpoint="http://127.0.0.1:9", given_token="hf_x"),
         QUIET,
         StageStore(folder / "work"),

@@ -238,7 +238,7 @@ def test_a_plan_that_leaves_no_attention_of_a_kind_is_refused_with_the_layers_of
         PlanError, match=r"No attention of the kind full_attention would be left: .* 2, 5 have one"
     ) as named:
         choose_layout("auto", plan(6, attn=[2, 5]), config)
-    assert named.value.hint == "Leave 5 out of --drop-attn."
+    assert named.value.hint == "Leave 5 out of --attn-layers."
     ranked = plan(6, attn=[2, 5]).model_copy(update={"selected_by": "score"})
     with pytest.raises(PlanError, match=r"Keep one of them: --protect 5\."):
         choose_layout("auto", ranked, config)

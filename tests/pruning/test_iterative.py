@@ -167,7 +167,7 @@ def test_all_attentions_go_before_the_first_mlp(folder, tmp_path):
 
 def test_named_sublayers_are_gone_before_the_first_round(tmp_path):
     base = write_base(tmp_path / "base", LLAMA)
-    _, plan = dropped_in_rounds(Counting(base.folder), DropSpec(drop_attn=(1,), mlp_drop=2), tmp_path / "home")
+    _, plan = dropped_in_rounds(Counting(base.folder), DropSpec(attn_layers=(1,), mlp_drop=2), tmp_path / "home")
     tensors = random_tensors(LLAMA)
     tensors["model.layers.1.self_attn.o_proj.weight"].zero_()
     without = write_base(tmp_path / "without", LLAMA, tensors)
@@ -314,7 +314,7 @@ def test_an_order_that_no_score_changes_is_numbered_without_any():
 
 def test_rounds_of_what_is_named_by_hand_are_refused():
     with pytest.raises(RecipeError, match=r"--schedule iterative chooses by rank.* or leave it out\."):
-        recipe_of(drop={"drop_attn": [1]})
+        recipe_of(drop={"attn_layers": [1]})
 
 
 def test_scores_of_a_metric_that_computes_none_are_refused(tmp_path):

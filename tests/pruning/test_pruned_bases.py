@@ -155,7 +155,7 @@ def test_what_a_base_lacks_scores_zero_and_is_never_chosen(reporter, original, t
 REQUESTS = {
     "too many": (DropSpec(attn_drop=3), "has 5 layers, 3 of them with attention", "Pass --attn-drop 2 or less."),
     "protected": (DropSpec(attn_drop=2, protect=(0, 1, 2)), "3 of them protected", "Pass --attn-drop 1 or less."),
-    "again": (DropSpec(drop_attn=(0, 3)), "names layer 3, whose attention once has lost", "without attention: 1, 3."),
+    "again": (DropSpec(attn_layers=(0, 3)), "names layer 3, whose attention once has lost", "without attention: 1, 3."),
 }
 
 

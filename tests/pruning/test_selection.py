@@ -62,13 +62,13 @@ def test_protected_layers_stay_and_keep_their_rank():
 
 
 def test_given_layers_go_whatever_they_score():
-    plan = planned(DropSpec(drop_attn=(2, 0)), FIVE)
+    plan = planned(DropSpec(attn_layers=(2, 0)), FIVE)
     assert [(row.layer, row.score, row.rank) for row in plan.dropped] == [(0, 0.5, 5), (2, 0.4, 4)]
     assert (plan.selected_by, plan.margins) == ("hand", ())
 
 
 def test_given_layers_need_no_scores():
-    plan = planned(DropSpec(drop_attn=(3, 5)), None)
+    plan = planned(DropSpec(attn_layers=(3, 5)), None)
     assert [(row.layer, row.score, row.rank) for row in plan.dropped] == [(3, None, None), (5, None, None)]
     with pytest.raises(ValueError, match="needs scores"):
         planned(DropSpec(attn_drop=1), None)
@@ -129,12 +129,12 @@ REFUSED = {
         "Cannot drop 1 attention sublayers: acme/base has 28 layers, 28 of them protected. Nothing is left to drop.",
     ),
     "all by hand": (
-        DropSpec(drop_attn=tuple(range(28))),
-        "Cannot drop 28 attention sublayers: acme/base has 28 layers. Name 27 or fewer in --drop-attn.",
+        DropSpec(attn_layers=tuple(range(28))),
+        "Cannot drop 28 attention sublayers: acme/base has 28 layers. Name 27 or fewer in --attn-layers.",
     ),
     "a layer that is not there": (
-        DropSpec(drop_attn=(3, 28, 40)),
-        "--drop-attn names layer 28: acme/base has 28 layers, 0 to 27. Pass layers between 0 and 27.",
+        DropSpec(attn_layers=(3, 28, 40)),
+        "--attn-layers names layer 28: acme/base has 28 layers, 0 to 27. Pass layers between 0 and 27.",
     ),
     "protecting a layer that is not there": (
         DropSpec(attn_drop=1, protect=(28,)),
@@ -152,7 +152,7 @@ def test_a_request_that_does_not_fit_is_refused_with_what_would(drop, message):
 
 
 @pytest.mark.parametrize(
-    "drop", [DropSpec(attn_drop=27), DropSpec(attn_drop=26, protect=(0, 27)), DropSpec(drop_attn=(27,))]
+    "drop", [DropSpec(attn_drop=27), DropSpec(attn_drop=26, protect=(0, 27)), DropSpec(attn_layers=(27,))]
 )
 def test_a_request_that_just_fits_is_accepted(drop):
     check_request(drop, Shape(num_hidden_layers=28, name="acme/base"))

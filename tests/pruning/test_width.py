@@ -41,8 +41,8 @@ def planned(config=LLAMA, *, gone=(), **request):
 
 
 def test_sixty_percent_of_8192_leaves_3277():
-    assert planned(THREE_B, drop_neurons="60%", multiple=1).kept == (3277,) * 28
-    assert planned(THREE_B, drop_neurons="60%").kept == (3264,) * 28
+    assert planned(THREE_B, neuron_drop="60%", multiple=1).kept == (3277,) * 28
+    assert planned(THREE_B, neuron_drop="60%").kept == (3264,) * 28
 
 
 def test_an_expansion_ratio_is_the_width_over_the_hidden_size():
@@ -57,7 +57,7 @@ def test_a_width_that_is_given_as_a_number_is_not_rounded():
 
 
 def test_a_base_that_was_narrowed_before_counts_from_its_own_widths():
-    found = planned(MIXED, drop_neurons="50%", multiple=4)
+    found = planned(MIXED, neuron_drop="50%", multiple=4)
     assert (found.before, found.kept) == ((48, 40, 0, 32, 20), (24, 20, 0, 16, 12))
 
 
@@ -73,7 +73,7 @@ shares = st.integers(1, 99) | st.floats(0.1, 99.9).map(lambda share: round(share
 def test_a_rounded_width_is_near_what_was_asked_for_and_never_nothing(share, width, multiple):
     config = {**LLAMA, "intermediate_size": width}
     try:
-        kept = planned(config, drop_neurons=f"{share}%", multiple=multiple).kept[0]
+        kept = planned(config, neuron_drop=f"{share}%", multiple=multiple).kept[0]
     except PlanError as error:
         assert "No neuron would go" in str(error)  # noqa: PT017
         return
@@ -90,10 +90,10 @@ def test_a_rounded_width_is_near_what_was_asked_for_and_never_nothing(share, wid
         (MIXED, {"width": 33}, "Cannot keep 33 neurons: the MLP of layer 3 of tiny has 32.", "--mlp-width 20 or less"),
         (LLAMA, {"expansion_ratio": 1.6}, "Cannot keep 51.2 neurons: the MLP of layer 0", "--expansion-ratio 1.5 or"),
         (LLAMA, {"width": (48, 40)}, "--mlp-width lists 2 widths: tiny has 5 layers.", "or 5 of them"),
-        (LLAMA, {"drop_neurons": "100%"}, "--drop-neurons 100% leaves no neuron in tiny.", "--mlp-drop"),
+        (LLAMA, {"neuron_drop": "100%"}, "--neuron-drop 100% leaves no neuron in tiny.", "--mlp-drop"),
         (LLAMA, {"width": 48}, "No neuron would go: the MLPs of tiny have 48.", "Ask for fewer"),
-        (LLAMA, {"drop_neurons": "60%"}, "rounded to a multiple of 64", "--width-multiple 1"),
-        (MIXED, {"drop_neurons": "1%", "multiple": 1}, "the MLPs of tiny have 20 to 48", "fewer"),
+        (LLAMA, {"neuron_drop": "60%"}, "rounded to a multiple of 64", "--width-multiple 1"),
+        (MIXED, {"neuron_drop": "1%", "multiple": 1}, "the MLPs of tiny have 20 to 48", "fewer"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_in_one_line(config, request_, said, hint):
@@ -193,7 +193,7 @@ def test_the_arithmetic_of_llama_3_2_3b():
     total = count_parameters(weights, THREE_B, ARCHITECTURES["llama"])
     assert total == 3_212_749_824
     assert total - left(weights, plan(28, attn=[18, 21, 22])) == 75_506_688
-    widths = planned(THREE_B, drop_neurons="60%", multiple=1)
+    widths = planned(THREE_B, neuron_drop="60%", multiple=1)
     narrow = left(weights, plan(28).model_copy(update={"widths": widths}))
     assert narrow == total - 28 * 3 * 3072 * (8192 - 3277) == 1_944_443_904
     both = left(weights, plan(28, attn=[18, 21, 22]).model_copy(update={"widths": widths}))

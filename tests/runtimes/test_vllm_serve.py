@@ -57,7 +57,7 @@ def hubprune(hub, tmp_path_factory):
 @pytest.fixture(scope="module")
 def published(vllm_python, hubprune):
     """The id of a repo without the attentions of the first layer and another."""
-    done = hubprune("publish", "meta/tiny", "--drop-attn", "0,3", "--tasks", "none", "--prompts", "prompts.txt",
+    done = hubprune("publish", "meta/tiny", "--attn-layers", "0,3", "--tasks", "none", "--prompts", "prompts.txt",
                     "--repo-id", REPO, "--runtimes", "none")  # fmt: skip
     assert done.code == 0, done.err
     return REPO

@@ -314,7 +314,7 @@ def card_context(*, pictures=None, overrides=None, **changes):
 BY_HAND = {
     "scores": None,
     "plan": plan_by_hand(),
-    "recipe": recipe(drop=DropSpec(drop_attn=(3, 5)), evaluation=EvaluationSpec(tasks=())),
+    "recipe": recipe(drop=DropSpec(attn_layers=(3, 5)), evaluation=EvaluationSpec(tasks=())),
     "checkpoint": checkpoint(kv_bytes_per_token=24_576),
     "seconds": {"checkpoint": 0.4},
     "benchmarks": None,

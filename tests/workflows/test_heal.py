@@ -53,7 +53,7 @@ def in_process(monkeypatch, tmp_path):
 @pytest.fixture
 def pruned(place, tmp_path):
     out = tmp_path / "pruned"
-    pruning.prune(PruneRequest(str(place / "base"), out=out, drop_attn=(1, 3)), reporter=Reporter(quiet=True))
+    pruning.prune(PruneRequest(str(place / "base"), out=out, attn_layers=(1, 3)), reporter=Reporter(quiet=True))
     return out
 
 
@@ -226,10 +226,10 @@ def test_a_foreign_modeling_file_is_never_run(place, pruned, tmp_path):
 # ---- the adapters alone ----------------------------------------------------------------------------------------------
 
 
-MOVED = {"drop_attn": (0,), "drop_mlp": (0, 2)}
+MOVED = {"attn_layers": (0,), "mlp_layers": (0, 2)}
 
 
-@pytest.mark.parametrize("gone", [{"drop_attn": (1, 3)}, MOVED], ids=["layers stay", "layers move"])
+@pytest.mark.parametrize("gone", [{"attn_layers": (1, 3)}, MOVED], ids=["layers stay", "layers move"])
 def test_peft_puts_the_adapters_on_the_pruned_folder_which_then_computes_as_the_merged_one(place, tmp_path, gone):
     import torch
     from peft import PeftModel

@@ -44,7 +44,7 @@ def on_jobs(session, reporter, small_base, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
 
     def run(*, session=session, **given):
-        asked = {"drop_attn": "1", "tasks": "none", "on": "hf-jobs", "flavor": "t4-small", **given}
+        asked = {"attn_layers": "1", "tasks": "none", "on": "hf-jobs", "flavor": "t4-small", **given}
         request = JobRequest(BASE, **asked)
         return run_on_jobs(Run(recipe_of(request), session, reporter, StageStore(tmp_path / "work")), request)
 
@@ -138,7 +138,7 @@ class Watched(PublishRequest):
 
 
 def test_every_option_of_a_publish_is_in_the_recipe_or_reaches_the_job_or_is_refused():
-    recipe_of(Watched(BASE, drop_attn="1"))
+    recipe_of(Watched(BASE, attn_layers="1"))
     names, publish = ({option.name for option in options_of(kind)} for kind in (JobRequest, PublishRequest))
     assert names <= SEEN | {name for name, _ in FLAGS} | {*HERE_ONLY, *HANDED_ON} | (names - publish) | {"endpoint"}
 
@@ -159,7 +159,7 @@ def test_what_is_asked_beside_the_recipe_reaches_the_job(on_jobs, hub):
         ({"timeout": "soon"}, "--timeout 'soon' is no time span."),
         ({"out": "x"}, "What --out names is on this machine"),
         ({"include_path": "tasks"}, "The folder of tasks tasks is on this machine"),
-        ({"drop_attn": None, "attn_drop": "1", "calibration": "texts.jsonl"}, "The calibration file texts.jsonl is on"),
+        ({"attn_layers": None, "attn_drop": "1", "calibration": "texts.jsonl"}, "The calibration file texts.jsonl"),
     ],
 )
 def test_what_a_job_cannot_do_is_refused_before_anything_is_sent(on_jobs, hub, tmp_path, monkeypatch, given, said):

@@ -52,7 +52,7 @@ def in_process(monkeypatch, tmp_path):
 def prune(base, out, layer=0):
     """Prune, and return what was noted."""
     reporter = Listening()
-    workflow.prune(PruneRequest(base, out=out, drop_attn=(layer,)), reporter=reporter)
+    workflow.prune(PruneRequest(base, out=out, attn_layers=(layer,)), reporter=reporter)
     return reporter
 
 
@@ -81,7 +81,7 @@ def test_the_next_run_goes_on_with_verifying_what_an_interrupted_one_wrote(monke
 
 
 def test_a_process_that_is_killed_while_it_verifies_leaves_its_work_to_the_next(monkeypatch, base, tmp_path):
-    command = [sys.executable, "-m", "hubprune", "prune", base, "--drop-attn", "0", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "hubprune", "prune", base, "--attn-layers", "0", "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         said = iter(process.stderr.readline, "")
         assert any("verifying on cpu in float32" in line for line in said)

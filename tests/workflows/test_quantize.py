@@ -92,7 +92,7 @@ def test_one_key_more_in_config_json_and_the_record_of_what_was_done(folders, tm
 
 def test_a_pruned_folder_is_verified_against_its_base_and_told_beside_it(folders, tmp_path):
     pruned = folders / "pruned"
-    prune.prune(PruneRequest(str(folders / "base"), out=pruned, drop_attn=(1,)), reporter=SILENT)
+    prune.prune(PruneRequest(str(folders / "base"), out=pruned, attn_layers=(1,)), reporter=SILENT)
     out = tmp_path / "out"
     quantized(folders, out, of="pruned", method="rtn")
     for base in (folders / "base", pruned):
@@ -143,7 +143,7 @@ def test_nothing_is_quantized_twice_pruned_afterwards_or_exported(folders, tmp_p
         quantize.quantize(QuantizeRequest(str(out), out=tmp_path / "more"), reporter=SILENT)
     assert error.value.hint == "Quantize the checkpoint that it was made of, base."
     with pytest.raises(UnsupportedFormatError) as error:
-        prune.prune(PruneRequest(str(out), out=tmp_path / "more", drop_attn=(1,)), reporter=SILENT)
+        prune.prune(PruneRequest(str(out), out=tmp_path / "more", attn_layers=(1,)), reporter=SILENT)
     assert error.value.hint == "Prune the unquantized base; then `hubprune quantize` the result."
     with pytest.raises(UnsupportedFormatError) as error:
         export.export_gguf(ExportRequest(str(out), out=tmp_path / "more.gguf"), reporter=SILENT)

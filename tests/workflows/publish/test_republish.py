@@ -351,7 +351,7 @@ def parts_of(run, user):
 
 def test_the_metric_of_neurons_is_told_apart_from_that_of_layers(run_of, user, inputs):
     # What this is asked of has no sizes: a plan of widths would be refused.
-    recipes = [recipe_of(user, width=WidthSpec(drop_neurons="50%", metric=metric)) for metric in ("ppm", "l2")]
+    recipes = [recipe_of(user, width=WidthSpec(neuron_drop="50%", metric=metric)) for metric in ("ppm", "l2")]
     runs = [run_of(recipe_of(user)) for _ in recipes]
     for run, recipe in zip(runs, recipes, strict=True):
         run.base  # noqa: B018
@@ -600,3 +600,5 @@ def test_changes_are_told_part_by_part_and_digests_are_not_shown():
     now = {"a": {"x": "2", "new": "z"}, "b": {"d": "1" * 64}, CARD_PART: {}, "c": {"n": "2" * 64}}
     assert told(changes(before, now)) == ("a: x 1 -> 2, new new z, no gone any more; b: d changed; c: new n")
     assert changes(now, now) == ()
+    renamed = {"pruning": {"drop_attn": "[3]", "width drop_neurons": "60%"}}
+    assert changes(renamed, {"pruning": {"attn_layers": "[3]", "width neuron_drop": "60%"}}) == ()

@@ -36,7 +36,7 @@ def place(tmp_path_factory):
     save_file({n: t.bfloat16() for n, t in tensors.items()}, folder / "base" / "model.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         in_this_process(patch)
-        pruning.prune(PruneRequest(str(folder / "base"), out=folder / "pruned", drop_attn=(1, 3)), reporter=QUIET)
+        pruning.prune(PruneRequest(str(folder / "base"), out=folder / "pruned", attn_layers=(1, 3)), reporter=QUIET)
     model = AutoModelForCausalLM.from_pretrained(folder / "pruned", trust_remote_code=True, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -162,7 +162,7 @@ def test_narrower_mlps_are_refused_for_both_ways_to_heal(trained):
     from hubprune.core.specs import HealSpec, WidthSpec
 
     for changes, given in (({"heal": HealSpec()}, None), ({}, trained)):
-        run = SimpleNamespace(recipe=made.recipe(width=WidthSpec(drop_neurons="60%"), **changes), base=None)
+        run = SimpleNamespace(recipe=made.recipe(width=WidthSpec(neuron_drop="60%"), **changes), base=None)
         with pytest.raises(RecipeError, match="MLPs get narrower"):
             healing.check_healing(run, given)
 
