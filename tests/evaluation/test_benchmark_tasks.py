@@ -11,11 +11,8 @@ from huggingface_hub.hf_api import DatasetInfo
 
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec
-<<<<<<< HEAD
-from hubprune.core.versions import client_library
-=======
 from hubprune.core.suites import SUITES
->>>>>>> main
+from hubprune.core.versions import client_library
 from hubprune.evaluation import harness, tasks
 from hubprune.evaluation.results import _place
 from hubprune.evaluation.sources import commit_of
