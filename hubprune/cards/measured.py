@@ -32,8 +32,8 @@ WRITTEN_METRICS: Mapping[str, str] = {
     "contains": "share of the texts that hold the right answer somewhere",
     "prompt_level_strict_acc": "share of the prompts of which every instruction was followed",
     "inst_level_strict_acc": "share of the instructions that were followed",
-    "prompt_level_loose_acc": "share of the prompts of which every instruction was followed, asterisks and the first and"
-    " last line passed over",
+    "prompt_level_loose_acc": "share of the prompts of which every instruction was followed, asterisks and the"
+    " first and last line passed over",
     "inst_level_loose_acc": "share of the instructions that were followed, the same passed over",
 }
 """Metric of answers that a model writes -> what it tells."""

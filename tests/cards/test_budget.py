@@ -114,7 +114,7 @@ def test_texts_that_were_not_written_or_are_too_short_for_a_loop_are_no_pass():
 @pytest.mark.parametrize(
     ("evaluation", "said"),
     [
-        ({"max_new_tokens": 15, "max_drop_pp": {"loops": 5}}, "names loops, which a text of 15 tokens cannot show: set"),
+        ({"max_new_tokens": 15, "max_drop_pp": {"loops": 5}}, "loops, which a text of 15 tokens cannot show: set"),
         ({"tasks": ["loops"], "max_drop_pp": {"loops": 5}}, "names loops, which is a task and more"),
         ({"tasks": ["mean"], "max_drop_pp": {"mean": 5}}, "names mean, which is a task and more"),
         ({"tasks": [], "max_drop_pp": {"loop": 5}}, "names loop, which is not measured: loops, repetition"),
