@@ -106,7 +106,7 @@ def test_what_repeats_itself_more_is_over_its_own_budget_and_fewer_loops_are_a_g
 
 def test_texts_that_were_not_written_or_are_too_short_for_a_loop_are_no_pass():
     for generation in (None, texts(tokens=15, base=0, pruned=0)):
-        with pytest.raises(OverBudgetError, match="loops was not measured, 5.00 points more allowed"):
+        with pytest.raises(OverBudgetError, match=r"loops was not measured, 5\.00 points more allowed"):
             check_budget({"loops": 5}, MEASURED, generation)
     assert budget_lines({"repetition": 5}, None, texts(tokens=15))[0].change is not None
 
