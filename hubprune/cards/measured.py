@@ -109,8 +109,8 @@ def _asked_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         asked = sum(row.requests or 0 for row in rows)
         wrote = sum(row.requests or 0 for row in written)
         yield (
-            f"Each model was asked {count(asked)} times; {count(wrote)} of these times it wrote an answer ({texts}), else"
-            " it scored answers that were given by their likelihood."
+            f"Each model was asked {count(asked)} times; {count(wrote)} of these times it wrote an answer ({texts}),"
+            " else it scored answers that were given by their likelihood."
         )
     sides = [[row.task for row in comparison.shares(written=kind)] for kind in (True, False)]
     if (wrote_mean := comparison.mean_written) and (scored_mean := comparison.mean_scored):
