@@ -22,9 +22,8 @@ from hubprune.core.artifacts import (
     LayerScores,
     ScoreKind,
     SiblingKind,
-    WidthPlan,
 )  # fmt: skip
-from hubprune.core.config import check_config, read_structure
+from hubprune.core.config import check_config
 from hubprune.core.console import Reporter
 from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
@@ -41,9 +40,8 @@ from hubprune.pruning import calibration, documents, iterative, selection
 from hubprune.pruning.aggregation import KINDS
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.calibration import CalibrationSet, file_hashes
-from hubprune.pruning.layouts import Runnable, check_choice, choose_layout, make_runnable
-from hubprune.pruning.selection import plan_widths
-from hubprune.pruning.variants import RANKED
+from hubprune.pruning.layouts import Runnable, check_choice, make_runnable
+from hubprune.workflows.choosing import laid_out, plan_of, ranked_kinds, shape_of, widths_of
 
 if TYPE_CHECKING:
     from hubprune.pruning.importance import Scorer, Scoring
@@ -65,10 +63,10 @@ class Run:
         base = hub.resolve_base(self.recipe.base, session=self.session)
         check_config(base.config, where=f"config.json of {base.name}")
         selection.check_request(self.recipe.drop, shape_of(base))
-        widths = _widths(self.recipe, base, gone=self.recipe.drop.mlp_layers or ())
+        widths = widths_of(self.recipe, base, gone=self.recipe.drop.mlp_layers or ())
         check_choice(self.recipe.layout, base.config, methods=self.recipe.methods, widths=widths)
         if not self.recipe.needs_scores:
-            _plan(self.recipe, None, base)
+            plan_of(self.recipe, None, base)
         return base
 
     @cached_property
@@ -261,12 +259,6 @@ def score(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores:
     return found
 
 
-def ranked_kinds(recipe: Recipe) -> tuple[ScoreKind, ...]:
-    """Return what a recipe ranks, of the three kinds of scores; all of them where one pass has them all."""
-    asked = {kind for ranking in recipe.drop.amounts for kind in RANKED[ranking]}
-    return tuple(kind for kind in KINDS if kind in asked or recipe.metric not in BY_LOSS)
-
-
 def scores_if_needed(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores | None:
     """Score, unless the recipe names the layers itself."""
     if run.recipe.needs_scores:
@@ -328,61 +320,11 @@ def drawn_for_scores(run: Run) -> tuple[CalibrationSet, Scoring]:
     return drawn, scoring
 
 
-# ---- what goes ------------------------------------------------------------------------------------------------------
-
-
 def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
     """Select what goes."""
     if scores and run.recipe.schedule == "iterative":
-        return _laid_out(run.recipe, run.in_rounds[1], run.base)
-    return _plan(run.recipe, scores, run.base)
-
-
-def say_plan(plan: DropPlan, *, reporter: Reporter) -> None:
-    """Say what goes."""
-    for kind, noun in selection.OWN.items():
-        if layers := plan.layers(kind):
-            word = "layer" if len(layers) == 1 else "layers"
-            reporter.note(f"dropping the {noun} of {word} {', '.join(map(str, layers))}")
-    for (before, kept), layers in plan.widths.changes.items() if plan.widths else ():
-        word = "layer" if len(layers) == 1 else "layers"
-        reporter.note(f"keeping {kept:,} of {before:,} neurons in the MLP of {word} {', '.join(map(str, layers))}")
-    for margin in plan.margins:
-        if margin.near_tie:
-            reporter.note(
-                f"near tie: the {selection.OWN[margin.kinds[0]]} of layer {margin.last_dropped} and the "
-                f"{selection.OWN[margin.kinds[1]]} of layer {margin.first_kept} are within two standard errors"
-            )
-
-
-def shape_of(base: BaseCheckpoint) -> selection.Shape:
-    """Return what a selection has to know of a base."""
-    structure = read_structure(base.config, name=base.name)
-    return selection.Shape(
-        num_hidden_layers=structure.num_hidden_layers,
-        name=base.name,
-        absent=structure.absences,
-        attention_kinds=tuple(structure.architecture.attention_kinds(base.config)),
-    )
-
-
-def _plan(recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint) -> DropPlan:
-    plan = selection.make_plan(recipe.drop, scores, shape_of(base), metric=recipe.metric, seed=recipe.seed)
-    return _laid_out(recipe, iterative.in_rounds(plan) if recipe.schedule == "iterative" else plan, base)
-
-
-def _laid_out(recipe: Recipe, plan: DropPlan, base: BaseCheckpoint) -> DropPlan:
-    """Complete a plan of sublayers with the widths that were asked for, and with the layout that fits all of it."""
-    widths = _widths(recipe, base, gone=plan.layers("mlp"))
-    plan = plan.model_copy(update={"methods": recipe.methods, "widths": widths})
-    return plan.model_copy(update={"layout": choose_layout(recipe.layout, plan, base.config)})
-
-
-def _widths(recipe: Recipe, base: BaseCheckpoint, *, gone: Collection[int]) -> WidthPlan | None:
-    if recipe.width is None:
-        return None
-    structure = read_structure(base.config, name=base.name)
-    return plan_widths(recipe.width, structure, base.config, name=base.name, gone=gone)
+        return laid_out(run.recipe, run.in_rounds[1], run.base)
+    return plan_of(run.recipe, scores, run.base)
 
 
 def refuse_tokenizer_code(folder: Path, *, name: str) -> None:

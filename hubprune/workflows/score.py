@@ -20,8 +20,9 @@ from hubprune.core.requests import ScoreRequest
 from hubprune.core.specs import count_of
 from hubprune.plots.pictures import draw_scores, draw_study
 from hubprune.pruning.aggregation import KINDS, aggregate, agreements
+from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.recipes import passes_of
-from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, say_plan, score
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, score
 
 
 @dataclass(frozen=True)
