@@ -19,6 +19,7 @@ from hubprune.core.errors import EvaluationError
 from hubprune.core.files import existing_folder
 from hubprune.core.specs import shown
 from hubprune.core.strict import TaggedText, parse_yaml, refuse_depth
+from hubprune.core.versions import client_library
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
@@ -263,7 +264,6 @@ def _files_at(place: str) -> Iterator[Path]:
 
 
 def _state_on_hub(source: DataSource) -> str | None:
-    import httpx2  # what huggingface_hub talks with, and installs
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     named = f"The data set {source.dataset} of the benchmark {source.task}"
@@ -276,7 +276,7 @@ def _state_on_hub(source: DataSource) -> str | None:
     except (RepositoryNotFoundError, HFValidationError) as error:
         hint = f"Check its name and your login, or leave {source.task} out."
         raise EvaluationError(f"{named} does not exist, or this token may not see it.", hint=hint) from error
-    except (OSError, httpx2.HTTPError) as error:
+    except (OSError, client_library().HTTPError) as error:
         if missing := _not_cached(source):
             reason = f"{named} cannot be reached and {missing} not in the cache: {first_line(error)}"
             raise EvaluationError(reason, hint="Go online once, or leave this benchmark out.") from error

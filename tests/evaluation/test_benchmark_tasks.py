@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx2
 import pytest
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -13,9 +12,12 @@ from huggingface_hub.hf_api import DatasetInfo
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec
 from hubprune.core.suites import SUITES
+from hubprune.core.versions import client_library
 from hubprune.evaluation import harness, tasks
 from hubprune.evaluation.results import _place
 from hubprune.evaluation.sources import commit_of
+
+httpx = client_library()
 
 
 def spec(*names, include=None) -> EvaluationSpec:
@@ -54,7 +56,7 @@ def waits(monkeypatch):
 
 
 def refused(kind: type[Exception], status: int) -> Exception:
-    return kind("refused", response=httpx2.Response(status, request=httpx2.Request("GET", "http://hub/api")))
+    return kind("refused", response=httpx.Response(status, request=httpx.Request("GET", "http://hub/api")))
 
 
 # ---- names -------------------------------------------------------------------------------------------------------
@@ -248,7 +250,7 @@ def test_a_gated_data_set_is_named(hub, monkeypatch):
         harness.check_tasks(spec("piqa"))
 
 
-@pytest.mark.parametrize("outcome", [OfflineModeIsEnabled("offline"), httpx2.ConnectError("no route")])
+@pytest.mark.parametrize("outcome", [OfflineModeIsEnabled("offline"), httpx.ConnectError("no route")])
 def test_an_unreachable_data_set_is_named_unless_it_is_cached(outcome, hub, monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     hub(outcome)

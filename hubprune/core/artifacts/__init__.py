@@ -28,7 +28,7 @@ from hubprune.core.artifacts.base import (
 from hubprune.core.artifacts.evaluation import (
     BenchmarkComparison, Continuation, Estimate, EvalBackend, GenerationComparison, Loop, Mark, MetricValue,
     ModelText, ModelTexts, PairedComparison, PairedLoops, PairedNumber, Repetition, RepetitionComparison, SelfCheck,
-    TaskComparison, main_rows, perplexity_of,
+    SHARES, TaskComparison, main_rows, perplexity_of,
 )
 from hubprune.core.artifacts.healing import (
     CurvePoint, HealedCheckpoint, HealingLoss, HealingMethod, HealingRecord, HeldOut, Recovered,
@@ -76,6 +76,7 @@ __all__ = [
     "BY_LOSS",
     "OUTTYPES",
     "PLAIN_TYPES",
+    "SHARES",
     "Aggregation",
     "Agreement",
     "Artifact",

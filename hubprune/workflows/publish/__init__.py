@@ -273,7 +273,7 @@ def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> P
     """
     folder, report = product.folder, product.report
     try:
-        check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks)
+        check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks, report.generation)
     except OverBudgetError:
         _finish(run, report, delivery, folder=folder)
         raise
