@@ -1,4 +1,4 @@
-"""lm-eval's own tasks whose answers are written run from their YAML to the row of a card, on rows in the same columns."""
+"""lm-eval's own tasks whose answers are written run from their YAML to a row of a card, on rows in the same columns."""
 
 from __future__ import annotations
 
