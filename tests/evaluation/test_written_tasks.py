@@ -17,7 +17,7 @@ from hubprune.core.suites import QUESTIONS, SUITES
 from hubprune.evaluation import harness
 from hubprune.evaluation.pair import ModelFolder
 
-SUMS = [{"question": f"Ann has {n} pears and eats one. How many are left?", "answer": f"{n} - 1 = {n - 1}\n#### {n - 1}"}
+SUMS = [{"question": f"Ann has {n} pears and eats one. How many has she?", "answer": f"{n} - 1 = {n - 1}\n#### {n - 1}"}
         for n in range(2, 9)]  # fmt: skip
 FACTS = [{"question": f"what is the colour of {thing}", "answer": [colour, f"a {colour}"]}
          for thing, colour in (("snow", "white"), ("grass", "green"), ("coal", "black"), ("blood", "red"),
