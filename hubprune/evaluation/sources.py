@@ -189,7 +189,7 @@ def _of_class(name: str) -> dict[str, str]:
     except (OSError, SyntaxError, ValueError):
         return {}  # lm-eval says itself what is wrong with it
     statements = (line for node in body if isinstance(node, ast.ClassDef) and node.name == kind for line in node.body)
-    found = {}
+    found: dict[str, str] = {}
     for line in statements:
         if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str):
             found |= {target.id.lower(): line.value.value for target in line.targets if isinstance(target, ast.Name)}
