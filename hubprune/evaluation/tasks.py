@@ -19,10 +19,10 @@ from typing import Any
 from hubprune.core.console import LARGEST, log_level
 from hubprune.core.errors import EvaluationError, HubpruneError
 from hubprune.core.files import existing_folder
-from hubprune.core.options import SUITES
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.core.specs import shown
-from hubprune.evaluation import sources
+from hubprune.core.suites import SUITES
+from hubprune.evaluation import packages, sources
 
 _DEFINITION = re.compile(rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
 
@@ -210,8 +210,18 @@ def _refuse_examples(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
 def _tasks_below(index: Mapping[str, Any], *names: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the tasks that names stand for, with their configs."""
     for task, entry in _walk(index, names):
-        if entry is not None and entry.kind.name == "TASK":
+        if entry is not None and entry.kind.name in ("TASK", "PY_TASK"):
             yield task, entry.cfg or {}
+
+
+def refuse_missing(manager: Any, names: Iterable[str]) -> None:
+    """Make sure that the packages are there which the code of the given tasks and groups imports.
+
+    Raises:
+        MissingDependencyError: naming what is missing, and the line that brings it.
+    """
+    for name in names:
+        packages.refuse_missing(_tasks_below(manager.task_index, name), of=name)
 
 
 def data_sources(manager: Any, names: Iterable[str]) -> tuple[sources.DataSource, ...]:
