@@ -30,18 +30,23 @@ CHEAPER = {
 BLOCKS = all_blocks()
 RUN = [block for block in BLOCKS if block.reason is None and block.language in ("bash", "python")]
 READ = [block for block in BLOCKS if block not in RUN]
-NAME = f"me/{BASE.split('/')[1]}-attn-drop-3"
+
+
+DONE = set()
+"""Commands that were run: what several pages show is run once."""
 
 
 def run(arguments):
     from hubprune.cli import app
 
+    if tuple(arguments) in DONE:
+        return
+    DONE.add(tuple(arguments))
     more = CHEAPER.get(arguments[0], [])
     done = CliRunner().invoke(app, [*arguments, *more])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, f"hubprune {' '.join(arguments)}\n{done.stderr}"
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +59,11 @@ def left_by_others(hub, admin, tmp_path_factory):
         patch.chdir(place)
         Path("prompts.txt").write_text("One morning\nHow to\n")
         patch.setattr(recipe, "PACKAGE_PROMPTS", place / "prompts.txt")  # of 32, two are enough to be run
-        asked = ["publish", BASE, "--attn-drop", "3", "--report", "kept-report.json"]
-        run([*asked, "--dry-run", "--out", "kept"])
-        run([*asked])
+        asked = ["publish", BASE, "--attn-drop", "3"]
+        run([*asked, "--dry-run", "--out", "kept", "--report", "kept-report.json"])
+        run(asked)
         run(["prune", BASE, "--attn-drop", "3", "--out", "pruned"])
-        texts = [f'{{"text": "Elsa saw bird number {n} and went to the barn."}}\n' for n in range(40)]
+        texts = [f'{{"text": "Elsa saw bird number {n} and went to the barn."}}\n' for n in range(400)]
         Path("texts.jsonl").write_text("".join(texts))
         Path("notes.md").write_text("Made to try it.\n")
         shutil.copy("kept/recipe.yaml", "recipe.yaml")
@@ -72,9 +77,9 @@ def place(left_by_others, tmp_path, monkeypatch):
 
 
 def run_block(block, names):
-    for out in re.findall(r"\bout[ =]\"?([\w-]+)", block.text):
-        shutil.rmtree(out, ignore_errors=True)  # an earlier page made it
     if block.language == "python":
+        for out in re.findall(r'\bout="([\w-]+)"', block.text):
+            shutil.rmtree(out, ignore_errors=True)  # an earlier page made it
         exec(compile(block.text, block.name, "exec"), names)  # what the page shows
         return
     for command in block.commands:
@@ -82,6 +87,8 @@ def run_block(block, names):
         if arguments is None:
             subprocess.run(["bash", "-euc", command], check=True, capture_output=True)
             continue
+        if "--out" in arguments and tuple(arguments) not in DONE:
+            shutil.rmtree(arguments[arguments.index("--out") + 1], ignore_errors=True)
         run(arguments)
 
 
