@@ -59,9 +59,8 @@ def left_by_others(hub, admin, tmp_path_factory):
         patch.chdir(place)
         Path("prompts.txt").write_text("One morning\nHow to\n")
         patch.setattr(recipe, "PACKAGE_PROMPTS", place / "prompts.txt")  # of 32, two are enough to be run
-        asked = ["publish", BASE, "--attn-drop", "3"]
-        run([*asked, "--dry-run", "--out", "kept", "--report", "kept-report.json"])
-        run(asked)
+        run(["publish", BASE, "--attn-drop", "3", "--dry-run", "--out", "kept", "--report", "kept-report.json"])
+        run(["push", "kept", "kept-report.json"])
         run(["prune", BASE, "--attn-drop", "3", "--out", "pruned"])
         texts = [f'{{"text": "Elsa saw bird number {n} and went to the barn."}}\n' for n in range(400)]
         Path("texts.jsonl").write_text("".join(texts))
