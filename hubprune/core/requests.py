@@ -31,7 +31,8 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     base: Annotated[str | None, Argument(
         "Repo id of the base, as in meta-llama/Llama-3.2-3B.")] = field(default=None, kw_only=False)
     max_drop_pp: Annotated[str | Mapping[str, float] | None, Option(
-        "Publish nothing, and exit with 4, where a task, or the mean of all (mean=3), lost more points than this.",
+        "Publish nothing, and exit with 4, where a task, or the mean of all (mean=3), lost more points than this, or"
+        " where more free texts end in a loop (loops=5) or repeat themselves (repetition=10).",
         metavar="TASK=POINTS,...|none", panel=MEASURING)] = None
     prompts: Annotated[Place | None, Option(
         "Prompts for the free text, one per line.", metavar="FILE", panel=MEASURING)] = None

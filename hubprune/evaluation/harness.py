@@ -378,8 +378,10 @@ def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> Benchmar
     for sentence in left_out:
         plan.reporter.warn(sentence)
     return BenchmarkComparison(
-        tasks=tasks, mean_change=mean_change(tasks), left_out=tuple(left_out), limit=plan.spec.limit,
-        backend=measured.backend, fallback=measured.fallback,
+        tasks=tasks, mean_change=mean_change(tasks),
+        mean_written=mean_change([row for row in tasks if row.is_written]),
+        mean_scored=mean_change([row for row in tasks if row.is_written is False]),
+        left_out=tuple(left_out), limit=plan.spec.limit, backend=measured.backend, fallback=measured.fallback,
         self_check=measured.self_check, batch_size=plan.spec.batch_size, dtype=measured.dtype,
         device=measured.device, seed=plan.seed, lm_eval=version("lm_eval"), seconds=seconds,
     )  # fmt: skip

@@ -40,6 +40,7 @@ from hubprune.hub.transfer import check_arrived
 from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning import verify
 from hubprune.workflows.card import AS_SHIPPED, CardChoices
+from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.publish import siblings
 from hubprune.workflows.publish.before import (
     Before,
@@ -64,7 +65,7 @@ from hubprune.workflows.publish.stages import (
     run_snippet,
 )
 from hubprune.workflows.recipes import recipe_of
-from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, say_plan, scores_if_needed
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, scores_if_needed
 from hubprune.workflows.runtimes import choose
 
 STAGES = (
@@ -272,7 +273,7 @@ def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> P
     """
     folder, report = product.folder, product.report
     try:
-        check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks)
+        check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks, report.generation)
     except OverBudgetError:
         _finish(run, report, delivery, folder=folder)
         raise
