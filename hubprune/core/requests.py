@@ -46,6 +46,11 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     )] = False
     out: Annotated[Place | None, Option(
         "New folder that keeps the published files.", metavar="FOLDER", panel=TARGET)] = None
+    adopt: Annotated[str | None, Option(
+        "Publish anew, with credit, what somebody else pruned: a folder or repo of LLM-Drop, ModelOpt, optipfair or "
+        "mergekit. BASE need not be named where its card does.", metavar="FOLDER_OR_REPO", panel=DROPPING)] = None
+    adopt_revision: Annotated[str | None, Option(
+        "Branch, tag or commit of that repo. Default: main.", panel=DROPPING)] = None
     heal: Annotated[bool | None, Option(
         "Train it on what the base says, and publish it healed too, as NAME-healed.", flag="--heal/--no-heal",
         panel=BESIDE)] = None
@@ -112,6 +117,26 @@ class PruneRequest(Dropping, Scoring):
 
     base: BaseOrFolder = field(kw_only=False)
     out: Annotated[Place, Option("New folder for the checkpoint.", metavar="FOLDER")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptRequest(Budgeted):
+    """Read what others published pruned, and write it anew so that it loads."""
+
+    checkpoint: Annotated[str, Argument(
+        "A folder or repo that LLM-Drop, ModelOpt, optipfair, mergekit or a script pruned.", metavar="FOLDER_OR_REPO"
+    )] = field(kw_only=False)
+    base: Annotated[str | None, Option(
+        "Repo id or folder of what it was made of. Default: the one that its card or config.json names.")] = None
+    out: Annotated[Place | None, Option(
+        "New folder for the checkpoint; without it, only what was found is told.", metavar="FOLDER")] = None
+    revision: RepoRevision = None
+    base_revision: Annotated[str | None, Option("Branch, tag or commit of the base. Default: main.")] = None
+    layout: Annotated[str | None, Option(
+        "How it is written. Default: auto, what most runtimes can load.", metavar="auto|stock|nemotron-nas|pruned"
+    )] = None
+    device: Device = None
+    dtype: Dtype = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ reports       what whole commands found
 # fmt: off
 # isort: off
 from hubprune.core.artifacts.base import (
-    Aggregation, Artifact, BaseCard, BaseCheckpoint, CalibrationRecord, CalibrationSource, DocumentScores,
+    AdoptedForm, Aggregation, Artifact, BaseCard, BaseCheckpoint, CalibrationRecord, CalibrationSource, DocumentScores,
     Environment, ImportanceScores, LayerScores, Layout, LayoutChoice, Method, Metric, Ranking, RepoFile, Schedule,
     SublayerKind, WidthMetric, shown_by,
 )
@@ -43,7 +43,7 @@ from hubprune.core.artifacts.exports import (
     PlainType,
 )
 from hubprune.core.artifacts.pruning import (
-    Check, DropPlan, DroppedSublayer, LoadedBack, Margin, PlannedFile, PrunedCheckpoint, PublishedCommit,
+    Adoption, Check, DropPlan, DroppedSublayer, LoadedBack, Margin, PlannedFile, PrunedCheckpoint, PublishedCommit,
     SnippetRun, UploadPlan, Verification, WidthPlan, WrittenCheckpoint,
 )
 from hubprune.core.artifacts.quantization import (
@@ -75,6 +75,8 @@ from hubprune.core.artifacts.speed import (
 __all__ = [
     "OUTTYPES",
     "PLAIN_TYPES",
+    "AdoptedForm",
+    "Adoption",
     "Aggregation",
     "Agreement",
     "Artifact",

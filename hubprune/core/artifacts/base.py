@@ -14,6 +14,8 @@ Method = Literal["attn-drop", "mlp-drop", "block-drop", "joint-drop", "mlp-width
 Schedule = Literal["one-shot", "iterative"]
 Metric = Literal["cosine", "cosine-no-residual", "relative-magnitude", "reverse-order", "random"]
 WidthMetric = Literal["max_abs", "ppm", "vow", "pon", "l2"]
+AdoptedForm = Literal["llm-drop", "anymodel", "fewer"]
+"""How others wrote a pruned model: lists of dropped sublayers, `block_configs`, or just fewer layers or neurons."""
 Aggregation = Literal["document", "token"]
 Layout = Literal["stock", "nemotron-nas", "pruned"]
 """How a checkpoint says which sublayers it has: not at all, in `block_configs`, or in keys of our own."""
