@@ -210,7 +210,7 @@ def _refuse_examples(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
 def _tasks_below(index: Mapping[str, Any], *names: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the tasks that names stand for, with their configs."""
     for task, entry in _walk(index, names):
-        if entry is not None and entry.kind.name == "TASK":
+        if entry is not None and entry.kind.name in ("TASK", "PY_TASK"):
             yield task, entry.cfg or {}
 
 

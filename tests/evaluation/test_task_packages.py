@@ -55,6 +55,19 @@ def test_what_is_imported_by_way_of_another_file_is_found_too_and_nothing_is_run
         own_task("from .more_code import x\n1 / 0\n", more_code="import no_such_package.parts\n1 / 0\n")
 
 
+def test_a_module_that_an_installed_package_no_longer_has_is_told(own_task):
+    with pytest.raises(MissingDependencyError, match=r"transformers\.no_such_part\.metrics, which transformers 5"):
+        own_task("import transformers.no_such_part.metrics as metrics\n")
+    own_task("import transformers.utils.generic\nfrom importlib import metadata\nimport os.path\n")
+
+
+def test_a_task_that_is_a_class_is_known_by_the_data_set_of_its_class(monkeypatch):
+    asked = []
+    monkeypatch.setattr("hubprune.evaluation.harness.state_of", lambda source: asked.append(source) or "here")
+    assert harness.check_tasks(EvaluationSpec(tasks=("squad_completion",))) == {"hazyresearch/based-squad": "here"}
+    assert [(source.task, source.configs) for source in asked] == [("squad_completion", ("default",))]
+
+
 def test_what_a_file_can_do_without_is_not_asked_for(own_task):
     own_task(
         "try:\n    import no_such_package\nexcept ImportError:\n    no_such_package = None\n"

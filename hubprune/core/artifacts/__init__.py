@@ -21,7 +21,7 @@ reports       what whole commands found
 # fmt: off
 # isort: off
 from hubprune.core.artifacts.base import (
-    Aggregation, Artifact, BaseCard, BaseCheckpoint, CalibrationRecord, CalibrationSource, DocumentScores,
+    BY_LOSS, Aggregation, Artifact, BaseCard, BaseCheckpoint, CalibrationRecord, CalibrationSource, DocumentScores,
     Environment, ImportanceScores, LayerScores, Layout, LayoutChoice, Method, Metric, Ranking, RepoFile, Schedule,
     SublayerKind, WidthMetric, shown_by,
 )
@@ -73,6 +73,7 @@ from hubprune.core.artifacts.speed import (
 # isort: on
 
 __all__ = [
+    "BY_LOSS",
     "OUTTYPES",
     "PLAIN_TYPES",
     "SHARES",

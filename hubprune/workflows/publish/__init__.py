@@ -41,6 +41,7 @@ from hubprune.hub.transfer import check_arrived
 from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning import verify
 from hubprune.workflows.card import AS_SHIPPED, CardChoices
+from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.publish import siblings
 from hubprune.workflows.publish.before import (
     Before,
@@ -66,7 +67,7 @@ from hubprune.workflows.publish.stages import (
     run_snippet,
 )
 from hubprune.workflows.recipes import recipe_of
-from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, say_plan, scores_if_needed
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, scores_if_needed
 from hubprune.workflows.runtimes import choose
 
 STAGES = (
