@@ -31,11 +31,12 @@ from hubprune.hub.transfer import download
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.foreign import check_same_model, open_theirs, read_claims
 from hubprune.pruning.matching import Found, Tensors, find
+from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.heal.writing import write_healed
 from hubprune.workflows.healed import ELSEWHERE, with_tensors
 from hubprune.workflows.prune import write_verified
 from hubprune.workflows.recipes import recipe_of
-from hubprune.workflows.run import Run, make_plan, open_run, open_session, say_plan
+from hubprune.workflows.run import Run, make_plan, open_run, open_session
 
 if TYPE_CHECKING:
     import torch

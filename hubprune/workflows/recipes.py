@@ -183,7 +183,7 @@ def _budget(value: str | Mapping[str, float] | None) -> dict[str, float] | None:
     except ValueError:
         raise RecipeError(
             f"--max-drop-pp {value!r} is no budget.",
-            hint="Write it like --max-drop-pp lambada_openai=10,mean=3, or none.",
+            hint="Write it like --max-drop-pp lambada_openai=10,mean=3,loops=5, or none.",
         ) from None
 
 
