@@ -171,7 +171,8 @@ def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str
         yield f"The scores come from files that are not published ({', '.join(local)}): they cannot be reproduced."
     for margin in plan.margins:
         if margin.near_tie:
-            one, other = (f"{ranked_thing(margin, n)} {layer}" for n, layer in enumerate(margin.neighbours))
+            named = (ranked_thing(margin, place, metric=plan.metric) for place in (0, 1))
+            one, other = (f"{what} {layer}" for what, layer in zip(named, margin.neighbours, strict=True))
             yield f"Whether {one} or {other} goes is a near tie."
 
 

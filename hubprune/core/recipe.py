@@ -267,6 +267,11 @@ class Recipe(Settings):
                 "nothing to drop was asked for: pass --attn-drop N, --mlp-drop N, --block-drop N, --joint-drop N, "
                 "--attn-layers 18,21,22 or --neuron-drop 60%"
             )
+        if self.metric == "angular" and (list(self.drop.amounts) != ["block"] or self.schedule != "one-shot"):
+            raise ValueError(
+                "--metric angular looks for one run of consecutive layers, which goes as a whole: pass --block-drop N "
+                "to `hubprune prune` or `publish`, and no other drop by rank or schedule, or rank by another metric"
+            )
         if self.schedule == "iterative" and not self.drop.amounts:
             raise ValueError(
                 "--schedule iterative chooses by rank, round after round, and nothing is to be chosen: pass "
