@@ -130,6 +130,11 @@ Port = Annotated[int, Option("Port on 127.0.0.1; 0 takes a free one.", least=0, 
 class Request:
     """What is asked."""
 
+    @property
+    def needs(self) -> str | None:
+        """The extra that it takes; None for what the plain package does."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnHub(Request):
@@ -146,6 +151,11 @@ class Budgeted(OnHub):
     """What loads weights, and keeps to a budget of memory."""
 
     max_memory: MaxMemory = None
+
+    @property
+    def needs(self) -> str | None:
+        """The one that brings what loads weights."""
+        return "torch"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,11 @@ class JobRequest(PublishRequest):
     )] = None
 
     @property
+    def needs(self) -> str | None:
+        """None where something else than a computation may come out."""
+        return None if self.check or self.runs_elsewhere or self.only_if_changed else super().needs
+
+    @property
     def runs_elsewhere(self) -> bool:
         """Whether a job is meant: one of its options was given."""
         asked = self.on, self.flavor, self.timeout, self.namespace, self.requirement
@@ -289,6 +294,11 @@ class DoctorRequest(Budgeted):
     )] = None
     device: Device = None
     dtype: Dtype = None
+
+    @property
+    def needs(self) -> str | None:
+        """None: it says what is not there."""
+        return None
 
 
 # ---- looking again -------------------------------------------------------------------------------------------------

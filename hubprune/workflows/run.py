@@ -173,7 +173,7 @@ class Run:
         """Data sets of the benchmarks, found to be within reach, each with its commit."""
         from hubprune.evaluation.harness import check_tasks
 
-        return check_tasks(self.recipe.evaluation)
+        return check_tasks(self.recipe.evaluation, positions=self.base.config.get("max_position_embeddings"))
 
     def draw(self, mix: CalibrationMix, commits: Sequence[str | None]) -> CalibrationSet:
         """Draw the documents of a mix as the base's tokenizer reads them; its subsets are taken at these commits."""

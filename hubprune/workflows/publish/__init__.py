@@ -29,6 +29,7 @@ from hubprune.core.artifacts import LoadedBack, PublishedCommit, PublishReport, 
 from hubprune.core.config import needs_modeling_file
 from hubprune.core.console import Reporter
 from hubprune.core.errors import HubpruneError, OverBudgetError, VerificationError
+from hubprune.core.extras import is_installed, require
 from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.core.requests import PublishRequest
 from hubprune.hub.announcing import announce, merge
@@ -56,6 +57,7 @@ from hubprune.workflows.publish.stages import (
     Unfinished,
     assemble,
     benchmark,
+    compare_back,
     find_runtimes,
     find_speed,
     free_text,
@@ -272,6 +274,8 @@ def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> P
         HubpruneError: it could not be published, or does not load.
     """
     folder, report = product.folder, product.report
+    if target.staged and not delivery.dry_run:
+        require("torch", doing="--staged, which merges what was loaded back,")
     try:
         check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks, report.generation)
     except OverBudgetError:
@@ -352,7 +356,10 @@ def to_json(report: PublishReport) -> str:
     return report.model_dump_json(indent=2, exclude={"scores": {"per_document"}}) + "\n"
 
 
-def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> LoadedBack:
+def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> LoadedBack | None:
+    if not is_installed("torch"):
+        compare_back(run, published)
+        return None
     run.reporter.note("loading it back from the Hub in a fresh process")
     prompt = run.recipe.evaluation.prompt_texts()[0]
     loaded = verify.load_from_hub(
