@@ -217,7 +217,7 @@ def plans_of(
             with TemporaryDirectory(prefix="hubprune-choosing-") as folder:
                 for count in counts:
                     store = StageStore(Path(folder) / f"{count}")  # of its own: what is done before is counted, too
-                    told = {"store": store, "key": "base", "reporter": Reporter(quiet=True)}
+                    told: dict[str, Any] = {"store": store, "key": "base", "reporter": Reporter(quiet=True)}
                     plans.append(drop_in_rounds(_drop(ranking, count), shape, open_scorer=open_scorer, **told)[1])
                     runs.append(opened.pop().layer_runs)
     return plans, runs
