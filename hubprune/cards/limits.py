@@ -207,7 +207,7 @@ def budget_lines(limits: Mapping[str, float], benchmarks: BenchmarkComparison | 
     """Compare every entry of a budget with what was measured, in the order of the budget.
 
     Args:
-        limits: `max_drop_pp` of the recipe.
+        limits: `max_loss` of the recipe.
         benchmarks: a task counts by its first metric that is a share; None where nothing was run.
     """
     changes: dict[str, Estimate] = {}
@@ -228,7 +228,7 @@ def check_budget(limits: Mapping[str, float], benchmarks: BenchmarkComparison | 
     lines = budget_lines(limits, benchmarks)
     if over := ", ".join(line.name for line in lines if not line.kept):
         raise OverBudgetError(
-            f"Nothing was published: {over} lost more than max_drop_pp allows. "
+            f"Nothing was published: {over} lost more than max_loss allows. "
             f"{'; '.join(line.text for line in lines)}. (In points, with 95 % intervals; the change alone counts.)",
-            hint="Drop less, or raise the budget: --max-drop-pp, or evaluation.max_drop_pp in the recipe.",
+            hint="Drop less, or raise the budget: --max-loss, or evaluation.max_loss in the recipe.",
         )

@@ -129,7 +129,7 @@ class EvaluationSpec(Settings):
     prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Prompts for the free text; None for the shipped ones."""
     max_new_tokens: Count = 128
-    max_drop_pp: dict[str, Annotated[float, Number, Field(ge=0)]] = Field(default_factory=dict)
+    max_loss: dict[str, Annotated[float, Number, Field(ge=0)]] = Field(default_factory=dict)
     """The regression budget: task, or `mean` for the mean of all -> points that the result may lose at most; one that
     loses more is not published."""
 
@@ -151,8 +151,8 @@ class EvaluationSpec(Settings):
             tasks = ", ".join(self.tasks) or "none"
             raise ValueError(f"--num-fewshot names {other[0]}, which is not among the tasks: {tasks}")
         known = (*self.tasks, *((MEAN,) if self.tasks else ()))
-        if other := [name for name in self.max_drop_pp if name not in known]:
-            raise ValueError(f"--max-drop-pp names {other[0]}, which is not measured: {', '.join(known) or 'no tasks'}")
+        if other := [name for name in self.max_loss if name not in known]:
+            raise ValueError(f"--max-loss names {other[0]}, which is not measured: {', '.join(known) or 'no tasks'}")
         return self
 
     def prompt_texts(self) -> tuple[str, ...]:

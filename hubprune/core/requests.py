@@ -30,9 +30,13 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
 
     base: Annotated[str | None, Argument(
         "Repo id of the base, as in meta-llama/Llama-3.2-3B.")] = field(default=None, kw_only=False)
-    max_drop_pp: Annotated[str | Mapping[str, float] | None, Option(
-        "Publish nothing, and exit with 4, where a task, or the mean of all (mean=3), lost more points than this.",
-        metavar="TASK=POINTS,...|none", panel=MEASURING)] = None
+    from_sweep: Annotated[Place | None, Option(
+        "Publish what a sweep recommends: its folder, or sweep.json; with --joint-drop auto and so on what it "
+        "recommends of these.", metavar="FOLDER", panel=DROPPING)] = None
+    max_loss: Annotated[str | int | float | Mapping[str, float] | None, Option(
+        "Publish nothing, and exit with 4, where the mean of all tasks lost more points than this, or one of them "
+        "more than its own; with --attn-drop auto, what the number may cost (default: 1).",
+        metavar="POINTS|TASK=POINTS,...|none", panel=MEASURING, formerly="max_drop_pp")] = None
     prompts: Annotated[Place | None, Option(
         "Prompts for the free text, one per line.", metavar="FILE", panel=MEASURING)] = None
     primer: Annotated[bool, Option(

@@ -32,7 +32,7 @@ def test_a_loss_over_the_budget_is_told_with_change_interval_and_allowance_of_ev
         check_budget({"arc_easy": 1, "lambada_openai": 5, "mean": 3.5}, MEASURED)
     assert caught.value.exit_code == 4
     assert caught.value.message == (
-        "Nothing was published: lambada_openai, mean lost more than max_drop_pp allows. "
+        "Nothing was published: lambada_openai, mean lost more than max_loss allows. "
         "arc_easy −0.76 (−2.96 to +1.44), 1.00 points allowed; "
         "lambada_openai −7.80 (−11.00 to −4.60), 5.00 points allowed, over budget; "
         "mean −4.28 (−6.22 to −2.34), 3.50 points allowed, over budget. "
@@ -67,25 +67,26 @@ def test_what_was_not_measured_is_no_pass():
 
 
 def test_the_option_and_the_recipe_file_say_the_same(tmp_path):
-    made_of_options = recipe_of(PublishRequest(**ASKED, max_drop_pp="arc_easy=10, mean=2.5"))
-    assert made_of_options.evaluation.max_drop_pp == {"arc_easy": 10, "mean": 2.5}
+    made_of_options = recipe_of(PublishRequest(**ASKED, max_loss="arc_easy=10, mean=2.5"))
+    assert made_of_options.evaluation.max_loss == {"arc_easy": 10, "mean": 2.5}
     file = tmp_path / "recipe.yaml"
     file.write_text(made_of_options.to_yaml())
     assert read_recipe(file) == made_of_options
-    replaced = recipe_of(PublishRequest(recipe=file, max_drop_pp="piqa=1"))
-    assert replaced.evaluation.max_drop_pp == {"piqa": 1}
-    assert recipe_of(PublishRequest(recipe=file, max_drop_pp="none")).evaluation.max_drop_pp == {}
+    replaced = recipe_of(PublishRequest(recipe=file, max_loss="piqa=1"))
+    assert replaced.evaluation.max_loss == {"piqa": 1}
+    assert recipe_of(PublishRequest(recipe=file, max_loss="none")).evaluation.max_loss == {}
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"max_drop_pp": "arc=10"}, "--max-drop-pp names arc, which is not measured: arc_easy, piqa, mean."),
-        ({"max_drop_pp": "mean=3", "tasks": "none"}, "--max-drop-pp names mean, which is not measured: no tasks."),
-        ({"max_drop_pp": "10"}, "--max-drop-pp '10' is no budget."),
-        ({"max_drop_pp": "arc_easy=ten"}, "is no budget."),
-        ({"max_drop_pp": "arc_easy=-1"}, "evaluation.max_drop_pp.arc_easy: Input should be greater than or equal to 0"),
-        ({"max_drop_pp": "arc_easy=nan"}, "evaluation.max_drop_pp.arc_easy: Input should be a finite number"),
+        ({"max_loss": "arc=10"}, "--max-loss names arc, which is not measured: arc_easy, piqa, mean."),
+        ({"max_loss": "mean=3", "tasks": "none"}, "--max-loss names mean, which is not measured: no tasks."),
+        ({"max_loss": "ten"}, "--max-loss 'ten' is no budget."),
+        ({"max_loss": "10", "tasks": "none"}, "--max-loss names mean, which is not measured: no tasks."),
+        ({"max_loss": "arc_easy=ten"}, "is no budget."),
+        ({"max_loss": "arc_easy=-1"}, "evaluation.max_loss.arc_easy: Input should be greater than or equal to 0"),
+        ({"max_loss": "arc_easy=nan"}, "evaluation.max_loss.arc_easy: Input should be a finite number"),
     ],
 )
 def test_a_budget_that_cannot_be_meant_is_refused_at_once(given, said):

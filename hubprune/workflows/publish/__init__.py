@@ -6,6 +6,7 @@
 In comes a request, out comes the report of what is on the Hub.  Libraries that compute are imported by the stages that
 need them: what fails fast must not wait for torch.
 
+    choosing  the number of drops, where it is to be found
     before    what a result depends on, what the last publish left on the branch, what of it need not be computed again
     stages    the checkpoint in the work folder, benchmarks, free text, timing, and the repo that is made of it
     siblings  what is published beside it: checked with it, and delivered after it
@@ -50,6 +51,7 @@ from hubprune.workflows.publish.before import (
     scores_before,
     without_computing,
 )
+from hubprune.workflows.publish.choosing import with_count
 from hubprune.workflows.publish.siblings import Beside, SiblingDelivery
 from hubprune.workflows.publish.stages import (
     Unfinished,
@@ -84,6 +86,7 @@ def publish(
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is computed.
     """
+    request = with_count(request, reporter=reporter)
     return publish_run(open_run(recipe_of(request), request.endpoint, reporter), request, told=told)
 
 
@@ -272,7 +275,7 @@ def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> P
     """
     folder, report = product.folder, product.report
     try:
-        check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks)
+        check_budget(run.recipe.evaluation.max_loss, report.benchmarks)
     except OverBudgetError:
         _finish(run, report, delivery, folder=folder)
         raise
