@@ -3,6 +3,7 @@
 errors, console       what can go wrong, what a person sees and how they stop it
 artifacts             the frozen values that cross a stage
 specs, recipe         what decides a publish; options, requests: what each command can be asked
+suites                benchmarks by the name of a suite, and what they cost
 strict                JSON and YAML of strangers
 architectures         the families of models
 config, weights       a checkpoint's config.json, with the sublayers that it tells of, and its safetensors
@@ -10,6 +11,7 @@ templates, neutral    the code that loads a pruned model, and the door that all 
 devices, memory       what a run computes on: processes, device and dtype, the machine; the memory that it may take
 fresh                 processes that load a model, and share what importing the libraries takes
 streaming             a model that exists one decoder layer at a time
+head                  its logits
 bypass                a loaded base that computes as if it were pruned
 files, privacy        what is written and kept for the next run, what leaves this machine
 """

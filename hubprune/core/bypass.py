@@ -74,17 +74,22 @@ def layers_without(model: Any, plan: DropPlan, architecture: Architecture) -> tu
     Layers that lose nothing are the base's own, and weights are never copied.  They are for passes without a KV cache,
     since attentions keep the base's numbers of their slots.
     """
-    code, made = published_code(architecture), list(model.model.layers)
+    made = list(model.model.layers)
     no_attn, no_mlp = set(plan.gone("attn")), set(plan.gone("mlp"))
     for number in no_attn | no_mlp:
         layer = made[number]
         if number in no_attn and number in no_mlp:
             made[number] = NoLayer(layer)
         else:
-            made[number] = copy(layer)
-            kind: SublayerKind = "attn" if number in no_attn else "mlp"
-            made[number]._modules = {**layer._modules, **_without(kind, layer, architecture, code)}
+            made[number] = layer_without("attn" if number in no_attn else "mlp", layer, architecture)
     return tuple(made)
+
+
+def layer_without(kind: SublayerKind, layer: nn.Module, architecture: Architecture) -> nn.Module:
+    """Return a layer as it is without one of its sublayers, for passes without a KV cache; it shares all weights."""
+    made = copy(layer)
+    made._modules = {**layer._modules, **_without(kind, layer, architecture, published_code(architecture))}
+    return made
 
 
 class NoLayer(nn.Module):

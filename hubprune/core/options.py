@@ -4,9 +4,6 @@ A request is a frozen dataclass that inherits the groups of options that it need
 every command.  The command line makes its flags of the fields, the Python API its parameters, and both make the request
 that a workflow takes.  What is a list or a mapping may be given as Python has it or as the text that the flag takes:
 `attn_layers=[18, 21]` or "18,21", `num_fewshot={"mmlu": 5}` or "mmlu=5".
-
-A suite stands for its tasks wherever lm-eval's task names are taken; what is written down are the tasks, so that a
-recipe keeps its meaning when a suite changes.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from hubprune.core.errors import RecipeError
+from hubprune.core.suites import DEFAULT_SUITE, describe
 
 DROPPING, SCORING, MEASURING, TARGET = "What to drop", "Scoring", "Measuring", "Where it goes"
 TRAINING = "Training"
@@ -100,59 +98,6 @@ def as_typed(request: Request, *names: str) -> Iterator[str]:
             elif isinstance(value, Sequence) and not isinstance(value, str):
                 value = ",".join(map(str, value)) or "none"
             yield from (f"--{name.replace('_', '-')}", str(value))
-
-
-# ---- suites --------------------------------------------------------------------------------------------------------
-
-DEFAULT_SUITE = "card"
-SUITES: Mapping[str, Mapping[str, int]] = {
-    "card": dict.fromkeys(("arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande"), 0),
-    "card-width": dict.fromkeys(("arc_easy", "boolq", "lambada_openai", "lambada_standard"), 0),
-    "paper": {
-        "boolq": 0, "rte": 0, "openbookqa": 0, "piqa": 0, "mmlu": 5, "winogrande": 5, "gsm8k": 5, "hellaswag": 10,
-        "arc_challenge": 25,
-    },
-    "quick": dict.fromkeys(("lambada_openai", "piqa", "winogrande"), 0),
-}  # fmt: skip
-"""Name of a suite -> its tasks -> examples before each question.  `paper` is table 5 of arXiv 2406.15786; `quick` has a
-fifth of the requests of `card`."""
-
-
-def expand(names: Sequence[str], given: Mapping[str, int] | int) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Put the tasks of suites in their place, and find out how many examples each task is shown.
-
-    Args:
-        names: suites and tasks, in any mixture.
-        given: task -> examples, or a number for all tasks; it comes before those of the suites.
-
-    Returns:
-        Each task once, and the examples of those that are not left to lm-eval's own default.
-
-    Raises:
-        ValueError: two suites show a task different numbers of examples, and none was given.
-    """
-    tasks = tuple(dict.fromkeys(task for name in names for task in SUITES.get(name, (name,))))
-    if isinstance(given, int):
-        return tasks, dict.fromkeys(tasks, given)
-    shots: dict[str, int] = {}
-    clashes: list[str] = []
-    for suite in (SUITES[name] for name in dict.fromkeys(names) if name in SUITES):
-        clashes += [f"{task}={n}" for task, n in suite.items() if shots.setdefault(task, n) != n and task not in given]
-    if clashes:
-        raise ValueError(
-            "the suites show different numbers of examples for the same tasks: say how many, as in --num-fewshot "
-            + ",".join(clashes)
-        )
-    return tasks, shots | dict(given)
-
-
-def describe() -> str:
-    """Say what every suite is made of."""
-    told = []
-    for name, suite in SUITES.items():
-        tasks = (f"{task} ({shots}-shot)" if shots else task for task, shots in suite.items())
-        told.append(f"{name}: {', '.join(tasks)}")
-    return "; ".join(told)
 
 
 # fmt: off
@@ -273,7 +218,8 @@ class Measuring(OnHub):
     """Which benchmarks are run, and how."""
 
     tasks: Annotated[str | Sequence[str] | None, Option(
-        f"Suites or lm-eval tasks, in any mixture, or none. Default: {DEFAULT_SUITE}. Suites: {describe()}.",
+        f"Suites or lm-eval tasks, in any mixture, or none. Default: {DEFAULT_SUITE}. Suites, "
+        f"with what one model is asked: {describe()}.",
         metavar="a,b,c", panel=MEASURING)] = None
     num_fewshot: Annotated[str | int | Mapping[str, int] | None, Option(
         "Examples before each question, of all tasks or of single ones. Default: the suite's or the task's own.",

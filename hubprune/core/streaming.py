@@ -77,6 +77,16 @@ class StreamedModel:
     def __len__(self) -> int:
         return len(self._layers)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layers compute in."""
+        return self._dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in the state of a token."""
+        return int(self._model.config.hidden_size)
+
     def bypass(self, kind: SublayerKind, layer: int) -> None:
         """Let a sublayer add nothing from now on; its weights are not read any more."""
         family, code, place = self._architecture, published_code(self._architecture), self._layers[layer]

@@ -3,6 +3,7 @@
 In come folders or loaded models; out come comparisons that state their errors.  Those up to harness need no torch.
 
 - sources, tasks: lm-eval's tasks by name, their files and data sets checked before anything is computed.
+- packages: what the code of tasks imports, which has to be there.
 - compare, results: from lm-eval's results to paired differences, intervals and marks.
 - requests: what models are asked, how requests share a row, and the memory of their answers.
 - pair: base and pruned model in memory, loaded once for all that measure them.

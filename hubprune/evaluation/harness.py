@@ -30,7 +30,7 @@ from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.evaluation.requests import Memo
 from hubprune.evaluation.results import answers_of, came_back, compare_results, refuse_different_documents, together
 from hubprune.evaluation.sources import commit_of, state_of
-from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks
+from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, refuse_missing
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Models
@@ -50,10 +50,13 @@ def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
 
     Raises:
         EvaluationError: a task is unknown (with near matches) or unfit, or its data set cannot be reached.
+        MissingDependencyError: the code of a task needs a package, or data of nltk's, that is not there.
     """
     if not spec.tasks:
         return {}
-    return {source.name: state_of(source) for source in data_sources(find_tasks(spec), spec.tasks)}
+    manager = find_tasks(spec)
+    refuse_missing(manager, spec.tasks)
+    return {source.name: state_of(source) for source in data_sources(manager, spec.tasks)}
 
 
 def run(

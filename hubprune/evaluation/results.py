@@ -40,7 +40,7 @@ Answers = Mapping[Document, Value]
 PLAIN: tuple[Scale, ...] = ("mean", "perplexity")
 WEIGHTED: tuple[Scale, ...] = ("perplexity", "bits")
 Results = Mapping[str, Any]
-MAIN_METRICS = ("acc_norm", "acc", "exact_match")
+MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1")
 """Metrics that come first where a task has them, best first; all others keep the task's own order."""
 NOT_FINITE = "Try --dtype float32; if it computed in that, the model overflows and cannot be measured so."
 CHOICE_METRICS = frozenset({"acc", "acc_norm"})

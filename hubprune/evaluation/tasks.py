@@ -19,10 +19,10 @@ from typing import Any
 from hubprune.core.console import LARGEST, log_level
 from hubprune.core.errors import EvaluationError, HubpruneError
 from hubprune.core.files import existing_folder
-from hubprune.core.options import SUITES
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.core.specs import shown
-from hubprune.evaluation import sources
+from hubprune.core.suites import SUITES
+from hubprune.evaluation import packages, sources
 
 _DEFINITION = re.compile(rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
 
@@ -212,6 +212,16 @@ def _tasks_below(index: Mapping[str, Any], *names: str) -> Iterator[tuple[str, M
     for task, entry in _walk(index, names):
         if entry is not None and entry.kind.name == "TASK":
             yield task, entry.cfg or {}
+
+
+def refuse_missing(manager: Any, names: Iterable[str]) -> None:
+    """Make sure that the packages are there which the code of the given tasks and groups imports.
+
+    Raises:
+        MissingDependencyError: naming what is missing, and the line that brings it.
+    """
+    for name in names:
+        packages.refuse_missing(_tasks_below(manager.task_index, name), of=name)
 
 
 def data_sources(manager: Any, names: Iterable[str]) -> tuple[sources.DataSource, ...]:

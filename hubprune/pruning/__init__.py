@@ -4,6 +4,9 @@ base_files        what the base's files say, and where they contradict each othe
 documents         calibration mixes and the texts of their subsets
 calibration       the samples that are drawn of a mix, as token ids
 importance        scores of all sublayers, and the metrics
+variants          a base with a change in one layer
+leave_one_out     what a model loses when one layer changes, of many such variants at once
+rooms             where the states of all those variants are
 aggregation       means over documents and subsets with their errors; how well two orders agree
 selection         the plan: which sublayers go, how wide MLPs become
 iterative         the same in rounds, with new scores in between

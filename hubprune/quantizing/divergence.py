@@ -2,66 +2,21 @@
 
     KL(p || q) = sum over the vocabulary of p * (log p - log q), in nats, at every position that has a next token
 
-The head is that of the checkpoint itself, which keeps its dtype; the model's own code is run behind the layers, since
-some families scale or cap their logits.
+The head is that of the checkpoint itself, which keeps its dtype.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import nn
 
 from hubprune.core.artifacts import Divergence
 from hubprune.core.console import LARGEST
 from hubprune.core.errors import ScoringError
-from hubprune.core.neutral import ATTENTION, neutral_config
-from hubprune.core.streaming import WeightReader, parameters_without_data, read_tensor
+from hubprune.core.head import LOGIT_BYTES, Head
 from hubprune.quantizing.layerwise import Batch, Source
-
-LOGIT_BYTES = 2**27
-"""Of logits in float32 at a time; there are a handful of such tables."""
-
-
-class Head:
-    """What makes logits of the hidden states that leave the last layer."""
-
-    def __init__(self, source: Source) -> None:
-        from transformers import AutoModelForCausalLM
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        class Handed(nn.Module):
-            states = torch.empty(0)
-
-            def forward(self, *_: Any, **__: Any) -> Any:
-                return BaseModelOutputWithPast(last_hidden_state=self.states)
-
-        dtype, config = getattr(torch, source.dtype), neutral_config(source.folder, own_code=source.own_code)
-        with parameters_without_data():
-            self._model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=source.own_code
-            )
-        self._model.eval().requires_grad_(False)
-        decoder, head = self._model.get_decoder(), self._model.get_output_embeddings()
-        self._norm, self._handed, reader = decoder.norm, Handed(), WeightReader(source.folder, source.tensor_names)
-        setattr(self._model, self._model.base_model_prefix, self._handed)
-        family = source.architecture
-        tied = bool(config.tie_word_embeddings) or family.head not in reader.names
-        of = {f"{family.layers_prefix.removesuffix('layers.')}norm.": self._norm}
-        of[family.embedding.removesuffix("weight") if tied else family.head.removesuffix("weight")] = head
-        for prefix, module in of.items():
-            for name, _ in list(module.named_parameters()):
-                found = read_tensor(reader.place(f"{prefix}{name}")).to(source.device, dtype)
-                setattr(module, name, nn.Parameter(found, requires_grad=False))
-
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Return logits, float32 [tokens, vocabulary], of states [tokens, hidden_size]."""
-        self._handed.states = self._norm(states)[None]
-        found: torch.Tensor = self._model(inputs_embeds=self._handed.states, use_cache=False).logits[0]
-        return found.float()
 
 
 def compare_states(
@@ -72,7 +27,11 @@ def compare_states(
     Raises:
         ScoringError: a logit is not finite.
     """
-    head, rows = Head(source), list[tuple[float, float, float, float, int]]()
+    head = Head(
+        source.folder, architecture=source.architecture, dtype=source.dtype, device=source.device,
+        own_code=source.own_code, tensor_names=source.tensor_names,
+    )  # fmt: skip
+    rows = list[tuple[float, float, float, float, int]]()
     with torch.inference_mode():
         for batch, one, other in zip(batches, before, after, strict=True):
             for ids, mask, first, second in zip(batch.ids, batch.mask, one, other, strict=True):

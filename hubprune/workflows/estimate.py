@@ -21,7 +21,8 @@ from hubprune.core.memory import kv_bytes_per_layer
 from hubprune.core.recipe import Recipe
 from hubprune.core.specs import count_of
 from hubprune.core.streaming import STATES_SHARE
-from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS
+from hubprune.core.suites import cost_of
+from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS, TEXT_ROWS
 from hubprune.evaluation.models import CPU_SHARE, GPU_SHARE
 from hubprune.evaluation.streamed import WORK, chunk_tokens
 from hubprune.pruning.placing import FEW_TOKENS, FEWEST_TOKENS, WORK_BYTES
@@ -33,17 +34,8 @@ LIBRARIES, BLOCKS = 500 * 10**6, 64 * 10**6
 PROMPT_TOKENS, SNIPPET_TOKENS = 20, 40
 PROMPTS = 4
 """Of a verification."""
-GUESSED = (2000, 100, 60, 0)
 GGUF_BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 9, "q6_k": 7, "q5_k_m": 6, "q5_k_s": 6}
 """Bits of a weight, rounded up; fewer of the others."""
-TASKS: Mapping[str, tuple[int, int, int, int]] = {
-    "arc_challenge": (1172, 65, 40, 0), "arc_easy": (2376, 55, 35, 0), "boolq": (3270, 150, 150, 0),
-    "gsm8k": (1319, 130, 230, 256), "hellaswag": (10042, 180, 100, 0), "lambada_openai": (5153, 75, 75, 0),
-    "lambada_standard": (5153, 85, 85, 0), "mmlu": (14042, 100, 100, 0), "openbookqa": (500, 31, 20, 0),
-    "piqa": (1838, 60, 45, 0), "rte": (277, 85, 85, 0), "winogrande": (1267, 47, 25, 0),
-}  # fmt: skip
-"""Task -> documents, tokens of one with all its endings, tokens of one as an example, tokens that are written.  Counted
-at 4.3 characters a token; for a task that is not named, a guess."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +114,24 @@ def needs(recipe: Recipe, shape: Shape, machine: Machine, *, missing: int) -> tu
         memory=whole - again - (LIBRARIES if again else 0), read=2 * size + (passes - 2) * again * size // whole,
         flop=shape.forward(PROMPTS * (passes * PROMPT_TOKENS), context=PROMPT_TOKENS),
     )  # fmt: skip
-    tokens, new = benchmark_tokens(recipe)
-    flop = 2 * shape.forward(tokens + new, context=PROMPT_TOKENS)
-    told = f"about {tokens:,} tokens"
+    spec = recipe.evaluation
+    asked = cost_of(spec.tasks, spec.num_fewshot, limit=spec.limit)
+    reading, writing = (2 * shape.forward(tokens, context=PROMPT_TOKENS) for tokens in (asked.read, asked.written))
+    told = f"about {asked.told}"
     if fits:
-        way, writing = f"both in memory, weights shared, {told}", 2 * new / 64 * whole / machine.memory_rate
-        benchmarks = need("benchmarks", way, memory=whole + 2**28, read=size, flop=flop, seconds=writing)
+        # Read in large batches, then written one token after the other, so many texts at once.
+        steps = 2 * asked.written / TEXT_ROWS * whole / machine.memory_rate
+        both = [machine.seconds(reading, read=size), max(machine.seconds(writing), steps)]
+        told += f", {both[1] / sum(both):.0%} of the time if so" if asked.written else ""
+        benchmarks = need(
+            "benchmarks", f"both in memory, weights shared, {told}", memory=whole + 2**28, read=size,
+            flop=reading + writing, seconds=sum(both),
+        )  # fmt: skip
     else:
-        passes, at_work = _layer_by_layer(shape, machine, tokens)
+        passes, at_work = _layer_by_layer(shape, machine, asked.read)
         way = f"layer by layer, {passes:,} pass{'es' if passes > 1 else ''} over the weights, {told}"
-        benchmarks = need("benchmarks", way, memory=at_work, read=(passes + new // 64) * size, flop=flop)
+        read = (passes + asked.written // TEXT_ROWS) * size
+        benchmarks = need("benchmarks", way, memory=at_work, read=read, flop=reading + writing)
     rows, steps = len(recipe.evaluation.prompt_texts()), recipe.evaluation.max_new_tokens
     text = need(
         "free text", f"both in memory, {rows} texts at once" if fits else "offloaded, one pass for every token",
@@ -216,14 +216,3 @@ def _layer_by_layer(shape: Shape, machine: Machine, tokens: int) -> tuple[int, i
         device_free=machine.device if machine.gpu else None,
     )  # fmt: skip
     return ceil(tokens / chunk), 2 * layer + work + min(chunk, tokens) * state
-
-
-def benchmark_tokens(recipe: Recipe) -> tuple[int, int]:
-    """Return the tokens that the tasks of a recipe let a model read, and write."""
-    spec, read, written = recipe.evaluation, 0, 0
-    for task in spec.tasks:
-        documents, own, example, new = TASKS.get(task, GUESSED)
-        documents = min(documents, spec.limit or documents)
-        read += documents * (own + spec.num_fewshot.get(task, 0) * example)
-        written += documents * new
-    return read, written

@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from hubprune.cli import app
 from hubprune.core.errors import RecipeError
-from hubprune.core.options import SUITES
 from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec, Recipe, parse
 from hubprune.core.requests import PublishRequest
+from hubprune.core.suites import QUESTIONS, SUITES, Cost, cost_of
 from hubprune.workflows.recipes import recipe_of
 
 BASE = {"base": {"repo_id": "acme/base"}, "drop": {"attn_drop": 3}}
@@ -27,16 +27,36 @@ def given(**options):
 
 def test_the_suites_are_those_of_the_cards_and_of_the_paper():
     assert {name: list(tasks) for name, tasks in SUITES.items()} == {
-        "card": ["arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande"],
+        "card": ["arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande", "nq_open"],
+        "card5": ["arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande"],
         "card-width": ["arc_easy", "boolq", "lambada_openai", "lambada_standard"],
         "paper": [
             "boolq", "rte", "openbookqa", "piqa", "mmlu", "winogrande", "gsm8k", "hellaswag", "arc_challenge",
         ],
         "quick": ["lambada_openai", "piqa", "winogrande"],
+        "generation": ["gsm8k", "ifeval", "coqa", "nq_open", "lambada_openai"],
     }  # fmt: skip
-    shots = {task: number for task, number in SUITES["paper"].items() if number}
-    assert shots == {"mmlu": 5, "winogrande": 5, "gsm8k": 5, "hellaswag": 10, "arc_challenge": 25}
-    assert not any(number for name in ("card", "card-width", "quick") for number in SUITES[name].values())
+    shown = {"mmlu": 5, "winogrande": 5, "gsm8k": 5, "hellaswag": 10, "arc_challenge": 25}
+    assert {task: number for task, number in SUITES["paper"].items() if number} == shown
+    assert {task: number for task, number in SUITES["generation"].items() if number} == {"gsm8k": 5, "nq_open": 5}
+    assert SUITES["card"]["nq_open"] == 5
+    assert not any(number for name in ("card5", "card-width", "quick") for number in SUITES[name].values())
+
+
+def test_a_recipe_from_before_the_default_had_a_written_task_keeps_its_tasks():
+    old = {**BASE, **MIX, "evaluation": {"tasks": ["arc_easy", "hellaswag", "lambada_openai", "piqa", "winogrande"]}}
+    assert parse(Recipe, old).evaluation.tasks == spec("card5").tasks
+    assert EvaluationSpec().tasks == (*spec("card5").tasks, "nq_open")
+
+
+def test_what_is_asked_is_counted_with_examples_and_within_the_limit():
+    tasks, shots = ("piqa", "gsm8k", "of_my_own"), {"gsm8k": 5}
+    piqa, gsm8k, other = (1838, 2, 60), (1319, 1, 130 + 5 * 230), (2000, 2, 100)
+    asked = (piqa, gsm8k, other)
+    counted = sum(n * each for n, each, _ in asked), sum(n * tokens for n, _, tokens in asked), 1319 * 256
+    assert cost_of(tasks, shots) == Cost(*counted)
+    assert cost_of(tasks, shots, limit=10) == Cost(50, 10 * (60 + 1280 + 100), 2560)
+    assert all(task in QUESTIONS for suite in SUITES.values() for task in suite)
 
 
 def test_without_tasks_the_default_suite_is_run():
@@ -45,7 +65,7 @@ def test_without_tasks_the_default_suite_is_run():
 
 
 def test_suites_and_tasks_mix_and_each_task_is_run_once():
-    mixed = given(tasks="quick,boolq,card")
+    mixed = given(tasks="quick,boolq,card5")
     assert mixed.tasks == ("lambada_openai", "piqa", "winogrande", "boolq", "arc_easy", "hellaswag")
     assert "boolq" not in mixed.num_fewshot
     assert given(tasks="none").tasks == ()
@@ -68,8 +88,8 @@ def test_examples_that_are_given_come_before_those_of_the_suite():
 
 def test_suites_that_disagree_about_a_task_have_to_be_told_apart():
     with pytest.raises(RecipeError, match="as in --num-fewshot winogrande=5,hellaswag=10"):
-        given(tasks="card,paper")
-    decided = given(tasks="card,paper", num_fewshot="hellaswag=10,winogrande=0")
+        given(tasks="card5,paper")
+    decided = given(tasks="card5,paper", num_fewshot="hellaswag=10,winogrande=0")
     assert (decided.num_fewshot["hellaswag"], decided.num_fewshot["winogrande"]) == (10, 0)
 
 
@@ -108,3 +128,4 @@ def test_the_help_says_what_the_suites_are():
     text = " ".join(shown.output.replace("│", " ").split())
     assert "paper: boolq, rte, openbookqa, piqa, mmlu (5-shot), winogrande (5-shot), gsm8k (5-shot)," in text
     assert all(f"{name}: " in text for name in SUITES)
+    assert "nq_open (5-shot) [65 k requests, 2.9 M tokens, at most 924 k written]; card5: " in text

@@ -9,7 +9,7 @@ import pytest
 
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset, DropSpec, EvaluationSpec
 from hubprune.core.specs import HealSpec
-from hubprune.workflows.estimate import Machine, Shape, benchmark_tokens, needs
+from hubprune.workflows.estimate import Machine, Shape, needs
 
 GB = 10**9
 LLAMA_70B = {
@@ -46,11 +46,20 @@ def test_a_token_takes_two_operations_for_every_weight_and_some_for_its_context(
     assert large.forward(10, context=1000) - large.forward(10, context=0) == 10 * 2 * 80 * 1000 * 8192
 
 
-def test_tasks_are_counted_with_their_examples_and_within_their_limit():
+def test_benchmarks_are_told_with_requests_and_tokens_and_what_writing_may_take_of_the_time(large):
+    roomy = replace(MACHINE, device=300 * GB, gpu=True)
     spec = EvaluationSpec(tasks=("piqa", "gsm8k"), num_fewshot={"gsm8k": 5})
-    assert benchmark_tokens(recipe(evaluation=spec)) == (1838 * 60 + 1319 * (130 + 5 * 230), 1319 * 256)
-    limited = spec.model_copy(update={"limit": 10})
-    assert benchmark_tokens(recipe(evaluation=limited)) == (10 * 60 + 10 * 1280, 2560)
+    need = stages(large, roomy, recipe(evaluation=spec))["benchmarks"]
+    # 1838 x 2 + 1319 requests, 1838 x 60 + 1319 x (130 + 5 x 230) tokens, 1319 x 256 new ones
+    assert "about 5 k requests, 1.8 M tokens, at most 338 k written, " in need.way
+    only_read = stages(large, roomy, recipe(evaluation=EvaluationSpec(tasks=("piqa",))))["benchmarks"]
+    assert only_read.way.endswith("about 4 k requests, 110 k tokens")
+    # A slow memory: both models read all weights for every token that 64 texts get at once.
+    slow = stages(large, replace(roomy, memory_rate=1e11), recipe(evaluation=spec))["benchmarks"]
+    writing = 2 * 1319 * 256 / 64 * 2 * large.parameters / 1e11
+    reading = 2 * large.forward(1838 * 60 + 1319 * 1280, context=20) / (0.5 * MACHINE.flops)
+    assert slow.seconds == pytest.approx(writing + reading, rel=1e-6)
+    assert slow.way.endswith(f", {writing / slow.seconds:.0%} of the time if so")
 
 
 def test_what_fits_is_held_whole_and_what_does_not_is_read_pass_by_pass(large):
