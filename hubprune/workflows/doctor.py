@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from hubprune.hub import repos as hub
 from hubprune.hub.preflight import check_disk, identify, preflight
 from hubprune.hub.session import HubSession
 from hubprune.workflows.estimate import Machine, Shape, needs
-from hubprune.workflows.publish.choosing import open_ranking, with_count
+from hubprune.workflows.publish.choosing import counting, open_ranking, with_count
 from hubprune.workflows.publish.siblings import look
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.recipes import recipe_of
@@ -120,7 +119,7 @@ def check_publish(request: PublishRequest, *, reporter: Reporter) -> Checkup:
     found = _Findings()
     counted = with_count(request, reporter=reporter, sweeps=False) if request.from_sweep else request
     if ranking := open_ranking(counted):
-        counted = replace(counted, **{f"{ranking}_drop": 1})  # what a publish needs is nearly the same for any number
+        counted = counting(counted, ranking, 1)  # what a publish needs is nearly the same for any number
     run = open_run(recipe_of(counted), request.endpoint, _Listening(found))
     _place(found, run.recipe.device)
     stages: tuple[StageNeed, ...] = ()

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -25,6 +25,7 @@ from hubprune.workflows.recipes import budget, recipe_of
 from hubprune.workflows.run import open_run, shape_of
 from hubprune.workflows.sweep.points import MOST_TRIED, REPORT, most_that_fit
 
+Asked = TypeVar("Asked", bound=PublishRequest)
 SAME = (
     "base", "limit", "endpoint", "max_memory", "quiet", "protect", "base_revision", "calibration", "num_samples",
     "max_tokens", "metric", "aggregation", "score_batch_size", "seed", "device", "dtype", "tasks", "num_fewshot",
@@ -40,7 +41,7 @@ def open_ranking(request: PublishRequest) -> Ranking | None:
         RecipeError: several are to be found, or one beside others that are given.
     """
     given = {ranking: getattr(request, f"{ranking}_drop") for ranking in get_args(Ranking)}
-    found = [ranking for ranking, value in given.items() if value == AUTO]
+    found: list[Ranking] = [ranking for ranking, value in given.items() if value == AUTO]
     if not found:
         return None
     others = [OPTIONS[ranking] for ranking, value in given.items() if value is not None and ranking != found[0]]
@@ -51,7 +52,7 @@ def open_ranking(request: PublishRequest) -> Ranking | None:
     return found[0]
 
 
-def with_count(request: PublishRequest, *, reporter: Reporter, sweeps: bool = True) -> PublishRequest:
+def with_count(request: Asked, *, reporter: Reporter, sweeps: bool = True) -> Asked:
     """Put the number that a sweep finds in its place; a request that gives all numbers is returned as it is.
 
     Where `sweeps` is false, what would have to be measured first is refused.
@@ -80,7 +81,13 @@ def with_count(request: PublishRequest, *, reporter: Reporter, sweeps: bool = Tr
     most = most_that_fit(ranking, MOST_TRIED, shape_of(run.base), protect=run.recipe.drop.protect)
     report = sweeping.sweep_run(run, replace(asked, counts=f"0:{max(most, 1)}"))
     (found,) = report.recommendations
-    return replace(request, **{f"{ranking}_drop": _number(found, report, reporter)})
+    return counting(request, ranking, _number(found, report, reporter))
+
+
+def counting(request: Asked, ranking: Ranking, number: int) -> Asked:
+    """Put a number of drops in its place."""
+    numbers: dict[str, Any] = {f"{ranking}_drop": number}
+    return replace(request, **numbers)
 
 
 def _limit(request: PublishRequest) -> float:
@@ -111,7 +118,7 @@ def _number(found: Recommendation, report: SweepReport, reporter: Reporter) -> i
 # ---- from a sweep that was run before ----------------------------------------------------------------------------
 
 
-def _from_report(request: PublishRequest, ranking: Ranking | None, path: Path, reporter: Reporter) -> PublishRequest:
+def _from_report(request: Asked, ranking: Ranking | None, path: Path, reporter: Reporter) -> Asked:
     """Do what the report of a sweep recommends, with its options where the request has none."""
     report = _read(path / REPORT if path.is_dir() else path)
     rows = [row for row in report.recommendations if ranking in (None, row.method)]
@@ -130,8 +137,8 @@ def _from_report(request: PublishRequest, ranking: Ranking | None, path: Path, r
         raise RecipeError(
             f"The sweep in {path} is of {typed['base']}, not of {request.base}.", hint="Leave out the base."
         )
-    missing = {name: value for name, value in typed.items() if getattr(request, name) is None}
-    return replace(request, **{**missing, f"{found.method}_drop": number}, from_sweep=None)
+    missing: dict[str, Any] = {name: value for name, value in typed.items() if getattr(request, name) is None}
+    return counting(replace(request, **missing, from_sweep=None), found.method, number)
 
 
 def _read(path: Path) -> SweepReport:
