@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from hubprune.core import requests
 from hubprune.core.console import Reporter
 from hubprune.core.errors import RecipeError
+from hubprune.core.extras import missing, require
 from hubprune.core.memory import at_most, budget_of
 from hubprune.core.options import Asked, OnHub, options_of, renamed
 
@@ -77,8 +78,12 @@ def _taking(kind: Callable[P, AnyRequest]) -> Callable[[Callable[[AnyRequest, Re
             reporter = Reporter(quiet=request.quiet)
             for old, name in used.items():
                 reporter.note(f"{old} is called {name} now")
-            with at_most(budget_of(request)):
-                return body(request, reporter)
+            require(request.needs, doing=body.__name__)
+            try:
+                with at_most(budget_of(request)):
+                    return body(request, reporter)
+            except ModuleNotFoundError as error:
+                raise missing(error) or error from error
 
         lines = (f"{parameter.name}: {helps[parameter.name]}" for parameter in parameters)
         told = "\n".join(fill(line, WIDTH, initial_indent="    ", subsequent_indent="        ") for line in lines)

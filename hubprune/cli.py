@@ -31,7 +31,7 @@ app = typer.Typer(
     help="Prune a language model from the Hugging Face Hub, measure what it cost, publish the result.",
     epilog="Start with: hubprune demo",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )

@@ -18,6 +18,7 @@ from hubprune.cards.markdown import (
 # fmt: on
 from hubprune.cards.removal import calibration
 from hubprune.core.artifacts import (
+    SHARES,
     BenchmarkComparison,
     CameBack,
     Estimate,
@@ -204,9 +205,6 @@ def came_back(seen: HealedBenchmarks | None) -> Adding | None:
 
 def _lost(row: CameBack) -> str:
     return with_interval(row.lost, unit=" points" if row.metric in SHARES else " nats")
-
-
-SHARES = ("acc", "acc_norm", "exact_match", "f1", "mcc", "em")
 
 
 def texts(report: SiblingReport) -> FreeText | None:

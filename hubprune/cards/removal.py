@@ -24,7 +24,9 @@ NAMES: Mapping[SublayerKind, str] = {"attn": "attention", "mlp": "MLP"}
 """Kind of sublayer -> what the card calls it."""
 SCORES: Mapping[Literal["attn", "mlp", "block"], str] = {"attn": "Attention", "mlp": "MLP", "block": "Block"}
 SCORE_DIGITS = 6
-MEASURES: Mapping[Metric, str] = {"relative-magnitude": "norms"}
+MEASURES: Mapping[Metric, str] = {
+    "relative-magnitude": "norms were", "loss": "logits and losses were", "kl": "logits and divergences were"
+}  # fmt: skip
 """What is computed for a metric, where it is no cosine."""
 WITHOUT_SCORES: Mapping[Metric, str] = {
     "reverse-order": "from the last one upwards, and by nothing else",
@@ -59,7 +61,9 @@ def removal(
         by_hand: kinds of sublayers whose layers were named, beside others that were ranked.
     """
     marked = f"; {gone} marked as dropped" if (gone := _named_sublayers(plan)) else ""
-    text = f"Bars of the scores of every layer's attention, MLP and whole block{marked}"
+    drawn = scores.mean.kinds if scores else ()
+    whose = listing([{"attn": "attention", "mlp": "MLP", "block": "whole block"}[kind] for kind in drawn])
+    text = f"Bars of the scores of every layer's {whose}{marked}"
     passed = sum(c.passed for c in verification.checks)
     sentence = (
         f"A fresh process loaded the files with transformers {verification.transformers} and compared them with the"
@@ -201,16 +205,18 @@ def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:
     """
     main: Literal["attn", "mlp", "block"] = "mlp" if plan.methods[:1] == ("mlp-drop",) else "attn"
     main = "block" if "block-drop" in plan.methods else main
+    main = main if main in scores.mean.kinds else scores.mean.kinds[0]
     both = "joint-drop" in plan.methods or {"attn-drop", "mlp-drop"} <= {*plan.methods}
     ranked = ("attn", "mlp") if both else (main,)
     shown: list[SublayerKind] = [kind for kind in NAMES if plan.layers(kind)] or ["attn"]
-    figures = [label for kind, name in SCORES.items() for label in (f"{name} S", *(["± SE"] if kind in ranked else []))]
+    known = {kind: name for kind, name in SCORES.items() if kind in scores.mean.kinds}
+    figures = [label for kind, name in known.items() for label in (f"{name} S", *(["± SE"] if kind in ranked else []))]
     absent = plan.absent_layers.get(main, ()) if main != "block" else ()
     order = [layer for layer in scores.mean.ascending(main) if layer not in absent]
     rows = []
     for rank, layer in [*enumerate(order, start=1), *((NONE, layer) for layer in absent)]:
         cells = [str(rank), str(layer)]
-        for kind in SCORES:
+        for kind in known:
             values = [scores.mean, *([scores.standard_error] if kind in ranked else [])]
             # A sublayer that the base lacks turns nothing: its 0 would say that it is there and does not matter.
             gone = kind != "block" and (kind, layer) in plan.absent
@@ -231,7 +237,7 @@ def _outcome(plan: DropPlan, *, kind: SublayerKind, layer: int) -> str:
 def _score_notes(plan: DropPlan, *, scores: LayerScores) -> Iterator[str]:
     yield AGGREGATIONS[scores.aggregation].format(sample=scores.calibration.unit.removesuffix("s"))
     yield f"SE is the standard error over {count(scores.calibration.documents)} {scores.calibration.unit}."
-    yield f"The layers ran in {scores.dtype}; {MEASURES.get(scores.metric, 'cosines')} were taken in float32."
+    yield f"The layers ran in {scores.dtype}; {MEASURES.get(scores.metric, 'cosines were')} taken in float32."
     if any(source.documents < 2 for source in scores.calibration.sources):
         yield "Subsets with one document add nothing to the standard errors."
     if plan.selected_by == "hand":

@@ -51,12 +51,13 @@ def sdr_text(sdr: Sdr | None) -> str:
 
 FORMULAS: Mapping[Metric, str] = {
     "cosine": "1 - cos(X, Y)", "cosine-no-residual": "1 - cos(U, f(U))", "relative-magnitude": "|F| / |X + F|",
+    "loss": "rise of the loss without it, nats per token", "kl": "KL(base || without it), nats per token",
 }  # fmt: skip
 """Formulas of the metrics; X and Y enter and leave a sublayer, U enters its module f, and F is what it adds to X."""
 
 
 def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
-    """Write all layers, the lowest attention score first, with what a plan drops."""
+    """Write all layers, the lowest attention score first where there are any, with what a plan drops."""
     return f"{scores_head(scores)}\n{table(score_rows(scores, plan=plan), left=0)}"
 
 
@@ -71,10 +72,14 @@ def score_rows(scores: LayerScores, *, plan: DropPlan | None = None) -> list[lis
             found.setdefault(layer, []).append("MLP dropped")
         for layer in plan.absent_layers["attn"]:
             found.setdefault(layer, []).append("not in the base")
-    rows = [["layer", "attention", "± se", "MLP", "block", ""]]
-    for layer in scores.mean.ascending("attn"):
-        values = scores.mean.attn, scores.standard_error.attn, scores.mean.mlp, scores.mean.block
-        rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), ", ".join(found.get(layer, ()))])
+    names = {"attn": "attention", "mlp": "MLP", "block": "block"}
+    first, *others = scores.mean.kinds
+    columns = {names[first]: getattr(scores.mean, first), "± se": getattr(scores.standard_error, first)}
+    columns |= {names[kind]: getattr(scores.mean, kind) for kind in others}
+    rows = [["layer", *columns, ""]]
+    for layer in scores.mean.ascending(first):
+        values = (f"{column[layer]:.6f}" for column in columns.values())
+        rows.append([str(layer), *values, ", ".join(found.get(layer, ()))])
     return rows
 
 

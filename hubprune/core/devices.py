@@ -232,10 +232,14 @@ def why_cast(config: Mapping[str, Any], *, computed: str, device: str) -> str | 
 
 
 def cpu_capabilities() -> frozenset[str]:
-    """Return what this machine's CPU can do, by the names of `torch.cpu.get_capabilities`."""
+    """Return what this machine's CPU can do, by the names of `torch.cpu.get_capabilities`, which Linux uses too."""
     import torch
 
-    return frozenset(name for name, found in torch.cpu.get_capabilities().items() if found is True)
+    if hasattr(torch.cpu, "get_capabilities"):  # since torch 2.11 or so
+        return frozenset(name for name, found in torch.cpu.get_capabilities().items() if found is True)
+    told = CPU_INFO.read_text(encoding="utf-8", errors="replace") if CPU_INFO.is_file() else ""
+    flags = (line.partition(":")[2].split() for line in told.splitlines() if line.startswith(("flags", "Features")))
+    return frozenset(name for line in flags for name in line)
 
 
 def with_dtype(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -191,6 +191,8 @@ def _answer(connection: socket.socket, listening: socket.socket, interrupted: An
     head, streams, _, _ = socket.recv_fds(connection, 4, 3)
     request = connection.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
     if len(list(Path("/proc/self/task").iterdir())) > 1:
+        for stream in streams:  # else whoever reads them would wait for their end as long as this process lives
+            os.close(stream)
         connection.sendall(b"-")
         return
     connection.sendall(b"+")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Method, Metric, Schedule
+from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Loop, Method, Metric, Schedule
 from hubprune.core.errors import RecipeError
 from hubprune.core.specs import MOST, Count, DropSpec, HealSpec, Number, QuantizationSpec, Settings, WidthSpec, shown
 from hubprune.core.strict import parse_yaml
@@ -20,6 +21,10 @@ LONGEST_NAME = 96
 """Characters that the Hub allows for a namespace, and as many for a name in it."""
 MEAN = "mean"
 """Name, in a regression budget, of the mean change over all tasks."""
+LOOPS, REPETITION = "loops", "repetition"
+"""Names, in a regression budget, of the share of free texts that end in a loop, and of seq-rep-4."""
+TEXT_BUDGETS: Mapping[str, int] = {LOOPS: Loop.MIN_TOKENS, REPETITION: 5}
+"""What of the free text may have a budget -> tokens from which on a text can show it."""
 DEFAULT_TASKS = tuple(SUITES[DEFAULT_SUITE])
 PACKAGE_PROMPTS = Path(__file__).parent.parent / "evaluation" / "prompts.txt"
 
@@ -130,8 +135,9 @@ class EvaluationSpec(Settings):
     """Prompts for the free text; None for the shipped ones."""
     max_new_tokens: Count = 128
     max_loss: dict[str, Annotated[float, Number, Field(ge=0)]] = Field(default_factory=dict)
-    """The regression budget: task, or `mean` for the mean of all -> points that the result may lose at most; one that
-    loses more is not published."""
+    """The regression budget: task, or `mean` for the mean of all -> points that the result may lose at most; `loops`,
+    or `repetition` -> points that the share of free texts that end in a loop, or the mean share of sequences of four
+    tokens that a text had before, may rise.  What is over it is not published."""
 
     @model_validator(mode="before")
     @classmethod
@@ -150,9 +156,21 @@ class EvaluationSpec(Settings):
         if other := [task for task in self.num_fewshot if task not in self.tasks]:
             tasks = ", ".join(self.tasks) or "none"
             raise ValueError(f"--num-fewshot names {other[0]}, which is not among the tasks: {tasks}")
-        known = (*self.tasks, *((MEAN,) if self.tasks else ()))
+        for name in {MEAN, *TEXT_BUDGETS}.intersection(self.tasks, self.max_loss):
+            raise ValueError(f"--max-loss names {name}, which is a task and more: give the task another name")
+        known = (*self.tasks, *((MEAN,) if self.tasks else ()), *TEXT_BUDGETS)
         if other := [name for name in self.max_loss if name not in known]:
             raise ValueError(f"--max-loss names {other[0]}, which is not measured: {', '.join(known) or 'no tasks'}")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_can_show_what_has_a_budget(self) -> EvaluationSpec:
+        for name, least in TEXT_BUDGETS.items():
+            if name in self.max_loss and self.max_new_tokens < least:
+                raise ValueError(
+                    f"--max-loss names {name}, which a text of {self.max_new_tokens} tokens cannot show: set"
+                    f" max_new_tokens to {least} or more"
+                )
         return self
 
     def prompt_texts(self) -> tuple[str, ...]:

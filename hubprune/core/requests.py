@@ -31,11 +31,11 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     base: Annotated[str | None, Argument(
         "Repo id of the base, as in meta-llama/Llama-3.2-3B.")] = field(default=None, kw_only=False)
     from_sweep: Annotated[Place | None, Option(
-        "Publish what a sweep recommends: its folder, or sweep.json; with --joint-drop auto and so on what it "
-        "recommends of these.", metavar="FOLDER", panel=DROPPING)] = None
+        "Publish what the sweep in this folder recommends; of several, what auto stands for.", metavar="FOLDER",
+        panel=DROPPING)] = None
     max_loss: Annotated[str | int | float | Mapping[str, float] | None, Option(
-        "Publish nothing, and exit with 4, where the mean of all tasks lost more points than this, or one of them "
-        "more than its own; with --attn-drop auto, what the number may cost (default: 1).",
+        "Publish nothing, and exit with 4, where the mean of all tasks, or a task (piqa=5), lost more points, or more "
+        "texts loop (loops=5) or repeat themselves (repetition=10); with auto, what the number may cost (default: 1).",
         metavar="POINTS|TASK=POINTS,...|none", panel=MEASURING, formerly="max_drop_pp")] = None
     prompts: Annotated[Place | None, Option(
         "Prompts for the free text, one per line.", metavar="FILE", panel=MEASURING)] = None
@@ -93,6 +93,11 @@ class JobRequest(PublishRequest):
     requirement: Annotated[str | None, Option(
         "What the job installs. Default: this version of hubprune from PyPI.", metavar="PACKAGE", panel=ELSEWHERE
     )] = None
+
+    @property
+    def needs(self) -> str | None:
+        """None where something else than a computation may come out."""
+        return None if self.check or self.runs_elsewhere or self.only_if_changed else super().needs
 
     @property
     def runs_elsewhere(self) -> bool:
@@ -292,6 +297,11 @@ class DoctorRequest(Budgeted):
     )] = None
     device: Device = None
     dtype: Dtype = None
+
+    @property
+    def needs(self) -> str | None:
+        """None: it says what is not there."""
+        return None
 
 
 # ---- looking again -------------------------------------------------------------------------------------------------

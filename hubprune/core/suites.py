@@ -6,9 +6,10 @@ recipe keeps its meaning when a suite changes.
 Pruned models keep what is asked by choices longer than what they have to write themselves (arXiv 2602.01997), so the
 default has one task of short answers beside the five of log-likelihoods.  `generation` is what lm-eval 0.4.13 has of
 written answers that are scored without running anything: grade-school sums, instructions that a program checks,
-answers out of a text and answers from memory, and the last word of a passage.  Its tasks of code are none of these:
-humaneval, mbpp and cruxeval run what the model wrote, which is never done here, and code2text writes every comment ten
-times over, by beam search.  triviaqa and drop ask 5 and 3 times as many questions as nq_open; they can be named.
+what a passage said before and what the model remembers, and the last word of a passage.  Its tasks of code are none of
+these: humaneval, mbpp and cruxeval run what the model wrote, which is never done here, and code2text writes every
+comment ten times over, by beam search.  triviaqa and drop ask 5 and 3 times as many questions as nq_open and can be
+named; coqa cannot be loaded with transformers 5.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SUITES: Mapping[str, Mapping[str, int]] = {
         "arc_challenge": 25,
     },
     "quick": dict.fromkeys(("lambada_openai", "piqa", "winogrande"), 0),
-    "generation": {"gsm8k": 5, "ifeval": 0, "coqa": 0, "nq_open": 5, "lambada_openai": 0},
+    "generation": {"gsm8k": 5, "ifeval": 0, "squad_completion": 0, "nq_open": 5, "lambada_openai": 0},
 }  # fmt: skip
 """Name of a suite -> its tasks -> examples before each question.  `paper` is table 5 of arXiv 2406.15786, `card5` what
 `card` was before it had a task of written answers; `quick` has a fifth of its requests."""
@@ -92,7 +93,6 @@ QUESTIONS: Mapping[str, Questions] = {
     "arc_challenge": Questions(1172, 4, 65, 40),
     "arc_easy": Questions(2376, 4, 55, 35),
     "boolq": Questions(3270, 2, 150, 150),
-    "coqa": Questions(500, 1, 530, 535, 256),
     "gsm8k": Questions(1319, 1, 130, 230, 256),
     "hellaswag": Questions(10042, 4, 180, 100),
     "ifeval": Questions(541, 1, 50, 50, 1280),
@@ -103,6 +103,7 @@ QUESTIONS: Mapping[str, Questions] = {
     "openbookqa": Questions(500, 4, 31, 20),
     "piqa": Questions(1838, 2, 60, 45),
     "rte": Questions(277, 2, 85, 85),
+    "squad_completion": Questions(2984, 1, 170, 175, 256),
     "triviaqa": Questions(17944, 1, 22, 28, 256),
     "winogrande": Questions(1267, 2, 47, 25),
 }

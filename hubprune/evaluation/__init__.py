@@ -9,6 +9,7 @@ In come folders or loaded models; out come comparisons that state their errors. 
 - pair: base and pruned model in memory, loaded once for all that measure them.
 - harness: one benchmark run from the tasks to the comparison, for folders or for models that are loaded.
 - panel, computing: variants that answer together, in this process or in several.
+- batch: rows as tensors, long ones in pieces.
 - models, layer_tree: models in memory, and equal layers of several models run once.
 - quantized: folders in fewer bits, expanded as they are loaded.
 - skeletons, streamed: models larger than memory, whose layers are read from their files one at a time.

@@ -30,7 +30,7 @@ from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.evaluation.requests import Memo
 from hubprune.evaluation.results import answers_of, came_back, compare_results, refuse_different_documents, together
 from hubprune.evaluation.sources import commit_of, state_of
-from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, refuse_missing
+from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, refuse_long, refuse_missing
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Models
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 BOOTSTRAP_ITERATIONS = 1000
 
 
-def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
+def check_tasks(spec: EvaluationSpec, *, positions: int | None = None) -> dict[str, str | None]:
     """Find out in seconds, before any compute, whether the benchmarks of a spec can be run.
 
     Returns what they read, each with what tells its present state from another: a commit, or sizes and times of local
@@ -49,13 +49,16 @@ def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
     the format of files, and then the files that a task names: `json: rows/a.jsonl`.
 
     Raises:
-        EvaluationError: a task is unknown (with near matches) or unfit, or its data set cannot be reached.
+        EvaluationError: a task is unknown (with near matches) or unfit, lets the model write more than it has positions
+            for, or its data set cannot be reached.
         MissingDependencyError: the code of a task needs a package, or data of nltk's, that is not there.
     """
     if not spec.tasks:
         return {}
     manager = find_tasks(spec)
     refuse_missing(manager, spec.tasks)
+    if positions:
+        refuse_long(manager, spec.tasks, positions=positions)
     return {source.name: state_of(source) for source in data_sources(manager, spec.tasks)}
 
 
@@ -378,8 +381,10 @@ def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> Benchmar
     for sentence in left_out:
         plan.reporter.warn(sentence)
     return BenchmarkComparison(
-        tasks=tasks, mean_change=mean_change(tasks), left_out=tuple(left_out), limit=plan.spec.limit,
-        backend=measured.backend, fallback=measured.fallback,
+        tasks=tasks, mean_change=mean_change(tasks),
+        mean_written=mean_change([row for row in tasks if row.is_written]),
+        mean_scored=mean_change([row for row in tasks if row.is_written is False]),
+        left_out=tuple(left_out), limit=plan.spec.limit, backend=measured.backend, fallback=measured.fallback,
         self_check=measured.self_check, batch_size=plan.spec.batch_size, dtype=measured.dtype,
         device=measured.device, seed=plan.seed, lm_eval=version("lm_eval"), seconds=seconds,
     )  # fmt: skip

@@ -200,7 +200,7 @@ class Panel:
     def _expect(self, requests: Sequence[Request], names: Names) -> Sequence[Request]:
         """Ask lm-eval's own backend a few requests, for variants that were not compared with it yet."""
         # From all over: pairs of neighbours in the order of their tokens.
-        order = sorted(requests, key=lambda request: request.tokens)
+        order = sorted(requests, key=lambda request: (request.context, request.targets))
         pairs = max(1, min(CHECKED_PAIRS, len(order) // (2 * CHECKED_SHARE)))
         starts = [len(order) * (2 * number + 1) // (2 * pairs) for number in range(pairs)]
         chosen = [order[place] for place in sorted({p for s in starts for p in (s, max(0, s - 1))})]
@@ -270,7 +270,7 @@ class Panel:
 
 def tokens_of(requests: Iterable[Request]) -> int:
     """Count what a model reads, which is what requests cost."""
-    return sum(len(request.read) for request in requests)
+    return sum(map(len, requests))
 
 
 class PanelLM(HFLM):

@@ -7,6 +7,7 @@ that it may have.  Of a data set is told whether it can be had, and at which com
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from hubprune.core.errors import EvaluationError
 from hubprune.core.files import existing_folder
 from hubprune.core.specs import shown
 from hubprune.core.strict import TaggedText, parse_yaml, refuse_depth
+from hubprune.core.versions import client_library
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
@@ -36,6 +38,8 @@ TEXTS = (
     "dataset_path", "dataset_name", "training_split", "validation_split", "test_split", "fewshot_split", "output_type",
     "description", "target_delimiter", "fewshot_delimiter",
 )  # fmt: skip
+LM_EVAL_TOKENS = 256
+"""Tokens that lm-eval lets a model write where a task does not say."""
 KINDS: Mapping[type, str] = {str: "text", dict: "mapping", list: "list", int: "whole number"}
 
 
@@ -147,6 +151,12 @@ def _expect(name: str, key: str, value: Any, kind: type) -> None:
         raise EvaluationError(f"The benchmark {name} has a {key} that is no {KINDS[kind]}: {shown(value)}.")
 
 
+def new_tokens(kwargs: Mapping[str, Any]) -> int:
+    """Return how many tokens a model may write by the `generation_kwargs` of a task, which lm-eval spells in 4 ways."""
+    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    return next((given for name in names if isinstance(given := kwargs.get(name), int)), LM_EVAL_TOKENS)
+
+
 @dataclass(frozen=True)
 class DataSource:
     """Where a task's documents come from, as its YAML says it."""
@@ -167,6 +177,8 @@ class DataSource:
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> DataSource | None:
         """Read the source from a task's config; None where code makes the documents."""
+        if config.get("class"):
+            config = {**config, **_of_class(str(config["class"]))}
         dataset = config.get("dataset_path")
         if not isinstance(dataset, str) or not dataset:
             return None
@@ -175,6 +187,21 @@ class DataSource:
         files = (f if "://" in f else str(Path(folder or "", f)) for f in named)
         configs = tuple(_strings(config.get("dataset_name")))
         return cls(str(config.get("task")), dataset, tuple(files) or tuple(_strings(folder)), configs)
+
+
+def _of_class(name: str) -> dict[str, str]:
+    """Read the data set out of the class of a task, which is a file's path and its name: `/folder/task.Name`."""
+    path, _, kind = name.rpartition(".")
+    try:
+        body = ast.parse(Path(f"{path}.py").read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return {}  # lm-eval says itself what is wrong with it
+    statements = (line for node in body if isinstance(node, ast.ClassDef) and node.name == kind for line in node.body)
+    found: dict[str, str] = {}
+    for line in statements:
+        if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str):
+            found |= {target.id.lower(): line.value.value for target in line.targets if isinstance(target, ast.Name)}
+    return {key: found[key] for key in ("dataset_path", "dataset_name") if key in found}
 
 
 def merge(sources: Iterable[DataSource]) -> tuple[DataSource, ...]:
@@ -263,7 +290,6 @@ def _files_at(place: str) -> Iterator[Path]:
 
 
 def _state_on_hub(source: DataSource) -> str | None:
-    import httpx2  # what huggingface_hub talks with, and installs
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     named = f"The data set {source.dataset} of the benchmark {source.task}"
@@ -276,7 +302,7 @@ def _state_on_hub(source: DataSource) -> str | None:
     except (RepositoryNotFoundError, HFValidationError) as error:
         hint = f"Check its name and your login, or leave {source.task} out."
         raise EvaluationError(f"{named} does not exist, or this token may not see it.", hint=hint) from error
-    except (OSError, httpx2.HTTPError) as error:
+    except (OSError, client_library().HTTPError) as error:
         if missing := _not_cached(source):
             reason = f"{named} cannot be reached and {missing} not in the cache: {first_line(error)}"
             raise EvaluationError(reason, hint="Go online once, or leave this benchmark out.") from error

@@ -210,7 +210,7 @@ def _refuse_examples(spec: EvaluationSpec, index: Mapping[str, Any]) -> None:
 def _tasks_below(index: Mapping[str, Any], *names: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the tasks that names stand for, with their configs."""
     for task, entry in _walk(index, names):
-        if entry is not None and entry.kind.name == "TASK":
+        if entry is not None and entry.kind.name in ("TASK", "PY_TASK"):
             yield task, entry.cfg or {}
 
 
@@ -222,6 +222,22 @@ def refuse_missing(manager: Any, names: Iterable[str]) -> None:
     """
     for name in names:
         packages.refuse_missing(_tasks_below(manager.task_index, name), of=name)
+
+
+def refuse_long(manager: Any, names: Iterable[str], *, positions: int) -> None:
+    """Make sure that a model of so many positions has room for what tasks let it write.
+
+    Raises:
+        EvaluationError: it has not, for any prompt.
+    """
+    for name in names:
+        for task, config in _tasks_below(manager.task_index, name):
+            if config.get("output_type") != "generate_until":
+                continue
+            if (tokens := sources.new_tokens(config.get("generation_kwargs") or {})) >= positions:
+                message = f"The benchmark {task} lets the model write {tokens} tokens, and it has {positions} positions"
+                hint = f"Leave {name} out, or write a task file with fewer max_gen_toks."
+                raise EvaluationError(f"{message} in all.", hint=hint)
 
 
 def data_sources(manager: Any, names: Iterable[str]) -> tuple[sources.DataSource, ...]:

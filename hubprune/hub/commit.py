@@ -14,6 +14,7 @@ from hubprune.core.artifacts import BaseCheckpoint, PublishedCommit, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, HubError
 from hubprune.core.files import list_files
+from hubprune.core.versions import client_library
 
 # fmt: off
 # isort: off
@@ -184,8 +185,6 @@ def _land(change: _Change, *, session: HubSession, reporter: Reporter) -> tuple[
 
 def _commit(change: _Change, *, session: HubSession, counter: ByteCounter) -> _Landed:
     """Post the commit; where the answer is an error, look at the Hub before anything is done again."""
-    import httpx2
-
     repo_id = change.target.repo_id
     unseen = f"Whether {repo_id} has the commit could not be seen: the same command finds out."
     proposals = frozenset(pull_request_heads(repo_id, session=session)) if change.target.create_pr else frozenset()
@@ -198,7 +197,7 @@ def _commit(change: _Change, *, session: HubSession, counter: ByteCounter) -> _L
             if not _says_ours(commits, digest=change.digest, parent=change.parent):
                 raise _conflict(change.target, seen=change.parent, now=sent.commit)
             return replace(sent, is_new=change.word in commits[0].message)
-        except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
+        except (OSError, RuntimeError, ValueError, client_library().HTTPError) as error:
             with advising(unseen, but=(ConflictError,)):
                 landed = _recover(change, known=proposals, session=session)
             if landed:

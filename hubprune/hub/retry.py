@@ -24,6 +24,7 @@ from hubprune.core.errors import (
     PermissionDeniedError,
 )
 from hubprune.core.privacy import scrub
+from hubprune.core.versions import client_library
 
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 0.5
@@ -81,7 +82,6 @@ def wait_seconds(error: BaseException | None, *, attempt: int) -> float:
 
 def is_transient(error: BaseException | None) -> bool:
     """Return whether another try may help: the network, an overloaded server, a storage hiccup."""
-    import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     # A download that found no connection was tried several times by the client already.
@@ -90,7 +90,7 @@ def is_transient(error: BaseException | None) -> bool:
     if isinstance(error, HfHubHTTPError):
         code = error.response.status_code
         return code in TRANSIENT_STATUS or (code == 409 and BUSY in str(error))
-    if isinstance(error, (httpx2.TransportError, ConnectionError)):
+    if isinstance(error, (client_library().TransportError, ConnectionError)):
         return True
     if status := _storage_status(error):
         return status in TRANSIENT_STATUS
@@ -150,7 +150,6 @@ def _behind(error: Exception) -> Exception:
 @functools.cache
 def _rules() -> tuple[_Rule, ...]:
     """The table; subclasses come before their parents."""
-    import httpx2
     from huggingface_hub import errors as hub
 
     return (
@@ -194,7 +193,7 @@ def _rules() -> tuple[_Rule, ...]:
         (_storage_has(429), HubError, "Cannot {doing}: too many requests to {endpoint}. {said}", LATER),
         (_storage_has(*TRANSIENT_STATUS), HubError, "Cannot {doing}: the storage of {endpoint} has trouble. {said}",
          f"Run the command again later; {NOT_TWICE}"),
-        (_is(httpx2.TransportError, ConnectionError, hub.LocalEntryNotFoundError), HubUnreachableError,
+        (_is(client_library().TransportError, ConnectionError, hub.LocalEntryNotFoundError), HubUnreachableError,
          "Cannot {doing}: no connection to {endpoint}. {said}", f"Check the network. {WRONG_ADDRESS}"),
         (is_transient, HubUnreachableError, "Cannot {doing}: the transfer broke off. {said}",
          f"Run the command again; {NOT_TWICE}"),
@@ -205,11 +204,10 @@ def _rules() -> tuple[_Rule, ...]:
 @functools.cache
 def _client_errors() -> tuple[type[Exception], ...]:
     """What the client raises when the Hub or the way to it is at fault; anything else is a bug and shows itself."""
-    import httpx2
     from huggingface_hub import errors as hub
 
-    storage = (OSError, RuntimeError)
-    return (httpx2.HTTPError, hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, json.JSONDecodeError, *storage)
+    client = (client_library().HTTPError, hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)
+    return (*client, json.JSONDecodeError, OSError, RuntimeError)
 
 
 def _is_web_page(error: Exception) -> bool:

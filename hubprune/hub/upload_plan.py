@@ -26,6 +26,7 @@ from hubprune.core.artifacts import BaseCheckpoint, PlannedFile, RepoFile, Uploa
 from hubprune.core.console import Advance, Reporter
 from hubprune.core.errors import DiskSpaceError
 from hubprune.core.files import scratch_folder
+from hubprune.core.versions import client_library
 from hubprune.hub.remote import Overwrite, RemoteState, check_is_ours, missing, read_remote, stale, without_restated
 from hubprune.hub.repos import weight_files
 from hubprune.hub.session import HubSession
@@ -241,7 +242,6 @@ def prime(
         shards: from `shards_to_show`; nothing happens where there is none, or where uploads do not go to Xet.
         base: that they are of; what is not on this disk is read from the Hub.
     """
-    import httpx2
 
     if not shards or not uses_xet():
         return
@@ -250,7 +250,7 @@ def prime(
     try:
         api, shown = session.api, [_addition(shard, base=base, session=session) for shard in shards]
         api.preupload_lfs_files(target.repo_id, shown, revision=target.revision, create_pr=target.create_pr)
-    except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
+    except (OSError, RuntimeError, ValueError, client_library().HTTPError) as error:
         # Its text may hold an address that was signed for this user.
         logger.debug("the Hub was not asked for the base's chunks: %s", type(error).__name__)
 

@@ -122,13 +122,13 @@ def importance_figure(scores: LayerScores, plan: DropPlan | None, *, base: str) 
 
 
 def panels(scores: ImportanceScores) -> dict[str, tuple[float, ...]]:
-    """Return the scores of every kind by the name that a picture gives it."""
-    return {name: getattr(scores, kind) for kind, name in NAMES.items()}
+    """Return the scores of every kind that was computed, by the name that a picture gives it."""
+    return {name: getattr(scores, kind) for kind, name in NAMES.items() if kind in scores.kinds}
 
 
 def measure_name(metric: str) -> str:
     """Name the axis of a metric."""
-    return plots.MEASURE if metric == "cosine" else metric
+    return {"cosine": plots.MEASURE, "loss": "rise of loss (nats)", "kl": "KL to the base (nats)"}.get(metric, metric)
 
 
 def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
@@ -140,7 +140,7 @@ def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
     title = f"Importance of {study.base} by {VARIES[study.kind]}"
     labels = [entry.label for entry in study.entries]
     if study.kind == "revisions":
-        rows = {name: [panel[name] for panel in drawn] for name in NAMES.values()}
+        rows = {name: [panel[name] for panel in drawn] for name in drawn[0]}
         figure = plots.heat_map(rows, labels=labels, title=title, measure=measure)
     elif study.kind == "calibration":
         figure = plots.side_by_side(dict(zip(labels, drawn, strict=True)), title=title, measure=measure)

@@ -7,6 +7,7 @@ importance        scores of all sublayers, and the metrics
 variants          a base with a change in one layer
 leave_one_out     what a model loses when one layer changes, of many such variants at once
 rooms             where the states of all those variants are
+loss_scores       scores of all that
 aggregation       means over documents and subsets with their errors; how well two orders agree
 selection         the plan: which sublayers go, how wide MLPs become
 iterative         the same in rounds, with new scores in between

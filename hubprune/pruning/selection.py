@@ -247,13 +247,14 @@ def finish(
 
 
 def by_hand(drop: DropSpec, scores: LayerScores | None, shape: Shape) -> list[DroppedSublayer]:
-    """Return the sublayers that are named, with their ranks where there are scores."""
+    """Return the sublayers that are named, with their ranks where there are scores of their kind."""
     rows: list[DroppedSublayer] = []
     for kind, layers in drop.by_hand.items():
-        order = [c.layer for c in ranked(kind, shape, scores)] if scores else []
+        known = scores if scores and kind in scores.mean.kinds else None
+        order = [c.layer for c in ranked(kind, shape, known)] if known else []
         for layer in layers:
             candidate = Candidate(ranking=kind, layer=layer, kinds=(kind,))
-            rows += rows_of(candidate, scores, rank=order.index(layer) + 1 if scores else None)
+            rows += rows_of(candidate, known, rank=order.index(layer) + 1 if known else None)
     return rows
 
 

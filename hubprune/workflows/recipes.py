@@ -187,7 +187,7 @@ def budget(value: str | float | Mapping[str, float] | None) -> dict[str, float] 
     except ValueError:
         raise RecipeError(
             f"--max-loss {value!r} is no budget.",
-            hint="Write it like --max-loss 3, --max-loss lambada_openai=10,mean=3, or none.",
+            hint="Write it like --max-loss 3, --max-loss lambada_openai=10,mean=3,loops=5, or none.",
         ) from None
 
 

@@ -34,7 +34,7 @@ def test_the_suites_are_those_of_the_cards_and_of_the_paper():
             "boolq", "rte", "openbookqa", "piqa", "mmlu", "winogrande", "gsm8k", "hellaswag", "arc_challenge",
         ],
         "quick": ["lambada_openai", "piqa", "winogrande"],
-        "generation": ["gsm8k", "ifeval", "coqa", "nq_open", "lambada_openai"],
+        "generation": ["gsm8k", "ifeval", "squad_completion", "nq_open", "lambada_openai"],
     }  # fmt: skip
     shown = {"mmlu": 5, "winogrande": 5, "gsm8k": 5, "hellaswag": 10, "arc_challenge": 25}
     assert {task: number for task, number in SUITES["paper"].items() if number} == shown

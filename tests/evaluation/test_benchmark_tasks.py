@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx2
 import pytest
 from huggingface_hub import DatasetCardData, HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -13,9 +12,12 @@ from huggingface_hub.hf_api import DatasetInfo
 from hubprune.core.errors import EvaluationError
 from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec
 from hubprune.core.suites import SUITES
+from hubprune.core.versions import client_library
 from hubprune.evaluation import harness, tasks
 from hubprune.evaluation.results import _place
 from hubprune.evaluation.sources import commit_of
+
+httpx = client_library()
 
 
 def spec(*names, include=None) -> EvaluationSpec:
@@ -54,7 +56,7 @@ def waits(monkeypatch):
 
 
 def refused(kind: type[Exception], status: int) -> Exception:
-    return kind("refused", response=httpx2.Response(status, request=httpx2.Request("GET", "http://hub/api")))
+    return kind("refused", response=httpx.Response(status, request=httpx.Request("GET", "http://hub/api")))
 
 
 # ---- names -------------------------------------------------------------------------------------------------------
@@ -133,7 +135,7 @@ def test_a_task_of_ones_own_comes_before_a_stock_one(task_folder, tmp_path, writ
 MAIN = {
     "arc_easy": "acc_norm", "hellaswag": "acc_norm", "lambada_openai": "acc", "lambada_standard": "acc",
     "piqa": "acc_norm", "winogrande": "acc", "boolq": "acc", "rte": "acc", "openbookqa": "acc_norm",
-    "gsm8k": "exact_match", "arc_challenge": "acc_norm", "mmlu_anatomy": "acc", "nq_open": "exact_match", "coqa": "f1",
+    "gsm8k": "exact_match", "arc_challenge": "acc_norm", "mmlu_anatomy": "acc", "nq_open": "exact_match",
     "ifeval": "prompt_level_strict_acc",
 }  # fmt: skip
 
@@ -150,7 +152,7 @@ def test_the_tasks_of_all_suites_are_there_and_judged_by_the_metric_that_papers_
     index = tasks.find_tasks(names).task_index
     first = {name: min((m["metric"] for m in index[name].cfg["metric_list"]), key=_place) for name in MAIN}
     assert first == MAIN
-    assert {*names.tasks} == {*MAIN, "mmlu"} - {"mmlu_anatomy"}
+    assert {*names.tasks} == {*MAIN, "mmlu", "squad_completion"} - {"mmlu_anatomy"}
     assert index["gsm8k"].cfg["filter_list"][0]["name"] == "strict-match"
     (aggregate,) = index["mmlu"].cfg["aggregate_metric_list"]
     assert (aggregate["metric"], aggregate["weight_by_size"]) == ("acc", True)
@@ -248,7 +250,7 @@ def test_a_gated_data_set_is_named(hub, monkeypatch):
         harness.check_tasks(spec("piqa"))
 
 
-@pytest.mark.parametrize("outcome", [OfflineModeIsEnabled("offline"), httpx2.ConnectError("no route")])
+@pytest.mark.parametrize("outcome", [OfflineModeIsEnabled("offline"), httpx.ConnectError("no route")])
 def test_an_unreachable_data_set_is_named_unless_it_is_cached(outcome, hub, monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     hub(outcome)

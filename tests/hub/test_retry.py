@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 
-import httpx2
 import pytest
 from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -17,16 +16,18 @@ from hubprune.core.errors import (
     HubUnreachableError,
     PermissionDeniedError,
 )
+from hubprune.core.versions import client_library
 from hubprune.hub.retry import LONGEST_WAIT_SECONDS, is_transient, translate, wait_seconds
 
+httpx = client_library()
 HUB = "https://hub.example"
 TOKEN = "hf_" + "a" * 34
 STORED = "Request error: HTTP status {kind} error ({status} Reason), domain: https://cas.example/v1/xorbs/{hash}"
 
 
 def answered(status, *, method="POST", said=None, **headers):
-    request = httpx2.Request(method, HUB)
-    response = httpx2.Response(status, request=request, headers=headers)
+    request = httpx.Request(method, HUB)
+    response = httpx.Response(status, request=request, headers=headers)
     return HfHubHTTPError(f"{status}", response=response, server_message=said)
 
 
@@ -55,8 +56,8 @@ def caused(error, cause):
         (answered(407, **{"content-type": "text/html"}), HubError, "a web page came back, with status 407", False),
         (answered(502, **{"content-type": "text/html"}), HubError, "has trouble", True),
         (answered(404, **{"content-type": "text/html", "x-error-code": "x"}), HubError, "It answered 404", False),
-        (httpx2.ReadTimeout("timed out"), HubUnreachableError, "no connection to https://hub.example. timed out", True),
-        (httpx2.ProxyError("407"), HubUnreachableError, "HTTPS_PROXY", True),
+        (httpx.ReadTimeout("timed out"), HubUnreachableError, "no connection to https://hub.example. timed out", True),
+        (httpx.ProxyError("407"), HubUnreachableError, "HTTPS_PROXY", True),
         (json.JSONDecodeError("Expecting value", "<html>", 0), HubError, "is no Hub", False),
         (OfflineModeIsEnabled("offline"), HubUnreachableError, "HF_HUB_OFFLINE is set", False),
         (OSError(errno.ENOSPC, "No space left on device"), DiskSpaceError, "the disk is full", False),

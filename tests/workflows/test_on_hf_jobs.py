@@ -63,7 +63,7 @@ def test_the_job_gets_the_recipe_this_version_and_the_token_as_a_secret_only(on_
     assert token not in str({key: value for key, value in job.spec.items() if key != "secrets"})
     assert (job.spec["flavor"], job.spec["timeoutSeconds"]) == ("t4-small", 5400)
     assert job.spec["environment"]["HF_ENDPOINT"] == hub.endpoint
-    assert f"--with 'hubprune[plots]=={__version__}' hubprune publish" in job.spec["command"][-1]
+    assert f"--with 'hubprune[torch,plots]=={__version__}' hubprune publish" in job.spec["command"][-1]
 
     # The command runs: its shell finds the recipe, and what it starts gets the options.
     tools = tmp_path / "tools"

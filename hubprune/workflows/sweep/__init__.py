@@ -25,7 +25,7 @@ from hubprune.core.architectures import Architecture
 # fmt: off
 # isort: off
 from hubprune.core.artifacts import (
-    BenchmarkAnswers, Estimate, HeldOutDocuments, LayerScores, PerplexityAnswers, Ranking, Recommendation,
+    BY_LOSS, BenchmarkAnswers, Estimate, HeldOutDocuments, LayerScores, PerplexityAnswers, Ranking, Recommendation,
     SublayerKind, SweepPoint, SweepReport, SweepTask, main_rows,
 )
 # isort: on
@@ -41,9 +41,12 @@ from hubprune.core.weights import Weights
 from hubprune.evaluation import compare
 from hubprune.plots.pictures import draw_sweep
 from hubprune.pruning import calibration, documents
+from hubprune.pruning.aggregation import KINDS
 from hubprune.pruning.checkpoint import count_parameters
+from hubprune.pruning.variants import RANKED
+from hubprune.workflows.choosing import shape_of
 from hubprune.workflows.recipes import recipe_of
-from hubprune.workflows.run import Run, check_data, open_run, say_computing, scores_if_needed, shape_of
+from hubprune.workflows.run import Run, check_data, open_run, say_computing, scores_if_needed
 from hubprune.workflows.sweep.measuring import Measured, held_out, measure_all, overlaps, read_mix
 
 # fmt: off
@@ -83,7 +86,8 @@ def sweep_run(run: Run, request: SweepRequest) -> SweepReport:
     _stage(run, 1)
     mix = _check(run, request)
     _stage(run, 2)
-    scores = scores_if_needed(run)
+    kinds = {kind for method in parse_methods(request.method) for kind in RANKED[method]}
+    scores = scores_if_needed(run, tuple(kind for kind in KINDS if kind in kinds or recipe.metric not in BY_LOSS))
     ranked = Ranked(
         shape=shape_of(run.base), scores=scores, metric=recipe.metric, seed=recipe.seed, protect=recipe.drop.protect,
         config=run.base.config,
