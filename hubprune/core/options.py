@@ -196,7 +196,8 @@ class Dropping(OnHub):
     """What goes, and how the rest is written."""
 
     attn_drop: Annotated[int | str | None, Option(
-        "Drop the N attention sublayers with the lowest score.", metavar="N|N%", panel=DROPPING)] = None
+        "Drop the N attention sublayers with the lowest score; publish sweeps for the number where it is auto.",
+        metavar="N|N%", panel=DROPPING)] = None
     mlp_drop: Annotated[int | str | None, Option(
         "Drop the N MLP sublayers with the lowest score.", metavar="N|N%", panel=DROPPING)] = None
     block_drop: Annotated[int | str | None, Option(

@@ -14,6 +14,7 @@ import csv
 import io
 import shlex
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -282,8 +283,19 @@ def recommend(
     verb, rest = ("publish", as_typed(request, *PASSED_ON)) if publishable else ("prune", ("--out", "pruned"))
     command = ["hubprune", verb, base, OPTIONS[method], str(kept.count), *rest]
     return Recommendation(
-        method=method, count=kept.count, reason="; ".join(words), command=shlex.join(command) if kept.count else None
-    )
+        method=method, count=kept.count, reason="; ".join(words), command=shlex.join(command) if kept.count else None,
+        takes=_takes(beyond) if beyond and not kept.count else None,
+    )  # fmt: skip
+
+
+def _takes(point: SweepPoint) -> str:
+    """Say which limits a point would keep to."""
+    change, rise, limits = point.mean_change, point.perplexity_change, []
+    if change:
+        limits.append(f"--max-loss {ceil(max(-10 * change.value, 0)) / 10:g}")
+    if rise:
+        limits.append(f"--max-rise {ceil(max(rise.value, 0))}")
+    return f"{point.count} would take {' '.join(limits)}."
 
 
 def _numbers(point: SweepPoint, request: SweepRequest) -> str:
