@@ -116,10 +116,22 @@ class Picture(Described):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Credit(Described):
+    """Whose published choice the result follows."""
+
+    source: Link
+    """Their repo at its commit."""
+    told: str
+    """What was taken over, as the end of a sentence that begins with their name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Removal(Described):
     """What was removed and why."""
 
     sentences: tuple[str, ...]
+    credit: Credit | None
+    """Who chose what went, where that is taken over."""
     methods: tuple[str, ...]
     """Which files of `methods/` tell what was done, as the recipe spells them."""
     metric: str

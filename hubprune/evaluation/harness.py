@@ -36,7 +36,7 @@ from hubprune.evaluation.results import (
     together,
 )
 from hubprune.evaluation.sources import commit_of, state_of
-from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, refuse_missing
+from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, refuse_long, refuse_missing
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Models
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 BOOTSTRAP_ITERATIONS = 1000
 
 
-def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
+def check_tasks(spec: EvaluationSpec, *, positions: int | None = None) -> dict[str, str | None]:
     """Find out in seconds, before any compute, whether the benchmarks of a spec can be run.
 
     Returns what they read, each with what tells its present state from another: a commit, or sizes and times of local
@@ -55,13 +55,16 @@ def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
     the format of files, and then the files that a task names: `json: rows/a.jsonl`.
 
     Raises:
-        EvaluationError: a task is unknown (with near matches) or unfit, or its data set cannot be reached.
+        EvaluationError: a task is unknown (with near matches) or unfit, lets the model write more than it has positions
+            for, or its data set cannot be reached.
         MissingDependencyError: the code of a task needs a package, or data of nltk's, that is not there.
     """
     if not spec.tasks:
         return {}
     manager = find_tasks(spec)
     refuse_missing(manager, spec.tasks)
+    if positions:
+        refuse_long(manager, spec.tasks, positions=positions)
     return {source.name: state_of(source) for source in data_sources(manager, spec.tasks)}
 
 

@@ -232,6 +232,22 @@ def refuse_missing(manager: Any, names: Iterable[str]) -> None:
         packages.refuse_missing(_tasks_below(manager.task_index, name), of=name)
 
 
+def refuse_long(manager: Any, names: Iterable[str], *, positions: int) -> None:
+    """Make sure that a model of so many positions has room for what tasks let it write.
+
+    Raises:
+        EvaluationError: it has not, for any prompt.
+    """
+    for name in names:
+        for task, config in _tasks_below(manager.task_index, name):
+            if config.get("output_type") != "generate_until":
+                continue
+            if (tokens := sources.new_tokens(config.get("generation_kwargs") or {})) >= positions:
+                message = f"The benchmark {task} lets the model write {tokens} tokens, and it has {positions} positions"
+                hint = f"Leave {name} out, or write a task file with fewer max_gen_toks."
+                raise EvaluationError(f"{message} in all.", hint=hint)
+
+
 def data_sources(manager: Any, names: Iterable[str]) -> tuple[sources.DataSource, ...]:
     """List where the tasks below the given names take their documents from; each data set once."""
     configs = (config for _, config in _tasks_below(manager.task_index, *names))
