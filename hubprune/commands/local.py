@@ -47,6 +47,11 @@ class DemoRequest(Request):
         Place | None, Option("Where the demo keeps its Hub. Default: the work folder.", metavar="FOLDER", flag="--dir")
     ] = None
 
+    @property
+    def needs(self) -> str | None:
+        """The one that brings what loads weights; the local Hub asks for its own."""
+        return "torch"
+
 
 def card(request: CardRequest, reporter: Reporter) -> None:
     """Render the card of a published folder again, from its hubprune.json alone; --preview shows one in a browser."""

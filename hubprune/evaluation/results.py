@@ -32,7 +32,7 @@ from hubprune.evaluation.compare import (
     refuse_other_documents,
     share_of_loss,
 )
-from hubprune.evaluation.sources import hub_id
+from hubprune.evaluation.sources import hub_id, new_tokens
 
 Document = tuple[str, int, str]
 """Task, id and hash of a document."""
@@ -43,8 +43,6 @@ Results = Mapping[str, Any]
 MAIN_METRICS = ("acc_norm", "acc", "exact_match")
 """Metrics that come first where a task has them, best first; all others keep the task's own order."""
 NOT_FINITE = "Try --dtype float32; if it computed in that, the model overflows and cannot be measured so."
-LM_EVAL_TOKENS = 256
-"""Tokens that lm-eval lets a model write where a task does not say."""
 CHOICE_METRICS = frozenset({"acc", "acc_norm"})
 """Metrics of multiple-choice tasks that tell how often the right choice was picked."""
 
@@ -190,13 +188,8 @@ def _asked(results: Results, leaves: tuple[str, ...]) -> tuple[int | None, int |
         for arguments in {s["doc_id"]: s["arguments"] for s in samples if "arguments" in s and "doc_id" in s}.values():
             requests += len(arguments)
             kwargs = (argument[1] for argument in arguments if len(argument) > 1 and isinstance(argument[1], Mapping))
-            most = max(most, *(_new_tokens(given) for given in kwargs), 0)
+            most = max(most, *(new_tokens(given) for given in kwargs), 0)
     return requests or None, most or None
-
-
-def _new_tokens(kwargs: Mapping[str, Any]) -> int:
-    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-    return int(next((given for name in names if (given := kwargs.get(name)) is not None), LM_EVAL_TOKENS))
 
 
 def _chance(results: Results, metric: str, leaves: tuple[str, ...]) -> float | None:
@@ -221,6 +214,12 @@ def _leaves(results: Results, name: str) -> tuple[str, ...]:
     if name not in results["group_subtasks"]:
         return (name,)
     return tuple(leaf for child in results["group_subtasks"][name] for leaf in _leaves(results, child))
+
+
+def samples_of(results: Results, name: str) -> Iterator[Mapping[str, Any]]:
+    """Yield lm-eval's samples of all tasks below an entry of the results."""
+    for leaf in _leaves(results, name):
+        yield from results["samples"].get(leaf, ())
 
 
 def _common(leaves: tuple[str, ...], values: Mapping[str, Any]) -> tuple[Any] | None:

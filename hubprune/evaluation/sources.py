@@ -38,6 +38,8 @@ TEXTS = (
     "dataset_path", "dataset_name", "training_split", "validation_split", "test_split", "fewshot_split", "output_type",
     "description", "target_delimiter", "fewshot_delimiter",
 )  # fmt: skip
+LM_EVAL_TOKENS = 256
+"""Tokens that lm-eval lets a model write where a task does not say."""
 KINDS: Mapping[type, str] = {str: "text", dict: "mapping", list: "list", int: "whole number"}
 
 
@@ -147,6 +149,12 @@ def _expect(name: str, key: str, value: Any, kind: type) -> None:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if value is not None and not (is_count if kind is int else isinstance(value, kind)):
         raise EvaluationError(f"The benchmark {name} has a {key} that is no {KINDS[kind]}: {shown(value)}.")
+
+
+def new_tokens(kwargs: Mapping[str, Any]) -> int:
+    """Return how many tokens a model may write by the `generation_kwargs` of a task, which lm-eval spells in 4 ways."""
+    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    return next((given for name in names if isinstance(given := kwargs.get(name), int)), LM_EVAL_TOKENS)
 
 
 @dataclass(frozen=True)

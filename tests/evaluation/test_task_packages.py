@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hubprune.core.errors import MissingDependencyError
+from hubprune.core.errors import EvaluationError, MissingDependencyError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import harness, packages
 
@@ -66,6 +66,18 @@ def test_a_task_that_is_a_class_is_known_by_the_data_set_of_its_class(monkeypatc
     monkeypatch.setattr("hubprune.evaluation.harness.state_of", lambda source: asked.append(source) or "here")
     assert harness.check_tasks(EvaluationSpec(tasks=("squad_completion",))) == {"hazyresearch/based-squad": "here"}
     assert [(source.task, source.configs) for source in asked] == [("squad_completion", ("default",))]
+
+
+def test_a_model_without_room_for_what_a_task_lets_it_write_is_refused_beforehand(tmp_path, write_task):
+    asked = {"output_type": "generate_until", "doc_to_choice": None}
+    write_task(tmp_path, "long", ROWS, **asked, generation_kwargs={"max_gen_toks": 64})
+    write_task(tmp_path, "usual", ROWS, **asked)
+    for task, positions in (("long", 64), ("usual", 256)):
+        spec = EvaluationSpec(tasks=(task,), include_path=str(tmp_path))
+        said = f"{task} lets the model write {positions} tokens, and it has {positions} positions in all"
+        with pytest.raises(EvaluationError, match=said):
+            harness.check_tasks(spec, positions=positions)
+        harness.check_tasks(spec, positions=positions + 1)
 
 
 def test_what_a_file_can_do_without_is_not_asked_for(own_task):

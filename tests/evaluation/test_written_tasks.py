@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hubprune.core.recipe import EvaluationSpec
@@ -54,7 +53,7 @@ def data_sets(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+def pair(base_folder, tmp_path_factory):
     """A random Llama that reads bytes and has room for an answer of 1280 tokens, and one without its last attention."""
     base, pruned = (tmp_path_factory.mktemp("long") / name for name in ("base", "pruned"))
     torch.manual_seed(0)
@@ -62,8 +61,8 @@ def pair(tmp_path_factory):
         vocab_size=258, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=4096, bos_token_id=256, eos_token_id=257, initializer_range=0.5,
     )  # fmt: skip
+    shutil.copytree(base_folder, base)
     LlamaForCausalLM(config).save_pretrained(base)
-    byte_tokenizer().save_pretrained(base)
     shutil.copytree(base, pruned)
     model = LlamaForCausalLM.from_pretrained(pruned)
     with torch.no_grad():

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -35,7 +34,8 @@ from hubprune.core.artifacts import (
 from hubprune.core.config import read_structure
 from hubprune.core.console import Reporter, quiet, size
 from hubprune.core.devices import library_versions, resolve_device, resolve_dtype, world_size
-from hubprune.core.errors import HealingError, MissingDependencyError, RecipeError
+from hubprune.core.errors import HealingError, RecipeError
+from hubprune.core.extras import require
 from hubprune.core.files import (
     StageStore,
     check_new_folder,
@@ -170,8 +170,8 @@ def check_asked(request: HealRequest) -> None:
         raise RecipeError("Healing runs in one process.", hint="Start it without torchrun or accelerate launch.")
     if request.adapter and _method(request.method) != "lora":
         raise RecipeError("--adapter is for --method lora: all weights are no adapter.", hint="Leave one of them out.")
-    if request.method == "lora" and find_spec("peft") is None:
-        raise MissingDependencyError("Healing with adapters needs peft.", hint="pip install 'hubprune[heal]'")
+    if request.method == "lora":
+        require("heal", doing="Healing with adapters")
 
 
 def find_patient(request: HealRequest, *, reporter: Reporter) -> Patient:
