@@ -29,6 +29,8 @@ from hubprune.core.privacy import is_local_data, public_name
 from hubprune.core.recipe import LOOPS, MEAN, REPETITION, TEXT_BUDGETS
 
 STANDS_OUT = 2.0
+LONG_CONTEXT = 4096
+"""Tokens of a prompt from which on long contexts were measured."""
 """Times the others' mean loss from which on the largest loss is said to stand out."""
 FLOOR = 2.0
 """Standard errors that the share of right answers has to be above 0 by, where nothing can be guessed."""
@@ -101,6 +103,7 @@ def limits(
     speed: SpeedReport | None = None,
 ) -> tuple[str, ...]:
     """List by fixed rules what the numbers warn of and what was not measured; no causes are claimed."""
+    read_long = comparison and any((row.prompt_tokens or 0) >= LONG_CONTEXT for row in comparison.tasks)
     others = "languages and tasks other than those above" if comparison and comparison.tasks else "other languages"
     return (
         *benchmark_limits(comparison),
@@ -108,7 +111,7 @@ def limits(
         *_score_limits(plan, scores=scores),
         "Nothing was trained after the removal.",
         *([f"Speed and memory are those of {hardware(speed)}: other hardware may gain more or less."] if speed else []),
-        f"Not measured: {'' if speed else 'speed, '}safety and bias, long contexts, {others}.",
+        f"Not measured: {'' if speed else 'speed, '}safety and bias, {'' if read_long else 'long contexts, '}{others}.",
     )
 
 

@@ -12,7 +12,18 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Loop, Method, Metric, Schedule
 from hubprune.core.errors import RecipeError
-from hubprune.core.specs import MOST, Count, DropSpec, HealSpec, Number, QuantizationSpec, Settings, WidthSpec, shown
+from hubprune.core.specs import (
+    MOST,
+    Adopted,
+    Count,
+    DropSpec,
+    HealSpec,
+    Number,
+    QuantizationSpec,
+    Settings,
+    WidthSpec,
+    shown,
+)
 from hubprune.core.strict import parse_yaml
 from hubprune.core.suites import DEFAULT_SUITE, SUITES, expand
 
@@ -230,6 +241,8 @@ class Recipe(Settings):
     width: WidthSpec | None = None
     """How narrow the MLPs become; None for as wide as they are."""
     calibration: CalibrationMix
+    adopted: Adopted | None = None
+    """Who chose what goes, where that is taken over from what somebody else published."""
     layout: LayoutChoice = "auto"
     """How the result is written; `auto` takes what most runtimes can load."""
     metric: Metric = "cosine"
