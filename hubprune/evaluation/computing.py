@@ -35,8 +35,8 @@ CPU_SLOTS = 1024
 GPU_SLOTS = 32768
 """Tokens that a batch begins with elsewhere; it is halved until it fits."""
 TEXT_SLOTS, GPU_TEXT_SLOTS = 16384, 131072
-"""Tokens of a batch of texts that are written at once, those to come included; memory may allow fewer.  All weights are
-read for one token of every text, so that a GPU takes 64 texts in the time of one, five examples before each included."""
+"""Tokens of a batch of texts that are written at once, those to come included; memory may allow fewer.  A GPU reads all
+weights for every token, of however many texts."""
 TEXT_ROWS = 64
 STATES_ROOM = 4
 """Hidden states of a long row may take one part in so many of the free memory."""
