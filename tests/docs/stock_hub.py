@@ -8,7 +8,7 @@ from pathlib import Path
 from hubprune import demo
 
 BASE = "meta-llama/Llama-3.2-3B"
-ROWS = 6
+ROWS = 3
 """Of every split of a benchmark."""
 SPLITS = {
     "allenai/ai2_arc": ("ARC-Easy", "arc_easy", ("train", "validation", "test")),
