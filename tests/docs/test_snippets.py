@@ -47,8 +47,8 @@ def run(arguments):
         return
     DONE.add(tuple(arguments))
     options = CHEAPER.get(arguments[0], []) if arguments[0] != "publish" or "auto" in arguments else []
-    given = zip(options[::2], options[1::2], strict=True)
-    more = [word for option, value in given if option != "--tasks" or option not in arguments for word in (option, value)]
+    given = [pair for pair in zip(options[::2], options[1::2], strict=True) if "--tasks" not in {*arguments} & {*pair}]
+    more = [word for pair in given for word in pair]
     done = CliRunner().invoke(app, [*arguments, *more])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
