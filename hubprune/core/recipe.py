@@ -12,18 +12,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Loop, Method, Metric, Schedule
 from hubprune.core.errors import RecipeError
+
+# fmt: off
+# isort: off
 from hubprune.core.specs import (
-    MOST,
-    Adopted,
-    Count,
-    DropSpec,
-    HealSpec,
-    Number,
-    QuantizationSpec,
-    Settings,
-    WidthSpec,
-    shown,
+    MOST, Adopted, Count, DropSpec, HealSpec, Number, QuantizationSpec, Settings, WidthSpec, shown,
 )
+# isort: on
+# fmt: on
 from hubprune.core.strict import parse_yaml
 from hubprune.core.suites import DEFAULT_SUITE, SUITES, expand
 
