@@ -1,6 +1,6 @@
 """The same jobs by hubprune, by a script of hooks, by optipfair and by mergekit: what they choose, lose and cost.
 
-    python benchmarks/peers.py [--quick] [--environments FOLDER] [--data FOLDER] [--json FILE]
+    python benchmarks/peers.py [--quick] [--bases NAME ...] [--environments FOLDER] [--data FOLDER] [--json FILE]
 
 optipfair and mergekit are installed, at the versions below, into environments of their own that see the torch and
 transformers of this one; FOLDER keeps them, and uses those that are there.  `--quick` takes the smallest model,
@@ -294,6 +294,7 @@ def main() -> int:
     """Run all jobs on all bases, and print a table for each base."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--bases", nargs="+", metavar="NAME", help="only those that are called so")
     parser.add_argument("--environments", type=Path)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--json", type=Path)
@@ -303,6 +304,8 @@ def main() -> int:
         kept = (asked.environments or Path(scratch) / "environments").resolve()
         places = {} if asked.quick else {name: environment(kept, name) for name in PINNED}
         for number, case in enumerate(json.loads(apart("bases", Path(scratch), asked.data.resolve(), asked.quick))):
+            if asked.bases and case["name"] not in asked.bases:
+                continue
             folder = Path(scratch) / f"{number}"
             folder.mkdir()
             rows = compare(case, folder, places)

@@ -23,19 +23,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from choosing import DATA, Case, Measuring, cases, plans_of
 from measuring import Bound, Row, report
 
-from hubprune.core.artifacts import DroppedSublayer, DropPlan, Metric, Ranking, Schedule
+from hubprune.core.artifacts import DroppedSublayer, DropPlan, Metric, Ranking, Schedule, SublayerKind
 from hubprune.core.errors import PlanError
 from hubprune.pruning.selection import Shape
 
 ORDERS: dict[str, tuple[Metric, Schedule]] = {"cosine": ("cosine", "one-shot"), "loss, greedy": ("loss", "iterative")}
-Sublayers = Sequence[tuple[str, int]]
+Sublayers = Sequence[tuple[SublayerKind, int]]
 
 
 class Model(Measuring):
@@ -49,13 +49,13 @@ class Model(Measuring):
 
     def plan(self, gone: Sublayers) -> DropPlan:
         """Make a plan of sublayers."""
-        rows = tuple(DroppedSublayer(kind=kind, layer=layer) for kind, layer in gone)  # type: ignore[arg-type]
+        rows = tuple(DroppedSublayer(kind=kind, layer=layer) for kind, layer in gone)
         return DropPlan(selected_by="hand", num_hidden_layers=len(self.layers), dropped=rows)
 
     def parameters(self, gone: Sublayers) -> int:
         """Count what goes with some sublayers."""
         parts = self._family.parts
-        modules = (self.layers[i].get_submodule(part) for kind, i in gone for part in parts[kind])  # type: ignore[index]
+        modules = (self.layers[i].get_submodule(part) for kind, i in gone for part in parts[kind])
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     def loss(self, gone: Sublayers = ()) -> Any:
@@ -92,7 +92,7 @@ class Model(Measuring):
         self._model.zero_grad()
         return sorted(range(len(sums)), key=sums.__getitem__)
 
-    def order(self, ranking: Ranking, name: str, *, most: int) -> list[tuple[str, int]]:
+    def order(self, ranking: Ranking, name: str, *, most: int) -> list[tuple[SublayerKind, int]]:
         """Return the sublayers that hubprune drops, in its order; as many as can go."""
         metric, schedule = ORDERS[name]
         for count in range(most, 0, -1):
@@ -149,7 +149,8 @@ def compare(case: Case, *, quick: bool) -> Iterator[tuple[str, list[Row], dict[s
     attention = {name: model.order("attn", name, most=2 if quick else n - 1) for name in ORDERS}
     by = {"perplexity": model.blocks_by_perplexity(), "Taylor": model.blocks_by_taylor()}
     for count in range(1, 2 if quick else max(2, n // 3) + 1):
-        blocks = {name: [(kind, i) for i in order[:count] for kind in ("attn", "mlp")] for name, order in by.items()}
+        both: tuple[SublayerKind, ...] = ("attn", "mlp")
+        blocks = {name: [(kind, i) for i in order[:count] for kind in both] for name, order in by.items()}
         parameters = model.parameters(blocks["perplexity"])
         gone: dict[str, Sublayers | None] = {f"{count} blocks by {name}": one for name, one in blocks.items()}
         gone |= {f"joint by {name}": model.until(order, parameters) for name, order in joint.items()}
@@ -161,7 +162,7 @@ def compare(case: Case, *, quick: bool) -> Iterator[tuple[str, list[Row], dict[s
 
 
 def _rows(
-    title: str, model: Model, gone: dict[str, Sublayers | None], masked: dict[str, Any]
+    title: str, model: Model, gone: Mapping[str, Sublayers | None], masked: Mapping[str, Any]
 ) -> tuple[str, list[Row], dict[str, Any]]:
     """Measure a group, of which the first is what the others are compared with."""
     losses = {name: (model.losses(model.plan(one)), model.parameters(one), one) for name, one in gone.items() if one}
