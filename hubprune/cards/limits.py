@@ -171,7 +171,8 @@ def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str
         yield f"The scores come from files that are not published ({', '.join(local)}): they cannot be reproduced."
     for margin in plan.margins:
         if margin.near_tie:
-            one, other = (f"{ranked_thing(margin, n)} {layer}" for n, layer in enumerate(margin.neighbours))
+            named = (ranked_thing(margin, place, metric=plan.metric) for place in (0, 1))
+            one, other = (f"{what} {layer}" for what, layer in zip(named, margin.neighbours, strict=True))
             yield f"Whether {one} or {other} goes is a near tie."
 
 
@@ -228,7 +229,7 @@ def budget_lines(
     """Compare every entry of a budget with what was measured, in the order of the budget.
 
     Args:
-        limits: `max_drop_pp` of the recipe.
+        limits: `max_loss` of the recipe.
         benchmarks: a task counts by its first metric that is a share; None where nothing was run.
         generation: the free text; what its texts are too short to show was not measured.
     """
@@ -275,7 +276,7 @@ def check_budget(
         worse = {False: "lost", True: "rose by"}
         told = (f"{', '.join(names)} {worse[n]}" for n in worse if (names := [o.name for o in over if o.of_texts is n]))
         raise OverBudgetError(
-            f"Nothing was published: {', '.join(told)} more than max_drop_pp allows. "
+            f"Nothing was published: {', '.join(told)} more than max_loss allows. "
             f"{'; '.join(line.text for line in lines)}. (In points, with 95 % intervals; the change alone counts.)",
-            hint="Drop less, or raise the budget: --max-drop-pp, or evaluation.max_drop_pp in the recipe.",
+            hint="Drop less, or raise the budget: --max-loss, or evaluation.max_loss in the recipe.",
         )

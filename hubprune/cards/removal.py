@@ -25,7 +25,8 @@ NAMES: Mapping[SublayerKind, str] = {"attn": "attention", "mlp": "MLP"}
 SCORES: Mapping[Literal["attn", "mlp", "block"], str] = {"attn": "Attention", "mlp": "MLP", "block": "Block"}
 SCORE_DIGITS = 6
 MEASURES: Mapping[Metric, str] = {
-    "relative-magnitude": "norms were", "loss": "logits and losses were", "kl": "logits and divergences were"
+    "relative-magnitude": "norms were", "loss": "logits and losses were", "kl": "logits and divergences were",
+    "angular": "angles were",
 }  # fmt: skip
 """What is computed for a metric, where it is no cosine."""
 WITHOUT_SCORES: Mapping[Metric, str] = {
@@ -63,7 +64,8 @@ def removal(
     marked = f"; {gone} marked as dropped" if (gone := _named_sublayers(plan)) else ""
     drawn = scores.mean.kinds if scores else ()
     whose = listing([{"attn": "attention", "mlp": "MLP", "block": "whole block"}[kind] for kind in drawn])
-    text = f"Bars of the scores of every layer's {whose}{marked}"
+    whole = "run of as many layers" if plan.metric == "angular" else f"layer's {whose}"
+    text = f"Bars of the scores of every {whole}{marked}"
     passed = sum(c.passed for c in verification.checks)
     sentence = (
         f"A fresh process loaded the files with transformers {verification.transformers} and compared them with the"
@@ -144,6 +146,8 @@ def _way(plan: DropPlan) -> str:
         return "by hand"
     if plan.metric in WITHOUT_SCORES:
         return WITHOUT_SCORES[plan.metric]
+    if plan.metric == "angular":
+        return "as the run of consecutive layers with the lowest score"
     if plan.schedule == "iterative":
         return "by score, the lowest in every round, and what was left was scored again after every drop"
     return "by score, lowest first"
@@ -209,6 +213,8 @@ def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:
     both = "joint-drop" in plan.methods or {"attn-drop", "mlp-drop"} <= {*plan.methods}
     ranked = ("attn", "mlp") if both else (main,)
     shown: list[SublayerKind] = [kind for kind in NAMES if plan.layers(kind)] or ["attn"]
+    if scores.metric == "angular":
+        return _run_table(plan, scores=scores)
     known = {kind: name for kind, name in SCORES.items() if kind in scores.mean.kinds}
     figures = [label for kind, name in known.items() for label in (f"{name} S", *(["± SE"] if kind in ranked else []))]
     absent = plan.absent_layers.get(main, ()) if main != "block" else ()
@@ -224,6 +230,19 @@ def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:
         rows.append((*cells, *(_outcome(plan, kind=kind, layer=layer) for kind in shown)))
     columns = ("Rank", "Layer", *figures, *(NAMES[kind][0].upper() + NAMES[kind][1:] for kind in shown))
     return Table(columns=columns, align="rr" + "r" * len(figures) + "l" * len(shown), rows=tuple(rows))
+
+
+def _run_table(plan: DropPlan, *, scores: LayerScores) -> Table:
+    """All runs of as many layers as went, by their first layer and ascending."""
+    length, gone = plan.num_hidden_layers + 1 - len(scores.mean.block), min(row.layer for row in plan.dropped)
+    rows = []
+    for rank, first in enumerate(scores.mean.ascending("block"), start=1):
+        last, hit = first + length - 1, set(range(first, first + length)) & set(plan.protected)
+        figures = (plain(v.block[first], digits=SCORE_DIGITS) for v in (scores.mean, scores.standard_error))
+        outcome = "dropped" if first == gone else "kept, holds a protected layer" if hit else "kept"
+        rows.append((str(rank), str(first), str(last), *figures, outcome))
+    columns = ("Rank", "First layer", "Last layer", "Run S", "± SE", "Run")
+    return Table(columns=columns, align="rrrrrl", rows=tuple(rows))
 
 
 def _outcome(plan: DropPlan, *, kind: SublayerKind, layer: int) -> str:
@@ -245,7 +264,7 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> Iterator[str]:
         yield f"The scores did not decide here: the {what} given by hand."
     yield from _order(plan)
     for margin in plan.margins:
-        last, first = ranked_thing(margin, 0), ranked_thing(margin, 1)
+        last, first = (ranked_thing(margin, place, metric=plan.metric) for place in (0, 1))
         said = (
             f"Between {last} {margin.last_dropped}, the last one dropped, and {first} {margin.first_kept}, the first"
             f" one kept, lie {with_error(margin.difference, margin.standard_error, digits=SCORE_DIGITS)}"
@@ -279,8 +298,10 @@ def _with_score(rows: Sequence[DroppedSublayer]) -> str:
     return f"the {' and the '.join(NAMES[row.kind] for row in rows)} of layer {rows[0].layer} at {score}"
 
 
-def ranked_thing(margin: Margin, place: int) -> str:
+def ranked_thing(margin: Margin, place: int, *, metric: Metric = "cosine") -> str:
     """Name what is ranked; where one ranking holds more than attentions, a number alone would not tell."""
+    if metric == "angular":
+        return "the run from layer"
     if margin.ranking in ("attn", "block"):
         return "layer"
     return f"the {NAMES[margin.kinds[place]]} of layer"

@@ -192,7 +192,8 @@ def _measured(report: PublishReport) -> Iterator[str]:
         yield _table(found.table)
         if report.benchmarks and (mean := report.benchmarks.mean_points):
             yield f"Mean change: {md(with_interval(mean))} points."
-    if limits := report.recipe.get("evaluation", {}).get("max_drop_pp"):
+    measured = report.recipe.get("evaluation", {})
+    if limits := measured.get("max_loss") or measured.get("max_drop_pp"):  # as earlier versions called it
         yield "### Budget"
         rows = []
         for line in budget_lines(limits, report.benchmarks, report.generation):

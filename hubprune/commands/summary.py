@@ -52,6 +52,7 @@ def sdr_text(sdr: Sdr | None) -> str:
 FORMULAS: Mapping[Metric, str] = {
     "cosine": "1 - cos(X, Y)", "cosine-no-residual": "1 - cos(U, f(U))", "relative-magnitude": "|F| / |X + F|",
     "loss": "rise of the loss without it, nats per token", "kl": "KL(base || without it), nats per token",
+    "angular": "arccos(cos(X, Y)) / pi of the last token, from the first to the last layer of a run",
 }  # fmt: skip
 """Formulas of the metrics; X and Y enter and leave a sublayer, U enters its module f, and F is what it adds to X."""
 

@@ -134,7 +134,7 @@ class EvaluationSpec(Settings):
     prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Prompts for the free text; None for the shipped ones."""
     max_new_tokens: Count = 128
-    max_drop_pp: dict[str, Annotated[float, Number, Field(ge=0)]] = Field(default_factory=dict)
+    max_loss: dict[str, Annotated[float, Number, Field(ge=0)]] = Field(default_factory=dict)
     """The regression budget: task, or `mean` for the mean of all -> points that the result may lose at most; `loops`,
     or `repetition` -> points that the share of free texts that end in a loop, or the mean share of sequences of four
     tokens that a text had before, may rise.  What is over it is not published."""
@@ -156,19 +156,19 @@ class EvaluationSpec(Settings):
         if other := [task for task in self.num_fewshot if task not in self.tasks]:
             tasks = ", ".join(self.tasks) or "none"
             raise ValueError(f"--num-fewshot names {other[0]}, which is not among the tasks: {tasks}")
-        for name in {MEAN, *TEXT_BUDGETS}.intersection(self.tasks, self.max_drop_pp):
-            raise ValueError(f"--max-drop-pp names {name}, which is a task and more: give the task another name")
+        for name in {MEAN, *TEXT_BUDGETS}.intersection(self.tasks, self.max_loss):
+            raise ValueError(f"--max-loss names {name}, which is a task and more: give the task another name")
         known = (*self.tasks, *((MEAN,) if self.tasks else ()), *TEXT_BUDGETS)
-        if other := [name for name in self.max_drop_pp if name not in known]:
-            raise ValueError(f"--max-drop-pp names {other[0]}, which is not measured: {', '.join(known) or 'no tasks'}")
+        if other := [name for name in self.max_loss if name not in known]:
+            raise ValueError(f"--max-loss names {other[0]}, which is not measured: {', '.join(known) or 'no tasks'}")
         return self
 
     @model_validator(mode="after")
     def _texts_can_show_what_has_a_budget(self) -> EvaluationSpec:
         for name, least in TEXT_BUDGETS.items():
-            if name in self.max_drop_pp and self.max_new_tokens < least:
+            if name in self.max_loss and self.max_new_tokens < least:
                 raise ValueError(
-                    f"--max-drop-pp names {name}, which a text of {self.max_new_tokens} tokens cannot show: set"
+                    f"--max-loss names {name}, which a text of {self.max_new_tokens} tokens cannot show: set"
                     f" max_new_tokens to {least} or more"
                 )
         return self
@@ -266,6 +266,11 @@ class Recipe(Settings):
             raise ValueError(
                 "nothing to drop was asked for: pass --attn-drop N, --mlp-drop N, --block-drop N, --joint-drop N, "
                 "--attn-layers 18,21,22 or --neuron-drop 60%"
+            )
+        if self.metric == "angular" and (list(self.drop.amounts) != ["block"] or self.schedule != "one-shot"):
+            raise ValueError(
+                "--metric angular looks for one run of consecutive layers, which goes as a whole: pass --block-drop N "
+                "to `hubprune prune` or `publish`, and no other drop by rank or schedule, or rank by another metric"
             )
         if self.schedule == "iterative" and not self.drop.amounts:
             raise ValueError(

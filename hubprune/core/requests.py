@@ -30,10 +30,13 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
 
     base: Annotated[str | None, Argument(
         "Repo id of the base, as in meta-llama/Llama-3.2-3B.")] = field(default=None, kw_only=False)
-    max_drop_pp: Annotated[str | Mapping[str, float] | None, Option(
-        "Publish nothing, and exit with 4, where a task, or the mean of all (mean=3), lost more points than this, or"
-        " where more free texts end in a loop (loops=5) or repeat themselves (repetition=10).",
-        metavar="TASK=POINTS,...|none", panel=MEASURING)] = None
+    from_sweep: Annotated[Place | None, Option(
+        "Publish what the sweep in this folder recommends; of several, what auto stands for.", metavar="FOLDER",
+        panel=DROPPING)] = None
+    max_loss: Annotated[str | int | float | Mapping[str, float] | None, Option(
+        "Publish nothing, and exit with 4, where the mean of all tasks, or a task (piqa=5), lost more points, or more "
+        "texts loop (loops=5) or repeat themselves (repetition=10); with auto, what the number may cost (default: 1).",
+        metavar="POINTS|TASK=POINTS,...|none", panel=MEASURING, formerly="max_drop_pp")] = None
     prompts: Annotated[Place | None, Option(
         "Prompts for the free text, one per line.", metavar="FILE", panel=MEASURING)] = None
     primer: Annotated[bool, Option(

@@ -24,7 +24,9 @@ from hubprune.core.artifacts import (
 PERCENT = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%", re.ASCII)
 
 
-FORMERLY: Mapping[str, str] = {"drop_attn": "attn_layers", "drop_mlp": "mlp_layers", "drop_neurons": "neuron_drop"}
+FORMERLY: Mapping[str, str] = {
+    "drop_attn": "attn_layers", "drop_mlp": "mlp_layers", "drop_neurons": "neuron_drop", "max_drop_pp": "max_loss",
+}  # fmt: skip
 """What settings were once called -> their names, which say first what goes; recipes that are out have the old ones."""
 
 
@@ -48,6 +50,8 @@ MOST = 2**31 - 1
 """Most documents, tokens, layers and whatever else is counted; the libraries below count in C."""
 DEFAULT_GROUP = 128
 """Columns that share a scale, as vLLM's kernels like it."""
+AUTO = "auto"
+"""Stands for a number of drops that is to be found."""
 MOST_SHOWN = 60
 """Characters of a value that an error repeats."""
 
@@ -88,6 +92,8 @@ def _amount(value: Any) -> int | str:
         return _percent(value)
     digits = isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= len(str(MOST))
     number = int(value) if digits else value
+    if number == AUTO:
+        raise ValueError("auto is a number that hubprune publish looks for; elsewhere pass it, or run hubprune sweep")
     if type(number) is not int or not 1 <= number <= MOST:
         raise ValueError(f"{shown(value)} is neither a number of 1 or more nor a share like 10%")
     return number

@@ -39,6 +39,7 @@ from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
 from hubprune.hub.preflight import check_disk, identify, preflight
 from hubprune.hub.session import HubSession
+from hubprune.workflows.publish.choosing import counting, open_ranking, with_count
 from hubprune.workflows.publish.siblings import look
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.recipes import recipe_of
@@ -114,7 +115,10 @@ def check_publish(request: PublishRequest, *, reporter: Reporter) -> Checkup:
         RecipeError: an option has a value that cannot be used.
     """
     found = _Findings()
-    run = open_run(recipe_of(request), request.endpoint, _Listening(found))
+    counted = with_count(request, reporter=reporter, sweeps=False) if request.from_sweep else request
+    if ranking := open_ranking(counted):
+        counted = counting(counted, ranking, 1)  # what a publish needs is nearly the same for any number
+    run = open_run(recipe_of(counted), request.endpoint, _Listening(found))
     _place(found, run.recipe.device)
     stages: tuple[StageNeed, ...] = ()
     with found.looking_at("base"):

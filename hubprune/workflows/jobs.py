@@ -26,6 +26,7 @@ from hubprune.core.requests import JobRequest
 from hubprune.hub.retry import translate
 from hubprune.hub.session import PUBLISHER_PREFIX, HubSession
 from hubprune.workflows.publish import check
+from hubprune.workflows.publish.choosing import with_count
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, open_run
 
@@ -66,6 +67,7 @@ def publish_on_jobs(request: JobRequest, *, reporter: Reporter) -> dict[str, str
     Raises:
         HubpruneError: it could not work, or the job failed.
     """
+    request = with_count(request, reporter=reporter, sweeps=False)
     return run_on_jobs(open_run(recipe_of(request), request.endpoint, reporter), request)
 
 

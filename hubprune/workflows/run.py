@@ -41,6 +41,7 @@ from hubprune.pruning.aggregation import KINDS
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.calibration import CalibrationSet, file_hashes
 from hubprune.pruning.layouts import Runnable, check_choice, make_runnable
+from hubprune.pruning.runs import run_length, score_runs
 from hubprune.workflows.choosing import laid_out, plan_of, ranked_kinds, shape_of, widths_of
 
 if TYPE_CHECKING:
@@ -246,6 +247,9 @@ def score(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores:
     def compute() -> LayerScores:
         if wanted != KINDS and run.store.has("scores", every):  # by `hubprune score`, which looks at all
             return run.store.run("scores", every, LayerScores, compute).only(wanted)
+        if run.recipe.metric == "angular":
+            length = run_length(run.recipe.drop, run.base.num_hidden_layers)
+            return score_runs(run.runnable.folder, *drawn_for_scores(run), length=length, reporter=run.reporter)
         scorer = open_scorer(run, wanted)
         with run.reporter.progress("scoring", total=scorer.cost(), unit="batches") as advance:
             scorer.run(advance)
@@ -270,7 +274,9 @@ def scores_if_needed(run: Run, kinds: Collection[ScoreKind] | None = None) -> La
 def scores_key(run: Run, kinds: Collection[ScoreKind] | None = None) -> str:
     """Return the key of a run's scores; of which kinds, only matters where each takes runs of its own."""
     recipe = run.recipe
-    of = [list(kinds or ranked_kinds(recipe))] if recipe.metric in BY_LOSS else []
+    of: list[object] = [list(kinds or ranked_kinds(recipe))] if recipe.metric in BY_LOSS else []
+    if recipe.metric == "angular":
+        of = [run_length(recipe.drop, run.base.num_hidden_layers)]
     # The commits say what the revisions stand for; how these were spelled changes nothing.
     mix = recipe.calibration.model_dump(mode="json", exclude={"subsets": {"__all__": {"revision"}}})
     return key_of(

@@ -33,7 +33,7 @@ def test_a_loss_over_the_budget_is_told_with_change_interval_and_allowance_of_ev
         check_budget({"arc_easy": 1, "lambada_openai": 5, "mean": 3.5}, MEASURED)
     assert caught.value.exit_code == 4
     assert caught.value.message == (
-        "Nothing was published: lambada_openai, mean lost more than max_drop_pp allows. "
+        "Nothing was published: lambada_openai, mean lost more than max_loss allows. "
         "arc_easy −0.76 (−2.96 to +1.44), 1.00 points allowed; "
         "lambada_openai −7.80 (−11.00 to −4.60), 5.00 points allowed, over budget; "
         "mean −4.28 (−6.22 to −2.34), 3.50 points allowed, over budget. "
@@ -68,14 +68,14 @@ def test_what_was_not_measured_is_no_pass():
 
 
 def test_the_option_and_the_recipe_file_say_the_same(tmp_path):
-    made_of_options = recipe_of(PublishRequest(**ASKED, max_drop_pp="arc_easy=10, mean=2.5,loops=5"))
-    assert made_of_options.evaluation.max_drop_pp == {"arc_easy": 10, "mean": 2.5, "loops": 5}
+    made_of_options = recipe_of(PublishRequest(**ASKED, max_loss="arc_easy=10, mean=2.5,loops=5"))
+    assert made_of_options.evaluation.max_loss == {"arc_easy": 10, "mean": 2.5, "loops": 5}
     file = tmp_path / "recipe.yaml"
     file.write_text(made_of_options.to_yaml())
     assert read_recipe(file) == made_of_options
-    replaced = recipe_of(PublishRequest(recipe=file, max_drop_pp="piqa=1"))
-    assert replaced.evaluation.max_drop_pp == {"piqa": 1}
-    assert recipe_of(PublishRequest(recipe=file, max_drop_pp="none")).evaluation.max_drop_pp == {}
+    replaced = recipe_of(PublishRequest(recipe=file, max_loss="piqa=1"))
+    assert replaced.evaluation.max_loss == {"piqa": 1}
+    assert recipe_of(PublishRequest(recipe=file, max_loss="none")).evaluation.max_loss == {}
 
 
 def texts(*, tokens=64, base=3, pruned=9, of=32):
@@ -92,7 +92,7 @@ def test_more_loops_than_allowed_are_told_with_their_number_and_interval():
     with pytest.raises(OverBudgetError) as caught:
         check_budget({"arc_easy": 0.5, "loops": 5, "mean": 5}, MEASURED, texts())
     lost, told = caught.value.message.split(". ", 1)
-    assert lost == "Nothing was published: arc_easy lost, loops rose by more than max_drop_pp allows"
+    assert lost == "Nothing was published: arc_easy lost, loops rose by more than max_loss allows"
     # 6 of 32 more; Agresti and Min: 6 / 34 within 1.96 x sqrt(7 - 36 / 34) / 34
     seen = "9 of 32 texts end in one, 3 of the base's"
     assert f"loops +18.75 (+3.60 to +31.70) ({seen}), 5.00 points more allowed, over" in told
@@ -114,10 +114,10 @@ def test_texts_that_were_not_written_or_are_too_short_for_a_loop_are_no_pass():
 @pytest.mark.parametrize(
     ("evaluation", "said"),
     [
-        ({"max_new_tokens": 15, "max_drop_pp": {"loops": 5}}, "loops, which a text of 15 tokens cannot show: set"),
-        ({"tasks": ["loops"], "max_drop_pp": {"loops": 5}}, "names loops, which is a task and more"),
-        ({"tasks": ["mean"], "max_drop_pp": {"mean": 5}}, "names mean, which is a task and more"),
-        ({"tasks": [], "max_drop_pp": {"loop": 5}}, "names loop, which is not measured: loops, repetition"),
+        ({"max_new_tokens": 15, "max_loss": {"loops": 5}}, "loops, which a text of 15 tokens cannot show: set"),
+        ({"tasks": ["loops"], "max_loss": {"loops": 5}}, "names loops, which is a task and more"),
+        ({"tasks": ["mean"], "max_loss": {"mean": 5}}, "names mean, which is a task and more"),
+        ({"tasks": [], "max_loss": {"loop": 5}}, "names loop, which is not measured: loops, repetition"),
     ],
 )
 def test_a_budget_of_texts_that_cannot_be_meant_is_refused_at_once(evaluation, said):
@@ -129,12 +129,13 @@ def test_a_budget_of_texts_that_cannot_be_meant_is_refused_at_once(evaluation, s
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"max_drop_pp": "arc=10"}, "names arc, which is not measured: arc_easy, piqa, mean, loops, repetition."),
-        ({"max_drop_pp": "mean=3", "tasks": "none"}, "names mean, which is not measured: loops, repetition."),
-        ({"max_drop_pp": "10"}, "--max-drop-pp '10' is no budget."),
-        ({"max_drop_pp": "arc_easy=ten"}, "is no budget."),
-        ({"max_drop_pp": "arc_easy=-1"}, "evaluation.max_drop_pp.arc_easy: Input should be greater than or equal to 0"),
-        ({"max_drop_pp": "arc_easy=nan"}, "evaluation.max_drop_pp.arc_easy: Input should be a finite number"),
+        ({"max_loss": "arc=10"}, "names arc, which is not measured: arc_easy, piqa, mean, loops, repetition."),
+        ({"max_loss": "mean=3", "tasks": "none"}, "names mean, which is not measured: loops, repetition."),
+        ({"max_loss": "ten"}, "--max-loss 'ten' is no budget."),
+        ({"max_loss": "10", "tasks": "none"}, "names mean, which is not measured: loops, repetition."),
+        ({"max_loss": "arc_easy=ten"}, "is no budget."),
+        ({"max_loss": "arc_easy=-1"}, "evaluation.max_loss.arc_easy: Input should be greater than or equal to 0"),
+        ({"max_loss": "arc_easy=nan"}, "evaluation.max_loss.arc_easy: Input should be a finite number"),
     ],
 )
 def test_a_budget_that_cannot_be_meant_is_refused_at_once(given, said):

@@ -19,7 +19,7 @@ RECIPE = """
 base: {repo_id: meta/tiny}
 drop: {attn_layers: [1]}
 calibration: {name: unused, subsets: [{dataset: meta/texts, config: plain, weight: 1}]}
-evaluation: {tasks: [little], include_path: tasks, prompts: [The birds], max_new_tokens: 8, max_drop_pp: {mean: 100}}
+evaluation: {tasks: [little], include_path: tasks, prompts: [The birds], max_new_tokens: 8, max_loss: {mean: 100}}
 """
 
 

@@ -6,6 +6,7 @@
 In comes a request, out comes the report of what is on the Hub.  Libraries that compute are imported by the stages that
 need them: what fails fast must not wait for torch.
 
+    choosing  the number of drops, where it is to be found
     before    what a result depends on, what the last publish left on the branch, what of it need not be computed again
     stages    the checkpoint in the work folder, benchmarks, free text, timing, and the repo that is made of it
     siblings  what is published beside it: checked with it, and delivered after it
@@ -52,6 +53,7 @@ from hubprune.workflows.publish.before import (
     scores_before,
     without_computing,
 )
+from hubprune.workflows.publish.choosing import with_count
 from hubprune.workflows.publish.siblings import Beside, SiblingDelivery
 from hubprune.workflows.publish.stages import (
     Unfinished,
@@ -87,6 +89,7 @@ def publish(
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is computed.
     """
+    request = with_count(request, reporter=reporter)
     return publish_run(open_run(recipe_of(request), request.endpoint, reporter), request, told=told)
 
 
@@ -277,7 +280,7 @@ def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> P
     if target.staged and not delivery.dry_run:
         require("torch", doing="--staged, which merges what was loaded back,")
     try:
-        check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks, report.generation)
+        check_budget(run.recipe.evaluation.max_loss, report.benchmarks, report.generation)
     except OverBudgetError:
         _finish(run, report, delivery, folder=folder)
         raise

@@ -14,6 +14,7 @@ import csv
 import io
 import shlex
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -30,7 +31,7 @@ from hubprune.core.artifacts import (
 # isort: on
 # fmt: on
 from hubprune.core.console import Reporter
-from hubprune.core.errors import MissingDependencyError
+from hubprune.core.errors import MissingDependencyError, RecipeError
 from hubprune.core.files import write_atomically
 from hubprune.core.options import as_typed
 from hubprune.core.recipe import CalibrationMix
@@ -76,6 +77,11 @@ def sweep(request: SweepRequest, *, reporter: Reporter) -> SweepReport:
     parse_counts(request.counts)  # which are refused before anything is looked up
     # A recipe has to drop something; which point it is makes no difference.
     recipe = recipe_of(request, drop={f"{method}_drop": "1"})
+    if recipe.metric == "angular":
+        raise RecipeError(
+            "A sweep goes down one order, and --metric angular has another run of layers for every count.",
+            hint="Pass another metric, or prune with --block-drop N for one count at a time.",
+        )
     return sweep_run(open_run(recipe, request.endpoint, reporter), request)
 
 
@@ -277,8 +283,19 @@ def recommend(
     verb, rest = ("publish", as_typed(request, *PASSED_ON)) if publishable else ("prune", ("--out", "pruned"))
     command = ["hubprune", verb, base, OPTIONS[method], str(kept.count), *rest]
     return Recommendation(
-        method=method, count=kept.count, reason="; ".join(words), command=shlex.join(command) if kept.count else None
-    )
+        method=method, count=kept.count, reason="; ".join(words), command=shlex.join(command) if kept.count else None,
+        takes=_takes(beyond) if beyond and not kept.count else None,
+    )  # fmt: skip
+
+
+def _takes(point: SweepPoint) -> str:
+    """Say which limits a point would keep to."""
+    change, rise, limits = point.mean_change, point.perplexity_change, []
+    if change:
+        limits.append(f"--max-loss {ceil(max(-10 * change.value, 0)) / 10:g}")
+    if rise:
+        limits.append(f"--max-rise {ceil(max(rise.value, 0))}")
+    return f"{point.count} would take {' '.join(limits)}."
 
 
 def _numbers(point: SweepPoint, request: SweepRequest) -> str:
