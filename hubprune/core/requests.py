@@ -297,11 +297,7 @@ class DoctorRequest(Budgeted):
     )] = None
     device: Device = None
     dtype: Dtype = None
-
-    @property
-    def needs(self) -> str | None:
-        """None: it says what is not there."""
-        return None
+    needs = None  # it says what is not there
 
 
 # ---- looking again -------------------------------------------------------------------------------------------------
