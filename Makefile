@@ -32,9 +32,12 @@ docs: install  ## Build the documentation into build/site; a broken link fails
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+brief: install  ## Run what matters, once each
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(WHAT_MATTERS)
+
 # In an environment of its own. torch's own index has builds for CPUs: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 floors: $(FLOORS)/.installed  ## Run what matters with the oldest libraries that are allowed
-	$(FLOORS)/bin/pytest --numprocesses 2 --dist loadfile $(FLOOR_TESTS)
+	$(FLOORS)/bin/pytest --numprocesses 2 --dist loadfile $(WHAT_MATTERS)
 
 $(FLOORS)/.installed: pyproject.toml tests/floors.txt
 	rm -rf $(FLOORS)
