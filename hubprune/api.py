@@ -23,6 +23,7 @@ from hubprune.core.options import Asked, OnHub, options_of, renamed
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
+        Adoption,
         CheckpointComparison,
         Checkup,
         GgufExport,
@@ -158,6 +159,24 @@ def prune(request: requests.PruneRequest, reporter: Reporter) -> PrunedCheckpoin
     from hubprune.workflows import prune as workflow
 
     return workflow.prune(request, reporter=reporter)
+
+
+@_taking(requests.AdoptRequest)
+def adopt(request: requests.AdoptRequest, reporter: Reporter) -> Adoption:
+    """Read what others published pruned, and write it anew so that it loads where a folder is asked for.
+
+    Returns:
+        What of its base is left in it, whether that is the base's as it was, and what was written.
+
+    Raises:
+        BaseNotFoundError: there is no such folder or repo, or it names no base.
+        CheckpointError: it is nothing that can be adopted.
+        UnsupportedFormatError: its weights are quantized or pickled.
+        VerificationError: the result does not compute what it should; nothing is left of it then.
+    """
+    from hubprune.workflows import adopt as workflow
+
+    return workflow.adopt(request, reporter=reporter)
 
 
 @_taking(requests.HealRequest)

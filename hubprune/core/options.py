@@ -178,8 +178,10 @@ class Scoring(Budgeted):
     metric: Annotated[str | None, Option(
         "What sublayers are ranked by: how far one turns the hidden state (cosine, the default), or what the model "
         "loses without it, by its loss or by KL to the base; these take n/2 + 2 passes for the attentions of n layers. "
-        "As in --metric loss --schedule iterative.",
-        metavar="cosine|cosine-no-residual|relative-magnitude|loss|kl|reverse-order|random", panel=SCORING)] = None
+        "As in --metric loss --schedule iterative. "
+        "`angular` takes one run of layers, as many as --block-drop says.",
+        metavar="cosine|cosine-no-residual|relative-magnitude|loss|kl|angular|reverse-order|random",
+        panel=SCORING)] = None
     aggregation: Annotated[str | None, Option(
         "What the scores average over. Default: document.", metavar="document|token", panel=SCORING)] = None
     score_batch_size: Annotated[int | None, Option(

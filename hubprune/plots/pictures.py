@@ -111,9 +111,14 @@ def importance_figure(scores: LayerScores, plan: DropPlan | None, *, base: str) 
         removed = [layer for layer in plan.removed_layers if layer not in lost_whole]
         dropped = {NAMES[kind]: plan.layers(kind) for kind in ("attn", "mlp")} | {"block": removed}
         absent = {NAMES[kind]: lost[kind] for kind in ("attn", "mlp")} | {"block": lost_whole}
+    mean, errors = panels(scores.mean), panels(scores.standard_error)
+    if scores.metric == "angular" and plan:
+        name = f"runs of {plan.num_hidden_layers + 1 - len(scores.mean.block)} layers, each at its first one"
+        mean, errors = {name: scores.mean.block}, {name: scores.standard_error.block}
+        dropped, absent = {name: (min(row.layer for row in plan.dropped),)}, {}
     return plots.importance(
-        panels(scores.mean),
-        errors=panels(scores.standard_error),
+        mean,
+        errors=errors,
         dropped=dropped,
         absent=absent,
         title=scrub(f"Importance of {base} on {record.documents} {record.unit} of {record.mix}"),
@@ -128,7 +133,10 @@ def panels(scores: ImportanceScores) -> dict[str, tuple[float, ...]]:
 
 def measure_name(metric: str) -> str:
     """Name the axis of a metric."""
-    return {"cosine": plots.MEASURE, "loss": "rise of loss (nats)", "kl": "KL to the base (nats)"}.get(metric, metric)
+    names = {
+        "cosine": plots.MEASURE, "loss": "rise of loss (nats)", "kl": "KL to the base (nats)", "angular": "angle / π",
+    }  # fmt: skip
+    return names.get(metric, metric)
 
 
 def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ from hubprune.core.recipe import Recipe
 from hubprune.pruning import iterative, selection
 from hubprune.pruning.aggregation import KINDS
 from hubprune.pruning.layouts import choose_layout
+from hubprune.pruning.runs import plan_run
 from hubprune.pruning.selection import plan_widths
 from hubprune.pruning.variants import RANKED
 
@@ -18,7 +19,7 @@ from hubprune.pruning.variants import RANKED
 def ranked_kinds(recipe: Recipe) -> tuple[ScoreKind, ...]:
     """Return what a recipe ranks, of the three kinds of scores; all of them where one pass has them all."""
     asked = {kind for ranking in recipe.drop.amounts for kind in RANKED[ranking]}
-    return tuple(kind for kind in KINDS if kind in asked or recipe.metric not in BY_LOSS)
+    return tuple(kind for kind in KINDS if kind in asked or recipe.metric not in (*BY_LOSS, "angular"))
 
 
 def shape_of(base: BaseCheckpoint) -> selection.Shape:
@@ -34,6 +35,8 @@ def shape_of(base: BaseCheckpoint) -> selection.Shape:
 
 def plan_of(recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint) -> DropPlan:
     """Make the plan of a recipe by the scores of the whole base, which may be None where it needs none."""
+    if recipe.metric == "angular" and scores:
+        return laid_out(recipe, plan_run(recipe.drop, scores, shape_of(base)), base)
     plan = selection.make_plan(recipe.drop, scores, shape_of(base), metric=recipe.metric, seed=recipe.seed)
     return laid_out(recipe, iterative.in_rounds(plan) if recipe.schedule == "iterative" else plan, base)
 

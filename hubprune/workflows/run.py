@@ -25,7 +25,7 @@ from hubprune.core.artifacts import (
 )  # fmt: skip
 from hubprune.core.config import check_config
 from hubprune.core.console import Reporter
-from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
+from hubprune.core.devices import COMPUTE_BITS, describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
 from hubprune.core.files import StageStore, key_of, work_folder
 from hubprune.core.memory import say_where
@@ -41,6 +41,7 @@ from hubprune.pruning.aggregation import KINDS
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.calibration import CalibrationSet, file_hashes
 from hubprune.pruning.layouts import Runnable, check_choice, make_runnable
+from hubprune.pruning.runs import run_length, score_runs
 from hubprune.workflows.choosing import laid_out, plan_of, ranked_kinds, shape_of, widths_of
 
 if TYPE_CHECKING:
@@ -160,7 +161,21 @@ class Run:
     def runnable(self) -> Runnable:
         """The base as transformers can load it; one that was pruned before gets its modeling file from here."""
         key = key_of(self.base_identity, templates.modeling_code(self.architecture))
-        return make_runnable(self.downloaded, self.store.folder / "bases" / key)
+        found = make_runnable(self.downloaded, self.store.folder / "bases" / key)
+        self._check_lengths(found)
+        return found
+
+    def _check_lengths(self, found: Runnable) -> None:
+        """Make sure that the base has the positions and the memory for long benchmarks, once its tokenizer is there."""
+        from hubprune.evaluation import lengths
+
+        if lengths.long_tasks(self.recipe.evaluation):
+            from hubprune.evaluation.models import free_bytes
+
+            lengths.check(
+                self.recipe.evaluation, tokenizer=found.tokenizer(), config=self.base.config,
+                itemsize=COMPUTE_BITS[self.dtype] // 8, free=free_bytes(self.recipe.device), reporter=self.reporter,
+            )  # fmt: skip
 
     @property
     def architecture(self) -> Architecture:
@@ -246,6 +261,9 @@ def score(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores:
     def compute() -> LayerScores:
         if wanted != KINDS and run.store.has("scores", every):  # by `hubprune score`, which looks at all
             return run.store.run("scores", every, LayerScores, compute).only(wanted)
+        if run.recipe.metric == "angular":
+            length = run_length(run.recipe.drop, run.base.num_hidden_layers)
+            return score_runs(run.runnable.folder, *drawn_for_scores(run), length=length, reporter=run.reporter)
         scorer = open_scorer(run, wanted)
         with run.reporter.progress("scoring", total=scorer.cost(), unit="batches") as advance:
             scorer.run(advance)
@@ -270,7 +288,9 @@ def scores_if_needed(run: Run, kinds: Collection[ScoreKind] | None = None) -> La
 def scores_key(run: Run, kinds: Collection[ScoreKind] | None = None) -> str:
     """Return the key of a run's scores; of which kinds, only matters where each takes runs of its own."""
     recipe = run.recipe
-    of = [list(kinds or ranked_kinds(recipe))] if recipe.metric in BY_LOSS else []
+    of: list[object] = [list(kinds or ranked_kinds(recipe))] if recipe.metric in BY_LOSS else []
+    if recipe.metric == "angular":
+        of = [run_length(recipe.drop, run.base.num_hidden_layers)]
     # The commits say what the revisions stand for; how these were spelled changes nothing.
     mix = recipe.calibration.model_dump(mode="json", exclude={"subsets": {"__all__": {"revision"}}})
     return key_of(

@@ -19,6 +19,7 @@ FORMULAS = {
     "cosine-no-residual": ("S = 1 − cos(U, f(U))", "S = 1 - cos(U, f(U))", "cosines were taken in float32"),
     "relative-magnitude": ("S = |F| / |X + F|", "S = |F| / |X + F|", "norms were taken in float32"),
     "loss": ("S = L(without it) − L(base)", "S = rise of the loss", "logits and losses were taken in float32"),
+    "angular": ("S = arccos(cos(X, Y)) / π", "S = arccos(cos(X, Y)) / pi", "angles were taken in float32"),
     "kl": ("S = KL(base ‖ without it)", "S = KL(base || without it)", "logits and divergences were taken in float32"),
 }
 

@@ -12,12 +12,17 @@ Ranking = Literal["attn", "mlp", "block", "joint"]
 """What is ranked by score: attentions, MLPs, whole layers, or attentions and MLPs in one list."""
 Method = Literal["attn-drop", "mlp-drop", "block-drop", "joint-drop", "mlp-width"]
 Schedule = Literal["one-shot", "iterative"]
-Metric = Literal["cosine", "cosine-no-residual", "relative-magnitude", "loss", "kl", "reverse-order", "random"]
+Metric = Literal[
+    "cosine", "cosine-no-residual", "relative-magnitude", "loss", "kl", "angular", "reverse-order", "random",
+]  # fmt: skip
 """What sublayers are ranked by: how far one turns or moves the hidden state; what the model loses without it, as the
-rise of its loss or as KL(base || without it), in nats per token; or an order that looks at nothing."""
+rise of its loss or as KL(base || without it), in nats per token; how far a run of layers turns the last token, for as
+many layers as go; or an order that looks at nothing."""
 BY_LOSS: frozenset[Metric] = frozenset({"loss", "kl"})
 """Metrics in nats per token; of them, only what a ranking looks at is computed."""
 WidthMetric = Literal["max_abs", "ppm", "vow", "pon", "l2"]
+AdoptedForm = Literal["llm-drop", "anymodel", "fewer"]
+"""How others wrote a pruned model: lists of dropped sublayers, `block_configs`, or just fewer layers or neurons."""
 Aggregation = Literal["document", "token"]
 Layout = Literal["stock", "nemotron-nas", "pruned"]
 """How a checkpoint says which sublayers it has: not at all, in `block_configs`, or in keys of our own."""

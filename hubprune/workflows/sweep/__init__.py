@@ -31,7 +31,7 @@ from hubprune.core.artifacts import (
 # isort: on
 # fmt: on
 from hubprune.core.console import Reporter
-from hubprune.core.errors import MissingDependencyError
+from hubprune.core.errors import MissingDependencyError, RecipeError
 from hubprune.core.files import write_atomically
 from hubprune.core.options import as_typed
 from hubprune.core.recipe import CalibrationMix
@@ -77,6 +77,11 @@ def sweep(request: SweepRequest, *, reporter: Reporter) -> SweepReport:
     parse_counts(request.counts)  # which are refused before anything is looked up
     # A recipe has to drop something; which point it is makes no difference.
     recipe = recipe_of(request, drop={f"{method}_drop": "1"})
+    if recipe.metric == "angular":
+        raise RecipeError(
+            "A sweep goes down one order, and --metric angular has another run of layers for every count.",
+            hint="Pass another metric, or prune with --block-drop N for one count at a time.",
+        )
     return sweep_run(open_run(recipe, request.endpoint, reporter), request)
 
 
