@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .runtimes/vllm
+FLOORS := .floors
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test matrix faults fuzz runtimes gguf vllm lint fix bench sizes clean
+.PHONY: help install demo test docs matrix faults fuzz runtimes gguf vllm lint fix bench sizes clean
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -16,7 +17,7 @@ install: $(STAMP)  ## Make .venv with everything that tests and demo need
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[localhub,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[torch,localhub,dev]"
 	@touch $@
 
 demo: install  ## Publish an embedded tiny model on a local Hub, all stages, nothing to download
@@ -26,6 +27,24 @@ demo: install  ## Publish an embedded tiny model on a local Hub, all stages, not
 test: lint  ## Lint, run all tests, and load published folders with the oldest and the newest transformers
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python tests/matrix oldest newest --brief --families llama mistral-window tokenizers
+
+docs: install  ## Build the documentation into build/site; a broken link fails
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+brief: install  ## Run what matters, once each
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(WHAT_MATTERS)
+
+# In an environment of its own. torch's own index has builds for CPUs: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+floors: $(FLOORS)/.installed  ## Run what matters with the oldest libraries that are allowed
+	$(FLOORS)/bin/pytest --numprocesses 2 --dist loadfile $(WHAT_MATTERS)
+
+$(FLOORS)/.installed: pyproject.toml tests/floors.txt
+	rm -rf $(FLOORS)
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/pip install --quiet --constraint tests/floors.txt --editable ".[all]" hypothesis pytest pytest-timeout \
+		pytest-xdist ruff
+	@touch $@
 
 # Choose with VERSIONS="4.48.3 newest", FAMILIES="llama tokenizers", CHECKS="padded cache"; JSON=FILE writes the results.
 matrix: install  ## Load published folders with every supported version of transformers
@@ -82,4 +101,4 @@ bench: install  ## Time the things that have to be fast, as ratios measured in o
 	$(BIN)/python benchmarks/republish.py
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .matrix .runtimes .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(FLOORS) .matrix .runtimes .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

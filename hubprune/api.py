@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from hubprune.core import requests
 from hubprune.core.console import Reporter
 from hubprune.core.errors import RecipeError
+from hubprune.core.extras import missing, require
 from hubprune.core.memory import at_most, budget_of
 from hubprune.core.options import Asked, OnHub, options_of, renamed
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
+        Adoption,
         CheckpointComparison,
         Checkup,
         GgufExport,
@@ -77,8 +79,12 @@ def _taking(kind: Callable[P, AnyRequest]) -> Callable[[Callable[[AnyRequest, Re
             reporter = Reporter(quiet=request.quiet)
             for old, name in used.items():
                 reporter.note(f"{old} is called {name} now")
-            with at_most(budget_of(request)):
-                return body(request, reporter)
+            require(request.needs, doing=body.__name__)
+            try:
+                with at_most(budget_of(request)):
+                    return body(request, reporter)
+            except ModuleNotFoundError as error:
+                raise missing(error) or error from error
 
         lines = (f"{parameter.name}: {helps[parameter.name]}" for parameter in parameters)
         told = "\n".join(fill(line, WIDTH, initial_indent="    ", subsequent_indent="        ") for line in lines)
@@ -153,6 +159,24 @@ def prune(request: requests.PruneRequest, reporter: Reporter) -> PrunedCheckpoin
     from hubprune.workflows import prune as workflow
 
     return workflow.prune(request, reporter=reporter)
+
+
+@_taking(requests.AdoptRequest)
+def adopt(request: requests.AdoptRequest, reporter: Reporter) -> Adoption:
+    """Read what others published pruned, and write it anew so that it loads where a folder is asked for.
+
+    Returns:
+        What of its base is left in it, whether that is the base's as it was, and what was written.
+
+    Raises:
+        BaseNotFoundError: there is no such folder or repo, or it names no base.
+        CheckpointError: it is nothing that can be adopted.
+        UnsupportedFormatError: its weights are quantized or pickled.
+        VerificationError: the result does not compute what it should; nothing is left of it then.
+    """
+    from hubprune.workflows import adopt as workflow
+
+    return workflow.adopt(request, reporter=reporter)
 
 
 @_taking(requests.HealRequest)

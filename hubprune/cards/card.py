@@ -82,7 +82,7 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
         usage=usage,
         removal=removed.removal(
             plan, scores=scores, verification=report.verification, by_hand=tuple(recipe.drop.by_hand),
-            picture=pictures.importance,
+            adopted=recipe.adopted, endpoint=report.endpoint, picture=pictures.importance,
         ),
         calibration=removed.calibration(scores.calibration if scores else None),
         benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks),

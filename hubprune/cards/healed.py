@@ -18,6 +18,7 @@ from hubprune.cards.markdown import (
 # fmt: on
 from hubprune.cards.removal import calibration
 from hubprune.core.artifacts import (
+    SHARES,
     BenchmarkComparison,
     CameBack,
     Estimate,
@@ -206,9 +207,6 @@ def _lost(row: CameBack) -> str:
     return with_interval(row.lost, unit=" points" if row.metric in SHARES else " nats")
 
 
-SHARES = ("acc", "acc_norm", "exact_match", "f1", "mcc", "em")
-
-
 def texts(report: SiblingReport) -> FreeText | None:
     """Show what base and healed model wrote, with the pruned one's figures between theirs; None where nothing is."""
     found, before = free_text.section(report.generation), report.pruned_repetition
@@ -305,9 +303,12 @@ def _figures(record: HealingRecord) -> Iterator[tuple[str, str]]:
 
 
 def _elsewhere(report: SiblingReport) -> Iterator[str]:
+    adopted = report.recipe.get("adopted") or {}
+    commit = f" at commit {adopted['revision']}" if adopted.get("revision") else ""
+    by = f"taken from {adopted['repo_id']}{commit}, whose authors chose what went, too" if adopted else ""
     yield (
-        "It was trained elsewhere and handed over as a folder: hubprune does not know on which texts, nor for how long,"
-        " nor whether texts of the benchmarks were among them."
+        f"It was trained elsewhere and {by or 'handed over as a folder'}: hubprune does not know on which texts, nor"
+        " for how long, nor whether texts of the benchmarks were among them."
     )
     yield (
         "Of that folder only the weights were taken, rounded once to the stored dtype; configs, tokenizer and code are"

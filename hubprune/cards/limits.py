@@ -26,10 +26,14 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.errors import OverBudgetError
 from hubprune.core.privacy import is_local_data, public_name
-from hubprune.core.recipe import MEAN
+from hubprune.core.recipe import LOOPS, MEAN, REPETITION, TEXT_BUDGETS
 
 STANDS_OUT = 2.0
+LONG_CONTEXT = 4096
+"""Tokens of a prompt from which on long contexts were measured."""
 """Times the others' mean loss from which on the largest loss is said to stand out."""
+FLOOR = 2.0
+"""Standard errors that the share of right answers has to be above 0 by, where nothing can be guessed."""
 WORD_PREDICTION = "lambada"
 """How the tasks begin that ask for the last word of a passage (arXiv 1606.06031)."""
 WORDS: Mapping[Mark, str] = {
@@ -99,6 +103,7 @@ def limits(
     speed: SpeedReport | None = None,
 ) -> tuple[str, ...]:
     """List by fixed rules what the numbers warn of and what was not measured; no causes are claimed."""
+    read_long = comparison and any((row.prompt_tokens or 0) >= LONG_CONTEXT for row in comparison.tasks)
     others = "languages and tasks other than those above" if comparison and comparison.tasks else "other languages"
     return (
         *benchmark_limits(comparison),
@@ -106,7 +111,7 @@ def limits(
         *_score_limits(plan, scores=scores),
         "Nothing was trained after the removal.",
         *([f"Speed and memory are those of {hardware(speed)}: other hardware may gain more or less."] if speed else []),
-        f"Not measured: {'' if speed else 'speed, '}safety and bias, long contexts, {others}.",
+        f"Not measured: {'' if speed else 'speed, '}safety and bias, {'' if read_long else 'long contexts, '}{others}.",
     )
 
 
@@ -116,6 +121,8 @@ def benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
         yield "No benchmark was run: what the removal cost is not known."
         return
     yield from comparison.left_out
+    if all(row.is_written is False for row in comparison.tasks):
+        yield "No benchmark let the model write its answers: beyond free text, nothing here says how it generates."
     for row in comparison.tasks:
         # A loss that chance alone would hardly make, by the test that the benchmarks section tells of.
         if row.paired and row.paired.mark == "worse" and row.paired.holm_p_value is not None:
@@ -123,6 +130,7 @@ def benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
             told = with_interval(change, unit=unit, label=INTERVAL) if change else NONE
             last = row.points and row.task.startswith(WORD_PREDICTION)
             words = ", predicting the last word of a passage," if last else ""
+            words = ", whose answers the model writes itself," if row.is_written else words
             yield f"{row.task} ({row.metric}){words} got worse: {told}, adjusted {p_value(row.paired.holm_p_value)}."
     if (mean := _clear_mean(comparison)) and mean.value < 0:
         told = with_interval(mean, unit=" points", label=INTERVAL)
@@ -135,6 +143,10 @@ def benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
             who, value = ("the base itself", row.base) if by_base else ("this model, unlike the base,", row.pruned)
             figures = f"{with_error(value.value, value.standard_error, digits=3)}, chance {plain(row.chance, digits=3)}"
             yield f"{row.task} ({row.metric}): {who} is no better than guessing ({figures})."
+        elif row.is_written and row.is_share and row.base.value <= FLOOR * (row.base.standard_error or 0.0):
+            figures = with_error(row.base.value, row.base.standard_error, digits=3)
+            told = f"the base itself gets hardly any right ({figures}), so that little can be lost"
+            yield f"{row.task} ({row.metric}): {told}."
     if comparison.limit is not None:
         yield f"The benchmarks saw at most {count(comparison.limit)} documents per task, so their errors are wide."
 
@@ -168,7 +180,8 @@ def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str
         yield f"The scores come from files that are not published ({', '.join(local)}): they cannot be reproduced."
     for margin in plan.margins:
         if margin.near_tie:
-            one, other = (f"{ranked_thing(margin, n)} {layer}" for n, layer in enumerate(margin.neighbours))
+            named = (ranked_thing(margin, place, metric=plan.metric) for place in (0, 1))
+            one, other = (f"{what} {layer}" for what, layer in zip(named, margin.neighbours, strict=True))
             yield f"Whether {one} or {other} goes is a near tie."
 
 
@@ -181,34 +194,53 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetLine:
-    """What one task, or the mean, was allowed to lose and has lost."""
+    """What one task, the mean, or the free text was allowed to lose and has lost."""
 
     name: str
     allowed: float
     """Points."""
     change: Estimate | None
     """Pruned minus base in points; None where nothing between 0 and 1 was measured."""
+    seen: str = ""
+    """What was counted, where that says more than points."""
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether it is of the free text, where more is worse."""
+        return self.name in TEXT_BUDGETS
 
     @property
     def kept(self) -> bool:
         """Whether it lost no more than allowed.  The point estimate decides; what was not measured is not kept."""
-        return self.change is not None and -self.change.value <= self.allowed + ROUNDING
+        if self.change is None:
+            return False
+        return self.change.value * (1 if self.of_texts else -1) <= self.allowed + ROUNDING
+
+    @property
+    def limit(self) -> float:
+        """The change that is just allowed."""
+        return self.allowed if self.of_texts else -self.allowed
 
     @property
     def text(self) -> str:
         """The line in words, with the interval of the change."""
-        allowed = f"{plain(self.allowed, digits=2)} points allowed"
+        allowed = f"{plain(self.allowed, digits=2)} points{' more' if self.of_texts else ''} allowed"
         if self.change is None:
-            return f"{self.name} has no metric between 0 and 1, {allowed}"
-        return f"{self.name} {with_interval(self.change)}, {allowed}{'' if self.kept else ', over budget'}"
+            lack = "was not measured" if self.of_texts else "has no metric between 0 and 1"
+            return f"{self.name} {lack}, {allowed}"
+        seen = f" ({self.seen})" if self.seen else ""
+        return f"{self.name} {with_interval(self.change)}{seen}, {allowed}{'' if self.kept else ', over budget'}"
 
 
-def budget_lines(limits: Mapping[str, float], benchmarks: BenchmarkComparison | None) -> tuple[BudgetLine, ...]:
+def budget_lines(
+    limits: Mapping[str, float], benchmarks: BenchmarkComparison | None, generation: GenerationComparison | None = None
+) -> tuple[BudgetLine, ...]:
     """Compare every entry of a budget with what was measured, in the order of the budget.
 
     Args:
-        limits: `max_drop_pp` of the recipe.
+        limits: `max_loss` of the recipe.
         benchmarks: a task counts by its first metric that is a share; None where nothing was run.
+        generation: the free text; what its texts are too short to show was not measured.
     """
     changes: dict[str, Estimate] = {}
     for row in benchmarks.tasks if benchmarks else ():
@@ -216,19 +248,44 @@ def budget_lines(limits: Mapping[str, float], benchmarks: BenchmarkComparison | 
             changes.setdefault(row.task, points)
     if benchmarks and (mean := benchmarks.mean_points):
         changes[MEAN] = mean
-    return tuple(BudgetLine(name=name, allowed=allowed, change=changes.get(name)) for name, allowed in limits.items())
+    seen: dict[str, str] = {}
+    for name, change, counted in _text_changes(generation):
+        changes[name], seen[name] = change, counted
+    return tuple(
+        BudgetLine(name=name, allowed=allowed, change=changes.get(name), seen=seen.get(name, ""))
+        for name, allowed in limits.items()
+    )
 
 
-def check_budget(limits: Mapping[str, float], benchmarks: BenchmarkComparison | None) -> None:
-    """Refuse a result that lost more than its recipe allows.
+def _text_changes(generation: GenerationComparison | None) -> Iterator[tuple[str, Estimate, str]]:
+    """Yield what of the free text may have a budget, with its change in points and what was counted."""
+    if generation is None or (found := generation.repetition) is None:
+        return
+    loops, seq_rep = found.loops, found.seq_rep_4
+    shares = (f"{plain(100 * share, digits=1)} %" for share in (seq_rep.pruned, seq_rep.base))
+    told = (
+        (LOOPS, loops.change, f"{loops.pruned} of {loops.texts} texts end in one, {loops.base} of the base's"),
+        (REPETITION, seq_rep.change, "seq-rep-4 {}, the base's {}".format(*shares)),
+    )
+    for name, change, seen in told:
+        if generation.max_new_tokens >= TEXT_BUDGETS[name]:
+            yield name, change.affine(times=100), seen
+
+
+def check_budget(
+    limits: Mapping[str, float], benchmarks: BenchmarkComparison | None, generation: GenerationComparison | None = None
+) -> None:
+    """Refuse a result that lost more than its recipe allows, or whose texts loop more.
 
     Raises:
         OverBudgetError: with the change, the interval and the allowance of everything that has a budget.
     """
-    lines = budget_lines(limits, benchmarks)
-    if over := ", ".join(line.name for line in lines if not line.kept):
+    lines = budget_lines(limits, benchmarks, generation)
+    if over := [line for line in lines if not line.kept]:
+        worse = {False: "lost", True: "rose by"}
+        told = (f"{', '.join(names)} {worse[n]}" for n in worse if (names := [o.name for o in over if o.of_texts is n]))
         raise OverBudgetError(
-            f"Nothing was published: {over} lost more than max_drop_pp allows. "
+            f"Nothing was published: {', '.join(told)} more than max_loss allows. "
             f"{'; '.join(line.text for line in lines)}. (In points, with 95 % intervals; the change alone counts.)",
-            hint="Drop less, or raise the budget: --max-drop-pp, or evaluation.max_drop_pp in the recipe.",
+            hint="Drop less, or raise the budget: --max-loss, or evaluation.max_loss in the recipe.",
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from hubprune.cards.context import Adding, Benchmarks, Picture, Speed, Table
-from hubprune.cards.markdown import NONE, count, plain, signed, size_change, span, with_error, with_interval
+from hubprune.cards.context import Adding, Benchmarks, Long, Picture, Speed, Table
+from hubprune.cards.markdown import INTERVAL, NONE, count, plain, signed, size_change, span, with_error, with_interval
 from hubprune.core.artifacts import (
     BenchmarkComparison,
     Interval,
@@ -25,6 +25,18 @@ TESTS: Mapping[str, str] = {
     "normal": "for groups in which every task counts the same, a normal test of the mean over their tasks",
 }
 """What a row's verdict rests on."""
+WRITTEN_METRICS: Mapping[str, str] = {
+    "exact_match": "share of the answers that are a right one, but for what the benchmark passes over, such as case",
+    "em": "share of the answers that are the right one, the mean over those who gave one where several did",
+    "f1": "how many words an answer and a right one have in common (harmonic mean of precision and recall)",
+    "contains": "share of the texts that hold the right answer somewhere",
+    "prompt_level_strict_acc": "share of the prompts of which every instruction was followed",
+    "inst_level_strict_acc": "share of the instructions that were followed",
+    "prompt_level_loose_acc": "share of the prompts of which every instruction was followed, asterisks and the"
+    " first and last line passed over",
+    "inst_level_loose_acc": "share of the instructions that were followed, the same passed over",
+}
+"""Metric of answers that a model writes -> what it tells."""
 
 
 def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = None) -> Benchmarks | None:
@@ -52,6 +64,35 @@ def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = 
         table=Table(columns=columns, align="llrrrrlrrr", rows=tuple(rows)),
         picture=Picture(path=picture, text=text) if picture else None,
         notes=tuple(_test_sentences(comparison)),
+        long=_long(comparison),
+    )
+
+
+def _long(comparison: BenchmarkComparison) -> Long | None:
+    """Put accuracy beside the number of examples, as in Table 11 of arXiv 2406.15786; None where nothing is long."""
+    shots = {f"banking77_{number}shot": number for number in range(1, 6)}
+    metrics = {"acc": "likeliest of all", "exact_match": "written greedily"}
+    found = {(row.task, row.metric): row for row in comparison.tasks if row.task in shots}
+    tasks = [task for task in shots if (task, "acc") in found]
+    if not tasks:
+        return None
+    rows = []
+    for metric, told in metrics.items():
+        chosen = [found[task, metric] for task in tasks if (task, metric) in found]
+        for side in ("base", "pruned") if len(chosen) == len(tasks) else ():
+            values = [100 * getattr(row, side).value for row in chosen]
+            cells = (f"{value:.1f}" for value in (*values, sum(values) / len(values)))
+            rows.append(({"base": "base", "pruned": "this model"}[side], told, *cells))
+    first = found[tasks[0], "acc"]
+    heads = [f"{shots[task]} ({count(found[task, 'acc'].prompt_tokens or 0)} tokens)" for task in tasks]
+    guessing = "" if first.chance is None else f" Guessing gives {100 * first.chance:.1f}."
+    return Long(
+        sentence=(
+            f"Accuracy in % on {count(first.documents)} rows of BANKING77, by the examples shown of each intent"
+            " and the tokens of the longest prompt: the likeliest of all intents, and the one that greedy decoding"
+            f" writes.{guessing}"
+        ),
+        table=Table(columns=("Model", "Answer", *heads, "Mean"), align="ll" + "r" * (len(tasks) + 1), rows=tuple(rows)),
     )
 
 
@@ -81,9 +122,32 @@ def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         " 100 × (this − base) for metrics between 0 and 1 and does not exist for others; Δ relative is this / base − 1."
         " ↑: higher is better, ↓: lower is better."
     )
+    yield from _asked_sentences(comparison)
     if comparison.limit is not None:
         limit = count(comparison.limit)
         yield f"Limited to the first {limit} documents of each task: no figure here is the full benchmark's."
+
+
+def _asked_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
+    """Say how many answers a model wrote itself, and put what they lost beside what the others did."""
+    rows = comparison.main_metrics()
+    known = [row for row in rows if row.requests is not None]
+    written = [row for row in known if row.is_written]
+    if written and len(known) == len(rows):
+        texts = ", ".join(f"{row.task}, at most {count(row.new_tokens or 0)} tokens each" for row in written)
+        asked = sum(row.requests or 0 for row in rows)
+        wrote = sum(row.requests or 0 for row in written)
+        yield (
+            f"Each model was asked {count(asked)} times; {count(wrote)} of these times it wrote an answer ({texts}),"
+            " else it scored answers that were given by their likelihood."
+        )
+    sides = [[row.task for row in comparison.shares(written=kind)] for kind in (True, False)]
+    if (wrote_mean := comparison.mean_written) and (scored_mean := comparison.mean_scored):
+        told = [
+            f"{with_interval(mean, unit=' points', label=INTERVAL)} in the mean over {', '.join(tasks)}"
+            for mean, tasks in zip((wrote_mean, scored_mean), sides, strict=True)
+        ]
+        yield f"Written against given answers: what it writes changed by {told[0]}; what it scores by {told[1]}."
 
 
 def _test_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
@@ -108,6 +172,11 @@ def _test_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         " adjusted by Holm's method over the first metric of each task, and apart from these over all others. Worse,"
         f" better: adjusted p below 0.05.{at_chance if guessable else ''} Not distinguishable: all else."
     )
+    seen = {row.metric for row in comparison.tasks if row.is_written}
+    if told := [f"{metric}: {words}" for metric, words in WRITTEN_METRICS.items() if metric in seen]:
+        read = any(row.filter for row in comparison.tasks)
+        by = " In brackets behind a metric is how lm-eval reads the answer out of the text." if read else ""
+        yield f"Metrics of written answers, by lm-eval's own rules: {'; '.join(told)}.{by}"
     if untested := [f"{r.task} ({r.metric})" for r in comparison.tasks if not (r.paired and r.paired.mark)]:
         yield f"Not tested, for want of values per document that vary: {', '.join(untested)}."
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
+from urllib.parse import quote
 
-from hubprune.cards.context import Calibration, Picture, Removal, Table, VerificationSummary
+from hubprune.cards.context import Calibration, Credit, Link, Picture, Removal, Table, VerificationSummary
 from hubprune.cards.markdown import NONE, change_percent, count, listing, plain, with_error
 from hubprune.core.artifacts import (
+    AdoptedForm,
     CalibrationRecord,
     DroppedSublayer,
     DropPlan,
@@ -18,13 +20,17 @@ from hubprune.core.artifacts import (
     Verification,
     WidthMetric,
 )
-from hubprune.core.privacy import public_name
+from hubprune.core.privacy import page, public_name
+from hubprune.core.specs import Adopted
 
 NAMES: Mapping[SublayerKind, str] = {"attn": "attention", "mlp": "MLP"}
 """Kind of sublayer -> what the card calls it."""
 SCORES: Mapping[Literal["attn", "mlp", "block"], str] = {"attn": "Attention", "mlp": "MLP", "block": "Block"}
 SCORE_DIGITS = 6
-MEASURES: Mapping[Metric, str] = {"relative-magnitude": "norms"}
+MEASURES: Mapping[Metric, str] = {
+    "relative-magnitude": "norms were", "loss": "logits and losses were", "kl": "logits and divergences were",
+    "angular": "angles were",
+}  # fmt: skip
 """What is computed for a metric, where it is no cosine."""
 WITHOUT_SCORES: Mapping[Metric, str] = {
     "reverse-order": "from the last one upwards, and by nothing else",
@@ -34,6 +40,11 @@ AGGREGATIONS: Mapping[str, str] = {
     "document": "S is averaged over a {sample}'s tokens, then over a subset's {sample}s, then by the weights of the"
     " mix.",
     "token": "S is averaged over all tokens of a subset, then by the weights of the mix.",
+}
+FORMS: Mapping[AdoptedForm, str] = {
+    "llm-drop": "pruned by LLM-Drop, in whose files the dropped tensors were left.",
+    "anymodel": "pruned with ModelOpt, whose files load with its own patcher.",
+    "fewer": "pruned to fewer layers, sublayers or neurons.",
 }
 FORMULAS: Mapping[WidthMetric, str] = {
     "max_abs": "max|g| + max|u|",
@@ -51,15 +62,21 @@ def removal(
     scores: LayerScores | None,
     verification: Verification,
     by_hand: Collection[SublayerKind] = (),
+    adopted: Adopted | None = None,
+    endpoint: str = "",
     picture: str | None = None,
 ) -> Removal:
     """Describe the plan, the full score table where there is one, and what verification saw.
 
     Args:
         by_hand: kinds of sublayers whose layers were named, beside others that were ranked.
+        adopted: whose choice the plan follows, with the endpoint of their repo.
     """
     marked = f"; {gone} marked as dropped" if (gone := _named_sublayers(plan)) else ""
-    text = f"Bars of the scores of every layer's attention, MLP and whole block{marked}"
+    drawn = scores.mean.kinds if scores else ()
+    whose = listing([{"attn": "attention", "mlp": "MLP", "block": "whole block"}[kind] for kind in drawn])
+    whole = "run of as many layers" if plan.metric == "angular" else f"layer's {whose}"
+    text = f"Bars of the scores of every {whole}{marked}"
     passed = sum(c.passed for c in verification.checks)
     sentence = (
         f"A fresh process loaded the files with transformers {verification.transformers} and compared them with the"
@@ -69,7 +86,8 @@ def removal(
     rows = tuple((c.name, "passed" if c.passed else "failed", c.detail) for c in verification.checks)
     checks = Table(columns=("Check", "Result", "Seen"), align="lll", rows=rows)
     return Removal(
-        sentences=(*_sentences(plan, by_hand), *_width_sentences(plan)),
+        sentences=(*_sentences(plan, by_hand, adopted), *_width_sentences(plan)),
+        credit=_credit(adopted, endpoint) if adopted else None,
         methods=plan.methods,
         metric=scores.metric if scores else plan.metric,
         scores=_score_table(plan, scores=scores) if scores else None,
@@ -111,7 +129,19 @@ def _named_sublayers(plan: DropPlan) -> str:
     return " and ".join(f"the {name} of {layers_named(layers)}" for name, layers in rows if layers)
 
 
-def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> Iterator[str]:
+def _credit(adopted: Adopted, endpoint: str) -> Credit:
+    """Name whoever published the choice, with their repo at the commit that was read."""
+    url = page(quote(adopted.repo_id, errors="replace"), endpoint=endpoint) if adopted.revision else None
+    named = f" Its card names the licence {adopted.license}." if adopted.license else ""
+    told = (
+        f"{FORMS[adopted.form]} What goes was chosen by its authors: hubprune did not score it, took no code of theirs,"
+        f" and wrote and measured everything here anew from the base.{named}"
+    )
+    link = Link(name=adopted.repo_id, url=f"{url}/tree/{adopted.revision}" if url else None)
+    return Credit(source=link, told=told)
+
+
+def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind], adopted: Adopted | None = None) -> Iterator[str]:
     """Name the sublayers that went, the layers that are gone with them, and how these were chosen."""
     whole = plan.removed_layers
     if whole and sorted(sublayer.layer for sublayer in plan.dropped) == sorted(2 * whole):
@@ -131,7 +161,7 @@ def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> Iterator[st
     if plan.dropped and by_hand and plan.selected_by != "hand":
         named = " and ".join(name for kind, name in NAMES.items() if kind in by_hand)
         yield f"The layers that lose their {named} were given by hand; the others were chosen {_way(plan)}."
-    elif plan.dropped:
+    elif plan.dropped and adopted is None:
         yield f"{'The layer was' if len(plan.dropped) == 1 else 'The layers were'} chosen {_way(plan)}."
 
 
@@ -140,6 +170,8 @@ def _way(plan: DropPlan) -> str:
         return "by hand"
     if plan.metric in WITHOUT_SCORES:
         return WITHOUT_SCORES[plan.metric]
+    if plan.metric == "angular":
+        return "as the run of consecutive layers with the lowest score"
     if plan.schedule == "iterative":
         return "by score, the lowest in every round, and what was left was scored again after every drop"
     return "by score, lowest first"
@@ -185,6 +217,9 @@ def _width_sentences(plan: DropPlan) -> Iterator[str]:
         if not set(layers) & set(plan.gone("mlp"))
     ]
     yield f"Neurons that stay: {'; '.join(kept)}."
+    if plan.widths.neurons:
+        yield "Which ones they are is named in config.json: no metric of hubprune chose them."
+        return
     yield (
         f"They are those with the highest {plan.widths.metric}: {FORMULAS[plan.widths.metric]}, where g and u are a"
         " neuron's rows of the gate and the up projection."
@@ -201,16 +236,20 @@ def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:
     """
     main: Literal["attn", "mlp", "block"] = "mlp" if plan.methods[:1] == ("mlp-drop",) else "attn"
     main = "block" if "block-drop" in plan.methods else main
+    main = main if main in scores.mean.kinds else scores.mean.kinds[0]
     both = "joint-drop" in plan.methods or {"attn-drop", "mlp-drop"} <= {*plan.methods}
     ranked = ("attn", "mlp") if both else (main,)
     shown: list[SublayerKind] = [kind for kind in NAMES if plan.layers(kind)] or ["attn"]
-    figures = [label for kind, name in SCORES.items() for label in (f"{name} S", *(["± SE"] if kind in ranked else []))]
+    if scores.metric == "angular":
+        return _run_table(plan, scores=scores)
+    known = {kind: name for kind, name in SCORES.items() if kind in scores.mean.kinds}
+    figures = [label for kind, name in known.items() for label in (f"{name} S", *(["± SE"] if kind in ranked else []))]
     absent = plan.absent_layers.get(main, ()) if main != "block" else ()
     order = [layer for layer in scores.mean.ascending(main) if layer not in absent]
     rows = []
     for rank, layer in [*enumerate(order, start=1), *((NONE, layer) for layer in absent)]:
         cells = [str(rank), str(layer)]
-        for kind in SCORES:
+        for kind in known:
             values = [scores.mean, *([scores.standard_error] if kind in ranked else [])]
             # A sublayer that the base lacks turns nothing: its 0 would say that it is there and does not matter.
             gone = kind != "block" and (kind, layer) in plan.absent
@@ -218,6 +257,19 @@ def _score_table(plan: DropPlan, *, scores: LayerScores) -> Table:
         rows.append((*cells, *(_outcome(plan, kind=kind, layer=layer) for kind in shown)))
     columns = ("Rank", "Layer", *figures, *(NAMES[kind][0].upper() + NAMES[kind][1:] for kind in shown))
     return Table(columns=columns, align="rr" + "r" * len(figures) + "l" * len(shown), rows=tuple(rows))
+
+
+def _run_table(plan: DropPlan, *, scores: LayerScores) -> Table:
+    """All runs of as many layers as went, by their first layer and ascending."""
+    length, gone = plan.num_hidden_layers + 1 - len(scores.mean.block), min(row.layer for row in plan.dropped)
+    rows = []
+    for rank, first in enumerate(scores.mean.ascending("block"), start=1):
+        last, hit = first + length - 1, set(range(first, first + length)) & set(plan.protected)
+        figures = (plain(v.block[first], digits=SCORE_DIGITS) for v in (scores.mean, scores.standard_error))
+        outcome = "dropped" if first == gone else "kept, holds a protected layer" if hit else "kept"
+        rows.append((str(rank), str(first), str(last), *figures, outcome))
+    columns = ("Rank", "First layer", "Last layer", "Run S", "± SE", "Run")
+    return Table(columns=columns, align="rrrrrl", rows=tuple(rows))
 
 
 def _outcome(plan: DropPlan, *, kind: SublayerKind, layer: int) -> str:
@@ -231,7 +283,7 @@ def _outcome(plan: DropPlan, *, kind: SublayerKind, layer: int) -> str:
 def _score_notes(plan: DropPlan, *, scores: LayerScores) -> Iterator[str]:
     yield AGGREGATIONS[scores.aggregation].format(sample=scores.calibration.unit.removesuffix("s"))
     yield f"SE is the standard error over {count(scores.calibration.documents)} {scores.calibration.unit}."
-    yield f"The layers ran in {scores.dtype}; {MEASURES.get(scores.metric, 'cosines')} were taken in float32."
+    yield f"The layers ran in {scores.dtype}; {MEASURES.get(scores.metric, 'cosines were')} taken in float32."
     if any(source.documents < 2 for source in scores.calibration.sources):
         yield "Subsets with one document add nothing to the standard errors."
     if plan.selected_by == "hand":
@@ -239,7 +291,7 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> Iterator[str]:
         yield f"The scores did not decide here: the {what} given by hand."
     yield from _order(plan)
     for margin in plan.margins:
-        last, first = ranked_thing(margin, 0), ranked_thing(margin, 1)
+        last, first = (ranked_thing(margin, place, metric=plan.metric) for place in (0, 1))
         said = (
             f"Between {last} {margin.last_dropped}, the last one dropped, and {first} {margin.first_kept}, the first"
             f" one kept, lie {with_error(margin.difference, margin.standard_error, digits=SCORE_DIGITS)}"
@@ -273,8 +325,10 @@ def _with_score(rows: Sequence[DroppedSublayer]) -> str:
     return f"the {' and the '.join(NAMES[row.kind] for row in rows)} of layer {rows[0].layer} at {score}"
 
 
-def ranked_thing(margin: Margin, place: int) -> str:
+def ranked_thing(margin: Margin, place: int, *, metric: Metric = "cosine") -> str:
     """Name what is ranked; where one ranking holds more than attentions, a number alone would not tell."""
+    if metric == "angular":
+        return "the run from layer"
     if margin.ranking in ("attn", "block"):
         return "layer"
     return f"the {NAMES[margin.kinds[place]]} of layer"

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from hubprune.cards.context import Table
 from hubprune.cards.limits import budget_lines
-from hubprune.cards.markdown import NONE, change_percent, count, md, plain, with_interval
+from hubprune.cards.markdown import NONE, change_percent, count, md, plain, signed, with_interval
 from hubprune.cards.measured import benchmarks
 from hubprune.cards.removal import removal
 from hubprune.core.artifacts import PublishReport, SiblingReport
@@ -192,12 +192,14 @@ def _measured(report: PublishReport) -> Iterator[str]:
         yield _table(found.table)
         if report.benchmarks and (mean := report.benchmarks.mean_points):
             yield f"Mean change: {md(with_interval(mean))} points."
-    if limits := report.recipe.get("evaluation", {}).get("max_drop_pp"):
+    measured = report.recipe.get("evaluation", {})
+    if limits := measured.get("max_loss") or measured.get("max_drop_pp"):  # as earlier versions called it
         yield "### Budget"
         rows = []
-        for line in budget_lines(limits, report.benchmarks):
+        for line in budget_lines(limits, report.benchmarks, report.generation):
             change = with_interval(line.change) if line.change else NONE
-            rows.append((line.name, change, plain(-line.allowed, digits=2), "yes" if line.kept else "no"))
+            allowed = signed(line.limit) if line.of_texts else plain(line.limit, digits=2)
+            rows.append((line.name, change, allowed, "yes" if line.kept else "no"))
         yield _table(Table(columns=("Task", "Δ points", "Allowed", "Kept"), align="lrrl", rows=tuple(rows)))
 
 

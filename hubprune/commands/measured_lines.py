@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hubprune.commands.summary import ratio_text, sdr_text, table
 from hubprune.core.artifacts import Measure, SpeedReport, SweepReport, Verdict
@@ -54,13 +55,21 @@ def sweep_rows(report: SweepReport) -> list[list[str]]:
     rows = [["method", "drops", "parameters"]]
     rows[0] += ["mean %", "Δ points"] * with_mean + ["perplexity", "Δ %"] * with_perplexity
     rows[0] += ["speed", "SDR"] * with_speed
+    found = report.points[0].perplexity
+    digits = max(0, 4 - len(str(int(found)))) if found else 2  # four that count of the base's, and as many below it
+    seen: dict[tuple[Any, ...], str] = {}
     for point in report.points:
+        if point.dropped and (same := seen.setdefault(point.dropped, f"{point.method} {point.count}")) != (
+            f"{point.method} {point.count}"
+        ):
+            rows.append([point.method, str(point.count), f"as {same}", *[""] * (len(rows[0]) - 3)])
+            continue
         row = [point.method, str(point.count), f"{100 * (point.parameters / report.base_parameters - 1):+.1f} %"]
         if with_mean:
             row.append("n/a" if point.mean is None else f"{point.mean:.2f}")
             row.append(with_error(point.mean_change) if point.count and point.mean_change else "")
         if with_perplexity:
-            row.append(f"> {LARGEST:.0e}" if point.perplexity is None else f"{point.perplexity:.4g}")
+            row.append(f"> {LARGEST:.0e}" if point.perplexity is None else f"{point.perplexity:.{digits}f}")
             row.append(with_error(point.perplexity_change) if point.count and point.perplexity_change else "")
         if with_speed and (speed := point.speed):
             row += [ratio_text(speed.ratio), UNRESOLVED.get(speed.verdict) or sdr_text(point.sdr)]
@@ -73,7 +82,10 @@ def picked_lines(report: SweepReport) -> list[str]:
     if not report.recommendations:
         return []
     counts = {0: "none", 1: "1 drop"}
-    rows = [[f"  {r.method}", counts.get(r.count, f"{r.count} drops"), r.reason] for r in report.recommendations]
+    rows = [
+        [f"  {r.method}", counts.get(r.count, f"{r.count} drops"), f"{r.reason}. {r.takes}" if r.takes else r.reason]
+        for r in report.recommendations
+    ]
     commands = [f"  {r.command}" for r in report.recommendations if r.command]
     parts = [f"Rule: {report.rule}\n{table(rows, left=3)}"]
     return [*parts, "Next:\n" + "\n".join(commands)] if commands else parts

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 from hubprune.commands.terminal import RESUME, errors_shown
 from hubprune.core import __version__
 from hubprune.core.console import Reporter
+from hubprune.core.extras import require
 from hubprune.core.memory import at_most, budget_of
 from hubprune.core.options import PANELS, Argument, Asked, Option, options_of, renamed
 
@@ -55,6 +56,7 @@ def add_command(app: typer.Typer, body: Callable[..., None], *, epilog: str, res
         wanted = {JSON.name: given.pop(JSON.name)} if with_json else {}
         with errors_shown(resume=resume) as reporter:
             request = kind(**_by_names_of_today(asked_for, given, reporter))
+            require(request.needs, doing=f"hubprune {body.__name__}")
             with at_most(budget_of(request)):
                 body(request, reporter, **wanted)
 

@@ -98,7 +98,7 @@ def study_tables(study: ScoreStudy) -> str:
         rows.append([entry.label, commit, f"{entry.documents:,}", f"{entry.tokens:,}", entry.mix])
     what = f"Importance of {study.base} by {VARIES[study.kind]}: {study.metric}, {study.aggregation} mean{same}"
     parts = [f"{what}\n{table(rows, left=2)}"]
-    for kind in NAMES:
+    for kind in study.entries[0].mean.kinds:
         rows = [[NAMES[kind], *(entry.label for entry in study.entries)]]
         layers = zip(*(getattr(entry.mean, kind) for entry in study.entries), strict=True)
         rows += [[str(layer), *(f"{value:.6f}" for value in row)] for layer, row in enumerate(layers)]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubprune.core.console import decimal, duration, size
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
+        AdoptedForm,
+        Adoption,
         BenchmarkComparison,
         Checkup,
         DropPlan,
@@ -51,12 +54,14 @@ def sdr_text(sdr: Sdr | None) -> str:
 
 FORMULAS: Mapping[Metric, str] = {
     "cosine": "1 - cos(X, Y)", "cosine-no-residual": "1 - cos(U, f(U))", "relative-magnitude": "|F| / |X + F|",
+    "loss": "rise of the loss without it, nats per token", "kl": "KL(base || without it), nats per token",
+    "angular": "arccos(cos(X, Y)) / pi of the last token, from the first to the last layer of a run",
 }  # fmt: skip
 """Formulas of the metrics; X and Y enter and leave a sublayer, U enters its module f, and F is what it adds to X."""
 
 
 def scores_table(scores: LayerScores, *, plan: DropPlan | None = None) -> str:
-    """Write all layers, the lowest attention score first, with what a plan drops."""
+    """Write all layers, the lowest attention score first where there are any, with what a plan drops."""
     return f"{scores_head(scores)}\n{table(score_rows(scores, plan=plan), left=0)}"
 
 
@@ -71,10 +76,14 @@ def score_rows(scores: LayerScores, *, plan: DropPlan | None = None) -> list[lis
             found.setdefault(layer, []).append("MLP dropped")
         for layer in plan.absent_layers["attn"]:
             found.setdefault(layer, []).append("not in the base")
-    rows = [["layer", "attention", "± se", "MLP", "block", ""]]
-    for layer in scores.mean.ascending("attn"):
-        values = scores.mean.attn, scores.standard_error.attn, scores.mean.mlp, scores.mean.block
-        rows.append([str(layer), *(f"{v[layer]:.6f}" for v in values), ", ".join(found.get(layer, ()))])
+    names = {"attn": "attention", "mlp": "MLP", "block": "block"}
+    first, *others = scores.mean.kinds
+    columns = {names[first]: getattr(scores.mean, first), "± se": getattr(scores.standard_error, first)}
+    columns |= {names[kind]: getattr(scores.mean, kind) for kind in others}
+    rows = [["layer", *columns, ""]]
+    for layer in scores.mean.ascending(first):
+        values = (f"{column[layer]:.6f}" for column in columns.values())
+        rows.append([str(layer), *values, ", ".join(found.get(layer, ()))])
     return rows
 
 
@@ -90,6 +99,37 @@ def scores_head(scores: LayerScores) -> str:
 def check_rows(verification: Verification) -> list[list[str]]:
     """Return the cells of a table of every check with what it saw."""
     return [["passed" if c.passed else "FAILED", c.name, c.detail] for c in verification.checks]
+
+
+FORMS: Mapping[AdoptedForm, str] = {
+    "llm-drop": "LLM-Drop: drop_attn_list and drop_mlp_list",
+    "anymodel": "ModelOpt: block_configs",
+    "fewer": "fewer layers, sublayers or neurons, found by their values",
+}
+
+
+def adoption_lines(done: Adoption, *, out: Path | None) -> str:
+    """Write what of its base is left in what others pruned, and what was written of it."""
+    plan, kept = done.plan, f"{done.compared} tensors"
+    commit, whole = f" at {done.base_commit[:12]}" if done.base_commit else "", plan.removed_layers
+    rows = [["form", FORMS[done.form]], ["base", f"{done.base_model}{commit}"]]
+    gone = {
+        "layers": whole,
+        "attention of layers": sorted({*plan.layers("attn")} - {*whole}),
+        "MLP of layers": sorted({*plan.layers("mlp")} - {*whole}),
+    }
+    rows += [[f"gone: {what}", ", ".join(map(str, layers))] for what, layers in gone.items() if layers]
+    for (before, left), layers in plan.widths.changes.items() if plan.widths else ():
+        rows.append([f"neurons, layers {', '.join(map(str, layers))}", f"{left:,} of {before:,}"])
+    same = f"the base's, rounded to {', '.join(done.rounded)}" if done.rounded else "the base's, byte for byte"
+    rows.append([kept, f"{len(done.changed)} trained or changed since" if done.changed else same])
+    rows.append(["layout", plan.layout])
+    parts_told = [table(rows, left=2)]
+    if done.made and out:
+        parts_told += [checkpoint_lines(done.made.written), f"written and verified: {out}"]
+    else:
+        parts_told.append("Write it anew with --out FOLDER, or publish it with hubprune publish --adopt.")
+    return "\n\n".join(parts_told)
 
 
 def checkpoint_lines(written: WrittenCheckpoint) -> str:

@@ -17,6 +17,7 @@ import typer
 from hubprune.core.console import Reporter
 from hubprune.core.devices import rank, world_size
 from hubprune.core.errors import DiskSpaceError, EditedError, HubpruneError, OutputError, RecipeError
+from hubprune.core.extras import missing
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -84,6 +85,11 @@ def errors_shown(*, resume: str = RESUME) -> Iterator[Reporter]:
     except HubpruneError as error:
         reporter.error(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
+    except ModuleNotFoundError as error:
+        if (told := missing(error)) is None:
+            raise
+        reporter.error(told.message, told.hint)
+        raise typer.Exit(told.exit_code) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reporter.error("The disk is full; nothing half-written was kept.", "Free some space and run it again.")

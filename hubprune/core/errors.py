@@ -129,7 +129,7 @@ class EvaluationError(HubpruneError):
 
 
 class OverBudgetError(HubpruneError):
-    """The result lost more on a benchmark than the recipe's `max_drop_pp` allows, so nothing was published."""
+    """The result lost more, or loops more, than the recipe's `max_loss` allows, so nothing was published."""
 
     exit_code = 4
 

@@ -130,6 +130,11 @@ Port = Annotated[int, Option("Port on 127.0.0.1; 0 takes a free one.", least=0, 
 class Request:
     """What is asked."""
 
+    @property
+    def needs(self) -> str | None:
+        """The extra that it takes; None for what the plain package does."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class OnHub(Request):
@@ -146,6 +151,11 @@ class Budgeted(OnHub):
     """What loads weights, and keeps to a budget of memory."""
 
     max_memory: MaxMemory = None
+
+    @property
+    def needs(self) -> str | None:
+        """The one that brings what loads weights."""
+        return "torch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +176,12 @@ class Scoring(Budgeted):
         "Tokens after which a document is cut off, or per packed sequence. Default: the mix's own, 512 for "
         "cosmopedia.", panel=SCORING)] = None
     metric: Annotated[str | None, Option(
-        "What sublayers are ranked by. Default: cosine.",
-        metavar="cosine|cosine-no-residual|relative-magnitude|reverse-order|random", panel=SCORING)] = None
+        "What sublayers are ranked by: how far one turns the hidden state (cosine, the default), or what the model "
+        "loses without it, by its loss or by KL to the base; these take n/2 + 2 passes for the attentions of n layers. "
+        "As in --metric loss --schedule iterative. "
+        "`angular` takes one run of layers, as many as --block-drop says.",
+        metavar="cosine|cosine-no-residual|relative-magnitude|loss|kl|angular|reverse-order|random",
+        panel=SCORING)] = None
     aggregation: Annotated[str | None, Option(
         "What the scores average over. Default: document.", metavar="document|token", panel=SCORING)] = None
     score_batch_size: Annotated[int | None, Option(
@@ -182,7 +196,8 @@ class Dropping(OnHub):
     """What goes, and how the rest is written."""
 
     attn_drop: Annotated[int | str | None, Option(
-        "Drop the N attention sublayers with the lowest score.", metavar="N|N%", panel=DROPPING)] = None
+        "Drop the N attention sublayers with the lowest score; publish sweeps for the number where it is auto.",
+        metavar="N|N%", panel=DROPPING)] = None
     mlp_drop: Annotated[int | str | None, Option(
         "Drop the N MLP sublayers with the lowest score.", metavar="N|N%", panel=DROPPING)] = None
     block_drop: Annotated[int | str | None, Option(

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Method, Metric, Schedule
+from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Loop, Method, Metric, Schedule
+from hubprune.core.editing import first_problem, first_problem_in, schema_of
 from hubprune.core.errors import RecipeError
-from hubprune.core.specs import MOST, Count, DropSpec, HealSpec, Number, QuantizationSpec, Settings, WidthSpec, shown
+from hubprune.core.specs import (
+    MOST,
+    Adopted,
+    Count,
+    DropSpec,
+    HealSpec,
+    Number,
+    QuantizationSpec,
+    Settings,
+    WidthSpec,
+)
 from hubprune.core.strict import parse_yaml
 from hubprune.core.suites import DEFAULT_SUITE, SUITES, expand
 
@@ -20,6 +32,10 @@ LONGEST_NAME = 96
 """Characters that the Hub allows for a namespace, and as many for a name in it."""
 MEAN = "mean"
 """Name, in a regression budget, of the mean change over all tasks."""
+LOOPS, REPETITION = "loops", "repetition"
+"""Names, in a regression budget, of the share of free texts that end in a loop, and of seq-rep-4."""
+TEXT_BUDGETS: Mapping[str, int] = {LOOPS: Loop.MIN_TOKENS, REPETITION: 5}
+"""What of the free text may have a budget -> tokens from which on a text can show it."""
 DEFAULT_TASKS = tuple(SUITES[DEFAULT_SUITE])
 PACKAGE_PROMPTS = Path(__file__).parent.parent / "evaluation" / "prompts.txt"
 
@@ -48,6 +64,10 @@ class BaseModelSpec(Settings):
             RecipeError: the revision is none.
         """
         return parse(cls, {"repo_id": repo_id, "revision": revision})
+
+
+def _by_name(value: Any) -> Any:
+    return {"repo_id": value} if isinstance(value, str) else value
 
 
 class CalibrationSubset(Settings):
@@ -129,9 +149,10 @@ class EvaluationSpec(Settings):
     prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Prompts for the free text; None for the shipped ones."""
     max_new_tokens: Count = 128
-    max_drop_pp: dict[str, Annotated[float, Number, Field(ge=0)]] = Field(default_factory=dict)
-    """The regression budget: task, or `mean` for the mean of all -> points that the result may lose at most; one that
-    loses more is not published."""
+    max_loss: dict[str, Annotated[float, Number, Field(ge=0)]] = Field(default_factory=dict)
+    """The regression budget: task, or `mean` for the mean of all -> points that the result may lose at most; `loops`,
+    or `repetition` -> points that the share of free texts that end in a loop, or the mean share of sequences of four
+    tokens that a text had before, may rise.  What is over it is not published."""
 
     @model_validator(mode="before")
     @classmethod
@@ -150,9 +171,15 @@ class EvaluationSpec(Settings):
         if other := [task for task in self.num_fewshot if task not in self.tasks]:
             tasks = ", ".join(self.tasks) or "none"
             raise ValueError(f"--num-fewshot names {other[0]}, which is not among the tasks: {tasks}")
-        known = (*self.tasks, *((MEAN,) if self.tasks else ()))
-        if other := [name for name in self.max_drop_pp if name not in known]:
-            raise ValueError(f"--max-drop-pp names {other[0]}, which is not measured: {', '.join(known) or 'no tasks'}")
+        for name in {MEAN, *TEXT_BUDGETS}.intersection(self.tasks, self.max_loss):
+            raise ValueError(f"--max-loss names {name}, which is a task and more: give the task another name")
+        known = (*self.tasks, *((MEAN,) if self.tasks else ()), *TEXT_BUDGETS)
+        if other := [name for name in self.max_loss if name not in known]:
+            raise ValueError(f"--max-loss names {other[0]}, which is not measured: {', '.join(known)}")
+        for name, least in TEXT_BUDGETS.items():
+            if name in self.max_loss and (tokens := self.max_new_tokens) < least:
+                why = f"which a text of {tokens} tokens cannot show: set max_new_tokens to {least} or more"
+                raise ValueError(f"--max-loss names {name}, {why}")
         return self
 
     def prompt_texts(self) -> tuple[str, ...]:
@@ -207,11 +234,14 @@ class Recipe(Settings):
     """Everything that decides a publish, and which kind of device it runs on."""
 
     schema_version: Literal[1] = 1
-    base: BaseModelSpec
+    base: Annotated[BaseModelSpec, BeforeValidator(_by_name, json_schema_input_type=BaseModelSpec | str)]
+    """Which base: its id alone, or with a revision."""
     drop: DropSpec = DropSpec()
     width: WidthSpec | None = None
     """How narrow the MLPs become; None for as wide as they are."""
     calibration: CalibrationMix
+    adopted: Adopted | None = None
+    """Who chose what goes, where that is taken over from what somebody else published."""
     layout: LayoutChoice = "auto"
     """How the result is written; `auto` takes what most runtimes can load."""
     metric: Metric = "cosine"
@@ -248,6 +278,11 @@ class Recipe(Settings):
             raise ValueError(
                 "nothing to drop was asked for: pass --attn-drop N, --mlp-drop N, --block-drop N, --joint-drop N, "
                 "--attn-layers 18,21,22 or --neuron-drop 60%"
+            )
+        if self.metric == "angular" and (list(self.drop.amounts) != ["block"] or self.schedule != "one-shot"):
+            raise ValueError(
+                "--metric angular looks for one run of consecutive layers, which goes as a whole: pass --block-drop N "
+                "to `hubprune prune` or `publish`, and no other drop by rank or schedule, or rank by another metric"
             )
         if self.schedule == "iterative" and not self.drop.amounts:
             raise ValueError(
@@ -302,23 +337,7 @@ def parse(kind: type[AnySettings], values: dict[str, Any]) -> AnySettings:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_sentence(error.errors()[0])) from error
-
-
-def _sentence(problem: Any) -> str:
-    if problem["type"] == "value_error":  # one of our own sentences, which says itself what it is about
-        text = str(problem["msg"]).removeprefix("Value error, ")
-        amount = problem["loc"][:1] in (("drop",), ("width",)) and not isinstance(problem["input"], dict)
-        # The fields of a width are called as in the file; its own has another name on the command line.
-        named = {"width": "mlp_width"}.get(str(problem["loc"][1]), str(problem["loc"][1])) if amount else ""
-        option = f"--{named.replace('_', '-')}: "
-        return f"{option}{text}." if amount else f"{text[0].upper()}{text[1:]}."
-    if problem["type"] == "string_pattern_mismatch" and problem["loc"][-1:] == ("device",):
-        return f"--device {problem['input']!r} is none of auto, cpu, mps, cuda and cuda:N."
-    place = ".".join(map(str, problem["loc"]))
-    known = problem["type"] != "extra_forbidden" and isinstance(problem["input"], (str, int, float))
-    got = f", not {shown(problem['input'])}" if known else ""
-    return f"{place}: {problem['msg']}{got}."
+        raise RecipeError(first_problem(error, kind)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -341,13 +360,26 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe file; a relative `include_path` is taken from the file's own folder.
 
     Raises:
-        RecipeError: the file cannot be read or has a value that cannot be used.
+        RecipeError: the file cannot be read or has a value that cannot be used, with its line.
     """
     values = read_yaml(path)
     evaluation = values.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(folder := evaluation.get("include_path"), str):
         values["evaluation"] = {**evaluation, "include_path": str(path.resolve().parent / folder)}
-    return parse(Recipe, values)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(first_problem_in(path.read_bytes(), error, Recipe, where=str(path))) from error
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe, for editors."""
+    schema = schema_of(Recipe, title="Recipe of hubprune")
+    fields = schema["$defs"][EvaluationSpec.__name__]["properties"]
+    for_each = fields["num_fewshot"]
+    told = {key: for_each.pop(key) for key in ("description", "default") if key in for_each}
+    fields["num_fewshot"] = {"anyOf": [for_each, {"type": "integer"}], **told}
+    return schema
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

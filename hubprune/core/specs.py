@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from hubprune.core.artifacts import (
+    AdoptedForm,
     HealingLoss,
     HealingMethod,
     Method,
@@ -24,7 +25,9 @@ from hubprune.core.artifacts import (
 PERCENT = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%", re.ASCII)
 
 
-FORMERLY: Mapping[str, str] = {"drop_attn": "attn_layers", "drop_mlp": "mlp_layers", "drop_neurons": "neuron_drop"}
+FORMERLY: Mapping[str, str] = {
+    "drop_attn": "attn_layers", "drop_mlp": "mlp_layers", "drop_neurons": "neuron_drop", "max_drop_pp": "max_loss",
+}  # fmt: skip
 """What settings were once called -> their names, which say first what goes; recipes that are out have the old ones."""
 
 
@@ -48,6 +51,8 @@ MOST = 2**31 - 1
 """Most documents, tokens, layers and whatever else is counted; the libraries below count in C."""
 DEFAULT_GROUP = 128
 """Columns that share a scale, as vLLM's kernels like it."""
+AUTO = "auto"
+"""Stands for a number of drops that is to be found."""
 MOST_SHOWN = 60
 """Characters of a value that an error repeats."""
 
@@ -88,6 +93,8 @@ def _amount(value: Any) -> int | str:
         return _percent(value)
     digits = isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= len(str(MOST))
     number = int(value) if digits else value
+    if number == AUTO:
+        raise ValueError("auto is a number that hubprune publish looks for; elsewhere pass it, or run hubprune sweep")
     if type(number) is not int or not 1 <= number <= MOST:
         raise ValueError(f"{shown(value)} is neither a number of 1 or more nor a share like 10%")
     return number
@@ -199,6 +206,8 @@ class WidthSpec(Settings):
     """Importance of a neuron, from its weights."""
     multiple: Count = 64
     """The width is rounded to the nearest multiple of this; a width that is given as a number is taken as it is."""
+    neurons: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]+$")], ...] | None = None
+    """Which neurons stay, one mask of bits in hex per layer, where no metric chooses them; with one width per layer."""
 
     @model_validator(mode="after")
     def _one_request(self) -> WidthSpec:
@@ -210,6 +219,9 @@ class WidthSpec(Settings):
             raise ValueError("how narrow? pass --neuron-drop 60%, --mlp-width 3277 or --expansion-ratio 1.07")
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} exclude each other: pass one of them")
+        fits = isinstance(self.width, tuple) and [int(mask, 16).bit_count() for mask in self.neurons or ()]
+        if self.neurons is not None and fits != list(self.width if isinstance(self.width, tuple) else ()):
+            raise ValueError("the key neurons does not name as many neurons of every layer as its width says")
         return self
 
     @property
@@ -220,6 +232,18 @@ class WidthSpec(Settings):
         if self.expansion_ratio:
             return f"expansion-{self.expansion_ratio:g}"
         return f"mlp-width-{self.width if isinstance(self.width, int) else 'mixed'}"
+
+
+class Adopted(Settings):
+    """Whose published choice a result follows: what goes is named in the recipe, and was chosen there."""
+
+    repo_id: str
+    """Repo on the Hub, or the name of a folder."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """Its commit; None for a folder."""
+    form: AdoptedForm
+    license: str | None = None
+    """As its card names it, where it does."""
 
 
 class QuantizationSpec(Settings):

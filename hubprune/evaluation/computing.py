@@ -25,17 +25,21 @@ from hubprune.core.devices import rank, world_size
 from hubprune.core.errors import EvaluationError
 from hubprune.core.memory import at_most, told_limit
 from hubprune.evaluation import models
-from hubprune.evaluation.layer_tree import Batch, LayerTree, Tally, Variant, collate, head_alone
+from hubprune.evaluation.batch import Batch, collate, piece_size
+from hubprune.evaluation.layer_tree import LayerTree, Tally, Variant, head_alone
 from hubprune.evaluation.panel import PLAIN_ROWS, Computing, Names, PanelLM, Prompt, Scored, not_told, tokens_of
-from hubprune.evaluation.requests import Answer, Request, Row, alone, batches, make_rows, slots
+from hubprune.evaluation.requests import Answer, Request, Row, batches, halved, make_rows, slots
 
 CPU_SLOTS = 1024
 """Tokens of a batch on a CPU, whose caches larger ones do not fit into."""
 GPU_SLOTS = 32768
 """Tokens that a batch begins with elsewhere; it is halved until it fits."""
-TEXT_SLOTS = 16384
-"""Tokens of a batch of texts that are written at once, those to come included."""
+TEXT_SLOTS, GPU_TEXT_SLOTS = 16384, 131072
+"""Tokens of a batch of texts that are written at once, those to come included; memory may allow fewer.  A GPU reads all
+weights for every token, of however many texts."""
 TEXT_ROWS = 64
+STATES_ROOM = 4
+"""Hidden states of a long row may take one part in so many of the free memory."""
 PATIENCE = timedelta(weeks=4)
 """How long followers wait, for instance while the first process scores, prunes and verifies."""
 OVER = "over"
@@ -117,8 +121,12 @@ class Models:
             EvaluationError: the model has no positions for what is asked.
         """
         asked, model = self.language_models[name], self.variants[name].model
-        lengths = [len(asked.tok_encode(prompt[0])) + asked.new_tokens(prompt) for prompt in prompts]
-        tokens = None if self._batch_size else models.text_tokens(model, most=TEXT_SLOTS)
+        # What does not fit into a model's positions is cut off.
+        lengths = [
+            min(len(asked.tok_encode(prompt[0])) + asked.new_tokens(prompt), asked.max_length) for prompt in prompts
+        ]
+        most = TEXT_SLOTS if models.input_device(model) in ("cpu", "disk") else GPU_TEXT_SLOTS
+        tokens = None if self._batch_size else models.text_tokens(model, most=most)
         rows = self._batch_size or (None if models.is_on_disk(model) else TEXT_ROWS)
         return models.similar_length(lengths, tokens=tokens, rows=rows)
 
@@ -179,7 +187,20 @@ class Scorer:
 
     def plan(self, requests: Sequence[Request]) -> list[list[Row]]:
         """Divide requests into batches, the largest first."""
-        return list(batches(make_rows(requests), most_slots=self._most_slots, most_rows=self._most_rows))
+        rows = make_rows(requests, most=self._longest())
+        return list(batches(rows, most_slots=self._most_slots, most_rows=self._most_rows))
+
+    def _longest(self) -> int:
+        """Count the tokens of which the states, before and behind a layer, take a part of the free memory."""
+        return self._free() // (STATES_ROOM * (len(self.tree.variants) + 2) * self._width)
+
+    def _free(self) -> int:
+        return models.free_bytes(str(self._device))
+
+    @property
+    def _width(self) -> int:
+        model = self.tree.variants[0].model
+        return int(model.config.get_text_config().hidden_size) * int(model.dtype.itemsize)
 
     @torch.inference_mode()
     def answer(self, rows: Sequence[Row], requests: Sequence[Request]) -> Scored:
@@ -204,19 +225,24 @@ class Scorer:
             if not middle and len(part[0].members) == 1:
                 message = f"The device ran out of memory over a single request of {len(part[0])} tokens."
                 raise EvaluationError(message, hint="Pass --dtype bfloat16, or --device cpu.")
-            smaller = [part[:middle], part[middle:]] if middle else [[row] for row in alone(part[0], requests)]
+            smaller = [part[:middle], part[middle:]] if middle else [[row] for row in halved(part[0], requests)]
             parts.extendleft(reversed(smaller))
         return answers
 
     def _forward_or_none(self, rows: Sequence[Row]) -> Scored | None:
         """Answer a batch; None where memory ran out, and by then nothing holds on to its tensors."""
         try:
-            batch = collate(rows, self._device)
+            batch = collate(rows, self._device, piece=self._piece(rows))
             return {v.name: _answers(v, states, batch) for v, states in self.tree.hidden_states(batch)}
         except RuntimeError as error:
             if not models.is_memory_error(error):
                 raise
             return None
+
+    def _piece(self, rows: Sequence[Row]) -> int:
+        variant, on_cpu = self.tree.variants[0], self._device.type == "cpu"
+        itemsize = int(variant.model.dtype.itemsize)
+        return piece_size(variant.decoder.config, rows, itemsize=itemsize, on_cpu=on_cpu, free=self._free())
 
 
 def _answers(variant: Variant, states: torch.Tensor, batch: Batch) -> dict[int, Answer]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +24,19 @@ from hubprune.core.errors import CheckpointError, EvaluationError
 from hubprune.core.privacy import no_calls_elsewhere
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
+from hubprune.evaluation.lengths import Encoded, write_samples
 from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.evaluation.requests import Memo
-from hubprune.evaluation.results import answers_of, came_back, compare_results, refuse_different_documents, together
+from hubprune.evaluation.results import (
+    answers_of,
+    came_back,
+    compare_results,
+    refuse_different_documents,
+    samples_of,
+    together,
+)
 from hubprune.evaluation.sources import commit_of, state_of
-from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, refuse_missing
+from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, refuse_long, refuse_missing
 
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Models
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
 BOOTSTRAP_ITERATIONS = 1000
 
 
-def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
+def check_tasks(spec: EvaluationSpec, *, positions: int | None = None) -> dict[str, str | None]:
     """Find out in seconds, before any compute, whether the benchmarks of a spec can be run.
 
     Returns what they read, each with what tells its present state from another: a commit, or sizes and times of local
@@ -49,13 +55,16 @@ def check_tasks(spec: EvaluationSpec) -> dict[str, str | None]:
     the format of files, and then the files that a task names: `json: rows/a.jsonl`.
 
     Raises:
-        EvaluationError: a task is unknown (with near matches) or unfit, or its data set cannot be reached.
+        EvaluationError: a task is unknown (with near matches) or unfit, lets the model write more than it has positions
+            for, or its data set cannot be reached.
         MissingDependencyError: the code of a task needs a package, or data of nltk's, that is not there.
     """
     if not spec.tasks:
         return {}
     manager = find_tasks(spec)
     refuse_missing(manager, spec.tasks)
+    if positions:
+        refuse_long(manager, spec.tasks, positions=positions)
     return {source.name: state_of(source) for source in data_sources(manager, spec.tasks)}
 
 
@@ -94,7 +103,7 @@ def compare(
     refuse_different_documents(results["base"], results["pruned"])
     if samples_folder is not None:
         for name, found in results.items():
-            _write_samples(found["samples"], samples_folder / name)
+            write_samples(found["samples"], samples_folder / name)
     return _comparison(plan, measured, seconds=time.monotonic() - start)
 
 
@@ -233,6 +242,8 @@ class _Measured:
     backend: EvalBackend
     fallback: str | None
     self_check: SelfCheck | None
+    encoded: Encoded
+    """How long the prompts were."""
 
 
 def _measure(plan: _Plan, pair: Pair, memo: Memo) -> _Measured:
@@ -279,7 +290,7 @@ def _measure_together(
     results = {name: _evaluate(plan, panel, name) for name in folders}
     models.close()
     device, dtype = _where(models)
-    return _Measured(results, device, dtype, panel.backend, panel.fallback, panel.self_check)
+    return _Measured(results, device, dtype, panel.backend, panel.fallback, panel.self_check, panel.encoded)
 
 
 def _where(models: Computing) -> tuple[str, str]:
@@ -356,30 +367,25 @@ def _forget_answers(task: Any, **_: Any) -> None:
         request.filtered_resps = {}
 
 
-def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path) -> None:
-    from lm_eval.utils import handle_non_serializable
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for task, rows in samples.items():
-        fit_for_a_file = re.sub(r"[^\w.-]+", "_", task)
-        path = folder / f"samples_{fit_for_a_file}.jsonl"
-        unfinished = path.with_suffix(".tmp")
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(r, default=handle_non_serializable, sort_keys=True) + "\n" for r in rows)
-        unfinished.replace(path)
-
-
 def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> BenchmarkComparison:
     commits = {name: commit_of(getattr(task, "dataset", None)) for name, task in plan.suite.tasks.items()}
     left_out: list[str] = []
     base, pruned = measured.results["base"], measured.results["pruned"]
     asked = plan.suite.requested
     tasks = compare_results(base, pruned, requested=asked, commits=commits, warn=left_out.append)
+    of_prompts = {row.task: measured.encoded.of_task(samples_of(base, row.task)) for row in tasks}
+    tasks = tuple(row.model_copy(update=of_prompts[row.task]) for row in tasks)
+    left_out += [
+        f"{of['prompts_cut']} prompts of {name} are longer than the model has positions for, and begin later."
+        for name, of in of_prompts.items() if of["prompts_cut"]
+    ]  # fmt: skip
     for sentence in left_out:
         plan.reporter.warn(sentence)
     return BenchmarkComparison(
-        tasks=tasks, mean_change=mean_change(tasks), left_out=tuple(left_out), limit=plan.spec.limit,
-        backend=measured.backend, fallback=measured.fallback,
+        tasks=tasks, mean_change=mean_change(tasks),
+        mean_written=mean_change([row for row in tasks if row.is_written]),
+        mean_scored=mean_change([row for row in tasks if row.is_written is False]),
+        left_out=tuple(left_out), limit=plan.spec.limit, backend=measured.backend, fallback=measured.fallback,
         self_check=measured.self_check, batch_size=plan.spec.batch_size, dtype=measured.dtype,
         device=measured.device, seed=plan.seed, lm_eval=version("lm_eval"), seconds=seconds,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,12 +18,15 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hubprune.core.neutral import recorder_of
-from hubprune.evaluation.requests import Answer, Row, refuse_not_finite
+from hubprune.evaluation.batch import Batch, Kept
+from hubprune.evaluation.requests import Answer, refuse_not_finite
 
 PASSED_OVER = frozenset({"layer_idx", "name_or_path", "training"})
 """Plain attributes of modules that change nothing in a pass without a KV cache."""
 CPU_LOGIT_BYTES, GPU_LOGIT_BYTES = 2**24, 2**28
 """Memory that logits in float32 take at a time; on a CPU they are to stay in its cache."""
+CACHE_NAMES = ("cache", "past_key_values")
+"""What a layer of transformers calls its KV cache, the newer name first."""
 MASKED = ("sdpa", "eager")
 """Implementations of attention that take a mask of our own."""
 
@@ -68,65 +71,6 @@ def why_not_anywhere(variant: Variant) -> str | None:
     return f"its decoder has no {' and no '.join(missing)}" if missing else None
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Rows as tensors."""
-
-    ids: torch.Tensor
-    """Token ids, [rows, tokens], padded on the right with zeros."""
-    positions: torch.Tensor | None
-    """Position ids of the same shape; None where all rows are plain."""
-    branches: torch.Tensor | None
-    """Numbers of the endings, -1 for padding; None where all rows are plain."""
-    selected: torch.Tensor
-    """Where the hidden states are that predict something, in the flattened batch, [targets]."""
-    targets: torch.Tensor
-    """Token ids that they should predict, [targets]."""
-    owners: tuple[int, ...]
-    """The request that each target is of."""
-
-    def some(self, rows: slice) -> Batch:
-        """Return some of its rows, as far as layers look at them."""
-        positions, branches = (None if t is None else t[rows] for t in (self.positions, self.branches))
-        return replace(self, ids=self.ids[rows], positions=positions, branches=branches)
-
-    def mask(self, window: int | None) -> torch.Tensor | None:
-        """Return which token sees which, bool of shape [rows, 1, tokens, tokens]; None where causal says it all.
-
-        A token sees those before it in its own ending and in the shared beginning, and with a sliding window only
-        those at less than `window` positions' distance.  Padding sees itself, since a softmax over nothing is NaN.
-        """
-        if self.branches is None or self.positions is None:
-            return None
-        branches, positions = self.branches, self.positions
-        tokens = branches.shape[1]
-        seen = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
-        seen &= torch.ones(tokens, tokens, dtype=torch.bool, device=seen.device).tril()
-        if window is not None:
-            seen &= positions[:, :, None] - positions[:, None, :] < window
-        seen |= torch.eye(tokens, dtype=torch.bool, device=seen.device)
-        return seen[:, None]
-
-
-def collate(rows: Sequence[Row], device: torch.device) -> Batch:
-    """Make tensors of rows."""
-    width = max(map(len, rows))
-    plain = all(row.is_plain for row in rows)
-    members = [(number * width, member) for number, row in enumerate(rows) for member in row.members]
-
-    def padded(values: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
-        return torch.tensor([[*row, *[filler] * (width - len(row))] for row in values]).to(device)
-
-    return Batch(
-        ids=padded([row.tokens for row in rows], 0),
-        positions=None if plain else padded([row.positions for row in rows], 0),
-        branches=None if plain else padded([row.branches for row in rows], -1),
-        selected=torch.tensor([start + place for start, m in members for place in m.places]).to(device),
-        targets=torch.tensor([target for _, m in members for target in m.targets]).to(device),
-        owners=tuple(m.request for _, m in members for _ in m.targets),
-    )
-
-
 class LayerTree:
     """Several variants of one model, whose equal layers are run once.
 
@@ -137,6 +81,8 @@ class LayerTree:
         self.variants = tuple(variants)
         self.calls = 0
         """Layers that were run so far."""
+        self.token_layers = 0
+        """Tokens that were run through a layer so far, padding included."""
 
     @cached_property
     def _signs(self) -> list[list[str]]:
@@ -152,7 +98,8 @@ class LayerTree:
 
     def hidden_states(self, batch: Batch) -> Iterator[tuple[Variant, torch.Tensor]]:
         """Yield the selected hidden states of every variant, before its last norm: [targets, hidden_size]."""
-        limbs = [_Limb(*trunk.enter(batch), numbers) for trunk, numbers in self._trunks]
+        entered = ((Passage(trunk, batch), numbers) for trunk, numbers in self._trunks)
+        limbs = [_Limb(passage.entering, passage, numbers) for passage, numbers in entered]
         for step in range(max(len(variant.layers) for variant in self.variants)):
             limbs = [limb for before in limbs for limb in self._grow(before, step)]
         for limb in limbs:
@@ -167,9 +114,9 @@ class LayerTree:
             layers, states = self.variants[numbers[0]].layers, limb.states
             if step < len(layers):
                 self.calls += 1
-                output = layers[step](states, **limb.calls[step])
-                states = output[0] if isinstance(output, tuple) else output
-            yield _Limb(states, limb.calls, numbers)
+                self.token_layers += states.shape[0] * states.shape[1]
+                states = limb.passage.run(layers[step], step, states)
+            yield _Limb(states, limb.passage, numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +124,7 @@ class _Limb:
     """Variants that have the same hidden states so far."""
 
     states: torch.Tensor
-    calls: Sequence[Mapping[str, Any]]
+    passage: Passage
     variants: Sequence[int]
 
 
@@ -252,6 +199,44 @@ class Trunk:
         for recorder in self._recorders:
             recorder.forget()
         return found
+
+
+class Passage:
+    """A batch on its way through the layers behind a trunk: at once, or where its rows are long, piece by piece.
+
+    Of a long row, a layer reads one piece after the other, and what it keeps of the tokens that the next piece sees are
+    their keys and values.  So the largest mask is that of a piece, and keys and values are there for one layer alone.
+    Where states are given, the tokens are not looked up.
+    """
+
+    def __init__(self, trunk: Trunk, batch: Batch, states: torch.Tensor | None = None) -> None:
+        self._trunk, self._batch = trunk, batch
+        self._calls: Sequence[Mapping[str, Any]] = ()
+        if not batch.pieces:
+            self.entering, self._calls = trunk.enter(batch, states)
+        elif states is None:
+            self.entering = torch.cat([trunk.enter(batch.part(piece))[0] for piece in batch.pieces], dim=1)
+        else:
+            self.entering = states
+        """Hidden states before the first layer, [rows, tokens, hidden_size]."""
+
+    def run(self, layer: nn.Module, number: int, states: torch.Tensor) -> torch.Tensor:
+        """Run a layer, which is the one of this number, on the states of all tokens."""
+        if not self._batch.pieces:
+            return _states_of(layer(states, **self._calls[number]))
+        found, kept = torch.empty_like(states), Kept()
+        for piece in self._batch.pieces:
+            here = states[:, piece.start : piece.stop]
+            kept.go_on(piece)
+            call = self._trunk.enter(self._batch.part(piece), here)[1][number]
+            name = next((name for name in CACHE_NAMES if name in call), CACHE_NAMES[-1])
+            found[:, piece.start : piece.stop] = _states_of(layer(here, **{**call, name: kept}))
+        return found
+
+
+def _states_of(output: Any) -> torch.Tensor:
+    states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return states
 
 
 def windows_of(variant: Variant) -> tuple[int | None, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,14 @@ def refuse_missing(tasks: Iterable[tuple[str, Mapping[str, Any]]], *, of: str) -
     """
     for _, config in tasks:
         sources = list(_sources(config))
-        if missing := sorted({m for source in sources for m in _imported(source) if not find_spec(m)}):
+        imported = {module for source in sources for module in _imported(source)}
+        if gone := sorted(module for module in imported if _is_gone(module)):
+            package = gone[0].split(".")[0]
+            raise MissingDependencyError(
+                f"The benchmark {of} needs {gone[0]}, which {package} {version(package)} no longer has.",
+                hint=f"Leave {of} out, or install a {package} that still has it.",
+            )
+        if missing := sorted({name for module in imported if not find_spec(name := module.split(".")[0])}):
             raise MissingDependencyError(
                 f"The benchmark {of} needs what is not installed: {', '.join(missing)}.",
                 hint=f"{_pip_line(missing)}, or leave {of} out.",
@@ -79,7 +86,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _imported(source: ast.Module) -> Iterator[str]:
-    """List the modules that a file imports wherever it is imported, by their first names.
+    """List the modules that a file imports wherever it is imported.
 
     What a function imports, or what the file can do without, is not among them.
     """
@@ -87,7 +94,21 @@ def _imported(source: ast.Module) -> Iterator[str]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level and node.module:
             names = [node.module]
-        yield from (name.split(".")[0] for name in names)
+        yield from names
+
+
+def _is_gone(module: str) -> bool:
+    """Tell whether an installed package has no such module; nothing is imported to find out."""
+    first, *rest = module.split(".")
+    spec = find_spec(first)
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    for part in rest:
+        if not folders:
+            return False  # a single file, or compiled: what it makes up when it is imported is not known
+        if not any((folder / part).is_dir() or any(folder.glob(f"{part}.*")) for folder in folders):
+            return True
+        folders = [folder / part for folder in folders if (folder / part).is_dir()]
+    return False
 
 
 def _run_at_import(statements: Iterable[ast.stmt]) -> Iterator[ast.stmt]:

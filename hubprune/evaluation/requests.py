@@ -1,8 +1,8 @@
 """What models are asked: how requests share a row, and the memory of what was answered.  Pure: no torch.
 
-The endings of a multiple-choice question follow the same context.  A row holds that context once and all endings after
-it; position ids start again where an ending begins, and a mask keeps endings from seeing one another, so that every
-ending is read as if it stood alone.
+The endings of a multiple-choice question follow the same context, and questions may follow the same examples.  A row
+holds whatever its requests begin with in common once, as a tree: position ids start again where one of them goes its
+own way, and a token sees those alone that come before it in a request, so that each is read as if it stood alone.
 
 A request is known by the tokens that the model reads, after they were cut to its length.  So answers outlive another
 limit, another list of tasks and a run that was killed, and a re-publish finds those of its base.
@@ -17,8 +17,6 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
-from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,9 @@ from hubprune.core.errors import EvaluationError
 LEAST_GAIN = 8
 """Tokens that a request has to save to join a row: a mask costs time as well."""
 LONGEST_ROW = 1024
-"""Tokens that a row of several requests has at most, since a mask has its length squared."""
+"""Tokens that a row of several requests has at most where it is read at once, since a mask has its length squared."""
+LEAST_SHARED = 256
+"""Tokens that a request begins with in common with the last one of a row to make it longer, and read in pieces."""
 WORTHWHILE = 0.25
 """Share of the most slots from which on a batch is large enough to be closed rather than padded."""
 WASTE = 0.03
@@ -48,32 +48,43 @@ BUSY_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Request:
-    """Tokens for a model to read, and how many of the last ones it is scored on."""
+    """Tokens for a model to read, and those that it is scored on."""
 
-    tokens: tuple[int, ...]
-    """Context and ending; the last token is scored and never read."""
-    scored: int
+    context: tuple[int, ...]
+    """Many requests may have the same one, which then is there once."""
+    targets: tuple[int, ...]
+    """The tokens that are scored; the last one is never read."""
 
     @classmethod
     def of(cls, context: Sequence[int], ending: Sequence[int], *, max_length: int) -> Request:
-        """Join context and ending, and cut off on the left what a model has no positions for, as lm-eval does.
+        """Take context and ending, and cut off on the left what a model has no positions for, as lm-eval does.
 
         Raises:
             ValueError: the context or the ending is empty, or the ending alone is longer than `max_length`.
         """
         if not context or not 0 < len(ending) <= max_length:
             raise ValueError(f"{len(context)} tokens of context and {len(ending)} of {max_length} to score")
-        return cls((*context, *ending)[-(max_length + 1) :], len(ending))
+        too_many = max(0, len(context) + len(ending) - max_length - 1)
+        return cls(tuple(context[too_many:]) if too_many else tuple(context), tuple(ending))
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Context and ending."""
+        return self.context + self.targets
+
+    @property
+    def scored(self) -> int:
+        """How many of the last tokens are scored."""
+        return len(self.targets)
 
     @property
     def read(self) -> tuple[int, ...]:
         """The tokens that go into the model."""
-        return self.tokens[:-1]
+        return self.context + self.targets[:-1]
 
-    @property
-    def targets(self) -> tuple[int, ...]:
-        """The tokens that are scored."""
-        return self.tokens[-self.scored :]
+    def __len__(self) -> int:
+        """How many tokens go into the model."""
+        return len(self.context) + len(self.targets) - 1
 
     @property
     def key(self) -> bytes:
@@ -110,78 +121,99 @@ class Member:
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens that are read together."""
+    """Tokens that are read together: a tree of requests, each branch before the next one."""
 
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
-    branches: tuple[int, ...]
-    """0 for the shared beginning, n for the n-th ending, which sees the beginning and itself."""
+    ends: tuple[int, ...]
+    """For each token the place in the row up to which those behind it see it: the end of all that begins with it."""
     members: tuple[Member, ...]
 
     @property
     def is_plain(self) -> bool:
-        """True for a row without endings apart, which an ordinary causal mask is right for."""
-        return not self.branches[-1]
+        """True for a row without branches, which an ordinary causal mask is right for."""
+        return min(self.ends) == len(self.tokens)
+
+    @property
+    def is_long(self) -> bool:
+        """True for a row with branches whose mask would be too large, so that it is read in pieces."""
+        return len(self.tokens) > LONGEST_ROW and not self.is_plain
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def make_rows(requests: Sequence[Request]) -> list[Row]:
+def make_rows(requests: Sequence[Request], *, most: int = LONGEST_ROW) -> list[Row]:
     """Pack requests into rows, the longest row first.
 
     Requests are sorted by their tokens, so that those that begin alike are neighbours, and join the row before them
-    where that saves tokens.
+    where that saves tokens.  A row that shares a long beginning may have up to `most` tokens.
     """
-    reads = [request.read for request in requests]
-    order = sorted(range(len(requests)), key=reads.__getitem__)
-    rows = [_row(members, shared, reads, requests) for members, shared in _groups(order, reads)]
-    return sorted(rows, key=len, reverse=True)
+    order = sorted(range(len(requests)), key=lambda n: (requests[n].context, requests[n].targets))
+    return sorted((_row(members, requests) for members in _groups(order, requests, most)), key=len, reverse=True)
 
 
-def alone(row: Row, requests: Sequence[Request]) -> list[Row]:
-    """Take a row apart into one for each request."""
-    reads = [request.read for request in requests]
-    return [_row([member.request], len(reads[member.request]), reads, requests) for member in row.members]
+def halved(row: Row, requests: Sequence[Request]) -> list[Row]:
+    """Take a row of several requests apart into two, which both begin with what they share."""
+    members = [member.request for member in row.members]
+    middle = len(members) // 2
+    return [_row(part, requests) for part in (members[:middle], members[middle:])]
 
 
-def _groups(order: Iterable[int], reads: Sequence[tuple[int, ...]]) -> Iterator[tuple[list[int], int]]:
-    """Yield lists of requests with the number of tokens that all of them begin with."""
+def _groups(order: Iterable[int], requests: Sequence[Request], most: int) -> Iterator[list[int]]:
+    """Yield the requests of each row."""
     members: list[int] = []
-    shared = total = 0  # tokens in common, and tokens of all members together
+    total = 0  # tokens of the row
     for number in order:
-        read = reads[number]
+        length = len(requests[number])
         if members:
-            in_common = sum(takewhile(bool, map(eq, reads[members[0]], read)))
-            less = min(shared, in_common)
-            before = total - (len(members) - 1) * shared
-            after = total + len(read) - len(members) * less
-            if after <= before + len(read) - LEAST_GAIN and after <= LONGEST_ROW:
-                members, shared, total = [*members, number], less, total + len(read)
+            shared = in_common(requests[members[-1]], requests[number])
+            after = total + length - shared
+            longest = most if shared >= LEAST_SHARED else LONGEST_ROW
+            if shared >= LEAST_GAIN and after <= max(longest, LONGEST_ROW):
+                members, total = [*members, number], after
                 continue
-            yield members, shared
-        members, shared, total = [number], len(read), len(read)
+            yield members
+        members, total = [number], length
     if members:
-        yield members, shared
+        yield members
 
 
-def _row(members: Sequence[int], shared: int, reads: Sequence[tuple[int, ...]], requests: Sequence[Request]) -> Row:
-    tokens, positions = [*reads[members[0]][:shared]], [*range(shared)]
-    branches = [0] * shared
-    starts: dict[tuple[int, ...], int] = {}
-    packed = []
+def in_common(one: Request, other: Request) -> int:
+    """Count the tokens that two requests begin with in common, of those that are read."""
+    if one.context is other.context:
+        return len(one.context) + _alike(one.targets[:-1], other.targets[:-1])
+    return _alike(one.read, other.read)
+
+
+def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Count equal tokens from the left, by comparing halves, since thousands are compared as fast as one."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
+
+
+def _row(members: Sequence[int], requests: Sequence[Request]) -> Row:
+    tokens, positions, ends, packed = list[int](), list[int](), list[int](), list[Member]()
+    path: list[int] = []  # where in the row the tokens of the last request are
+    last: Request | None = None
     for number in members:
-        read, scored = reads[number], requests[number].scored
-        tail = read[shared:]
-        if tail and tail not in starts:
-            starts[tail] = len(tokens)
-            tokens += tail
-            positions += range(shared, len(read))
-            branches += [len(starts)] * len(tail)
-        offset = starts.get(tail, shared) - shared
-        places = (p if p < shared else p + offset for p in range(len(read) - scored, len(read)))
-        packed.append(Member(number, tuple(places), requests[number].targets))
-    return Row(tuple(tokens), tuple(positions), tuple(branches), tuple(packed))
+        request = requests[number]
+        shared = in_common(last, request) if last else 0
+        for place in path[shared:]:
+            ends[place] = len(tokens)
+        new = request.read[shared:]
+        path[shared:] = range(len(tokens), len(tokens) + len(new))
+        tokens += new
+        positions += range(shared, len(request))
+        ends += [0] * len(new)
+        packed.append(Member(number, tuple(path[len(request) - request.scored :]), request.targets))
+        last = request
+    for place in path:
+        ends[place] = len(tokens)
+    return Row(tuple(tokens), tuple(positions), tuple(ends), tuple(packed))
 
 
 def slots(rows: Sequence[Row]) -> int:

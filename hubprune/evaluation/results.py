@@ -32,7 +32,7 @@ from hubprune.evaluation.compare import (
     refuse_other_documents,
     share_of_loss,
 )
-from hubprune.evaluation.sources import hub_id
+from hubprune.evaluation.sources import hub_id, new_tokens
 
 Document = tuple[str, int, str]
 """Task, id and hash of a document."""
@@ -40,7 +40,7 @@ Answers = Mapping[Document, Value]
 PLAIN: tuple[Scale, ...] = ("mean", "perplexity")
 WEIGHTED: tuple[Scale, ...] = ("perplexity", "bits")
 Results = Mapping[str, Any]
-MAIN_METRICS = ("acc_norm", "acc", "exact_match", "f1")
+MAIN_METRICS = ("acc_norm", "acc", "exact_match")
 """Metrics that come first where a task has them, best first; all others keep the task's own order."""
 NOT_FINITE = "Try --dtype float32; if it computed in that, the model overflows and cannot be measured so."
 CHOICE_METRICS = frozenset({"acc", "acc_norm"})
@@ -159,6 +159,7 @@ def _rows(
         "dataset_commit": _text(_common(leaves, commits)),
         "split": _text(_common(leaves, splits)),
     }
+    shared["requests"], shared["new_tokens"] = _asked(base, leaves)
     rows = []
     for metric, key in sorted(_metric_keys(base, name).items(), key=lambda item: _place(item[0])):
         results = {"base": base["results"][name], "pruned": pruned["results"][name]}
@@ -173,6 +174,22 @@ def _rows(
     if not rows and not any(_metric(base["results"][name], key) for key in _metric_keys(base, name).values()):
         raise EvaluationError(f"The benchmark {name} has no metric with a finite value.", hint=NOT_FINITE)
     return rows
+
+
+def _asked(results: Results, leaves: tuple[str, ...]) -> tuple[int | None, int | None]:
+    """Count the requests of all documents, and take the most tokens that may be written for one; None for none.
+
+    Samples without requests are of older files.
+    """
+    requests = most = 0
+    for leaf in leaves:
+        # Where answers are read from a text in several ways, a document has a sample for each of them.
+        samples = results.get("samples", {}).get(leaf, ())
+        for arguments in {s["doc_id"]: s["arguments"] for s in samples if "arguments" in s and "doc_id" in s}.values():
+            requests += len(arguments)
+            kwargs = (argument[1] for argument in arguments if len(argument) > 1 and isinstance(argument[1], Mapping))
+            most = max(most, *(new_tokens(given) for given in kwargs), 0)
+    return requests or None, most or None
 
 
 def _chance(results: Results, metric: str, leaves: tuple[str, ...]) -> float | None:
@@ -197,6 +214,12 @@ def _leaves(results: Results, name: str) -> tuple[str, ...]:
     if name not in results["group_subtasks"]:
         return (name,)
     return tuple(leaf for child in results["group_subtasks"][name] for leaf in _leaves(results, child))
+
+
+def samples_of(results: Results, name: str) -> Iterator[Mapping[str, Any]]:
+    """Yield lm-eval's samples of all tasks below an entry of the results."""
+    for leaf in _leaves(results, name):
+        yield from results["samples"].get(leaf, ())
 
 
 def _common(leaves: tuple[str, ...], values: Mapping[str, Any]) -> tuple[Any] | None:

@@ -7,6 +7,7 @@ that it may have.  Of a data set is told whether it can be had, and at which com
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,6 +38,8 @@ TEXTS = (
     "dataset_path", "dataset_name", "training_split", "validation_split", "test_split", "fewshot_split", "output_type",
     "description", "target_delimiter", "fewshot_delimiter",
 )  # fmt: skip
+LM_EVAL_TOKENS = 256
+"""Tokens that lm-eval lets a model write where a task does not say."""
 KINDS: Mapping[type, str] = {str: "text", dict: "mapping", list: "list", int: "whole number"}
 
 
@@ -148,6 +151,12 @@ def _expect(name: str, key: str, value: Any, kind: type) -> None:
         raise EvaluationError(f"The benchmark {name} has a {key} that is no {KINDS[kind]}: {shown(value)}.")
 
 
+def new_tokens(kwargs: Mapping[str, Any]) -> int:
+    """Return how many tokens a model may write by the `generation_kwargs` of a task, which lm-eval spells in 4 ways."""
+    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    return next((given for name in names if isinstance(given := kwargs.get(name), int)), LM_EVAL_TOKENS)
+
+
 @dataclass(frozen=True)
 class DataSource:
     """Where a task's documents come from, as its YAML says it."""
@@ -168,6 +177,8 @@ class DataSource:
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> DataSource | None:
         """Read the source from a task's config; None where code makes the documents."""
+        if config.get("class"):
+            config = {**config, **_of_class(str(config["class"]))}
         dataset = config.get("dataset_path")
         if not isinstance(dataset, str) or not dataset:
             return None
@@ -176,6 +187,21 @@ class DataSource:
         files = (f if "://" in f else str(Path(folder or "", f)) for f in named)
         configs = tuple(_strings(config.get("dataset_name")))
         return cls(str(config.get("task")), dataset, tuple(files) or tuple(_strings(folder)), configs)
+
+
+def _of_class(name: str) -> dict[str, str]:
+    """Read the data set out of the class of a task, which is a file's path and its name: `/folder/task.Name`."""
+    path, _, kind = name.rpartition(".")
+    try:
+        body = ast.parse(Path(f"{path}.py").read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return {}  # lm-eval says itself what is wrong with it
+    statements = (line for node in body if isinstance(node, ast.ClassDef) and node.name == kind for line in node.body)
+    found: dict[str, str] = {}
+    for line in statements:
+        if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str):
+            found |= {target.id.lower(): line.value.value for target in line.targets if isinstance(target, ast.Name)}
+    return {key: found[key] for key in ("dataset_path", "dataset_name") if key in found}
 
 
 def merge(sources: Iterable[DataSource]) -> tuple[DataSource, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,9 @@ from hubprune.core.devices import local_world_size
 from hubprune.core.memory import available_bytes, device_bytes
 from hubprune.core.streaming import Load, OtherBytesError, Stored, empty, read_ahead, read_rows
 from hubprune.evaluation import models
+from hubprune.evaluation.batch import Batch, Part, collate, piece_size
 from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS, Models, Share
-from hubprune.evaluation.layer_tree import Batch, Tally, Trunk, Variant, collate, head_alone
+from hubprune.evaluation.layer_tree import Passage, Tally, Trunk, Variant, head_alone
 from hubprune.evaluation.panel import Names, Prompt, Scored, not_told, tokens_of
 from hubprune.evaluation.requests import Answer, Request, Row, batches, make_rows, slots
 from hubprune.evaluation.skeletons import Move, Program, Slot, Twins, fill, program, skeleton
@@ -44,18 +44,6 @@ HEAD_BYTES = 2**25
 """Bytes of the head that are read at a time."""
 TOKENS_AT_ONCE = 4096
 """Rows of the embedding that are read at a time, and states that they are written to."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A batch of a chunk, and where its states begin."""
-
-    batch: Batch
-    start: int
-
-    def of(self, room: torch.Tensor) -> torch.Tensor:
-        """Return its states in a room, [rows, tokens, hidden_size]."""
-        return room[self.start : self.start + self.batch.ids.numel()].view(*self.batch.ids.shape, -1)
 
 
 def chunk_tokens(
@@ -102,7 +90,7 @@ class Stream:
     def plan(self, requests: Sequence[Request]) -> list[list[Row]]:
         """Divide requests into chunks, as many at a time as memory holds the states of."""
         room, chunks, used = self.chunk_tokens, list[list[Row]](), 0
-        for batch in self._batches(make_rows(requests)):
+        for batch in self._batches(make_rows(requests, most=room)):
             if not chunks or used + slots(batch) > room:
                 chunks.append([])
                 used = 0
@@ -145,6 +133,11 @@ class Stream:
             device_free=None if on_cpu else device_bytes(str(self._device)),
         )  # fmt: skip
 
+    def _piece(self, rows: Sequence[Row]) -> int:
+        config, on_cpu = self.variants[0].decoder.config, self._device.type == "cpu"
+        free = available_bytes() // local_world_size() if on_cpu else self._device_room()
+        return piece_size(config, rows, itemsize=self._dtype.itemsize, on_cpu=on_cpu, free=free)
+
     @property
     def _casts(self) -> bool:
         return any(stored.dtype != self._dtype for step in self._program.steps for *_, stored in step.places)
@@ -182,7 +175,7 @@ class Stream:
     def _answer(self, rows: Sequence[Row], advance: Callable[[float], None]) -> Scored:
         parts, start = [], 0
         for batch in self._batches(rows):
-            parts.append(_Part(collate(batch, self._device), start))
+            parts.append(Part(collate(batch, self._device, piece=self._piece(batch)), start))
             start += slots(batch)
         steps, loads, heads = self._program.steps, self._layer_loads(), self._head_loads()
         work = [len(step.moves) * load.size for step, load in zip(steps, loads, strict=True)]
@@ -212,7 +205,7 @@ class Stream:
         ready = {s: t.to(self._device, self._dtype) for s, t in zip(load.tensors, tensors, strict=True)}
         fill(places, {stored: ready[self._twins.read_for(stored)] for *_, stored in places})
 
-    def _embed(self, parts: Sequence[_Part], total: int) -> list[torch.Tensor]:
+    def _embed(self, parts: Sequence[Part], total: int) -> list[torch.Tensor]:
         """Make room for the states of a chunk and look its tokens up; only the rows that it has are read."""
         needed = total * self._width * self._dtype.itemsize * self._program.room_count
         there = self._device.type == "cpu" or needed <= self._device_room()
@@ -241,7 +234,7 @@ class Stream:
                 raise OtherBytesError(stored)
         return rows
 
-    def _move(self, move: Move, part: _Part, rooms: Sequence[torch.Tensor]) -> None:
+    def _move(self, move: Move, part: Part, rooms: Sequence[torch.Tensor]) -> None:
         states = part.of(rooms[move.source]).to(self._device)
         part.of(rooms[move.target]).copy_(self._run(move, part.batch, states))
 
@@ -251,10 +244,9 @@ class Stream:
             return states
         if batch.ids.numel() <= self._fits or len(batch.ids) == 1:
             try:
-                _, calls = self._trunks[move.variant].enter(batch, states)
+                passage = Passage(self._trunks[move.variant], batch, states)
                 for layer in move.layers:
-                    output = self.variants[move.variant].layers[layer](states, **calls[layer])
-                    states = output[0] if isinstance(output, tuple) else output
+                    states = passage.run(self.variants[move.variant].layers[layer], layer, states)
                 return states
             except RuntimeError as error:
                 if not models.is_memory_error(error) or len(batch.ids) == 1:
@@ -291,7 +283,7 @@ class Stream:
         ]
 
     def _read_out(
-        self, parts: Sequence[_Part], rooms: Sequence[torch.Tensor], loads: Sequence[Load],
+        self, parts: Sequence[Part], rooms: Sequence[torch.Tensor], loads: Sequence[Load],
         advance: Callable[[float], None],
     ) -> Scored:  # fmt: skip
         """Say how likely the targets are by the states that predict them, which gather at the beginning of a room."""

@@ -28,6 +28,7 @@ from hubprune.core.config import Structure, stock_config, write_json
 from hubprune.core.console import size
 from hubprune.core.devices import run_to_end
 from hubprune.core.errors import VerificationError
+from hubprune.core.extras import install
 from hubprune.core.files import scratch_folder
 from hubprune.core.fresh import SAFE_PATH
 from hubprune.core.memory import available_bytes
@@ -35,7 +36,7 @@ from hubprune.core.neutral import load_causal_lm
 from hubprune.core.privacy import is_carried
 from hubprune.core.templates import link_model
 from hubprune.core.weights import open_weights
-from hubprune.exporting.writing import INSTALL, GgufContent
+from hubprune.exporting.writing import GgufContent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +117,7 @@ class _Reference:
 def obstacle(folder: Path) -> str | None:
     """Say why a comparison is impossible here, or None."""
     if importlib.util.find_spec("llama_cpp") is None:
-        return f"llama-cpp-python is not installed ({INSTALL})"
+        return f"llama-cpp-python is not installed ({install('gguf')})"
     needed, there = 4 * open_weights(folder).parameters(), available_bytes()
     if needed > 0.8 * there:
         return f"transformers would need {size(needed)} of memory in float32, and {size(there)} are free"

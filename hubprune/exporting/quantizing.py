@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from hubprune.core.artifacts import OUTTYPES, PLAIN_TYPES, Outtype
 from hubprune.core.devices import run_to_end
 from hubprune.core.errors import MissingDependencyError, RecipeError, VerificationError
+from hubprune.core.extras import install
 from hubprune.core.fresh import SAFE_PATH
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def check_outtype(text: str) -> Outtype:
         raise RecipeError(f"There is no --outtype {text!r:.40}.", hint=hint)
     if name not in PLAIN_TYPES and importlib.util.find_spec("llama_cpp") is None:
         message = f"{name} is made by llama.cpp's quantizer, and llama-cpp-python is not installed."
-        hint = f"Install it: pip install 'hubprune[gguf]'; or choose one of {', '.join(PLAIN_TYPES)}."
+        hint = f"{install('gguf')}; or choose one of {', '.join(PLAIN_TYPES)}."
         raise MissingDependencyError(message, hint=hint)
     return known[name]
 

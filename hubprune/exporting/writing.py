@@ -24,6 +24,7 @@ from hubprune.core.errors import (
     RecipeError,
     UnsupportedFormatError,
 )
+from hubprune.core.extras import install
 from hubprune.core.files import scratch_prefix, sweep
 from hubprune.core.weights import Weights, open_weights
 from hubprune.exporting import sentencepiece
@@ -37,7 +38,6 @@ from hubprune.exporting.vocabulary import Vocabulary, open_tokenizer, read_byte_
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-INSTALL = "pip install 'hubprune[gguf]'"
 OVERHEAD_BYTES = 64 * 2**20
 """Room for metadata, which is mostly the tokenizer."""
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
@@ -147,7 +147,7 @@ def check_writer() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError("Export needs the package gguf.", hint=f"Install it: {INSTALL}") from error
+        raise MissingDependencyError("Export needs the package gguf.", hint=install("gguf")) from error
 
 
 def check_target(target: Path) -> None:

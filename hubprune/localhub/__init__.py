@@ -48,16 +48,14 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    from hubprune.core.errors import MissingDependencyError
+    from hubprune.core.extras import missing
 
     try:
         return getattr(import_module(f"{__name__}.{home}"), name)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "hubprune":
-            raise
-        raise MissingDependencyError(
-            f"This needs the package {error.name!r}, which is not installed.", hint="pip install 'hubprune[localhub]'"
-        ) from error
+        if told := missing(error):
+            raise told from error
+        raise
 
 
 def __dir__() -> list[str]:

@@ -111,9 +111,14 @@ def importance_figure(scores: LayerScores, plan: DropPlan | None, *, base: str) 
         removed = [layer for layer in plan.removed_layers if layer not in lost_whole]
         dropped = {NAMES[kind]: plan.layers(kind) for kind in ("attn", "mlp")} | {"block": removed}
         absent = {NAMES[kind]: lost[kind] for kind in ("attn", "mlp")} | {"block": lost_whole}
+    mean, errors = panels(scores.mean), panels(scores.standard_error)
+    if scores.metric == "angular" and plan:
+        name = f"runs of {plan.num_hidden_layers + 1 - len(scores.mean.block)} layers, each at its first one"
+        mean, errors = {name: scores.mean.block}, {name: scores.standard_error.block}
+        dropped, absent = {name: (min(row.layer for row in plan.dropped),)}, {}
     return plots.importance(
-        panels(scores.mean),
-        errors=panels(scores.standard_error),
+        mean,
+        errors=errors,
         dropped=dropped,
         absent=absent,
         title=scrub(f"Importance of {base} on {record.documents} {record.unit} of {record.mix}"),
@@ -122,13 +127,16 @@ def importance_figure(scores: LayerScores, plan: DropPlan | None, *, base: str) 
 
 
 def panels(scores: ImportanceScores) -> dict[str, tuple[float, ...]]:
-    """Return the scores of every kind by the name that a picture gives it."""
-    return {name: getattr(scores, kind) for kind, name in NAMES.items()}
+    """Return the scores of every kind that was computed, by the name that a picture gives it."""
+    return {name: getattr(scores, kind) for kind, name in NAMES.items() if kind in scores.kinds}
 
 
 def measure_name(metric: str) -> str:
     """Name the axis of a metric."""
-    return plots.MEASURE if metric == "cosine" else metric
+    names = {
+        "cosine": plots.MEASURE, "loss": "rise of loss (nats)", "kl": "KL to the base (nats)", "angular": "angle / π",
+    }  # fmt: skip
+    return names.get(metric, metric)
 
 
 def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
@@ -140,7 +148,7 @@ def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:
     title = f"Importance of {study.base} by {VARIES[study.kind]}"
     labels = [entry.label for entry in study.entries]
     if study.kind == "revisions":
-        rows = {name: [panel[name] for panel in drawn] for name in NAMES.values()}
+        rows = {name: [panel[name] for panel in drawn] for name in drawn[0]}
         figure = plots.heat_map(rows, labels=labels, title=title, measure=measure)
     elif study.kind == "calibration":
         figure = plots.side_by_side(dict(zip(labels, drawn, strict=True)), title=title, measure=measure)

@@ -7,12 +7,11 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from hubprune.core.errors import MissingDependencyError
+from hubprune.core.extras import require
 from hubprune.core.files import write_atomically
 
 if TYPE_CHECKING:
@@ -58,10 +57,7 @@ Made = TypeVar("Made")
 
 def require_matplotlib() -> None:
     """Raise MissingDependencyError where matplotlib is not installed; costs no import."""
-    if find_spec("matplotlib") is None:
-        raise MissingDependencyError(
-            "Pictures need matplotlib, which is not installed.", hint='pip install "hubprune[plots]"'
-        )
+    require("plots", doing="A picture")
 
 
 def styled(draw: Callable[Params, Made]) -> Callable[Params, Made]:

@@ -109,7 +109,7 @@ def agreements(one: ImportanceScores, other: ImportanceScores, *, lowest: int) -
         ValueError: they have different numbers of layers.
     """
     found = []
-    for kind in KINDS:
+    for kind in (kind for kind in KINDS if kind in one.kinds and kind in other.kinds):
         pair: tuple[Sequence[float], Sequence[float]] = (getattr(one, kind), getattr(other, kind))
         told = {"spearman": spearman(*pair), "kendall": kendall(*pair)}
         shared = overlap(*pair, lowest=lowest)

@@ -32,7 +32,15 @@ import torch
 from torch import nn
 
 from hubprune.core.architectures import Architecture
-from hubprune.core.artifacts import Aggregation, DocumentScores, ImportanceScores, LayerScores, Metric, SublayerKind
+from hubprune.core.artifacts import (
+    Aggregation,
+    DocumentScores,
+    ImportanceScores,
+    LayerScores,
+    Metric,
+    Ranking,
+    SublayerKind,
+)  # fmt: skip
 from hubprune.core.console import Advance, Reporter
 from hubprune.core.errors import ScoringError
 from hubprune.core.streaming import StreamedModel
@@ -107,6 +115,15 @@ class Scorer:
         # With one room, what leaves a layer takes the place of what entered it.
         self._entering = rooms if keeps_states else rooms * layers
         self._values = torch.zeros(layers, len(calibration.documents), 3, dtype=torch.float64)
+        self.layer_runs = 0.0
+        """How often a layer was run so far, over the whole calibration set."""
+
+    def bypass(self, kind: SublayerKind, layer: int) -> None:
+        """Let a sublayer be gone from now on."""
+        self.model.bypass(kind, layer)
+
+    def look_at(self, ranking: Ranking) -> None:
+        """Do nothing: one pass has the scores of all rankings."""
 
     def cost(self, start: int = 0) -> int:
         """Return how many batches a run takes over all layers, from the layer `start` on."""
@@ -128,6 +145,7 @@ class Scorer:
         with torch.inference_mode(), closing(self.model.layers(active)) as layers:
             for number in range(start, len(self.model)):
                 layer = next(layers) if number in active else None
+                self.layer_runs += layer is not None
                 for place in range(len(self._batches)):
                     self._run_layer(number, layer, place)
                     advance(int(layer is not None))

@@ -25,6 +25,9 @@ from hubprune.pruning.selection import OWN, Shape, by_hand, check_request, dropp
 
 if TYPE_CHECKING:
     from hubprune.pruning.importance import Scorer
+    from hubprune.pruning.loss_scores import LossScorer
+
+    OpenScorer = Callable[[], Scorer | LossScorer]
 
 
 class Round(Artifact):
@@ -36,7 +39,7 @@ class Round(Artifact):
 
 
 def drop_in_rounds(
-    drop: DropSpec, shape: Shape, *, open_scorer: Callable[[], Scorer], store: StageStore, key: str, reporter: Reporter
+    drop: DropSpec, shape: Shape, *, open_scorer: OpenScorer, store: StageStore, key: str, reporter: Reporter
 ) -> tuple[LayerScores, DropPlan]:
     """Select what goes, one round after the other.
 
@@ -77,16 +80,16 @@ def drop_in_rounds(
 class Iteration:
     """A base on its way down: what is gone already, and the scores of what is left."""
 
-    def __init__(self, drop: DropSpec, shape: Shape, *, open_scorer: Callable[[], Scorer], reporter: Reporter) -> None:
+    def __init__(self, drop: DropSpec, shape: Shape, *, open_scorer: OpenScorer, reporter: Reporter) -> None:
         """Begin with the whole base; the scorer, which has to keep its states, is opened when scores are asked for."""
         self._drop, self._shape, self._open, self._reporter = drop, shape, open_scorer, reporter
-        self._scorer: Scorer | None = None
+        self._scorer: Scorer | LossScorer | None = None
         self._gone: list[DroppedSublayer] = []
         self._stale_from: int | None = 0
         self._seconds: list[float] = []
 
-    def scores(self, what: str = "scoring") -> LayerScores:
-        """Score what is left; only layers that a change can have reached are run again.
+    def scores(self, what: str = "scoring", ranking: Ranking | None = None) -> LayerScores:
+        """Score what is left, for one ranking or for all; only layers that a change can have reached are run again.
 
         Raises:
             ScoringError: a score is not finite.
@@ -101,8 +104,10 @@ class Iteration:
                     hint="Set TMPDIR to a folder with more room, lower --num-samples, or pass --schedule one-shot.",
                 ) from error
             for row in self._gone:
-                self._scorer.model.bypass(row.kind, row.layer)
+                self._scorer.bypass(row.kind, row.layer)
             self._stale_from = 0
+        if ranking:
+            self._scorer.look_at(ranking)
         if self._stale_from is not None:
             start, begun = self._stale_from, time.monotonic()
             with self._reporter.progress(what, total=self._scorer.cost(start), unit="batches") as advance:
@@ -119,7 +124,7 @@ class Iteration:
         """
         spent, rounds = self._seconds, of - number + 1
         left_for_all = f", {duration(rounds * sum(spent) / len(spent))} left for all" if spent else ""
-        scores = self.scores(f"round {number} of {of}{left_for_all}")
+        scores = self.scores(f"round {number} of {of}{left_for_all}", ranking)
         gone = tuple((row.kind, row.layer) for row in self._gone)
         left = replace(self._shape, absent=(*self._shape.absent, *gone))
         order = [candidate for candidate in ranked(ranking, left, scores) if candidate.kinds]
@@ -142,7 +147,7 @@ class Iteration:
         if self._scorer is None:
             return
         for row in dropped:
-            self._scorer.model.bypass(row.kind, row.layer)
+            self._scorer.bypass(row.kind, row.layer)
             self._stale_from = row.layer if self._stale_from is None else min(row.layer, self._stale_from)
 
 

@@ -15,7 +15,7 @@ of Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834), who take whole layers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hubprune.core.artifacts import WidthMetric, WidthPlan
+from hubprune.core.artifacts import SublayerKind, WidthMetric, WidthPlan
 from hubprune.core.bypass import layer_without
 from hubprune.core.console import Advance, Reporter
 from hubprune.core.errors import ScoringError
@@ -34,7 +34,7 @@ from hubprune.core.weights import open_weights
 from hubprune.pruning.calibration import CalibrationSet
 from hubprune.pruning.importance import Batch, Passage, Scoring, make_batches, pass_through
 from hubprune.pruning.rooms import Rooms
-from hubprune.pruning.variants import Losses, Variant
+from hubprune.pruning.variants import Losses, Variant, VariantKind
 from hubprune.pruning.width import Neurons, highest
 
 LOSS_LOGIT_BYTES = 2**26
@@ -77,6 +77,7 @@ class LeaveOneOut:
         variants: Collection[Variant],
         *,
         in_rounds: bool = False,
+        to_whole: bool = False,
         width_metric: WidthMetric = "max_abs",
     ) -> None:
         """Open a base; no layer is read yet.
@@ -87,21 +88,30 @@ class LeaveOneOut:
             scoring: how; the metric of it does not matter here.
             variants: what to compute; of each, the layer has to have what it goes without.
             in_rounds: whether states are kept for further runs that begin at a higher layer.
+            to_whole: whether the divergence is from the base as it was opened, whatever `bypass` took of it since.
             width_metric: importance of neurons, for variants with fewer of them.
         """
         self._how, self._folder, self._documents = scoring, folder, len(calibration.documents)
         self._batches = make_batches(calibration.documents, scoring.batch_size)
         self._predicted = tuple(len(document.ids) - 1 for document in calibration.documents)
         self._in_rounds, self._width_metric = in_rounds, width_metric
-        self.variants = tuple(sorted(variants))
-        """In the order of their layers.  Those that are not to be run any more may be taken out by `forget`."""
-        self._slots = {variant: slot for slot, variant in enumerate(self.variants, start=1)}
-        self.model = StreamedModel(
-            folder, architecture=scoring.architecture, dtype=scoring.dtype, device=scoring.device,
-            own_code=scoring.own_code, tensor_names=scoring.tensor_names,
-        )  # fmt: skip
+        self._slots = {variant: slot for slot, variant in enumerate(sorted(variants), start=1)}
+        self._left = tuple(self._slots)
+        """What is run: variants in the order of their layers."""
+        self._ran: frozenset[Variant] = frozenset()
+        self.model = self._open()
         self._neurons: dict[int, torch.Tensor] = {}
+        self._to_whole, self._changed = to_whole, False
+        self._whole: dict[int, torch.Tensor] = {}
+        """Batch -> the states that leave the last layer of the base as it was opened."""
         self._passed = 0
+
+    def _open(self) -> StreamedModel:
+        how = self._how
+        return StreamedModel(
+            self._folder, architecture=how.architecture, dtype=how.dtype, device=how.device, own_code=how.own_code,
+            tensor_names=how.tensor_names,
+        )  # fmt: skip
 
     @property
     def layer_runs(self) -> float:
@@ -111,24 +121,40 @@ class LeaveOneOut:
         """
         return self._passed / self._documents
 
-    def forget(self, gone: Collection[Variant]) -> None:
-        """Run some variants no more."""
-        self.variants = tuple(variant for variant in self.variants if variant not in gone)
+    def bypass(self, kind: SublayerKind, layer: int) -> None:
+        """Let a sublayer be gone from the base, and so from all variants; none goes without what is gone already."""
+        self.model.bypass(kind, layer)
+        self._changed = True
+        lost = {Variant(layer, kind)}
+        if self.model.does_nothing(layer):
+            lost.add(Variant(layer, "block"))
+        slots = {variant: slot for variant, slot in self._slots.items() if variant not in lost}
+        # Before anything was run, no room is taken yet for those that are lost.
+        self._slots = slots if "_rooms" in vars(self) else {v: slot for slot, v in enumerate(slots, start=1)}
+        self._left = tuple(variant for variant in self._left if variant not in lost)
+
+    def choose(self, kinds: Collection[VariantKind]) -> None:
+        """Let only variants of these kinds be run from now on."""
+        self._left = tuple(variant for variant in self._slots if variant.kind in kinds)
 
     # ---- what is run -------------------------------------------------------------------------------------------------
 
     def cost(self, start: int = 0) -> int:
         """Return how many batches pass a layer, or the head, in a run from the layer `start` on."""
-        begun = self._rooms.first(start)
-        through = sum(self._moved(layer) for layer in range(begun, len(self.model)))
-        return len(self._batches) * (through + 1 + len(self.variants))
+        through = sum(self._moved(layer) for layer in range(self._begun(start), len(self.model)))
+        whole = len(self.model) if self._needs_whole else 0
+        return len(self._batches) * (through + 1 + len(self._left) + whole)
+
+    def _begun(self, start: int) -> int:
+        """Return the layer that a run begins at: the highest up to `start` whose states are there for all variants."""
+        return self._rooms.first(start) if self._ran.issuperset(self._left) else 0
 
     def _moved(self, layer: int) -> int:
         """Count the states that pass a layer."""
         if self.model.does_nothing(layer):
             return 0
-        opened = sum(v.layer == layer and v.kind in ("attn", "width") for v in self.variants)
-        return 1 + opened + sum(v.layer < layer for v in self.variants)
+        opened = sum(v.layer == layer and v.kind in ("attn", "width") for v in self._left)
+        return 1 + opened + sum(v.layer < layer for v in self._left)
 
     def run(self, advance: Advance, *, start: int = 0) -> Losses:
         """Run the base and all variants through the layers from `start` on, and compute what they lose.
@@ -140,11 +166,13 @@ class LeaveOneOut:
             CheckpointError: the weights do not fit the config.
             DiskSpaceError: the states of a single batch fit neither into memory nor into the temporary folder.
         """
-        rooms, found = self._rooms, torch.zeros(1 + len(self._slots), self._documents, 2, dtype=torch.float64)
+        rooms, found = self._rooms, torch.zeros(1 + self._rooms.variants, self._documents, 2, dtype=torch.float64)
+        begun = self._begun(start)
+        active = [n for n in range(begun, len(self.model)) if not self.model.does_nothing(n)]
         with torch.inference_mode():
             for chunk in rooms.chunks:
-                begun = rooms.enter(chunk, start)
-                active = [n for n in range(begun, len(self.model)) if not self.model.does_nothing(n)]
+                whole = self._walk_whole(chunk, advance) if self._needs_whole else self._whole
+                rooms.enter(chunk, begun)
                 with closing(self.model.layers(active)) as layers:
                     for number in range(begun, len(self.model)):
                         rooms.keep(number)
@@ -152,12 +180,34 @@ class LeaveOneOut:
                         for place in chunk:
                             advance(self._pass(number, layer, self._batches[place], rooms.now[place]))
                 for place in chunk:
-                    advance(self._read_out(self._batches[place], rooms.now[place], found))
+                    room = rooms.now[place]
+                    advance(self._read_out(self._batches[place], room, whole.get(place, room[0]), found))
+            if self._to_whole and len(rooms.chunks) == 1 and not self._whole:
+                self._whole = whole or {place: states[0].clone() for place, states in rooms.now.items()}
+        self._ran = frozenset(self._left)
         return self._losses(found)
+
+    @property
+    def _needs_whole(self) -> bool:
+        return self._to_whole and self._changed and not self._whole
+
+    def _walk_whole(self, chunk: Sequence[int], advance: Advance) -> dict[int, torch.Tensor]:
+        """Return the states that leave the last layer of the base as it was opened, by batch."""
+        model = self._open()
+        (states,) = model.embed([self._batches[place].ids for place in chunk])
+        with closing(model.layers(range(len(model)))) as layers:
+            for number, layer in enumerate(layers):
+                for place, state in zip(chunk, states, strict=True):
+                    batch = self._batches[place]
+                    arguments = model.arguments(number, batch.ids.shape[1])
+                    state.copy_(_states(layer(state.to(model.device), **arguments)))
+                    self._passed += len(batch.documents)
+                    advance(1)
+        return dict(zip(chunk, states, strict=True))
 
     def _pass(self, number: int, layer: nn.Module | None, batch: Batch, room: torch.Tensor) -> int:
         """Take all open states of a batch through one layer, [slots, documents, tokens, hidden_size], in place."""
-        opened = [variant for variant in self.variants if variant.layer == number]
+        opened = [variant for variant in self._left if variant.layer == number]
         if layer is None:  # a layer that only hands on
             for variant in opened:
                 room[self._slots[variant]] = room[0]
@@ -168,7 +218,7 @@ class LeaveOneOut:
         )
         for variant in opened:
             room[self._slots[variant]] = self._leaving(layer, variant, passage, arguments)
-        below = torch.tensor([self._slots[v] for v in self.variants if v.layer < number], device=room.device)
+        below = torch.tensor([self._slots[v] for v in self._left if v.layer < number], device=room.device)
         for some in below.split(max(1, TOKENS_AT_ONCE // batch.ids.numel())) if len(below) else ():
             states = room[some].to(device)
             room[some] = _states(layer(states.flatten(0, 1), **arguments)).view_as(states).to(room.device)
@@ -217,11 +267,14 @@ class LeaveOneOut:
             tensor_names=how.tensor_names,
         )  # fmt: skip
 
-    def _read_out(self, batch: Batch, room: torch.Tensor, found: torch.Tensor) -> int:
-        """Add the loss and the divergence of every token that a batch predicts to the sums of its documents."""
+    def _read_out(self, batch: Batch, room: torch.Tensor, whole: torch.Tensor, found: torch.Tensor) -> int:
+        """Add the loss and the divergence of every token that a batch predicts to the sums of its documents.
+
+        The divergence is from what the states `whole` make expect, [documents, tokens, hidden_size].
+        """
         device, seen = self.model.device, batch.mask[:, 1:]
         owners = torch.tensor(batch.documents)[:, None].expand_as(seen)[seen]
-        targets, slots = batch.ids[:, 1:][seen].to(device), [self._slots[variant] for variant in self.variants]
+        targets, slots = batch.ids[:, 1:][seen].to(device), [0] + [self._slots[variant] for variant in self._left]
         rows, columns = seen.nonzero(as_tuple=True)
         row_bytes = 4 * self._head.vocabulary
         step = max(1, LOSS_LOGIT_BYTES // row_bytes)
@@ -229,26 +282,25 @@ class LeaveOneOut:
             some = slice(start, start + step)
             chosen, places, owner = targets[some, None], (rows[some], columns[some]), owners[some]
 
-            def told(slot: list[int], places: tuple[torch.Tensor, ...] = places) -> torch.Tensor:
-                """Return the logarithms of what is expected, [slots, tokens, vocabulary]."""
-                states = torch.stack([room[number][places] for number in slot]).to(device).float()
-                logits = self._head.logits(states.flatten(0, 1))
-                return logits.log_softmax(-1).view(*states.shape[:2], -1)
+            def told(states: Sequence[torch.Tensor], places: tuple[torch.Tensor, ...] = places) -> torch.Tensor:
+                """Return the logarithms of what is expected, [states, tokens, vocabulary]."""
+                picked = torch.stack([state[places] for state in states]).to(device).float()
+                logits = self._head.logits(picked.flatten(0, 1))
+                return logits.log_softmax(-1).view(*picked.shape[:2], -1)
 
-            first = told([0])[0]
-            found[0].index_add_(0, owner, _columns(-first.gather(1, chosen)[:, 0], torch.zeros(len(owner))))
+            first = told([whole])[0]
             share = first.exp()
             together = max(1, LOSS_LOGIT_BYTES // (row_bytes * len(chosen)))
             for group in (slots[i : i + together] for i in range(0, len(slots), together)):
-                for slot, second in zip(group, told(group), strict=True):
+                for slot, second in zip(group, told([room[slot] for slot in group]), strict=True):
                     divergence = (share * (first - second)).sum(-1)
                     found[slot].index_add_(0, owner, _columns(-second.gather(1, chosen)[:, 0], divergence))
-        return 1 + len(slots)
+        return len(slots)
 
     def _losses(self, found: torch.Tensor) -> Losses:
         means = found / torch.tensor(self._predicted).clamp(min=1)[:, None]
         of, divergence = {}, {}
-        for variant in (None, *self.variants):
+        for variant in (None, *self._left):
             values = means[self._slots[variant] if variant else 0]
             if not values.isfinite().all():
                 place = f" without the {variant.kind} of layer {variant.layer}" if variant else ""
@@ -264,7 +316,7 @@ class LeaveOneOut:
 
     @cached_property
     def _rooms(self) -> Rooms:
-        layers = [variant.layer for variant in self.variants]
+        layers = [variant.layer for variant in self._slots]
         return Rooms(self.model, [batch.ids for batch in self._batches], layers, in_rounds=self._in_rounds)
 
 

@@ -28,7 +28,7 @@ class Rooms:
             layers: of each variant, the layer that it changes; the first of them is in slot 1, behind the base.
             in_rounds: whether states are to be kept for later runs, as many as there is room for.
         """
-        self._model, self._ids, self._layers = model, ids, layers
+        self._model, self._ids, self._layers, self.variants = model, ids, layers, len(layers)
         tokens, slots = [batch.numel() for batch in ids], 1 + len(layers)
         free = int(STATES_SHARE * max(available_bytes(), device_bytes(str(model.device))))
         room = free // (model.hidden_size * model.dtype.itemsize)  # tokens
@@ -41,7 +41,7 @@ class Rooms:
         self.levels: tuple[int, ...] = ()
         """Layers at which states are kept, beside the first."""
         if in_rounds and len(self.chunks) == 1:
-            left = room // max(1, sum(tokens)) - slots
+            left = room // max(1, sum(tokens)) - slots - 1  # one for what leaves the last layer of the whole base
             self.levels = next(levels for levels in _spread(len(model)) if sum(map(self._below, levels)) <= left)
         self.now: dict[int, torch.Tensor] = {}
         """Batch -> what enters the next layer, [slots, documents, tokens, hidden_size]; of the chunk at hand."""
@@ -56,13 +56,12 @@ class Rooms:
         """Return the layer that a run really begins at, where it has to begin at `start` or below."""
         return max((level for level in self.levels if level <= start), default=0) if self._warm else 0
 
-    def enter(self, chunk: Sequence[int], start: int) -> int:
-        """Set up the states that enter the layer which a run begins at, and return its number.
+    def enter(self, chunk: Sequence[int], begun: int) -> None:
+        """Set up the states that enter the layer which a run begins at: 0, or one where they were kept.
 
         Raises:
             DiskSpaceError: they fit neither into memory nor into the temporary folder.
         """
-        begun = self.first(start)
         if set(self.now) != set(chunk):
             self.now.clear()
             heights = {0: 1 + len(self._layers), **{level: self._below(level) for level in self.levels}}
@@ -79,7 +78,6 @@ class Rooms:
             for place, states in zip(chunk, embedded, strict=True):
                 self.now[place][0] = states
         self._warm = len(self.chunks) == 1
-        return begun
 
     def keep(self, level: int) -> None:
         """Keep what enters a layer, where it is one of those that later runs may begin at."""

@@ -247,13 +247,14 @@ def finish(
 
 
 def by_hand(drop: DropSpec, scores: LayerScores | None, shape: Shape) -> list[DroppedSublayer]:
-    """Return the sublayers that are named, with their ranks where there are scores."""
+    """Return the sublayers that are named, with their ranks where there are scores of their kind."""
     rows: list[DroppedSublayer] = []
     for kind, layers in drop.by_hand.items():
-        order = [c.layer for c in ranked(kind, shape, scores)] if scores else []
+        known = scores if scores and kind in scores.mean.kinds else None
+        order = [c.layer for c in ranked(kind, shape, known)] if known else []
         for layer in layers:
             candidate = Candidate(ranking=kind, layer=layer, kinds=(kind,))
-            rows += rows_of(candidate, scores, rank=order.index(layer) + 1 if scores else None)
+            rows += rows_of(candidate, known, rank=order.index(layer) + 1 if known else None)
     return rows
 
 
@@ -323,8 +324,11 @@ def plan_widths(
             kept[layer] = min(max(nearest, spec.multiple), before[layer])
     if kept == list(before):
         raise _nothing_goes(spec, before, name)
+    for layer, mask in enumerate(spec.neurons or ()):
+        if int(mask, 16).bit_length() > before[layer]:
+            raise PlanError(f"The neurons of layer {layer} are not all there: {name} has {before[layer]} in it.")
     multiple = spec.multiple if spec.width is None else 1
-    return WidthPlan(before=before, kept=tuple(kept), metric=spec.metric, multiple=multiple)
+    return WidthPlan(before=before, kept=tuple(kept), metric=spec.metric, multiple=multiple, neurons=spec.neurons)
 
 
 def _nothing_goes(spec: WidthSpec, before: Sequence[int], name: str) -> PlanError:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubprune.core.errors import MissingDependencyError
+from hubprune.core.extras import require
 from hubprune.core.specs import QuantizationSpec
 from hubprune.quantizing.schemes import BITS, SUFFIX, WORD_BITS, Matrix, format_of, weight_arguments
 
@@ -35,11 +34,7 @@ def require_package() -> str:
     """
     from importlib.metadata import version
 
-    if find_spec("compressed_tensors") is None:
-        raise MissingDependencyError(
-            "compressed-tensors is not installed, which fixes the format of quantized checkpoints.",
-            hint="Install it with `pip install 'hubprune[quantize]'`.",
-        )
+    require("quantize", doing="A quantized checkpoint")
     return version("compressed-tensors")
 
 

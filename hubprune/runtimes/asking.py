@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from hubprune.core.artifacts import RuntimeName
 from hubprune.core.devices import VARIABLES, last_words, run_to_end
 from hubprune.core.errors import MissingDependencyError, RecipeError, VerificationError
+from hubprune.core.extras import install
 from hubprune.core.files import scratch_folder
 
 SCRIPT = Path(__file__).with_name("inside.py")
@@ -54,11 +55,11 @@ RUNTIMES: Mapping[RuntimeName, Runtime] = {
     ),
     "llama.cpp": Runtime(
         name="llama.cpp", title="llama.cpp", module="llama_cpp", variable="HUBPRUNE_LLAMA_CPP_PYTHON", programs=(),
-        install="pip install 'hubprune[gguf]'",
+        install=install("gguf"),
     ),
     "mlx": Runtime(
         name="mlx", title="mlx-lm", module="mlx_lm", variable="HUBPRUNE_MLX_PYTHON", programs=("mlx_lm.generate",),
-        install="pip install 'hubprune[mlx]'",
+        install=install("mlx"),
     ),
 }  # fmt: skip
 

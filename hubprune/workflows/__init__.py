@@ -4,8 +4,9 @@ What has to be said on the way goes through a `Reporter`; what is printed is mad
 a workflow takes a session with a Hub, None stands for the one that its request names.
 
     recipes                    from a request to the recipe that it stands for
-    run                        what all share: a run of a recipe, from the base to its plan
+    run, choosing              what all share: a run of a recipe, from the base to its scores; its plan
     prune                      from the plan to a verified checkpoint
+    adopt                      what others pruned, read without their code and written anew
     quantize, quantized        the same in fewer bits; such a checkpoint beside the one that it was made of
     heal, healed               what pruning lost, brought back by training; what such a checkpoint is made of
     score, sweep               which layers matter, and what every number of drops costs

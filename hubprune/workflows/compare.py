@@ -245,7 +245,8 @@ def _agreements(first: Source, second: Source) -> tuple[Agreement, ...]:
     if first.scores is None or second.scores is None:
         return ()
     one, other = first.scores.mean, second.scores.mean
-    if any(len(getattr(one, kind)) != len(getattr(other, kind)) for kind in ("attn", "mlp", "block")):
+    shared = set(one.kinds) & set(other.kinds)
+    if any(len(getattr(one, kind)) != len(getattr(other, kind)) for kind in shared):
         return ()
     return agreements(one, other, lowest=max(1, *(len(source.side.dropped_attn) for source in (first, second))))
 

@@ -12,8 +12,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubprune.cards.provenance import check_license, license_name
 from hubprune.core import memory
@@ -30,6 +30,7 @@ from hubprune.core.devices import (
     unused_gpu,
 )
 from hubprune.core.errors import AuthenticationError, CheckpointError, DiskSpaceError, HubpruneError
+from hubprune.core.extras import EXTRAS, install, is_installed, require
 from hubprune.core.files import existing_folder, work_folder
 from hubprune.core.memory import available_bytes, device_bytes, limited_groups, told_limit
 from hubprune.core.requests import DoctorRequest, PublishRequest
@@ -38,17 +39,15 @@ from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
 from hubprune.hub.preflight import check_disk, identify, preflight
 from hubprune.hub.session import HubSession
-from hubprune.workflows.estimate import Machine, Shape, needs
+from hubprune.workflows.publish.counting import counting, open_ranking, with_count
 from hubprune.workflows.publish.siblings import look
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, open_run, open_session
 
-EXTRAS = {
-    "matplotlib": ("pictures", "plots"), "llama_cpp": ("export gguf", "gguf"),
-    "mlx_lm": ("comparing a checkpoint in mlx-lm", "mlx"),
-}  # fmt: skip
-"""Package -> what it is for, and the extra that brings it."""
+if TYPE_CHECKING:
+    from hubprune.workflows.estimate import Machine
+
 LITTLE = 5 * 10**9
 """Bytes of disk below which hardly a model fits."""
 DISK_RATE = 5e8
@@ -116,7 +115,10 @@ def check_publish(request: PublishRequest, *, reporter: Reporter) -> Checkup:
         RecipeError: an option has a value that cannot be used.
     """
     found = _Findings()
-    run = open_run(recipe_of(request), request.endpoint, _Listening(found))
+    counted = with_count(request, reporter=reporter, sweeps=False) if request.from_sweep else request
+    if ranking := open_ranking(counted):
+        counted = counting(counted, ranking, 1)  # what a publish needs is nearly the same for any number
+    run = open_run(recipe_of(counted), request.endpoint, _Listening(found))
     _place(found, run.recipe.device)
     stages: tuple[StageNeed, ...] = ()
     with found.looking_at("base"):
@@ -140,7 +142,7 @@ def _machine(found: _Findings, *, device: str) -> None:
     here = describe_environment()
     named = ", ".join(f"{name} {here.versions[name]}" for name in ("torch", "transformers") if name in here.versions)
     found.add("python", f"{platform.python_version()}, hubprune {here.hubprune}, {named}")
-    native = [dtype for dtype in ("bfloat16", "float16") if computes(dtype, "cpu")]
+    native = [dtype for dtype in ("bfloat16", "float16") if is_installed("torch") and computes(dtype, "cpu")]
     found.add("CPU", f"{here.machine}, {here.threads} threads, computes float32{''.join(f' and {d}' for d in native)}")
     _place(found, device)
     import psutil
@@ -154,14 +156,17 @@ def _machine(found: _Findings, *, device: str) -> None:
     for variable, (place, _, free) in _places().items():
         hint = None if free >= LITTLE else f"Free some space, or set {variable} to a larger disk."
         found.add(variable, f"{place}, {size(free)} free", warning=hint)
-    for package, (use, extra) in EXTRAS.items():
-        missing = f"not installed, and only needed for {use}: pip install 'hubprune[{extra}]'"
-        found.add(package, "installed" if find_spec(package) else missing)
+    for name, extra in EXTRAS.items():
+        absent = f"not installed, and only needed for {extra.use}: {install(name)}"
+        found.add(f"extra {name}", "installed" if is_installed(extra.modules[0]) else absent)
 
 
 def _place(found: _Findings, device: str) -> None:
     """Say what computes."""
     with found.looking_at("device"):
+        if not is_installed("torch"):
+            found.add("device", "torch is not installed: nothing can be computed here", warning=install("torch"))
+            return
         import torch
 
         place = resolve_device(device)
@@ -237,7 +242,10 @@ def _sources(found: _Findings, run: Run) -> None:
 
 def _needs(found: _Findings, run: Run) -> tuple[StageNeed, ...]:
     """Say what the base is and compute what its stages take here."""
+    require("torch", doing="What its stages need")
     from huggingface_hub import try_to_load_from_cache
+
+    from hubprune.workflows.estimate import Shape, needs
 
     base, stored_bytes, names = _seen(run)
     architecture = architecture_of(base.config, name=base.name)
@@ -303,6 +311,8 @@ def _seen(run: Run) -> tuple[BaseCheckpoint, int, frozenset[str] | None]:
 def _timed(base: BaseCheckpoint, *, device: str, dtype: str) -> Machine:
     """Time a product of matrices, which computing bounds, one with a vector, which memory bounds, and the disk."""
     import torch
+
+    from hubprune.workflows.estimate import Machine
 
     kind = getattr(torch, dtype)
     rows = torch.full((ROWS, WIDTH), 0.5, dtype=kind, device=device)

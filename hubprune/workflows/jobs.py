@@ -11,13 +11,14 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from hubprune.cards.markdown import visible
 from hubprune.core import __version__
 from hubprune.core.console import Reporter
 from hubprune.core.errors import JobError, RecipeError
+from hubprune.core.extras import requirement
 from hubprune.core.options import as_typed
 from hubprune.core.privacy import DEFAULT_ENDPOINT, is_local_data, scrub
 from hubprune.core.recipe import Recipe
@@ -25,6 +26,7 @@ from hubprune.core.requests import JobRequest
 from hubprune.hub.retry import translate
 from hubprune.hub.session import PUBLISHER_PREFIX, HubSession
 from hubprune.workflows.publish import check
+from hubprune.workflows.publish.counting import with_count
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, open_run
 
@@ -65,6 +67,7 @@ def publish_on_jobs(request: JobRequest, *, reporter: Reporter) -> dict[str, str
     Raises:
         HubpruneError: it could not work, or the job failed.
     """
+    request = with_count(request, reporter=reporter, sweeps=False)
     return run_on_jobs(open_run(recipe_of(request), request.endpoint, reporter), request)
 
 
@@ -104,8 +107,8 @@ def run_on_jobs(run: Run, request: JobRequest) -> dict[str, str]:
 def requirement_of(recipe: Recipe) -> str:
     """Return what uv installs in the job: this very version, with what its siblings take."""
     asked = {"heal": recipe.heal, "quantize": recipe.quantize, "gguf": recipe.gguf}
-    extras = ["plots", *(extra for extra, wanted in asked.items() if wanted)]
-    return f"hubprune[{','.join(extras)}]=={__version__}"
+    extras = ["torch", "plots", *(extra for extra, wanted in asked.items() if wanted)]
+    return requirement(*extras)
 
 
 def refuse_local(recipe: Recipe, request: JobRequest) -> None:
@@ -139,7 +142,7 @@ class Machine:
     """A number with s, m, h or d; the job is ended after it."""
     namespace: str | None = None
     """Who runs and pays the job; None for the user whose token it is."""
-    requirement: str = f"hubprune[plots]=={__version__}"
+    requirement: str = field(default_factory=lambda: requirement("torch", "plots"))
     """What uv installs in the job: this very version, as a rule."""
 
     def __post_init__(self) -> None:

@@ -26,8 +26,9 @@ from hubprune.hub.transfer import check_files
 from hubprune.pruning import checkpoint, verify
 from hubprune.pruning.checkpoint import read_back, take_inventory
 from hubprune.pruning.tokenizer_files import ids_depend_on_version
+from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.recipes import recipe_of
-from hubprune.workflows.run import Run, make_plan, open_run, say_computing, say_plan, scores_if_needed
+from hubprune.workflows.run import Run, make_plan, open_run, say_computing, scores_if_needed
 
 WAITING = ".unverified-"
 OWNED = re.compile(r"(?P<key>[0-9a-f]{16})-(?P<host>\w+)-(?P<pid>\d+)")

@@ -13,7 +13,7 @@ from typing import Any
 from hubprune.core.artifacts import StudyKind
 from hubprune.core.errors import RecipeError
 from hubprune.core.options import Dropping, Measuring, Scoring
-from hubprune.core.recipe import Recipe, parse, read_prompts, read_recipe
+from hubprune.core.recipe import MEAN, Recipe, parse, read_prompts, read_recipe
 from hubprune.core.requests import PruneRequest, PublishRequest, ScoreRequest, SweepRequest
 from hubprune.pruning.documents import COSMOPEDIA, find_mix, is_file
 
@@ -42,8 +42,8 @@ def recipe_of(request: WithRecipe, *, drop: Mapping[str, Any] | None = None) -> 
     evaluation = _evaluation(request)
     if "tasks" in evaluation:
         values.get("evaluation", {}).pop("num_fewshot", None)  # they were for the file's tasks
-    if "max_drop_pp" in evaluation:
-        values.get("evaluation", {}).pop("max_drop_pp", None)  # a budget is replaced, so that it can be lifted too
+    if "max_loss" in evaluation:
+        values.get("evaluation", {}).pop("max_loss", None)  # a budget is replaced, so that it can be lifted too
     parts = {
         "base": _given(repo_id=request.base, revision=request.base_revision),
         "drop": gone | _given(protect=_numbers(request.protect, option="--protect")),
@@ -144,7 +144,7 @@ def _evaluation(request: WithRecipe) -> dict[str, Any]:
     )
     if isinstance(request, PublishRequest):
         prompts = read_prompts(Path(request.prompts)) if request.prompts else None
-        found |= _given(max_drop_pp=_budget(request.max_drop_pp), prompts=prompts)
+        found |= _given(max_loss=budget(request.max_loss), prompts=prompts)
     return found
 
 
@@ -171,19 +171,23 @@ def _examples(value: str | int | Mapping[str, int] | None) -> int | dict[str, in
         ) from None
 
 
-def _budget(value: str | Mapping[str, float] | None) -> dict[str, float] | None:
-    """Read how many points each task may lose; `none` lifts the budget of the recipe file."""
+def budget(value: str | float | Mapping[str, float] | None) -> dict[str, float] | None:
+    """Read how many points each task may lose, or the mean; `none` lifts the budget of the recipe file."""
+    if isinstance(value, (int, float)):
+        return {MEAN: value}
     if not isinstance(value, str):
         return None if value is None else dict(value)
     if value.strip().lower() == "none":
         return {}
     try:
+        if "=" not in value:
+            return {MEAN: float(value)}
         pairs = [part.split("=") for part in value.split(",")]
         return {task.strip(): float(points) for task, points in pairs}
     except ValueError:
         raise RecipeError(
-            f"--max-drop-pp {value!r} is no budget.",
-            hint="Write it like --max-drop-pp lambada_openai=10,mean=3, or none.",
+            f"--max-loss {value!r} is no budget.",
+            hint="Write it like --max-loss 3, --max-loss lambada_openai=10,mean=3,loops=5, or none.",
         ) from None
 
 

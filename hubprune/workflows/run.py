@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING
 
 from hubprune.core import templates
 from hubprune.core.architectures import Architecture, architecture_of
-from hubprune.core.artifacts import BaseCheckpoint, DropPlan, Environment, LayerScores, SiblingKind, WidthPlan
-from hubprune.core.config import check_config, read_structure
+from hubprune.core.artifacts import (
+    BY_LOSS,
+    BaseCheckpoint,
+    DropPlan,
+    Environment,
+    LayerScores,
+    ScoreKind,
+    SiblingKind,
+)  # fmt: skip
+from hubprune.core.config import check_config
 from hubprune.core.console import Reporter
-from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
+from hubprune.core.devices import COMPUTE_BITS, describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
 from hubprune.core.files import StageStore, key_of, work_folder
 from hubprune.core.memory import say_where
@@ -29,13 +37,16 @@ from hubprune.hub import repos as hub
 from hubprune.hub.repos import small_files, stored_headers
 from hubprune.hub.session import HubSession
 from hubprune.pruning import calibration, documents, iterative, selection
+from hubprune.pruning.aggregation import KINDS
 from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.calibration import CalibrationSet, file_hashes
-from hubprune.pruning.layouts import Runnable, check_choice, choose_layout, make_runnable
-from hubprune.pruning.selection import plan_widths
+from hubprune.pruning.layouts import Runnable, check_choice, make_runnable
+from hubprune.pruning.runs import run_length, score_runs
+from hubprune.workflows.choosing import laid_out, plan_of, ranked_kinds, shape_of, widths_of
 
 if TYPE_CHECKING:
-    from hubprune.pruning.importance import Scorer
+    from hubprune.pruning.importance import Scorer, Scoring
+    from hubprune.pruning.loss_scores import LossScorer
 
 
 @dataclass(frozen=True)
@@ -53,10 +64,10 @@ class Run:
         base = hub.resolve_base(self.recipe.base, session=self.session)
         check_config(base.config, where=f"config.json of {base.name}")
         selection.check_request(self.recipe.drop, shape_of(base))
-        widths = _widths(self.recipe, base, gone=self.recipe.drop.mlp_layers or ())
+        widths = widths_of(self.recipe, base, gone=self.recipe.drop.mlp_layers or ())
         check_choice(self.recipe.layout, base.config, methods=self.recipe.methods, widths=widths)
         if not self.recipe.needs_scores:
-            _plan(self.recipe, None, base)
+            plan_of(self.recipe, None, base)
         return base
 
     @cached_property
@@ -150,7 +161,21 @@ class Run:
     def runnable(self) -> Runnable:
         """The base as transformers can load it; one that was pruned before gets its modeling file from here."""
         key = key_of(self.base_identity, templates.modeling_code(self.architecture))
-        return make_runnable(self.downloaded, self.store.folder / "bases" / key)
+        found = make_runnable(self.downloaded, self.store.folder / "bases" / key)
+        self._check_lengths(found)
+        return found
+
+    def _check_lengths(self, found: Runnable) -> None:
+        """Make sure that the base has the positions and the memory for long benchmarks, once its tokenizer is there."""
+        from hubprune.evaluation import lengths
+
+        if lengths.long_tasks(self.recipe.evaluation):
+            from hubprune.evaluation.models import free_bytes
+
+            lengths.check(
+                self.recipe.evaluation, tokenizer=found.tokenizer(), config=self.base.config,
+                itemsize=COMPUTE_BITS[self.dtype] // 8, free=free_bytes(self.recipe.device), reporter=self.reporter,
+            )  # fmt: skip
 
     @property
     def architecture(self) -> Architecture:
@@ -162,7 +187,7 @@ class Run:
         """Data sets of the benchmarks, found to be within reach, each with its commit."""
         from hubprune.evaluation.harness import check_tasks
 
-        return check_tasks(self.recipe.evaluation)
+        return check_tasks(self.recipe.evaluation, positions=self.base.config.get("max_position_embeddings"))
 
     def draw(self, mix: CalibrationMix, commits: Sequence[str | None]) -> CalibrationSet:
         """Draw the documents of a mix as the base's tokenizer reads them; its subsets are taken at these commits."""
@@ -215,8 +240,10 @@ def say_computing(run: Run) -> None:
 # ---- scoring -----------------------------------------------------------------------------------------------------
 
 
-def score(run: Run) -> LayerScores:
+def score(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores:
     """Score the base of a run, or take the scores of an earlier run on the same base and mix.
+
+    Where each kind of score takes runs of its own, only those of `kinds` are computed; None for what the recipe ranks.
 
     Raises:
         RecipeError: the metric of the recipe computes nothing.
@@ -224,36 +251,51 @@ def score(run: Run) -> LayerScores:
     if run.recipe.metric in ("reverse-order", "random"):
         raise RecipeError(
             f"--metric {run.recipe.metric} is an order of layers and computes no scores.",
-            hint="Pass cosine, cosine-no-residual or relative-magnitude.",
+            hint="Pass cosine, cosine-no-residual, relative-magnitude, loss or kl.",
         )
     if run.recipe.schedule == "iterative":
         return run.in_rounds[0]
 
+    wanted, every = tuple(kinds or ranked_kinds(run.recipe)), scores_key(run, KINDS)
+
     def compute() -> LayerScores:
-        scorer = open_scorer(run)
+        if wanted != KINDS and run.store.has("scores", every):  # by `hubprune score`, which looks at all
+            return run.store.run("scores", every, LayerScores, compute).only(wanted)
+        if run.recipe.metric == "angular":
+            length = run_length(run.recipe.drop, run.base.num_hidden_layers)
+            return score_runs(run.runnable.folder, *drawn_for_scores(run), length=length, reporter=run.reporter)
+        scorer = open_scorer(run, wanted)
         with run.reporter.progress("scoring", total=scorer.cost(), unit="batches") as advance:
             scorer.run(advance)
+        if run.recipe.metric in BY_LOSS:
+            passes = scorer.layer_runs / run.base.num_hidden_layers
+            run.reporter.note(f"{scorer.layer_runs:,.0f} runs of a layer, as many as {passes:.1f} passes over the base")
         return scorer.scores()
 
-    return run.store.run("scores", scores_key(run), LayerScores, compute)
+    found = run.store.run("scores", scores_key(run, wanted), LayerScores, compute)
+    run.store.keys["scores"] = scores_key(run, wanted)
+    return found
 
 
-def scores_if_needed(run: Run) -> LayerScores | None:
+def scores_if_needed(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores | None:
     """Score, unless the recipe names the layers itself."""
     if run.recipe.needs_scores:
-        return score(run)
+        return score(run, kinds)
     run.reporter.note("no scores are needed: nothing is chosen by them")
     return None
 
 
-def scores_key(run: Run) -> str:
-    """Return the key of a run's scores."""
+def scores_key(run: Run, kinds: Collection[ScoreKind] | None = None) -> str:
+    """Return the key of a run's scores; of which kinds, only matters where each takes runs of its own."""
     recipe = run.recipe
+    of: list[object] = [list(kinds or ranked_kinds(recipe))] if recipe.metric in BY_LOSS else []
+    if recipe.metric == "angular":
+        of = [run_length(recipe.drop, run.base.num_hidden_layers)]
     # The commits say what the revisions stand for; how these were spelled changes nothing.
     mix = recipe.calibration.model_dump(mode="json", exclude={"subsets": {"__all__": {"revision"}}})
     return key_of(
         run.circumstances, mix, run.data_commits, file_hashes(recipe.calibration), recipe.seed,
-        recipe.aggregation, recipe.metric,
+        recipe.aggregation, recipe.metric, *of,
     )  # fmt: skip
 
 
@@ -268,9 +310,25 @@ def check_data(run: Run) -> None:
         run.found_data  # noqa: B018
 
 
-def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
+def open_scorer(
+    run: Run, kinds: Collection[ScoreKind] | None = None, *, keeps_states: bool = False
+) -> Scorer | LossScorer:
     """Draw the calibration set of a run and make its base ready to be scored; no layer is read yet."""
-    from hubprune.pruning.importance import Scorer, Scoring
+    from hubprune.pruning.importance import Scorer
+    from hubprune.pruning.loss_scores import LossScorer
+
+    drawn, scoring = drawn_for_scores(run)
+    if run.recipe.metric in BY_LOSS:
+        from hubprune.pruning.loss_scores import LossScorer
+
+        of = kinds or ranked_kinds(run.recipe)
+        return LossScorer(run.runnable.folder, drawn, scoring, of, shape=shape_of(run.base), keeps_states=keeps_states)
+    return Scorer(run.runnable.folder, drawn, scoring, keeps_states=keeps_states)
+
+
+def drawn_for_scores(run: Run) -> tuple[CalibrationSet, Scoring]:
+    """Draw the calibration set of a run, and say how its base is scored on it."""
+    from hubprune.pruning.importance import Scoring
 
     recipe = run.recipe
     drawn = run.draw(recipe.calibration, run.found_data)
@@ -279,64 +337,14 @@ def open_scorer(run: Run, *, keeps_states: bool = False) -> Scorer:
         metric=recipe.metric, aggregation=recipe.aggregation, batch_size=recipe.score_batch_size,
         dtype=run.dtype, device=run.device,
     )  # fmt: skip
-    return Scorer(run.runnable.folder, drawn, scoring, keeps_states=keeps_states)
-
-
-# ---- what goes ------------------------------------------------------------------------------------------------------
+    return drawn, scoring
 
 
 def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
     """Select what goes."""
     if scores and run.recipe.schedule == "iterative":
-        return _laid_out(run.recipe, run.in_rounds[1], run.base)
-    return _plan(run.recipe, scores, run.base)
-
-
-def say_plan(plan: DropPlan, *, reporter: Reporter) -> None:
-    """Say what goes."""
-    for kind, noun in selection.OWN.items():
-        if layers := plan.layers(kind):
-            word = "layer" if len(layers) == 1 else "layers"
-            reporter.note(f"dropping the {noun} of {word} {', '.join(map(str, layers))}")
-    for (before, kept), layers in plan.widths.changes.items() if plan.widths else ():
-        word = "layer" if len(layers) == 1 else "layers"
-        reporter.note(f"keeping {kept:,} of {before:,} neurons in the MLP of {word} {', '.join(map(str, layers))}")
-    for margin in plan.margins:
-        if margin.near_tie:
-            reporter.note(
-                f"near tie: the {selection.OWN[margin.kinds[0]]} of layer {margin.last_dropped} and the "
-                f"{selection.OWN[margin.kinds[1]]} of layer {margin.first_kept} are within two standard errors"
-            )
-
-
-def shape_of(base: BaseCheckpoint) -> selection.Shape:
-    """Return what a selection has to know of a base."""
-    structure = read_structure(base.config, name=base.name)
-    return selection.Shape(
-        num_hidden_layers=structure.num_hidden_layers,
-        name=base.name,
-        absent=structure.absences,
-        attention_kinds=tuple(structure.architecture.attention_kinds(base.config)),
-    )
-
-
-def _plan(recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint) -> DropPlan:
-    plan = selection.make_plan(recipe.drop, scores, shape_of(base), metric=recipe.metric, seed=recipe.seed)
-    return _laid_out(recipe, iterative.in_rounds(plan) if recipe.schedule == "iterative" else plan, base)
-
-
-def _laid_out(recipe: Recipe, plan: DropPlan, base: BaseCheckpoint) -> DropPlan:
-    """Complete a plan of sublayers with the widths that were asked for, and with the layout that fits all of it."""
-    widths = _widths(recipe, base, gone=plan.layers("mlp"))
-    plan = plan.model_copy(update={"methods": recipe.methods, "widths": widths})
-    return plan.model_copy(update={"layout": choose_layout(recipe.layout, plan, base.config)})
-
-
-def _widths(recipe: Recipe, base: BaseCheckpoint, *, gone: Collection[int]) -> WidthPlan | None:
-    if recipe.width is None:
-        return None
-    structure = read_structure(base.config, name=base.name)
-    return plan_widths(recipe.width, structure, base.config, name=base.name, gone=gone)
+        return laid_out(run.recipe, run.in_rounds[1], run.base)
+    return plan_of(run.recipe, scores, run.base)
 
 
 def refuse_tokenizer_code(folder: Path, *, name: str) -> None:

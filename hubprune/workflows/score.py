@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubprune import plots
-from hubprune.core.artifacts import DropPlan, LayerScores, ScoreStudy, StudyEntry, StudyKind
+from hubprune.core.artifacts import BY_LOSS, DropPlan, LayerScores, ScoreStudy, StudyEntry, StudyKind
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, PlanError, RecipeError
 from hubprune.core.files import make_writable
 from hubprune.core.requests import ScoreRequest
 from hubprune.core.specs import count_of
 from hubprune.plots.pictures import draw_scores, draw_study
-from hubprune.pruning.aggregation import aggregate, agreements
+from hubprune.pruning.aggregation import KINDS, aggregate, agreements
+from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.recipes import passes_of
-from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, say_plan, score
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, score
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def conduct(request: ScoreRequest, *, reporter: Reporter) -> Scored:
         make_writable(plot)
     if kind is None:
         say_computing(run)
-        scores = score(run)
+        scores = score(run, KINDS)
         plan = make_plan(run, scores)
         say_plan(plan, reporter=run.reporter)
         drawn = draw_scores(scores, plan, plot, base=run.base.name) if plot else ()
@@ -75,7 +76,7 @@ def by_pass(kind: StudyKind, runs: Mapping[str, Run]) -> ScoreStudy:
     entries = []
     for number, (label, run) in enumerate(runs.items(), start=1):
         run.reporter.stage(number, len(runs), f"Scores of {label}")
-        scores = score(run)
+        scores = score(run, KINDS)
         entries.append(_entry(label, scores, run))
     reference = labels[-1] if kind == "revisions" else labels[0]
     return _study(kind, entries, scores, runs[reference], reference=reference)
@@ -85,7 +86,7 @@ def by_samples(runs: Mapping[str, Run], counts: Sequence[int]) -> ScoreStudy:
     """Score a base once, with the largest number of samples, and average the first documents of it for the smaller."""
     _resolve(runs)
     (run,) = runs.values()
-    scores = score(run)
+    scores = score(run, KINDS)
     entries = [_entry(f"{count}", first_samples(scores, run, count), run) for count in counts]
     return _study("samples", entries, scores, run, reference=entries[-1].label)
 
@@ -110,7 +111,8 @@ def first_samples(scores: LayerScores, run: Run, count: int) -> LayerScores:
     sources = []
     for new, place in enumerate(kept):
         own, source = [row for row in rows if row.source == new], record.sources[place]
-        seen = {"documents": len(own), "tokens": sum(row.tokens for row in own), "weight": source.weight / total}
+        tokens = sum(row.tokens for row in own) + (len(own) if scores.metric in BY_LOSS else 0)  # all, predicted or not
+        seen = {"documents": len(own), "tokens": tokens, "weight": source.weight / total}
         sources.append(source.model_copy(update=seen))
     return aggregate(
         rows, record.model_copy(update={"sources": tuple(sources)}), aggregation=scores.aggregation,

@@ -219,12 +219,12 @@ def test_lists_and_mappings_mean_what_their_text_means():
     from hubprune.workflows.recipes import recipe_of
 
     as_text = PublishRequest("a/b", attn_layers="1,2", protect="0", mlp_width="3,4", tasks="piqa,boolq",
-                             num_fewshot="piqa=5", max_drop_pp="mean=3,piqa=2.5")  # fmt: skip
+                             num_fewshot="piqa=5", max_loss="mean=3,piqa=2.5")  # fmt: skip
     as_values = PublishRequest("a/b", attn_layers=(2, 1), protect=0, mlp_width=[3, 4], tasks=["piqa", "boolq"],
-                               num_fewshot={"piqa": 5}, max_drop_pp={"mean": 3, "piqa": 2.5})  # fmt: skip
+                               num_fewshot={"piqa": 5}, max_loss={"mean": 3, "piqa": 2.5})  # fmt: skip
     assert recipe_of(as_text) == recipe_of(as_values)
-    none = recipe_of(PublishRequest("a/b", attn_drop="10%", tasks="none", num_fewshot="2", max_drop_pp="none"))
-    assert none == recipe_of(PublishRequest("a/b", attn_drop="10%", tasks=[], num_fewshot=2, max_drop_pp={}))
+    none = recipe_of(PublishRequest("a/b", attn_drop="10%", tasks="none", num_fewshot="2", max_loss="none"))
+    assert none == recipe_of(PublishRequest("a/b", attn_drop="10%", tasks=[], num_fewshot=2, max_loss={}))
 
 
 def test_a_notebook_shows_what_goes_on_and_the_result(base, tmp_path):

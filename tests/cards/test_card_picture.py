@@ -7,8 +7,9 @@ import pytest
 
 from hubprune import plots
 from hubprune.cards.card import Pictures, render
+from hubprune.core import extras
 from hubprune.core.console import Reporter
-from hubprune.plots import pictures, style
+from hubprune.plots import pictures
 from hubprune.plots.curves import LOOKS
 from hubprune.workflows.publish import stages
 
@@ -33,9 +34,9 @@ def test_it_lies_where_the_card_links_it_and_is_the_same_every_time(run, tmp_pat
 
 
 def test_without_matplotlib_the_card_does_without_and_the_extra_is_named(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(style, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras, "is_installed", lambda name: False)
     assert drawn(run, tmp_path) is None
-    assert 'pip install "hubprune[plots]"' in capsys.readouterr().err
+    assert extras.install("plots") in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -18,6 +18,9 @@ FORMULAS = {
     "cosine": ("S = 1 − cos(X, Y)", "S = 1 - cos(X, Y)", "cosines were taken in float32"),
     "cosine-no-residual": ("S = 1 − cos(U, f(U))", "S = 1 - cos(U, f(U))", "cosines were taken in float32"),
     "relative-magnitude": ("S = |F| / |X + F|", "S = |F| / |X + F|", "norms were taken in float32"),
+    "loss": ("S = L(without it) − L(base)", "S = rise of the loss", "logits and losses were taken in float32"),
+    "angular": ("S = arccos(cos(X, Y)) / π", "S = arccos(cos(X, Y)) / pi", "angles were taken in float32"),
+    "kl": ("S = KL(base ‖ without it)", "S = KL(base || without it)", "logits and divergences were taken in float32"),
 }
 
 
@@ -34,6 +37,14 @@ def test_card_and_table_name_the_formula_of_the_metric_and_no_other(metric):
         assert (in_card in text) == (name == metric)
         assert (in_table in scores_table(scores)) == (name == metric)
         assert measured in text or name != metric
+
+
+def test_scores_that_were_not_computed_have_no_column():
+    scores = made.scores().only(("attn",)).model_copy(update={"metric": "loss"})
+    found = removal(made.plan(metric="loss"), scores=scores, verification=made.verification(), picture="p.png")
+    assert found.scores.columns == ("Rank", "Layer", "Attention S", "± SE", "Attention")
+    assert found.picture.text.startswith("Bars of the scores of every layer's attention;")
+    assert scores_table(scores).splitlines()[1].split() == ["layer", "attention", "±", "se"]
 
 
 @pytest.mark.parametrize(

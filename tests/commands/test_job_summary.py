@@ -100,10 +100,12 @@ def test_siblings_are_linked_with_how_close_they_are():
 
 def test_a_budget_is_a_table_of_what_was_allowed_and_what_happened():
     report = made.report()
-    evaluation = {**report.recipe["evaluation"], "max_drop_pp": {"arc_easy": 1.0, "mean": 3.0}}
+    evaluation = {**report.recipe["evaluation"], "max_loss": {"arc_easy": 1.0, "mean": 3.0, "loops": 5}}
     text = ended(report.model_copy(update={"recipe": {**report.recipe, "evaluation": evaluation}}))
     assert "### Budget\n\n| Task | Δ points | Allowed | Kept |\n| --- | ---: | ---: | --- |\n" in text
     assert "| arc_easy | −0.76 (−2.96 to +1.44) | −1.00 | yes |\n| mean | −4.28 (−6.22 to −2.34) | −3.00 | no |" in text
+    assert "\n| loops | +33.33 (" in text
+    assert "| +5.00 | no |" in text
 
 
 def test_a_result_that_was_published_and_then_failed_is_linked():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from little import leftovers
@@ -153,3 +154,13 @@ def test_requests_that_cannot_be_are_refused_before_anything_is_downloaded(hubpr
         assert ended.code == 2, ended.err
         assert words in " ".join(ended.err.split())
     assert not list((files / "hf").rglob("*.safetensors"))
+
+
+def test_a_publish_looks_for_its_number_and_writes_it_into_the_recipe(publish, files, api):
+    ended = publish(
+        "--attn-drop", "auto", "--max-loss", "100", "--limit", "4", "--repo-id", "local/found", "--protect", "1"
+    )
+    assert ended.code == 0, ended.err
+    assert "--attn-drop 3: " in ended.err  # of four layers, one is protected
+    recipe = Path(api.hf_hub_download("local/found", "recipe.yaml", local_dir=files / "back"))
+    assert "attn_drop: 3\n" in recipe.read_text()

@@ -11,7 +11,9 @@ import transformers
 from torch import nn
 
 from hubprune.core.errors import EvaluationError
+from hubprune.evaluation import batch as batch_module
 from hubprune.evaluation import computing as scoring
+from hubprune.evaluation import requests as requests_module
 from hubprune.evaluation.computing import Scorer
 from hubprune.evaluation.layer_tree import Variant, why_not
 from hubprune.evaluation.requests import Request
@@ -101,6 +103,57 @@ def test_a_packed_answer_is_that_of_a_plain_forward_pass(family, attention):
     assert found["base"] == pytest.approx(alone(model, requests), abs=1e-4)
 
 
+@pytest.fixture
+def short_pieces(monkeypatch):
+    """What is long for a model of 128 positions."""
+    monkeypatch.setattr(requests_module, "LONGEST_ROW", 24)
+    monkeypatch.setattr(requests_module, "LEAST_SHARED", 10)
+    monkeypatch.setattr(batch_module, "PIECE", 7)
+    monkeypatch.setattr(batch_module, "LEAST_PIECE", 7)
+
+
+def behind_examples(documents=5, choices=4, seed=1, vocabulary=97):
+    """Questions behind the same 60 tokens, each with answers that begin alike."""
+    source = random.Random(seed)
+
+    def words(count):
+        return tuple(source.randrange(vocabulary) for _ in range(count))
+
+    examples = words(60)
+    contexts = [(*examples, *words(source.randint(1, 9))) for _ in range(documents)]
+    starts = [words(2), words(2)]
+    answers = [(*starts[n % 2], *words(source.randint(1, 5))) for n in range(choices)]
+    return [Request.of(context, answer, max_length=100) for context in contexts for answer in answers]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_row_in_pieces_answers_as_each_request_alone(family, attention, short_pieces):
+    base, requests = make(family), behind_examples()
+    if attention == "sdpa" and not base._supports_sdpa:
+        pytest.skip("transformers has no such attention for it")
+    base.set_attn_implementation(attention)
+    pruned = without_attention(base, 2)
+    share_weights(base, pruned)
+    variants = [Variant.of("base", base), Variant.of("pruned", pruned)]
+    found, scorer = together(variants, requests)
+    ((row,),) = scorer.plan(requests)
+    assert row.is_long
+    for variant in variants:
+        assert found[variant.name] == pytest.approx(alone(variant.model, requests), abs=1e-5)
+    # Two layers in common, two of each, and all tokens of the tree once.
+    assert scorer.tree.token_layers == (2 + 2 * 2) * len(row)
+    assert 10 * len(row) < sum(map(len, requests))
+
+
+def test_a_long_row_that_does_not_fit_is_halved(short_pieces, monkeypatch):
+    model, requests = make(), behind_examples()
+    memory = Memory(monkeypatch, 100)
+    found, _ = together([Variant.of("base", model)], requests)
+    assert max(memory.sizes) > 100
+    assert found["base"] == pytest.approx(alone(model, requests), abs=1e-5)
+
+
 def test_the_last_token_of_every_ending_is_told_greedy_or_not():
     model = make()
     with torch.no_grad():
@@ -178,8 +231,8 @@ class Memory:
         self.sizes = []
         collate = scoring.collate
 
-        def refuse(rows, device):
-            batch = collate(rows, device)
+        def refuse(rows, device, **settings):
+            batch = collate(rows, device, **settings)
             self.sizes.append(batch.ids.numel())
             if batch.ids.numel() > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubprune.evaluation.requests import LONGEST_ROW, Request, alone, batches, make_rows, slots
+from hubprune.evaluation.requests import LONGEST_ROW, Request, batches, halved, make_rows, slots
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=24)
 REQUESTS = st.lists(
@@ -14,10 +14,10 @@ REQUESTS = st.lists(
 )
 
 
-def seen_by(row, branch):
-    """Tokens and positions that an ending sees, with the shared beginning."""
-    pairs = zip(row.tokens, row.positions, row.branches, strict=True)
-    return [(token, position) for token, position, b in pairs if b in (0, branch)]
+def seen_by(row, place):
+    """Tokens and positions that the token at a place sees, itself included."""
+    before = zip(row.tokens, row.positions, row.ends, strict=True)
+    return [(token, position) for n, (token, position, end) in enumerate(before) if n <= place < end]
 
 
 @given(REQUESTS)
@@ -25,12 +25,10 @@ def test_every_request_is_read_as_if_it_stood_alone(requests):
     found = {}
     for row in make_rows(requests):
         for member in row.members:
-            branch = max((row.branches[place] for place in member.places), default=0)
             read = requests[member.request].read
-            assert seen_by(row, branch)[: len(read)] == [(token, n) for n, token in enumerate(read)]
-            places = [row.positions[place] for place in member.places]
-            assert places == list(range(len(read) - len(member.targets), len(read)))
-            assert all(row.branches[place] in (0, branch) for place in member.places)
+            alone = [(token, n) for n, token in enumerate(read)]
+            for place, number in zip(member.places, range(len(read) - len(member.targets), len(read)), strict=True):
+                assert seen_by(row, place) == alone[: number + 1]
             assert member.targets == requests[member.request].targets
             found[member.request] = found.get(member.request, 0) + 1
     assert found == dict.fromkeys(range(len(requests)), 1)
@@ -53,11 +51,11 @@ def test_batches_hold_every_row_once_and_keep_to_their_limits(requests, most_slo
 
 
 @given(REQUESTS)
-def test_a_row_can_be_taken_apart(requests):
+def test_a_row_of_several_requests_can_be_halved(requests):
     for row in make_rows(requests):
-        parts = alone(row, requests)
-        assert sorted(m.request for part in parts for m in part.members) == sorted(m.request for m in row.members)
-        assert all(part.is_plain and part.tokens == requests[part.members[0].request].read for part in parts)
+        parts = halved(row, requests) if len(row.members) > 1 else []
+        assert [m.request for part in parts for m in part.members] in ([], [m.request for m in row.members])
+        assert all(len(part) <= len(row) for part in parts)
 
 
 def test_the_endings_of_a_question_share_its_context():
@@ -82,8 +80,19 @@ def test_requests_that_hardly_begin_alike_stay_apart():
 
 def test_a_row_of_several_requests_has_a_longest_length():
     requests = [Request.of(range(200), [n] * 300, max_length=2000) for n in range(8)]
-    assert len(make_rows(requests)) == 4
-    assert max(map(len, make_rows(requests))) <= LONGEST_ROW
+    assert len(make_rows(requests, most=10**6)) == 4
+    assert max(map(len, make_rows(requests, most=10**6))) <= LONGEST_ROW
+
+
+def test_a_long_beginning_is_read_once_for_all_questions_and_a_question_once_for_all_its_answers():
+    examples = tuple(range(3000))
+    questions = [(*examples, *range(5000 + 20 * n, 5020 + 20 * n)) for n in range(10)]
+    requests = [Request.of(q, (answer, 7, 8, 9), max_length=9999) for q in questions for answer in (1, 1, 2)]
+    (row,) = make_rows(requests, most=10**6)
+    assert row.is_long
+    assert len(row) == 3000 + 10 * (20 + 2 * 3)
+    assert max(map(len, make_rows(requests, most=3100))) <= 3100
+    assert sorted(m.request for row in make_rows(requests, most=3100) for m in row.members) == [*range(30)]
 
 
 def test_a_batch_is_closed_before_it_is_padded_for_little():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hubprune.core.errors import MissingDependencyError
+from hubprune.core.errors import EvaluationError, MissingDependencyError
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation import harness, packages
 
@@ -53,6 +53,31 @@ def test_data_that_a_task_would_download_by_itself_is_asked_for_beforehand(monke
 def test_what_is_imported_by_way_of_another_file_is_found_too_and_nothing_is_run(own_task):
     with pytest.raises(MissingDependencyError, match=r"own needs what is not installed: no_such_package\."):
         own_task("from .more_code import x\n1 / 0\n", more_code="import no_such_package.parts\n1 / 0\n")
+
+
+def test_a_module_that_an_installed_package_no_longer_has_is_told(own_task):
+    with pytest.raises(MissingDependencyError, match=r"transformers\.no_such_part\.metrics, which transformers 5"):
+        own_task("import transformers.no_such_part.metrics as metrics\n")
+    own_task("import transformers.utils.generic\nfrom importlib import metadata\nimport os.path\n")
+
+
+def test_a_task_that_is_a_class_is_known_by_the_data_set_of_its_class(monkeypatch):
+    asked = []
+    monkeypatch.setattr("hubprune.evaluation.harness.state_of", lambda source: asked.append(source) or "here")
+    assert harness.check_tasks(EvaluationSpec(tasks=("squad_completion",))) == {"hazyresearch/based-squad": "here"}
+    assert [(source.task, source.configs) for source in asked] == [("squad_completion", ("default",))]
+
+
+def test_a_model_without_room_for_what_a_task_lets_it_write_is_refused_beforehand(tmp_path, write_task):
+    asked = {"output_type": "generate_until", "doc_to_choice": None}
+    write_task(tmp_path, "long", ROWS, **asked, generation_kwargs={"max_gen_toks": 64})
+    write_task(tmp_path, "usual", ROWS, **asked)
+    for task, positions in (("long", 64), ("usual", 256)):
+        spec = EvaluationSpec(tasks=(task,), include_path=str(tmp_path))
+        said = f"{task} lets the model write {positions} tokens, and it has {positions} positions in all"
+        with pytest.raises(EvaluationError, match=said):
+            harness.check_tasks(spec, positions=positions)
+        harness.check_tasks(spec, positions=positions + 1)
 
 
 def test_what_a_file_can_do_without_is_not_asked_for(own_task):

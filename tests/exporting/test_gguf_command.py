@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from hubprune.cli import app
 from hubprune.core.artifacts import GgufExport, ParityFigures
+from hubprune.core.extras import install
 from hubprune.exporting import bounds, parity
 from hubprune.exporting.parity import ParitySeen
 
@@ -65,7 +66,7 @@ def test_a_file_that_could_not_be_compared_is_said_to_be_unverified(folder, tmp_
 
 def test_a_missing_llama_cpp_python_is_named_with_its_installation(folder, monkeypatch):
     monkeypatch.setattr(parity.importlib.util, "find_spec", lambda name: None)
-    assert parity.obstacle(folder) == "llama-cpp-python is not installed (pip install 'hubprune[gguf]')"
+    assert parity.obstacle(folder) == f"llama-cpp-python is not installed ({install('gguf')})"
 
 
 def test_a_model_that_does_not_fit_into_memory_is_not_compared(folder, monkeypatch):

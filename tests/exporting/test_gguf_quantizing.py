@@ -12,6 +12,7 @@ from gguf import GGUFReader
 
 from hubprune.core.artifacts import OUTTYPES, ParityFigures
 from hubprune.core.errors import DiskSpaceError, MissingDependencyError, RecipeError, VerificationError
+from hubprune.core.extras import install
 from hubprune.exporting import bounds, quantizing, tensors, writing
 from hubprune.exporting.layers import SAVED
 
@@ -39,7 +40,7 @@ def test_a_missing_llama_cpp_python_is_said_before_anything_is_written(tmp_path,
     folder = base(tmp_path / "b").folder
     with pytest.raises(MissingDependencyError, match="q4_k_m is made by llama") as caught:
         export(folder, tmp_path / "x.gguf", outtype="q4_k_m")
-    assert "pip install 'hubprune[gguf]'" in caught.value.hint
+    assert install("gguf") in caught.value.hint
     assert quantizing.check_outtype("Q8_0") == "q8_0"
 
 

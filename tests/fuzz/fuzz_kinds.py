@@ -72,7 +72,7 @@ RECIPE = {
     "layout": "auto", "metric": "cosine", "schedule": "one-shot", "aggregation": "document", "score_batch_size": 8,
     "evaluation": {
         "tasks": ["piqa", "quick"], "num_fewshot": {"piqa": 5}, "limit": 100, "batch_size": 4, "backend": "shared",
-        "prompts": ["Once upon a time"], "max_new_tokens": 16, "max_drop_pp": {"piqa": 3.5, "mean": 1},
+        "prompts": ["Once upon a time"], "max_new_tokens": 16, "max_loss": {"piqa": 3.5, "mean": 1},
     },
     "target": {"repo_id": "me/result", "revision": "main", "private": True, "license": "mit", "collection": "mine"},
     "seed": 7, "device": "cpu", "dtype": "float32",

@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubprune.core.errors import HubpruneError, MissingDependencyError
+from hubprune.core.extras import install
 from hubprune.localhub import running_hub, serve
 
 
@@ -144,7 +145,7 @@ try:
 except MissingDependencyError as error:
     print(error.hint)
 """
-    assert "hubprune[localhub]" in subprocess.check_output([sys.executable, "-c", source], text=True)
+    assert subprocess.check_output([sys.executable, "-c", source], text=True).strip() == install("localhub")
 
 
 def test_git_variables_of_the_caller_lead_nowhere_else(tmp_path, monkeypatch):

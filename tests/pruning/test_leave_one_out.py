@@ -151,12 +151,11 @@ def test_a_run_from_a_higher_layer_on_finds_what_a_fresh_one_does(folder, monkey
         monkeypatch.setattr(rooms, "_spread", lambda layers, n=levels: iter([tuple(range(1, 1 + n))]))
         opened = made(folder, in_rounds=True)
         run(opened)
-        opened.model.bypass("attn", 3)
-        opened.forget({Variant(3, "attn")})
+        opened.bypass("attn", 3)
         before = opened.layer_runs
         found = run(opened, start=3)
         again, fresh = opened.layer_runs - before, made(folder, [v for v in ALL if v != Variant(3, "attn")])
-        fresh.model.bypass("attn", 3)
+        fresh.bypass("attn", 3)
         same(found, run(fresh))
         assert again == fresh.layer_runs if not levels else again < fresh.layer_runs
 

@@ -7,6 +7,7 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationScheme
 
+from hubprune.core import extras
 from hubprune.core.errors import MissingDependencyError, RecipeError, UnsupportedFormatError
 from hubprune.core.specs import QuantizationSpec
 from hubprune.core.weights import DTYPE_BITS
@@ -70,7 +71,7 @@ def test_a_checkpoint_without_matrices_is_an_error():
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setattr(packing, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "is_installed", lambda name: False)
     with pytest.raises(MissingDependencyError) as error:
         packing.require_package()
-    assert error.value.hint == "Install it with `pip install 'hubprune[quantize]'`."
+    assert error.value.hint == extras.install("quantize")

@@ -50,7 +50,7 @@ def asked(base, tmp_path, **changes):
 
 def test_without_a_base_machine_token_and_hub_are_looked_at(user, hub, reporter):
     seen = found(doctor(DoctorRequest(), reporter=reporter))
-    assert {"python", "CPU", "device", "memory", "HF_HOME", "HUBPRUNE_HOME", "matplotlib", "llama_cpp"} <= seen.keys()
+    assert {"python", "CPU", "device", "memory", "HF_HOME", "HUBPRUNE_HOME", "extra plots", "extra gguf"} <= seen.keys()
     assert seen["Hub"] == ("ok", f"{hub.endpoint} answers")
     assert seen["token"] == ("ok", f"of {user[0]}, role write")
 

@@ -63,7 +63,7 @@ def test_the_job_gets_the_recipe_this_version_and_the_token_as_a_secret_only(on_
     assert token not in str({key: value for key, value in job.spec.items() if key != "secrets"})
     assert (job.spec["flavor"], job.spec["timeoutSeconds"]) == ("t4-small", 5400)
     assert job.spec["environment"]["HF_ENDPOINT"] == hub.endpoint
-    assert f"--with 'hubprune[plots]=={__version__}' hubprune publish" in job.spec["command"][-1]
+    assert f"--with 'hubprune[torch,plots]=={__version__}' hubprune publish" in job.spec["command"][-1]
 
     # The command runs: its shell finds the recipe, and what it starts gets the options.
     tools = tmp_path / "tools"
@@ -129,6 +129,10 @@ def test_a_log_that_cannot_be_read_does_not_lose_the_end(on_jobs, hub, reporter)
 SEEN = set()
 
 
+BEFORE = "from_sweep"
+"""Becomes a number before there is a recipe."""
+
+
 class Watched(PublishRequest):
     """A request that remembers which of its options somebody asked for."""
 
@@ -140,7 +144,8 @@ class Watched(PublishRequest):
 def test_every_option_of_a_publish_is_in_the_recipe_or_reaches_the_job_or_is_refused():
     recipe_of(Watched(BASE, attn_layers="1"))
     names, publish = ({option.name for option in options_of(kind)} for kind in (JobRequest, PublishRequest))
-    assert names <= SEEN | {name for name, _ in FLAGS} | {*HERE_ONLY, *HANDED_ON} | (names - publish) | {"endpoint"}
+    told = {name for name, _ in FLAGS} | {*HERE_ONLY, *HANDED_ON, "endpoint", BEFORE}
+    assert names <= SEEN | told | (names - publish)
 
 
 def test_what_is_asked_beside_the_recipe_reaches_the_job(on_jobs, hub):

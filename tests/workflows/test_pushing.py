@@ -107,7 +107,7 @@ def test_a_manifest_that_was_changed_too_is_found_out_by_the_report(dry_run, pus
 
 def test_the_budget_holds_here_too_and_the_report_is_written_all_the_same(dry_run, push, session, user, tmp_path):
     tasks = ("arc_easy", "lambada_openai")
-    folder, report = dry_run(evaluation=EvaluationSpec(tasks=tasks, max_drop_pp={"lambada_openai": 5}))
+    folder, report = dry_run(evaluation=EvaluationSpec(tasks=tasks, max_loss={"lambada_openai": 5}))
     with pytest.raises(OverBudgetError):
         push(folder, report)
     assert not session.api.repo_exists(f"{user[0]}/pushed")

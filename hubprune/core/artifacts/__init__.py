@@ -21,14 +21,14 @@ reports       what whole commands found
 # fmt: off
 # isort: off
 from hubprune.core.artifacts.base import (
-    Aggregation, Artifact, BaseCard, BaseCheckpoint, CalibrationRecord, CalibrationSource, DocumentScores,
-    Environment, ImportanceScores, LayerScores, Layout, LayoutChoice, Method, Metric, Ranking, RepoFile, Schedule,
-    SublayerKind, WidthMetric, shown_by,
+    BY_LOSS, AdoptedForm, Aggregation, Artifact, BaseCard, BaseCheckpoint, CalibrationRecord, CalibrationSource,
+    DocumentScores, Environment, ImportanceScores, LayerScores, Layout, LayoutChoice, Method, Metric, Ranking, RepoFile,
+    Schedule, SublayerKind, WidthMetric, shown_by,
 )
 from hubprune.core.artifacts.evaluation import (
     BenchmarkComparison, Continuation, Estimate, EvalBackend, GenerationComparison, Loop, Mark, MetricValue,
     ModelText, ModelTexts, PairedComparison, PairedLoops, PairedNumber, Repetition, RepetitionComparison, SelfCheck,
-    TaskComparison, main_rows, perplexity_of,
+    SHARES, TaskComparison, main_rows, perplexity_of,
 )
 from hubprune.core.artifacts.healing import (
     CurvePoint, HealedCheckpoint, HealingLoss, HealingMethod, HealingRecord, HeldOut, Recovered,
@@ -43,7 +43,7 @@ from hubprune.core.artifacts.exports import (
     PlainType,
 )
 from hubprune.core.artifacts.pruning import (
-    Check, DropPlan, DroppedSublayer, LoadedBack, Margin, PlannedFile, PrunedCheckpoint, PublishedCommit,
+    Adoption, Check, DropPlan, DroppedSublayer, LoadedBack, Margin, PlannedFile, PrunedCheckpoint, PublishedCommit,
     SnippetRun, UploadPlan, Verification, WidthPlan, WrittenCheckpoint,
 )
 from hubprune.core.artifacts.quantization import (
@@ -73,8 +73,12 @@ from hubprune.core.artifacts.speed import (
 # isort: on
 
 __all__ = [
+    "BY_LOSS",
     "OUTTYPES",
     "PLAIN_TYPES",
+    "SHARES",
+    "AdoptedForm",
+    "Adoption",
     "Aggregation",
     "Agreement",
     "Artifact",

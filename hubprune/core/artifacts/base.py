@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,8 +12,17 @@ Ranking = Literal["attn", "mlp", "block", "joint"]
 """What is ranked by score: attentions, MLPs, whole layers, or attentions and MLPs in one list."""
 Method = Literal["attn-drop", "mlp-drop", "block-drop", "joint-drop", "mlp-width"]
 Schedule = Literal["one-shot", "iterative"]
-Metric = Literal["cosine", "cosine-no-residual", "relative-magnitude", "reverse-order", "random"]
+Metric = Literal[
+    "cosine", "cosine-no-residual", "relative-magnitude", "loss", "kl", "angular", "reverse-order", "random",
+]  # fmt: skip
+"""What sublayers are ranked by: how far one turns or moves the hidden state; what the model loses without it, as the
+rise of its loss or as KL(base || without it), in nats per token; how far a run of layers turns the last token, for as
+many layers as go; or an order that looks at nothing."""
+BY_LOSS: frozenset[Metric] = frozenset({"loss", "kl"})
+"""Metrics in nats per token; of them, only what a ranking looks at is computed."""
 WidthMetric = Literal["max_abs", "ppm", "vow", "pon", "l2"]
+AdoptedForm = Literal["llm-drop", "anymodel", "fewer"]
+"""How others wrote a pruned model: lists of dropped sublayers, `block_configs`, or just fewer layers or neurons."""
 Aggregation = Literal["document", "token"]
 Layout = Literal["stock", "nemotron-nas", "pruned"]
 """How a checkpoint says which sublayers it has: not at all, in `block_configs`, or in keys of our own."""
@@ -164,11 +173,20 @@ class CalibrationRecord(Artifact):
 
 
 class ImportanceScores(Artifact):
-    """Importance by some metric, one value per layer, for each of the three ways to look at a layer."""
+    """Importance by some metric, one value per layer, for each of the three ways to look at a layer.
+
+    Where a metric takes runs of its own for each of them, those that nobody asked for are empty.
+    """
 
     attn: tuple[float, ...]
     mlp: tuple[float, ...]
     block: tuple[float, ...]
+
+    @property
+    def kinds(self) -> tuple[Literal["attn", "mlp", "block"], ...]:
+        """The kinds that were computed."""
+        found: tuple[Literal["attn", "mlp", "block"], ...] = ("attn", "mlp", "block")
+        return tuple(kind for kind in found if getattr(self, kind))
 
     def ascending(self, kind: Literal["attn", "mlp", "block"]) -> list[int]:
         """Order the layers by one kind of score, lowest first; of two equal ones the deeper comes first."""
@@ -202,3 +220,14 @@ class LayerScores(Artifact):
     calibration: CalibrationRecord
     per_document: tuple[DocumentScores, ...] = Field(default=(), repr=False)
     """Kept in the work folder for paired statistics; left out of the manifest."""
+
+    def only(self, kinds: Collection[Literal["attn", "mlp", "block"]]) -> LayerScores:
+        """Return the same with the scores of some kinds alone."""
+        gone: dict[str, tuple[float, ...]] = {kind: () for kind in ("attn", "mlp", "block") if kind not in kinds}
+        rows = [row.model_copy(update={"scores": row.scores.model_copy(update=gone)}) for row in self.per_document]
+        return self.model_copy(update={
+            "mean": self.mean.model_copy(update=gone),
+            "standard_error": self.standard_error.model_copy(update=gone),
+            "by_source": tuple(found.model_copy(update=gone) for found in self.by_source),
+            "per_document": tuple(rows),
+        })  # fmt: skip

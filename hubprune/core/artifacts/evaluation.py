@@ -19,6 +19,13 @@ def perplexity_of(nats: float) -> float:
     return math.exp(nats) if nats < math.log(LARGEST) else LARGEST
 
 
+SHARES = frozenset({
+    "acc", "acc_norm", "exact_match", "f1", "mcc", "em", "contains",
+    *(f"{level}_level_{how}_acc" for level in ("prompt", "inst") for how in ("strict", "loose")),
+})  # fmt: skip
+"""Metrics between 0 and 1, or -1 and 1, whose change is told in points; those of ifeval have long names."""
+
+
 class MetricValue(Artifact):
     """A metric of one model on one task."""
 
@@ -121,6 +128,16 @@ class TaskComparison(Artifact):
     documents: int
     documents_available: int
     num_fewshot: int
+    requests: int | None = None
+    """What each model was asked in all documents; None in older files."""
+    new_tokens: int | None = None
+    """Tokens that a model might write for a document; None where answers that are given are scored, and in older
+    files."""
+    prompt_tokens: int | None = None
+    """Tokens that are read of the longest prompt with its longest answer; None where all have
+    fewer than 256, and in older files."""
+    prompts_cut: int = 0
+    """Prompts that the model has no positions for, and whose beginning lm-eval cut off."""
     version: str
     """Task version from lm-eval."""
     dataset: str | None
@@ -158,7 +175,13 @@ class TaskComparison(Artifact):
     @property
     def is_share(self) -> bool:
         """True for metrics between 0 and 1, whose change is told in points."""
-        return self.metric in {"acc", "acc_norm", "exact_match", "f1", "mcc", "em"}
+        return self.metric in SHARES
+
+    @property
+    def is_written(self) -> bool | None:
+        """Whether the models write their answers, rather than being asked how likely a given one is; None for not
+        known."""
+        return None if self.requests is None else self.new_tokens is not None
 
 
 class SelfCheck(Artifact):
@@ -194,12 +217,20 @@ class BenchmarkComparison(Artifact):
     """Wall-clock time for both models, from loading them to the last metric; what was known before takes none."""
     mean_change: Estimate | None = None
     """Of the main metrics that are shares, in points, with its paired error; None in older files."""
+    mean_written: Estimate | None = None
+    """The same over the tasks whose answers are written; None where there is none, and in older files."""
+    mean_scored: Estimate | None = None
+    """The same over the tasks whose given answers are scored by their likelihood."""
     left_out: tuple[str, ...] = ()
     """A sentence for each metric that is no finite number for one of the models."""
 
     def main_metrics(self) -> tuple[TaskComparison, ...]:
         """The first metric of each task."""
         return main_rows(self.tasks)
+
+    def shares(self, *, written: bool) -> tuple[TaskComparison, ...]:
+        """The main metrics that are shares, of tasks whose answers are written, or are not."""
+        return tuple(row for row in self.main_metrics() if row.is_share and row.is_written is written)
 
     @property
     def mean_points(self) -> Estimate | None:

@@ -319,6 +319,8 @@ class Recommendation(Artifact):
     """The rule with the numbers that decided."""
     command: str | None
     """What to run next; None where nothing is to be dropped."""
+    takes: str | None = None
+    """What the smallest count that was measured would take, where not even that keeps to the rule."""
 
 
 class SweepReport(Artifact):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
-from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,8 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.console import Reporter
 from hubprune.core.devices import library_versions, world_size
-from hubprune.core.errors import MissingDependencyError, RecipeError
+from hubprune.core.errors import RecipeError
+from hubprune.core.extras import require
 from hubprune.core.files import (
     StageStore,
     check_new_folder,
@@ -126,8 +126,8 @@ def check_asked(request: HealRequest) -> None:
         )
     if request.adapter and method_of(request.method) != "lora":
         raise RecipeError("--adapter is for --method lora: all weights are no adapter.", hint="Leave one of them out.")
-    if request.method == "lora" and find_spec("peft") is None:
-        raise MissingDependencyError("Healing with adapters needs peft.", hint="pip install 'hubprune[heal]'")
+    if request.method == "lora":
+        require("heal", doing="Healing with adapters")
 
 
 def find_patient(request: HealRequest, *, reporter: Reporter) -> Patient:

@@ -6,6 +6,7 @@
 In comes a request, out comes the report of what is on the Hub.  Libraries that compute are imported by the stages that
 need them: what fails fast must not wait for torch.
 
+    counting  the number of drops, where it is to be found
     before    what a result depends on, what the last publish left on the branch, what of it need not be computed again
     stages    the checkpoint in the work folder, benchmarks, free text, timing, and the repo that is made of it
     siblings  what is published beside it: checked with it, and delivered after it
@@ -29,6 +30,7 @@ from hubprune.core.artifacts import LoadedBack, PublishedCommit, PublishReport, 
 from hubprune.core.config import needs_modeling_file
 from hubprune.core.console import Reporter
 from hubprune.core.errors import HubpruneError, OverBudgetError, VerificationError
+from hubprune.core.extras import is_installed, require
 from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.core.requests import PublishRequest
 from hubprune.hub.announcing import announce, merge
@@ -40,6 +42,7 @@ from hubprune.hub.transfer import check_arrived
 from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning import verify
 from hubprune.workflows.card import AS_SHIPPED, CardChoices
+from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.publish import siblings
 from hubprune.workflows.publish.before import (
     Before,
@@ -50,11 +53,13 @@ from hubprune.workflows.publish.before import (
     scores_before,
     without_computing,
 )
+from hubprune.workflows.publish.counting import with_count
 from hubprune.workflows.publish.siblings import Beside, SiblingDelivery
 from hubprune.workflows.publish.stages import (
     Unfinished,
     assemble,
     benchmark,
+    compare_back,
     find_runtimes,
     find_speed,
     free_text,
@@ -64,7 +69,7 @@ from hubprune.workflows.publish.stages import (
     run_snippet,
 )
 from hubprune.workflows.recipes import recipe_of
-from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, say_plan, scores_if_needed
+from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, scores_if_needed
 from hubprune.workflows.runtimes import choose
 
 STAGES = (
@@ -84,6 +89,12 @@ def publish(
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is computed.
     """
+    if request.adopt:
+        from hubprune.workflows.adopt import opened_adopted
+
+        with opened_adopted(request, reporter=reporter) as (run, asked):
+            return publish_run(run, asked, told=told)
+    request = with_count(request, reporter=reporter)
     return publish_run(open_run(recipe_of(request), request.endpoint, reporter), request, told=told)
 
 
@@ -271,8 +282,10 @@ def deliver(run: Run, product: Product, target: Target, delivery: Delivery) -> P
         HubpruneError: it could not be published, or does not load.
     """
     folder, report = product.folder, product.report
+    if target.staged and not delivery.dry_run:
+        require("torch", doing="--staged, which merges what was loaded back,")
     try:
-        check_budget(run.recipe.evaluation.max_drop_pp, report.benchmarks)
+        check_budget(run.recipe.evaluation.max_loss, report.benchmarks, report.generation)
     except OverBudgetError:
         _finish(run, report, delivery, folder=folder)
         raise
@@ -351,7 +364,10 @@ def to_json(report: PublishReport) -> str:
     return report.model_dump_json(indent=2, exclude={"scores": {"per_document"}}) + "\n"
 
 
-def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> LoadedBack:
+def _load_back(run: Run, published: PublishedCommit, report: PublishReport) -> LoadedBack | None:
+    if not is_installed("torch"):
+        compare_back(run, published)
+        return None
     run.reporter.note("loading it back from the Hub in a fresh process")
     prompt = run.recipe.evaluation.prompt_texts()[0]
     loaded = verify.load_from_hub(

@@ -30,13 +30,14 @@ from hubprune.core.artifacts import (
 from hubprune.core.config import needs_modeling_file, read_config
 from hubprune.core.devices import library_versions
 from hubprune.core.errors import HubpruneError, MissingDependencyError, RecipeError, VerificationError
+from hubprune.core.extras import install, is_installed
 from hubprune.core.files import check_new_folder, move_folder
 from hubprune.core.privacy import scrub_all
 from hubprune.core.recipe import Recipe
 from hubprune.core.requests import JobRequest, PublishRequest
 from hubprune.core.specs import HEALED_SUFFIX
 from hubprune.exporting.quantizing import check_outtype
-from hubprune.exporting.writing import INSTALL, check_writer, plan_content, read_layers, read_vocabulary
+from hubprune.exporting.writing import check_writer, plan_content, read_layers, read_vocabulary
 from hubprune.hub.announcing import announce, merge
 from hubprune.hub.commit import publish as send
 from hubprune.hub.preflight import Excuse, preflight_beside
@@ -52,7 +53,7 @@ from hubprune.workflows.card import CardChoices
 from hubprune.workflows.publish.before import MOVE_BYTES, as_published, calibration_part, fingerprint, last_sibling
 from hubprune.workflows.publish.healing import check_given, check_healing, weights_digest
 from hubprune.workflows.publish.making import Place, SiblingProduct, gguf_name, made, versions_of
-from hubprune.workflows.publish.stages import Unfinished, kept_checkpoint
+from hubprune.workflows.publish.stages import Unfinished, compare_back, kept_checkpoint
 from hubprune.workflows.run import Run
 
 SUFFIX = "-GGUF"
@@ -140,7 +141,7 @@ def check_fit(run: Run) -> None:
         if find_spec("llama_cpp") is None:
             raise MissingDependencyError(
                 "llama-cpp-python is not installed, by which GGUF files are compared with transformers.",
-                hint=f"Only what was compared is published. Install it: {INSTALL}",
+                hint=f"Only what was compared is published: {install('gguf')}",
             )
         for outtype in recipe.gguf:
             check_outtype(outtype)
@@ -360,8 +361,11 @@ def _planned(run: Run, product: SiblingProduct, target: Target, delivery: Siblin
     )  # fmt: skip
 
 
-def _load_back(run: Run, published: PublishedCommit, report: SiblingReport) -> LoadedBack:
+def _load_back(run: Run, published: PublishedCommit, report: SiblingReport) -> LoadedBack | None:
     """Load a sibling as its readers will."""
+    if not is_installed("torch"):
+        compare_back(run, published)
+        return None
     run.reporter.note("loading it back from the Hub in a fresh process")
     prompt = run.recipe.evaluation.prompt_texts()[0]
     loaded = verify.load_from_hub(

@@ -26,6 +26,7 @@ from hubprune.core.artifacts import (
     GenerationComparison,
     ModelTexts,
     PrunedCheckpoint,
+    PublishedCommit,
     PublishReport,
     RepoFile,
     RuntimeComparison,
@@ -35,6 +36,7 @@ from hubprune.core.artifacts import (
 )
 from hubprune.core.config import needs_modeling_file, read_config
 from hubprune.core.errors import HubError, MissingDependencyError, RecipeError
+from hubprune.core.extras import install
 from hubprune.core.files import key_of, short_name, write_atomically
 from hubprune.core.privacy import scrub
 from hubprune.core.requests import SpeedRequest
@@ -42,6 +44,7 @@ from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.hub.repos import registered_tasks
 from hubprune.hub.session import HubSession
 from hubprune.hub.target import Target
+from hubprune.hub.transfer import download
 from hubprune.plots import pictures
 from hubprune.workflows.card import Timed
 from hubprune.workflows.prune import is_waiting, write_verified
@@ -314,6 +317,18 @@ def leaderboards(comparison: BenchmarkComparison | None, *, session: HubSession,
     except HubError as error:
         warn(f"No results are listed for leaderboards: {error.message} Publish again with --force to add them.")
         return {}
+
+
+def compare_back(run: Run, published: PublishedCommit) -> None:
+    """Fetch every file of a commit and compare it with what was sent; what would load it is not installed here.
+
+    Raises:
+        CheckpointError: one is another.
+    """
+    run.reporter.note("fetching it back from the Hub")
+    where = {"repo_id": published.repo_id, "commit": published.commit}
+    download(published.files, session=run.session, reporter=run.reporter, **where)
+    run.reporter.note(f"every file is what was sent; to load it back too: {install('torch')}")
 
 
 class Unfinished:

@@ -14,6 +14,7 @@ import csv
 import io
 import shlex
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,13 +25,13 @@ from hubprune.core.architectures import Architecture
 # fmt: off
 # isort: off
 from hubprune.core.artifacts import (
-    BenchmarkAnswers, Estimate, HeldOutDocuments, LayerScores, PerplexityAnswers, Ranking, Recommendation,
+    BY_LOSS, BenchmarkAnswers, Estimate, HeldOutDocuments, LayerScores, PerplexityAnswers, Ranking, Recommendation,
     SublayerKind, SweepPoint, SweepReport, SweepTask, main_rows,
 )
 # isort: on
 # fmt: on
 from hubprune.core.console import Reporter
-from hubprune.core.errors import MissingDependencyError
+from hubprune.core.errors import MissingDependencyError, RecipeError
 from hubprune.core.files import write_atomically
 from hubprune.core.options import as_typed
 from hubprune.core.recipe import CalibrationMix
@@ -40,9 +41,12 @@ from hubprune.core.weights import Weights
 from hubprune.evaluation import compare
 from hubprune.plots.pictures import draw_sweep
 from hubprune.pruning import calibration, documents
+from hubprune.pruning.aggregation import KINDS
 from hubprune.pruning.checkpoint import count_parameters
+from hubprune.pruning.variants import RANKED
+from hubprune.workflows.choosing import shape_of
 from hubprune.workflows.recipes import recipe_of
-from hubprune.workflows.run import Run, check_data, open_run, say_computing, scores_if_needed, shape_of
+from hubprune.workflows.run import Run, check_data, open_run, say_computing, scores_if_needed
 from hubprune.workflows.sweep.measuring import Measured, held_out, measure_all, overlaps, read_mix
 
 # fmt: off
@@ -73,6 +77,11 @@ def sweep(request: SweepRequest, *, reporter: Reporter) -> SweepReport:
     parse_counts(request.counts)  # which are refused before anything is looked up
     # A recipe has to drop something; which point it is makes no difference.
     recipe = recipe_of(request, drop={f"{method}_drop": "1"})
+    if recipe.metric == "angular":
+        raise RecipeError(
+            "A sweep goes down one order, and --metric angular has another run of layers for every count.",
+            hint="Pass another metric, or prune with --block-drop N for one count at a time.",
+        )
     return sweep_run(open_run(recipe, request.endpoint, reporter), request)
 
 
@@ -82,7 +91,8 @@ def sweep_run(run: Run, request: SweepRequest) -> SweepReport:
     _stage(run, 1)
     mix = _check(run, request)
     _stage(run, 2)
-    scores = scores_if_needed(run)
+    kinds = {kind for method in parse_methods(request.method) for kind in RANKED[method]}
+    scores = scores_if_needed(run, tuple(kind for kind in KINDS if kind in kinds or recipe.metric not in BY_LOSS))
     ranked = Ranked(
         shape=shape_of(run.base), scores=scores, metric=recipe.metric, seed=recipe.seed, protect=recipe.drop.protect,
         config=run.base.config,
@@ -273,8 +283,19 @@ def recommend(
     verb, rest = ("publish", as_typed(request, *PASSED_ON)) if publishable else ("prune", ("--out", "pruned"))
     command = ["hubprune", verb, base, OPTIONS[method], str(kept.count), *rest]
     return Recommendation(
-        method=method, count=kept.count, reason="; ".join(words), command=shlex.join(command) if kept.count else None
-    )
+        method=method, count=kept.count, reason="; ".join(words), command=shlex.join(command) if kept.count else None,
+        takes=_takes(beyond) if beyond and not kept.count else None,
+    )  # fmt: skip
+
+
+def _takes(point: SweepPoint) -> str:
+    """Say which limits a point would keep to."""
+    change, rise, limits = point.mean_change, point.perplexity_change, []
+    if change:
+        limits.append(f"--max-loss {ceil(max(-10 * change.value, 0)) / 10:g}")
+    if rise:
+        limits.append(f"--max-rise {ceil(max(rise.value, 0))}")
+    return f"{point.count} would take {' '.join(limits)}."
 
 
 def _numbers(point: SweepPoint, request: SweepRequest) -> str:

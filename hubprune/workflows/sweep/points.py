@@ -20,6 +20,8 @@ from hubprune.pruning.selection import NOUNS, Shape, check_request, make_plan
 
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 MOST_POINTS = 1000
+MOST_TRIED = 12
+"""Largest count of the default, and of a publish that looks for its number."""
 _RANGE = re.compile(r"(\d{1,6})(?::(\d{1,6})(?::(\d{1,6}))?)?", re.ASCII)
 _HINT = "Write it like --counts 0:12 (12 included), --counts 0:12:3 or --counts 0,2,4."
 REPORT = "sweep.json"
@@ -75,19 +77,24 @@ def check_counts(request: SweepRequest, shape: Shape, *, protect: tuple[int, ...
         PlanError: with the most that it can.
     """
 
-    def fits(method: Ranking, count: int) -> bool:
-        """Tell whether a method can drop so many."""
+    last = parse_counts(request.counts)[-1]
+    for method in parse_methods(request.method):
+        if (most := most_that_fit(method, last, shape, protect=protect)) < last:
+            raise too_many(method, last, most, shape.text)
+
+
+def most_that_fit(method: Ranking, last: int, shape: Shape, *, protect: tuple[int, ...]) -> int:
+    """Return the largest count up to `last` that a method can drop; needs no scores."""
+
+    def fits(count: int) -> bool:
+        """Tell whether it can drop so many."""
         try:
             check_request(drop_spec(method, count, protect=protect), shape)
         except PlanError:
             return False
         return True
 
-    last = parse_counts(request.counts)[-1]
-    for method in parse_methods(request.method):
-        if not fits(method, last):
-            most = next((n for n in range(last, 0, -1) if fits(method, n)), 0)
-            raise too_many(method, last, most, shape.text)
+    return next((n for n in range(last, 0, -1) if fits(n)), 0)
 
 
 def too_many(method: Ranking, count: int, most: int, text: str) -> PlanError:

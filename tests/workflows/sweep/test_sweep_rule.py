@@ -58,8 +58,10 @@ def test_benchmarks_and_perplexity_have_to_keep_to_their_limits_both():
 
 
 def test_where_nothing_keeps_to_the_limit_nothing_is_recommended():
-    found = picked([point(0, rise=0.0), point(2, rise=80.0)])
+    found = picked([point(0, rise=0.0, mean=0.0), point(2, rise=80.2, mean=-1.04)])
     assert (found.count, found.command) == (0, None)
+    assert found.takes == "2 would take --max-loss 1.1 --max-rise 81."
+    assert picked([point(0, mean=0.0), point(2, mean=0.0)]).takes is None
 
 
 def test_where_everything_keeps_to_it_the_largest_count_is_taken_and_that_is_said():

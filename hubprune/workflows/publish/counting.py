@@ -1,0 +1,165 @@
+"""Find the number of drops that a publish leaves open: `--attn-drop auto` sweeps first, `--from-sweep` reads a sweep.
+
+The rule is the sweep's own: the largest count at which, as at every smaller one, nothing loses more than the limit.
+The recipe that is published names the number, so that it can be run again without a sweep.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
+
+from hubprune.core.artifacts import Ranking, Recommendation, SweepReport
+from hubprune.core.console import Reporter
+from hubprune.core.errors import PlanError, RecipeError
+from hubprune.core.recipe import MEAN
+from hubprune.core.requests import PublishRequest, SweepRequest
+from hubprune.core.specs import AUTO, OPTIONS
+from hubprune.workflows import sweep as sweeping
+from hubprune.workflows.choosing import shape_of
+from hubprune.workflows.recipes import budget, recipe_of
+from hubprune.workflows.run import open_run
+from hubprune.workflows.sweep.points import MOST_TRIED, REPORT, most_that_fit
+
+Asked = TypeVar("Asked", bound=PublishRequest)
+SAME = (
+    "base", "limit", "endpoint", "max_memory", "quiet", "protect", "base_revision", "calibration", "num_samples",
+    "max_tokens", "metric", "aggregation", "score_batch_size", "seed", "device", "dtype", "tasks", "num_fewshot",
+    "include_path", "batch_size", "eval_backend",
+)  # fmt: skip
+"""Options of a publish that its sweep takes over: it scores the same texts, and measures the same tasks."""
+
+
+def open_ranking(request: PublishRequest) -> Ranking | None:
+    """Return the ranking whose number is to be found; None where all numbers are given.
+
+    Raises:
+        RecipeError: several are to be found, or one beside others that are given.
+    """
+    given = {ranking: getattr(request, f"{ranking}_drop") for ranking in get_args(Ranking)}
+    found: list[Ranking] = [ranking for ranking, value in given.items() if value == AUTO]
+    if not found:
+        return None
+    others = [OPTIONS[ranking] for ranking, value in given.items() if value is not None and ranking != found[0]]
+    if others:
+        raise RecipeError(
+            f"{OPTIONS[found[0]]} auto finds one number, and {others[0]} is there too.", hint="Pass one of them."
+        )
+    return found[0]
+
+
+def with_count(request: Asked, *, reporter: Reporter, sweeps: bool = True) -> Asked:
+    """Put the number that a sweep finds in its place; a request that gives all numbers is returned as it is.
+
+    Where `sweeps` is false, what would have to be measured first is refused.
+
+    Raises:
+        PlanError: not even one keeps to the limit; the hint says what it would take.
+        RecipeError: what was asked for leaves nothing to find, or the sweep is of something else.
+    """
+    ranking = open_ranking(request)
+    if request.recipe and (ranking or request.from_sweep):
+        option = "--from-sweep" if request.from_sweep else f"{OPTIONS[ranking or 'attn']} auto"
+        raise RecipeError(
+            f"{option} and --recipe do not go together: a recipe says what to drop.", hint="Pass one of them."
+        )
+    if request.from_sweep is not None:
+        return _from_report(request, ranking, Path(request.from_sweep), reporter)
+    if ranking is None:
+        return request
+    if not sweeps:
+        raise RecipeError(
+            f"{OPTIONS[ranking]} auto measures first, on this machine.",
+            hint="Run hubprune sweep, and pass the number it recommends, or --from-sweep with its folder.",
+        )
+    asked = SweepRequest(method=ranking, counts="0:1", max_loss=_limit(request), **_same(request))
+    run = open_run(recipe_of(asked, drop={f"{ranking}_drop": "1"}), request.endpoint, reporter)
+    most = most_that_fit(ranking, MOST_TRIED, shape_of(run.base), protect=run.recipe.drop.protect)
+    report = sweeping.sweep_run(run, replace(asked, counts=f"0:{max(most, 1)}"))
+    (found,) = report.recommendations
+    return counting(request, ranking, _number(found, report, reporter))
+
+
+def counting(request: Asked, ranking: Ranking, number: int) -> Asked:
+    """Put a number of drops in its place."""
+    numbers: dict[str, Any] = {f"{ranking}_drop": number}
+    return replace(request, **numbers)
+
+
+def _limit(request: PublishRequest) -> float:
+    """Return the points that the mean may lose."""
+    given = budget(request.max_loss)
+    if given is None:
+        return SweepRequest.max_loss
+    if list(given) != [MEAN]:
+        raise RecipeError("A number that is to be found needs one limit for the mean.", hint="Pass --max-loss 1.0.")
+    return given[MEAN]
+
+
+def _same(request: PublishRequest) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in SAME}
+
+
+def _number(found: Recommendation, report: SweepReport, reporter: Reporter) -> int:
+    """Return the number that was found, and say what decided."""
+    if not found.count:
+        raise PlanError(
+            f"Not even one drop of {report.base} keeps to the limit: {found.reason}.",
+            hint=found.takes or f"Pass {OPTIONS[found.method]} 1 to publish it all the same.",
+        )
+    reporter.note(f"{OPTIONS[found.method]} {found.count}: {found.reason}")
+    return found.count
+
+
+# ---- from a sweep that was run before ----------------------------------------------------------------------------
+
+
+def _from_report(request: Asked, ranking: Ranking | None, path: Path, reporter: Reporter) -> Asked:
+    """Do what the report of a sweep recommends, with its options where the request has none."""
+    report = _read(path / REPORT if path.is_dir() else path)
+    rows = [row for row in report.recommendations if ranking in (None, row.method)]
+    numbers = [ranking for ranking in get_args(Ranking) if getattr(request, f"{ranking}_drop") not in (None, AUTO)]
+    if numbers:
+        names = OPTIONS[numbers[0]]
+        raise RecipeError(f"{names} is a number, and --from-sweep brings one.", hint="Pass one of them.")
+    if len(rows) != 1:
+        offered = ", ".join(f"{OPTIONS[row.method]} auto" for row in report.recommendations)
+        hint = f"Pass one of these beside it: {offered}." if offered else "Sweep with --tasks or --perplexity."
+        raise RecipeError(f"The sweep in {path} does not say what to take.", hint=hint)
+    found = rows[0]
+    number = _number(found, report, reporter)
+    typed = dict(_pairs(found, report))
+    if request.base not in (None, typed["base"]):
+        raise RecipeError(
+            f"The sweep in {path} is of {typed['base']}, not of {request.base}.", hint="Leave out the base."
+        )
+    missing: dict[str, Any] = {name: value for name, value in typed.items() if getattr(request, name) is None}
+    return counting(replace(request, **missing, from_sweep=None), found.method, number)
+
+
+def _read(path: Path) -> SweepReport:
+    try:
+        return SweepReport.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no report of a sweep"
+        hint = f"Pass the folder of hubprune sweep --out, or its {REPORT}."
+        raise RecipeError(f"Cannot read {path}: {reason}.", hint=hint) from error
+
+
+def _pairs(found: Recommendation, report: SweepReport) -> Iterator[tuple[str, Any]]:
+    """Yield the options of a recommended command, by name."""
+    words = shlex.split(found.command or "")
+    if words[:2] != ["hubprune", "publish"] or len(words) % 2 == 0:
+        hint = f"Publishing takes a base on the Hub. What it recommends: {found.command}"
+        raise RecipeError(f"The sweep of {report.base} recommends no publish.", hint=hint)
+    yield "base", words[2]
+    reads: dict[str, Callable[[str], Any]] = {"num_samples": int, "max_tokens": int, "batch_size": int, "seed": int}
+    for flag, value in zip(words[5::2], words[6::2], strict=True):
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in sweeping.PASSED_ON:
+            yield name, reads.get(name, str)(value)

@@ -1,0 +1,6 @@
+"""Where what the pages are made with lies."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))

@@ -1,0 +1,103 @@
+"""A publish whose number is to be found: by a sweep of its own, or by one that was run before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from hubprune.core.artifacts import Recommendation
+from hubprune.core.console import Reporter
+from hubprune.core.errors import PlanError, RecipeError
+from hubprune.core.requests import PublishRequest
+from hubprune.workflows.publish import counting
+from hubprune.workflows.publish.counting import open_ranking, with_count
+
+BASE = "acme/base"
+
+
+def report_of(tmp_path, *recommendations):
+    environment = {"hubprune": "0", "python": "3", "platform": "x", "machine": "x", "versions": {}, "threads": 1}
+    values = {
+        "base": BASE, "commit": "c" * 40, "base_parameters": 9, "num_hidden_layers": 4, "absent": [],
+        "metric": "cosine", "seed": 0, "mix": None, "tasks": [], "limit": None, "chance": None, "perplexity_on": None,
+        "orders": [], "points": [], "rule": "", "environment": environment, "device": "cpu", "dtype": "float32",
+        "recommendations": [row.model_dump() for row in recommendations],
+    }  # fmt: skip
+    (tmp_path / "sweep.json").write_text(json.dumps(values))
+    return tmp_path
+
+
+def row(method="attn", count=2, rest="", takes=None):
+    command = f"hubprune publish {BASE} --{method}-drop {count} {rest}" if count else None
+    return Recommendation(method=method, count=count, reason="mean −0.4 points", command=command, takes=takes)
+
+
+def found(request):
+    return with_count(request, reporter=Reporter(quiet=True))
+
+
+def test_a_number_that_is_given_is_left_alone():
+    request = PublishRequest(BASE, attn_drop=3)
+    assert found(request) is request
+
+
+def test_the_number_and_the_options_of_a_sweep_are_taken_over(tmp_path):
+    folder = report_of(tmp_path, row(rest="--seed 7 --calibration c4 --tasks a,b --base-revision v1"))
+    for place in (folder, folder / "sweep.json"):
+        made = found(PublishRequest(from_sweep=place, tasks="c", private=True))
+        assert made == PublishRequest(
+            BASE, attn_drop=2, seed=7, calibration="c4", tasks="c", base_revision="v1", private=True
+        )
+
+
+def test_of_several_methods_one_is_named(tmp_path):
+    folder = report_of(tmp_path, row(), row("joint", 4))
+    assert found(PublishRequest(from_sweep=folder, joint_drop="auto")).joint_drop == 4
+    with pytest.raises(RecipeError) as raised:
+        found(PublishRequest(from_sweep=folder))
+    assert "--attn-drop auto, --joint-drop auto" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"attn_drop": 3}, "--attn-drop is a number"),
+        ({"base": "acme/other"}, "is of acme/base, not of acme/other"),
+        ({"recipe": "recipe.yaml"}, "--from-sweep and --recipe do not go together"),
+        ({"attn_drop": "auto", "mlp_drop": 2}, "--attn-drop auto finds one number, and --mlp-drop is there too"),
+    ],
+)
+def test_what_leaves_nothing_to_find_is_refused(asked, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        found(PublishRequest(from_sweep=report_of(tmp_path, row()), **asked))
+
+
+def test_where_not_even_one_keeps_to_the_limit_it_is_said_what_it_would_take(tmp_path):
+    with pytest.raises(PlanError) as raised:
+        found(PublishRequest(from_sweep=report_of(tmp_path, row(count=0, takes="1 would take --max-loss 3.3."))))
+    assert "Not even one drop of acme/base keeps to the limit" in raised.value.message
+    assert raised.value.hint == "1 would take --max-loss 3.3."
+
+
+def test_a_file_that_is_no_sweep_is_told_apart(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(RecipeError, match="it is no report of a sweep"):
+        found(PublishRequest(from_sweep=tmp_path))
+    with pytest.raises(RecipeError, match="Cannot read"):
+        found(PublishRequest(from_sweep=tmp_path / "gone"))
+
+
+def test_nothing_is_measured_for_a_job_on_another_machine():
+    with pytest.raises(RecipeError, match="--joint-drop auto measures first, on this machine"):
+        with_count(PublishRequest(BASE, joint_drop="auto"), reporter=Reporter(quiet=True), sweeps=False)
+
+
+@pytest.mark.parametrize("limit", ["2.5", 2.5, "mean=2.5", {"mean": 2.5}])
+def test_the_limit_is_that_of_the_mean(limit):
+    assert counting._limit(PublishRequest(BASE, max_loss=limit)) == 2.5
+    assert counting._limit(PublishRequest(BASE)) == 1.0
+    with pytest.raises(RecipeError, match="one limit for the mean"):
+        counting._limit(replace(PublishRequest(BASE), max_loss="piqa=3"))
+    assert open_ranking(PublishRequest(BASE, block_drop="auto")) == "block"
