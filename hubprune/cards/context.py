@@ -151,6 +151,14 @@ class Calibration(Described):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Long(Described):
+    """Base and pruned behind prompts of thousands of tokens."""
+
+    sentence: str
+    table: Table
+
+
+@dataclass(frozen=True, kw_only=True)
 class Benchmarks(Described):
     """Base and pruned on the same documents."""
 
@@ -159,6 +167,8 @@ class Benchmarks(Described):
     picture: Picture | None
     notes: tuple[str, ...]
     """How the changes were tested, and what follows from them together."""
+    long: Long | None = None
+    """The same intents after more and more examples; None where they were not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,8 +69,8 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
         panel=BESIDE)] = None
     heal_steps: Annotated[int | None, Option("Steps of that training. Default: 200.", least=1, panel=BESIDE)] = None
     healed: Annotated[Place | None, Option(
-        "Publish as NAME-healed what somebody trained elsewhere from exactly this pruned model.", metavar="FOLDER",
-        panel=BESIDE)] = None
+        "Publish as NAME-healed what was trained elsewhere from this pruned model.", metavar="FOLDER", panel=BESIDE
+    )] = None
     quantize: Annotated[str | None, Option(
         "Publish it quantized too, as NAME-W4A16 and so on: by GPTQ, or with :rtn each weight rounded by itself.",
         metavar="w4a16|w8a16|fp8[:rtn]|none", panel=BESIDE)] = None
@@ -328,8 +328,4 @@ class DoctorRequest(Budgeted):
     )] = None
     device: Device = None
     dtype: Dtype = None
-
-    @property
-    def needs(self) -> str | None:
-        """None: it says what is not there."""
-        return None
+    needs = None  # it says what is not there

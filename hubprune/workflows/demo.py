@@ -69,9 +69,10 @@ def run(base: str, *, directory: Path | None, reporter: Reporter, heal: bool = F
 
 def publish_options(base: str) -> list[str]:
     """Return the command line that the demo runs, without the program's name."""
+    tasks = ",".join((*demo.TASK_NAMES, demo.WRITTEN_TASK))
     return [
         *("publish", demo.repo_id(base), "--attn-drop", str(DROPPED)),
-        *("--calibration", str(demo.MIX), "--include-path", str(demo.TASKS), "--tasks", ",".join(demo.TASK_NAMES)),
+        *("--calibration", str(demo.MIX), "--include-path", str(demo.TASKS), "--tasks", tasks),
         *("--prompts", str(demo.PROMPTS), "--batch-size", "32", "--score-batch-size", "32"),
     ]
 
