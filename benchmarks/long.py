@@ -25,8 +25,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from eval import QUIET, write_word_tokenizer
-from measuring import Finished, Row, at_least, at_most, report, run_child
+from eval import write_word_tokenizer
+from measuring import QUIET, Finished, Row, at_least, at_most, report, run_child
 from random_llama import LlamaShape, write_llama
 
 SHAPE = LlamaShape(128, 352, 4, 8, 4, 2048, "F32")
@@ -43,7 +43,7 @@ SAMPLE = 4
 """Requests that are run one at a time."""
 
 
-def requests_of(intents: int, rows: int, examples: int, vocabulary: int) -> list[Any]:
+def requests_of(intents: int, rows: int, examples: int, *, vocabulary: int) -> list[Any]:
     """Make all requests of the suite: the same examples, each row, each intent."""
     from hubprune.evaluation.requests import Request
 
@@ -92,11 +92,12 @@ def tokens_by_row(asked: Sequence[Any]) -> int:
 def answer_of_child(way: str, folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
     import torch
 
-    from hubprune.evaluation.harness import ModelFolder, load_folders, open_folders
+    from hubprune.evaluation.harness import load_folders, open_folders
     from hubprune.evaluation.layer_tree import Passage
+    from hubprune.evaluation.pair import ModelFolder
 
     torch.set_num_threads(1)
-    asked = requests_of(*sizes, SHAPE.vocab_size)
+    asked = requests_of(*sizes, vocabulary=SHAPE.vocab_size)
     sample = [asked[number * len(asked) // SAMPLE] for number in range(SAMPLE)]
     folders = {"base": ModelFolder(folder / "base"), "pruned": ModelFolder(folder / "pruned", own_code=True)}
     models = (open_folders if way == "layers" else load_folders)(folders, "cpu", "float32", None)
@@ -164,7 +165,7 @@ def compare(folder: Path, *, quick: bool) -> int:
 
 def _apart(one: Finished, other: Finished) -> float:
     pairs = zip(one.answer["answers"], other.answer["answers"], strict=True)
-    return max(abs(a - b) / abs(a) for a, b in pairs)
+    return max(float(abs(a - b) / abs(a)) for a, b in pairs)
 
 
 def main() -> int:
