@@ -13,17 +13,14 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Loop, Method, Metric, Schedule
 from hubprune.core.editing import first_problem, first_problem_in, schema_of
 from hubprune.core.errors import RecipeError
+
+# fmt: off
+# isort: off
 from hubprune.core.specs import (
-    MOST,
-    Adopted,
-    Count,
-    DropSpec,
-    HealSpec,
-    Number,
-    QuantizationSpec,
-    Settings,
-    WidthSpec,
+    MOST, Adopted, Count, DropSpec, HealSpec, Number, QuantizationSpec, Settings, WidthSpec,
 )
+# isort: on
+# fmt: on
 from hubprune.core.strict import parse_yaml
 from hubprune.core.suites import DEFAULT_SUITE, SUITES, expand
 
