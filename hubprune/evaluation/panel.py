@@ -254,7 +254,14 @@ class Panel:
         if not missing:
             return [known[key] for key in keys]
         # Those of one length go together, the longest first.
-        lengths = {key: len(self.language_models[name].tok_encode(unique[key][0])) for key in missing}
+        model = self.language_models[name]
+        with log_level("transformers.tokenization_utils_base", logging.ERROR):  # said below
+            lengths = {key: len(model.tok_encode(unique[key][0])) for key in missing}
+        if cut := sum(lengths[key] + model.new_tokens(unique[key]) > model.max_length for key in missing):
+            self._reporter.warn(
+                f"{cut} of {len(lengths)} prompts for answers in words leave no room for the answer in the {name}"
+                f" model's {model.max_length} positions: their beginning is cut off, as lm-eval does it."
+            )
         order = sorted(missing, key=lambda key: (json.dumps(unique[key][1], sort_keys=True), -lengths[key], key))
         at_once = TEXTS_AT_ONCE
         if told := self._models.text_outlook(name, [unique[key] for key in order]):
@@ -352,7 +359,8 @@ class PanelLM(HFLM):
 
     def write(self, prompts: Sequence[Prompt]) -> list[str]:
         """Let lm-eval's backend itself continue a batch of prompts."""
-        with self._variant.active(), self._rows(len(prompts)):
+        cut = log_level("lm_eval.models.huggingface", logging.ERROR)  # it tells of every batch with one that is cut off
+        with self._variant.active(), self._rows(len(prompts)), cut:
             texts: list[str] = super().generate_until([SimpleNamespace(args=prompt) for prompt in prompts])
         return texts
 

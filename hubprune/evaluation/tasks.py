@@ -276,7 +276,8 @@ def load_tasks(spec: EvaluationSpec) -> Suite:
     suite = Suite({}, {}, {}, {})
     for name in spec.tasks:
         try:
-            loaded = manager.load([name])
+            with log_level("lm_eval.config.task", logging.ERROR):  # that a task leaves its settings to lm-eval
+                loaded = manager.load([name])
         except HubpruneError:
             raise
         except Exception as error:  # whatever lm-eval, its templates or `datasets` make of a task and its rows
