@@ -97,6 +97,7 @@ bench: install  ## Time the things that have to be fast, as ratios measured in o
 	$(BIN)/python benchmarks/write_checkpoint.py
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/eval.py
+	$(BIN)/python benchmarks/long.py
 	$(BIN)/python benchmarks/upload.py
 	$(BIN)/python benchmarks/republish.py
 
