@@ -3,6 +3,7 @@
 errors, console       what can go wrong, what a person sees and how they stop it
 artifacts             the frozen values that cross a stage
 specs, recipe         what decides a publish; options, requests, afterwards: what each command can be asked
+editing               what is wrong with a recipe, in which line; its JSON Schema
 suites                benchmarks by the name of a suite, and what they cost
 strict                JSON and YAML of strangers
 architectures         the families of models
