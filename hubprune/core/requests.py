@@ -55,7 +55,7 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     only_if_changed: Annotated[bool, Option(
         "Compute nothing for --dry-run and --out either where the last publish is up to date.", panel=TARGET)] = False
     dry_run: Annotated[bool, Option(
-        "Do everything but write to the Hub; print the card, the files and how much would be sent.", panel=TARGET
+        "Do everything but write to the Hub; say what would change there and how much would be sent.", panel=TARGET
     )] = False
     out: Annotated[Place | None, Option(
         "New folder that keeps the published files.", metavar="FOLDER", panel=TARGET)] = None
@@ -95,6 +95,7 @@ class JobRequest(PublishRequest):
     check: Annotated[bool, Option(
         "Compute and write nothing: list what would stop it, and what every stage needs of disk, memory and time.",
         panel=TARGET)] = False
+    show_card: Annotated[bool, Option("Print the card that a dry run would publish.", panel=TARGET)] = False
     on: Annotated[str | None, Option(
         "Run it on Hugging Face Jobs and follow its log; Ctrl-C leaves the job running.", metavar="hf-jobs",
         panel=ELSEWHERE)] = None
