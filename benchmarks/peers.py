@@ -229,8 +229,9 @@ def compare(case: Mapping[str, Any], folder: Path, places: Mapping[str, Path]) -
 
 def apart(what: str, folder: Path, *values: Any) -> str:
     """Do something in a process of its own, and return what it prints last."""
-    asked = [sys.executable, HERE / "peers.py", "--step", what, json.dumps([folder, *values], default=str)]
-    cost = run(asked, folder)
+    asked = folder / f"{what}.json"  # the texts are more than a command line holds
+    asked.write_text(json.dumps([folder, *values], default=str))
+    cost = run([sys.executable, HERE / "peers.py", "--step", what, asked], folder)
     if cost.code:
         sys.exit(f"{what} failed with exit code {cost.code}")
     return cost.stdout.splitlines()[-1]
@@ -320,7 +321,7 @@ def main() -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--step"]:
         if sys.argv[2] in APART:
-            print(json.dumps(APART[sys.argv[2]](*json.loads(sys.argv[3]))))
+            print(json.dumps(APART[sys.argv[2]](*json.loads(Path(sys.argv[3]).read_text()))))
         else:
             STEPS[sys.argv[2]](*sys.argv[3:])
         sys.exit(0)

@@ -104,9 +104,18 @@ class Model(Measuring):
         return []
 
     def until(self, order: Sublayers, parameters: int) -> Sublayers | None:
-        """Return the first of an order that are as many parameters; None where all of them are fewer."""
-        found = (order[: n + 1] for n in range(len(order)) if self.parameters(order[: n + 1]) >= parameters)
-        return next(found, None)
+        """Return the first of an order that are as many parameters, without those that are not needed for that.
+
+        Of these, the last chosen stay; None where all of the order are fewer.
+        """
+        ends = (n for n in range(1, len(order) + 1) if self.parameters(order[:n]) >= parameters)
+        if (end := next(ends, None)) is None:
+            return None
+        found = list(order[:end])
+        for one in reversed(order[: end - 1]):
+            left = [other for other in found if other != one]
+            found = left if self.parameters(left) >= parameters else found
+        return found
 
     def wanda(self, parameters: int) -> list[float]:
         """Set the weights to zero that say least, as many as parameters, and return the losses of the documents."""
