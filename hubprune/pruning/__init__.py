@@ -11,6 +11,8 @@ loss_scores       scores of all that
 aggregation       means over documents and subsets with their errors; how well two orders agree
 selection         the plan: which sublayers go, how wide MLPs become
 runs              the same of a run of layers, which goes as a whole
+saving            what every sublayer saves when it goes
+frontier          the plans that save most for the least loss
 iterative         the same in rounds, with new scores in between
 layouts           how a result is written so that runtimes load it, and how a pruned base is made loadable
 width             narrower MLPs: which neurons stay, and their part of a tensor

@@ -19,6 +19,7 @@ from hubprune.pruning.variants import RANKED
 def ranked_kinds(recipe: Recipe) -> tuple[ScoreKind, ...]:
     """Return what a recipe ranks, of the three kinds of scores; all of them where one pass has them all."""
     asked = {kind for ranking in recipe.drop.amounts for kind in RANKED[ranking]}
+    asked |= {kind for kind in KINDS if kind in recipe.drop.parts}
     return tuple(kind for kind in KINDS if kind in asked or recipe.metric not in (*BY_LOSS, "angular"))
 
 
@@ -33,18 +34,24 @@ def shape_of(base: BaseCheckpoint) -> selection.Shape:
     )
 
 
-def plan_of(recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint) -> DropPlan:
-    """Make the plan of a recipe by the scores of the whole base, which may be None where it needs none."""
+def plan_of(
+    recipe: Recipe, scores: LayerScores | None, base: BaseCheckpoint, *, shape: selection.Shape | None = None
+) -> DropPlan:
+    """Make the plan of a recipe by the scores of the whole base, which may be None where it needs none.
+
+    `shape` is the base's, where it holds more than its config.json tells: what its sublayers save.
+    """
     if recipe.metric == "angular" and scores:
         return laid_out(recipe, plan_run(recipe.drop, scores, shape_of(base)), base)
-    plan = selection.make_plan(recipe.drop, scores, shape_of(base), metric=recipe.metric, seed=recipe.seed)
+    plan = selection.make_plan(recipe.drop, scores, shape or shape_of(base), metric=recipe.metric, seed=recipe.seed)
     return laid_out(recipe, iterative.in_rounds(plan) if recipe.schedule == "iterative" else plan, base)
 
 
 def laid_out(recipe: Recipe, plan: DropPlan, base: BaseCheckpoint) -> DropPlan:
     """Complete a plan of sublayers with the widths that were asked for, and with the layout that fits all of it."""
-    widths = widths_of(recipe, base, gone=plan.layers("mlp"))
-    plan = plan.model_copy(update={"methods": recipe.methods, "widths": widths})
+    if plan.target is None:
+        widths = widths_of(recipe, base, gone=plan.layers("mlp"))
+        plan = plan.model_copy(update={"methods": recipe.methods, "widths": widths})
     return plan.model_copy(update={"layout": choose_layout(recipe.layout, plan, base.config)})
 
 
@@ -65,6 +72,13 @@ def say_plan(plan: DropPlan, *, reporter: Reporter) -> None:
     for (before, kept), layers in plan.widths.changes.items() if plan.widths else ():
         word = "layer" if len(layers) == 1 else "layers"
         reporter.note(f"keeping {kept:,} of {before:,} neurons in the MLP of {word} {', '.join(map(str, layers))}")
+    for reached in plan.target.reached if plan.target else ():
+        reporter.note(f"{reached.goal}: {reached.change:+.1%}, asked for {reached.asked}")
+    if found := plan.target:
+        reporter.note(
+            f"loss on the calibration texts: {found.predicted:+.4f} nats per token predicted by adding up, "
+            f"{found.measured:+.4f} measured, from {found.frontier.base_loss:.4f}"
+        )
     for margin in plan.margins:
         if margin.near_tie:
             reporter.note(

@@ -14,6 +14,7 @@ quantization  the same in fewer bits, and how far it is from it
 healing       the same after it was trained, and how much came back
 runtimes      the same in vLLM, llama.cpp and mlx-lm
 exports       the same as a file for another runtime
+savings       what a choice saves, what it costs, and the frontier between the two
 siblings      what is published beside a pruned repo: quantized, or for another runtime
 reports       what whole commands found
 """
@@ -65,6 +66,9 @@ from hubprune.core.artifacts.siblings import (
     TrainedElsewhere,
 )
 from hubprune.core.artifacts.runtimes import RuntimeComparison, RuntimeName, RuntimeOutcome, RuntimeRun
+from hubprune.core.artifacts.savings import (
+    Frontier, FrontierPoint, Goal, LatencyTable, LeftOut, NarrowerLoss, Part, Reached, TargetFound, Unit,
+)
 from hubprune.core.artifacts.speed import (
     BenchmarkAnswers, BenchmarkChange, HeldOutDocuments, Interval, KvCacheMeasured, LargestBatch, Measure,
     PeakMemory, PerplexityAnswers, Recommendation, Sdr, SpeedMeasured, SpeedReport, SpeedRow, SweepOrder,
@@ -109,8 +113,11 @@ __all__ = [
     "FileChange",
     "FileOutcome",
     "Finding",
+    "Frontier",
+    "FrontierPoint",
     "GenerationComparison",
     "GgufExport",
+    "Goal",
     "HealedBenchmarks",
     "HealedCheckpoint",
     "HealingLoss",
@@ -122,9 +129,11 @@ __all__ = [
     "Interval",
     "KvCacheMeasured",
     "LargestBatch",
+    "LatencyTable",
     "LayerScores",
     "Layout",
     "LayoutChoice",
+    "LeftOut",
     "LoadedBack",
     "Loop",
     "Margin",
@@ -135,6 +144,7 @@ __all__ = [
     "MetricValue",
     "ModelText",
     "ModelTexts",
+    "NarrowerLoss",
     "Outcome",
     "Outtype",
     "PairedComparison",
@@ -142,6 +152,7 @@ __all__ = [
     "PairedNumber",
     "Parity",
     "ParityFigures",
+    "Part",
     "PeakMemory",
     "PerplexityAnswers",
     "PlainType",
@@ -155,6 +166,7 @@ __all__ = [
     "QuantizedBenchmarks",
     "QuantizedCheckpoint",
     "Ranking",
+    "Reached",
     "Recommendation",
     "Recovered",
     "RefreshOutcome",
@@ -190,10 +202,12 @@ __all__ = [
     "SweepPoint",
     "SweepReport",
     "SweepTask",
+    "TargetFound",
     "TaskAnswers",
     "TaskComparison",
     "Together",
     "TrainedElsewhere",
+    "Unit",
     "UploadPlan",
     "Verdict",
     "Verification",

@@ -10,6 +10,7 @@ from hubprune.core.artifacts.base import (
     Artifact, Layout, Method, Metric, Ranking, RepoFile, Schedule, SublayerKind, WidthMetric,
 )
 from hubprune.core.artifacts.runtimes import RuntimeComparison
+from hubprune.core.artifacts.savings import TargetFound, Unit
 # isort: on
 # fmt: on
 
@@ -93,6 +94,10 @@ class DropPlan(Artifact):
     """One per ranking that something was chosen from and something left."""
     schedule: Schedule = "one-shot"
     metric: Metric = "cosine"
+    per: Unit | None = None
+    """What the scores were divided by before they were ranked; None where they were ranked as they are."""
+    target: TargetFound | None = None
+    """How it was found, where a saving was asked for instead of a number."""
     widths: WidthPlan | None = None
     """None where the MLPs keep their widths."""
     layout: Layout = "pruned"
