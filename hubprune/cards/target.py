@@ -66,8 +66,8 @@ def _sentences(found: TargetFound) -> Iterator[str]:
         " that may go was left out alone, on the calibration texts, and what it cost was added up."
     )
     yield (
-        f"Predicted so: {signed(found.predicted, digits=LOSS_DIGITS)} nats per token. Measured on the same texts with all"
-        f" of it gone at once: {signed(found.measured, digits=LOSS_DIGITS)}."
+        f"Predicted so: {signed(found.predicted, digits=LOSS_DIGITS)} nats per token. Measured on the same texts with"
+        f" all of it gone at once: {signed(found.measured, digits=LOSS_DIGITS)}."
     )
     if found.latency:
         table = found.latency

@@ -11,6 +11,7 @@ from hubprune.plots.style import COLOURS, HEIGHT, INK, PANEL, QUIET, add_legend,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 @styled
 def frontier(
     predicted: Sequence[tuple[float, float]], measured: Sequence[tuple[float, float, float]], *, title: str,

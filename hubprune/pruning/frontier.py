@@ -165,9 +165,7 @@ def most_saved(choices: Sequence[Sequence[Choice]], shape: Shape, place: int = 0
     return max(one.saved[0] for one in _climb(alone, shape, need=None))
 
 
-def _climb(
-    choices: Sequence[Sequence[Choice]], shape: Shape, *, need: tuple[int, ...] | None
-) -> list[Found]:
+def _climb(choices: Sequence[Sequence[Choice]], shape: Shape, *, need: tuple[int, ...] | None) -> list[Found]:
     """Return the plans that are left at the top; of a `need`, what is saved beyond it does not count."""
     needed = sorted({shape.needed(kind, layer) for kind in _KINDS for layer in shape.layers(kind)})
     bits = {what: 1 << number for number, what in enumerate(needed)}

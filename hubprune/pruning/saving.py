@@ -112,7 +112,7 @@ def costs_of(
     kinds = family.attention_kinds(config)
     heads = int(config["num_attention_heads"])
     attention_width = heads * int(config.get("head_dim") or config["hidden_size"] // heads)
-    window = (config.get("sliding_window") or context + 1)
+    window = config.get("sliding_window") or context + 1
     behind = {FULL: _looked_at(context, context), SLIDING: _looked_at(context, window)}
     named: dict[tuple[SublayerKind, int], list[str]] = {}
     for name in tensors:

@@ -1,8 +1,8 @@
 """Find the plan that reaches a target at the least loss: from one pass that leaves out each thing that may go.
 
-    left_out          the pass: what the base loses by each change alone; kept, so that every target of a base shares it
-    find              the plan, by adding these up; then one pass with all of it gone at once
-    draw_frontier     loss against saving, from the same pass
+left_out          the pass: what the base loses by each change alone; kept, so that every target of a base shares it
+find              the plan, by adding these up; then one pass with all of it gone at once
+draw_frontier     loss against saving, from the same pass
 """
 
 from __future__ import annotations
