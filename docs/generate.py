@@ -240,13 +240,14 @@ def _cell(text: str) -> str:
 
 
 def suites_table() -> str:
-    """Write which tasks every suite stands for."""
-    from hubprune.core.options import DEFAULT_SUITE, SUITES
+    """Write which tasks every suite stands for, and what that costs."""
+    from hubprune.core.suites import DEFAULT_SUITE, SUITES, cost_of
 
-    rows = ["| `--tasks` | stands for |", "|---|---|"]
+    rows = ["| `--tasks` | stands for | asks |", "|---|---|---|"]
     for name, suite in SUITES.items():
         tasks = ", ".join(f"{task} ({shots}-shot)" if shots else task for task, shots in suite.items())
-        rows.append(f"| `{name}`{', the default' if name == DEFAULT_SUITE else ''} | {tasks} |")
+        default = ", the default" if name == DEFAULT_SUITE else ""
+        rows.append(f"| `{name}`{default} | {tasks} | {cost_of(tuple(suite), suite).told} |")
     return "\n".join(rows)
 
 

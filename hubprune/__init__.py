@@ -17,6 +17,7 @@ from hubprune.core import __version__
 
 if TYPE_CHECKING:
     from hubprune.api import (
+        adopt,
         compare,
         doctor,
         export_gguf,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "__version__", "compare", "doctor", "export_gguf", "heal", "load", "prune", "publish", "push", "quantize",
+    "__version__", "adopt", "compare", "doctor", "export_gguf", "heal", "load", "prune", "publish", "push", "quantize",
     "reproduce", "score", "speed", "sweep", "verify",
 ]  # fmt: skip
 

@@ -23,8 +23,10 @@ from hubprune.core.options import Asked, OnHub, options_of, renamed
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
+        Adoption,
         CheckpointComparison,
         Checkup,
+        Frontier,
         GgufExport,
         HealedCheckpoint,
         LayerScores,
@@ -122,11 +124,12 @@ def _read(asked: Asked, value: Any) -> Any:
 
 
 @_taking(requests.ScoreRequest)
-def score(request: requests.ScoreRequest, reporter: Reporter) -> LayerScores | ScoreStudy:
+def score(request: requests.ScoreRequest, reporter: Reporter) -> LayerScores | ScoreStudy | Frontier:
     """Score attention, MLP and block importance of every layer of a base: once, or side by side.
 
     Returns:
-        The scores; where revisions, mixes or numbers of samples are several, a study of them.
+        The scores; where revisions, mixes or numbers of samples are several, a study of them; the frontier where that
+        is asked for.
     """
     from hubprune.workflows.score import conduct
 
@@ -158,6 +161,24 @@ def prune(request: requests.PruneRequest, reporter: Reporter) -> PrunedCheckpoin
     from hubprune.workflows import prune as workflow
 
     return workflow.prune(request, reporter=reporter)
+
+
+@_taking(requests.AdoptRequest)
+def adopt(request: requests.AdoptRequest, reporter: Reporter) -> Adoption:
+    """Read what others published pruned, and write it anew so that it loads where a folder is asked for.
+
+    Returns:
+        What of its base is left in it, whether that is the base's as it was, and what was written.
+
+    Raises:
+        BaseNotFoundError: there is no such folder or repo, or it names no base.
+        CheckpointError: it is nothing that can be adopted.
+        UnsupportedFormatError: its weights are quantized or pickled.
+        VerificationError: the result does not compute what it should; nothing is left of it then.
+    """
+    from hubprune.workflows import adopt as workflow
+
+    return workflow.adopt(request, reporter=reporter)
 
 
 @_taking(requests.HealRequest)

@@ -84,7 +84,7 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
         usage=usage,
         removal=removed.removal(
             plan, scores=scores, verification=report.verification, by_hand=tuple(recipe.drop.by_hand),
-            picture=pictures.importance,
+            adopted=recipe.adopted, endpoint=report.endpoint, picture=pictures.importance,
         ),
         target=targeted(plan, picture=pictures.frontier),
         calibration=removed.calibration(scores.calibration if scores else None),

@@ -61,6 +61,8 @@ def _options(recipe: Recipe) -> Iterator[str]:
 
 def _drop_options(recipe: Recipe) -> Iterator[str]:
     drop, width = recipe.drop, recipe.width
+    if width and width.neurons:  # which neurons, only the recipe can say
+        return
     for ranking, amount in drop.amounts.items():
         yield f"{OPTIONS[ranking]} {amount}"
     for kind, layers in drop.by_hand.items():

@@ -116,10 +116,22 @@ class Picture(Described):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Credit(Described):
+    """Whose published choice the result follows."""
+
+    source: Link
+    """Their repo at its commit."""
+    told: str
+    """What was taken over, as the end of a sentence that begins with their name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Removal(Described):
     """What was removed and why."""
 
     sentences: tuple[str, ...]
+    credit: Credit | None
+    """Who chose what went, where that is taken over."""
     methods: tuple[str, ...]
     """Which files of `methods/` tell what was done, as the recipe spells them."""
     metric: str
@@ -151,6 +163,14 @@ class Calibration(Described):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Long(Described):
+    """Base and pruned behind prompts of thousands of tokens."""
+
+    sentence: str
+    table: Table
+
+
+@dataclass(frozen=True, kw_only=True)
 class Benchmarks(Described):
     """Base and pruned on the same documents."""
 
@@ -159,6 +179,8 @@ class Benchmarks(Described):
     picture: Picture | None
     notes: tuple[str, ...]
     """How the changes were tested, and what follows from them together."""
+    long: Long | None = None
+    """The same intents after more and more examples; None where they were not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -303,9 +303,12 @@ def _figures(record: HealingRecord) -> Iterator[tuple[str, str]]:
 
 
 def _elsewhere(report: SiblingReport) -> Iterator[str]:
+    adopted = report.recipe.get("adopted") or {}
+    commit = f" at commit {adopted['revision']}" if adopted.get("revision") else ""
+    by = f"taken from {adopted['repo_id']}{commit}, whose authors chose what went, too" if adopted else ""
     yield (
-        "It was trained elsewhere and handed over as a folder: hubprune does not know on which texts, nor for how long,"
-        " nor whether texts of the benchmarks were among them."
+        f"It was trained elsewhere and {by or 'handed over as a folder'}: hubprune does not know on which texts, nor"
+        " for how long, nor whether texts of the benchmarks were among them."
     )
     yield (
         "Of that folder only the weights were taken, rounded once to the stored dtype; configs, tokenizer and code are"

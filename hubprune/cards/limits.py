@@ -29,7 +29,11 @@ from hubprune.core.privacy import is_local_data, public_name
 from hubprune.core.recipe import LOOPS, MEAN, REPETITION, TEXT_BUDGETS
 
 STANDS_OUT = 2.0
+LONG_CONTEXT = 4096
+"""Tokens of a prompt from which on long contexts were measured."""
 """Times the others' mean loss from which on the largest loss is said to stand out."""
+FLOOR = 2.0
+"""Standard errors that the share of right answers has to be above 0 by, where nothing can be guessed."""
 WORD_PREDICTION = "lambada"
 """How the tasks begin that ask for the last word of a passage (arXiv 1606.06031)."""
 WORDS: Mapping[Mark, str] = {
@@ -99,6 +103,7 @@ def limits(
     speed: SpeedReport | None = None,
 ) -> tuple[str, ...]:
     """List by fixed rules what the numbers warn of and what was not measured; no causes are claimed."""
+    read_long = comparison and any((row.prompt_tokens or 0) >= LONG_CONTEXT for row in comparison.tasks)
     others = "languages and tasks other than those above" if comparison and comparison.tasks else "other languages"
     return (
         *benchmark_limits(comparison),
@@ -106,7 +111,7 @@ def limits(
         *_score_limits(plan, scores=scores),
         "Nothing was trained after the removal.",
         *([f"Speed and memory are those of {hardware(speed)}: other hardware may gain more or less."] if speed else []),
-        f"Not measured: {'' if speed else 'speed, '}safety and bias, long contexts, {others}.",
+        f"Not measured: {'' if speed else 'speed, '}safety and bias, {'' if read_long else 'long contexts, '}{others}.",
     )
 
 
@@ -138,6 +143,10 @@ def benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
             who, value = ("the base itself", row.base) if by_base else ("this model, unlike the base,", row.pruned)
             figures = f"{with_error(value.value, value.standard_error, digits=3)}, chance {plain(row.chance, digits=3)}"
             yield f"{row.task} ({row.metric}): {who} is no better than guessing ({figures})."
+        elif row.is_written and row.is_share and row.base.value <= FLOOR * (row.base.standard_error or 0.0):
+            figures = with_error(row.base.value, row.base.standard_error, digits=3)
+            told = f"the base itself gets hardly any right ({figures}), so that little can be lost"
+            yield f"{row.task} ({row.metric}): {told}."
     if comparison.limit is not None:
         yield f"The benchmarks saw at most {count(comparison.limit)} documents per task, so their errors are wide."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from hubprune.cards.context import Adding, Benchmarks, Picture, Speed, Table
+from hubprune.cards.context import Adding, Benchmarks, Long, Picture, Speed, Table
 from hubprune.cards.markdown import INTERVAL, NONE, count, plain, signed, size_change, span, with_error, with_interval
 from hubprune.core.artifacts import (
     BenchmarkComparison,
@@ -64,6 +64,35 @@ def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = 
         table=Table(columns=columns, align="llrrrrlrrr", rows=tuple(rows)),
         picture=Picture(path=picture, text=text) if picture else None,
         notes=tuple(_test_sentences(comparison)),
+        long=_long(comparison),
+    )
+
+
+def _long(comparison: BenchmarkComparison) -> Long | None:
+    """Put accuracy beside the number of examples, as in Table 11 of arXiv 2406.15786; None where nothing is long."""
+    shots = {f"banking77_{number}shot": number for number in range(1, 6)}
+    metrics = {"acc": "likeliest of all", "exact_match": "written greedily"}
+    found = {(row.task, row.metric): row for row in comparison.tasks if row.task in shots}
+    tasks = [task for task in shots if (task, "acc") in found]
+    if not tasks:
+        return None
+    rows = []
+    for metric, told in metrics.items():
+        chosen = [found[task, metric] for task in tasks if (task, metric) in found]
+        for side in ("base", "pruned") if len(chosen) == len(tasks) else ():
+            values = [100 * getattr(row, side).value for row in chosen]
+            cells = (f"{value:.1f}" for value in (*values, sum(values) / len(values)))
+            rows.append(({"base": "base", "pruned": "this model"}[side], told, *cells))
+    first = found[tasks[0], "acc"]
+    heads = [f"{shots[task]} ({count(found[task, 'acc'].prompt_tokens or 0)} tokens)" for task in tasks]
+    guessing = "" if first.chance is None else f" Guessing gives {100 * first.chance:.1f}."
+    return Long(
+        sentence=(
+            f"Accuracy in % on {count(first.documents)} rows of BANKING77, by the examples shown of each intent"
+            " and the tokens of the longest prompt: the likeliest of all intents, and the one that greedy decoding"
+            f" writes.{guessing}"
+        ),
+        table=Table(columns=("Model", "Answer", *heads, "Mean"), align="ll" + "r" * (len(tasks) + 1), rows=tuple(rows)),
     )
 
 

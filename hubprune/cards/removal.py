@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
+from urllib.parse import quote
 
-from hubprune.cards.context import Calibration, Picture, Removal, Table, VerificationSummary
+from hubprune.cards.context import Calibration, Credit, Link, Picture, Removal, Table, VerificationSummary
 from hubprune.cards.markdown import NONE, change_percent, count, listing, plain, with_error
 from hubprune.core.artifacts import (
     BY_LOSS,
+    AdoptedForm,
     CalibrationRecord,
     DroppedSublayer,
     DropPlan,
@@ -20,7 +22,8 @@ from hubprune.core.artifacts import (
     Verification,
     WidthMetric,
 )
-from hubprune.core.privacy import public_name
+from hubprune.core.privacy import page, public_name
+from hubprune.core.specs import Adopted
 
 NAMES: Mapping[SublayerKind, str] = {"attn": "attention", "mlp": "MLP"}
 """Kind of sublayer -> what the card calls it."""
@@ -45,6 +48,11 @@ AGGREGATIONS: Mapping[str, str] = {
     " mix.",
     "token": "S is averaged over all tokens of a subset, then by the weights of the mix.",
 }
+FORMS: Mapping[AdoptedForm, str] = {
+    "llm-drop": "pruned by LLM-Drop, in whose files the dropped tensors were left.",
+    "anymodel": "pruned with ModelOpt, whose files load with its own patcher.",
+    "fewer": "pruned to fewer layers, sublayers or neurons.",
+}
 FORMULAS: Mapping[WidthMetric, str] = {
     "max_abs": "max|g| + max|u|",
     "ppm": "max g + |min g| + max u + |min u|",
@@ -61,12 +69,15 @@ def removal(
     scores: LayerScores | None,
     verification: Verification,
     by_hand: Collection[SublayerKind] = (),
+    adopted: Adopted | None = None,
+    endpoint: str = "",
     picture: str | None = None,
 ) -> Removal:
     """Describe the plan, the full score table where there is one, and what verification saw.
 
     Args:
         by_hand: kinds of sublayers whose layers were named, beside others that were ranked.
+        adopted: whose choice the plan follows, with the endpoint of their repo.
     """
     marked = f"; {gone} marked as dropped" if (gone := _named_sublayers(plan)) else ""
     drawn = scores.mean.kinds if scores else ()
@@ -82,7 +93,8 @@ def removal(
     rows = tuple((c.name, "passed" if c.passed else "failed", c.detail) for c in verification.checks)
     checks = Table(columns=("Check", "Result", "Seen"), align="lll", rows=rows)
     return Removal(
-        sentences=(*_sentences(plan, by_hand), *_width_sentences(plan)),
+        sentences=(*_sentences(plan, by_hand, adopted), *_width_sentences(plan)),
+        credit=_credit(adopted, endpoint) if adopted else None,
         methods=plan.methods,
         metric=scores.metric if scores else plan.metric,
         scores=_score_table(plan, scores=scores) if scores else None,
@@ -124,7 +136,19 @@ def _named_sublayers(plan: DropPlan) -> str:
     return " and ".join(f"the {name} of {layers_named(layers)}" for name, layers in rows if layers)
 
 
-def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> Iterator[str]:
+def _credit(adopted: Adopted, endpoint: str) -> Credit:
+    """Name whoever published the choice, with their repo at the commit that was read."""
+    url = page(quote(adopted.repo_id, errors="replace"), endpoint=endpoint) if adopted.revision else None
+    named = f" Its card names the licence {adopted.license}." if adopted.license else ""
+    told = (
+        f"{FORMS[adopted.form]} What goes was chosen by its authors: hubprune did not score it, took no code of theirs,"
+        f" and wrote and measured everything here anew from the base.{named}"
+    )
+    link = Link(name=adopted.repo_id, url=f"{url}/tree/{adopted.revision}" if url else None)
+    return Credit(source=link, told=told)
+
+
+def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind], adopted: Adopted | None = None) -> Iterator[str]:
     """Name the sublayers that went, the layers that are gone with them, and how these were chosen."""
     whole = plan.removed_layers
     if whole and sorted(sublayer.layer for sublayer in plan.dropped) == sorted(2 * whole):
@@ -144,7 +168,7 @@ def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind]) -> Iterator[st
     if plan.dropped and by_hand and plan.selected_by != "hand":
         named = " and ".join(name for kind, name in NAMES.items() if kind in by_hand)
         yield f"The layers that lose their {named} were given by hand; the others were chosen {_way(plan)}."
-    elif plan.dropped:
+    elif plan.dropped and adopted is None:
         yield f"{'The layer was' if len(plan.dropped) == 1 else 'The layers were'} chosen {_way(plan)}."
 
 
@@ -206,6 +230,9 @@ def _width_sentences(plan: DropPlan) -> Iterator[str]:
         if not set(layers) & set(plan.gone("mlp"))
     ]
     yield f"Neurons that stay: {'; '.join(kept)}."
+    if plan.widths.neurons:
+        yield "Which ones they are is named in config.json: no metric of hubprune chose them."
+        return
     yield (
         f"They are those with the highest {plan.widths.metric}: {FORMULAS[plan.widths.metric]}, where g and u are a"
         " neuron's rows of the gate and the up projection."

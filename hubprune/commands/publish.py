@@ -29,6 +29,11 @@ PRUNE_EXAMPLES = (
     "Examples:  hubprune prune meta-llama/Llama-3.2-3B --attn-layers 18,21,22 --out pruned"
     "  |  hubprune prune meta-llama/Llama-3.2-3B --target params=-10%,kv=-30% --out pruned"
 )
+ADOPT_EXAMPLES = (
+    "Examples:  hubprune adopt them/Llama-3.2-3B-dropped --out adopted"
+    "  |  hubprune adopt ./merged --base meta-llama/Llama-3.2-3B"
+    "  |  hubprune publish --adopt them/Llama-3.2-3B-dropped --dry-run"
+)
 HEAL_EXAMPLES = (
     "Examples:  hubprune heal ./pruned --out healed"
     "  |  hubprune heal me/Llama-3.2-3B-attn-drop-3 --minutes 60 --rank 32 --out healed"
@@ -59,6 +64,11 @@ def publish(request: requests.JobRequest, reporter: Reporter, *, as_json: bool) 
     from hubprune.workflows import jobs
     from hubprune.workflows import publish as pipeline
 
+    if request.adopt and (request.check or request.runs_elsewhere):
+        raise RecipeError(
+            "--adopt compares all weights with the base's before it knows what goes: --check and --on do not.",
+            hint="Leave out the one or the other; `hubprune adopt` says what was found.",
+        )
     if request.check:
         from hubprune.workflows.doctor import check_publish
 
@@ -113,6 +123,15 @@ def prune(request: requests.PruneRequest, reporter: Reporter, *, as_json: bool) 
     pruned = workflow.prune(request, reporter=reporter)
     written = f"{summary.checkpoint_lines(pruned.written)}\n\nwritten and verified: {Path(request.out)}"
     show(to_json(pruned) if as_json else written)
+
+
+def adopt(request: requests.AdoptRequest, reporter: Reporter, *, as_json: bool) -> None:
+    """Read what others published pruned, and write it anew so that it loads, verified; `publish --adopt` publishes."""
+    from hubprune.commands import summary
+    from hubprune.workflows import adopt as adopting
+
+    done = adopting.adopt(request, reporter=reporter)
+    show(to_json(done) if as_json else summary.adoption_lines(done, out=Path(request.out) if request.out else None))
 
 
 def heal(request: requests.HealRequest, reporter: Reporter, *, as_json: bool) -> None:

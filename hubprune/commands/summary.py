@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubprune.core.console import decimal, duration, size
 
 if TYPE_CHECKING:
     from hubprune.core.artifacts import (
+        AdoptedForm,
+        Adoption,
         BenchmarkComparison,
         Checkup,
         DropPlan,
@@ -96,6 +99,37 @@ def scores_head(scores: LayerScores) -> str:
 def check_rows(verification: Verification) -> list[list[str]]:
     """Return the cells of a table of every check with what it saw."""
     return [["passed" if c.passed else "FAILED", c.name, c.detail] for c in verification.checks]
+
+
+FORMS: Mapping[AdoptedForm, str] = {
+    "llm-drop": "LLM-Drop: drop_attn_list and drop_mlp_list",
+    "anymodel": "ModelOpt: block_configs",
+    "fewer": "fewer layers, sublayers or neurons, found by their values",
+}
+
+
+def adoption_lines(done: Adoption, *, out: Path | None) -> str:
+    """Write what of its base is left in what others pruned, and what was written of it."""
+    plan, kept = done.plan, f"{done.compared} tensors"
+    commit, whole = f" at {done.base_commit[:12]}" if done.base_commit else "", plan.removed_layers
+    rows = [["form", FORMS[done.form]], ["base", f"{done.base_model}{commit}"]]
+    gone = {
+        "layers": whole,
+        "attention of layers": sorted({*plan.layers("attn")} - {*whole}),
+        "MLP of layers": sorted({*plan.layers("mlp")} - {*whole}),
+    }
+    rows += [[f"gone: {what}", ", ".join(map(str, layers))] for what, layers in gone.items() if layers]
+    for (before, left), layers in plan.widths.changes.items() if plan.widths else ():
+        rows.append([f"neurons, layers {', '.join(map(str, layers))}", f"{left:,} of {before:,}"])
+    same = f"the base's, rounded to {', '.join(done.rounded)}" if done.rounded else "the base's, byte for byte"
+    rows.append([kept, f"{len(done.changed)} trained or changed since" if done.changed else same])
+    rows.append(["layout", plan.layout])
+    parts_told = [table(rows, left=2)]
+    if done.made and out:
+        parts_told += [checkpoint_lines(done.made.written), f"written and verified: {out}"]
+    else:
+        parts_told.append("Write it anew with --out FOLDER, or publish it with hubprune publish --adopt.")
+    return "\n\n".join(parts_told)
 
 
 def checkpoint_lines(written: WrittenCheckpoint) -> str:

@@ -2,8 +2,8 @@
 
 errors, console       what can go wrong, what a person sees and how they stop it
 artifacts             the frozen values that cross a stage
-amounts        how numbers, shares, sizes and savings are written
-specs, recipe         what decides a publish; options, requests: what each command can be asked
+amounts               how numbers, shares, sizes and savings are written
+specs, recipe         what decides a publish; options, requests, afterwards: what each command can be asked
 suites                benchmarks by the name of a suite, and what they cost
 strict                JSON and YAML of strangers
 architectures         the families of models

@@ -246,7 +246,7 @@ def pruned_config(base: BaseCheckpoint, plan: DropPlan, *, tokenizer_class: str 
         "dropped_attn_layers_of_base": list(plan.layers("attn")),
         "dropped_mlp_layers_of_base": list(plan.layers("mlp")),
         **{f"absent_{kind}_layers_of_base": list(layers) for kind, layers in plan.absent_layers.items() if layers},
-        **({"widths_of_base": plan.widths.model_dump(mode="json")} if plan.widths else {}),
+        **({"widths_of_base": plan.widths.model_dump(mode="json", exclude_none=True)} if plan.widths else {}),
     }
     return config if plan.layout == "stock" else _without_pair(config)
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from hubprune.core.amounts import MOST, Count, Number, shown
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Loop, Method, Metric, Schedule
 from hubprune.core.errors import RecipeError
-from hubprune.core.specs import DropSpec, HealSpec, QuantizationSpec, Settings, WidthSpec
+from hubprune.core.specs import Adopted, DropSpec, HealSpec, QuantizationSpec, Settings, WidthSpec
 from hubprune.core.strict import parse_yaml
 from hubprune.core.suites import DEFAULT_SUITE, SUITES, expand
 
@@ -161,17 +161,11 @@ class EvaluationSpec(Settings):
             raise ValueError(f"--max-loss names {name}, which is a task and more: give the task another name")
         known = (*self.tasks, *((MEAN,) if self.tasks else ()), *TEXT_BUDGETS)
         if other := [name for name in self.max_loss if name not in known]:
-            raise ValueError(f"--max-loss names {other[0]}, which is not measured: {', '.join(known) or 'no tasks'}")
-        return self
-
-    @model_validator(mode="after")
-    def _texts_can_show_what_has_a_budget(self) -> EvaluationSpec:
+            raise ValueError(f"--max-loss names {other[0]}, which is not measured: {', '.join(known)}")
         for name, least in TEXT_BUDGETS.items():
-            if name in self.max_loss and self.max_new_tokens < least:
-                raise ValueError(
-                    f"--max-loss names {name}, which a text of {self.max_new_tokens} tokens cannot show: set"
-                    f" max_new_tokens to {least} or more"
-                )
+            if name in self.max_loss and (tokens := self.max_new_tokens) < least:
+                why = f"which a text of {tokens} tokens cannot show: set max_new_tokens to {least} or more"
+                raise ValueError(f"--max-loss names {name}, {why}")
         return self
 
     def prompt_texts(self) -> tuple[str, ...]:
@@ -231,6 +225,8 @@ class Recipe(Settings):
     width: WidthSpec | None = None
     """How narrow the MLPs become; None for as wide as they are."""
     calibration: CalibrationMix
+    adopted: Adopted | None = None
+    """Who chose what goes, where that is taken over from what somebody else published."""
     layout: LayoutChoice = "auto"
     """How the result is written; `auto` takes what most runtimes can load."""
     metric: Metric = "cosine"

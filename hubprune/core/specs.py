@@ -20,6 +20,7 @@ from hubprune.core.amounts import (
     read_widths,
 )
 from hubprune.core.artifacts import (
+    AdoptedForm,
     Goal,
     HealingLoss,
     HealingMethod,
@@ -215,6 +216,8 @@ class WidthSpec(Settings):
     """Importance of a neuron, from its weights."""
     multiple: Count = 64
     """The width is rounded to the nearest multiple of this; a width that is given as a number is taken as it is."""
+    neurons: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]+$")], ...] | None = None
+    """Which neurons stay, one mask of bits in hex per layer, where no metric chooses them; with one width per layer."""
 
     @model_validator(mode="after")
     def _one_request(self) -> WidthSpec:
@@ -226,6 +229,9 @@ class WidthSpec(Settings):
             raise ValueError("how narrow? pass --neuron-drop 60%, --mlp-width 3277 or --expansion-ratio 1.07")
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} exclude each other: pass one of them")
+        fits = isinstance(self.width, tuple) and [int(mask, 16).bit_count() for mask in self.neurons or ()]
+        if self.neurons is not None and fits != list(self.width if isinstance(self.width, tuple) else ()):
+            raise ValueError("the key neurons does not name as many neurons of every layer as its width says")
         return self
 
     @property
@@ -236,6 +242,18 @@ class WidthSpec(Settings):
         if self.expansion_ratio:
             return f"expansion-{self.expansion_ratio:g}"
         return f"mlp-width-{self.width if isinstance(self.width, int) else 'mixed'}"
+
+
+class Adopted(Settings):
+    """Whose published choice a result follows: what goes is named in the recipe, and was chosen there."""
+
+    repo_id: str
+    """Repo on the Hub, or the name of a folder."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """Its commit; None for a folder."""
+    form: AdoptedForm
+    license: str | None = None
+    """As its card names it, where it does."""
 
 
 class QuantizationSpec(Settings):

@@ -10,6 +10,11 @@ what a passage said before and what the model remembers, and the last word of a 
 these: humaneval, mbpp and cruxeval run what the model wrote, which is never done here, and code2text writes every
 comment ten times over, by beam search.  triviaqa and drop ask 5 and 3 times as many questions as nq_open and can be
 named; coqa cannot be loaded with transformers 5.
+
+`long` is Table 11 of arXiv 2406.15786: which of 77 intents a bank's customer has, after 1 to 5 examples of each, in
+prompts of 2k to 14k tokens.  The answer is the likeliest of all 77, since then the examples are read once for all rows
+and all answers; `exact_match` says beside it whether greedy decoding writes the right one, which is what the paper
+counts.  Of lm-eval's own long tasks, those of longbench and scrolls can be named; they bring prompts of their own.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ SUITES: Mapping[str, Mapping[str, int]] = {
         "arc_challenge": 25,
     },
     "quick": dict.fromkeys(("lambada_openai", "piqa", "winogrande"), 0),
+    "long": {f"banking77_{shots}shot": 77 * shots for shots in range(1, 6)},
     "generation": {"gsm8k": 5, "ifeval": 0, "squad_completion": 0, "nq_open": 5, "lambada_openai": 0},
 }  # fmt: skip
 """Name of a suite -> its tasks -> examples before each question.  `paper` is table 5 of arXiv 2406.15786, `card5` what
@@ -87,11 +93,14 @@ class Questions:
     """Tokens of a document where it is shown as an example."""
     new_tokens: int = 0
     """Tokens that the model may write for one document, by the task's own limit; most answers end long before it."""
+    same_examples: bool = False
+    """Whether all documents follow the same examples, which are read once."""
 
 
 QUESTIONS: Mapping[str, Questions] = {
     "arc_challenge": Questions(1172, 4, 65, 40),
     "arc_easy": Questions(2376, 4, 55, 35),
+    **{f"banking77_{shots}shot": Questions(100, 77, 500, 28, same_examples=True) for shots in range(1, 6)},
     "boolq": Questions(3270, 2, 150, 150),
     "gsm8k": Questions(1319, 1, 130, 230, 256),
     "hellaswag": Questions(10042, 4, 180, 100),
@@ -135,7 +144,8 @@ def cost_of(tasks: Sequence[str], shots: Mapping[str, int], *, limit: int | None
         asked = QUESTIONS.get(task, GUESSED)
         documents = min(asked.documents, limit or asked.documents)
         requests += documents * asked.requests
-        read += documents * (asked.tokens + shots.get(task, 0) * asked.example)
+        read += documents * asked.tokens
+        read += (1 if asked.same_examples else documents) * shots.get(task, 0) * asked.example
         written += documents * asked.new_tokens
     return Cost(requests, read, written)
 

@@ -8,6 +8,7 @@ In come folders or loaded models; out come comparisons that state their errors. 
 - requests: what models are asked, how requests share a row, and the memory of their answers.
 - pair: base and pruned model in memory, loaded once for all that measure them.
 - harness: one benchmark run from the tasks to the comparison, for folders or for models that are loaded.
+- lengths: what long prompts are in tokens, and whether a base has the positions for them.
 - panel, computing: variants that answer together, in this process or in several.
 - batch: rows as tensors, long ones in pieces.
 - models, layer_tree: models in memory, and equal layers of several models run once.

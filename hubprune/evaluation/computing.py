@@ -34,8 +34,9 @@ CPU_SLOTS = 1024
 """Tokens of a batch on a CPU, whose caches larger ones do not fit into."""
 GPU_SLOTS = 32768
 """Tokens that a batch begins with elsewhere; it is halved until it fits."""
-TEXT_SLOTS = 16384
-"""Tokens of a batch of texts that are written at once, those to come included."""
+TEXT_SLOTS, GPU_TEXT_SLOTS = 16384, 131072
+"""Tokens of a batch of texts that are written at once, those to come included; memory may allow fewer.  A GPU reads all
+weights for every token, of however many texts."""
 TEXT_ROWS = 64
 STATES_ROOM = 4
 """Hidden states of a long row may take one part in so many of the free memory."""
@@ -120,8 +121,12 @@ class Models:
             EvaluationError: the model has no positions for what is asked.
         """
         asked, model = self.language_models[name], self.variants[name].model
-        lengths = [len(asked.tok_encode(prompt[0])) + asked.new_tokens(prompt) for prompt in prompts]
-        tokens = None if self._batch_size else models.text_tokens(model, most=TEXT_SLOTS)
+        # What does not fit into a model's positions is cut off.
+        lengths = [
+            min(len(asked.tok_encode(prompt[0])) + asked.new_tokens(prompt), asked.max_length) for prompt in prompts
+        ]
+        most = TEXT_SLOTS if models.input_device(model) in ("cpu", "disk") else GPU_TEXT_SLOTS
+        tokens = None if self._batch_size else models.text_tokens(model, most=most)
         rows = self._batch_size or (None if models.is_on_disk(model) else TEXT_ROWS)
         return models.similar_length(lengths, tokens=tokens, rows=rows)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,9 +24,17 @@ from hubprune.core.errors import CheckpointError, EvaluationError
 from hubprune.core.privacy import no_calls_elsewhere
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
+from hubprune.evaluation.lengths import Encoded, write_samples
 from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.evaluation.requests import Memo
-from hubprune.evaluation.results import answers_of, came_back, compare_results, refuse_different_documents, together
+from hubprune.evaluation.results import (
+    answers_of,
+    came_back,
+    compare_results,
+    refuse_different_documents,
+    samples_of,
+    together,
+)
 from hubprune.evaluation.sources import commit_of, state_of
 from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_tasks, refuse_long, refuse_missing
 
@@ -97,7 +103,7 @@ def compare(
     refuse_different_documents(results["base"], results["pruned"])
     if samples_folder is not None:
         for name, found in results.items():
-            _write_samples(found["samples"], samples_folder / name)
+            write_samples(found["samples"], samples_folder / name)
     return _comparison(plan, measured, seconds=time.monotonic() - start)
 
 
@@ -236,6 +242,8 @@ class _Measured:
     backend: EvalBackend
     fallback: str | None
     self_check: SelfCheck | None
+    encoded: Encoded
+    """How long the prompts were."""
 
 
 def _measure(plan: _Plan, pair: Pair, memo: Memo) -> _Measured:
@@ -282,7 +290,7 @@ def _measure_together(
     results = {name: _evaluate(plan, panel, name) for name in folders}
     models.close()
     device, dtype = _where(models)
-    return _Measured(results, device, dtype, panel.backend, panel.fallback, panel.self_check)
+    return _Measured(results, device, dtype, panel.backend, panel.fallback, panel.self_check, panel.encoded)
 
 
 def _where(models: Computing) -> tuple[str, str]:
@@ -359,25 +367,18 @@ def _forget_answers(task: Any, **_: Any) -> None:
         request.filtered_resps = {}
 
 
-def _write_samples(samples: Mapping[str, list[Mapping[str, Any]]], folder: Path) -> None:
-    from lm_eval.utils import handle_non_serializable
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for task, rows in samples.items():
-        fit_for_a_file = re.sub(r"[^\w.-]+", "_", task)
-        path = folder / f"samples_{fit_for_a_file}.jsonl"
-        unfinished = path.with_suffix(".tmp")
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(r, default=handle_non_serializable, sort_keys=True) + "\n" for r in rows)
-        unfinished.replace(path)
-
-
 def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> BenchmarkComparison:
     commits = {name: commit_of(getattr(task, "dataset", None)) for name, task in plan.suite.tasks.items()}
     left_out: list[str] = []
     base, pruned = measured.results["base"], measured.results["pruned"]
     asked = plan.suite.requested
     tasks = compare_results(base, pruned, requested=asked, commits=commits, warn=left_out.append)
+    of_prompts = {row.task: measured.encoded.of_task(samples_of(base, row.task)) for row in tasks}
+    tasks = tuple(row.model_copy(update=of_prompts[row.task]) for row in tasks)
+    left_out += [
+        f"{of['prompts_cut']} prompts of {name} are longer than the model has positions for, and begin later."
+        for name, of in of_prompts.items() if of["prompts_cut"]
+    ]  # fmt: skip
     for sentence in left_out:
         plan.reporter.warn(sentence)
     return BenchmarkComparison(

@@ -25,7 +25,8 @@ from hubprune.core.console import Advance, Reporter, log_level
 from hubprune.core.devices import world_size
 from hubprune.core.errors import EvaluationError
 from hubprune.evaluation.layer_tree import Variant, why_not
-from hubprune.evaluation.models import input_device
+from hubprune.evaluation.lengths import Encoded, has_many_logits, score_alone
+from hubprune.evaluation.models import free_bytes, input_device
 from hubprune.evaluation.requests import Answer, Memo, Request, refuse_not_finite
 
 CHECKED_PAIRS = 4
@@ -99,6 +100,7 @@ class Panel:
         for model in self.language_models.values():
             model.panel = self
         self._checked: set[str] = set()
+        self.encoded = Encoded()
         self._expected: dict[str, dict[bytes, Answer]] = {}
         """What lm-eval's own backend said, of variants that are to be compared with it."""
         reasons = ((name, why_not(v)) for name, v in self._variants.items() if backend == "shared")
@@ -252,7 +254,14 @@ class Panel:
         if not missing:
             return [known[key] for key in keys]
         # Those of one length go together, the longest first.
-        lengths = {key: len(self.language_models[name].tok_encode(unique[key][0])) for key in missing}
+        model = self.language_models[name]
+        with log_level("transformers.tokenization_utils_base", logging.ERROR):  # said below
+            lengths = {key: len(model.tok_encode(unique[key][0])) for key in missing}
+        if cut := sum(lengths[key] + model.new_tokens(unique[key]) > model.max_length for key in missing):
+            self._reporter.warn(
+                f"{cut} of {len(lengths)} prompts for answers in words leave no room for the answer in the {name}"
+                f" model's {model.max_length} positions: their beginning is cut off, as lm-eval does it."
+            )
         order = sorted(missing, key=lambda key: (json.dumps(unique[key][1], sort_keys=True), -lengths[key], key))
         at_once = TEXTS_AT_ONCE
         if told := self._models.text_outlook(name, [unique[key] for key in order]):
@@ -304,8 +313,16 @@ class PanelLM(HFLM):
             asked = [Request.of(context, ending, max_length=self.max_length) for _, context, ending in requests]
         except ValueError as error:
             raise EvaluationError(f"A benchmark asks for what the model cannot be asked: {error}.") from error
+        self.panel.encoded.note(requests, positions=self.max_length)
         answers = self.panel.log_likelihoods(self._variant.name, asked)
         return [(answer.log_likelihood, answer.is_greedy) for answer in answers]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[Any, list[int]]:
+        """Find the tokens of context and ending; those of a long context are there once for all its endings."""
+        if found := self.panel.encoded.pair(context, continuation, encode=self.tok_encode):
+            return found
+        pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+        return pair
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Sum the log-likelihoods of whole documents; all their windows come at once, so that they can be packed."""
@@ -315,7 +332,14 @@ class PanelLM(HFLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Continue prompts."""
-        return self.panel.texts(self._variant.name, [request.args for request in requests])
+        prompts = [request.args for request in requests]
+        self.panel.encoded.note_prompts(prompts, encode=self.tok_encode, room=self._room)
+        return self.panel.texts(self._variant.name, prompts)
+
+    def _room(self, prompt: Prompt) -> int:
+        """Return how many tokens of a prompt lm-eval reads, behind which it writes."""
+        positions: int = self.max_length
+        return positions - self.new_tokens(prompt)
 
     def plain(self, requests: Sequence[Request], *, rows: int) -> list[Answer]:
         """Let lm-eval's backend itself score requests, with so many rows in a batch.
@@ -323,15 +347,20 @@ class PanelLM(HFLM):
         Raises:
             EvaluationError: a log-likelihood is not finite, of which lm-eval would make an accuracy like any other.
         """
-        triples = [(None, list(r.tokens[: -r.scored]), list(r.targets)) for r in requests]
+        # lm-eval makes logits of all tokens of a request, and there are gigabytes of them for a long one.
+        model = self._variant.model
+        large = {n for n, r in enumerate(requests) if has_many_logits(r, model, free=free_bytes(str(self._device)))}
+        triples = [(None, list(r.context), list(r.targets)) for n, r in enumerate(requests) if n not in large]
         with self._variant.active(), self._rows(rows):
-            answers = [Answer(value, greedy) for value, greedy in super()._loglikelihood_tokens(triples)]
+            found = iter(super()._loglikelihood_tokens(triples))
+            answers = [score_alone(model, r) if n in large else Answer(*next(found)) for n, r in enumerate(requests)]
         refuse_not_finite((answer.log_likelihood for answer in answers), model=self._variant.name)
         return answers
 
     def write(self, prompts: Sequence[Prompt]) -> list[str]:
         """Let lm-eval's backend itself continue a batch of prompts."""
-        with self._variant.active(), self._rows(len(prompts)):
+        cut = log_level("lm_eval.models.huggingface", logging.ERROR)  # it tells of every batch with one that is cut off
+        with self._variant.active(), self._rows(len(prompts)), cut:
             texts: list[str] = super().generate_until([SimpleNamespace(args=prompt) for prompt in prompts])
         return texts
 

@@ -216,6 +216,12 @@ def _leaves(results: Results, name: str) -> tuple[str, ...]:
     return tuple(leaf for child in results["group_subtasks"][name] for leaf in _leaves(results, child))
 
 
+def samples_of(results: Results, name: str) -> Iterator[Mapping[str, Any]]:
+    """Yield lm-eval's samples of all tasks below an entry of the results."""
+    for leaf in _leaves(results, name):
+        yield from results["samples"].get(leaf, ())
+
+
 def _common(leaves: tuple[str, ...], values: Mapping[str, Any]) -> tuple[Any] | None:
     """Take the value that all tasks share, in a tuple since it may be None or 0; None where they differ."""
     different = {values.get(leaf) for leaf in leaves}

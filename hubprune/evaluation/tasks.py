@@ -24,6 +24,8 @@ from hubprune.core.recipe import EvaluationSpec
 from hubprune.core.suites import SUITES
 from hubprune.evaluation import packages, sources
 
+OWN = Path(__file__).parent / "banking77"
+"""The tasks that come with this package, beside those of lm-eval."""
 _DEFINITION = re.compile(rb"^[\"']?(?:task|group)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
 
 
@@ -107,7 +109,7 @@ def _manager(broken: Mapping[Path, EvaluationError], **options: Any) -> Any:
 
 
 def stock_folder(name: str) -> Path | None:
-    """Return the folder of a task or group that lm-eval ships, None if there is none.
+    """Return the folder of a task or group that lm-eval or this package ships, None if there is none.
 
     Folders that are called as its name begins are looked through first: no name is defined twice.
     """
@@ -117,15 +119,21 @@ def stock_folder(name: str) -> Path | None:
 
 @cache
 def _top_folders() -> tuple[tuple[Path, Callable[[], Mapping[str, Path]]], ...]:
-    """List the folders of lm-eval's tasks, each with what tells where in it a name is defined."""
-    folders = sorted(path for path in _stock().iterdir() if path.is_dir())
+    """List the folders of tasks, each with what tells where in it a name is defined."""
+    folders = [OWN, *sorted(path for path in _stock().iterdir() if path.is_dir())]
     return tuple((folder, cache(partial(_defined_in, folder))) for folder in folders)
 
 
 @cache
 def stock_folders() -> Mapping[str, Path]:
-    """Map every task and group that lm-eval ships to the folder of its YAML file."""
-    return _defined_in(_stock())
+    """Map every task and group that lm-eval and this package ship to the folder of its YAML file."""
+    return {**_defined_in(_stock()), **own_tasks()}
+
+
+@cache
+def own_tasks() -> Mapping[str, Path]:
+    """Map every task that comes with this package to the folder of its YAML file."""
+    return _defined_in(OWN)
 
 
 def _defined_in(folder: Path) -> Mapping[str, Path]:
@@ -268,7 +276,8 @@ def load_tasks(spec: EvaluationSpec) -> Suite:
     suite = Suite({}, {}, {}, {})
     for name in spec.tasks:
         try:
-            loaded = manager.load([name])
+            with log_level("lm_eval.config.task", logging.ERROR):  # that a task leaves its settings to lm-eval
+                loaded = manager.load([name])
         except HubpruneError:
             raise
         except Exception as error:  # whatever lm-eval, its templates or `datasets` make of a task and its rows

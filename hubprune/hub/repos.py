@@ -205,8 +205,18 @@ def _read_config(path: Path, *, name: str) -> dict[str, Any]:
 def _supported(base: BaseCheckpoint) -> BaseCheckpoint:
     """Return a base of a known family whose weights are safetensors."""
     architecture_of(base.config, name=base.name)
-    if weight_files(base.files):
-        return base
+    require_safetensors(base, weight_files(base.files))
+    return base
+
+
+def require_safetensors(base: BaseCheckpoint, found: Sequence[RepoFile]) -> None:
+    """Refuse a repo or folder in which no weights were found that can be read without running code.
+
+    Raises:
+        UnsupportedFormatError: its weights are in other files, or it has none.
+    """
+    if any(file.path.endswith(".safetensors") for file in found):
+        return
     others = [f.path for f in base.files if f.path.endswith((".bin", ".pth", ".pt", ".gguf"))]
     if not others:
         raise UnsupportedFormatError(f"{base.name} has no model*.safetensors at its top level.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hubprune.plots.style import COLOURS, HEIGHT, INK, PANEL, QUIET, add_legend, key, new_figure, shown, styled
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 
@@ -32,7 +33,7 @@ def frontier(
         [x for x, _ in predicted], [y for _, y in predicted], drawstyle="default", color=COLOURS[0], linestyle="--",
         marker="o", markerfacecolor=PANEL, markeredgecolor=COLOURS[0],
     )  # fmt: skip
-    drawn = [(line, shown("predicted: losses of single changes, added up"))]
+    drawn: list[tuple[Artist, str]] = [(line, shown("predicted: losses of single changes, added up"))]
     axes.axhline(0, color=INK, linestyle=(0, (1, 1.5)), linewidth=1.2, zorder=1.5)
     for x, low, high in measured:
         axes.plot([x, x], [low, high], color=QUIET, linewidth=1.2, zorder=2.5)

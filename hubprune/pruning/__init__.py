@@ -14,6 +14,8 @@ runs              the same of a run of layers, which goes as a whole
 saving            what every sublayer saves when it goes
 frontier          the plans that save most for the least loss
 iterative         the same in rounds, with new scores in between
+foreign           what others wrote who pruned: their weights, and what their config.json says of the base's layers
+matching          which layers and neurons of a base are left in it, by their values
 layouts           how a result is written so that runtimes load it, and how a pruned base is made loadable
 width             narrower MLPs: which neurons stay, and their part of a tensor
 tokenizer_files   tokenizer files that give the base's token ids in every version of transformers

@@ -104,7 +104,7 @@ def choices_of(
         return narrower[layer, width] if part == "width" else float(getattr(left_out.scores.mean, part)[layer])
 
     def made(part: Part, layer: int, width: int = 0, *, attn_too: bool = False) -> Choice:
-        rows: list[Part] = [part, *(["attn"] if attn_too else [])]
+        rows: tuple[Part, ...] = (part, "attn") if attn_too else (part,)
         gains = [saved(row, layer, width) for row in rows]
         return Choice(
             layer, part, width, attn_too, sum(loss(row, layer, width) for row in rows),

@@ -342,8 +342,11 @@ def plan_widths(
             kept[layer] = min(max(nearest, spec.multiple), before[layer])
     if kept == list(before):
         raise _nothing_goes(spec, before, name)
+    for layer, mask in enumerate(spec.neurons or ()):
+        if int(mask, 16).bit_length() > before[layer]:
+            raise PlanError(f"The neurons of layer {layer} are not all there: {name} has {before[layer]} in it.")
     multiple = spec.multiple if spec.width is None else 1
-    return WidthPlan(before=before, kept=tuple(kept), metric=spec.metric, multiple=multiple)
+    return WidthPlan(before=before, kept=tuple(kept), metric=spec.metric, multiple=multiple, neurons=spec.neurons)
 
 
 def _nothing_goes(spec: WidthSpec, before: Sequence[int], name: str) -> PlanError:

@@ -151,7 +151,10 @@ class Neurons:
             ScoringError: a weight is NaN or infinite.
         """
         if layer not in self._kept:
-            self._kept[layer] = highest(self.importance(layer), self._widths.kept[layer])
+            given = self._widths.neurons
+            self._kept[layer] = (
+                from_mask(given[layer]) if given else highest(self.importance(layer), self._widths.kept[layer])
+            )
         return self._kept[layer]
 
     def importance(self, layer: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ a workflow takes a session with a Hub, None stands for the one that its request 
     reachable, targets         what a target may be reached by; the plan that reaches it at the least loss
     latency                    how long sublayers take on this device
     prune                      from the plan to a verified checkpoint
+    adopt                      what others pruned, read without their code and written anew
     quantize, quantized        the same in fewer bits; such a checkpoint beside the one that it was made of
     heal, healed               what pruning lost, brought back by training; what such a checkpoint is made of
     score, sweep               which layers matter, and what every number of drops costs

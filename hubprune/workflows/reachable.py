@@ -99,7 +99,7 @@ class Searched:
         step = WIDTH_MULTIPLE if served else frontiers.MULTIPLE
         widths = {layer: widths_of(width, multiple=step) for layer, width in enumerate(structure.mlp_widths) if width}
         if served:
-            widths = {layer: [width for width in found if width % step == 0] for layer, found in widths.items()}
+            widths = {layer: tuple(w for w in found if w % step == 0) for layer, found in widths.items()}
         return cls(drop=drop, shape=shape_of(base), costs=costs, goals=tuple(goals), widths=widths)
 
     def choices(self, left_out: LeftOut | None) -> list[list[Choice]]:

@@ -26,7 +26,7 @@ from hubprune.core.artifacts import (
 )  # fmt: skip
 from hubprune.core.config import check_config
 from hubprune.core.console import Reporter
-from hubprune.core.devices import describe_environment, resolve_device, resolve_dtype
+from hubprune.core.devices import COMPUTE_BITS, describe_environment, resolve_device, resolve_dtype
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
 from hubprune.core.files import StageStore, key_of, work_folder
 from hubprune.core.memory import say_where
@@ -176,7 +176,21 @@ class Run:
     def runnable(self) -> Runnable:
         """The base as transformers can load it; one that was pruned before gets its modeling file from here."""
         key = key_of(self.base_identity, templates.modeling_code(self.architecture))
-        return make_runnable(self.downloaded, self.store.folder / "bases" / key)
+        found = make_runnable(self.downloaded, self.store.folder / "bases" / key)
+        self._check_lengths(found)
+        return found
+
+    def _check_lengths(self, found: Runnable) -> None:
+        """Make sure that the base has the positions and the memory for long benchmarks, once its tokenizer is there."""
+        from hubprune.evaluation import lengths
+
+        if lengths.long_tasks(self.recipe.evaluation):
+            from hubprune.evaluation.models import free_bytes
+
+            lengths.check(
+                self.recipe.evaluation, tokenizer=found.tokenizer(), config=self.base.config,
+                itemsize=COMPUTE_BITS[self.dtype] // 8, free=free_bytes(self.recipe.device), reporter=self.reporter,
+            )  # fmt: skip
 
     @property
     def architecture(self) -> Architecture:

@@ -92,8 +92,10 @@ def _means(scores: LayerScores, columns: Sequence[Sequence[float]], predicted: S
         if tokens:
             values = ImportanceScores(attn=tuple(column[number] for column in columns), mlp=(), block=())
             rows.append(DocumentScores(source=next(sources), tokens=tokens, scores=values))
-    told = {"dtype": scores.dtype, "device": scores.device}
-    return list(aggregate(rows, scores.calibration, aggregation=scores.aggregation, **told).mean.attn)
+    found = aggregate(
+        rows, scores.calibration, aggregation=scores.aggregation, dtype=scores.dtype, device=scores.device
+    )  # fmt: skip
+    return list(found.mean.attn)
 
 
 def _real_loss(run: Opened, found: Found, left: LeftOut, *, draw: Drawn, key: str) -> float:

@@ -67,6 +67,14 @@ def test_a_loss_of_written_answers_is_told_as_one():
     assert any(line.startswith(start) for line in found)
 
 
+def test_a_base_that_gets_nothing_right_is_told_to_have_little_to_lose():
+    *rows, nq = comparison().tasks
+    for value, error, said in ((0.0, 0.0, True), (0.05, 0.0284, True), (0.06, 0.0284, False), (0.0, None, True)):
+        base = MetricValue(value=value, standard_error=error)
+        found = list(benchmark_limits(made.benchmarks(tasks=(*rows, nq.model_copy(update={"base": base})))))
+        assert any("the base itself gets hardly any right" in line for line in found) is said
+
+
 def test_a_task_with_no_share_takes_no_side():
     perplexity = made.task("wiki", "word_perplexity", (10, 0.1), (12, 0.1), better="lower")
     rows = (perplexity.model_copy(update=ASKED), *comparison().tasks[2:])

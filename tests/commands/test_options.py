@@ -111,7 +111,9 @@ def test_the_memory_that_was_asked_for_is_kept_to_while_a_command_runs_and_no_lo
 def test_whatever_computes_can_be_told_how_much_memory_it_may_take():
     commands = typer.main.get_command(app).commands
     told = {name for name, command in commands.items() if any(p.name == "max_memory" for p in command.params)}
-    assert told == {"publish", "score", "prune", "verify", "reproduce", "sweep", "speed", "doctor", "quantize", "heal"}
+    assert told == {
+        "publish", "score", "prune", "verify", "reproduce", "sweep", "speed", "doctor", "quantize", "heal", "adopt",
+    }  # fmt: skip
 
 
 def test_an_option_is_known_by_the_name_it_had_once_and_the_note_names_todays():

@@ -34,6 +34,7 @@ def test_the_suites_are_those_of_the_cards_and_of_the_paper():
             "boolq", "rte", "openbookqa", "piqa", "mmlu", "winogrande", "gsm8k", "hellaswag", "arc_challenge",
         ],
         "quick": ["lambada_openai", "piqa", "winogrande"],
+        "long": [f"banking77_{number}shot" for number in range(1, 6)],
         "generation": ["gsm8k", "ifeval", "squad_completion", "nq_open", "lambada_openai"],
     }  # fmt: skip
     shown = {"mmlu": 5, "winogrande": 5, "gsm8k": 5, "hellaswag": 10, "arc_challenge": 25}
@@ -56,6 +57,8 @@ def test_what_is_asked_is_counted_with_examples_and_within_the_limit():
     counted = sum(n * each for n, each, _ in asked), sum(n * tokens for n, _, tokens in asked), 1319 * 256
     assert cost_of(tasks, shots) == Cost(*counted)
     assert cost_of(tasks, shots, limit=10) == Cost(50, 10 * (60 + 1280 + 100), 2560)
+    # The same examples for all 100 rows are read once.
+    assert cost_of(["banking77_5shot"], {"banking77_5shot": 385}) == Cost(7700, 100 * 500 + 385 * 28, 0)
     assert all(task in QUESTIONS for suite in SUITES.values() for task in suite)
 
 

@@ -189,6 +189,18 @@ def test_a_text_longer_than_the_model_is_refused(evaluate, all_tasks, write_task
         evaluate(tasks=("essays",))
 
 
+def test_prompts_that_leave_no_room_for_the_answer_are_told_once(evaluate, all_tasks, write_task, reporter, caplog):
+    asked = {"output_type": "generate_until", "doc_to_choice": None, "generation_kwargs": {"max_gen_toks": 8}}
+    exact = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+    rows = [{"question": "Why? " * n, "answer": "x"} for n in (2, 30)]
+    write_task(all_tasks, "winded", rows, **asked, metric_list=[exact])
+    evaluate(tasks=("winded",))
+    told = [note for note in reporter.notes if "their beginning is cut off" in note]
+    assert [note.split(" leave")[0] for note in told] == ["1 of 2 prompts for answers in words"] * 2  # base and pruned
+    assert "truncat" not in caplog.text.lower()
+    assert "longer than" not in caplog.text
+
+
 # ---- the memory of answers ---------------------------------------------------------------------------------------
 
 

@@ -22,9 +22,9 @@ reports       what whole commands found
 # fmt: off
 # isort: off
 from hubprune.core.artifacts.base import (
-    BY_LOSS, Aggregation, Artifact, BaseCard, BaseCheckpoint, CalibrationRecord, CalibrationSource, DocumentScores,
-    Environment, ImportanceScores, LayerScores, Layout, LayoutChoice, Method, Metric, Ranking, RepoFile, Schedule,
-    SublayerKind, WidthMetric, shown_by,
+    BY_LOSS, AdoptedForm, Aggregation, Artifact, BaseCard, BaseCheckpoint, CalibrationRecord, CalibrationSource,
+    DocumentScores, Environment, ImportanceScores, LayerScores, Layout, LayoutChoice, Method, Metric, Ranking, RepoFile,
+    Schedule, SublayerKind, WidthMetric, shown_by,
 )
 from hubprune.core.artifacts.evaluation import (
     BenchmarkComparison, Continuation, Estimate, EvalBackend, GenerationComparison, Loop, Mark, MetricValue,
@@ -44,7 +44,7 @@ from hubprune.core.artifacts.exports import (
     PlainType,
 )
 from hubprune.core.artifacts.pruning import (
-    Check, DropPlan, DroppedSublayer, LoadedBack, Margin, PlannedFile, PrunedCheckpoint, PublishedCommit,
+    Adoption, Check, DropPlan, DroppedSublayer, LoadedBack, Margin, PlannedFile, PrunedCheckpoint, PublishedCommit,
     SnippetRun, UploadPlan, Verification, WidthPlan, WrittenCheckpoint,
 )
 from hubprune.core.artifacts.quantization import (
@@ -81,6 +81,8 @@ __all__ = [
     "OUTTYPES",
     "PLAIN_TYPES",
     "SHARES",
+    "AdoptedForm",
+    "Adoption",
     "Aggregation",
     "Agreement",
     "Artifact",

@@ -21,6 +21,8 @@ many layers as go; or an order that looks at nothing."""
 BY_LOSS: frozenset[Metric] = frozenset({"loss", "kl"})
 """Metrics in nats per token; of them, only what a ranking looks at is computed."""
 WidthMetric = Literal["max_abs", "ppm", "vow", "pon", "l2"]
+AdoptedForm = Literal["llm-drop", "anymodel", "fewer"]
+"""How others wrote a pruned model: lists of dropped sublayers, `block_configs`, or just fewer layers or neurons."""
 Aggregation = Literal["document", "token"]
 Layout = Literal["stock", "nemotron-nas", "pruned"]
 """How a checkpoint says which sublayers it has: not at all, in `block_configs`, or in keys of our own."""

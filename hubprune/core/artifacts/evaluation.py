@@ -133,6 +133,11 @@ class TaskComparison(Artifact):
     new_tokens: int | None = None
     """Tokens that a model might write for a document; None where answers that are given are scored, and in older
     files."""
+    prompt_tokens: int | None = None
+    """Tokens that are read of the longest prompt with its longest answer; None where all have
+    fewer than 256, and in older files."""
+    prompts_cut: int = 0
+    """Prompts that the model has no positions for, and whose beginning lm-eval cut off."""
     version: str
     """Task version from lm-eval."""
     dataset: str | None

@@ -7,7 +7,7 @@ from typing import Literal
 # fmt: off
 # isort: off
 from hubprune.core.artifacts.base import (
-    Artifact, Layout, Method, Metric, Ranking, RepoFile, Schedule, SublayerKind, WidthMetric,
+    AdoptedForm, Artifact, Layout, Method, Metric, Ranking, RepoFile, Schedule, SublayerKind, WidthMetric,
 )
 from hubprune.core.artifacts.runtimes import RuntimeComparison
 from hubprune.core.artifacts.savings import TargetFound, Unit
@@ -67,6 +67,8 @@ class WidthPlan(Artifact):
     metric: WidthMetric = "max_abs"
     multiple: int = 1
     """What the widths were rounded to."""
+    neurons: tuple[str, ...] | None = None
+    """Which neurons stay, one mask of bits in hex per layer of the base, where the metric did not choose them."""
 
     @property
     def changes(self) -> dict[tuple[int, int], tuple[int, ...]]:
@@ -121,7 +123,7 @@ class DropPlan(Artifact):
     @property
     def content(self) -> object:
         """What a checkpoint's tensors depend on, for keys of stages."""
-        widths = self.widths.model_dump(exclude={"before", "multiple"}) if self.widths else None
+        widths = self.widths.model_dump(exclude={"before", "multiple"}, exclude_none=True) if self.widths else None
         return [self.sublayers, widths] if widths else self.sublayers
 
     @property
@@ -215,6 +217,27 @@ class PrunedCheckpoint(Artifact):
 
     written: WrittenCheckpoint
     verification: Verification
+
+
+class Adoption(Artifact):
+    """What others pruned, and what of its base is left in it."""
+
+    source: str
+    """Repo id, or the name of a folder."""
+    commit: str | None
+    form: AdoptedForm
+    base_model: str
+    base_commit: str | None
+    plan: DropPlan
+    """What went, in the base's numbers."""
+    compared: int
+    """Tensors that are left."""
+    changed: tuple[str, ...]
+    """Names, in the base, of those that have other values there."""
+    rounded: tuple[str, ...]
+    """Their dtypes, where the base has others."""
+    made: PrunedCheckpoint | None = None
+    """What was written of it."""
 
 
 # ---- on the hub ------------------------------------------------------------------------------------------------------

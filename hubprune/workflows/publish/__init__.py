@@ -89,6 +89,11 @@ def publish(
     Raises:
         HubpruneError: the first thing that is wrong; what fails fast is checked before anything is computed.
     """
+    if request.adopt:
+        from hubprune.workflows.adopt import opened_adopted
+
+        with opened_adopted(request, reporter=reporter) as (run, asked):
+            return publish_run(run, asked, told=told)
     request = with_count(request, reporter=reporter)
     return publish_run(open_run(recipe_of(request), request.endpoint, reporter), request, told=told)
 

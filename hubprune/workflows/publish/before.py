@@ -72,6 +72,7 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
             **_settings(recipe.drop),
             # The settings of narrower MLPs have names of their own: a metric is among them, too.
             **{f"width {name}": value for name, value in _settings(recipe.width).items()},
+            **{f"adopted {name}": value for name, value in _settings(recipe.adopted).items()},
             "metric": recipe.metric,
             "schedule": recipe.schedule,
             "aggregation": recipe.aggregation,

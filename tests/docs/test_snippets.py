@@ -1,0 +1,153 @@
+"""Every command and snippet of README and docs is run, or says why not and is read as far as it goes.
+
+They run on a Hub with tiny stand-ins under the names of the pages, in the order of the page and in a folder that has
+what an earlier page would have left there.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from snippets import LANGUAGES, all_blocks, hubprune_arguments, typed
+from stock_hub import BASE, fill
+from typer.testing import CliRunner
+
+from hubprune.core import recipe
+
+CHEAPER = {
+    "sweep": ["--counts", "0:2"],
+    "speed": ["--depths", "0", "--new-tokens", "1"],
+    "heal": ["--steps", "2", "--held-out", "4"],
+    "quantize": ["--group-size", "16", "--num-samples", "8"],
+}
+"""Command -> options that are added where it is run here, since the stand-in is small or time is short."""
+BLOCKS = all_blocks()
+RUN = [block for block in BLOCKS if block.reason is None and block.language in ("bash", "python")]
+READ = [block for block in BLOCKS if block not in RUN]
+
+
+DONE = set()
+"""Commands that were run: what several pages show is run once."""
+
+
+def run(arguments):
+    from hubprune.cli import app
+
+    if tuple(arguments) in DONE:
+        return
+    DONE.add(tuple(arguments))
+    more = CHEAPER.get(arguments[0], [])
+    done = CliRunner().invoke(app, [*arguments, *more])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, f"hubprune {' '.join(arguments)}\n{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def left_by_others(hub, admin, tmp_path_factory):
+    """A folder with what the pages take for granted: a dry run and its report, a pruned folder, texts, notes."""
+    fill(admin)
+    place = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", hub.add_user("me", role="write"))
+        patch.chdir(place)
+        Path("prompts.txt").write_text("One morning\nHow to\n")
+        patch.setattr(recipe, "PACKAGE_PROMPTS", place / "prompts.txt")  # of 32, two are enough to be run
+        run(["publish", BASE, "--attn-drop", "3", "--dry-run", "--out", "kept", "--report", "kept-report.json"])
+        run(["push", "kept", "kept-report.json"])
+        run(["prune", BASE, "--attn-drop", "3", "--out", "pruned"])
+        texts = [f'{{"text": "Elsa saw bird number {n} and went to the barn."}}\n' for n in range(400)]
+        Path("texts.jsonl").write_text("".join(texts))
+        Path("notes.md").write_text("Made to try it.\n")
+        shutil.copy("kept/recipe.yaml", "recipe.yaml")
+        yield place
+
+
+@pytest.fixture
+def place(left_by_others, tmp_path, monkeypatch):
+    shutil.copytree(left_by_others, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def run_block(block, names):
+    if block.language == "python":
+        for out in re.findall(r'\bout="([\w-]+)"', block.text):
+            shutil.rmtree(out, ignore_errors=True)  # an earlier page made it
+        exec(compile(block.text, block.name, "exec"), names)  # what the page shows
+        return
+    for command in block.commands:
+        arguments = hubprune_arguments(command)
+        if arguments is None:
+            subprocess.run(["bash", "-euc", command], check=True, capture_output=True)
+            continue
+        if "--out" in arguments and tuple(arguments) not in DONE:
+            shutil.rmtree(arguments[arguments.index("--out") + 1], ignore_errors=True)
+        run(arguments)
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in RUN}))
+def test_what_a_page_shows_runs(page, place):
+    names = {}
+    for block in RUN:
+        if block.page == page:
+            run_block(block, names)
+
+
+@pytest.mark.parametrize("block", READ, ids=lambda block: block.name)
+def test_what_is_not_run_says_why_and_can_be_read(block):
+    if block.language in ("bash", "python"):
+        assert len(block.reason.split()) >= 2
+    if block.language == "bash":
+        assert subprocess.run(["bash", "-n"], input=block.text.encode(), check=False).returncode == 0
+    elif block.language == "python":
+        compile(block.text, block.name, "exec")
+    elif block.language == "yaml":
+        values = yaml.safe_load(block.text)
+        if "base" in values:
+            from hubprune.core.recipe import Recipe
+
+            Recipe.model_validate(values)
+        else:
+            assert "jobs" in values
+
+
+def commands_of(which):
+    found = [(block.name, c) for block in which if block.language == "bash" for c in block.commands]
+    return [(name, arguments) for name, c in found if (arguments := hubprune_arguments(c)) is not None]
+
+
+@pytest.mark.parametrize(("name", "arguments"), commands_of(BLOCKS))
+def test_every_command_has_the_options_that_it_is_shown_with(name, arguments):
+    typed(arguments)
+
+
+def test_the_examples_of_every_help_have_the_options_that_they_name():
+    import generate
+
+    for name, command in generate.commands():
+        for example in generate.examples(command):
+            for part in example.split("&&"):
+                arguments = hubprune_arguments(part)
+                assert arguments, (name, part)
+                typed(arguments)
+
+
+def test_a_command_that_does_not_exist_would_be_found():
+    with pytest.raises(Exception, match="attn-dorp"):
+        typed(["publish", BASE, "--attn-dorp", "3"])
+    with pytest.raises(AssertionError, match="names no command"):
+        typed(["publich", BASE])
+    with pytest.raises(AssertionError, match="earlier versions"):
+        typed(["publish", BASE, "--drop-attn", "3"])
+
+
+def test_most_are_run():
+    counted = Counter("run" if block in RUN else "read" for block in BLOCKS if block.language in ("bash", "python"))
+    assert counted["run"] > counted["read"]
+    assert {block.language for block in BLOCKS} <= set(LANGUAGES)
