@@ -110,7 +110,7 @@ def read_targets(value: Any) -> dict[str, str] | None:
         if goal not in GOALS:
             near = difflib.get_close_matches(goal, GOALS, n=1, cutoff=0.5)
             meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(GOALS)}"
-            raise ValueError(f"there is no target {shown(goal)}: {meant}")
+            raise ValueError(f"there is no target {shown(goal)} ({meant})")
         if goal in found:
             raise ValueError(f"{goal} has two targets, {found[goal]} and {wanted}: pass one of them")
         found[goal] = _target(goal, wanted)
@@ -154,7 +154,7 @@ def read_parts(value: Any) -> tuple[str, ...] | None:
     if unknown := [name for name in names if name not in known]:
         near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise ValueError(f"there is no {shown(unknown[0])} to choose from: {meant}")
+        raise ValueError(f"there is no {shown(unknown[0])} to choose from ({meant})")
     return tuple(name for name in known if name in names)
 
 
