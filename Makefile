@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .runtimes/vllm
+FLOORS := .floors
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -30,6 +31,20 @@ test: lint  ## Lint, run all tests, and load published folders with the oldest a
 docs: install  ## Build the documentation into build/site; a broken link fails
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+brief: install  ## Run what matters, once each
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(WHAT_MATTERS)
+
+# In an environment of its own. torch's own index has builds for CPUs: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+floors: $(FLOORS)/.installed  ## Run what matters with the oldest libraries that are allowed
+	$(FLOORS)/bin/pytest --numprocesses 2 --dist loadfile $(WHAT_MATTERS)
+
+$(FLOORS)/.installed: pyproject.toml tests/floors.txt
+	rm -rf $(FLOORS)
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/pip install --quiet --constraint tests/floors.txt --editable ".[all]" hypothesis pytest pytest-timeout \
+		pytest-xdist ruff
+	@touch $@
 
 # Choose with VERSIONS="4.48.3 newest", FAMILIES="llama tokenizers", CHECKS="padded cache"; JSON=FILE writes the results.
 matrix: install  ## Load published folders with every supported version of transformers
@@ -86,4 +101,4 @@ bench: install  ## Time the things that have to be fast, as ratios measured in o
 	$(BIN)/python benchmarks/republish.py
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .matrix .runtimes .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(FLOORS) .matrix .runtimes .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -83,7 +83,9 @@ def publish(request: requests.JobRequest, reporter: Reporter, *, as_json: bool) 
             show(json.dumps(job, indent=2) if as_json else summary.table(list(map(list, job.items())), left=2))
             return
         done = pipeline.publish(request, reporter=reporter, told=told)
-        show(pipeline.to_json(done) if as_json else summary.publish_summary(done))
+        folder, written = (str(place) if place else "" for place in (request.out, request.report))
+        lines = summary.publish_summary(done, with_card=request.show_card, folder=folder, written=written)
+        show(pipeline.to_json(done) if as_json else lines)
 
 
 def push(request: requests.PushRequest, reporter: Reporter, *, as_json: bool) -> None:

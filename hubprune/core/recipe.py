@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from hubprune.core.amounts import MOST, Count, Number, shown
+from hubprune.core.amounts import MOST, Count, Number
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Loop, Method, Metric, Schedule
+from hubprune.core.editing import first_problem, first_problem_in, schema_of
 from hubprune.core.errors import RecipeError
 from hubprune.core.specs import Adopted, DropSpec, HealSpec, QuantizationSpec, Settings, WidthSpec
 from hubprune.core.strict import parse_yaml
@@ -54,6 +55,10 @@ class BaseModelSpec(Settings):
             RecipeError: the revision is none.
         """
         return parse(cls, {"repo_id": repo_id, "revision": revision})
+
+
+def _by_name(value: Any) -> Any:
+    return {"repo_id": value} if isinstance(value, str) else value
 
 
 class CalibrationSubset(Settings):
@@ -220,7 +225,8 @@ class Recipe(Settings):
     """Everything that decides a publish, and which kind of device it runs on."""
 
     schema_version: Literal[1] = 1
-    base: BaseModelSpec
+    base: Annotated[BaseModelSpec, BeforeValidator(_by_name, json_schema_input_type=BaseModelSpec | str)]
+    """Which base: its id alone, or with a revision."""
     drop: DropSpec = DropSpec()
     width: WidthSpec | None = None
     """How narrow the MLPs become; None for as wide as they are."""
@@ -333,23 +339,7 @@ def parse(kind: type[AnySettings], values: dict[str, Any]) -> AnySettings:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_sentence(error.errors()[0])) from error
-
-
-def _sentence(problem: Any) -> str:
-    if problem["type"] == "value_error":  # one of our own sentences, which says itself what it is about
-        text = str(problem["msg"]).removeprefix("Value error, ")
-        amount = problem["loc"][:1] in (("drop",), ("width",)) and not isinstance(problem["input"], dict)
-        # The fields of a width are called as in the file; its own has another name on the command line.
-        named = {"width": "mlp_width"}.get(str(problem["loc"][1]), str(problem["loc"][1])) if amount else ""
-        option = f"--{named.replace('_', '-')}: "
-        return f"{option}{text}." if amount else f"{text[0].upper()}{text[1:]}."
-    if problem["type"] == "string_pattern_mismatch" and problem["loc"][-1:] == ("device",):
-        return f"--device {problem['input']!r} is none of auto, cpu, mps, cuda and cuda:N."
-    place = ".".join(map(str, problem["loc"]))
-    known = problem["type"] != "extra_forbidden" and isinstance(problem["input"], (str, int, float))
-    got = f", not {shown(problem['input'])}" if known else ""
-    return f"{place}: {problem['msg']}{got}."
+        raise RecipeError(first_problem(error, kind)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -372,13 +362,26 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe file; a relative `include_path` is taken from the file's own folder.
 
     Raises:
-        RecipeError: the file cannot be read or has a value that cannot be used.
+        RecipeError: the file cannot be read or has a value that cannot be used, with its line.
     """
     values = read_yaml(path)
     evaluation = values.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(folder := evaluation.get("include_path"), str):
         values["evaluation"] = {**evaluation, "include_path": str(path.resolve().parent / folder)}
-    return parse(Recipe, values)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(first_problem_in(path.read_bytes(), error, Recipe, where=str(path))) from error
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe, for editors."""
+    schema = schema_of(Recipe, title="Recipe of hubprune")
+    fields = schema["$defs"][EvaluationSpec.__name__]["properties"]
+    for_each = fields["num_fewshot"]
+    told = {key: for_each.pop(key) for key in ("description", "default") if key in for_each}
+    fields["num_fewshot"] = {"anyOf": [for_each, {"type": "integer"}], **told}
+    return schema
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

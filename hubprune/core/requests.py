@@ -55,7 +55,7 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     only_if_changed: Annotated[bool, Option(
         "Compute nothing for --dry-run and --out either where the last publish is up to date.", panel=TARGET)] = False
     dry_run: Annotated[bool, Option(
-        "Do everything but write to the Hub; print the card, the files and how much would be sent.", panel=TARGET
+        "Do everything but write to the Hub; say what would change there and how much would be sent.", panel=TARGET
     )] = False
     out: Annotated[Place | None, Option(
         "New folder that keeps the published files.", metavar="FOLDER", panel=TARGET)] = None
@@ -69,8 +69,8 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
         panel=BESIDE)] = None
     heal_steps: Annotated[int | None, Option("Steps of that training. Default: 200.", least=1, panel=BESIDE)] = None
     healed: Annotated[Place | None, Option(
-        "Publish as NAME-healed what somebody trained elsewhere from exactly this pruned model.", metavar="FOLDER",
-        panel=BESIDE)] = None
+        "Publish as NAME-healed what was trained elsewhere from this pruned model.", metavar="FOLDER", panel=BESIDE
+    )] = None
     quantize: Annotated[str | None, Option(
         "Publish it quantized too, as NAME-W4A16 and so on: by GPTQ, or with :rtn each weight rounded by itself.",
         metavar="w4a16|w8a16|fp8[:rtn]|none", panel=BESIDE)] = None
@@ -95,6 +95,7 @@ class JobRequest(PublishRequest):
     check: Annotated[bool, Option(
         "Compute and write nothing: list what would stop it, and what every stage needs of disk, memory and time.",
         panel=TARGET)] = False
+    show_card: Annotated[bool, Option("Print the card that a dry run would publish.", panel=TARGET)] = False
     on: Annotated[str | None, Option(
         "Run it on Hugging Face Jobs and follow its log; Ctrl-C leaves the job running.", metavar="hf-jobs",
         panel=ELSEWHERE)] = None
@@ -328,8 +329,4 @@ class DoctorRequest(Budgeted):
     )] = None
     device: Device = None
     dtype: Dtype = None
-
-    @property
-    def needs(self) -> str | None:
-        """None: it says what is not there."""
-        return None
+    needs = None  # it says what is not there

@@ -141,8 +141,8 @@ class DropSpec(Settings):
         without_kv = [part for part in self.parts if part in ("mlp", "width")]
         if "kv" in self.target and len(without_kv) == len(self.parts):
             raise ValueError(
-                f"--target kv={self.target['kv']} cannot be reached by {' and '.join(self.parts)}: an MLP has no part of the KV"
-                " cache; add attn to --target-over"
+                f"--target kv={self.target['kv']} cannot be reached by {' and '.join(self.parts)}: an MLP has no part"
+                " of the KV cache; add attn to --target-over"
             )
 
     def refuse_beside(self, *, metric: Metric, schedule: Schedule, layout: LayoutChoice, width: bool) -> None:

@@ -7,12 +7,20 @@ anything alone: lines differ in markers and dashes too, cells in hatches.  Same 
 style      the look that all share, legends, and how files are written
 scores     importance by layer: of one base, side by side, over samples and over revisions
 curves     quality and speed over a number of drops, what goes when, what each benchmark changed by
-frontier   loss against what is saved
 pictures   all of these, made of artifacts: for a card, a study of scores, a sweep
 """
 
-from hubprune.plots.curves import CellState, Change, Step, changes, curve, dropping_order, speed_curve, training
-from hubprune.plots.frontier import frontier
+from hubprune.plots.curves import (
+    CellState,
+    Change,
+    Step,
+    changes,
+    curve,
+    dropping_order,
+    frontier,
+    speed_curve,
+    training,
+)
 from hubprune.plots.scores import heat_map, importance, side_by_side, stability
 from hubprune.plots.style import MEASURE, png, require_matplotlib, save, save_png
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from hubprune.core.amounts import count_of
 from hubprune.core.artifacts import (
+    BaseCheckpoint,
     DroppedSublayer,
     DropPlan,
     ImportanceScores,
@@ -26,7 +27,7 @@ from hubprune.core.artifacts import (
     SublayerKind,
     WidthPlan,
 )
-from hubprune.core.config import Structure
+from hubprune.core.config import Structure, read_structure
 from hubprune.core.errors import PlanError
 from hubprune.core.specs import HAND, OPTIONS, DropSpec, WidthSpec
 from hubprune.pruning.aggregation import stratified_standard_error
@@ -82,6 +83,17 @@ class Shape:
     def text(self) -> str:
         """The base with its size, for messages."""
         return f"{self.name} has {self.num_hidden_layers} layers"
+
+
+def shape_of(base: BaseCheckpoint) -> Shape:
+    """Return what a selection has to know of a base."""
+    structure = read_structure(base.config, name=base.name)
+    return Shape(
+        num_hidden_layers=structure.num_hidden_layers,
+        name=base.name,
+        absent=structure.absences,
+        attention_kinds=tuple(structure.architecture.attention_kinds(base.config)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,8 +43,9 @@ from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.calibration import CalibrationSet, file_hashes
 from hubprune.pruning.layouts import Runnable, check_choice, make_runnable
 from hubprune.pruning.runs import run_length, score_runs
-from hubprune.workflows import reachable, targets
-from hubprune.workflows.choosing import laid_out, plan_of, ranked_kinds, shape_of, widths_of
+from hubprune.pruning.selection import shape_of
+from hubprune.workflows import choosing, reachable
+from hubprune.workflows.choosing import laid_out, plan_of, ranked_kinds, widths_of
 
 if TYPE_CHECKING:
     from hubprune.pruning.importance import Scorer, Scoring
@@ -100,7 +101,7 @@ class Run:
     @cached_property
     def target(self) -> tuple[LayerScores, DropPlan]:
         """Scores of the base and what goes, where a saving was asked for."""
-        return targets.find(self, draw=partial(drawn_for_scores, self), key=scores_key(self))
+        return choosing.find(self, draw=partial(drawn_for_scores, self), key=scores_key(self))
 
     @cached_property
     def examined(self) -> BaseCheckpoint:
@@ -297,7 +298,7 @@ def score(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores:
 def frontier(run: Run) -> Frontier:
     """Return what every saving of a base costs at the least, from one pass, or from what an earlier run found."""
     run.examined  # noqa: B018
-    return targets.draw_frontier(run, draw=partial(drawn_for_scores, run), key=scores_key(run))
+    return choosing.draw_frontier(run, draw=partial(drawn_for_scores, run), key=scores_key(run))
 
 
 def scores_if_needed(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores | None:

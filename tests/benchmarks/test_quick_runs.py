@@ -16,6 +16,8 @@ RUNS = {
     "score.py": ("--quick",),
     "eval.py": ("--quick",),
     "choosing.py": ("--quick",),
+    "peers.py": ("--quick",),
+    "sparser.py": ("--quick",),
     "real_sizes.py": ("--small", "prune-3B"),
 }
 

@@ -6,7 +6,7 @@ and the context of a model card are made of the same types, so that each number 
 Layers are numbered from 0.  "Original" numbers are the base's, "published" ones those of the pruned checkpoint; they
 differ only where whole layers went.
 
-base          what all share, a base, the calibration set and its scores
+base          what all share, a base, the calibration set and its scores, what saving costs
 pruning       what goes, what was written and verified, what is on the Hub
 evaluation    benchmarks and free text of base and pruned
 speed         timing, and a sweep over numbers of drops
@@ -14,7 +14,6 @@ quantization  the same in fewer bits, and how far it is from it
 healing       the same after it was trained, and how much came back
 runtimes      the same in vLLM, llama.cpp and mlx-lm
 exports       the same as a file for another runtime
-savings       what a choice saves, what it costs, and the frontier between the two
 siblings      what is published beside a pruned repo: quantized, or for another runtime
 reports       what whole commands found
 """
@@ -66,9 +65,6 @@ from hubprune.core.artifacts.siblings import (
     TrainedElsewhere,
 )
 from hubprune.core.artifacts.runtimes import RuntimeComparison, RuntimeName, RuntimeOutcome, RuntimeRun
-from hubprune.core.artifacts.savings import (
-    Frontier, FrontierPoint, Goal, LatencyTable, LeftOut, NarrowerLoss, Part, Reached, TargetFound, Unit,
-)
 from hubprune.core.artifacts.speed import (
     BenchmarkAnswers, BenchmarkChange, HeldOutDocuments, Interval, KvCacheMeasured, LargestBatch, Measure,
     PeakMemory, PerplexityAnswers, Recommendation, Sdr, SpeedMeasured, SpeedReport, SpeedRow, SweepOrder,

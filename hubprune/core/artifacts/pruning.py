@@ -7,10 +7,10 @@ from typing import Literal
 # fmt: off
 # isort: off
 from hubprune.core.artifacts.base import (
-    AdoptedForm, Artifact, Layout, Method, Metric, Ranking, RepoFile, Schedule, SublayerKind, WidthMetric,
+    AdoptedForm, Artifact, Layout, Method, Metric, Ranking, RepoFile, Schedule, SublayerKind, TargetFound, Unit,
+    WidthMetric,
 )
 from hubprune.core.artifacts.runtimes import RuntimeComparison
-from hubprune.core.artifacts.savings import TargetFound, Unit
 # isort: on
 # fmt: on
 
