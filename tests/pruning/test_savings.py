@@ -9,6 +9,7 @@ import pytest
 from bases import FAMILIES, LLAMA, MISTRAL, family_tensors, plan, write_base, written
 from hypothesis import given
 from hypothesis import strategies as st
+from test_selection import scores
 
 from hubprune.core.amounts import read_targets
 from hubprune.core.artifacts import WidthPlan
@@ -29,7 +30,7 @@ KINDS = {"llama": LLAMA, "mistral": MISTRAL, **FAMILIES}
 @pytest.mark.parametrize("family", KINDS)
 def test_what_a_sublayer_saves_is_what_the_files_and_the_cache_are_smaller_by(family, tmp_path):
     config = KINDS[family]
-    write_base(tmp_path / "base", config, family_tensors(config))
+    made = write_base(tmp_path / "base", config, family_tensors(config))
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     structure = read_structure(config)
     architecture, last = structure.architecture, structure.num_hidden_layers - 1
@@ -44,7 +45,7 @@ def test_what_a_sublayer_saves_is_what_the_files_and_the_cache_are_smaller_by(fa
     plans = {"attn": plan(last + 1, attn=(last,)), "mlp": plan(last + 1, mlp=(last,))}
     plans["width"] = plan(last + 1).model_copy(update={"widths": narrower, "layout": "pruned"})
     for kind, drop in plans.items():
-        after = open_weights(written(tmp_path / "base", tmp_path / kind, drop))
+        after = open_weights(written(made, drop, tmp_path / kind))
         saved = {
             goal: found.narrower(goal, last, kept[last]) if kind == "width" else found.saved(goal, kind, last)
             for goal in ("bytes", "params", "kv", "memory")
@@ -119,9 +120,8 @@ def test_the_search_finds_what_trying_every_plan_finds(rows, first, second):
 
 
 def test_scores_are_ranked_by_what_they_are_for():
-    from test_selection import scores
-
-    found = scores(attn=(0.4, 0.1, -0.2, 0.3), mlp=(0.2, 0.6, 0.9, 0.05))
+    one = scores((0.4, 0.1, -0.2, 0.3))
+    found = one.model_copy(update={"mean": one.mean.model_copy(update={"mlp": (0.2, 0.6, 0.9, 0.05)})})
     saved = {("attn", n): 2.0 for n in range(4)} | {("mlp", n): 8.0 for n in range(4)}
     shape = Shape(num_hidden_layers=4, name="it", saved=saved)
     order = [(c.kinds[0], c.layer) for c in ranked("joint", shape, found)]

@@ -24,6 +24,7 @@ from hubprune.core.artifacts.base import (
     BY_LOSS, AdoptedForm, Aggregation, Artifact, BaseCard, BaseCheckpoint, CalibrationRecord, CalibrationSource,
     DocumentScores, Environment, ImportanceScores, LayerScores, Layout, LayoutChoice, Method, Metric, Ranking, RepoFile,
     Schedule, SublayerKind, WidthMetric, shown_by,
+    Frontier, FrontierPoint, Goal, LatencyTable, LeftOut, NarrowerLoss, Part, Reached, TargetFound, Unit,
 )
 from hubprune.core.artifacts.evaluation import (
     BenchmarkComparison, Continuation, Estimate, EvalBackend, GenerationComparison, Loop, Mark, MetricValue,
