@@ -98,7 +98,7 @@ def parse_at(at: str | None, config: Mapping[str, Any]) -> tuple[int, int]:
     """Return tokens of context and sequences; the default is 2048, or what the base has positions for, and one."""
     if at:
         context, _, batch = at.partition("x")
-        return int(context), int(batch)
+        return int(context), int(batch or 1)
     return min(DEFAULT_CONTEXT, int(config.get("max_position_embeddings") or DEFAULT_CONTEXT)), 1
 
 
