@@ -330,6 +330,7 @@ class LeaveOneOut:
 
     @cached_property
     def _rooms(self) -> Rooms:
+        self._head  # noqa: B018  # takes memory of its own, which states must not count on
         layers = [variant.layer for variant in self._slots]
         return Rooms(self.model, [batch.ids for batch in self._batches], layers, in_rounds=self._in_rounds)
 

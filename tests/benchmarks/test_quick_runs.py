@@ -15,6 +15,7 @@ RUNS = {
     "write_checkpoint.py": ("--quick",),
     "score.py": ("--quick",),
     "eval.py": ("--quick",),
+    "long.py": ("--quick",),
     "choosing.py": ("--quick",),
     "peers.py": ("--quick",),
     "sparser.py": ("--quick",),

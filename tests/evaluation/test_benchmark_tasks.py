@@ -102,7 +102,7 @@ def test_a_typo_in_a_suite_names_the_suite_that_was_meant():
     with pytest.raises(EvaluationError) as caught:
         harness.check_tasks(spec("card-widht"))
     assert caught.value.hint.startswith("Did you mean card-width")
-    assert "Suites: card, card5, card-width, paper, quick, generation." in caught.value.hint
+    assert "Suites: card, card5, card-width, paper, quick, long, generation." in caught.value.hint
 
 
 def test_a_typo_in_a_task_of_ones_own_names_the_folder(task_folder):
@@ -136,7 +136,7 @@ MAIN = {
     "arc_easy": "acc_norm", "hellaswag": "acc_norm", "lambada_openai": "acc", "lambada_standard": "acc",
     "piqa": "acc_norm", "winogrande": "acc", "boolq": "acc", "rte": "acc", "openbookqa": "acc_norm",
     "gsm8k": "exact_match", "arc_challenge": "acc_norm", "mmlu_anatomy": "acc", "nq_open": "exact_match",
-    "ifeval": "prompt_level_strict_acc",
+    "ifeval": "prompt_level_strict_acc", **dict.fromkeys(SUITES["long"], "acc"),
 }  # fmt: skip
 
 
