@@ -32,7 +32,7 @@ from random_llama import LlamaShape, write_llama
 SHAPE = LlamaShape(128, 352, 4, 8, 4, 2048, "F32")
 INTENTS, ROWS, EXAMPLES = 77, 100, 5
 QUICK = (20, 4, 2)
-WORDS_OF_AN_EXAMPLE = 27
+WORDS_OF_AN_EXAMPLE = 30
 """Tokens of a query with the words around it; its intent comes beside them, so that 385 examples are 14k tokens."""
 POSITIONS = 32768
 TIMES = 10.0
