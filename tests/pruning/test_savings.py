@@ -157,7 +157,8 @@ def test_a_target_that_cannot_be_meant_is_refused_in_a_sentence(drop, said):
 
 
 def test_a_target_ranks_by_the_loss_and_says_so_in_recipe_and_name():
-    values = {"base": {"repo_id": "meta/Llama-3.2-3B"}, "calibration": {"name": "c", "subsets": [{"dataset": "d", "weight": 1}]}}
+    mix = {"name": "c", "subsets": [{"dataset": "d", "weight": 1}]}
+    values = {"base": {"repo_id": "meta/Llama-3.2-3B"}, "calibration": mix}
     made = parse(Recipe, {**values, "drop": {"target": {"kv": "-30 %", "memory": "8 GB"}}})
     assert (made.metric, made.needs_scores) == ("loss", True)
     assert made.default_name == "Llama-3.2-3B-kv-30pct-memory-8GB"
