@@ -1,6 +1,6 @@
 """Tables 8 and 9 of arXiv:2406.15786 in small: sublayers against whole blocks, and against single weights.
 
-    python benchmarks/sparser.py [--quick] [--data FOLDER] [--json FILE]
+    python benchmarks/sparser.py [--quick] [--bases NAME ...] [--data FOLDER] [--json FILE]
 
 On the models and texts of `choosing.py`.  Each row is a model with at least as many parameters gone as the first of its
 group, and its perplexity on held-out documents, over that of the first, with an interval of 95 % by a bootstrap over
@@ -183,13 +183,16 @@ def main() -> int:
     """Run all cases, and print the groups of both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--bases", nargs="+", metavar="NAME", help="only those that are called so")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     found = []
     for case in cases(asked.data, quick=asked.quick):
+        if asked.bases and case.name not in asked.bases:
+            continue
         for title, rows, kept in compare(case, quick=asked.quick):
-            print(f"\n{title}")
+            print(f"\n{title}", flush=True)
             report(("parameters gone", "perplexity"), rows)
             found.append({"title": title, "rows": kept})
     if asked.json:
