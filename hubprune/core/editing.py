@@ -13,7 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from hubprune.core.specs import shown
+from hubprune.core.amounts import shown
 
 SHOWN_KEYS = 16
 """Keys that an error lists where none of them is like the one that was written."""

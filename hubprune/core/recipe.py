@@ -10,17 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from hubprune.core.amounts import MOST, Count, Number
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Loop, Method, Metric, Schedule
 from hubprune.core.editing import first_problem, first_problem_in, schema_of
 from hubprune.core.errors import RecipeError
-
-# fmt: off
-# isort: off
-from hubprune.core.specs import (
-    MOST, Adopted, Count, DropSpec, HealSpec, Number, QuantizationSpec, Settings, WidthSpec,
-)
-# isort: on
-# fmt: on
+from hubprune.core.specs import Adopted, DropSpec, HealSpec, QuantizationSpec, Settings, WidthSpec
 from hubprune.core.strict import parse_yaml
 from hubprune.core.suites import DEFAULT_SUITE, SUITES, expand
 
@@ -267,14 +261,24 @@ class Recipe(Settings):
     def _each_type_once(cls, types: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return tuple(dict.fromkeys(types)) if types else types
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_target_is_of_losses(cls, values: Any) -> Any:
+        """Rank by the loss where something is to be saved and no metric is named."""
+        drop = values.get("drop") if isinstance(values, dict) else None
+        wanted = drop.get("target") if isinstance(drop, Mapping) else getattr(drop, "target", None)
+        return {**values, "metric": "loss"} if wanted and "metric" not in values else values
+
     @model_validator(mode="after")
     def _asks_for_something(self) -> Recipe:
+        narrower = self.width is not None
+        self.drop.refuse_beside(metric=self.metric, schedule=self.schedule, layout=self.layout, width=narrower)
         if self.drop.protect and not self.drop.methods and self.width is not None:
             raise ValueError("--protect keeps sublayers, and none is to be dropped: leave it out")
         if not self.drop.methods and self.width is None:
             raise ValueError(
                 "nothing to drop was asked for: pass --attn-drop N, --mlp-drop N, --block-drop N, --joint-drop N, "
-                "--attn-layers 18,21,22 or --neuron-drop 60%"
+                "--attn-layers 18,21,22, --neuron-drop 60% or --target kv=-30%"
             )
         if self.metric == "angular" and (list(self.drop.amounts) != ["block"] or self.schedule != "one-shot"):
             raise ValueError(
@@ -291,7 +295,8 @@ class Recipe(Settings):
     @property
     def methods(self) -> tuple[Method, ...]:
         """The methods that are asked for, in a fixed order."""
-        return (*self.drop.methods, *(("mlp-width",) if self.width else ()))
+        narrower: tuple[Method, ...] = ("mlp-width",) if self.width else ()
+        return (*self.drop.methods, *narrower)
 
     @property
     def alone(self) -> Recipe:
@@ -301,7 +306,7 @@ class Recipe(Settings):
     @property
     def needs_scores(self) -> bool:
         """Whether something is chosen by what the calibration texts say."""
-        return bool(self.drop.amounts) and self.metric not in ("reverse-order", "random")
+        return bool(self.drop.amounts or self.drop.target) and self.metric not in ("reverse-order", "random")
 
     @property
     def reads_texts(self) -> bool:

@@ -17,7 +17,7 @@ from hubprune.core.afterwards import (
 from hubprune.core.options import (
     BESIDE, CARD, DROPPING, ELSEWHERE, MEASURING, SCORING, STUDY, TARGET, Argument, BaseOrFolder, Budgeted,
     CardTemplate, Delivering, Device, Dropping, Dtype, Measuring, Notes, OnHub, Option, Place, RepoRevision,
-    ReportFile, Scoring, TRAINING, Target, TrustRemoteCode,
+    ReportFile, Scoring, TRAINING, Target, TrustRemoteCode, Weighing,
 )
 # isort: on
 
@@ -189,7 +189,7 @@ class QuantizeRequest(Budgeted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRequest(Scoring):
+class ScoreRequest(Scoring, Weighing):
     """Score a base, once or side by side."""
 
     base: BaseOrFolder = field(kw_only=False)
@@ -206,7 +206,7 @@ class ScoreRequest(Scoring):
     attn_drop: Annotated[int | str, Option(
         "Mark the N attention sublayers that would go.", metavar="N", panel=DROPPING)] = "1"
     plot: Annotated[Place | None, Option(
-        "Draw the scores as PNG and SVG into this folder.", metavar="FOLDER", panel=SCORING)] = None
+        "Draw the scores, or the frontier, as PNG and SVG into this folder.", metavar="FOLDER", panel=SCORING)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from hubprune.core.amounts import count_of
 from hubprune.core.artifacts import BY_LOSS, StageNeed
 from hubprune.core.devices import COMPUTE_BITS
 from hubprune.core.memory import kv_bytes_per_layer
 from hubprune.core.recipe import Recipe
-from hubprune.core.specs import count_of
 from hubprune.core.streaming import STATES_SHARE
 from hubprune.core.suites import cost_of
 from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS, TEXT_ROWS

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubprune.core.amounts import count_of
 from hubprune.core.errors import RecipeError
 from hubprune.core.recipe import (
     BaseModelSpec,
@@ -21,7 +22,7 @@ from hubprune.core.recipe import (
     read_prompts,
     read_recipe,
 )
-from hubprune.core.specs import DropSpec, WidthSpec, count_of
+from hubprune.core.specs import DropSpec, WidthSpec
 
 MINIMAL = {
     "base": {"repo_id": "acme/base"},

@@ -10,9 +10,9 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 from huggingface_hub.hf_api import DatasetInfo
 
 from hubprune.core.errors import EvaluationError
+from hubprune.core.extras import client_library
 from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec
 from hubprune.core.suites import SUITES
-from hubprune.core.versions import client_library
 from hubprune.evaluation import harness, tasks
 from hubprune.evaluation.results import _place
 from hubprune.evaluation.sources import commit_of
