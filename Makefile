@@ -4,10 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .runtimes/vllm
+FLOORS := .floors
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test docs matrix faults fuzz runtimes gguf vllm lint fix bench sizes clean
+# What hubprune is for, once each: rank, write, load, verify, compare with the base, benchmark, publish and load back.
+WHAT_MATTERS := tests/hub/test_one_commit.py tests/pruning/test_importance.py tests/pruning/test_writing.py \
+	tests/pruning/test_verification.py tests/pruning/test_modeling_file.py tests/evaluation/test_pair.py \
+	tests/evaluation/test_harness.py tests/end_to_end/test_workflow_steps.py
+# An older client names its counting of bytes otherwise: there the bar of an upload jumps at the end.
+LATER_CLIENT := tests/hub/test_one_commit.py::test_uploads_report_every_byte_once
+.PHONY: help install demo test docs matrix faults fuzz runtimes gguf vllm lint fix bench sizes clean brief floors
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -30,6 +37,20 @@ test: lint  ## Lint, run all tests, and load published folders with the oldest a
 docs: install  ## Build the documentation into build/site; a broken link fails
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+brief: install  ## Run what matters, once each
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(WHAT_MATTERS)
+
+# In an environment of its own. torch's own index has builds for CPUs: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+floors: $(FLOORS)/.installed  ## Run what matters with the oldest libraries that are allowed
+	$(FLOORS)/bin/pytest --numprocesses 2 --dist loadfile $(WHAT_MATTERS) --deselect $(LATER_CLIENT)
+
+$(FLOORS)/.installed: pyproject.toml tests/floors.txt
+	rm -rf $(FLOORS)
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/pip install --quiet --constraint tests/floors.txt --editable ".[all]" hypothesis pytest pytest-timeout \
+		pytest-xdist ruff
+	@touch $@
 
 # Choose with VERSIONS="4.48.3 newest", FAMILIES="llama tokenizers", CHECKS="padded cache"; JSON=FILE writes the results.
 matrix: install  ## Load published folders with every supported version of transformers
@@ -82,8 +103,9 @@ bench: install  ## Time the things that have to be fast, as ratios measured in o
 	$(BIN)/python benchmarks/write_checkpoint.py
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/eval.py
+	$(BIN)/python benchmarks/long.py
 	$(BIN)/python benchmarks/upload.py
 	$(BIN)/python benchmarks/republish.py
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) .matrix .runtimes .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(FLOORS) .matrix .runtimes .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,6 +1,6 @@
 """Which sublayers go: what the choice by loss saves in held-out perplexity over that by cosine, and what it costs.
 
-    python benchmarks/choosing.py [--quick] [--rankings attn,joint] [--data FOLDER] [--json FILE]
+    python benchmarks/choosing.py [--quick] [--rankings attn,joint] [--only NAME] [--data FOLDER] [--json FILE]
 
 On the embedded models and, where the folder of data has them, on stories260K with C4 and with stories that it wrote
 itself.  For every count from 1 to half of the layers the sublayers are chosen on some documents by
@@ -23,6 +23,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,13 +32,21 @@ from measuring import Bound, Row, report
 
 from hubprune import demo
 from hubprune.core.architectures import architecture_of
-from hubprune.core.artifacts import CalibrationRecord, CalibrationSource, DropPlan, Metric, Ranking, Schedule
+from hubprune.core.artifacts import (
+    CalibrationRecord,
+    CalibrationSource,
+    DroppedSublayer,
+    DropPlan,
+    Metric,
+    Ranking,
+    Schedule,
+)
 from hubprune.core.console import Reporter, quiet
 from hubprune.core.files import StageStore
 from hubprune.core.specs import DropSpec
 from hubprune.pruning.calibration import CalibrationSet, Document
 from hubprune.pruning.iterative import drop_in_rounds
-from hubprune.pruning.selection import Shape, finish, make_plan
+from hubprune.pruning.selection import PARTS, Shape, finish, make_plan
 from hubprune.pruning.variants import RANKED
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -46,6 +55,8 @@ CHOICES: dict[str, tuple[Metric, Schedule]] = {
     "loss, greedy": ("loss", "iterative"), "kl, greedy": ("kl", "iterative"),
 }  # fmt: skip
 OLD, NEW = "cosine", "loss, greedy"
+ORACLE, MOST_SETS = "the best of all sets", 60
+"""What no choice on other texts can be better than, looked for among the held-out ones; and up to how many sets."""
 BETTER = 0.02
 """By which share the perplexity is to be lower at half of the counts."""
 TOKENS, RESAMPLES = 256, 2000
@@ -87,11 +98,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rankings", default="attn")
+    parser.add_argument("--only", default="", help="part of the names of what is looked at")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    made = cases(asked.data, quick=asked.quick)
-    found = [choose(case, ranking) for case in made for ranking in asked.rankings.split(",")]
+    made = [case for case in cases(asked.data, quick=asked.quick) if asked.only in case.name]
+    most = 2 if asked.quick else None
+    found = [choose(case, ranking, most=most) for case in made for ranking in asked.rankings.split(",")]
     if asked.json:
         asked.json.write_text(json.dumps([vars(one) for one in found], indent=1))
     codes = [tell(one, bounded=not asked.quick) for one in found]
@@ -160,30 +173,42 @@ def calibration_of(documents: Sequence[tuple[int, ...]]) -> CalibrationSet:
 # ---- choices ---------------------------------------------------------------------------------------------------------
 
 
-def choose(case: Case, ranking: Ranking) -> Found:
-    """Choose by every metric and schedule, for every count, and measure."""
+def choose(case: Case, ranking: Ranking, *, most: int | None = None) -> Found:
+    """Choose by every metric and schedule, for every count up to half of the layers or to `most`, and measure."""
     config = json.loads((case.folder / "config.json").read_text())
     shape = Shape(num_hidden_layers=config["num_hidden_layers"], name=case.name)
-    counts = range(1, shape.num_hidden_layers // 2 + 1)
-    found = Found(case.name, ranking, shape.num_hidden_layers)
+    counts = range(1, (most or shape.num_hidden_layers // 2) + 1)
+    found, measure = Found(case.name, ranking, shape.num_hidden_layers), Measuring(case)
     losses = dict[frozenset[tuple[str, int]], list[float]]()
-    measure = Measuring(case)
-    base = measure.losses(finish(DropSpec(), (), shape))
-    found.base = measure.perplexity(base)
+
+    def known(plan: DropPlan) -> list[float]:
+        if (gone := frozenset(plan.sublayers)) not in losses:
+            losses[gone] = measure.losses(plan)
+        return losses[gone]
+
+    found.base = measure.perplexity(known(finish(DropSpec(), (), shape)))
+    chosen = dict[str, list[DropPlan]]()
     for name, (metric, schedule) in CHOICES.items():
-        plans, found.runs[name] = plans_of(case, ranking, shape, metric, schedule, counts)
-        values = []
-        for plan in plans:
-            gone = frozenset(plan.sublayers)
-            if gone not in losses:
-                losses[gone] = measure.losses(plan)
-            values.append(losses[gone])
+        chosen[name], found.runs[name] = plans_of(case, ranking, shape, metric, schedule, counts)
+    if most is None:
+        sets = (every_set(ranking, count, shape) for count in counts)
+        chosen[ORACLE] = [min(plans, key=lambda plan: sum(known(plan))) for plans in sets if plans]
+    for name, plans in chosen.items():
+        values = [known(plan) for plan in plans]
         found.gone[name] = [[f"{kind} {layer}" for kind, layer in plan.sublayers] for plan in plans]
         found.perplexity[name] = [measure.perplexity(value) for value in values]
-        if name == OLD:
-            reference = values
-        found.ratio[name] = [measure.ratio(own, old) for own, old in zip(values, reference, strict=True)]
+        pairs = zip(values, map(known, chosen[OLD]), strict=False)
+        found.ratio[name] = [measure.ratio(own, old) for own, old in pairs]
     return found
+
+
+def every_set(ranking: Ranking, count: int, shape: Shape) -> list[DropPlan]:
+    """Return the plans of all sets of so many sublayers; none where they are too many to be measured."""
+    things = [(kind, layer) for kind in PARTS[ranking] for layer in range(shape.num_hidden_layers)]
+    if math.comb(len(things), count) > MOST_SETS:
+        return []
+    sets = ([DroppedSublayer(kind=kind, layer=layer) for kind, layer in some] for some in combinations(things, count))
+    return [finish(DropSpec(), rows, shape) for rows in sets]
 
 
 def plans_of(
@@ -195,32 +220,35 @@ def plans_of(
 
     config = json.loads((case.folder / "config.json").read_text())
     scoring = Scoring(architecture=architecture_of(config), metric=metric, batch_size=16)
-    drawn, opened = calibration_of(case.chosen_on), list[Any]()
+    drawn, runs = calibration_of(case.chosen_on), list[float]()
 
     def open_scorer(*, keeps_states: bool = True) -> Any:
         if metric in ("loss", "kl"):
             made: Any = LossScorer(case.folder, drawn, scoring, RANKED[ranking], shape=shape, keeps_states=keeps_states)
         else:
             made = Scorer(case.folder, drawn, scoring, keeps_states=keeps_states)
-        opened.append(made)
+        really = made.run
+
+        def run(advance: Any, *, start: int = 0) -> None:
+            really(advance, start=start)
+            runs.append(made.layer_runs)
+
+        made.run = run
         return made
 
-    plans, runs = [], []
-    with quiet():
+    with quiet(), TemporaryDirectory(prefix="hubprune-choosing-") as folder:
         if schedule == "one-shot":
             scorer = open_scorer(keeps_states=False)
             scorer.run(lambda amount=1: None)
             scores = scorer.scores()
             plans = [make_plan(_drop(ranking, count), scores, shape, metric=metric) for count in counts]
-            runs = [scorer.layer_runs] * len(plans)
-        else:
-            with TemporaryDirectory(prefix="hubprune-choosing-") as folder:
-                for count in counts:
-                    store = StageStore(Path(folder) / f"{count}")  # of its own: what is done before is counted, too
-                    told: dict[str, Any] = {"store": store, "key": "base", "reporter": Reporter(quiet=True)}
-                    plans.append(drop_in_rounds(_drop(ranking, count), shape, open_scorer=open_scorer, **told)[1])
-                    runs.append(opened.pop().layer_runs)
-    return plans, runs
+            return plans, [scorer.layer_runs] * len(plans)
+        _, last = drop_in_rounds(
+            _drop(ranking, max(counts)), shape, open_scorer=open_scorer, store=StageStore(Path(folder)), key="base",
+            reporter=Reporter(quiet=True),
+        )  # fmt: skip
+        gone = [[row for row in last.dropped if (row.round or 0) <= count] for count in counts]
+        return [finish(_drop(ranking, len(rows)), rows, shape) for rows in gone], runs
 
 
 def _drop(ranking: Ranking, count: int) -> DropSpec:
@@ -276,7 +304,7 @@ def tell(found: Found, *, bounded: bool) -> int:
     print(f"\n{found.case}, {found.ranking}: {found.layers} layers, perplexity of the base {found.base:.4f}")
     rows, counts = [], range(1, len(found.perplexity[OLD]) + 1)
     for count in counts:
-        for name in CHOICES:
+        for name in (name for name in found.perplexity if count <= len(found.perplexity[name])):
             value, (ratio, low, high) = found.perplexity[name][count - 1], found.ratio[name][count - 1]
             told = "" if name == OLD else "the same set" if low == high else f"{ratio:.4f} [{low:.4f}, {high:.4f}]"
             gone = ", ".join(found.gone[name][count - 1])

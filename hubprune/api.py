@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Adoption,
         CheckpointComparison,
         Checkup,
+        Frontier,
         GgufExport,
         HealedCheckpoint,
         LayerScores,
@@ -123,11 +124,12 @@ def _read(asked: Asked, value: Any) -> Any:
 
 
 @_taking(requests.ScoreRequest)
-def score(request: requests.ScoreRequest, reporter: Reporter) -> LayerScores | ScoreStudy:
+def score(request: requests.ScoreRequest, reporter: Reporter) -> LayerScores | ScoreStudy | Frontier:
     """Score attention, MLP and block importance of every layer of a base: once, or side by side.
 
     Returns:
-        The scores; where revisions, mixes or numbers of samples are several, a study of them.
+        The scores; where revisions, mixes or numbers of samples are several, a study of them; the frontier where that
+        is asked for.
     """
     from hubprune.workflows.score import conduct
 

@@ -3,10 +3,14 @@
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = {
@@ -45,3 +49,20 @@ def test_the_sdist_can_be_built_and_tested_from(built):
     assert {f"{folder}/{name}" for folder in ("hubprune", "card_templates") for name in tree(folder)} <= names
     assert "tests/test_packaging.py" in names
     assert not any(".venv" in name or "__pycache__" in name for name in names)
+
+
+def test_the_floors_are_the_oldest_versions_that_are_allowed():
+    """`make floors` runs exactly these, so that no range promises what nobody has run."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [Requirement(r) for r in project["dependencies"]]
+    [everything] = [Requirement(r) for r in extras["all"]]
+    asked += [Requirement(r) for name in everything.extras for r in extras[name]]
+    oldest = {canonicalize_name(r.name): one for r in asked for one in r.specifier}
+    assert {one.operator for one in oldest.values()} == {">="}
+    pinned = [Requirement(line) for line in (ROOT / "tests/floors.txt").read_text().splitlines() if line[0] != "#"]
+    pins = {canonicalize_name(r.name): one.version for r in pinned for one in r.specifier}
+    assert pins.keys() == oldest.keys()
+    for name, pin in pins.items():
+        least = Version(oldest[name].version).release
+        assert Version(pin).release[: len(least)] == least, name

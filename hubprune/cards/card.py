@@ -26,6 +26,7 @@ from hubprune.cards.manifest import checkpoint_tag
 from hubprune.cards.markdown import FILTERS
 from hubprune.cards.provenance import attribution_line, card_in_force, license_warnings
 from hubprune.cards.sibling import relation
+from hubprune.cards.target import targeted
 from hubprune.core import __version__
 from hubprune.core.architectures import ARCHITECTURES
 from hubprune.core.artifacts import BaseCheckpoint, PublishReport, SiblingKind, SiblingLink
@@ -48,6 +49,7 @@ class Pictures:
 
     importance: str | None = None
     benchmarks: str | None = None
+    frontier: str | None = None
 
 
 def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overrides: Path | None = None) -> CardContext:
@@ -84,6 +86,7 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
             plan, scores=scores, verification=report.verification, by_hand=tuple(recipe.drop.by_hand),
             adopted=recipe.adopted, endpoint=report.endpoint, picture=pictures.importance,
         ),
+        target=targeted(plan, picture=pictures.frontier),
         calibration=removed.calibration(scores.calibration if scores else None),
         benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks),
         speed=measured.section(report.speed),

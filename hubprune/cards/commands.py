@@ -67,6 +67,13 @@ def _drop_options(recipe: Recipe) -> Iterator[str]:
         yield f"{OPTIONS[ranking]} {amount}"
     for kind, layers in drop.by_hand.items():
         yield f"{HAND[kind]} {_numbers(layers)}"
+    if drop.target:
+        yield f"--target {shlex.quote(','.join(f'{goal}={wanted}' for goal, wanted in drop.target.items()))}"
+        yield f"--target-over {','.join(drop.parts)}"
+    if drop.per:
+        yield f"--per {drop.per}"
+    if drop.at:
+        yield f"--at {drop.at}"
     if drop.protect:
         yield f"--protect {_numbers(drop.protect)}"
     if width and width.neuron_drop:
@@ -79,7 +86,7 @@ def _drop_options(recipe: Recipe) -> Iterator[str]:
         yield f"--width-metric {width.metric} --width-multiple {width.multiple}"
     if recipe.layout != "auto":
         yield f"--layout {recipe.layout}"
-    if recipe.metric != "cosine":
+    if recipe.metric != "cosine" and not drop.target:
         yield f"--metric {recipe.metric}"
     if recipe.schedule != "one-shot":
         yield f"--schedule {recipe.schedule}"

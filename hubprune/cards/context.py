@@ -143,6 +143,18 @@ class Removal(Described):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Targeted(Described):
+    """A saving that was asked for, and loss against saving of the base."""
+
+    sentences: tuple[str, ...]
+    """What was asked for and came of it, and what that lost: predicted and measured."""
+    table: Table
+    """The frontier."""
+    notes: tuple[str, ...]
+    picture: Picture | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration(Described):
     """The texts that the scores were computed on."""
 
@@ -265,6 +277,8 @@ class CardContext(Described):
     glance: Glance
     usage: Usage
     removal: Removal
+    target: Targeted | None
+    """Where a saving was asked for instead of a number of drops."""
     calibration: Calibration | None
     benchmarks: Benchmarks | None
     speed: Speed | None

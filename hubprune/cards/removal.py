@@ -9,6 +9,7 @@ from urllib.parse import quote
 from hubprune.cards.context import Calibration, Credit, Link, Picture, Removal, Table, VerificationSummary
 from hubprune.cards.markdown import NONE, change_percent, count, listing, plain, with_error
 from hubprune.core.artifacts import (
+    BY_LOSS,
     AdoptedForm,
     CalibrationRecord,
     DroppedSublayer,
@@ -17,6 +18,7 @@ from hubprune.core.artifacts import (
     Margin,
     Metric,
     SublayerKind,
+    Unit,
     Verification,
     WidthMetric,
 )
@@ -36,6 +38,11 @@ WITHOUT_SCORES: Mapping[Metric, str] = {
     "reverse-order": "from the last one upwards, and by nothing else",
     "random": "at random, by the seed of the recipe",
 }
+PER: Mapping[Unit, str] = {
+    "params": "million parameters", "bytes": "MB", "flops": "million operations", "kv": "MB of KV cache",
+    "latency": "millisecond",
+}  # fmt: skip
+"""What scores are divided by where they are ranked by that."""
 AGGREGATIONS: Mapping[str, str] = {
     "document": "S is averaged over a {sample}'s tokens, then over a subset's {sample}s, then by the weights of the"
     " mix.",
@@ -168,6 +175,12 @@ def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind], adopted: Adopt
 def _way(plan: DropPlan) -> str:
     if plan.selected_by == "hand":
         return "by hand"
+    if plan.target:
+        return "together, as what reaches the target at the least loss"
+    if plan.per:
+        what = "nats" if plan.metric in BY_LOSS else "score"
+        rounds = ", the lowest in every round" if plan.schedule == "iterative" else ", lowest first"
+        return f"by what they save: ranked by {what} per {PER[plan.per]} saved{rounds}"
     if plan.metric in WITHOUT_SCORES:
         return WITHOUT_SCORES[plan.metric]
     if plan.metric == "angular":

@@ -1,8 +1,8 @@
-"""`hubprune card`, `hub`, `demo`, `env` and `doctor`: what computes nothing, or on this machine alone."""
+"""`hubprune card`, `recipe`, `hub`, `demo`, `env` and `doctor`: what computes nothing, or on this machine alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +10,8 @@ import typer
 
 from hubprune.commands.terminal import show, show_page, to_json
 from hubprune.core.console import Reporter
-from hubprune.core.options import Option, Place, Port, Request
+from hubprune.core.errors import RecipeError
+from hubprune.core.options import Argument, Option, Place, Port, Request
 from hubprune.core.requests import CardRequest, DoctorRequest
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 CARD_EXAMPLES = (
     "Examples:  hubprune card ./kept --notes notes.md  |  hubprune card me/Llama-3.2-3B-attn-drop-3@v2 --preview"
 )
+RECIPE_EXAMPLES = "Examples:  hubprune recipe recipe.yaml  |  hubprune recipe --schema > recipe.schema.json"
 HUB_EXAMPLES = "Example:  hubprune hub --dir ./hub --port 8080"
 ENV_EXAMPLES = "Example:  hubprune env --json"
 DOCTOR_EXAMPLES = (
@@ -26,6 +28,14 @@ DOCTOR_EXAMPLES = (
     "  |  Examples:  hubprune doctor  |  hubprune doctor meta-llama/Llama-3.2-3B --max-memory 8GB"
 )
 DEMO_EXAMPLES = "Example:  hubprune demo --base tiny-mistral"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeRequest(Request):
+    """Check a recipe, or describe recipes to an editor."""
+
+    recipe: Annotated[Place | None, Argument("The file to check.", metavar="FILE")] = field(default=None, kw_only=False)
+    schema: Annotated[bool, Option("Print the JSON Schema of recipes, by which editors complete and check.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +74,22 @@ def card(request: CardRequest, reporter: Reporter) -> None:
         choices = cards.CardChoices.read(notes=request.notes, template=request.card_template)
         done = cards.write_card(Path(request.published), choices, overwrite_card=request.overwrite_card)
         show(f"{done.path}  {done.outcome}  sha256 {done.sha256}")
+
+
+def recipe(request: RecipeRequest, reporter: Reporter) -> None:
+    """Check a recipe without asking the Hub or computing anything; --schema prints what editors complete it by."""
+    import json
+
+    from hubprune.core.recipe import read_recipe, recipe_schema
+
+    if request.schema:
+        show(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+        return
+    if request.recipe is None:
+        raise RecipeError("Which recipe?", hint="Name a file, as in hubprune recipe recipe.yaml, or pass --schema.")
+    read = read_recipe(Path(request.recipe))
+    show(f"{request.recipe}: {read.base.repo_id} becomes {read.target.repo_id or read.default_name}")
+    reporter.note(f"To look at the base, the Hub and this machine: hubprune publish --recipe {request.recipe} --check")
 
 
 def hub(request: HubRequest, reporter: Reporter) -> None:

@@ -23,8 +23,12 @@ PUSH_EXAMPLES = (
 SCORE_EXAMPLES = (
     "Examples:  hubprune score meta-llama/Llama-3.2-3B --attn-drop 3 --num-samples 128"
     "  |  hubprune score meta-llama/Llama-3.2-3B --calibration cosmopedia,c4,lima --plot pictures"
+    "  |  hubprune score meta-llama/Llama-3.2-3B --frontier params --plot pictures"
 )
-PRUNE_EXAMPLES = "Example:  hubprune prune meta-llama/Llama-3.2-3B --attn-layers 18,21,22 --out pruned"
+PRUNE_EXAMPLES = (
+    "Examples:  hubprune prune meta-llama/Llama-3.2-3B --attn-layers 18,21,22 --out pruned"
+    "  |  hubprune prune meta-llama/Llama-3.2-3B --target params=-10%,kv=-30% --out pruned"
+)
 ADOPT_EXAMPLES = (
     "Examples:  hubprune adopt them/Llama-3.2-3B-dropped --out adopted"
     "  |  hubprune adopt ./merged --base meta-llama/Llama-3.2-3B"
@@ -79,7 +83,9 @@ def publish(request: requests.JobRequest, reporter: Reporter, *, as_json: bool) 
             show(json.dumps(job, indent=2) if as_json else summary.table(list(map(list, job.items())), left=2))
             return
         done = pipeline.publish(request, reporter=reporter, told=told)
-        show(pipeline.to_json(done) if as_json else summary.publish_summary(done))
+        folder, written = (str(place) if place else "" for place in (request.out, request.report))
+        lines = summary.publish_summary(done, with_card=request.show_card, folder=folder, written=written)
+        show(pipeline.to_json(done) if as_json else lines)
 
 
 def push(request: requests.PushRequest, reporter: Reporter, *, as_json: bool) -> None:
@@ -97,7 +103,7 @@ def push(request: requests.PushRequest, reporter: Reporter, *, as_json: bool) ->
 def score(request: requests.ScoreRequest, reporter: Reporter, *, as_json: bool) -> None:
     """Score attention, MLP and block importance of every layer: once, or side by side; --plot draws it."""
     from hubprune.commands import side_by_side, summary
-    from hubprune.core.artifacts import ScoreStudy
+    from hubprune.core.artifacts import Frontier, ScoreStudy
     from hubprune.workflows.score import conduct
 
     done = conduct(request, reporter=reporter)
@@ -105,6 +111,8 @@ def score(request: requests.ScoreRequest, reporter: Reporter, *, as_json: bool) 
         show(to_json(done.value))
     elif isinstance(done.value, ScoreStudy):
         show(side_by_side.study_tables(done.value))
+    elif isinstance(done.value, Frontier):
+        show(side_by_side.frontier_table(done.value))
     else:
         show(summary.scores_table(done.value, plan=done.plan))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from hubprune.cards.target import frontier_rows, place
 from hubprune.commands.summary import table
-from hubprune.core.artifacts import Agreement, CheckpointComparison, ComparedMetric, ComparedSide, ScoreStudy
+from hubprune.core.artifacts import Agreement, CheckpointComparison, ComparedMetric, ComparedSide, Frontier, ScoreStudy
 from hubprune.core.console import decimal
 from hubprune.plots.pictures import NAMES, VARIES
 
@@ -109,6 +110,16 @@ def study_tables(study: ScoreStudy) -> str:
         rows += [[entry.label, NAMES[a.kind], *_agreement(a)] for entry in study.entries for a in entry.agreements]
         parts.append(table(rows, left=2))
     return "\n\n".join(parts)
+
+
+def frontier_table(found: Frontier) -> str:
+    """Write what every saving costs at the least."""
+    told = frontier_rows(found)
+    title = (
+        f"What saving costs {found.base}{place(found)}: rise of the {found.base_loss:.4f} nats per token that it\n"
+        f"loses, losses of single changes added up, from {found.layer_runs:,.0f} runs of a layer in one pass"
+    )
+    return f"{title}\n{table([list(told.columns), *map(list, told.rows)])}"
 
 
 def _correlations(lowest: int) -> list[str]:

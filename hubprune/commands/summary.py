@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -194,13 +195,18 @@ def free_text_line(repetition: RepetitionComparison) -> str:
     )
 
 
-def publish_summary(report: PublishReport) -> str:
-    """Write what a publish did: where the result is, what became smaller, what it cost, what it writes now."""
-    return "\n\n".join(_publish_parts(report))
+def publish_summary(report: PublishReport, *, with_card: bool = False, folder: str = "", written: str = "") -> str:
+    """Write what a publish did: where the result is, what became smaller, what it cost, what it writes now.
+
+    Of a dry run, `with_card` adds the card; its files in `folder` and its report, `written`, are what goes on from it.
+    """
+    return "\n\n".join(_publish_parts(report, with_card, folder, written))
 
 
-def _publish_parts(report: PublishReport) -> Iterator[str]:
-    if report.upload and not report.published:  # long, so it comes before what is read first at the end of a terminal
+def _publish_parts(report: PublishReport, with_card: bool, folder: str, written: str) -> Iterator[str]:  # noqa: FBT001
+    if (
+        with_card and report.upload and not report.published
+    ):  # long, so it comes before what is read first at the end of a terminal
         yield f"README.md as it would be published:\n\n{report.upload.card.strip()}"
     yield checkpoint_lines(report.checkpoint)
     if report.benchmarks:
@@ -221,6 +227,17 @@ def _publish_parts(report: PublishReport) -> Iterator[str]:
         if report.upload:
             yield upload_lines(report.upload)
         yield "dry run: nothing was published"
+        yield _next_steps(folder, written)
+
+
+def _next_steps(folder: str, written: str) -> str:
+    """Write the two commands that follow a dry run, or how to get there."""
+    kept, told = shlex.quote(folder or "kept"), shlex.quote(written or "report.json")
+    rows = [["to see the card:", f"hubprune card {kept} --preview"], ["to publish it:", f"hubprune push {kept} {told}"]]
+    if folder and written:
+        return table(rows, left=2)
+    given = " ".join([*([] if folder else [f"--out {kept}"]), *([] if written else [f"--report {told}"])])
+    return f"Run it again with {given}, which computes nothing again, then\n{table(rows, left=2)}"
 
 
 def sibling_lines(report: SiblingReport) -> str:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
@@ -169,6 +169,17 @@ class _LogProgress:
 
 def _amount(number: int, unit: Unit) -> str:
     return size(number) if unit == "B" else f"{number:,} {unit}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers in few characters: 3, 7-9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def size(number: float) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -111,3 +112,12 @@ def _origin() -> Mapping[str, Any]:
     except (PackageNotFoundError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def client_library() -> ModuleType:
+    """Return what huggingface_hub talks with, and installs: httpx2 since its version 2, httpx before."""
+    from importlib import import_module
+
+    import huggingface_hub
+
+    return import_module("httpx2" if int(huggingface_hub.__version__.partition(".")[0]) >= 2 else "httpx")

@@ -192,7 +192,32 @@ class Scoring(Budgeted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dropping(OnHub):
+class Saving(OnHub):
+    """What is to be saved, instead of a number of drops, and by what."""
+
+    target: Annotated[str | Mapping[str, str] | None, Option(
+        "Reach this at the least loss instead of dropping a number, as in kv=-30% or params=-10%,memory=8GB; of "
+        "params, bytes, flops, kv, memory (files and KV cache) and latency, which is measured here first.",
+        metavar="GOAL=-N%,...", panel=DROPPING)] = None
+    target_over: Annotated[str | Sequence[str] | None, Option(
+        "What it may be reached by. Default: attn for kv, else all that fit.", metavar="attn,mlp,block,width",
+        panel=DROPPING)] = None
+    at: Annotated[str | int | None, Option(
+        "Context, and sequences, at which KV cache, operations and latency count. Default: 2048x1.",
+        metavar="TOKENS[xBATCH]", panel=DROPPING)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighing(Saving):
+    """What all savings cost."""
+
+    frontier: Annotated[str | None, Option(
+        "Show what every saving costs at the least, from one pass that leaves out each sublayer.",
+        metavar="params|bytes|flops|kv|memory|latency", panel=SCORING)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropping(Saving):
     """What goes, and how the rest is written."""
 
     attn_drop: Annotated[int | str | None, Option(
@@ -204,6 +229,9 @@ class Dropping(OnHub):
         "Drop the N whole layers with the lowest score.", metavar="N|N%", panel=DROPPING)] = None
     joint_drop: Annotated[int | str | None, Option(
         "Drop the N lowest of attentions and MLPs, ranked in one list.", metavar="N|N%", panel=DROPPING)] = None
+    per: Annotated[str | None, Option(
+        "Rank by the score per unit saved, as in --joint-drop 4 --metric loss --per bytes.",
+        metavar="params|bytes|flops|kv|latency", panel=DROPPING)] = None
     attn_layers: Annotated[str | int | Sequence[int] | None, Option(
         "Drop the attention of exactly these layers.", metavar="18,21,22", panel=DROPPING, formerly="drop_attn"
     )] = None

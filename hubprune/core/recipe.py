@@ -8,22 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from hubprune.core.amounts import MOST, Count, Number
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Loop, Method, Metric, Schedule
+from hubprune.core.editing import first_problem, first_problem_in, schema_of
 from hubprune.core.errors import RecipeError
-from hubprune.core.specs import (
-    MOST,
-    Adopted,
-    Count,
-    DropSpec,
-    HealSpec,
-    Number,
-    QuantizationSpec,
-    Settings,
-    WidthSpec,
-    shown,
-)
+from hubprune.core.specs import Adopted, DropSpec, HealSpec, QuantizationSpec, Settings, WidthSpec
 from hubprune.core.strict import parse_yaml
 from hubprune.core.suites import DEFAULT_SUITE, SUITES, expand
 
@@ -64,6 +55,10 @@ class BaseModelSpec(Settings):
             RecipeError: the revision is none.
         """
         return parse(cls, {"repo_id": repo_id, "revision": revision})
+
+
+def _by_name(value: Any) -> Any:
+    return {"repo_id": value} if isinstance(value, str) else value
 
 
 class CalibrationSubset(Settings):
@@ -230,7 +225,8 @@ class Recipe(Settings):
     """Everything that decides a publish, and which kind of device it runs on."""
 
     schema_version: Literal[1] = 1
-    base: BaseModelSpec
+    base: Annotated[BaseModelSpec, BeforeValidator(_by_name, json_schema_input_type=BaseModelSpec | str)]
+    """Which base: its id alone, or with a revision."""
     drop: DropSpec = DropSpec()
     width: WidthSpec | None = None
     """How narrow the MLPs become; None for as wide as they are."""
@@ -265,14 +261,24 @@ class Recipe(Settings):
     def _each_type_once(cls, types: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return tuple(dict.fromkeys(types)) if types else types
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_target_is_of_losses(cls, values: Any) -> Any:
+        """Rank by the loss where something is to be saved and no metric is named."""
+        drop = values.get("drop") if isinstance(values, dict) else None
+        wanted = drop.get("target") if isinstance(drop, Mapping) else getattr(drop, "target", None)
+        return {**values, "metric": "loss"} if wanted and "metric" not in values else values
+
     @model_validator(mode="after")
     def _asks_for_something(self) -> Recipe:
+        narrower = self.width is not None
+        self.drop.refuse_beside(metric=self.metric, schedule=self.schedule, layout=self.layout, width=narrower)
         if self.drop.protect and not self.drop.methods and self.width is not None:
             raise ValueError("--protect keeps sublayers, and none is to be dropped: leave it out")
         if not self.drop.methods and self.width is None:
             raise ValueError(
                 "nothing to drop was asked for: pass --attn-drop N, --mlp-drop N, --block-drop N, --joint-drop N, "
-                "--attn-layers 18,21,22 or --neuron-drop 60%"
+                "--attn-layers 18,21,22, --neuron-drop 60% or --target kv=-30%"
             )
         if self.metric == "angular" and (list(self.drop.amounts) != ["block"] or self.schedule != "one-shot"):
             raise ValueError(
@@ -289,7 +295,8 @@ class Recipe(Settings):
     @property
     def methods(self) -> tuple[Method, ...]:
         """The methods that are asked for, in a fixed order."""
-        return (*self.drop.methods, *(("mlp-width",) if self.width else ()))
+        narrower: tuple[Method, ...] = ("mlp-width",) if self.width else ()
+        return (*self.drop.methods, *narrower)
 
     @property
     def alone(self) -> Recipe:
@@ -299,7 +306,7 @@ class Recipe(Settings):
     @property
     def needs_scores(self) -> bool:
         """Whether something is chosen by what the calibration texts say."""
-        return bool(self.drop.amounts) and self.metric not in ("reverse-order", "random")
+        return bool(self.drop.amounts or self.drop.target) and self.metric not in ("reverse-order", "random")
 
     @property
     def reads_texts(self) -> bool:
@@ -332,23 +339,7 @@ def parse(kind: type[AnySettings], values: dict[str, Any]) -> AnySettings:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_sentence(error.errors()[0])) from error
-
-
-def _sentence(problem: Any) -> str:
-    if problem["type"] == "value_error":  # one of our own sentences, which says itself what it is about
-        text = str(problem["msg"]).removeprefix("Value error, ")
-        amount = problem["loc"][:1] in (("drop",), ("width",)) and not isinstance(problem["input"], dict)
-        # The fields of a width are called as in the file; its own has another name on the command line.
-        named = {"width": "mlp_width"}.get(str(problem["loc"][1]), str(problem["loc"][1])) if amount else ""
-        option = f"--{named.replace('_', '-')}: "
-        return f"{option}{text}." if amount else f"{text[0].upper()}{text[1:]}."
-    if problem["type"] == "string_pattern_mismatch" and problem["loc"][-1:] == ("device",):
-        return f"--device {problem['input']!r} is none of auto, cpu, mps, cuda and cuda:N."
-    place = ".".join(map(str, problem["loc"]))
-    known = problem["type"] != "extra_forbidden" and isinstance(problem["input"], (str, int, float))
-    got = f", not {shown(problem['input'])}" if known else ""
-    return f"{place}: {problem['msg']}{got}."
+        raise RecipeError(first_problem(error, kind)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -371,13 +362,26 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe file; a relative `include_path` is taken from the file's own folder.
 
     Raises:
-        RecipeError: the file cannot be read or has a value that cannot be used.
+        RecipeError: the file cannot be read or has a value that cannot be used, with its line.
     """
     values = read_yaml(path)
     evaluation = values.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(folder := evaluation.get("include_path"), str):
         values["evaluation"] = {**evaluation, "include_path": str(path.resolve().parent / folder)}
-    return parse(Recipe, values)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(first_problem_in(path.read_bytes(), error, Recipe, where=str(path))) from error
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe, for editors."""
+    schema = schema_of(Recipe, title="Recipe of hubprune")
+    fields = schema["$defs"][EvaluationSpec.__name__]["properties"]
+    for_each = fields["num_fewshot"]
+    told = {key: for_each.pop(key) for key in ("description", "default") if key in for_each}
+    fields["num_fewshot"] = {"anyOf": [for_each, {"type": "integer"}], **told}
+    return schema
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from hubprune.core.afterwards import (
 from hubprune.core.options import (
     BESIDE, CARD, DROPPING, ELSEWHERE, MEASURING, SCORING, STUDY, TARGET, Argument, BaseOrFolder, Budgeted,
     CardTemplate, Delivering, Device, Dropping, Dtype, Measuring, Notes, OnHub, Option, Place, RepoRevision,
-    ReportFile, Scoring, TRAINING, Target, TrustRemoteCode,
+    ReportFile, Scoring, TRAINING, Target, TrustRemoteCode, Weighing,
 )
 # isort: on
 
@@ -55,7 +55,7 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     only_if_changed: Annotated[bool, Option(
         "Compute nothing for --dry-run and --out either where the last publish is up to date.", panel=TARGET)] = False
     dry_run: Annotated[bool, Option(
-        "Do everything but write to the Hub; print the card, the files and how much would be sent.", panel=TARGET
+        "Do everything but write to the Hub; say what would change there and how much would be sent.", panel=TARGET
     )] = False
     out: Annotated[Place | None, Option(
         "New folder that keeps the published files.", metavar="FOLDER", panel=TARGET)] = None
@@ -69,8 +69,8 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
         panel=BESIDE)] = None
     heal_steps: Annotated[int | None, Option("Steps of that training. Default: 200.", least=1, panel=BESIDE)] = None
     healed: Annotated[Place | None, Option(
-        "Publish as NAME-healed what somebody trained elsewhere from exactly this pruned model.", metavar="FOLDER",
-        panel=BESIDE)] = None
+        "Publish as NAME-healed what was trained elsewhere from this pruned model.", metavar="FOLDER", panel=BESIDE
+    )] = None
     quantize: Annotated[str | None, Option(
         "Publish it quantized too, as NAME-W4A16 and so on: by GPTQ, or with :rtn each weight rounded by itself.",
         metavar="w4a16|w8a16|fp8[:rtn]|none", panel=BESIDE)] = None
@@ -95,6 +95,7 @@ class JobRequest(PublishRequest):
     check: Annotated[bool, Option(
         "Compute and write nothing: list what would stop it, and what every stage needs of disk, memory and time.",
         panel=TARGET)] = False
+    show_card: Annotated[bool, Option("Print the card that a dry run would publish.", panel=TARGET)] = False
     on: Annotated[str | None, Option(
         "Run it on Hugging Face Jobs and follow its log; Ctrl-C leaves the job running.", metavar="hf-jobs",
         panel=ELSEWHERE)] = None
@@ -188,7 +189,7 @@ class QuantizeRequest(Budgeted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRequest(Scoring):
+class ScoreRequest(Scoring, Weighing):
     """Score a base, once or side by side."""
 
     base: BaseOrFolder = field(kw_only=False)
@@ -205,7 +206,7 @@ class ScoreRequest(Scoring):
     attn_drop: Annotated[int | str, Option(
         "Mark the N attention sublayers that would go.", metavar="N", panel=DROPPING)] = "1"
     plot: Annotated[Place | None, Option(
-        "Draw the scores as PNG and SVG into this folder.", metavar="FOLDER", panel=SCORING)] = None
+        "Draw the scores, or the frontier, as PNG and SVG into this folder.", metavar="FOLDER", panel=SCORING)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,8 +329,4 @@ class DoctorRequest(Budgeted):
     )] = None
     device: Device = None
     dtype: Dtype = None
-
-    @property
-    def needs(self) -> str | None:
-        """None: it says what is not there."""
-        return None
+    needs = None  # it says what is not there

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
+from hubprune.core.amounts import (
+    GOALS,
+    Amount,
+    Count,
+    Layers,
+    Number,
+    Share,
+    read_at,
+    read_parts,
+    read_targets,
+    read_widths,
+)
 from hubprune.core.artifacts import (
     AdoptedForm,
+    Goal,
     HealingLoss,
     HealingMethod,
+    LayoutChoice,
     Method,
+    Metric,
+    Part,
     QuantizationMethod,
     QuantizationScheme,
     Ranking,
+    Schedule,
     SublayerKind,
+    Unit,
     WidthMetric,
 )
-
-PERCENT = re.compile(r"(?P<percent>\d+(\.\d+)?)\s*%", re.ASCII)
-
 
 FORMERLY: Mapping[str, str] = {
     "drop_attn": "attn_layers", "drop_mlp": "mlp_layers", "drop_neurons": "neuron_drop", "max_drop_pp": "max_loss",
@@ -47,87 +59,13 @@ class Settings(BaseModel):
         return {FORMERLY[name] if name in known else name: value for name, value in values.items()}
 
 
-MOST = 2**31 - 1
-"""Most documents, tokens, layers and whatever else is counted; the libraries below count in C."""
 DEFAULT_GROUP = 128
 """Columns that share a scale, as vLLM's kernels like it."""
-AUTO = "auto"
-"""Stands for a number of drops that is to be found."""
-MOST_SHOWN = 60
-"""Characters of a value that an error repeats."""
-
-
-def _no_boolean(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("number_type", "Input should be a number, and YAML reads yes, no, on and off as none")
-    return value
-
-
-Number = BeforeValidator(_no_boolean)
-"""Keeps pydantic from taking true for 1."""
-Count = Annotated[int, Number, Field(ge=1, le=MOST)]
-"""How many there are of something, 1 at least."""
-
-
-def shown(value: Any) -> str:
-    """Write a value as an error repeats it, in one line."""
-    try:
-        text = repr(value)
-    except ValueError:  # of a whole number with more digits than Python writes
-        return "a number of thousands of digits"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
-
-
-def _percent(value: Any) -> str:
-    """Return a share in one spelling, as in 12.5%."""
-    found = PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
-    if not found:
-        raise ValueError(f"{shown(value)} is no share; it looks like 60%")
-    if not 0 < float(found["percent"]) <= 100:
-        raise ValueError(f"{value[:MOST_SHOWN]} is no share between 0 % and 100 %")
-    return f"{Decimal(found['percent']).normalize():f}%"
-
-
-def _amount(value: Any) -> int | str:
-    if isinstance(value, str) and "%" in value:
-        return _percent(value)
-    digits = isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= len(str(MOST))
-    number = int(value) if digits else value
-    if number == AUTO:
-        raise ValueError("auto is a number that hubprune publish looks for; elsewhere pass it, or run hubprune sweep")
-    if type(number) is not int or not 1 <= number <= MOST:
-        raise ValueError(f"{shown(value)} is neither a number of 1 or more nor a share like 10%")
-    return number
-
-
-def _widths(value: Any) -> int | tuple[int, ...] | None:
-    if value is None:
-        return None
-    several = tuple(value) if isinstance(value, (list, tuple)) else None
-    asked = (value,) if several is None else several
-    if not asked or not all(type(width) is int and 1 <= width <= MOST for width in asked):
-        raise ValueError(f"{shown(value)} is no width: pass a number of 1 or more, or one for every layer")
-    return int(value) if several is None else several
-
-
-Share = Annotated[str, BeforeValidator(_percent)]
-"""A share as in 60%."""
-Amount = Annotated[int | str, BeforeValidator(_amount)]
-"""A number, or a share of what there is."""
-Layers = tuple[Annotated[int, Number, Field(ge=0, le=MOST)], ...]
-
 HAND: Mapping[SublayerKind, str] = {"attn": "--attn-layers", "mlp": "--mlp-layers"}
 METHODS: Mapping[Ranking, Method] = {
     "attn": "attn-drop", "mlp": "mlp-drop", "block": "block-drop", "joint": "joint-drop",
 }  # fmt: skip
 OPTIONS: Mapping[Ranking, str] = {ranking: f"--{method}" for ranking, method in METHODS.items()}
-
-
-def count_of(amount: int | str, *, of: int) -> int:
-    """Return how many of `of` things an amount stands for; a share is rounded to the nearest number, 1 at least."""
-    if isinstance(amount, int):
-        return amount
-    return max(1, int(float(amount.removesuffix("%")) / 100 * of + 0.5))
 
 
 class DropSpec(Settings):
@@ -145,6 +83,15 @@ class DropSpec(Settings):
     """Layers whose attention is dropped, whatever the scores say."""
     mlp_layers: Layers | None = None
     """Layers whose MLP is dropped, whatever the scores say."""
+    target: Annotated[dict[Goal, str] | None, BeforeValidator(read_targets)] = None
+    """What is to be saved instead: params, bytes, flops, kv, memory or latency -> -10%, or a size such as 8GB."""
+    target_over: Annotated[tuple[Part, ...] | None, BeforeValidator(read_parts)] = None
+    """What a target may be reached by; None for what fits it."""
+    at: Annotated[str | None, BeforeValidator(read_at)] = None
+    """Tokens of context and sequences at which KV cache, operations and latency count, as in 4096x1; None for 2048, or
+    what the base has positions for, and one."""
+    per: Unit | None = None
+    """What a score is divided by before it is ranked; None for no such thing."""
     protect: Layers = ()
     """Layers that are never dropped."""
 
@@ -167,7 +114,66 @@ class DropSpec(Settings):
                 raise ValueError(f"{HAND[kind]} names no layer")
             if both := set(layers) & set(self.protect):
                 raise ValueError(f"layers {sorted(both)} are both in {HAND[kind]} and in --protect")
+        self._target_stands_alone([OPTIONS[ranking] for ranking in given] + [HAND[kind] for kind in self.by_hand])
         return self
+
+    def _target_stands_alone(self, others: Sequence[str]) -> None:
+        if self.target is None:
+            if self.target_over is not None:
+                raise ValueError("--target-over says what a target is reached by: pass --target kv=-30% with it")
+            if self.per is None and self.at is not None:
+                raise ValueError("--at is where savings count: pass --target or --per with it")
+            if self.per is not None and not self.amounts:
+                raise ValueError("--per ranks what is dropped by number: pass --joint-drop N with it")
+            if self.per == "kv" and (mlps := [OPTIONS[r] for r in self.amounts if r == "mlp"]):
+                raise ValueError(f"--per kv and {mlps[0]} exclude each other: an MLP has no part of the KV cache")
+            return
+        if not self.target:
+            raise ValueError("--target names no target; it looks like kv=-30%")
+        if others:
+            raise ValueError(f"--target finds what goes, and {others[0]} names it: pass one of them")
+        if self.per is not None:
+            raise ValueError("--target weighs losses against savings itself: leave --per out")
+        if not self.parts:
+            raise ValueError("--target-over leaves nothing to reach it by: pass some of attn,mlp,block,width")
+        if "latency" in self.target and "width" in self.parts:
+            raise ValueError("the time of narrower MLPs is in no table: leave width out of --target-over")
+        without_kv = [part for part in self.parts if part in ("mlp", "width")]
+        if "kv" in self.target and len(without_kv) == len(self.parts):
+            raise ValueError(
+                f"--target kv={self.target['kv']} cannot be reached by {' and '.join(self.parts)}: an MLP has no part"
+                " of the KV cache; add attn to --target-over"
+            )
+
+    def refuse_beside(self, *, metric: Metric, schedule: Schedule, layout: LayoutChoice, width: bool) -> None:
+        """Refuse what a target, or a ranking by what is saved, does not go together with.
+
+        Raises:
+            ValueError: the message names both.
+        """
+        if self.per and metric in ("angular", "reverse-order", "random"):
+            raise ValueError(f"--per divides scores, and --metric {metric} has none of single sublayers")
+        if self.target is None:
+            return
+        if metric != "loss":
+            raise ValueError(f"--target adds up what the model loses: leave --metric {metric} out, or pass loss")
+        if width:
+            raise ValueError("--target finds how narrow MLPs become: leave the other width out")
+        if schedule != "one-shot":
+            raise ValueError(
+                f"--target looks at all plans at once, and --schedule {schedule} at one drop: pass one of them"
+            )
+        if layout == "stock" and self.parts != ("block",):
+            raise ValueError("--layout stock leaves whole layers alone: pass --target-over block with it")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What a target may be reached by: what was asked for, or what saves something of it and can be measured."""
+        if self.target_over is not None or not self.target:
+            return self.target_over or ()
+        if set(self.target) == {"kv"}:
+            return ("attn",)
+        return ("attn", "mlp", "block") if "latency" in self.target else ("attn", "mlp", "block", "width")
 
     @property
     def amounts(self) -> dict[Ranking, int | str]:
@@ -182,15 +188,19 @@ class DropSpec(Settings):
     @property
     def methods(self) -> tuple[Method, ...]:
         """The methods that are asked for, in a fixed order."""
-        asked = {*self.amounts, *self.by_hand}
-        return tuple(method for ranking, method in METHODS.items() if ranking in asked)
+        asked = {*self.amounts, *self.by_hand, *self.parts}
+        narrower: tuple[Method, ...] = ("mlp-width",) if "width" in self.parts else ()
+        return (*(method for ranking, method in METHODS.items() if ranking in asked), *narrower)
 
     @property
     def name_parts(self) -> list[str]:
         """What the result's name says of the request, as in attn-drop-3."""
         numbers: dict[Ranking, int | str] = dict(self.amounts)
         numbers.update({kind: len(layers) for kind, layers in self.by_hand.items()})
-        return [f"{METHODS[r]}-{str(numbers[r]).replace('%', 'pct')}" for r in METHODS if r in numbers]
+        found = [f"{METHODS[r]}-{str(numbers[r]).replace('%', 'pct')}" for r in METHODS if r in numbers]
+        wanted = self.target or {}
+        found += [f"{goal}-{wanted[goal].removeprefix('-').replace('%', 'pct')}" for goal in GOALS if goal in wanted]
+        return found + ([f"per-{self.per}"] if self.per else [])
 
 
 class WidthSpec(Settings):
@@ -198,7 +208,7 @@ class WidthSpec(Settings):
 
     neuron_drop: Share | None = None
     """Share of the neurons that go."""
-    width: Annotated[int | tuple[int, ...] | None, BeforeValidator(_widths)] = None
+    width: Annotated[int | tuple[int, ...] | None, BeforeValidator(read_widths)] = None
     """Neurons that stay: in every MLP, or one number per layer."""
     expansion_ratio: Annotated[float, Number, Field(gt=0, le=1000)] | None = None
     """Neurons that stay over hidden size."""

@@ -7,7 +7,7 @@ makes the models, `fill` uploads both to a Hub, and `measure` prints what droppi
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["DATASETS", "MIX", "MODELS", "NAMESPACE", "PROMPTS", "TASKS", "TASK_NAMES", "repo_id"]
+__all__ = ["DATASETS", "MIX", "MODELS", "NAMESPACE", "PROMPTS", "TASKS", "TASK_NAMES", "WRITTEN_TASK", "repo_id"]
 
 _HERE = Path(__file__).resolve().parent
 
@@ -27,7 +27,10 @@ TASKS = _HERE / "tasks"
 """Folder of the lm-eval task files."""
 
 TASK_NAMES = ("demo_arc_easy", "demo_hellaswag", "demo_lambada", "demo_piqa", "demo_winogrande")
-"""The tasks of that folder; their rows are the five configs of the data set `benchmarks`."""
+"""Tasks of that folder whose given answers are scored; their rows are the five configs of the data set `benchmarks`."""
+
+WRITTEN_TASK = "demo_answers"
+"""The task there whose answers the model writes, a dozen tokens at most; its rows are those of `demo_arc_easy`."""
 
 PROMPTS = _HERE / "prompts.txt"
 """One prompt per line, for free text from base and pruned model."""

@@ -267,13 +267,20 @@ def assemble(build: Callable[..., Models], *arguments: Any, here: Models | None 
     return Team(here or build(*arguments))
 
 
+def join(act: Callable[..., None], *arguments: Any) -> None:
+    """Let all other processes of the run call a function of a module, which does its part of what is done here next."""
+    if world_size() > 1:
+        _tell((act, arguments, told_limit()))
+
+
 def follow() -> None:
     """Compute what the first process tells, until it says that the run is over."""
     with suppress(_Dismissed):
         while True:
             build, arguments, limit = _hear()
             with at_most(limit):
-                _serve(build(*arguments))
+                if (built := build(*arguments)) is not None:
+                    _serve(built)
 
 
 def dismiss() -> None:

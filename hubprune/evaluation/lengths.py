@@ -196,9 +196,11 @@ def _longest(name: str, spec: EvaluationSpec, tokenizer: Any) -> int:
     own = parse(EvaluationSpec, {"tasks": [name], "num_fewshot": shots})
     with quiet(), no_calls_elsewhere():
         task = load_tasks(own).tasks[name]
-        task.build_all_requests(limit=spec.limit)
-    longest: dict[str, str] = {}
-    for context, ending in (request.args for request in task.instances):
-        longest[context] = max(longest.get(context, ""), ending, key=len)
-    texts = [context + ending for context, ending in longest.items()]
-    return max(len(ids) for ids in tokenizer(texts)["input_ids"]) - 1
+        documents = list(task.eval_docs)[: spec.limit]
+        # All follow the same examples, which take lm-eval seconds to write for each of them.
+        task.build_all_requests(limit=1)
+        first, _ = task.instances[0].args
+        examples = first.removesuffix(task.doc_to_text(documents[0]))
+        endings = [f"{task.config.target_delimiter}{answer}" for answer in task.doc_to_choice(documents[0])]
+        texts = [f"{examples}{task.doc_to_text(document)}{max(endings, key=len)}" for document in documents]
+        return max(len(ids) for ids in tokenizer(texts)["input_ids"]) - 1

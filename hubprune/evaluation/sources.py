@@ -16,11 +16,11 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubprune.core.amounts import shown
 from hubprune.core.errors import EvaluationError
+from hubprune.core.extras import client_library
 from hubprune.core.files import existing_folder
-from hubprune.core.specs import shown
 from hubprune.core.strict import TaggedText, parse_yaml, refuse_depth
-from hubprune.core.versions import client_library
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo

@@ -16,11 +16,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from hubprune.core.amounts import shown
 from hubprune.core.console import LARGEST, log_level
 from hubprune.core.errors import EvaluationError, HubpruneError
 from hubprune.core.files import existing_folder
 from hubprune.core.recipe import EvaluationSpec
-from hubprune.core.specs import shown
 from hubprune.core.suites import SUITES
 from hubprune.evaluation import packages, sources
 

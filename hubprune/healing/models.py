@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ IGNORED = -100
 """Label of a position that is not trained on, as transformers has it."""
 ALPHA_OVER_RANK = 2
 """Scale of the adapters."""
+POSITIONS = 64
+"""Whose logits are in float32 at once."""
 
 
 def shared_copy(module: nn.Module) -> nn.Module:
@@ -86,14 +88,14 @@ class Distillation(nn.Module):
         Padding on the right needs no mask: a causal attention never looks there.
         """
         kept = labels[:, 1:] != IGNORED
-        told = self.student(input_ids=input_ids, use_cache=False)
-        logits = told.logits[:, :-1][kept].float()
+        if self.loss != "ce":
+            with torch.no_grad():  # before anything of the student waits for the way back
+                known = self.teacher(input_ids=input_ids, use_cache=False).logits[:, :-1][kept]
+        logits = self.student(input_ids=input_ids, use_cache=False).logits[:, :-1][kept]
         if self.loss == "ce":
-            total = nn.functional.cross_entropy(logits, labels[:, 1:][kept], reduction="sum")
+            total = nn.functional.cross_entropy(logits.float(), labels[:, 1:][kept], reduction="sum")
         else:
-            with torch.no_grad():
-                known = self.teacher(input_ids=input_ids, use_cache=False)
-            total = divergence(known.logits[:, :-1][kept].float(), logits).sum()
+            total = divergence(known, logits).sum()
             if self.pairs:
                 turned = [_turned(one.states[:, :-1][kept], other.states[:, :-1][kept]) for one, other in self.pairs]
                 total = total + torch.stack(turned).mean(0).sum()
@@ -113,9 +115,41 @@ class _Noting:
 
 
 def divergence(known: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-    """Compute KL(known || told) of logits, float32 [positions, vocabulary], in nats per position."""
-    one, other = known.log_softmax(-1), told.log_softmax(-1)
-    return (one.exp() * (one - other)).sum(-1)
+    """Compute KL(known || told) of logits [positions, vocabulary], as float32 [positions], in nats.
+
+    Only `told` gets a gradient.
+    """
+    found: torch.Tensor = _Divergence.apply(known, told)
+    return found
+
+
+class _Divergence(torch.autograd.Function):
+    """The divergence, whose slope is known with it: the difference of both distributions.
+
+    Some positions at a time: of a large vocabulary, every float32 copy for all of them takes more than a layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, known: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        """Compute it in float32, and keep its slope in the dtype of the logits; float16 would lose it."""
+        values = torch.empty(len(told), device=told.device)
+        slope = torch.empty_like(told, dtype=torch.float32 if told.dtype == torch.float16 else told.dtype)
+        for start in range(0, len(told), POSITIONS):
+            part = slice(start, start + POSITIONS)
+            one, other = known[part].float().log_softmax(-1), told[part].float().log_softmax(-1)
+            likely = one.exp()
+            values[part] = (likely * one.sub_(other)).sum(-1)
+            if ctx.needs_input_grad[1]:
+                slope[part] = other.exp_().sub_(likely)
+        ctx.save_for_backward(slope)
+        ctx.dtype = told.dtype
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor]:
+        """Scale the slope."""
+        [slope], [gradient] = ctx.saved_tensors, gradients
+        return None, (slope * gradient[:, None].to(slope.dtype)).to(ctx.dtype)
 
 
 def _turned(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -136,6 +170,11 @@ class Look:
     agreed: torch.Tensor
     """Positions with the same most likely token."""
     positions: torch.Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Look]) -> Look:
+        """Put what was seen of parts of the documents one after the other."""
+        return cls(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(cls)))
 
     def told(self) -> HeldOut:
         """Average over all positions."""

@@ -1,7 +1,10 @@
 """Train a student: the steps, the looks at held-out documents, and the checkpoints, by the Trainer of transformers.
 
-The Trainer is what brings accumulation, mixed precision, and the order of the data after a restart.  Its checkpoints
-hold the trained parameters alone, and count once they are whole.
+The Trainer is what brings accumulation, mixed precision, several processes, and the place in the data after a restart.
+Its checkpoints hold the trained parameters alone, and count once they are whole.
+
+Of several processes each computes its part of every step, and all see the same losses and the same looks, so that they
+end together; the first one alone saves and is listened to.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hubprune.core.artifacts import CurvePoint
 from hubprune.core.console import Reporter, end_if_interrupted
+from hubprune.core.devices import rank, world_size
 from hubprune.core.errors import HealingError
 from hubprune.core.files import write_atomically
 from hubprune.healing.models import IGNORED, Distillation, Look, look
@@ -47,7 +52,7 @@ class Settings:
     batch_size: int
     """Documents per step."""
     micro_batch: int
-    """Of these, as many as are in memory at once: an equal part."""
+    """Of these, as many as are in memory at once, in each of the processes: an equal part."""
     learning_rate: float
     seed: int
     device: str
@@ -82,13 +87,21 @@ def collate(documents: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
+def in_order(documents: Sequence[Sequence[int]], count: int, *, seed: int) -> list[Sequence[int]]:
+    """Return so many documents: all of them in an order that the seed gives, then all in another one, and so on."""
+    generator, numbers = torch.Generator().manual_seed(seed), list[int]()
+    while len(numbers) < count:
+        numbers += torch.randperm(len(documents), generator=generator).tolist()
+    return [documents[number] for number in numbers[:count]]
+
+
 def train(
     pair: Distillation, documents: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]], settings: Settings, *,
     folder: Path, reporter: Reporter,
 ) -> Trained:  # fmt: skip
     """Train the student of a pair, or go on from the last whole checkpoint in a folder that is for this training alone.
 
-    Documents are token ids; they are gone through in an order that the seed gives, again and again.
+    Documents are token ids; see `in_order`.  Several processes call it with the same, and each with a pair of its own.
 
     Raises:
         HealingError: the loss is no number any more.
@@ -98,13 +111,14 @@ def train(
     per_device = settings.micro_batch
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=settings.batch_size // per_device,
+        gradient_accumulation_steps=settings.batch_size // (per_device * world_size()),
         learning_rate=settings.learning_rate, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
         seed=settings.seed, data_seed=settings.seed, use_cpu=settings.device == "cpu",
         bf16=settings.device != "cpu" and settings.dtype == "bfloat16",
         fp16=settings.device != "cpu" and settings.dtype == "float16",
         logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
         dataloader_pin_memory=settings.device != "cpu", log_level="error", save_total_limit=1,
+        ddp_find_unused_parameters=False,
     )  # fmt: skip
     if settings.checkpointing:
         pair.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -115,8 +129,8 @@ def train(
     last = _last_whole(folder)
     watch = _Watch(pair, batches, settings, reporter, kept=json.loads((last / WHOLE).read_text()) if last else {})
     trainer = _Trainer(
-        model=pair, args=arguments, train_dataset=list(documents), data_collator=collate, callbacks=[watch],
-        optimizers=(optimizer, schedule),
+        model=pair, args=arguments, data_collator=collate, callbacks=[watch], optimizers=(optimizer, schedule),
+        train_dataset=in_order(documents, settings.steps * settings.batch_size, seed=settings.seed),
     )  # fmt: skip
     trainer.model_accepts_loss_kwargs = True  # the loss is divided by all positions of a step
     trainer.remove_callback(PrinterCallback)
@@ -137,7 +151,7 @@ def seconds_per_step(pair: Distillation, documents: Sequence[Sequence[int]], set
         begun = time.monotonic()
         pair(**collate(documents_of_one))["loss"].backward()
     pair.zero_grad()
-    return (time.monotonic() - begun) * settings.batch_size / settings.micro_batch
+    return (time.monotonic() - begun) * settings.batch_size / (settings.micro_batch * world_size())
 
 
 def _rate(step: int, steps: int) -> float:
@@ -146,15 +160,24 @@ def _rate(step: int, steps: int) -> float:
 
 
 class _Trainer(Trainer):
-    """The Trainer, whose checkpoints hold the trained parameters alone."""
+    """The Trainer, whose data are in order already, and whose checkpoints hold the trained parameters alone."""
 
     note: Callable[[float, int], None]
 
+    def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+        # Of a sequence, several processes take the documents of a step that one would take.
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        tokens = int((inputs["labels"] != IGNORED).sum())
+        tokens = (inputs["labels"] != IGNORED).sum()
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.note(float(loss), tokens)  # before a step is made of what may be no number
+        # A process's loss is its share times their number.  It is told before a step is made of what may be no number.
+        told = self.accelerator.reduce(torch.stack([loss.float() / world_size(), tokens.float()]), "sum")
+        self.note(float(told[0]), int(told[1]))
         return loss
+
+    def store_flos(self) -> None:
+        """Count nothing: all processes would have to meet for it, where the first one alone saves."""
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -229,6 +252,8 @@ class _Watch(TrainerCallback):
             if self._has_settled():
                 self.reporter.note(f"the held-out loss no longer falls: ended after step {self.steps:,}")
                 control.should_training_stop = True
+        if rank() > 0:
+            return  # saving and ending early is for the first process to do
         try:
             end_if_interrupted()
         except KeyboardInterrupt:
@@ -268,13 +293,21 @@ class _Watch(TrainerCallback):
         return round(self.spent + time.monotonic() - self.begun, 1)
 
     def _look(self, step: int) -> None:
-        seen = self.looks[step] = look(self.pair, self.batches)
+        seen = self.looks[step] = self._seen()
         loss = math.fsum(self.losses) / len(self.losses) if self.losses else None
         self.losses.clear()
         self.curve.append(CurvePoint(step=step, loss=loss, held_out=seen.told()))
         told = self.curve[-1].held_out
         trained = "before" if loss is None else f"step {step:,}: loss {loss:.4f}"
         self.reporter.note(f"{trained}, held out: KL {told.kl:.4f}, perplexity {told.perplexity:.3f}")
+
+    def _seen(self) -> Look:
+        """Look at every document, each process at its part of the batches."""
+        count = world_size()
+        mine = {n: look(self.pair, [self.batches[n]]) for n in range(rank(), len(self.batches), count)}
+        parts = gather_object([mine]) if count > 1 else [mine]
+        found: dict[int, Look] = {number: seen for part in parts for number, seen in part.items()}
+        return Look.joined([found[number] for number in range(len(self.batches))])
 
     def _has_settled(self) -> bool:
         values = [point.held_out.kl for point in self.curve]
@@ -286,6 +319,6 @@ class _Watch(TrainerCallback):
     def ended(self) -> Trained:
         """Tell what was found; the last look is at the end."""
         if self.curve[-1].step not in self.looks:
-            self.looks[self.curve[-1].step] = look(self.pair, self.batches)
+            self.looks[self.curve[-1].step] = self._seen()
         last = self.curve[-1].step
         return Trained(tuple(self.curve), self.looks[0], self.looks[last], last, self.tokens, self.seconds)

@@ -13,8 +13,8 @@ from hubprune.cards.manifest import files_digest
 from hubprune.core.artifacts import BaseCheckpoint, PublishedCommit, RepoFile
 from hubprune.core.console import Reporter
 from hubprune.core.errors import ConflictError, HubError
+from hubprune.core.extras import client_library
 from hubprune.core.files import list_files
-from hubprune.core.versions import client_library
 
 # fmt: off
 # isort: off

@@ -23,8 +23,8 @@ from hubprune.core.errors import (
     HubUnreachableError,
     PermissionDeniedError,
 )
+from hubprune.core.extras import client_library
 from hubprune.core.privacy import scrub
-from hubprune.core.versions import client_library
 
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 0.5

@@ -25,8 +25,8 @@ from hubprune.cards.manifest import CARD
 from hubprune.core.artifacts import BaseCheckpoint, PlannedFile, RepoFile, UploadPlan
 from hubprune.core.console import Advance, Reporter
 from hubprune.core.errors import DiskSpaceError
+from hubprune.core.extras import client_library
 from hubprune.core.files import scratch_folder
-from hubprune.core.versions import client_library
 from hubprune.hub.remote import Overwrite, RemoteState, check_is_ours, missing, read_remote, stale, without_restated
 from hubprune.hub.repos import weight_files
 from hubprune.hub.session import HubSession

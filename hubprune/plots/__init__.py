@@ -10,11 +10,22 @@ curves     quality and speed over a number of drops, what goes when, what each b
 pictures   all of these, made of artifacts: for a card, a study of scores, a sweep
 """
 
-from hubprune.plots.curves import CellState, Change, Step, changes, curve, dropping_order, speed_curve, training
+from hubprune.plots.curves import (
+    CellState,
+    Change,
+    Step,
+    changes,
+    curve,
+    dropping_order,
+    frontier,
+    speed_curve,
+    training,
+)
 from hubprune.plots.scores import heat_map, importance, side_by_side, stability
 from hubprune.plots.style import MEASURE, png, require_matplotlib, save, save_png
 
 __all__ = [
-    "MEASURE", "CellState", "Change", "Step", "changes", "curve", "dropping_order", "heat_map", "importance", "png",
-    "require_matplotlib", "save", "save_png", "side_by_side", "speed_curve", "stability", "training",
+    "MEASURE", "CellState", "Change", "Step", "changes", "curve", "dropping_order", "frontier", "heat_map",
+    "importance", "png", "require_matplotlib", "save", "save_png", "side_by_side", "speed_curve", "stability",
+    "training",
 ]  # fmt: skip

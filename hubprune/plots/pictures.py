@@ -11,6 +11,8 @@ from hubprune import plots
 from hubprune.core.artifacts import (
     BenchmarkComparison,
     DropPlan,
+    Frontier,
+    Goal,
     HealingRecord,
     ImportanceScores,
     LayerScores,
@@ -32,6 +34,8 @@ CARD_PICTURE = "assets/importance.png"
 """Path of a card's picture of the scores in its repo."""
 BENCHMARK_PICTURE = "assets/benchmarks.png"
 """Path of a card's picture of the changes in its repo."""
+FRONTIER_PICTURE = "assets/frontier.png"
+"""Path of a card's picture of loss against saving in its repo."""
 TRAINING_PICTURE = "assets/training.png"
 """Path of a card's picture of its training in its repo."""
 VARIES: dict[StudyKind, str] = {
@@ -137,6 +141,39 @@ def measure_name(metric: str) -> str:
         "cosine": plots.MEASURE, "loss": "rise of loss (nats)", "kl": "KL to the base (nats)", "angular": "angle / π",
     }  # fmt: skip
     return names.get(metric, metric)
+
+
+SAVED: Mapping[Goal, str] = {
+    "params": "parameters", "bytes": "bytes of the weights", "flops": "operations per token", "kv": "KV cache",
+    "memory": "weights and KV cache", "latency": "time per token",
+}  # fmt: skip
+
+
+def frontier_figure(found: Frontier) -> Figure:
+    """Draw loss against saving, in percent of what the base takes; nothing is written yet."""
+    share = [(100 * point.saved / found.before, point) for point in found.points]
+    at = "" if found.goal in ("params", "bytes") else f", {found.batch} x {found.context:,} tokens"
+    return plots.frontier(
+        [(percent, point.loss) for percent, point in share],
+        [(percent, p.loss, p.measured) for percent, p in share if p.measured is not None and p.saved],
+        title=scrub(f"What saving costs {found.base}"), xlabel=f"{SAVED[found.goal]} saved (%{at})",
+        base_loss=found.base_loss,
+    )  # fmt: skip
+
+
+def draw_frontier(found: Frontier, folder: Path) -> tuple[Path, Path]:
+    """Draw a frontier, and return the paths of the PNG and of the SVG."""
+    return plots.save(frontier_figure(found), folder, "frontier")
+
+
+def draw_frontier_for_card(found: Frontier, folder: Path) -> str:
+    """Draw the same into a checkpoint's folder, and return the path in it that the card links.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    plots.save_png(frontier_figure(found), folder / FRONTIER_PICTURE)
+    return FRONTIER_PICTURE
 
 
 def draw_study(study: ScoreStudy, folder: Path) -> tuple[Path, Path]:

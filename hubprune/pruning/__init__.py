@@ -11,6 +11,8 @@ loss_scores       scores of all that
 aggregation       means over documents and subsets with their errors; how well two orders agree
 selection         the plan: which sublayers go, how wide MLPs become
 runs              the same of a run of layers, which goes as a whole
+saving            what every sublayer saves when it goes
+frontier          the plans that save most for the least loss
 iterative         the same in rounds, with new scores in between
 foreign           what others wrote who pruned: their weights, and what their config.json says of the base's layers
 matching          which layers and neurons of a base are left in it, by their values

@@ -16,11 +16,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hubprune.core.amounts import count_of
 from hubprune.core.artifacts import Artifact, DroppedSublayer, DropPlan, LayerScores, Margin, Ranking
 from hubprune.core.console import Reporter, duration
 from hubprune.core.errors import DiskSpaceError, PlanError
 from hubprune.core.files import StageStore, key_of
-from hubprune.core.specs import DropSpec, count_of
+from hubprune.core.specs import DropSpec
 from hubprune.pruning.selection import OWN, Shape, by_hand, check_request, droppable, finish, margin, ranked, rows_of
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Iteration:
                 hint="Drop less, or protect less.",
             )
         rows = rows_of(free[0], scores, rank=order.index(free[0]) + 1, in_round=number)
-        return Round(dropped=tuple(rows), margin=margin(scores, *free[:2]) if len(free) > 1 else None)
+        return Round(dropped=tuple(rows), margin=margin(scores, *free[:2], shape=left) if len(free) > 1 else None)
 
     def take(self, dropped: Sequence[DroppedSublayer]) -> None:
         """Let sublayers be gone from now on.

@@ -15,8 +15,8 @@ of Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834), who take whole layers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,8 @@ class LeaveOneOut:
         self.model = self._open()
         self._neurons: dict[int, torch.Tensor] = {}
         self._to_whole, self._changed = to_whole, False
+        self._narrower: dict[int, int] = {}
+        """Layer -> neurons that stay in its MLP, in the base and so in all variants of other layers."""
         self._whole: dict[int, torch.Tensor] = {}
         """Batch -> the states that leave the last layer of the base as it was opened."""
         self._passed = 0
@@ -132,6 +134,10 @@ class LeaveOneOut:
         # Before anything was run, no room is taken yet for those that are lost.
         self._slots = slots if "_rooms" in vars(self) else {v: slot for slot, v in enumerate(slots, start=1)}
         self._left = tuple(variant for variant in self._left if variant not in lost)
+
+    def narrow(self, layer: int, width: int) -> None:
+        """Let an MLP of the base have so many neurons; no variant of that layer may be run then."""
+        self._narrower[layer], self._changed = width, True
 
     def choose(self, kinds: Collection[VariantKind]) -> None:
         """Let only variants of these kinds be run from now on."""
@@ -213,15 +219,17 @@ class LeaveOneOut:
                 room[self._slots[variant]] = room[0]
             return 0
         arguments, device = self.model.arguments(number, batch.ids.shape[1]), self.model.device
-        passage = pass_through(
-            layer, room[0].to(device), arguments, architecture=self._how.architecture, metric="cosine"
-        )
-        for variant in opened:
-            room[self._slots[variant]] = self._leaving(layer, variant, passage, arguments)
-        below = torch.tensor([self._slots[v] for v in self._left if v.layer < number], device=room.device)
-        for some in below.split(max(1, TOKENS_AT_ONCE // batch.ids.numel())) if len(below) else ():
-            states = room[some].to(device)
-            room[some] = _states(layer(states.flatten(0, 1), **arguments)).view_as(states).to(room.device)
+        narrower = self._narrower.get(number)
+        with self._fewer_neurons(layer, number, narrower) if narrower else nullcontext():
+            passage = pass_through(
+                layer, room[0].to(device), arguments, architecture=self._how.architecture, metric="cosine"
+            )
+            for variant in opened:
+                room[self._slots[variant]] = self._leaving(layer, variant, passage, arguments)
+            below = torch.tensor([self._slots[v] for v in self._left if v.layer < number], device=room.device)
+            for some in below.split(max(1, TOKENS_AT_ONCE // batch.ids.numel())) if len(below) else ():
+                states = room[some].to(device)
+                room[some] = _states(layer(states.flatten(0, 1), **arguments)).view_as(states).to(room.device)
         room[0] = passage.leaving
         moved = self._moved(number)
         self._passed += moved * len(batch.documents)
@@ -238,14 +246,20 @@ class LeaveOneOut:
         mlp_alone = layer_without("attn", layer, self._how.architecture)
         if variant.kind == "attn":
             return _states(mlp_alone(passage.entering, **arguments))
-        # A neuron that hands nothing to the last projection is one that is not there.
-        stays = torch.zeros_like(importance := self._importance(variant.layer))
-        stays[highest(importance, variant.width)] = 1
-        stays = stays.to(passage.between)
-        output = mlp_alone.get_submodule(self._how.architecture.mlp_output.removesuffix(".weight"))
-        hook = output.register_forward_pre_hook(lambda _, inputs: (inputs[0] * stays, *inputs[1:]))
-        try:
+        with self._fewer_neurons(mlp_alone, variant.layer, variant.width):
             return _states(mlp_alone(passage.between, **arguments))
+
+    @contextmanager
+    def _fewer_neurons(self, layer: nn.Module, number: int, width: int) -> Iterator[None]:
+        """Let an MLP compute as if it had its most important neurons alone, while the block runs."""
+        # A neuron that hands nothing to the last projection is one that is not there.
+        stays = torch.zeros_like(importance := self._importance(number))
+        stays[highest(importance, width)] = 1
+        stays = stays.to(self.model.device)
+        output = layer.get_submodule(self._how.architecture.mlp_output.removesuffix(".weight"))
+        hook = output.register_forward_pre_hook(lambda _, inputs: (inputs[0] * stays.to(inputs[0]), *inputs[1:]))
+        try:
+            yield
         finally:
             hook.remove()
 
@@ -316,6 +330,7 @@ class LeaveOneOut:
 
     @cached_property
     def _rooms(self) -> Rooms:
+        self._head  # noqa: B018  # takes memory of its own, which states must not count on
         layers = [variant.layer for variant in self._slots]
         return Rooms(self.model, [batch.ids for batch in self._batches], layers, in_rounds=self._in_rounds)
 

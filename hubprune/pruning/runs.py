@@ -15,10 +15,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubprune.core.amounts import count_of
 from hubprune.core.artifacts import DocumentScores, DropPlan, ImportanceScores, LayerScores
 from hubprune.core.console import Reporter
 from hubprune.core.errors import PlanError, ScoringError
-from hubprune.core.specs import DropSpec, count_of
+from hubprune.core.specs import DropSpec
 from hubprune.pruning.aggregation import aggregate
 from hubprune.pruning.selection import KINDS, Candidate, Shape, check_request, finish, margin, rows_of
 
@@ -115,7 +116,7 @@ def plan_run(drop: DropSpec, scores: LayerScores, shape: Shape) -> DropPlan:
         for row in rows_of(first, scores, rank=rank)
         if shape.has(row.kind, layer)
     ]
-    margins = [margin(scores, first, others[0])] if others else []
+    margins = [margin(scores, first, others[0], shape=shape)] if others else []
     return finish(drop, dropped, shape, margins=margins, metric="angular")
 
 

@@ -6,6 +6,7 @@ checked as far as possible before anything is downloaded.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from hubprune.core.amounts import count_of
 from hubprune.core.artifacts import (
+    BaseCheckpoint,
     DroppedSublayer,
     DropPlan,
     ImportanceScores,
@@ -24,9 +27,9 @@ from hubprune.core.artifacts import (
     SublayerKind,
     WidthPlan,
 )
-from hubprune.core.config import Structure
+from hubprune.core.config import Structure, read_structure
 from hubprune.core.errors import PlanError
-from hubprune.core.specs import HAND, OPTIONS, DropSpec, WidthSpec, count_of
+from hubprune.core.specs import HAND, OPTIONS, DropSpec, WidthSpec
 from hubprune.pruning.aggregation import stratified_standard_error
 
 KINDS: tuple[SublayerKind, ...] = ("attn", "mlp")
@@ -51,6 +54,12 @@ class Shape:
     """Kind and layer of sublayers that the base lacks already."""
     attention_kinds: tuple[str, ...] = ()
     """Full or sliding, per layer; empty where all attentions are of one kind."""
+    saved: Mapping[tuple[SublayerKind, int], float] | None = None
+    """Kind and layer -> what goes with a sublayer, where scores are ranked by that; None where they are not."""
+
+    def worth(self, candidate: Candidate) -> float:
+        """Return what scores of a candidate are divided by: what it saves, where they are ranked by that."""
+        return 1.0 if self.saved is None else sum(self.saved[kind, candidate.layer] for kind in candidate.kinds)
 
     def needed(self, kind: SublayerKind, layer: int) -> str:
         """Name what a sublayer is one of, of which one has to stay: an MLP, or an attention of its kind."""
@@ -74,6 +83,17 @@ class Shape:
     def text(self) -> str:
         """The base with its size, for messages."""
         return f"{self.name} has {self.num_hidden_layers} layers"
+
+
+def shape_of(base: BaseCheckpoint) -> Shape:
+    """Return what a selection has to know of a base."""
+    structure = read_structure(base.config, name=base.name)
+    return Shape(
+        num_hidden_layers=structure.num_hidden_layers,
+        name=base.name,
+        absent=structure.absences,
+        attention_kinds=tuple(structure.architecture.attention_kinds(base.config)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +178,9 @@ def make_plan(
             )
         dropped += [row for c in free[:count] for row in rows_of(c, scores, rank=order.index(c) + 1)]
         behind = order[order.index(free[count - 1]) + 1 :]
-        following = next((c for c in behind if c.kinds and c.layer not in drop.protect), None)
+        following = next((c for c in behind if c.kinds and c.layer not in drop.protect and shape.worth(c) > 0), None)
         if scores and metric not in ("reverse-order", "random") and following:
-            margins.append(margin(scores, free[count - 1], following))
+            margins.append(margin(scores, free[count - 1], following, shape=shape))
     return finish(drop, dropped, shape, margins=margins, metric=metric)
 
 
@@ -187,7 +207,14 @@ def ranked(
         return made
     if metric == "reverse-order" or scores is None:
         return sorted(made, key=lambda c: -c.layer)
-    return sorted(made, key=lambda c: (c.of(scores.mean), -c.layer))
+    return sorted(made, key=lambda c: (_per_saved(c.of(scores.mean), shape.worth(c)), -c.layer))
+
+
+def _per_saved(score: float, worth: float) -> float:
+    """Divide a score by what it is for; what saves nothing goes last, and what helps by going first, as it is."""
+    if worth <= 0:
+        return math.inf
+    return score / worth if score > 0 else score
 
 
 def droppable(order: Sequence[Candidate], drop: DropSpec, shape: Shape) -> list[Candidate]:
@@ -200,7 +227,8 @@ def droppable(order: Sequence[Candidate], drop: DropSpec, shape: Shape) -> list[
     free = []
     for candidate in order:
         taken = Counter(shape.needed(kind, candidate.layer) for kind in candidate.kinds)
-        if candidate.kinds and candidate.layer not in drop.protect and all(left[k] > n for k, n in taken.items()):
+        useful = candidate.kinds and shape.worth(candidate) > 0
+        if useful and candidate.layer not in drop.protect and all(left[k] > n for k, n in taken.items()):
             left -= taken
             free.append(candidate)
     return free
@@ -239,6 +267,7 @@ def finish(
         protected=drop.protect,
         margins=tuple(margins),
         metric=metric,
+        per=drop.per,
     )
     for kind in KINDS:
         if len(plan.gone(kind)) == shape.num_hidden_layers:
@@ -258,11 +287,12 @@ def by_hand(drop: DropSpec, scores: LayerScores | None, shape: Shape) -> list[Dr
     return rows
 
 
-def margin(scores: LayerScores, last_dropped: Candidate, first_kept: Candidate) -> Margin:
+def margin(scores: LayerScores, last_dropped: Candidate, first_kept: Candidate, *, shape: Shape) -> Margin:
     """Say how clearly two neighbours of a ranking are told apart; both were seen on the same documents."""
+    each = [_per_saved(1.0, shape.worth(candidate)) for candidate in (first_kept, last_dropped)]
 
     def difference(found: ImportanceScores) -> float:
-        return float(first_kept.of(found) - last_dropped.of(found))
+        return float(first_kept.of(found) * each[0] - last_dropped.of(found) * each[1])
 
     differences = [difference(row.scores) for row in scores.per_document]
     weights, by_token = [source.weight for source in scores.calibration.sources], scores.aggregation == "token"

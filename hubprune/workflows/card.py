@@ -23,7 +23,7 @@ from hubprune.core.requests import CardRequest
 from hubprune.hub import repos as hub
 from hubprune.hub.session import HubSession
 from hubprune.hub.transfer import download
-from hubprune.plots.pictures import BENCHMARK_PICTURE, CARD_PICTURE
+from hubprune.plots.pictures import BENCHMARK_PICTURE, CARD_PICTURE, FRONTIER_PICTURE
 from hubprune.workflows.run import open_session
 from hubprune.workflows.runtimes import NOTHING, Chosen
 
@@ -109,8 +109,9 @@ def render_again(record: PublishRecord, choices: CardChoices) -> str:
     """
     report = record.report.model_copy(update={"notes": choices.notes, "beside": choices.beside})
     try:
-        importance, benchmarks = (path if path in record.files else None for path in (CARD_PICTURE, BENCHMARK_PICTURE))
-        pictures = card.Pictures(importance=importance, benchmarks=benchmarks)
+        drawn = (CARD_PICTURE, BENCHMARK_PICTURE, FRONTIER_PICTURE)
+        importance, benchmarks, frontier = (path if path in record.files else None for path in drawn)
+        pictures = card.Pictures(importance=importance, benchmarks=benchmarks, frontier=frontier)
         context = card.context_of(report, pictures=pictures, overrides=choices.template)
     except card.WRONG_USE as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -60,18 +60,23 @@ def run(base: str, *, directory: Path | None, reporter: Reporter, heal: bool = F
         reporter.note("")
         if cards:
             reporter.note(f"The card and all published files: {cards[-1].parent}")
+            reporter.note(
+                f"To see it as the Hub shows it: hubprune card {shlex.quote(str(cards[-1].parent))} --preview"
+            )
         for card in sorted((place / "work" / "siblings").glob("*/README.md")) if heal else ():
             reporter.note(f"The same of the healed model: {card.parent}")
-        reporter.note(f"The demo's Hub has stopped; start it again with: hubprune hub --dir {place / 'hub'}")
+        again = shlex.join(["hubprune", "hub", "--dir", str(place / "hub")])
+        reporter.note(f"The demo's Hub has stopped, so the address above is gone; it starts again with: {again}")
         reporter.note("On a real model: hf auth login && hubprune publish meta-llama/Llama-3.2-3B --attn-drop 3")
     return code
 
 
 def publish_options(base: str) -> list[str]:
     """Return the command line that the demo runs, without the program's name."""
+    tasks = ",".join((*demo.TASK_NAMES, demo.WRITTEN_TASK))
     return [
         *("publish", demo.repo_id(base), "--attn-drop", str(DROPPED)),
-        *("--calibration", str(demo.MIX), "--include-path", str(demo.TASKS), "--tasks", ",".join(demo.TASK_NAMES)),
+        *("--calibration", str(demo.MIX), "--include-path", str(demo.TASKS), "--tasks", tasks),
         *("--prompts", str(demo.PROMPTS), "--batch-size", "32", "--score-batch-size", "32"),
     ]
 

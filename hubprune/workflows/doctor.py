@@ -39,7 +39,7 @@ from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
 from hubprune.hub.preflight import check_disk, identify, preflight
 from hubprune.hub.session import HubSession
-from hubprune.workflows.publish.choosing import counting, open_ranking, with_count
+from hubprune.workflows.publish.counting import counting, open_ranking, with_count
 from hubprune.workflows.publish.siblings import look
 from hubprune.workflows.publish.stages import has_checkpoint
 from hubprune.workflows.recipes import recipe_of

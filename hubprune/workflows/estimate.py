@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from hubprune.core.artifacts import StageNeed
+from hubprune.core.amounts import count_of
+from hubprune.core.artifacts import BY_LOSS, StageNeed
 from hubprune.core.devices import COMPUTE_BITS
 from hubprune.core.memory import kv_bytes_per_layer
 from hubprune.core.recipe import Recipe
-from hubprune.core.specs import count_of
 from hubprune.core.streaming import STATES_SHARE
 from hubprune.core.suites import cost_of
 from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS, TEXT_ROWS
 from hubprune.evaluation.models import CPU_SHARE, GPU_SHARE
 from hubprune.evaluation.streamed import WORK, chunk_tokens
 from hubprune.pruning.placing import FEW_TOKENS, FEWEST_TOKENS, WORK_BYTES
+from hubprune.workflows.choosing import ranked_kinds
 
 EFFICIENCY = 0.5
 """Share of the speed of one large product that a whole model gets to."""
@@ -190,10 +191,32 @@ def _siblings(recipe: Recipe, shape: Shape, machine: Machine, measured: Sequence
         )  # fmt: skip
 
 
+def _losses(recipe: Recipe, shape: Shape, machine: Machine, *, rounds: int) -> StageNeed:
+    """Say what leaving out takes: about half a pass for every variant, and a head; rounds mostly begin higher up."""
+    mix, variants = recipe.calibration, len(ranked_kinds(recipe)) * shape.layers
+    tokens, head = mix.num_samples * mix.max_tokens, 4 * shape.table
+    state = mix.max_tokens * shape.hidden * machine.itemsize * (variants + 2)  # of one document
+    room = max(1, machine.host - head)
+    states = min(mix.num_samples * state, max(state * recipe.score_batch_size, int(STATES_SHARE * room)))
+    chunks = ceil(mix.num_samples * state / states)
+    passes = 1 + variants * (shape.layers + 1) / (2 * shape.layers)
+    layers = passes * shape.forward(tokens, context=mix.max_tokens, head=False)
+    flop, read = rounds * (layers + 2.0 * tokens * shape.table * (variants + 2)), rounds * chunks * shape.weight_bytes
+    in_file = states > room
+    way = f"leave-one-out of {variants}, layer by layer{f', in {chunks} chunks' if chunks > 1 else ''}"
+    return StageNeed(
+        stage="scores", way=way, read=read, flop=flop, written=states if in_file else 0,
+        memory=LIBRARIES + head + 2 * shape.layer * machine.itemsize + (0 if in_file else states),
+        seconds=machine.seconds(flop, read=read),
+    )  # fmt: skip
+
+
 def _scores(recipe: Recipe, shape: Shape, machine: Machine) -> StageNeed:
     mix, rounds = recipe.calibration, 1
     if recipe.schedule == "iterative":
         rounds = sum(count_of(amount, of=shape.layers) for amount in recipe.drop.amounts.values())
+    if recipe.metric in BY_LOSS:
+        return _losses(recipe, shape, machine, rounds=rounds)
     tokens = mix.num_samples * mix.max_tokens
     states = tokens * shape.hidden * machine.itemsize * (shape.layers if rounds > 1 else 1)
     in_file = states > STATES_SHARE * machine.host

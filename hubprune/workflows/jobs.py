@@ -26,7 +26,7 @@ from hubprune.core.requests import JobRequest
 from hubprune.hub.retry import translate
 from hubprune.hub.session import PUBLISHER_PREFIX, HubSession
 from hubprune.workflows.publish import check
-from hubprune.workflows.publish.choosing import with_count
+from hubprune.workflows.publish.counting import with_count
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, open_run
 

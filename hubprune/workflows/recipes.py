@@ -35,7 +35,9 @@ def recipe_of(request: WithRecipe, *, drop: Mapping[str, Any] | None = None) -> 
     publish = request if isinstance(request, PublishRequest) else None
     values = read_recipe(Path(publish.recipe)).model_dump(exclude_none=True) if publish and publish.recipe else {}
     gone, width = {**_drop(request), **(drop or {})}, _width(request)
-    if gone or width.keys() - {"metric", "multiple"}:
+    if gone.get("target"):
+        values.pop("metric", None)  # that of a file was for what it dropped
+    if gone.keys() - {"at", "per", "target_over"} or width.keys() - {"metric", "multiple"}:
         # What the file says to drop is replaced, not added to.
         values["drop"] = {k: v for k, v in values.get("drop", {}).items() if k == "protect"}
         values.pop("width", None)
@@ -109,12 +111,18 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def _drop(request: WithRecipe) -> dict[str, Any]:
     if isinstance(request, ScoreRequest):
-        return {"attn_drop": request.attn_drop}
+        wanted = {request.frontier: "-1%"} if request.frontier else request.target
+        if request.frontier and request.target:
+            raise RecipeError("--frontier shows all targets, and --target looks for one.", hint="Pass one of them.")
+        saving = _given(target=wanted, target_over=request.target_over, at=request.at)
+        return saving if saving else {"attn_drop": request.attn_drop}
     if not isinstance(request, Dropping):
         return {}
     counts = {name: getattr(request, name) for name in ("attn_drop", "mlp_drop", "block_drop", "joint_drop")}
     attn_layers = _numbers(request.attn_layers, option="--attn-layers")
-    return _given(**counts, attn_layers=attn_layers, mlp_layers=_numbers(request.mlp_layers, option="--mlp-layers"))
+    saving = {name: getattr(request, name) for name in ("target", "target_over", "at", "per")}
+    mlp_layers = _numbers(request.mlp_layers, option="--mlp-layers")
+    return _given(**counts, attn_layers=attn_layers, mlp_layers=mlp_layers, **saving)
 
 
 def _width(request: WithRecipe) -> dict[str, Any]:

@@ -7,8 +7,8 @@ what fails fast must not wait for torch.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from hubprune.core.artifacts import (
     BaseCheckpoint,
     DropPlan,
     Environment,
+    Frontier,
     LayerScores,
     ScoreKind,
     SiblingKind,
@@ -42,7 +43,9 @@ from hubprune.pruning.base_files import examine, settle, shapes_in
 from hubprune.pruning.calibration import CalibrationSet, file_hashes
 from hubprune.pruning.layouts import Runnable, check_choice, make_runnable
 from hubprune.pruning.runs import run_length, score_runs
-from hubprune.workflows.choosing import laid_out, plan_of, ranked_kinds, shape_of, widths_of
+from hubprune.pruning.selection import shape_of
+from hubprune.workflows import choosing, reachable
+from hubprune.workflows.choosing import laid_out, plan_of, ranked_kinds, widths_of
 
 if TYPE_CHECKING:
     from hubprune.pruning.importance import Scorer, Scoring
@@ -85,9 +88,20 @@ class Run:
     def in_rounds(self) -> tuple[LayerScores, DropPlan]:
         """Scores of the base and what goes, where the schedule is iterative."""
         return iterative.drop_in_rounds(
-            self.recipe.drop, shape_of(self.base), open_scorer=lambda: open_scorer(self, keeps_states=True),
+            self.recipe.drop, self.shape, open_scorer=lambda: open_scorer(self, keeps_states=True),
             store=self.store, key=scores_key(self), reporter=self.reporter,
         )  # fmt: skip
+
+    @cached_property
+    def shape(self) -> selection.Shape:
+        """What a selection has to know of the base; where scores are ranked by what is saved, that too."""
+        shape = shape_of(self.base)
+        return replace(shape, saved=reachable.saved_per(self)) if self.recipe.drop.per else shape
+
+    @cached_property
+    def target(self) -> tuple[LayerScores, DropPlan]:
+        """Scores of the base and what goes, where a saving was asked for."""
+        return choosing.find(self, draw=partial(drawn_for_scores, self), key=scores_key(self))
 
     @cached_property
     def examined(self) -> BaseCheckpoint:
@@ -100,6 +114,8 @@ class Run:
             headers = stored_headers(self.base, session=self.session)
             shapes = merged_headers(headers, index=folder / INDEX_NAME, name=self.base.name)
         examine(self.base, folder=folder, shapes=shapes, reporter=self.reporter)
+        if self.recipe.drop.target:
+            reachable.check_reachable(self, shapes)
         return self.base
 
     @cached_property
@@ -253,6 +269,8 @@ def score(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores:
             f"--metric {run.recipe.metric} is an order of layers and computes no scores.",
             hint="Pass cosine, cosine-no-residual, relative-magnitude, loss or kl.",
         )
+    if run.recipe.drop.target:
+        return run.target[0]
     if run.recipe.schedule == "iterative":
         return run.in_rounds[0]
 
@@ -275,6 +293,12 @@ def score(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores:
     found = run.store.run("scores", scores_key(run, wanted), LayerScores, compute)
     run.store.keys["scores"] = scores_key(run, wanted)
     return found
+
+
+def frontier(run: Run) -> Frontier:
+    """Return what every saving of a base costs at the least, from one pass, or from what an earlier run found."""
+    run.examined  # noqa: B018
+    return choosing.draw_frontier(run, draw=partial(drawn_for_scores, run), key=scores_key(run))
 
 
 def scores_if_needed(run: Run, kinds: Collection[ScoreKind] | None = None) -> LayerScores | None:
@@ -344,7 +368,9 @@ def make_plan(run: Run, scores: LayerScores | None) -> DropPlan:
     """Select what goes."""
     if scores and run.recipe.schedule == "iterative":
         return laid_out(run.recipe, run.in_rounds[1], run.base)
-    return plan_of(run.recipe, scores, run.base)
+    if scores and run.recipe.drop.target:
+        return laid_out(run.recipe, run.target[1], run.base)
+    return plan_of(run.recipe, scores, run.base, shape=run.shape)
 
 
 def refuse_tokenizer_code(folder: Path, *, name: str) -> None:

@@ -12,24 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubprune import plots
-from hubprune.core.artifacts import BY_LOSS, DropPlan, LayerScores, ScoreStudy, StudyEntry, StudyKind
+from hubprune.core.amounts import count_of
+from hubprune.core.artifacts import BY_LOSS, DropPlan, Frontier, LayerScores, ScoreStudy, StudyEntry, StudyKind
 from hubprune.core.console import Reporter
 from hubprune.core.errors import BaseNotFoundError, PlanError, RecipeError
 from hubprune.core.files import make_writable
 from hubprune.core.requests import ScoreRequest
-from hubprune.core.specs import count_of
-from hubprune.plots.pictures import draw_scores, draw_study
+from hubprune.plots.pictures import draw_frontier, draw_scores, draw_study
 from hubprune.pruning.aggregation import KINDS, aggregate, agreements
 from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.recipes import passes_of
-from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, score
+from hubprune.workflows.run import Run, check_data, frontier, make_plan, open_run, say_computing, score
 
 
 @dataclass(frozen=True)
 class Scored:
     """What was found."""
 
-    value: LayerScores | ScoreStudy
+    value: LayerScores | ScoreStudy | Frontier
     plan: DropPlan | None = None
     """What these scores would drop; None of a study."""
 
@@ -51,7 +51,14 @@ def conduct(request: ScoreRequest, *, reporter: Reporter) -> Scored:
     if plot:
         plots.require_matplotlib()
         make_writable(plot)
-    if kind is None:
+    if kind is not None and run.recipe.drop.target:
+        raise RecipeError("A target is of one base and one mix.", hint="Keep one value of the option that is a list.")
+    if request.frontier:
+        say_computing(run)
+        value = frontier(run)
+        drawn = draw_frontier(value, plot) if plot else ()
+        found = Scored(value)
+    elif kind is None:
         say_computing(run)
         scores = score(run, KINDS)
         plan = make_plan(run, scores)

@@ -13,6 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TEMPLATE = ROOT / "template" / ".github" / "workflows"
 PIN = re.compile(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
 EXPRESSION = re.compile(r"\$\{\{.*?\}\}", re.DOTALL)
 
@@ -91,7 +92,36 @@ def test_a_publish_that_is_under_way_is_not_cancelled_and_only_the_job_that_send
 def test_what_is_installed_is_the_version_of_the_workflow():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     inputs = parsed(ROOT / ".github/workflows/publish.yml")["on"]["workflow_call"]["inputs"]
-    assert inputs["hubprune"]["default"] == f"hubprune[localhub,plots]=={version}"
+    assert inputs["hubprune"]["default"] == f"hubprune[all]=={version}"
+    assert f"HUBPRUNE_REQUIREMENT || 'hubprune[all]=={version}'" in (TEMPLATE / "republish.yml").read_text()
+
+
+def test_the_template_is_the_workflow_that_can_be_copied_alone():
+    """It calls no other file, and runs what `publish.yml` runs."""
+    [here] = TEMPLATE.iterdir()
+    assert here.read_bytes() == (ROOT / ".github" / "workflows" / here.name).read_bytes()
+    jobs, called = parsed(here)["jobs"], parsed(ROOT / ".github/workflows/publish.yml")["jobs"]
+    assert not [job for job in jobs.values() if "uses" in job]
+    for name in ("build", "push"):
+        runs = [[step.get("run") or step["uses"] for step in one[name]["steps"]] for one in (jobs, called)]
+        assert runs[0] == runs[1]
+        assert jobs[name]["permissions"] == called[name]["permissions"]
+    assert [name for name, job in jobs.items() if "secrets.HF_TOKEN" in yaml.safe_dump(job)] == ["push"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "plain"),
+    [
+        ("hubprune[all]==0.1.0", "hubprune==0.1.0"),
+        ("hubprune", "hubprune"),
+        ("hubprune[all] @ git+https://github.com/o/hubprune@abc", "hubprune @ git+https://github.com/o/hubprune@abc"),
+    ],
+)
+def test_the_job_that_sends_installs_no_extras(tmp_path, asked, plain):
+    (tmp_path / "pip").write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    (tmp_path / "pip").chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    assert run_step("publish", "Install without torch", HUBPRUNE=asked, PATH=path) == (0, f"install|{plain}|")
 
 
 def run_step(workflow, name, *, cwd=ROOT, **variables):
@@ -115,11 +145,11 @@ def test_a_pull_request_that_breaks_its_recipe_fails(tmp_path):
     recipe.write_text(
         "base: {repo_id: a/b}\ndrop: {attn_drop: 1}\ncalibration: {name: c, subsets: [{dataset: a/t, weight: 1}]}\n"
     )
-    assert run_step("publish", "Check the recipe", RECIPE=str(recipe)) == (0, "")
+    assert run_step("publish", "Check the recipe", RECIPE=str(recipe))[0] == 0
     recipe.write_text(recipe.read_text().replace("attn_drop: 1", "attn_drop: 0"))
     code, said = run_step("publish", "Check the recipe", RECIPE=str(recipe))
-    assert code == 1
-    assert "--attn-drop: 0 is neither a number of 1 or more nor a share" in said
+    assert code == 2
+    assert "recipe of mine.yaml, line 2: drop.attn_drop: 0 is neither a number of 1 or more nor a share" in said
 
 
 def test_the_lines_of_the_readme_are_a_workflow_that_calls_publish(tmp_path):

@@ -91,8 +91,11 @@ def test_a_block_that_ends_in_another_thread_ends_nothing_here(nobody):
 def warm():
     if any(Path(device).exists() for device in fresh.GPUS):  # pragma: no cover
         pytest.skip("beside a GPU nothing is shared")
+    outer = fresh._running.get()  # that of all tests may have been started by one with settings of its own
+    fresh._running.set(None)
     with fresh.warm():
         yield fresh._running.get()
+    fresh._running.set(outer)
 
 
 def run(*arguments, **options):

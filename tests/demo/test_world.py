@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hubprune.demo import DATASETS, MIX, PROMPTS, TASK_NAMES, TASKS, repo_id
+from hubprune.demo import DATASETS, MIX, PROMPTS, TASK_NAMES, TASKS, WRITTEN_TASK, repo_id
 from hubprune.demo.train import SHARES, Settings, Stage, documents
 from hubprune.demo.vocabulary import NAMES, OBJECTS
 from hubprune.demo.world import (
@@ -92,6 +92,14 @@ def test_every_task_file_names_a_config_of_the_benchmark_data_set(name: str) -> 
     assert {"acc"} <= {metric["metric"] for metric in task["metric_list"]}
 
 
+def test_the_written_task_asks_the_questions_of_another_without_its_choices() -> None:
+    written, given = (yaml.safe_load((TASKS / f"{n}.yaml").read_text()) for n in (WRITTEN_TASK, "demo_arc_easy"))
+    same = ("dataset_path", "dataset_name", "test_split", "doc_to_text")
+    assert [written[key] for key in same] == [given[key] for key in same]
+    assert "doc_to_choice" not in written
+    assert written["generation_kwargs"]["max_gen_toks"] == 12
+
+
 @pytest.mark.parametrize(
     ("name", "configs", "split"), [("calibration", SUBSETS, "train"), ("benchmarks", BENCHMARKS, "test")]
 )
@@ -110,5 +118,5 @@ def test_the_catalogue_is_complete() -> None:
     assert {part["config"] for part in mix["subsets"]} == set(SUBSETS) == set(SHARES)
     assert sum(part["weight"] for part in mix["subsets"]) == pytest.approx(1)
     assert max(part["weight"] for part in mix["subsets"]) * mix["num_samples"] <= TEXTS_PER_SUBSET
-    assert sorted(p.stem for p in TASKS.glob("*.yaml")) == sorted(TASK_NAMES)
+    assert sorted(p.stem for p in TASKS.glob("*.yaml")) == sorted((*TASK_NAMES, WRITTEN_TASK))
     assert len(PROMPTS.read_text(encoding="utf-8").splitlines()) == 8

@@ -185,13 +185,13 @@ def test_a_published_repo_can_be_pruned_and_published_again(hubprune, files):
 
 
 def test_a_dry_run_writes_nothing_to_the_hub(publish, api):
-    ended = publish("--attn-layers", "1", "--tasks", "none", "--repo-id", "local/dry", "--dry-run")
+    ended = publish("--attn-layers", "1", "--tasks", "none", "--repo-id", "local/dry", "--dry-run", "--show-card")
     assert ended.code == 0, ended.err
     assert ended.out.startswith("README.md as it would be published:\n\n---\n")
     assert "local/dry, branch main, which does not exist yet:" in ended.out
     assert re.search(r"^new +model\.safetensors", ended.out, re.MULTILINE)
     assert re.search(r"of which about [\d.]+ kB \([\d.]+ %\) would be sent", ended.out)
-    assert ended.out.rstrip().endswith("nothing was published")
+    assert "nothing was published\n\nRun it again with --out kept --report report.json" in ended.out
     assert not api.repo_exists("local/dry")
 
 

@@ -10,9 +10,9 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 from huggingface_hub.hf_api import DatasetInfo
 
 from hubprune.core.errors import EvaluationError
+from hubprune.core.extras import client_library
 from hubprune.core.recipe import DEFAULT_TASKS, EvaluationSpec
 from hubprune.core.suites import SUITES
-from hubprune.core.versions import client_library
 from hubprune.evaluation import harness, tasks
 from hubprune.evaluation.results import _place
 from hubprune.evaluation.sources import commit_of
@@ -102,7 +102,7 @@ def test_a_typo_in_a_suite_names_the_suite_that_was_meant():
     with pytest.raises(EvaluationError) as caught:
         harness.check_tasks(spec("card-widht"))
     assert caught.value.hint.startswith("Did you mean card-width")
-    assert "Suites: card, card5, card-width, paper, quick, generation." in caught.value.hint
+    assert "Suites: card, card5, card-width, paper, quick, long, generation." in caught.value.hint
 
 
 def test_a_typo_in_a_task_of_ones_own_names_the_folder(task_folder):
@@ -136,7 +136,7 @@ MAIN = {
     "arc_easy": "acc_norm", "hellaswag": "acc_norm", "lambada_openai": "acc", "lambada_standard": "acc",
     "piqa": "acc_norm", "winogrande": "acc", "boolq": "acc", "rte": "acc", "openbookqa": "acc_norm",
     "gsm8k": "exact_match", "arc_challenge": "acc_norm", "mmlu_anatomy": "acc", "nq_open": "exact_match",
-    "ifeval": "prompt_level_strict_acc",
+    "ifeval": "prompt_level_strict_acc", **dict.fromkeys(SUITES["long"], "acc"),
 }  # fmt: skip
 
 

@@ -146,6 +146,17 @@ def test_a_long_row_in_pieces_answers_as_each_request_alone(family, attention, s
     assert 10 * len(row) < sum(map(len, requests))
 
 
+def test_of_a_long_row_the_way_to_the_next_token_is_kept_and_no_other_branch(short_pieces):
+    requests = behind_examples(documents=9, choices=6)
+    (row,) = requests_module.make_rows(requests, most=10**6)
+    batch = batch_module.collate([row], torch.device("cpu"), piece=7)
+    assert [piece.start for piece in batch.pieces] == [*range(0, len(row), 7)]
+    for piece in batch.pieces:
+        before = [n for n in range(piece.start) if row.ends[n] > piece.start]
+        assert piece.kept.tolist() == before
+        assert [row.positions[n] for n in before] == [*range(row.positions[piece.start])]
+
+
 def test_a_long_row_that_does_not_fit_is_halved(short_pieces, monkeypatch):
     model, requests = make(), behind_examples()
     memory = Memory(monkeypatch, 100)

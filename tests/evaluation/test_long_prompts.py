@@ -34,7 +34,7 @@ def banking(rows, seed):
 @pytest.fixture(autouse=True)
 def dataset(monkeypatch):
     """Let the data set be a small one, in memory, of which a spec names the id on the Hub."""
-    made, load = DatasetDict(train=banking(90, 0), test=banking(30, 1)), datasets.load_dataset
+    made, load = DatasetDict(train=banking(90, 0), test=banking(12, 1)), datasets.load_dataset
     monkeypatch.setattr(
         datasets, "load_dataset", lambda path, **more: made if path == "mteb/banking77" else load(path, **more)
     )
@@ -99,7 +99,7 @@ def test_a_prompt_is_that_of_longiclbench_and_its_examples_the_same_for_all_rows
 def test_rows_and_answers_are_those_of_the_test_split(dataset):
     (task,) = tasks.load_tasks(spec("banking77_1shot")).tasks.values()
     documents = list(task.eval_docs)
-    assert len(documents) == 30  # of 100 at most
+    assert len(documents) == 12  # of 100 at most
     assert all(d["answers"][d["answer"]] == d["label_text"] + "\n" for d in documents)
     order = list(dict.fromkeys(dataset["test"]["label_text"]))
     assert [d["label_text"] for d in documents[: len(order)]] == order
@@ -120,7 +120,7 @@ def test_examples_are_read_once_and_answers_are_those_of_lm_eval_one_row_at_a_ti
     monkeypatch.setattr(LayerTree, "hidden_states", counted)
     found, theirs = (
         harness.run(
-            base, pruned, spec=spec(*TWO, limit=12, batch_size=size, backend=way), seed=0, device="cpu",
+            base, pruned, spec=spec(*TWO, limit=4, batch_size=size, backend=way), seed=0, device="cpu",
             dtype="float32", reporter=reporter,
         )
         for way, size in ((backend, None), ("hf", 1))
@@ -132,13 +132,13 @@ def test_examples_are_read_once_and_answers_are_those_of_lm_eval_one_row_at_a_ti
     assert {r.metric for r in found.tasks} == {"acc", "exact_match"}
     accuracy = found.tasks[0]
     assert accuracy.chance == pytest.approx(1 / len(LABELS))
-    assert (accuracy.num_fewshot, accuracy.dataset, accuracy.documents) == (12, "mteb/banking77", 12)
-    longest = max(len(c.encode()) + len(e) - 1 for c, e in prompts("banking77_2shot")[: 12 * len(LABELS)])
+    assert (accuracy.num_fewshot, accuracy.dataset, accuracy.documents) == (12, "mteb/banking77", 4)
+    longest = max(len(c.encode()) + len(e) - 1 for c, e in prompts("banking77_2shot")[: 4 * len(LABELS)])
     assert accuracy.prompt_tokens == longest  # a token is a byte
     assert accuracy.prompts_cut == 0
     assert found.self_check.largest_difference < 3e-5  # of answers of 25 tokens, some 150 nats
     if backend == "shared":  # the first layer is run for both, and the examples are once there for all of it
-        asked = [request for name in TWO for request in prompts(name)[: 12 * len(LABELS)]]
+        asked = [request for name in TWO for request in prompts(name)[: 4 * len(LABELS)]]
         one_by_one = 2 * 2 * sum(len(context.encode()) + len(ending) - 1 for context, ending in asked)
         assert 10 * runs[-1] < one_by_one
 

@@ -70,9 +70,9 @@ def test_a_task_that_is_a_class_is_known_by_the_data_set_of_its_class(monkeypatc
 
 def test_a_model_without_room_for_what_a_task_lets_it_write_is_refused_beforehand(tmp_path, write_task):
     asked = {"output_type": "generate_until", "doc_to_choice": None}
-    write_task(tmp_path, "long", ROWS, **asked, generation_kwargs={"max_gen_toks": 64})
+    write_task(tmp_path, "essay", ROWS, **asked, generation_kwargs={"max_gen_toks": 64})
     write_task(tmp_path, "usual", ROWS, **asked)
-    for task, positions in (("long", 64), ("usual", 256)):
+    for task, positions in (("essay", 64), ("usual", 256)):
         spec = EvaluationSpec(tasks=(task,), include_path=str(tmp_path))
         said = f"{task} lets the model write {positions} tokens, and it has {positions} positions in all"
         with pytest.raises(EvaluationError, match=said):

@@ -139,6 +139,20 @@ def test_kl_is_summed_over_positions_with_a_next_token_and_divided_by_their_numb
     assert kl(1) == 0
 
 
+@pytest.mark.parametrize("count", [1, models.POSITIONS, models.POSITIONS + 1, 3 * models.POSITIONS])
+def test_the_slope_of_the_divergence_is_that_of_its_formula(count):
+    torch.manual_seed(count)
+    known, told = torch.randn(count, 31) * 3, (torch.randn(count, 31) * 3).requires_grad_()
+    weights = torch.rand(count)
+    one, other = known.double().log_softmax(-1), told.double().log_softmax(-1)
+    wanted = (one.exp() * (one - other)).sum(-1)
+    found = models.divergence(known, told)
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-6)
+    [slope] = torch.autograd.grad((wanted * weights).sum(), told)
+    [own] = torch.autograd.grad((found * weights).sum(), told)
+    torch.testing.assert_close(own, slope.float(), rtol=1e-4, atol=1e-6)
+
+
 def test_cross_entropy_is_that_of_the_texts_and_no_teacher_is_asked():
     batch = collate(ROWS)
     pair = models.Distillation(None, Fixed(OTHER), "ce")

@@ -16,7 +16,7 @@ from hubprune.core.errors import (
     HubUnreachableError,
     PermissionDeniedError,
 )
-from hubprune.core.versions import client_library
+from hubprune.core.extras import client_library
 from hubprune.hub.retry import LONGEST_WAIT_SECONDS, is_transient, translate, wait_seconds
 
 httpx = client_library()

@@ -347,10 +347,16 @@ def test_a_person_reads_what_would_be_sent():
     assert upload_lines(PLAN) == READ.replace("for\nthe", "for the")
 
 
-def test_the_summary_of_a_dry_run_begins_with_the_card_and_ends_with_the_files():
-    text = publish_summary(made.report(upload=PLAN))
-    assert text.startswith("README.md as it would be published:\n\n---\nlicense: mit")
-    assert text.endswith(f"{upload_lines(PLAN)}\n\ndry run: nothing was published")
+def test_the_summary_of_a_dry_run_ends_with_the_files_and_the_two_commands_that_follow():
+    text = publish_summary(made.report(upload=PLAN), folder="my folder", written="report.json")
+    assert "README.md as it would be published" not in text
+    assert text.endswith(
+        f"{upload_lines(PLAN)}\n\ndry run: nothing was published\n\n"
+        "to see the card:  hubprune card 'my folder' --preview\nto publish it:    hubprune push 'my folder' report.json"
+    )
+    asked = publish_summary(made.report(upload=PLAN), with_card=True)
+    assert asked.startswith("README.md as it would be published:\n\n---\nlicense: mit")
+    assert "Run it again with --out kept --report report.json, which computes nothing again, then\n" in asked
 
 
 def test_the_summary_of_a_publish_shows_no_plan_of_an_earlier_dry_run():

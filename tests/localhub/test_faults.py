@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HfHubHTTPError
 
-from hubprune.core.versions import client_library
+from hubprune.core.extras import client_library
 from hubprune.localhub import Fault
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import made
@@ -87,6 +88,18 @@ def test_scoring_reads_the_weights_once_or_once_a_round(large):
     assert tight.memory < once.memory - states / 2
     rounds = stages(large, asked=recipe(schedule="iterative"))["scores"]
     assert rounds.read == 8 * large.weight_bytes
+
+
+def test_leaving_out_takes_half_a_pass_for_every_sublayer_and_reads_the_weights_once_a_chunk(large):
+    once, lost = stages(large)["scores"], stages(large, asked=recipe(metric="loss"))["scores"]
+    heads = 2 * 400 * 512 * large.table * 82
+    assert lost.flop == pytest.approx((1 + 81 / 2) * once.flop + heads)
+    states, room = 400 * 512 * 8192 * 2 * 82, 0.5 * (20 * GB - 4 * large.table)
+    assert lost.read == math.ceil(states / int(room)) * large.weight_bytes
+    assert lost.memory <= MACHINE.host
+    roomy = stages(large, replace(MACHINE, host=1000 * GB), recipe(metric="loss"))["scores"]
+    assert roomy.read == large.weight_bytes
+    assert "80, layer by layer" in roomy.way
 
 
 def test_time_is_that_of_what_takes_longest(large):

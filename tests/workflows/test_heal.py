@@ -28,6 +28,7 @@ from hubprune.workflows import heal as workflow
 from hubprune.workflows import healed
 from hubprune.workflows import prune as pruning
 from hubprune.workflows import verify as checking
+from hubprune.workflows.heal import training as heals
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +140,11 @@ def test_minutes_are_as_many_steps_when_it_goes_on_and_no_checkpoint_is_left_at_
     assert first.seconds > 0
 
 
-def test_several_processes_are_refused(place, pruned, tmp_path, monkeypatch):
-    monkeypatch.setattr(workflow, "world_size", lambda: 2)
-    with pytest.raises(RecipeError, match="one process"):
+def test_a_step_that_processes_cannot_share_is_refused_with_one_that_they_can(place, pruned, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow, "world_size", lambda: 3)
+    with pytest.raises(RecipeError, match="no equal parts for 3 processes") as caught:
         heal(place, pruned, tmp_path / "healed")
+    assert "--batch-size 9" in str(caught.value.hint)
 
 
 def test_documents_that_were_held_out_are_not_trained_on(place, pruned, tmp_path):
@@ -205,7 +207,7 @@ def test_texts_without_a_text_column_are_named_with_the_columns_that_there_are(p
 
 
 def test_too_little_memory_is_told_before_anything_is_loaded(place, pruned, tmp_path, monkeypatch):
-    monkeypatch.setattr(workflow, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(heals, "available_bytes", lambda: 1000)
     with pytest.raises(HealingError, match="are free"):
         heal(place, pruned, tmp_path / "healed")
 

@@ -6,7 +6,7 @@ and the context of a model card are made of the same types, so that each number 
 Layers are numbered from 0.  "Original" numbers are the base's, "published" ones those of the pruned checkpoint; they
 differ only where whole layers went.
 
-base          what all share, a base, the calibration set and its scores
+base          what all share, a base, the calibration set and its scores, what saving costs
 pruning       what goes, what was written and verified, what is on the Hub
 evaluation    benchmarks and free text of base and pruned
 speed         timing, and a sweep over numbers of drops
@@ -24,6 +24,7 @@ from hubprune.core.artifacts.base import (
     BY_LOSS, AdoptedForm, Aggregation, Artifact, BaseCard, BaseCheckpoint, CalibrationRecord, CalibrationSource,
     DocumentScores, Environment, ImportanceScores, LayerScores, Layout, LayoutChoice, Method, Metric, Ranking, RepoFile,
     Schedule, SublayerKind, WidthMetric, shown_by,
+    Frontier, FrontierPoint, Goal, LatencyTable, LeftOut, NarrowerLoss, Part, Reached, TargetFound, Unit,
 )
 from hubprune.core.artifacts.evaluation import (
     BenchmarkComparison, Continuation, Estimate, EvalBackend, GenerationComparison, Loop, Mark, MetricValue,
@@ -111,8 +112,11 @@ __all__ = [
     "FileChange",
     "FileOutcome",
     "Finding",
+    "Frontier",
+    "FrontierPoint",
     "GenerationComparison",
     "GgufExport",
+    "Goal",
     "HealedBenchmarks",
     "HealedCheckpoint",
     "HealingLoss",
@@ -124,9 +128,11 @@ __all__ = [
     "Interval",
     "KvCacheMeasured",
     "LargestBatch",
+    "LatencyTable",
     "LayerScores",
     "Layout",
     "LayoutChoice",
+    "LeftOut",
     "LoadedBack",
     "Loop",
     "Margin",
@@ -137,6 +143,7 @@ __all__ = [
     "MetricValue",
     "ModelText",
     "ModelTexts",
+    "NarrowerLoss",
     "Outcome",
     "Outtype",
     "PairedComparison",
@@ -144,6 +151,7 @@ __all__ = [
     "PairedNumber",
     "Parity",
     "ParityFigures",
+    "Part",
     "PeakMemory",
     "PerplexityAnswers",
     "PlainType",
@@ -157,6 +165,7 @@ __all__ = [
     "QuantizedBenchmarks",
     "QuantizedCheckpoint",
     "Ranking",
+    "Reached",
     "Recommendation",
     "Recovered",
     "RefreshOutcome",
@@ -192,10 +201,12 @@ __all__ = [
     "SweepPoint",
     "SweepReport",
     "SweepTask",
+    "TargetFound",
     "TaskAnswers",
     "TaskComparison",
     "Together",
     "TrainedElsewhere",
+    "Unit",
     "UploadPlan",
     "Verdict",
     "Verification",

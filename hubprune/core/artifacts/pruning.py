@@ -7,7 +7,8 @@ from typing import Literal
 # fmt: off
 # isort: off
 from hubprune.core.artifacts.base import (
-    AdoptedForm, Artifact, Layout, Method, Metric, Ranking, RepoFile, Schedule, SublayerKind, WidthMetric,
+    AdoptedForm, Artifact, Layout, Method, Metric, Ranking, RepoFile, Schedule, SublayerKind, TargetFound, Unit,
+    WidthMetric,
 )
 from hubprune.core.artifacts.runtimes import RuntimeComparison
 # isort: on
@@ -95,6 +96,10 @@ class DropPlan(Artifact):
     """One per ranking that something was chosen from and something left."""
     schedule: Schedule = "one-shot"
     metric: Metric = "cosine"
+    per: Unit | None = None
+    """What the scores were divided by before they were ranked; None where they were ranked as they are."""
+    target: TargetFound | None = None
+    """How it was found, where a saving was asked for instead of a number."""
     widths: WidthPlan | None = None
     """None where the MLPs keep their widths."""
     layout: Layout = "pruned"

@@ -5,6 +5,7 @@
 In comes a request, out comes a folder like that of `hubprune prune`, with `healing.json` beside its weights.
 
     texts     the documents, and that none of them was scored or is in a benchmark
+    training  both models, the settings that fit this machine, and all processes of a run at it
     writing   the healed checkpoint, and the adapters by themselves
 """
 
@@ -12,29 +13,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
-from math import ceil, sqrt
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from hubprune.cards.manifest import MANIFEST
 from hubprune.cards.records import read_record
 from hubprune.core.artifacts import (
-    BaseCheckpoint,
-    DropPlan,
     HealedCheckpoint,
-    HealingLoss,
     HealingMethod,
     HealingRecord,
 )
-from hubprune.core.config import read_structure
-from hubprune.core.console import Reporter, quiet, size
-from hubprune.core.devices import library_versions, resolve_device, resolve_dtype, world_size
-from hubprune.core.errors import HealingError, RecipeError
+from hubprune.core.console import Reporter
+from hubprune.core.devices import library_versions, world_size
+from hubprune.core.errors import RecipeError
 from hubprune.core.extras import require
 from hubprune.core.files import (
     StageStore,
@@ -45,47 +38,26 @@ from hubprune.core.files import (
     scratch_folder,
     work_folder,
 )
-from hubprune.core.memory import available_bytes, device_bytes
 from hubprune.core.recipe import CalibrationMix, EvaluationSpec, Recipe, parse
 from hubprune.core.requests import HealRequest
-from hubprune.hub.repos import weight_files
 from hubprune.pruning import calibration, verify
 from hubprune.pruning.documents import COSMOPEDIA, find_mix, is_file
 from hubprune.pruning.layouts import Runnable, make_runnable
 from hubprune.workflows.heal.texts import Texts, benchmark_texts, draw, heads, own_files
+from hubprune.workflows.heal.training import DEFAULT_STEPS, Patient, loss_of, method_of, pair_of, settings_of, train
 from hubprune.workflows.heal.writing import write_adapter, write_healed
 from hubprune.workflows.healed import healed_by, with_tensors
 from hubprune.workflows.quantized import refuse_quantized
 from hubprune.workflows.recipes import listed
 from hubprune.workflows.run import open_session, open_store
-from hubprune.workflows.verify import PrunedFolder, find_base, find_pruned, refuse_foreign_code
+from hubprune.workflows.verify import find_base, find_pruned, refuse_foreign_code
 
 if TYPE_CHECKING:
     from hubprune.healing.models import Distillation
     from hubprune.healing.training import Settings, Trained
 
-DEFAULT_STEPS = 200
-RATE_OF_WIDTH_1 = 0.032
-"""Learning rate times the square root of the hidden size: 4e-3 at 64, where it was measured, and 5e-4 at 4096."""
-FULL_SHARE = 0.25
-"""Learning rate of all weights over that of adapters."""
 DOCUMENTS_OF_A_LENGTH = 4
 """Documents that are drawn for so many tokens as the longest of them has: most are shorter."""
-LOGITS_SHARE = 0.2
-"""Share of the free memory that the logits of one pass may take."""
-COPIES_OF_LOGITS = 6
-"""Float32 values per logit in a step: both models', their softmax, and what goes back."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patient:
-    """A pruned model, its base, and what is known of how it came to be."""
-
-    found: PrunedFolder
-    plan: DropPlan
-    base: BaseCheckpoint
-    recipe: Recipe | None
-    """Of its publish; None for a folder that was only pruned."""
 
 
 def heal(request: HealRequest, *, reporter: Reporter) -> HealedCheckpoint:
@@ -104,20 +76,20 @@ def heal(request: HealRequest, *, reporter: Reporter) -> HealedCheckpoint:
 
 def heal_patient(request: HealRequest, patient: Patient, *, store: StageStore, reporter: Reporter) -> HealedCheckpoint:
     """Do the same with a model that was found already, and keep checkpoints of the training in a work folder."""
-    method, loss = _method(request.method), _loss(request.loss)
+    method, loss = method_of(request.method), loss_of(request.loss)
     with scratch_folder(store.folder, name="heal") as scratch:
         runnable = make_runnable(patient.base, scratch / "base")
         texts, spec = find_texts(request, patient, runnable, reporter=reporter)
-        pair = _pair(request, patient, runnable, method, loss, reporter)
+        pair = pair_of(request, patient, runnable, reporter)
         told = (
             patient.base.name, patient.base.commit, patient.plan.content, texts.record, method, loss, request.rank,
             texts.held_out_tokens, library_versions(),
         )  # fmt: skip
-        settings = _settings(
+        settings = settings_of(
             request, patient, pair, texts, method, store=store, key=key_of(told, request.minutes, request.batch_size)
         )
         place = store.folder / "healing" / key_of(told, vars(settings))
-        trained = _train(pair, texts, settings, place, reporter)
+        trained = train(request, patient, runnable, pair, texts, settings, folder=place, reporter=reporter)
         record = _record(request, patient, pair, texts, spec, settings, trained)
         healed = with_tensors(patient.base, _changed(pair, method), scratch, reporter=reporter)
         if request.adapter:
@@ -135,40 +107,24 @@ def heal_patient(request: HealRequest, patient: Patient, *, store: StageStore, r
 # ---- before ----------------------------------------------------------------------------------------------------------
 
 
-def _method(text: str) -> HealingMethod:
-    return cast(HealingMethod, _one_of(text, HealingMethod, option="--method"))
-
-
-def _loss(text: str) -> HealingLoss:
-    return cast(HealingLoss, _one_of(text, HealingLoss, option="--loss"))
-
-
-def _one_of(text: str, kind: Any, *, option: str) -> str:
-    """Return what a text names among the values of a literal type.
-
-    Raises:
-        RecipeError: nothing.
-    """
-    if text.lower() in (known := get_args(kind)):
-        return text.lower()
-    raise RecipeError(f"There is no {option} {text!r:.40}.", hint=f"There are {', '.join(known)}.")
-
-
 def check_asked(request: HealRequest) -> None:
     """Refuse what contradicts itself, and a machine without the library that trains.
 
     Raises:
-        RecipeError: there is no such method or loss, two amounts are given, or several processes were started.
+        RecipeError: there is no such method or loss, two amounts are given, or a step has no equal parts.
         MissingDependencyError: peft is not installed.
     """
-    _method(request.method)
-    _loss(request.loss)
+    method_of(request.method)
+    loss_of(request.loss)
     given = [f"--{name}" for name in ("steps", "tokens", "minutes") if getattr(request, name) is not None]
     if len(given) > 1:
         raise RecipeError(f"{given[0]} and {given[1]} exclude each other.", hint="Pass one of them.")
-    if world_size() > 1:
-        raise RecipeError("Healing runs in one process.", hint="Start it without torchrun or accelerate launch.")
-    if request.adapter and _method(request.method) != "lora":
+    if request.batch_size % (count := world_size()):
+        raise RecipeError(
+            f"{request.batch_size} documents per step are no equal parts for {count} processes.",
+            hint=f"Pass --batch-size {(request.batch_size // count + 1) * count}.",
+        )
+    if request.adapter and method_of(request.method) != "lora":
         raise RecipeError("--adapter is for --method lora: all weights are no adapter.", hint="Leave one of them out.")
     if request.method == "lora":
         require("heal", doing="Healing with adapters")
@@ -266,104 +222,7 @@ def _benchmarks(request: HealRequest, patient: Patient) -> EvaluationSpec:
     return parse(EvaluationSpec, {"tasks": tasks, "include_path": include if tasks else None})
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
-
-
-def _pair(
-    request: HealRequest, patient: Patient, runnable: Runnable, method: HealingMethod, loss: HealingLoss,
-    reporter: Reporter,
-) -> Distillation:  # fmt: skip
-    """Load base and pruned model, ready to be trained."""
-    import torch
-
-    from hubprune.core.neutral import load_causal_lm
-    from hubprune.healing import models
-
-    config, architecture = patient.base.config, read_structure(patient.base.config).architecture
-    device = resolve_device(request.device or "auto")
-    dtype = resolve_dtype(request.dtype or "auto", config, device=device)
-    check_memory(weight_bytes(patient.base), method, device)
-    with quiet():
-        load = partial(load_causal_lm, runnable.folder, own_code=runnable.own_code)
-        teacher = load(dtype=getattr(torch, dtype)).requires_grad_(requires_grad=False)
-        own = teacher if method == "lora" else load(dtype=torch.float32)
-        student = models.without_sublayers(own, patient.plan, architecture)
-        if method == "lora":
-            student = models.with_adapters(student, rank=request.rank, seed=request.seed)
-        else:
-            student.requires_grad_(requires_grad=True)
-    inner = student.get_base_model() if method == "lora" else student
-    kept = sorted(patient.plan.published_numbers)
-    layers = [(teacher.model.layers[number], inner.model.layers[number]) for number in kept]
-    reporter.note(f"healing on {device} in {dtype}, {'one set of weights' if method == 'lora' else 'two models'}")
-    return models.Distillation(teacher, student, loss, layers=layers)
-
-
-def weight_bytes(base: BaseCheckpoint) -> int:
-    """Return the bytes of a base's weight files."""
-    return sum(file.size for file in weight_files(base.files))
-
-
-def check_memory(weights: int, method: HealingMethod, device: str) -> None:
-    """Refuse what cannot fit.
-
-    Raises:
-        HealingError: with what would.
-    """
-    free = device_bytes(device) if device != "cpu" else available_bytes()
-    needed = int(weights * 1.1) if method == "lora" else weights * 9  # float32, its gradient, two moments, the teacher
-    if needed > free:
-        raise HealingError(
-            f"Healing needs {size(needed)} for weights{'' if method == 'lora' else ', gradients and moments'}, and "
-            f"{size(free)} are free.",
-            hint="Pass --method lora." if method == "full" else "Run it where the base fits into memory.",
-        )
-
-
-class _Steps(BaseModel):
-    """How many steps some minutes were found to be; a run that goes on has to plan with as many."""
-
-    steps: int
-
-
-def _settings(
-    request: HealRequest, patient: Patient, pair: Distillation, texts: Texts, method: HealingMethod, *,
-    store: StageStore, key: str,
-) -> Settings:  # fmt: skip
-    from hubprune.healing.training import Settings, seconds_per_step
-
-    config, parameter = patient.base.config, next(pair.parameters())
-    device = resolve_device(request.device or "auto")
-    width = int(config["hidden_size"])
-    rate = request.learning_rate or RATE_OF_WIDTH_1 / sqrt(width) * (1.0 if method == "lora" else FULL_SHARE)
-    free = device_bytes(device) if device != "cpu" else available_bytes()
-    longest, room = max(map(len, texts.trained + texts.held_out)), free * LOGITS_SHARE
-    row = longest * int(config.get("vocab_size", 1)) * 4 * COPIES_OF_LOGITS
-    fitting = [n for n in range(1, request.batch_size + 1) if request.batch_size % n == 0 and n * row <= room]
-    settings = Settings(
-        steps=request.steps or DEFAULT_STEPS, batch_size=request.batch_size, micro_batch=max(fitting, default=1),
-        learning_rate=rate,
-        seed=request.seed, device=device, dtype=str(parameter.dtype).removeprefix("torch."),
-        checkpointing=device != "cpu",
-    )  # fmt: skip
-    mean = sum(map(len, texts.trained)) / len(texts.trained)
-    if request.tokens is not None:
-        return settings.with_steps(ceil(request.tokens / (mean * request.batch_size)))
-    if (minutes := request.minutes) is not None:
-
-        def timed() -> _Steps:
-            """Find out how long a step takes here."""
-            return _Steps(steps=int(minutes * 60 / seconds_per_step(pair, texts.trained, settings)))
-
-        return settings.with_steps(store.run("healing-steps", key, _Steps, timed).steps)
-    return settings
-
-
-def _train(pair: Distillation, texts: Texts, settings: Settings, folder: Path, reporter: Reporter) -> Trained:
-    from hubprune.healing import training
-
-    with quiet():
-        return training.train(pair, texts.trained, texts.held_out, settings, folder=folder, reporter=reporter)
+# ---- after ----------------------------------------------------------------------------------------------------------
 
 
 def _record(
@@ -372,10 +231,10 @@ def _record(
 ) -> HealingRecord:  # fmt: skip
     from hubprune.healing.models import recovered
 
-    method = _method(request.method)
+    method = method_of(request.method)
     libraries = ("accelerate", "peft", "torch", "transformers") if method == "lora" else ("accelerate", "torch")
     return HealingRecord(
-        method=method, rank=request.rank if method == "lora" else None, loss=_loss(request.loss),
+        method=method, rank=request.rank if method == "lora" else None, loss=loss_of(request.loss),
         learning_rate=settings.learning_rate, batch_size=settings.batch_size, steps=trained.steps,
         planned_steps=settings.steps, tokens=trained.tokens, seed=settings.seed, data=texts.record,
         held_out_documents=len(texts.held_out), held_out_tokens=texts.held_out_tokens, left_out=texts.left_out,

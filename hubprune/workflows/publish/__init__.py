@@ -6,7 +6,7 @@
 In comes a request, out comes the report of what is on the Hub.  Libraries that compute are imported by the stages that
 need them: what fails fast must not wait for torch.
 
-    choosing  the number of drops, where it is to be found
+    counting  the number of drops, where it is to be found
     before    what a result depends on, what the last publish left on the branch, what of it need not be computed again
     stages    the checkpoint in the work folder, benchmarks, free text, timing, and the repo that is made of it
     siblings  what is published beside it: checked with it, and delivered after it
@@ -53,7 +53,7 @@ from hubprune.workflows.publish.before import (
     scores_before,
     without_computing,
 )
-from hubprune.workflows.publish.choosing import with_count
+from hubprune.workflows.publish.counting import with_count
 from hubprune.workflows.publish.siblings import Beside, SiblingDelivery
 from hubprune.workflows.publish.stages import (
     Unfinished,

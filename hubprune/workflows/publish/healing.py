@@ -31,7 +31,8 @@ from hubprune.evaluation.pair import ModelFolder, Pair
 from hubprune.plots import pictures
 from hubprune.pruning.calibration import file_hashes
 from hubprune.pruning.tokenizer_files import load_tokenizer, token_ids
-from hubprune.workflows.heal import Patient, check_asked, check_memory, heal_patient, weight_bytes
+from hubprune.workflows.heal import check_asked, heal_patient
+from hubprune.workflows.heal.training import Patient, check_memory, weight_bytes
 from hubprune.workflows.heal.writing import write_healed
 from hubprune.workflows.healed import ELSEWHERE, RECORD, from_elsewhere, with_tensors
 from hubprune.workflows.publish.stages import free_text, kept_folder, run_sibling_snippet

@@ -299,11 +299,12 @@ def assemble(
 
 
 def _pictures(run: Run, folder: Path, report: PublishReport) -> card.Pictures:
-    base = report.base.name
+    base, found = report.base.name, report.plan.target
     try:
         return card.Pictures(
             importance=pictures.draw_for_card(report.scores, report.plan, folder, base=base) if report.scores else None,
             benchmarks=pictures.draw_changes(report.benchmarks, folder, base=base) if report.benchmarks else None,
+            frontier=pictures.draw_frontier_for_card(found.frontier, folder) if found else None,
         )
     except MissingDependencyError as error:  # without matplotlib the card has their tables alone
         run.reporter.warn(f"The card gets no pictures: {error.message} {error.hint or ''}")

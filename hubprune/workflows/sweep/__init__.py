@@ -43,8 +43,8 @@ from hubprune.plots.pictures import draw_sweep
 from hubprune.pruning import calibration, documents
 from hubprune.pruning.aggregation import KINDS
 from hubprune.pruning.checkpoint import count_parameters
+from hubprune.pruning.selection import shape_of
 from hubprune.pruning.variants import RANKED
-from hubprune.workflows.choosing import shape_of
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, open_run, say_computing, scores_if_needed
 from hubprune.workflows.sweep.measuring import Measured, held_out, measure_all, overlaps, read_mix

@@ -11,8 +11,8 @@ from hubprune.core.artifacts import Recommendation
 from hubprune.core.console import Reporter
 from hubprune.core.errors import PlanError, RecipeError
 from hubprune.core.requests import PublishRequest
-from hubprune.workflows.publish import choosing
-from hubprune.workflows.publish.choosing import open_ranking, with_count
+from hubprune.workflows.publish import counting
+from hubprune.workflows.publish.counting import open_ranking, with_count
 
 BASE = "acme/base"
 
@@ -96,8 +96,8 @@ def test_nothing_is_measured_for_a_job_on_another_machine():
 
 @pytest.mark.parametrize("limit", ["2.5", 2.5, "mean=2.5", {"mean": 2.5}])
 def test_the_limit_is_that_of_the_mean(limit):
-    assert choosing._limit(PublishRequest(BASE, max_loss=limit)) == 2.5
-    assert choosing._limit(PublishRequest(BASE)) == 1.0
+    assert counting._limit(PublishRequest(BASE, max_loss=limit)) == 2.5
+    assert counting._limit(PublishRequest(BASE)) == 1.0
     with pytest.raises(RecipeError, match="one limit for the mean"):
-        choosing._limit(replace(PublishRequest(BASE), max_loss="piqa=3"))
+        counting._limit(replace(PublishRequest(BASE), max_loss="piqa=3"))
     assert open_ranking(PublishRequest(BASE, block_drop="auto")) == "block"

@@ -14,14 +14,15 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from hubprune.core.amounts import AUTO
 from hubprune.core.artifacts import Ranking, Recommendation, SweepReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import PlanError, RecipeError
 from hubprune.core.recipe import MEAN
 from hubprune.core.requests import PublishRequest, SweepRequest
-from hubprune.core.specs import AUTO, OPTIONS
+from hubprune.core.specs import OPTIONS
+from hubprune.pruning.selection import shape_of
 from hubprune.workflows import sweep as sweeping
-from hubprune.workflows.choosing import shape_of
 from hubprune.workflows.recipes import budget, recipe_of
 from hubprune.workflows.run import open_run
 from hubprune.workflows.sweep.points import MOST_TRIED, REPORT, most_that_fit
