@@ -37,7 +37,8 @@ def fill(api):
         rows = [line.replace(b'"ctx":', b'"ctx_b": "", "ctx_a":') for line in rows.splitlines(keepends=True)[:8]]
         configs = [{"config_name": config, "data_files": [{"split": s, "path": f"{s}.jsonl"} for s in splits]}]
         card = f"---\nconfigs: {json.dumps(configs)}\n---\n# Stand-in\n".encode()
-        put(repo_id, {"README.md": card, **{f"{s}.jsonl": b"".join(rows if s == "train" else rows[:ROWS]) for s in splits}}, "dataset")
+        files = {f"{split}.jsonl": b"".join(rows if split == "train" else rows[:ROWS]) for split in splits}
+        put(repo_id, {"README.md": card, **files}, "dataset")
 
 
 def folder_files(folder: Path):
