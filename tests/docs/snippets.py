@@ -57,7 +57,7 @@ def all_blocks():
 
 def hubprune_arguments(command):
     """Return what follows `hubprune` in a command, or after `-m hubprune`; None where it is of another program."""
-    words = shlex.split(command, comments=True)
+    words = shlex.split(re.sub(r"> *[\w.-]+ *$", "", command), comments=True)  # without the file that a shell writes
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         del words[0]
     for start in ("hubprune", ".venv/bin/hubprune"):
