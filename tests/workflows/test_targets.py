@@ -70,7 +70,8 @@ def test_one_pass_over_the_base_serves_the_frontier_and_every_target(base, runs)
 
 def test_several_targets_are_reached_at_once(base, tmp_path):
     hubprune.prune(base, target="params=-15%,kv=-25%", out="both", **CHEAP)
-    kept, whole = (sum(tensor.parameters for _, tensor in open_weights(folder)) for folder in (tmp_path / "both", Path(base)))
+    folders = tmp_path / "both", Path(base)
+    kept, whole = (sum(tensor.parameters for _, tensor in open_weights(folder)) for folder in folders)
     assert kept <= 0.85 * whole
     assert json.loads((tmp_path / "both" / "config.json").read_text())["dropped_attn_layers"]
 
