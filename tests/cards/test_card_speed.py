@@ -6,7 +6,7 @@ import made
 import pytest
 from card_text import card, check_golden, headings
 
-from hubprune.cards.measured import _three_digits
+from hubprune.cards.timed import _three_digits
 from hubprune.core.artifacts import PeakMemory
 
 

@@ -62,6 +62,7 @@ from hubprune.workflows.publish.stages import (
     compare_back,
     find_runtimes,
     find_speed,
+    when_timed,
     free_text,
     has_checkpoint,
     kept_checkpoint,
@@ -106,7 +107,7 @@ def publish_run(
     stage = announcer(run.reporter, (*STAGES, *(["Siblings"] if asked else [])))
     stage()
     choices = CardChoices.read(
-        notes=request.notes, template=request.card_template, timed="now" if request.speed else "never",
+        notes=request.notes, template=request.card_template, timed=when_timed(run, asked=request.speed),
         runtimes=choose(request.runtimes or "auto"),
     )  # fmt: skip
     target, beside = check(run, request)
