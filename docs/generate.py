@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -286,7 +287,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 """Model -> its shape, by its config.json, and the bytes of its files in bfloat16."""
 
 
-def needs_of(model: str, machine: str) -> Any:
+def needs_of(model: str, machine: str, tasks: str | None = None) -> Any:
     """Return what every stage of a publish with default options needs, by the arithmetic of `hubprune doctor`."""
     from hubprune.core.requests import PublishRequest
     from hubprune.workflows.estimate import Machine, Shape, needs
@@ -294,20 +295,37 @@ def needs_of(model: str, machine: str) -> Any:
 
     config = MODELS[model]
     shape = Shape.of(config, weight_bytes=config["weight_bytes"], stored="bfloat16", tied=config["tied"])
-    return needs(recipe_of(PublishRequest("a/b", attn_drop=1)), shape, Machine(**MACHINES[machine]), missing=0)
+    recipe = recipe_of(PublishRequest("a/b", attn_drop=1, tasks=tasks))
+    return needs(recipe, shape, Machine(**MACHINES[machine]), missing=0)
+
+
+def _memory(stages: Any) -> str:
+    return f"{max(stage.memory for stage in stages) / GIGA:.0f} GB"
+
+
+def _time(stages: Any) -> str:
+    return _span(sum(stage.seconds or 0 for stage in stages))
 
 
 def needs_table() -> str:
     """Write what a publish of a 3B and of a 7B would take on three machines."""
-    rows = ["| model | machine | memory | rough time | of which benchmarks |", "|---|---|---|---|---|"]
+    rows = ["| model | machine | memory | rough time | with `--tasks card5` |", "|---|---|---|---|---|"]
     for model in MODELS:
         for machine in MACHINES:
             stages = needs_of(model, machine)
-            whole = sum(stage.seconds or 0 for stage in stages)
-            measured = sum(stage.seconds or 0 for stage in stages if stage.stage == "benchmarks")
-            memory = max(stage.memory for stage in stages) / GIGA
-            rows.append(f"| {model} | {machine} | {memory:.0f} GB | {_span(whole)} | {_span(measured)} |")
+            fewer = _time(needs_of(model, machine, "card5"))
+            rows.append(f"| {model} | {machine} | {_memory(stages)} | {_time(stages)} | {fewer} |")
     return "\n".join(rows)
+
+
+def readme_rows() -> list[str]:
+    """Write the same as rows of the README: bytes of download and disk, memory on an A100, times."""
+    rows = []
+    for model, config in MODELS.items():
+        size, stages = config["weight_bytes"] / GIGA, [needs_of(model, machine) for machine in MACHINES]
+        cells = [f"{size:.1f} GB", f"{math.ceil(3 * size)} GB", _memory(stages[1]), *map(_time, stages)]
+        rows.append(f"| {' | '.join([model, *cells])} |")
+    return rows
 
 
 def _span(seconds: float) -> str:

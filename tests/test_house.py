@@ -26,7 +26,7 @@ FLOORS = {"core": 1, **dict.fromkeys(ROOMS, 2), "workflows": 3, "commands": 4}
 """Of the folders below the package; what lies beside them is on the highest floor."""
 DOOR = ("hub", "cards")
 """The one room that knows another: what a repo consists of."""
-MOST_MODULES, MOST_LINES = 226, 51_500
+MOST_MODULES, MOST_LINES = 232, 53_500
 """Of all there is.  It was 150 and 34,000 before models could be larger than memory, and 160 and 37,500 before there
 were siblings in fewer bits, healed ones, other runtimes, and files for eight more families of llama.cpp; 206 and 47,000
 before sublayers were chosen by what the model loses, towards a target, and what others pruned was taken over."""

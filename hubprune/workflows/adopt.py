@@ -35,6 +35,7 @@ from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.heal.writing import write_healed
 from hubprune.workflows.healed import ELSEWHERE, with_tensors
 from hubprune.workflows.prune import write_verified
+from hubprune.workflows.publish.healing import OF_TOKENIZERS, check_tokenizer
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, make_plan, open_run, open_session
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     import torch
 
 CARD = "README.md"
+CARRIED = (INDEX_NAME, CARD, *OF_TOKENIZERS)
+"""What is read of a repo beside config.json and safetensors."""
 NOT_TO_DROP = (
     "attn_drop", "mlp_drop", "block_drop", "joint_drop", "attn_layers", "mlp_layers", "neuron_drop", "mlp_width",
     "expansion_ratio", "healed", "recipe",
@@ -224,6 +227,8 @@ def find_adoptee(
             hint="Name the one that nothing is missing in with --base.",
         )
     check_same_model(source.config, whole.config, name=name, base_name=whole.name)
+    hint = "The result gets the base's tokenizer, which theirs has to agree with."
+    check_tokenizer(Path(whole.folder or ""), source.folder, hint=hint)
     claims = read_claims(source.config, structure, whole.config, name=name)
     weights = hub_weights(whole)
     with reporter.progress("comparing with the base", total=weights.size(), unit="B") as advance:
@@ -246,7 +251,7 @@ def hub_weights(base: BaseCheckpoint) -> Weights:
 
 
 def find_source(name: str, revision: str | None, *, session: HubSession, reporter: Reporter) -> Source:
-    """Find what others pruned; of a repo, config.json, card and safetensors are downloaded.
+    """Find what others pruned; of a repo, config.json, card, tokenizer and safetensors are downloaded.
 
     Raises:
         BaseNotFoundError: there is no such folder or repo.
@@ -260,7 +265,7 @@ def find_source(name: str, revision: str | None, *, session: HubSession, reporte
         repo = hub.find_repo(name, revision=revision, session=session)
         check_config(repo.config, where=f"config.json of {name}")
         config, commit = repo.config, repo.commit
-        wanted = tuple(f for f in repo.files if f.path.endswith(".safetensors") or f.path in (INDEX_NAME, CARD))
+        wanted = tuple(f for f in repo.files if f.path.endswith(".safetensors") or f.path in CARRIED)
         hub.require_safetensors(repo, wanted)
         files = (*wanted, *(f for f in repo.files if f.path == "config.json"))
         folder = download(files, repo_id=name, commit=str(commit), session=session, reporter=reporter)

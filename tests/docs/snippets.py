@@ -1,14 +1,16 @@
-"""The fenced blocks of README and docs: found, split into commands, typed through the parser of the command line."""
+"""The fenced blocks of README and docs, and the cells of notebooks: found, split into commands, typed, run."""
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^ *```$", re.DOTALL | re.MULTILINE)
 MARK = "# not run: "
 LANGUAGES = ("bash", "python", "yaml", "text")
@@ -55,7 +57,7 @@ def all_blocks():
 
 def hubprune_arguments(command):
     """Return what follows `hubprune` in a command, or after `-m hubprune`; None where it is of another program."""
-    words = shlex.split(command, comments=True)
+    words = shlex.split(re.sub(r"> *[\w.-]+ *$", "", command), comments=True)  # without the file that a shell writes
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         del words[0]
     for start in ("hubprune", ".venv/bin/hubprune"):
@@ -84,3 +86,23 @@ def typed(arguments):
     old = {p.name for p in command.params if getattr(p, "hidden", False)}
     assert not old & given.keys(), f"{old & given.keys()} are names of earlier versions"
     return command, given
+
+
+def cells(path, **parameters):
+    """Yield the code of the cells that are run, with other values for the parameters of the notebook."""
+    for cell in json.loads(path.read_text())["cells"]:
+        tags, text = cell["metadata"].get("tags", []), "".join(cell["source"])
+        if cell["cell_type"] == "code" and "not-run" not in tags:
+            for name, value in parameters.items() if "parameters" in tags else ():
+                text, found = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", text)
+                assert found == 1, name
+            yield text
+
+
+def shown(text, names):
+    """Run a cell, and return what a notebook would show of its last line: HTML, or else plain text."""
+    tree = ast.parse(text)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, text, "exec"), names)  # what the notebook shows
+    value = eval(compile(ast.Expression(last.value), text, "eval"), names) if last else None
+    return value._repr_html_() if hasattr(value, "_repr_html_") else "" if value is None else repr(value)

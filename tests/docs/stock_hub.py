@@ -8,8 +8,8 @@ from pathlib import Path
 from hubprune import demo
 
 BASE = "meta-llama/Llama-3.2-3B"
-ROWS = 6
-"""Of every split of a benchmark."""
+ROWS = 3
+"""That are asked of a benchmark; there are some more to be shown as examples."""
 SPLITS = {
     "allenai/ai2_arc": ("ARC-Easy", "arc_easy", ("train", "validation", "test")),
     "Rowan/hellaswag": ("default", "hellaswag", ("train", "validation")),
@@ -19,7 +19,7 @@ SPLITS = {
     "google-research-datasets/nq_open": ("nq_open", None, ("train", "validation")),
 }
 """Data set of a stock task -> its config, the file of the demo that has rows of the same columns, its splits."""
-QUESTIONS = b"".join(b'{"question": "where does owl %d live", "answer": ["forest"]}\n' % n for n in range(ROWS))
+QUESTIONS = b"".join(b'{"question": "where does owl %d live", "answer": ["forest"]}\n' % n for n in range(8))
 
 
 def fill(api):
@@ -34,10 +34,11 @@ def fill(api):
     put("HuggingFaceTB/cosmopedia", folder_files(demo.DATASETS["calibration"]), "dataset")
     for repo_id, (config, file, splits) in SPLITS.items():
         rows = QUESTIONS if file is None else (demo.DATASETS["benchmarks"] / f"{file}.jsonl").read_bytes()
-        rows = [line.replace(b'"ctx":', b'"ctx_b": "", "ctx_a":') for line in rows.splitlines(keepends=True)[:ROWS]]
+        rows = [line.replace(b'"ctx":', b'"ctx_b": "", "ctx_a":') for line in rows.splitlines(keepends=True)[:8]]
         configs = [{"config_name": config, "data_files": [{"split": s, "path": f"{s}.jsonl"} for s in splits]}]
         card = f"---\nconfigs: {json.dumps(configs)}\n---\n# Stand-in\n".encode()
-        put(repo_id, {"README.md": card, **{f"{split}.jsonl": b"".join(rows) for split in splits}}, "dataset")
+        files = {f"{split}.jsonl": b"".join(rows if split == "train" else rows[:ROWS]) for split in splits}
+        put(repo_id, {"README.md": card, **files}, "dataset")
 
 
 def folder_files(folder: Path):

@@ -126,3 +126,24 @@ def test_tables_that_pages_ask_for_are_made():
     assert asked <= generate.TABLES.keys()
     for write in generate.TABLES.values():
         assert len(write().splitlines()) > 2
+
+
+def test_the_readme_is_short_and_its_figures_are_those_of_doctor():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 1200
+    assert [row for row in generate.readme_rows() if row not in text] == []
+
+
+def test_the_lines_for_ci_are_the_same_in_the_readme_and_on_their_page():
+    def lines(path):
+        return re.search(r"```yaml\n(name: .*?)```", (ROOT / path).read_text(), re.DOTALL)[1]
+
+    assert lines("README.md") == lines("docs/ci.md")
+
+
+def test_pictures_are_small_and_each_is_shown():
+    pictures = sorted((ROOT / "docs" / "assets").glob("*.png"))
+    pages = " ".join(path.read_text() for path in (ROOT / "README.md", *PAGES))
+    assert pictures
+    assert all(path.stat().st_size < 150_000 for path in pictures)
+    assert [path.name for path in pictures if f"assets/{path.name}" not in pages] == []

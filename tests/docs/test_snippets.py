@@ -14,19 +14,23 @@ from pathlib import Path
 
 import pytest
 import yaml
-from snippets import LANGUAGES, all_blocks, hubprune_arguments, typed
+from snippets import LANGUAGES, ROOT, all_blocks, cells, hubprune_arguments, shown, typed
 from stock_hub import BASE, fill
 from typer.testing import CliRunner
 
 from hubprune.core import recipe
+from hubprune.pruning import documents
+from hubprune.workflows import recipes
 
 CHEAPER = {
-    "sweep": ["--counts", "0:2"],
+    "sweep": ["--counts", "0:1", "--tasks", "piqa"],
+    "publish": ["--tasks", "piqa"],
     "speed": ["--depths", "0", "--new-tokens", "1"],
     "heal": ["--steps", "2", "--held-out", "4"],
     "quantize": ["--group-size", "16", "--num-samples", "8"],
 }
-"""Command -> options that are added where it is run here, since the stand-in is small or time is short."""
+"""Command -> options that are added where it is run here, since the stand-in is small or time is short; to a publish
+only where it sweeps first, to none where it names tasks itself."""
 BLOCKS = all_blocks()
 RUN = [block for block in BLOCKS if block.reason is None and block.language in ("bash", "python")]
 READ = [block for block in BLOCKS if block not in RUN]
@@ -42,7 +46,9 @@ def run(arguments):
     if tuple(arguments) in DONE:
         return
     DONE.add(tuple(arguments))
-    more = CHEAPER.get(arguments[0], [])
+    options = CHEAPER.get(arguments[0], []) if arguments[0] != "publish" or "auto" in arguments else []
+    given = [pair for pair in zip(options[::2], options[1::2], strict=True) if "--tasks" not in {*arguments} & {*pair}]
+    more = [word for pair in given for word in pair]
     done = CliRunner().invoke(app, [*arguments, *more])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -58,7 +64,11 @@ def left_by_others(hub, admin, tmp_path_factory):
         patch.setenv("HF_TOKEN", hub.add_user("me", role="write"))
         patch.chdir(place)
         Path("prompts.txt").write_text("One morning\nHow to\n")
-        patch.setattr(recipe, "PACKAGE_PROMPTS", place / "prompts.txt")  # of 32, two are enough to be run
+        # Of 32 prompts two, and of 400 documents 40 are enough to be run.
+        patch.setattr(recipe, "PACKAGE_PROMPTS", place / "prompts.txt")
+        fewer = documents.COSMOPEDIA.model_copy(update={"num_samples": 40})
+        patch.setitem(documents.MIXES, "cosmopedia", fewer)
+        patch.setattr(recipes, "COSMOPEDIA", fewer)
         run(["publish", BASE, "--attn-drop", "3", "--dry-run", "--out", "kept", "--report", "kept-report.json"])
         run(["push", "kept", "kept-report.json"])
         run(["prune", BASE, "--attn-drop", "3", "--out", "pruned"])
@@ -97,6 +107,39 @@ def test_what_a_page_shows_runs(page, place):
     for block in RUN:
         if block.page == page:
             run_block(block, names)
+
+
+def run_notebook(name, **parameters):
+    for out in ("kept", "pruned", "sweep"):
+        shutil.rmtree(out, ignore_errors=True)
+    return [shown(text, names) for names in [{}] for text in cells(ROOT / "examples" / f"{name}.ipynb", **parameters)]
+
+
+def test_the_notebook_for_a_free_gpu_goes_all_the_way(place, capsys):
+    told = run_notebook("free_notebook")
+    tables = [text for text in told if "<table>" in text]
+    assert len(tables) == 2
+    assert told[-1].startswith("'http://127.0.0.1")
+    out = capsys.readouterr().out
+    assert "One morning" in out
+    assert "device" in out
+
+
+def test_the_notebook_for_choosing_recommends_and_prunes(place):
+    told = run_notebook("choose_a_count", counts="0:2", num_samples=8)
+    assert told[1].count("data:image/png") >= 1
+    assert told[2].startswith("[('attn', ")
+    assert "'loss': " in told[3]
+    assert Path("pruned/model.safetensors").is_file()
+
+
+def test_the_notebook_for_readers_loads_trains_and_quantizes(place, capsys):
+    told = run_notebook("use_a_pruned_model", group_size=16, num_samples=8)
+    losses = next(text for text in told if text.startswith("[") and text.count(",") == 4)
+    first, *_, last = map(float, losses.strip("[]").split(","))
+    assert last < first
+    assert "True" in told
+    assert capsys.readouterr().out.count("One morning") == 2
 
 
 @pytest.mark.parametrize("block", READ, ids=lambda block: block.name)

@@ -304,6 +304,16 @@ def test_pickles_are_never_opened_and_another_model_is_no_base(base, tmp_path):
     assert "--base" in raised.value.hint
 
 
+def test_a_tokenizer_with_other_ids_is_refused(base, tmp_path):
+    theirs = copy_of(base, tmp_path / "theirs", drop_attn_list=[1])
+    values = json.loads((theirs / "tokenizer.json").read_text())
+    vocab = values["model"]["vocab"]
+    vocab["a"], vocab["e"] = vocab["e"], vocab["a"]
+    (theirs / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="gives other ids"):
+        adopt(theirs, base)
+
+
 @pytest.mark.parametrize(
     ("card", "path", "told"),
     [

@@ -127,7 +127,7 @@ def check_given(pruned: Path, given: Path) -> None:
     if other := [name for name in own.keys() & found.keys() if own[name] != found[name]]:
         name = min(other)
         raise CheckpointError(f"{name} in {given} has shape {found[name]} instead of {own[name]}.", hint=hint)
-    _check_tokenizer(pruned, given, hint=hint)
+    check_tokenizer(pruned, given, hint=hint)
 
 
 def _understood(config: Mapping[str, Any], pruned: Path) -> dict[str, Any]:
@@ -148,8 +148,12 @@ def _understood(config: Mapping[str, Any], pruned: Path) -> dict[str, Any]:
     return {key: value for key, value in read.items() if key not in FREE_KEYS}
 
 
-def _check_tokenizer(pruned: Path, given: Path, *, hint: str) -> None:
-    """Compare the ids of some texts; code that the folder brings is not run."""
+def check_tokenizer(pruned: Path, given: Path, *, hint: str) -> None:
+    """Refuse a folder whose tokenizer gives other ids for some texts; code that it brings is not run.
+
+    Raises:
+        CheckpointError: it does, or cannot be loaded.
+    """
     theirs = [given / name for name in OF_TOKENIZERS if (given / name).is_file()]
     if not theirs:
         return  # trainers that were given no tokenizer save none: ours is published in any case
@@ -161,7 +165,7 @@ def _check_tokenizer(pruned: Path, given: Path, *, hint: str) -> None:
         except Exception as error:  # whatever a tokenizer of strangers may bring transformers to raise
             raise CheckpointError(f"The tokenizer in {given} cannot be loaded: {error!s:.200}", hint=hint) from error
     if not same:
-        raise CheckpointError(f"The tokenizer in {given} gives other ids than the pruned model's.", hint=hint)
+        raise CheckpointError(f"The tokenizer in {given} gives other ids than that of the model.", hint=hint)
 
 
 def weights_digest(given: Path) -> str:
