@@ -12,7 +12,7 @@ from hubprune.cards.limits import benchmark_limits, benchmark_verdict
 # fmt: off
 # isort: off
 from hubprune.cards.markdown import (
-    NONE, count, listing, plain, with_error, with_interval,
+    NONE, count, listing, plain, with_interval,
 )
 # isort: on
 # fmt: on
@@ -222,7 +222,11 @@ def made(report: SiblingReport, *, curve: str | None) -> Made:
             sentence=f"{loaded}, and compared with the base with the trained tensors in it.", checks=checks
         )
     if record := report.healing:
-        sentences, rows, texts = _training(report, record), _figures(record), calibration(record.data, endpoint=report.endpoint)
+        sentences, rows, texts = (
+            _training(report, record),
+            _figures(record),
+            calibration(record.data, endpoint=report.endpoint),
+        )
     else:
         sentences, rows, texts = _elsewhere(report), _taken(report), None
     text = ""

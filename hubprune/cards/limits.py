@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from hubprune.cards import free_text
 from hubprune.cards.markdown import INTERVAL, NONE, count, p_value, plain, with_error, with_interval
-from hubprune.cards.timed import hardware
 from hubprune.cards.removal import ranked_thing
+from hubprune.cards.timed import hardware
 from hubprune.core.artifacts import (
     BenchmarkComparison,
     DropPlan,
@@ -77,16 +77,16 @@ def retention(comparison: BenchmarkComparison) -> Iterator[str]:
 # ---- when to use it ----------------------------------------------------------------------------------------------
 
 
-def purpose(
-    comparison: BenchmarkComparison | None, *, repetition: RepetitionComparison | None
-) -> tuple[str, ...]:
+def purpose(comparison: BenchmarkComparison | None, *, repetition: RepetitionComparison | None) -> tuple[str, ...]:
     """Say for each kind of use what was measured, and nothing of what was not."""
     rows = comparison.main_metrics() if comparison else ()
-    told = [
-        _kind("Choosing among given answers", [row for row in rows if row.is_written is False and row.is_share]),
-        _kind("Writing answers", [row for row in rows if row.is_written]),
-        _kind("Predicting text", [row for row in rows if not row.is_share and not row.is_written]),
-    ]
+    kinds: tuple[tuple[str, bool | None], ...] = (
+        ("Answers scored by their likelihood", False), ("Written answers", True), ("Benchmarks", None),
+    )  # fmt: skip
+    # Of benchmarks that an earlier version ran it is not known which of these they are.
+    told = [_kind(name, found) for name, kind in kinds if (found := [r for r in rows if r.is_written is kind])]
+    if not any(row.is_written is not False for row in rows):
+        told.append("Written answers: not measured by a benchmark.")
     if repetition is None:
         told.append("Free text: not measured.")
     else:
@@ -100,8 +100,6 @@ def purpose(
 
 def _kind(name: str, rows: list[TaskComparison]) -> str:
     """Say of the tasks of a kind which clearly lost, and of the others that they did not."""
-    if not rows:
-        return f"{name}: not measured."
     worse = [row.task for row in rows if _mark(row) == "worse"]
     blind = [row.task for row in rows if _mark(row) in (None, "at chance")]
     rest = len(rows) - len(worse) - len(blind)

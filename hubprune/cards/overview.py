@@ -19,12 +19,13 @@ from hubprune.cards.free_text import loop_rows, wrapped
 # fmt: off
 # isort: off
 from hubprune.cards.markdown import (
-    FILTERS, INTERVAL, NONE, change_percent, count, interval, plain, rounded, signed, size_change, visible, with_interval,
+    FILTERS, INTERVAL, NONE, change_percent, count, interval, plain, rounded, signed, size_change, visible,
+    with_interval,
 )
 # isort: on
 # fmt: on
-from hubprune.cards.timed import speed_rows
 from hubprune.cards.removal import NAMES, layers_named, width_rows, width_share
+from hubprune.cards.timed import speed_rows
 from hubprune.core import fresh
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import (
@@ -114,7 +115,8 @@ def glance(report: PublishReport) -> Table:
     dtype = stored_dtype(report.base.config)
     rows = (
         (
-            "Parameters", *map(rounded, (checkpoint.base_parameters, checkpoint.parameters)),
+            "Parameters",
+            *map(rounded, (checkpoint.base_parameters, checkpoint.parameters)),
             change_percent(checkpoint.base_parameters, checkpoint.parameters),
         ),
         *_sublayer_rows(report.plan),

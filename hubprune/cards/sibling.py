@@ -310,7 +310,8 @@ def _quantized(made: QuantizedCheckpoint, *, mix: str, endpoint: str) -> Made:
     sentence = f"The written files were loaded in a fresh process by transformers {made.verification.transformers}."
     return Made(
         title="How it was quantized", sentences=tuple(sentences),
-        table=Table(columns=("", "Value"), align="ll", rows=tuple(rows)), calibration=calibration(record.calibration, endpoint=endpoint),
+        table=Table(columns=("", "Value"), align="ll", rows=tuple(rows)),
+        calibration=calibration(record.calibration, endpoint=endpoint),
         verification=VerificationSummary(sentence=sentence, checks=checks),
     )  # fmt: skip
 

@@ -62,12 +62,12 @@ from hubprune.workflows.publish.stages import (
     compare_back,
     find_runtimes,
     find_speed,
-    when_timed,
     free_text,
     has_checkpoint,
     kept_checkpoint,
     open_pair,
     run_snippet,
+    when_timed,
 )
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, scores_if_needed
