@@ -23,7 +23,7 @@ from hubprune.cards.card import render
 
 CARDS = int(os.environ.get("HOSTILE_CARDS", "200"))
 FOLDED = card().count("<details>")
-"""As many as the templates have: no text of data makes another."""
+"""As many as the templates make of two pairs of texts: no text of data makes another."""
 PAGE = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
@@ -54,8 +54,8 @@ def check_page(text):
         "td", "blockquote", "details", "summary",
     }, tags  # fmt: skip
     folds = re.findall(r"<(?:details|summary)[^>]*>", page)
-    assert folds == ["<details>", "<summary>"] * FOLDED, folds
-    assert page.count("</details>") == page.count("</summary>") == FOLDED
+    assert folds == ["<details>", "<summary>"] * page.count("</details>"), folds
+    assert page.count("</details>") == page.count("</summary>") <= FOLDED
     links = re.findall(r'(?:href|src)="([^"]*)"', page)
     ours = r"https://huggingface\.co/|assets/|(?:recipe\.yaml|hubprune\.json|modeling_pruned_llama\.py)$"
     assert all(re.match(ours, link) for link in links), links
