@@ -128,6 +128,7 @@ class _Matching:
         }
         widths = self._widths(numbers, gone=dropped["mlp"])
         if not any(dropped.values()) and widths is None:
+            self._layers(layers)  # where some are there twice, that is what has to be said
             raise CheckpointError(f"Nothing is missing in {self.name} that its base has.", hint=LOOKED_FOR)
         names = self._names(numbers, dropped)
         self._check_others(names, numbers, dropped)

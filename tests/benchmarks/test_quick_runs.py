@@ -17,7 +17,6 @@ RUNS = {
     "eval.py": ("--quick",),
     "long.py": ("--quick",),
     "choosing.py": ("--quick",),
-    "peers.py": ("--quick",),
     "sparser.py": ("--quick",),
     "real_sizes.py": ("--small", "prune-3B"),
 }

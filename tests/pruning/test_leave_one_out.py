@@ -144,6 +144,9 @@ def test_a_narrower_mlp_loses_what_the_written_one_does(folder, tmp_path, metric
         out = written(base, narrow, tmp_path / f"{number}")
         loss, _, _ = reference(out, calibration().documents, plan(LAYERS), own_code=True)
         assert found.of[Variant(2, "width", width)] == pytest.approx(loss, abs=2e-6)
+        whole = made(folder, (), width_metric=metric)
+        whole.narrow(2, width)
+        assert run(whole).base == pytest.approx(loss, abs=2e-6)
 
 
 def test_a_run_from_a_higher_layer_on_finds_what_a_fresh_one_does(folder, monkeypatch):

@@ -188,7 +188,8 @@ def test_modelopt_s_blocks_lose_attention_and_neurons_and_its_folder_of_shards_i
     assert found.plan.widths.neurons  # no metric would have kept these
     others = [(2, neuron) for neuron in range(24) if neuron not in kept]
     assert agrees(base, tmp_path / "out", attn=(1,), mlp=(3,), silent=others)
-    outside = {**index, "weight_map": dict.fromkeys(left, "../theirs/subblocks_safetensors/all.safetensors")}
+    shutil.copyfile(below / "all.safetensors", tmp_path / "all.safetensors")
+    outside = {**index, "weight_map": dict.fromkeys(left, "../all.safetensors")}
     (theirs / "model.safetensors.index.json").write_text(json.dumps(outside))
     with pytest.raises(CheckpointError, match="not in its folder"):
         adopt(theirs, base)
@@ -261,6 +262,12 @@ def twice(tensors):
     tensors.update({n.replace("layers.0", "layers.2"): t.clone() for n, t in tensors.items() if "layers.0" in n})
 
 
+def as_many(tensors):
+    """Leave layer 1 out and repeat layer 0, so that their number is that of the base."""
+    for name in [name for name in tensors if "layers.1." in name]:
+        tensors[name] = tensors[name.replace("layers.1.", "layers.0.")].clone()
+
+
 def pickled(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
@@ -281,6 +288,7 @@ def pickled(folder):
         (None, {"rope_theta": 5e5}, CheckpointError, "rope_theta=500000.0"),
         (without_layers(1), {"num_hidden_layers": 3, "rms_norm_eps": 1e-6}, CheckpointError, "rms_norm_eps"),
         (twice, {"num_hidden_layers": 3}, CheckpointError, "repeated or in another order"),
+        (as_many, {}, CheckpointError, "repeated or in another order"),
         (without_layers(1), {"num_hidden_layers": 2}, CheckpointError, "tensors that its base lacks"),
         (None, {"num_hidden_layers": 6}, CheckpointError, "some are there twice"),
     ],
