@@ -6,7 +6,7 @@
 - overview: one sentence, the table at a glance, and the code of "Use it", which is run.
 - removal: what was removed, by which scores, on which texts.
 - target: a saving that was asked for, and loss against saving.
-- measured, free_text: benchmarks, speed and memory; what both models wrote.
+- measured, timed, free_text: benchmarks; speed and memory; what both models wrote.
 - limits: verdict, warnings and the regression budget, by rules.
 - sibling, healed: the same for a repo beside a pruned one: quantized, for another runtime, or trained on.
 - commands, provenance: commands, versions, citations, and what the base's licence asks for.

@@ -18,10 +18,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubprune.cards import free_text, front_matter, measured, overview, provenance
+from hubprune.cards import free_text, front_matter, measured, overview, provenance, timed
 from hubprune.cards import removal as removed
 from hubprune.cards.context import CardContext, Glance, SiblingContext
-from hubprune.cards.limits import limits, verdict
+from hubprune.cards.limits import limits, purpose, verdict
 from hubprune.cards.manifest import checkpoint_tag
 from hubprune.cards.markdown import FILTERS
 from hubprune.cards.provenance import attribution_line, card_in_force, license_warnings
@@ -81,15 +81,16 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
         attribution=attribution_line(terms),
         warnings=tuple(license_warnings(base, given=given)),
         glance=Glance(table=overview.glance(report), verdict=verdict(benchmarks, repetition=repetition)),
+        purpose=purpose(benchmarks, repetition=repetition),
         usage=usage,
         removal=removed.removal(
             plan, scores=scores, verification=report.verification, by_hand=tuple(recipe.drop.by_hand),
             adopted=recipe.adopted, endpoint=report.endpoint, picture=pictures.importance,
         ),
         target=targeted(plan, picture=pictures.frontier),
-        calibration=removed.calibration(scores.calibration if scores else None),
+        calibration=removed.calibration(scores.calibration if scores else None, endpoint=report.endpoint),
         benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks),
-        speed=measured.section(report.speed),
+        speed=timed.section(report.speed),
         free_text=free_text.section(generation),
         limits=limits(plan, scores=scores, comparison=benchmarks, generation=generation, speed=report.speed),
         notes=report.notes,

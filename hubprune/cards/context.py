@@ -8,7 +8,8 @@ the templates.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 
@@ -26,6 +27,8 @@ class Table(Described):
     align: str
     """One letter per column: l for text, r for numbers."""
     rows: tuple[tuple[str, ...], ...]
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Text of a cell -> where it leads."""
 
     def __post_init__(self) -> None:
         widths = {len(self.columns), len(self.align), *map(len, self.rows)}
@@ -97,6 +100,10 @@ class Usage(Described):
     """What the layout asks for, and what the files were run in."""
     others: tuple[OtherRuntime, ...]
     """The runtimes beside transformers that did run it; none that was not tried."""
+    train: str | None = None
+    """Python code that puts trainable adapters on the model."""
+    quantize: str | None = None
+    """Command that writes it in fewer bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +183,11 @@ class Benchmarks(Described):
 
     sentences: tuple[str, ...]
     table: Table
+    details: Table
+    """The same rows: standard errors, relative change, documents, shots and chance."""
     picture: Picture | None
     notes: tuple[str, ...]
-    """How the changes were tested, and what follows from them together."""
+    """How the values were computed and the changes tested."""
     long: Long | None = None
     """The same intents after more and more examples; None where they were not asked for."""
 
@@ -275,6 +284,8 @@ class CardContext(Described):
     warnings: tuple[str, ...]
     """What a reader has to know before all else."""
     glance: Glance
+    purpose: tuple[str, ...]
+    """What the measurements speak for and against, by fixed rules."""
     usage: Usage
     removal: Removal
     target: Targeted | None

@@ -12,10 +12,11 @@ from hubprune.cards.limits import benchmark_limits, benchmark_verdict
 # fmt: off
 # isort: off
 from hubprune.cards.markdown import (
-    NONE, count, listing, plain, with_error, with_interval,
+    NONE, count, listing, plain, with_interval,
 )
 # isort: on
 # fmt: on
+from hubprune.cards.measured import SIDES, limited, tables
 from hubprune.cards.removal import calibration
 from hubprune.core.artifacts import (
     SHARES,
@@ -153,39 +154,20 @@ def benchmarks(seen: HealedBenchmarks | None) -> Benchmarks | None:
     """Put base, pruned and healed model into one table; None where nothing was run."""
     if seen is None or not seen.both.tasks:
         return None
-    columns = (
-        "Task", "Metric", "Base", "Pruned", "This model", "Δ points to base", "Δ points to pruned",
-        "Δ relative to pruned, %", "Verdict", "n", "Shots",
-    )  # fmt: skip
     steps = {_key(row): row for row in seen.step.tasks}
-    rows = tuple(_row(row, steps[_key(row)]) for row in seen.both.tasks if _key(row) in steps)
+    found = ((row, steps[_key(row)]) for row in seen.both.tasks if _key(row) in steps)
+    table, details = tables(("Base", "Pruned", "This model"), [(r, s, (r.base, s.base, r.pruned)) for r, s in found])
     compared = seen.both
-    sentences = [
+    sentences = (
         f"Base, pruned and healed model answered the same documents with lm-eval {compared.lm_eval} ({compared.dtype},"
         f" {compared.device}, seed {compared.seed}).",
-        "± is one standard error of a model's own value; behind a change, in brackets, is its 95 % interval, document"
-        " by document. Δ points is 100 × (this − other) for metrics between 0 and 1. The verdict is that of this model"
-        " against the base, adjusted for the number of tasks by Holm's method. ↑: higher is better, ↓: lower.",
-    ]
-    if compared.limit is not None:
-        sentences.append(f"Limited to the first {count(compared.limit)} documents of each task.")
-    table = Table(columns=columns, align="llrrrrrrlrr", rows=rows)
-    return Benchmarks(sentences=tuple(sentences), table=table, picture=None, notes=())
+        *limited(compared),
+    )
+    return Benchmarks(sentences=sentences, table=table, details=details, picture=None, notes=(SIDES,))
 
 
 def _key(row: TaskComparison) -> tuple[str, str, str | None]:
     return row.task, row.metric, row.filter
-
-
-def _row(row: TaskComparison, step: TaskComparison) -> tuple[str, ...]:
-    whole = row.documents == row.documents_available
-    changes = (with_interval(change) if change else NONE for change in (row.points, step.points, step.percent))
-    metric = f"{row.metric}{f' ({row.filter})' if row.filter else ''} {'↑' if row.higher_is_better else '↓'}"
-    values = (with_error(v.value, v.standard_error) for v in (row.base, step.base, row.pruned))
-    return (
-        row.task, metric, *values, *changes, (row.paired and row.paired.mark) or NONE,
-        count(row.documents) + ("" if whole else f" of {count(row.documents_available)}"), str(row.num_fewshot),
-    )  # fmt: skip
 
 
 def came_back(seen: HealedBenchmarks | None) -> Adding | None:
@@ -240,7 +222,11 @@ def made(report: SiblingReport, *, curve: str | None) -> Made:
             sentence=f"{loaded}, and compared with the base with the trained tensors in it.", checks=checks
         )
     if record := report.healing:
-        sentences, rows, texts = _training(report, record), _figures(record), calibration(record.data)
+        sentences, rows, texts = (
+            _training(report, record),
+            _figures(record),
+            calibration(record.data, endpoint=report.endpoint),
+        )
     else:
         sentences, rows, texts = _elsewhere(report), _taken(report), None
     text = ""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from hubprune.cards import free_text
 from hubprune.cards.markdown import INTERVAL, NONE, count, p_value, plain, with_error, with_interval
-from hubprune.cards.measured import hardware
 from hubprune.cards.removal import ranked_thing
+from hubprune.cards.timed import hardware
 from hubprune.core.artifacts import (
     BenchmarkComparison,
     DropPlan,
@@ -40,7 +40,7 @@ WORDS: Mapping[Mark, str] = {
     "worse": "worse",
     "better": "better",
     "not distinguishable": "not distinguishable from the base",
-    "at chance": "that the base itself only guesses at",
+    "at chance": "where the base itself only guesses",
 }
 
 
@@ -57,7 +57,61 @@ def verdict(comparison: BenchmarkComparison | None, *, repetition: RepetitionCom
         loops = "Its texts end in a loop more often than the base's."
     else:
         loops = "More of its texts end in a loop than of the base's, which is not distinguishable from chance."
-    return benchmark_verdict(comparison), loops
+    return (*benchmark_verdicts(comparison), loops)
+
+
+def retention(comparison: BenchmarkComparison) -> Iterator[str]:
+    """Say how much of the base's mean is left, and of what of it lies above guessing, where that is not near 0."""
+    shares = [row for row in comparison.main_metrics() if row.is_share]
+    base, left = (sum(getattr(row, side).value for row in shares) for side in ("base", "pruned"))
+    chance = sum(row.chance or 0.0 for row in shares)
+    if base <= 0:
+        return
+    above = ""
+    if chance and not any(_mark(row) == "at chance" for row in shares) and base > chance:
+        above = f", and {plain(100 * (left - chance) / (base - chance), digits=1)} % of what of it lies above guessing"
+    of = "its benchmark" if len(shares) == 1 else f"the mean of its {len(shares)} benchmarks"
+    yield f"It keeps {plain(100 * left / base, digits=1)} % of the base's value in {of}{above}."
+
+
+# ---- when to use it ----------------------------------------------------------------------------------------------
+
+
+def purpose(comparison: BenchmarkComparison | None, *, repetition: RepetitionComparison | None) -> tuple[str, ...]:
+    """Say for each kind of use what was measured, and nothing of what was not."""
+    rows = comparison.main_metrics() if comparison else ()
+    kinds: tuple[tuple[str, bool | None], ...] = (
+        ("Answers scored by their likelihood", False), ("Written answers", True), ("Benchmarks", None),
+    )  # fmt: skip
+    # Of benchmarks that an earlier version ran it is not known which of these they are.
+    told = [_kind(name, found) for name, kind in kinds if (found := [r for r in rows if r.is_written is kind])]
+    if not any(row.is_written is not False for row in rows):
+        told.append("Written answers: not measured by a benchmark.")
+    if repetition is None:
+        told.append("Free text: not measured.")
+    else:
+        seen = repetition.loops
+        more = "not for free text that nobody reads before it is used" if free_text.is_above_zero(seen.change) else ""
+        ends = f"{seen.pruned} of {seen.texts} texts end in a loop, {seen.base} of the base's"
+        told.append(f"Free text: {ends}{f'; {more}' if more else ''}.")
+    told.append("Intended use: that of the base, where the figures here are enough for you. Test it on your own task.")
+    return tuple(told)
+
+
+def _kind(name: str, rows: list[TaskComparison]) -> str:
+    """Say of the tasks of a kind which clearly lost, and of the others that they did not."""
+    worse = [row.task for row in rows if _mark(row) == "worse"]
+    blind = [row.task for row in rows if _mark(row) in (None, "at chance")]
+    rest = len(rows) - len(worse) - len(blind)
+    parts = [f"clearly worse than the base on {', '.join(worse)}"] if worse else []
+    parts += [f"no clear loss on {'the other ' if worse else ''}{rest} of {len(rows)}"] if rest else []
+    parts += [f"nothing can be told from {', '.join(blind)}"] if blind else []
+    return f"{name}: {'; '.join(parts)}."
+
+
+def benchmark_verdicts(comparison: BenchmarkComparison | None) -> tuple[str, ...]:
+    """Say what a model's benchmarks come to, and how much of the base's mean is left."""
+    return benchmark_verdict(comparison), *(retention(comparison) if comparison else ())
 
 
 def benchmark_verdict(comparison: BenchmarkComparison | None) -> str:

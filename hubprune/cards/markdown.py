@@ -45,6 +45,12 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def rounded(number: int) -> str:
+    """Write an integer of more than six digits short: 3.21 B, 12.35 M."""
+    unit, name = (1e9, "B") if number >= 1e9 else (1e6, "M")
+    return f"{number / unit:.2f} {name}" if number >= 1e6 else count(number)
+
+
 def plain(value: float, *, digits: int) -> str:
     """Write a number as `decimal` does, but with a real minus sign, and never a negative zero."""
     text = decimal(value, digits=digits)

@@ -1,22 +1,18 @@
-"""What was measured of base and pruned model: their benchmarks, task by task, and their speed and memory."""
+"""What was measured of base and pruned model: their benchmarks, task by task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from hubprune.cards.context import Adding, Benchmarks, Long, Picture, Speed, Table
-from hubprune.cards.markdown import INTERVAL, NONE, count, plain, signed, size_change, span, with_error, with_interval
+from hubprune.cards.context import Adding, Benchmarks, Long, Picture, Table
+from hubprune.cards.markdown import INTERVAL, NONE, count, plain, signed, with_error, with_interval
 from hubprune.core.artifacts import (
     BenchmarkComparison,
-    Interval,
-    Measure,
+    MetricValue,
     QuantizedBenchmarks,
-    SpeedMeasured,
-    SpeedReport,
     TaskComparison,
     Together,
 )
-from hubprune.core.console import size
 
 TESTS: Mapping[str, str] = {
     "mcnemar": "McNemar's exact test of the documents that one of the two alone got right",
@@ -43,29 +39,61 @@ def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = 
     """Compare base and pruned task by task; None where nothing was run."""
     if comparison is None or not comparison.tasks:
         return None
-    columns = (
-        "Task", "Metric", "Base", "This model", "Δ points", "Δ relative, %", "Verdict", "n", "Shots", "Chance",
-    )  # fmt: skip
-    rows = []
-    for task in comparison.tasks:
-        values = [with_error(m.value, m.standard_error) for m in (task.base, task.pruned)]
-        whole = task.documents == task.documents_available
-        n = count(task.documents) + ("" if whole else f" of {count(task.documents_available)}")
-        read_by = f" ({task.filter})" if task.filter else ""
-        metric = f"{task.metric}{read_by} {'↑' if task.higher_is_better else '↓'}"
-        chance = NONE if task.chance is None else plain(task.chance, digits=4)
-        differences = (with_interval(change) if change else NONE for change in (task.points, task.percent))
-        mark = (task.paired and task.paired.mark) or NONE
-        rows.append((task.task, metric, *values, *differences, mark, n, str(task.num_fewshot), chance))
+    table, details = tables(("Base", "This model"), [(row, None, (row.base, row.pruned)) for row in comparison.tasks])
     changes = [f"{row.task} {signed(row.points.value)}" for row in comparison.main_metrics() if row.points]
     text = f"Changes of the benchmarks in points with their 95 % intervals, against no change: {', '.join(changes)}"
     return Benchmarks(
         sentences=tuple(_benchmark_sentences(comparison)),
-        table=Table(columns=columns, align="llrrrrlrrr", rows=tuple(rows)),
+        table=table,
+        details=details,
         picture=Picture(path=picture, text=text) if picture else None,
-        notes=tuple(_test_sentences(comparison)),
+        notes=(*_computed_sentences(comparison), *_test_sentences(comparison)),
         long=_long(comparison),
     )
+
+
+Compared = tuple[TaskComparison, TaskComparison | None, tuple[MetricValue, ...]]
+"""This model against the base, against the pruned model where that is another, and the values of all."""
+
+
+def tables(names: tuple[str, ...], rows: Sequence[Compared]) -> tuple[Table, Table]:
+    """Write what a reader asks for first, and in a second table of the same rows all else; shares in percent."""
+    seen, more = [], []
+    for row, step, values in rows:
+        share = 100 if row.is_share else 1
+        read_by = f" ({row.filter})" if row.filter else ""
+        metric = f"{row.metric}{read_by}{', %' if row.is_share else ''} {'↑' if row.higher_is_better else '↓'}"
+        figures = (with_error(share * v.value, None, digits=2 if row.is_share else 3) for v in values)
+        mark = (row.paired and row.paired.mark) or NONE
+        seen.append((row.task, metric, mark, *figures, *(_changed(each) for each in (row, step) if each)))
+        errors = (
+            NONE if v.standard_error is None else plain(share * v.standard_error, digits=2 if row.is_share else 3)
+            for v in values
+        )
+        relative = (step or row).percent
+        whole = row.documents == row.documents_available
+        n = count(row.documents) + ("" if whole else f" of {count(row.documents_available)}")
+        chance = NONE if row.chance is None else plain(100 * row.chance, digits=2)
+        told = with_interval(relative) if relative else NONE
+        more.append((row.task, metric, *errors, told, n, str(row.num_fewshot), chance))
+    stepped = any(step for _, step, _ in rows)
+    changes = ("Change to base", "Change to pruned") if stepped else ("Change",)
+    relative_to = "Relative to pruned, %" if stepped else "Relative change, %"
+    columns = ("Task", "Metric", *(f"± {name}" for name in names), relative_to, "n", "Shots", "Chance, %")
+    return (
+        Table(
+            columns=("Task", "Metric", "Verdict", *names, *changes), align="lll" + "r" * len(names + changes),
+            rows=tuple(seen),
+        ),
+        Table(columns=columns, align="ll" + "r" * (len(names) + 4), rows=tuple(more)),
+    )  # fmt: skip
+
+
+def _changed(row: TaskComparison) -> str:
+    """Write a change in points, or relative where there are no points, with its interval."""
+    if row.points:
+        return with_interval(row.points, unit=" points")
+    return with_interval(row.percent, unit=" %") if row.percent else NONE
 
 
 def _long(comparison: BenchmarkComparison) -> Long | None:
@@ -101,6 +129,11 @@ def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         f"Base and this model were measured in the same run, on the same documents, with lm-eval {comparison.lm_eval}"
         f" ({comparison.dtype}, {comparison.device}, seed {comparison.seed})."
     )
+    yield from _asked_sentences(comparison)
+    yield from limited(comparison)
+
+
+def _computed_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
     # What computed the log-likelihoods, and how that was compared with lm-eval's own backend.
     if comparison.backend == "hf":
         why = f", since {comparison.fallback}" if comparison.fallback else ""
@@ -118,14 +151,10 @@ def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
             f" common{compared}."
         )
     yield (
-        "± is one standard error of a model's own value. Chance is the accuracy of guessing. Δ points is"
-        " 100 × (this − base) for metrics between 0 and 1 and does not exist for others; Δ relative is this / base − 1."
-        " ↑: higher is better, ↓: lower is better."
+        "± is one standard error of a model's own value. Chance is the accuracy of guessing. A change is this − base in"
+        " points, for metrics that are no shares this / base − 1; the relative change is this / base − 1. All changes"
+        " are computed from values that are not rounded yet. ↑: higher is better, ↓: lower is better."
     )
-    yield from _asked_sentences(comparison)
-    if comparison.limit is not None:
-        limit = count(comparison.limit)
-        yield f"Limited to the first {limit} documents of each task: no figure here is the full benchmark's."
 
 
 def _asked_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
@@ -188,23 +217,31 @@ def four_benchmarks(four: QuantizedBenchmarks | None) -> Benchmarks | None:
     """Put base and pruned model, each as it is and quantized, into one table; None where nothing was run."""
     if four is None or not four.both.tasks:
         return None
-    columns = (
-        "Task", "Metric", "Base", "Base, quantized", "Pruned", "This model", "Δ points to base", "Δ points to pruned",
-        "Δ relative to pruned, %", "Verdict", "n", "Shots",
-    )  # fmt: skip
-    rows = tuple(_four_row(four, row) for row in four.both.tasks if _same_rows(four, row))
+    found = ((row, _same_rows(four, row)) for row in four.both.tasks)
+    rows = [(row, same[1], (row.base, same[0].pruned, same[1].base, row.pruned)) for row, same in found if same]
+    table, details = tables(("Base", "Base, quantized", "Pruned", "This model"), rows)
     compared = four.both
-    sentences = [
+    sentences = (
         "Base and pruned model, each as it is and quantized in the same way with the same texts, answered the same"
         f" documents with lm-eval {compared.lm_eval} ({compared.dtype}, {compared.device}, seed {compared.seed}).",
-        "± is one standard error of a model's own value; behind a change, in brackets, is its 95 % interval, document"
-        " by document. Δ points is 100 × (this − other) for metrics between 0 and 1. The verdict is that of this model"
-        " against the base, adjusted for the number of tasks by Holm's method. ↑: higher is better, ↓: lower.",
-    ]
-    if compared.limit is not None:
-        sentences.append(f"Limited to the first {count(compared.limit)} documents of each task.")
-    table = Table(columns=columns, align="llrrrrrrrlrr", rows=rows)
-    return Benchmarks(sentences=tuple(sentences), table=table, picture=None, notes=())
+        *limited(compared),
+    )
+    return Benchmarks(sentences=sentences, table=table, details=details, picture=None, notes=(SIDES,))
+
+
+SIDES = (
+    "± is one standard error of a model's own value; behind a change, in brackets, is its 95 % interval, document by"
+    " document. The verdict is that of this model against the base, adjusted for the number of tasks by Holm's method."
+    " ↑: higher is better, ↓: lower."
+)
+"""How the tables of a sibling are read."""
+
+
+def limited(comparison: BenchmarkComparison) -> Iterator[str]:
+    """Say how many documents were seen, where that is not all."""
+    if comparison.limit is not None:
+        limit = count(comparison.limit)
+        yield f"Limited to the first {limit} documents of each task: no figure here is the full benchmark's."
 
 
 def _same_rows(four: QuantizedBenchmarks, row: TaskComparison) -> tuple[TaskComparison, TaskComparison] | None:
@@ -216,19 +253,6 @@ def _same_rows(four: QuantizedBenchmarks, row: TaskComparison) -> tuple[TaskComp
 
     control, step = found(four.control), found(four.step)
     return (control, step) if control and step else None
-
-
-def _four_row(four: QuantizedBenchmarks, row: TaskComparison) -> tuple[str, ...]:
-    control, step = _same_rows(four, row) or (row, row)
-    values = (row.base, control.pruned, step.base, row.pruned)
-    whole = row.documents == row.documents_available
-    changes = (with_interval(change) if change else NONE for change in (row.points, step.points, step.percent))
-    metric = f"{row.metric}{f' ({row.filter})' if row.filter else ''} {'↑' if row.higher_is_better else '↓'}"
-    return (
-        row.task, metric, *(with_error(v.value, v.standard_error) for v in values), *changes,
-        (row.paired and row.paired.mark) or NONE,
-        count(row.documents) + ("" if whole else f" of {count(row.documents_available)}"), str(row.num_fewshot),
-    )  # fmt: skip
 
 
 def adding(four: QuantizedBenchmarks | None) -> Adding | None:
@@ -267,119 +291,3 @@ def _adds_up(row: Together) -> str:
         f" {signed(row.quantized.value)}, both together by {signed(row.both.value)}: {off} off the sum of the two, so"
         f" that {how}."
     )
-
-
-# ---- speed -----------------------------------------------------------------------------------------------------------
-
-PEAKS: Mapping[str, str] = {
-    "allocator": "weights and what the GPU's allocator held beside them",
-    "resident": "resident memory of a process of its own, libraries and loading included",
-}
-MEASURES: Mapping[Measure, str] = {
-    "prefill": "Prefill, tokens/s", "first-token": "First token, ms", "decode": "Decoding, tokens/s",
-    "generation": "Whole answer, tokens/s",
-}  # fmt: skip
-"""Measure -> what the card calls it, with its unit."""
-GLANCE: tuple[Measure, ...] = ("prefill", "decode")
-"""Measures at a glance."""
-
-
-def hardware(speed: SpeedReport) -> str:
-    """Name what was timed on: a GPU by its name, a CPU with the number of its threads that were used."""
-    machine = speed.environment.machine
-    return f"{machine}, {speed.threads} thread{'s'[: speed.threads - 1]}" if speed.device == "cpu" else machine
-
-
-def speed_rows(speed: SpeedReport | None) -> Iterator[tuple[str, ...]]:
-    """Compare speed and peak memory at a glance, each with the hardware; no rows where nothing was timed."""
-    if speed is None:
-        return
-    deepest = {row.measured.measure: row for row in speed.rows}
-    for row in (deepest[measure] for measure in GLANCE if measure in deepest):
-        seen, ends = row.measured, _ends(row.measured.ratio)
-        told = f"{signed(seen.speedup_percent, digits=1)} % ({ends})"
-        if row.verdict == "control failed":
-            told = "not resolved: the base differs from itself"
-        elif row.verdict == "not resolved":
-            told = f"not resolved ({ends} %)"
-        yield f"{MEASURES[seen.measure]} ({hardware(speed)})", *_paces(seen), told
-    if peak := speed.peak_memory:
-        yield f"Peak memory ({hardware(speed)})", *_byte_cells(peak.base, peak.pruned)
-
-
-def section(speed: SpeedReport | None) -> Speed | None:
-    """Show every measure with its interval and its control, and how it was measured; None where nothing was timed."""
-    if speed is None or not speed.rows:
-        return None
-    columns = ("Measure", "Base", "This model", "Speed-up, %", "Verdict", "SDR", "Control, %")
-    rows = []
-    for row in speed.rows:
-        seen, sdr = row.measured, NONE
-        if row.sdr:
-            value, low, high = (plain(number, digits=3) for number in (row.sdr.value, row.sdr.low, row.sdr.high))
-            sdr = f"{value} ({low} to {high})"
-        verdict = "not resolved" if row.verdict == "control failed" else row.verdict
-        gain = f"{signed(seen.speedup_percent, digits=1)} ({_ends(seen.ratio)})"
-        rows.append((MEASURES[seen.measure], *_paces(seen), gain, verdict, sdr, _ends(seen.control)))
-    cache = speed.kv_cache
-    memory = [(f"KV cache of {count(cache.tokens)} tokens, counted", *_byte_cells(cache.base, cache.pruned))]
-    if peak := speed.peak_memory:
-        memory.insert(0, (f"Peak: {PEAKS[peak.how]}", *_byte_cells(peak.base, peak.pruned)))
-    return Speed(
-        sentences=tuple(_how(speed)),
-        table=Table(columns=columns, align="lrrrlrr", rows=tuple(rows)),
-        memory=Table(columns=("Memory", "Base", "This model", "Change"), align="lrrr", rows=tuple(memory)),
-        notes=tuple(_notes(speed)),
-    )
-
-
-def _ends(ratio: Interval) -> str:
-    return span(100 * (ratio.low - 1), 100 * (ratio.high - 1), digits=1)
-
-
-def _byte_cells(base: int, pruned: int) -> tuple[str, ...]:
-    return size(base), size(pruned), size_change(base, pruned)
-
-
-def _paces(seen: SpeedMeasured) -> tuple[str, str]:
-    if seen.tokens_per_second is None or seen.base_tokens_per_second is None:
-        return _three_digits(1000 * seen.base_seconds), _three_digits(1000 * seen.seconds)
-    return _three_digits(seen.base_tokens_per_second), _three_digits(seen.tokens_per_second)
-
-
-def _three_digits(value: float) -> str:
-    """Write a positive number with three digits at least: 1,234, 56.7, 0.891."""
-    digits = next(digits for digits, least in enumerate((99.95, 9.995, 0.9995, 0.0)) if value >= least)
-    return f"{value:,.{digits}f}"
-
-
-def _how(speed: SpeedReport) -> Iterator[str]:
-    shape, versions = speed.rows[-1].measured, speed.environment.versions
-    prompt = f"a prompt of {count(shape.depth)} tokens, then " if shape.depth else ""
-    ran = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
-    yield (
-        f"Both models were timed in one process on {hardware(speed)} ({speed.device}, {speed.dtype}, attention"
-        f" {speed.attention}, {ran}): {prompt}{count(shape.new_tokens)} new tokens, batch size {shape.batch_size}."
-        " The tokens of a whole answer are the new ones, its time is that of both."
-    )
-    yield (
-        f"Each of {shape.rounds} rounds timed the base, the base again and this model, in random order; both columns"
-        " are medians."
-    )
-
-
-def _notes(speed: SpeedReport) -> Iterator[str]:
-    yield (
-        "Speed-up is the median over the rounds of the base's time over this model's, minus 1; in brackets is its"
-        " 95 % bootstrap interval. It need not be the quotient of the two columns, which are medians of their own."
-        " Control is that interval for the base against itself. Not resolved: the speed-up's interval holds 0, or the"
-        " control's does not."
-    )
-    if change := speed.benchmarks:
-        tasks = "1 benchmark" if len(change.tasks) == 1 else f"{len(change.tasks)} benchmarks"
-        yield (
-            f"SDR is points lost per percent of speed-up (equation 7 of arXiv 2406.15786): the mean of {tasks} changed"
-            f" by {signed(change.points)} points. It exists where this model is faster, and its interval spans all that"
-            " the intervals of both allow together."
-        )
-    yield from speed.notes

@@ -19,12 +19,13 @@ from hubprune.cards.free_text import loop_rows, wrapped
 # fmt: off
 # isort: off
 from hubprune.cards.markdown import (
-    FILTERS, INTERVAL, NONE, change_percent, count, interval, plain, signed, size_change, visible, with_interval,
+    FILTERS, INTERVAL, NONE, change_percent, count, interval, plain, rounded, signed, size_change, visible,
+    with_interval,
 )
 # isort: on
 # fmt: on
-from hubprune.cards.measured import speed_rows
 from hubprune.cards.removal import NAMES, layers_named, width_rows, width_share
+from hubprune.cards.timed import speed_rows
 from hubprune.core import fresh
 from hubprune.core.architectures import architecture_of
 from hubprune.core.artifacts import (
@@ -113,7 +114,11 @@ def glance(report: PublishReport) -> Table:
     cache = checkpoint.base_kv_bytes_per_token, checkpoint.kv_bytes_per_token
     dtype = stored_dtype(report.base.config)
     rows = (
-        _count_row("Parameters", checkpoint.base_parameters, checkpoint.parameters),
+        (
+            "Parameters",
+            *map(rounded, (checkpoint.base_parameters, checkpoint.parameters)),
+            change_percent(checkpoint.base_parameters, checkpoint.parameters),
+        ),
         *_sublayer_rows(report.plan),
         *width_rows(report.plan),
         (f"Weights on disk ({', '.join(checkpoint.dtypes)})", *map(size, weights), size_change(*weights)),
@@ -204,7 +209,14 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
         code=code,
         runtimes=tuple(runtimes),
         others=other_runtimes(report.verification, plan, needs_file=code is not None, refreshed=bool(report.refreshed)),
-    )
+        train=train_code(repo_id, tag=tag, custom_code=code is not None), quantize=f"hubprune quantize {repo_id}",
+    )  # fmt: skip
+
+
+def train_code(repo_id: str, *, tag: str | None, custom_code: bool) -> str:
+    """Write the lines that put adapters on the model, to be trained."""
+    made = template_environment("card", filters=FILTERS).get_template("train.py.jinja")
+    return visible(made.render(repo_id=repo_id, revision=tag, custom_code=custom_code), keep="\n\t").rstrip("\n")
 
 
 def ran_in(verification: Verification) -> str:

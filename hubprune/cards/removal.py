@@ -22,7 +22,7 @@ from hubprune.core.artifacts import (
     Verification,
     WidthMetric,
 )
-from hubprune.core.privacy import page, public_name
+from hubprune.core.privacy import is_local_data, page, public_name
 from hubprune.core.specs import Adopted
 
 NAMES: Mapping[SublayerKind, str] = {"attn": "attention", "mlp": "MLP"}
@@ -104,7 +104,7 @@ def removal(
     )
 
 
-def calibration(record: CalibrationRecord | None) -> Calibration | None:
+def calibration(record: CalibrationRecord | None, *, endpoint: str) -> Calibration | None:
     """Describe the texts behind the scores, or those that a model was quantized with; None where there are none."""
     if record is None:
         return None
@@ -118,11 +118,15 @@ def calibration(record: CalibrationRecord | None) -> Calibration | None:
         f" seed {record.seed}, shuffle buffer {count(record.shuffle_buffer)}."
     )
     columns = ("Subset", "Data set", "Weight", record.unit.capitalize(), "Tokens", "Commit")
-    rows = []
+    rows, links = [], {}
     for source in record.sources:
         figures = (plain(source.weight, digits=3), count(source.documents), count(source.tokens))
-        rows.append((source.config or source.split, public_name(source.dataset), *figures, source.commit or NONE))
-    return Calibration(sentence=sentence, table=Table(columns=columns, align="llrrrl", rows=tuple(rows)))
+        rows.append((source.config or source.split, public_name(source.dataset), *figures, (source.commit or NONE)[:8]))
+        url = page(f"datasets/{quote(source.dataset, errors='replace')}", endpoint=endpoint)
+        if url and source.commit and not is_local_data(source.dataset):
+            links[source.commit[:8]] = f"{url}/tree/{source.commit}"
+    table = Table(columns=columns, align="llrrrl", rows=tuple(rows), links=links)
+    return Calibration(sentence=sentence, table=table)
 
 
 def layers_named(layers: Sequence[int]) -> str:

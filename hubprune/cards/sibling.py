@@ -22,7 +22,7 @@ from hubprune.cards.context import (
     VerificationSummary,
 )
 from hubprune.cards.free_text import wrapped
-from hubprune.cards.limits import benchmark_limits, benchmark_verdict
+from hubprune.cards.limits import benchmark_limits, benchmark_verdict, retention
 from hubprune.cards.manifest import files_tag
 from hubprune.cards.measured import adding, four_benchmarks
 
@@ -97,7 +97,7 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
     else:
         summary, limits = _summary(report), tuple(_limits(report))
         glance = _quantized_glance(report, made) if made else _gguf_glance(report)
-        told_made = _quantized(made, mix=recipe.calibration.name) if made else _files(report)
+        told_made = _quantized(made, mix=recipe.calibration.name, endpoint=report.endpoint) if made else _files(report)
         benchmarks, adds = four_benchmarks(report.benchmarks), adding(report.benchmarks)
     published = public_recipe(recipe, base=base)
     also = [GPTQ, GPTAQ] if made and made.record.method == "gptq" else []
@@ -224,7 +224,8 @@ def _quantized_glance(report: SiblingReport, made: QuantizedCheckpoint) -> Glanc
     columns = ("", "Base", "Pruned", "This model", "Change to pruned (95 % interval)")
     told = benchmark_verdict(compared.both) if compared else "Verdict: what it cost on benchmarks was not measured."
     adds = adding(compared)
-    verdict = (told, *([adds.sentences[0]] if adds else []))
+    left = tuple(retention(compared.both)) if compared else ()
+    verdict = (told, *left, *([adds.sentences[0]] if adds else []))
     return Glance(table=Table(columns=columns, align="lrrrr", rows=tuple(rows)), verdict=verdict)
 
 
@@ -274,7 +275,7 @@ def _usage(report: SiblingReport) -> Usage:
 # ---- how it was made ---------------------------------------------------------------------------------------------
 
 
-def _quantized(made: QuantizedCheckpoint, *, mix: str) -> Made:
+def _quantized(made: QuantizedCheckpoint, *, mix: str, endpoint: str) -> Made:
     """Say what was done to the matrices, on which texts, and how that was checked; `mix` is the recipe's."""
     record = made.record
     rows = [
@@ -309,7 +310,8 @@ def _quantized(made: QuantizedCheckpoint, *, mix: str) -> Made:
     sentence = f"The written files were loaded in a fresh process by transformers {made.verification.transformers}."
     return Made(
         title="How it was quantized", sentences=tuple(sentences),
-        table=Table(columns=("", "Value"), align="ll", rows=tuple(rows)), calibration=calibration(record.calibration),
+        table=Table(columns=("", "Value"), align="ll", rows=tuple(rows)),
+        calibration=calibration(record.calibration, endpoint=endpoint),
         verification=VerificationSummary(sentence=sentence, checks=checks),
     )  # fmt: skip
 

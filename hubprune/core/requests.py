@@ -80,8 +80,9 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
         "Publish it as GGUF files too, as NAME-GGUF.", metavar="q8_0,q4_k_m,...|none", panel=BESIDE)] = None
     notes: Notes = None
     card_template: CardTemplate = None
-    speed: Annotated[bool, Option(
-        "Time both models on this machine, for the card: prefill, decoding, peak memory.", panel=CARD)] = False
+    speed: Annotated[bool | None, Option(
+        "Time both models on this machine, for the card: prefill, decoding, peak memory. Default: where it has a CUDA "
+        "GPU.", panel=CARD)] = None
     runtimes: Annotated[str | Sequence[str] | None, Option(
         "Run the result in these as well, and show on the card what they did. Default: auto, those that are found "
         "here.", metavar="auto|none|vllm,llama.cpp,mlx", panel=CARD)] = None

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 SHOWN = (CARD, "*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.svg")
 """Files of a repo that its card may show."""
-Timed = Literal["now", "never"] | SpeedReport
+Timed = Literal["now", "if it fits", "never"] | SpeedReport
+"""Whether base and result are timed: as asked, since this machine has a GPU, or not; or what was found."""
 
 
 @dataclass(frozen=True)

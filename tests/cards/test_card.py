@@ -42,14 +42,15 @@ def test_a_picture_of_the_scores_is_linked_with_what_it_shows_in_words():
 
 def test_sections_come_in_their_order():
     assert headings(card()) == [
-        "At a glance", "Use it", "What was removed", "Calibration", "Benchmarks", "Generation check", "Limits",
-        "Reproduce", "Licence and attribution", "Citation",
+        "At a glance", "When to use it", "Use it", "What was removed", "Calibration", "Benchmarks", "Generation check",
+        "Limits", "Reproduce", "Licence and attribution", "Citation",
     ]  # fmt: skip
 
 
 def test_a_section_without_data_is_absent():
     assert headings(card(**made.BY_HAND)) == [
-        "At a glance", "Use it", "What was removed", "Limits", "Reproduce", "Licence and attribution", "Citation"
+        "At a glance", "When to use it", "Use it", "What was removed", "Limits", "Reproduce", "Licence and attribution",
+        "Citation",
     ]  # fmt: skip
     assert "EleutherAI" not in card(**made.BY_HAND)
     assert "eval-harness" not in card(**made.BY_HAND)
@@ -94,12 +95,12 @@ def test_model_index_has_this_models_values_only():
 def test_points_and_relative_change_have_columns_of_their_own():
     rows = [line for line in card().splitlines() if line.startswith("| lambada") or line.startswith("| arc")]
     cells = [[c.strip() for c in row.strip("|").split("|")] for row in rows]
-    assert [c[4:6] for c in cells] == [
-        ["−0.76 (−2.96 to +1.44)", "−1.06"], ["−7.80 (−11.00 to −4.60)", "−11.19"],
-        ["–", "+30.03 (+26.10 to +34.08)"],
+    assert [[c[5] for c in cells[:3]], [c[4] for c in cells[3:]]] == [
+        ["−0.76 points (−2.96 to +1.44)", "−7.80 points (−11.00 to −4.60)", "+30.03 % (+26.10 to +34.08)"],
+        ["−1.06", "−11.19", "+30.03 (+26.10 to +34.08)"],
     ]  # fmt: skip
-    assert [c[6] for c in cells] == ["not distinguishable", "worse", "worse"]
-    assert "| Δ points | Δ relative, % | Verdict |" in card()
+    assert [c[2] for c in cells[:3]] == ["not distinguishable", "worse", "worse"]
+    assert "| Task | Metric | Verdict | Base | This model | Change |" in card()
 
 
 def test_the_base_is_linked_and_cited_where_it_is():
@@ -137,7 +138,7 @@ def test_results_of_before_changes_were_tested_make_a_card_without_verdicts():
     bare = tuple(row.model_copy(update={"paired": None}) for row in made.benchmarks().tasks)
     text = card(benchmarks=made.benchmarks(tasks=bare))
     rows = [row.split(" | ") for row in text.splitlines() if re.match(r"\| (arc|lambada)", row)]
-    assert {row[6] for row in rows} == {"–"}
+    assert [row[2] for row in rows[:3]] == ["–"] * 3
     assert "two-sided" not in text
     assert "got worse" not in text
 
@@ -155,8 +156,8 @@ def test_a_task_at_chance_is_named_in_the_limits_with_whose_chance_it_is():
     assert "piqa (acc): this model, unlike the base, is no better than guessing (0.510 ± 0.010, chance 0.500)." in text
     assert "arc_easy (acc_norm): the base" not in text
     rows = [row.split(" | ") for row in text.splitlines() if re.match(r"\| (wino|piqa|arc|lambada)", row)]
-    assert [row[-1] for row in rows] == ["0.5000 |", "0.5000 |", "0.2500 |", "– |", "– |"]
-    assert [row[6] for row in rows[:2]] == ["at chance", "worse"]
+    assert [row[-1] for row in rows[5:]] == ["50.00 |", "50.00 |", "25.00 |", "– |", "– |"]
+    assert [row[2] for row in rows[:2]] == ["at chance", "worse"]
 
 
 def test_the_card_tells_of_the_tests_that_were_used_and_of_no_others():
@@ -187,7 +188,7 @@ def test_the_card_says_what_computed_the_log_likelihoods():
 def test_an_answer_that_was_read_out_of_a_text_says_how():
     row = made.benchmarks().tasks[0].model_copy(update={"metric": "exact_match", "filter": "strict-match"})
     text = card(benchmarks=made.benchmarks(tasks=(row,)))
-    assert "| exact_match (strict-match) ↑ |" in text
+    assert "| exact_match (strict-match), % ↑ |" in text
     (model,) = split(text)[0]["model-index"]
     assert model["results"][0]["metrics"][0]["name"] == "exact_match (strict-match, 0-shot, 500 of 2376 documents)"
 
@@ -356,7 +357,7 @@ def test_free_text_of_before_it_was_measured_is_still_shown():
     read = type(old).model_validate_json(old.model_dump_json(exclude_none=True))
     assert read == old
     text = card(generation=read)
-    assert "### Prompt 1, the first one\n" in text
+    assert "<summary>Prompt 1, the first one</summary>\n" in text
     assert "The other 2 pairs are" in text
     assert "The free text was not measured" in text
     check_structure(text)

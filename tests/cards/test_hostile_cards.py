@@ -12,7 +12,7 @@ import re
 
 import made
 import yaml
-from card_text import check_structure, headings
+from card_text import card, check_structure, headings
 from hostile import SECTIONS, parts, text
 from hypothesis import HealthCheck, given, settings
 from markdown_it import MarkdownIt
@@ -22,6 +22,8 @@ from hubprune.cards import front_matter
 from hubprune.cards.card import render
 
 CARDS = int(os.environ.get("HOSTILE_CARDS", "200"))
+FOLDED = card().count("<details>")
+"""As many as the templates make of two pairs of texts: no text of data makes another."""
 PAGE = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
@@ -49,10 +51,13 @@ def check_page(text):
     tags = {tag.lower() for tag in re.findall(r"</?([a-zA-Z][\w-]*)", page)}
     assert tags <= {
         "h1", "h2", "h3", "p", "a", "strong", "code", "pre", "ul", "li", "hr", "table", "thead", "tbody", "tr", "th",
-        "td", "blockquote",
+        "td", "blockquote", "details", "summary",
     }, tags  # fmt: skip
+    folds = re.findall(r"<(?:details|summary)[^>]*>", page)
+    assert folds == ["<details>", "<summary>"] * page.count("</details>"), folds
+    assert page.count("</details>") == page.count("</summary>") <= FOLDED
     links = re.findall(r'(?:href|src)="([^"]*)"', page)
-    ours = r"https://huggingface\.co/|assets/|(?:recipe\.yaml|hubprune\.json)$"
+    ours = r"https://huggingface\.co/|assets/|(?:recipe\.yaml|hubprune\.json|modeling_pruned_llama\.py)$"
     assert all(re.match(ours, link) for link in links), links
 
 

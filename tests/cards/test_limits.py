@@ -135,6 +135,6 @@ def test_the_verdict_counts_every_benchmark_once():
     )  # fmt: skip
     assert verdict(runs(*rows), repetition=None)[0] == (
         "Verdict: of 5 benchmarks, 1 worse (a), 1 better (b), 1 not distinguishable from the base (c),"
-        " 1 that the base itself only guesses at (d), 1 not tested."
+        " 1 where the base itself only guesses (d), 1 not tested."
     )
     assert verdict(None, repetition=None)[0] == "Verdict: what the removal cost on benchmarks was not measured."

@@ -34,6 +34,7 @@ def numbers(text: str) -> Iterator[str]:
     body = re.sub(r"(?s)\A---\n.*?\n---\n", "", text)
     body = re.sub(TIMES, "", FENCE.sub("", body), flags=re.M)
     body = body.split("\n---\n")[0].replace("\\", "")
+    body = re.sub(r"\[([0-9a-f]{8})\]\([^)]*/tree/\1[0-9a-f]{32}\)", "", body)  # a commit, and where it leads
     for pattern in NOT_FROM_JSON:
         body = re.sub(pattern, "", body)
     yield from NUMBER.findall(re.sub(r"\]\([^)]*\)", "]", body))
@@ -98,6 +99,12 @@ def _losses(manifest: dict[str, Any]) -> Iterator[float]:
     if not shares:
         return
     yield from (100 * sum(column) / len(shares) for column in zip(*shares, strict=True))
+    base, left = (sum(column) for column in zip(*shares, strict=True))
+    chances: dict[str, float] = {}
+    for row in manifest["benchmarks"]["tasks"]:
+        chances.setdefault(row["task"], row.get("chance") or 0.0)
+    guessed = sum(chances.values())
+    yield from (100 * left / base, 100 * (left - guessed) / (base - guessed))
     changes = sorted(100 * (now - base) for base, now in shares)
     yield sum(changes) / len(changes)
     yield len(changes)

@@ -129,8 +129,8 @@ def test_a_log_that_cannot_be_read_does_not_lose_the_end(on_jobs, hub, reporter)
 SEEN = set()
 
 
-BEFORE = "from_sweep"
-"""Becomes a number before there is a recipe."""
+BEFORE = "from_sweep", "adopt", "adopt_revision"
+"""Become a number, or layers that are named, before there is a recipe."""
 
 
 class Watched(PublishRequest):
@@ -144,7 +144,7 @@ class Watched(PublishRequest):
 def test_every_option_of_a_publish_is_in_the_recipe_or_reaches_the_job_or_is_refused():
     recipe_of(Watched(BASE, attn_layers="1"))
     names, publish = ({option.name for option in options_of(kind)} for kind in (JobRequest, PublishRequest))
-    told = {name for name, _ in FLAGS} | {*HERE_ONLY, *HANDED_ON, "endpoint", BEFORE}
+    told = {name for name, _ in FLAGS} | {*HERE_ONLY, *HANDED_ON, "endpoint", *BEFORE}
     assert names <= SEEN | told | (names - publish)
 
 

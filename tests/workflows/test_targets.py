@@ -9,9 +9,10 @@ import pytest
 from little import write_base
 
 import hubprune
-from hubprune.core.errors import HubpruneError
+from hubprune.core.errors import HubpruneError, RecipeError
 from hubprune.core.weights import open_weights
 from hubprune.pruning.leave_one_out import LeaveOneOut
+from hubprune.workflows import reachable
 
 TEXTS = {"calibration": "texts.txt", "num_samples": 8}
 CHEAP = {**TEXTS, "quiet": True}
@@ -102,3 +103,10 @@ def test_the_time_per_token_is_a_target_whose_table_is_measured_once(base, tmp_p
     assert "rounds in" in first
     hubprune.prune(base, joint_drop=1, metric="loss", per="latency", out="per", **TEXTS)
     assert "latency: taken from an earlier run" in capsys.readouterr().err
+
+
+def test_a_base_that_does_not_fit_to_be_timed_is_refused_with_targets_that_need_no_time(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(reachable, "available_bytes", lambda: 1000)
+    with pytest.raises(RecipeError, match=r"no table of latencies .* do not fit into memory .* Pass kv="):
+        hubprune.prune(base, target="latency=-10%", out="never", **CHEAP)
+    assert not (tmp_path / "never").exists()

@@ -67,6 +67,7 @@ from hubprune.workflows.publish.stages import (
     kept_checkpoint,
     open_pair,
     run_snippet,
+    when_timed,
 )
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, scores_if_needed
@@ -106,7 +107,7 @@ def publish_run(
     stage = announcer(run.reporter, (*STAGES, *(["Siblings"] if asked else [])))
     stage()
     choices = CardChoices.read(
-        notes=request.notes, template=request.card_template, timed="now" if request.speed else "never",
+        notes=request.notes, template=request.card_template, timed=when_timed(run, asked=request.speed),
         runtimes=choose(request.runtimes or "auto"),
     )  # fmt: skip
     target, beside = check(run, request)

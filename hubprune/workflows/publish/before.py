@@ -83,7 +83,7 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
         "calibration": calibration_part(run) if recipe.needs_scores else {},
         "benchmarks": _benchmarks(run),
         "free text": {"prompts": sha256(_text(texts.prompt_texts())), "max_new_tokens": str(texts.max_new_tokens)},
-        "speed": {} if choices.timed == "never" else {"timed": "yes"},
+        "speed": {} if choices.timed in ("never", "if it fits") else {"timed": "yes"},
         # Which others this machine happens to have is no part of it.
         "runtimes": dict.fromkeys(by_name, "asked"),
         "target": {

@@ -35,7 +35,7 @@ from hubprune.core.artifacts import (
     SpeedReport,
 )
 from hubprune.core.config import needs_modeling_file, read_config
-from hubprune.core.errors import HubError, MissingDependencyError, RecipeError
+from hubprune.core.errors import EvaluationError, HubError, MissingDependencyError, RecipeError
 from hubprune.core.extras import install
 from hubprune.core.files import key_of, short_name, write_atomically
 from hubprune.core.privacy import scrub
@@ -250,13 +250,26 @@ def find_runtimes(
     return ran
 
 
+def when_timed(run: Run, *, asked: bool | None) -> Timed:
+    """Time what was asked for, and unasked where the run computes on a CUDA GPU."""
+    if asked is None:
+        return "if it fits" if run.device.startswith("cuda") else "never"
+    return "now" if asked else "never"
+
+
 def find_speed(
     run: Run, plan: DropPlan, folder: Path, timed: Timed, *, repo_id: str, benchmarks: BenchmarkComparison | None
 ) -> SpeedReport | None:
     """Return what a card says of speed: what is timed now, or was before; None where it says nothing."""
-    if timed == "now":
-        return time_result(run, plan, folder, repo_id=repo_id, benchmarks=benchmarks)
-    return None if timed == "never" else timed
+    if timed in ("now", "if it fits"):
+        try:
+            return time_result(run, plan, folder, repo_id=repo_id, benchmarks=benchmarks)
+        except EvaluationError as error:
+            if timed == "now":
+                raise
+            run.reporter.warn(f"The card says nothing of speed: {error}")
+            return None
+    return timed if isinstance(timed, SpeedReport) else None
 
 
 def time_result(
