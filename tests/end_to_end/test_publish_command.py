@@ -109,7 +109,7 @@ def test_publish_leaves_a_repo_that_loads_and_a_second_run_changes_nothing(publi
     assert rest[-1] == "refused: True"
 
     card = (files / "kept" / "README.md").read_text()
-    [code], printed = fences(card, "python"), fences(card, "text")[0]
+    code, printed = fences(card, "python")[0], fences(card, "text")[0]
     assert f'revision = "{report["published"]["tag"]}"' in code
     said = read_as_a_stranger(hubprune, files / "reader", code=code)
     assert visible(said, keep="\n\t") == printed  # this base writes control characters too

@@ -16,7 +16,7 @@ need them: what fails fast must not wait for torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ from hubprune.hub.target import Target, check_name_loads
 from hubprune.hub.transfer import check_arrived
 from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning import verify
-from hubprune.workflows.card import AS_SHIPPED, CardChoices
+from hubprune.workflows.card import AS_SHIPPED, CardChoices, Timed
 from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.publish import siblings
 from hubprune.workflows.publish.before import (
@@ -67,7 +67,6 @@ from hubprune.workflows.publish.stages import (
     kept_checkpoint,
     open_pair,
     run_snippet,
-    when_timed,
 )
 from hubprune.workflows.recipes import recipe_of
 from hubprune.workflows.run import Run, check_data, make_plan, open_run, say_computing, scores_if_needed
@@ -76,6 +75,8 @@ from hubprune.workflows.runtimes import choose
 STAGES = (
     "Base and preflight", "Scores", "Prune and verify", "Benchmarks", "Free text and card", "Publish and load back",
 )  # fmt: skip
+WHEN_TIMED: Mapping[bool | None, Timed] = {None: "if it fits", True: "now", False: "never"}
+"""What was asked of timing -> when it takes place."""
 LOADED_TOKENS = 40
 """New tokens that the published model writes after it was loaded back."""
 
@@ -107,7 +108,7 @@ def publish_run(
     stage = announcer(run.reporter, (*STAGES, *(["Siblings"] if asked else [])))
     stage()
     choices = CardChoices.read(
-        notes=request.notes, template=request.card_template, timed=when_timed(run, asked=request.speed),
+        notes=request.notes, template=request.card_template, timed=WHEN_TIMED[request.speed],
         runtimes=choose(request.runtimes or "auto"),
     )  # fmt: skip
     target, beside = check(run, request)

@@ -250,18 +250,14 @@ def find_runtimes(
     return ran
 
 
-def when_timed(run: Run, *, asked: bool | None) -> Timed:
-    """Time what was asked for, and unasked where the run computes on a CUDA GPU."""
-    if asked is None:
-        return "if it fits" if run.device.startswith("cuda") else "never"
-    return "now" if asked else "never"
-
-
 def find_speed(
     run: Run, plan: DropPlan, folder: Path, timed: Timed, *, repo_id: str, benchmarks: BenchmarkComparison | None
 ) -> SpeedReport | None:
-    """Return what a card says of speed: what is timed now, or was before; None where it says nothing."""
-    if timed in ("now", "if it fits"):
+    """Return what a card says of speed: what is timed now, or was before; None where it says nothing.
+
+    Nobody has to ask for it where the run computes on a CUDA GPU.
+    """
+    if timed == "now" or (timed == "if it fits" and run.device.startswith("cuda")):
         try:
             return time_result(run, plan, folder, repo_id=repo_id, benchmarks=benchmarks)
         except EvaluationError as error:

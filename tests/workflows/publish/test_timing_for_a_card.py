@@ -8,6 +8,7 @@ import made
 import pytest
 
 from hubprune.core.console import Reporter
+from hubprune.core.errors import EvaluationError
 from hubprune.core.files import StageStore
 from hubprune.workflows.publish import stages as publishing
 
@@ -76,3 +77,26 @@ def test_another_plan_or_benchmark_is_timed_anew(timed):
     timed.time(plan=made.plan_by_hand())
     timed.time(benchmarks=None)
     assert len(timed.asked) == 3
+
+
+@pytest.mark.parametrize(("wanted", "device", "times"), [
+    ("if it fits", "cuda:0", 1), ("if it fits", "cpu", 0), ("now", "cpu", 1), ("never", "cuda:0", 0),
+])  # fmt: skip
+def test_nobody_has_to_ask_for_a_timing_on_a_gpu(timed, tmp_path, wanted, device, times):
+    run = stub(StageStore(tmp_path / "work"), device=device)
+    found = publishing.find_speed(run, made.plan(), tmp_path, wanted, repo_id="me/a", benchmarks=None)
+    assert len(timed.asked) == times
+    assert (found is not None) == bool(times)
+
+
+def test_where_memory_is_too_small_only_who_asked_is_stopped(timed, tmp_path, monkeypatch):
+    def too_small(*_, **__):
+        raise EvaluationError("The memory of cuda:0 is too small.")
+
+    monkeypatch.setattr(publishing, "time_pair", too_small)
+    run = stub(StageStore(tmp_path / "work"), device="cuda:0")
+    asked = {"repo_id": "me/a", "benchmarks": None}
+    assert publishing.find_speed(run, made.plan(), tmp_path, "if it fits", **asked) is None
+    assert "says nothing of speed" in run.reporter.warned[0]
+    with pytest.raises(EvaluationError):
+        publishing.find_speed(run, made.plan(), tmp_path, "now", **asked)
