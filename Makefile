@@ -23,7 +23,7 @@ install: $(STAMP)  ## Make .venv with everything that tests and demo need
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[torch,localhub,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[torch,heal,localhub,dev]"
 	@touch $@
 
 demo: install  ## Publish an embedded tiny model on a local Hub, all stages, nothing to download

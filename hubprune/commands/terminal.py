@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hubprune.core.console import Reporter
+from hubprune.core.console import Reporter, was_interrupted
 from hubprune.core.devices import rank, world_size
 from hubprune.core.errors import DiskSpaceError, EditedError, HubpruneError, OutputError, RecipeError
 from hubprune.core.extras import missing
@@ -81,7 +81,8 @@ def errors_shown(*, resume: str = RESUME) -> Iterator[Reporter]:
     """
     reporter = Reporter()
     try:
-        yield reporter
+        with _interruption_told():
+            yield reporter
     except HubpruneError as error:
         reporter.error(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
@@ -102,6 +103,22 @@ def errors_shown(*, resume: str = RESUME) -> Iterator[Reporter]:
     except KeyboardInterrupt as interrupt:
         reporter.error("Interrupted.", str(interrupt) or resume)
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _interruption_told() -> Iterator[None]:
+    """Raise KeyboardInterrupt in place of an error that comes after Ctrl-C.
+
+    A library that catches everything, as in the middle of an import, swallows it, and fails later of what it left.
+    """
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception:
+        if was_interrupted():
+            raise KeyboardInterrupt from None
+        raise
 
 
 @contextmanager

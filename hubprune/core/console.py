@@ -233,6 +233,11 @@ def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def was_interrupted() -> bool:
+    """Tell whether this process was asked to stop: what fails afterwards fails of it, whatever it says."""
+    return bool(_interruptions)
+
+
 def end_if_interrupted() -> None:
     """Raise KeyboardInterrupt again where a library swallowed the first, as by an `except:` or in a callback from C.
 

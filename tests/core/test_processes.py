@@ -11,11 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import typer
 
+from hubprune.commands.terminal import errors_shown
 from hubprune.core import console
 from hubprune.core.artifacts import Check
 from hubprune.core.console import Reporter
 from hubprune.core.devices import run_to_end
+from hubprune.core.errors import CalibrationError
 from hubprune.core.files import StageStore
 
 PARENT = """
@@ -190,6 +193,18 @@ def test_what_cleans_up_after_an_interruption_is_not_disturbed(listening):
     with pytest.raises(KeyboardInterrupt), cleaning():
         work()
     assert cleaned == ["except", "finally", "manager"]
+
+
+@pytest.mark.parametrize("error", [CalibrationError("maximum recursion depth exceeded"), RuntimeError("half imported")])
+def test_what_fails_of_an_interruption_that_was_swallowed_is_told_as_one(listening, capsys, error):
+    def work():
+        swallowed()
+        raise error
+
+    with pytest.raises(typer.Exit) as ended, errors_shown():
+        work()
+    assert ended.value.exit_code == 130
+    assert "error: Interrupted." in capsys.readouterr().err
 
 
 def two_stages(number, *, on_ctrl_c):
