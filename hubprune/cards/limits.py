@@ -61,7 +61,7 @@ def verdict(comparison: BenchmarkComparison | None, *, repetition: RepetitionCom
 
 
 def retention(comparison: BenchmarkComparison) -> Iterator[str]:
-    """Say how much of the base's mean is left, and of what of it lies above guessing, where that is not near 0."""
+    """Say how much of the base's mean is left, and of the part of it above guessing, where that is not near 0."""
     shares = [row for row in comparison.main_metrics() if row.is_share]
     base, left = (sum(getattr(row, side).value for row in shares) for side in ("base", "pruned"))
     chance = sum(row.chance or 0.0 for row in shares)
@@ -69,7 +69,7 @@ def retention(comparison: BenchmarkComparison) -> Iterator[str]:
         return
     above = ""
     if chance and not any(_mark(row) == "at chance" for row in shares) and base > chance:
-        above = f", and {plain(100 * (left - chance) / (base - chance), digits=1)} % of what of it lies above guessing"
+        above = f", and {plain(100 * (left - chance) / (base - chance), digits=1)} % of the part of it above guessing"
     of = "its benchmark" if len(shares) == 1 else f"the mean of its {len(shares)} benchmarks"
     yield f"It keeps {plain(100 * left / base, digits=1)} % of the base's value in {of}{above}."
 
