@@ -242,8 +242,8 @@ def made(report: SiblingReport, *, curve: str | None) -> Made:
 
 
 def _training(report: SiblingReport, record: HealingRecord) -> Iterator[str]:
-    what = "LoRA adapters on all matrices of the decoder layers were trained, added to these in float32 and rounded once"
-    rest = " to the stored dtype; embedding, norms and head are the base's, byte for byte."
+    what = "LoRA adapters on all matrices of the decoder layers were trained, added to these in float32 and rounded"
+    rest = " once to the stored dtype; embedding, norms and head are the base's, byte for byte."
     yield f"{what}{rest}" if record.method == "lora" else "All weights were trained in float32 and rounded once."
     teacher = ": the base was no teacher" if record.loss == "ce" else ", with the unpruned base as the teacher"
     yield f"The loss was {LOSSES[record.loss]}{teacher}."

@@ -123,7 +123,7 @@ def benchmark_verdict(comparison: BenchmarkComparison | None) -> str:
     if comparison is None or not comparison.tasks:
         return "Verdict: what the removal cost on benchmarks was not measured."
     rows = comparison.main_metrics()
-    told = []
+    told: list[str] = []
     for mark, words in WORDS.items():
         if names := [row.task for row in rows if _mark(row) == mark]:
             verb = "" if told else "is " if len(names) == 1 else "are "

@@ -296,8 +296,8 @@ def _quantized(made: QuantizedCheckpoint, *, mix: str, endpoint: str) -> Made:
         sentences.append(
             "GPTQ rounds one column of a matrix after the other and compensates the error of each in the columns not"
             " rounded yet, by the second moments of the matrix's inputs on the texts below. Every layer sees the"
-            " outputs of the quantized layers before it, and each matrix aims at its output before anything was quantized"
-            " (GPTAQ)."
+            " outputs of the quantized layers before it, and each matrix aims at its output before anything was"
+            " quantized (GPTAQ)."
         )
     if seen := record.divergence:
         texts = "the same mix that were not calibrated on" if record.calibration else f"the mix {mix}"

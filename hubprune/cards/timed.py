@@ -116,7 +116,7 @@ def _notes(speed: SpeedReport) -> Iterator[str]:
         tasks = "1 benchmark" if len(change.tasks) == 1 else f"{len(change.tasks)} benchmarks"
         yield (
             f"SDR is points lost per percent of speed-up (equation 7 of arXiv 2406.15786): the mean of {tasks} changed"
-            f" by {signed(change.points)} points. It is given where this model is faster; its interval spans all that the"
-            " intervals of both allow."
+            f" by {signed(change.points)} points. It is given where this model is faster; its interval spans all that"
+            " the intervals of both allow."
         )
     yield from speed.notes
