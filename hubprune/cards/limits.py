@@ -20,6 +20,7 @@ from hubprune.core.artifacts import (
     GenerationComparison,
     LayerScores,
     Mark,
+    MetricValue,
     RepetitionComparison,
     SpeedReport,
     TaskComparison,
@@ -108,7 +109,7 @@ def _kind(name: str, rows: list[TaskComparison]) -> str:
     blind = [row.task for row in rows if _mark(row) in (None, "at chance")]
     rest = len(rows) - len(worse) - len(blind)
     parts = [f"clearly worse than the base on {', '.join(worse)}"] if worse else []
-    parts += [f"no clear loss on {'the other ' if worse else ''}{rest} of {len(rows)}"] if rest else []
+    parts += [f"no clear loss on {'the other ' if worse else ''}{rest} of {len(rows)} benchmarks"] if rest else []
     parts += [f"nothing can be told from {', '.join(blind)}"] if blind else []
     return f"{name}: {'; '.join(parts)}."
 
@@ -127,14 +128,16 @@ def benchmark_verdict(comparison: BenchmarkComparison | None) -> str:
     for mark, words in WORDS.items():
         if names := [row.task for row in rows if _mark(row) == mark]:
             verb = "" if told else "is " if len(names) == 1 else "are "
-            told.append(f"{len(names)} {verb}{words} ({', '.join(names)})")
+            every, which = len(names) == len(rows), f" ({', '.join(names)})"
+            told.append(f"{'all' if every else len(names)} {verb}{words}{'' if every else which}")
     if untested := sum(_mark(row) is None for row in rows):
         told.append(f"{untested} not tested")
-    of = "1 benchmark" if len(rows) == 1 else f"{len(rows)} benchmarks"
+    if len(rows) == 1:
+        told = [f"{rows[0].task}, its one benchmark, is {WORDS[mark] if (mark := _mark(rows[0])) else 'not tested'}"]
     # Many small losses that no task shows by itself can be one of the mean.
     mean = _clear_mean(comparison)
     also = f" Their mean is clearly {'lower' if mean.value < 0 else 'higher'} than the base's." if mean else ""
-    return f"Verdict: of {of}, {', '.join(told)}.{also}"
+    return f"Verdict: {f'of {len(rows)} benchmarks, ' if len(rows) > 1 else ''}{', '.join(told)}.{also}"
 
 
 def _clear_mean(comparison: BenchmarkComparison) -> Estimate | None:
@@ -195,14 +198,19 @@ def benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
             # A base that only guesses had nothing to lose; else nothing is left of what this model could do.
             by_base = "base" in guessing
             who, value = ("the base itself", row.base) if by_base else ("this model, unlike the base,", row.pruned)
-            figures = f"{with_error(value.value, value.standard_error, digits=3)}, chance {plain(row.chance, digits=3)}"
+            figures = f"{_percent(value)}, chance {plain(100 * row.chance, digits=1)} %"
             yield f"{row.task} ({row.metric}): {who} is no better than guessing ({figures})."
         elif row.is_written and row.is_share and row.base.value <= FLOOR * (row.base.standard_error or 0.0):
-            figures = with_error(row.base.value, row.base.standard_error, digits=3)
-            told = f"the base itself gets hardly any right ({figures}), so that little can be lost"
+            told = f"the base itself gets hardly any right ({_percent(row.base)}), so that little can be lost"
             yield f"{row.task} ({row.metric}): {told}."
     if comparison.limit is not None:
         yield f"The benchmarks saw at most {count(comparison.limit)} documents per task, so their errors are wide."
+
+
+def _percent(value: MetricValue) -> str:
+    """Write a share with its standard error in percent."""
+    error = value.standard_error
+    return f"{with_error(100 * value.value, None if error is None else 100 * error, digits=1)} %"
 
 
 def _standing_out(comparison: BenchmarkComparison) -> Iterator[str]:

@@ -47,7 +47,7 @@ def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = 
         table=table,
         details=details,
         picture=Picture(path=picture, text=text) if picture else None,
-        notes=(*_computed_sentences(comparison), *_test_sentences(comparison)),
+        notes=(*_asked_sentences(comparison), *_computed_sentences(comparison), *_test_sentences(comparison)),
         long=_long(comparison),
     )
 
@@ -65,7 +65,7 @@ def tables(names: tuple[str, ...], rows: Sequence[Compared]) -> tuple[Table, Tab
         metric = f"{row.metric}{read_by}{', %' if row.is_share else ''} {'↑' if row.higher_is_better else '↓'}"
         figures = (with_error(share * v.value, None, digits=2 if row.is_share else 3) for v in values)
         mark = (row.paired and row.paired.mark) or NONE
-        seen.append((row.task, metric, mark, *figures, *(_changed(each) for each in (row, step) if each)))
+        seen.append((f"{row.task}, {metric}", mark, *figures, *(_changed(each) for each in (row, step) if each)))
         errors = (
             NONE if v.standard_error is None else plain(share * v.standard_error, digits=2 if row.is_share else 3)
             for v in values
@@ -82,7 +82,7 @@ def tables(names: tuple[str, ...], rows: Sequence[Compared]) -> tuple[Table, Tab
     columns = ("Task", "Metric", *(f"± {name}" for name in names), relative_to, "n", "Shots", "Chance, %")
     return (
         Table(
-            columns=("Task", "Metric", "Verdict", *names, *changes), align="lll" + "r" * len(names + changes),
+            columns=("Task and metric", "Verdict", *names, *changes), align="ll" + "r" * len(names + changes),
             rows=tuple(seen),
         ),
         Table(columns=columns, align="ll" + "r" * (len(names) + 4), rows=tuple(more)),
@@ -129,8 +129,11 @@ def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         f"Base and this model were measured in the same run, on the same documents, with lm-eval {comparison.lm_eval}"
         f" ({comparison.dtype}, {comparison.device}, seed {comparison.seed})."
     )
-    yield from _asked_sentences(comparison)
     yield from limited(comparison)
+    if (wrote := comparison.mean_written) and (scored := comparison.mean_scored):
+        tasks = ", ".join(row.task for row in comparison.shares(written=True))
+        means = [with_interval(mean, unit=" points", label=INTERVAL) for mean in (wrote, scored)]
+        yield f"On average, answers that it writes ({tasks}) changed by {means[0]}, answers that it scores by {means[1]}."
 
 
 def _computed_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
@@ -158,7 +161,7 @@ def _computed_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
 
 
 def _asked_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
-    """Say how many answers a model wrote itself, and put what they lost beside what the others did."""
+    """Say how many answers a model wrote itself, where that is known."""
     rows = comparison.main_metrics()
     known = [row for row in rows if row.requests is not None]
     written = [row for row in known if row.is_written]
@@ -170,13 +173,6 @@ def _asked_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
             f"Each model was asked {count(asked)} times: {count(wrote)} times it wrote an answer ({texts}), otherwise"
             " it scored given answers by their likelihood."
         )
-    sides = [[row.task for row in comparison.shares(written=kind)] for kind in (True, False)]
-    if (wrote_mean := comparison.mean_written) and (scored_mean := comparison.mean_scored):
-        told = [
-            f"{with_interval(mean, unit=' points', label=INTERVAL)} in the mean over {', '.join(tasks)}"
-            for mean, tasks in zip((wrote_mean, scored_mean), sides, strict=True)
-        ]
-        yield f"Written against given answers: what it writes changed by {told[0]}; what it scores by {told[1]}."
 
 
 def _test_sentences(comparison: BenchmarkComparison) -> Iterator[str]:

@@ -95,12 +95,12 @@ def test_model_index_has_this_models_values_only():
 def test_points_and_relative_change_have_columns_of_their_own():
     rows = [line for line in card().splitlines() if line.startswith("| lambada") or line.startswith("| arc")]
     cells = [[c.strip() for c in row.strip("|").split("|")] for row in rows]
-    assert [[c[5] for c in cells[:3]], [c[4] for c in cells[3:]]] == [
+    assert [[c[4] for c in cells[:3]], [c[4] for c in cells[3:]]] == [
         ["−0.76 points (−2.96 to +1.44)", "−7.80 points (−11.00 to −4.60)", "+30.03 % (+26.10 to +34.08)"],
         ["−1.06", "−11.19", "+30.03 (+26.10 to +34.08)"],
     ]  # fmt: skip
-    assert [c[2] for c in cells[:3]] == ["not distinguishable", "worse", "worse"]
-    assert "| Task | Metric | Verdict | Base | This model | Change |" in card()
+    assert [c[1] for c in cells[:3]] == ["not distinguishable", "worse", "worse"]
+    assert "| Task and metric | Verdict | Base | This model | Change |" in card()
 
 
 def test_the_base_is_linked_and_cited_where_it_is():
@@ -138,7 +138,7 @@ def test_results_of_before_changes_were_tested_make_a_card_without_verdicts():
     bare = tuple(row.model_copy(update={"paired": None}) for row in made.benchmarks().tasks)
     text = card(benchmarks=made.benchmarks(tasks=bare))
     rows = [row.split(" | ") for row in text.splitlines() if re.match(r"\| (arc|lambada)", row)]
-    assert [row[2] for row in rows[:3]] == ["–"] * 3
+    assert [row[1] for row in rows[:3]] == ["–"] * 3
     assert "two-sided" not in text
     assert "got worse" not in text
 
@@ -152,12 +152,12 @@ def test_a_task_at_chance_is_named_in_the_limits_with_whose_chance_it_is():
         *made.benchmarks().tasks,
     )
     text = card(benchmarks=made.benchmarks(tasks=tasks))
-    assert "winogrande (acc): the base itself is no better than guessing (0.495 ± 0.035, chance 0.500)." in text
-    assert "piqa (acc): this model, unlike the base, is no better than guessing (0.510 ± 0.010, chance 0.500)." in text
+    assert "winogrande (acc): the base itself is no better than guessing (49.5 ± 3.5 %, chance 50.0 %)." in text
+    assert "piqa (acc): this model, unlike the base, is no better than guessing (51.0 ± 1.0 %, chance 50.0 %)." in text
     assert "arc_easy (acc_norm): the base" not in text
     rows = [row.split(" | ") for row in text.splitlines() if re.match(r"\| (wino|piqa|arc|lambada)", row)]
     assert [row[-1] for row in rows[5:]] == ["50.00 |", "50.00 |", "25.00 |", "– |", "– |"]
-    assert [row[2] for row in rows[:2]] == ["at chance", "worse"]
+    assert [row[1] for row in rows[:2]] == ["at chance", "worse"]
 
 
 def test_the_card_tells_of_the_tests_that_were_used_and_of_no_others():
