@@ -133,7 +133,7 @@ def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
     if (wrote := comparison.mean_written) and (scored := comparison.mean_scored):
         tasks = ", ".join(row.task for row in comparison.shares(written=True))
         means = [with_interval(mean, unit=" points", label=INTERVAL) for mean in (wrote, scored)]
-        yield f"On average, answers that it writes ({tasks}) changed by {means[0]}, answers that it scores by {means[1]}."
+        yield f"On average, answers that it writes ({tasks}) changed by {means[0]}, those that it scores by {means[1]}."
 
 
 def _computed_sentences(comparison: BenchmarkComparison) -> Iterator[str]:

@@ -42,7 +42,7 @@ def test_what_a_model_writes_is_put_beside_what_it_scores_with_both_intervals():
     # -0.76 and -7.80 with errors of 1.1 and 1.6: their mean -4.28, its interval 2 x sqrt(1.1^2 + 1.6^2) / 2 wide
     assert (
         "On average, answers that it writes (nq_open) changed by −6.00 points (95 % interval −8.40 to −3.60),"
-        " answers that it scores by −4.28 points (95 % interval −6.22 to −2.34)."
+        " those that it scores by −4.28 points (95 % interval −6.22 to −2.34)."
     ) in text
     assert "exact_match: share of the answers that are a right one" in text
     assert "how lm-eval extracts the answer from the text" in text
