@@ -31,7 +31,7 @@ Asked = TypeVar("Asked", bound=PublishRequest)
 SAME = (
     "base", "limit", "endpoint", "max_memory", "quiet", "protect", "base_revision", "calibration", "num_samples",
     "max_tokens", "metric", "aggregation", "score_batch_size", "seed", "device", "dtype", "tasks", "num_fewshot",
-    "include_path", "batch_size", "eval_backend",
+    "include_path", "batch_size", "eval_backend", "apply_chat_template", "calibration_chat_template",
 )  # fmt: skip
 """Options of a publish that its sweep takes over: it scores the same texts, and measures the same tasks."""
 
@@ -155,12 +155,15 @@ def _read(path: Path) -> SweepReport:
 def _pairs(found: Recommendation, report: SweepReport) -> Iterator[tuple[str, Any]]:
     """Yield the options of a recommended command, by name."""
     words = shlex.split(found.command or "")
-    if words[:2] != ["hubprune", "publish"] or len(words) % 2 == 0:
+    if words[:2] != ["hubprune", "publish"]:
         hint = f"Publishing takes a base on the Hub. What it recommends: {found.command}"
         raise RecipeError(f"The sweep of {report.base} recommends no publish.", hint=hint)
     yield "base", words[2]
     reads: dict[str, Callable[[str], Any]] = {"num_samples": int, "max_tokens": int, "batch_size": int, "seed": int}
-    for flag, value in zip(words[5::2], words[6::2], strict=True):
-        name = flag.removeprefix("--").replace("-", "_")
-        if name in sweeping.PASSED_ON:
+    rest = words[5:]
+    while rest:
+        name = rest.pop(0).removeprefix("--").replace("-", "_")
+        if name.removeprefix("no_") in sweeping.SWITCHES:
+            yield name.removeprefix("no_"), not name.startswith("no_")
+        elif rest and (value := rest.pop(0)) and name in sweeping.PASSED_ON:
             yield name, reads.get(name, str)(value)
