@@ -142,10 +142,9 @@ def _benchmark_sentences(comparison: BenchmarkComparison, *, has_chat: bool) -> 
         f"Base and this model were measured in the same run, on the same documents, with lm-eval {comparison.lm_eval}"
         f" ({comparison.dtype}, {comparison.device}, seed {comparison.seed})."
     )
-    if has_chat and comparison.chat is None:
-        yield "Prompts are the tasks' own text, without the base's chat template, as is lm-eval's default."
+    yield from through_chat(comparison, has_chat=has_chat)
     yield from _asked_sentences(comparison)
-    yield from how_asked(comparison)
+    yield from limited(comparison)
 
 
 def _computed_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
@@ -239,7 +238,8 @@ def four_benchmarks(four: QuantizedBenchmarks | None) -> Benchmarks | None:
     sentences = (
         "Base and pruned model, each as it is and quantized in the same way with the same texts, answered the same"
         f" documents with lm-eval {compared.lm_eval} ({compared.dtype}, {compared.device}, seed {compared.seed}).",
-        *how_asked(compared),
+        *through_chat(compared),
+        *limited(compared),
     )
     return Benchmarks(sentences=sentences, table=table, details=details, picture=None, notes=(SIDES,))
 
@@ -252,13 +252,19 @@ SIDES = (
 """How the tables of a sibling are read."""
 
 
-def how_asked(comparison: BenchmarkComparison) -> Iterator[str]:
-    """Say that prompts went through a chat template, where they did, and how many documents were seen if not all."""
+def through_chat(comparison: BenchmarkComparison, *, has_chat: bool = False) -> Iterator[str]:
+    """Say that prompts went through a chat template, or with `has_chat` that they did not."""
     if comparison.chat:
         yield (
-            "Prompts went through the base's chat template, with examples as turns of their own: lm-eval's"
+            "Prompts went through the base's chat template, with examples as turns of their own, as by lm-eval's"
             f" --apply_chat_template.{of_the_day(comparison.chat)}"
         )
+    elif has_chat:
+        yield "Prompts are the tasks' own texts, without the base's chat template, as is lm-eval's default."
+
+
+def limited(comparison: BenchmarkComparison) -> Iterator[str]:
+    """Say how many documents were seen, where that is not all."""
     if comparison.limit is not None:
         limit = count(comparison.limit)
         yield f"Limited to the first {limit} documents of each task: no figure here is the full benchmark's."

@@ -52,7 +52,8 @@ def chat_templates(folder: Path) -> dict[str, str]:
     if (single := folder / TEMPLATE).is_file():
         files[DEFAULT] = single
     if files:
-        return {name: path.read_text(encoding="utf-8", errors="replace") for name, path in files.items()}
+        texts = {name: path.read_text(encoding="utf-8", errors="replace") for name, path in files.items()}
+        return {name: text for name, text in texts.items() if text}
     path = folder / SETTINGS
     told = parse_json(path.read_bytes(), where=str(path)).get("chat_template") if path.is_file() else None
     rows = told if isinstance(told, list) else [{"name": DEFAULT, "template": told}]
