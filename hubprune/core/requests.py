@@ -204,8 +204,8 @@ class ScoreRequest(Scoring, Weighing):
     num_samples: Annotated[str | int | Sequence[int] | None, Option(
         "Calibration documents in all, or packed sequences. Default: the mix's own, 400 for cosmopedia.  Several: "
         "how stable the order is.", metavar="N[,N,...]", panel=STUDY)] = None  # type: ignore[assignment]
-    attn_drop: Annotated[int | str, Option(
-        "Mark the N attention sublayers that would go.", metavar="N", panel=DROPPING)] = "1"
+    attn_drop: Annotated[int | str | None, Option(
+        "Mark the N attention sublayers that would go. Default: 1.", metavar="N", panel=DROPPING)] = None
     plot: Annotated[Place | None, Option(
         "Draw the scores, or the frontier, as PNG and SVG into this folder.", metavar="FOLDER", panel=SCORING)] = None
 
