@@ -63,7 +63,8 @@ def _sentences(found: TargetFound) -> Iterator[str]:
     more = f" of a base that loses {plain(found.frontier.base_loss, digits=LOSS_DIGITS)} nats per token"
     yield (
         f"Of all plans over {over} that reach it, this is the one with the smallest sum of losses{more}: each thing"
-        " that may go was left out alone, on the calibration texts, and what it cost was added up."
+        " that may go was left out alone, on the calibration texts, and what it cost was added up; what lowered the"
+        " loss counted as free."
     )
     yield (
         f"Predicted so: {signed(found.predicted, digits=LOSS_DIGITS)} nats per token. Measured on the same texts with"

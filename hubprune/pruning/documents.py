@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -89,9 +90,11 @@ def find_mix(name: str, *, num_samples: int | None = None, max_tokens: int | Non
     """
     path = Path(name)
     if name not in MIXES and path.suffix not in (*DOCUMENT_FILES, ".yaml", ".yml"):
+        near = get_close_matches(name.lower(), MIXES, n=1)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        files = f"a .yaml with a mix, or a {', '.join(DOCUMENT_FILES)} file"
         raise RecipeError(
-            f"There is no calibration mix {str(path)!r}.",
-            hint=f"Shipped: {', '.join(MIXES)}. Or pass a .yaml with a mix, or a {', '.join(DOCUMENT_FILES)} file.",
+            f"There is no calibration mix {str(path)!r}.", hint=f"{meant}Shipped: {', '.join(MIXES)}. Or pass {files}."
         )
     if name not in MIXES and not file_exists(path):
         raise RecipeError(f"The calibration file {path} does not exist.")

@@ -113,11 +113,13 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def _drop(request: WithRecipe) -> dict[str, Any]:
     if isinstance(request, ScoreRequest):
+        given = {"--frontier": request.frontier, "--target": request.target, "--attn-drop": request.attn_drop}
+        first, *others = [option for option, value in given.items() if value is not None] or ["--attn-drop"]
+        if others:
+            raise RecipeError(f"{first} and {others[0]} look for different things.", hint="Pass one of them.")
         wanted = {request.frontier: "-1%"} if request.frontier else request.target
-        if request.frontier and request.target:
-            raise RecipeError("--frontier shows all targets, and --target looks for one.", hint="Pass one of them.")
         saving = _given(target=wanted, target_over=request.target_over, at=request.at)
-        return saving if saving else {"attn_drop": request.attn_drop}
+        return saving or {"attn_drop": request.attn_drop if request.attn_drop is not None else 1}
     if not isinstance(request, Dropping):
         return {}
     counts = {name: getattr(request, name) for name in ("attn_drop", "mlp_drop", "block_drop", "joint_drop")}

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from hubprune.core import fresh
 from hubprune.core.artifacts import LoadedBack, PublishedCommit, PublishReport, RepoFile
 from hubprune.core.config import needs_modeling_file
 from hubprune.core.console import Reporter
-from hubprune.core.errors import HubpruneError, OverBudgetError, VerificationError
+from hubprune.core.errors import EditedError, HubpruneError, OverBudgetError, VerificationError
 from hubprune.core.extras import is_installed, require
 from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.core.requests import PublishRequest
@@ -98,7 +99,7 @@ def publish(
 
         with opened_adopted(request, reporter=reporter) as (run, asked):
             return publish_run(run, asked, told=told)
-    request = with_count(request, reporter=reporter)
+    request = with_count(request, reporter=reporter, check=partial(_check_before_counting, request=request))
     return publish_run(open_run(recipe_of(request), request.endpoint, reporter), request, told=told)
 
 
@@ -109,10 +110,7 @@ def publish_run(
     asked = siblings.suffixes(run.recipe, given=request.healed)
     stage = announcer(run.reporter, (*STAGES, *(["Siblings"] if asked else [])))
     stage()
-    choices = CardChoices.read(
-        notes=request.notes, template=request.card_template, timed=WHEN_TIMED[request.speed],
-        runtimes=choose(request.runtimes or "auto"),
-    )  # fmt: skip
+    choices = _choices(request)
     target, beside = check(run, request)
     choices = replace(choices, beside=tuple(each.link for each in beside))
     delivery = Delivery(
@@ -151,6 +149,23 @@ def _beside(
         tell=lambda told: write_report(told, delivery),
     )  # fmt: skip
     return siblings.publish_all(run, report, beside, how, choices=choices, folder=folder)
+
+
+def _choices(request: PublishRequest) -> CardChoices:
+    return CardChoices.read(
+        notes=request.notes, template=request.card_template, timed=WHEN_TIMED[request.speed],
+        runtimes=choose(request.runtimes or "auto"),
+    )  # fmt: skip
+
+
+def _check_before_counting(run: Run, *, request: PublishRequest) -> None:
+    """Check what could fail after the sweep that finds the number; `run` has another one."""
+    _choices(request)
+    try:
+        check(run, request)
+    except EditedError:
+        if request.repo_id:  # else the repo is called by the number, and this is not it
+            raise
 
 
 def check(run: Run, request: PublishRequest) -> tuple[Target, tuple[Beside, ...]]:

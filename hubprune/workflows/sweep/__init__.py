@@ -66,8 +66,6 @@ PASSED_ON = (
     "endpoint", "seed", "device", "dtype",
 )  # fmt: skip
 """Options of a sweep that a publish after it needs, too, so that it drops the same and measures the same."""
-SWITCHES = ("apply_chat_template", "calibration_chat_template")
-"""Those of them that have no value when they are typed."""
 
 
 def sweep(request: SweepRequest, *, reporter: Reporter) -> SweepReport:
