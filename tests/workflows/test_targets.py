@@ -126,3 +126,9 @@ def test_what_looks_for_different_things_is_refused(base):
     for asked in ({"attn_drop": 2, "target": "kv=-30%"}, {"frontier": "kv", "target": "kv=-30%"}):
         with pytest.raises(RecipeError, match="look for different things"):
             hubprune.score(base, **asked, **CHEAP)
+
+
+def test_what_only_gets_narrower_has_scores_to_show_too(base, tmp_path):
+    found = hubprune.score(base, target="params=-8%", target_over="width", plot="pictures", **CHEAP)
+    assert found.mean.kinds == ("mlp",)
+    assert (tmp_path / "pictures" / "importance.png").is_file()
