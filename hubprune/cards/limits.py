@@ -133,7 +133,8 @@ def benchmark_verdict(comparison: BenchmarkComparison | None) -> str:
     if untested := sum(_mark(row) is None for row in rows):
         told.append(f"{untested} not tested")
     if len(rows) == 1:
-        told = [f"{rows[0].task}, its one benchmark, is {WORDS[mark] if (mark := _mark(rows[0])) else 'not tested'}"]
+        only = _mark(rows[0])
+        told = [f"{rows[0].task}, its one benchmark, is {WORDS[only] if only else 'not tested'}"]
     # Many small losses that no task shows by itself can be one of the mean.
     mean = _clear_mean(comparison)
     also = f" Their mean is clearly {'lower' if mean.value < 0 else 'higher'} than the base's." if mean else ""

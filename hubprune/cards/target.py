@@ -62,7 +62,8 @@ def _sentences(found: TargetFound) -> Iterator[str]:
     over = listing([PARTS[part] for part in found.frontier.over])
     yield (
         f"Of all plans over {over} that reach it, this one has the smallest predicted loss: each part was left out"
-        " alone on the calibration texts, and by how much the loss rose was added up."
+        " alone on the calibration texts, and by how much the loss rose was added up;"
+        " what lowered the loss counted as free."
     )
     yield (
         f"Predicted: {signed(found.predicted, digits=LOSS_DIGITS)} nats per token; measured on the same texts with all"
