@@ -336,11 +336,7 @@ def pruned_classes(architecture: Architecture, layout: Layout) -> dict[str, Any]
     return {
         "model_type": NEMOTRON_NAS if served else architecture.pruned_model_type,
         "architectures": [NEMOTRON_NAS_CLASS if served else architecture.pruned_class],
-        "auto_map": {
-            "AutoConfig": f"{module}.Pruned{architecture.config_class}",
-            "AutoModel": f"{module}.Pruned{architecture.model_class}",
-            "AutoModelForCausalLM": f"{module}.{architecture.pruned_class}",
-        },
+        "auto_map": {auto: f"{module}.{name}" for auto, name in architecture.pruned_classes.items()},
     }
 
 
