@@ -198,7 +198,7 @@ def _check_ours(config: Mapping[str, Any], folder: Path, record: PublishRecord, 
         return
     architecture, layout = architecture_of(config, name=repo_id), report.plan.layout
     classes = pruned_classes(architecture, layout)
-    if isinstance(named := config.get("auto_map"), dict) and LANGUAGE_MODEL <= named.keys():
+    if isinstance(named := config.get("auto_map"), dict) and named.keys() >= LANGUAGE_MODEL:
         # Files of an earlier version have no other heads.
         classes["auto_map"] = {auto: name for auto, name in classes["auto_map"].items() if auto in named}
     if {key: config.get(key) for key in classes} != classes or "model_file" in config:
