@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,6 +117,9 @@ def classified(case: Case) -> None:
             reference = case.reference(auto, **options)
         except ValueError as error:
             raise AbsentError(f"the family has no {auto.__name__}") from error
+        named = json.loads(Path(case.folder, "config.json").read_text()).get("auto_map")
+        if named and auto.__name__ not in named:
+            raise AbsentError(f"the modeling file has no {auto.__name__}, since not every transformers has one")
         model = case.load(auto, **options)
         model.score.load_state_dict(reference.score.state_dict())  # it is not in the files, and random
         found, expected = model(**batch, labels=labels), reference(**batch, labels=labels)
