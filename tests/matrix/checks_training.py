@@ -119,7 +119,7 @@ def classified(case: Case) -> None:
             raise AbsentError(f"the family has no {auto.__name__}") from error
         named = json.loads(Path(case.folder, "config.json").read_text()).get("auto_map")
         if named and auto.__name__ not in named:
-            raise AbsentError(f"the modeling file has no {auto.__name__}, since not every transformers has one")
+            continue  # not every transformers that the file runs in has one, so it has none
         model = case.load(auto, **options)
         model.score.load_state_dict(reference.score.state_dict())  # it is not in the files, and random
         found, expected = model(**batch, labels=labels), reference(**batch, labels=labels)
