@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from hubprune.cards.context import FreeText, Pair, Table
 from hubprune.cards.markdown import INTERVAL, NONE, count, listing, plain, signed, span
+from hubprune.cards.measured import of_the_day
 from hubprune.core.artifacts import (
     Continuation,
     Estimate,
@@ -39,9 +40,13 @@ def section(generation: GenerationComparison | None) -> FreeText | None:
     total, size = len(generation.continuations), generation.batch_size
     prompts = "1 prompt" if total == 1 else f"{total} prompts"
     together = f" in the same batches of at most {size}" if size and total > 1 else ""
+    done = f"continued {prompts}"
+    if generation.chat:
+        done = f"answered {prompts}, each as a user's message in the base's chat template,"
     how = (
-        f"Both models continued {prompts}{together}: {generation.decoding} decoding, no penalty, at most"
+        f"Both models {done}{together}: {generation.decoding} decoding, no penalty, at most"
         f" {generation.max_new_tokens} new tokens, {generation.dtype} on {generation.device}. Sampling was not tried."
+        f"{of_the_day(generation.chat) if generation.chat else ''}"
     )
     shown = shown_pairs(generation)
     pairs = tuple(

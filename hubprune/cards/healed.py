@@ -16,7 +16,7 @@ from hubprune.cards.markdown import (
 )
 # isort: on
 # fmt: on
-from hubprune.cards.measured import SIDES, limited, tables
+from hubprune.cards.measured import SIDES, limited, tables, through_chat
 from hubprune.cards.removal import calibration
 from hubprune.core.artifacts import (
     SHARES,
@@ -161,6 +161,8 @@ def benchmarks(seen: HealedBenchmarks | None) -> Benchmarks | None:
     sentences = (
         f"Base, pruned and healed model answered the same documents with lm-eval {compared.lm_eval} ({compared.dtype},"
         f" {compared.device}, seed {compared.seed}).",
+        *through_chat(compared),
+        *through_chat(compared),
         *limited(compared),
     )
     return Benchmarks(sentences=sentences, table=table, details=details, picture=None, notes=(SIDES,))

@@ -8,6 +8,7 @@ from hubprune.cards.context import Adding, Benchmarks, Long, Picture, Table
 from hubprune.cards.markdown import INTERVAL, NONE, count, plain, signed, with_error, with_interval
 from hubprune.core.artifacts import (
     BenchmarkComparison,
+    Chat,
     MetricValue,
     QuantizedBenchmarks,
     TaskComparison,
@@ -35,15 +36,27 @@ WRITTEN_METRICS: Mapping[str, str] = {
 """Metric of answers that a model writes -> what it tells."""
 
 
-def benchmarks(comparison: BenchmarkComparison | None, *, picture: str | None = None) -> Benchmarks | None:
-    """Compare base and pruned task by task; None where nothing was run."""
+def of_the_day(chat: Chat) -> str:
+    """Say which day a chat template wrote into prompts, as a sentence with a space before it; nothing where none."""
+    if chat.date is None:
+        return ""
+    return f" The template writes the day into every prompt: here {chat.date}, on another day another text."
+
+
+def benchmarks(
+    comparison: BenchmarkComparison | None, *, picture: str | None = None, has_chat: bool = False
+) -> Benchmarks | None:
+    """Compare base and pruned task by task; None where nothing was run.
+
+    `has_chat` says that there is a chat template, so that it matters whether it was used.
+    """
     if comparison is None or not comparison.tasks:
         return None
     table, details = tables(("Base", "This model"), [(row, None, (row.base, row.pruned)) for row in comparison.tasks])
     changes = [f"{row.task} {signed(row.points.value)}" for row in comparison.main_metrics() if row.points]
     text = f"Changes of the benchmarks in points with their 95 % intervals, against no change: {', '.join(changes)}"
     return Benchmarks(
-        sentences=tuple(_benchmark_sentences(comparison)),
+        sentences=tuple(_benchmark_sentences(comparison, has_chat=has_chat)),
         table=table,
         details=details,
         picture=Picture(path=picture, text=text) if picture else None,
@@ -124,11 +137,12 @@ def _long(comparison: BenchmarkComparison) -> Long | None:
     )
 
 
-def _benchmark_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
+def _benchmark_sentences(comparison: BenchmarkComparison, *, has_chat: bool) -> Iterator[str]:
     yield (
         f"Base and this model were measured in the same run, on the same documents, with lm-eval {comparison.lm_eval}"
         f" ({comparison.dtype}, {comparison.device}, seed {comparison.seed})."
     )
+    yield from through_chat(comparison, has_chat=has_chat)
     yield from _asked_sentences(comparison)
     yield from limited(comparison)
 
@@ -224,6 +238,7 @@ def four_benchmarks(four: QuantizedBenchmarks | None) -> Benchmarks | None:
     sentences = (
         "Base and pruned model, each as it is and quantized in the same way with the same texts, answered the same"
         f" documents with lm-eval {compared.lm_eval} ({compared.dtype}, {compared.device}, seed {compared.seed}).",
+        *through_chat(compared),
         *limited(compared),
     )
     return Benchmarks(sentences=sentences, table=table, details=details, picture=None, notes=(SIDES,))
@@ -235,6 +250,17 @@ SIDES = (
     " ↑: higher is better, ↓: lower."
 )
 """How the tables of a sibling are read."""
+
+
+def through_chat(comparison: BenchmarkComparison, *, has_chat: bool = False) -> Iterator[str]:
+    """Say that prompts went through a chat template, or with `has_chat` that they did not."""
+    if comparison.chat:
+        yield (
+            "Prompts went through the base's chat template, with examples as turns of their own, as by lm-eval's"
+            f" --apply_chat_template.{of_the_day(comparison.chat)}"
+        )
+    elif has_chat:
+        yield "Prompts are the tasks' own texts, without the base's chat template, as is lm-eval's default."
 
 
 def limited(comparison: BenchmarkComparison) -> Iterator[str]:

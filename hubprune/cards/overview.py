@@ -184,12 +184,15 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
     """
     base, plan, repo_id, run = report.base, report.plan, report.repo_id, report.snippet
     code, shown, label = custom_code(report.checkpoint.files, plan), None, ""
+    chat = report.generation is not None and report.generation.chat is not None
     if run and (run.repo_id, run.revision) == (repo_id, tag):
         shown = run.code
         label = (
             "Before this repo was published, exactly this code was run on its files in a fresh process, with"
             f" transformers {run.transformers}. It printed:"
         )
+        if report.generation and report.generation.chat and report.generation.chat.date:
+            label = f"The chat template writes the day into the prompt. {label}"
     elif run and report.refreshed and run.repo_id == repo_id and run.revision and tag:
         shown = run.code.replace(run.revision, tag)
         label = (
@@ -204,7 +207,7 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
         runtimes.append(f"The modeling file needs transformers {needed} or newer; {older}.")
     runtimes.append(ran_in(report.verification))
     return Usage(
-        snippet=shown or Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None).code(),
+        snippet=shown or Snippet(repo_id=repo_id, revision=tag, custom_code=code is not None, chat=chat).code(),
         printed=Printed(label=label, text=wrapped(run.output)) if run and label else None,
         code=code,
         runtimes=tuple(runtimes),
@@ -309,13 +312,16 @@ class Snippet:
     """Whether reading it takes compressed-tensors."""
     plain: bool = False
     """Whether the model's own settings ask for more than `generate` does alone, so that the code puts them aside."""
+    chat: bool = False
+    """Whether it asks through the tokenizer's chat template."""
 
     def code(self, *, overrides: Path | None = None) -> str:
         """Write the code, without a line break at its end, as the fence of the card leaves it."""
         made = template_environment("card", filters=FILTERS, overrides=overrides).get_template(SNIPPET_TEMPLATE)
         text = made.render(
             repo_id=self.repo_id, revision=self.revision, prompt=self.prompt, custom_code=self.custom_code,
-            samples=self.samples and not self.plain, plain=self.plain, new_tokens=NEW_TOKENS, quantized=self.quantized,
+            samples=self.samples and not self.plain, plain=self.plain, chat=self.chat, new_tokens=NEW_TOKENS,
+            quantized=self.quantized,
         )  # fmt: skip
         return scrub(visible(text, keep="\n\t")).rstrip("\n")
 

@@ -113,6 +113,8 @@ def calibration(record: CalibrationRecord | None, *, endpoint: str) -> Calibrati
         length = f"{texts} documents joined and cut into sequences of exactly {count(record.max_tokens)} tokens"
     else:
         length = f"each document cut off after {count(record.max_tokens)} tokens"
+    if record.chat_template:
+        length += ", all of them as the base's chat template writes them"
     sentence = (
         f"Mix {record.mix}: {count(record.documents)} {record.unit}, {count(record.tokens)} tokens, {length};"
         f" seed {record.seed}, shuffle buffer {count(record.shuffle_buffer)}."
