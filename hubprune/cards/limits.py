@@ -109,7 +109,7 @@ def _kind(name: str, rows: list[TaskComparison]) -> str:
     blind = [row.task for row in rows if _mark(row) in (None, "at chance")]
     rest = len(rows) - len(worse) - len(blind)
     parts = [f"clearly worse than the base on {', '.join(worse)}"] if worse else []
-    parts += [f"no clear loss on {'the other ' if worse else ''}{rest} of {len(rows)} benchmarks"] if rest else []
+    parts += [f"no clear loss on {'the other ' if worse else ''}{rest} of {len(rows)} benchmark{'s'[: len(rows) - 1]}"] if rest else []
     parts += [f"nothing can be told from {', '.join(blind)}"] if blind else []
     return f"{name}: {'; '.join(parts)}."
 
