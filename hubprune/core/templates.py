@@ -107,7 +107,8 @@ def modeling_code(architecture: Architecture, *, layout: Layout = "pruned", vers
     return _modeling_environment().get_template(TEMPLATE).render(
         version=str(Version(version)), template_sha256=hashlib.sha256(text).hexdigest(),
         Base=architecture.class_prefix, Config=architecture.config_class, Model=architecture.model_class,
-        CausalLM=architecture.causal_lm_class, module=architecture.module, model_type=architecture.model_type,
+        CausalLM=architecture.causal_lm_class, tasks=architecture.tasks,
+        module=architecture.module, model_type=architecture.model_type,
         floor=architecture.floor, lists_floor=architecture.lists_floor or architecture.floor,
         scaling_keys=architecture.scaling_keys, local_rope_base=architecture.local_rope_base,
         logits_divisor=architecture.logits_divisor,

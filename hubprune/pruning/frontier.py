@@ -4,7 +4,7 @@ What a model loses without two sublayers is not the sum of what it loses without
 tell of all plans at once, and the plan that it leads to is measured afterwards.  Of the sums, the search is exact.  It
 goes up the layers with, for every saving that some choice so far comes to, the least loss of those that save as much:
 a knapsack with one choice per layer.  Sublayers of one kind save the same, so there are few such savings.  What lowers
-the loss counts as free, and no more than is needed goes: that several such changes help together, no sum can tell.
+the loss counts as free, and no more goes than is needed: that several such changes help together, no sum can tell.
 
 Every layer keeps what it has, or loses its attention, its MLP or both, or neurons of its MLP.  One attention of every
 kind stays, and one MLP.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import ge
 
 from hubprune.core.artifacts import FrontierPoint, LeftOut, Part, SublayerKind
 from hubprune.core.specs import DropSpec
@@ -49,8 +50,8 @@ class Choice:
         return (*attn, *(("mlp",) if self.part in ("mlp", "block") else ()))
 
 
-Cost = tuple[float, int, float]
-"""Rises of the loss, added up; changes; the sum of all losses, which may be negative."""
+Cost = tuple[float, tuple[int, ...], float]
+"""Rises of the loss, added up; what is saved of every target; the sum of all losses, which may be negative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Found:
     @property
     def cost(self) -> Cost:
         """By what it is preferred to others."""
-        return sum(max(0.0, choice.loss) for choice in self.choices), len(self.choices), self.loss
+        return sum(max(0.0, choice.loss) for choice in self.choices), self.saved, self.loss
 
     @property
     def widths(self) -> tuple[tuple[int, int], ...]:
@@ -180,23 +181,21 @@ def _climb(choices: Sequence[Sequence[Choice]], shape: Shape, *, need: tuple[int
     needed = sorted({shape.needed(kind, layer) for kind in _KINDS for layer in shape.layers(kind)})
     bits = {what: 1 << number for number, what in enumerate(needed)}
     nothing = tuple(0 for _ in choices[0][0].saved)
-    states: _States = {(0, nothing): ((0.0, 0, 0.0), None)}
+    states: _States = {(0, nothing): ((0.0, nothing, 0.0), None)}
     for options in choices:
         layer, following = options[0].layer, _States()
         there = {kind: bits[shape.needed(kind, layer)] for kind in _KINDS if shape.has(kind, layer)}
         stay = [sum({bit for kind, bit in there.items() if kind not in choice.gone}) for choice in options]
-        for (mask, saved), ((rise, changes, loss), link) in states.items():
+        for (mask, _), ((rise, saved, loss), link) in states.items():
             for choice, staying in zip(options, stay, strict=True):
                 total = tuple(map(sum, zip(saved, choice.saved, strict=True)))
-                total = total if need is None else tuple(map(min, total, need))
-                changed = choice.part is not None
-                cost = rise + max(0.0, choice.loss), changes + changed, loss + choice.loss
-                key = mask | staying, total
+                cost = rise + max(0.0, choice.loss), total, loss + choice.loss
+                key = mask | staying, total if need is None else tuple(map(min, total, need))
                 if key not in following or cost < following[key][0]:
-                    following[key] = cost, _Link(choice, link) if changed else link
-        states = _without_worse(following) if len(nothing) == 1 else following
+                    following[key] = cost, link if choice.part is None else _Link(choice, link)
+        states = _without_worse(following)
     whole = sum(bits.values())
-    return [_found(cost[2], link, nothing) for (mask, _), (cost, link) in states.items() if mask == whole]
+    return [_found(cost, link) for (mask, _), (cost, link) in states.items() if mask == whole]
 
 
 _KINDS: tuple[SublayerKind, ...] = ("attn", "mlp")
@@ -205,19 +204,21 @@ _States = dict[tuple[int, tuple[int, ...]], tuple[Cost, _Link | None]]
 
 
 def _without_worse(states: _States) -> _States:
-    """Leave out what saves no more than another of the same kinds and costs no less."""
-    kept, least = _States(), dict[int, Cost]()
-    for key in sorted(states, key=lambda key: (key[0], -key[1][0])):
-        mask, cost = key[0], states[key][0]
-        if mask not in least or cost < least[mask]:
-            kept[key], least[mask] = states[key], cost
+    """Leave out what saves no more of any target than another of the same kinds, and costs no less."""
+    kept, fronts = _States(), dict[int, list[tuple[tuple[int, ...], Cost]]]()
+    for key in sorted(states, key=lambda key: (-key[1][0], states[key][0])):
+        (mask, (_, *others)), (cost, _) = key, states[key]
+        front, own = fronts.get(mask, []), (tuple(others), cost)
+        if not any(least <= cost and all(map(ge, saved, others)) for saved, least in front):
+            kept[key] = states[key]
+            fronts[mask] = [row for row in front if not (cost <= row[1] and all(map(ge, others, row[0])))] + [own]
     return kept
 
 
-def _found(loss: float, link: _Link | None, nothing: tuple[int, ...]) -> Found:
+def _found(cost: Cost, link: _Link | None) -> Found:
     choices: list[Choice] = []
     while link is not None:
         choices.append(link.choice)
         link = link.before
-    saved = tuple(map(sum, zip(nothing, *(choice.saved for choice in choices), strict=True)))
+    _, saved, loss = cost
     return Found(loss, saved, tuple(reversed(choices)))

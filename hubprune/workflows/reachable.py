@@ -196,7 +196,7 @@ def refuse(run: Opened, costs: Costs, goals: Sequence[Goal]) -> None:
             f"{asked} cannot be reached: of {amount(goal, before)} {NOUNS[goal]}"
             f"{_where(goal, costs)} of {name}, at most {share:g} % can go with {by}."
             if share
-            else f"{asked} cannot be reached: {by} of {name} save nothing of it.",
+            else f"{asked} cannot be reached: of {by} of {name}, none may go or none saves any of it.",
             hint=f"Pass --target {goal}=-{share:g}%{add}." if share else f"Pass another target{add}.",
         )
     if len(goals) > 1 and search(choices, searched.shape, searched.needs) is None:

@@ -98,8 +98,8 @@ def every_plan(choices):
     for picked in itertools.product(*choices):
         left = {SHAPE.needed(k, c.layer) for c in picked for k in ("attn", "mlp") if k not in c.gone}
         if left == {"full", "sliding", "mlp"}:
-            cost = sum(max(0, c.loss) for c in picked), sum(c.part is not None for c in picked)
-            yield (*cost, sum(c.loss for c in picked)), tuple(map(sum, zip(*(c.saved for c in picked), strict=True)))
+            saved = tuple(map(sum, zip(*(c.saved for c in picked), strict=True)))
+            yield (sum(max(0, c.loss) for c in picked), saved, sum(c.loss for c in picked)), saved
 
 
 @given(st.lists(row, min_size=LAYERS, max_size=LAYERS), st.integers(0, 30), st.integers(0, 3))
@@ -116,7 +116,8 @@ def test_the_search_finds_what_trying_every_plan_finds(rows, first, second):
     assert most_saved(alone, SHAPE) == max(saved[0] for _, saved in tried)
     points = frontier(alone, SHAPE)
     for point in points:
-        assert point.cost == min(cost for cost, saved in tried if saved[0] >= point.saved[0])
+        best = min((rise, saved[:1], loss) for (rise, saved, loss), _ in tried if saved[0] >= point.saved[0])
+        assert point.cost == best
     assert points[-1].saved[0] == max(saved[0] for _, saved in tried)
     assert [p.saved for p in points] == sorted({p.saved for p in points})
     assert {*thinned(points, most=3)} <= {*points}
@@ -152,6 +153,7 @@ def test_scores_are_ranked_by_what_they_are_for():
         ({"target": "kv=-30%", "attn_drop": 2}, "--target finds what goes, and --attn-drop names it"),
         ({"target": "kv=-30%", "target_over": "mlp,width"}, "an MLP has no part of the KV cache"),
         ({"target": "kv=-30%", "target_over": "atn"}, "did you mean attn?"),
+        ({"target": "kv=-30%", "target_over": 5}, "5 is no list"),
         ({"target": "latency=-30%", "target_over": "width"}, "is in no table"),
         ({"target_over": "attn"}, "pass --target"),
         ({"target": "kv=-30%", "at": "0x1"}, "is no context"),

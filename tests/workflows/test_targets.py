@@ -12,6 +12,7 @@ from little import write_base
 import hubprune
 from hubprune.core.errors import HubpruneError, RecipeError
 from hubprune.core.weights import open_weights
+from hubprune.evaluation import speed
 from hubprune.pruning.leave_one_out import LeaveOneOut
 from hubprune.workflows import reachable
 
@@ -100,7 +101,15 @@ def test_a_target_that_cannot_be_is_refused_before_anything_is_computed(asked, s
     assert not (tmp_path / "never").exists()
 
 
-def test_the_time_per_token_is_a_target_whose_table_is_measured_once(base, tmp_path, capsys):
+def test_the_time_per_token_is_a_target_whose_table_is_measured_once(base, tmp_path, capsys, monkeypatch):
+    really = speed.measure
+
+    def measured(*models, **how):
+        """Time both models, and say what a quiet machine would."""
+        quiet = {"base_seconds": 1.0, "round_seconds": ((1.0, 1.0, 0.7),) * 20}
+        return [row.model_copy(update=quiet) for row in really(*models, **how)]
+
+    monkeypatch.setattr(speed, "measure", measured)
     hubprune.prune(base, target="latency=-10%", out="faster", **TEXTS)
     assert "latency: -" in (first := capsys.readouterr().err)
     assert "rounds in" in first
@@ -126,3 +135,9 @@ def test_what_looks_for_different_things_is_refused(base):
     for asked in ({"attn_drop": 2, "target": "kv=-30%"}, {"frontier": "kv", "target": "kv=-30%"}):
         with pytest.raises(RecipeError, match="look for different things"):
             hubprune.score(base, **asked, **CHEAP)
+
+
+def test_what_only_gets_narrower_has_scores_to_show_too(base, tmp_path):
+    found = hubprune.score(base, target="params=-8%", target_over="width", plot="pictures", **CHEAP)
+    assert found.mean.kinds == ("mlp",)
+    assert (tmp_path / "pictures" / "importance.png").is_file()

@@ -38,11 +38,13 @@ from hubprune.hub.announcing import announce, merge
 from hubprune.hub.commit import publish as send
 from hubprune.hub.preflight import check_disk, preflight
 from hubprune.hub.remote import Overwrite
+from hubprune.hub.repos import small_files
 from hubprune.hub.target import Target, check_name_loads
 from hubprune.hub.transfer import check_arrived
 from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning import verify
 from hubprune.workflows.card import AS_SHIPPED, CardChoices, Timed
+from hubprune.workflows.chat import check_texts
 from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.publish import siblings
 from hubprune.workflows.publish.before import (
@@ -192,7 +194,7 @@ def _check_resources(run: Run, *, loads_back: bool) -> None:
     check_disk(run.base, folder=run.store.folder, written=has_checkpoint(run), loads_back=loads_back)
     check_data(run)
     run.environment  # noqa: B018
-    run.examined  # noqa: B018
+    check_texts(run, small_files(run.examined, session=run.session))
     say_computing(run)
 
 

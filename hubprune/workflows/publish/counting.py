@@ -36,15 +36,22 @@ Asked = TypeVar("Asked", bound=PublishRequest)
 SAME = (
     "base", "limit", "endpoint", "max_memory", "quiet", "protect", "base_revision", "calibration", "num_samples",
     "max_tokens", "metric", "aggregation", "score_batch_size", "seed", "device", "dtype", "tasks", "num_fewshot",
-    "include_path", "batch_size", "eval_backend",
+    "include_path", "batch_size", "eval_backend", "apply_chat_template", "calibration_chat_template",
 )  # fmt: skip
 """Options of a publish that its sweep takes over: it scores the same texts, and measures the same tasks."""
 NOT_SWEPT = "attn_layers", "mlp_layers", "neuron_drop", "mlp_width", "expansion_ratio", "target", "per"
 """Options by which something else goes than a sweep measures."""
-RANKED_BY = "protect", "calibration", "num_samples", "max_tokens", "metric", "aggregation"
+RANKED_BY = (
+    "protect", "calibration", "calibration_chat_template", "num_samples", "max_tokens", "metric", "aggregation",
+)  # fmt: skip
 """Options by which another order comes out than that of a sweep."""
 
 NUMBERS = "num_samples", "max_tokens", "batch_size", "seed"
+SWITCHES = {
+    f"--{word}{name.replace('_', '-')}": (name, not word)
+    for name in ("apply_chat_template", "calibration_chat_template") for word in ("", "no-")
+}  # fmt: skip
+"""Options without a value, as they are typed -> their name and what they say."""
 
 
 def open_ranking(request: PublishRequest) -> Ranking | None:
@@ -97,8 +104,8 @@ def with_count(
             f"{OPTIONS[ranking]} auto measures first, on this machine.",
             hint="Run hubprune sweep, and pass the number it recommends, or --from-sweep with its folder.",
         )
-    check(open_run(recipe_of(counting(request, ranking, 1)), request.endpoint, Reporter(quiet=True)))
     asked = SweepRequest(method=ranking, counts="0:1", max_loss=_limit(request), **_same(request))
+    check(open_run(recipe_of(counting(request, ranking, 1)), request.endpoint, Reporter(quiet=True)))
     run = open_run(recipe_of(asked, drop={f"{ranking}_drop": "1"}), request.endpoint, reporter)
     most = most_that_fit(ranking, MOST_TRIED, shape_of(run.base), protect=run.recipe.drop.protect)
     report = sweeping.sweep_run(run, replace(asked, counts=f"0:{max(most, 1)}"))
@@ -194,13 +201,15 @@ def _read(path: Path) -> SweepReport:
 def _pairs(found: Recommendation, report: SweepReport) -> Iterator[tuple[str, Any]]:
     """Yield the options of a recommended command, by name."""
     try:
-        words = shlex.split(found.command or "")
+        typed = shlex.split(found.command or "")
     except ValueError:  # a quotation mark that does not close
-        words = []
+        typed = []
+    words = [word for word in typed if word not in SWITCHES]
     if words[:2] != ["hubprune", "publish"] or len(words) % 2 == 0:
         hint = f"Publishing takes a base on the Hub. What it recommends: {found.command}"
         raise RecipeError(f"The sweep of {report.base} recommends no publish.", hint=hint)
     yield "base", words[2]
+    yield from (SWITCHES[word] for word in typed if word in SWITCHES)
     for flag, value in zip(words[5::2], words[6::2], strict=True):
         name = flag.removeprefix("--").replace("-", "_")
         if name in sweeping.PASSED_ON:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from hubprune.core.artifacts import Recommendation
 from hubprune.core.console import Reporter
 from hubprune.core.errors import PlanError, RecipeError
+from hubprune.core.options import as_typed
 from hubprune.core.requests import PublishRequest
 from hubprune.workflows import publish as publishing
 from hubprune.workflows.publish import counting
@@ -52,6 +54,13 @@ def test_the_number_and_the_options_of_a_sweep_are_taken_over(tmp_path):
         assert made == PublishRequest(
             BASE, attn_drop=2, seed=7, calibration="c4", tasks="c", base_revision="v1", private=True
         )
+
+
+def test_switches_of_a_sweep_are_taken_over(tmp_path):
+    asked = PublishRequest(BASE, apply_chat_template=True, calibration_chat_template=False, seed=7)
+    rest = shlex.join(as_typed(asked, "apply_chat_template", "calibration_chat_template", "seed"))
+    assert rest == "--apply-chat-template --no-calibration-chat-template --seed 7"
+    assert found(PublishRequest(from_sweep=report_of(tmp_path, row(rest=rest)))) == replace(asked, attn_drop=2)
 
 
 def test_of_several_methods_one_is_named(tmp_path):
