@@ -119,7 +119,7 @@ def modeling_code(architecture: Architecture, *, layout: Layout = "pruned", vers
 
 @cache
 def _modeling_environment() -> Environment:
-    """Make it once: to compile the template takes longer than a layer of a small model, and scores need it per layer."""
+    """Make it once: compiling the template takes longer than a small model's layer, and scores need it per layer."""
     return environment("modeling", filters={"ident": ident, "py": py})
 
 
