@@ -64,6 +64,7 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
     recipe, base, plan, scores = parse(Recipe, report.recipe), report.base, report.plan, report.scores
     benchmarks, generation = report.benchmarks, report.generation
     repetition = generation.repetition if generation else None
+    has_chat = generation is not None and generation.chat is not None
     name, given = report.repo_id.rsplit("/", 1)[-1], recipe.target.license
     terms = card_in_force(base, given=given)
     tag = None if recipe.target.create_pr else checkpoint_tag(report.checkpoint)
@@ -89,7 +90,7 @@ def context_of(report: PublishReport, *, pictures: Pictures = Pictures(), overri
         ),
         target=targeted(plan, picture=pictures.frontier),
         calibration=removed.calibration(scores.calibration if scores else None, endpoint=report.endpoint),
-        benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks),
+        benchmarks=measured.benchmarks(benchmarks, picture=pictures.benchmarks, has_chat=has_chat),
         speed=timed.section(report.speed),
         free_text=free_text.section(generation),
         limits=limits(plan, scores=scores, comparison=benchmarks, generation=generation, speed=report.speed),

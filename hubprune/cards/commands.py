@@ -43,6 +43,10 @@ def _options(recipe: Recipe) -> Iterator[str]:
         yield f"--num-fewshot {shlex.quote(str(next(iter(shots.values()))) if alike else each)}"
     if evaluation.include_path:
         yield f"--include-path {shlex.quote(evaluation.include_path)}"
+    if evaluation.apply_chat_template is not None:
+        yield "--apply-chat-template" if evaluation.apply_chat_template else "--no-apply-chat-template"
+    if recipe.reads_texts and recipe.calibration.chat_template:
+        yield "--calibration-chat-template"
     if evaluation.limit is not None:
         yield f"--limit {evaluation.limit}"
     yield f"--seed {recipe.seed}"

@@ -88,14 +88,14 @@ def model_index(benchmarks: BenchmarkComparison | None, *, name: str) -> list[di
     for row in benchmarks.tasks if benchmarks else ():
         if row.dataset and not row.pruned.is_bound:  # a bound is no value that a list could be sorted by
             by_task.setdefault(row.task, []).append(row)
-    results = []
+    results, chat = [], ", chat template" if benchmarks and benchmarks.chat else ""
     for task, rows in by_task.items():
         row = rows[0]
         metrics = []
         for measured in rows:
             whole = measured.documents == measured.documents_available
             part = "" if whole else f", {measured.documents} of {measured.documents_available} documents"
-            how = f"{f'{measured.filter}, ' if measured.filter else ''}{measured.num_fewshot}-shot{part}"
+            how = f"{f'{measured.filter}, ' if measured.filter else ''}{measured.num_fewshot}-shot{chat}{part}"
             kind, value = METRICS.get(measured.metric, measured.metric), round(float(measured.pruned.value), 6)
             metrics.append({"type": kind, "value": value, "name": f"{measured.metric} ({how})"})
         fields = {
@@ -169,7 +169,8 @@ def add_eval_results(folder: Path, comparison: BenchmarkComparison | None, *, ta
         meant = [task for task in of_set if (task.get("config", "default"), task.get("split")) == wanted]
         if comparison and len(meant) == 1:
             read_by = f", {row.filter}" if row.filter else ""
-            how = f"{row.metric}{read_by} as a share from 0 to 1, {row.num_fewshot}-shot"
+            chat = ", chat template" if comparison.chat else ""
+            how = f"{row.metric}{read_by} as a share from 0 to 1, {row.num_fewshot}-shot{chat}"
             dataset = {"id": row.dataset, "task_id": str(meant[0]["id"]), "revision": row.dataset_commit}
             entry = {
                 "dataset": {key: value for key, value in dataset.items() if value is not None},

@@ -192,6 +192,9 @@ def _measured(report: PublishReport) -> Iterator[str]:
         yield _table(found.table)
         if report.benchmarks and (mean := report.benchmarks.mean_points):
             yield f"Mean change: {md(with_interval(mean))} points."
+        yield "<details><summary>Standard errors, documents, shots and chance</summary>"
+        yield _table(found.details)
+        yield "</details>"
     measured = report.recipe.get("evaluation", {})
     if limits := measured.get("max_loss") or measured.get("max_drop_pp"):  # as earlier versions called it
         yield "### Budget"

@@ -128,12 +128,17 @@ def demo(request: DemoRequest, reporter: Reporter) -> None:
 
 def env(request: Request, reporter: Reporter, *, as_json: bool) -> None:
     """Print versions, machine, and where unfinished work is kept."""
+    import json
+
     from hubprune.commands import summary
     from hubprune.core.devices import describe_environment
     from hubprune.core.files import work_folder
 
     found, folder = describe_environment(), work_folder()
-    show(to_json(found) if as_json else f"{summary.environment_table(found)}\nwork folder  {folder}")
+    if as_json:
+        show(json.dumps({**found.model_dump(), "work_folder": str(folder)}, indent=2))
+    else:
+        show(f"{summary.environment_table(found)}\nwork folder  {folder}")
 
 
 def doctor(request: DoctorRequest, reporter: Reporter, *, as_json: bool) -> None:

@@ -38,7 +38,7 @@ def sweep_head(report: SweepReport) -> str:
     parts = [f"{report.base}, order by {order}"]
     if report.tasks:
         limit = f", {report.limit} documents each at most" if report.limit else ""
-        parts.append(f"{len(report.tasks)} tasks{limit}")
+        parts.append(f"{len(report.tasks)} tasks{limit}{' through the chat template' if report.chat else ''}")
     if report.chance is not None:
         parts.append(f"guessing gets {report.chance:.2f} %")
     if report.perplexity_on:

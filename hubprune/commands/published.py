@@ -157,7 +157,7 @@ def _short(value: Scalar, *, start: int) -> str:
     return f"{'…' if start else ''}{shown}{'…' if len(value) > start + WIDTH else ''}"
 
 
-GGUF_EXAMPLES = "Example:  hubprune export gguf me/Llama-3.2-3B-attn-drop-3 --outtype q8_0 --out pruned.gguf"
+GGUF_EXAMPLES = "Example:  hubprune export gguf me/Llama-3.2-3B-attn-drop-3 --outtype q8_0 --out gguf"
 
 
 def gguf(request: ExportRequest, reporter: Reporter, *, as_json: bool) -> None:

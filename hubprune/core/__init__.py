@@ -6,6 +6,7 @@ amounts               how numbers, shares, sizes and savings are written
 specs, recipe         what decides a publish; options, requests, afterwards: what each command can be asked
 editing               what is wrong with a recipe, in which line; its JSON Schema
 suites                benchmarks by the name of a suite, and what they cost
+prompts               what models are asked, and what a chat template makes of it
 strict                JSON and YAML of strangers
 architectures         the families of models
 config, weights       a checkpoint's config.json, with the sublayers that it tells of, and its safetensors

@@ -12,7 +12,7 @@ from typing import Annotated
 # fmt: off
 # isort: off
 from hubprune.core.options import (
-    Argument, Budgeted, CardTemplate, Notes, OnHub, Option, Place, Port, RepoRevision, ReportFile,
+    Argument, Budgeted, CardTemplate, Device, Notes, OnHub, Option, Place, Port, RepoRevision, ReportFile,
     TrustRemoteCode,
 )
 # isort: on
@@ -31,6 +31,7 @@ class VerifyRequest(Budgeted):
     )] = None
     revision: RepoRevision = None
     trust_remote_code: TrustRemoteCode = False
+    device: Device = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,8 @@ class ExportRequest(Budgeted):
 
     checkpoint: Checkpoint = field(kw_only=False)
     out: Annotated[Place | None, Option(
-        "New file. Default: <checkpoint>-<OUTTYPE>.gguf in this folder.", metavar="FILE")] = None
+        "Folder for <checkpoint>-<OUTTYPE>.gguf; what ends in .gguf is the file itself. Default: this folder.",
+        metavar="FOLDER")] = None
     outtype: Annotated[str, Option(
         "Type of the matrices; norms and biases stay f32. Those with a k, like q4_k_m, are made by llama.cpp itself.",
         metavar="f32|f16|bf16|q8_0|q4_k_m|...")] = "f16"

@@ -175,8 +175,10 @@ def resolve_device(device: str) -> str:
     """Return the device that a name stands for; `auto` is the first GPU, else the CPU.
 
     Raises:
-        RecipeError: this machine has no such device.
+        RecipeError: it names none, or this machine has no such device.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device, re.ASCII):
+        raise RecipeError(f"There is no device {device!r:.60}.", hint="Pass auto, cpu, mps, cuda or cuda:N.")
     import torch
 
     if device == "auto":

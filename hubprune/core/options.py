@@ -93,11 +93,15 @@ def as_typed(request: Request, *names: str) -> Iterator[str]:
     """Write options of a request as one would type them; what was not given is passed over."""
     for name in names:
         if (value := getattr(request, name)) is not None:
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                yield f"--{flag}" if value else f"--no-{flag}"
+                continue
             if isinstance(value, Mapping):
                 value = ",".join(f"{key}={number}" for key, number in value.items())
             elif isinstance(value, Sequence) and not isinstance(value, str):
                 value = ",".join(map(str, value)) or "none"
-            yield from (f"--{name.replace('_', '-')}", str(value))
+            yield from (f"--{flag}", str(value))
 
 
 # fmt: off
@@ -175,6 +179,9 @@ class Scoring(Budgeted):
     max_tokens: Annotated[int | None, Option(
         "Tokens after which a document is cut off, or per packed sequence. Default: the mix's own, 512 for "
         "cosmopedia.", panel=SCORING)] = None
+    calibration_chat_template: Annotated[bool | None, Option(
+        "Put every calibration document through the base's chat template: a text as what a user says.",
+        flag="--calibration-chat-template/--no-calibration-chat-template", panel=SCORING)] = None
     metric: Annotated[str | None, Option(
         "What sublayers are ranked by: how far one turns the hidden state (cosine, the default), or what the model "
         "loses without it, by its loss or by KL to the base; these take n/2 + 2 passes for the attentions of n layers. "
@@ -275,6 +282,10 @@ class Measuring(OnHub):
         "Run what base and pruned model share once (default, layer by layer from their files where these are larger"
         " than memory), always read from the files, or let lm-eval's own backend run each.", metavar="shared|layers|hf",
         panel=MEASURING)] = None
+    apply_chat_template: Annotated[bool | None, Option(
+        "Ask benchmarks through the base's chat template, as lm-eval's option of that name does, or nothing at all. "
+        "Default: free text and the code of the card where it has one, and no benchmarks.",
+        flag="--apply-chat-template/--no-apply-chat-template", panel=MEASURING)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

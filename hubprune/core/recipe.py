@@ -14,6 +14,7 @@ from hubprune.core.amounts import MOST, Count, Number
 from hubprune.core.artifacts import Aggregation, EvalBackend, LayoutChoice, Loop, Method, Metric, Schedule
 from hubprune.core.editing import first_problem, first_problem_in, schema_of
 from hubprune.core.errors import RecipeError
+from hubprune.core.prompts import PACKAGE_PROMPTS, read_prompts
 from hubprune.core.specs import Adopted, DropSpec, HealSpec, QuantizationSpec, Settings, WidthSpec
 from hubprune.core.strict import parse_yaml
 from hubprune.core.suites import DEFAULT_SUITE, SUITES, expand
@@ -28,7 +29,6 @@ LOOPS, REPETITION = "loops", "repetition"
 TEXT_BUDGETS: Mapping[str, int] = {LOOPS: Loop.MIN_TOKENS, REPETITION: 5}
 """What of the free text may have a budget -> tokens from which on a text can show it."""
 DEFAULT_TASKS = tuple(SUITES[DEFAULT_SUITE])
-PACKAGE_PROMPTS = Path(__file__).parent.parent / "evaluation" / "prompts.txt"
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 GgufType = Annotated[str, Field(pattern=r"^[a-z0-9_]{2,12}$")]
@@ -106,8 +106,16 @@ class CalibrationMix(Settings):
     """Tokens after which a document is cut off, or the exact length of a packed sequence."""
     packed: bool = False
     """Whether documents are joined and cut into sequences of one length, instead of each being cut off by itself."""
+    chat_template: bool = False
+    """Whether each document is what the chat template of the base makes of it: of a text as what a user says, of
+    messages, or of the columns prompt and completion, as these turns."""
     shuffle_buffer: Count = 1000
     """Documents that the streaming shuffle holds at a time; the choice of documents depends on it."""
+
+    @property
+    def plain(self) -> CalibrationMix:
+        """The same documents without any chat template."""
+        return self.model_copy(update={"chat_template": False})
 
     def counts(self) -> tuple[int, ...]:
         """Samples per subset: largest-remainder rounding of the weights, so that they add up to `num_samples`."""
@@ -137,6 +145,9 @@ class EvaluationSpec(Settings):
     """Sequences that are read at once; None for as many as fit into memory."""
     backend: EvalBackend = "shared"
     """What computes log-likelihoods."""
+    apply_chat_template: bool | None = None
+    """Whether benchmarks, free text and the code of the card ask through the chat template of the base: all of them, or
+    none; None for all but the benchmarks, where it has one."""
     prompts: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Prompts for the free text; None for the shipped ones."""
     max_new_tokens: Count = 128
@@ -382,18 +393,3 @@ def recipe_schema() -> dict[str, Any]:
     told = {key: for_each.pop(key) for key in ("description", "default") if key in for_each}
     fields["num_fewshot"] = {"anyOf": [for_each, {"type": "integer"}], **told}
     return schema
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Read prompts, one per line; empty lines are passed over.
-
-    Raises:
-        RecipeError: the file cannot be read or holds no prompt.
-    """
-    try:
-        prompts = tuple(text for line in path.read_text(encoding="utf-8").splitlines() if (text := line.strip()))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"Cannot read the prompts in {path}: {error}") from error
-    if not prompts:
-        raise RecipeError(f"{path} holds no prompt.")
-    return prompts

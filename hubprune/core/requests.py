@@ -204,8 +204,8 @@ class ScoreRequest(Scoring, Weighing):
     num_samples: Annotated[str | int | Sequence[int] | None, Option(
         "Calibration documents in all, or packed sequences. Default: the mix's own, 400 for cosmopedia.  Several: "
         "how stable the order is.", metavar="N[,N,...]", panel=STUDY)] = None  # type: ignore[assignment]
-    attn_drop: Annotated[int | str, Option(
-        "Mark the N attention sublayers that would go.", metavar="N", panel=DROPPING)] = "1"
+    attn_drop: Annotated[int | str | None, Option(
+        "Mark the N attention sublayers that would go. Default: 1.", metavar="N", panel=DROPPING)] = None
     plot: Annotated[Place | None, Option(
         "Draw the scores, or the frontier, as PNG and SVG into this folder.", metavar="FOLDER", panel=SCORING)] = None
 
@@ -283,10 +283,11 @@ class SpeedRequest(Budgeted):
     """Time a pruned checkpoint against its base."""
 
     first: Annotated[str, Argument(
-        "Repo id or folder of the base; may be left out: PRUNED names its base.", metavar="BASE"
+        "A folder or repo that hubprune wrote; or its base, and the other behind it.", metavar="PRUNED_OR_BASE"
     )] = field(kw_only=False)
     second: Annotated[str | None, Argument(
-        "A folder or repo that hubprune wrote.", metavar="PRUNED")] = field(default=None, kw_only=False)
+        "What hubprune wrote, where another base than the one it names comes first.", metavar="PRUNED"
+    )] = field(default=None, kw_only=False)
     depths: Annotated[str | Sequence[int], Option(
         "Tokens in the KV cache when decoding starts: lengths of the prompt, cut to what the model has positions for.",
         metavar="0,512,2048", panel=MEASURING)] = "0,512,2048"

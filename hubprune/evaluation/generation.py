@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from hubprune.core.artifacts import GenerationComparison, ModelText, ModelTexts
+from hubprune.core.artifacts import Chat, GenerationComparison, ModelText, ModelTexts
 from hubprune.core.console import Advance, Reporter, duration, quiet
 from hubprune.core.errors import EvaluationError
 from hubprune.core.neutral import fresh_generation
+from hubprune.core.prompts import chat_ids
 from hubprune.evaluation import models
 from hubprune.evaluation.pair import Pair
 from hubprune.evaluation.repetition import pair_texts
@@ -31,12 +32,22 @@ class Request:
 
     prompts: tuple[str, ...]
     max_new_tokens: int
+    rendered: tuple[str, ...] | None = None
+    """What a chat template makes of each prompt, special tokens included; None where they are continued as they are."""
+    chat: Chat | None = None
+    """Told of the template, where there is one."""
+
+    def ids(self, tokenizer: Any) -> list[list[int]]:
+        """Return the token ids of every prompt."""
+        if self.rendered is None:
+            return [list(tokenizer(prompt)["input_ids"]) for prompt in self.prompts]
+        return [chat_ids(tokenizer, text) for text in self.rendered]
 
 
 def compare(
     pair: Pair, request: Request, *, base_texts: ModelTexts | None = None, reporter: Reporter
 ) -> GenerationComparison:
-    """Let both models of a pair continue the same prompts, one after the other, in the same batches.
+    """Let both models of a pair continue, or answer, the same prompts, one after the other, in the same batches.
 
     `base_texts` are what the base wrote before; None lets it write now.
 
@@ -56,7 +67,7 @@ def compare(
         base = write_base(request, batches=pruned.batches)
         if base.batches != pruned.batches:
             pruned = write_pruned(request, batches=base.batches)
-    return pair_texts(request.prompts, base, pruned)
+    return pair_texts(request.prompts, base, pruned).model_copy(update={"chat": request.chat})
 
 
 def write(
@@ -81,7 +92,7 @@ def write(
 def _write(
     model: models.LoadedModel, request: Request, *, name: str, batches: models.Batches | None, reporter: Reporter
 ) -> ModelTexts:
-    rows = [list(model.tokenizer(prompt)["input_ids"]) for prompt in request.prompts]
+    rows = request.ids(model.tokenizer)
     new_tokens = _room(model, rows, request, reporter)
     if batches is None:
         new_tokens = _in_time(model, rows, new_tokens, reporter)

@@ -11,17 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# fmt: off
+# isort: off
 from hubprune.core.artifacts import (
-    BenchmarkAnswers,
-    BenchmarkComparison,
-    EvalBackend,
-    HealedBenchmarks,
-    QuantizedBenchmarks,
-    SelfCheck,
+    BenchmarkAnswers, BenchmarkComparison, Chat, EvalBackend, HealedBenchmarks, QuantizedBenchmarks, SelfCheck,
 )
+# isort: on
+# fmt: on
 from hubprune.core.console import Reporter, quiet, size
 from hubprune.core.errors import CheckpointError, EvaluationError
 from hubprune.core.privacy import no_calls_elsewhere
+from hubprune.core.prompts import chat_of
 from hubprune.core.recipe import EvaluationSpec
 from hubprune.evaluation.compare import mean_change
 from hubprune.evaluation.lengths import Encoded, write_samples
@@ -41,7 +41,6 @@ from hubprune.evaluation.tasks import Suite, data_sources, find_tasks, load_task
 if TYPE_CHECKING:
     from hubprune.evaluation.computing import Models
     from hubprune.evaluation.panel import Computing, Panel
-
 
 # lm-eval's own 100,000 take 46 s per model for lambada's perplexity alone; 0 would switch off every standard error.
 BOOTSTRAP_ITERATIONS = 1000
@@ -97,7 +96,7 @@ def compare(
     start = time.monotonic()
     reporter.note(f"Reading the documents of {', '.join(spec.tasks)}")
     with quiet(), no_calls_elsewhere():
-        plan = _Plan(load_tasks(spec), spec=spec, seed=seed, reporter=reporter)
+        plan = _Plan.of(pair, spec, seed, reporter)
         measured = _measure(plan, pair, Memo(memo))
     results = measured.results
     refuse_different_documents(results["base"], results["pruned"])
@@ -169,7 +168,7 @@ class _Twice:
         """Run them on one pair, which is let go, and then on the other; all have to be of the same documents."""
         start = time.monotonic()
         with quiet(), no_calls_elsewhere():
-            plan = _Plan(load_tasks(spec), spec=spec, seed=seed, reporter=reporter)
+            plan = _Plan.of(one, spec, seed, reporter)
             found = _measure(plan, one, Memo(memo))
             one.let_go()
             reporter.note(told)
@@ -199,8 +198,7 @@ class InMemory:
         seed: int, reporter: Reporter,
     ) -> None:  # fmt: skip
         with quiet(), no_calls_elsewhere():
-            suite = load_tasks(spec)
-            self._plan = _Plan(suite, spec=spec, seed=seed, reporter=reporter)
+            self._plan = _Plan(load_tasks(spec), spec, seed, reporter)
             self._models = models
             self._panel = _panel(self._plan, models, identities, Memo(memo))
 
@@ -229,6 +227,13 @@ class _Plan:
     spec: EvaluationSpec
     seed: int
     reporter: Reporter
+    chat: Chat | None = None
+
+    @classmethod
+    def of(cls, pair: Pair, spec: EvaluationSpec, seed: int, reporter: Reporter) -> _Plan:
+        """Load the tasks for the models of a pair."""
+        chat = chat_of(pair.folders["base"].path) if spec.apply_chat_template else None
+        return cls(load_tasks(spec), spec, seed, reporter, chat)
 
 
 @dataclass(frozen=True)
@@ -353,6 +358,8 @@ def _evaluate(plan: _Plan, panel: Panel, name: str) -> Mapping[str, Any]:
         limit=plan.spec.limit,
         bootstrap_iters=BOOTSTRAP_ITERATIONS,
         log_samples=True,
+        apply_chat_template=bool(plan.spec.apply_chat_template),
+        fewshot_as_multiturn=bool(plan.spec.apply_chat_template),  # which is lm-eval's own default then
     )
     for task in plan.suite.tasks.values():
         # lm-eval would fill in its templates again for every model, which takes longer than a tiny one.
@@ -385,7 +392,7 @@ def _comparison(plan: _Plan, measured: _Measured, *, seconds: float) -> Benchmar
         tasks=tasks, mean_change=mean_change(tasks),
         mean_written=mean_change([row for row in tasks if row.is_written]),
         mean_scored=mean_change([row for row in tasks if row.is_written is False]),
-        left_out=tuple(left_out), limit=plan.spec.limit, backend=measured.backend, fallback=measured.fallback,
-        self_check=measured.self_check, batch_size=plan.spec.batch_size, dtype=measured.dtype,
-        device=measured.device, seed=plan.seed, lm_eval=version("lm_eval"), seconds=seconds,
+        left_out=tuple(left_out), limit=plan.spec.limit, chat=plan.chat, backend=measured.backend,
+        fallback=measured.fallback, self_check=measured.self_check, batch_size=plan.spec.batch_size,
+        dtype=measured.dtype, device=measured.device, seed=plan.seed, lm_eval=version("lm_eval"), seconds=seconds,
     )  # fmt: skip

@@ -11,7 +11,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hubprune.core.console import Reporter, quiet, size
@@ -58,8 +60,10 @@ class Encoded:
 
         Thousands of requests may have the same context, whose tokens are there once.
         """
-        if len(context) < LONG or context != context.rstrip():
+        if len(context) < LONG or not (bare := context.rstrip()):
             return None
+        # The spaces at its end, which chat templates leave there, are read with the ending.
+        context, ending = bare, context[len(bare) :] + ending
         if context not in self._contexts:
             self._contexts[context] = tuple(encode(context))
         tokens = self._contexts[context]
@@ -201,6 +205,22 @@ def _longest(name: str, spec: EvaluationSpec, tokenizer: Any) -> int:
         task.build_all_requests(limit=1)
         first, _ = task.instances[0].args
         examples = first.removesuffix(task.doc_to_text(documents[0]))
+        more = _added(task, first, tokenizer) if spec.apply_chat_template else 0
         endings = [f"{task.config.target_delimiter}{answer}" for answer in task.doc_to_choice(documents[0])]
         texts = [f"{examples}{task.doc_to_text(document)}{max(endings, key=len)}" for document in documents]
-        return max(len(ids) for ids in tokenizer(texts)["input_ids"]) - 1
+        return max(len(ids) for ids in tokenizer(texts)["input_ids"]) - 1 + more
+
+
+def _added(task: Any, plain: str, tokenizer: Any) -> int:
+    """Count the tokens that the chat template puts around the turns of a prompt, of which all have as many."""
+    from lm_eval.models.huggingface import HFLM
+
+    rules = SimpleNamespace(tokenizer=tokenizer, chat_template_args={})
+    task.build_all_requests(
+        limit=1, apply_chat_template=True, fewshot_as_multiturn=True,
+        chat_template=partial(HFLM.apply_chat_template, rules),
+    )  # fmt: skip
+    asked, _ = task.instances[0].args
+    begins = bool(tokenizer.bos_token) and asked.startswith(tokenizer.bos_token)  # which lm-eval then does not add
+    ids = tokenizer(asked, add_special_tokens=not begins)["input_ids"]
+    return len(ids) - len(tokenizer(plain)["input_ids"])

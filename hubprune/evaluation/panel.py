@@ -24,6 +24,7 @@ from hubprune.core.artifacts import EvalBackend, SelfCheck
 from hubprune.core.console import Advance, Reporter, log_level
 from hubprune.core.devices import world_size
 from hubprune.core.errors import EvaluationError
+from hubprune.core.prompts import Message, unrenderable
 from hubprune.evaluation.layer_tree import Variant, why_not
 from hubprune.evaluation.lengths import Encoded, has_many_logits, score_alone
 from hubprune.evaluation.models import free_bytes, input_device
@@ -250,10 +251,8 @@ class Panel:
         keys = [hashlib.sha256(json.dumps(list(prompt), sort_keys=True).encode()).digest() for prompt in prompts]
         unique = dict(zip(keys, prompts, strict=True))
         known = self._memo.texts(self._model(name), list(unique))
-        missing = unique.keys() - known.keys()
-        if not missing:
+        if not (missing := unique.keys() - known.keys()):
             return [known[key] for key in keys]
-        # Those of one length go together, the longest first.
         model = self.language_models[name]
         with log_level("transformers.tokenization_utils_base", logging.ERROR):  # said below
             lengths = {key: len(model.tok_encode(unique[key][0])) for key in missing}
@@ -262,6 +261,7 @@ class Panel:
                 f"{cut} of {len(lengths)} prompts for answers in words leave no room for the answer in the {name}"
                 f" model's {model.max_length} positions: their beginning is cut off, as lm-eval does it."
             )
+        # Those of one length go together, the longest first.
         order = sorted(missing, key=lambda key: (json.dumps(unique[key][1], sort_keys=True), -lengths[key], key))
         at_once = TEXTS_AT_ONCE
         if told := self._models.text_outlook(name, [unique[key] for key in order]):
@@ -319,10 +319,17 @@ class PanelLM(HFLM):
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[Any, list[int]]:
         """Find the tokens of context and ending; those of a long context are there once for all its endings."""
-        if found := self.panel.encoded.pair(context, continuation, encode=self.tok_encode):
-            return found
-        pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+        known = self.panel.encoded.pair(context, continuation, encode=self.tok_encode)
+        pair: tuple[Any, list[int]] = known or super()._encode_pair(context, continuation)
         return pair
+
+    def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """Render a conversation as lm-eval does: without its system message where the template takes none."""
+        try:
+            with log_level("lm_eval.models.huggingface", logging.ERROR):  # it tells of every document
+                return str(super().apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt))
+        except Exception as error:  # whatever Jinja, its sandbox, or the template itself raises
+            raise unrenderable(error) from error
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Sum the log-likelihoods of whole documents; all their windows come at once, so that they can be packed."""

@@ -9,9 +9,11 @@ tokens are fed one by one, so that no text that a model happens to write decides
 from __future__ import annotations
 
 import gc
+import logging
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ import torch
 from pydantic import BaseModel
 
 from hubprune.core.artifacts import Interval, Measure, SpeedMeasured
+from hubprune.core.console import log_level
 from hubprune.core.devices import run_to_end
 from hubprune.core.errors import EvaluationError
 from hubprune.core.fresh import SAFE_PATH
@@ -90,7 +93,12 @@ def measure(
     entries = {"base": base, "again": base, "pruned": pruned}
     runs = {name: partial(_sample, entry, spec, clock) for name, entry in entries.items()}
     where = f"at depth {spec.depth} and batch size {spec.batch_size}"
-    with torch.inference_mode(), memory_errors(where, hint="Ask for less depth or a smaller batch size."):
+    # Newer versions of transformers would like another name for the KV cache, which older ones do not know.
+    with (
+        torch.inference_mode(), memory_errors(where, hint="Ask for less depth or a smaller batch size."),
+        warnings.catch_warnings(action="ignore", category=FutureWarning),
+        log_level("transformers.utils.generic", logging.ERROR),
+    ):  # fmt: skip
         seen = take_turns(runs, rounds=spec.rounds, warm_ups=WARM_UPS, seed=spec.seed, advance=advance)
     measured = []
     for name in (name for name in get_args(Measure) if name in seen[0]["base"]):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hubprune.core.errors import CheckpointError, UnsupportedFormatError
+from hubprune.core.prompts import DEFAULT, chat_templates
 from hubprune.core.strict import parse_json
 
 
@@ -192,14 +193,7 @@ class TokenizerFiles:
 
     def chat_template(self) -> str | None:
         """Return the chat template: a file of its own, else the default one of tokenizer_config.json."""
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
-            return path.read_bytes().decode("utf-8", errors="replace")
-        given = self.settings.get("chat_template")
-        if isinstance(given, list):
-            named = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
-            given = named.get("default")
-        return given if isinstance(given, str) else None
+        return chat_templates(self.folder).get(DEFAULT)
 
 
 def open_tokenizer(folder: Path, config: Mapping[str, Any], *, size: int) -> TokenizerFiles:

@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +176,7 @@ def staged_file(target: Path) -> Iterator[Path]:
     """
     check_target(target)
     sweep(target.parent, name=target.name)
+    is_new = not target.parent.exists()
     staged = target.with_name(f"{scratch_prefix(target.name)}file")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +191,9 @@ def staged_file(target: Path) -> Iterator[Path]:
         raise
     finally:
         staged.unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):  # it holds the file
+                target.parent.rmdir()
 
 
 def write_gguf(content: GgufContent, path: Path, *, advance: Callable[[int], object]) -> None:

@@ -48,8 +48,9 @@ Result = TypeVar("Result")
 
 
 def repeat(
-    action: Callable[[], Result], *, doing: str, endpoint: str, passing: tuple[type[Exception], ...] = ()
-) -> Result:
+    action: Callable[[], Result], *, doing: str, endpoint: str, passing: tuple[type[Exception], ...] = (),
+    attempts: int = ATTEMPTS,
+) -> Result:  # fmt: skip
     """Run an action that may run twice, a bounded number of times.
 
     Args:
@@ -66,7 +67,7 @@ def repeat(
 
     transient = retry_if_exception(is_transient)
     try:
-        return Retrying(stop=stop_after_attempt(ATTEMPTS), retry=transient, wait=wait, reraise=True)(action)
+        return Retrying(stop=stop_after_attempt(attempts), retry=transient, wait=wait, reraise=True)(action)
     except passing:
         raise
     except _client_errors() as error:

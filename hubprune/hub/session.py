@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hubprune.core.errors import AuthenticationError, HubError
+from hubprune.core.extras import client_library
 from hubprune.core.privacy import scrub
 from hubprune.hub.retry import repeat
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 300.0
 """How long the Hub may keep silent in the middle of a request: to join the parts of a large file takes it minutes."""
 CONNECT_SECONDS = 30.0
+REACH_ATTEMPTS, REACH_SECONDS = 2, 2.0
+"""How often, and how long for a connection, the Hub is tried by those who only ask whether it is there."""
 
 Result = TypeVar("Result")
 
@@ -108,6 +111,23 @@ class HubSession:
             HubError: the Hub refused, or did not answer in several tries.
         """
         return repeat(lambda: question(self.api), doing=doing, endpoint=self.endpoint, passing=passing)
+
+    def reach(self) -> None:
+        """Look whether the Hub answers; where there is no network, that is known within seconds.
+
+        Raises:
+            HubUnreachableError: there is no connection.
+            HubError: it refuses to answer.
+        """
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+        def ask() -> None:
+            """Ask for one name; the client's own listing would wait half a minute for a network."""
+            limits = client_library().Timeout(ANSWER_SECONDS, connect=REACH_SECONDS)
+            headers, url = build_hf_headers(token=self.token or False), f"{self.endpoint}/api/models?limit=1"
+            hf_raise_for_status(get_session().get(url, headers=headers, timeout=limits))
+
+        repeat(ask, doing="reach the Hub", endpoint=self.endpoint, attempts=REACH_ATTEMPTS)
 
     def post(
         self, path: str, *, body: Mapping[str, Any], doing: str, accepted: tuple[int, ...] = (), busy: str | None = None

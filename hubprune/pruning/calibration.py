@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
@@ -19,7 +19,7 @@ from hubprune.core.errors import CalibrationError
 from hubprune.core.files import file_exists
 from hubprune.core.privacy import no_calls_elsewhere
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset
-from hubprune.pruning.documents import end_of_document, is_file, pack, stream, unreadable
+from hubprune.pruning.documents import Text, end_of_document, is_file, pack, stream, token_ids, unreadable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +102,7 @@ def draw(
     A sample is a document, cut off at `max_tokens`; or, where the mix is packed, a sequence of exactly `max_tokens`
     tokens.  For these the documents of a subset are read as the tokenizer reads each of them, special tokens included,
     an end-of-text token behind each one (as pretraining does, and the code of He et al. 2024), joined in the shuffled
-    order and cut.
+    order and cut.  Where the mix goes through a chat template, a document is what that makes of it.
 
     The commits are those of `resolve_commits`, the seed is of the streaming shuffle.  The tokenizer is the base's, and
     so is `context_length`, its longest input, to which a larger `max_tokens` is lowered.
@@ -126,6 +126,7 @@ def draw(
         sources=tuple(part.source(weight=part.subset.weight / total, packed=mix.packed) for part in drawn),
         max_tokens=max_tokens,
         packed=mix.packed,
+        chat_template=mix.chat_template,
         seed=seed,
         shuffle_buffer=mix.shuffle_buffer,
         token_sha256=_digest(documents),
@@ -200,8 +201,9 @@ def _draw_of(
 ) -> _Part:
     """Draw a number of samples of a subset, or raise where there are fewer."""
     read = 0
+    ids_of = partial(token_ids, tokenizer, chat_template=mix.chat_template)
 
-    def counted() -> Iterator[str]:
+    def counted() -> Iterator[Text]:
         nonlocal read
         for text in stream(subset, commit=commit, seed=seed, buffer=mix.shuffle_buffer):
             read += 1
@@ -210,10 +212,10 @@ def _draw_of(
     if mix.packed:
         eos = tokenizer.eos_token_id
         # Without `verbose` the tokenizer warns of every text that is longer than the model's context.
-        whole = (end_of_document(_tokens(tokenizer, text, verbose=False), eos=eos) for text in counted())
+        whole = (end_of_document(ids_of(text, verbose=False), eos=eos) for text in counted())
         found = pack(whole, length=max_tokens)
     else:
-        found = (_tokens(tokenizer, text, truncation=True, max_length=max_tokens) for text in counted())
+        found = (ids_of(text, truncation=True, max_length=max_tokens) for text in counted())
     samples: list[tuple[int, ...]] = []
     for ids in islice(found, count):
         samples.append(ids)
@@ -226,9 +228,3 @@ def _draw_of(
             hint="Lower --num-samples, or change the weights of the mix." if read else "Is it the right split?",
         )
     return _Part(subset, commit, tuple(samples), read)
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> tuple[int, ...]:
-    if not (ids := tokenizer(text, **options)["input_ids"]):
-        raise CalibrationError("The base's tokenizer makes no tokens of a document.")
-    return tuple(ids)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hubprune.core.errors import CalibrationError, HubpruneError, RecipeError
 from hubprune.core.files import file_exists
 from hubprune.core.privacy import no_calls_elsewhere
+from hubprune.core.prompts import Message, chat_ids, rendered
 from hubprune.core.recipe import CalibrationMix, CalibrationSubset, parse, read_yaml
 
 if TYPE_CHECKING:
@@ -57,8 +60,8 @@ INSTRUCTIONS = {
     # Beside its files the repo has a loading script, and with one of those datasets 4 and later open no config.
     "lima": CalibrationSubset(dataset="GAIR/lima", file="train.jsonl", column="conversations", weight=1),
 }
-"""The instruction sets of He et al. 2024, Figure 3, one document per row without the template of any chat: a base has
-none."""
+"""The instruction sets of He et al. 2024, Figure 3, one document per row, which goes through a chat template where the
+mix is asked to."""
 
 MIXES: Mapping[str, CalibrationMix] = {
     "cosmopedia": COSMOPEDIA,
@@ -87,9 +90,11 @@ def find_mix(name: str, *, num_samples: int | None = None, max_tokens: int | Non
     """
     path = Path(name)
     if name not in MIXES and path.suffix not in (*DOCUMENT_FILES, ".yaml", ".yml"):
+        near = get_close_matches(name.lower(), MIXES, n=1)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        files = f"a .yaml with a mix, or a {', '.join(DOCUMENT_FILES)} file"
         raise RecipeError(
-            f"There is no calibration mix {str(path)!r}.",
-            hint=f"Shipped: {', '.join(MIXES)}. Or pass a .yaml with a mix, or a {', '.join(DOCUMENT_FILES)} file.",
+            f"There is no calibration mix {str(path)!r}.", hint=f"{meant}Shipped: {', '.join(MIXES)}. Or pass {files}."
         )
     if name not in MIXES and not file_exists(path):
         raise RecipeError(f"The calibration file {path} does not exist.")
@@ -117,7 +122,16 @@ def check_subsets(mix: CalibrationMix, commits: Sequence[str | None]) -> None:
                 _check_columns(subset, _open(subset, commit))
 
 
-def stream(subset: CalibrationSubset, *, commit: str | None, seed: int, buffer: int) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document before it is tokens."""
+
+    plain: str
+    turns: tuple[Message, ...]
+    """The same as a conversation, for a chat template."""
+
+
+def stream(subset: CalibrationSubset, *, commit: str | None, seed: int, buffer: int) -> Iterator[Text]:
     """Yield a subset's documents, blank ones left out, in the order that a seed and a buffer of this size give.
 
     Raises:
@@ -127,7 +141,23 @@ def stream(subset: CalibrationSubset, *, commit: str | None, seed: int, buffer: 
         shuffled = _open(subset, commit).shuffle(seed=seed, buffer_size=buffer, max_buffer_input_shards=1)
         for row in shuffled:
             if (text := text_of(row, subset)).strip():
-                yield text
+                yield Text(text, turns_of(row, subset))
+
+
+def token_ids(tokenizer: Any, text: Text, *, chat_template: bool, **options: Any) -> tuple[int, ...]:
+    """Return the tokens of a document: as the tokenizer reads it, or with what its chat template makes of the turns.
+
+    Raises:
+        CalibrationError: there are none.
+        UnsupportedFormatError: the chat template cannot be rendered.
+    """
+    if chat_template:
+        ids = chat_ids(tokenizer, rendered(tokenizer, text.turns, answer=False), **options)
+    else:
+        ids = tokenizer(text.plain, **options)["input_ids"]
+    if not ids:
+        raise CalibrationError("The base's tokenizer makes no tokens of a document.")
+    return tuple(ids)
 
 
 def _check_columns(subset: CalibrationSubset, rows: IterableDataset) -> None:
@@ -139,6 +169,8 @@ def _check_columns(subset: CalibrationSubset, rows: IterableDataset) -> None:
     for column in subset.columns:
         feature = rows.features.get(column, {})
         inner = getattr(feature, "feature", feature)  # of a list
+        if isinstance(inner, dict) and inner.keys() >= {"role", "content"}:
+            continue
         if isinstance(inner, dict) or getattr(inner, "dtype", "string") not in ("string", "large_string", "null"):
             raise _no_column(subset, column, list(rows.features))
 
@@ -146,8 +178,8 @@ def _check_columns(subset: CalibrationSubset, rows: IterableDataset) -> None:
 def text_of(row: Mapping[str, Any], subset: CalibrationSubset) -> str:
     """Return the document that a row holds: its column's text, or the texts of several columns joined by blank lines.
 
-    A column holds a text, nothing, or a list of texts, such as the turns of a conversation.  One text alone is taken as
-    it is; of several, those that are blank are left out.
+    A column holds a text, nothing, or a list of texts or messages, such as the turns of a conversation.  One text alone
+    is taken as it is; of several, those that are blank are left out.
 
     Raises:
         CalibrationError: a column is not there or holds something else.
@@ -156,10 +188,31 @@ def text_of(row: Mapping[str, Any], subset: CalibrationSubset) -> str:
     for column in subset.columns:
         value = row.get(column)
         found = value if isinstance(value, list) else [value] if value is not None else []
+        found = [text.get("content") if _is_message(text) else text for text in found]
         if column not in row or not all(isinstance(text, str) for text in found):
             raise _no_column(subset, column, list(row))
         texts += found
     return texts[0] if len(texts) == 1 else "\n\n".join(text for text in texts if text.strip())
+
+
+def turns_of(row: Mapping[str, Any], subset: CalibrationSubset) -> tuple[Message, ...]:
+    """Return the document that a row holds as the turns of a conversation.
+
+    Messages are these turns.  The columns `prompt` and `completion` are what a user and what the model says, where they
+    are no messages themselves.  All else is one document, which is what a user says.
+    """
+    asked = {"prompt": "user", "completion": "assistant"}
+    values = {column: row.get(column) for column in subset.columns}
+    if all(value and isinstance(value, list) and all(map(_is_message, value)) for value in values.values()):
+        messages = [message for value in values.values() for message in value or ()]
+        return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+    if list(values) == list(asked) and all(isinstance(value, str) for value in values.values()):
+        return tuple({"role": role, "content": values[column]} for column, role in asked.items())
+    return ({"role": "user", "content": text_of(row, subset)},)
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
 def _no_column(subset: CalibrationSubset, column: str, columns: Sequence[str]) -> CalibrationError:

@@ -3,7 +3,8 @@
 What a model loses without two sublayers is not the sum of what it loses without each: the sum is what one pass can
 tell of all plans at once, and the plan that it leads to is measured afterwards.  Of the sums, the search is exact.  It
 goes up the layers with, for every saving that some choice so far comes to, the least loss of those that save as much:
-a knapsack with one choice per layer.  Sublayers of one kind save the same, so there are few such savings.
+a knapsack with one choice per layer.  Sublayers of one kind save the same, so there are few such savings.  What lowers
+the loss counts as free, and no more goes than is needed: that several such changes help together, no sum can tell.
 
 Every layer keeps what it has, or loses its attention, its MLP or both, or neurons of its MLP.  One attention of every
 kind stays, and one MLP.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import ge
 
 from hubprune.core.artifacts import FrontierPoint, LeftOut, Part, SublayerKind
 from hubprune.core.specs import DropSpec
@@ -48,6 +50,10 @@ class Choice:
         return (*attn, *(("mlp",) if self.part in ("mlp", "block") else ()))
 
 
+Cost = tuple[float, tuple[int, ...], float]
+"""Rises of the loss, added up; what is saved of every target; the sum of all losses, which may be negative."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Link:
     """The choices of a plan so far, the last one first."""
@@ -68,6 +74,11 @@ class Found:
     def layers(self, kind: SublayerKind) -> tuple[int, ...]:
         """Layers that lose a sublayer of a kind."""
         return tuple(choice.layer for choice in self.choices if kind in choice.gone)
+
+    @property
+    def cost(self) -> Cost:
+        """By what it is preferred to others."""
+        return sum(max(0.0, choice.loss) for choice in self.choices), self.saved, self.loss
 
     @property
     def widths(self) -> tuple[tuple[int, int], ...]:
@@ -135,14 +146,14 @@ def search(choices: Sequence[Sequence[Choice]], shape: Shape, need: Sequence[int
     """Return the plan of the least loss that saves so much of every target; None where none does."""
     found = _climb(choices, shape, need=tuple(need))
     enough = [one for one in found if all(s >= n for s, n in zip(one.saved, need, strict=True))]
-    return min(enough, key=lambda one: (one.loss, len(one.choices)), default=None)
+    return min(enough, key=lambda one: one.cost, default=None)
 
 
 def frontier(choices: Sequence[Sequence[Choice]], shape: Shape) -> list[Found]:
     """Return all plans of which no other saves as much of the first target for less, ascending by what they save."""
     best: list[Found] = []
-    for one in sorted(_climb(choices, shape, need=None), key=lambda one: (-one.saved[0], one.loss)):
-        if not best or one.loss < best[-1].loss:
+    for one in sorted(_climb(choices, shape, need=None), key=lambda one: (-one.saved[0], one.cost)):
+        if not best or one.cost < best[-1].cost:
             best.append(one)
     return best[::-1]
 
@@ -170,42 +181,44 @@ def _climb(choices: Sequence[Sequence[Choice]], shape: Shape, *, need: tuple[int
     needed = sorted({shape.needed(kind, layer) for kind in _KINDS for layer in shape.layers(kind)})
     bits = {what: 1 << number for number, what in enumerate(needed)}
     nothing = tuple(0 for _ in choices[0][0].saved)
-    states: dict[tuple[int, tuple[int, ...]], tuple[float, _Link | None]] = {(0, nothing): (0.0, None)}
+    states: _States = {(0, nothing): ((0.0, nothing, 0.0), None)}
     for options in choices:
-        layer, following = options[0].layer, dict[tuple[int, tuple[int, ...]], tuple[float, _Link | None]]()
+        layer, following = options[0].layer, _States()
         there = {kind: bits[shape.needed(kind, layer)] for kind in _KINDS if shape.has(kind, layer)}
         stay = [sum({bit for kind, bit in there.items() if kind not in choice.gone}) for choice in options]
-        for (mask, saved), (loss, link) in states.items():
+        for (mask, _), ((rise, saved, loss), link) in states.items():
             for choice, staying in zip(options, stay, strict=True):
                 total = tuple(map(sum, zip(saved, choice.saved, strict=True)))
-                total = total if need is None else tuple(map(min, total, need))
-                key, cost = (mask | staying, total), loss + choice.loss
+                cost = rise + max(0.0, choice.loss), total, loss + choice.loss
+                key = mask | staying, total if need is None else tuple(map(min, total, need))
                 if key not in following or cost < following[key][0]:
                     following[key] = cost, link if choice.part is None else _Link(choice, link)
-        states = _without_worse(following) if len(nothing) == 1 else following
+        states = _without_worse(following)
     whole = sum(bits.values())
-    return [_found(loss, link, nothing) for (mask, _), (loss, link) in states.items() if mask == whole]
+    return [_found(cost, link) for (mask, _), (cost, link) in states.items() if mask == whole]
 
 
 _KINDS: tuple[SublayerKind, ...] = ("attn", "mlp")
+_States = dict[tuple[int, tuple[int, ...]], tuple[Cost, _Link | None]]
+"""What has to stay and does, and what is saved of every target -> the best plan so far that does so."""
 
 
-def _without_worse(
-    states: dict[tuple[int, tuple[int, ...]], tuple[float, _Link | None]],
-) -> dict[tuple[int, tuple[int, ...]], tuple[float, _Link | None]]:
-    """Leave out what saves no more than another of the same kinds and costs no less."""
-    kept, least = dict[tuple[int, tuple[int, ...]], tuple[float, _Link | None]](), dict[int, float]()
-    for key in sorted(states, key=lambda key: (key[0], -key[1][0])):
-        mask, cost = key[0], states[key][0]
-        if mask not in least or cost < least[mask]:
-            kept[key], least[mask] = states[key], cost
+def _without_worse(states: _States) -> _States:
+    """Leave out what saves no more of any target than another of the same kinds, and costs no less."""
+    kept, fronts = _States(), dict[int, list[tuple[tuple[int, ...], Cost]]]()
+    for key in sorted(states, key=lambda key: (-key[1][0], states[key][0])):
+        (mask, (_, *others)), (cost, _) = key, states[key]
+        front, own = fronts.get(mask, []), (tuple(others), cost)
+        if not any(least <= cost and all(map(ge, saved, others)) for saved, least in front):
+            kept[key] = states[key]
+            fronts[mask] = [row for row in front if not (cost <= row[1] and all(map(ge, others, row[0])))] + [own]
     return kept
 
 
-def _found(loss: float, link: _Link | None, nothing: tuple[int, ...]) -> Found:
+def _found(cost: Cost, link: _Link | None) -> Found:
     choices: list[Choice] = []
     while link is not None:
         choices.append(link.choice)
         link = link.before
-    saved = tuple(map(sum, zip(nothing, *(choice.saved for choice in choices), strict=True)))
+    _, saved, loss = cost
     return Found(loss, saved, tuple(reversed(choices)))

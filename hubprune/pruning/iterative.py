@@ -59,7 +59,7 @@ def drop_in_rounds(
     first = store.run("scores", key, LayerScores, iteration.scores)
     named = by_hand(drop, first, shape)
     iteration.take(named)
-    rounds_key = key_of(key, drop.by_hand, drop.protect, shape.absent)
+    rounds_key = key_of(key, drop.by_hand, drop.protect, shape.absent, shape.saved and sorted(shape.saved.items()))
     # What each round takes its first from, attentions before MLPs.
     counts = {ranking: count_of(amount, of=shape.count(ranking)) for ranking, amount in drop.amounts.items()}
     order = [ranking for ranking, count in counts.items() for _ in range(count)]

@@ -76,6 +76,8 @@ class Tensors:
         path, entry = self._where[name]
         if entry.dtype not in TORCH_DTYPES:
             raise CheckpointError(f"{path}: tensor {name!r} has dtype {entry.dtype}, which no model computes in.")
+        if rows is not None and not entry.shape:
+            raise CheckpointError(f"{path}: tensor {name!r} is a single number.")
         stored = Stored(path, entry.begin, TORCH_DTYPES[entry.dtype], entry.shape)
         return read_tensor(stored) if rows is None else read_rows(stored, range(min(rows, entry.shape[0])))
 
@@ -211,7 +213,13 @@ class _Matching:
             names = [(self._tensor(layer, part), self._tensor(numbers[layer], part)) for part in parts]
             if missing := [own for _, own in names if own not in self.theirs]:
                 raise CheckpointError(f"{self.name} has no tensor {missing[0]!r}.")
-            width = self.theirs.shape(names[0][1])[0] * len(parts) // 2
+            shapes = {self.theirs.shape(own) for _, own in names}
+            (rows_there, *columns), *others = (shape or (0,) for shape in shapes)
+            fitting = columns == list(self.base.shape(names[0][0])[1:]) and rows_there * len(parts) % 2 == 0
+            if others or not rows_there or not fitting:
+                told = " and ".join(str(list(shape)) for shape in sorted(shapes))
+                raise CheckpointError(f"{names[0][1]} of {self.name} has shape {told}, which fits no MLP of its base.")
+            width = rows_there * len(parts) // 2
             if width > before[layer]:
                 raise CheckpointError(
                     f"The MLP of layer {numbers[layer]} of {self.name} has {width} neurons, and its base "

@@ -42,7 +42,8 @@ class Rooms:
         """Layers at which states are kept, beside the first."""
         if in_rounds and len(self.chunks) == 1:
             left = room // max(1, sum(tokens)) - slots - 1  # one for what leaves the last layer of the whole base
-            self.levels = next(levels for levels in _spread(len(model)) if sum(map(self._below, levels)) <= left)
+            fitting = (levels for levels in _spread(len(model)) if sum(map(self._below, levels)) <= left)
+            self.levels = next(fitting, ())
         self.now: dict[int, torch.Tensor] = {}
         """Batch -> what enters the next layer, [slots, documents, tokens, hidden_size]; of the chunk at hand."""
         self._kept: dict[int, dict[int, torch.Tensor]] = {}

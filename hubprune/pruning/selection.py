@@ -289,10 +289,10 @@ def by_hand(drop: DropSpec, scores: LayerScores | None, shape: Shape) -> list[Dr
 
 def margin(scores: LayerScores, last_dropped: Candidate, first_kept: Candidate, *, shape: Shape) -> Margin:
     """Say how clearly two neighbours of a ranking are told apart; both were seen on the same documents."""
-    each = [_per_saved(1.0, shape.worth(candidate)) for candidate in (first_kept, last_dropped)]
+    ranked_by = [shape.worth(c) if c.of(scores.mean) > 0 else 1.0 for c in (first_kept, last_dropped)]
 
     def difference(found: ImportanceScores) -> float:
-        return float(first_kept.of(found) * each[0] - last_dropped.of(found) * each[1])
+        return float(first_kept.of(found) / ranked_by[0] - last_dropped.of(found) / ranked_by[1])
 
     differences = [difference(row.scores) for row in scores.per_document]
     weights, by_token = [source.weight for source in scores.calibration.sources], scores.aggregation == "token"

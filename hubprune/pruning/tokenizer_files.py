@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,11 +204,12 @@ def _quiet() -> Iterator[None]:
 
 
 def token_ids(tokenizer: Any) -> list[list[int]]:
-    """Return the ids of all TEXTS, with and without special tokens, and of a chat where there is a template."""
+    """Return the ids of all TEXTS, with and without special tokens, and of a chat where a template makes one of it."""
     bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
     texts = [text.replace("{bos}", bos).replace("{eos}", eos) for text in TEXTS]
     found = [list(tokenizer(text, add_special_tokens=added).input_ids) for added in (True, False) for text in texts]
     if tokenizer.chat_template:
-        chat = tokenizer.apply_chat_template(list(CHAT), add_generation_prompt=True, tokenize=False)
-        found.append(list(tokenizer(chat, add_special_tokens=False).input_ids))
+        with suppress(Exception):  # a template that fails by itself does so for base and result
+            chat = tokenizer.apply_chat_template(list(CHAT), add_generation_prompt=True, tokenize=False)
+            found.append(list(tokenizer(chat, add_special_tokens=False).input_ids))
     return found

@@ -5,6 +5,7 @@ a workflow takes a session with a Hub, None stands for the one that its request 
 
     recipes                    from a request to the recipe that it stands for
     run, choosing              what all share: a run of a recipe, from the base to its scores; its plan
+    chat                       the chat template of a base, and what asks through it
     reachable                  what a target may be reached by, and how long sublayers take on this device
     prune                      from the plan to a verified checkpoint
     adopt                      what others pruned, read without their code and written anew

@@ -47,7 +47,7 @@ CARRIED = (INDEX_NAME, CARD, *OF_TOKENIZERS)
 """What is read of a repo beside config.json and safetensors."""
 NOT_TO_DROP = (
     "attn_drop", "mlp_drop", "block_drop", "joint_drop", "attn_layers", "mlp_layers", "neuron_drop", "mlp_width",
-    "expansion_ratio", "healed", "recipe",
+    "expansion_ratio", "target", "target_over", "at", "per", "from_sweep", "healed", "recipe",
 )  # fmt: skip
 """Options of a publish that say themselves what goes, or what was trained."""
 

@@ -127,7 +127,7 @@ class RealLoss(Artifact):
 def left_out(run: Opened, searched: Searched, *, draw: Drawn, key: str) -> LeftOut:
     """Return what the base loses by each change alone, or take what an earlier run found."""
     parts, layers = searched.drop.parts, searched.shape.num_hidden_layers
-    kinds = tuple(part for part in parts if part != "width")
+    kinds: tuple[ScoreKind, ...] = tuple(part for part in parts if part != "width") or ("mlp",)  # a table needs one
     narrower = [
         Variant(layer, "width", width) for layer, found in searched.widths.items() for width in found
         if "width" in parts
@@ -153,7 +153,7 @@ def left_out(run: Opened, searched: Searched, *, draw: Drawn, key: str) -> LeftO
         return LeftOut(scores=scores, narrower=tuple(found), base_loss=base, layer_runs=opened.layer_runs)
 
     widths = [[variant.layer, variant.width] for variant in narrower]
-    return run.store.run("left-out", key_of(key, parts, widths), LeftOut, compute)
+    return run.store.run("left-out", key_of(key, kinds, widths), LeftOut, compute)
 
 
 def _means(scores: LayerScores, columns: Sequence[Sequence[float]], predicted: Sequence[int]) -> list[float]:

@@ -50,7 +50,7 @@ class Source:
     scores: LayerScores | None = None
     tasks: tuple[TaskComparison, ...] = ()
     circumstances: tuple[tuple[str, object], ...] = ()
-    """What else decides the values of benchmarks: dtype, device, version of lm-eval."""
+    """What else decides the values of benchmarks: dtype, device, version of lm-eval, chat template."""
 
 
 def compare(request: CompareRequest, *, session: HubSession | None = None) -> CheckpointComparison:
@@ -176,7 +176,10 @@ def _of_json(name: str, data: bytes) -> Source:
         side.model_copy(update=found),
         scores=scores,
         tasks=tuple(task for task in tasks if task),
-        circumstances=tuple((key, benchmarks.get(key)) for key in ("dtype", "device", "lm_eval")),
+        circumstances=(
+            *((key, benchmarks.get(key)) for key in ("dtype", "device", "lm_eval")),
+            ("prompts", "through the chat template" if benchmarks.get("chat") else "as the tasks write them"),
+        ),
     )
 
 

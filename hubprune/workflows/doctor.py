@@ -29,7 +29,13 @@ from hubprune.core.devices import (
     stored_dtype,
     unused_gpu,
 )
-from hubprune.core.errors import AuthenticationError, CheckpointError, DiskSpaceError, HubpruneError
+from hubprune.core.errors import (
+    AuthenticationError,
+    CheckpointError,
+    DiskSpaceError,
+    HubpruneError,
+    HubUnreachableError,
+)
 from hubprune.core.extras import EXTRAS, install, is_installed, require
 from hubprune.core.files import existing_folder, work_folder
 from hubprune.core.memory import available_bytes, device_bytes, limited_groups, told_limit
@@ -89,13 +95,9 @@ def doctor(request: DoctorRequest, *, reporter: Reporter) -> Checkup:
     """Look at this machine and the Hub, and at what a publish of a base would need, where one is named."""
     found = _Findings()
     _machine(found, device=request.device or "auto")
-    with found.looking_at("Hub"):
-        session = open_session(request.endpoint)
-        session.ask(lambda api: list(api.list_models(limit=1)), doing="reach the Hub")
-        found.add("Hub", f"{session.endpoint} answers")
-        _token(found, session)
-    if request.base is None:
-        return Checkup(base=None, findings=tuple(found))
+    reached = _hub(found, request.endpoint)
+    if request.base is None or not (reached or existing_folder(request.base)):
+        return Checkup(base=request.base, findings=tuple(found))
     asked = PublishRequest(
         request.base, attn_drop=1, base_revision=request.base_revision, tasks=request.tasks, device=request.device,
         dtype=request.dtype, endpoint=request.endpoint,
@@ -104,7 +106,8 @@ def doctor(request: DoctorRequest, *, reporter: Reporter) -> Checkup:
     stages: tuple[StageNeed, ...] = ()
     with found.looking_at("base"):
         stages = _needs(found, run)
-    _sources(found, run)
+    if reached:
+        _sources(found, run)
     return Checkup(base=request.base, findings=tuple(found), stages=stages)
 
 
@@ -189,6 +192,21 @@ def _places() -> dict[str, tuple[Path, int, int]]:
 
 
 # ---- the Hub -----------------------------------------------------------------------------------------------------
+
+
+def _hub(found: _Findings, endpoint: str | None) -> bool:
+    """Look at the Hub and the token; False where there is no connection, so that nothing else need be asked there."""
+    reached = True
+    with found.looking_at("Hub"):
+        session = open_session(endpoint)
+        try:
+            session.reach()
+        except HubUnreachableError:
+            reached = False
+            raise
+        found.add("Hub", f"{session.endpoint} answers")
+        _token(found, session)
+    return reached
 
 
 def _token(found: _Findings, session: HubSession) -> None:

@@ -25,6 +25,7 @@ from hubprune.core.suites import cost_of
 from hubprune.evaluation.computing import CPU_SLOTS, GPU_SLOTS, TEXT_ROWS
 from hubprune.evaluation.models import CPU_SHARE, GPU_SHARE
 from hubprune.evaluation.streamed import WORK, chunk_tokens
+from hubprune.pruning.frontier import SHARES_GONE
 from hubprune.pruning.placing import FEW_TOKENS, FEWEST_TOKENS, WORK_BYTES
 from hubprune.workflows.choosing import ranked_kinds
 
@@ -193,7 +194,8 @@ def _siblings(recipe: Recipe, shape: Shape, machine: Machine, measured: Sequence
 
 def _losses(recipe: Recipe, shape: Shape, machine: Machine, *, rounds: int) -> StageNeed:
     """Say what leaving out takes: about half a pass for every variant, and a head; rounds mostly begin higher up."""
-    mix, variants = recipe.calibration, len(ranked_kinds(recipe)) * shape.layers
+    each = len(ranked_kinds(recipe)) + (len(SHARES_GONE) if "width" in recipe.drop.parts else 0)
+    mix, variants = recipe.calibration, each * shape.layers
     tokens, head = mix.num_samples * mix.max_tokens, 4 * shape.table
     state = mix.max_tokens * shape.hidden * machine.itemsize * (variants + 2)  # of one document
     room = max(1, machine.host - head)

@@ -58,8 +58,9 @@ def export_gguf(request: ExportRequest, *, reporter: Reporter, session: HubSessi
     """
     session, outtype = session or open_session(request.endpoint), check_outtype(request.outtype)
     check_writer()
-    name = request.checkpoint
-    target = Path(request.out or f"{Path(name.rstrip('/')).resolve().name}-{outtype.upper()}.gguf")
+    name, target = request.checkpoint, Path(request.out or "")
+    if target.suffix.lower() != ".gguf":
+        target /= f"{Path(name.rstrip('/')).resolve().name}-{outtype.upper()}.gguf"
     check_target(target)
     source = _find(name, request.revision or "main", session, reporter)
     content = plan_content(source.folder, source.config, name=Path(source.name).name, outtype=outtype)

@@ -23,7 +23,8 @@ from hubprune.core.files import (
     scratch_folder,
 )
 from hubprune.core.memory import available_bytes, kv_cache_bytes
-from hubprune.core.recipe import PACKAGE_PROMPTS, CalibrationMix, read_prompts
+from hubprune.core.prompts import PACKAGE_PROMPTS, read_prompts
+from hubprune.core.recipe import CalibrationMix
 from hubprune.core.specs import QuantizationSpec
 from hubprune.core.weights import Weights
 from hubprune.pruning import verify

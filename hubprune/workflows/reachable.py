@@ -9,6 +9,7 @@ left out, is what one of them takes.  The table is kept in the work folder, by d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from math import ceil
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hubprune.cards.target import amount
 from hubprune.core.amounts import size_of
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import (
@@ -114,10 +116,14 @@ class Searched:
         structure, served = read_structure(base.config, name=base.name), recipe.layout == "nemotron-nas"
         drop = recipe.drop
         if served:  # layer 0 has to have its attention, and no layer may lack its MLP alone
-            drop = drop.model_copy(update={
-                "protect": (0, *(layer for layer in drop.protect if layer)),
-                "target_over": tuple(part for part in drop.parts if part != "mlp"),
-            })  # fmt: skip
+            parts = tuple(part for part in drop.parts if part != "mlp")
+            if not parts:
+                raise PlanError(
+                    "--layout nemotron-nas has no place for layers that lack an MLP alone.",
+                    hint="Add another to --target-over, or pass --layout pruned.",
+                )
+            protect = (0, *(layer for layer in drop.protect if layer))
+            drop = drop.model_copy(update={"protect": protect, "target_over": parts})
         step = WIDTH_MULTIPLE if served else frontiers.MULTIPLE
         widths = {layer: widths_of(width, multiple=step) for layer, width in enumerate(structure.mlp_widths) if width}
         if served:
@@ -184,15 +190,14 @@ def refuse(run: Opened, costs: Costs, goals: Sequence[Goal]) -> None:
         by = " and ".join(GOES_BY[part] for part in searched.drop.parts)
         others: list[Part] = [part for part in GOES_BY if part not in searched.drop.parts]
         useful = [part for part in others if goal not in ("kv", "latency") or part in ("attn", "block")]
-        share = int(1000 * most / before) / 10
-        most_of_it = f"{goal}=-{share:g}%" if wanted[goal].endswith("%") else f"{goal}={size(before - most + 5000)}"
+        share = 1000 * most // before / 10
         add = f" or add {','.join(useful)} to --target-over" if useful and run.recipe.drop.target_over else ""
         raise PlanError(
-            f"{asked} cannot be reached: of {size(before) if goal != 'params' else f'{before:,}'} {NOUNS[goal]}"
+            f"{asked} cannot be reached: of {amount(goal, before)} {NOUNS[goal]}"
             f"{_where(goal, costs)} of {name}, at most {share:g} % can go with {by}."
-            if most
-            else f"{asked} cannot be reached: {by} of {name} save nothing of it.",
-            hint=(f"Pass --target {most_of_it}{add}." if most else f"Pass another target{add}.").replace(" B ", "B "),
+            if share
+            else f"{asked} cannot be reached: of {by} of {name}, none may go or none saves any of it.",
+            hint=f"Pass --target {goal}=-{share:g}%{add}." if share else f"Pass another target{add}.",
         )
     if len(goals) > 1 and search(choices, searched.shape, searched.needs) is None:
         both = ",".join(f"{goal}={wanted[goal]}" for goal in goals)
@@ -261,6 +266,9 @@ def latency_table(
     )  # fmt: skip
 
     def measure() -> LatencyTable:
+        there = Counter([*(kinds[layer] for layer in shape.layers("attn")), *("mlp" for _ in shape.layers("mlp"))])
+        if max(there.values()) < 2:
+            raise PlanError(f"{shape.name} has one of each sublayer, and none of them can go.")
         free = min(available_bytes(), device_bytes(device))
         if (weights := runnable.weights().size()) > SHARE * free:
             raise RecipeError(

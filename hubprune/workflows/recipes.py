@@ -13,11 +13,12 @@ from typing import Any
 from hubprune.core.artifacts import StudyKind
 from hubprune.core.errors import RecipeError
 from hubprune.core.options import Dropping, Measuring, Scoring
-from hubprune.core.recipe import MEAN, Recipe, parse, read_prompts, read_recipe
+from hubprune.core.prompts import read_prompts
+from hubprune.core.recipe import MEAN, Recipe, parse, read_recipe
 from hubprune.core.requests import PruneRequest, PublishRequest, ScoreRequest, SweepRequest
 from hubprune.pruning.documents import COSMOPEDIA, find_mix, is_file
 
-MIX_SETTINGS = ("num_samples", "max_tokens", "packed", "shuffle_buffer")
+MIX_SETTINGS = ("num_samples", "max_tokens", "packed", "chat_template", "shuffle_buffer")
 TARGET = (
     "repo_id", "revision", "private", "create_pr", "staged", "collection", "supersedes", "license", "allow_name",
 )  # fmt: skip
@@ -63,7 +64,8 @@ def recipe_of(request: WithRecipe, *, drop: Mapping[str, Any] | None = None) -> 
     if isinstance(request, Dropping):
         values |= _given(layout=request.layout, schedule=request.schedule)
     scoring: Scoring = request
-    mix, sizes = values.get("calibration"), _given(num_samples=scoring.num_samples, max_tokens=scoring.max_tokens)
+    given = {name: getattr(scoring, name) for name in ("num_samples", "max_tokens")}
+    mix, sizes = values.get("calibration"), _given(**given, chat_template=scoring.calibration_chat_template)
     if name := scoring.calibration:
         # A file of documents has no settings of its own: those of the recipe stay.
         kept = {key: mix[key] for key in MIX_SETTINGS} if mix and is_file(name) else {}
@@ -111,11 +113,13 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def _drop(request: WithRecipe) -> dict[str, Any]:
     if isinstance(request, ScoreRequest):
+        given = {"--frontier": request.frontier, "--target": request.target, "--attn-drop": request.attn_drop}
+        first, *others = [option for option, value in given.items() if value is not None] or ["--attn-drop"]
+        if others:
+            raise RecipeError(f"{first} and {others[0]} look for different things.", hint="Pass one of them.")
         wanted = {request.frontier: "-1%"} if request.frontier else request.target
-        if request.frontier and request.target:
-            raise RecipeError("--frontier shows all targets, and --target looks for one.", hint="Pass one of them.")
         saving = _given(target=wanted, target_over=request.target_over, at=request.at)
-        return saving if saving else {"attn_drop": request.attn_drop}
+        return saving or {"attn_drop": request.attn_drop if request.attn_drop is not None else 1}
     if not isinstance(request, Dropping):
         return {}
     counts = {name: getattr(request, name) for name in ("attn_drop", "mlp_drop", "block_drop", "joint_drop")}
@@ -147,6 +151,7 @@ def _evaluation(request: WithRecipe) -> dict[str, Any]:
         include_path=request.include_path,
         batch_size=request.batch_size,
         backend=request.eval_backend,
+        apply_chat_template=request.apply_chat_template,
         tasks=() if tasks and [task.lower() for task in tasks] == ["none"] else tasks,
         num_fewshot=_examples(request.num_fewshot),
     )
@@ -188,9 +193,7 @@ def budget(value: str | float | Mapping[str, float] | None) -> dict[str, float] 
     if value.strip().lower() == "none":
         return {}
     try:
-        if "=" not in value:
-            return {MEAN: float(value)}
-        pairs = [part.split("=") for part in value.split(",")]
+        pairs = [part.split("=") if "=" in part else (MEAN, part) for part in value.split(",")]
         return {task.strip(): float(points) for task, points in pairs}
     except ValueError:
         raise RecipeError(

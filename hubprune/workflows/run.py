@@ -17,6 +17,7 @@ from hubprune.core.architectures import Architecture, architecture_of
 from hubprune.core.artifacts import (
     BY_LOSS,
     BaseCheckpoint,
+    Chat,
     DropPlan,
     Environment,
     Frontier,
@@ -31,6 +32,7 @@ from hubprune.core.errors import RecipeError, UnsupportedFormatError
 from hubprune.core.files import StageStore, key_of, work_folder
 from hubprune.core.memory import say_where
 from hubprune.core.privacy import use_endpoint
+from hubprune.core.prompts import chat_of
 from hubprune.core.recipe import CalibrationMix, Recipe
 from hubprune.core.strict import parse_json
 from hubprune.core.weights import INDEX_NAME, merged_headers
@@ -45,6 +47,7 @@ from hubprune.pruning.layouts import Runnable, check_choice, make_runnable
 from hubprune.pruning.runs import run_length, score_runs
 from hubprune.pruning.selection import shape_of
 from hubprune.workflows import choosing, reachable
+from hubprune.workflows.chat import check_chat
 from hubprune.workflows.choosing import laid_out, plan_of, ranked_kinds, widths_of
 
 if TYPE_CHECKING:
@@ -108,6 +111,7 @@ class Run:
         """The base, found to be of one piece; of its weights, only the headers were read."""
         folder = small_files(self.base, session=self.session)
         refuse_tokenizer_code(folder, name=self.base.name)
+        check_chat(self.recipe, folder, name=self.base.name, reporter=self.reporter)
         if self.base.folder is not None:
             shapes = shapes_in(folder)
         else:
@@ -192,6 +196,11 @@ class Run:
                 self.recipe.evaluation, tokenizer=found.tokenizer(), config=self.base.config,
                 itemsize=COMPUTE_BITS[self.dtype] // 8, free=free_bytes(self.recipe.device), reporter=self.reporter,
             )  # fmt: skip
+
+    @cached_property
+    def benchmark_chat(self) -> Chat | None:
+        """How benchmarks are asked through the base's chat template; None where they are not."""
+        return chat_of(self.runnable.folder) if self.recipe.evaluation.apply_chat_template else None
 
     @property
     def architecture(self) -> Architecture:

@@ -5,7 +5,6 @@ Before that, both are found, in folders or on the Hub, and the rule is held to w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from hubprune.cards.manifest import MANIFEST, NOT_LISTED, content_digest, read_m
 from hubprune.core.artifacts import BaseCheckpoint, Check, QuantizationRecord, RepoFile, Verification
 from hubprune.core.config import check_config, read_config, read_structure
 from hubprune.core.console import Reporter, quiet
+from hubprune.core.devices import resolve_device
 from hubprune.core.errors import BaseNotFoundError, RecipeError, VerificationError
 from hubprune.core.files import existing_folder, list_files, scratch_folder
 from hubprune.core.recipe import BaseModelSpec
@@ -124,8 +124,7 @@ def load_pruned(request: LoadRequest, *, reporter: Reporter) -> tuple[Any, Any]:
         EvaluationError: the device's memory is too small.
     """
     dtype = str(request.dtype).removeprefix("torch.")  # which may be torch's own
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", request.device):
-        raise RecipeError(f"There is no device {request.device!r}.", hint="Pass auto, cpu, mps, cuda or cuda:N.")
+    resolve_device(request.device)
     if dtype not in DTYPES:
         raise RecipeError(f"There is no dtype {dtype!r}.", hint=f"Pass {', '.join(DTYPES)}.")
     session = open_session(request.endpoint)
@@ -152,7 +151,9 @@ def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:
         VerificationError: it ships a modeling file that is not trusted, or does not load.
         BaseNotFoundError: it does not name a base that can be found.
         MissingDependencyError: a runtime was named that this machine does not have.
+        RecipeError: there is no such device.
     """
+    device = resolve_device(request.device) if request.device else "auto"
     chosen = choose("none" if request.runtimes is None else request.runtimes)
     session = open_session(request.endpoint)
     pruned = find_pruned(
@@ -160,9 +161,9 @@ def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:
     )
     folder, config = pruned.folder, pruned.config
     if record := record_of(config):
-        seen = _check_quantized(pruned, record, request, session=session, reporter=reporter)
+        seen = _check_quantized(pruned, record, request, device=device, session=session, reporter=reporter)
     else:
-        seen = _check_pruned(pruned, request, session=session, reporter=reporter)
+        seen = _check_pruned(pruned, request, device=device, session=session, reporter=reporter)
     if not chosen.pythons:
         return seen
     any_code = request.trust_remote_code
@@ -170,7 +171,7 @@ def check(request: VerifyRequest, *, reporter: Reporter) -> Verification:
 
 
 def _check_pruned(
-    pruned: PrunedFolder, request: VerifyRequest, *, session: HubSession, reporter: Reporter
+    pruned: PrunedFolder, request: VerifyRequest, *, device: str, session: HubSession, reporter: Reporter
 ) -> Verification:
     """Verify a pruned checkpoint against its base without what it lacks."""
     folder, config = pruned.folder, pruned.config
@@ -185,20 +186,22 @@ def _check_pruned(
         runnable, architecture = make_runnable(found, work / "base"), structure.architecture
         read = read_back(runnable.weights(), folder, plan=plan, architecture=architecture)
         seen = verify.verify(
-            runnable, folder, plan=plan, config=found.config, architecture=architecture, read=read, reporter=reporter
-        )
+            runnable, folder, plan=plan, config=found.config, architecture=architecture, read=read, device=device,
+            reporter=reporter,
+        )  # fmt: skip
     checks = told_of_healed(seen.checks, method) if method else seen.checks
     return seen.model_copy(update={"checks": (*_manifest_checks(folder, known=read.files), *checks)})
 
 
 def _check_quantized(
-    pruned: PrunedFolder, record: QuantizationRecord, request: VerifyRequest, *, session: HubSession, reporter: Reporter
-) -> Verification:
+    pruned: PrunedFolder, record: QuantizationRecord, request: VerifyRequest, *, device: str, session: HubSession,
+    reporter: Reporter,
+) -> Verification:  # fmt: skip
     """Verify a quantized checkpoint against the one that it was made of, made anew where only its base is here."""
     refuse_foreign_code(pruned, trust="any" if request.trust_remote_code else "own")
     with scratch_folder(name="hubprune-source") as work:
         store = open_store(work / "store", reporter, earlier="run")
-        how = How(mix=None, store=store, reporter=reporter)
+        how = How(mix=None, store=store, reporter=reporter, device=device)
         source = _source_of(pruned, record, request.base, work, session=session, reporter=reporter)
         opened = open_source(source, spec_of(record), work, how)
         seen = verify_against(opened, spec_of(record), pruned.folder, how, record=record)

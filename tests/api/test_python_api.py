@@ -55,8 +55,12 @@ def command_of(name):
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"load"}))
 def test_a_function_takes_what_its_command_takes_with_the_same_defaults(name):
+    def default(option):
+        """Return it as Python has it: what may be given piece by piece is a list on the command line."""
+        return ",".join(option.default) if isinstance(option.default, list) else option.default
+
     options = {
-        option.name: inspect.Parameter.empty if option.required else option.default
+        option.name: inspect.Parameter.empty if option.required else default(option)
         for option in command_of(name).params
         if not getattr(option, "hidden", False)  # a name of earlier versions
         and option.name not in {"as_json"} | (JOB if name == "publish" else set())
@@ -129,6 +133,7 @@ def test_options_that_there_are_not_are_a_type_error(arguments, options, said):
         (RecipeError, lambda base: hubprune.push("nowhere", "nothing.json")),
         (RecipeError, lambda base: hubprune.export_gguf(base, outtype="q1")),
         (RecipeError, lambda base: hubprune.load(base, dtype="int8")),
+        (RecipeError, lambda base: hubprune.verify(base, device="gpu")),
         (RecipeError, lambda base: hubprune.load(base, device="tpu")),
         (BaseNotFoundError, lambda base: hubprune.verify("no such folder")),
         (BaseNotFoundError, lambda base: hubprune.compare("a b", "c d")),
@@ -168,7 +173,7 @@ def test_scores_are_values_and_lists_of_samples_a_study(base, capfd):
 def test_a_pruned_folder_is_verified_and_loaded(base, tmp_path, capfd):
     made = hubprune.prune(str(base), attn_layers=(1, 2), out=str(tmp_path / "pruned"))
     assert isinstance(made, PrunedCheckpoint)
-    seen = hubprune.verify(str(tmp_path / "pruned"), base=str(base))
+    seen = hubprune.verify(str(tmp_path / "pruned"), base=str(base), device="cpu")
     assert isinstance(seen, Verification)
     assert all(check.passed for check in seen.checks)
     model, tokenizer = hubprune.load(tmp_path / "pruned", device="cpu")

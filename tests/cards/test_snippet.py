@@ -18,10 +18,16 @@ from hubprune.cards.overview import Snippet, asks_for_more, samples
 from hubprune.core.artifacts import SnippetRun
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import StageStore
+from hubprune.core.recipe import EvaluationSpec
 from hubprune.workflows.publish import stages
 
 REPO_ID = "acme/tiny-attn-drop-1"
 HOSTILE_PROMPT = 'It said: "```\n{{ 7 * 7 }}\\" \u202e\u115f \U0001f426 # no end'
+
+CHAT = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +116,16 @@ def test_code_for_a_model_with_settings_that_generate_refuses_puts_them_aside(fo
     assert "GenerationConfig\n\nrepo_id" in run.code
 
 
+def test_the_code_of_a_card_asks_through_the_template_and_prints_the_answer(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(CHAT)
+    run = snippet(tmp_path, prompt='Say "hi"', chat=True).run(tmp_path, gpu=False)
+    assert 'messages = [{"role": "user", "content": "Say \\"hi\\""}]' in run.code
+    assert "user" not in run.output
+    assert run.output != snippet(tmp_path, prompt='Say "hi"').run(tmp_path, gpu=False).output
+
+
 def test_a_token_in_a_prompt_is_neither_run_nor_shown():
     code = Snippet(repo_id=REPO_ID, revision=None, prompt="hf_" + "a" * 30, custom_code=False).code()
     assert "hf_a" not in code
@@ -126,7 +142,7 @@ def test_a_snippet_template_of_ones_own_is_what_is_run(folder, tmp_path):
     own = tmp_path / "templates"
     own.mkdir()
     (own / "snippet.py.jinja").write_text('{% include "shipped/snippet.py.jinja" %}\nprint("mine")\n')
-    evaluation = SimpleNamespace(prompt_texts=lambda: ("Why",))
+    evaluation = EvaluationSpec(prompts=("Why",))
     run = SimpleNamespace(
         recipe=SimpleNamespace(evaluation=evaluation), device="cpu", circumstances="here", store=StageStore(tmp_path)
     )

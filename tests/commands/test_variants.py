@@ -65,6 +65,7 @@ def test_numbers_of_samples_take_one_pass_with_the_largest():
         ({"num_samples": "0"}, "'0' is neither"),
         ({"num_samples": ""}, "'' is neither"),
         ({"calibration": "c4,nothing"}, "There is no calibration mix 'nothing'"),
+        ({"calibration": "c4,cosmopedea"}, "Did you mean cosmopedia?"),
     ],
 )
 def test_lists_that_cannot_be_used_are_refused(given, said):

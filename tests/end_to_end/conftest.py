@@ -13,6 +13,9 @@ from little import BASE, SMALL, CommandLine, Ended, fill, put_on_hub, write_base
 if TYPE_CHECKING:
     from hubprune.localhub import RunningHub
 
+CHAT = b"""{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\r\n{% endfor %}
+{%- if add_generation_prompt %}[assistant]{% endif %}\n"""
+
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,6 +32,12 @@ def hub(hub: RunningHub, admin: Any, base_folder: Path) -> RunningHub:
     fill(admin, "meta/gated", base)
     admin.update_repo_settings("meta/gated", gated="manual")
     fill(admin, "meta/pickled", {**without, "pytorch_model.bin": b"\x80\x04never opened"})
+    chats = {
+        "told": {"chat_template.jinja": CHAT, "additional_chat_templates/tool_use.jinja": b"{{ 'tools' }}"},
+        "broken": {"chat_template.jinja": b"{{ raise_exception('not to you\nreally') }}"},
+    }
+    for name, files in chats.items():
+        fill(admin, f"meta/chat-{name}", {**base, **files})
     fill(admin, "meta/other", {**base, "config.json": json.dumps({**config, "model_type": "mamba"}).encode()})
     return hub
 

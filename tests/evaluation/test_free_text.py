@@ -280,8 +280,9 @@ def test_a_run_that_was_stopped_between_the_models_goes_on_with_the_second(
 
     def run(plan):
         run = SimpleNamespace(
-            recipe=SimpleNamespace(evaluation=spec), circumstances="here", store=StageStore(tmp_path), reporter=reporter
-        )
+            recipe=SimpleNamespace(evaluation=spec), circumstances="here", store=StageStore(tmp_path),
+            reporter=reporter, runnable=SimpleNamespace(folder=base_folder),
+        )  # fmt: skip
         return stages.free_text(run, SimpleNamespace(content=plan), pair_of(base_folder, pruned_folder, reporter))
 
     def stop(*args, **options):

@@ -92,6 +92,14 @@ def test_the_file_is_named_after_the_checkpoint_and_its_type(folder, tmp_path, m
     assert (tmp_path / "pruned-F16.gguf").is_file()
 
 
+def test_out_is_a_folder_for_files_of_several_types(folder, tmp_path):
+    for kind in ("f16", "q8_0"):
+        assert run(folder, "--no-verify", "--out", tmp_path / "files", "--outtype", kind).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["pruned-F16.gguf", "pruned-Q8_0.gguf"]
+    again = run(folder, "--no-verify", "--out", tmp_path / "files")
+    assert "pruned-F16.gguf exists already" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

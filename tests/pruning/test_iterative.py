@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,14 @@ def test_another_request_has_other_rounds(tmp_path, llama):
     dropped_in_rounds(Counting(llama.folder), request("attn", 2), tmp_path)
     _, plan = dropped_in_rounds(Counting(llama.folder), request("attn", 2, protect=(0, 1, 2)), tmp_path)
     assert set(plan.layers("attn")) <= {3, 4}
+
+
+def test_rounds_by_another_saving_are_other_rounds(tmp_path, llama):
+    dropped_in_rounds(Counting(llama.folder), request("joint", 1), tmp_path)
+    saved = {(kind, layer): 0.0 for kind in ("attn", "mlp") for layer in range(LAYERS)} | {("attn", 2): 1.0}
+    shape = replace(SHAPE, saved=saved)
+    _, plan = dropped_in_rounds(Counting(llama.folder), request("joint", 1), tmp_path, shape=shape)
+    assert plan.sublayers == (("attn", 2),)
 
 
 # ---- room and refusals -------------------------------------------------------------------------------------------

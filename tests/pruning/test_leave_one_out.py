@@ -63,9 +63,6 @@ def reference(folder, documents, drop, *, own_code=False):
 GONE = {"attn": ("attn",), "mlp": ("mlp",), "block": ("attn", "mlp")}
 
 
-GONE = {"attn": ("attn",), "mlp": ("mlp",), "block": ("attn", "mlp")}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("llama") / "base"
@@ -161,6 +158,13 @@ def test_a_run_from_a_higher_layer_on_finds_what_a_fresh_one_does(folder, monkey
         fresh.bypass("attn", 3)
         same(found, run(fresh))
         assert again == fresh.layer_runs if not levels else again < fresh.layer_runs
+
+
+def test_where_not_even_one_batch_has_room_nothing_is_kept_for_later_rounds(folder, monkeypatch):
+    expected = run(made(folder))
+    monkeypatch.setattr(rooms, "available_bytes", lambda: 0)
+    monkeypatch.setattr(rooms, "device_bytes", lambda device: 0)
+    same(run(made(folder, in_rounds=True, batch_size=64)), expected)
 
 
 def test_broken_weights_are_named(tmp_path):

@@ -102,7 +102,7 @@ def test_every_document_of_a_packed_sequence_starts_and_ends_as_a_text(drawn, to
     found = drawn(num_samples=20, max_tokens=32, shuffle_buffer=4)
     assert [len(document.ids) for document in found.documents] == [32] * 20
     subset = CalibrationMix.model_validate({"name": "m", "subsets": [{"dataset": str(file), "weight": 1}]}).subsets[0]
-    texts = list(stream(subset, commit=None, seed=0, buffer=4))
+    texts = [text.plain for text in stream(subset, commit=None, seed=0, buffer=4)]
     expected = "".join(f"<start>{text}<end>" for text in texts)
     joined = tokenizer.decode([token for document in found.documents for token in document.ids])
     assert expected.startswith(joined)

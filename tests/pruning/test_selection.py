@@ -104,6 +104,14 @@ def test_by_token_the_margin_weighs_documents_by_their_length():
     assert margin.standard_error == pytest.approx(math.sqrt(2 * 0.15**2 * 2 / 16))
 
 
+def test_the_margin_of_what_helps_by_going_is_in_the_units_that_it_is_ranked_by():
+    found = scores((-0.4, -0.2, 9), (-0.4, -0.2, 9))
+    shape = Shape(num_hidden_layers=3, name="it", saved={("attn", n): 8.0 / 10**n for n in range(3)})
+    margin = make_plan(DropSpec(attn_drop=1, per="bytes"), found, shape).margins[0]
+    assert (margin.last_dropped, margin.first_kept) == (0, 1)
+    assert margin.difference == pytest.approx(0.2)
+
+
 def test_where_no_candidate_is_left_there_is_no_margin():
     assert planned(DropSpec(attn_drop=2, protect=(0, 1, 2)), FIVE).margins == ()
 

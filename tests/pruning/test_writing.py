@@ -269,7 +269,8 @@ def test_tokenizer_and_licence_files_come_along_unchanged_and_nothing_else_does(
     carried = {
         "generation_config.json": b'{"temperature":0.6}',
         "special_tokens_map.json": b"{ }",
-        "chat_template.jinja": b"{{ x }}",
+        "chat_template.jinja": b"{{ x }}\r\n",
+        "additional_chat_templates/tool_use.jinja": b"{{ y }}\n\n",
         "LICENSE.txt": b"terms",
         "NOTICE": b"notice",
         "USE_POLICY.md": b"policy",
@@ -277,12 +278,13 @@ def test_tokenizer_and_licence_files_come_along_unchanged_and_nothing_else_does(
     left = {"README.md": b"card", "modeling_own.py": b"code", "pytorch_model.bin": b"\x80", "training_args.json": b""}
     left |= dict.fromkeys(("tokenizer.py", "tokenizer.pyc", "vocab.so", "LICENSE.pyd"), b"code")
     for name, content in {**carried, **left}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     out.mkdir()
     write_checkpoint(base, plan(4, attn=[1]), out, advance=lambda _: None)
     carried |= {name: (folder / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
     assert {name: (out / name).read_bytes() for name in carried} == carried
-    assert {path.name for path in out.iterdir()} == {
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
         *carried, "config.json", "model.safetensors", "modeling_pruned_llama.py",
     }  # fmt: skip
 
@@ -295,6 +297,7 @@ NOT_CARRIED = [
 CARRIED = [
     "tokenizer.json", "tokenizer.model.v3", "vocab.txt", "vocab.bpe", "a.tiktoken", "License", "LICENSE-2.0",
     "notice.MD", "LICENSE.pdf", "chat_templates/tool.jinja", "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
 ]  # fmt: skip
 
 

@@ -268,6 +268,16 @@ def as_many(tensors):
         tensors[name] = tensors[name.replace("layers.1.", "layers.0.")].clone()
 
 
+def reshaped(rest, shape):
+    """Give a tensor of layer 1 a shape that no code of ours would write, where layer 2 is gone."""
+
+    def change(tensors):
+        without_layers(2)(tensors)
+        tensors[f"model.layers.1.{rest}.weight"] = torch.zeros(shape)
+
+    return change
+
+
 def pickled(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
@@ -291,6 +301,10 @@ def pickled(folder):
         (as_many, {}, CheckpointError, "repeated or in another order"),
         (without_layers(1), {"num_hidden_layers": 2}, CheckpointError, "tensors that its base lacks"),
         (None, {"num_hidden_layers": 6}, CheckpointError, "some are there twice"),
+        (reshaped("mlp.gate_proj", ()), {"num_hidden_layers": 3}, CheckpointError, r"shape .*\[\]"),
+        (reshaped("mlp.gate_proj", (12, 32)), {"num_hidden_layers": 3}, CheckpointError, "fits no MLP of its base"),
+        (reshaped("mlp.up_proj", (24, 8)), {"num_hidden_layers": 3}, CheckpointError, "fits no MLP of its base"),
+        (reshaped("self_attn.o_proj", ()), {"num_hidden_layers": 3}, CheckpointError, "is a single number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_adopted_is_refused_in_words(base, tmp_path, change, keys, error, told):
@@ -356,9 +370,10 @@ def test_a_recipe_names_who_chose_and_the_neurons_and_reads_back(base, tmp_path)
     assert recipe.width.neurons[1] == f"{(1 << 14) - 4:x}"
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     assert recipes.recipe_of(PublishRequest(recipe=tmp_path / "recipe.yaml")) == recipe
-    two = PublishRequest(adopt="x/y", attn_drop=2)
-    with (
-        pytest.raises(RecipeError, match="--attn-drop says something else"),
-        adopting.opened_adopted(two, reporter=QUIET),
-    ):
-        pass
+    for name, value in (("attn_drop", 2), ("target", "kv=-30%"), ("from_sweep", "sweep")):
+        two = PublishRequest(adopt="x/y", **{name: value})
+        with (
+            pytest.raises(RecipeError, match=f"--{name.replace('_', '-')} says something else"),
+            adopting.opened_adopted(two, reporter=QUIET),
+        ):
+            pass

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from hubprune.cli import app
 from hubprune.core.requests import DoctorRequest, PublishRequest
+from hubprune.hub.session import HubSession
 from hubprune.workflows import doctor as looking
 from hubprune.workflows.doctor import check_publish, doctor
 
@@ -61,6 +62,17 @@ def test_without_a_token_that_is_a_warning_and_no_error(monkeypatch, reporter, t
     seen = doctor(DoctorRequest(), reporter=reporter)
     assert found(seen)["token"][0] == "warning"
     assert not [finding for finding in seen.findings if finding.status == "error"]
+
+
+def test_without_a_network_nothing_else_is_asked_of_the_hub_and_a_folder_is_looked_at(base, reporter, monkeypatch):
+    away = "http://127.0.0.1:9"
+    monkeypatch.setattr(looking, "open_session", lambda endpoint: HubSession(endpoint=away))
+    seen = doctor(DoctorRequest("meta-llama/Llama-3.2-3B"), reporter=reporter)
+    assert [(f.name, f.status) for f in seen.findings if f.status == "error"] == [("Hub", "error")]
+    assert f"no connection to {away}" in found(seen)["Hub"][1]
+    seen = doctor(DoctorRequest(str(base)), reporter=reporter)
+    assert found(seen)["base"][0] == "ok"
+    assert [f.name for f in seen.findings if f.status == "error"] == ["Hub"]
 
 
 @pytest.mark.parametrize("where", ["folder", "Hub"])

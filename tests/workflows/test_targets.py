@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import bases
 import pytest
 from little import write_base
 
 import hubprune
 from hubprune.core.errors import HubpruneError, RecipeError
 from hubprune.core.weights import open_weights
+from hubprune.evaluation import speed
 from hubprune.pruning.leave_one_out import LeaveOneOut
 from hubprune.workflows import reachable
 
@@ -74,7 +76,8 @@ def test_several_targets_are_reached_at_once(base, tmp_path):
     folders = tmp_path / "both", Path(base)
     kept, whole = (sum(tensor.parameters for _, tensor in open_weights(folder)) for folder in folders)
     assert kept <= 0.85 * whole
-    assert json.loads((tmp_path / "both" / "config.json").read_text())["dropped_attn_layers"]
+    config = json.loads((tmp_path / "both" / "config.json").read_text())
+    assert config["num_hidden_layers"] - len(config.get("dropped_attn_layers", ())) < 4
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,7 @@ def test_several_targets_are_reached_at_once(base, tmp_path):
         ({"target": "params=+10%"}, "params"),
         ({"target": "kv=-10%,kv=-20%"}, "kv"),
         ({"target": "parms=-10%"}, "params"),
+        ({"target": "params=-10%", "target_over": "mlp", "layout": "nemotron-nas"}, "--layout nemotron-nas"),
     ],
 )
 def test_a_target_that_cannot_be_is_refused_before_anything_is_computed(asked, said, base, tmp_path, runs):
@@ -97,7 +101,15 @@ def test_a_target_that_cannot_be_is_refused_before_anything_is_computed(asked, s
     assert not (tmp_path / "never").exists()
 
 
-def test_the_time_per_token_is_a_target_whose_table_is_measured_once(base, tmp_path, capsys):
+def test_the_time_per_token_is_a_target_whose_table_is_measured_once(base, tmp_path, capsys, monkeypatch):
+    really = speed.measure
+
+    def measured(*models, **how):
+        """Time both models, and say what a quiet machine would."""
+        quiet = {"base_seconds": 1.0, "round_seconds": ((1.0, 1.0, 0.7),) * 20}
+        return [row.model_copy(update=quiet) for row in really(*models, **how)]
+
+    monkeypatch.setattr(speed, "measure", measured)
     hubprune.prune(base, target="latency=-10%", out="faster", **TEXTS)
     assert "latency: -" in (first := capsys.readouterr().err)
     assert "rounds in" in first
@@ -110,3 +122,22 @@ def test_a_base_that_does_not_fit_to_be_timed_is_refused_with_targets_that_need_
     with pytest.raises(RecipeError, match=r"no table of latencies .* do not fit into memory .* Pass kv="):
         hubprune.prune(base, target="latency=-10%", out="never", **CHEAP)
     assert not (tmp_path / "never").exists()
+
+
+def test_a_base_of_one_layer_has_nothing_to_time_or_to_spare(tmp_path):
+    base = str(bases.write_base(tmp_path / "one", {**bases.LLAMA, "num_hidden_layers": 1}).folder)
+    for target in ("latency=-10%", "kv=-10%"):
+        with pytest.raises(HubpruneError):
+            hubprune.prune(base, target=target, out="never", **CHEAP)
+
+
+def test_what_looks_for_different_things_is_refused(base):
+    for asked in ({"attn_drop": 2, "target": "kv=-30%"}, {"frontier": "kv", "target": "kv=-30%"}):
+        with pytest.raises(RecipeError, match="look for different things"):
+            hubprune.score(base, **asked, **CHEAP)
+
+
+def test_what_only_gets_narrower_has_scores_to_show_too(base, tmp_path):
+    found = hubprune.score(base, target="params=-8%", target_over="width", plot="pictures", **CHEAP)
+    assert found.mean.kinds == ("mlp",)
+    assert (tmp_path / "pictures" / "importance.png").is_file()

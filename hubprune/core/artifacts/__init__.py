@@ -27,7 +27,7 @@ from hubprune.core.artifacts.base import (
     Frontier, FrontierPoint, Goal, LatencyTable, LeftOut, NarrowerLoss, Part, Reached, TargetFound, Unit,
 )
 from hubprune.core.artifacts.evaluation import (
-    BenchmarkComparison, Continuation, Estimate, EvalBackend, GenerationComparison, Loop, Mark, MetricValue,
+    BenchmarkComparison, Chat, Continuation, Estimate, EvalBackend, GenerationComparison, Loop, Mark, MetricValue,
     ModelText, ModelTexts, PairedComparison, PairedLoops, PairedNumber, Repetition, RepetitionComparison, SelfCheck,
     SHARES, TaskComparison, main_rows, perplexity_of,
 )
@@ -91,6 +91,7 @@ __all__ = [
     "CalibrationRecord",
     "CalibrationSource",
     "CameBack",
+    "Chat",
     "Check",
     "CheckpointComparison",
     "Checkup",

@@ -150,6 +150,8 @@ class CalibrationRecord(Artifact):
     """Tokens after which a document was cut off, or the exact length of a packed sequence."""
     packed: bool = False
     """Whether documents were joined and cut into sequences of one length."""
+    chat_template: bool = False
+    """Whether documents went through the chat template of the base."""
     seed: int
     shuffle_buffer: int
     """Documents in the streaming shuffle buffer."""

@@ -26,6 +26,13 @@ SHARES = frozenset({
 """Metrics between 0 and 1, or -1 and 1, whose change is told in points; those of ifeval have long names."""
 
 
+class Chat(Artifact):
+    """That prompts went through the chat template of the base's tokenizer."""
+
+    date: str | None = None
+    """Day, as in 2026-12-31, that the template wrote into them; None where it asks for none."""
+
+
 class MetricValue(Artifact):
     """A metric of one model on one task."""
 
@@ -202,6 +209,8 @@ class BenchmarkComparison(Artifact):
     """The first metric of each task is its main one."""
     limit: int | None
     """Documents per task at most; None for all."""
+    chat: Chat | None = None
+    """None where prompts were taken as the tasks write them, and in older files."""
     backend: EvalBackend = "hf"
     fallback: str | None = None
     """Why the shared evaluation was not used although it was asked for."""
@@ -352,6 +361,8 @@ class GenerationComparison(Artifact):
 
     continuations: tuple[Continuation, ...]
     max_new_tokens: int
+    chat: Chat | None = None
+    """None where prompts were continued as they are, and in older files."""
     decoding: Literal["greedy"] = "greedy"
     dtype: str
     device: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hubprune.core.artifacts.base import Artifact, Environment, Metric, Ranking, SublayerKind
-from hubprune.core.artifacts.evaluation import Estimate, MetricValue, perplexity_of
+from hubprune.core.artifacts.evaluation import Chat, Estimate, MetricValue, perplexity_of
 from hubprune.core.artifacts.pruning import DroppedSublayer
 from hubprune.core.console import LARGEST
 
@@ -340,6 +340,8 @@ class SweepReport(Artifact):
     """Name of the calibration mix; None where no scores were needed."""
     tasks: tuple[str, ...]
     limit: int | None
+    chat: Chat | None = None
+    """How benchmarks were asked through the base's chat template; None where they were not."""
     """Documents per task at most."""
     chance: float | None
     """Mean of guessing over the tasks in percent, where all of them have it."""

@@ -194,7 +194,7 @@ def find_texts(
     scored: frozenset[tuple[int, ...]] = frozenset()
     if recipe and recipe.needs_scores and _is_here(recipe.calibration):
         drawn = calibration.draw(
-            recipe.calibration, commits=calibration.resolve_commits(recipe.calibration), seed=seed,
+            recipe.calibration.plain, commits=calibration.resolve_commits(recipe.calibration), seed=seed,
             tokenizer=tokenizer, context_length=context, reporter=Reporter(quiet=True),
         )  # fmt: skip
         scored = heads([document.ids for document in drawn.documents])

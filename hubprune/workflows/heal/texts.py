@@ -19,7 +19,7 @@ from hubprune.core.errors import CalibrationError
 from hubprune.core.privacy import no_calls_elsewhere, public_name
 from hubprune.core.recipe import CalibrationMix, EvaluationSpec
 from hubprune.healing.texts import Seen
-from hubprune.pruning.documents import stream
+from hubprune.pruning.documents import stream, token_ids
 
 HEAD = 32
 """Two documents are the same where their first tokens are: they may be cut off at different lengths."""
@@ -48,7 +48,7 @@ def draw(
 ) -> Texts:  # fmt: skip
     """Draw so many documents to train on, or as many as there are, and so many to hold out.
 
-    `scored` are the heads of documents that were scored, see `heads`.
+    `scored` are the heads of documents that were scored, see `heads`, without what a chat template makes of them.
 
     Raises:
         CalibrationError: a subset cannot be read, or nothing is left to train on or to hold out.
@@ -56,15 +56,18 @@ def draw(
     total = sum(subset.weight for subset in mix.subsets)
     quotas = zip(*(mix.model_copy(update={"num_samples": n}).counts() for n in (held_out, wanted)), strict=True)
     trained, held, sources, left_out = list[tuple[int, ...]](), list[tuple[int, ...]](), list[CalibrationSource](), 0
+    cut = {"truncation": True, "max_length": max_tokens}
     reporter.note("drawing documents to train on")
     with no_calls_elsewhere():
         for subset, commit, (to_hold, to_train) in zip(mix.subsets, commits, quotas, strict=True):
             own: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = [], []
             for text in stream(subset, commit=commit, seed=seed, buffer=mix.shuffle_buffer):
-                ids = tuple(tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"])
-                if len(ids) < 2 or ids[:HEAD] in scored:
+                ids = token_ids(tokenizer, text, chat_template=mix.chat_template, **cut)
+                # What a chat template puts before them would make all documents one.
+                plain = token_ids(tokenizer, text, chat_template=False, **cut) if mix.chat_template else ids
+                if len(ids) < 2 or plain[:HEAD] in scored:
                     continue
-                if benchmarks.holds(text):
+                if benchmarks.holds(text.plain):
                     left_out += 1
                     continue
                 (own[0] if len(own[0]) < to_hold else own[1]).append(ids)
@@ -86,8 +89,8 @@ def draw(
     for document in trained:
         digest.update(array("q", [len(document), *document]).tobytes())
     record = CalibrationRecord(
-        mix=mix.name, sources=tuple(sources), max_tokens=max_tokens, seed=seed, shuffle_buffer=mix.shuffle_buffer,
-        token_sha256=digest.hexdigest(),
+        mix=mix.name, sources=tuple(sources), max_tokens=max_tokens, chat_template=mix.chat_template, seed=seed,
+        shuffle_buffer=mix.shuffle_buffer, token_sha256=digest.hexdigest(),
     )  # fmt: skip
     return Texts(tuple(trained), tuple(held), record, left_out)
 

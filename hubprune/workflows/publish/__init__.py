@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from hubprune.core import fresh
 from hubprune.core.artifacts import LoadedBack, PublishedCommit, PublishReport, RepoFile
 from hubprune.core.config import needs_modeling_file
 from hubprune.core.console import Reporter
-from hubprune.core.errors import HubpruneError, OverBudgetError, VerificationError
+from hubprune.core.errors import EditedError, HubpruneError, OverBudgetError, VerificationError
 from hubprune.core.extras import is_installed, require
 from hubprune.core.files import check_new_folder, make_writable, move_folder, write_atomically
 from hubprune.core.requests import PublishRequest
@@ -37,11 +38,13 @@ from hubprune.hub.announcing import announce, merge
 from hubprune.hub.commit import publish as send
 from hubprune.hub.preflight import check_disk, preflight
 from hubprune.hub.remote import Overwrite
+from hubprune.hub.repos import small_files
 from hubprune.hub.target import Target, check_name_loads
 from hubprune.hub.transfer import check_arrived
 from hubprune.hub.upload_plan import plan_upload
 from hubprune.pruning import verify
 from hubprune.workflows.card import AS_SHIPPED, CardChoices, Timed
+from hubprune.workflows.chat import check_texts
 from hubprune.workflows.choosing import say_plan
 from hubprune.workflows.publish import siblings
 from hubprune.workflows.publish.before import (
@@ -96,7 +99,7 @@ def publish(
 
         with opened_adopted(request, reporter=reporter) as (run, asked):
             return publish_run(run, asked, told=told)
-    request = with_count(request, reporter=reporter)
+    request = with_count(request, reporter=reporter, check=partial(_check_before_counting, request=request))
     return publish_run(open_run(recipe_of(request), request.endpoint, reporter), request, told=told)
 
 
@@ -107,10 +110,7 @@ def publish_run(
     asked = siblings.suffixes(run.recipe, given=request.healed)
     stage = announcer(run.reporter, (*STAGES, *(["Siblings"] if asked else [])))
     stage()
-    choices = CardChoices.read(
-        notes=request.notes, template=request.card_template, timed=WHEN_TIMED[request.speed],
-        runtimes=choose(request.runtimes or "auto"),
-    )  # fmt: skip
+    choices = _choices(request)
     target, beside = check(run, request)
     choices = replace(choices, beside=tuple(each.link for each in beside))
     delivery = Delivery(
@@ -151,6 +151,23 @@ def _beside(
     return siblings.publish_all(run, report, beside, how, choices=choices, folder=folder)
 
 
+def _choices(request: PublishRequest) -> CardChoices:
+    return CardChoices.read(
+        notes=request.notes, template=request.card_template, timed=WHEN_TIMED[request.speed],
+        runtimes=choose(request.runtimes or "auto"),
+    )  # fmt: skip
+
+
+def _check_before_counting(run: Run, *, request: PublishRequest) -> None:
+    """Check what could fail after the sweep that finds the number; `run` has another one."""
+    _choices(request)
+    try:
+        check(run, request)
+    except EditedError:
+        if request.repo_id:  # else the repo is called by the number, and this is not it
+            raise
+
+
 def check(run: Run, request: PublishRequest) -> tuple[Target, tuple[Beside, ...]]:
     """Check in seconds all that could fail hours later; nothing is downloaded or written before it is through.
 
@@ -177,7 +194,7 @@ def _check_resources(run: Run, *, loads_back: bool) -> None:
     check_disk(run.base, folder=run.store.folder, written=has_checkpoint(run), loads_back=loads_back)
     check_data(run)
     run.environment  # noqa: B018
-    run.examined  # noqa: B018
+    check_texts(run, small_files(run.examined, session=run.session))
     say_computing(run)
 
 

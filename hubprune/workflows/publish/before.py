@@ -82,7 +82,11 @@ def fingerprint(run: Run, *, repo_id: str, tagged: bool, choices: CardChoices) -
         },
         "calibration": calibration_part(run) if recipe.needs_scores else {},
         "benchmarks": _benchmarks(run),
-        "free text": {"prompts": sha256(_text(texts.prompt_texts())), "max_new_tokens": str(texts.max_new_tokens)},
+        "free text": {
+            "prompts": sha256(_text(texts.prompt_texts())),
+            "max_new_tokens": str(texts.max_new_tokens),
+            **({"chat template": "left out"} if texts.apply_chat_template is False else {}),
+        },
         "speed": {} if choices.timed in ("never", "if it fits") else {"timed": "yes"},
         # Which others this machine happens to have is no part of it.
         "runtimes": dict.fromkeys(by_name, "asked"),
@@ -136,6 +140,7 @@ def calibration_part(run: Run) -> dict[str, str]:
     commits = _joined((f"data set {subset.dataset}", commit) for subset, commit in pairs if commit)
     files = _joined((f"file {public_name(path)}", digest) for path, digest in file_hashes(mix).items())
     asked = mix.model_dump(mode="json", include={"name", "num_samples", "max_tokens", "packed", "shuffle_buffer"})
+    asked |= {"chat_template": True} if mix.chat_template else {}
     return {name: _text(value) for name, value in asked.items()} | {"subsets": sha256(_text(subsets))} | commits | files
 
 
@@ -145,6 +150,7 @@ def _benchmarks(run: Run) -> dict[str, str]:
     if not spec.tasks:
         return {}
     own = {"include_path", "prompts", "max_new_tokens", "tasks"}
+    own |= set() if spec.apply_chat_template else {"apply_chat_template"}
     files = {f"file {name}": sha256(scrub(text)) for name, text in run.task_texts.items()}
     from hubprune.evaluation.sources import is_commit
     from hubprune.evaluation.tasks import local_data

@@ -6,9 +6,12 @@ The recipe that is published names the number, so that it can be run again witho
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -18,54 +21,77 @@ from hubprune.core.amounts import AUTO
 from hubprune.core.artifacts import Ranking, Recommendation, SweepReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import PlanError, RecipeError
+from hubprune.core.privacy import DEFAULT_ENDPOINT
 from hubprune.core.recipe import MEAN
 from hubprune.core.requests import PublishRequest, SweepRequest
 from hubprune.core.specs import OPTIONS
 from hubprune.pruning.selection import shape_of
 from hubprune.workflows import sweep as sweeping
 from hubprune.workflows.recipes import budget, recipe_of
-from hubprune.workflows.run import open_run
+from hubprune.workflows.run import Run, open_run
+from hubprune.workflows.sweep import with_error
 from hubprune.workflows.sweep.points import MOST_TRIED, REPORT, most_that_fit
 
 Asked = TypeVar("Asked", bound=PublishRequest)
 SAME = (
     "base", "limit", "endpoint", "max_memory", "quiet", "protect", "base_revision", "calibration", "num_samples",
     "max_tokens", "metric", "aggregation", "score_batch_size", "seed", "device", "dtype", "tasks", "num_fewshot",
-    "include_path", "batch_size", "eval_backend",
+    "include_path", "batch_size", "eval_backend", "apply_chat_template", "calibration_chat_template",
 )  # fmt: skip
 """Options of a publish that its sweep takes over: it scores the same texts, and measures the same tasks."""
+NOT_SWEPT = "attn_layers", "mlp_layers", "neuron_drop", "mlp_width", "expansion_ratio", "target", "per"
+"""Options by which something else goes than a sweep measures."""
+RANKED_BY = (
+    "protect", "calibration", "calibration_chat_template", "num_samples", "max_tokens", "metric", "aggregation",
+)  # fmt: skip
+"""Options by which another order comes out than that of a sweep."""
+
+NUMBERS = "num_samples", "max_tokens", "batch_size", "seed"
+SWITCHES = {
+    f"--{word}{name.replace('_', '-')}": (name, not word)
+    for name in ("apply_chat_template", "calibration_chat_template") for word in ("", "no-")
+}  # fmt: skip
+"""Options without a value, as they are typed -> their name and what they say."""
 
 
 def open_ranking(request: PublishRequest) -> Ranking | None:
-    """Return the ranking whose number is to be found; None where all numbers are given.
+    """Return the ranking whose number is to be found; None where all numbers are given, or a sweep says which it is.
 
     Raises:
-        RecipeError: several are to be found, or one beside others that are given.
+        RecipeError: several are to be found, or something goes beside it that no sweep measures.
     """
     given = {ranking: getattr(request, f"{ranking}_drop") for ranking in get_args(Ranking)}
     found: list[Ranking] = [ranking for ranking, value in given.items() if value == AUTO]
-    if not found:
+    if not found and request.from_sweep is None:
         return None
-    others = [OPTIONS[ranking] for ranking, value in given.items() if value is not None and ranking != found[0]]
+    option = f"{OPTIONS[found[0]]} auto" if found else "--from-sweep"
+    others = [OPTIONS[r] for r, value in given.items() if found and value is not None and r != found[0]]
+    others += [f"--{name.replace('_', '-')}" for name in NOT_SWEPT if getattr(request, name) is not None]
+    others += ["--schedule iterative"] if request.schedule == "iterative" else []
+    others += ["--metric angular"] if request.metric == "angular" else []
     if others:
         raise RecipeError(
-            f"{OPTIONS[found[0]]} auto finds one number, and {others[0]} is there too.", hint="Pass one of them."
+            f"{option} finds one number, with nothing else that goes, and {others[0]} is there too.",
+            hint="Pass one of them.",
         )
-    return found[0]
+    return found[0] if found else None
 
 
-def with_count(request: Asked, *, reporter: Reporter, sweeps: bool = True) -> Asked:
+def with_count(
+    request: Asked, *, reporter: Reporter, sweeps: bool = True, check: Callable[[Run], object] = lambda run: None
+) -> Asked:
     """Put the number that a sweep finds in its place; a request that gives all numbers is returned as it is.
 
-    Where `sweeps` is false, what would have to be measured first is refused.
+    Where `sweeps` is false, what would have to be measured first is refused.  `check` looks, before anything is
+    measured, for what would stop the publish afterwards, at a run that drops one.
 
     Raises:
         PlanError: not even one keeps to the limit; the hint says what it would take.
         RecipeError: what was asked for leaves nothing to find, or the sweep is of something else.
     """
     ranking = open_ranking(request)
-    if request.recipe and (ranking or request.from_sweep):
-        option = "--from-sweep" if request.from_sweep else f"{OPTIONS[ranking or 'attn']} auto"
+    if request.recipe and (ranking or request.from_sweep is not None):
+        option = "--from-sweep" if request.from_sweep is not None else f"{OPTIONS[ranking or 'attn']} auto"
         raise RecipeError(
             f"{option} and --recipe do not go together: a recipe says what to drop.", hint="Pass one of them."
         )
@@ -79,6 +105,7 @@ def with_count(request: Asked, *, reporter: Reporter, sweeps: bool = True) -> As
             hint="Run hubprune sweep, and pass the number it recommends, or --from-sweep with its folder.",
         )
     asked = SweepRequest(method=ranking, counts="0:1", max_loss=_limit(request), **_same(request))
+    check(open_run(recipe_of(counting(request, ranking, 1)), request.endpoint, Reporter(quiet=True)))
     run = open_run(recipe_of(asked, drop={f"{ranking}_drop": "1"}), request.endpoint, reporter)
     most = most_that_fit(ranking, MOST_TRIED, shape_of(run.base), protect=run.recipe.drop.protect)
     report = sweeping.sweep_run(run, replace(asked, counts=f"0:{max(most, 1)}"))
@@ -132,15 +159,34 @@ def _from_report(request: Asked, ranking: Ranking | None, path: Path, reporter: 
         offered = ", ".join(f"{OPTIONS[row.method]} auto" for row in report.recommendations)
         hint = f"Pass one of these beside it: {offered}." if offered else "Sweep with --tasks or --perplexity."
         raise RecipeError(f"The sweep in {path} does not say what to take.", hint=hint)
-    found = rows[0]
-    number = _number(found, report, reporter)
-    typed = dict(_pairs(found, report))
+    found, typed = rows[0], dict(_pairs(rows[0], report)) if rows[0].count else {}
+    number = _number(_within(found, report, (budget(request.max_loss) or {}).get(MEAN)), report, reporter)
     if request.base not in (None, typed["base"]):
         raise RecipeError(
             f"The sweep in {path} is of {typed['base']}, not of {request.base}.", hint="Leave out the base."
         )
+    address = (request.endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    if typed.get("endpoint") not in (None, address):
+        raise RecipeError(  # which a token would be sent to, by a file that may be somebody else's
+            f"The sweep in {path} was run against {typed['endpoint']}.",
+            hint="Pass --endpoint with that address if you trust it.",
+        )
+    if other := [n for n in RANKED_BY if getattr(request, n) not in (None, typed.get(n))]:
+        reporter.warn(f"--{other[0].replace('_', '-')} is another one than in the sweep, whose number is for its own.")
     missing: dict[str, Any] = {name: value for name, value in typed.items() if getattr(request, name) is None}
     return counting(replace(request, **missing, from_sweep=None), found.method, number)
+
+
+def _within(found: Recommendation, report: SweepReport, limit: float | None) -> Recommendation:
+    """Take as many fewer as it needs for the mean to lose no more than a limit of one's own."""
+    points = sorted((point for point in report.points if point.method == found.method), key=lambda point: point.count)
+    for before, point in pairwise(points):
+        change = point.mean_change
+        if limit is not None and change and -change.value > limit and point.count <= found.count:
+            reason = f"{point.count}: mean {with_error(change)} points (limit −{limit:g})"
+            takes = f"{point.count} would take --max-loss {ceil(-10 * change.value) / 10:g}."
+            return found.model_copy(update={"count": before.count, "reason": reason, "takes": takes})
+    return found
 
 
 def _read(path: Path) -> SweepReport:
@@ -154,13 +200,17 @@ def _read(path: Path) -> SweepReport:
 
 def _pairs(found: Recommendation, report: SweepReport) -> Iterator[tuple[str, Any]]:
     """Yield the options of a recommended command, by name."""
-    words = shlex.split(found.command or "")
+    try:
+        typed = shlex.split(found.command or "")
+    except ValueError:  # a quotation mark that does not close
+        typed = []
+    words = [word for word in typed if word not in SWITCHES]
     if words[:2] != ["hubprune", "publish"] or len(words) % 2 == 0:
         hint = f"Publishing takes a base on the Hub. What it recommends: {found.command}"
         raise RecipeError(f"The sweep of {report.base} recommends no publish.", hint=hint)
     yield "base", words[2]
-    reads: dict[str, Callable[[str], Any]] = {"num_samples": int, "max_tokens": int, "batch_size": int, "seed": int}
+    yield from (SWITCHES[word] for word in typed if word in SWITCHES)
     for flag, value in zip(words[5::2], words[6::2], strict=True):
         name = flag.removeprefix("--").replace("-", "_")
         if name in sweeping.PASSED_ON:
-            yield name, reads.get(name, str)(value)
+            yield name, int(value) if name in NUMBERS and value.isdecimal() else value

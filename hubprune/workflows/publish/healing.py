@@ -273,6 +273,7 @@ def _measured(
 
         asked = (
             spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size, spec.backend, run.task_texts, run.task_sources,
+            bool(spec.apply_chat_template),
         )  # fmt: skip
         seen = run.store.run("three", key_of(key, asked), HealedBenchmarks, measure)
         report = report.model_copy(update={"recovered": seen})

@@ -199,6 +199,7 @@ def _measured(
 
     asked = (
         spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size, spec.backend, run.task_texts, run.task_sources,
+        bool(spec.apply_chat_template),
     )  # fmt: skip
     return run.store.run("four", key_of(key, asked), QuantizedBenchmarks, measure)
 

@@ -47,6 +47,7 @@ from hubprune.hub.target import Target
 from hubprune.hub.transfer import download
 from hubprune.plots import pictures
 from hubprune.workflows.card import Timed
+from hubprune.workflows.chat import asks_in_chat, text_request
 from hubprune.workflows.prune import is_waiting, write_verified
 from hubprune.workflows.run import Run
 from hubprune.workflows.runtimes import Chosen, compare_runtimes, require_same
@@ -150,7 +151,7 @@ def benchmark(run: Run, plan: DropPlan, pair: Pair) -> BenchmarkComparison | Non
         return None
     key = key_of(
         run.circumstances, plan.content, plan.widths, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size,
-        spec.backend, run.task_texts, run.task_sources, recipe.seed,
+        spec.backend, run.task_texts, run.task_sources, recipe.seed, bool(spec.apply_chat_template),
     )  # fmt: skip
 
     def measure() -> BenchmarkComparison:
@@ -171,10 +172,10 @@ def free_text(run: Run, plan: DropPlan, pair: Pair, *, trained: str | None = Non
     from hubprune.evaluation import generation
 
     spec = run.recipe.evaluation
-    asked = run.circumstances, spec.prompt_texts(), spec.max_new_tokens
+    request = text_request(run)
+    asked = run.circumstances, spec.prompt_texts(), spec.max_new_tokens, request.rendered
     key, stage = key_of(*asked, plan.content, *([trained] if trained else [])), "generation"
     stage += "-healed" if trained else ""
-    request = generation.Request(prompts=spec.prompt_texts(), max_new_tokens=spec.max_new_tokens)
 
     def write() -> ModelTexts:
         return generation.write(pair, "base", request, reporter=run.reporter)
@@ -203,6 +204,7 @@ def run_snippet(
     snippet = Snippet(
         repo_id=repo_id, revision=tag, prompt=run.recipe.evaluation.prompt_texts()[0],
         custom_code=needs_modeling_file(plan), samples=samples(folder), plain=asks_for_more(folder),
+        chat=asks_in_chat(run.recipe.evaluation, folder),
     )  # fmt: skip
     gpu = run.device != "cpu"
     key = key_of(run.circumstances, plan.content, plan.layout, snippet.code(overrides=template))
@@ -217,6 +219,7 @@ def run_sibling_snippet(
         repo_id=report.repo_id, revision=manifest.files_tag(report.files) if report.pruned_tag else None,
         prompt=run.recipe.evaluation.prompt_texts()[0], custom_code=needs_modeling_file(report.plan),
         quantized=report.kind == "quantized", samples=samples(folder), plain=asks_for_more(folder),
+        chat=asks_in_chat(run.recipe.evaluation, folder),
     )  # fmt: skip
     gpu, code = run.device != "cpu", snippet.code(overrides=template)
     return run.store.run(

@@ -360,6 +360,11 @@ def _different(published: Values, found: Values) -> Iterator[str]:
         for row in differences(published.get("benchmarks"), found.get("benchmarks"))
         if row.place.endswith(".dataset_commit")
     )
+    for part in ("benchmarks", "generation"):
+        days = [_mapping(_mapping(values.get(part)).get("chat")).get("date") for values in (published, found)]
+        if days[0] != days[1]:
+            told = {"benchmarks": "benchmarks", "generation": "free text"}[part]
+            yield f"the chat template wrote another day into the prompts of {told}: {days[1]} instead of {days[0]}"
     refreshed = published.get("refreshed")
     first = refreshed[0] if isinstance(refreshed, list) and refreshed else None
     if isinstance(first, Mapping):

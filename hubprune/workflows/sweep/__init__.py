@@ -62,7 +62,8 @@ STAGES = ("Base and checks", "Scores", "Points", "Report")
 CSV = "sweep.csv"
 PASSED_ON = (
     "base_revision", "protect", "calibration", "num_samples", "max_tokens", "metric", "aggregation", "tasks",
-    "num_fewshot", "include_path", "batch_size", "eval_backend", "endpoint", "seed", "device", "dtype",
+    "num_fewshot", "include_path", "batch_size", "eval_backend", "apply_chat_template", "calibration_chat_template",
+    "endpoint", "seed", "device", "dtype",
 )  # fmt: skip
 """Options of a sweep that a publish after it needs, too, so that it drops the same and measures the same."""
 
@@ -165,7 +166,8 @@ def assemble(
         base=run.base.name, commit=run.base.commit, base_parameters=whole,
         num_hidden_layers=points[0].plan.num_hidden_layers, absent=points[0].plan.absent, metric=recipe.metric,
         seed=recipe.seed, mix=recipe.calibration.name if scores else None, tasks=recipe.evaluation.tasks,
-        limit=recipe.evaluation.limit, chance=mean_chance(base.benchmarks) if base.benchmarks else None,
+        limit=recipe.evaluation.limit, chat=run.benchmark_chat if recipe.evaluation.tasks else None,
+        chance=mean_chance(base.benchmarks) if base.benchmarks else None,
         perplexity_on=f"{len(documents.documents)} documents of {documents.name}" if documents else None,
         orders=tuple(order_of(points, method) for method in methods), points=tuple(rows), rule=rule,
         recommendations=recommendations if rule else (), environment=run.environment,

@@ -99,9 +99,12 @@ def _draw(run: Run, mix: CalibrationMix, commits: tuple[str | None, ...], *, ove
     head = min(FINGERPRINT_TOKENS, mix.max_tokens, run.recipe.calibration.max_tokens)
     seen: set[tuple[int, ...]] = set()
     if overlap:
-        scored = run.draw(run.recipe.calibration, run.data_commits)
+        # What a chat template puts before them would make all documents one.
+        scored = run.draw(run.recipe.calibration.plain, run.data_commits)
         seen = {document.ids[:head] for document in scored.documents}
-    kept = tuple(d.ids for d in drawn.documents if len(d.ids) > 1 and d.ids[:head] not in seen)
+    own = run.draw(mix.plain, commits) if overlap and mix.chat_template else drawn
+    pairs = zip(drawn.documents, own.documents, strict=True)
+    kept = tuple(d.ids for d, plain in pairs if len(d.ids) > 1 and plain.ids[:head] not in seen)
     if not kept:
         raise CalibrationError(
             f"All {len(drawn.documents)} documents of {mix.name} were scored on: none is left for the perplexity.",
@@ -182,7 +185,7 @@ class _Bench:
         if spec.tasks:
             keys[BENCHMARKS] = key_of(
                 *common, spec.tasks, spec.num_fewshot, spec.limit, spec.batch_size, spec.backend, run.task_texts,
-                run.task_sources, run.recipe.seed,
+                run.task_sources, run.recipe.seed, run.benchmark_chat,
             )  # fmt: skip
         if self._documents:
             keys[PERPLEXITY] = key_of(*common, self._documents.sha256, spec.batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -10,19 +11,22 @@ import pytest
 from hubprune.core.artifacts import Recommendation
 from hubprune.core.console import Reporter
 from hubprune.core.errors import PlanError, RecipeError
+from hubprune.core.options import as_typed
 from hubprune.core.requests import PublishRequest
+from hubprune.workflows import publish as publishing
 from hubprune.workflows.publish import counting
 from hubprune.workflows.publish.counting import open_ranking, with_count
+from hubprune.workflows.recipes import recipe_of
 
 BASE = "acme/base"
 
 
-def report_of(tmp_path, *recommendations):
+def report_of(tmp_path, *recommendations, points=()):
     environment = {"hubprune": "0", "python": "3", "platform": "x", "machine": "x", "versions": {}, "threads": 1}
     values = {
         "base": BASE, "commit": "c" * 40, "base_parameters": 9, "num_hidden_layers": 4, "absent": [],
         "metric": "cosine", "seed": 0, "mix": None, "tasks": [], "limit": None, "chance": None, "perplexity_on": None,
-        "orders": [], "points": [], "rule": "", "environment": environment, "device": "cpu", "dtype": "float32",
+        "orders": [], "points": [*points], "rule": "", "environment": environment, "device": "cpu", "dtype": "float32",
         "recommendations": [row.model_dump() for row in recommendations],
     }  # fmt: skip
     (tmp_path / "sweep.json").write_text(json.dumps(values))
@@ -52,6 +56,13 @@ def test_the_number_and_the_options_of_a_sweep_are_taken_over(tmp_path):
         )
 
 
+def test_switches_of_a_sweep_are_taken_over(tmp_path):
+    asked = PublishRequest(BASE, apply_chat_template=True, calibration_chat_template=False, seed=7)
+    rest = shlex.join(as_typed(asked, "apply_chat_template", "calibration_chat_template", "seed"))
+    assert rest == "--apply-chat-template --no-calibration-chat-template --seed 7"
+    assert found(PublishRequest(from_sweep=report_of(tmp_path, row(rest=rest)))) == replace(asked, attn_drop=2)
+
+
 def test_of_several_methods_one_is_named(tmp_path):
     folder = report_of(tmp_path, row(), row("joint", 4))
     assert found(PublishRequest(from_sweep=folder, joint_drop="auto")).joint_drop == 4
@@ -66,12 +77,16 @@ def test_of_several_methods_one_is_named(tmp_path):
         ({"attn_drop": 3}, "--attn-drop is a number"),
         ({"base": "acme/other"}, "is of acme/base, not of acme/other"),
         ({"recipe": "recipe.yaml"}, "--from-sweep and --recipe do not go together"),
-        ({"attn_drop": "auto", "mlp_drop": 2}, "--attn-drop auto finds one number, and --mlp-drop is there too"),
+        ({"target": "kv=-30%"}, "and --target is there too"),
+        ({"attn_drop": "auto", "neuron_drop": "30%"}, "--attn-drop auto finds .*, and --neuron-drop is there too"),
+        ({"schedule": "iterative"}, "and --schedule iterative is there too"),
+        ({"endpoint": "http://else"}, "was run against http://there"),
+        ({"attn_drop": "auto", "mlp_drop": 2}, "--attn-drop auto finds one number, .* and --mlp-drop is there too"),
     ],
 )
 def test_what_leaves_nothing_to_find_is_refused(asked, message, tmp_path):
     with pytest.raises(RecipeError, match=message):
-        found(PublishRequest(from_sweep=report_of(tmp_path, row()), **asked))
+        found(PublishRequest(from_sweep=report_of(tmp_path, row(rest="--endpoint http://there")), **asked))
 
 
 def test_where_not_even_one_keeps_to_the_limit_it_is_said_what_it_would_take(tmp_path):
@@ -101,3 +116,30 @@ def test_the_limit_is_that_of_the_mean(limit):
     with pytest.raises(RecipeError, match="one limit for the mean"):
         counting._limit(replace(PublishRequest(BASE), max_loss="piqa=3"))
     assert open_ranking(PublishRequest(BASE, block_drop="auto")) == "block"
+
+
+def test_a_limit_of_ones_own_takes_fewer_than_the_sweep_recommends(tmp_path):
+    common = {"method": "attn", "dropped": [], "parameters": 9, "tasks": [], "mean": 50.0, "speed": None}
+    common |= {"perplexity": None, "perplexity_change": None}
+    points = [{**common, "count": n, "mean_change": {"value": -1.0 * n}} for n in range(4)]
+    folder = report_of(tmp_path, row(count=3), points=points)
+    for limit, count in ((None, 3), (2.5, 2), (9, 3), ("piqa=1", 3)):
+        assert found(PublishRequest(from_sweep=folder, max_loss=limit)).attn_drop == count
+    with pytest.raises(PlanError) as raised:
+        found(PublishRequest(from_sweep=folder, max_loss=0.5))
+    assert raised.value.hint == "1 would take --max-loss 1."
+
+
+@pytest.mark.parametrize("rest", ["--seed x", "'"])
+def test_a_command_that_somebody_changed_is_no_crash(rest, tmp_path):
+    with pytest.raises(RecipeError):
+        recipe_of(found(PublishRequest(from_sweep=report_of(tmp_path, row(rest=rest)))))
+
+
+def test_what_would_stop_the_publish_is_said_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(publishing.counting.sweeping, "sweep_run", pytest.fail)
+    with pytest.raises(RecipeError, match="notes"):
+        publishing.publish(PublishRequest(BASE, attn_drop="auto", notes="gone.md"), reporter=Reporter(quiet=True))
+    for other in ({"attn_layers": "1"}, {"per": "bytes"}, {"metric": "angular"}):
+        with pytest.raises(RecipeError, match="is there too"):
+            publishing.publish(PublishRequest(BASE, block_drop="auto", **other), reporter=Reporter(quiet=True))
