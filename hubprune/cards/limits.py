@@ -107,9 +107,9 @@ def _kind(name: str, rows: list[TaskComparison]) -> str:
     """Say of the tasks of a kind which clearly lost, and of the others that they did not."""
     worse = [row.task for row in rows if _mark(row) == "worse"]
     blind = [row.task for row in rows if _mark(row) in (None, "at chance")]
-    rest = len(rows) - len(worse) - len(blind)
+    rest, of = len(rows) - len(worse) - len(blind), f"{len(rows)} benchmark{'s'[: len(rows) - 1]}"
     parts = [f"clearly worse than the base on {', '.join(worse)}"] if worse else []
-    parts += [f"no clear loss on {'the other ' if worse else ''}{rest} of {len(rows)} benchmarks"] if rest else []
+    parts += [f"no clear loss on {'the other ' if worse else ''}{rest} of {of}"] if rest else []
     parts += [f"nothing can be told from {', '.join(blind)}"] if blind else []
     return f"{name}: {'; '.join(parts)}."
 
