@@ -14,9 +14,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hubprune.core import fresh
-from hubprune.core.files import scratch_folder
 
 WITHIN = """
 import json, runpy, sys
@@ -88,8 +88,9 @@ def warm_commands() -> Iterator[WarmCommands | None]:
     if sys.platform != "linux" or any(Path(device).exists() for device in fresh.GPUS):
         yield None
         return
-    with scratch_folder(name="hubprune-commands") as folder:
-        commands = WarmCommands(folder)
+    # No name of something half-done: data sets name their locks by the path of the caches.
+    with TemporaryDirectory(prefix="hubprune-commands-") as folder:
+        commands = WarmCommands(Path(folder))
         try:
             yield commands
         finally:
