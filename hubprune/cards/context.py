@@ -313,6 +313,8 @@ class Made(Described):
     sentences: tuple[str, ...]
     table: Table
     """What was done, or the files that were written."""
+    folded: str
+    """What stands over the table while it is folded."""
     calibration: Calibration | None
     """The texts that it was quantized with; None where that took none."""
     trained_on: Calibration | None = None
@@ -330,6 +332,8 @@ class Adding(Described):
     title: str
     sentences: tuple[str, ...]
     table: Table
+    verdict: str = ""
+    """The same in a few words, for the top of the card."""
 
 
 @dataclass(frozen=True, kw_only=True)

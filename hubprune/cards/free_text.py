@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hubprune.cards.context import FreeText, Pair, Table
-from hubprune.cards.markdown import INTERVAL, NONE, count, listing, plain, signed, span
+from hubprune.cards.markdown import INTERVAL, count, listing, plain, signed, span
 from hubprune.cards.measured import of_the_day
 from hubprune.core.artifacts import (
     Continuation,
@@ -22,14 +22,15 @@ LONGEST_LINE = 88
 """Characters of a line of text on a card: what is longer would be cut off, since code blocks do not wrap."""
 NOTES = (
     "Measured by token ids, without the prompt and the end-of-text token.",
-    "seq-rep-4: share of 4-token sequences that came before in the same text (Welleck et al. 2020, arXiv 1908.04319).",
+    "seq-rep-4: share of a text's 4-token sequences that occurred in it before (Welleck et al. 2020, arXiv"
+    " 1908.04319).",
     "Diversity: product of 1 − seq-rep-n for n = 2, 3 and 4 (Su et al. 2022, arXiv 2202.06417).",
     "Longest repeated span: its occurrences may overlap.",
-    "distinct-2: share of different ones among the 2-token sequences (after Li et al. 2016, arXiv 1510.03055).",
+    "distinct-2: share of the 2-token sequences that are distinct (after Li et al. 2016, arXiv 1510.03055).",
     f"A text ends in a loop where its last {Loop.MIN_TOKENS} tokens or more are {Loop.MIN_COPIES} or more copies of one"
-    " span, before which may stand the end of another copy.",
+    " span, which the end of another copy may precede.",
     "Intervals: 95 %, from the differences at each prompt (Student's t, cut off at 100 points; for loops Agresti and"
-    " Min 2005); they speak of prompts like these.",
+    " Min 2005); they hold for prompts like these.",
 )
 
 
@@ -82,8 +83,8 @@ def _rule(generation: GenerationComparison, *, shown: Sequence[tuple[int, Contin
     total = len(generation.continuations)
     if total > 1 and generation.repetition is not None:
         yield (
-            "Shown by a fixed rule: the first prompt, and the one whose text by this model has the highest seq-rep-4,"
-            " the earlier one where several have."
+            "The texts below are chosen by a fixed rule: those of the first prompt, and of the one where this model's"
+            " seq-rep-4 is highest."
         )
     # Which texts end in a loop: the most repetitive one, which is shown, need not be among them.
     pairs = enumerate(generation.continuations, start=1)
@@ -133,27 +134,27 @@ def measures(repetition: RepetitionComparison, *, prompts: str) -> Table:
         _row("Diversity, %", repetition.diversity, times=100),
         _row("Longest repeated span, tokens", repetition.longest_repeat),
         _row("distinct-2 of all texts, %", repetition.distinct_2, times=100),
-        (*_loop_cells(repetition.loops), *_change(repetition.loops.change)),
+        (*_loop_cells(repetition.loops), _change(repetition.loops.change)),
     )
-    columns = f"Free text, mean of {prompts}", "Base", "This model", "Change", "95 % interval of the change"
-    return Table(columns=columns, align="lrrrr", rows=rows)
+    columns = f"Free text, mean of {prompts}", "Base", "This model", "Change (95 % interval)"
+    return Table(columns=columns, align="lrrr", rows=rows)
 
 
 def _row(name: str, number: PairedNumber, *, times: int = 1) -> tuple[str, ...]:
     values = (plain(times * value, digits=1) for value in (number.base, number.pruned))
-    return name, *values, *_change(number.change, times=times)
+    return name, *values, _change(number.change, times=times)
 
 
 def _loop_cells(loops: PairedLoops) -> tuple[str, str, str]:
     return "Texts that end in a loop", f"{loops.base} of {loops.texts}", f"{loops.pruned} of {loops.texts}"
 
 
-def _change(change: Estimate, *, times: int = 100) -> tuple[str, str]:
-    """Write a change, in points where it is a share, and its interval."""
-    interval = NONE
-    if change.low is not None and change.high is not None:
-        interval = span(times * change.low, times * change.high, digits=1)
-    return signed(times * change.value, digits=1, unit=" points" if times == 100 else ""), interval
+def _change(change: Estimate, *, times: int = 100, label: str = "") -> str:
+    """Write a change, in points where it is a share, with its interval."""
+    value = signed(times * change.value, digits=1, unit=" points" if times == 100 else "")
+    if change.low is None or change.high is None:
+        return value
+    return f"{value} ({label}{span(times * change.low, times * change.high, digits=1)})"
 
 
 def loop_rows(generation: GenerationComparison | None) -> list[tuple[str, ...]]:
@@ -161,8 +162,7 @@ def loop_rows(generation: GenerationComparison | None) -> list[tuple[str, ...]]:
     if generation is None or generation.repetition is None:
         return []
     loops = generation.repetition.loops
-    points, interval = _change(loops.change)
-    return [(*_loop_cells(loops), points if interval == NONE else f"{points} ({interval})")]
+    return [(*_loop_cells(loops), _change(loops.change))]
 
 
 def limits(generation: GenerationComparison | None) -> Iterator[str]:
@@ -175,24 +175,17 @@ def limits(generation: GenerationComparison | None) -> Iterator[str]:
         return
     loops, seq_rep = generation.repetition.loops, generation.repetition.seq_rep_4
     if loops.pruned > loops.base:
-        chance = "" if is_above_zero(loops.change) else ": not distinguishable from chance"
-        yield (
-            f"More of its texts end in a loop: {loops.pruned} of {loops.texts}, against {loops.base} of the base's"
-            f" ({_told(loops.change)}{chance})."
-        )
+        chance = "" if is_above_zero(loops.change) else " (not distinguishable from chance)"
+        seen = f"{loops.pruned} of {loops.texts}, against {loops.base} of the base's"
+        yield f"More of its texts end in a loop: {seen}{chance}."
     if is_above_zero(seq_rep.change):
         now, base = (f"{plain(100 * share, digits=1)} %" for share in (seq_rep.pruned, seq_rep.base))
         yield (
-            f"It repeats itself more than the base: of the 4-token sequences of a text {now} against {base} came before"
-            f" in it ({_told(seq_rep.change)})."
+            f"It repeats itself more than the base: {now} of a text's 4-token sequences occurred in it before, against"
+            f" {base}: {_change(seq_rep.change, label=INTERVAL)}."
         )
 
 
 def is_above_zero(change: Estimate) -> bool:
     """Return whether the interval of a change leaves out 0, and all below it."""
     return change.low is not None and change.low > 0
-
-
-def _told(change: Estimate) -> str:
-    points, interval = _change(change)
-    return points if interval == NONE else f"{points}, {INTERVAL}{interval}"

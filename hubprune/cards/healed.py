@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from hubprune.cards import free_text
 from hubprune.cards.context import Adding, Benchmarks, FreeText, Glance, Made, Picture, Table, VerificationSummary
-from hubprune.cards.limits import benchmark_limits, benchmark_verdict
+from hubprune.cards.limits import benchmark_limits, benchmark_verdict, unwritten
 
 # fmt: off
 # isort: off
 from hubprune.cards.markdown import (
-    NONE, count, listing, plain, with_interval,
+    NONE, count, listing, plain, rounded, with_interval,
 )
 # isort: on
 # fmt: on
@@ -41,8 +41,8 @@ LOSSES: dict[HealingLoss, str] = {
     " layer",
     "ce": "cross entropy with the texts",
 }
-NOTHING_LOST = "nothing clear was lost"
-TRAIN_ON = 'To train it on with peft, LoraConfig(target_modules="all-linear") finds the matrices that are left.'
+NOTHING_LOST = "no clear loss"
+TRAIN_ON = 'To fine-tune it with peft, LoraConfig(target_modules="all-linear") finds the matrices that are left.'
 
 
 def told(spec: HealSpec | None) -> str:
@@ -50,18 +50,18 @@ def told(spec: HealSpec | None) -> str:
     if spec is None:
         return "healed: trained elsewhere from this model"
     how = f"LoRA of rank {spec.rank}" if spec.method == "lora" else "all weights"
-    return f"healed: {spec.steps:,} steps of training on {_teacher(spec.loss, 'the base')} ({how})"
+    return f"healed: trained for {spec.steps:,} steps {_aim(spec.loss, 'the base')} ({how})"
 
 
 def then(report: SiblingReport) -> str:
-    """Say in a sentence what was done to the weights, for the licence."""
+    """Say what was done to the weights, for the licence."""
     if report.healing:
-        return f"Then its weights were trained on {_teacher(report.healing.loss, 'the base')}."
-    return "Then its weights were trained elsewhere."
+        return f"then its weights were trained {_aim(report.healing.loss, 'the base')}"
+    return "then its weights were trained elsewhere"
 
 
-def _teacher(loss: HealingLoss, name: str) -> str:
-    return "texts" if loss == "ce" else f"what {name} says"
+def _aim(loss: HealingLoss, name: str) -> str:
+    return "on texts" if loss == "ce" else f"to predict as {name} does"
 
 
 def _method(record: HealingRecord) -> str:
@@ -75,13 +75,12 @@ def summary(report: SiblingReport) -> str:
         gain = f": {with_interval(mean, unit=' points')} on average over the benchmarks" if mean else ""
         return f"weights that somebody trained elsewhere{gain}."
     before, after = record.before, record.after
-    parts = [f"KL to the base {_nats(after.kl)} instead of {_nats(before.kl)} nats per token"]
+    parts = [f"a KL divergence to the base of {_nats(after.kl)} instead of {_nats(before.kl)} nats per token"]
     if share := record.recovered:
-        parts.insert(0, f"{_percent(share)} of the log-perplexity that pruning lost came back")
+        parts.insert(0, f"{_percent(share)} of the lost log-perplexity recovered")
     return (
-        f"its weights trained for {count(record.steps)} steps on {_teacher(record.loss, report.base.name)}"
-        f" ({_method(record)}):"
-        f" {', '.join(parts)}, on held-out texts."
+        f"its weights trained for {count(record.steps)} steps {_aim(record.loss, report.base.name)}"
+        f" ({_method(record)}): {' and '.join(parts)}, on held-out texts."
     )
 
 
@@ -103,8 +102,8 @@ def _percent(share: Estimate | Recovered | None) -> str:
 def glance(report: SiblingReport) -> Glance:
     """Compare base, pruned and healed in the figures that a reader asks for first."""
     rows: list[tuple[str, ...]] = [(
-        "Parameters", count(report.checkpoint.base_parameters), count(report.checkpoint.parameters),
-        count(report.healed.written.parameters if report.healed else 0), NONE,
+        "Parameters", rounded(report.checkpoint.base_parameters), rounded(report.checkpoint.parameters),
+        rounded(report.healed.written.parameters if report.healed else 0), NONE,
     )]  # fmt: skip
     verdict = []
     if record := report.healing:
@@ -116,16 +115,16 @@ def glance(report: SiblingReport) -> Glance:
                 *(plain(v, digits=3) for v in (record.base_perplexity, before.perplexity, after.perplexity)),
                 _percent(record.recovered),
             ),
-            ("KL to the base there, nats per token", "0", _nats(before.kl), _nats(after.kl), kl),
-            ("Same first choice as the base there", "100.0 %", _share(before.top1), _share(after.top1), NONE),
+            ("KL divergence to the base, nats per token", "0", _nats(before.kl), _nats(after.kl), kl),
+            ("Top-1 agreement with the base", "100.0 %", _share(before.top1), _share(after.top1), NONE),
         ]  # fmt: skip
     if (seen := report.recovered) and (mean := seen.step.mean_points):
         names = [row.task for row in seen.both.main_metrics() if row.is_share]
         values = [_mean(seen.dropped, side="base"), _mean(seen.dropped), _mean(seen.both)]
         label = f"Mean of {len(names)} benchmark{'s'[: len(names) - 1]}, %"
         rows.append((label, *(plain(100 * v, digits=2) for v in values), with_interval(mean, unit=" points")))
-        verdict.append(_mean_verdict(mean))
-    columns = ("", "Base", "Pruned", "This model", "Came back, or change to pruned (95 % interval)")
+        verdict.append(_mean_verdict(mean, tasks=len(names)))
+    columns = ("", "Base", "Pruned", "This model", "Recovered, or change from pruned (95 % interval)")
     told = benchmark_verdict(seen.both) if seen else "Verdict: what it gained on benchmarks was not measured."
     return Glance(table=Table(columns=columns, align="lrrrr", rows=tuple(rows)), verdict=(told, *verdict))
 
@@ -139,12 +138,11 @@ def _mean(comparison: BenchmarkComparison, *, side: str = "pruned") -> float:
     return sum((row.base if side == "base" else row.pruned).value for row in rows) / len(rows)
 
 
-def _mean_verdict(mean: Estimate) -> str:
-    ends = mean.ends
-    how = "is not distinguishable from the pruned model's"
+def _mean_verdict(mean: Estimate, *, tasks: int) -> str:
+    ends, how = mean.ends, "not distinguishable from"
     if ends and (ends[0] > 0 or ends[1] < 0):
-        how = f"is {'higher' if mean.value > 0 else 'lower'} than the pruned model's"
-    return f"Its mean over the benchmarks {how}: {with_interval(mean, unit=' points', label='95 % interval ')}."
+        how = f"clearly {'higher' if mean.value > 0 else 'lower'} than"
+    return f"{'Their mean' if tasks > 1 else 'Its result'} is {how} the pruned model's."
 
 
 # ---- benchmarks --------------------------------------------------------------------------------------------------
@@ -162,7 +160,6 @@ def benchmarks(seen: HealedBenchmarks | None) -> Benchmarks | None:
         f"Base, pruned and healed model answered the same documents with lm-eval {compared.lm_eval} ({compared.dtype},"
         f" {compared.device}, seed {compared.seed}).",
         *through_chat(compared),
-        *through_chat(compared),
         *limited(compared),
     )
     return Benchmarks(sentences=sentences, table=table, details=details, picture=None, notes=(SIDES,))
@@ -178,13 +175,13 @@ def came_back(seen: HealedBenchmarks | None) -> Adding | None:
         return None
     rows = tuple((row.task, row.metric, _lost(row), _percent(row.share)) for row in seen.came_back)
     sentences = (
-        "The share of a loss that came back is (this − pruned) / (base − pruned), and 100 % is the base's own value."
-        " Its 95 % interval is from the documents, each of which all three models answered (Fieller 1954).",
-        f"It is told where the interval of the loss leaves out 0; elsewhere {NOTHING_LOST}, and a share says nothing.",
+        "The recovered share of a loss is (this − pruned) / (base − pruned): 100 % is the base's own value. Its 95 %"
+        " interval is from the documents, each of which all three models answered (Fieller 1954). A loss whose interval"
+        " holds 0 is not clear and has no share.",
     )
-    columns = ("Task", "Metric", "Lost by pruning (95 % interval)", "Came back (95 % interval)")
+    columns = ("Task", "Metric", "Lost by pruning (95 % interval)", "Recovered (95 % interval)")
     table = Table(columns=columns, align="llrr", rows=rows)
-    return Adding(title="How much came back", sentences=sentences, table=table)
+    return Adding(title="How much was recovered", sentences=sentences, table=table)
 
 
 def _lost(row: CameBack) -> str:
@@ -201,9 +198,9 @@ def texts(report: SiblingReport) -> FreeText | None:
     rows = tuple(
         (*row[:2], other[2], *row[2:]) for row, other in zip(found.measures.rows, pruned.rows, strict=True)
     )  # fmt: skip
-    columns = (*found.measures.columns[:2], "Pruned", *found.measures.columns[2:])
+    columns = (*found.measures.columns[:2], "Pruned", "This model", "Change from base (95 % interval)")
     table = Table(columns=columns, align=f"{found.measures.align}r", rows=rows)
-    told = f"What the pruned model wrote after the same prompts is on the card of {report.pruned}."
+    told = f"The pruned model's texts are on the card of {report.pruned}."
     return replace(found, measures=table, sentences=(*found.sentences, told))
 
 
@@ -219,10 +216,9 @@ def made(report: SiblingReport, *, curve: str | None) -> Made:
             columns=("Check", "Result", "What was seen"), align="lll",
             rows=tuple((c.name, "passed" if c.passed else "failed", c.detail) for c in seen.checks),
         )  # fmt: skip
-        loaded = f"The written files were loaded in a fresh process by transformers {seen.transformers}"
-        verification = VerificationSummary(
-            sentence=f"{loaded}, and compared with the base with the trained tensors in it.", checks=checks
-        )
+        loaded = f"A fresh process loaded the written files with transformers {seen.transformers} and compared them"
+        sentence = f"{loaded} with the base that has the trained tensors."
+        verification = VerificationSummary(sentence=sentence, checks=checks)
     if record := report.healing:
         sentences, rows, texts = (
             _training(report, record),
@@ -240,35 +236,35 @@ def made(report: SiblingReport, *, curve: str | None) -> Made:
     return Made(
         title="How it was healed", sentences=tuple(sentences),
         table=Table(columns=("", "Value"), align="ll", rows=tuple(rows)), calibration=None,
+        folded="The training in figures" if record else "What was handed over",
         verification=verification, trained_on=texts,
         picture=Picture(path=curve, text=text) if curve else None,
     )  # fmt: skip
 
 
 def _training(report: SiblingReport, record: HealingRecord) -> Iterator[str]:
-    what = "Adapters around all matrices of the decoder layers were trained and then added to them in float32, rounded"
+    what = "LoRA adapters on all matrices of the decoder layers were trained, added to these in float32 and rounded"
     rest = " once to the stored dtype; embedding, norms and head are the base's, byte for byte."
     yield f"{what}{rest}" if record.method == "lora" else "All weights were trained in float32 and rounded once."
-    yield (
-        f"The loss was {LOSSES[record.loss]}, whose teacher is the unpruned base."
-        if record.loss != "ce"
-        else ("The loss was cross entropy with the texts; the base taught nothing.")
-    )
+    teacher = ": the base was no teacher" if record.loss == "ce" else ", with the unpruned base as the teacher"
+    yield f"The loss was {LOSSES[record.loss]}{teacher}."
     if record.steps < record.planned_steps:
         yield (
             f"It ended after {count(record.steps)} of {count(record.planned_steps)} steps, since the held-out loss no"
             " longer fell."
         )
-    scored = "scored for the choice of what went" if parse(Recipe, report.recipe).needs_scores else ""
+    scored = parse(Recipe, report.recipe).needs_scores
+    unseen = "neither trained on nor used for the scores" if scored else "not trained on"
     yield (
-        f"{count(record.held_out_documents)} documents of the same mix ({count(record.held_out_tokens)} tokens) were"
-        f" {f'neither {scored} nor' if scored else 'not'} trained on: perplexity and KL are of these."
+        f"Perplexity, KL divergence and top-1 agreement (how often the most likely token is the same) are of"
+        f" {count(record.held_out_documents)} held-out documents of the same mix ({count(record.held_out_tokens)}"
+        f" tokens), which were {unseen}."
     )
     if record.checked_against:
-        left = f"{count(record.left_out)} documents were left out that" if record.left_out else "no document"
+        left = f"{count(record.left_out)} documents were left out, since they" if record.left_out else "no document"
         yield (
             f"The texts were searched for passages of {listing(record.checked_against)}: {left} shared 13 words in"
-            " a row with what these ask."
+            " a row with these benchmarks."
         )
     else:
         yield "The texts were not searched for passages of any benchmark."
@@ -323,12 +319,13 @@ def limits(report: SiblingReport) -> Iterator[str]:
         if worse := [row.task for row in seen.step.main_metrics() if row.paired and row.paired.mark == "worse"]:
             yield f"Training made it worse than the pruned model on {listing(worse)}."
     else:
-        yield "No benchmark was run: what came back there is not known."
+        yield "No benchmark was run: what was recovered there is not known."
+    yield from unwritten(seen.both if seen else None)
     yield from free_text.limits(report.generation)
     if record := report.healing:
         yield (
-            "Held-out texts are of the same mix as those that it was trained on: on other texts less may have come"
-            " back."
+            "The held-out texts are of the same mix as those that it was trained on: on other texts, less may be"
+            " recovered."
         )
         local = [public_name(s.dataset) for s in record.data.sources if is_local_data(s.dataset)]
         if local:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hubprune.cards import free_text
-from hubprune.cards.markdown import INTERVAL, NONE, count, p_value, plain, with_error, with_interval
+from hubprune.cards.markdown import NONE, count, p_value, plain, signed, with_error, with_interval
 from hubprune.cards.removal import ranked_thing
 from hubprune.cards.timed import hardware
 from hubprune.core.artifacts import (
@@ -20,6 +20,7 @@ from hubprune.core.artifacts import (
     GenerationComparison,
     LayerScores,
     Mark,
+    MetricValue,
     RepetitionComparison,
     SpeedReport,
     TaskComparison,
@@ -40,7 +41,7 @@ WORDS: Mapping[Mark, str] = {
     "worse": "worse",
     "better": "better",
     "not distinguishable": "not distinguishable from the base",
-    "at chance": "where the base itself only guesses",
+    "at chance": "at chance in the base already",
 }
 
 
@@ -50,13 +51,13 @@ WORDS: Mapping[Mark, str] = {
 def verdict(comparison: BenchmarkComparison | None, *, repetition: RepetitionComparison | None) -> tuple[str, ...]:
     """Say in a sentence each what the benchmarks and the free text come to."""
     if repetition is None:
-        loops = "Whether its texts end in loops more often than the base's was not measured."
-    elif repetition.loops.pruned <= repetition.loops.base:
+        return benchmark_verdicts(comparison)
+    if repetition.loops.pruned <= repetition.loops.base:
         loops = "No more of its texts end in a loop than of the base's."
     elif free_text.is_above_zero(repetition.loops.change):
         loops = "Its texts end in a loop more often than the base's."
     else:
-        loops = "More of its texts end in a loop than of the base's, which is not distinguishable from chance."
+        loops = "More of its texts end in a loop than of the base's, by a difference not distinguishable from chance."
     return (*benchmark_verdicts(comparison), loops)
 
 
@@ -69,42 +70,46 @@ def retention(comparison: BenchmarkComparison) -> Iterator[str]:
         return
     above = ""
     if chance and not any(_mark(row) == "at chance" for row in shares) and base > chance:
-        above = f", and {plain(100 * (left - chance) / (base - chance), digits=1)} % of the part of it above guessing"
-    of = "its benchmark" if len(shares) == 1 else f"the mean of its {len(shares)} benchmarks"
-    yield f"It keeps {plain(100 * left / base, digits=1)} % of the base's value in {of}{above}."
+        above = f" ({plain(100 * (left - chance) / (base - chance), digits=1)} % of the part above guessing)"
+    what = "It keeps" if len(shares) == 1 else "On average it keeps"
+    yield f"{what} {plain(100 * left / base, digits=1)} % of the base's result{above}."
 
 
 # ---- when to use it ----------------------------------------------------------------------------------------------
 
 
 def purpose(comparison: BenchmarkComparison | None, *, repetition: RepetitionComparison | None) -> tuple[str, ...]:
-    """Say for each kind of use what was measured, and nothing of what was not."""
+    """Say what the measurements speak for and against; what the verdict says already is not said again."""
     rows = comparison.main_metrics() if comparison else ()
-    kinds: tuple[tuple[str, bool | None], ...] = (
-        ("Answers scored by their likelihood", False), ("Written answers", True), ("Benchmarks", None),
-    )  # fmt: skip
+    enough = "where the losses shown here are acceptable" if rows else "although no benchmark shows here what was lost"
+    told = [f"For what the base is used for, {enough}. Test it on your own task first."]
+    kinds = (("Answers scored by their likelihood", False), ("Written answers", True))
     # Of benchmarks that an earlier version ran it is not known which of these they are.
-    told = [_kind(name, found) for name, kind in kinds if (found := [r for r in rows if r.is_written is kind])]
-    if not any(row.is_written is not False for row in rows):
-        told.append("Written answers: not measured by a benchmark.")
-    if repetition is None:
-        told.append("Free text: not measured.")
-    else:
-        seen = repetition.loops
-        more = "not for free text that nobody reads before it is used" if free_text.is_above_zero(seen.change) else ""
+    if {row.is_written for row in rows} == {True, False}:
+        told += [_kind(name, [row for row in rows if row.is_written is kind]) for name, kind in kinds]
+    told += unwritten(comparison)
+    if repetition and free_text.is_above_zero((seen := repetition.loops).change):
         ends = f"{seen.pruned} of {seen.texts} texts end in a loop, {seen.base} of the base's"
-        told.append(f"Free text: {ends}{f'; {more}' if more else ''}.")
-    told.append("Intended use: that of the base, where the figures here are enough for you. Test it on your own task.")
+        told.append(f"Not for free text that nobody reads before it is used: {ends}.")
     return tuple(told)
+
+
+def unwritten(comparison: BenchmarkComparison | None) -> Iterator[str]:
+    """Say that no benchmark let the model write its answers, where that is known."""
+    if comparison and comparison.tasks and all(row.is_written is False for row in comparison.tasks):
+        yield (
+            "Whether it still writes correct answers, as in mathematics, code or chat, was not measured: the benchmarks"
+            " score given ones."
+        )
 
 
 def _kind(name: str, rows: list[TaskComparison]) -> str:
     """Say of the tasks of a kind which clearly lost, and of the others that they did not."""
     worse = [row.task for row in rows if _mark(row) == "worse"]
     blind = [row.task for row in rows if _mark(row) in (None, "at chance")]
-    rest = len(rows) - len(worse) - len(blind)
+    rest, of = len(rows) - len(worse) - len(blind), f"{len(rows)} benchmark{'s'[: len(rows) - 1]}"
     parts = [f"clearly worse than the base on {', '.join(worse)}"] if worse else []
-    parts += [f"no clear loss on {'the other ' if worse else ''}{rest} of {len(rows)}"] if rest else []
+    parts += [f"no clear loss on {'the other ' if worse else ''}{rest} of {of}"] if rest else []
     parts += [f"nothing can be told from {', '.join(blind)}"] if blind else []
     return f"{name}: {'; '.join(parts)}."
 
@@ -119,17 +124,21 @@ def benchmark_verdict(comparison: BenchmarkComparison | None) -> str:
     if comparison is None or not comparison.tasks:
         return "Verdict: what the removal cost on benchmarks was not measured."
     rows = comparison.main_metrics()
-    told = []
+    told: list[str] = []
     for mark, words in WORDS.items():
         if names := [row.task for row in rows if _mark(row) == mark]:
-            told.append(f"{len(names)} {words} ({', '.join(names)})")
+            verb = "" if told else "is " if len(names) == 1 else "are "
+            every, which = len(names) == len(rows), f" ({', '.join(names)})"
+            told.append(f"{'all' if every else len(names)} {verb}{words}{'' if every else which}")
     if untested := sum(_mark(row) is None for row in rows):
         told.append(f"{untested} not tested")
-    of = "1 benchmark" if len(rows) == 1 else f"{len(rows)} benchmarks"
+    if len(rows) == 1:
+        only = _mark(rows[0])
+        told = [f"{rows[0].task}, its one benchmark, is {WORDS[only] if only else 'not tested'}"]
     # Many small losses that no task shows by itself can be one of the mean.
     mean = _clear_mean(comparison)
-    also = f" Their mean is {'lower' if mean.value < 0 else 'higher'} than the base's." if mean else ""
-    return f"Verdict: of {of}, {', '.join(told)}.{also}"
+    also = f" Their mean is clearly {'lower' if mean.value < 0 else 'higher'} than the base's." if mean else ""
+    return f"Verdict: {f'of {len(rows)} benchmarks, ' if len(rows) > 1 else ''}{', '.join(told)}.{also}"
 
 
 def _clear_mean(comparison: BenchmarkComparison) -> Estimate | None:
@@ -175,34 +184,34 @@ def benchmark_limits(comparison: BenchmarkComparison | None) -> Iterator[str]:
         yield "No benchmark was run: what the removal cost is not known."
         return
     yield from comparison.left_out
-    if all(row.is_written is False for row in comparison.tasks):
-        yield "No benchmark let the model write its answers: beyond free text, nothing here says how it generates."
     for row in comparison.tasks:
         # A loss that chance alone would hardly make, by the test that the benchmarks section tells of.
         if row.paired and row.paired.mark == "worse" and row.paired.holm_p_value is not None:
             change, unit = (row.points, " points") if row.points else (row.percent, " %")
-            told = with_interval(change, unit=unit, label=INTERVAL) if change else NONE
+            told = signed(change.value, unit=unit) if change else NONE
             last = row.points and row.task.startswith(WORD_PREDICTION)
             words = ", predicting the last word of a passage," if last else ""
             words = ", whose answers the model writes itself," if row.is_written else words
             yield f"{row.task} ({row.metric}){words} got worse: {told}, adjusted {p_value(row.paired.holm_p_value)}."
-    if (mean := _clear_mean(comparison)) and mean.value < 0:
-        told = with_interval(mean, unit=" points", label=INTERVAL)
-        yield f"The mean of {sum(row.is_share for row in comparison.main_metrics())} benchmarks got worse: {told}."
     yield from _standing_out(comparison)
     for row in comparison.main_metrics():
         if row.chance is not None and row.paired and (guessing := row.paired.at_chance):
             # A base that only guesses had nothing to lose; else nothing is left of what this model could do.
             by_base = "base" in guessing
             who, value = ("the base itself", row.base) if by_base else ("this model, unlike the base,", row.pruned)
-            figures = f"{with_error(value.value, value.standard_error, digits=3)}, chance {plain(row.chance, digits=3)}"
+            figures = f"{_percent(value)}, chance {plain(100 * row.chance, digits=1)} %"
             yield f"{row.task} ({row.metric}): {who} is no better than guessing ({figures})."
         elif row.is_written and row.is_share and row.base.value <= FLOOR * (row.base.standard_error or 0.0):
-            figures = with_error(row.base.value, row.base.standard_error, digits=3)
-            told = f"the base itself gets hardly any right ({figures}), so that little can be lost"
+            told = f"the base itself gets hardly any right ({_percent(row.base)}), so that little can be lost"
             yield f"{row.task} ({row.metric}): {told}."
     if comparison.limit is not None:
         yield f"The benchmarks saw at most {count(comparison.limit)} documents per task, so their errors are wide."
+
+
+def _percent(value: MetricValue) -> str:
+    """Write a share with its standard error in percent."""
+    error = value.standard_error
+    return f"{with_error(100 * value.value, None if error is None else 100 * error, digits=1)} %"
 
 
 def _standing_out(comparison: BenchmarkComparison) -> Iterator[str]:
@@ -235,8 +244,8 @@ def _score_limits(plan: DropPlan, *, scores: LayerScores | None) -> Iterator[str
     for margin in plan.margins:
         if margin.near_tie:
             named = (ranked_thing(margin, place, metric=plan.metric) for place in (0, 1))
-            one, other = (f"{what} {layer}" for what, layer in zip(named, margin.neighbours, strict=True))
-            yield f"Whether {one} or {other} goes is a near tie."
+            last, first = (f"{what} {layer}" for what, layer in zip(named, margin.neighbours, strict=True))
+            yield f"The choice between {last} (dropped) and {first} (kept) was a near tie."
 
 
 # ---- budget ------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def benchmarks(
         table=table,
         details=details,
         picture=Picture(path=picture, text=text) if picture else None,
-        notes=(*_computed_sentences(comparison), *_test_sentences(comparison)),
+        notes=(*_asked_sentences(comparison), *_computed_sentences(comparison), *_test_sentences(comparison)),
         long=_long(comparison),
     )
 
@@ -78,7 +78,7 @@ def tables(names: tuple[str, ...], rows: Sequence[Compared]) -> tuple[Table, Tab
         metric = f"{row.metric}{read_by}{', %' if row.is_share else ''} {'↑' if row.higher_is_better else '↓'}"
         figures = (with_error(share * v.value, None, digits=2 if row.is_share else 3) for v in values)
         mark = (row.paired and row.paired.mark) or NONE
-        seen.append((row.task, metric, mark, *figures, *(_changed(each) for each in (row, step) if each)))
+        seen.append((f"{row.task}, {metric}", mark, *figures, *(_changed(each) for each in (row, step) if each)))
         errors = (
             NONE if v.standard_error is None else plain(share * v.standard_error, digits=2 if row.is_share else 3)
             for v in values
@@ -90,12 +90,12 @@ def tables(names: tuple[str, ...], rows: Sequence[Compared]) -> tuple[Table, Tab
         told = with_interval(relative) if relative else NONE
         more.append((row.task, metric, *errors, told, n, str(row.num_fewshot), chance))
     stepped = any(step for _, step, _ in rows)
-    changes = ("Change to base", "Change to pruned") if stepped else ("Change",)
+    changes = ("Change from base", "Change from pruned") if stepped else ("Change",)
     relative_to = "Relative to pruned, %" if stepped else "Relative change, %"
     columns = ("Task", "Metric", *(f"± {name}" for name in names), relative_to, "n", "Shots", "Chance, %")
     return (
         Table(
-            columns=("Task", "Metric", "Verdict", *names, *changes), align="lll" + "r" * len(names + changes),
+            columns=("Task and metric", "Verdict", *names, *changes), align="ll" + "r" * len(names + changes),
             rows=tuple(seen),
         ),
         Table(columns=columns, align="ll" + "r" * (len(names) + 4), rows=tuple(more)),
@@ -143,8 +143,11 @@ def _benchmark_sentences(comparison: BenchmarkComparison, *, has_chat: bool) -> 
         f" ({comparison.dtype}, {comparison.device}, seed {comparison.seed})."
     )
     yield from through_chat(comparison, has_chat=has_chat)
-    yield from _asked_sentences(comparison)
     yield from limited(comparison)
+    if (wrote := comparison.mean_written) and (scored := comparison.mean_scored):
+        tasks = ", ".join(row.task for row in comparison.shares(written=True))
+        means = [with_interval(mean, unit=" points", label=INTERVAL) for mean in (wrote, scored)]
+        yield f"On average, answers that it writes ({tasks}) changed by {means[0]}, those that it scores by {means[1]}."
 
 
 def _computed_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
@@ -166,13 +169,13 @@ def _computed_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         )
     yield (
         "± is one standard error of a model's own value. Chance is the accuracy of guessing. A change is this − base in"
-        " points, for metrics that are no shares this / base − 1; the relative change is this / base − 1. All changes"
-        " are computed from values that are not rounded yet. ↑: higher is better, ↓: lower is better."
+        " points, or this / base − 1 where the metric is no share; the relative change is this / base − 1 for all. All"
+        " changes are computed from unrounded values. ↑: higher is better, ↓: lower is better."
     )
 
 
 def _asked_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
-    """Say how many answers a model wrote itself, and put what they lost beside what the others did."""
+    """Say how many answers a model wrote itself, where that is known."""
     rows = comparison.main_metrics()
     known = [row for row in rows if row.requests is not None]
     written = [row for row in known if row.is_written]
@@ -181,16 +184,9 @@ def _asked_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
         asked = sum(row.requests or 0 for row in rows)
         wrote = sum(row.requests or 0 for row in written)
         yield (
-            f"Each model was asked {count(asked)} times; {count(wrote)} of these times it wrote an answer ({texts}),"
-            " else it scored answers that were given by their likelihood."
+            f"Each model was asked {count(asked)} times: {count(wrote)} times it wrote an answer ({texts}), otherwise"
+            " it scored given answers by their likelihood."
         )
-    sides = [[row.task for row in comparison.shares(written=kind)] for kind in (True, False)]
-    if (wrote_mean := comparison.mean_written) and (scored_mean := comparison.mean_scored):
-        told = [
-            f"{with_interval(mean, unit=' points', label=INTERVAL)} in the mean over {', '.join(tasks)}"
-            for mean, tasks in zip((wrote_mean, scored_mean), sides, strict=True)
-        ]
-        yield f"Written against given answers: what it writes changed by {told[0]}; what it scores by {told[1]}."
 
 
 def _test_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
@@ -199,26 +195,26 @@ def _test_sentences(comparison: BenchmarkComparison) -> Iterator[str]:
     if not tested:
         return
     yield (
-        "Changes are compared document by document. Behind a change, in brackets, is its 95 % interval, for itself"
-        " alone: that of Agresti and Min where answers are right or wrong, else that of Student's t. A mean over tasks"
-        " has its interval from theirs, with the tasks taken as independent of each other. Verdicts answer for all"
-        " tasks at once, so that an interval may leave out 0 where its verdict is not distinguishable."
+        "Models are compared document by document. In brackets behind a change is its 95 % interval, for itself alone:"
+        " that of Agresti and Min where answers are right or wrong, else that of Student's t. The interval of a mean"
+        " over tasks follows from theirs, with the tasks taken as independent. Verdicts are adjusted for the number of"
+        " tasks, intervals are not: one may leave out 0 where the verdict is not distinguishable."
     )
     used = {"likelihoods" if paired.ratio else paired.test for paired in tested}
     at_chance = (
-        " At chance: neither of them, and the base is no better than guessing (exact binomial test, one-sided, 5 %), so"
-        " that the task could show no loss."
+        " At chance: neither of these, and the base is no better than guessing (exact binomial test, one-sided, 5 %),"
+        " so that the task could show no loss."
     )
     guessable = any(row.chance is not None for row in comparison.tasks)
     yield (
         f"Verdicts rest on two-sided tests: {'; '.join(TESTS[key] for key in TESTS if key in used)}. Their p values are"
-        " adjusted by Holm's method over the first metric of each task, and apart from these over all others. Worse,"
+        " adjusted by Holm's method over the first metric of each task, and separately over all others. Worse,"
         f" better: adjusted p below 0.05.{at_chance if guessable else ''} Not distinguishable: all else."
     )
     seen = {row.metric for row in comparison.tasks if row.is_written}
     if told := [f"{metric}: {words}" for metric, words in WRITTEN_METRICS.items() if metric in seen]:
         read = any(row.filter for row in comparison.tasks)
-        by = " In brackets behind a metric is how lm-eval reads the answer out of the text." if read else ""
+        by = " In brackets behind a metric is how lm-eval extracts the answer from the text." if read else ""
         yield f"Metrics of written answers, by lm-eval's own rules: {'; '.join(told)}.{by}"
     if untested := [f"{r.task} ({r.metric})" for r in comparison.tasks if not (r.paired and r.paired.mark)]:
         yield f"Not tested, for want of values per document that vary: {', '.join(untested)}."
@@ -245,9 +241,9 @@ def four_benchmarks(four: QuantizedBenchmarks | None) -> Benchmarks | None:
 
 
 SIDES = (
-    "± is one standard error of a model's own value; behind a change, in brackets, is its 95 % interval, document by"
-    " document. The verdict is that of this model against the base, adjusted for the number of tasks by Holm's method."
-    " ↑: higher is better, ↓: lower."
+    "± is one standard error of a model's own value; in brackets behind a change is its 95 % interval, from paired"
+    " documents. The verdict is that of this model against the base, adjusted for the number of tasks by Holm's method."
+    " ↑: higher is better, ↓: lower is better."
 )
 """How the tables of a sibling are read."""
 
@@ -297,23 +293,22 @@ def adding(four: QuantizedBenchmarks | None) -> Adding | None:
     columns = ("Points", "Dropping alone", "Quantizing alone", "Sum of the two", "Both (this model)", "Both − sum")
     sentences = (
         _adds_up(last),
-        "The base was quantized by the same scheme and texts for the second column. The interval of the last one is"
-        " from the documents, each of which all four models answered.",
+        "For the second column, the base was quantized by the same scheme with the same texts. The interval of the last"
+        " one is from the documents, each of which all four models answered.",
     )
-    return Adding(title="Does it add up?", sentences=sentences, table=Table(columns=columns, align="lrrrrr", rows=rows))
+    table = Table(columns=columns, align="lrrrrr", rows=rows)
+    verdict = f"Dropping and quantizing: {_how(last)}."
+    return Adding(title="Does it add up?", sentences=sentences, table=table, verdict=verdict)
+
+
+def _how(row: Together) -> str:
+    ends = row.excess.ends
+    if ends and (ends[0] > 0 or ends[1] < 0):
+        return f"both together cost {'less' if ends[0] > 0 else 'more'} than the sum"
+    return "they add up, as far as these documents can tell"
 
 
 def _adds_up(row: Together) -> str:
     subject = "the mean of the benchmarks" if row.metric is None else f"{row.name} ({row.metric})"
-    ends = row.excess.ends
-    how = "they add up, as far as these documents can tell"
-    if ends and ends[0] > 0:
-        how = "both together cost less than the sum"
-    elif ends and ends[1] < 0:
-        how = "both together cost more than the sum"
-    off = with_interval(row.excess, unit=" points", label="95 % interval ")
-    return (
-        f"Dropping changes {subject} by {signed(row.dropped.value)} points, quantizing by"
-        f" {signed(row.quantized.value)}, both together by {signed(row.both.value)}: {off} off the sum of the two, so"
-        f" that {how}."
-    )
+    off = with_interval(row.excess, unit=" points", label=INTERVAL)
+    return f"In {subject}, both together differ from the sum of the two by {off}, so that {_how(row)}."

@@ -68,12 +68,10 @@ def summary(report: PublishReport) -> str:
     parameters, base_parameters = checkpoint.parameters, checkpoint.base_parameters
     cache, base_cache = checkpoint.kv_bytes_per_token, checkpoint.base_kv_bytes_per_token
     parts = [
-        f"{count(parameters)} parameters instead of {count(base_parameters)}"
-        f" ({change_percent(base_parameters, parameters)})",
+        f"{count(parameters)} parameters ({change_percent(base_parameters, parameters)})",
         f"an unchanged KV cache of {count(cache)} bytes per token"
         if base_cache == cache
-        else f"a KV cache of {count(cache)} instead of {count(base_cache)} bytes per token"
-        f" ({change_percent(base_cache, cache)})",
+        else f"a KV cache of {count(cache)} bytes per token ({change_percent(base_cache, cache)})",
     ]
     if benchmarks and (mean := benchmarks.mean_points):
         told = f" ({INTERVAL}{ends})" if (ends := interval(mean)) else ""
@@ -188,16 +186,16 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
     if run and (run.repo_id, run.revision) == (repo_id, tag):
         shown = run.code
         label = (
-            "Before this repo was published, exactly this code was run on its files in a fresh process, with"
-            f" transformers {run.transformers}. It printed:"
+            "Exactly this code was run on these files in a fresh process before they were published, with transformers"
+            f" {run.transformers}. It printed:"
         )
         if report.generation and report.generation.chat and report.generation.chat.date:
             label = f"The chat template writes the day into the prompt. {label}"
     elif run and report.refreshed and run.repo_id == repo_id and run.revision and tag:
         shown = run.code.replace(run.revision, tag)
         label = (
-            f"Before this repo was refreshed, this code was run on its files as they are at {run.revision}, with"
-            f" transformers {run.transformers}. It printed:"
+            f"Before this repo was refreshed, this code was run on the files at {run.revision}, with transformers"
+            f" {run.transformers}. It printed:"
         )
     runtimes = [RUNTIMES[plan.layout]]
     if code:
@@ -228,7 +226,7 @@ def ran_in(verification: Verification) -> str:
     ran = [f"transformers {verification.transformers}", *verification.runtimes]
     ran += [run.label for run in seen.runs if run.passed] if seen else []
     listed = " and ".join(filter(None, (", ".join(ran[:-1]), ran[-1])))
-    return f"For this card the files were run in {listed}, and nowhere else."
+    return f"For this card, the files were run in {listed} and nowhere else."
 
 
 RAN: Mapping[RuntimeName, str] = {
@@ -251,18 +249,18 @@ def other_runtimes(
             continue
         there = [f"{name} {version}" for name, version in run.versions.items() if name in ("transformers", "mlx")]
         beside = f" (with {', '.join(there)})" if there else ""
-        ties = f" but for ties in {run.tied_texts}" if run.tied_texts else ""
+        ties = f", apart from ties in {run.tied_texts}" if run.tied_texts else ""
         sentence = (
             f"{run.label}{beside} {RAN[run.runtime]} as {run.architecture} in {run.dtype}: all {run.texts} greedy texts"
-            f" of {run.new_tokens} tokens are those of transformers {seen.transformers}{ties}, and no log-probability"
-            f" of a token differs by more than {run.largest_difference:.1e}."
+            f" of {run.new_tokens} tokens are the same as in transformers {seen.transformers}{ties}, and no"
+            f" token's log-probability differs by more than {run.largest_difference:.1e}."
         )
         if seen.quantized:
-            sentence += f" Computed in 16 bits beside weights of fewer, {run.tolerance:g} is allowed."
+            sentence += f" With quantized weights and 16-bit arithmetic, up to {run.tolerance:g} is allowed."
         if run.kv_layers is not None and plan.gone("attn"):
             sentence += f" It keeps keys and values for {run.kv_layers} layers."
         if needs_file and run.runtime == "vllm":
-            sentence += " It needs --trust-remote-code and the modeling file, too."
+            sentence += " It needs --trust-remote-code and the modeling file as well."
         if refreshed:
             sentence += " That was before this repo was refreshed."
         if run.command:

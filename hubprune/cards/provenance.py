@@ -54,16 +54,18 @@ def reproduction(report: PublishReport, *, recipe: Recipe, tag: str | None) -> R
         command=publish_command(recipe),
         needs_tasks=recipe.evaluation.include_path is not None,
         refreshed=_told_refreshes(report.refreshed) if report.refreshed else None,
-        environment=circumstances(report.base, report.environment, cast=_cast(report)),
+        environment=circumstances(report.base, report.environment, endpoint=report.endpoint, cast=_cast(report)),
         seconds=times(report.seconds),
     )
 
 
-def circumstances(base: BaseCheckpoint, environment: Environment, *, cast: Iterable[tuple[str, str]] = ()) -> Table:
+def circumstances(
+    base: BaseCheckpoint, environment: Environment, *, endpoint: str, cast: Iterable[tuple[str, str]] = ()
+) -> Table:
     """List base, hardware and versions; `cast` says in which dtype everything was computed, where that needs saying."""
     rows = (
         ("Base", base.name),
-        *([("Base commit", base.commit)] if base.commit else []),
+        *([("Base commit", base.commit[:8])] if base.commit else []),
         ("Hardware", f"{environment.machine}, {environment.threads} thread{'s'[: environment.threads - 1]}"),
         ("Platform", environment.platform),
         *cast,
@@ -71,7 +73,9 @@ def circumstances(base: BaseCheckpoint, environment: Environment, *, cast: Itera
         ("Python", environment.python),
         *sorted(environment.versions.items()),
     )
-    return Table(columns=("", "Value"), align="ll", rows=rows)
+    url = page(quote(base.name, errors="replace"), endpoint=endpoint) if base.commit else None
+    links = {base.commit[:8]: f"{url}/tree/{base.commit}"} if url and base.commit else {}
+    return Table(columns=("", "Value"), align="ll", rows=rows, links=links)
 
 
 def times(seconds: Mapping[str, float]) -> Table | None:
@@ -254,14 +258,13 @@ def license_warnings(base: BaseCheckpoint, *, given: str | None) -> Iterator[str
 def licence(base: BaseCheckpoint, *, plan: DropPlan, name: str, given: str | None, then: str = "") -> Licence:
     """Say whose terms apply, what they ask for, and where something of that is missing; no licence gets no guess.
 
-    `then` is what was done to the files beside the removal, as a sentence.
+    `then` is what was done to the files after the removal, as in "then its matrices were quantized".
     """
     card, copied = card_in_force(base, given=given), license_files(base)
     named, terms = license_name(card), _terms(card)
     told = f"{terms.name} ({named})" if terms.name else named
-    where = "for the pruned model" if then else "as described above"
+    where = f"for the pruned model, {then}" if then else "as described above"
     sentences = [f"The files of {base.name} were changed: {plan.parts} were removed {where}."]
-    sentences += [then] if then else []
     if named is None:
         sentences.append("The base's card names no licence, so none is given here.")
     elif license_name(base.card) is None:
@@ -269,17 +272,15 @@ def licence(base: BaseCheckpoint, *, plan: DropPlan, name: str, given: str | Non
         sentences.append(f"{by}: {told}.")
     else:
         sentences.append(f"The licence of the base applies: {told}.")
-    if terms.attribution:
-        sentences.append(f"{terms.attribution}.")
     if terms.notice:
-        sentences.append(f"A NOTICE file says, as the licence asks: “{terms.notice}”")
+        sentences.append(f"A NOTICE file holds the line that it asks for: “{terms.notice}”")
     if not _begins(name, terms.prefix):
         sentences.append(f"The licence asks for a name that begins with “{terms.prefix}”, which this one does not.")
     if copied:
         sentences.append("Copied from the base at its commit, byte for byte: the files below.")
     elif terms.copy:
-        missing = "The licence asks for a copy of its text with the model; the base's repo holds none that could be"
-        sentences.append(f"{missing} copied.")
+        missing = "the base's repo holds none that could be copied"
+        sentences.append(f"It asks for a copy of its text with the model; {missing}.")
     links = tuple(Link(name=path, url=quote(path)) for path in copied)
     return Licence(name=named, sentences=tuple(sentences), files=links)
 

@@ -170,7 +170,7 @@ def _sentences(plan: DropPlan, by_hand: Collection[SublayerKind], adopted: Adopt
             yield f"The base had lost the {name} of {layers_named(layers)} before."
     if plan.protected:
         what = "losing a sublayer" if plan.widths else "removal"
-        yield f"Protected from {what}: {listing(plan.protected)}."
+        yield f"Protected from {what}: {layers_named(plan.protected)}."
     if plan.dropped and by_hand and plan.selected_by != "hand":
         named = " and ".join(name for kind, name in NAMES.items() if kind in by_hand)
         yield f"The layers that lose their {named} were given by hand; the others were chosen {_way(plan)}."
@@ -240,7 +240,7 @@ def _width_sentences(plan: DropPlan) -> Iterator[str]:
         yield "Which ones they are is named in config.json: no metric of hubprune chose them."
         return
     yield (
-        f"They are those with the highest {plan.widths.metric}: {FORMULAS[plan.widths.metric]}, where g and u are a"
+        f"They have the highest {plan.widths.metric}: {FORMULAS[plan.widths.metric]}, where g and u are a"
         " neuron's rows of the gate and the up projection."
     )
     if plan.widths.multiple > 1:
@@ -313,7 +313,7 @@ def _score_notes(plan: DropPlan, *, scores: LayerScores) -> Iterator[str]:
         last, first = (ranked_thing(margin, place, metric=plan.metric) for place in (0, 1))
         said = (
             f"Between {last} {margin.last_dropped}, the last one dropped, and {first} {margin.first_kept}, the first"
-            f" one kept, lie {with_error(margin.difference, margin.standard_error, digits=SCORE_DIGITS)}"
+            f" one kept, the difference is {with_error(margin.difference, margin.standard_error, digits=SCORE_DIGITS)}"
         )
         tie = "a near tie, within two standard errors. Other documents might have swapped the two."
         yield f"{said}: {tie}" if margin.near_tie else f"{said}, more than two standard errors."

@@ -22,7 +22,7 @@ from hubprune.cards.context import (
     VerificationSummary,
 )
 from hubprune.cards.free_text import wrapped
-from hubprune.cards.limits import benchmark_limits, benchmark_verdict, retention
+from hubprune.cards.limits import benchmark_limits, benchmark_verdict, retention, unwritten
 from hubprune.cards.manifest import files_tag
 from hubprune.cards.measured import adding, four_benchmarks
 
@@ -88,7 +88,7 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
     name, given, made = report.repo_id.rsplit("/", 1)[-1], recipe.target.license, report.quantized
     terms = card_in_force(base, given=given)
     url, tag = page(report.pruned, endpoint=report.endpoint), report.pruned_tag
-    then = "Then its matrices were quantized." if made else "Then it was written as GGUF files."
+    then = "then its matrices were quantized" if made else "then it was written as GGUF files"
     if report.kind == "healed":
         then, summary, glance = healed.then(report), healed.summary(report), healed.glance(report)
         limits = tuple(healed.limits(report))
@@ -123,7 +123,9 @@ def context_of(report: SiblingReport, *, template_hash: str, curve: str | None =
             else reproduce_command(published, repo_id=report.repo_id, tag=own_tag(report)),
             command=publish_command(published) + (GIVEN if report.elsewhere else ""),
             needs_tasks=recipe.evaluation.include_path is not None,
-            refreshed=None, environment=circumstances(base, report.environment), seconds=times(report.seconds),
+            refreshed=None,
+            environment=circumstances(base, report.environment, endpoint=report.endpoint),
+            seconds=times(report.seconds),
         ),
         licence=licence(base, plan=plan, name=name, given=given, then=then),
         citations=citations(
@@ -180,7 +182,7 @@ def _summary(report: SiblingReport) -> str:
         f" ({change_percent(before, record.weight_bytes)})"
     ]
     if seen := record.divergence:
-        parts.append(f"{_nats(seen)} to it, the same first choice at {_share(seen.top1)} of positions")
+        parts.append(f"{_nats(seen)} to it, top-1 agreement at {_share(seen.top1)} of positions")
     return (
         f"{WEIGHTS[record.scheme]} ({_scheme(record.scheme, record.group_size)}, {METHODS[record.method]}):"
         f" {', '.join(parts)}."
@@ -188,7 +190,7 @@ def _summary(report: SiblingReport) -> str:
 
 
 def _nats(seen: Divergence) -> str:
-    return f"KL {with_error(seen.kl, seen.kl_error)} nats per token"
+    return f"a KL divergence of {with_error(seen.kl, seen.kl_error)} nats per token"
 
 
 def _share(value: float) -> str:
@@ -202,12 +204,12 @@ def _quantized_glance(report: SiblingReport, made: QuantizedCheckpoint) -> Glanc
     sizes = before.base_weight_bytes, before.weight_bytes, record.weight_bytes
     rows = [
         ("Weights on disk", *map(size, sizes), size_change(sizes[1], sizes[2])),
-        ("Bits per quantized weight, scales included", bits, bits, plain(record.bits_per_weight, digits=2), NONE),
+        ("Bits per quantized weight, scales included", bits, bits, plain(record.bits_per_weight, digits=3), NONE),
     ]
     if seen := record.divergence:
         rows += [
-            ("KL to the pruned model, nats per token", NONE, "0", with_error(seen.kl, seen.kl_error), NONE),
-            ("Same first choice as the pruned model", NONE, "100.0 %", _share(seen.top1), NONE),
+            ("KL divergence to the pruned model, nats per token", NONE, "0", with_error(seen.kl, seen.kl_error), NONE),
+            ("Top-1 agreement with the pruned model", NONE, "100.0 %", _share(seen.top1), NONE),
             (
                 f"Perplexity on {count(seen.documents)} texts", NONE, plain(seen.perplexity, digits=3),
                 plain(seen.quantized_perplexity, digits=3),
@@ -221,11 +223,11 @@ def _quantized_glance(report: SiblingReport, made: QuantizedCheckpoint) -> Glanc
         means = (plain(100 * sum(column) / len(column), digits=2) for column in values)
         label = f"Mean of {len(shares)} benchmark{'s'[: len(shares) - 1]}, %"
         rows.append((label, *means, with_interval(mean, unit=" points")))
-    columns = ("", "Base", "Pruned", "This model", "Change to pruned (95 % interval)")
+    columns = ("", "Base", "Pruned", "This model", "Change from pruned (95 % interval)")
     told = benchmark_verdict(compared.both) if compared else "Verdict: what it cost on benchmarks was not measured."
     adds = adding(compared)
     left = tuple(retention(compared.both)) if compared else ()
-    verdict = (told, *left, *([adds.sentences[0]] if adds else []))
+    verdict = (told, *left, *([adds.verdict] if adds else []))
     return Glance(table=Table(columns=columns, align="lrrrr", rows=tuple(rows)), verdict=verdict)
 
 
@@ -235,7 +237,7 @@ def _gguf_glance(report: SiblingReport) -> Glance:
         (made.file, made.outtype, size(made.size), size_change(before, made.size), _agreed(made))
         for made in report.exports
     )
-    columns = ("File", "Type", "Size", "Change to the pruned weights", "Same next token as transformers")
+    columns = ("File", "Type", "Size", "Change from the pruned weights", "Same next token as transformers")
     return Glance(table=Table(columns=columns, align="llrrr", rows=rows), verdict=(_verdict(report.exports),))
 
 
@@ -246,8 +248,9 @@ def _agreed(made: GgufExport) -> str:
 
 def _verdict(exports: tuple[GgufExport, ...]) -> str:
     if all(made.parity and not made.parity.failures for made in exports):
-        subject = "The file computes" if len(exports) == 1 else "All files compute"
-        return f"Verdict: {subject} in llama.cpp what the pruned model does in transformers, as far as its type allows."
+        what, whose = ("The file does", "its") if len(exports) == 1 else ("All files do", "their")
+        told = f"in llama.cpp what the pruned model does in transformers, within the precision of {whose} type"
+        return f"Verdict: {what} {told}{'s' if len(exports) > 1 else ''}."
     return "Verdict: not every file was compared with transformers."
 
 
@@ -259,12 +262,12 @@ def _usage(report: SiblingReport) -> Usage:
     if report.healed:
         runtimes += [overview.ran_in(report.healed.verification), healed.TRAIN_ON]
     elif made:
-        runtimes.append("transformers reads this format with the package compressed-tensors.")
+        runtimes.append("transformers needs the package compressed-tensors to read this format.")
         runtimes.append(overview.ran_in(made.verification))
     elif seen := next((e.parity for e in report.exports if e.parity), None):
         ran = f"llama.cpp (llama-cpp-python {seen.llama_cpp_python})"
-        runtimes.append(f"For this card the files were run in {ran}, and nowhere else.")
-    label = "Before this repo was published, exactly this code was run on its files in a fresh process. It printed:"
+        runtimes.append(f"For this card, the files were run in {ran} and nowhere else.")
+    label = "Exactly this code was run on these files in a fresh process before they were published. It printed:"
     printed = Printed(label=label, text=wrapped(run.output)) if run else None
     others = made and overview.other_runtimes(made.verification, report.plan, needs_file=code is not None)
     return Usage(
@@ -291,26 +294,26 @@ def _quantized(made: QuantizedCheckpoint, *, mix: str, endpoint: str) -> Made:
                  " model, byte for byte."]  # fmt: skip
     if record.method == "gptq":
         sentences.append(
-            "GPTQ rounds one column of a matrix after the other, and makes up for the error of each in the columns"
-            " behind, by the second moments of what enters the matrix on the texts below. Every layer sees what the"
-            " quantized layers before it hand on, and each matrix aims at what it returned before anything was"
+            "GPTQ rounds one column of a matrix after the other and compensates the error of each in the columns not"
+            " rounded yet, by the second moments of the matrix's inputs on the texts below. Every layer sees the"
+            " outputs of the quantized layers before it, and each matrix aims at its output before anything was"
             " quantized (GPTAQ)."
         )
     if seen := record.divergence:
         texts = "the same mix that were not calibrated on" if record.calibration else f"the mix {mix}"
         sentences.append(
-            f"On {count(seen.documents)} texts of {texts} ({count(seen.tokens)} positions), the next-token distribution"
-            f" is {_nats(seen)} from that of the pruned model, ± one standard error by text, and the most"
-            f" likely token is the same at {_share(seen.top1)} of positions."
+            "KL divergence, top-1 agreement (how often the most likely token is the same) and perplexity are of"
+            f" {count(seen.documents)} texts of {texts} ({count(seen.tokens)} positions); ± is one standard error over"
+            " the texts."
         )
     checks = Table(
         columns=("Check", "Result", "What was seen"), align="lll",
         rows=tuple((c.name, "passed" if c.passed else "failed", c.detail) for c in made.verification.checks),
     )  # fmt: skip
-    sentence = f"The written files were loaded in a fresh process by transformers {made.verification.transformers}."
+    sentence = f"A fresh process loaded the written files with transformers {made.verification.transformers}."
     return Made(
         title="How it was quantized", sentences=tuple(sentences),
-        table=Table(columns=("", "Value"), align="ll", rows=tuple(rows)),
+        table=Table(columns=("", "Value"), align="ll", rows=tuple(rows)), folded="The quantization in figures",
         calibration=calibration(record.calibration, endpoint=endpoint),
         verification=VerificationSummary(sentence=sentence, checks=checks),
     )  # fmt: skip
@@ -337,7 +340,7 @@ def _files(report: SiblingReport) -> Made:
     first = report.exports[0]
     sentences = [
         f"Each file holds the whole model for llama.cpp's architecture {first.architecture}: {first.layers} layers, a"
-        f" context of {count(first.context_length)} tokens, its tokenizer ({first.tokenizer})."
+        f" context of {count(first.context_length)} tokens, and its tokenizer ({first.tokenizer})."
     ]
     if compared := first.parity:
         sentences.append(
@@ -348,25 +351,29 @@ def _files(report: SiblingReport) -> Made:
         rules: dict[str, list[str]] = {}
         for rule, outtype in ((e.parity.rule, e.outtype) for e in report.exports if e.parity):
             rules.setdefault(rule, []).append(outtype)
-        sentences += [f"Demanded of {listing(types)}: {rule}." for rule, types in rules.items()]
+        sentences += [f"Required of {listing(types)}: {rule}." for rule, types in rules.items()]
     sentences += dict.fromkeys(f"{note[0].upper()}{note[1:].rstrip('.')}." for e in report.exports for note in e.notes)
     table = Table(columns=columns, align="lrlrrrrrr", rows=tuple(rows))
-    return Made(title="Files", sentences=tuple(sentences), table=table, calibration=None, verification=None)
+    return Made(
+        title="Files", sentences=tuple(sentences), table=table, folded="File by file: SHA-256 and the comparison",
+        calibration=None, verification=None,
+    )  # fmt: skip
 
 
 def _limits(report: SiblingReport) -> Iterator[str]:
     made, four = report.quantized, report.benchmarks
     if four:
         yield from benchmark_limits(four.both)
+        yield from unwritten(four.both)
     elif made:
         yield "No benchmark was run: what it costs there is not known."
     else:
         removal = f"on the card of {report.pruned}" if parse(Recipe, report.recipe).evaluation.tasks else "not known"
         yield (
-            f"No benchmark was run on these files: what the removal cost is {removal}, and what their types cost beside"
-            " it is told by the comparison above alone."
+            f"No benchmark was run on these files: what the removal cost is {removal}; of what their types add, only"
+            " the comparison above tells."
         )
     if made and made.record.calibration:
-        yield "Texts that are unlike those of the calibration may lose more."
+        yield "Texts unlike those of the calibration may lose more."
     yield "Nothing was trained."
     yield "Not measured: speed, safety and bias, long contexts, free text, other languages."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from hubprune.cards.context import Picture, Table, Targeted
-from hubprune.cards.markdown import NONE, change_percent, count, plain, signed
+from hubprune.cards.markdown import NONE, change_percent, count, listing, plain, signed
 from hubprune.core.artifacts import DropPlan, Frontier, FrontierPoint, Goal, Part, TargetFound
 from hubprune.core.console import ranges, size
 
@@ -58,17 +58,17 @@ def _sentences(found: TargetFound) -> Iterator[str]:
     for row in found.reached:
         before, after = (amount(row.goal, number) for number in (row.before, row.after))
         told = f"{before} → {after} ({change_percent(row.before, row.after)})"
-        yield f"{NOUNS[row.goal]}{place(_at(found.frontier, row.goal))}: {row.asked} was asked for, {told} came of it."
-    over = ", ".join(PARTS[part] for part in found.frontier.over)
-    more = f" of a base that loses {plain(found.frontier.base_loss, digits=LOSS_DIGITS)} nats per token"
+        yield f"{NOUNS[row.goal]}{place(_at(found.frontier, row.goal))}: asked for {row.asked}, reached {told}."
+    over = listing([PARTS[part] for part in found.frontier.over])
     yield (
-        f"Of all plans over {over} that reach it, this is the one with the smallest sum of losses{more}: each thing"
-        " that may go was left out alone, on the calibration texts, and what it cost was added up; what lowered the"
-        " loss counted as free."
+        f"Of all plans over {over} that reach it, this one has the smallest predicted loss: each part was left out"
+        " alone on the calibration texts, and by how much the loss rose was added up;"
+        " what lowered the loss counted as free."
     )
     yield (
-        f"Predicted so: {signed(found.predicted, digits=LOSS_DIGITS)} nats per token. Measured on the same texts with"
-        f" all of it gone at once: {signed(found.measured, digits=LOSS_DIGITS)}."
+        f"Predicted: {signed(found.predicted, digits=LOSS_DIGITS)} nats per token; measured on the same texts with all"
+        f" of it gone: {signed(found.measured, digits=LOSS_DIGITS)}, from"
+        f" {plain(found.frontier.base_loss, digits=LOSS_DIGITS)} of the base."
     )
     if found.latency:
         table = found.latency
@@ -114,6 +114,6 @@ def _notes(frontier: Frontier) -> Iterator[str]:
         f"All predictions come from one pass, {plain(frontier.layer_runs, digits=0)} runs of a layer over these texts."
     )
     yield (
-        "Predicted is a sum of losses that were measured one at a time. What is lost together is usually more, and is"
-        " known only where it was measured."
+        "A prediction is a sum of losses that were measured one at a time. Together they are usually larger, by how"
+        " much is known only where it was measured."
     )

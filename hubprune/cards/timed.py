@@ -98,7 +98,6 @@ def _how(speed: SpeedReport) -> Iterator[str]:
     yield (
         f"Both models were timed in one process on {hardware(speed)} ({speed.device}, {speed.dtype}, attention"
         f" {speed.attention}, {ran}): {prompt}{count(shape.new_tokens)} new tokens, batch size {shape.batch_size}."
-        " The tokens of a whole answer are the new ones, its time is that of both."
     )
     yield (
         f"Each of {shape.rounds} rounds timed the base, the base again and this model, in random order; both columns"
@@ -108,16 +107,16 @@ def _how(speed: SpeedReport) -> Iterator[str]:
 
 def _notes(speed: SpeedReport) -> Iterator[str]:
     yield (
-        "Speed-up is the median over the rounds of the base's time over this model's, minus 1; in brackets is its"
-        " 95 % bootstrap interval. It need not be the quotient of the two columns, which are medians of their own."
-        " Control is that interval for the base against itself. Not resolved: the speed-up's interval holds 0, or the"
-        " control's does not."
+        "A whole answer is prefill and decoding together, and its tokens are the new ones. Speed-up is the median over"
+        " the rounds of the base's time over this model's, minus 1; in brackets is its 95 % bootstrap interval. It need"
+        " not be the quotient of the two columns, which are medians of their own. Control is that interval for the base"
+        " against itself. Not resolved: the speed-up's interval holds 0, or the control's does not."
     )
     if change := speed.benchmarks:
         tasks = "1 benchmark" if len(change.tasks) == 1 else f"{len(change.tasks)} benchmarks"
         yield (
             f"SDR is points lost per percent of speed-up (equation 7 of arXiv 2406.15786): the mean of {tasks} changed"
-            f" by {signed(change.points)} points. It exists where this model is faster, and its interval spans all that"
-            " the intervals of both allow together."
+            f" by {signed(change.points)} points. It is given where this model is faster; its interval spans all that"
+            " the intervals of both allow."
         )
     yield from speed.notes

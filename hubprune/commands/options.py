@@ -55,7 +55,7 @@ def add_command(app: typer.Typer, body: Callable[..., None], *, epilog: str, res
         """Run the body within the memory that was asked for, and show what it raises."""
         wanted = {JSON.name: given.pop(JSON.name)} if with_json else {}
         with errors_shown(resume=resume) as reporter:
-            request = kind(**_by_names_of_today(asked_for, given, reporter))
+            request = kind(**_by_names_of_today(asked_for, _joined(asked_for, given), reporter))
             require(request.needs, doing=f"hubprune {body.__name__}")
             with at_most(budget_of(request)):
                 body(request, reporter, **wanted)
@@ -71,7 +71,7 @@ def add_command(app: typer.Typer, body: Callable[..., None], *, epilog: str, res
 
 def _parameter(asked: Asked, panel: str | None) -> Parameter:
     """Write an option as a parameter that typer understands."""
-    option, kind = asked.option, _typed(asked.type)
+    option, kind = asked.option, list[str] if _takes_commas(asked) else _typed(asked.type)
     shown: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "rich_help_panel": panel}
     told: Any
     if isinstance(option, Argument):
@@ -80,15 +80,16 @@ def _parameter(asked: Asked, panel: str | None) -> Parameter:
         flag = option.flag or _flag(asked.name)
         told = typer.Option(flag, min=option.least, max=option.most, **shown)
     default = Parameter.empty if asked.default is MISSING else asked.default
+    default = [default] if _takes_commas(asked) and isinstance(default, str) else default
     kind = kind if asked.default is not None else kind | None
     return Parameter(asked.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, told])
 
 
 def _old_parameter(asked: Asked) -> Parameter:
     """Write the name of earlier versions as an option that no help shows."""
-    name = str(asked.option.formerly)
+    name, kind = str(asked.option.formerly), list[str] if _takes_commas(asked) else _typed(asked.type)
     told = typer.Option(_flag(name), hidden=True, min=asked.option.least, max=asked.option.most)
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_typed(asked.type) | None, told])
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, told])
 
 
 def _by_names_of_today(asked: Sequence[Asked], given: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -96,6 +97,18 @@ def _by_names_of_today(asked: Sequence[Asked], given: Mapping[str, Any], reporte
     for old, name in used.items():
         reporter.note(f"{_flag(old)} is called {_flag(name)} now")
     return values
+
+
+def _joined(asked: Sequence[Asked], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Take lists that were given piece by piece, as in `--protect 0 --protect 1`, as one: 0,1."""
+    lists = {name for a in asked if _takes_commas(a) for name in (a.name, a.option.formerly)}
+    return {name: (",".join(v) if v else None) if name in lists else v for name, v in given.items()}
+
+
+def _takes_commas(asked: Asked) -> bool:
+    kinds = get_args(asked.type) if isinstance(asked.type, UnionType) else ()
+    several = any(get_origin(kind) in (Sequence, Mapping) for kind in kinds)
+    return several and str in kinds and not isinstance(asked.option, Argument)
 
 
 def _flag(name: str) -> str:

@@ -150,6 +150,8 @@ def read_parts(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     known: tuple[str, ...] = get_args(Part)
+    if not isinstance(value, (str, list, tuple)):
+        raise ValueError(f"{shown(value)} is no list of what to choose from; it looks like attn,mlp")
     names = [part.strip() for part in (value.split(",") if isinstance(value, str) else map(str, value))]
     if unknown := [name for name in names if name not in known]:
         near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)

@@ -86,6 +86,8 @@ class Architecture:
     """Prefix of the classes in transformers: `Llama` for LlamaConfig, LlamaModel and LlamaForCausalLM."""
     causal_lm_prefix: str | None = None
     """Prefix of the ForCausalLM class, where it has another than the other two."""
+    tasks: tuple[str, ...] = ("SequenceClassification", "TokenClassification")
+    """Heads beside that of a language model that every transformers from `floor` on has for the family."""
     transformers_module: str | None = None
     """Module in `transformers.models`, where it is not named as the `model_type`."""
     floor: tuple[int, int] = (4, 48)
@@ -164,6 +166,15 @@ class Architecture:
         """Name of the class with a head that the modeling file defines."""
         return f"Pruned{self.causal_lm_class}"
 
+    @property
+    def pruned_classes(self) -> Mapping[str, str]:
+        """Auto class of transformers -> the class of the modeling file that it loads."""
+        heads = {f"AutoModelFor{task}": f"Pruned{self.class_prefix}For{task}" for task in self.tasks}
+        return {
+            "AutoConfig": f"Pruned{self.config_class}", "AutoModel": f"Pruned{self.model_class}",
+            "AutoModelForCausalLM": self.pruned_class, **heads,
+        }  # fmt: skip
+
     def modeling_file(self, layout: Layout) -> str:
         """File name of the published modeling file of a layout that needs one."""
         return f"modeling_pruned_{self.model_type}{'_nas' if layout == 'nemotron-nas' else ''}.py"
@@ -223,7 +234,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             per_layer_lists={LIST_OF_KINDS: _sliding_without_rope, "no_rope_layers": _with_rope},
         ),
         Architecture(
-            model_type="granite", class_prefix="Granite",
+            model_type="granite", class_prefix="Granite", tasks=(),
             residual_multiplier="residual_multiplier", logits_divisor="logits_scaling",
         ),
         Architecture(
@@ -231,7 +242,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             scaling_keys=("long_factor", "short_factor"), fused_gate_up="mlp.gate_up_proj.weight",
         ),
         Architecture(
-            model_type="olmo2", class_prefix="Olmo2",
+            model_type="olmo2", class_prefix="Olmo2", tasks=(),
             attn_norms=("post_attention_layernorm",), mlp_norms=("post_feedforward_layernorm",), mlp_entry="mlp",
         ),
         Architecture(
@@ -242,7 +253,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             per_layer_lists={LIST_OF_KINDS: _every_second_full},
         ),
         Architecture(
-            model_type="gemma3_text", class_prefix="Gemma3Text", causal_lm_prefix="Gemma3",
+            model_type="gemma3_text", class_prefix="Gemma3Text", causal_lm_prefix="Gemma3", tasks=(),
             transformers_module="gemma3", floor=(4, 53), lists_floor=(4, 53),
             attn_norms=("input_layernorm", "post_attention_layernorm"),
             mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),

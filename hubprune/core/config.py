@@ -44,6 +44,8 @@ OTHER_NUMBERS = (
 )  # fmt: skip
 NEMOTRON_NAS_CLASS = "DeciLMForCausalLM"
 """The class that vLLM, SGLang and llama.cpp look for; transformers loads ours, by `auto_map`."""
+OTHER_HEADS = ("Classification", "QuestionAnswering")
+"""How the names of classes end that say nothing of the next token."""
 LARGEST_FFN_MULT = 2**20
 """No MLP is so much wider than the residual stream; more would overflow."""
 
@@ -68,7 +70,7 @@ def check_config(config: Mapping[str, Any], *, where: str, quantized: bool = Fal
 
     Raises:
         CheckpointError: one is missing or of another type.
-        UnsupportedFormatError: the weights are quantized.
+        UnsupportedFormatError: the weights are quantized, or have another head than that of a language model.
     """
     given = {key: value for key, value in config.items() if value is not None}
     for key in (*NEEDED_NUMBERS, *(key for key in OTHER_NUMBERS if key in given)):
@@ -90,6 +92,13 @@ def check_config(config: Mapping[str, Any], *, where: str, quantized: bool = Fal
         raise CheckpointError(
             f"{where} has pad_token_id={pad}, and vocab_size={vocabulary}: there is no such token.",
             hint="Set pad_token_id to null in config.json, where no token is for padding.",
+        )
+    named = given.get("architectures", [])
+    other_head = [name for name in named if str(name).endswith(OTHER_HEADS)] if isinstance(named, list) else []
+    if other_head:
+        raise UnsupportedFormatError(
+            f"{where} says that the model is a {other_head[0]:.60}, whose head is not that of a language model.",
+            hint="Prune the language model, then train the head on it: AutoModelForSequenceClassification loads it.",
         )
     if (told := given.get("quantization_config")) is not None and not quantized:
         method = told.get("quant_method") if isinstance(told, Mapping) else told
@@ -336,11 +345,7 @@ def pruned_classes(architecture: Architecture, layout: Layout) -> dict[str, Any]
     return {
         "model_type": NEMOTRON_NAS if served else architecture.pruned_model_type,
         "architectures": [NEMOTRON_NAS_CLASS if served else architecture.pruned_class],
-        "auto_map": {
-            "AutoConfig": f"{module}.Pruned{architecture.config_class}",
-            "AutoModel": f"{module}.Pruned{architecture.model_class}",
-            "AutoModelForCausalLM": f"{module}.{architecture.pruned_class}",
-        },
+        "auto_map": {auto: f"{module}.{name}" for auto, name in architecture.pruned_classes.items()},
     }
 
 

@@ -104,17 +104,23 @@ def modeling_code(architecture: Architecture, *, layout: Layout = "pruned", vers
     """
     folder = template_folder("modeling")
     text = b"".join((folder / name).read_bytes() for name in (TEMPLATE, INCLUDED))
-    template = environment("modeling", filters={"ident": ident, "py": py}).get_template(TEMPLATE)
-    return template.render(
+    return _modeling_environment().get_template(TEMPLATE).render(
         version=str(Version(version)), template_sha256=hashlib.sha256(text).hexdigest(),
         Base=architecture.class_prefix, Config=architecture.config_class, Model=architecture.model_class,
-        CausalLM=architecture.causal_lm_class, module=architecture.module, model_type=architecture.model_type,
+        CausalLM=architecture.causal_lm_class, tasks=architecture.tasks,
+        module=architecture.module, model_type=architecture.model_type,
         floor=architecture.floor, lists_floor=architecture.lists_floor or architecture.floor,
         scaling_keys=architecture.scaling_keys, local_rope_base=architecture.local_rope_base,
         logits_divisor=architecture.logits_divisor,
         attn_module=architecture.attn_module, mlp_module=architecture.mlp_module,
         attn_norms=architecture.attn_norms, mlp_norms=architecture.mlp_norms, nemotron_nas=layout == "nemotron-nas",
     )  # fmt: skip
+
+
+@cache
+def _modeling_environment() -> Environment:
+    """Make it once: compiling the template takes longer than a small model's layer, and scores need it per layer."""
+    return environment("modeling", filters={"ident": ident, "py": py})
 
 
 def ident(value: Any) -> str:

@@ -206,7 +206,9 @@ def _longest(name: str, spec: EvaluationSpec, tokenizer: Any) -> int:
         first, _ = task.instances[0].args
         examples = first.removesuffix(task.doc_to_text(documents[0]))
         more = _added(task, first, tokenizer) if spec.apply_chat_template else 0
-        endings = [f"{task.config.target_delimiter}{answer}" for answer in task.doc_to_choice(documents[0])]
+        # In a chat, an answer begins where the template left off.
+        delimiter = "" if spec.apply_chat_template else task.config.target_delimiter
+        endings = [f"{delimiter}{answer}" for answer in task.doc_to_choice(documents[0])]
         texts = [f"{examples}{task.doc_to_text(document)}{max(endings, key=len)}" for document in documents]
         return max(len(ids) for ids in tokenizer(texts)["input_ids"]) - 1 + more
 

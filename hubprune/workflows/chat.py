@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hubprune.core.console import Reporter
 from hubprune.core.errors import RecipeError, UnsupportedFormatError
+from hubprune.core.extras import is_installed
 from hubprune.core.prompts import DEFAULT, chat_of, chat_templates, rendered
 from hubprune.core.recipe import EvaluationSpec, Recipe
 
@@ -44,7 +45,7 @@ def check_chat(recipe: Recipe, folder: Path, *, name: str, reporter: Reporter) -
     spec = recipe.evaluation
     if spec.tasks and spec.apply_chat_template:
         _try(folder, turns=3 if any(spec.num_fewshot.values()) else 1, answer=True, name=name, asked=BENCHMARKS)
-        if not _takes_system(folder):
+        if is_installed("torch") and not _takes_system(folder):
             reporter.note("its chat template takes no system message: lm-eval leaves out what tasks say in one")
 
 
@@ -72,6 +73,8 @@ def _try(folder: Path, *, turns: int, answer: bool, name: str, asked: str) -> No
     if DEFAULT not in templates:
         named = ", ".join(sorted(templates))
         raise RecipeError(f"Of the chat templates of {name}, {named}, none is the default one.", hint=hint)
+    if not is_installed("torch"):  # by the extra of that name comes transformers
+        return
     try:
         text = rendered(load_tokenizer(folder), TRIED[:turns], answer=answer, of=name)
     except UnsupportedFormatError as error:

@@ -45,6 +45,7 @@ from hubprune.core.weights import INDEX_NAME
 from hubprune.hub import repos as hub
 from hubprune.hub.preflight import check_disk, identify, preflight
 from hubprune.hub.session import HubSession
+from hubprune.workflows.chat import check_texts
 from hubprune.workflows.publish.counting import counting, open_ranking, with_count
 from hubprune.workflows.publish.siblings import look
 from hubprune.workflows.publish.stages import has_checkpoint
@@ -129,7 +130,7 @@ def check_publish(request: PublishRequest, *, reporter: Reporter) -> Checkup:
         stages = _needs(found, run)
     if stages:
         with found.looking_at("weights"):
-            run.examined  # noqa: B018
+            check_texts(run, hub.small_files(run.examined, session=run.session))
             found.add("weights", "the headers fit config.json")
         _target(found, run, request)
         _sources(found, run)

@@ -193,9 +193,7 @@ def budget(value: str | float | Mapping[str, float] | None) -> dict[str, float] 
     if value.strip().lower() == "none":
         return {}
     try:
-        if "=" not in value:
-            return {MEAN: float(value)}
-        pairs = [part.split("=") for part in value.split(",")]
+        pairs = [part.split("=") if "=" in part else (MEAN, part) for part in value.split(",")]
         return {task.strip(): float(points) for task, points in pairs}
     except ValueError:
         raise RecipeError(

@@ -8,7 +8,8 @@ import made
 import pytest
 from card_text import card, check_golden, headings
 
-from hubprune.core.artifacts import DroppedSublayer, Margin
+from hubprune.cards.card import Pictures
+from hubprune.core.artifacts import DroppedSublayer, Frontier, FrontierPoint, Margin, Reached, TargetFound
 from hubprune.core.recipe import DropSpec
 
 BLOCK = tuple(round(2 * score, 6) for score in made.ATTN)
@@ -68,6 +69,36 @@ def test_the_card_of_the_method_is_the_golden_one(name):
     text = card(**METHODS[name])
     check_golden(name, text)
     assert headings(text) == headings(card())
+
+
+def targeted():
+    """Parts of a card whose plan was asked to save 30 % of the KV cache: each attention costs its score in nats."""
+    order = sorted(range(8), key=lambda layer: made.ATTN[layer])
+    points = [
+        FrontierPoint(
+            saved=n * 16_777_216, loss=sum(made.ATTN[layer] for layer in order[:n]), attn=tuple(sorted(order[:n])),
+            measured=0.0231 if n == 3 else None,
+        )
+        for n in range(9)
+    ]  # fmt: skip
+    frontier = Frontier(
+        base="meta-llama/Llama-3.2-3B", goal="kv", before=8 * 16_777_216, context=4096, batch=1, over=("attn",),
+        base_loss=2.1034, layer_runs=44.0, points=tuple(points),
+    )  # fmt: skip
+    reached = Reached(goal="kv", asked="-30%", before=8 * 16_777_216, after=5 * 16_777_216)
+    found = TargetFound(reached=(reached,), predicted=points[3].loss, measured=0.0231, frontier=frontier)
+    return {
+        "recipe": made.recipe(drop=DropSpec(target={"kv": "-30%"})),
+        "scores": made.scores().model_copy(update={"metric": "loss"}),
+        "plan": made.plan(target=found, metric="loss", protected=()),
+        "pictures": Pictures(importance="assets/importance.png", frontier="assets/frontier.png"),
+    }
+
+
+def test_the_card_of_a_target_is_the_golden_one():
+    text = card(**targeted())
+    check_golden("target", text)
+    assert set(headings(text)) - set(headings(card())) == {"What saving costs"}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_widths_that_differ_are_said_by_layer():
     assert "4,096 of 8,192 in layers 1, 2, 4 and 7; 2,048 of 8,192 in layers 3 and 6" in text
     assert "the highest ppm: max g + |min g|" in text.replace("\\", "")
     assert "rounded to a multiple of 64" in text
-    assert "without the removed\nsublayers and neurons, so that neither" in text
+    assert "without the removed sublayers and neurons: neither" in text
     assert {"attention-drop", "width-pruning"} < set(matter(plan=plan)["tags"])
     assert sum(name in text for name in ("he2024matters", "martra2025fragile")) == 2
 

@@ -37,7 +37,7 @@ def test_nothing_is_said_of_templates_where_there_is_none():
 def test_the_day_that_a_template_writes_into_prompts_is_told():
     text = card(benchmarks=in_chat(made.benchmarks(), DATED), generation=in_chat(made.generation(), DATED))
     assert text.count("The template writes the day into every prompt: here 2026-12-31") == 2
-    assert "The chat template writes the day into the prompt. Before this repo" in text
+    assert "The chat template writes the day into the prompt. Exactly this code" in text
 
 
 def test_a_result_that_others_would_compare_says_that_it_came_through_a_template():

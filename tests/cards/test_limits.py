@@ -134,7 +134,7 @@ def test_the_verdict_counts_every_benchmark_once():
         made.task("e", "acc", (0.7, 0.01), (0.6, 0.01)),
     )  # fmt: skip
     assert verdict(runs(*rows), repetition=None)[0] == (
-        "Verdict: of 5 benchmarks, 1 worse (a), 1 better (b), 1 not distinguishable from the base (c),"
-        " 1 where the base itself only guesses (d), 1 not tested."
+        "Verdict: of 5 benchmarks, 1 is worse (a), 1 better (b), 1 not distinguishable from the base (c),"
+        " 1 at chance in the base already (d), 1 not tested."
     )
     assert verdict(None, repetition=None)[0] == "Verdict: what the removal cost on benchmarks was not measured."

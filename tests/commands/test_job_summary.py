@@ -56,7 +56,7 @@ def test_a_publish_is_told_with_its_commit_what_was_dropped_what_it_cost_and_the
     assert text.startswith(EXPECTED.rstrip())
     assert "\n- Removed: the attention of layers 4, 5 and 6, counted from 0 in the base" in text
     first, details = text.split("<details>")
-    [row] = [line for line in first.splitlines() if line.startswith("| lambada_openai | acc, % ↑ |")]
+    [row] = [line for line in first.splitlines() if line.startswith("| lambada_openai, acc, % ↑ |")]
     assert {"69.69", "−7.80 points (−11.00 to −4.60)", "worse"} <= {cell.strip() for cell in row.split("|")}
     [row] = [line for line in details.splitlines() if line.startswith("| lambada_openai | acc, % ↑ |")]
     columns = next(line for line in details.splitlines() if line.startswith("| Task |")).split(" | ")

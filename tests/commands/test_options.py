@@ -14,6 +14,7 @@ from hubprune.core import memory, requests
 from hubprune.core.errors import PlanError
 from hubprune.core.options import Request, as_typed, options_of
 from hubprune.core.requests import PublishRequest, ReproduceRequest, ScoreRequest, SweepRequest
+from hubprune.workflows.recipes import budget
 
 REQUESTS = sorted(
     (kind for kind in vars(requests).values() if isinstance(kind, type) and issubclass(kind, Request)), key=str
@@ -69,6 +70,16 @@ def test_what_was_typed_becomes_a_request():
     assert asked(ScoreRequest, "a/b", "--num-samples", "4,8")[0].num_samples == "4,8"
     again = asked(ReproduceRequest, "x", "--calibration", "a", "--calibration", "b")[0]
     assert [path.name for path in again.calibration] == ["a", "b"]
+
+
+def test_what_is_a_list_may_be_given_piece_by_piece():
+    made, _ = asked(
+        PublishRequest, "a/b", "--drop-attn", "3", "--drop-attn", "5,7", "--max-loss", "3", "--max-loss", "loops=5",
+        "--target", "kv=-30%", "--target", "params=-9%",
+    )  # fmt: skip
+    assert (made.attn_layers, made.target, made.max_loss) == ("3,5,7", "kv=-30%,params=-9%", "3,loops=5")
+    assert budget(made.max_loss) == {"mean": 3.0, "loops": 5.0}
+    assert asked(SweepRequest, "a/b")[0] == SweepRequest("a/b")
 
 
 def test_options_are_written_as_one_types_them():

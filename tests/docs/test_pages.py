@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -126,6 +127,17 @@ def test_tables_that_pages_ask_for_are_made():
     assert asked <= generate.TABLES.keys()
     for write in generate.TABLES.values():
         assert len(write().splitlines()) > 2
+
+
+NOTEBOOKS = sorted(ROOT.glob("examples/*.ipynb"))
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES, *NOTEBOOKS], ids=lambda p: p.name)
+def test_what_a_page_installs_is_there_and_can_compute(path):
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extras in re.findall(r"pip install [^\n]*?(?:hubprune|\.)\[([\w,]+)\]", path.read_text()):
+        assert set(extras.split(",")) <= known.keys()
+        assert {"torch", "all"} & {*extras.split(",")}, "nothing that loads a model comes with the plain package"
 
 
 def test_the_readme_is_short_and_its_figures_are_those_of_doctor():

@@ -19,8 +19,9 @@ from stock_hub import BASE, fill
 from typer.testing import CliRunner
 
 from hubprune.core import recipe
-from hubprune.pruning import documents
-from hubprune.workflows import recipes
+from hubprune.evaluation import speed as timing
+from hubprune.pruning import documents, verify
+from hubprune.workflows import doctor, recipes
 
 CHEAPER = {
     "sweep": ["--counts", "0:1", "--tasks", "piqa"],
@@ -64,11 +65,17 @@ def left_by_others(hub, admin, tmp_path_factory):
         patch.setenv("HF_TOKEN", hub.add_user("me", role="write"))
         patch.chdir(place)
         Path("prompts.txt").write_text("One morning\nHow to\n")
-        # Of 32 prompts two, and of 400 documents 40 are enough to be run.
+        # Of 32 prompts two, and of 400 documents 12 are enough to be run.
         patch.setattr(recipe, "PACKAGE_PROMPTS", place / "prompts.txt")
-        fewer = documents.COSMOPEDIA.model_copy(update={"num_samples": 40})
+        fewer = documents.COSMOPEDIA.model_copy(update={"num_samples": 12})
         patch.setitem(documents.MIXES, "cosmopedia", fewer)
         patch.setattr(recipes, "COSMOPEDIA", fewer)
+        patch.setattr(verify, "NEW_TOKENS", 4)
+        patch.setattr(verify, "load_from_hub", cache_first(verify.load_from_hub))
+        # How fast this machine is, and what a process takes, is not asked on these pages: both have tests of their own.
+        patch.setattr(doctor, "ROWS", 4)
+        patch.setattr(doctor, "WIDTH", 64)
+        patch.setattr(timing, "resident_peak", lambda *place, **options: 2**29)
         run(["publish", BASE, "--attn-drop", "3", "--dry-run", "--out", "kept", "--report", "kept-report.json"])
         run(["push", "kept", "kept-report.json"])
         run(["prune", BASE, "--attn-drop", "3", "--out", "pruned"])
@@ -83,6 +90,17 @@ def left_by_others(hub, admin, tmp_path_factory):
 def place(left_by_others, tmp_path, monkeypatch):
     shutil.copytree(left_by_others, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
+
+
+def cache_first(load):
+    """Load back what is published first: what several pages publish is the same model."""
+    loaded = []
+
+    def answer(*place, **options):
+        loaded or loaded.append(load(*place, **options))
+        return loaded[0]
+
+    return answer
 
 
 def run_block(block, names):

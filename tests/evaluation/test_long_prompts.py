@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 
 import datasets
 import pytest
@@ -183,6 +184,22 @@ def test_the_largest_number_of_examples_that_fits_is_named(base_folder, reporter
                 config=config | {"max_position_embeddings": positions},
             )  # fmt: skip
         assert hint in caught.value.hint
+
+
+def test_long_prompts_are_counted_with_what_a_chat_template_puts_around_them(base_folder, reporter):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}A:\n"
+    (task,) = tasks.load_tasks(asked := spec("banking77_2shot", apply_chat_template=True)).tasks.values()
+    task.build_all_requests(
+        apply_chat_template=True, fewshot_as_multiturn=True,
+        chat_template=partial(tokenizer.apply_chat_template, tokenize=False),
+    )  # fmt: skip
+    needed = max(len(tokenizer("".join(request.args))["input_ids"]) - 1 for request in task.instances)
+    config = json.loads((base_folder / "config.json").read_text()) | {"max_position_embeddings": needed}
+    found = lengths.check(asked, tokenizer=tokenizer, config=config, itemsize=4, free=2**40, reporter=reporter)
+    assert found == {"banking77_2shot": needed}
 
 
 def test_other_prompts_that_are_cut_are_counted_and_said(base_folder, pruned_folder, task_folder, write_task, reporter):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 OLDER = VERSION < (4, 48)
@@ -69,17 +69,17 @@ class Case:
         options = {DTYPE: dtype, "trust_remote_code": self.trust, **options}
         found = auto.from_pretrained(self.folder, **options)
         model = (found[0] if isinstance(found, tuple) else found).eval()
-        if self.folder == self.base and auto is AutoModelForCausalLM:
+        if self.folder == self.base and auto is not AutoModel:
             self._bypassed(model)
         return found
 
-    def stock(self, *, dtype: Any = torch.float32, **options: Any) -> Any:
+    def stock(self, auto: Any = AutoModelForCausalLM, *, dtype: Any = torch.float32, **options: Any) -> Any:
         """Load the base."""
-        return AutoModelForCausalLM.from_pretrained(self.base, **{DTYPE: dtype}, **options).eval()
+        return auto.from_pretrained(self.base, **{DTYPE: dtype}, **options).eval()
 
-    def reference(self, **options: Any) -> Any:
+    def reference(self, auto: Any = AutoModelForCausalLM, **options: Any) -> Any:
         """Load the base and make the dropped sublayers add zero."""
-        return self._bypassed(self.stock(**options))
+        return self._bypassed(self.stock(auto, **options))
 
     def control(self) -> Case:
         """Return the case of an unpruned model of the stock class that says the same: the reference.

@@ -1,13 +1,16 @@
-"""Checks of training: gradients, gradient checkpointing, LoRA."""
+"""Checks of training: gradients, gradient checkpointing, LoRA, heads for classification."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from cases import FEW, Case, MismatchError, check, close, prompt, same
+from cases import FEW, AbsentError, Case, MismatchError, check, close, prompt, same
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 IDS = prompt()
 
@@ -98,3 +101,33 @@ def _lora(case: Case, target_modules: Any) -> None:
         merged.save_pretrained(f"{folder}/merged")
         found = replace(case, folder=f"{folder}/merged", zeroed=(), narrowed=()).load()
         close(found(IDS).logits, merged(IDS).logits, "logits after saving and loading what was merged", tolerance=0)
+
+
+@check("heads for classification", drops=FEW)
+def classified(case: Case) -> None:
+    padded = IDS.repeat(2, 1)
+    padded[1, -6:] = 0
+    batch = {"input_ids": padded, "attention_mask": (padded != 0).long()}
+    for auto, labels in (
+        (AutoModelForSequenceClassification, torch.tensor([0, 2])),
+        (AutoModelForTokenClassification, padded % 3),
+    ):
+        options = {"num_labels": 3, "pad_token_id": 0}
+        try:
+            reference = case.reference(auto, **options)
+        except ValueError as error:
+            raise AbsentError(f"the family has no {auto.__name__}") from error
+        named = json.loads(Path(case.folder, "config.json").read_text()).get("auto_map")
+        if named and auto.__name__ not in named:
+            continue  # not every transformers that the file runs in has one, so it has none
+        model = case.load(auto, **options)
+        model.score.load_state_dict(reference.score.state_dict())  # it is not in the files, and random
+        found, expected = model(**batch, labels=labels), reference(**batch, labels=labels)
+        close(found.logits, expected.logits, f"logits of {auto.__name__}")
+        close(found.loss, expected.loss, f"loss of {auto.__name__}")
+        found.loss.backward()
+        same([name for name, one in model.named_parameters() if one.grad is None], [], "parameters without a gradient")
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            again = replace(case, folder=folder).load(auto)
+            close(again(**batch).logits, found.logits, f"logits of {auto.__name__}, saved and loaded", tolerance=0)

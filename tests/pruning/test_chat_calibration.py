@@ -99,3 +99,26 @@ def test_a_template_that_fails_and_a_column_of_other_things_are_named(mix, token
     broken = AutoTokenizer.from_pretrained(tokenizer.name_or_path, chat_template="{{ raise_exception('not you') }}")
     with pytest.raises(UnsupportedFormatError, match="cannot be rendered: not you"):
         drawn(mix({"text": "Sing."}), broken)
+
+
+def test_documents_to_train_on_are_told_from_scored_ones_behind_a_long_template(tmp_path, tokenizer):
+    from hubprune.healing.texts import Seen
+    from hubprune.workflows.heal.texts import draw as draw_texts
+    from hubprune.workflows.heal.texts import heads
+
+    long = AutoTokenizer.from_pretrained(tokenizer.name_or_path, chat_template="x" * 99 + TEMPLATE)
+    rows = [{"text": f"Text {n} of the birds."} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    subset = {"dataset": str(tmp_path / "rows.jsonl"), "weight": 1}
+    wanted = CalibrationMix.model_validate(
+        {"name": "own", "subsets": [subset], "num_samples": 3, "chat_template": True, "shuffle_buffer": 2}
+    )
+    common = {"commits": [None], "seed": 0, "tokenizer": long, "reporter": Reporter(quiet=True)}
+    scored = draw(wanted.plain, context_length=None, **common)
+    found = draw_texts(
+        wanted, max_tokens=512, wanted=9, held_out=2, benchmarks=Seen(frozenset()),
+        scored=heads([document.ids for document in scored.documents]), **common,
+    )  # fmt: skip
+    assert len(found.held_out) + len(found.trained) == 5
+    assert all(long.decode(ids).startswith("x" * 99) for ids in (*found.trained, *found.held_out))
+    assert found.record.chat_template

@@ -52,6 +52,8 @@ PRUNED_LLAMA = {
         "AutoConfig": "modeling_pruned_llama.PrunedLlamaConfig",
         "AutoModel": "modeling_pruned_llama.PrunedLlamaModel",
         "AutoModelForCausalLM": "modeling_pruned_llama.PrunedLlamaForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_pruned_llama.PrunedLlamaForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_pruned_llama.PrunedLlamaForTokenClassification",
     },
     "dropped_attn_layers": [1, 3],
     "dropped_mlp_layers": [],

@@ -153,6 +153,7 @@ def test_scores_are_ranked_by_what_they_are_for():
         ({"target": "kv=-30%", "attn_drop": 2}, "--target finds what goes, and --attn-drop names it"),
         ({"target": "kv=-30%", "target_over": "mlp,width"}, "an MLP has no part of the KV cache"),
         ({"target": "kv=-30%", "target_over": "atn"}, "did you mean attn?"),
+        ({"target": "kv=-30%", "target_over": 5}, "5 is no list"),
         ({"target": "latency=-30%", "target_over": "width"}, "is in no table"),
         ({"target_over": "attn"}, "pass --target"),
         ({"target": "kv=-30%", "at": "0x1"}, "is no context"),

@@ -413,3 +413,9 @@ def test_code_of_the_base_is_never_carried(llama, tmp_path):
 def test_a_quantized_base_is_refused():
     with pytest.raises(UnsupportedFormatError, match="quantized \\(gptq\\)"):
         check_config({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, where="config.json")
+
+
+@pytest.mark.parametrize("named", ["LlamaForSequenceClassification", "LlamaForTokenClassification"])
+def test_a_classifier_is_no_base(named):
+    with pytest.raises(UnsupportedFormatError, match=f"is a {named}, whose head"):
+        check_config({**LLAMA, "architectures": [named]}, where="config.json")

@@ -242,7 +242,7 @@ def test_a_card_names_what_ran_and_nothing_else():
     assert "by more than 1.0e-05" in told.sentence
     assert "--trust-remote-code and the modeling file" in told.sentence
     assert "keys and values for 25 layers" in told.sentence
-    assert ran_in(seen).endswith(" and vLLM 9.9, and nowhere else.")
+    assert ran_in(seen).endswith(" and vLLM 9.9 and nowhere else.")
     assert "mlx" not in ran_in(seen)
     [again] = other_runtimes(seen, made.plan(), needs_file=True, refreshed=True)
     assert "before this repo was refreshed" in again.sentence
@@ -251,7 +251,7 @@ def test_a_card_names_what_ran_and_nothing_else():
 def test_without_other_runtimes_a_card_names_transformers_alone():
     seen = made.verification()
     assert other_runtimes(seen, made.plan(), needs_file=True) == ()
-    told = f"For this card the files were run in transformers {seen.transformers}, and nowhere else."
+    told = f"For this card, the files were run in transformers {seen.transformers} and nowhere else."
     assert ran_in(seen) == told
 
 

@@ -192,11 +192,13 @@ def test_versions_data_and_machine_are_named_as_causes(published):
     ours["scores"] |= {"device": "cuda"}
     ours["scores"]["calibration"]["token_sha256"] = "0" * 64
     ours["benchmarks"]["tasks"][0]["dataset_commit"] = "b" * 40
+    ours["generation"]["chat"] = {"date": "2026-12-31"}
     assert causes(theirs, ours, machine="M", parts=()) == (
         "torch 2.0 instead of 2.13.0",
         "scored on cuda instead of cpu",
         "other calibration texts: their token ids have another SHA-256",
         f"the data set of arc_easy is at commit {'b' * 40} instead of {made.DATA_COMMIT}",
+        "the chat template wrote another day into the prompts of free text: 2026-12-31 instead of None",
     )
 
 

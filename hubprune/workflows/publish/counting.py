@@ -104,8 +104,8 @@ def with_count(
             f"{OPTIONS[ranking]} auto measures first, on this machine.",
             hint="Run hubprune sweep, and pass the number it recommends, or --from-sweep with its folder.",
         )
-    check(open_run(recipe_of(counting(request, ranking, 1)), request.endpoint, Reporter(quiet=True)))
     asked = SweepRequest(method=ranking, counts="0:1", max_loss=_limit(request), **_same(request))
+    check(open_run(recipe_of(counting(request, ranking, 1)), request.endpoint, Reporter(quiet=True)))
     run = open_run(recipe_of(asked, drop={f"{ranking}_drop": "1"}), request.endpoint, reporter)
     most = most_that_fit(ranking, MOST_TRIED, shape_of(run.base), protect=run.recipe.drop.protect)
     report = sweeping.sweep_run(run, replace(asked, counts=f"0:{max(most, 1)}"))

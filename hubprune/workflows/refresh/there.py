@@ -183,6 +183,9 @@ def _refuse_edited(
         raise ConflictError(f"{', '.join(lasting)} of {remote.repo_id} did not arrive as published.", hint=hint)
 
 
+LANGUAGE_MODEL = {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+
+
 def _check_ours(config: Mapping[str, Any], folder: Path, record: PublishRecord, *, repo_id: str) -> None:
     """Compare config.json and modeling file with what the manifest says of the plan, and with how ours look."""
     report, where = record.report, f"config.json of {repo_id}"
@@ -195,6 +198,9 @@ def _check_ours(config: Mapping[str, Any], folder: Path, record: PublishRecord, 
         return
     architecture, layout = architecture_of(config, name=repo_id), report.plan.layout
     classes = pruned_classes(architecture, layout)
+    if isinstance(named := config.get("auto_map"), dict) and named.keys() >= LANGUAGE_MODEL:
+        # Files of an earlier version have no other heads.
+        classes["auto_map"] = {auto: name for auto, name in classes["auto_map"].items() if auto in named}
     if {key: config.get(key) for key in classes} != classes or "model_file" in config:
         raise VerificationError(f"{where} names classes that hubprune does not write.", hint="Publish it again.")
     path = folder / architecture.modeling_file(layout)

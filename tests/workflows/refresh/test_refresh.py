@@ -134,7 +134,7 @@ def test_the_card_names_the_new_files_and_says_what_was_measured_with_which(refr
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f'revision = "{report.tag}"' in card
     assert hashlib.sha256((folder / "modeling_pruned_mistral.py").read_bytes()).hexdigest() in card
-    assert f"run on its files as they are at {OLD_TAG}" in card
+    assert f"run on the files at {OLD_TAG}" in card
     line = next(line for line in card.splitlines() if line.startswith("Refreshed with hubprune"))
     assert "config.json, modeling_pruned_mistral.py and tokenizer_config.json" in line.replace("\\", "")
     assert f"tag {OLD_TAG}" in line
