@@ -56,9 +56,10 @@ def warm() -> Iterator[WarmCommands | None]:
 
 
 @pytest.fixture
-def hubprune(hub: RunningHub, files: Path, warm: WarmCommands | None) -> CommandLine:
-    """The command line with an admin's token and empty caches."""
-    return CommandLine(hub, files, hub.token, warm=warm)
+def hubprune(hub: RunningHub, files: Path, request: pytest.FixtureRequest) -> CommandLine:
+    """The command line with an admin's token and empty caches; it shares imports in a module that says so."""
+    shared = getattr(request.module, "SHARES_IMPORTS", False)
+    return CommandLine(hub, files, hub.token, warm=request.getfixturevalue("warm") if shared else None)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ BASE, TARGET = "meta/moving", "local/again"
 
 
 @pytest.fixture(scope="module")
-def hubprune(hub, base_folder, tmp_path_factory, warm):
+def hubprune(hub, base_folder, tmp_path_factory):
     """The command line in a folder that holds, under `kept`, the files of a publish."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -22,7 +22,7 @@ def hubprune(hub, base_folder, tmp_path_factory, warm):
     api.create_repo(BASE)
     adds = [CommitOperationAdd(path.name, path.read_bytes()) for path in base_folder.iterdir()]
     api.create_commit(BASE, adds, commit_message="Fill")
-    run = CommandLine(hub, write_files(tmp_path_factory.mktemp("reproduce")), hub.token, warm=warm)
+    run = CommandLine(hub, write_files(tmp_path_factory.mktemp("reproduce")), hub.token)
     (run.home / "notes.md").write_text("Mind the *gap*.\n")
     options = ("--attn-drop", 1, "--repo-id", TARGET, "--notes", "notes.md", "--out", "kept")
     ended = run("publish", BASE, *SMALL, *options)

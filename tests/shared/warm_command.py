@@ -1,7 +1,8 @@
 """`hubprune` in processes of its own which share, as forks of one, what importing torch and transformers takes.
 
 That is nine tenths of a command with a small model.  What such a command's own processes import is shared as well.
-A command with variables of its own, and one that is interrupted, is started as any other.
+A command with variables of its own, and one that is interrupted, is started as any other; so are those of modules that
+do not ask for it.
 """
 
 from __future__ import annotations
