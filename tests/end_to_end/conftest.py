@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from little import BASE, SMALL, CommandLine, Ended, fill, put_on_hub, write_base, write_files
-from warm_command import WarmCommands, warm_commands
 
 if TYPE_CHECKING:
     from hubprune.localhub import RunningHub
@@ -49,17 +48,10 @@ def files(tmp_path: Path) -> Path:
     return write_files(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def warm() -> Iterator[WarmCommands | None]:
-    with warm_commands() as commands:
-        yield commands
-
-
 @pytest.fixture
-def hubprune(hub: RunningHub, files: Path, request: pytest.FixtureRequest) -> CommandLine:
-    """The command line with an admin's token and empty caches; it shares imports in a module that says so."""
-    shared = getattr(request.module, "SHARES_IMPORTS", False)
-    return CommandLine(hub, files, hub.token, warm=request.getfixturevalue("warm") if shared else None)
+def hubprune(hub: RunningHub, files: Path) -> CommandLine:
+    """The command line with an admin's token and empty caches."""
+    return CommandLine(hub, files, hub.token)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from little import BASE, CommandLine, Ended, lines
 
 from hubprune.localhub import RunningHub
 
-SHARES_IMPORTS = True
 SENTENCES = [f"The {n} boats went out at dawn and came back with {n * 7} fish." for n in range(40)]
 CODE = [{"instruction": f"Add {n}.", "input": "" if n % 2 else f"x = {n}", "output": f"x += {n}"} for n in range(12)]
 MATH = [{"source": "demo", "output": f"It is {2 * n}.", "instruction": f"What is {n} + {n}?"} for n in range(12)]

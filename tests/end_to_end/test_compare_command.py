@@ -4,8 +4,6 @@ import json
 
 from little import BASE, SMALL
 
-SHARES_IMPORTS = True
-
 
 def test_folders_and_repos_are_compared_through_the_command_line(hubprune, base_folder):
     *done, ended = hubprune.each(

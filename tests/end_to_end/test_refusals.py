@@ -9,8 +9,6 @@ from little import BASE, leftovers
 
 COMPUTE = ("documents in", "batches in")
 
-SHARES_IMPORTS = True
-
 
 def refused(ended, files, *said, code=1):
     assert ended.code == code, ended.err

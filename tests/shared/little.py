@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from warm_command import COMMAND, WITHIN, WarmCommands
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -146,29 +145,24 @@ class CommandLine:
     home: Path
     token: str
     variables: dict[str, str] = field(default_factory=dict)
-    warm: WarmCommands | None = None
-    """What shares imports among commands."""
 
     def __call__(
         self, *arguments: object, stop_at: str | None = None, stop_after: float = 0, **variables: str
     ) -> Ended:
         """Run it to its end, or send Ctrl-C when stderr says `stop_at`, or so many seconds later."""
-        environment, given = self.environment(variables), [str(argument) for argument in arguments]
-        shared = self.warm and not stop_at and self.warm.command(COMMAND, given, environment)
+        command = [sys.executable, "-m", "hubprune", *map(str, arguments)]
         process = subprocess.Popen(
-            shared or [sys.executable, "-m", "hubprune", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, cwd=self.home, env=environment, start_new_session=True, preexec_fn=_listen_to_ctrl_c,
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.home,
+            env=self.environment(variables), start_new_session=True, preexec_fn=_listen_to_ctrl_c,
         )  # fmt: skip
         return self._interrupted(process, stop_at, stop_after) if stop_at else self._ended(process)
 
     def each(self, *commands: Sequence[object], **variables: str) -> list[Ended]:
         """Run several commands in one process after each other, which imports the libraries once."""
         given = json.dumps([[str(argument) for argument in command] for command in commands])
-        environment = self.environment(variables)
-        shared = self.warm and self.warm.command(WITHIN + EACH, [given], environment)
         done = subprocess.run(
-            shared or [sys.executable, "-c", EACH, given], capture_output=True, text=True, cwd=self.home,
-            env=environment, timeout=240,
+            [sys.executable, "-c", EACH, given], capture_output=True, text=True, cwd=self.home,
+            env=self.environment(variables), timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return [Ended(*ended) for ended in json.loads(done.stdout.splitlines()[-1])]
