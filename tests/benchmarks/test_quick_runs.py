@@ -15,7 +15,6 @@ RUNS = {
     "write_checkpoint.py": ("--quick",),
     "score.py": ("--quick",),
     "eval.py": ("--quick",),
-    "long.py": ("--quick",),
     "choosing.py": ("--quick",),
     "sparser.py": ("--quick",),
     "real_sizes.py": ("--small", "prune-3B"),
