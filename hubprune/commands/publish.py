@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from hubprune.commands.local import show_checkup
@@ -17,8 +18,7 @@ PUBLISH_EXAMPLES = (
     "  |  hubprune publish --recipe recipe.yaml --on hf-jobs --flavor a100-large"
 )
 PUSH_EXAMPLES = (
-    "Example:  hubprune publish --recipe recipe.yaml --repo-id me/tiny --dry-run --out result --report report.json"
-    "  &&  hubprune push result report.json"
+    "Example:  hubprune publish --recipe recipe.yaml --repo-id me/tiny --dry-run --out result  &&  hubprune push result"
 )
 SCORE_EXAMPLES = (
     "Examples:  hubprune score meta-llama/Llama-3.2-3B --attn-drop 3 --num-samples 128"
@@ -63,6 +63,7 @@ def publish(request: requests.JobRequest, reporter: Reporter, *, as_json: bool) 
     from hubprune.commands.ci import told_to_job
     from hubprune.workflows import jobs
     from hubprune.workflows import publish as pipeline
+    from hubprune.workflows.push import new_report_beside
 
     if request.adopt and (request.check or request.runs_elsewhere):
         raise RecipeError(
@@ -82,6 +83,8 @@ def publish(request: requests.JobRequest, reporter: Reporter, *, as_json: bool) 
             job = jobs.publish_on_jobs(request, reporter=reporter)
             show(json.dumps(job, indent=2) if as_json else summary.table(list(map(list, job.items())), left=2))
             return
+        if request.dry_run and request.out and not request.report:
+            request = replace(request, report=str(new_report_beside(Path(request.out))))
         done = pipeline.publish(request, reporter=reporter, told=told)
         folder, written = (str(place) if place else "" for place in (request.out, request.report))
         lines = summary.publish_summary(done, with_card=request.show_card, folder=folder, written=written)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -232,12 +233,15 @@ def _publish_parts(report: PublishReport, with_card: bool, folder: str, written:
 
 def _next_steps(folder: str, written: str) -> str:
     """Write the two commands that follow a dry run, or how to get there."""
-    kept, told = shlex.quote(folder or "kept"), shlex.quote(written or "report.json")
-    rows = [["to see the card:", f"hubprune card {kept} --preview"], ["to publish it:", f"hubprune push {kept} {told}"]]
-    if folder and written:
-        return table(rows, left=2)
-    given = " ".join([*([] if folder else [f"--out {kept}"]), *([] if written else [f"--report {told}"])])
-    return f"Run it again with {given}, which computes nothing again, then\n{table(rows, left=2)}"
+    from hubprune.workflows.push import report_beside
+
+    unused = ("kept" if number == 1 else f"kept-{number}" for number in count(1))
+    free = (name for name in unused if not Path(name).exists() and not report_beside(Path(name)).exists())
+    kept = shlex.quote(folder or next(free))
+    beside = not written or (folder and Path(written) == report_beside(Path(folder)))
+    pushed = f"hubprune push {kept}" + ("" if beside else f" {shlex.quote(written)}")
+    lines = table([["to see the card:", f"hubprune card {kept} --preview"], ["to publish it:", pushed]], left=2)
+    return lines if folder else f"Run it again with --out {kept}, which computes nothing again, then\n{lines}"
 
 
 def sibling_lines(report: SiblingReport) -> str:

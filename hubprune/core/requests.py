@@ -127,8 +127,9 @@ class PushRequest(Delivering):
     """Publish what a dry run made."""
 
     folder: Annotated[Place, Argument("What publish --dry-run --out wrote.", metavar="FOLDER")] = field(kw_only=False)
-    dry_run_report: Annotated[Place, Argument(
-        "What --report of the same run wrote.", metavar="REPORT")] = field(kw_only=False)
+    dry_run_report: Annotated[Place | None, Argument(
+        "The report of the same run. Default: FOLDER-report.json.", metavar="REPORT"
+    )] = field(default=None, kw_only=False)
 
 
 @dataclass(frozen=True, kw_only=True)

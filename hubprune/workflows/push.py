@@ -24,7 +24,7 @@ from hubprune.workflows.publish.siblings import SiblingDelivery, deliver_all
 from hubprune.workflows.run import Run, open_session
 
 STAGES = ("Check", "Publish and load back")
-AGAIN = "Make both again with hubprune publish --dry-run --out FOLDER --report REPORT."
+AGAIN = "Make both again with hubprune publish --dry-run --out FOLDER, which writes FOLDER-report.json beside it."
 
 
 def push(
@@ -40,10 +40,11 @@ def push(
         OverBudgetError: it lost more than its recipe allows.
         HubpruneError: it may not be published there, or could not be.
     """
-    session, report = open_session(request.endpoint), read_report(Path(request.dry_run_report))
+    session, folder = open_session(request.endpoint), Path(request.folder)
+    report = read_report(Path(request.dry_run_report) if request.dry_run_report else report_beside(folder))
     written = Path(request.report) if request.report else None
     delivery = Delivery(replaces=request.replaces, report=written, told=told)
-    return push_made(Path(request.folder), report, delivery, session=session, reporter=reporter)
+    return push_made(folder, report, delivery, session=session, reporter=reporter)
 
 
 def push_made(
@@ -110,6 +111,28 @@ def _refuse_newer(target: Target, seen: str | None, files: tuple[RepoFile, ...],
             f"at {target.parent}.",
             hint=f"Nothing was changed. {AGAIN}",
         )
+
+
+def report_beside(folder: Path) -> Path:
+    """Return where the report of a dry run is, unless something else was asked for: beside what it made."""
+    where = folder if folder.name else folder.absolute()
+    return where.parent / f"{where.name}-report.json"
+
+
+def new_report_beside(folder: Path) -> Path:
+    """Return the same for a run that will write it, which may replace an earlier report and nothing else.
+
+    Raises:
+        RecipeError: there is something else.
+    """
+    path = report_beside(folder)
+    try:
+        if path.exists():
+            read_report(path)
+    except RecipeError as error:
+        hint = "Say with --report FILE where the report goes, or choose another --out."
+        raise RecipeError(f"{path} exists already, and is no report of this version.", hint=hint) from error
+    return path
 
 
 def read_report(path: Path) -> PublishReport:

@@ -76,8 +76,8 @@ def left_by_others(hub, admin, tmp_path_factory):
         patch.setattr(doctor, "ROWS", 4)
         patch.setattr(doctor, "WIDTH", 64)
         patch.setattr(timing, "resident_peak", lambda *place, **options: 2**29)
-        run(["publish", BASE, "--attn-drop", "3", "--dry-run", "--out", "kept", "--report", "kept-report.json"])
-        run(["push", "kept", "kept-report.json"])
+        run(["publish", BASE, "--attn-drop", "3", "--dry-run", "--out", "kept"])
+        run(["push", "kept"])
         run(["prune", BASE, "--attn-drop", "3", "--out", "pruned"])
         texts = [f'{{"text": "Elsa saw bird number {n} and went to the barn."}}\n' for n in range(400)]
         Path("texts.jsonl").write_text("".join(texts))

@@ -184,15 +184,27 @@ def test_a_published_repo_can_be_pruned_and_published_again(hubprune, files):
     assert refreshed.code == 0, refreshed.out + refreshed.err
 
 
-def test_a_dry_run_writes_nothing_to_the_hub(publish, api):
-    ended = publish("--attn-layers", "1", "--tasks", "none", "--repo-id", "local/dry", "--dry-run", "--show-card")
+def test_a_dry_run_writes_nothing_to_the_hub_and_the_lines_that_it_prints_do(publish, hubprune, api, files):
+    asked = ("--attn-layers", "1", "--repo-id", "local/dry", "--dry-run")
+    (files / "kept-report.json").write_text("{}")
+    ended = publish(*asked, "--show-card")
     assert ended.code == 0, ended.err
     assert ended.out.startswith("README.md as it would be published:\n\n---\n")
     assert "local/dry, branch main, which does not exist yet:" in ended.out
     assert re.search(r"^new +model\.safetensors", ended.out, re.MULTILINE)
     assert re.search(r"of which about [\d.]+ kB \([\d.]+ %\) would be sent", ended.out)
-    assert "nothing was published\n\nRun it again with --out kept --report report.json" in ended.out
+    assert "nothing was published\n\nRun it again with --out kept-2, which" in ended.out
+    refused = publish(*asked, "--out", "kept")
+    assert (refused.code, (files / "kept-report.json").read_text()) == (1, "{}"), refused.err
+    assert "kept-report.json exists already, and is no report of this version.\n" in refused.err
+    again = publish(*asked, "--out", "kept-2")
+    assert again.code == 0, again.err
     assert not api.repo_exists("local/dry")
+    line = ended.out.splitlines()[-1]
+    assert line == again.out.splitlines()[-1]
+    pushed = hubprune(*line.partition("hubprune ")[2].split())
+    assert pushed.code == 0, pushed.err
+    assert api.repo_exists("local/dry")
 
 
 def test_code_of_the_card_that_fails_stops_the_publish_before_anything_is_sent(publish, api, files):

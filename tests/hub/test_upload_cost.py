@@ -356,7 +356,7 @@ def test_the_summary_of_a_dry_run_ends_with_the_files_and_the_two_commands_that_
     )
     asked = publish_summary(made.report(upload=PLAN), with_card=True)
     assert asked.startswith("README.md as it would be published:\n\n---\nlicense: mit")
-    assert "Run it again with --out kept --report report.json, which computes nothing again, then\n" in asked
+    assert "Run it again with --out kept, which computes nothing again, then\n" in asked
 
 
 def test_the_summary_of_a_publish_shows_no_plan_of_an_earlier_dry_run():

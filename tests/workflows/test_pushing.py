@@ -191,7 +191,7 @@ def test_what_an_earlier_push_sent_is_no_conflict(dry_run, push, session, user):
 @pytest.mark.parametrize("text", ["", "{}", "nothing", '{"schema_version": 9}'])
 def test_what_is_no_report_is_refused_with_how_to_make_one(tmp_path, text):
     (tmp_path / "report.json").write_text(text)
-    with pytest.raises(RecipeError, match=r"hubprune publish --dry-run --out FOLDER --report REPORT"):
+    with pytest.raises(RecipeError, match=r"hubprune publish --dry-run --out FOLDER, which writes FOLDER-report"):
         pushing.read_report(tmp_path / "report.json")
     with pytest.raises(RecipeError, match="No such file"):
         pushing.read_report(tmp_path / "absent.json")
