@@ -139,15 +139,14 @@ def _pace(tokens_per_second: float | None, seconds: float) -> str:
 def _legend(report: SpeedReport) -> str:
     lines = [
         "depth: tokens in the KV cache when decoding starts; control: the base against itself",
-        "ratio: the base's time over the pruned model's, above 1 is faster; median of the rounds [95 % interval]",
+        "ratio: the base's time over the pruned model's, above 1 is faster; median of the rounds [95 % interval];",
+        "  under noise it may differ from what the two medians beside it come to",
         "tok/s: over the batch; of a whole answer, new tokens over the time of prompt and decoding",
     ]
     if change := report.benchmarks:
         error = "" if change.standard_error is None else f" ± {change.standard_error:.2f}"
-        lines.append(
-            f"SDR: points lost per percent of speed-up; {len(change.tasks)} tasks changed by "
-            f"{change.points:+.2f}{error} points"
-        )
+        tasks = f"{len(change.tasks)} task{'s'[: len(change.tasks) - 1]}"
+        lines.append(f"SDR: points lost per percent of speed-up; {tasks} changed by {change.points:+.2f}{error} points")
     return "\n".join(lines)
 
 

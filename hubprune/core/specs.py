@@ -61,6 +61,8 @@ class Settings(BaseModel):
 
 DEFAULT_GROUP = 128
 """Columns that share a scale, as vLLM's kernels like it."""
+USUAL_GROUPS = (DEFAULT_GROUP, 64, 32)
+"""What vLLM has kernels for."""
 HAND: Mapping[SublayerKind, str] = {"attn": "--attn-layers", "mlp": "--mlp-layers"}
 METHODS: Mapping[Ranking, Method] = {
     "attn": "attn-drop", "mlp": "mlp-drop", "block": "block-drop", "joint": "joint-drop",

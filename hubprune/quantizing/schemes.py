@@ -19,14 +19,12 @@ from pydantic import ValidationError
 from hubprune.core.architectures import Architecture
 from hubprune.core.artifacts import QuantizationRecord
 from hubprune.core.errors import CheckpointError, RecipeError, UnsupportedFormatError
-from hubprune.core.specs import DEFAULT_GROUP, QuantizationSpec
+from hubprune.core.specs import DEFAULT_GROUP, USUAL_GROUPS, QuantizationSpec
 from hubprune.core.weights import Weights
 
 BITS = {"w4a16": 4, "w8a16": 8, "fp8": 8}
 SCALE_BITS, WORD_BITS = 16, 32
 """Of a scale, and of the numbers that several weights are packed into."""
-USUAL_GROUPS = (128, 64, 32)
-"""What vLLM has kernels for."""
 SOURCES = ("BF16", "F16", "F32")
 """dtypes of weights that can be quantized, as safetensors spells them."""
 IGNORED = ("lm_head",)
@@ -85,11 +83,11 @@ def require_fit(matrices: Mapping[str, Matrix], spec: QuantizationSpec, *, name:
         return
     odd = next((m for m in matrices.values() if m.columns % group), None)
     fitting = [size for size in USUAL_GROUPS if fits(size)] or [n for n in range(min(widths), 0, -1) if fits(n)][:3]
-    other = f"Pass --group-size {' or '.join(map(str, fitting))}" if fitting else "No group size fits all of them"
+    other = f"Pass --group-size {' or '.join(map(str, fitting))}, or" if fitting else "No group size fits all: pass"
     raise RecipeError(
         f"{odd.name} of {name} has {odd.columns:,} columns, which groups of {group} do not divide."
         if odd else f"Groups of {group} columns do not fill numbers of {WORD_BITS} bits with {spec.scheme}.",
-        hint=f"{other}, or --scheme fp8, which has one scale per row.",
+        hint=f"{other} --scheme fp8, which has one scale per row.",
     )  # fmt: skip
 
 
