@@ -195,7 +195,7 @@ def test_a_dry_run_writes_nothing_to_the_hub_and_the_lines_that_it_prints_do(pub
     assert re.search(r"of which about [\d.]+ kB \([\d.]+ %\) would be sent", ended.out)
     assert "nothing was published\n\nRun it again with --out kept-2, which" in ended.out
     refused = publish(*asked, "--out", "kept")
-    assert (refused.code, (files / "kept-report.json").read_text()) == (1, "{}"), refused.err
+    assert (refused.code, (files / "kept-report.json").read_text()) == (2, "{}"), refused.err
     assert "kept-report.json exists already, and is no report of this version.\n" in refused.err
     again = publish(*asked, "--out", "kept-2")
     assert again.code == 0, again.err
