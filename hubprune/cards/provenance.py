@@ -194,19 +194,20 @@ def check_license(recipe: Recipe, *, base: BaseCheckpoint) -> None:
         )
 
 
-def check_name(name: str, *, card: BaseCard, allowed: bool = False) -> None:
-    """Refuse a name, without its namespace, that the base's licence does not allow; case and hyphens do not count.
+def check_name(repo_id: str, *, card: BaseCard, allowed: bool = False) -> None:
+    """Refuse a name that the licence of the base does not allow, with a namespace or without; case and hyphens do not count.
 
     Raises:
         RecipeError: with a name that is allowed.
     """
+    namespace, slash, name = repo_id.rpartition("/")
     prefix, bare = _terms(card).prefix, bare_name(name, card=card)
     if allowed or _begins(name, prefix):
         return
     example = bare if _begins(bare, prefix) else f"{prefix.replace(' ', '-')}-{name}"
     raise RecipeError(
         f"Under the licence {license_name(card)}, {name!r} has to begin with {prefix!r}.",
-        hint=f"Pass --repo-id {example}, for example, or --allow-name where the owner allows yours.",
+        hint=f"Pass --repo-id {namespace}{slash}{example}, for example, or --allow-name where the owner allows yours.",
     )
 
 

@@ -64,7 +64,7 @@ def preflight(
     terms = card_in_force(base, given=recipe.target.license)
     repo_id = _target_id(recipe, identity=identity, terms=terms)
     name = repo_id.split("/")[-1]
-    check_name(name, card=terms, allowed=recipe.target.allow_name)
+    check_name(recipe.target.repo_id or name, card=terms, allowed=recipe.target.allow_name)
     target = _look_at(
         repo_id, recipe=recipe, base=base, identity=identity, session=session, overwrite=overwrite, excuse=excuse
     )
@@ -112,7 +112,10 @@ def _identify(session: HubSession, *, wanted: str | None, excuse: Excuse | None)
     try:
         return identify(session)
     except AuthenticationError as error:
-        if excuse is None or session.token is not None or "/" not in (wanted or ""):
+        if excuse is None or session.token is not None:
+            raise
+        if "/" not in (wanted or ""):
+            error.advise("Or pass --repo-id NAME/MODEL to rehearse without one.")
             raise
         excuse(error)
         return NOBODY

@@ -253,7 +253,7 @@ def test_ordinary_names_of_branches_are_taken(session, base, to, name):
 )
 def test_a_name_that_the_licence_does_not_allow_is_refused_with_one_that_it_does(session, base, to, name, allowed):
     llama = base.model_copy(update={"card": BaseCard(license="other", license_name="llama3.1")})
-    with pytest.raises(RecipeError, match=rf"Under the licence llama3\.1, '{name}' .* Pass --repo-id {allowed}, for"):
+    with pytest.raises(RecipeError, match=rf"Under the licence llama3\.1, '{name}' .* Pass --repo-id acme/{allowed}, for"):
         preflight(to(repo_id=f"acme/{name}"), base=llama, session=session)
     assert preflight(to(repo_id=f"acme/{allowed}"), base=llama, session=session).repo_id == f"acme/{allowed}"
 
@@ -271,7 +271,7 @@ def test_upper_and_lower_case_of_the_name_count_as_the_same(session, base, to):
 
 def test_llama_3_asks_for_its_number_and_the_default_name_has_it(session, base, to, recipe):
     llama = base.model_copy(update={"card": BaseCard(license="llama3")})
-    with pytest.raises(RecipeError, match=r"has to begin with 'Llama 3'\. Pass --repo-id Llama-3-Llama-tiny, for"):
+    with pytest.raises(RecipeError, match=r"has to begin with 'Llama 3'\. Pass --repo-id acme/Llama-3-Llama-tiny, for"):
         preflight(to(repo_id="acme/Llama-tiny"), base=llama, session=session)
     meta = recipe.model_copy(update={"base": BaseModelSpec(repo_id="meta-llama/Meta-Llama-3-8B")})
     assert preflight(meta, base=llama, session=session).repo_id.endswith("/Llama-3-8B-attn-drop-3")
