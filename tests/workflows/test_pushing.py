@@ -217,5 +217,5 @@ def test_a_dry_run_needs_no_token_where_the_target_is_named_in_full(recipe, hub,
     asked = recipe.model_copy(update={"target": TargetSpec(repo_id="acme/Llama-dry")})
     assert preflight(asked, base=base, session=nobody, excuse=told.append).repo_id == "acme/Llama-dry"
     assert [type(error) for error in told] == [AuthenticationError]
-    with pytest.raises(AuthenticationError, match="Or pass --repo-id NAME/MODEL"):  # whose it would be, only a token tells
+    with pytest.raises(AuthenticationError, match="Or pass --repo-id NAME/MODEL"):  # which tells whose it is
         preflight(recipe, base=base, session=nobody, excuse=told.append)
