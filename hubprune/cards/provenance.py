@@ -195,7 +195,7 @@ def check_license(recipe: Recipe, *, base: BaseCheckpoint) -> None:
 
 
 def check_name(repo_id: str, *, card: BaseCard, allowed: bool = False) -> None:
-    """Refuse a name that the licence of the base does not allow, with a namespace or without; case and hyphens do not count.
+    """Refuse a name, with or without a namespace, that the base's licence does not allow; case and hyphens do not count.
 
     Raises:
         RecipeError: with a name that is allowed.
