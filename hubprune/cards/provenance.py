@@ -195,7 +195,7 @@ def check_license(recipe: Recipe, *, base: BaseCheckpoint) -> None:
 
 
 def check_name(repo_id: str, *, card: BaseCard, allowed: bool = False) -> None:
-    """Refuse a name, with or without a namespace, that the base's licence does not allow; case and hyphens do not count.
+    """Refuse a name, with a namespace or without, that the licence does not allow; case and hyphens do not count.
 
     Raises:
         RecipeError: with a name that is allowed.
