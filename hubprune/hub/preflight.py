@@ -55,10 +55,8 @@ def preflight(
     """
     check_endpoint(session.endpoint)
     if base.commit is None:
-        raise RecipeError(
-            f"Cannot publish from the local folder {base.name!r}: a card names its base on the Hub, and the commit.",
-            hint="Give the base's repo id, or keep the result local.",
-        )
+        told = f"Cannot publish from the local folder {base.name!r}: a card names its base on the Hub, and the commit."
+        raise RecipeError(told, hint="Give the base's repo id, or keep the result local.")
     identity = _identify(session, wanted=recipe.target.repo_id, excuse=excuse)
     check_license(recipe, base=base)
     terms = card_in_force(base, given=recipe.target.license)
@@ -112,10 +110,9 @@ def _identify(session: HubSession, *, wanted: str | None, excuse: Excuse | None)
     try:
         return identify(session)
     except AuthenticationError as error:
-        if excuse is None or session.token is not None:
-            raise
-        if "/" not in (wanted or ""):
-            error.advise("Or pass --repo-id NAME/MODEL to rehearse without one.")
+        if excuse is None or session.token is not None or "/" not in (wanted or ""):
+            if excuse and session.token is None:
+                error.advise("Or pass --repo-id NAME/MODEL to rehearse without one.")
             raise
         excuse(error)
         return NOBODY
