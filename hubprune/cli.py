@@ -6,8 +6,11 @@ answers at once.
 
 from __future__ import annotations
 
+import atexit
 import errno
+import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import typer
@@ -50,12 +53,24 @@ def main() -> NoReturn:
         else:
             _run()
     except KeyboardInterrupt:  # in the moment before or after a command
-        sys.exit(INTERRUPTED)
+        _leave()
     except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _leave()
         if not end.code:  # where something failed, whoever started the processes ends the others
             dismiss()
         raise
     sys.exit(0)
+
+
+def _leave() -> NoReturn:
+    """End as interrupted, without the destructors of libraries: some abort over a thread that Ctrl-C left behind."""
+    with suppress(BaseException):
+        atexit._run_exitfuncs()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
 def _run() -> None:

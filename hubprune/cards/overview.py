@@ -41,13 +41,11 @@ from hubprune.core.artifacts import (
     SublayerKind,
     Verification,
 )
-from hubprune.core.config import read_structure
 from hubprune.core.console import size
 from hubprune.core.devices import last_words, run_to_end, stored_dtype
 from hubprune.core.errors import VerificationError
 from hubprune.core.files import scratch_folder
 from hubprune.core.privacy import page, scrub
-from hubprune.core.specs import DEFAULT_GROUP, USUAL_GROUPS
 from hubprune.core.strict import parse_json
 from hubprune.core.templates import environment as template_environment
 
@@ -212,8 +210,7 @@ def usage(report: PublishReport, *, tag: str | None) -> Usage:
         code=code,
         runtimes=tuple(runtimes),
         others=other_runtimes(report.verification, plan, needs_file=code is not None, refreshed=bool(report.refreshed)),
-        train=train_code(repo_id, tag=tag, custom_code=code is not None),
-        quantize=quantize_command(repo_id, base, plan),
+        train=train_code(repo_id, tag=tag, custom_code=code is not None), quantize=f"hubprune quantize {repo_id}",
     )  # fmt: skip
 
 
@@ -221,17 +218,6 @@ def train_code(repo_id: str, *, tag: str | None, custom_code: bool) -> str:
     """Write the lines that put adapters on the model, to be trained."""
     made = template_environment("card", filters=FILTERS).get_template("train.py.jinja")
     return visible(made.render(repo_id=repo_id, revision=tag, custom_code=custom_code), keep="\n\t").rstrip("\n")
-
-
-def quantize_command(repo_id: str, base: BaseCheckpoint, plan: DropPlan) -> str:
-    """Write the command that quantizes the model, with a group size that divides all of its matrices."""
-    config = base.config
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    widths = read_structure(config, name=base.name).without(plan).mlp_widths
-    columns = {hidden, heads * (config.get("head_dim") or hidden // heads), *widths} - {0}
-    fitting = next((size for size in USUAL_GROUPS if all(number % size == 0 for number in columns)), None)
-    options = {None: " --scheme fp8", DEFAULT_GROUP: ""}
-    return f"hubprune quantize {repo_id}{options.get(fitting, f' --group-size {fitting}')}"
 
 
 def ran_in(verification: Verification) -> str:

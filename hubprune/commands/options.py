@@ -105,10 +105,13 @@ def _joined(asked: Sequence[Asked], given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: (",".join(v) if v else None) if name in lists else v for name, v in given.items()}
 
 
+ADDED = ("attn_layers", "max_loss", "mlp_layers", "protect", "target", "target_over")
+"""Options whose parts add up when they are given several times; of others the last one counts, as a script expects."""
+
+
 def _takes_commas(asked: Asked) -> bool:
     kinds = get_args(asked.type) if isinstance(asked.type, UnionType) else ()
-    several = any(get_origin(kind) in (Sequence, Mapping) for kind in kinds)
-    return several and str in kinds and not isinstance(asked.option, Argument)
+    return asked.name in ADDED and str in kinds
 
 
 def _flag(name: str) -> str:

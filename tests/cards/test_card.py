@@ -112,7 +112,7 @@ def test_the_base_is_linked_and_cited_where_it_is():
 
 
 def test_the_kv_cache_is_counted_at_the_dtype_of_the_base():
-    config = {**made.base().config, "dtype": None, "torch_dtype": "float16"}
+    config = {"model_type": "llama", "torch_dtype": "float16"}
     assert "| KV cache, bytes per token at float16 | 32,768 | 20,480 |" in card(base=made.base(config=config))
 
 

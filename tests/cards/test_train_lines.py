@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import made
-import pytest
-
-from hubprune.cards.overview import quantize_command, train_code
+from hubprune.cards.overview import train_code
 
 
 def test_the_lines_put_adapters_on_a_model(tmp_path: Path, capsys):
@@ -27,17 +24,3 @@ def test_a_hostile_name_stays_a_string():
     code = train_code('a"\nimport os #', tag='b"', custom_code=True)
     compile(code, "card", "exec")
     assert "\nimport os" not in code
-
-
-@pytest.mark.parametrize(
-    ("sizes", "options"),
-    [
-        ({}, ""),
-        ({"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}, " --group-size 64"),
-        ({"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 256}, " --scheme fp8"),
-        ({"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 160}, " --group-size 32"),
-    ],
-)
-def test_the_command_that_quantizes_names_groups_that_divide_every_matrix(sizes, options):
-    base = made.base(config={**made.base().config, **sizes})
-    assert quantize_command("me/small", base, made.plan()) == f"hubprune quantize me/small{options}"

@@ -82,7 +82,7 @@ def typed(arguments):
         command, words = child, words[1:]
     assert not hasattr(command, "commands"), f"hubprune {' '.join(arguments)} names no command"
     context = command.make_context("hubprune", words)
-    given = {name: value for name, value in context.params.items() if value is not None}
+    given = {name: value for name, value in context.params.items() if value not in (None, [], ())}
     old = {p.name for p in command.params if getattr(p, "hidden", False)}
     assert not old & given.keys(), f"{old & given.keys()} are names of earlier versions"
     return command, given

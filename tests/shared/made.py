@@ -69,15 +69,7 @@ def base(**changes):
     values = {
         "name": "meta-llama/Llama-3.2-3B",
         "commit": BASE_COMMIT,
-        "config": {
-            "model_type": "llama",
-            "num_hidden_layers": 8,
-            "dtype": "bfloat16",
-            "hidden_size": 3072,
-            "num_attention_heads": 24,
-            "num_key_value_heads": 8,
-            "intermediate_size": 8192,
-        },
+        "config": {"model_type": "llama", "num_hidden_layers": 8, "dtype": "bfloat16"},
         "files": (RepoFile(path="config.json", size=2, git_oid="0" * 40),),
         "card": BaseCard(language=("en", "no"), license="llama3.2"),
     }

@@ -121,7 +121,7 @@ def test_a_healed_one_comes_first_and_is_trained_again_only_where_its_training_c
     report = again(run_of(both(user, heal=HealSpec(steps=9))))
     assert committed(hub, start) == ["pruned", "pruned-healed", "pruned-W4A16", "pruned-GGUF"]
     assert report.siblings[0].loaded_back
-    assert "9 steps of training" in card_of(admin, f"{user[0]}/pruned")
+    assert "trained for 9 steps" in card_of(admin, f"{user[0]}/pruned")
     start = len(hub.log)
     done = again(run_of(both(user, heal=HealSpec(steps=9))))
     assert committed(hub, start) == []

@@ -293,13 +293,14 @@ def test_without_its_base_what_needs_none_is_refreshed(refresh, published, hub, 
     token = hub.add_user("outsider", role="fineGrained", writable=(REPO_ID,))
     api.update_repo_settings(BASE_ID, private=True)
     try:
-        [report] = refresh(published, session=HubSession.open(endpoint=hub.endpoint, token=token))
+        session = HubSession.open(endpoint=hub.endpoint, token=token)
+        [report] = refresh(published, session=session)
+        before = commits(api)
+        [again] = refresh(published, session=session)
     finally:
         api.update_repo_settings(BASE_ID, private=False)
     assert report.outcome == "committed"
     assert BASE_ID in report.notes[0]
-    before = commits(api)
-    [again] = refresh(published)
     assert (again.outcome, again.changed) == ("up to date", ())
     assert commits(api) == before
 
