@@ -14,7 +14,7 @@ WHAT_MATTERS := tests/hub/test_one_commit.py tests/pruning/test_importance.py te
 	tests/evaluation/test_harness.py tests/end_to_end/test_workflow_steps.py
 # An older client names its counting of bytes otherwise: there the bar of an upload jumps at the end.
 LATER_CLIENT := tests/hub/test_one_commit.py::test_uploads_report_every_byte_once
-.PHONY: help install demo test docs matrix faults fuzz runtimes gguf vllm lint fix bench sizes clean brief floors
+.PHONY: help install demo test slow docs matrix faults fuzz runtimes gguf vllm lint fix bench sizes clean brief floors
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -31,8 +31,11 @@ demo: install  ## Publish an embedded tiny model on a local Hub, all stages, not
 
 # A file is run by one process, which sets up its repos once; tests/conftest.py puts the slow ones first.
 test: lint  ## Lint, run all tests, and load published folders with the oldest and the newest transformers
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 	$(BIN)/python tests/matrix oldest newest --brief --families llama mistral-window tokenizers
+
+slow: install  ## Run what `make test` leaves out: quick runs of the benchmarks, and the longest ways through the commands
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
 
 docs: install  ## Build the documentation into build/site; a broken link fails
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"

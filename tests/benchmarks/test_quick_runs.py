@@ -21,6 +21,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", RUNS)
 def test_a_quick_run_compares_equal_results(script, tmp_path):
     command = [sys.executable, BENCHMARKS / script, *RUNS[script]]

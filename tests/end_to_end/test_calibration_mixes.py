@@ -168,6 +168,7 @@ def test_a_mix_that_names_what_is_not_there_is_refused_before_anything_is_downlo
     assert not list((files / "hf").rglob("model*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_mix_of_ones_own_joins_columns_packs_and_weighs_as_it_likes(score, files):
     code = {"dataset": "sahil2801/CodeAlpaca-20k", "column": ["instruction", "output"], "weight": 1}
     mix = {"subsets": [GOOD, code], "num_samples": 8, "max_tokens": 16, "packed": True}
@@ -181,6 +182,7 @@ def test_a_mix_of_ones_own_joins_columns_packs_and_weighs_as_it_likes(score, fil
 # ---- again ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_published_packed_recipe_draws_the_same_tokens_again(hubprune, score, files):
     del score  # its data sets are needed
     first = hubprune(

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from little import BASE, SMALL
 
 
+@pytest.mark.slow
 def test_folders_and_repos_are_compared_through_the_command_line(hubprune, base_folder):
     *done, ended = hubprune.each(
         ("prune", base_folder, "--attn-layers", "1,3", "--out", "a"),

@@ -22,6 +22,7 @@ def test_a_published_narrower_model_is_a_stock_one_and_says_what_it_lost(publish
     assert "up to date" in again.out
 
 
+@pytest.mark.slow
 def test_attentions_by_score_and_neurons_go_together(publish, files):
     ended = publish("--attn-drop", "1", "--mlp-width", "48,20,17,20", "--tasks", "none", "--repo-id", "local/both",
                     "--out", "both")  # fmt: skip
