@@ -40,8 +40,8 @@ class PublishRequest(Dropping, Scoring, Measuring, Target, Delivering):
     base: Annotated[str | None, Argument(
         "Repo id of the base, as in meta-llama/Llama-3.2-3B.")] = field(default=None, kw_only=False)
     from_sweep: Annotated[Place | None, Option(
-        "Publish what the sweep in this folder recommends; of several, what auto stands for.", metavar="FOLDER",
-        panel=DROPPING)] = None
+        "Publish what the sweep in this folder recommends. Of several methods name one: --attn-drop auto.",
+        metavar="FOLDER", panel=DROPPING)] = None
     max_loss: Annotated[str | int | float | Mapping[str, float] | None, Option(
         "Publish nothing, and exit with 4, where the mean of all tasks, or a task (piqa=5), lost more points, or more "
         "texts loop (loops=5) or repeat themselves (repetition=10); with auto, what the number may cost (default: 1).",

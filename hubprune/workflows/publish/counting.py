@@ -156,9 +156,12 @@ def _from_report(request: Asked, ranking: Ranking | None, path: Path, reporter: 
         names = OPTIONS[numbers[0]]
         raise RecipeError(f"{names} is a number, and --from-sweep brings one.", hint="Pass one of them.")
     if len(rows) != 1:
-        offered = ", ".join(f"{OPTIONS[row.method]} auto" for row in report.recommendations)
-        hint = f"Pass one of these beside it: {offered}." if offered else "Sweep with --tasks or --perplexity."
-        raise RecipeError(f"The sweep in {path} does not say what to take.", hint=hint)
+        offered = " or ".join(f"{OPTIONS[row.method]} auto" for row in report.recommendations)
+        if not offered:
+            raise RecipeError(f"The sweep in {path} recommends nothing.", hint="Sweep with --tasks or --perplexity.")
+        told = ", ".join(f"{OPTIONS[row.method]} {row.count}" for row in report.recommendations)
+        asked = f", none for {OPTIONS[ranking]}" if ranking else ""
+        raise RecipeError(f"The sweep in {path} recommends {told}{asked}.", hint=f"Pass {offered} beside it.")
     found, typed = rows[0], dict(_pairs(rows[0], report)) if rows[0].count else {}
     number = _number(_within(found, report, (budget(request.max_loss) or {}).get(MEAN)), report, reporter)
     if request.base not in (None, typed["base"]):
