@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hubprune.commands.summary import ratio_text, sdr_text, table
-from hubprune.core.artifacts import Measure, SpeedReport, SweepReport, Verdict
+from hubprune.core.artifacts import Measure, Ranking, SpeedReport, SweepReport, Verdict
 from hubprune.core.console import LARGEST, size
 from hubprune.workflows.sweep import with_error
 
@@ -81,14 +81,18 @@ def picked_lines(report: SweepReport) -> list[str]:
     """Write the rule, what it picks of each method, and the commands that publish that."""
     if not report.recommendations:
         return []
-    counts = {0: "none", 1: "1 drop"}
+    counts = {0: "none fits", 1: "1 drop"}
     rows = [
         [f"  {r.method}", counts.get(r.count, f"{r.count} drops"), f"{r.reason}. {r.takes}" if r.takes else r.reason]
         for r in report.recommendations
     ]
     commands = [f"  {r.command}" for r in report.recommendations if r.command]
     parts = [f"Rule: {report.rule}\n{table(rows, left=3)}"]
-    return [*parts, "Next:\n" + "\n".join(commands)] if commands else parts
+    if commands:
+        return [*parts, "Next:\n" + "\n".join(commands)]
+    swept = [r.method for r in report.recommendations]
+    others = ",".join(method for method in get_args(Ranking) if method not in swept and method != "block")
+    return [*parts, f"Or try --method {others}."] if others else parts
 
 
 def speed_lines(report: SpeedReport) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -29,7 +28,7 @@ from hubprune.pruning.selection import shape_of
 from hubprune.workflows import sweep as sweeping
 from hubprune.workflows.recipes import budget, recipe_of
 from hubprune.workflows.run import Run, open_run
-from hubprune.workflows.sweep import with_error
+from hubprune.workflows.sweep import too_much, with_error
 from hubprune.workflows.sweep.points import MOST_TRIED, REPORT, most_that_fit
 
 Asked = TypeVar("Asked", bound=PublishRequest)
@@ -140,7 +139,7 @@ def _number(found: Recommendation, report: SweepReport, reporter: Reporter) -> i
             f"Not even one drop of {report.base} keeps to the limit: {found.reason}.",
             hint=found.takes or f"Pass {OPTIONS[found.method]} 1 to publish it all the same.",
         )
-    reporter.note(f"{OPTIONS[found.method]} {found.count}: {found.reason}")
+    reporter.note(f"{OPTIONS[found.method]} {found.count} chosen: {found.reason}")
     return found.count
 
 
@@ -150,20 +149,22 @@ def _number(found: Recommendation, report: SweepReport, reporter: Reporter) -> i
 def _from_report(request: Asked, ranking: Ranking | None, path: Path, reporter: Reporter) -> Asked:
     """Do what the report of a sweep recommends, with its options where the request has none."""
     report = _read(path / REPORT if path.is_dir() else path)
-    rows = [row for row in report.recommendations if ranking in (None, row.method)]
+    limit = (budget(request.max_loss) or {}).get(MEAN)
+    rows = [_within(row, report, limit) for row in report.recommendations if ranking in (None, row.method)]
     numbers = [ranking for ranking in get_args(Ranking) if getattr(request, f"{ranking}_drop") not in (None, AUTO)]
     if numbers:
         names = OPTIONS[numbers[0]]
         raise RecipeError(f"{names} is a number, and --from-sweep brings one.", hint="Pass one of them.")
-    if len(rows) != 1:
+    if not rows:
         offered = " or ".join(f"{OPTIONS[row.method]} auto" for row in report.recommendations)
         if not offered:
             raise RecipeError(f"The sweep in {path} recommends nothing.", hint="Sweep with --tasks or --perplexity.")
         told = ", ".join(f"{OPTIONS[row.method]} {row.count}" for row in report.recommendations)
         asked = f", none for {OPTIONS[ranking]}" if ranking else ""
         raise RecipeError(f"The sweep in {path} recommends {told}{asked}.", hint=f"Pass {offered} beside it.")
-    found, typed = rows[0], dict(_pairs(rows[0], report)) if rows[0].count else {}
-    number = _number(_within(found, report, (budget(request.max_loss) or {}).get(MEAN)), report, reporter)
+    found = _only(rows, report, path)
+    typed = dict(_pairs(found, report)) if found.count else {}
+    number = _number(found, report, reporter)
     if request.base not in (None, typed["base"]):
         raise RecipeError(
             f"The sweep in {path} is of {typed['base']}, not of {request.base}.", hint="Leave out the base."
@@ -180,14 +181,34 @@ def _from_report(request: Asked, ranking: Ranking | None, path: Path, reporter: 
     return counting(replace(request, **missing, from_sweep=None), found.method, number)
 
 
+def _only(rows: Sequence[Recommendation], report: SweepReport, path: Path) -> Recommendation:
+    """Return what all of them come to, where those that drop anything drop the same.
+
+    Raises:
+        RecipeError: they differ; the message says what each recommends.
+    """
+    dropped = {(point.method, point.count): frozenset(point.dropped) for point in report.points}
+    plans: dict[object, Recommendation] = {}
+    for row in rows:
+        if row.count:
+            place = row.method, row.count
+            plans.setdefault(dropped.get(place, place), row)
+    if len(plans) > 1:
+        what = ", ".join(f"{OPTIONS[row.method]} {row.count}" for row in plans.values())
+        autos = " or ".join(f"{OPTIONS[row.method]} auto" for row in plans.values())
+        raise RecipeError(f"The sweep in {path} recommends {what}.", hint=f"Pass {autos} beside it.")
+    return next(iter(plans.values()), rows[0])
+
+
 def _within(found: Recommendation, report: SweepReport, limit: float | None) -> Recommendation:
     """Take as many fewer as it needs for the mean to lose no more than a limit of one's own."""
     points = sorted((point for point in report.points if point.method == found.method), key=lambda point: point.count)
     for before, point in pairwise(points):
         change = point.mean_change
         if limit is not None and change and -change.value > limit and point.count <= found.count:
-            reason = f"{point.count}: mean {with_error(change)} points (limit −{limit:g})"
-            takes = f"{point.count} would take --max-loss {ceil(-10 * change.value) / 10:g}."
+            reason, takes = too_much(point, max_loss=limit)
+            if before.count:
+                reason = f"with {point.count}, mean {with_error(change)} points (limit −{limit:g})"
             return found.model_copy(update={"count": before.count, "reason": reason, "takes": takes})
     return found
 

@@ -14,7 +14,7 @@ import csv
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -280,34 +280,40 @@ def recommend(
             beyond = point
             break
         kept = point
-    words = [_numbers(kept, request)] if kept.count else []
-    words.append(_numbers(beyond, request) if beyond else "no larger count was measured")
+    limits = {"max_loss": request.max_loss, "max_rise": request.max_rise}
+    words = [_numbers(kept, **limits)] if kept.count else []
+    words.append(_numbers(beyond, **limits) if beyond else "no larger count was measured")
+    reason, takes = too_much(beyond, **limits) if beyond and not kept.count else ("; ".join(words), None)
     verb, rest = ("publish", as_typed(request, *PASSED_ON)) if publishable else ("prune", ("--out", "pruned"))
     command = ["hubprune", verb, base, OPTIONS[method], str(kept.count), *rest]
     return Recommendation(
-        method=method, count=kept.count, reason="; ".join(words), command=shlex.join(command) if kept.count else None,
-        takes=_takes(beyond) if beyond and not kept.count else None,
+        method=method, count=kept.count, reason=reason, command=shlex.join(command) if kept.count else None,
+        takes=takes,
     )  # fmt: skip
 
 
-def _takes(point: SweepPoint) -> str:
-    """Say which limits a point would keep to."""
-    change, rise, limits = point.mean_change, point.perplexity_change, []
-    if change:
-        limits.append(f"--max-loss {ceil(max(-10 * change.value, 0)) / 10:g}")
-    if rise:
-        limits.append(f"--max-rise {ceil(max(rise.value, 0))}")
-    return f"{point.count} would take {' '.join(limits)}."
+def too_much(point: SweepPoint, *, max_loss: float, max_rise: float = inf) -> tuple[str, str]:
+    """Say which limits the smallest count breaks already, and which ones it would keep to."""
+    broken, options = [], []
+    if (change := point.mean_change) and -change.value > max_loss:
+        lost = with_error(change.affine(times=-1)).removeprefix("+")
+        broken.append(f"the mean loses {lost} points (limit {max_loss:g})")
+        options.append(f"--max-loss {ceil(-10 * change.value) / 10:g}")
+    if (change := point.perplexity_change) and change.value > max_rise:
+        risen = with_error(change).removeprefix("+")
+        broken.append(f"the perplexity rises by {risen} % (limit {max_rise:g} %)")
+        options.append(f"--max-rise {ceil(change.value)}")
+    return f"already with {point.count}, {' and '.join(broken)}", f"It would need {' '.join(options)}."
 
 
-def _numbers(point: SweepPoint, request: SweepRequest) -> str:
+def _numbers(point: SweepPoint, *, max_loss: float, max_rise: float) -> str:
     """Say what a count costs, as far as the rule looks at it."""
     words = []
     if change := point.mean_change:
-        words.append(f"mean {with_error(change)} points (limit −{request.max_loss:g})")
+        words.append(f"mean {with_error(change)} points (limit −{max_loss:g})")
     if change := point.perplexity_change:
-        words.append(f"perplexity {with_error(change)} % (limit +{request.max_rise:g})")
-    return f"{point.count}: {', '.join(words)}"
+        words.append(f"perplexity {with_error(change)} % (limit +{max_rise:g})")
+    return f"with {point.count}, {', '.join(words)}"
 
 
 def with_error(change: Estimate) -> str:

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from hubprune.core.artifacts import Recommendation
+from hubprune.commands.measured_lines import picked_lines
+from hubprune.core.artifacts import Recommendation, SweepReport
 from hubprune.core.console import Reporter
 from hubprune.core.errors import PlanError, RecipeError
 from hubprune.core.options import as_typed
@@ -72,6 +73,18 @@ def test_of_several_methods_one_is_named(tmp_path):
     assert said in str(raised.value)
 
 
+def test_methods_that_come_to_the_same_drops_are_one(tmp_path):
+    common = {"parameters": 9, "tasks": [], "mean": 50.0, "speed": None, "perplexity": None, "perplexity_change": None}
+    common |= {"mean_change": {"value": 0.0}}
+    same = [("attn", 1), ("attn", 3)]
+    points = [{**common, "method": method, "count": 2, "dropped": same} for method in ("attn", "joint")]
+    rows = row(), row("joint"), row("block", count=0)
+    assert found(PublishRequest(from_sweep=report_of(tmp_path, *rows, points=points))).attn_drop == 2
+    points[1]["dropped"] = [("attn", 1), ("mlp", 3)]
+    with pytest.raises(RecipeError, match="recommends --attn-drop 2, --joint-drop 2"):
+        found(PublishRequest(from_sweep=report_of(tmp_path, *rows, points=points)))
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -92,9 +105,19 @@ def test_what_leaves_nothing_to_find_is_refused(asked, message, tmp_path):
 
 def test_where_not_even_one_keeps_to_the_limit_it_is_said_what_it_would_take(tmp_path):
     with pytest.raises(PlanError) as raised:
-        found(PublishRequest(from_sweep=report_of(tmp_path, row(count=0, takes="1 would take --max-loss 3.3."))))
+        found(PublishRequest(from_sweep=report_of(tmp_path, row(count=0, takes="It would need --max-loss 3.3."))))
     assert "Not even one drop of acme/base keeps to the limit" in raised.value.message
-    assert raised.value.hint == "1 would take --max-loss 3.3."
+    assert raised.value.hint == "It would need --max-loss 3.3."
+
+
+def test_a_sweep_that_recommends_nothing_names_the_methods_that_are_left(tmp_path):
+    def told(*rows):
+        return picked_lines(SweepReport.model_validate_json((report_of(tmp_path, *rows) / "sweep.json").read_bytes()))
+
+    nothing = row(count=0, takes="It would need --max-loss 3.3.")
+    assert "none fits" in told(nothing)[0]
+    assert told(nothing)[1:] == ["Or try --method mlp,joint."]
+    assert "Or try" not in "".join(told(nothing, row("joint")))
 
 
 def test_a_file_that_is_no_sweep_is_told_apart(tmp_path):
@@ -128,7 +151,7 @@ def test_a_limit_of_ones_own_takes_fewer_than_the_sweep_recommends(tmp_path):
         assert found(PublishRequest(from_sweep=folder, max_loss=limit)).attn_drop == count
     with pytest.raises(PlanError) as raised:
         found(PublishRequest(from_sweep=folder, max_loss=0.5))
-    assert raised.value.hint == "1 would take --max-loss 1."
+    assert raised.value.hint == "It would need --max-loss 1."
 
 
 @pytest.mark.parametrize("rest", ["--seed x", "'"])

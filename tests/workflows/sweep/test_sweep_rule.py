@@ -42,7 +42,7 @@ def picked(rows, **limits):
 def test_the_largest_count_within_the_limit_is_taken_and_the_numbers_that_decided_are_told():
     found = picked([point(0, mean=0.0), point(1, mean=0.4), point(2, mean=-1.0), point(3, mean=-1.01)])
     assert (found.count, found.command) == (2, "hubprune publish acme/base --attn-drop 2")
-    assert found.reason == "2: mean −1.00 ± 0.25 points (limit −1); 3: mean −1.01 ± 0.25 points (limit −1)"
+    assert found.reason == "with 2, mean −1.00 ± 0.25 points (limit −1); with 3, mean −1.01 ± 0.25 points (limit −1)"
 
 
 def test_a_count_behind_one_that_lost_too_much_is_not_taken():
@@ -60,7 +60,13 @@ def test_benchmarks_and_perplexity_have_to_keep_to_their_limits_both():
 def test_where_nothing_keeps_to_the_limit_nothing_is_recommended():
     found = picked([point(0, rise=0.0, mean=0.0), point(2, rise=80.2, mean=-1.04)])
     assert (found.count, found.command) == (0, None)
-    assert found.takes == "2 would take --max-loss 1.1 --max-rise 81."
+    assert found.takes == "It would need --max-loss 1.1 --max-rise 81."
+    assert found.reason == (
+        "already with 2, the mean loses 1.04 ± 0.25 points (limit 1)"
+        " and the perplexity rises by 80.20 ± 0.25 % (limit 5 %)"
+    )
+    found = picked([point(0, rise=0.0, mean=0.0), point(1, rise=22.3, mean=-0.9)])  # the mean keeps to its limit
+    assert (found.takes, "mean" in found.reason) == ("It would need --max-rise 23.", False)
     assert picked([point(0, mean=0.0), point(2, mean=0.0)]).takes is None
 
 
