@@ -271,6 +271,8 @@ class SweepTask(Artifact):
     value: float
     change_points: Estimate | None
     """None for metrics that are not shares."""
+    at_chance: bool = False
+    """Whether it is not above guessing, where answers are right or wrong."""
 
 
 class SweepPoint(Artifact):

@@ -109,7 +109,10 @@ def with_count(
     most = most_that_fit(ranking, MOST_TRIED, shape_of(run.base), protect=run.recipe.drop.protect)
     report = sweeping.sweep_run(run, replace(asked, counts=f"0:{max(most, 1)}"))
     (found,) = report.recommendations
-    return counting(request, ranking, _number(found, report, reporter))
+    number = _number(found, report, reporter)
+    for doubt in doubts(report, number, limit=asked.max_loss):
+        reporter.warn(doubt)
+    return counting(request, ranking, number)
 
 
 def counting(request: Asked, ranking: Ranking, number: int) -> Asked:
@@ -141,6 +144,25 @@ def _number(found: Recommendation, report: SweepReport, reporter: Reporter) -> i
         )
     reporter.note(f"{OPTIONS[found.method]} {found.count} chosen: {found.reason}")
     return found.count
+
+
+def doubts(report: SweepReport, number: int, *, limit: float) -> Iterator[str]:
+    """Say what makes a number that was found unsure: too few documents, or a base that guesses.
+
+    No change on n documents is no change of nothing: up to 3 in n may still differ (the rule of three, at 95 %).
+    """
+    change = next((point.mean_change for point in report.points if point.count == number), None)
+    if change and (ends := change.ends):
+        apart = (ends[1] - ends[0]) / 2
+        if not apart and report.limit:
+            apart = 300 / (report.limit * len(report.tasks))
+        if apart > limit:
+            yield (
+                f"So few documents know the mean to ± {apart:.1f} points, and the limit is {limit:g}: the number may be"
+                " chance. Pass a larger --limit."
+            )
+    if names := [task.task for task in report.points[0].tasks if task.at_chance]:
+        yield f"The base itself only guesses on {', '.join(names)}: what a drop costs there cannot be seen."
 
 
 # ---- from a sweep that was run before ----------------------------------------------------------------------------

@@ -234,7 +234,12 @@ def compare_tasks(point: BenchmarkAnswers, base: BenchmarkAnswers) -> tuple[Swee
             change = compare.difference(compare.pair(before, after, of=row.task)).affine(times=100)
         elif other:
             change = Estimate(value=100 * (row.result.value - other.result.value))
-        compared.append(SweepTask(task=row.task, metric=row.metric, value=row.result.value, change_points=change))
+        guesses = False
+        if row.chance is not None and row.answers and {*row.answers} <= {0.0, 1.0}:
+            guesses = compare.at_chance(round(sum(row.answers)), documents=len(row.answers), chance=row.chance)
+        compared.append(SweepTask(
+            task=row.task, metric=row.metric, value=row.result.value, change_points=change, at_chance=guesses
+        ))  # fmt: skip
     return tuple(compared)
 
 

@@ -154,6 +154,28 @@ def test_a_limit_of_ones_own_takes_fewer_than_the_sweep_recommends(tmp_path):
     assert raised.value.hint == "It would need --max-loss 1."
 
 
+@pytest.mark.parametrize(
+    ("change", "limit", "guesses", "said"),
+    [
+        ({"value": 0.0, "low": 0.0, "high": 0.0}, 4, False, ["± 37.5 points, and the limit is 1"]),  # 300 / (4 x 2)
+        ({"value": -1.0, "low": -4.0, "high": 2.0}, 200, False, ["± 3.0 points, and the limit is 1"]),
+        ({"value": -0.5, "low": -0.9, "high": -0.1}, 200, True, ["only guesses on a: "]),
+        ({"value": 0.0, "low": 0.0, "high": 0.0}, 200, False, []),
+    ],
+)
+def test_a_number_that_few_documents_found_is_told_to_be_unsure(change, limit, guesses, said, tmp_path):
+    task = {"task": "a", "metric": "acc", "value": 0.5, "change_points": None, "at_chance": guesses}
+    common = {"method": "attn", "dropped": [], "parameters": 9, "tasks": [task], "mean": 50.0, "speed": None}
+    common |= {"perplexity": None, "perplexity_change": None}
+    points = [{**common, "count": n, "mean_change": change} for n in range(2)]
+    folder = report_of(tmp_path, row(count=1), points=points)
+    report = SweepReport.model_validate_json((folder / "sweep.json").read_bytes())
+    report = report.model_copy(update={"limit": limit, "tasks": ("a", "b")})
+    told = list(counting.doubts(report, 1, limit=1.0))
+    assert len(told) == len(said)
+    assert all(part in line for part, line in zip(said, told, strict=True))
+
+
 @pytest.mark.parametrize("rest", ["--seed x", "'"])
 def test_a_command_that_somebody_changed_is_no_crash(rest, tmp_path):
     with pytest.raises(RecipeError):

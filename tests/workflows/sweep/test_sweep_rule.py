@@ -120,6 +120,12 @@ def test_tasks_add_their_errors_in_squares():
     assert (found.value, found.standard_error) == (-25.0, pytest.approx(25 / math.sqrt(4)))
 
 
+def test_a_task_that_is_only_guessed_is_told_apart():
+    guessed, known = ([1, 0] * 10), ([1] * 20)
+    assert [reporting.compare_tasks(answers(*a), answers(*a))[0].at_chance for a in (guessed, known)] == [True, False]
+    assert not reporting.compare_tasks(answers(*guessed, chance=None), answers(*guessed))[0].at_chance
+
+
 def test_points_that_answered_different_documents_are_not_compared():
     with pytest.raises(EvaluationError, match="different documents of pets"):
         reporting.compare_tasks(answers(1, 0, documents=("a", "b")), answers(1, 0, documents=("a", "c")))
