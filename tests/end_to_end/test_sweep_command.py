@@ -161,6 +161,6 @@ def test_a_publish_looks_for_its_number_and_writes_it_into_the_recipe(publish, f
         "--attn-drop", "auto", "--max-loss", "100", "--limit", "4", "--repo-id", "local/found", "--protect", "1"
     )
     assert ended.code == 0, ended.err
-    assert "--attn-drop 3: " in ended.err  # of four layers, one is protected
+    assert "--attn-drop 3 chosen: with 3, " in ended.err  # of four layers, one is protected
     recipe = Path(api.hf_hub_download("local/found", "recipe.yaml", local_dir=files / "back"))
     assert "attn_drop: 3\n" in recipe.read_text()
