@@ -34,7 +34,7 @@ test: lint  ## Lint, run all tests, and load published folders with the oldest a
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 	$(BIN)/python tests/matrix oldest newest --brief --families llama mistral-window tokenizers
 
-slow: install  ## Run what `make test` leaves out: quick runs of the benchmarks, and the longest ways through the commands
+slow: install  ## Run what `make test` leaves out: quick runs of benchmarks, what pages show, the longest ways
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
 
 docs: install  ## Build the documentation into build/site; a broken link fails

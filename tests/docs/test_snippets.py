@@ -119,7 +119,12 @@ def run_block(block, names):
         run(arguments)
 
 
-@pytest.mark.parametrize("page", sorted({block.page for block in RUN}))
+PAGES = sorted({block.page for block in RUN})
+
+
+@pytest.mark.parametrize(
+    "page", [page if "README" in page else pytest.param(page, marks=pytest.mark.slow) for page in PAGES]
+)
 def test_what_a_page_shows_runs(page, place):
     names = {}
     for block in RUN:

@@ -91,7 +91,8 @@ depth  measure               base        pruned               ratio             
 512    whole answer    9.88 tok/s    10.9 tok/s  1.10x [1.05, 1.15]        [0.99, 1.01]        faster  0.20 [0.07, 0.60]
 
 depth: tokens in the KV cache when decoding starts; control: the base against itself
-ratio: the base's time over the pruned model's, above 1 is faster; median of the rounds [95 % interval]
+ratio: the base's time over the pruned model's, above 1 is faster; median of the rounds [95 % interval];
+  under noise it may differ from what the two medians beside it come to
 tok/s: over the batch; of a whole answer, new tokens over the time of prompt and decoding
 SDR: points lost per percent of speed-up; 2 tasks changed by -2.00 ± 0.50 points
 
